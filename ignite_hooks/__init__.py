@@ -1,0 +1,21 @@
+"""PyTorch-Ignite handlers, and a supervised trainer on Accelerate with all of them wired in."""
+
+from ignite_hooks.evaluator import create_supervised_evaluator
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.feed import DataFeed
+from ignite_hooks.handlers.gradient_clipping import GradientClipping
+from ignite_hooks.handlers.optimizer_step import OptimizerStep
+from ignite_hooks.handlers.validation import Validation
+from ignite_hooks.trainer import Trainer
+from ignite_hooks.trainer import create_supervised_trainer
+
+__all__ = [
+    "DataFeed",
+    "GradientClipping",
+    "OptimizerStep",
+    "TrainEvents",
+    "Trainer",
+    "Validation",
+    "create_supervised_evaluator",
+    "create_supervised_trainer",
+]

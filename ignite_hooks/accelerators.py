@@ -1,0 +1,24 @@
+"""The accelerator to use where none is given."""
+
+import ignite.distributed as idist
+from accelerate import Accelerator
+from accelerate.state import GradientState
+from accelerate.utils import GradientAccumulationPlugin
+
+__all__ = ["accelerator_or_default"]
+
+
+def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
+    """``accelerator``, or a new one with the settings of those there are; Ignite told of it.
+
+    All accelerators of a process share one state, and ``Accelerator()`` sets its accumulation
+    back to 1: made for an evaluator, it would end the accumulation of a trainer.
+    """
+    if accelerator is None:
+        accumulation = GradientState().plugin_kwargs
+        plugin = GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
+        accelerator = Accelerator(gradient_accumulation_plugin=plugin if accumulation else None)
+    if accelerator.num_processes > 1:
+        # Collective, so here, where all processes are: later a logger on one of them would hang.
+        idist.sync()
+    return accelerator

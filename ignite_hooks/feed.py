@@ -1,0 +1,261 @@
+"""A data loader as an Engine must see it: every pass begins, ends and continues where it should."""
+
+from collections import deque
+from collections.abc import Generator
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+
+from ignite_hooks.preparing import source_of
+
+__all__ = ["DataFeed", "FeedPosition"]
+
+_END = object()
+
+
+class FeedPosition(NamedTuple):
+    """A place in the data.
+
+    Args:
+        data_pass: how many passes over the data came before this one.
+        batches: how many batches of this pass have been given.
+    """
+
+    data_pass: int
+    batches: int
+
+
+class DataFeed:
+    """Gives an engine the batches of a loader, pass by pass, and knows the place it is at.
+
+    Ignite never exhausts an iterator, and Accelerate relies on that it is exhausted: without this
+    class the loader's epoch stands still, a finished loader stays the active one (which switches
+    gradient accumulation off while another is iterated), and a resumed run begins at batch 0.
+
+    ``iter(feed)`` begins where the position says. Leaving a pass half-way (a stop, a failure)
+    keeps the position; calling ``iter`` while a pass is being given abandons that pass for the
+    next. Where the number of batches is certain the feed does not look ahead, so that random
+    numbers are drawn in the order of a plain PyTorch loop; else it looks one batch ahead, because
+    the last batch of a pass has to be known as the last.
+
+    With several processes they agree, at the start of each pass, on the smallest of their numbers
+    of batches. Where one of them does not know its number, they agree once for every
+    ``gradient_accumulation_steps`` batches.
+
+    Args:
+        data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
+        accelerator: prepares a loader that is not prepared yet, and says where the batches go.
+            Without one ``data`` is used as it is.
+        even_batches: whether every process must see the same number of batches, as training does.
+            If not, no sample is given twice to make batches even, which is what metrics need.
+
+    Raises:
+        TypeError: ``data`` is not iterable.
+        ValueError: ``data`` is empty, or can not be distributed over several processes.
+        RuntimeError: a pass gave more or fewer batches than ``len(data)`` promised.
+    """
+
+    def __init__(
+        self, data: Any, accelerator: Accelerator | None = None, *, even_batches: bool = True
+    ) -> None:
+        if not isinstance(data, Iterable):
+            raise TypeError(
+                f"`data` must be an iterable of batches, got {type(data).__name__}: "
+                "pass a DataLoader, a list of batches or a generator"
+            )
+        self._accelerator = accelerator
+        self._source = source_of(data, accelerator, even_batches)
+        several = accelerator is not None and accelerator.num_processes > 1
+        self._agrees = several and even_batches and not self._source.ends_itself
+        self._may_be_empty = several and not even_batches  # other processes have batches then
+        self._device = _device_of_batches(self._source.loader, accelerator)
+        self._position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
+        self._ahead: deque[Any] = deque()
+        self._giving: Generator[Any, None, None] | None = None
+        self._length = self._agreed_length()
+        self.is_last = False
+        if self._length == 0 and not self._may_be_empty:
+            raise ValueError(self._no_batches())
+
+    @property
+    def loader(self) -> Any:
+        """The prepared loader, or the iterable of batches."""
+        return self._source.loader
+
+    @property
+    def position(self) -> FeedPosition:
+        """Which pass this is, and how many of its batches have been given."""
+        return self._position
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether batches that were given can be given again; an iterator's can not."""
+        return self._source.can_repeat
+
+    @property
+    def batches_left(self) -> int | None:
+        """How many batches this pass has from the present one on; None where it is not known."""
+        if self.is_last:
+            return 1
+        return None if self._length is None else self._length - self._position.batches + 1
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The random generators of its own that the loader draws from."""
+        return self._source.generators
+
+    @property
+    def length(self) -> int | None:
+        """The number of batches in a pass; None where it is not certain."""
+        return self._length
+
+    def __len__(self) -> int:
+        """The number of batches in a pass; a TypeError where it is not certain."""
+        if self._length is None:
+            raise TypeError(f"{type(self.loader).__name__} has no certain number of batches")
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._giving is not None:
+            self.next_pass()
+        self._giving = self._give()
+        return self._giving
+
+    @property
+    def at_start(self) -> bool:
+        """Whether no batch of this pass has been given."""
+        return not self._position.batches
+
+    def seek(self, position: FeedPosition) -> None:
+        """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
+
+        A pass that was begun before keeps the order of its samples. Where the loader has a
+        sampler, the batches up to ``position`` are not loaded.
+        """
+        if self.can_repeat:
+            self._position = FeedPosition(*position)
+            self._ahead.clear()
+            self.is_last = False
+        self.close()
+
+    def next_pass(self) -> None:
+        """Leaves the rest of this pass, if one was begun."""
+        self.close()
+        if self._position.batches:
+            self._leave_pass()
+
+    def finish(self) -> None:
+        """After the last batch of a pass: ends it, so that Accelerate and the workers know."""
+        if self.is_last and self._giving is not None:
+            next(self._giving, None)
+
+    def close(self) -> None:
+        """Ends the iteration: workers go, and the loader is no longer Accelerate's active one."""
+        giving, self._giving = self._giving, None
+        if self.can_repeat:
+            self._ahead.clear()
+        if giving is not None:
+            giving.close()
+
+    def _give(self) -> Generator[Any, None, None]:
+        """One pass, or what is left of it. It begins with the first ``next``."""
+        if self._length is not None and self._position.batches >= self._length:
+            self._leave_pass()
+        self._length = self._agreed_length()
+        with closing(self._source.batches(*self._position)) as batches:
+            for is_last in self._fetch(batches):
+                data_pass, given = self._position
+                self._position = FeedPosition(data_pass, given + 1)
+                self.is_last = is_last
+                # Not kept under a name: a suspended generator would hold it through validation.
+                yield self._to_device(self._ahead.popleft())
+        if not self._position.batches and not self._may_be_empty:
+            raise ValueError(self._no_batches())
+        self._giving = None
+        self._leave_pass()
+
+    def _fetch(self, batches: Iterator[Any]) -> Iterator[bool]:
+        """Puts batch after batch in ``_ahead``; says of each whether it is the last of the pass."""
+        if self._source.ends_itself:
+            while self._fill(batches, 1):
+                yield bool(self.loader.end_of_dataloader)
+        elif self._length is not None:
+            for number in range(self._position.batches + 1, self._length + 1):
+                if not self._fill(batches, 1):
+                    raise RuntimeError(self._wrong_length(f"only {number - 1}"))
+                yield number == self._length
+            if not self._agrees and next(batches, _END) is not _END:
+                raise RuntimeError(self._wrong_length("more"))
+        else:
+            yield from self._look_ahead(batches)
+
+    def _look_ahead(self, batches: Iterator[Any]) -> Iterator[bool]:
+        several = self._accelerator if self._agrees else None
+        window = several.gradient_accumulation_steps if several else 1
+        ending = False
+        while not ending:
+            available = self._fill(batches, window + 1)
+            if several:
+                available = _smallest(available, several)
+            ending = available <= window
+            given = available if ending else window
+            for number in range(1, given + 1):
+                yield ending and number == given
+        self._ahead.clear()
+
+    def _fill(self, batches: Iterator[Any], count: int) -> int:
+        self._ahead.extend(islice(batches, count - len(self._ahead)))
+        return len(self._ahead)
+
+    def _leave_pass(self) -> None:
+        self._position = FeedPosition(self._position.data_pass + 1, 0)
+        self.is_last = False
+        if hasattr(self.loader, "iteration"):
+            self.loader.iteration = self._position.data_pass
+
+    def _agreed_length(self) -> int | None:
+        length = self._source.length
+        if not self._agrees or self._accelerator is None:
+            return length
+        smallest = _smallest(-1 if length is None else length, self._accelerator)
+        return None if smallest < 0 else smallest
+
+    def _to_device(self, batch: Any) -> Any:
+        if self._device is None or self._accelerator is None:
+            return batch
+        return send_to_device(batch, self._device, non_blocking=self._accelerator.non_blocking)
+
+    def _no_batches(self) -> str:
+        again = "" if self.can_repeat else "; an iterator is used up after one pass"
+        return (
+            f"`data` gave no batch in pass {self._position.data_pass + 1}, it must give at least "
+            f"one: check the {type(self.loader).__name__} and its data set{again}"
+        )
+
+    def _wrong_length(self, given: str) -> str:
+        return (
+            f"`data` must give as many batches as its len() says, which is {self._length}; it gave "
+            f"{given} in pass {self._position.data_pass + 1}: correct __len__ of its batch sampler "
+            "(or remove it, and the feed looks ahead)"
+        )
+
+
+def _device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.device | None:
+    """Where batches must be moved to; None if they are there already."""
+    if accelerator is None or not accelerator.device_placement or accelerator.device.type == "cpu":
+        return None
+    device: torch.device | None = getattr(loader, "device", accelerator.device)
+    return device
+
+
+def _smallest(number: int, accelerator: Accelerator) -> int:
+    """The smallest ``number`` of all processes."""
+    mine = torch.tensor([number], device=accelerator.device)
+    return int(accelerator.gather(mine).min())

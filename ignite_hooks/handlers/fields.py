@@ -1,0 +1,58 @@
+"""The types of handlers' fields: each says its rule, and what to do, when it is broken."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+from typing import Any
+
+from pydantic import BeforeValidator
+from pydantic import ConfigDict
+from pydantic import ValidationInfo
+
+__all__ = ["Every", "Limit", "NormType", "handler_config"]
+
+handler_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+def _must_be(rule: str, holds: Callable[[Any], bool], remedy: str) -> BeforeValidator:
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is None or holds(value):
+            return value
+        raise ValueError(f"`{info.field_name}` must be {rule}, got {value!r}; {remedy}")
+
+    return BeforeValidator(check)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+Every = Annotated[
+    int,
+    _must_be(
+        "an integer >= 1",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+        "leave it out for no such schedule",
+    ),
+]
+"""Once in so many steps or epochs."""
+
+Limit = Annotated[
+    float,
+    _must_be(
+        "a number > 0",
+        lambda value: _is_number(value) and value > 0,
+        "leave the clipping out to have none",
+    ),
+]
+"""What gradients are clipped to."""
+
+NormType = Annotated[
+    float,
+    _must_be(
+        "a number > 0 or inf",
+        lambda value: _is_number(value) and value > 0,
+        "2.0 is the Euclidean norm, inf the largest absolute value",
+    ),
+]
+"""The p of a p-norm."""

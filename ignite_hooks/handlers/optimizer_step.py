@@ -1,0 +1,305 @@
+"""Steps the optimizer once a window: at the right batch, with the right gradient, or not at all."""
+
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+from ignite.engine import Engine
+from ignite.engine import Events
+from torch.optim import Optimizer
+
+from ignite_hooks.engine import has_handlers
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.handlers.base import Attachment
+from ignite_hooks.handlers.base import Handler
+from ignite_hooks.handlers.base import attached
+from ignite_hooks.handlers.lr_scheduling import scheduler_for
+from ignite_hooks.handlers.timetable import Timetable
+from ignite_hooks.handlers.window import EngineData
+from ignite_hooks.handlers.window import Window
+from ignite_hooks.loop import TrainingLoop
+
+__all__ = ["OptimizerStep"]
+
+_NOTHING = nullcontext()
+
+
+class OptimizerStep(Handler):
+    """Does all that comes between the last backward of a window and the first forward of the next.
+
+    Gradient accumulation goes wrong by hand in the corners: the last, shorter window of a pass, a
+    step that the loss scaler skips, a scheduler that moves once per process. Here a window of k
+    batches steps with the gradient of the mean of its k losses, whatever k; a skipped step moves
+    neither counter nor scheduler; the scheduler moves once per committed step.
+
+    A trainer makes one. On a hand-made engine the process function does the forward pass and
+    ``accelerator.backward(loss)``, with or without ``accelerator.accumulate``. Whether the window
+    will close is decided at ITERATION_STARTED (``accelerator.sync_gradients``); the step is the
+    first handler of ITERATION_COMPLETED, so attach it before others of that event. It counts the
+    committed steps in ``state.optimizer_step``; ``state.step_committed`` says whether this
+    iteration made one. Gradients are unscaled when the OPTIMIZER_STEP_STARTED handlers see them:
+    they must not unscale again. (FSDP and DeepSpeed unscale where Accelerate has them do it.)
+
+    Args:
+        accelerator: its ``gradient_accumulation_steps`` is the size of the windows, in batches.
+        optimizer: a torch optimizer, prepared or not.
+        lr_scheduler: a torch scheduler on that optimizer, or a callable that makes one from the
+            prepared optimizer. One that was prepared with Accelerate keeps Accelerate's own rule.
+        scheduler_at: "step", or "epoch" to move the scheduler at the end of each epoch instead.
+
+    Raises:
+        TypeError: an argument is of a kind that can not be used.
+        ValueError: the scheduler can not be used; the engine has an OptimizerStep already.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizer: Optimizer,
+        lr_scheduler: Any = None,
+        scheduler_at: str = "step",
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}: "
+                "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
+            )
+        if scheduler_at not in ("step", "epoch"):
+            raise ValueError(
+                f'`scheduler_at` must be "step" or "epoch", got {scheduler_at!r}: '
+                "it says when the learning rate scheduler moves"
+            )
+        self.accelerator = accelerator
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.lr_scheduler = scheduler_for(self.optimizer, lr_scheduler)
+        self.scheduler_at = scheduler_at
+        self.is_data_parallel = _is_data_parallel(accelerator)
+        self.is_plain = self.is_data_parallel and _is_plain(accelerator, self.optimizer)
+        self.steps = 0
+        self.window = Window()
+        self._divisor = 1
+        self._timetable = Timetable()
+        self._is_attached = False
+
+    @property
+    def timetable(self) -> Timetable:
+        """What is due after how many committed steps; it acts when the gradients are cleared."""
+        return self._timetable
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trainable parameters of the optimizer, in the order of its groups."""
+        groups = self.optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+    def start_from(self, step: int, engine: Any) -> None:
+        """Sets the number of steps committed so far."""
+        self.steps = engine.state.optimizer_step = step
+        self._timetable.start_from(step)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Back-propagates ``loss`` with its share in the mean over the window.
+
+        Where the length of the data is known, so is the size of the window when it opens, and the
+        share is exact. ``accelerator.backward`` divides by the full size always; the gradient of
+        a short window is then scaled up at its end, which rounds differently.
+        """
+        self._divisor = size = self.window.size
+        if self.is_plain:
+            (loss if size == 1 else loss / size).backward()  # type: ignore[no-untyped-call]
+        else:
+            with _accumulating(self.accelerator, size):
+                self.accelerator.backward(loss)
+
+    def synchronizing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        """Around forward and backward: processes exchange gradients for the last batch only."""
+        accelerator = self.accelerator
+        if (
+            self.window.is_closing
+            or not accelerator.use_distributed
+            or accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        ):
+            return _NOTHING
+        no_sync: AbstractContextManager[Any] = accelerator.no_sync(model)
+        return no_sync
+
+    def drop_window(self) -> None:
+        """Forgets the batches of the open window and zeroes their gradients."""
+        self.window.close()
+        self._zero_grad()
+
+    def check(self, engine: Engine, event: Any) -> None:
+        """One OptimizerStep for one engine, at the moments of its own."""
+        if event is not None:
+            raise ValueError(
+                f"`event` must be left out, got {event}: OptimizerStep acts at the end of each "
+                "window; the accelerator's gradient_accumulation_steps makes windows longer"
+            )
+        if attached(engine, OptimizerStep):
+            raise ValueError(
+                "`engine` must have one OptimizerStep, and it has one already (a trainer makes its "
+                "own): remove() the other attachment first"
+            )
+        if self._is_attached:
+            raise ValueError(
+                "an OptimizerStep must be attached to one engine, whose window it keeps, and this "
+                "one is attached already: make another"
+            )
+
+    def attach_to(self, attachment: Attachment) -> None:
+        """Opens windows at ITERATION_STARTED and closes them at ITERATION_COMPLETED."""
+        engine: Any = attachment.engine
+        if has_handlers(engine, Events.ITERATION_COMPLETED):
+            warnings.warn(
+                "OptimizerStep was attached after other handlers of ITERATION_COMPLETED, which "
+                "will see the parameters before the step: attach it first",
+                stacklevel=3,
+            )
+        TrainEvents.register(engine)
+        engine.state.step_committed = False
+        self.start_from(engine.state.optimizer_step, engine)
+        attachment.during_run(self._in_run)
+        if isinstance(engine, TrainingLoop):
+            attachment.on(Events.ITERATION_STARTED, self._take_in_training)
+        else:
+            self._attach_to_foreign(attachment)
+        attachment.on(Events.ITERATION_COMPLETED, self._close_if_due)
+        attachment.on(Events.EPOCH_COMPLETED, self._end_epoch)
+        self._is_attached = True
+
+    def _attach_to_foreign(self, attachment: Attachment) -> None:
+        data = EngineData()
+
+        def start(engine: Engine) -> None:
+            data.run_starts(engine)
+            self.drop_window()
+            if engine.state.iteration == 0:
+                self.start_from(0, engine)
+
+        attachment.on(Events.STARTED, start)
+        attachment.on(Events.EPOCH_STARTED, data.epoch_starts)
+        attachment.on(
+            Events.ITERATION_STARTED,
+            lambda engine: self._take(engine, lambda: data.batches_left(engine)),
+        )
+        dropping = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH
+        attachment.on(dropping, lambda engine: self.drop_window())
+
+    @contextmanager
+    def _in_run(self, engine: Engine) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.drop_window()
+            raise
+
+    def _take_in_training(self, engine: Any) -> None:
+        self._take(engine, lambda: engine.batches_left)
+
+    def _take(self, engine: Any, batches_left: Callable[[], int | None]) -> None:
+        accelerator, window = self.accelerator, self.window
+        full_size = self._divisor = accelerator.gradient_accumulation_steps
+        window.take(full_size, batches_left() if full_size > 1 else None)
+        engine.state.step_committed = False
+        accelerator.sync_gradients = window.is_closing
+        # What `accelerator.accumulate`, if the process function uses it, makes the same of.
+        accelerator.step = full_size - 1 if window.is_closing else window.count - 1
+
+    def _close_if_due(self, engine: Engine) -> None:
+        if self.window.is_closing:
+            self._close(engine)
+
+    def _close(self, engine: Any) -> None:
+        self.accelerator.sync_gradients = True
+        self._make_whole(self.window.count)
+        engine.fire_event(TrainEvents.OPTIMIZER_STEP_STARTED)
+        committed = self._step()
+        self.window.close()
+        if committed:
+            self.steps += 1
+            engine.state.optimizer_step = self.steps
+            engine.state.step_committed = True
+            if self.lr_scheduler is not None and self.scheduler_at == "step":
+                self.lr_scheduler.step()
+            engine.fire_event(TrainEvents.OPTIMIZER_STEP_COMPLETED)
+        self._zero_grad()
+        if committed:
+            engine.fire_event(TrainEvents.GRADIENTS_CLEARED)
+            if self.steps >= self._timetable.next_due:
+                self._timetable.act(self.steps)
+
+    def _end_epoch(self, engine: Engine) -> None:
+        if self.window.count:
+            self._close_late(engine)
+        if self.lr_scheduler is not None and self.scheduler_at == "epoch":
+            self.lr_scheduler.step()
+
+    def _close_late(self, engine: Engine) -> None:
+        """The data ended and nothing had told that it would."""
+        if self.accelerator.use_distributed:
+            raise RuntimeError(
+                "`data` must tell its last batch as the last, for the processes to reduce their "
+                f"gradients then; {type(engine.state.dataloader).__name__} does not: run the "
+                "engine on DataFeed(data, accelerator)"
+            )
+        self._close(engine)
+
+    def _make_whole(self, count: int) -> None:
+        """Gives the gradient of the mean of the window's losses, free of the scaler's factor."""
+        if count != self._divisor:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self._divisor / count)
+        if self.optimizer.scaler is not None and self.is_data_parallel:
+            self.optimizer.scaler.unscale_(self.optimizer.optimizer)
+
+    def _step(self) -> bool:
+        """Steps; returns whether that changed the parameters."""
+        if not self.is_plain:
+            self.optimizer.step()
+            return not bool(self.optimizer.step_was_skipped)
+        self.optimizer.optimizer.step()
+        # A scheduler that was built on Accelerate's wrapper looks here.
+        self.optimizer._opt_called = True
+        return True
+
+    def _zero_grad(self) -> None:
+        self.accelerator.sync_gradients = True  # else Accelerate does nothing
+        (self.optimizer.optimizer if self.is_plain else self.optimizer).zero_grad()
+
+
+def _is_data_parallel(accelerator: Accelerator) -> bool:
+    kind = accelerator.distributed_type
+    return kind == DistributedType.NO or kind.value.startswith("MULTI_")
+
+
+def _is_plain(accelerator: Accelerator, optimizer: Any) -> bool:
+    """Whether Accelerate's wrappers have nothing to add to torch's backward, step and zero_grad.
+
+    They cost 100 µs a step then, for two look-ups of a package and an ``inspect.signature``.
+    """
+    return (
+        type(optimizer) is AcceleratedOptimizer
+        and accelerator.scaler is None
+        and optimizer.scaler is None
+        and not accelerator.has_lomo_optimizer
+    )
+
+
+@contextmanager
+def _accumulating(accelerator: Accelerator, steps: int) -> Iterator[None]:
+    """Has ``accelerator.backward`` divide by ``steps``."""
+    before = accelerator.gradient_accumulation_steps
+    accelerator.gradient_accumulation_steps = steps
+    try:
+        yield
+    finally:
+        accelerator.gradient_accumulation_steps = before

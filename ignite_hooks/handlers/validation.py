@@ -1,0 +1,186 @@
+"""Validates on schedule, and nothing in training can tell that it did."""
+
+import inspect
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import ExitStack
+from contextlib import contextmanager
+from dataclasses import KW_ONLY
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from ignite.engine import Events
+from pydantic import StrictBool
+from pydantic import StrictStr
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks.active_loader import set_aside
+from ignite_hooks.engine import forget_run
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.feed import DataFeed
+from ignite_hooks.handlers.base import Attachment
+from ignite_hooks.handlers.base import Scheduled
+from ignite_hooks.handlers.fields import Every
+from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.loop import TrainingLoop
+from ignite_hooks.modes import modes_kept
+from ignite_hooks.modes import without_ddp
+from ignite_hooks.rng import RandomState
+
+__all__ = ["Validation"]
+
+
+@dataclass(frozen=True, eq=False, config=handler_config)
+class Validation(Scheduled):
+    """Evaluates in the middle of training, with no effect on it.
+
+    An evaluator on a prepared loader switches gradient accumulation off, ``model.train()`` after
+    it wakes frozen submodules, and every random number that it draws shifts those of training.
+    Here windows, data order, random generators and each submodule's mode are what they were, also
+    when the evaluation fails or breaks off. It runs when all other handlers of its moment have
+    returned, once however many schedules are due, fires VALIDATION_STARTED and
+    VALIDATION_COMPLETED, and leaves the results in ``state.metrics``.
+
+    Args:
+        evaluate: an evaluator engine, or a callable without argument or with the model as its one
+            argument; a mapping that it returns counts as its metrics.
+        data: what the evaluator runs on, or several by name. The metric ``m`` is then in
+            ``state.metrics`` as ``val_m``, or ``val_<name>_m``.
+        every_steps: validate each time so many steps were committed (on an engine without an
+            OptimizerStep: so many iterations).
+        every_epochs: validate each time so many epochs were completed.
+        at_start: validate before the first epoch; not when training is gone on with.
+        prefix: what the names in ``state.metrics`` begin with.
+
+    Raises:
+        TypeError: ``evaluate`` is neither an engine nor such a callable.
+        ValueError: an evaluator has no data, a callable has; no schedule and no event is given.
+    """
+
+    evaluate: Any
+    data: Any = None
+    _: KW_ONLY
+    every_steps: Every | None = None
+    every_epochs: Every | None = None
+    at_start: StrictBool = False
+    prefix: StrictStr = "val_"
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to evaluate with, and on."""
+        if isinstance(self.evaluate, Engine):
+            if self.data is None or (isinstance(self.data, Mapping) and not self.data):
+                raise ValueError(
+                    f"`data` must be given with an evaluator engine, got {self.data!r}: "
+                    "Validation(evaluator, loader, every_epochs=1)"
+                )
+        elif not callable(self.evaluate):
+            raise TypeError(
+                "`evaluate` must be an engine or a callable, got "
+                f"{type(self.evaluate).__name__}: pass create_supervised_evaluator(model, metrics)"
+            )
+        elif self.data is not None:
+            raise ValueError(
+                "`data` must be left out with a callable, which takes none or the model: "
+                "evaluate on the data within it"
+            )
+        else:
+            _arguments_of(self.evaluate)
+
+    def check(self, engine: Engine, event: Any) -> None:
+        """Something says when, and a callable that wants a model gets one."""
+        if event is None and not (self.every_steps or self.every_epochs or self.at_start):
+            raise ValueError(
+                "a Validation must have a schedule, `every_steps`, `every_epochs` and `at_start` "
+                "are not given: every_epochs=1 is the usual choice"
+            )
+        wants_model = not isinstance(self.evaluate, Engine) and _arguments_of(self.evaluate)
+        if wants_model and not hasattr(engine, "model"):
+            raise ValueError(
+                "`evaluate` takes the model, and this engine has none to give: pass a callable "
+                "without argument, lambda: evaluate(model)"
+            )
+        TrainEvents.register(engine)
+
+    def attach_to(self, attachment: Attachment) -> None:
+        """Acts on the schedules: on a trainer when all other handlers of the moment are done."""
+        last_at = [-1]
+
+        def act() -> None:
+            self(attachment.engine)
+
+        def when_due(engine: Engine) -> None:
+            if isinstance(engine, TrainingLoop):
+                engine.postpone(act)
+            elif last_at[0] != engine.state.iteration:
+                last_at[0] = engine.state.iteration
+                act()
+
+        def at_start(engine: Engine) -> None:
+            last_at[0] = -1
+            if self.at_start and engine.state.iteration == 0:
+                when_due(engine)
+
+        attachment.on(Events.STARTED, at_start)
+        self.on_schedule(attachment, when_due)
+
+    def __call__(self, engine: Engine) -> None:
+        """Validates now."""
+        state: Any = engine.state
+        state.validation += 1
+        engine.fire_event(TrainEvents.VALIDATION_STARTED)
+        with self._without_trace(engine):
+            results = dict(self._results(engine))
+        state.metrics.update(results)
+        engine.fire_event(TrainEvents.VALIDATION_COMPLETED)
+
+    def _results(self, engine: Any) -> Iterator[tuple[str, Any]]:
+        if not isinstance(self.evaluate, Engine):
+            arguments = [without_ddp(engine.model)] if _arguments_of(self.evaluate) else []
+            metrics = self.evaluate(*arguments)
+            yield from self._named("", metrics if isinstance(metrics, Mapping) else {})
+        elif isinstance(self.data, Mapping):
+            for name, data in self.data.items():
+                yield from self._named(f"{name}_", self._run_evaluator(data))
+        else:
+            yield from self._named("", self._run_evaluator(self.data))
+
+    def _run_evaluator(self, data: Any) -> Mapping[str, Any]:
+        try:
+            self.evaluate.run(data)
+        except BaseException:
+            forget_run(self.evaluate)
+            raise
+        return dict(self.evaluate.state.metrics)
+
+    def _named(self, loader: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        return ((f"{self.prefix}{loader}{name}", value) for name, value in metrics.items())
+
+    @contextmanager
+    def _without_trace(self, engine: Any) -> Iterator[None]:
+        feed = engine.feed if isinstance(engine, TrainingLoop) else engine.state.dataloader
+        is_feed = isinstance(feed, DataFeed)
+        accelerator = getattr(engine, "accelerator", None)
+        with ExitStack() as kept:
+            for owner in (engine, self.evaluate):
+                if isinstance(getattr(owner, "model", None), torch.nn.Module):
+                    kept.enter_context(modes_kept(owner.model))
+            device = accelerator.device if accelerator is not None else None
+            kept.enter_context(RandomState.preserved(device, feed.generators if is_feed else ()))
+            kept.enter_context(set_aside(feed.loader if is_feed else feed))
+            yield
+
+
+def _arguments_of(evaluate: Callable[..., Any]) -> int:
+    """How many arguments the callable must be given: none, or one for the model."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in inspect.signature(evaluate).parameters.values() if p.default is p.empty]
+    needed = [p for p in needed if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) > 1 or any(p.kind not in kinds for p in needed):
+        names = ", ".join(p.name for p in needed)
+        raise TypeError(
+            f"`evaluate` must take no argument or the model, it needs ({names}): bind the others, "
+            "lambda model: evaluate(model, loader)"
+        )
+    return len(needed)

@@ -1,0 +1,80 @@
+"""How many batches go into one optimizer step, and whether the present one is the last of them."""
+
+from accelerate.state import GradientState
+from ignite.engine import Engine
+
+from ignite_hooks.feed import DataFeed
+
+__all__ = ["EngineData", "Window"]
+
+
+class Window:
+    """The batches of one step: as many as wanted, or as many as are left.
+
+    Args:
+        size: how many batches the window is going to have, as far as is known when it opens.
+        count: how many it has.
+        is_closing: whether the present batch is its last.
+    """
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.count = 0
+        self.is_closing = False
+
+    def take(self, full_size: int, left: int | None) -> None:
+        """Takes a batch, the first of a new window if none is open.
+
+        Args:
+            full_size: how many batches a window has unless the data ends.
+            left: how many batches the data has from this one on; None where that is not known.
+        """
+        if self.count == 0:
+            self.size = full_size if left is None else min(full_size, left)
+        self.count += 1
+        self.is_closing = self.count >= self.size or left == 1
+
+    def close(self) -> None:
+        """Leaves no batch in it; the next ``take`` opens a new one."""
+        self.count = 0
+        self.is_closing = False
+
+
+class EngineData:
+    """How much data a hand-made engine has left, by all that there is to tell.
+
+    The number of batches in the epoch is counted here: after ``terminate_epoch()`` the remainder of
+    ``iteration`` by ``epoch_length`` is no longer the place in the epoch.
+    """
+
+    def __init__(self) -> None:
+        self._epoch_began_after = 0
+        self._is_first_epoch = True
+
+    def run_starts(self, engine: Engine) -> None:
+        """At STARTED: what was counted before is gone."""
+        self._is_first_epoch = True
+
+    def epoch_starts(self, engine: Engine) -> None:
+        """At EPOCH_STARTED: the first one may be resumed half-way."""
+        done = engine.state.iteration
+        within = done % (engine.state.epoch_length or 1) if self._is_first_epoch else 0
+        self._epoch_began_after = done - within
+        self._is_first_epoch = False
+
+    def batches_left(self, engine: Engine) -> int | None:
+        """How many batches come from the present one on before data, epoch or run ends."""
+        state = engine.state
+        ends = [
+            state.dataloader.batches_left if isinstance(state.dataloader, DataFeed) else None,
+            1 if _accelerate_sees_the_end(state.dataloader) else None,
+            state.epoch_length
+            and self._epoch_began_after + state.epoch_length - state.iteration + 1,
+            state.max_iters and state.max_iters - state.iteration + 1,
+        ]
+        return min((end for end in ends if end is not None), default=None)
+
+
+def _accelerate_sees_the_end(loader: object) -> bool:
+    state = GradientState()
+    return state.active_dataloader is loader and state.end_of_dataloader

@@ -1,0 +1,230 @@
+"""What kinds of data there are, and how one pass over each is begun, re-entered and ended."""
+
+from collections import deque
+from collections.abc import Generator
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sized
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.data_loader import DataLoaderShard
+from accelerate.utils import find_batch_size
+from accelerate.utils import slice_tensors
+from accelerate.utils import synchronize_rng_states
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
+
+from ignite_hooks.active_loader import activated
+from ignite_hooks.rng import RandomState
+
+__all__ = ["AdaptedLoader", "IndexedLoader", "PlainIterable"]
+
+
+class PlainIterable:
+    """Any iterable of batches. Base of the other kinds.
+
+    Args:
+        loader: what is iterated.
+        even_batches: whether samples may be given twice, so that every process has as many.
+    """
+
+    def __init__(self, loader: Any, even_batches: bool = True) -> None:
+        self.loader = loader
+        self.even_batches = even_batches
+        self._iterator = loader if isinstance(loader, Iterator) else None
+        self._begun: tuple[int, RandomState] | None = None
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether batches that were given can be given again; an iterator's can not."""
+        return self._iterator is None
+
+    @property
+    def length(self) -> int | None:
+        """The number of batches in a pass, or None where it is not certain."""
+        try:
+            return len(self.loader) if isinstance(self.loader, Sized) else None
+        except TypeError:
+            return None
+
+    @property
+    def ends_itself(self) -> bool:
+        """Whether the loader knows its last batch by itself (``end_of_dataloader``)."""
+        return False
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The random generators of its own that the loader draws from."""
+        return []
+
+    def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
+        """The batches of pass ``data_pass`` (from 0) but the first ``skip``.
+
+        A pass that was begun before is entered again: the order of its samples is drawn from the
+        generators as they were when it began, and then they are put back as they are now.
+        """
+        with self._active(data_pass):
+            if self._iterator is not None:
+                yield from islice(self._iterator, None)  # not closed with this generator
+            elif self._begun is not None and self._begun[0] == data_pass:
+                with RandomState.preserved(generators=self.generators):
+                    self._begun[1].restore()
+                    iterator = self._reopen(skip)
+                yield from iterator
+            else:
+                self._begun = (data_pass, RandomState.capture(generators=self.generators))
+                yield from self._reopen(skip) if skip else self._open()
+
+    @contextmanager
+    def _active(self, data_pass: int) -> Iterator[None]:
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(data_pass)
+        yield
+
+    def _open(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def _reopen(self, skip: int) -> Iterator[Any]:
+        iterator = self._open()
+        deque(islice(iterator, skip), maxlen=0)
+        return iterator
+
+
+class AdaptedLoader(PlainIterable):
+    """A prepared loader that must iterate itself: it dispatches batches or keeps a state."""
+
+    @property
+    def ends_itself(self) -> bool:
+        """It sets ``end_of_dataloader`` with the last batch."""
+        return True
+
+    @property
+    def length(self) -> int | None:
+        """An iterable data set's length is a promise at best."""
+        return None if isinstance(self.loader.dataset, IterableDataset) else super().length
+
+    @contextmanager
+    def _active(self, data_pass: int) -> Iterator[None]:
+        self.loader.iteration = data_pass
+        with activated(self.loader):
+            yield
+
+    def _open(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        return batches if self.even_batches else self._without_padding(batches)
+
+    def _without_padding(self, batches: Iterator[Any]) -> Iterator[Any]:
+        state = self.loader.gradient_state
+        for batch in batches:
+            size = find_batch_size(batch)
+            if self.loader.end_of_dataloader and isinstance(self.loader, DataLoaderDispatcher):
+                # The last batch of all processes together was filled up with the first samples.
+                rank = self.loader.state.process_index
+                size = min(max(state.remainder - rank * size, 0), size)
+                batch = slice_tensors(batch, slice(0, size))
+            if size:
+                yield batch
+
+
+class IndexedLoader(PlainIterable):
+    """A torch ``DataLoader`` over a sampler, prepared or not, iterated without look-ahead.
+
+    Accelerate's own iteration fetches one batch ahead to find the end, which moves the draws of
+    random numbers in the data set before those of the previous iteration. Here the length tells
+    the end, and a pass can be entered anywhere without loading what was given before.
+    """
+
+    @property
+    def base(self) -> DataLoader[Any]:
+        """The torch loader under Accelerate's adapter."""
+        base: DataLoader[Any] = getattr(self.loader, "base_dataloader", self.loader)
+        return base
+
+    @property
+    def length(self) -> int | None:
+        """The number of index batches of this process."""
+        with self._even():
+            return super().length
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Those of the loader and of its (nested) samplers."""
+        found: list[torch.Generator] = []
+        holders: list[Any] = [self.base]
+        while holders:
+            holder = holders.pop()
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
+                found.append(generator)
+            nested = (getattr(holder, name, None) for name in ("batch_sampler", "sampler"))
+            holders += [each for each in nested if each is not None and each is not holder]
+        return found
+
+    @contextmanager
+    def _active(self, data_pass: int) -> Iterator[None]:
+        loader = self.loader
+        if not isinstance(loader, DataLoaderShard):
+            if hasattr(loader.sampler, "set_epoch"):
+                loader.sampler.set_epoch(data_pass)
+            yield
+            return
+        if loader.rng_types is not None:
+            synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
+        with self._even(), activated(loader):
+            loader.begin()
+            loader.set_epoch(data_pass)
+            yield
+
+    def _open(self) -> Iterator[Any]:
+        return iter(self.base)
+
+    def _reopen(self, skip: int) -> Iterator[Any]:
+        base = self.base
+        begun = RandomState.capture(generators=self.generators)
+        # What an iterator draws before it asks its sampler: one seed for the workers.
+        torch.empty((), dtype=torch.int64).random_(generator=base.generator)
+        sampler: Iterable[Any] = base.sampler if base.batch_sampler is None else base.batch_sampler
+        remaining = list(islice(sampler, skip, None))
+        begun.restore()
+        return iter(_over(base, remaining))
+
+    @contextmanager
+    def _even(self) -> Iterator[None]:
+        shards = [
+            sampler
+            for sampler in (self.loader.batch_sampler, self.loader.sampler)
+            if isinstance(sampler, BatchSamplerShard) and not self.even_batches
+        ]
+        before = [shard.even_batches for shard in shards]
+        for shard in shards:
+            shard.even_batches = False
+        try:
+            yield
+        finally:
+            for shard, even_batches in zip(shards, before, strict=True):
+                shard.even_batches = even_batches
+
+
+def _over(base: DataLoader[Any], indices: list[Any]) -> DataLoader[Any]:
+    """A loader like ``base`` that goes over ``indices`` and then ends."""
+    order = {"sampler": indices, "batch_size": None}
+    if base.batch_sampler is not None:
+        order = {"batch_sampler": indices}
+    return DataLoader(
+        base.dataset,
+        **order,  # type: ignore[arg-type]
+        num_workers=base.num_workers,
+        collate_fn=base.collate_fn,
+        pin_memory=base.pin_memory,
+        timeout=base.timeout,
+        worker_init_fn=base.worker_init_fn,
+        multiprocessing_context=base.multiprocessing_context,
+        generator=base.generator,
+        prefetch_factor=base.prefetch_factor,
+        in_order=base.in_order,
+    )

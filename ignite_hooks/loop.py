@@ -1,0 +1,276 @@
+"""The loop of events.py in code: Ignite's, with its edges made safe."""
+
+import time
+import warnings
+from collections.abc import Callable
+from collections.abc import Generator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks.active_loader import set_aside
+from ignite_hooks.engine import QuickEngine
+from ignite_hooks.engine import has_handlers
+from ignite_hooks.feed import FeedPosition
+from ignite_hooks.postponed import Postponed
+from ignite_hooks.progress import Limits
+from ignite_hooks.progress import Progress
+from ignite_hooks.scopes import ScopeStack
+
+if TYPE_CHECKING:
+    from ignite_hooks.handlers.optimizer_step import OptimizerStep
+
+__all__ = ["TrainingLoop"]
+
+
+class _Terminate(Exception):
+    """The run ends."""
+
+
+class _TerminateEpoch(Exception):
+    """The epoch ends."""
+
+
+class TrainingLoop(QuickEngine):
+    """Runs epochs over a ``DataFeed``. What a handler writes to the state does not steer it.
+
+    Every way out leads through ``_end``: the open window is dropped, the loader is no longer
+    Accelerate's active one, and counters and data stand at the last step boundary, where the next
+    run goes on.
+    """
+
+    state: Any
+
+    def __init__(
+        self, process_function: Callable[[Engine, Any], Any], optimizer_step: "OptimizerStep"
+    ) -> None:
+        super().__init__(process_function)
+        self.stop_reason: str | None = None
+        self._optimizer_step = optimizer_step
+        self._postponed = Postponed()
+        self._feed: Any = None  # a DataFeed once there is data
+        self._batches: Iterator[Any] = iter(())
+        self._progress = Progress()
+        self._counted_at = FeedPosition(0, 0)
+        self._limits = Limits()
+        self._shown = Limits()
+        self._epoch_length: int | None = None
+
+    def postpone(self, act: Callable[[], None], turn: int = 0) -> None:
+        """Has ``act`` called once when all handlers of this moment have returned.
+
+        That is after STARTED, after ITERATION_COMPLETED, or, from the last batch of an epoch on,
+        after EPOCH_COMPLETED. What has a smaller ``turn`` comes first.
+        """
+        self._postponed.add(act, turn)
+
+    @property
+    def feed(self) -> Any:
+        """What the batches come from, and where in the data the trainer is."""
+        return self._feed
+
+    def _run_all(self) -> Generator[Any, None, Any]:
+        self.stop_reason = None
+        self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
+        self._batches = iter(self._feed)
+        with ScopeStack() as scopes:
+            scopes.enter(self._unwinding())
+            try:
+                yield from self._epochs()
+            except GeneratorExit:  # interrupted, and never gone on with
+                raise
+            except BaseException as error:
+                self.stop_reason = "exception"
+                self.logger.error("Engine run is terminating due to exception: %s", error)
+                if not has_handlers(self, Events.EXCEPTION_RAISED):
+                    raise
+                self._fire_event(Events.EXCEPTION_RAISED, error)
+        return self.state
+
+    def _epochs(self) -> Generator[Any, None, None]:
+        times = self.state.times
+        self._init_timers(self.state)
+        started = time.time()
+        try:
+            self._fire_event(Events.STARTED)
+            self._listen()  # Ignite's profilers write to the table of handlers at this event
+            yield from self._obey()
+            self._postponed.do()
+            while not self._is_complete():
+                self._show_epoch()
+                epoch_started = time.time()
+                self._fire_event(Events.EPOCH_STARTED)
+                yield from self._obey()
+                yield from self._iterations()
+                times[Events.EPOCH_COMPLETED.name] = time.time() - epoch_started
+                self._complete_epoch()
+                times[Events.EPOCH_COMPLETED.name] = time.time() - epoch_started
+                yield from self._obey()
+            self.stop_reason = "max_epochs" if self._limits.max_iters is None else "max_iters"
+        except _Terminate:
+            self.stop_reason = self.stop_reason or "terminate"
+            self._fire_event(Events.TERMINATE)
+        except _TerminateEpoch:
+            raise RuntimeError(
+                "terminate_epoch() must be called within an epoch, it was called at STARTED or "
+                "EPOCH_STARTED: call it at ITERATION_STARTED"
+            ) from None
+        times[Events.COMPLETED.name] = time.time() - started
+        if self.should_terminate != "skip_completed":
+            self._fire_event(Events.COMPLETED)
+            times[Events.COMPLETED.name] = time.time() - started
+
+    def _iterations(self) -> Generator[Any, None, None]:
+        state, fire = self.state, self._fire_event
+        fire_of_data = _silent if state.dataloader is None else fire
+        try:
+            while not self._epoch_is_full():
+                state.batch = state.model_outputs = state.loss = None
+                fire_of_data(Events.GET_BATCH_STARTED)
+                if self._is_signalled():
+                    yield from self._obey()
+                try:
+                    state.batch = next(self._batches)
+                except StopIteration:
+                    if self._epoch_length is None:
+                        return
+                    fire_of_data(Events.DATALOADER_STOP_ITERATION)
+                    yield from self._obey()
+                    self._batches = iter(self._feed)
+                    state.batch = next(self._batches)
+                state.output = None
+                fire_of_data(Events.GET_BATCH_COMPLETED)
+                if self._is_signalled():
+                    yield from self._obey()
+                self._count_batch()
+                fire(Events.ITERATION_STARTED)
+                if self._is_signalled():
+                    yield from self._obey()
+                state.output = self._process_function(self, state.batch)
+                fire(Events.ITERATION_COMPLETED)
+                is_last = self._epoch_is_full()
+                self._stop_at_limit(is_last)
+                if is_last and self.should_terminate:
+                    return  # the epoch completes first
+                if self._postponed and not is_last:
+                    self._postponed.do()
+                if self._is_signalled():
+                    yield from self._obey()
+        except _TerminateEpoch:
+            fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=self._progress.batches)
+            self._optimizer_step.drop_window()
+            self._feed.next_pass()
+
+    def _complete_epoch(self) -> None:
+        self._feed.finish()
+        if self._feed.at_start:
+            self._batches = iter(self._feed)
+        if self._epoch_length is None:
+            self.state.epoch_length = self._progress.batches
+        self._progress.complete_epoch()
+        if self.should_terminate_single_epoch != "skip_epoch_completed":
+            self._fire_event(Events.EPOCH_COMPLETED)
+        self.should_terminate_single_epoch = False
+        self._postponed.do()
+
+    def _show_epoch(self) -> None:
+        """With ``max_steps`` alone ``max_epochs`` is what it takes, as far as can be told now."""
+        progress, state, limits = self._progress, self.state, self._limits
+        state.epoch = progress.epochs + 1
+        if limits.max_steps is not None and limits.max_epochs is None and state.epoch_length:
+            window = self._optimizer_step.accelerator.gradient_accumulation_steps
+            in_this = -(-(state.epoch_length - progress.batches) // window)
+            in_each = -(-state.epoch_length // window)
+            beyond = max(0, limits.max_steps - self._optimizer_step.steps - in_this)
+            state.max_epochs = state.epoch + -(-beyond // in_each)
+            self._shown = replace(self._shown, max_epochs=state.max_epochs)
+
+    def _count_batch(self) -> None:
+        self._progress.count_batch()
+        self.state.iteration = self._progress.iteration
+        self._counted_at = self._feed.position
+
+    @property
+    def batches_left(self) -> int | None:
+        """How many batches come from the present one on before the data, epoch or run ends."""
+        left: int | None = self._feed.batches_left
+        if self._epoch_length is not None:
+            of_epoch = self._epoch_length - self._progress.batches + 1
+            left = of_epoch if left is None else min(left, of_epoch)
+        if self._limits.max_iters is not None:
+            of_run = self._limits.max_iters - self._progress.iteration + 1
+            left = of_run if left is None else min(left, of_run)
+        return left
+
+    def _epoch_is_full(self) -> bool:
+        if self._epoch_length is None:
+            return bool(self._feed.is_last)
+        return self._progress.batches >= self._epoch_length
+
+    def _is_complete(self) -> bool:
+        return self._limits.are_reached(self._progress, self._optimizer_step.steps)
+
+    def _stop_at_limit(self, is_last: bool) -> None:
+        """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""
+        limits = self._limits
+        if self.should_terminate:
+            return
+        if limits.max_steps is not None and self._optimizer_step.steps >= limits.max_steps:
+            self.stop_reason = "max_steps"
+        elif self._progress.iteration == limits.max_iters and not is_last:
+            self.stop_reason = "max_iters"
+        if self.stop_reason is not None:
+            self.should_terminate = True
+
+    def _is_signalled(self) -> bool:
+        return bool(
+            self.should_terminate or self.should_terminate_single_epoch or self.should_interrupt
+        )
+
+    def _obey(self) -> Generator[Any, None, None]:
+        if self.should_terminate:
+            raise _Terminate
+        if self.should_terminate_single_epoch:
+            raise _TerminateEpoch
+        if self.should_interrupt:
+            self._fire_event(Events.INTERRUPT)
+            self.should_interrupt = False
+            with set_aside(self._feed.loader):
+                yield self.state
+
+    @contextmanager
+    def _unwinding(self) -> Iterator[None]:
+        """Leaves nothing behind, and stands at the last step boundary."""
+        try:
+            yield
+        finally:
+            pending = self._optimizer_step.window.count
+            self._postponed.clear()
+            self._progress.go_back(pending)
+            self.state.iteration = self._progress.iteration
+            self._optimizer_step.drop_window()
+            self._give_back(pending)
+            self._feed.close()
+
+    def _give_back(self, pending: int) -> None:
+        """Has the data give again what was fetched and not trained on."""
+        data_pass, given = self._feed.position
+        counted = self._counted_at.batches if self._counted_at.data_pass == data_pass else 0
+        again = pending + given - counted
+        if again and self._feed.can_repeat:
+            self._feed.seek(FeedPosition(data_pass, max(0, given - again)))
+        elif again:
+            warnings.warn(
+                f"the last {again} batches were not trained on, and an iterator can not give them "
+                "again: the next run goes on behind them (a list or a DataLoader could)",
+                stacklevel=2,
+            )
+
+
+def _silent(event: Any) -> None:
+    """Without data Ignite fires no events of the data."""

@@ -1,0 +1,31 @@
+"""Train and eval mode of a model, each submodule's own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["modes_kept", "without_ddp"]
+
+
+@contextmanager
+def modes_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Whatever the body does, each submodule is in its own mode again afterwards.
+
+    ``model.train()`` would not do: it wakes the submodules that were frozen in eval mode.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def without_ddp(model: torch.nn.Module) -> torch.nn.Module:
+    """The module under DDP, whose forward pass needs no other process.
+
+    DDP sends buffers in its own, which hangs when the processes have unequal numbers of batches.
+    """
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -1,0 +1,65 @@
+"""Finds the kind that data is of, and has Accelerate prepare it where that does no harm."""
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.data_loader import IterableDatasetShard
+from torch.utils.data import DataLoader
+from torch.utils.data import DistributedSampler
+from torch.utils.data import IterableDataset
+
+from ignite_hooks.loaders import AdaptedLoader
+from ignite_hooks.loaders import IndexedLoader
+from ignite_hooks.loaders import PlainIterable
+
+__all__ = ["can_prepare", "source_of"]
+
+
+def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
+    """Prepares ``data`` if it is a loader that is not prepared yet, and finds the kind it is of."""
+    if not isinstance(data, DataLoader):
+        return PlainIterable(data, even_batches)
+    loader: Any = data
+    if accelerator is not None:
+        _refuse_undivided(data, accelerator)
+        if can_prepare(data):
+            loader = accelerator.prepare_data_loader(data)
+    if isinstance(loader.dataset, IterableDataset):
+        _refuse_padding(loader, even_batches)
+    elif not isinstance(loader, DataLoaderDispatcher) and not _keeps_state(loader):
+        return IndexedLoader(loader, even_batches)
+    adapted = hasattr(loader, "end_of_dataloader")
+    return (AdaptedLoader if adapted else PlainIterable)(loader, even_batches)
+
+
+def can_prepare(data: Any) -> bool:
+    """Whether Accelerate prepares ``data`` without harm: it loses samplers of single samples."""
+    if not isinstance(data, DataLoader):
+        return False
+    prepared = getattr(data, "_is_accelerate_prepared", False)
+    return prepared or data.batch_sampler is not None or isinstance(data.dataset, IterableDataset)
+
+
+def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None:
+    divided = can_prepare(loader) or isinstance(loader.sampler, DistributedSampler)
+    if accelerator.num_processes > 1 and not divided:
+        raise ValueError(
+            f"`data` must be divided over {accelerator.num_processes} processes, and Accelerate "
+            "can not divide a DataLoader with batch_size=None: give it a batch_size, or a sampler "
+            "of torch.utils.data.DistributedSampler"
+        )
+
+
+def _keeps_state(loader: Any) -> bool:
+    return bool(getattr(loader, "use_stateful_dataloader", False))
+
+
+def _refuse_padding(loader: Any, even_batches: bool) -> None:
+    shard = loader.dataset
+    if not even_batches and isinstance(shard, IterableDatasetShard) and not shard.drop_last:
+        raise ValueError(
+            "`data` is an IterableDataset that Accelerate splits by repeating samples, which "
+            "metrics would count twice: prepare its loader with "
+            "DataLoaderConfiguration(dispatch_batches=True), or give it drop_last=True"
+        )

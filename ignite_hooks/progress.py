@@ -1,0 +1,107 @@
+"""How far a run has come, and how far it is to go."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ignite.engine import State
+
+__all__ = ["Limits", "Progress", "whole_number"]
+
+
+@dataclass
+class Progress:
+    """The counters that steer a run. The engine's state shows copies, for handlers to read.
+
+    Args:
+        iteration: batches given to the engine in all.
+        epochs: epochs that are complete.
+        batches: batches of the epoch that is not complete; 0 when none has begun.
+    """
+
+    iteration: int = 0
+    epochs: int = 0
+    batches: int = 0
+
+    def count_batch(self) -> None:
+        """One more batch."""
+        self.iteration += 1
+        self.batches += 1
+
+    def complete_epoch(self) -> None:
+        """One more epoch."""
+        self.epochs += 1
+        self.batches = 0
+
+    def go_back(self, batches: int) -> None:
+        """As if the last ``batches`` had not been."""
+        self.iteration -= batches
+        self.batches = max(0, self.batches - batches)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a run: whichever comes first; None is no limit. All count from the beginning.
+
+    Args:
+        max_epochs: complete epochs.
+        max_iters: batches.
+        max_steps: committed optimizer steps.
+    """
+
+    max_epochs: int | None = None
+    max_iters: int | None = None
+    max_steps: int | None = None
+
+    @classmethod
+    def of(cls, state: State) -> "Limits":
+        """Those that a state shows."""
+        return cls(state.max_epochs, state.max_iters, state.max_steps)
+
+    def __or__(self, other: "Limits") -> "Limits":
+        """These, and those of ``other`` where these have none."""
+        mine, theirs = vars(self), vars(other)
+        return Limits(**{name: theirs[name] if mine[name] is None else mine[name] for name in mine})
+
+    def edited(self, shown: "Limits", now: "Limits") -> "Limits":
+        """These limits, shown on a state as ``shown``, after that was changed to ``now``.
+
+        One that was taken away (``state.max_epochs = None``, Ignite's way to ask for a new
+        beginning) takes away all.
+        """
+        mine, old, new = vars(self), vars(shown), vars(now)
+        if any(old[name] is not None and new[name] is None for name in mine):
+            return Limits()
+        return Limits(**{n: mine[n] if new[n] == old[n] else new[n] for n in mine})
+
+    def check(self, progress: Progress, steps: int) -> None:
+        """Raises a ValueError for a limit that is no positive integer or lies in the past."""
+        done = {"max_epochs": progress.epochs, "max_iters": progress.iteration, "max_steps": steps}
+        for name, value in vars(self).items():
+            if value is None:
+                continue
+            whole_number(name, value, "leave it out for no such limit")
+            if value < done[name]:
+                raise ValueError(
+                    f"`{name}` must be at least what is done already, {done[name]}, got {value}: "
+                    f"set trainer.state.{name} = None before run() to begin anew"
+                )
+        if self.max_epochs is not None and self.max_iters is not None:
+            raise ValueError(
+                "only one of `max_epochs` and `max_iters` must be given, got "
+                f"{self.max_epochs} and {self.max_iters}: leave one out (if it comes from the run "
+                "before, set it on trainer.state to None to begin anew)"
+            )
+
+    def are_reached(self, progress: Progress, steps: int) -> bool:
+        """Whether nothing is left to run."""
+        done = (progress.epochs, progress.iteration, steps)
+        return any(
+            limit is not None and count >= limit
+            for count, limit in zip(done, vars(self).values(), strict=True)
+        )
+
+
+def whole_number(name: str, value: Any, remedy: str) -> None:
+    """Raises a ValueError unless ``value`` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}: {remedy}")

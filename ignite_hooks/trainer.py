@@ -1,0 +1,293 @@
+"""The factory, and the trainer that it builds."""
+
+from collections.abc import Callable
+from collections.abc import Generator
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from ignite.engine import Engine
+from ignite.engine import State
+
+from ignite_hooks.accelerators import accelerator_or_default
+from ignite_hooks.checks import check_arguments
+from ignite_hooks.checks import check_unused
+from ignite_hooks.feed import DataFeed
+from ignite_hooks.feed import FeedPosition
+from ignite_hooks.feeds import Feeds
+from ignite_hooks.handlers.gradient_clipping import GradientClipping
+from ignite_hooks.handlers.optimizer_step import OptimizerStep
+from ignite_hooks.handlers.validation import Validation
+from ignite_hooks.loop import TrainingLoop
+from ignite_hooks.preparing import can_prepare
+from ignite_hooks.progress import Limits
+from ignite_hooks.progress import Progress
+from ignite_hooks.progress import whole_number
+from ignite_hooks.supervised import apply_model
+from ignite_hooks.supervised import forward_with
+from ignite_hooks.supervised import identity
+from ignite_hooks.supervised import loss_alone
+from ignite_hooks.supervised import supervised_step
+from ignite_hooks.supervised import unpack
+
+__all__ = ["Trainer", "create_supervised_trainer"]
+
+
+class Trainer(TrainingLoop):
+    """An Ignite engine that trains: ``create_supervised_trainer`` builds it, ``run`` runs it.
+
+    It is an ``Engine``: ``trainer.on(...)``, metrics, loggers and ``ProgressBar`` work as on any.
+    The loop is drawn in ``ignite_hooks.events``. Its state shows, in addition to Ignite's,
+    ``optimizer_step`` (committed steps in all), ``step_committed``, ``max_steps``, ``start_epoch``
+    and ``start_step`` (where this run began), ``model_outputs`` and ``loss``.
+
+    ``stop_reason`` says why the last run ended: "max_epochs", "max_iters", "max_steps",
+    "terminate" or "exception".
+    """
+
+    def __init__(
+        self,
+        process_function: Callable[[Engine, Any], Any],
+        model: torch.nn.Module,
+        optimizer_step: OptimizerStep,
+        feeds: Feeds,
+    ) -> None:
+        super().__init__(process_function, optimizer_step)
+        self.accelerator = optimizer_step.accelerator
+        self.model = model
+        self.optimizer = optimizer_step.optimizer
+        self.lr_scheduler = optimizer_step.lr_scheduler
+        self.state.max_steps = None
+        self.state.start_epoch = self.state.start_step = 0
+        self.state.model_outputs = self.state.loss = None
+        self._feeds = feeds
+        self._has_data = False
+        self._suspended: Generator[State, None, State] | None = None
+        self._go_to: FeedPosition | None = None
+        self._state_dict_user_keys.append("optimizer_step")
+        optimizer_step.attach(self)
+
+    def run(
+        self,
+        data: Iterable[Any] | None = None,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        epoch_length: int | None = None,
+        *,
+        max_steps: int | None = None,
+    ) -> State:
+        """Trains until a limit is reached, whichever comes first; with none given, for one epoch.
+
+        A run that was stopped or failed goes on where its last whole step ended, at the next batch
+        of the same pass over the data. One that was finished goes on if a limit is given that lies
+        further; else training begins anew, with the next pass. All limits count from the beginning
+        of the training.
+
+        Args:
+            data: batches to train on, a DataLoader for instance; default: those of the factory, or
+                of the run before. Without any, ``epoch_length`` is needed and batches are None.
+            max_epochs: number of epochs.
+            max_iters: number of batches. Not together with ``max_epochs``.
+            epoch_length: number of batches of an epoch; default: one pass over the data.
+            max_steps: number of committed optimizer steps.
+
+        Returns:
+            The state.
+
+        Raises:
+            ValueError: a limit is no positive integer or lies in the past, or there is no data.
+        """
+        given = Limits(max_epochs, max_iters, max_steps)
+        if self._suspended is None:
+            self._set_up(data, given, epoch_length)
+            running = self._run_all()
+        else:
+            running, self._suspended = self._suspended, None
+            self._set_limits(given | self._limits)
+        try:
+            state: State = next(running)
+            self._suspended = running
+        except StopIteration as end:
+            state = end.value
+        return state
+
+    def set_data(self, data: Iterable[Any]) -> None:
+        """The next batch comes from ``data``; the length of the epoch stays. As in Ignite."""
+        if self._feed is not None:
+            self._feed.close()
+        self._use(data, None)
+        self._counted_at = self._feed.position
+        self._batches = iter(self._feed)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Ignite's. The next run goes on from that iteration, at that place in the data.
+
+        Shuffled data has the order it had only if its sampler draws it from the number of the
+        pass, as Accelerate's seedable sampler does.
+        """
+        super().load_state_dict({"optimizer_step": 0, **state_dict})
+        state = self.state
+        batches = state.iteration - state.epoch * (state.epoch_length or 0)
+        self._progress = Progress(state.iteration, state.epoch, batches)
+        self._epoch_length = state.epoch_length
+        self._go_to = FeedPosition(state.epoch, batches)
+        self._optimizer_step.start_from(state.optimizer_step, self)
+
+    def _set_up(self, data: Any, given: Limits, epoch_length: int | None) -> None:
+        """Settles where this run begins and ends, before anything happens."""
+        if epoch_length is not None:
+            whole_number("epoch_length", epoch_length, "leave it out for one pass over the data")
+        before = self._limits.edited(self._shown, Limits.of(self.state))
+        limits, steps = given | before, self._optimizer_step.steps
+        if before == Limits() or limits.are_reached(self._progress, steps):
+            given.check(Progress(), 0)
+            self._begin_anew(data, given, epoch_length)
+        else:
+            limits.check(self._progress, steps)
+            self._go_on(data, limits, epoch_length)
+        state = self.state
+        state.epoch_length = self._epoch_length
+        state.start_epoch, state.start_step = self._progress.epochs, self._optimizer_step.steps
+        if not self.model.training:
+            self.model.train()
+
+    def _begin_anew(self, data: Any, limits: Limits, epoch_length: int | None) -> None:
+        self._use(data, epoch_length)
+        self._feed.next_pass()
+        self._epoch_length = epoch_length or self._feed.length
+        self._progress = Progress()
+        self._optimizer_step.start_from(0, self)
+        self.state.iteration = self.state.epoch = self.state.validation = 0
+        self._set_limits(Limits(max_epochs=1) if limits == Limits() else limits)
+
+    def _go_on(self, data: Any, limits: Limits, epoch_length: int | None) -> None:
+        before = self._feed
+        self._use(data, self._epoch_length)
+        if self._go_to is not None:
+            self._feed.seek(self._go_to)
+            self._go_to = None
+        elif self._feed is not before:  # the epoch begins anew with it
+            self._progress.batches = 0
+            self._epoch_length = epoch_length or self._feed.length
+        if epoch_length not in (None, self._epoch_length):
+            raise ValueError(
+                f"`epoch_length` must stay {self._epoch_length} when training goes on, got "
+                f"{epoch_length}: leave it out, or set trainer.state.max_epochs = None (or "
+                "max_iters, or max_steps) before run() to begin anew"
+            )
+        self._set_limits(limits)
+
+    def _set_limits(self, limits: Limits) -> None:
+        limits.check(self._progress, self._optimizer_step.steps)
+        self._limits = self._shown = limits
+        vars(self.state).update(vars(limits))
+
+    def _use(self, data: Any, epoch_length: int | None) -> None:
+        """Makes ``data``, or else that of before, what is trained on."""
+        if data is not None:
+            self._feed = self._feeds.of(data)
+            self._has_data = True
+            self.state.dataloader = self._feed.loader
+        elif not self._has_data and epoch_length is not None:
+            self._feed = DataFeed([None] * epoch_length, self.accelerator)
+        elif self._feed is None:
+            raise ValueError(
+                "`data` must be given to the factory or to run(), got None: pass a DataLoader or a "
+                "list of batches, or an `epoch_length` to have batches of None"
+            )
+
+
+def create_supervised_trainer(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: Callable[[Any, Any], torch.Tensor] | None = None,
+    data: Iterable[Any] | None = None,
+    *,
+    accelerator: Accelerator | None = None,
+    lr_scheduler: Any = None,
+    scheduler_at: str = "step",
+    batch_processor: Callable[[torch.nn.Module, Any], tuple[Any, torch.Tensor]] | None = None,
+    grad_clip: GradientClipping | None = None,
+    validation: Validation | None = None,
+    handlers: Iterable[Any] = (),
+    prepare_batch: Callable[..., tuple[Any, Any]] = unpack,
+    model_transform: Callable[[Any], Any] = identity,
+    model_fn: Callable[[torch.nn.Module, Any], Any] = apply_model,
+    output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = loss_alone,
+) -> Trainer:
+    """Builds a trainer: model, optimizer and data prepared with Accelerate, the handlers wired in.
+
+    What is prepared already is used as it is. Gradient accumulation, mixed precision, device and
+    processes are the accelerator's::
+
+        trainer = create_supervised_trainer(
+            model, optimizer, F.cross_entropy, loader,
+            accelerator=Accelerator(gradient_accumulation_steps=4),
+            lr_scheduler=lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000),
+            grad_clip=GradientClipping(max_norm=1.0),
+            validation=Validation(evaluator, held_out, every_epochs=1),
+        )
+        trainer.run(max_epochs=10)
+
+    Args:
+        model: the model to train. A root module in eval mode is set to train mode when a run
+            starts; submodules of one in train mode keep their modes.
+        optimizer: an optimizer of the model's parameters, and of the loss function's if it is a
+            module.
+        loss_fn: (y_pred, y) -> scalar loss, the mean over the batch.
+        data: the batches to train on; they can be given to ``run`` instead.
+        accelerator: default: a new ``Accelerator`` with the settings of those there are.
+        lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes one from the
+            prepared optimizer. It moves once per committed step for any number of processes.
+        scheduler_at: "step", or "epoch" to move the scheduler at the end of each epoch.
+        batch_processor: (model, batch) -> (outputs, loss), instead of ``loss_fn`` and the three
+            functions that serve it. ``output_transform`` is then given (batch, None, outputs,
+            loss).
+        grad_clip: clips the gradient of each step.
+        validation: validates on its schedule.
+        handlers: anything with ``attach(engine)``: handlers of this package, Ignite's
+            ``ProgressBar`` and others.
+        prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
+        model_transform: makes ``y_pred`` of the model's output.
+        model_fn: (model, x) -> the model's output.
+        output_transform: (x, y, y_pred, loss) -> ``state.output``. The default is
+            ``loss.detach()``: ``.item()`` would wait for the device in each iteration.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: arguments that do not go together; a model without trainable parameters; an
+            optimizer or scheduler of other parameters; empty data.
+    """
+    handlers = list(handlers)
+    check_arguments(model, optimizer, loss_fn, batch_processor, handlers)
+    check_unused(
+        batch_processor,
+        prepare_batch=(prepare_batch, unpack),
+        model_transform=(model_transform, identity),
+        model_fn=(model_fn, apply_model),
+    )
+    accelerator = accelerator_or_default(accelerator)
+    with_loader = [data] if can_prepare(data) else []
+    model, optimizer, *loaders = accelerator.prepare(model, optimizer, *with_loader)
+    optimizer_step = OptimizerStep(accelerator, optimizer, lr_scheduler, scheduler_at)
+    forward = forward_with(
+        loss_fn,
+        batch_processor,
+        prepare_batch,
+        model_fn,
+        model_transform,
+        accelerator.device,
+        accelerator.non_blocking,
+    )
+    process_function = supervised_step(model, optimizer_step, forward, output_transform)
+    feeds = Feeds(accelerator)
+    trainer = Trainer(process_function, model, optimizer_step, feeds)
+    if data is not None:
+        feeds.add(data, DataFeed(loaders[0] if loaders else data, accelerator))
+        trainer.set_data(data)
+    for handler in (grad_clip, *handlers, validation):
+        if handler is not None:
+            handler.attach(trainer)
+    return trainer
