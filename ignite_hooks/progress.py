@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ignite.engine import State
-
 __all__ = ["Limits", "Progress", "whole_number"]
 
 
@@ -53,7 +51,7 @@ class Limits:
     max_steps: int | None = None
 
     @classmethod
-    def of(cls, state: State) -> "Limits":
+    def of(cls, state: Any) -> "Limits":
         """Those that a state shows."""
         return cls(state.max_epochs, state.max_iters, state.max_steps)
 

@@ -1,7 +1,7 @@
 """The process function of a supervised trainer: forward, loss, backward."""
 
 from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,11 +80,10 @@ def forward_with(
 
 def unpack(batch: Any, device: Any = None, non_blocking: bool = False) -> tuple[Any, Any]:
     """Ignite's default ``prepare_batch``: a batch of two is the input and the target."""
-    if isinstance(batch, Mapping) or not hasattr(batch, "__len__") or len(batch) != 2:
-        size = f" of {len(batch)}" if hasattr(batch, "__len__") else ""
+    if not isinstance(batch, Sequence) or len(batch) != 2:
         raise ValueError(
-            f"a batch must be a pair (x, y), got {type(batch).__name__}{size}: give "
-            "`prepare_batch`, (batch, device, non_blocking) -> (x, y), or in training a `batch_processor`"
+            f"a batch must be a pair (x, y), got {_describe(batch)}: give `prepare_batch`, "
+            "(batch, device, non_blocking) -> (x, y), or in training a `batch_processor`"
         )
     x, y = batch
     if device is None or torch.device(device).type == "cpu":

@@ -104,8 +104,10 @@ class Trainer(TrainingLoop):
             self._set_up(data, given, epoch_length)
             running = self._run_all()
         else:
+            limits = given | self._limits
+            limits.check(self._progress, self._optimizer_step.steps)
+            self._set_limits(limits)
             running, self._suspended = self._suspended, None
-            self._set_limits(given | self._limits)
         try:
             state: State = next(running)
             self._suspended = running
@@ -140,13 +142,16 @@ class Trainer(TrainingLoop):
         if epoch_length is not None:
             whole_number("epoch_length", epoch_length, "leave it out for one pass over the data")
         before = self._limits.edited(self._shown, Limits.of(self.state))
-        limits, steps = given | before, self._optimizer_step.steps
-        if before == Limits() or limits.are_reached(self._progress, steps):
-            given.check(Progress(), 0)
+        if before == Limits():
             self._begin_anew(data, given, epoch_length)
         else:
-            limits.check(self._progress, steps)
-            self._go_on(data, limits, epoch_length)
+            steps = self._optimizer_step.steps
+            given.check(self._progress, steps)
+            limits = given | before
+            if limits.are_reached(self._progress, steps):
+                self._begin_anew(data, given, epoch_length)
+            else:
+                self._go_on(data, limits, epoch_length)
         state = self.state
         state.epoch_length = self._epoch_length
         state.start_epoch, state.start_step = self._progress.epochs, self._optimizer_step.steps
@@ -154,6 +159,7 @@ class Trainer(TrainingLoop):
             self.model.train()
 
     def _begin_anew(self, data: Any, limits: Limits, epoch_length: int | None) -> None:
+        limits.check(Progress(), 0)
         self._use(data, epoch_length)
         self._feed.next_pass()
         self._epoch_length = epoch_length or self._feed.length
@@ -163,6 +169,7 @@ class Trainer(TrainingLoop):
         self._set_limits(Limits(max_epochs=1) if limits == Limits() else limits)
 
     def _go_on(self, data: Any, limits: Limits, epoch_length: int | None) -> None:
+        limits.check(self._progress, self._optimizer_step.steps)
         before = self._feed
         self._use(data, self._epoch_length)
         if self._go_to is not None:
@@ -180,7 +187,6 @@ class Trainer(TrainingLoop):
         self._set_limits(limits)
 
     def _set_limits(self, limits: Limits) -> None:
-        limits.check(self._progress, self._optimizer_step.steps)
         self._limits = self._shown = limits
         vars(self.state).update(vars(limits))
 

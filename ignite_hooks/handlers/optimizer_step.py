@@ -265,7 +265,7 @@ class OptimizerStep(Handler):
         """Steps; returns whether that changed the parameters."""
         if not self.is_plain:
             self.optimizer.step()
-            return not bool(self.optimizer.step_was_skipped)
+            return not self.optimizer.step_was_skipped
         self.optimizer.optimizer.step()
         # A scheduler that was built on Accelerate's wrapper looks here.
         self.optimizer._opt_called = True
@@ -278,7 +278,7 @@ class OptimizerStep(Handler):
 
 def _is_data_parallel(accelerator: Accelerator) -> bool:
     kind = accelerator.distributed_type
-    return kind == DistributedType.NO or kind.value.startswith("MULTI_")
+    return kind == DistributedType.NO or str(kind.value).startswith("MULTI_")
 
 
 def _is_plain(accelerator: Accelerator, optimizer: Any) -> bool:
