@@ -1,0 +1,30 @@
+import logging
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.state import GradientState
+from accelerate.state import PartialState
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """All accelerators of a process share one state: each test begins without it."""
+    for state in (AcceleratorState, GradientState):
+        state._reset_state()
+    yield
+    assert GradientState().dataloader_references == [None]
+    for state in (AcceleratorState, GradientState):
+        state._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def pytest_configure():
+    torch.set_num_threads(1)
+    PartialState(cpu=True)
+    # Engines log the failures that these tests provoke.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
