@@ -39,7 +39,7 @@ class _TerminateEpoch(Exception):
 class TrainingLoop(QuickEngine):
     """Runs epochs over a ``DataFeed``. What a handler writes to the state does not steer it.
 
-    Every way out leads through ``_end``: the open window is dropped, the loader is no longer
+    Every way out leads through ``_unwinding``: the open window is dropped, the loader is no longer
     Accelerate's active one, and counters and data stand at the last step boundary, where the next
     run goes on.
     """
@@ -97,11 +97,12 @@ class TrainingLoop(QuickEngine):
         self._init_timers(self.state)
         started = time.time()
         try:
+            self.logger.info("Engine run starting with %s.", self._limits)
             self._fire_event(Events.STARTED)
             self._listen()  # Ignite's profilers write to the table of handlers at this event
             yield from self._obey()
             self._postponed.do()
-            while not self._is_complete():
+            while self._limit_reached() is None:
                 self._show_epoch()
                 epoch_started = time.time()
                 self._fire_event(Events.EPOCH_STARTED)
@@ -109,9 +110,10 @@ class TrainingLoop(QuickEngine):
                 yield from self._iterations()
                 times[Events.EPOCH_COMPLETED.name] = time.time() - epoch_started
                 self._complete_epoch()
-                times[Events.EPOCH_COMPLETED.name] = time.time() - epoch_started
+                times[Events.EPOCH_COMPLETED.name] = took = time.time() - epoch_started
+                self.logger.info("Epoch[%d] complete, %.3f s.", self.state.epoch, took)
                 yield from self._obey()
-            self.stop_reason = "max_epochs" if self._limits.max_iters is None else "max_iters"
+            self.stop_reason = self._limit_reached()
         except _Terminate:
             self.stop_reason = self.stop_reason or "terminate"
             self._fire_event(Events.TERMINATE)
@@ -124,6 +126,7 @@ class TrainingLoop(QuickEngine):
         if self.should_terminate != "skip_completed":
             self._fire_event(Events.COMPLETED)
             times[Events.COMPLETED.name] = time.time() - started
+        self.logger.info("Engine run finished (%s).", self.stop_reason)
 
     def _iterations(self) -> Generator[Any, None, None]:
         state, fire = self.state, self._fire_event
@@ -212,20 +215,15 @@ class TrainingLoop(QuickEngine):
             return bool(self._feed.is_last)
         return self._progress.batches >= self._epoch_length
 
-    def _is_complete(self) -> bool:
-        return self._limits.are_reached(self._progress, self._optimizer_step.steps)
+    def _limit_reached(self) -> str | None:
+        return self._limits.reached(self._progress, self._optimizer_step.steps)
 
     def _stop_at_limit(self, is_last: bool) -> None:
         """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""
-        limits = self._limits
-        if self.should_terminate:
-            return
-        if limits.max_steps is not None and self._optimizer_step.steps >= limits.max_steps:
-            self.stop_reason = "max_steps"
-        elif self._progress.iteration == limits.max_iters and not is_last:
-            self.stop_reason = "max_iters"
-        if self.stop_reason is not None:
-            self.should_terminate = True
+        limit = self._limit_reached()
+        if limit == "max_steps" or (limit == "max_iters" and not is_last):
+            self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
+            self.should_terminate = self.should_terminate or True
 
     def _is_signalled(self) -> bool:
         return bool(

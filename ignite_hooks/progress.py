@@ -90,13 +90,15 @@ class Limits:
                 "before, set it on trainer.state to None to begin anew)"
             )
 
-    def are_reached(self, progress: Progress, steps: int) -> bool:
-        """Whether nothing is left to run."""
-        done = (progress.epochs, progress.iteration, steps)
-        return any(
-            limit is not None and count >= limit
-            for count, limit in zip(done, vars(self).values(), strict=True)
-        )
+    def reached(self, progress: Progress, steps: int) -> str | None:
+        """The name of the limit that leaves nothing to run, or None."""
+        if self.max_steps is not None and steps >= self.max_steps:
+            return "max_steps"
+        if self.max_iters is not None and progress.iteration >= self.max_iters:
+            return "max_iters"
+        if self.max_epochs is not None and progress.epochs >= self.max_epochs:
+            return "max_epochs"
+        return None
 
 
 def whole_number(name: str, value: Any, remedy: str) -> None:

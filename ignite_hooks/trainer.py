@@ -148,7 +148,7 @@ class Trainer(TrainingLoop):
             steps = self._optimizer_step.steps
             given.check(self._progress, steps)
             limits = given | before
-            if limits.are_reached(self._progress, steps):
+            if limits.reached(self._progress, steps):
                 self._begin_anew(data, given, epoch_length)
             else:
                 self._go_on(data, limits, epoch_length)

@@ -88,6 +88,11 @@ class Attachment:
             raise ReferenceError(f"the engine of this attachment of {self.handler!r} is gone")
         return engine
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether it was not removed yet."""
+        return bool(self._undo)
+
     def on(self, event: Any, act: Callable[[Engine], Any]) -> None:
         """Calls ``act(engine)`` at each ``event``."""
 
@@ -126,7 +131,7 @@ class Attachment:
         self.remove()
 
     def __repr__(self) -> str:
-        state = "attached" if self._undo else "removed"
+        state = "attached" if self.is_attached else "removed"
         return f"<Attachment of {self.handler!r}, {state}>"
 
 

@@ -87,7 +87,8 @@ class OptimizerStep(Handler):
         self.window = Window()
         self._divisor = 1
         self._timetable = Timetable()
-        self._is_attached = False
+        self._is_unscaled = False
+        self._attachment: Attachment | None = None
 
     @property
     def timetable(self) -> Timetable:
@@ -134,6 +135,11 @@ class OptimizerStep(Handler):
     def drop_window(self) -> None:
         """Forgets the batches of the open window and zeroes their gradients."""
         self.window.close()
+        self.accelerator.step = 0
+        if self._is_unscaled:
+            # Else the scaler would refuse to unscale the next window. Its factor stays.
+            self.optimizer.scaler.update(self.optimizer.scaler.get_scale())
+            self._is_unscaled = False
         self._zero_grad()
 
     def check(self, engine: Engine, event: Any) -> None:
@@ -148,7 +154,7 @@ class OptimizerStep(Handler):
                 "`engine` must have one OptimizerStep, and it has one already (a trainer makes its "
                 "own): remove() the other attachment first"
             )
-        if self._is_attached:
+        if self._attachment is not None and self._attachment.is_attached:
             raise ValueError(
                 "an OptimizerStep must be attached to one engine, whose window it keeps, and this "
                 "one is attached already: make another"
@@ -173,7 +179,7 @@ class OptimizerStep(Handler):
             self._attach_to_foreign(attachment)
         attachment.on(Events.ITERATION_COMPLETED, self._close_if_due)
         attachment.on(Events.EPOCH_COMPLETED, self._end_epoch)
-        self._is_attached = True
+        self._attachment = attachment
 
     def _attach_to_foreign(self, attachment: Attachment) -> None:
         data = EngineData()
@@ -260,11 +266,13 @@ class OptimizerStep(Handler):
                     parameter.grad.mul_(self._divisor / count)
         if self.optimizer.scaler is not None and self.is_data_parallel:
             self.optimizer.scaler.unscale_(self.optimizer.optimizer)
+            self._is_unscaled = True
 
     def _step(self) -> bool:
         """Steps; returns whether that changed the parameters."""
         if not self.is_plain:
             self.optimizer.step()
+            self._is_unscaled = False
             return not self.optimizer.step_was_skipped
         self.optimizer.optimizer.step()
         # A scheduler that was built on Accelerate's wrapper looks here.
