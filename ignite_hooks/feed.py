@@ -125,6 +125,8 @@ class DataFeed:
     def __iter__(self) -> Iterator[Any]:
         if self._giving is not None:
             self.next_pass()
+        elif self.is_last:
+            self._leave_pass()
         self._giving = self._give()
         return self._giving
 

@@ -132,7 +132,7 @@ class TrainingLoop(QuickEngine):
         state, fire = self.state, self._fire_event
         fire_of_data = _silent if state.dataloader is None else fire
         try:
-            while not self._epoch_is_full():
+            while not self._progress.is_full:
                 state.batch = state.model_outputs = state.loss = None
                 fire_of_data(Events.GET_BATCH_STARTED)
                 if self._is_signalled():
@@ -156,7 +156,7 @@ class TrainingLoop(QuickEngine):
                     yield from self._obey()
                 state.output = self._process_function(self, state.batch)
                 fire(Events.ITERATION_COMPLETED)
-                is_last = self._epoch_is_full()
+                is_last = self._progress.is_full
                 self._stop_at_limit(is_last)
                 if is_last and self.should_terminate:
                     return  # the epoch completes first
@@ -194,7 +194,9 @@ class TrainingLoop(QuickEngine):
             self._shown = replace(self._shown, max_epochs=state.max_epochs)
 
     def _count_batch(self) -> None:
-        self._progress.count_batch()
+        in_epoch = self._progress.batches + 1
+        length = self._epoch_length
+        self._progress.count_batch(self._feed.is_last if length is None else in_epoch >= length)
         self.state.iteration = self._progress.iteration
         self._counted_at = self._feed.position
 
@@ -209,11 +211,6 @@ class TrainingLoop(QuickEngine):
             of_run = self._limits.max_iters - self._progress.iteration + 1
             left = of_run if left is None else min(left, of_run)
         return left
-
-    def _epoch_is_full(self) -> bool:
-        if self._epoch_length is None:
-            return bool(self._feed.is_last)
-        return self._progress.batches >= self._epoch_length
 
     def _limit_reached(self) -> str | None:
         return self._limits.reached(self._progress, self._optimizer_step.steps)

@@ -14,26 +14,35 @@ class Progress:
         iteration: batches given to the engine in all.
         epochs: epochs that are complete.
         batches: batches of the epoch that is not complete; 0 when none has begun.
+        is_full: whether that epoch has all its batches.
     """
 
     iteration: int = 0
     epochs: int = 0
     batches: int = 0
+    is_full: bool = False
 
-    def count_batch(self) -> None:
-        """One more batch."""
+    def count_batch(self, is_last: bool) -> None:
+        """One more batch, the last of its epoch or not."""
         self.iteration += 1
         self.batches += 1
+        self.is_full = is_last
 
     def complete_epoch(self) -> None:
         """One more epoch."""
         self.epochs += 1
+        self.begin_epoch_anew()
+
+    def begin_epoch_anew(self) -> None:
+        """As if no batch of this epoch had been."""
         self.batches = 0
+        self.is_full = False
 
     def go_back(self, batches: int) -> None:
         """As if the last ``batches`` had not been."""
         self.iteration -= batches
         self.batches = max(0, self.batches - batches)
+        self.is_full = self.is_full and not batches
 
 
 @dataclass(frozen=True)

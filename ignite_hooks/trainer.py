@@ -176,7 +176,7 @@ class Trainer(TrainingLoop):
             self._feed.seek(self._go_to)
             self._go_to = None
         elif self._feed is not before:  # the epoch begins anew with it
-            self._progress.batches = 0
+            self._progress.begin_epoch_anew()
             self._epoch_length = epoch_length or self._feed.length
         if epoch_length not in (None, self._epoch_length):
             raise ValueError(
