@@ -64,8 +64,9 @@ class Evaluator(Engine):
         try:
             with modes_kept(self.model):
                 self.model.eval()
+                limits = {"max_iters": max_iters} if max_iters is not None else {}
                 length = epoch_length or feed.length or None
-                return super().run(feed, max_epochs, max_iters, length)
+                return super().run(feed, max_epochs, epoch_length=length, **limits)
         finally:
             feed.close()
 

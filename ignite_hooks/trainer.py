@@ -59,7 +59,9 @@ class Trainer(TrainingLoop):
         self.model = model
         self.optimizer = optimizer_step.optimizer
         self.lr_scheduler = optimizer_step.lr_scheduler
-        self.state.max_steps = None
+        self.state.max_iters = self.state.max_steps = (
+            None  # Ignite 0.5.4 has no max_iters before a run
+        )
         self.state.start_epoch = self.state.start_step = 0
         self.state.model_outputs = self.state.loss = None
         self._feeds = feeds

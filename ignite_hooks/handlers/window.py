@@ -65,12 +65,13 @@ class EngineData:
     def batches_left(self, engine: Engine) -> int | None:
         """How many batches come from the present one on before data, epoch or run ends."""
         state = engine.state
+        max_iters = getattr(state, "max_iters", None)  # Ignite 0.5.4 has none
         ends = [
             state.dataloader.batches_left if isinstance(state.dataloader, DataFeed) else None,
             1 if _accelerate_sees_the_end(state.dataloader) else None,
             state.epoch_length
             and self._epoch_began_after + state.epoch_length - state.iteration + 1,
-            state.max_iters and state.max_iters - state.iteration + 1,
+            max_iters and max_iters - state.iteration + 1,
         ]
         return min((end for end in ends if end is not None), default=None)
 
