@@ -17,6 +17,7 @@ from ignite_hooks.active_loader import set_aside
 from ignite_hooks.engine import QuickEngine
 from ignite_hooks.engine import has_handlers
 from ignite_hooks.feed import FeedPosition
+from ignite_hooks.handlers.base import Handler
 from ignite_hooks.postponed import Postponed
 from ignite_hooks.progress import Limits
 from ignite_hooks.progress import Progress
@@ -60,6 +61,12 @@ class TrainingLoop(QuickEngine):
         self._limits = Limits()
         self._shown = Limits()
         self._epoch_length: int | None = None
+
+    def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Ignite; a handler of this package that can not work here says so now."""
+        if isinstance(handler, Handler):
+            handler.check(self, event_name)
+        return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     def postpone(self, act: Callable[[], None], turn: int = 0) -> None:
         """Has ``act`` called once when all handlers of this moment have returned.

@@ -66,7 +66,7 @@ class Trainer(TrainingLoop):
         self.state.model_outputs = self.state.loss = None
         self._feeds = feeds
         self._has_data = False
-        self._suspended: Generator[State, None, State] | None = None
+        self._running: Generator[State, None, State] | None = None
         self._go_to: FeedPosition | None = None
         self._state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
@@ -101,21 +101,26 @@ class Trainer(TrainingLoop):
         Raises:
             ValueError: a limit is no positive integer or lies in the past, or there is no data.
         """
+        if self._running is not None and self._running.gi_running:
+            raise RuntimeError(
+                "run() must not be called while it runs: call terminate() and run() after it, or "
+                "set_data() to go on with other data"
+            )
         given = Limits(max_epochs, max_iters, max_steps)
-        if self._suspended is None:
+        if self._running is None:
             self._set_up(data, given, epoch_length)
-            running = self._run_all()
-        else:
+            self._running = self._run_all()
+        else:  # interrupted
             limits = given | self._limits
             limits.check(self._progress, self._optimizer_step.steps)
             self._set_limits(limits)
-            running, self._suspended = self._suspended, None
         try:
-            state: State = next(running)
-            self._suspended = running
-        except StopIteration as end:
-            state = end.value
-        return state
+            return next(self._running)
+        except BaseException as end:
+            self._running = None
+            if not isinstance(end, StopIteration):
+                raise
+            return end.value  # type: ignore[no-any-return]
 
     def set_data(self, data: Iterable[Any]) -> None:
         """The next batch comes from ``data``; the length of the epoch stays. As in Ignite."""

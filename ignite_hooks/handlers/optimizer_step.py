@@ -26,6 +26,7 @@ from ignite_hooks.handlers.timetable import Timetable
 from ignite_hooks.handlers.window import EngineData
 from ignite_hooks.handlers.window import Window
 from ignite_hooks.loop import TrainingLoop
+from ignite_hooks.progress import whole_number
 
 __all__ = ["OptimizerStep"]
 
@@ -77,6 +78,11 @@ class OptimizerStep(Handler):
                 f'`scheduler_at` must be "step" or "epoch", got {scheduler_at!r}: '
                 "it says when the learning rate scheduler moves"
             )
+        whole_number(
+            "accelerator.gradient_accumulation_steps",
+            accelerator.gradient_accumulation_steps,
+            "1 is no accumulation",
+        )
         self.accelerator = accelerator
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.lr_scheduler = scheduler_for(self.optimizer, lr_scheduler)
