@@ -4,6 +4,8 @@ from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Mapping
+from inspect import GEN_RUNNING
+from inspect import getgeneratorstate
 from typing import Any
 
 import torch
@@ -101,7 +103,7 @@ class Trainer(TrainingLoop):
         Raises:
             ValueError: a limit is no positive integer or lies in the past, or there is no data.
         """
-        if self._running is not None and self._running.gi_running:
+        if self._running is not None and getgeneratorstate(self._running) == GEN_RUNNING:
             raise RuntimeError(
                 "run() must not be called while it runs: call terminate() and run() after it, or "
                 "set_data() to go on with other data"

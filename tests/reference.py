@@ -69,3 +69,17 @@ def train_by_hand(
                 optimizer.zero_grad()
         if after_epoch is not None:
             after_epoch()
+
+
+def train_on_windows(model, optimizer, batches, windows, *, clip=None, after_step=None):
+    """Steps once for each window, given as the numbers of its batches."""
+    for window in windows:
+        for number in window:
+            x, y = batches[number]
+            (F.mse_loss(model(x), y) / len(window)).backward()
+        if clip is not None:
+            clip(model.parameters())
+        optimizer.step()
+        if after_step is not None:
+            after_step()
+        optimizer.zero_grad()
