@@ -2,12 +2,12 @@
 
 from ignite_hooks.evaluator import create_supervised_evaluator
 from ignite_hooks.events import TrainEvents
+from ignite_hooks.factory import create_supervised_trainer
 from ignite_hooks.feed import DataFeed
 from ignite_hooks.handlers.gradient_clipping import GradientClipping
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.handlers.validation import Validation
 from ignite_hooks.trainer import Trainer
-from ignite_hooks.trainer import create_supervised_trainer
 
 __all__ = [
     "DataFeed",

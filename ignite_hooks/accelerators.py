@@ -1,11 +1,12 @@
-"""The accelerator to use where none is given."""
+"""The accelerator to use where none is given, and what processes agree on."""
 
 import ignite.distributed as idist
+import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
 from accelerate.utils import GradientAccumulationPlugin
 
-__all__ = ["accelerator_or_default"]
+__all__ = ["accelerator_or_default", "smallest_of_all"]
 
 
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
@@ -22,3 +23,9 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         # Collective, so here, where all processes are: later a logger on one of them would hang.
         idist.sync()
     return accelerator
+
+
+def smallest_of_all(number: int, accelerator: Accelerator) -> int:
+    """The smallest ``number`` of all processes. Collective."""
+    mine = torch.tensor([number], device=accelerator.device)
+    return int(accelerator.gather(mine).min())

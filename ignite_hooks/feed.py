@@ -1,5 +1,6 @@
 """A data loader as an Engine must see it: every pass begins, ends and continues where it should."""
 
+import warnings
 from collections import deque
 from collections.abc import Generator
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
+from ignite_hooks.accelerators import smallest_of_all
 from ignite_hooks.preparing import source_of
 
 __all__ = ["DataFeed", "FeedPosition"]
@@ -147,6 +149,18 @@ class DataFeed:
             self.is_last = False
         self.close()
 
+    def go_back(self, batches: int) -> None:
+        """Has the last ``batches`` given again; an iterator can't, which is a warning."""
+        if batches and self.can_repeat:
+            data_pass, given = self._position
+            self.seek(FeedPosition(data_pass, max(0, given - batches)))
+        elif batches:
+            warnings.warn(
+                f"the last {batches} batches were not trained on, and an iterator can not give "
+                "them again: what comes next is what follows them (a list or a DataLoader could)",
+                stacklevel=2,
+            )
+
     def next_pass(self) -> None:
         """Leaves the rest of this pass, if one was begun."""
         self.close()
@@ -205,7 +219,7 @@ class DataFeed:
         while not ending:
             available = self._fill(batches, window + 1)
             if several:
-                available = _smallest(available, several)
+                available = smallest_of_all(available, several)
             ending = available <= window
             given = available if ending else window
             for number in range(1, given + 1):
@@ -226,7 +240,7 @@ class DataFeed:
         length = self._source.length
         if not self._agrees or self._accelerator is None:
             return length
-        smallest = _smallest(-1 if length is None else length, self._accelerator)
+        smallest = smallest_of_all(-1 if length is None else length, self._accelerator)
         return None if smallest < 0 else smallest
 
     def _to_device(self, batch: Any) -> Any:
@@ -255,9 +269,3 @@ def _device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.de
         return None
     device: torch.device | None = getattr(loader, "device", accelerator.device)
     return device
-
-
-def _smallest(number: int, accelerator: Accelerator) -> int:
-    """The smallest ``number`` of all processes."""
-    mine = torch.tensor([number], device=accelerator.device)
-    return int(accelerator.gather(mine).min())

@@ -1,7 +1,6 @@
 """The loop of events.py in code: Ignite's, with its edges made safe."""
 
 import time
-import warnings
 from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterator
@@ -193,11 +192,10 @@ class TrainingLoop(QuickEngine):
         progress, state, limits = self._progress, self.state, self._limits
         state.epoch = progress.epochs + 1
         if limits.max_steps is not None and limits.max_epochs is None and state.epoch_length:
-            window = self._optimizer_step.accelerator.gradient_accumulation_steps
-            in_this = -(-(state.epoch_length - progress.batches) // window)
-            in_each = -(-state.epoch_length // window)
-            beyond = max(0, limits.max_steps - self._optimizer_step.steps - in_this)
-            state.max_epochs = state.epoch + -(-beyond // in_each)
+            step = self._optimizer_step
+            window = step.accelerator.gradient_accumulation_steps
+            steps_left = limits.max_steps - step.steps
+            state.max_epochs = progress.epochs_for(steps_left, window, state.epoch_length)
             self._shown = replace(self._shown, max_epochs=state.max_epochs)
 
     def _count_batch(self) -> None:
@@ -256,22 +254,10 @@ class TrainingLoop(QuickEngine):
             self._progress.go_back(pending)
             self.state.iteration = self._progress.iteration
             self._optimizer_step.drop_window()
-            self._give_back(pending)
+            data_pass, given = self._feed.position
+            counted = self._counted_at.batches if self._counted_at.data_pass == data_pass else 0
+            self._feed.go_back(pending + given - counted)
             self._feed.close()
-
-    def _give_back(self, pending: int) -> None:
-        """Has the data give again what was fetched and not trained on."""
-        data_pass, given = self._feed.position
-        counted = self._counted_at.batches if self._counted_at.data_pass == data_pass else 0
-        again = pending + given - counted
-        if again and self._feed.can_repeat:
-            self._feed.seek(FeedPosition(data_pass, max(0, given - again)))
-        elif again:
-            warnings.warn(
-                f"the last {again} batches were not trained on, and an iterator can not give them "
-                "again: the next run goes on behind them (a list or a DataLoader could)",
-                stacklevel=2,
-            )
 
 
 def _silent(event: Any) -> None:

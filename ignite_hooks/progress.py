@@ -1,6 +1,7 @@
 """How far a run has come, and how far it is to go."""
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 __all__ = ["Limits", "Progress", "whole_number"]
@@ -37,6 +38,12 @@ class Progress:
         """As if no batch of this epoch had been."""
         self.batches = 0
         self.is_full = False
+
+    def epochs_for(self, steps: int, window: int, epoch_length: int) -> int:
+        """How many epochs in all ``steps`` more steps of ``window`` batches take."""
+        in_this_epoch = ceil((epoch_length - self.batches) / window)
+        in_each = ceil(epoch_length / window)
+        return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / in_each)
 
     def go_back(self, batches: int) -> None:
         """As if the last ``batches`` had not been."""
