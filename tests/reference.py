@@ -5,7 +5,10 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch.utils.data import Dataset
+
+from ignite_hooks import create_supervised_trainer
 
 
 class Noisy(Dataset):
@@ -83,3 +86,36 @@ def train_on_windows(model, optimizer, batches, windows, *, clip=None, after_ste
         if after_step is not None:
             after_step()
         optimizer.zero_grad()
+
+
+def batches_of(number, size=2):
+    """A list of batches for the models of ``make_model``."""
+    generator = torch.Generator().manual_seed(7)
+    return [
+        (torch.randn(size, 4, generator=generator), torch.randn(size, 2, generator=generator))
+        for _ in range(number)
+    ]
+
+
+def make_trainer(data=None, *, accumulation=1, dropout=0.0, **options):
+    """A trainer of ``make_model``, by SGD with momentum and the mean squared error."""
+    model = make_model(dropout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    if "batch_processor" not in options:
+        options.setdefault("loss_fn", F.mse_loss)
+    return create_supervised_trainer(
+        model, optimizer, data=data, accelerator=accelerator, **options
+    )
+
+
+def record(engine, events):
+    """A list that grows by (name, epoch, iteration) at each of the events."""
+    seen = []
+    for event in events:
+
+        def note(engine, *args, event=event, **kwargs):
+            seen.append((event.name, engine.state.epoch, engine.state.iteration))
+
+        engine.add_event_handler(event, note)
+    return seen

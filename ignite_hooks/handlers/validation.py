@@ -101,7 +101,11 @@ class Validation(Scheduled):
                 "`evaluate` takes the model, and this engine has none to give: pass a callable "
                 "without argument, lambda: evaluate(model)"
             )
+
+    def attach(self, engine: Engine, event: Any = None) -> Attachment:
+        """As any handler; the VALIDATION events can be attached to from now on."""
         TrainEvents.register(engine)
+        return super().attach(engine, event)
 
     def attach_to(self, attachment: Attachment) -> None:
         """Acts on the schedules: on a trainer when all other handlers of the moment are done."""
@@ -127,6 +131,7 @@ class Validation(Scheduled):
 
     def __call__(self, engine: Engine) -> None:
         """Validates now."""
+        TrainEvents.register(engine)
         state: Any = engine.state
         state.validation += 1
         engine.fire_event(TrainEvents.VALIDATION_STARTED)
