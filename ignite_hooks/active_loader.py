@@ -8,6 +8,9 @@ from accelerate.state import GradientState
 
 __all__ = ["activated", "set_aside"]
 
+_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iteration")
+"""What a prepared loader knows of the iteration it is in, for one iteration at a time."""
+
 
 @contextmanager
 def set_aside(loader: Any) -> Iterator[None]:
@@ -18,15 +21,13 @@ def set_aside(loader: Any) -> Iterator[None]:
     """
     state = GradientState()
     before = state.dataloader_references, state.sync_gradients
-    names = ("end_of_dataloader", "remainder", "iteration")
-    flags = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+    flags = _flags_of(loader)
     state.dataloader_references = [None]
     try:
         yield
     finally:
         state.dataloader_references, state.sync_gradients = before
-        for name, value in flags.items():
-            setattr(loader, name, value)
+        _restore(loader, flags)
 
 
 @contextmanager
@@ -37,12 +38,21 @@ def activated(loader: Any) -> Iterator[None]:
     """
     state = loader.gradient_state
     references = state.dataloader_references
-    outer = any(reference is loader for reference in references)
-    flags = loader.end_of_dataloader, loader.remainder
+    is_nested = any(reference is loader for reference in references)
+    flags = _flags_of(loader)
     try:
         yield
     finally:
         loader.end()
-        if outer:
+        if is_nested:
             state.dataloader_references = references
-            loader.end_of_dataloader, loader.remainder = flags
+            _restore(loader, flags)
+
+
+def _flags_of(loader: Any) -> dict[str, Any]:
+    return {name: getattr(loader, name) for name in _FLAGS if hasattr(loader, name)}
+
+
+def _restore(loader: Any, flags: dict[str, Any]) -> None:
+    for name, value in flags.items():
+        setattr(loader, name, value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from ignite_hooks.accelerators import accelerator_or_default
 from ignite_hooks.checks import check_arguments
@@ -97,7 +98,9 @@ def create_supervised_trainer(
         model_fn=(model_fn, apply_model),
     )
     accelerator = accelerator_or_default(accelerator)
-    with_loader = [data] if can_prepare(data) else []
+    # DeepSpeed needs to see the loader together with the model, for the size of its batches.
+    is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    with_loader = [data] if is_deepspeed and can_prepare(data) else []
     model, optimizer, *loaders = accelerator.prepare(model, optimizer, *with_loader)
     optimizer_step = OptimizerStep(accelerator, optimizer, lr_scheduler, scheduler_at)
     forward = forward_with(

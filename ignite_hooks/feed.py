@@ -1,6 +1,7 @@
 """A data loader as an Engine must see it: every pass begins, ends and continues where it should."""
 
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Generator
 from collections.abc import Iterable
@@ -80,7 +81,8 @@ class DataFeed:
         self._device = _device_of_batches(self._source.loader, accelerator)
         self._position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
         self._ahead: deque[Any] = deque()
-        self._giving: Generator[Any, None, None] | None = None
+        # Weak, so that an engine that drops its iterator ends it.
+        self._giving: weakref.ref[Generator[Any, None, None]] | None = None
         self._length = self._agreed_length()
         self.is_last = False
         if self._length == 0 and not self._may_be_empty:
@@ -125,12 +127,16 @@ class DataFeed:
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
-        if self._giving is not None:
+        if self._now_giving() is not None:
             self.next_pass()
         elif self.is_last:
             self._leave_pass()
-        self._giving = self._give()
-        return self._giving
+        giving = self._give()
+        self._giving = weakref.ref(giving)
+        return giving
+
+    def _now_giving(self) -> Generator[Any, None, None] | None:
+        return None if self._giving is None else self._giving()
 
     @property
     def at_start(self) -> bool:
@@ -169,12 +175,13 @@ class DataFeed:
 
     def finish(self) -> None:
         """After the last batch of a pass: ends it, so that Accelerate and the workers know."""
-        if self.is_last and self._giving is not None:
-            next(self._giving, None)
+        giving = self._now_giving()
+        if self.is_last and giving is not None:
+            next(giving, None)
 
     def close(self) -> None:
         """Ends the iteration: workers go, and the loader is no longer Accelerate's active one."""
-        giving, self._giving = self._giving, None
+        giving, self._giving = self._now_giving(), None
         if self.can_repeat:
             self._ahead.clear()
         if giving is not None:
@@ -184,12 +191,15 @@ class DataFeed:
         """One pass, or what is left of it. It begins with the first ``next``."""
         if self._length is not None and self._position.batches >= self._length:
             self._leave_pass()
+        self._source.set_epoch(self._position.data_pass)  # the length may depend on it
         self._length = self._agreed_length()
         with closing(self._source.batches(*self._position)) as batches:
             for is_last in self._fetch(batches):
                 data_pass, given = self._position
                 self._position = FeedPosition(data_pass, given + 1)
                 self.is_last = is_last
+                if is_last:
+                    self._source.mark_last()
                 # Not kept under a name: a suspended generator would hold it through validation.
                 yield self._to_device(self._ahead.popleft())
         if not self._position.batches and not self._may_be_empty:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sized
 from contextlib import contextmanager
+from itertools import chain
 from itertools import islice
 from typing import Any
 
@@ -62,13 +63,22 @@ class PlainIterable:
         """The random generators of its own that the loader draws from."""
         return []
 
+    def set_epoch(self, data_pass: int) -> None:
+        """Tells the loader which pass comes, from 0."""
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(data_pass)
+
+    def mark_last(self) -> None:
+        """Tells Accelerate that the batch to come is the last of the pass."""
+
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """The batches of pass ``data_pass`` (from 0) but the first ``skip``.
 
         A pass that was begun before is entered again: the order of its samples is drawn from the
         generators as they were when it began, and then they are put back as they are now.
         """
-        with self._active(data_pass):
+        with self._active():
+            self.set_epoch(data_pass)
             if self._iterator is not None:
                 yield from islice(self._iterator, None)  # not closed with this generator
             elif self._begun is not None and self._begun[0] == data_pass:
@@ -76,14 +86,13 @@ class PlainIterable:
                     self._begun[1].restore()
                     iterator = self._reopen(skip)
                 yield from iterator
+                self._end_reopened()
             else:
                 self._begun = (data_pass, RandomState.capture(generators=self.generators))
                 yield from self._reopen(skip) if skip else self._open()
 
     @contextmanager
-    def _active(self, data_pass: int) -> Iterator[None]:
-        if hasattr(self.loader, "set_epoch"):
-            self.loader.set_epoch(data_pass)
+    def _active(self) -> Iterator[None]:
         yield
 
     def _open(self) -> Iterator[Any]:
@@ -93,6 +102,9 @@ class PlainIterable:
         iterator = self._open()
         deque(islice(iterator, skip), maxlen=0)
         return iterator
+
+    def _end_reopened(self) -> None:
+        """After the last batch of a pass that was entered again."""
 
 
 class AdaptedLoader(PlainIterable):
@@ -109,34 +121,35 @@ class AdaptedLoader(PlainIterable):
         return None if isinstance(self.loader.dataset, IterableDataset) else super().length
 
     @contextmanager
-    def _active(self, data_pass: int) -> Iterator[None]:
-        self.loader.iteration = data_pass
+    def _active(self) -> Iterator[None]:
         with activated(self.loader):
             yield
+
+    def set_epoch(self, data_pass: int) -> None:
+        """It sets the epoch by its count of iterations."""
+        self.loader.iteration = data_pass
 
     def _open(self) -> Iterator[Any]:
         batches = iter(self.loader)
         return batches if self.even_batches else self._without_padding(batches)
 
     def _without_padding(self, batches: Iterator[Any]) -> Iterator[Any]:
-        state = self.loader.gradient_state
         for batch in batches:
             size = find_batch_size(batch)
             if self.loader.end_of_dataloader and isinstance(self.loader, DataLoaderDispatcher):
                 # The last batch of all processes together was filled up with the first samples.
                 rank = self.loader.state.process_index
-                size = min(max(state.remainder - rank * size, 0), size)
+                size = min(max(self.loader.remainder - rank * size, 0), size)
                 batch = slice_tensors(batch, slice(0, size))
             if size:
                 yield batch
 
 
-class IndexedLoader(PlainIterable):
-    """A torch ``DataLoader`` over a sampler, prepared or not, iterated without look-ahead.
+class TorchLoader(PlainIterable):
+    """A torch ``DataLoader``, prepared or not, iterated without Accelerate's look-ahead.
 
-    Accelerate's own iteration fetches one batch ahead to find the end, which moves the draws of
-    random numbers in the data set before those of the previous iteration. Here the length tells
-    the end, and a pass can be entered anywhere without loading what was given before.
+    Accelerate fetches one batch ahead to find the end, which moves the draws of random numbers in
+    the data set before those of the previous iteration.
     """
 
     @property
@@ -147,9 +160,58 @@ class IndexedLoader(PlainIterable):
 
     @property
     def length(self) -> int | None:
+        """An iterable data set's length is a promise at best."""
+        return None
+
+    def set_epoch(self, data_pass: int) -> None:
+        """Tells samplers and data set."""
+        if isinstance(self.loader, DataLoaderShard):
+            self.loader.set_epoch(data_pass)
+            return
+        batch_sampler = self.loader.batch_sampler
+        of_batches = getattr(batch_sampler, "sampler", None)
+        for each in (batch_sampler, of_batches, self.loader.sampler, self.loader.dataset):
+            if hasattr(each, "set_epoch"):
+                each.set_epoch(data_pass)
+
+    def mark_last(self) -> None:
+        """As Accelerate's own iteration does before its last batch."""
+        if isinstance(self.loader, DataLoaderShard):
+            self.loader.end_of_dataloader = True
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        loader = self.loader
+        if not isinstance(loader, DataLoaderShard):
+            yield
+            return
+        if loader.rng_types is not None:
+            synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
+        with activated(loader):
+            loader.begin()
+            yield
+
+    def _open(self) -> Iterator[Any]:
+        skipped = getattr(self.loader, "skip_batches", 0)
+        return islice(iter(self.base), skipped, None) if skipped else iter(self.base)
+
+
+class IndexedLoader(TorchLoader):
+    """One with a sampler: its length is certain if the sampler's is, and no pass begins in vain.
+
+    A pass is entered anywhere without loading the batches before.
+    """
+
+    def __init__(self, loader: Any, even_batches: bool = True) -> None:
+        super().__init__(loader, even_batches)
+        self._drew_seed = True
+        self._at_end: list[torch.Tensor] = []
+
+    @property
+    def length(self) -> int | None:
         """The number of index batches of this process."""
         with self._even():
-            return super().length
+            return PlainIterable.length.fget(self)  # type: ignore[attr-defined, no-any-return]
 
     @property
     def generators(self) -> list[torch.Generator]:
@@ -166,32 +228,35 @@ class IndexedLoader(PlainIterable):
         return found
 
     @contextmanager
-    def _active(self, data_pass: int) -> Iterator[None]:
-        loader = self.loader
-        if not isinstance(loader, DataLoaderShard):
-            if hasattr(loader.sampler, "set_epoch"):
-                loader.sampler.set_epoch(data_pass)
-            yield
-            return
-        if loader.rng_types is not None:
-            synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
-        with self._even(), activated(loader):
-            loader.begin()
-            loader.set_epoch(data_pass)
+    def _active(self) -> Iterator[None]:
+        with self._even(), super()._active():
             yield
 
     def _open(self) -> Iterator[Any]:
+        # Workers that are there already are not given a new seed.
+        self._drew_seed = getattr(self.base, "_iterator", None) is None
         return iter(self.base)
 
     def _reopen(self, skip: int) -> Iterator[Any]:
         base = self.base
         begun = RandomState.capture(generators=self.generators)
-        # What an iterator draws before it asks its sampler: one seed for the workers.
-        torch.empty((), dtype=torch.int64).random_(generator=base.generator)
-        sampler: Iterable[Any] = base.sampler if base.batch_sampler is None else base.batch_sampler
-        remaining = list(islice(sampler, skip, None))
+        if self._drew_seed:
+            torch.empty((), dtype=torch.int64).random_(generator=base.generator)
+        indices = iter(base.sampler if base.batch_sampler is None else base.batch_sampler)
+        remaining: Iterable[Any] = islice(indices, skip, None)
+        if self.length is None:
+            remaining = chain(list(islice(remaining, 1)), remaining)  # drawn from now on
+        else:
+            remaining = list(remaining)
+        self._at_end = [generator.get_state() for generator in self.generators]
         begun.restore()
         return iter(_over(base, remaining))
+
+    def _end_reopened(self) -> None:
+        """Samplers may have drawn at their end, from generators that are not global."""
+        if self.length is not None:
+            for generator, state in zip(self.generators, self._at_end, strict=True):
+                generator.set_state(state)
 
     @contextmanager
     def _even(self) -> Iterator[None]:
@@ -210,7 +275,7 @@ class IndexedLoader(PlainIterable):
                 shard.even_batches = even_batches
 
 
-def _over(base: DataLoader[Any], indices: list[Any]) -> DataLoader[Any]:
+def _over(base: DataLoader[Any], indices: Iterable[Any]) -> DataLoader[Any]:
     """A loader like ``base`` that goes over ``indices`` and then ends."""
     order = {"sampler": indices, "batch_size": None}
     if base.batch_sampler is not None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.data_loader import DataLoaderShard
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
 from torch.utils.data import DistributedSampler
@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 from ignite_hooks.loaders import AdaptedLoader
 from ignite_hooks.loaders import IndexedLoader
 from ignite_hooks.loaders import PlainIterable
+from ignite_hooks.loaders import TorchLoader
 
 __all__ = ["can_prepare", "source_of"]
 
@@ -24,13 +25,17 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
     if accelerator is not None:
         _refuse_undivided(data, accelerator)
         if can_prepare(data):
-            loader = accelerator.prepare_data_loader(data)
-    if isinstance(loader.dataset, IterableDataset):
+            loader = _prepare(data, accelerator)
+    is_stream = isinstance(loader.dataset, IterableDataset)
+    if is_stream:
         _refuse_padding(loader, even_batches)
-    elif not isinstance(loader, DataLoaderDispatcher) and not _keeps_state(loader):
-        return IndexedLoader(loader, even_batches)
-    adapted = hasattr(loader, "end_of_dataloader")
-    return (AdaptedLoader if adapted else PlainIterable)(loader, even_batches)
+    if isinstance(loader, DataLoaderShard):
+        is_adapted = loader.use_stateful_dataloader
+    else:
+        is_adapted = hasattr(loader, "end_of_dataloader")
+    if is_adapted:
+        return AdaptedLoader(loader, even_batches)
+    return (TorchLoader if is_stream else IndexedLoader)(loader, even_batches)
 
 
 def can_prepare(data: Any) -> bool:
@@ -51,8 +56,17 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
         )
 
 
-def _keeps_state(loader: Any) -> bool:
-    return bool(getattr(loader, "use_stateful_dataloader", False))
+def _prepare(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
+    """With one process there is no one to dispatch to: batches may then be anything, too."""
+    config = accelerator.dataloader_config
+    is_alone = accelerator.num_processes == 1 and config.dispatch_batches is None
+    if is_alone:
+        config.dispatch_batches = False
+    try:
+        return accelerator.prepare_data_loader(loader)
+    finally:
+        if is_alone:
+            config.dispatch_batches = None
 
 
 def _refuse_padding(loader: Any, even_batches: bool) -> None:
