@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
+from contextlib import ExitStack
 from contextlib import closing
 from itertools import islice
 from typing import Any
@@ -191,9 +192,10 @@ class DataFeed:
         """One pass, or what is left of it. It begins with the first ``next``."""
         if self._length is not None and self._position.batches >= self._length:
             self._leave_pass()
-        self._source.set_epoch(self._position.data_pass)  # the length may depend on it
-        self._length = self._agreed_length()
-        with closing(self._source.batches(*self._position)) as batches:
+        with ExitStack() as stack:
+            stack.enter_context(self._source.active(self._position.data_pass))
+            self._length = self._agreed_length()  # which may depend on the pass
+            batches = stack.enter_context(closing(self._source.batches(*self._position)))
             for is_last in self._fetch(batches):
                 data_pass, given = self._position
                 self._position = FeedPosition(data_pass, given + 1)

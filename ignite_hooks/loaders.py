@@ -63,10 +63,12 @@ class PlainIterable:
         """The random generators of its own that the loader draws from."""
         return []
 
-    def set_epoch(self, data_pass: int) -> None:
-        """Tells the loader which pass comes, from 0."""
+    @contextmanager
+    def active(self, data_pass: int) -> Iterator[None]:
+        """Around one pass, or what is left of it: the loader knows which one it is, from 0."""
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(data_pass)
+        yield
 
     def mark_last(self) -> None:
         """Tells Accelerate that the batch to come is the last of the pass."""
@@ -77,23 +79,17 @@ class PlainIterable:
         A pass that was begun before is entered again: the order of its samples is drawn from the
         generators as they were when it began, and then they are put back as they are now.
         """
-        with self._active():
-            self.set_epoch(data_pass)
-            if self._iterator is not None:
-                yield from islice(self._iterator, None)  # not closed with this generator
-            elif self._begun is not None and self._begun[0] == data_pass:
-                with RandomState.preserved(generators=self.generators):
-                    self._begun[1].restore()
-                    iterator = self._reopen(skip)
-                yield from iterator
-                self._end_reopened()
-            else:
-                self._begun = (data_pass, RandomState.capture(generators=self.generators))
-                yield from self._reopen(skip) if skip else self._open()
-
-    @contextmanager
-    def _active(self) -> Iterator[None]:
-        yield
+        if self._iterator is not None:
+            yield from islice(self._iterator, None)  # not closed with this generator
+        elif self._begun is not None and self._begun[0] == data_pass:
+            with RandomState.preserved(generators=self.generators):
+                self._begun[1].restore()
+                iterator = self._reopen(skip)
+            yield from iterator
+            self._end_reopened()
+        else:
+            self._begun = (data_pass, RandomState.capture(generators=self.generators))
+            yield from self._reopen(skip) if skip else self._open()
 
     def _open(self) -> Iterator[Any]:
         return iter(self.loader)
@@ -121,13 +117,11 @@ class AdaptedLoader(PlainIterable):
         return None if isinstance(self.loader.dataset, IterableDataset) else super().length
 
     @contextmanager
-    def _active(self) -> Iterator[None]:
+    def active(self, data_pass: int) -> Iterator[None]:
+        """It sets the epoch itself, by its count of iterations."""
         with activated(self.loader):
+            self.loader.iteration = data_pass
             yield
-
-    def set_epoch(self, data_pass: int) -> None:
-        """It sets the epoch by its count of iterations."""
-        self.loader.iteration = data_pass
 
     def _open(self) -> Iterator[Any]:
         batches = iter(self.loader)
@@ -163,32 +157,26 @@ class TorchLoader(PlainIterable):
         """An iterable data set's length is a promise at best."""
         return None
 
-    def set_epoch(self, data_pass: int) -> None:
-        """Tells samplers and data set."""
-        if isinstance(self.loader, DataLoaderShard):
-            self.loader.set_epoch(data_pass)
-            return
-        batch_sampler = self.loader.batch_sampler
-        of_batches = getattr(batch_sampler, "sampler", None)
-        for each in (batch_sampler, of_batches, self.loader.sampler, self.loader.dataset):
-            if hasattr(each, "set_epoch"):
-                each.set_epoch(data_pass)
-
     def mark_last(self) -> None:
         """As Accelerate's own iteration does before its last batch."""
         if isinstance(self.loader, DataLoaderShard):
             self.loader.end_of_dataloader = True
 
     @contextmanager
-    def _active(self) -> Iterator[None]:
+    def active(self, data_pass: int) -> Iterator[None]:
+        """As Accelerate's own iteration begins and ends; samplers and data set know the pass."""
         loader = self.loader
         if not isinstance(loader, DataLoaderShard):
+            for each in _parts_of(loader):
+                if hasattr(each, "set_epoch"):
+                    each.set_epoch(data_pass)
             yield
             return
         if loader.rng_types is not None:
             synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
         with activated(loader):
             loader.begin()
+            loader.set_epoch(data_pass)
             yield
 
     def _open(self) -> Iterator[Any]:
@@ -217,19 +205,16 @@ class IndexedLoader(TorchLoader):
     def generators(self) -> list[torch.Generator]:
         """Those of the loader and of its (nested) samplers."""
         found: list[torch.Generator] = []
-        holders: list[Any] = [self.base]
-        while holders:
-            holder = holders.pop()
-            generator = getattr(holder, "generator", None)
+        for part in (self.base, *_parts_of(self.base)):
+            generator = getattr(part, "generator", None)
             if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
                 found.append(generator)
-            nested = (getattr(holder, name, None) for name in ("batch_sampler", "sampler"))
-            holders += [each for each in nested if each is not None and each is not holder]
         return found
 
     @contextmanager
-    def _active(self) -> Iterator[None]:
-        with self._even(), super()._active():
+    def active(self, data_pass: int) -> Iterator[None]:
+        """Without even batches if there is no need for them."""
+        with self._even(), super().active(data_pass):
             yield
 
     def _open(self) -> Iterator[Any]:
@@ -273,6 +258,18 @@ class IndexedLoader(TorchLoader):
         finally:
             for shard, even_batches in zip(shards, before, strict=True):
                 shard.even_batches = even_batches
+
+
+def _parts_of(loader: Any) -> list[Any]:
+    """The data set and the samplers, nested ones too."""
+    parts = [loader.dataset]
+    samplers = [loader.batch_sampler, loader.sampler]
+    while samplers:
+        sampler = samplers.pop()
+        if sampler is not None and all(sampler is not part for part in parts):
+            parts.append(sampler)
+            samplers += [getattr(sampler, name, None) for name in ("batch_sampler", "sampler")]
+    return parts
 
 
 def _over(base: DataLoader[Any], indices: Iterable[Any]) -> DataLoader[Any]:
