@@ -1,4 +1,4 @@
-"""Train and eval mode of a model, each submodule's own."""
+"""The modes and the gradients of a model, and keeping them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["modes_kept", "without_ddp"]
+__all__ = ["gradients_kept", "modes_kept", "without_ddp"]
 
 
 @contextmanager
@@ -21,6 +21,21 @@ def modes_kept(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
+    """The body sees no gradients and leaves none; it may switch their recording on and off."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    was_enabled = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(was_enabled)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 def without_ddp(model: torch.nn.Module) -> torch.nn.Module:

@@ -22,9 +22,12 @@ from ignite_hooks.events import TrainEvents
 from ignite_hooks.feed import DataFeed
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Scheduled
+from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.loop import TrainingLoop
+from ignite_hooks.modes import gradients_kept
 from ignite_hooks.modes import modes_kept
 from ignite_hooks.modes import without_ddp
 from ignite_hooks.rng import RandomState
@@ -162,15 +165,22 @@ class Validation(Scheduled):
     def _named(self, loader: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         return ((f"{self.prefix}{loader}{name}", value) for name, value in metrics.items())
 
+    def _models(self, engine: Any) -> list[torch.nn.Module]:
+        """Those that the evaluation may touch, as far as they are known."""
+        models = [getattr(owner, "model", None) for owner in (engine, self.evaluate)]
+        for step in attached(engine, OptimizerStep):
+            models += step.accelerator._models
+        return [model for model in models if isinstance(model, torch.nn.Module)]
+
     @contextmanager
     def _without_trace(self, engine: Any) -> Iterator[None]:
         feed = engine.feed if isinstance(engine, TrainingLoop) else engine.state.dataloader
         is_feed = isinstance(feed, DataFeed)
         accelerator = getattr(engine, "accelerator", None)
         with ExitStack() as kept:
-            for owner in (engine, self.evaluate):
-                if isinstance(getattr(owner, "model", None), torch.nn.Module):
-                    kept.enter_context(modes_kept(owner.model))
+            for model in self._models(engine):
+                kept.enter_context(modes_kept(model))
+                kept.enter_context(gradients_kept(model))
             device = accelerator.device if accelerator is not None else None
             kept.enter_context(RandomState.preserved(device, feed.generators if is_feed else ()))
             kept.enter_context(set_aside(feed.loader if is_feed else feed))
