@@ -156,15 +156,17 @@ class DataFeed:
             self.is_last = False
         self.close()
 
-    def go_back(self, batches: int) -> None:
-        """Has the last ``batches`` given again; an iterator can't, which is a warning."""
-        if batches and self.can_repeat:
-            data_pass, given = self._position
-            self.seek(FeedPosition(data_pass, max(0, given - batches)))
-        elif batches:
+    def go_back_to(self, position: FeedPosition) -> None:
+        """Has what came after ``position`` given again; an iterator can't, which is a warning."""
+        lost = self._position.batches - position.batches
+        if position == self._position:
+            return
+        if self.can_repeat:
+            self.seek(position)
+        elif lost > 0:
             warnings.warn(
-                f"the last {batches} batches were not trained on, and an iterator can not give "
-                "them again: what comes next is what follows them (a list or a DataLoader could)",
+                f"the last {lost} batches were not trained on, and an iterator can not give them "
+                "again: what comes next is what follows them (a list or a DataLoader could)",
                 stacklevel=2,
             )
 
@@ -187,6 +189,11 @@ class DataFeed:
             self._ahead.clear()
         if giving is not None:
             giving.close()
+
+    def deactivate(self) -> None:
+        """Takes the loader off Accelerate's references, where it was put back after ``close``."""
+        if hasattr(self.loader, "end"):
+            self.loader.end()
 
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""

@@ -28,6 +28,8 @@ class Feeds:
 
     def of(self, data: Any) -> DataFeed:
         """The feed of ``data``; of data that is no DataLoader only the newest is remembered."""
+        if isinstance(data, DataFeed):
+            return data
         newest, feed = self._newest
         if feed is not None and data is newest:
             return feed

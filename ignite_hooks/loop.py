@@ -15,10 +15,10 @@ from ignite.engine import Events
 from ignite_hooks.active_loader import set_aside
 from ignite_hooks.engine import QuickEngine
 from ignite_hooks.engine import has_handlers
-from ignite_hooks.feed import FeedPosition
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.postponed import Postponed
 from ignite_hooks.progress import Limits
+from ignite_hooks.progress import Place
 from ignite_hooks.progress import Progress
 from ignite_hooks.scopes import ScopeStack
 
@@ -55,8 +55,8 @@ class TrainingLoop(QuickEngine):
         self._postponed = Postponed()
         self._feed: Any = None  # a DataFeed once there is data
         self._batches: Iterator[Any] = iter(())
-        self._progress = Progress()
-        self._counted_at = FeedPosition(0, 0)
+        self._place = Place()
+        self._boundary = self._place
         self._limits = Limits()
         self._shown = Limits()
         self._epoch_length: int | None = None
@@ -83,6 +83,7 @@ class TrainingLoop(QuickEngine):
     def _run_all(self) -> Generator[Any, None, Any]:
         self.stop_reason = None
         self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
+        self._stand_at(self._place.progress)
         self._batches = iter(self._feed)
         with ScopeStack() as scopes:
             scopes.enter(self._unwinding())
@@ -109,7 +110,8 @@ class TrainingLoop(QuickEngine):
             yield from self._obey()
             self._postponed.do()
             while self._limit_reached() is None:
-                self._show_epoch()
+                self.state.epoch = self._place.progress.epochs + 1
+                self._show_max_epochs()
                 epoch_started = time.time()
                 self._fire_event(Events.EPOCH_STARTED)
                 yield from self._obey()
@@ -138,7 +140,7 @@ class TrainingLoop(QuickEngine):
         state, fire = self.state, self._fire_event
         fire_of_data = _silent if state.dataloader is None else fire
         try:
-            while not self._progress.is_full:
+            while not self._place.progress.is_full:
                 state.batch = state.model_outputs = state.loss = None
                 fire_of_data(Events.GET_BATCH_STARTED)
                 if self._is_signalled():
@@ -146,11 +148,11 @@ class TrainingLoop(QuickEngine):
                 try:
                     state.batch = next(self._batches)
                 except StopIteration:
-                    if self._epoch_length is None:
-                        return
+                    ended = self._batches
                     fire_of_data(Events.DATALOADER_STOP_ITERATION)
                     yield from self._obey()
-                    self._batches = iter(self._feed)
+                    if self._batches is ended:  # no handler has set other data
+                        self._batches = iter(self._feed)
                     state.batch = next(self._batches)
                 state.output = None
                 fire_of_data(Events.GET_BATCH_COMPLETED)
@@ -162,7 +164,7 @@ class TrainingLoop(QuickEngine):
                     yield from self._obey()
                 state.output = self._process_function(self, state.batch)
                 fire(Events.ITERATION_COMPLETED)
-                is_last = self._progress.is_full
+                is_last = self._place.progress.is_full
                 self._stop_at_limit(is_last)
                 if is_last and self.should_terminate:
                     return  # the epoch completes first
@@ -171,54 +173,62 @@ class TrainingLoop(QuickEngine):
                 if self._is_signalled():
                     yield from self._obey()
         except _TerminateEpoch:
-            fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=self._progress.batches)
+            fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=self._place.progress.batches)
             self._optimizer_step.drop_window()
             self._feed.next_pass()
+            self._batches = iter(self._feed)
 
     def _complete_epoch(self) -> None:
+        progress = self._place.progress
         self._feed.finish()
-        if self._feed.at_start:
-            self._batches = iter(self._feed)
-        if self._epoch_length is None:
-            self.state.epoch_length = self._progress.batches
-        self._progress.complete_epoch()
+        if self._epoch_length is None and progress.is_full:
+            self.state.epoch_length = progress.batches
+        self._stand_at(progress.with_epoch())
         if self.should_terminate_single_epoch != "skip_epoch_completed":
             self._fire_event(Events.EPOCH_COMPLETED)
         self.should_terminate_single_epoch = False
         self._postponed.do()
 
-    def _show_epoch(self) -> None:
+    def _show_max_epochs(self) -> None:
         """With ``max_steps`` alone ``max_epochs`` is what it takes, as far as can be told now."""
-        progress, state, limits = self._progress, self.state, self._limits
-        state.epoch = progress.epochs + 1
+        state, limits, step = self.state, self._limits, self._optimizer_step
         if limits.max_steps is not None and limits.max_epochs is None and state.epoch_length:
-            step = self._optimizer_step
             window = step.accelerator.gradient_accumulation_steps
             steps_left = limits.max_steps - step.steps
+            progress = self._place.progress
             state.max_epochs = progress.epochs_for(steps_left, window, state.epoch_length)
             self._shown = replace(self._shown, max_epochs=state.max_epochs)
 
     def _count_batch(self) -> None:
-        in_epoch = self._progress.batches + 1
+        window, place = self._optimizer_step.window, self._place
+        if not window.count:
+            self._boundary = place
         length = self._epoch_length
-        self._progress.count_batch(self._feed.is_last if length is None else in_epoch >= length)
-        self.state.iteration = self._progress.iteration
-        self._counted_at = self._feed.position
+        in_epoch = place.progress.batches + 1
+        is_last = self._feed.is_last if length is None else in_epoch >= length
+        progress = place.progress.with_batch(is_last)
+        self._place = Place(progress, self._feed.position, window.taken + 1)
+        self.state.iteration = progress.iteration
+
+    def _stand_at(self, progress: Progress) -> None:
+        """This is a step boundary: the next run goes on here at the earliest."""
+        taken = self._optimizer_step.window.taken
+        self._place = self._boundary = Place(progress, self._feed.position, taken)
 
     @property
     def batches_left(self) -> int | None:
         """How many batches come from the present one on before the data, epoch or run ends."""
         left: int | None = self._feed.batches_left
         if self._epoch_length is not None:
-            of_epoch = self._epoch_length - self._progress.batches + 1
+            of_epoch = self._epoch_length - self._place.progress.batches + 1
             left = of_epoch if left is None else min(left, of_epoch)
         if self._limits.max_iters is not None:
-            of_run = self._limits.max_iters - self._progress.iteration + 1
+            of_run = self._limits.max_iters - self._place.progress.iteration + 1
             left = of_run if left is None else min(left, of_run)
         return left
 
     def _limit_reached(self) -> str | None:
-        return self._limits.reached(self._progress, self._optimizer_step.steps)
+        return self._limits.reached(self._place.progress, self._optimizer_step.steps)
 
     def _stop_at_limit(self, is_last: bool) -> None:
         """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""
@@ -240,8 +250,11 @@ class TrainingLoop(QuickEngine):
         if self.should_interrupt:
             self._fire_event(Events.INTERRUPT)
             self.should_interrupt = False
-            with set_aside(self._feed.loader):
+            feed = self._feed
+            with set_aside(feed.loader):
                 yield self.state
+            if feed is not self._feed:  # set_data, meanwhile
+                feed.deactivate()
 
     @contextmanager
     def _unwinding(self) -> Iterator[None]:
@@ -249,14 +262,14 @@ class TrainingLoop(QuickEngine):
         try:
             yield
         finally:
-            pending = self._optimizer_step.window.count
+            window, place = self._optimizer_step.window, self._place
+            if window.count or window.taken != place.taken:
+                place = self._boundary
+            self._place = place
+            self.state.iteration = place.progress.iteration
             self._postponed.clear()
-            self._progress.go_back(pending)
-            self.state.iteration = self._progress.iteration
             self._optimizer_step.drop_window()
-            data_pass, given = self._feed.position
-            counted = self._counted_at.batches if self._counted_at.data_pass == data_pass else 0
-            self._feed.go_back(pending + given - counted)
+            self._feed.go_back_to(place.position)
             self._feed.close()
 
 

@@ -1,14 +1,17 @@
 """How far a run has come, and how far it is to go."""
 
 from dataclasses import dataclass
+from dataclasses import replace
 from math import ceil
 from typing import Any
+from typing import NamedTuple
 
-__all__ = ["Limits", "Progress", "whole_number"]
+from ignite_hooks.feed import FeedPosition
+
+__all__ = ["Limits", "Place", "Progress", "whole_number"]
 
 
-@dataclass
-class Progress:
+class Progress(NamedTuple):
     """The counters that steer a run. The engine's state shows copies, for handlers to read.
 
     Args:
@@ -23,21 +26,17 @@ class Progress:
     batches: int = 0
     is_full: bool = False
 
-    def count_batch(self, is_last: bool) -> None:
+    def with_batch(self, is_last: bool) -> "Progress":
         """One more batch, the last of its epoch or not."""
-        self.iteration += 1
-        self.batches += 1
-        self.is_full = is_last
+        return Progress(self.iteration + 1, self.epochs, self.batches + 1, is_last)
 
-    def complete_epoch(self) -> None:
+    def with_epoch(self) -> "Progress":
         """One more epoch."""
-        self.epochs += 1
-        self.begin_epoch_anew()
+        return Progress(self.iteration, self.epochs + 1)
 
-    def begin_epoch_anew(self) -> None:
+    def at_epoch_start(self) -> "Progress":
         """As if no batch of this epoch had been."""
-        self.batches = 0
-        self.is_full = False
+        return Progress(self.iteration, self.epochs)
 
     def epochs_for(self, steps: int, window: int, epoch_length: int) -> int:
         """How many epochs in all ``steps`` more steps of ``window`` batches take."""
@@ -45,11 +44,19 @@ class Progress:
         in_each = ceil(epoch_length / window)
         return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / in_each)
 
-    def go_back(self, batches: int) -> None:
-        """As if the last ``batches`` had not been."""
-        self.iteration -= batches
-        self.batches = max(0, self.batches - batches)
-        self.is_full = self.is_full and not batches
+
+class Place(NamedTuple):
+    """Where a run is: one value, so that it is never half changed, whenever Ctrl-C comes.
+
+    Args:
+        progress: the counters.
+        position: the place in the data.
+        taken: how many batches the windows must have taken in all for this place to count.
+    """
+
+    progress: Progress = Progress()
+    position: FeedPosition = FeedPosition(0, 0)
+    taken: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,13 @@ class Limits:
         if any(old[name] is not None and new[name] is None for name in mine):
             return Limits()
         return Limits(**{n: mine[n] if new[n] == old[n] else new[n] for n in mine})
+
+    def without_reached(self, progress: Progress, steps: int) -> "Limits":
+        """Those that leave something to run."""
+        limits = self
+        while (name := limits.reached(progress, steps)) is not None:
+            limits = replace(limits, **{name: None})
+        return limits
 
     def check(self, progress: Progress, steps: int) -> None:
         """Raises a ValueError for a limit that is no positive integer or lies in the past."""

@@ -16,8 +16,10 @@ from ignite_hooks.feed import DataFeed
 from ignite_hooks.feed import FeedPosition
 from ignite_hooks.feeds import Feeds
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
+from ignite_hooks.handlers.run_scope import run_scopes
 from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.progress import Limits
+from ignite_hooks.progress import Place
 from ignite_hooks.progress import Progress
 from ignite_hooks.progress import whole_number
 
@@ -94,13 +96,16 @@ class Trainer(TrainingLoop):
                 "run() must not be called while it runs: call terminate() and run() after it, or "
                 "set_data() to go on with other data"
             )
-        given = Limits(max_epochs, max_iters, max_steps)
+        with run_scopes(self):
+            return self._run(data, Limits(max_epochs, max_iters, max_steps), epoch_length)
+
+    def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
         if self._running is None:
             self._set_up(data, given, epoch_length)
             self._running = self._run_all()
         else:  # interrupted
             limits = given | self._limits
-            limits.check(self._progress, self._optimizer_step.steps)
+            limits.check(self._place.progress, self._optimizer_step.steps)
             self._set_limits(limits)
         try:
             return next(self._running)
@@ -115,7 +120,9 @@ class Trainer(TrainingLoop):
         if self._feed is not None:
             self._feed.close()
         self._use(data, None)
-        self._counted_at = self._feed.position
+        position = self._feed.position
+        self._place = self._place._replace(position=position)
+        self._boundary = self._boundary._replace(position=position)
         self._batches = iter(self._feed)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -124,10 +131,15 @@ class Trainer(TrainingLoop):
         Shuffled data has the order it had only if its sampler draws it from the number of the
         pass, as Accelerate's seedable sampler does.
         """
+        if self._running is not None:  # interrupted, and not to be gone on with
+            self._running.close()
+            self._running = None
         super().load_state_dict({"optimizer_step": 0, **state_dict})
         state = self.state
+        state.max_steps = None
+        self._limits = self._shown = Limits.of(state)
         batches = state.iteration - state.epoch * (state.epoch_length or 0)
-        self._progress = Progress(state.iteration, state.epoch, batches)
+        self._place = Place(Progress(state.iteration, state.epoch, batches))
         self._epoch_length = state.epoch_length
         self._go_to = FeedPosition(state.epoch, batches)
         self._optimizer_step.start_from(state.optimizer_step, self)
@@ -137,19 +149,23 @@ class Trainer(TrainingLoop):
         if epoch_length is not None:
             whole_number("epoch_length", epoch_length, "leave it out for one pass over the data")
         before = self._limits.edited(self._shown, Limits.of(self.state))
+        progress, steps = self._place.progress, self._optimizer_step.steps
         if before == Limits():
             self._begin_anew(data, given, epoch_length)
         else:
-            steps = self._optimizer_step.steps
-            given.check(self._progress, steps)
-            limits = given | before
-            if limits.reached(self._progress, steps):
+            given.check(progress, steps)
+            further = given if given != Limits() else before
+            if further.reached(progress, steps):
                 self._begin_anew(data, given, epoch_length)
             else:
+                limits = given | before.without_reached(progress, steps)
+                limits.check(progress, steps)
                 self._go_on(data, limits, epoch_length)
         state = self.state
-        state.epoch_length = self._epoch_length
-        state.start_epoch, state.start_step = self._progress.epochs, self._optimizer_step.steps
+        state.epoch_length = self._epoch_length or self._feed.length
+        state.start_epoch = self._place.progress.epochs
+        state.start_step = self._optimizer_step.steps
+        self._show_max_epochs()
         if not self.model.training:
             self.model.train()
 
@@ -157,27 +173,28 @@ class Trainer(TrainingLoop):
         limits.check(Progress(), 0)
         self._use(data, epoch_length)
         self._feed.next_pass()
-        self._epoch_length = epoch_length or self._feed.length
-        self._progress = Progress()
+        self._epoch_length = epoch_length
+        self._place = Place()
+        self._go_to = None
         self._optimizer_step.start_from(0, self)
         self.state.iteration = self.state.epoch = self.state.validation = 0
         self._set_limits(Limits(max_epochs=1) if limits == Limits() else limits)
 
     def _go_on(self, data: Any, limits: Limits, epoch_length: int | None) -> None:
-        limits.check(self._progress, self._optimizer_step.steps)
         before = self._feed
         self._use(data, self._epoch_length)
         if self._go_to is not None:
             self._feed.seek(self._go_to)
             self._go_to = None
         elif self._feed is not before:  # the epoch begins anew with it
-            self._progress.begin_epoch_anew()
-            self._epoch_length = epoch_length or self._feed.length
-        if epoch_length not in (None, self._epoch_length):
+            self._place = Place(self._place.progress.at_epoch_start())
+            self._epoch_length = epoch_length
+        if epoch_length not in (None, self._epoch_length, self._feed.length):
             raise ValueError(
-                f"`epoch_length` must stay {self._epoch_length} when training goes on, got "
-                f"{epoch_length}: leave it out, or set trainer.state.max_epochs = None (or "
-                "max_iters, or max_steps) before run() to begin anew"
+                "`epoch_length` must stay what it was when training goes on, "
+                f"{self._epoch_length or self._feed.length}, got {epoch_length}: leave it out, or "
+                "set trainer.state.max_epochs = None (or max_iters, or max_steps) before run() to "
+                "begin anew"
             )
         self._set_limits(limits)
 

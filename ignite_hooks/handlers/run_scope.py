@@ -4,17 +4,18 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
-from functools import partial
 from functools import wraps
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 from weakref import ref
 
 from ignite.engine import Engine
 
+from ignite_hooks.engine import QuickEngine
 from ignite_hooks.scopes import ScopeStack
 
-__all__ = ["Scope", "enter_at_each_run"]
+__all__ = ["Scope", "enter_at_each_run", "run_scopes"]
 
 Scope = AbstractContextManager[Any, Any]
 
@@ -23,13 +24,15 @@ def enter_at_each_run(engine: Engine, scope: Callable[[Engine], Scope]) -> Calla
     """Has ``scope(engine)`` entered around each ``engine.run``, and around what is left of this.
 
     No event of Ignite is sure to come at the end of a run that fails, and STARTED does not come
-    when an interrupted one goes on; so ``run`` itself is wrapped, on this one engine.
+    when an interrupted one goes on. A trainer's ``run`` enters the scopes itself; that of another
+    engine is wrapped, on this one engine. (A first scope that is added to such an engine within a
+    run can only be entered with the next one.)
 
     Returns:
         What undoes it. Within a run it leaves the scope at once.
     """
     run_scope = _RunScope(scope, engine)
-    scopes = _scopes_of_engines.setdefault(engine, _RunScopes())
+    scopes = _scopes_of(engine)
     scopes.add(run_scope, engine)
 
     def remove() -> None:
@@ -39,6 +42,15 @@ def enter_at_each_run(engine: Engine, scope: Callable[[Engine], Scope]) -> Calla
         run_scope.__exit__(None, None, None)
 
     return remove
+
+
+def run_scopes(engine: Engine) -> AbstractContextManager[None]:
+    """What ``run`` of an engine that enters its scopes itself runs in."""
+    return _scopes_of(engine).entered()
+
+
+def _scopes_of(engine: Engine) -> "_RunScopes":
+    return _scopes_of_engines.setdefault(engine, _RunScopes())
 
 
 class _RunScope(AbstractContextManager[None, None]):
@@ -63,7 +75,7 @@ class _RunScope(AbstractContextManager[None, None]):
 
 
 class _RunScopes:
-    """All scopes of one engine, and the wrapper of its ``run`` while there are any."""
+    """All scopes of one engine, and the wrapper of its ``run`` where there must be one."""
 
     def __init__(self) -> None:
         self._scopes: list[_RunScope] = []
@@ -72,7 +84,7 @@ class _RunScopes:
         self._wrapped: Callable[..., Any] | None = None
 
     def add(self, scope: _RunScope, engine: Engine) -> None:
-        if not self._scopes:
+        if self._wrapper is None and not isinstance(engine, QuickEngine):
             self._wrap(engine)
         self._scopes = [*self._scopes, scope]
         if self._running is not None:
@@ -80,26 +92,26 @@ class _RunScopes:
 
     def drop(self, scope: _RunScope, engine: Any) -> None:
         self._scopes = [each for each in self._scopes if each is not scope]
-        if not self._scopes and vars(engine).get("run") is self._wrapper:
-            del engine.run
-            if self._wrapped is not None:
-                engine.run = self._wrapped
+        if not self._scopes and self._wrapper is not None:
+            if vars(engine).get("run") is self._wrapper:  # else someone has wrapped it again
+                del engine.run
+                if self._wrapped is not None:
+                    engine.run = self._wrapped
+                self._wrapper = None
 
     def _wrap(self, engine: Any) -> None:
-        this = ref(engine)
-        self._wrapped = wrapped = vars(engine).get("run")
+        self._wrapped = vars(engine).get("run")
+        run = self._wrapped or MethodType(type(engine).run, engine)
 
         @wraps(type(engine).run)
         def run_in_scopes(*args: Any, **kwargs: Any) -> Any:
-            engine: Any = this()
-            run = wrapped or partial(type(engine).run, engine)
-            with self._entered():
+            with self.entered():
                 return run(*args, **kwargs)
 
         engine.run = self._wrapper = run_in_scopes
 
     @contextmanager
-    def _entered(self) -> Iterator[None]:
+    def entered(self) -> Iterator[None]:
         with ScopeStack() as stack:
             self._running = stack
             try:

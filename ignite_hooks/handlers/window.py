@@ -14,12 +14,14 @@ class Window:
     Args:
         size: how many batches the window is going to have, as far as is known when it opens.
         count: how many it has.
+        taken: how many all windows have had.
         is_closing: whether the present batch is its last.
     """
 
     def __init__(self) -> None:
         self.size = 1
         self.count = 0
+        self.taken = 0
         self.is_closing = False
 
     def take(self, full_size: int, left: int | None) -> None:
@@ -32,6 +34,7 @@ class Window:
         if self.count == 0:
             self.size = full_size if left is None else min(full_size, left)
         self.count += 1
+        self.taken += 1
         self.is_closing = self.count >= self.size or left == 1
 
     def close(self) -> None:
