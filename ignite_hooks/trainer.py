@@ -191,10 +191,9 @@ class Trainer(TrainingLoop):
             self._epoch_length = epoch_length
         if epoch_length not in (None, self._epoch_length, self._feed.length):
             raise ValueError(
-                "`epoch_length` must stay what it was when training goes on, "
-                f"{self._epoch_length or self._feed.length}, got {epoch_length}: leave it out, or "
-                "set trainer.state.max_epochs = None (or max_iters, or max_steps) before run() to "
-                "begin anew"
+                f"`epoch_length` must stay {self._epoch_length or self._feed.length} when training "
+                f"goes on, got {epoch_length}: leave it out, or set trainer.state.max_epochs = None "
+                "(or max_iters, or max_steps) before run() to begin anew"
             )
         self._set_limits(limits)
 

@@ -75,16 +75,18 @@ class _RunScope(AbstractContextManager[None, None]):
 
 
 class _RunScopes:
-    """All scopes of one engine, and the wrapper of its ``run`` where there must be one."""
+    """All scopes of one engine, and the wrapper of its ``run`` where there must be one.
+
+    What holds the engine, the wrapper, is held by the engine alone.
+    """
 
     def __init__(self) -> None:
         self._scopes: list[_RunScope] = []
         self._running: ScopeStack | None = None
-        self._wrapper: Callable[..., Any] | None = None
-        self._wrapped: Callable[..., Any] | None = None
+        self._wrapper: Callable[[], Any] = _nothing
 
     def add(self, scope: _RunScope, engine: Engine) -> None:
-        if self._wrapper is None and not isinstance(engine, QuickEngine):
+        if self._wrapper() is None and not isinstance(engine, QuickEngine):
             self._wrap(engine)
         self._scopes = [*self._scopes, scope]
         if self._running is not None:
@@ -92,23 +94,26 @@ class _RunScopes:
 
     def drop(self, scope: _RunScope, engine: Any) -> None:
         self._scopes = [each for each in self._scopes if each is not scope]
-        if not self._scopes and self._wrapper is not None:
-            if vars(engine).get("run") is self._wrapper:  # else someone has wrapped it again
-                del engine.run
-                if self._wrapped is not None:
-                    engine.run = self._wrapped
-                self._wrapper = None
+        wrapper = self._wrapper()
+        is_outermost = wrapper is not None and vars(engine).get("run") is wrapper
+        if not self._scopes and is_outermost:
+            del engine.run
+            if wrapper.had is not None:
+                engine.run = wrapper.had
+            self._wrapper = _nothing
 
     def _wrap(self, engine: Any) -> None:
-        self._wrapped = vars(engine).get("run")
-        run = self._wrapped or MethodType(type(engine).run, engine)
+        had = vars(engine).get("run")
+        run = had or MethodType(type(engine).run, engine)
 
         @wraps(type(engine).run)
         def run_in_scopes(*args: Any, **kwargs: Any) -> Any:
             with self.entered():
                 return run(*args, **kwargs)
 
-        engine.run = self._wrapper = run_in_scopes
+        run_in_scopes.had = had  # type: ignore[attr-defined]
+        engine.run = run_in_scopes
+        self._wrapper = ref(run_in_scopes)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -123,3 +128,7 @@ class _RunScopes:
 
 
 _scopes_of_engines: "WeakKeyDictionary[Engine, _RunScopes]" = WeakKeyDictionary()
+
+
+def _nothing() -> None:
+    return None
