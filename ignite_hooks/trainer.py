@@ -162,7 +162,7 @@ class Trainer(TrainingLoop):
                 limits.check(progress, steps)
                 self._go_on(data, limits, epoch_length)
         state = self.state
-        state.epoch_length = self._epoch_length or self._feed.length
+        state.epoch_length = self._epoch_length
         state.start_epoch = self._place.progress.epochs
         state.start_step = self._optimizer_step.steps
         self._show_max_epochs()
@@ -173,7 +173,7 @@ class Trainer(TrainingLoop):
         limits.check(Progress(), 0)
         self._use(data, epoch_length)
         self._feed.next_pass()
-        self._epoch_length = epoch_length
+        self._epoch_length = epoch_length or self._feed.length
         self._place = Place()
         self._go_to = None
         self._optimizer_step.start_from(0, self)
@@ -188,12 +188,12 @@ class Trainer(TrainingLoop):
             self._go_to = None
         elif self._feed is not before:  # the epoch begins anew with it
             self._place = Place(self._place.progress.at_epoch_start())
-            self._epoch_length = epoch_length
-        if epoch_length not in (None, self._epoch_length, self._feed.length):
+            self._epoch_length = epoch_length or self._feed.length
+        if epoch_length not in (None, self._epoch_length):
             raise ValueError(
-                f"`epoch_length` must stay {self._epoch_length or self._feed.length} when training "
-                f"goes on, got {epoch_length}: leave it out, or set trainer.state.max_epochs = None "
-                "(or max_iters, or max_steps) before run() to begin anew"
+                f"`epoch_length` must stay {self._epoch_length} when training goes on, got "
+                f"{epoch_length}: leave it out, or set trainer.state.max_epochs = None (or "
+                "max_iters, or max_steps) before run() to begin anew"
             )
         self._set_limits(limits)
 

@@ -1,0 +1,477 @@
+import inspect
+import time
+import weakref
+from contextlib import suppress
+
+import pytest
+import torch
+from ignite.engine import Engine
+from ignite.engine import EventEnum
+from ignite.engine import Events
+from ignite.handlers import BasicTimeProfiler
+from ignite.handlers import Checkpoint
+from ignite.handlers import DiskSaver
+from ignite.handlers import EarlyStopping
+from ignite.handlers import HandlersTimeProfiler
+from ignite.handlers import LRScheduler
+from ignite.handlers import ProgressBar
+from ignite.handlers import TerminateOnNan
+from ignite.handlers import Timer
+from ignite.metrics import Average
+from ignite.metrics import RunningAverage
+from torch.optim.lr_scheduler import StepLR
+
+from ignite_hooks import TrainEvents
+from ignite_hooks.engine import QuickEngine
+from ignite_hooks.engine import forget_run
+from ignite_hooks.engine import has_handlers
+from tests.reference import batches_of
+from tests.reference import make_trainer
+from tests.reference import record
+from tests.reference import weights
+
+
+def nothing(engine, batch):
+    return batch
+
+
+# What is known of Ignite's private members
+
+
+def test_ignite_keeps_handlers_in_lists_of_function_arguments_and_keywords():
+    engine = Engine(nothing)
+    assert isinstance(engine._event_handlers, dict)
+    engine.add_event_handler(Events.STARTED, print, 1, end="")
+    engine.add_event_handler(Events.STARTED, lambda engine: None)
+    with_arguments, with_engine = engine._event_handlers[Events.STARTED]
+    assert isinstance(engine._event_handlers[Events.STARTED], list)
+    function, args, kwargs = with_engine
+    assert callable(function)
+    assert isinstance(args[0], weakref.ref)
+    assert args[0]() is engine
+    assert kwargs == {}
+    assert with_arguments[0] is print
+    assert with_arguments[1][-1] == 1
+    assert with_arguments[2] == {"end": ""}
+
+
+def test_ignite_adds_in_place_and_removes_with_a_new_list():
+    engine = Engine(nothing)
+    handle = engine.add_event_handler(Events.STARTED, lambda: None)
+    handlers = engine._event_handlers[Events.STARTED]
+    engine.add_event_handler(Events.STARTED, lambda: None)
+    assert len(handlers) == 2
+    handle.remove()
+    assert len(handlers) == 2
+    assert len(engine._event_handlers[Events.STARTED]) == 1
+
+
+def test_ignite_handles_call_the_public_methods_of_the_engine():
+    calls = []
+
+    class Watched(Engine):
+        def add_event_handler(self, *args, **kwargs):
+            calls.append("add")
+            return super().add_event_handler(*args, **kwargs)
+
+        def remove_event_handler(self, *args, **kwargs):
+            calls.append("remove")
+            return super().remove_event_handler(*args, **kwargs)
+
+    engine = Watched(nothing)
+    engine.on(Events.STARTED)(lambda: None)
+    handle = engine.add_event_handler(Events.STARTED | Events.COMPLETED, lambda: None)
+    handle.remove()
+    assert calls == ["add", "add", "add", "add", "remove", "remove"]
+
+
+def test_ignite_keeps_the_registered_events_in_a_list():
+    engine = Engine(nothing)
+    assert list(engine._allowed_events) == list(Events)
+    engine.register_events("mine")
+    assert engine._allowed_events[-1] == "mine"
+
+
+def test_ignite_fires_through_the_method_that_is_overridden():
+    fired = []
+
+    class Watched(Engine):
+        def _fire_event(self, event_name, *args, **kwargs):
+            fired.append(event_name)
+            super()._fire_event(event_name, *args, **kwargs)
+
+    engine = Watched(nothing)
+    engine.register_events("mine")
+    engine.fire_event("mine")
+    engine.run([0])
+    assert fired[:3] == ["mine", Events.STARTED, Events.EPOCH_STARTED]
+    parameters = inspect.signature(Engine._fire_event).parameters
+    assert [p.kind.name for p in parameters.values()] == [
+        "POSITIONAL_OR_KEYWORD",
+        "POSITIONAL_OR_KEYWORD",
+        "VAR_POSITIONAL",
+        "VAR_KEYWORD",
+    ]
+
+
+def test_ignite_keeps_the_run_that_it_is_in_the_middle_of():
+    engine = Engine(nothing)
+    assert engine._internal_run_generator is None
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), engine.interrupt)
+    engine.run([0, 1])
+    assert inspect.isgenerator(engine._internal_run_generator)
+    engine.run()
+    assert engine._internal_run_generator is None
+
+
+def test_ignite_does_nothing_after_a_failure_until_the_run_is_forgotten():
+    engine, batches = Engine(nothing), []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda e: batches.append(e.state.batch))
+    handle = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
+    with suppress(ZeroDivisionError):
+        engine.run([0, 1, 2])
+    handle.remove()
+    assert batches == [0, 1]
+    engine.run([0, 1, 2])
+    assert batches == [0, 1]
+    forget_run(engine)
+    engine.run([0, 1, 2])
+    assert batches == [0, 1, 0, 1, 2]
+
+
+def test_ignite_has_the_members_that_the_loop_uses():
+    engine = Engine(nothing)
+    assert engine._process_function is nothing
+    engine.state.times.clear()
+    engine._init_timers(engine.state)
+    assert set(engine.state.times) == {"EPOCH_COMPLETED", "COMPLETED"}
+    assert engine._state_dict_user_keys == []
+    for flag in ("should_terminate", "should_terminate_single_epoch", "should_interrupt"):
+        assert getattr(engine, flag) is False
+    engine.terminate(skip_completed=True)
+    engine.terminate_epoch(skip_epoch_completed=True)
+    engine.interrupt()
+    assert engine.should_terminate == "skip_completed"
+    assert engine.should_terminate_single_epoch == "skip_epoch_completed"
+    assert engine.should_interrupt is True
+
+
+def test_ignite_names_its_events_as_enums_do():
+    assert Events.STARTED._name_ == "STARTED"
+    assert Events.STARTED(every=2)._name_ == "STARTED" or Events.STARTED(every=2).name == "STARTED"
+
+
+# The quick engine
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_handlers_get_what_they_get_from_ignite(kind):
+    engine, calls = kind(nothing), []
+
+    @engine.on(Events.STARTED)
+    def no_argument():
+        calls.append("none")
+
+    @engine.on(Events.STARTED)
+    def the_engine(engine):
+        calls.append(type(engine))
+
+    @engine.on(Events.STARTED, 1, key=2)
+    def more(engine, number, key):
+        calls.append((number, key))
+
+    @engine.on(Events.STARTED, 3)
+    def without_engine(number):
+        calls.append(number)
+
+    @engine.on(Events.EXCEPTION_RAISED)
+    def error(error):
+        calls.append(type(error))
+
+    @engine.on(Events.EXCEPTION_RAISED, "extra")
+    def error_of_engine(engine, error, extra):
+        calls.append((type(engine), type(error), extra))
+
+    engine.run([0])
+    engine._fire_event(Events.EXCEPTION_RAISED, KeyError())
+    assert calls[:4] == ["none", kind, (1, 2), 3]
+    assert calls[4:] == [KeyError, (kind, KeyError, "extra")]
+
+
+class Mine(EventEnum):
+    FIRST = "first of mine"
+    SECOND = "second of mine"
+
+
+@pytest.mark.parametrize("event", ["text", Mine.FIRST, TrainEvents.GRADIENTS_CLEARED])
+def test_custom_events_fire_with_and_without_handlers(event):
+    engine, calls = QuickEngine(nothing), []
+    with pytest.raises(ValueError, match="not a valid event"):
+        engine.fire_event(event)
+    engine.register_events(event)
+    engine.fire_event(event)
+    assert not has_handlers(engine, event)
+    handle = engine.add_event_handler(event, lambda: calls.append(1))
+    assert has_handlers(engine, event)
+    engine.fire_event(event)
+    handle.remove()
+    assert not has_handlers(engine, event)
+    engine.fire_event(event)
+    assert calls == [1]
+
+
+def test_custom_events_fire_on_a_trainer_with_filters():
+    trainer, calls = make_trainer(batches_of(4)), []
+    trainer.register_events(*Mine, event_to_attr={Mine.FIRST: "firsts"})
+    trainer.state.firsts = 0
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def fire(engine):
+        engine.state.firsts += 1
+        engine.fire_event(Mine.FIRST)
+
+    trainer.add_event_handler(
+        Mine.FIRST(every=2), lambda engine: calls.append(engine.state.iteration)
+    )
+    trainer.run()
+    assert calls == [2, 4]
+
+
+def test_an_event_that_nobody_listens_to_is_the_last_one_all_the_same():
+    engine = QuickEngine(nothing)
+    engine._fire_event(Events.STARTED)
+    assert engine.last_event_name is Events.STARTED
+
+
+def test_an_unheard_event_never_reaches_the_table_of_handlers():
+    engine = QuickEngine(nothing)
+    engine._event_handlers = None
+    engine.fire_event(Events.STARTED)
+    engine._fire_event(Events.COMPLETED)
+
+
+def test_a_handler_list_of_events_is_heard_and_removed():
+    engine, calls = QuickEngine(nothing), []
+    handle = engine.add_event_handler(
+        Events.STARTED | Events.COMPLETED(once=1), lambda: calls.append(1)
+    )
+    engine.run([0])
+    assert calls == [1, 1]
+    handle.remove()
+    forget_run(engine)
+    engine.run([0])
+    assert calls == [1, 1]
+
+
+def test_removing_what_is_not_attached_is_ignites_error():
+    engine = QuickEngine(nothing)
+    with pytest.raises(ValueError, match="does not exist"):
+        engine.remove_event_handler(print, "unknown")
+
+
+# What Ignite ships, on a trainer
+
+
+def trainer_of(number=4, **options):
+    return make_trainer(batches_of(number), **options)
+
+
+def names_in(results):
+    return {row[0]: row for row in results}
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_the_handlers_time_profiler_sees_every_handler(listening):
+    def look(engine):
+        time.perf_counter()
+
+    trainer = trainer_of(accumulation=2)
+    if listening:
+        for event in (Events.ITERATION_COMPLETED, TrainEvents.GRADIENTS_CLEARED):
+            trainer.add_event_handler(event, look)
+    profiler = HandlersTimeProfiler()
+    profiler.attach(trainer)
+    trainer.run(max_epochs=2)
+    assert len(profiler.processing_times) == 8
+    assert len(profiler.dataflow_times) == 8
+    assert all(each > 0 for each in profiler.processing_times)
+    name = HandlersTimeProfiler._get_callable_name(look)
+    if listening:
+        assert len(profiler.event_handlers_times[Events.ITERATION_COMPLETED][name]) == 8
+        assert len(profiler.event_handlers_times[TrainEvents.GRADIENTS_CLEARED][name]) == 4
+    assert profiler.get_results()
+
+
+def test_the_handlers_time_profiler_changes_no_bit_and_lets_go():
+    plain, profiled = trainer_of(accumulation=2), trainer_of(accumulation=2)
+    HandlersTimeProfiler().attach(profiled)
+    for trainer in (plain, profiled):
+        trainer.run(max_epochs=2)
+    assert torch.equal(weights(plain.model), weights(profiled.model))
+    profiled.run(max_epochs=3)
+    plain.run(max_epochs=3)
+    assert torch.equal(weights(plain.model), weights(profiled.model))
+
+
+def test_the_basic_time_profiler_measures_each_iteration():
+    trainer = trainer_of()
+    profiler = BasicTimeProfiler()
+    profiler.attach(trainer)
+    trainer.run(max_epochs=2)
+    assert (profiler.processing_times > 0).all()
+    assert (profiler.dataflow_times > 0).all()
+    assert len(profiler.processing_times) == 8
+    assert profiler.event_handlers_times[Events.ITERATION_COMPLETED].shape == (8,)
+    results = profiler.get_results()
+    assert results["processing_stats"]["total"] > 0
+
+
+def test_the_basic_time_profiler_works_with_max_steps():
+    trainer = trainer_of()
+    profiler = BasicTimeProfiler()
+    profiler.attach(trainer)
+    trainer.run(max_steps=8)
+    assert (profiler.processing_times > 0).all()
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_steps": 6}, {"max_iters": 8}], ids=str)
+def test_the_progress_bar_shows_iterations_and_metrics(limits, capsys):
+    trainer = trainer_of()
+    RunningAverage(output_transform=lambda output: output).attach(trainer, "loss")
+    ProgressBar(persist=True).attach(trainer, ["loss"])
+    trainer.run(**limits)
+    shown = capsys.readouterr().err
+    assert "Epoch [1/2]" in shown or "max_iters" in limits
+    assert "[4/4]" in shown
+    assert "loss=" in shown
+
+
+def test_the_progress_bar_works_where_no_length_is_known(capsys):
+    class Stream:
+        def __iter__(self):
+            return iter(batches_of(3))
+
+    trainer = make_trainer(Stream())
+    ProgressBar(persist=True).attach(trainer, output_transform=lambda loss: {"loss": loss})
+    trainer.run(max_steps=5)
+    assert "loss=" in capsys.readouterr().err
+
+
+def test_the_progress_bar_of_epochs_works(capsys):
+    trainer = trainer_of()
+    ProgressBar(persist=True).attach(
+        trainer, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED
+    )
+    trainer.run(max_epochs=3)
+    assert "[3/3]" in capsys.readouterr().err
+
+
+def test_metrics_see_each_output_and_start_anew_each_epoch():
+    trainer, losses, averages = trainer_of(), [], []
+    Average(output_transform=lambda loss: loss.item()).attach(trainer, "average")
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output.item())
+    )
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: averages.append(engine.state.metrics["average"])
+    )
+    trainer.run(max_epochs=2)
+    expected = [sum(losses[:4]) / 4, sum(losses[4:]) / 4]
+    assert averages == pytest.approx(expected)
+
+
+def test_running_average_follows_the_loss():
+    trainer, expected = trainer_of(), []
+    RunningAverage(alpha=0.5, output_transform=lambda loss: loss.item()).attach(trainer, "smooth")
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def by_hand(engine):
+        loss = engine.state.output.item()
+        expected.append(loss if not expected else 0.5 * expected[-1] + 0.5 * loss)
+        assert engine.state.metrics["smooth"] == pytest.approx(expected[-1])
+
+    trainer.run()
+    assert len(expected) == 4
+
+
+def test_terminate_on_nan_stops_at_the_step_that_made_it():
+    batches = batches_of(4)
+    batches[2] = (batches[2][0] * float("nan"), batches[2][1])
+    trainer = make_trainer(batches)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
+    trainer.run(max_epochs=3)
+    assert trainer.stop_reason == "terminate"
+    assert trainer.state.iteration == 3
+
+
+def test_early_stopping_stops_the_trainer():
+    trainer = trainer_of()
+    stopping = EarlyStopping(patience=2, score_function=lambda engine: 0.0, trainer=trainer)
+    evaluator = Engine(nothing)
+    evaluator.add_event_handler(Events.COMPLETED, stopping)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
+    trainer.run(max_epochs=9)
+    assert trainer.stop_reason == "terminate"
+    assert trainer.state.epoch == 3
+
+
+def test_the_timer_counts_iterations():
+    trainer = trainer_of()
+    timer = Timer(average=True)
+    timer.attach(
+        trainer,
+        start=Events.STARTED,
+        resume=Events.ITERATION_STARTED,
+        pause=Events.ITERATION_COMPLETED,
+        step=Events.ITERATION_COMPLETED,
+    )
+    trainer.run(max_epochs=2)
+    assert timer.step_count == 8
+    assert timer.value() > 0
+
+
+def test_a_scheduler_of_ignite_moves_with_the_steps():
+    trainer, rates = trainer_of(accumulation=2), []
+    scheduler = LRScheduler(StepLR(trainer.optimizer.optimizer, 1, gamma=0.5))
+    trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, scheduler)
+    trainer.add_event_handler(
+        TrainEvents.OPTIMIZER_STEP_COMPLETED,
+        lambda engine: rates.append(engine.optimizer.param_groups[0]["lr"]),
+    )
+    trainer.run(max_epochs=2)
+    assert rates == [0.1, 0.05, 0.025, 0.0125]
+
+
+def test_a_checkpoint_of_ignite_brings_the_trainer_back(tmp_path):
+    trainer = trainer_of()
+    to_save = {"trainer": trainer, "model": trainer.model, "optimizer": trainer.optimizer}
+    saver = DiskSaver(str(tmp_path), require_empty=False)
+    checkpoint = Checkpoint(to_save, saver, n_saved=None)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=3), checkpoint)
+    trainer.run(max_epochs=2)
+    again = trainer_of()
+    to_load = {"trainer": again, "model": again.model, "optimizer": again.optimizer}
+    Checkpoint.load_objects(to_load, torch.load(tmp_path / "checkpoint_3.pt"))
+    assert again.state.optimizer_step == 3
+    again.run()
+    assert again.state.iteration == 8
+    assert torch.equal(weights(again.model), weights(trainer.model))
+
+
+def test_loggers_that_ask_for_the_trainers_counters_find_them():
+    trainer, seen = trainer_of(accumulation=2), []
+    events = [Events.ITERATION_COMPLETED, TrainEvents.GRADIENTS_CLEARED, Events.EPOCH_COMPLETED]
+    for event in events:
+        trainer.add_event_handler(
+            event,
+            lambda engine, event=event: seen.append(engine.state.get_event_attrib_value(event)),
+        )
+    trainer.run()
+    assert seen == [1, 1, 2, 3, 2, 4, 1]
+
+
+def test_events_are_fired_once_however_many_listen():
+    trainer = trainer_of(number=2)
+    one, two = record(trainer, Events), record(trainer, Events)
+    trainer.run()
+    assert one == two

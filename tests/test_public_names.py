@@ -1,0 +1,120 @@
+import inspect
+import subprocess
+import sys
+from importlib.metadata import requires
+from importlib.resources import files
+
+import pytest
+
+import ignite_hooks
+
+OPTIONAL = ("sklearn", "tqdm", "matplotlib", "transformers", "pandas", "IPython")
+
+
+def test_the_public_names_are_sorted_and_each_is_there_once():
+    assert ignite_hooks.__all__ == sorted(set(ignite_hooks.__all__))
+
+
+def test_the_public_names_are_these():
+    assert ignite_hooks.__all__ == [
+        "DataFeed",
+        "GradientClipping",
+        "OptimizerStep",
+        "TrainEvents",
+        "Trainer",
+        "Validation",
+        "create_supervised_evaluator",
+        "create_supervised_trainer",
+    ]
+
+
+def test_nothing_else_is_public():
+    own = {
+        name
+        for name, value in vars(ignite_hooks).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert own == set(ignite_hooks.__all__)
+
+
+@pytest.mark.parametrize("name", ignite_hooks.__all__)
+def test_each_name_can_be_imported_and_has_a_docstring(name):
+    value = getattr(__import__("ignite_hooks", fromlist=[name]), name)
+    assert len(inspect.cleandoc(value.__doc__).splitlines()[0]) > 20
+    assert value.__module__.startswith("ignite_hooks.")
+
+
+@pytest.mark.parametrize("name", ignite_hooks.__all__)
+def test_the_docstring_of_a_name_says_what_each_argument_is(name):
+    value = getattr(ignite_hooks, name)
+    if name in ("TrainEvents", "Trainer"):
+        return
+    arguments = [each for each in inspect.signature(value).parameters if each != "_"]
+    documented = inspect.getdoc(value)
+    assert [each for each in arguments if f"\n    {each}: " not in documented] == []
+
+
+@pytest.mark.parametrize("name", ignite_hooks.__all__)
+def test_public_methods_have_docstrings_and_annotations(name):
+    value = getattr(ignite_hooks, name)
+    if not inspect.isclass(value):
+        methods = [value]
+    else:
+        own = [(each, getattr(value, each)) for each in vars(value) if not each.startswith("_")]
+        methods = [method for _, method in own if inspect.isroutine(method)]
+    for method in methods:
+        assert inspect.getdoc(method), method
+        assert "return" in method.__annotations__, method
+
+
+def test_every_module_has_a_docstring_and_names_what_is_public():
+    for path in files("ignite_hooks").rglob("*.py"):
+        source = path.read_text()
+        assert source.startswith('"""'), path
+        assert "__all__" in source or path.name == "__init__.py", path
+
+
+def test_importing_imports_nothing_that_is_optional():
+    # Accelerate may import some of them by itself.
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, accelerate, ignite.engine, pydantic, torch\n"
+            "before = set(sys.modules)\n"
+            "import ignite_hooks\n"
+            f"print([name for name in {OPTIONAL} if name in set(sys.modules) - before])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_importing_touches_no_state_of_accelerate_and_no_random_generator():
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import random, numpy, torch\n"
+            "before = random.getstate(), torch.get_rng_state()\n"
+            "import ignite_hooks\n"
+            "from accelerate.state import AcceleratorState, GradientState, PartialState\n"
+            "assert before[0] == random.getstate()\n"
+            "assert torch.equal(before[1], torch.get_rng_state())\n"
+            "for state in AcceleratorState, GradientState, PartialState:\n"
+            "    assert not state._shared_state, state\n",
+        ],
+        check=True,
+    )
+
+
+def test_what_is_imported_is_a_dependency():
+    needed = {each.split(";")[0] for each in requires("ignite-hooks") if "extra" not in each}
+    for name in ("accelerate", "pydantic", "pytorch-ignite", "torch"):
+        assert any(each.startswith(name) for each in needed)
+
+
+def test_the_package_says_that_it_is_typed():
+    assert files("ignite_hooks").joinpath("py.typed").is_file()

@@ -1,0 +1,82 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from ignite_hooks.rng import RandomState
+
+
+def draw():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_restoring_repeats_what_every_global_generator_drew():
+    state = RandomState.capture()
+    drawn = draw()
+    later = draw()
+    assert later != drawn
+    state.restore()
+    assert (draw(), draw()) == (drawn, later)
+    state.restore()
+    assert draw() == drawn
+
+
+def test_further_generators_are_restored_too():
+    ours = [torch.Generator().manual_seed(number) for number in (1, 2)]
+    state = RandomState.capture(generators=ours)
+    drawn = [torch.rand(3, generator=generator) for generator in ours]
+    state.restore()
+    for generator, numbers in zip(ours, drawn, strict=True):
+        assert torch.equal(torch.rand(3, generator=generator), numbers)
+
+
+def test_generators_that_were_not_taken_stay_where_they_are():
+    other = torch.Generator().manual_seed(1)
+    before = RandomState.capture()
+    torch.rand(3, generator=other)
+    state = other.get_state()
+    before.restore()
+    assert torch.equal(other.get_state(), state)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_whatever_the_body_draws_the_generators_are_where_they_were(fails):
+    ours = torch.Generator().manual_seed(1)
+    before = RandomState.capture(generators=[ours])
+    expected = *draw(), float(torch.rand((), generator=ours))
+    before.restore()
+    try:
+        with RandomState.preserved(generators=[ours]):
+            draw(), torch.rand(9, generator=ours)
+            random.seed(1), np.random.seed(1), torch.manual_seed(1)
+            if fails:
+                raise ArithmeticError
+    except ArithmeticError:
+        assert fails
+    assert (*draw(), float(torch.rand((), generator=ours))) == expected
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "meta"])
+def test_a_device_without_a_generator_of_its_own_has_no_state(device):
+    state = RandomState.capture(torch.device(device) if device else None)
+    assert state.device is None
+    state.restore()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_generator_of_a_device_is_restored():
+    device = torch.device("cuda")
+    with RandomState.preserved(device):
+        drawn = torch.rand(3, device=device)
+    assert torch.equal(torch.rand(3, device=device), drawn)
+
+
+def test_a_state_taken_is_no_view_of_the_generators():
+    generator = torch.Generator().manual_seed(1)
+    state = RandomState.capture(generators=[generator])
+    cpu, own = state.cpu.clone(), state.generators[0][1].clone()
+    draw(), torch.rand(9, generator=generator)
+    assert torch.equal(state.cpu, cpu)
+    assert torch.equal(state.generators[0][1], own)
