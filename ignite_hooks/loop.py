@@ -60,6 +60,8 @@ class TrainingLoop(QuickEngine):
         self._limits = Limits()
         self._shown = Limits()
         self._epoch_length: int | None = None
+        self._passed_length: int | None = None
+        self._has_data = False
 
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Ignite; a handler of this package that can not work here says so now."""
@@ -105,8 +107,9 @@ class TrainingLoop(QuickEngine):
         started = time.time()
         try:
             self.logger.info("Engine run starting with %s.", self._limits)
+            self._listen()  # Ignite's profilers write to the table of handlers when attached …
             self._fire_event(Events.STARTED)
-            self._listen()  # Ignite's profilers write to the table of handlers at this event
+            self._listen()  # … and at this event
             yield from self._obey()
             self._postponed.do()
             while self._limit_reached() is None:
@@ -138,7 +141,7 @@ class TrainingLoop(QuickEngine):
 
     def _iterations(self) -> Generator[Any, None, None]:
         state, fire = self.state, self._fire_event
-        fire_of_data = _silent if state.dataloader is None else fire
+        fire_of_data = fire if self._has_data else _silent
         try:
             while not self._place.progress.is_full:
                 state.batch = state.model_outputs = state.loss = None
@@ -182,7 +185,7 @@ class TrainingLoop(QuickEngine):
         progress = self._place.progress
         self._feed.finish()
         if self._epoch_length is None and progress.is_full:
-            self.state.epoch_length = progress.batches
+            self.state.epoch_length = self._passed_length = progress.batches
         self._stand_at(progress.with_epoch())
         if self.should_terminate_single_epoch != "skip_epoch_completed":
             self._fire_event(Events.EPOCH_COMPLETED)
@@ -192,11 +195,12 @@ class TrainingLoop(QuickEngine):
     def _show_max_epochs(self) -> None:
         """With ``max_steps`` alone ``max_epochs`` is what it takes, as far as can be told now."""
         state, limits, step = self.state, self._limits, self._optimizer_step
-        if limits.max_steps is not None and limits.max_epochs is None and state.epoch_length:
+        length = self._epoch_length or self._passed_length
+        if limits.max_steps is not None and limits.max_epochs is None and length is not None:
             window = step.accelerator.gradient_accumulation_steps
             steps_left = limits.max_steps - step.steps
             progress = self._place.progress
-            state.max_epochs = progress.epochs_for(steps_left, window, state.epoch_length)
+            state.max_epochs = progress.epochs_for(steps_left, window, length)
             self._shown = replace(self._shown, max_epochs=state.max_epochs)
 
     def _count_batch(self) -> None:

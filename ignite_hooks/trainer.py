@@ -55,7 +55,6 @@ class Trainer(TrainingLoop):
         self.state.start_epoch = self.state.start_step = 0
         self.state.model_outputs = self.state.loss = None
         self._feeds = feeds
-        self._has_data = False
         self._running: Generator[State, None, State] | None = None
         self._go_to: FeedPosition | None = None
         self._state_dict_user_keys.append("optimizer_step")

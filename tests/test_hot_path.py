@@ -107,7 +107,7 @@ def test_nothing_on_the_path_of_an_iteration_waits(accumulation, clip, kind, is_
         accelerator=Accelerator(cpu=True, gradient_accumulation_steps=accumulation),
         grad_clip=GradientClipping(**clip),
     )
-    trainer._optimizer_step.is_plain = is_plain
+    trainer._optimizer_step.prepared.is_plain = is_plain
     for event in TrainEvents:
         trainer.add_event_handler(event, lambda engine: None)
     trainer._optimizer_step.timetable.add(3, lambda: None)

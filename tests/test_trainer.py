@@ -260,7 +260,7 @@ def test_max_epochs_grows_when_steps_are_skipped():
         if len(calls) > 3:
             step()
 
-    trainer._optimizer_step.is_plain = False
+    trainer._optimizer_step.prepared.is_plain = False
     trainer.optimizer.step = skip_some
     type_of = type(trainer.optimizer)
     skipped = property(lambda self: len(calls) <= 3)

@@ -229,8 +229,8 @@ def test_the_path_through_accelerate_gives_the_bits_of_the_plain_one(
             scheduler_at,
             {"every_steps": 2},
         )
-        assert trainer._optimizer_step.is_plain
-        trainer._optimizer_step.is_plain = is_plain
+        assert trainer._optimizer_step.prepared.is_plain
+        trainer._optimizer_step.prepared.is_plain = is_plain
         results.append(run(trainer))
     assert_same(*results)
 

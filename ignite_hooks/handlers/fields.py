@@ -14,9 +14,11 @@ __all__ = ["Every", "Limit", "NormType", "handler_config"]
 handler_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-def _must_be(rule: str, holds: Callable[[Any], bool], remedy: str) -> BeforeValidator:
+def _must_be(
+    rule: str, holds: Callable[[Any], bool], remedy: str, may_be_none: bool = True
+) -> BeforeValidator:
     def check(value: Any, info: ValidationInfo) -> Any:
-        if value is None or holds(value):
+        if (value is None and may_be_none) or holds(value):
             return value
         raise ValueError(f"`{info.field_name}` must be {rule}, got {value!r}; {remedy}")
 
@@ -53,6 +55,7 @@ NormType = Annotated[
         "a number > 0 or inf",
         lambda value: _is_number(value) and value > 0,
         "2.0 is the Euclidean norm, inf the largest absolute value",
+        may_be_none=False,
     ),
 ]
 """The p of a p-norm."""

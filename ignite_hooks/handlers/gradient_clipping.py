@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from ignite.engine import Engine
 from pydantic.dataclasses import dataclass
 
@@ -67,14 +66,12 @@ class GradientClipping(Handler):
 
     def __call__(self, engine: Engine) -> None:
         """Clips the gradients that are there."""
-        step = _optimizer_step_of(engine)
-        # Accelerate's functions would unscale again, and take the scaler of every optimizer.
-        clip: Any = torch.nn.utils if step.is_data_parallel else step.accelerator
+        prepared = _optimizer_step_of(engine).prepared
         if self.max_norm is not None:
-            norm = clip.clip_grad_norm_(step.parameters, self.max_norm, norm_type=self.norm_type)
+            norm = prepared.clip_grad_norm_(self.max_norm, self.norm_type)
             engine.state.metrics["grad_norm"] = norm
-        else:
-            clip.clip_grad_value_(step.parameters, self.clip_value)
+        elif self.clip_value is not None:
+            prepared.clip_grad_value_(self.clip_value)
 
 
 def _optimizer_step_of(engine: Engine) -> OptimizerStep:

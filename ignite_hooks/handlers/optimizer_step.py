@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
 from ignite.engine import Engine
 from ignite.engine import Events
 from torch.optim import Optimizer
@@ -22,6 +20,7 @@ from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.lr_scheduling import scheduler_for
+from ignite_hooks.handlers.prepared_optimizer import PreparedOptimizer
 from ignite_hooks.handlers.timetable import Timetable
 from ignite_hooks.handlers.window import EngineData
 from ignite_hooks.handlers.window import Window
@@ -84,28 +83,25 @@ class OptimizerStep(Handler):
             "1 is no accumulation",
         )
         self.accelerator = accelerator
-        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.prepared = PreparedOptimizer(accelerator, optimizer)
         self.lr_scheduler = scheduler_for(self.optimizer, lr_scheduler)
         self.scheduler_at = scheduler_at
-        self.is_data_parallel = _is_data_parallel(accelerator)
-        self.is_plain = self.is_data_parallel and _is_plain(accelerator, self.optimizer)
         self.steps = 0
         self.window = Window()
         self._divisor = 1
         self._timetable = Timetable()
-        self._is_unscaled = False
+        self._is_stepping = False
         self._attachment: Attachment | None = None
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer as Accelerate prepared it."""
+        return self.prepared.optimizer
 
     @property
     def timetable(self) -> Timetable:
         """What is due after how many committed steps; it acts when the gradients are cleared."""
         return self._timetable
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trainable parameters of the optimizer, in the order of its groups."""
-        groups = self.optimizer.param_groups
-        return [p for group in groups for p in group["params"] if p.requires_grad]
 
     def start_from(self, step: int, engine: Any) -> None:
         """Sets the number of steps committed so far."""
@@ -119,12 +115,8 @@ class OptimizerStep(Handler):
         share is exact. ``accelerator.backward`` divides by the full size always; the gradient of
         a short window is then scaled up at its end, which rounds differently.
         """
-        self._divisor = size = self.window.size
-        if self.is_plain:
-            (loss if size == 1 else loss / size).backward()  # type: ignore[no-untyped-call]
-        else:
-            with _accumulating(self.accelerator, size):
-                self.accelerator.backward(loss)
+        self._divisor = self.window.size
+        self.prepared.backward(loss, self._divisor)
 
     def synchronizing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Around forward and backward: processes exchange gradients for the last batch only."""
@@ -141,12 +133,9 @@ class OptimizerStep(Handler):
     def drop_window(self) -> None:
         """Forgets the batches of the open window and zeroes their gradients."""
         self.window.close()
+        self._is_stepping = False
         self.accelerator.step = 0
-        if self._is_unscaled:
-            # Else the scaler would refuse to unscale the next window. Its factor stays.
-            self.optimizer.scaler.update(self.optimizer.scaler.get_scale())
-            self._is_unscaled = False
-        self._zero_grad()
+        self.prepared.zero_grad()
 
     def check(self, engine: Engine, event: Any) -> None:
         """One OptimizerStep for one engine, at the moments of its own."""
@@ -184,7 +173,8 @@ class OptimizerStep(Handler):
         else:
             self._attach_to_foreign(attachment)
         attachment.on(Events.ITERATION_COMPLETED, self._close_if_due)
-        attachment.on(Events.EPOCH_COMPLETED, self._end_epoch)
+        if self.lr_scheduler is not None and self.scheduler_at == "epoch":
+            attachment.on(Events.EPOCH_COMPLETED, lambda engine: self.lr_scheduler.step())
         self._attachment = attachment
 
     def _attach_to_foreign(self, attachment: Attachment) -> None:
@@ -202,8 +192,19 @@ class OptimizerStep(Handler):
             Events.ITERATION_STARTED,
             lambda engine: self._take(engine, lambda: data.batches_left(engine)),
         )
+        attachment.on(Events.DATALOADER_STOP_ITERATION, self._close_late)
+        attachment.on(Events.TERMINATE, data.run_terminates)
         dropping = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH
         attachment.on(dropping, lambda engine: self.drop_window())
+
+        def end_epoch(engine: Engine) -> None:
+            # It is open after a failure that a handler swallowed, or if the end was not foreseen.
+            if self._is_stepping or self.window.is_closing or not data.is_whole(engine):
+                self.drop_window()
+            else:
+                self._close_late(engine)
+
+        attachment.on(Events.EPOCH_COMPLETED, end_epoch)
 
     @contextmanager
     def _in_run(self, engine: Engine) -> Iterator[None]:
@@ -230,10 +231,13 @@ class OptimizerStep(Handler):
             self._close(engine)
 
     def _close(self, engine: Any) -> None:
+        self._is_stepping = True
         self.accelerator.sync_gradients = True
-        self._make_whole(self.window.count)
+        if self.window.count != self._divisor:
+            self.prepared.scale(self._divisor / self.window.count)
+        self.prepared.unscale()
         engine.fire_event(TrainEvents.OPTIMIZER_STEP_STARTED)
-        committed = self._step()
+        committed = self.prepared.step()
         self.window.close()
         if committed:
             self.steps += 1
@@ -242,20 +246,17 @@ class OptimizerStep(Handler):
             if self.lr_scheduler is not None and self.scheduler_at == "step":
                 self.lr_scheduler.step()
             engine.fire_event(TrainEvents.OPTIMIZER_STEP_COMPLETED)
-        self._zero_grad()
+        self.prepared.zero_grad()
+        self._is_stepping = False
         if committed:
             engine.fire_event(TrainEvents.GRADIENTS_CLEARED)
             if self.steps >= self._timetable.next_due:
                 self._timetable.act(self.steps)
 
-    def _end_epoch(self, engine: Engine) -> None:
-        if self.window.count:
-            self._close_late(engine)
-        if self.lr_scheduler is not None and self.scheduler_at == "epoch":
-            self.lr_scheduler.step()
-
     def _close_late(self, engine: Engine) -> None:
         """The data ended and nothing had told that it would."""
+        if not self.window.count:
+            return
         if self.accelerator.use_distributed:
             raise RuntimeError(
                 "`data` must tell its last batch as the last, for the processes to reduce their "
@@ -263,57 +264,3 @@ class OptimizerStep(Handler):
                 "engine on DataFeed(data, accelerator)"
             )
         self._close(engine)
-
-    def _make_whole(self, count: int) -> None:
-        """Gives the gradient of the mean of the window's losses, free of the scaler's factor."""
-        if count != self._divisor:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self._divisor / count)
-        if self.optimizer.scaler is not None and self.is_data_parallel:
-            self.optimizer.scaler.unscale_(self.optimizer.optimizer)
-            self._is_unscaled = True
-
-    def _step(self) -> bool:
-        """Steps; returns whether that changed the parameters."""
-        if not self.is_plain:
-            self.optimizer.step()
-            self._is_unscaled = False
-            return not self.optimizer.step_was_skipped
-        self.optimizer.optimizer.step()
-        # A scheduler that was built on Accelerate's wrapper looks here.
-        self.optimizer._opt_called = True
-        return True
-
-    def _zero_grad(self) -> None:
-        self.accelerator.sync_gradients = True  # else Accelerate does nothing
-        (self.optimizer.optimizer if self.is_plain else self.optimizer).zero_grad()
-
-
-def _is_data_parallel(accelerator: Accelerator) -> bool:
-    kind = accelerator.distributed_type
-    return kind == DistributedType.NO or str(kind.value).startswith("MULTI_")
-
-
-def _is_plain(accelerator: Accelerator, optimizer: Any) -> bool:
-    """Whether Accelerate's wrappers have nothing to add to torch's backward, step and zero_grad.
-
-    They cost 100 µs a step then, for two look-ups of a package and an ``inspect.signature``.
-    """
-    return (
-        type(optimizer) is AcceleratedOptimizer
-        and accelerator.scaler is None
-        and optimizer.scaler is None
-        and not accelerator.has_lomo_optimizer
-    )
-
-
-@contextmanager
-def _accumulating(accelerator: Accelerator, steps: int) -> Iterator[None]:
-    """Has ``accelerator.backward`` divide by ``steps``."""
-    before = accelerator.gradient_accumulation_steps
-    accelerator.gradient_accumulation_steps = steps
-    try:
-        yield
-    finally:
-        accelerator.gradient_accumulation_steps = before

@@ -52,18 +52,28 @@ class EngineData:
 
     def __init__(self) -> None:
         self._epoch_began_after = 0
-        self._is_first_epoch = True
+        self._may_be_resumed = True
+        self._was_terminated = False
 
     def run_starts(self, engine: Engine) -> None:
-        """At STARTED: what was counted before is gone."""
-        self._is_first_epoch = True
+        """At STARTED: a state may have been loaded."""
+        self._may_be_resumed = not self._was_terminated
+        self._was_terminated = False
+
+    def run_terminates(self, engine: Engine) -> None:
+        """At TERMINATE: the next run begins with a whole epoch, Ignite's way."""
+        self._was_terminated = True
 
     def epoch_starts(self, engine: Engine) -> None:
         """At EPOCH_STARTED: the first one may be resumed half-way."""
         done = engine.state.iteration
-        within = done % (engine.state.epoch_length or 1) if self._is_first_epoch else 0
+        within = done % (engine.state.epoch_length or 1) if self._may_be_resumed else 0
         self._epoch_began_after = done - within
-        self._is_first_epoch = False
+        self._may_be_resumed = False
+
+    def is_whole(self, engine: Engine) -> bool:
+        """Whether the epoch that ends now had all its batches, as Ignite counts them."""
+        return engine.state.iteration - self._epoch_began_after == engine.state.epoch_length
 
     def batches_left(self, engine: Engine) -> int | None:
         """How many batches come from the present one on before data, epoch or run ends."""

@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks import GradientClipping
+from ignite_hooks import Validation
+from ignite_hooks.handlers.fields import Every
+from ignite_hooks.handlers.fields import Limit
+from ignite_hooks.handlers.fields import NormType
+from ignite_hooks.handlers.fields import handler_config
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class Example:
+    every: Every | None = None
+    limit: Limit | None = None
+    norm_type: NormType = 2.0
+
+
+NO_NUMBERS = [True, False, "1", "", b"1", [1], (1,), {}, 1j, torch.tensor(1), object]
+NO_INTEGERS = [0, -1, 1.0, 0.5, math.nan, math.inf, np.float64(2.0), *NO_NUMBERS]
+NOT_POSITIVE = [0, 0.0, -0.0, -1, -0.5, -math.inf, math.nan, np.float64("nan"), *NO_NUMBERS]
+
+
+def assert_refused(kind, name, value, rule, remedy, **others):
+    with pytest.raises(ValueError, match=f"`{name}` must be {rule}, got ") as raised:
+        kind(**{name: value}, **others)
+    message = str(raised.value)
+    assert f"`{name}` must be {rule}, got {value!r}; {remedy}" in message
+
+
+@pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
+def test_every_must_be_an_integer_of_at_least_one(value):
+    assert_refused(Example, "every", value, "an integer >= 1", "leave it out for no such schedule")
+
+
+@pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
+@pytest.mark.parametrize("name", ["every_steps", "every_epochs"])
+def test_schedules_of_a_handler_must_be_integers_of_at_least_one(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got ") as raised:
+        Validation(lambda: None, **{name: value})
+    assert f"got {value!r}; leave it out" in str(raised.value)
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE, ids=repr)
+def test_a_limit_must_be_a_number_above_zero(value):
+    remedy = "leave the clipping out to have none"
+    assert_refused(Example, "limit", value, "a number > 0", remedy)
+    assert_refused(GradientClipping, "max_norm", value, "a number > 0", remedy)
+    assert_refused(GradientClipping, "clip_value", value, "a number > 0", remedy)
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE, ids=repr)
+def test_a_norm_type_must_be_a_number_above_zero_or_inf(value):
+    remedy = "2.0 is the Euclidean norm, inf the largest absolute value"
+    assert_refused(Example, "norm_type", value, "a number > 0 or inf", remedy)
+    assert_refused(
+        GradientClipping, "norm_type", value, "a number > 0 or inf", remedy, max_norm=1.0
+    )
+
+
+@pytest.mark.parametrize("value", [1, 7, 10**12])
+def test_every_takes_integers(value):
+    assert Example(every=value).every == value
+
+
+@pytest.mark.parametrize("value", [1, 0.5, 1e-30, math.inf, np.float64(0.5)])
+def test_limits_and_norm_types_take_numbers_and_infinity(value):
+    example = Example(limit=value, norm_type=value)
+    assert example.limit == example.norm_type == value
+    assert isinstance(example.limit, float)
+
+
+def test_none_is_no_schedule_and_no_limit():
+    example = Example(every=None, limit=None)
+    assert (example.every, example.limit, example.norm_type) == (None, None, 2.0)
+
+
+def test_a_misspelt_field_is_named():
+    with pytest.raises(ValidationError, match="evry"):
+        Example(evry=1)
+
+
+def test_every_broken_rule_is_told_at_once():
+    with pytest.raises(ValidationError) as raised:
+        Example(every=0, limit=-1, norm_type=0)
+    assert raised.value.error_count() == 3
+
+
+def test_a_field_can_not_be_changed_to_a_wrong_value_later():
+    example = Example(every=1)
+    with pytest.raises(AttributeError):
+        example.every = 0

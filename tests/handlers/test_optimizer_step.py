@@ -1,0 +1,879 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import GradientState
+from ignite.engine import Engine
+from ignite.engine import Events
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
+from torch.utils.data import TensorDataset
+
+from ignite_hooks import DataFeed
+from ignite_hooks import OptimizerStep
+from ignite_hooks import TrainEvents
+from ignite_hooks import create_supervised_trainer
+from tests.reference import Noisy
+from tests.reference import make_model
+from tests.reference import train_on_windows
+from tests.reference import weights
+
+
+class WithoutLength:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class Stream(IterableDataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+class FakeScaler:
+    """Skips steps as torch's scaler does, by not calling ``optimizer.step``."""
+
+    def __init__(self, *skipped):
+        self.skipped = skipped
+        self.calls = 0
+
+    def scale(self, loss):
+        return loss
+
+    def unscale_(self, optimizer):
+        pass
+
+    def step(self, optimizer, closure=None):
+        self.calls += 1
+        if self.calls not in self.skipped:
+            optimizer.step()
+
+    def update(self, new_scale=None):
+        pass
+
+    def get_scale(self):
+        return 1.0
+
+
+def make_samples(batches):
+    noisy = Noisy(2 * batches)
+    return TensorDataset(noisy.x, noisy.y)
+
+
+def make_loader(batches):
+    return DataLoader(make_samples(batches), batch_size=2)
+
+
+def make_batches(count):
+    return list(make_loader(count))
+
+
+def make_sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+
+
+def chunks(batches, accumulation):
+    numbers = list(range(batches))
+    return [numbers[at : at + accumulation] for at in range(0, batches, accumulation)]
+
+
+def by_windows(windows, batches):
+    model = make_model(dropout=0)
+    train_on_windows(model, make_sgd(model), batches, windows)
+    return weights(model)
+
+
+def make_engine(accumulation, *, accumulate=False, process=None, **step_arguments):
+    """A hand-made Ignite engine with an OptimizerStep."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    model = accelerator.prepare(make_model(dropout=0))
+
+    def train(engine, batch):
+        with accelerator.accumulate(model) if accumulate else nullcontext():
+            if process is not None:
+                process(engine, batch)
+            x, y = batch
+            loss = F.mse_loss(model(x), y)
+            accelerator.backward(loss)
+        return loss.detach()
+
+    engine = Engine(train)
+    step = OptimizerStep(accelerator, make_sgd(model), **step_arguments)
+    attachment = step.attach(engine)
+    return SimpleNamespace(
+        engine=engine, model=model, accelerator=accelerator, step=step, attachment=attachment
+    )
+
+
+def make_trainer(data, accumulation=1, *, scaler=None, **arguments):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    accelerator.scaler = scaler
+    model = make_model(dropout=0)
+    return create_supervised_trainer(
+        model, make_sgd(model), F.mse_loss, data, accelerator=accelerator, **arguments
+    )
+
+
+def count(engine, event):
+    fired = []
+    engine.add_event_handler(event, lambda engine: fired.append(engine.state.iteration))
+    return fired
+
+
+def has_no_gradient(model):
+    return all(parameter.grad is None for parameter in model.parameters())
+
+
+def begin_again(data):
+    """A feed keeps its place over the end of a run."""
+    if isinstance(data, DataFeed):
+        data.next_pass()
+
+
+def release(data):
+    """Ignite exhausts no loader."""
+    if isinstance(data, DataFeed):
+        data.close()
+    for each in GradientState().dataloader_references:
+        if each is not None:
+            each.end()
+
+
+# -- windows ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batches", [1, 4, 7])
+@pytest.mark.parametrize("accumulation", [1, 2, 4, 7])
+def test_n_batches_make_ceil_of_n_over_accumulation_steps_an_epoch(accumulation, batches):
+    trainer = make_trainer(make_batches(batches), accumulation)
+    counted, every_second = [], []
+    trainer.add_event_handler(
+        TrainEvents.OPTIMIZER_STEP_COMPLETED,
+        lambda engine: counted.append(engine.state.optimizer_step),
+    )
+    trainer.add_event_handler(
+        TrainEvents.GRADIENTS_CLEARED(every=2),
+        lambda engine: every_second.append(engine.state.optimizer_step),
+    )
+    trainer.run(max_epochs=2)
+    steps = 2 * -(-batches // accumulation)
+    assert counted == list(range(1, steps + 1))
+    assert every_second == list(range(2, steps + 1, 2))
+    assert trainer.state.iteration == 2 * batches
+
+
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_a_short_window_steps_once_with_the_gradient_of_the_mean_of_its_losses(left):
+    batches = make_batches(4 + left)
+    trainer = make_trainer(batches, accumulation=4)
+    gradients = []
+
+    @trainer.on(TrainEvents.OPTIMIZER_STEP_STARTED)
+    def compare(engine):
+        gradients.append([p.grad.clone() for p in engine.model.parameters()])
+        engine.model.zero_grad()
+        losses = [F.mse_loss(engine.model(x), y) / left for x, y in batches[4:]]
+        expected = [torch.zeros_like(p) for p in engine.model.parameters()]
+        for loss in losses:
+            parts = torch.autograd.grad(loss, list(engine.model.parameters()))
+            expected = [sum_ + part for sum_, part in zip(expected, parts, strict=True)]
+        gradients.append(expected)
+        for parameter, gradient in zip(engine.model.parameters(), gradients[-2], strict=True):
+            parameter.grad = gradient
+
+    trainer.run()
+    assert trainer.state.optimizer_step == 2
+    assert len(gradients) == 4
+    assert all(map(torch.equal, gradients[2], gradients[3]))
+    assert torch.equal(weights(trainer.model), by_windows(chunks(4 + left, 4), batches))
+
+
+DATA = {
+    "list": lambda n, accelerator: make_batches(n),
+    "loader": lambda n, accelerator: make_loader(n),
+    "prepared loader": lambda n, accelerator: accelerator.prepare(make_loader(n)),
+    "prepared stream": lambda n, accelerator: accelerator.prepare(
+        DataLoader(Stream(make_samples(n)), batch_size=2)
+    ),
+    "without length": lambda n, accelerator: WithoutLength(make_batches(n)),
+    "feed of a loader": lambda n, accelerator: DataFeed(make_loader(n), accelerator),
+    "feed of a prepared loader": lambda n, accelerator: DataFeed(
+        accelerator.prepare(make_loader(n)), accelerator
+    ),
+    "feed without length": lambda n, accelerator: DataFeed(
+        WithoutLength(make_batches(n)), accelerator
+    ),
+    "feed of a stream": lambda n, accelerator: DataFeed(
+        DataLoader(Stream(make_samples(n)), batch_size=2), accelerator
+    ),
+}
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(
+    ("accumulation", "batches"), [(1, 3), (2, 4), (2, 5), (4, 8), (4, 6), (4, 2), (3, 5)]
+)
+@pytest.mark.parametrize("kind", DATA)
+def test_a_hand_made_engine_trains_as_the_plain_loop_does(kind, accumulation, batches, accumulate):
+    made = make_engine(accumulation, accumulate=accumulate)
+    data = DATA[kind](batches, made.accelerator)
+    made.engine.run(data, max_epochs=2)
+    release(data)
+    expected = by_windows(2 * chunks(batches, accumulation), make_batches(batches))
+    if accumulation == 3:
+        # accelerator.backward divides by 3; times 3 / 2 at the end rounds twice more.
+        torch.testing.assert_close(weights(made.model), expected, rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(weights(made.model), expected)
+    assert made.engine.state.optimizer_step == 2 * len(chunks(batches, accumulation))
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_the_short_window_of_a_generator_steps_when_the_epoch_completes(accumulate, is_plain):
+    made = make_engine(4, accumulate=accumulate)
+    made.step.prepared.is_plain = is_plain
+    after_iteration = []
+    made.engine.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: after_iteration.append(engine.state.optimizer_step),
+    )
+    at_epoch = count(made.engine, TrainEvents.OPTIMIZER_STEP_COMPLETED)
+    made.engine.run(iter(make_batches(6)), max_epochs=1)
+    assert after_iteration == [0, 0, 0, 1, 1, 1]
+    assert at_epoch == [4, 6]
+    assert torch.equal(weights(made.model), by_windows([[0, 1, 2, 3], [4, 5]], make_batches(6)))
+
+
+CLOSING = [
+    (2, 6, {"epoch_length": 3, "max_epochs": 2}, [[0, 1], [2], [3, 4], [5]]),
+    (4, 6, {"epoch_length": 8}, [[0, 1, 2, 3], [4, 5], [0, 1]]),
+    (2, 4, {"max_iters": 5}, [[0, 1], [2, 3], [0]]),
+    (4, 4, {"max_iters": 6}, [[0, 1, 2, 3], [0, 1]]),
+    (4, 4, {"max_iters": 2}, [[0, 1]]),
+]
+
+
+@pytest.mark.parametrize("kind", ["list", "prepared loader", "without length", "prepared stream"])
+@pytest.mark.parametrize(("accumulation", "batches", "limits", "windows"), CLOSING)
+def test_a_window_closes_where_data_epoch_or_run_end(accumulation, batches, limits, windows, kind):
+    trainer = make_trainer(make_batches(1), accumulation)
+    trainer.run(DATA[kind](batches, trainer.accelerator), **limits)
+    assert trainer.state.optimizer_step == len(windows)
+    assert torch.equal(weights(trainer.model), by_windows(windows, make_batches(batches)))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("kind", ["list", "prepared loader", "feed of a prepared loader"])
+@pytest.mark.parametrize(("accumulation", "batches", "limits", "windows"), CLOSING)
+def test_a_window_closes_where_data_epoch_or_run_of_a_hand_made_engine_end(
+    accumulation, batches, limits, windows, kind, accumulate
+):
+    made = make_engine(accumulation, accumulate=accumulate)
+    data = DATA[kind](batches, made.accelerator)
+    made.engine.run(data, **limits)
+    release(data)
+    assert made.engine.state.optimizer_step == len(windows)
+    assert torch.equal(weights(made.model), by_windows(windows, make_batches(batches)))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_gradients_are_synchronized_in_the_closing_batch_of_a_window_only(accumulate):
+    seen = []
+    made = make_engine(4, accumulate=accumulate)
+    for event in (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED):
+        made.engine.add_event_handler(
+            event, lambda engine: seen.append(made.accelerator.sync_gradients)
+        )
+    made.engine.run(make_batches(6))
+    closing = [False, False, False, True, False, True]
+    assert seen[::2] == closing
+    made = make_engine(
+        4,
+        accumulate=accumulate,
+        process=lambda *_: seen.append(made.accelerator.sync_gradients),
+    )
+    seen.clear()
+    made.engine.run(make_batches(6))
+    assert seen == closing
+
+
+# -- ways out of a hand-made engine -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
+def test_terminate_drops_the_open_window_of_a_hand_made_engine(kind, is_plain):
+    made = make_engine(4)
+    made.step.prepared.is_plain = is_plain
+    data = DATA[kind](8, made.accelerator)
+    made.engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=6), lambda engine: engine.terminate()
+    )
+    made.engine.run(data)
+    release(data)
+    assert has_no_gradient(made.model)
+    assert made.accelerator.step == 0
+    assert made.engine.state.optimizer_step == 1
+    assert torch.equal(weights(made.model), by_windows([[0, 1, 2, 3]], make_batches(8)))
+
+
+@pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
+def test_terminate_epoch_drops_the_open_window_and_the_next_epoch_has_whole_ones(kind):
+    made = make_engine(4)
+    data = DATA[kind](6, made.accelerator)
+    made.engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate_epoch()
+    )
+    made.engine.run(data, max_epochs=3)
+    release(data)
+    windows = 2 * [[0, 1, 2, 3], [4, 5]]
+    assert torch.equal(weights(made.model), by_windows(windows, make_batches(6)))
+
+
+@pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
+def test_a_finished_hand_made_engine_runs_anew_and_counts_anew(kind):
+    made = make_engine(4)
+    data = DATA[kind](6, made.accelerator)
+    for _ in range(2):
+        made.engine.run(data)
+        assert made.engine.state.optimizer_step == 2
+    release(data)
+    windows = 2 * [[0, 1, 2, 3], [4, 5]]
+    assert torch.equal(weights(made.model), by_windows(windows, make_batches(6)))
+
+
+@pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
+def test_a_hand_made_engine_that_goes_on_to_more_epochs_counts_on(kind):
+    made = make_engine(4)
+    data = DATA[kind](6, made.accelerator)
+    made.engine.run(data)
+    made.engine.run(data, max_epochs=2)
+    release(data)
+    assert made.engine.state.optimizer_step == 4
+    windows = 2 * [[0, 1, 2, 3], [4, 5]]
+    assert torch.equal(weights(made.model), by_windows(windows, make_batches(6)))
+
+
+def test_a_hand_made_engine_resumed_within_an_epoch_closes_the_window_in_its_last_iteration():
+    made = make_engine(4)
+    data = make_batches(6)
+    made.engine.run(data)
+    made.engine.load_state_dict(
+        {"iteration": 10, "epoch_length": 6, "max_epochs": 2, "optimizer_step": 3}
+    )
+    made.step.start_from(3, made.engine)
+    steps = []
+    made.engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: steps.append(engine.state.optimizer_step)
+    )
+    made.engine.run(data)
+    assert steps == [3, 4]
+    assert torch.equal(weights(made.model), by_windows([[0, 1, 2, 3], [4, 5], [0, 1]], data))
+
+
+@pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
+def test_a_hand_made_engine_that_goes_on_after_terminate_has_whole_windows(kind):
+    made = make_engine(4)
+    data = DATA[kind](6, made.accelerator)
+    made.engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=3), lambda engine: engine.terminate()
+    )
+    made.engine.run(data, max_epochs=2)
+    begin_again(data)
+    made.engine.run(data, max_epochs=2)
+    release(data)
+    assert made.engine.state.epoch == 2
+    assert torch.equal(weights(made.model), by_windows([[0, 1, 2, 3], [4, 5]], make_batches(6)))
+
+
+@pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
+@pytest.mark.parametrize("error", [ZeroDivisionError("now"), KeyboardInterrupt(), SystemExit(3)])
+def test_a_failure_drops_the_open_window_and_a_further_run_has_whole_ones(error, kind):
+    def fail(engine, batch):
+        if engine.state.iteration == 6 and not failed:
+            failed.append(True)
+            raise error
+
+    failed = []
+    made = make_engine(4, process=fail)
+    made.engine.interrupt_resume_enabled = False  # else Ignite's engine never runs again
+    data = DATA[kind](8, made.accelerator)
+    with pytest.raises(type(error)) as raised:
+        made.engine.run(data)
+    assert raised.value is error
+    assert has_no_gradient(made.model)
+    windows = [[0, 1, 2, 3]]
+    assert torch.equal(weights(made.model), by_windows(windows, make_batches(8)))
+    begin_again(data)
+    made.engine.run(data)
+    release(data)
+    windows += [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert torch.equal(weights(made.model), by_windows(windows, make_batches(8)))
+
+
+@pytest.mark.parametrize("iteration", [2, 3, 4])
+def test_a_failure_that_a_handler_swallows_makes_no_step(iteration):
+    def fail(engine, batch):
+        if engine.state.iteration == iteration:
+            raise ZeroDivisionError
+
+    made = make_engine(4, process=fail)
+    made.engine.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: None)
+    made.engine.run(make_batches(6))
+    assert made.engine.state.optimizer_step == 0
+    assert has_no_gradient(made.model)
+    assert torch.equal(weights(made.model), weights(make_model()))
+
+
+@pytest.mark.parametrize(
+    ("event", "windows"),
+    [
+        (TrainEvents.OPTIMIZER_STEP_STARTED, [[4, 5, 6, 7], [0, 1, 2, 3]]),
+        (TrainEvents.OPTIMIZER_STEP_COMPLETED, [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]),
+    ],
+)
+def test_after_a_failure_around_the_step_that_a_handler_swallows_windows_are_whole(event, windows):
+    def fail(engine):
+        failing.remove()
+        raise ZeroDivisionError
+
+    made = make_engine(4)
+    failing = made.engine.add_event_handler(event, fail)
+    made.engine.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: None)
+    made.engine.run(make_batches(8), max_epochs=2)
+    assert torch.equal(weights(made.model), by_windows(windows, make_batches(8)))
+
+
+def test_an_interrupted_hand_made_engine_goes_on_within_its_window():
+    made = make_engine(4)
+    data = make_batches(6)
+    made.engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=3), lambda engine: engine.interrupt()
+    )
+    made.engine.run(data)
+    assert made.engine.state.iteration == 3
+    made.engine.run(data)
+    assert torch.equal(weights(made.model), by_windows([[0, 1, 2, 3], [4, 5]], data))
+
+
+def test_accumulation_may_change_from_window_to_window():
+    batches = make_batches(6)
+    trainer = make_trainer(batches, accumulation=2)
+
+    @trainer.on(TrainEvents.GRADIENTS_CLEARED)
+    def accumulate_more(engine):
+        engine.accelerator.gradient_accumulation_steps = 4
+
+    trainer.run()
+    assert torch.equal(weights(trainer.model), by_windows([[0, 1], [2, 3, 4, 5]], batches))
+
+
+# -- max_steps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 5])
+def test_max_steps_stops_right_after_that_step_and_leaves_no_half_window(max_steps):
+    batches = make_batches(6)
+    trainer = make_trainer(batches, accumulation=4)
+    trainer.run(max_steps=max_steps)
+    windows = (3 * [[0, 1, 2, 3], [4, 5]])[:max_steps]
+    assert trainer.state.optimizer_step == max_steps
+    assert trainer.state.iteration == sum(map(len, windows))
+    assert trainer.state.max_epochs == -(-max_steps // 2)
+    assert trainer.stop_reason == "max_steps"
+    assert has_no_gradient(trainer.model)
+    assert torch.equal(weights(trainer.model), by_windows(windows, batches))
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps", "reason"),
+    [
+        ({"max_epochs": 2, "max_steps": 3}, 3, "max_steps"),
+        ({"max_epochs": 1, "max_steps": 3}, 2, "max_epochs"),
+        ({}, 2, "max_epochs"),
+    ],
+)
+def test_the_limit_that_comes_first_ends_the_run_and_without_one_it_is_an_epoch(
+    limits, steps, reason
+):
+    trainer = make_trainer(make_batches(6), accumulation=4)
+    trainer.run(**limits)
+    assert trainer.state.optimizer_step == steps
+    assert trainer.stop_reason == reason
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_max_steps_below_one_is_an_error_before_the_first_batch(value):
+    trainer = make_trainer(make_batches(6))
+    started = count(trainer, Events.STARTED)
+    with pytest.raises(ValueError, match=r"`max_steps` must be an integer >= 1, got .*: leave it"):
+        trainer.run(max_steps=value)
+    assert not started
+
+
+def test_skipped_steps_do_not_count_for_max_steps():
+    batches = make_batches(4)
+    trainer = make_trainer(batches, scaler=FakeScaler(2, 3))
+    trainer.run(max_steps=3)
+    assert trainer.state.optimizer_step == 3
+    assert trainer.state.iteration == 5
+    assert torch.equal(weights(trainer.model), by_windows([[0], [3], [0]], batches))
+
+
+# -- skipped steps ------------------------------------------------------------------------------
+
+
+def overflowing(count, *numbers):
+    batches = make_batches(count)
+    return [(x, y * torch.inf) if n in numbers else (x, y) for n, (x, y) in enumerate(batches)]
+
+
+def test_an_overflow_of_the_real_scaler_skips_the_step_and_the_next_window_works():
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    batches = overflowing(8, 3)
+    trainer = make_trainer(
+        batches,
+        accumulation=2,
+        scaler=scaler,
+        lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.5),
+    )
+    started = count(trainer, TrainEvents.OPTIMIZER_STEP_STARTED)
+    completed = count(trainer, TrainEvents.OPTIMIZER_STEP_COMPLETED)
+    cleared = count(trainer, TrainEvents.GRADIENTS_CLEARED)
+    scheduled, committed, gradients = [], [], []
+    trainer._optimizer_step.timetable.add(1, lambda: scheduled.append(trainer.state.iteration))
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def record(engine):
+        committed.append(engine.state.step_committed)
+        if engine.state.iteration % 2 == 0:
+            gradients.append(has_no_gradient(engine.model))
+
+    trainer.run()
+    model = make_model(dropout=0)
+    optimizer = make_sgd(model)
+    scheduler = ExponentialLR(optimizer, 0.5)
+    windows = [[0, 1], [4, 5], [6, 7]]
+    train_on_windows(model, optimizer, batches, windows, after_step=scheduler.step)
+    assert torch.equal(weights(trainer.model), weights(model))
+    assert scaler.get_scale() == 512
+    assert trainer.lr_scheduler.get_last_lr() == scheduler.get_last_lr()
+    assert trainer.state.optimizer_step == 3
+    assert started == [2, 4, 6, 8]
+    assert completed == cleared == scheduled == [2, 6, 8]
+    assert committed == [False, True, False, False, False, True, False, True]
+    assert gradients == [True] * 4
+
+
+@pytest.mark.parametrize("skipped", [(1,), (3,), (1, 2), (2, 4), (1, 2, 3, 4)])
+@pytest.mark.parametrize(("accumulation", "batches"), [(1, 4), (2, 7), (4, 14)])
+def test_skipped_steps_leave_no_trace(accumulation, batches, skipped):
+    data = make_batches(batches)
+    trainer = make_trainer(data, accumulation, scaler=FakeScaler(*skipped))
+    trainer.run()
+    windows = chunks(batches, accumulation)
+    left = [window for number, window in enumerate(windows, 1) if number not in skipped]
+    assert torch.equal(weights(trainer.model), by_windows(left, data))
+    assert trainer.state.optimizer_step == len(left)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_hand_made_engine_skips_too(accumulate):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    accelerator.scaler = FakeScaler(2)
+    model = accelerator.prepare(make_model(dropout=0))
+
+    def train(engine, batch):
+        with accelerator.accumulate(model) if accumulate else nullcontext():
+            accelerator.backward(F.mse_loss(model(batch[0]), batch[1]))
+
+    engine = Engine(train)
+    OptimizerStep(accelerator, make_sgd(model)).attach(engine)
+    engine.run(make_batches(5))
+    assert torch.equal(weights(model), by_windows([[0, 1], [4]], make_batches(5)))
+    assert engine.state.optimizer_step == 2
+
+
+def test_the_overflow_of_another_optimizer_skips_nothing():
+    batches = make_batches(4)
+    trainer = make_trainer(batches, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    accelerator = trainer.accelerator
+    parameter = torch.nn.Parameter(torch.ones(2))
+    other = accelerator.prepare(torch.optim.SGD([parameter], lr=1.0))
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def overflow(engine):
+        parameter.grad = torch.full((2,), torch.inf)
+        other.step()
+
+    trainer.run()
+    assert accelerator.optimizer_step_was_skipped
+    assert torch.equal(parameter.detach(), torch.ones(2))
+    assert trainer.state.optimizer_step == 4
+    assert torch.equal(weights(trainer.model), by_windows(chunks(4, 1), batches))
+
+
+def test_gradients_are_unscaled_for_the_handlers_before_the_step():
+    batches = make_batches(2)
+    gradients = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        trainer = make_trainer(batches, accumulation=2, scaler=scaler)
+        trainer.add_event_handler(
+            TrainEvents.OPTIMIZER_STEP_STARTED,
+            lambda engine: gradients.append([p.grad.clone() for p in engine.model.parameters()]),
+        )
+        trainer.run()
+    assert all(map(torch.equal, *gradients))
+
+
+def test_after_a_failure_between_unscaling_and_step_the_scaler_goes_on():
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    batches = make_batches(4)
+    trainer = make_trainer(batches, accumulation=2, scaler=scaler)
+
+    def fail(engine):
+        failing.remove()
+        raise ZeroDivisionError
+
+    failing = trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, fail)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    trainer.run()
+    assert scaler.get_scale() == 1024
+    assert torch.equal(weights(trainer.model), by_windows(chunks(4, 2), batches))
+
+
+# -- what handlers see, and can not do ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_handlers_around_the_step_see_old_and_new_parameters_and_the_gradient(is_plain):
+    batches = make_batches(3)
+    trainer = make_trainer(
+        batches, accumulation=2, lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.5)
+    )
+    trainer._optimizer_step.prepared.is_plain = is_plain
+    seen = []
+
+    def look(engine):
+        state = engine.state
+        gradient = None
+        if not has_no_gradient(engine.model):
+            gradient = torch.cat([p.grad.flatten() for p in engine.model.parameters()])
+        lr = engine.optimizer.param_groups[0]["lr"]
+        seen.append(
+            (weights(engine.model), gradient, state.optimizer_step, state.step_committed, lr)
+        )
+
+    for event in (
+        TrainEvents.OPTIMIZER_STEP_STARTED,
+        TrainEvents.OPTIMIZER_STEP_COMPLETED,
+        TrainEvents.GRADIENTS_CLEARED,
+    ):
+        trainer.add_event_handler(event, look)
+    trainer.run()
+
+    model = make_model(dropout=0)
+    optimizer = make_sgd(model)
+    for number, window in enumerate([[0, 1], [2]]):
+        started, completed, cleared = seen[3 * number : 3 * number + 3]
+        before = weights(model)
+        for index in window:
+            x, y = batches[index]
+            (F.mse_loss(model(x), y) / len(window)).backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        optimizer.param_groups[0]["lr"] = lr = 0.2 * 0.5**number
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(started[0], before)
+        assert torch.equal(started[1], gradient)
+        assert started[2:] == (number, False, lr)
+        assert torch.equal(completed[0], weights(model))
+        assert torch.equal(completed[1], gradient)
+        assert completed[2:] == (number + 1, True, lr / 2)
+        assert torch.equal(cleared[0], weights(model))
+        assert cleared[1] is None
+        assert cleared[2:] == completed[2:]
+
+
+FIELDS = {
+    "iteration": 77,
+    "epoch": 99,
+    "epoch_length": 1,
+    "max_epochs": 1,
+    "max_iters": 1,
+    "max_steps": 1,
+    "optimizer_step": 55,
+    "step_committed": True,
+    "start_epoch": 9,
+    "start_step": 9,
+    "output": None,
+    "loss": None,
+    "model_outputs": None,
+    "dataloader": None,
+}
+
+
+@pytest.mark.parametrize("values", [FIELDS, dict.fromkeys(FIELDS), dict.fromkeys(FIELDS, -3)])
+@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_steps": 4}, {"max_iters": 14}])
+def test_nothing_that_a_handler_writes_to_the_state_changes_a_step(limits, values):
+    batches = make_batches(7)
+    trainer = make_trainer(batches, accumulation=4)
+    stepped = []
+    trainer.optimizer.optimizer.register_step_post_hook(lambda *_: stepped.append(True))
+
+    def spoil(engine, *args, **kwargs):
+        vars(engine.state).update(values, metrics={})
+
+    for event in (*Events, *TrainEvents):
+        trainer.add_event_handler(event, spoil)
+    spoil(trainer)
+    trainer.state.max_epochs = trainer.state.max_iters = trainer.state.max_steps = None
+    trainer.run(**limits)
+    assert len(stepped) == 4
+    expected = by_windows(2 * chunks(7, 4), batches)
+    assert torch.equal(weights(trainer.model), expected)
+
+
+EVENTS = [
+    Events.ITERATION_STARTED,
+    Events.ITERATION_COMPLETED,
+    Events.EPOCH_COMPLETED,
+    TrainEvents.MODEL_FORWARD_STARTED,
+    TrainEvents.OPTIMIZER_STEP_STARTED,
+    TrainEvents.OPTIMIZER_STEP_COMPLETED,
+    TrainEvents.GRADIENTS_CLEARED,
+]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_handler_that_removes_itself_skips_no_other(event):
+    trainer = make_trainer(make_batches(1))
+    called = []
+
+    def leave(engine):
+        called.append("leave")
+        leaving.remove()
+
+    trainer.add_event_handler(event, lambda engine: called.append("first"))
+    leaving = trainer.add_event_handler(event, leave)
+    trainer.add_event_handler(event, lambda engine: called.append("last"))
+    trainer.run(max_epochs=2)
+    assert called == ["first", "leave", "last", "first", "last"]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_handler_that_adds_one_doubles_no_other_and_the_new_one_waits_for_its_turn(event):
+    trainer = make_trainer(make_batches(1))
+    called = []
+
+    def add(engine):
+        called.append("add")
+        if called.count("add") == 1:
+            trainer.add_event_handler(event, lambda engine: called.append("added"))
+
+    trainer.add_event_handler(event, add)
+    trainer.add_event_handler(event, lambda engine: called.append("last"))
+    trainer.run(max_epochs=2)
+    assert called == ["add", "last", "add", "last", "added"]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_handler_that_removes_another_keeps_the_others_turns(event):
+    trainer = make_trainer(make_batches(1))
+    called = []
+
+    def remove(engine):
+        called.append("remove")
+        other.remove()
+
+    other = trainer.add_event_handler(event, lambda engine: called.append("other"))
+    trainer.add_event_handler(event, remove)
+    trainer.add_event_handler(event, lambda engine: called.append("last"))
+    trainer.run(max_epochs=2)
+    assert called == ["other", "remove", "last", "remove", "last"]
+
+
+# -- attaching ----------------------------------------------------------------------------------
+
+
+def test_attached_after_other_handlers_of_iteration_completed_it_warns():
+    accelerator = Accelerator(cpu=True)
+    engine = Engine(lambda engine, batch: None)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: None)
+    with pytest.warns(UserWarning, match="before the step: attach it first"):
+        OptimizerStep(accelerator, make_sgd(make_model())).attach(engine)
+
+
+def test_an_engine_has_one_optimizer_step():
+    made = make_engine(1)
+    second = OptimizerStep(made.accelerator, make_sgd(make_model()))
+    with pytest.raises(ValueError, match=r"`engine` must have one OptimizerStep.*remove\(\)"):
+        second.attach(made.engine)
+    with pytest.raises(ValueError, match=r"`engine` must have one OptimizerStep.*trainer makes"):
+        second.attach(make_trainer(make_batches(2)))
+    made.attachment.remove()
+    second.attach(made.engine)
+
+
+def test_an_optimizer_step_serves_one_engine_until_it_is_removed():
+    made = make_engine(2)
+    another = Engine(made.engine._process_function)
+    with pytest.raises(ValueError, match=r"attached to one engine.*attached already: make another"):
+        made.step.attach(another)
+    made.attachment.remove()
+    made.step.attach(another)
+    another.run(make_batches(3))
+    assert torch.equal(weights(made.model), by_windows([[0, 1], [2]], make_batches(3)))
+
+
+def test_a_removed_optimizer_step_steps_no_more():
+    made = make_engine(1)
+    made.attachment.remove()
+    made.engine.run(make_batches(2))
+    assert torch.equal(weights(made.model), weights(make_model()))
+
+
+def test_it_can_not_be_attached_at_an_event():
+    made = make_engine(1)
+    step = OptimizerStep(made.accelerator, make_sgd(made.model))
+    with pytest.raises(ValueError, match=r"`event` must be left out, got .*accumulation"):
+        step.attach(Engine(lambda engine, batch: None), Events.EPOCH_COMPLETED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"optimizer": "SGD"}, TypeError, r"`optimizer` must be a .*Optimizer, got str: pass"),
+        ({"scheduler_at": "batch"}, ValueError, r'`scheduler_at` must be "step" or .*\'batch\': '),
+    ],
+)
+def test_arguments_that_can_not_be_used_are_named(arguments, error, message):
+    given = {"optimizer": make_sgd(make_model()), **arguments}
+    with pytest.raises(error, match=message):
+        OptimizerStep(Accelerator(cpu=True), **given)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_accumulation_below_one_is_named(value):
+    accelerator = Accelerator(cpu=True)
+    accelerator.gradient_accumulation_steps = value
+    with pytest.raises(ValueError, match=rf"gradient_accumulation_steps` must be .*got {value}: "):
+        OptimizerStep(accelerator, make_sgd(make_model()))
+
+
+def test_an_optimizer_that_is_prepared_already_is_used_as_it_is():
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(make_sgd(make_model()))
+    assert OptimizerStep(accelerator, optimizer).optimizer is optimizer
+    assert accelerator._optimizers == [optimizer]

@@ -1,0 +1,151 @@
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from ignite.engine import Engine
+from ignite.engine import Events
+from torch.utils.data import DataLoader
+
+from ignite_hooks import DataFeed
+from ignite_hooks.handlers.window import EngineData
+from ignite_hooks.handlers.window import Window
+
+
+def go_over(batches, full_size, left_of):
+    """The sizes of the windows closed, and what each batch was told."""
+    window, sizes, told = Window(), [], []
+    for number in range(batches):
+        window.take(full_size, left_of(batches - number))
+        told.append((window.size, window.count, window.is_closing))
+        if window.is_closing:
+            sizes.append(window.count)
+            window.close()
+    return window, sizes, told
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_n_batches_make_ceil_of_n_over_the_size_windows_that_sum_to_n(batches, full_size):
+    window, sizes, told = go_over(batches, full_size, lambda left: left)
+    assert len(sizes) == -(-batches // full_size)
+    assert sum(sizes) == batches
+    assert all(size == full_size for size in sizes[:-1])
+    assert window.count == 0
+    # The size was right from the first batch on.
+    assert [size for size, count, is_closing in told if count == 1] == sizes
+    assert all(is_closing == (count == size) for size, count, is_closing in told)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_where_only_the_last_batch_is_known_the_windows_are_the_same(batches, full_size):
+    _, known, _ = go_over(batches, full_size, lambda left: left)
+    _, sizes, told = go_over(batches, full_size, lambda left: 1 if left == 1 else None)
+    assert sizes == known
+    assert all(size == full_size for size, count, _ in told if count < full_size and count > 1)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_where_nothing_is_known_the_short_window_stays_open(batches, full_size):
+    window, sizes, _ = go_over(batches, full_size, lambda left: None)
+    assert sizes == [full_size] * (batches // full_size)
+    assert window.count == batches % full_size
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=20))
+def test_a_window_never_outgrows_its_size_whatever_it_is_told(told):
+    window = Window()
+    for full_size, left in told:
+        window.take(full_size, left)
+        assert 1 <= window.count <= window.size
+        assert window.is_closing == (window.count == window.size or left == 1)
+        if window.is_closing:
+            window.close()
+            assert (window.count, window.is_closing) == (0, False)
+
+
+class WithoutLength:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def record_batches_left(engine):
+    """What EngineData tells of each batch."""
+    data, told = EngineData(), []
+    engine.add_event_handler(Events.STARTED, data.run_starts)
+    engine.add_event_handler(Events.EPOCH_STARTED, data.epoch_starts)
+    engine.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: told.append(data.batches_left(engine))
+    )
+    return told
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "expected"),
+    [
+        (range(3), {"max_epochs": 2}, [3, 2, 1, 3, 2, 1]),
+        (range(3), {"max_iters": 4}, [3, 2, 1, 1]),
+        (range(4), {"epoch_length": 2, "max_epochs": 2}, [2, 1, 2, 1]),
+        (WithoutLength([1, 2, 3]), {"max_epochs": 2}, [None, None, None, 3, 2, 1]),
+        (WithoutLength([1, 2, 3]), {"max_iters": 2}, [2, 1]),
+    ],
+)
+def test_an_engine_tells_how_many_batches_are_left(data, limits, expected):
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.run(data, **limits)
+    assert told == expected
+
+
+def test_a_feed_tells_the_end_of_its_pass_within_a_longer_epoch():
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.run(DataFeed([1, 2, 3]), epoch_length=5)
+    assert told == [3, 2, 1, 2, 1]
+
+
+def test_a_prepared_loader_tells_its_last_batch():
+    loader = Accelerator(cpu=True).prepare(DataLoader(range(6), batch_size=2))
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.run(WithoutLength(loader))
+    assert told == [None, None, None]
+    told.clear()
+    engine.state.max_epochs = None
+    engine.run(loader, epoch_length=5)
+    assert told == [5, 4, 1, 2, 1]
+    loader.end()
+
+
+def test_after_terminate_epoch_the_place_in_the_epoch_is_counted_from_its_start():
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate_epoch()
+    )
+    engine.run(range(3), max_epochs=3)
+    assert told == [3, 2, 3, 2, 1, 3, 2, 1]
+
+
+@pytest.mark.parametrize(("iteration", "expected"), [(4, [2, 1, 3, 2, 1]), (3, [3, 2, 1] * 2)])
+def test_a_resumed_engine_begins_where_its_state_says(iteration, expected):
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.load_state_dict({"iteration": iteration, "epoch_length": 3, "max_epochs": 3})
+    engine.run(range(3))
+    assert told == expected
+
+
+def test_without_any_limit_nothing_is_told():
+    state = SimpleNamespace(
+        dataloader=WithoutLength([]), epoch_length=None, max_iters=None, iteration=1
+    )
+    assert EngineData().batches_left(SimpleNamespace(state=state)) is None

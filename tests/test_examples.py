@@ -1,0 +1,149 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import ignite_hooks.events
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+SMALL = {"digits.py": ["--epochs", "1", "--batch-size", "256"]}
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+
+
+def python(*arguments, limit=300):
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+    assert process.returncode == 0, f"{output}\n{errors[-3000:]}"
+    return output
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands():
+    (block,) = blocks("sh")
+    return block.splitlines()
+
+
+def accuracies(output):
+    return [float(number) for number in re.findall(r"accuracy ([\d.]+)%", output)]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_runs(example):
+    assert python(f"examples/{example}", "--cpu", *SMALL.get(example, []))
+
+
+def test_digits_are_read_with_the_default_arguments(tmp_path):
+    output = python("examples/digits.py", "--cpu", "--output", tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["held_out_accuracy"] >= 0.97
+    assert summary["optimizer_steps"] == 10 * 23  # 45 batches by two
+    assert len(accuracies(output)) == summary["epochs"] == 10
+    assert f"held out accuracy   {summary['held_out_accuracy']}" in output
+    assert load_file(tmp_path / "run" / "model.safetensors")
+
+
+@pytest.mark.distributed
+def test_digits_on_two_processes_are_read_as_well_and_printed_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = python(*TORCHRUN, port, "examples/digits.py", "--cpu", "--output", tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["processes"] == 2
+    assert summary["optimizer_steps"] == 10 * 12  # 23 batches for each process, by two
+    assert summary["held_out_accuracy"] >= 0.97
+    of_all = summary["held_out_accuracy"] * 360
+    assert abs(of_all - round(of_all)) < 0.05  # each of the 360 images counts once
+    assert len(accuracies(output)) == 10
+    assert output.count("held out accuracy") == 1
+
+
+def test_digits_with_one_seed_are_learned_the_same_way_twice():
+    arguments = ["examples/digits.py", "--cpu", "--seed", "3", *SMALL["digits.py"]]
+    first, second = (re.sub(r"seconds.*", "", python(*arguments)) for _ in range(2))
+    assert first == second
+
+
+def test_the_readme_example_prints_what_the_readme_shows(tmp_path):
+    example, shown = blocks("python")[0], blocks("text")[0]
+    assert sum(bool(line.strip()) for line in example.splitlines()) == 20
+    script = tmp_path / "example.py"
+    script.write_text(example)
+    printed = python(script)
+    number = r"(\d+)%"
+    assert re.sub(number, "%", printed) == re.sub(number, "%", shown)
+    # Sums of floats differ between machines; 2 % are four of the 200 samples.
+    ours, theirs = ([int(n) for n in re.findall(number, text)] for text in (printed, shown))
+    assert ours == pytest.approx(theirs, abs=2)
+
+
+def test_the_readme_code_runs_to_its_end(tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text("\n".join(blocks("python")))
+    assert python(script)
+
+
+def test_the_readme_commands_name_extras_and_files_that_exist():
+    extras = metadata("ignite-hooks").get_all("Provides-Extra")
+    assert commands() == [
+        'pip install -c .ci/constraints.txt -e ".[examples]" && python examples/digits.py',
+        'pip install -c .ci/constraints.txt -e ".[test]" && python -m pytest',
+    ]
+    for command in commands():
+        (extra,) = re.findall(r"\[(\w+)\]", command)
+        assert extra in extras
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    for file in (".ci/constraints.txt", ".ci/run", "examples/digits.py", *links):
+        assert (ROOT / file).exists()
+
+
+def test_the_readme_draws_the_loop_as_events_py_does():
+    drawn = ignite_hooks.events.__doc__.split("::\n\n")[1].split("\nThree words")[0]
+    assert blocks("text")[1].strip() == textwrap.dedent(drawn).strip()
+
+
+def test_the_readme_names_every_public_name():
+    missing = [name for name in ignite_hooks.__all__ if name not in README]
+    assert missing == []
+
+
+def test_the_constraints_pin_torch_so_that_a_cpu_build_will_do():
+    pins = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    assert "torch==2.13.0" in pins
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+
+
+def test_the_ci_script_finds_the_readme_commands():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    finder = script[script.index("readme_command() {") : script.index("run() {")]
+    for extra, command in zip(("examples", "test"), commands(), strict=True):
+        bash = ["bash", "-euc", f"{finder}\nreadme_command {extra}"]
+        found = subprocess.run(bash, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == command
