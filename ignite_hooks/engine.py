@@ -24,7 +24,8 @@ def has_handlers(engine: Engine, event: Any) -> bool:
 def forget_run(engine: Engine) -> None:
     """Has the next ``engine.run`` begin anew. After a failure Ignite's would do nothing at all."""
     engine._internal_run_generator = None
-    engine.state.max_epochs = engine.state.max_iters = None
+    state = engine.state
+    state.max_epochs = state.max_iters = state.epoch_length = None
 
 
 class QuickEngine(Engine):

@@ -123,7 +123,7 @@ class DataFeed:
 
     def __len__(self) -> int:
         """The number of batches in a pass; a TypeError where it is not certain."""
-        if self._length is None:
+        if not self._length:
             raise TypeError(f"{type(self.loader).__name__} has no certain number of batches")
         return self._length
 
@@ -147,8 +147,9 @@ class DataFeed:
     def seek(self, position: FeedPosition) -> None:
         """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
 
-        A pass that was begun before keeps the order of its samples. Where the loader has a
-        sampler, the batches up to ``position`` are not loaded.
+        A pass that was begun before keeps the order of its samples, unless its sampler draws from
+        a global generator while it goes. Where the loader has a sampler of its own process, the
+        batches up to ``position`` are not loaded.
         """
         if self.can_repeat:
             self._position = FeedPosition(*position)
@@ -199,6 +200,8 @@ class DataFeed:
         """One pass, or what is left of it. It begins with the first ``next``."""
         if self._length is not None and self._position.batches >= self._length:
             self._leave_pass()
+        if self.can_repeat:
+            self._ahead.clear()
         with ExitStack() as stack:
             stack.enter_context(self._source.active(self._position.data_pass))
             self._length = self._agreed_length()  # which may depend on the pass

@@ -1,8 +1,6 @@
 """One feed for each loader."""
 
-from collections.abc import MutableMapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -15,6 +13,8 @@ __all__ = ["Feeds"]
 class Feeds:
     """The feeds of an engine: no loader is prepared twice, and each goes on where it was left.
 
+    Loaders are remembered as long as the engine is, as Accelerate remembers what it prepared.
+
     Args:
         accelerator: prepares the loaders.
         even_batches: as in ``DataFeed``.
@@ -23,7 +23,7 @@ class Feeds:
     def __init__(self, accelerator: Accelerator, even_batches: bool = True) -> None:
         self._accelerator = accelerator
         self._even_batches = even_batches
-        self._of_loaders: MutableMapping[Any, DataFeed] = WeakKeyDictionary()
+        self._of_loaders: dict[Any, DataFeed] = {}
         self._newest: tuple[Any, DataFeed | None] = (None, None)
 
     def of(self, data: Any) -> DataFeed:

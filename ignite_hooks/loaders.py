@@ -113,8 +113,9 @@ class AdaptedLoader(PlainIterable):
 
     @property
     def length(self) -> int | None:
-        """An iterable data set's length is a promise at best."""
-        return None if isinstance(self.loader.dataset, IterableDataset) else super().length
+        """An iterable data set's length is a promise; without padding, each process has its own."""
+        is_stream = isinstance(self.loader.dataset, IterableDataset)
+        return super().length if self.even_batches and not is_stream else None
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:

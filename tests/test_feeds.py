@@ -1,6 +1,3 @@
-import gc
-import weakref
-
 import pytest
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -66,14 +63,3 @@ def test_what_can_not_be_used_is_not_remembered(accelerator):
         feeds.of(data)
     data.append([1])
     assert len(feeds.of(data)) == 1
-
-
-def test_loaders_that_are_gone_are_forgotten():
-    feeds = Feeds(Accelerator(cpu=True))
-    loader = DataLoader(range(4), batch_size=None)
-    gone = weakref.ref(loader)
-    feeds.of(loader)
-    feeds.of([1])
-    del loader
-    gc.collect()
-    assert gone() is None

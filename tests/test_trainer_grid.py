@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from ignite.engine import Engine
 from ignite.engine import Events
 from ignite.metrics import Loss
 from torch.optim.lr_scheduler import ExponentialLR
@@ -181,6 +182,22 @@ def test_trains_as_the_plain_loop_does(
     assert trainer.state.optimizer_step == steps
     due = {"off": 0, "every step": steps, "every 3 steps": steps // 3, "every epoch": EPOCHS}
     assert len(validations) == due[validating]
+
+
+@pytest.mark.parametrize("length", ["known", "unknown"])
+@pytest.mark.parametrize(("accumulation", "batches"), WINDOWS)
+def test_validation_by_a_hand_made_engine_on_a_prepared_loader_leaves_no_trace(
+    accumulation, batches, length
+):
+    augmented = length == "known"
+    data = make_loader(batches, augmented)
+    data = data if augmented else WithoutLength(data)
+    trainer = make_trainer(accumulation, data, "norm", "SGD", "step", {})
+    held_out = trainer.accelerator.prepare(DataLoader(Noisy(5), batch_size=2, shuffle=True))
+    evaluator = Engine(lambda engine, batch: trainer.model(batch[0]))
+    Validation(evaluator, held_out, every_steps=1).attach(trainer)
+    expected = by_hand(accumulation, batches, "norm", "SGD", "step", augmented)
+    assert_same(run(trainer), expected, is_exact(accumulation, batches, length))
 
 
 def test_every_axis_of_the_grid_makes_a_difference():

@@ -307,6 +307,29 @@ def test_gradients_are_synchronized_in_the_closing_batch_of_a_window_only(accumu
     assert seen == closing
 
 
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize(
+    ("stop", "windows"),
+    [("terminate", []), ("terminate_epoch", [[0, 1, 2, 3], [4, 5]])],
+)
+def test_a_stop_of_a_trainer_drops_the_open_window(stop, windows, is_plain):
+    batches = make_batches(6)
+    trainer = make_trainer(batches, accumulation=4)
+    trainer._optimizer_step.is_plain = is_plain
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda engine: getattr(engine, stop)()
+    )
+    dropped = []
+    trainer.add_event_handler(
+        Events.TERMINATE if stop == "terminate" else Events.EPOCH_COMPLETED(once=1),
+        lambda engine: dropped.append(engine.state.optimizer_step),
+    )
+    trainer.run(max_epochs=2)
+    assert dropped == [0]
+    assert has_no_gradient(trainer.model)
+    assert torch.equal(weights(trainer.model), by_windows(windows, batches))
+
+
 # -- ways out of a hand-made engine -------------------------------------------------------------
 
 
