@@ -15,6 +15,11 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
     All accelerators of a process share one state, and ``Accelerator()`` sets its accumulation
     back to 1: made for an evaluator, it would end the accumulation of a trainer.
     """
+    if accelerator is not None and not isinstance(accelerator, Accelerator):
+        raise TypeError(
+            f"`accelerator` must be an accelerate.Accelerator, got {type(accelerator).__name__}: "
+            "pass Accelerator(cpu=True) for the CPU, or leave it out"
+        )
     if accelerator is None:
         accumulation = GradientState().plugin_kwargs
         plugin = GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})

@@ -14,7 +14,8 @@ def check_arguments(
     optimizer: Any,
     loss_fn: Any,
     batch_processor: Any,
-    handlers: Iterable[Any],
+    handlers: Any,
+    **handlers_by_name: tuple[Any, type, str],
 ) -> None:
     """Raises a TypeError or ValueError that names the argument, the rule and the remedy."""
     if not isinstance(model, torch.nn.Module):
@@ -29,13 +30,12 @@ def check_arguments(
         )
     _check_one_loss(loss_fn, batch_processor)
     _check_parameters(model, optimizer, loss_fn)
-    for index, handler in enumerate(handlers):
-        if not callable(getattr(handler, "attach", None)):
+    for name, (handler, kind, remedy) in handlers_by_name.items():
+        if handler is not None and not isinstance(handler, kind):
             raise TypeError(
-                f"`handlers` must have attach(engine), handlers[{index}] is a "
-                f"{type(handler).__name__}, which has not: add a function with "
-                "trainer.add_event_handler(event, function)"
+                f"`{name}` must be a {kind.__name__}, got {type(handler).__name__}: pass {remedy}"
             )
+    _check_handlers(handlers)
 
 
 def check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
@@ -48,6 +48,26 @@ def check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
         )
 
 
+def _check_handlers(handlers: Any) -> None:
+    if not isinstance(handlers, Iterable):
+        raise TypeError(
+            f"`handlers` must be a list of handlers, got {type(handlers).__name__}: put it into a "
+            "list, handlers=[handler]"
+        )
+    for index, handler in enumerate(handlers):
+        if isinstance(handler, type):
+            raise TypeError(
+                f"`handlers` must hold handlers, handlers[{index}] is the class "
+                f"{handler.__name__}: make one, {handler.__name__}(…)"
+            )
+        if not callable(getattr(handler, "attach", None)):
+            raise TypeError(
+                f"`handlers` must have attach(engine), handlers[{index}] is a "
+                f"{type(handler).__name__}, which has not: add a function with "
+                "trainer.add_event_handler(event, function)"
+            )
+
+
 def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
     if (loss_fn is None) == (batch_processor is None):
         got = "neither" if loss_fn is None else "both"
@@ -55,6 +75,11 @@ def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
             f"exactly one of `loss_fn` and `batch_processor` must be given, got {got}: pass "
             "loss_fn=torch.nn.functional.cross_entropy, say, for batches (x, y), or a function "
             "(model, batch) -> (outputs, loss) as batch_processor"
+        )
+    if isinstance(loss_fn, type):
+        raise TypeError(
+            f"`loss_fn` must be a function or a module, got the class {loss_fn.__name__}: make one, "
+            f"{loss_fn.__name__}()"
         )
     for name, function in (("loss_fn", loss_fn), ("batch_processor", batch_processor)):
         if function is not None and not callable(function):
@@ -73,8 +98,8 @@ def _check_parameters(
             f"`model` must have trainable parameters, {type(model).__name__} has none out of "
             f"{len(known)}: set requires_grad, or use create_supervised_evaluator"
         )
-    if getattr(optimizer, "_is_accelerate_prepared", False):
-        return  # preparing may have put others in the place of the model's
+    if _has_other_parameters(optimizer):
+        return
     if isinstance(loss_fn, torch.nn.Module):
         known += loss_fn.parameters()
     ids = set(map(id, known))
@@ -86,3 +111,11 @@ def _check_parameters(
             f"{foreign} of its {len(own)} are not: make it from model.parameters() after the last "
             "change to the model"
         )
+
+
+def _has_other_parameters(optimizer: Any) -> bool:
+    """Whether preparing may have put others in the place of the model's, as sharding does."""
+    state = getattr(optimizer, "accelerator_state", None)
+    if not getattr(optimizer, "_is_accelerate_prepared", False) or state is None:
+        return False
+    return not (state.distributed_type.value == "NO" or "MULTI_" in state.distributed_type.value)

@@ -104,6 +104,11 @@ def create_supervised_evaluator(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}: pass one")
+    if not isinstance(metrics or {}, Mapping):
+        raise TypeError(
+            f"`metrics` must map names to Ignite metrics, got {type(metrics).__name__}: "
+            'pass {"accuracy": Accuracy()}, say'
+        )
     accelerator = accelerator_or_default(accelerator)
     if accelerator.device_placement and not getattr(model, "_is_accelerate_prepared", False):
         model = model.to(accelerator.device)

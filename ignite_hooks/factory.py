@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -89,8 +90,16 @@ def create_supervised_trainer(
         ValueError: arguments that do not go together; a model without trainable parameters; an
             optimizer or scheduler of other parameters; empty data.
     """
-    handlers = list(handlers)
-    check_arguments(model, optimizer, loss_fn, batch_processor, handlers)
+    handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
+    check_arguments(
+        model,
+        optimizer,
+        loss_fn,
+        batch_processor,
+        handlers,
+        grad_clip=(grad_clip, GradientClipping, "GradientClipping(max_norm=1.0)"),
+        validation=(validation, Validation, "Validation(evaluator, loader, every_epochs=1)"),
+    )
     check_unused(
         batch_processor,
         prepare_batch=(prepare_batch, unpack),

@@ -116,9 +116,10 @@ def _checked(loss: Any, source: str) -> torch.Tensor:
             "minimized, as it comes from torch"
         )
     if loss.numel() != 1:
+        order = " (it returns (outputs, loss), in this order)" if source != "loss_fn" else ""
         raise ValueError(
             f"the loss of `{source}` must be a scalar, got {_describe(loss)}: reduce it, with "
-            ".mean() for instance"
+            f".mean() for instance{order}"
         )
     if not loss.requires_grad:
         raise ValueError(

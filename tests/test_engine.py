@@ -124,7 +124,7 @@ def test_ignite_keeps_the_run_that_it_is_in_the_middle_of():
     assert engine._internal_run_generator is None
 
 
-def test_ignite_does_nothing_after_a_failure_until_the_run_is_forgotten():
+def test_ignite_does_nothing_after_a_failure():
     engine, batches = Engine(nothing), []
     engine.add_event_handler(Events.ITERATION_STARTED, lambda e: batches.append(e.state.batch))
     handle = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
@@ -134,9 +134,19 @@ def test_ignite_does_nothing_after_a_failure_until_the_run_is_forgotten():
     assert batches == [0, 1]
     engine.run([0, 1, 2])
     assert batches == [0, 1]
+
+
+def test_a_run_that_is_forgotten_after_a_failure_begins_anew():
+    engine, batches = Engine(nothing), []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda e: batches.append(e.state.batch))
+    handle = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
+    with suppress(ZeroDivisionError):
+        engine.run([0, 1, 2], max_epochs=2)
+    handle.remove()
     forget_run(engine)
     engine.run([0, 1, 2])
     assert batches == [0, 1, 0, 1, 2]
+    assert engine.state.iteration == 3
 
 
 def test_ignite_has_the_members_that_the_loop_uses():
@@ -245,7 +255,7 @@ def test_an_event_that_nobody_listens_to_is_the_last_one_all_the_same():
 
 def test_an_unheard_event_never_reaches_the_table_of_handlers():
     engine = QuickEngine(nothing)
-    engine._event_handlers = None
+    engine._event_handlers = engine._allowed_events = None
     engine.fire_event(Events.STARTED)
     engine._fire_event(Events.COMPLETED)
 

@@ -70,10 +70,11 @@ def test_a_failure_while_closing_is_noted_on_the_first_and_the_others_close():
 
 
 def test_without_a_failure_of_the_body_the_first_one_of_the_closing_leaves():
-    log, first = [], ValueError("c")
+    log, first, later = [], ValueError("c"), OSError("b")
     with pytest.raises(ValueError, match="c") as caught:
-        run_in(Scope("a", log), Scope("b", log, OSError("b")), Scope("c", log, first))
+        run_in(Scope("a", log), Scope("b", log, later), Scope("c", log, first))
     assert caught.value is first
+    assert later.__context__ is first
     assert log[3:] == [("exit c", None), ("exit b", first), ("exit a", first)]
     if sys.version_info >= (3, 11):
         assert len(notes_of(first)) == 1

@@ -173,13 +173,19 @@ def test_more_steps_later_see_the_batches_that_one_run_would_have_seen(first, ac
 
 @pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_epochs": 1}, {"max_iters": 3}, {}])
 def test_the_same_limit_again_begins_anew_with_the_next_pass(limit):
-    trainer = make_trainer(batches_of(5))
+    batches, first_batches = batches_of(5), []
+    trainer = make_trainer(batches)
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=1), lambda e: first_batches.append(e.state.batch)
+    )
     trainer.run(**limit)
     before = counters(trainer)
     passes = trainer.feed.position.data_pass
     events = record(trainer, [Events.STARTED])
     trainer.run(**limit)
     assert events == [("STARTED", 0, 0)]
+    assert all(batch is batches[0] for batch in first_batches)
+    assert len(first_batches) == 2
     assert counters(trainer) == before
     assert trainer.feed.position.data_pass == passes + 1
     assert (trainer.state.start_epoch, trainer.state.start_step) == (0, 0)

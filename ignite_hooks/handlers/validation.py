@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -26,10 +27,12 @@ from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
+from ignite_hooks.loaders import PlainIterable
 from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.modes import gradients_kept
 from ignite_hooks.modes import modes_kept
 from ignite_hooks.modes import without_ddp
+from ignite_hooks.preparing import source_of
 from ignite_hooks.rng import RandomState
 
 __all__ = ["Validation"]
@@ -73,12 +76,8 @@ class Validation(Scheduled):
     def __post_init__(self) -> None:
         """Checks that there is something to evaluate with, and on."""
         if isinstance(self.evaluate, Engine):
-            if self.data is None or (isinstance(self.data, Mapping) and not self.data):
-                raise ValueError(
-                    f"`data` must be given with an evaluator engine, got {self.data!r}: "
-                    "Validation(evaluator, loader, every_epochs=1)"
-                )
-        elif not callable(self.evaluate):
+            _check_data(self.data)
+        elif not callable(self.evaluate) or isinstance(self.evaluate, torch.nn.Module):
             raise TypeError(
                 "`evaluate` must be an engine or a callable, got "
                 f"{type(self.evaluate).__name__}: pass create_supervised_evaluator(model, metrics)"
@@ -97,6 +96,11 @@ class Validation(Scheduled):
             raise ValueError(
                 "a Validation must have a schedule, `every_steps`, `every_epochs` and `at_start` "
                 "are not given: every_epochs=1 is the usual choice"
+            )
+        if self.evaluate is engine:
+            raise ValueError(
+                "`evaluate` must be another engine than the one it is attached to: pass "
+                "create_supervised_evaluator(model, metrics)"
             )
         wants_model = not isinstance(self.evaluate, Engine) and _arguments_of(self.evaluate)
         if wants_model and not hasattr(engine, "model"):
@@ -155,6 +159,7 @@ class Validation(Scheduled):
             yield from self._named("", self._run_evaluator(self.data))
 
     def _run_evaluator(self, data: Any) -> Mapping[str, Any]:
+        self.evaluate.state.metrics = {}  # none of an earlier run, should this one break off
         try:
             self.evaluate.run(data)
         except BaseException:
@@ -174,23 +179,56 @@ class Validation(Scheduled):
 
     @contextmanager
     def _without_trace(self, engine: Any) -> Iterator[None]:
-        feed = engine.feed if isinstance(engine, TrainingLoop) else engine.state.dataloader
-        is_feed = isinstance(feed, DataFeed)
+        data = engine.feed if isinstance(engine, TrainingLoop) else engine.state.dataloader
+        feed = data if isinstance(data, DataFeed) else source_of(data, None, even_batches=True)
         accelerator = getattr(engine, "accelerator", None)
         with ExitStack() as kept:
             for model in self._models(engine):
                 kept.enter_context(modes_kept(model))
                 kept.enter_context(gradients_kept(model))
             device = accelerator.device if accelerator is not None else None
-            kept.enter_context(RandomState.preserved(device, feed.generators if is_feed else ()))
-            kept.enter_context(set_aside(feed.loader if is_feed else feed))
+            kept.enter_context(RandomState.preserved(device, feed.generators))
+            kept.enter_context(set_aside(feed.loader))
             yield
+
+
+def _check_data(data: Any) -> None:
+    """An evaluator must have data, and under each name."""
+    by_name = data if isinstance(data, Mapping) else {"": data}
+    if not by_name:
+        raise ValueError(
+            "`data` must hold at least one loader, got {}: Validation(evaluator, loader)"
+        )
+    for name, each in by_name.items():
+        where = f"`data` of {name!r}" if name else "`data`"
+        if each is None:
+            raise ValueError(
+                f"{where} must be given with an evaluator engine, got None: "
+                "Validation(evaluator, loader, every_epochs=1)"
+            )
+        if not isinstance(each, Iterable):
+            raise TypeError(
+                f"{where} must be an iterable of batches, got {type(each).__name__}: pass a "
+                "DataLoader or a list of batches"
+            )
+        if PlainIterable(each).length == 0:
+            raise ValueError(
+                f"{where} must give at least one batch, got an empty {type(each).__name__}: check "
+                "its data set"
+            )
 
 
 def _arguments_of(evaluate: Callable[..., Any]) -> int:
     """How many arguments the callable must be given: none, or one for the model."""
+    try:
+        parameters = inspect.signature(evaluate).parameters.values()
+    except ValueError:
+        raise TypeError(
+            f"`evaluate` must have a signature that tells its arguments, {evaluate!r} has none: "
+            "put a function around it, lambda model: evaluate(model)"
+        ) from None
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in inspect.signature(evaluate).parameters.values() if p.default is p.empty]
+    needed = [p for p in parameters if p.default is p.empty]
     needed = [p for p in needed if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if len(needed) > 1 or any(p.kind not in kinds for p in needed):
         names = ", ".join(p.name for p in needed)

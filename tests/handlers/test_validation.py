@@ -539,16 +539,6 @@ class Holder:
         return {"got": model}
 
 
-class EvaluatingModule(torch.nn.Module):
-    def forward(self, model):
-        return {"got": model}
-
-
-class ModuleWithoutArgument(torch.nn.Module):
-    def forward(self):
-        return {"got": "nothing"}
-
-
 def of_model(model):
     return {"got": model}
 
@@ -568,7 +558,6 @@ def of_two(data, model):
         functools.partial(of_model, "nothing"),
         functools.partial(of_model, model="nothing"),
         functools.partial(of_two, "data", model="nothing"),
-        ModuleWithoutArgument(),
     ],
 )
 def test_a_callable_without_argument_gets_none(evaluate):
@@ -588,7 +577,6 @@ def test_a_callable_without_argument_gets_none(evaluate):
         Holder.of_class,
         Holder(),
         functools.partial(of_two, "data"),
-        EvaluatingModule(),
     ],
 )
 def test_a_callable_of_one_argument_gets_the_model(evaluate):
@@ -1024,6 +1012,11 @@ def gradients(model):
     model(torch.ones(2, 4)).sum().backward()
 
 
+def accumulate(accelerator):
+    with accelerator.accumulate():
+        pass
+
+
 VALIDATIONS = {
     "ours, prepared": lambda t: (ours(t), held_out(t)),
     "ours, raw": lambda t: (ours(t), held_out(t, prepare=False)),
@@ -1049,6 +1042,7 @@ VALIDATIONS = {
     "train": lambda t: (lambda model: model.train(),),
     "odd modes": lambda t: (odd_modes,),
     "gradients": lambda t: (gradients,),
+    "accumulates": lambda t: (functools.partial(accumulate, t.accelerator),),
     "no gradients from now on": lambda t: (lambda: torch.set_grad_enabled(False),),
 }
 
@@ -1116,8 +1110,10 @@ def test_training_by_hand_is_that_without_validation(name, moment):
     assert_undisturbed(training)
 
 
-@pytest.mark.parametrize("kind", [TrainingByHand, TrainingWithoutAccelerate])
-@pytest.mark.parametrize("make_evaluator", [ours, ignites])
+@pytest.mark.parametrize(
+    ("kind", "make_evaluator"),
+    [(TrainingByHand, ours), (TrainingByHand, ignites), (TrainingWithoutAccelerate, ours)],
+)
 def test_on_any_engine_the_modes_of_the_evaluated_model_are_restored(kind, make_evaluator):
     training = kind()
     Validation(make_evaluator(training), held_out(training), every_steps=1).attach(training.engine)
@@ -1125,7 +1121,7 @@ def test_on_any_engine_the_modes_of_the_evaluated_model_are_restored(kind, make_
     assert_undisturbed(training)
 
 
-@pytest.mark.parametrize("kind", [Training, TrainingByHand, TrainingWithoutAccelerate])
+@pytest.mark.parametrize("kind", [Training, TrainingByHand])
 def test_a_callable_without_argument_can_not_change_modes_either(kind):
     training = kind()
     Validation(lambda: training.model.eval(), every_steps=1).attach(training.engine)
@@ -1216,6 +1212,16 @@ def test_training_goes_on_after_a_validation_that_fails_within_a_handler(name):
     training.engine.add_event_handler(Events.ITERATION_STARTED, validate)
     training.run()
     assert_undisturbed(training)
+
+
+def test_the_training_loader_is_not_the_active_one_while_validating():
+    training = Training()
+    seen = []
+    Validation(lambda: seen.append(training.accelerator.gradient_state.in_dataloader)).attach(
+        training.engine, Events.ITERATION_COMPLETED
+    )
+    training.run()
+    assert set(seen) == {False}
 
 
 def test_a_validation_in_the_window_does_not_end_it():
