@@ -78,8 +78,8 @@ def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
         )
     if isinstance(loss_fn, type):
         raise TypeError(
-            f"`loss_fn` must be a function or a module, got the class {loss_fn.__name__}: make one, "
-            f"{loss_fn.__name__}()"
+            f"`loss_fn` must be a function or a module, got the class {loss_fn.__name__}: "
+            f"make one, {loss_fn.__name__}()"
         )
     for name, function in (("loss_fn", loss_fn), ("batch_processor", batch_processor)):
         if function is not None and not callable(function):

@@ -1,6 +1,5 @@
 """The types of handlers' fields: each says its rule, and what to do, when it is broken."""
 
-import math
 from collections.abc import Callable
 from typing import Annotated
 from typing import Any
@@ -26,7 +25,7 @@ def _must_be(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 Every = Annotated[

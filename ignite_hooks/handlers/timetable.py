@@ -30,7 +30,6 @@ class Timetable:
         self._look_up()
 
         def remove() -> None:
-            # Not in place: `act` may be going through the list just now.
             self._entries = [other for other in self._entries if other is not entry]
             self._look_up()
 

@@ -45,7 +45,9 @@ class Validation(Scheduled):
     An evaluator on a prepared loader switches gradient accumulation off, ``model.train()`` after
     it wakes frozen submodules, and every random number that it draws shifts those of training.
     Here windows, data order, random generators and each submodule's mode are what they were, also
-    when the evaluation fails or breaks off. It runs when all other handlers of its moment have
+    when the evaluation fails or breaks off. (On a hand-made engine that goes for the models that
+    are known: the evaluator's, the engine's ``model``, and those prepared with the accelerator of
+    its OptimizerStep.) It runs when all other handlers of its moment have
     returned, once however many schedules are due, fires VALIDATION_STARTED and
     VALIDATION_COMPLETED, and leaves the results in ``state.metrics``.
 
@@ -197,7 +199,8 @@ def _check_data(data: Any) -> None:
     by_name = data if isinstance(data, Mapping) else {"": data}
     if not by_name:
         raise ValueError(
-            "`data` must hold at least one loader, got {}: Validation(evaluator, loader)"
+            "`data` must be given with an evaluator engine, got {}: "
+            "Validation(evaluator, loader, every_epochs=1)"
         )
     for name, each in by_name.items():
         where = f"`data` of {name!r}" if name else "`data`"
