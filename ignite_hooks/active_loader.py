@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate.state import GradientState
@@ -24,7 +25,8 @@ def set_aside(loader: Any) -> Iterator[None]:
     flags = _flags_of(loader)
     state.dataloader_references = [None]
     try:
-        yield
+        with _workers_set_aside(loader):
+            yield
     finally:
         state.dataloader_references, state.sync_gradients = before
         _restore(loader, flags)
@@ -41,12 +43,28 @@ def activated(loader: Any) -> Iterator[None]:
     is_nested = any(reference is loader for reference in references)
     flags = _flags_of(loader)
     try:
-        yield
+        with _workers_set_aside(loader) if is_nested else nullcontext():
+            yield
     finally:
         loader.end()
         if is_nested:
             state.dataloader_references = references
             _restore(loader, flags)
+
+
+@contextmanager
+def _workers_set_aside(loader: Any) -> Iterator[None]:
+    """Persistent workers serve one iteration at a time: a second one gets others."""
+    base = getattr(loader, "base_dataloader", loader)
+    iterator = getattr(base, "_iterator", None)
+    if iterator is None:
+        yield
+        return
+    base._iterator = None
+    try:
+        yield
+    finally:
+        base._iterator = iterator
 
 
 def _flags_of(loader: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader
 
 from ignite_hooks.accelerators import smallest_of_all
 from ignite_hooks.preparing import source_of
@@ -69,7 +70,7 @@ class DataFeed:
     def __init__(
         self, data: Any, accelerator: Accelerator | None = None, *, even_batches: bool = True
     ) -> None:
-        if not isinstance(data, Iterable):
+        if not isinstance(data, Iterable) or isinstance(data, str):
             raise TypeError(
                 f"`data` must be an iterable of batches, got {type(data).__name__}: "
                 "pass a DataLoader, a list of batches or a generator"
@@ -274,7 +275,7 @@ class DataFeed:
         again = "" if self.can_repeat else "; an iterator is used up after one pass"
         return (
             f"`data` gave no batch in pass {self._position.data_pass + 1}, it must give at least "
-            f"one: check the {type(self.loader).__name__} and its data set{again}"
+            f"one: check the {_kind_of(self.loader)} and its data set{again}"
         )
 
     def _wrong_length(self, given: str) -> str:
@@ -291,3 +292,8 @@ def _device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.de
         return None
     device: torch.device | None = getattr(loader, "device", accelerator.device)
     return device
+
+
+def _kind_of(loader: Any) -> str:
+    """What its user calls it."""
+    return "DataLoader" if isinstance(loader, DataLoader) else type(loader).__name__

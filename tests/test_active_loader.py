@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from ignite_hooks.active_loader import activated
 from ignite_hooks.active_loader import set_aside
+from ignite_hooks.feed import DataFeed
 
 
 @pytest.fixture
@@ -121,3 +122,17 @@ def test_leaving_an_inner_loader_keeps_the_outer_one(accelerator, loader):
         with activated(other):
             other.begin()
         assert GradientState().active_dataloader is loader
+
+
+def test_persistent_workers_serve_training_alone():
+    accelerator = Accelerator(cpu=True)
+    loader = DataLoader(range(8), batch_size=2, num_workers=1, persistent_workers=True)
+    loader = accelerator.prepare(loader)
+    feed, inner = DataFeed(loader, accelerator), DataFeed(loader, accelerator)
+    seen = []
+    for batch in feed:
+        seen.append(batch.tolist())
+        with set_aside(loader):
+            assert len(list(loader)) == 4
+        assert len(list(inner)) == 4
+    assert seen == [[0, 1], [2, 3], [4, 5], [6, 7]]

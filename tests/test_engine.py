@@ -260,6 +260,13 @@ def test_an_unheard_event_never_reaches_the_table_of_handlers():
     engine._fire_event(Events.COMPLETED)
 
 
+def test_an_event_whose_last_handler_went_is_unheard_again():
+    engine = QuickEngine(nothing)
+    engine.add_event_handler(Events.STARTED, lambda: None).remove()
+    engine._event_handlers = None
+    engine.fire_event(Events.STARTED)
+
+
 def test_a_handler_list_of_events_is_heard_and_removed():
     engine, calls = QuickEngine(nothing), []
     handle = engine.add_event_handler(

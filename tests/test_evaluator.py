@@ -416,6 +416,24 @@ def test_accelerates_state_is_left_as_it_was_in_the_middle_of_a_loop(numbers_in,
     assert syncs == [False, True, False, True, True]
 
 
+@pytest.mark.parametrize("batches", [1, 99])
+def test_evaluating_on_the_loader_of_the_loop_leaves_the_loop_alone(batches):
+    accelerator = cpu()
+    evaluator = create_supervised_evaluator(make_model(), accelerator=accelerator)
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED(once=batches), lambda engine: engine.terminate()
+    )
+    loader = accelerator.prepare(DataLoader(Numbers(), 2))
+    seen = []
+    for x, _ in loader:
+        ended = accelerator.gradient_state.end_of_dataloader
+        evaluator.run(loader)
+        assert accelerator.gradient_state.active_dataloader is loader
+        assert accelerator.gradient_state.end_of_dataloader is ended
+        seen.append(float(x[0, 0]))
+    assert seen == [0.0, 2.0, 4.0]
+
+
 def test_the_length_of_the_epoch_can_be_given(numbers_in):
     accelerator = cpu()
     evaluator = create_supervised_evaluator(make_model(), accelerator=accelerator)

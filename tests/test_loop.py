@@ -1093,13 +1093,15 @@ def test_a_failure_after_an_interruption_unwinds_as_any():
 def test_a_trainer_that_is_interrupted_and_dropped_leaves_nothing():
     trainer = make_trainer(shuffled(), accumulation=3)
     model = trainer.model
+    errors = []
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, errors.append)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.interrupt)
     trainer.run()
     assert any(parameter.grad is not None for parameter in model.parameters())
     with warnings.catch_warnings(record=True) as caught:
         del trainer
         gc.collect()
-    assert caught == []
+    assert caught == errors == []
     assert GradientState().dataloader_references == [None]
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -69,6 +69,10 @@ def test_the_state_shows_the_batch_while_it_is_trained_on():
     def before():
         seen.append((state.batch, state.model_outputs, state.loss))
 
+    @trainer.on(Events.ITERATION_STARTED)
+    def no_output_yet():
+        assert state.output is None
+
     @trainer.on(TrainEvents.MODEL_FORWARD_COMPLETED)
     def forward():
         seen.append((state.batch is batches[state.iteration - 1], state.loss.requires_grad))

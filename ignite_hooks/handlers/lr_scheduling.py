@@ -27,7 +27,7 @@ def scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
             "trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, scheduler)"
         )
     made_here = not isinstance(lr_scheduler, LRScheduler | AcceleratedScheduler)
-    scheduler = lr_scheduler(optimizer) if made_here and callable(lr_scheduler) else lr_scheduler
+    scheduler = _made(lr_scheduler, optimizer) if made_here else lr_scheduler
     of_torch = scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler
     if isinstance(of_torch, ReduceLROnPlateau):
         raise ValueError(
@@ -48,6 +48,20 @@ def scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
             "pass a callable that makes it from the prepared optimizer"
         )
     return scheduler
+
+
+def _made(lr_scheduler: Any, optimizer: Optimizer) -> Any:
+    if not callable(lr_scheduler):
+        return lr_scheduler
+    try:
+        return lr_scheduler(optimizer)
+    except TypeError as error:
+        if not isinstance(lr_scheduler, type):
+            raise
+        raise TypeError(
+            f"`lr_scheduler` must be made from the optimizer alone, {lr_scheduler.__name__} needs "
+            f"more ({error}): pass lambda optimizer: {lr_scheduler.__name__}(optimizer, …)"
+        ) from error
 
 
 def _innermost(optimizer: Any) -> Any:

@@ -1,7 +1,6 @@
 """Who acts at which step, at the cost of one comparison a step while nobody is due."""
 
 from collections.abc import Callable
-from itertools import count
 
 __all__ = ["Timetable"]
 
@@ -18,14 +17,13 @@ class Timetable:
     NEVER = 2**63
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, int, Act]] = []
+        self._entries: list[tuple[int, Act]] = []
         self._step = 0
-        self._newest = count()
         self.next_due = self.NEVER
 
     def add(self, every: int, act: Act) -> Callable[[], None]:
         """Has ``act`` called at each multiple of ``every``; returns what takes it out again."""
-        entry = (next(self._newest), every, act)
+        entry = (every, act)
         self._entries.append(entry)
         self._look_up()
 
@@ -42,11 +40,11 @@ class Timetable:
 
     def act(self, step: int) -> None:
         """Calls what is due at ``step``."""
-        due = [act for _, every, act in self._entries if step % every == 0]
+        due = [act for every, act in self._entries if step % every == 0]
         self.start_from(step)
         for act in due:
             act()
 
     def _look_up(self) -> None:
         after = self._step + 1
-        self.next_due = min((-(-after // n) * n for _, n, _ in self._entries), default=self.NEVER)
+        self.next_due = min((-(-after // n) * n for n, _ in self._entries), default=self.NEVER)

@@ -183,7 +183,10 @@ class Validation(Scheduled):
     def _without_trace(self, engine: Any) -> Iterator[None]:
         data = engine.feed if isinstance(engine, TrainingLoop) else engine.state.dataloader
         feed = data if isinstance(data, DataFeed) else source_of(data, None, even_batches=True)
-        accelerator = getattr(engine, "accelerator", None)
+        steps = attached(engine, OptimizerStep)
+        owners = (engine, *steps, self.evaluate)
+        accelerators = (getattr(owner, "accelerator", None) for owner in owners)
+        accelerator = next((each for each in accelerators if each is not None), None)
         with ExitStack() as kept:
             for model in self._models(engine):
                 kept.enter_context(modes_kept(model))
@@ -209,7 +212,7 @@ def _check_data(data: Any) -> None:
                 f"{where} must be given with an evaluator engine, got None: "
                 "Validation(evaluator, loader, every_epochs=1)"
             )
-        if not isinstance(each, Iterable):
+        if not isinstance(each, Iterable) or isinstance(each, str):
             raise TypeError(
                 f"{where} must be an iterable of batches, got {type(each).__name__}: pass a "
                 "DataLoader or a list of batches"

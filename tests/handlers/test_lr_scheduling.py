@@ -17,6 +17,7 @@ from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.handlers.lr_scheduling import scheduler_for
 from tests.reference import Noisy
 from tests.reference import make_model
 from tests.reference import train_on_windows
@@ -269,3 +270,10 @@ def test_scheduler_at_must_be_step_or_epoch():
         ValueError, match=r'`scheduler_at` must be "step" or "epoch", got \'batch\''
     ):
         make_trainer(halving, "batch")
+
+
+def test_a_class_that_needs_more_than_the_optimizer_says_how_to_give_it():
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"StepLR needs more .*pass lambda optimizer: StepLR\("):
+        scheduler_for(optimizer, torch.optim.lr_scheduler.StepLR)
+    assert scheduler_for(optimizer, torch.optim.lr_scheduler.ConstantLR).optimizer is optimizer

@@ -132,13 +132,13 @@ def test_a_scope_added_in_a_run_is_entered_at_once_and_left_with_the_run(engine)
 
 def test_the_first_scope_of_a_plain_engine_added_in_a_run_waits_for_the_next():
     engine, log = plain_engine(), []
-    engine.add_event_handler(
+    adding = engine.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda: enter_at_each_run(engine, noting(log))
     )
     engine.add_event_handler(Events.COMPLETED, lambda: log.append("completed"))
     run(engine)
     assert log == ["completed"]
-    engine.state.max_epochs = None
+    adding.remove()
     run(engine)
     assert log[1:] == ["enter ", "completed", "leave "]
 

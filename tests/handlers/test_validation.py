@@ -421,6 +421,20 @@ def test_no_validation_after_a_failure(event, validations):
     assert evaluate.calls == validations
 
 
+def test_a_validation_that_a_failure_prevented_does_not_come_later():
+    trainer = make_trainer(batches_of(4), validation=Validation(nothing, every_steps=1))
+    seen = moments(trainer)
+
+    def fail():
+        raise Failure
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), fail)
+    with pytest.raises(Failure):
+        trainer.run()
+    trainer.run()
+    assert [steps for _, _, steps in seen] == [1, 3, 4]
+
+
 # Names and results.
 
 
@@ -890,7 +904,7 @@ class Training:
     def note(self, engine):
         self.record.append(
             (
-                (engine.state.iteration, engine.state.optimizer_step),
+                (engine.state.iteration, engine.state.optimizer_step, self.loader.iteration),
                 self.accelerator.sync_gradients,
                 modes(self.model),
                 random.getstate(),
@@ -1013,8 +1027,9 @@ def gradients(model):
 
 
 def accumulate(accelerator):
-    with accelerator.accumulate():
-        pass
+    for _ in range(2):
+        with accelerator.accumulate():
+            pass
 
 
 VALIDATIONS = {
