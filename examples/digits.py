@@ -103,6 +103,7 @@ def main():
     args = parse_args()
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # so small a net gains nothing from more, and loses when they wait
     set_seed(args.seed)
     accelerator = Accelerator(cpu=args.cpu, gradient_accumulation_steps=2)
     trainer = train(args, accelerator)

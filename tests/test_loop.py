@@ -765,6 +765,26 @@ def test_other_data_after_a_stop_begins_at_its_beginning_even_if_it_fails():
     assert order == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("leave", [Engine.terminate, lambda engine: 1 / 0], ids=["stop", "failure"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_data_set_just_before_the_run_ends_is_begun_at_its_beginning(leave, accumulation):
+    new, order = batches_of(6), []
+    trainer = make_trainer(batches_of(6), accumulation=accumulation)
+
+    def set_data_and_leave(engine):
+        engine.set_data(new)
+        leave(engine)
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), set_data_and_leave)
+    with suppress(ZeroDivisionError):
+        trainer.run()
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: order.append(position(new, engine.state.batch))
+    )
+    trainer.run()
+    assert order == [0, 1, 2, 3]
+
+
 # EXCEPTION_RAISED
 
 
@@ -1010,6 +1030,22 @@ def test_handlers_that_come_and_go_while_an_event_fires_change_no_ones_turn(even
     coming.remove()
     trainer._fire_event(event)
     assert calls == ["leave", "come", "last", "new"]
+
+
+@pytest.mark.parametrize("event", [Events.STARTED, TrainEvents.GRADIENTS_CLEARED])
+def test_a_handler_that_comes_while_its_event_fires_has_its_turn_the_next_time(event):
+    trainer, calls = make_trainer(), []
+
+    def come():
+        calls.append("come")
+        trainer.add_event_handler(event, lambda: calls.append("new"))
+
+    coming = trainer.add_event_handler(event, come)
+    trainer.fire_event(event)
+    assert calls == ["come"]
+    coming.remove()
+    trainer.fire_event(event)
+    assert calls == ["come", "new"]
 
 
 # Interruption

@@ -576,6 +576,21 @@ def test_a_trainer_that_has_run_can_load_a_state(limits, loaded):
     assert (trainer.state.start_epoch, trainer.state.start_step) == (1, 6)
 
 
+def test_the_place_of_a_loaded_finished_run_is_forgotten_when_training_begins_anew():
+    batches, order = batches_of(4), []
+    trainer = make_trainer(batches)
+    trainer.load_state_dict({"iteration": 8, "epoch_length": 4, "max_epochs": 2})
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED,
+        lambda engine: order.append(
+            next(i for i, each in enumerate(batches) if each is engine.state.batch)
+        ),
+    )
+    trainer.run(max_steps=2, max_epochs=2)
+    trainer.run(max_steps=4)
+    assert order == [0, 1, 2, 3]
+
+
 def test_a_state_can_be_loaded_while_interrupted():
     trainer = make_trainer(augmented(4))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.interrupt)

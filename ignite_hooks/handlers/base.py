@@ -101,6 +101,7 @@ class Attachment:
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
             act(engine)
 
+        handler.__qualname__ = type(self.handler).__name__  # what profilers show
         self._undo.append(self.engine.add_event_handler(event, handler).remove)
 
     def during_run(self, scope: Callable[[Engine], Scope]) -> None:

@@ -153,6 +153,33 @@ def test_a_scope_removed_in_a_run_is_left_at_once_and_only_once(engine):
     assert log == ["enter a", "leave a", "completed", "completed"]
 
 
+def test_a_scope_that_is_no_generator_is_left_only_once_too(engine):
+    log = []
+
+    class Scope:
+        def __enter__(self):
+            log.append("enter")
+
+        def __exit__(self, *failure):
+            log.append("leave")
+
+    remove = enter_at_each_run(engine, lambda engine: Scope())
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: remove())
+    run(engine)
+    remove()
+    assert log == ["enter", "leave"]
+
+
+def test_a_scope_added_after_a_run_waits_for_the_next(engine):
+    log = []
+    enter_at_each_run(engine, noting(log, "a"))
+    run(engine)
+    enter_at_each_run(engine, noting(log, "b"))
+    assert log == ["enter a", "leave a"]
+    run(engine)
+    assert log[2:] == ["enter a", "enter b", "leave b", "leave a"]
+
+
 def test_a_scope_sees_the_failure_that_ends_the_run(engine):
     seen, error = [], KeyError()
 
