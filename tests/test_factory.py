@@ -24,6 +24,10 @@ def make_trainer(data=None, **options):
     return create_supervised_trainer(model, optimizer, data=data, **options)
 
 
+def no_metrics():
+    return {}
+
+
 class Noting:
     def __init__(self, log, name):
         self.log, self.name = log, name
@@ -47,7 +51,7 @@ def test_gradients_are_clipped_first_and_handlers_follow_in_their_order(kind):
 
 
 def test_handlers_of_this_package_are_known_to_the_trainer():
-    clip, validation = GradientClipping(max_norm=1.0), Validation(lambda: {}, every_epochs=1)
+    clip, validation = GradientClipping(max_norm=1.0), Validation(no_metrics, every_epochs=1)
     trainer = make_trainer(grad_clip=clip, validation=validation, handlers=[Timer()])
     assert attached(trainer, GradientClipping) == [clip]
     assert attached(trainer, Validation) == [validation]
