@@ -74,8 +74,7 @@ def train(args, accelerator):
         validation=Validation(evaluator, DataLoader(held_out_part, 120), every_epochs=1),
     )
     RunningAverage(output_transform=lambda loss: loss).attach(trainer, "loss")
-    progress = ProgressBar(disable=not accelerator.is_main_process)
-    progress.attach(trainer, ["loss", "grad_norm"])
+    ProgressBar(disable=not accelerator.is_main_process).attach(trainer, ["loss"])
 
     @trainer.on(TrainEvents.VALIDATION_COMPLETED)
     def print_accuracy(trainer):

@@ -37,6 +37,7 @@ def python(*arguments, limit=300):
         os.killpg(process.pid, signal.SIGKILL)
         output, errors = process.communicate()
     assert process.returncode == 0, f"{output}\n{errors[-3000:]}"
+    assert "Warning" not in errors
     return output
 
 
