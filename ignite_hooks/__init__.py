@@ -7,11 +7,15 @@ from ignite_hooks.feed import DataFeed
 from ignite_hooks.handlers.gradient_clipping import GradientClipping
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.handlers.validation import Validation
+from ignite_hooks.hook_context import HookContext
+from ignite_hooks.hooks import Hooks
 from ignite_hooks.trainer import Trainer
 
 __all__ = [
     "DataFeed",
     "GradientClipping",
+    "HookContext",
+    "Hooks",
     "OptimizerStep",
     "TrainEvents",
     "Trainer",

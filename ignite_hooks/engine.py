@@ -9,16 +9,47 @@ its meaning.
 
 import weakref
 from collections.abc import Callable
+from inspect import GEN_SUSPENDED
+from inspect import getgeneratorstate
 from typing import Any
 
 from ignite.engine import Engine
 
-__all__ = ["QuickEngine", "forget_run", "has_handlers"]
+__all__ = [
+    "QuickEngine",
+    "belongings",
+    "forget_run",
+    "has_handlers",
+    "is_interrupted",
+    "move_to_front",
+]
+
+
+def belongings(engine: Engine) -> dict[str, Any]:
+    """What this package keeps for an engine, kept on the engine.
+
+    Much of it refers back to the engine, a handler's closure for instance. The engine and all that
+    then go together; a global dictionary with weak keys would keep them for ever.
+    """
+    kept: dict[str, Any] = vars(engine).setdefault("_ignite_hooks", {})
+    return kept
 
 
 def has_handlers(engine: Engine, event: Any) -> bool:
     """Whether anything is attached to ``event``."""
     return bool(engine._event_handlers.get(event))
+
+
+def move_to_front(engine: Engine, event: Any) -> None:
+    """Has the handler of ``event`` that was attached last called first."""
+    *before, last = engine._event_handlers[event]
+    engine._event_handlers[event] = [last, *before]  # the old list may be being called just now
+
+
+def is_interrupted(engine: Engine) -> bool:
+    """Whether the next ``engine.run`` goes on with a run that was interrupted."""
+    run = engine._internal_run_generator
+    return run is not None and getgeneratorstate(run) == GEN_SUSPENDED
 
 
 def forget_run(engine: Engine) -> None:

@@ -2,28 +2,36 @@
 
 ::
 
-    STARTED
-      EPOCH_STARTED
+    STARTED                                                                            on_loop ┐
+      EPOCH_STARTED                                                                   on_epoch ┐
         GET_BATCH_STARTED … GET_BATCH_COMPLETED
-        ITERATION_STARTED
-          process function:
-            MODEL_FORWARD_STARTED … MODEL_FORWARD_COMPLETED            (model and loss)
-            MODEL_BACKWARD_STARTED … MODEL_BACKWARD_COMPLETED
+        ITERATION_STARTED                                                              on_step ┐
+          process function:                                                           on_batch ┐
+            MODEL_FORWARD_STARTED                                             on_model_forward ┐
+              model and loss
+            MODEL_FORWARD_COMPLETED                                           on_model_forward ┘
+            MODEL_BACKWARD_STARTED                                           on_model_backward ┐
+              backward
+            MODEL_BACKWARD_COMPLETED                                         on_model_backward ┘
+          … is left                                                                   on_batch ┘
         ITERATION_COMPLETED
           OptimizerStep is its first handler. If the window is full (or the data ends):
-            OPTIMIZER_STEP_STARTED      gradients are whole and unscaled
+            OPTIMIZER_STEP_STARTED    gradients are whole and unscaled       on_optimizer_step ┐
               GradientClipping, then the user's gradient handlers
             optimizer.step(), lr_scheduler.step()
-            OPTIMIZER_STEP_COMPLETED    only if committed; gradients are still there to look at
-            zero_grad
-            GRADIENTS_CLEARED           only if committed; what is due on a step schedule acts now
+            OPTIMIZER_STEP_COMPLETED  only if committed; gradients are still there to look at
+            zero_grad                                                        on_optimizer_step ┘
+            GRADIENTS_CLEARED         only if committed; what is due on a step schedule acts now
           … the user's own ITERATION_COMPLETED handlers, Ignite's metrics and loggers …
-          Validation, if due            (VALIDATION_STARTED … VALIDATION_COMPLETED)
-      EPOCH_COMPLETED   … then Validation (once, if a step schedule is due as well)
-    COMPLETED
+          Validation, if due          (VALIDATION_STARTED … VALIDATION_COMPLETED)      on_step ┘
+      EPOCH_COMPLETED   … then Validation (once, if a step schedule is due as well)   on_epoch ┘
+    COMPLETED                                                                          on_loop ┘
 
 Three words: an *iteration* is one batch through the engine; a *step* is one committed optimizer
 step, the parameters changed; an *epoch* is Ignite's.
+
+On the right are the channels of ``hooks.py``, scopes that open ┐ before any handler of that moment
+and close ┘ after all of them.
 
 The edges:
 
@@ -34,8 +42,11 @@ The edges:
   the last batch of an epoch it waits for EPOCH_COMPLETED.
 - A stop (``max_steps``, ``terminate()``) on the last batch of an epoch lets the epoch complete
   first; TERMINATE comes after that.
-- EXCEPTION_RAISED handlers are called once. If they return, Ignite's idiom for "handled", the run
-  ends there: no further epoch, no EPOCH_COMPLETED, no COMPLETED.
+- When a run is terminated ``on_epoch`` closes before TERMINATE's handlers. ``interrupt()`` leaves
+  open what is open, until the run goes on.
+- EXCEPTION_RAISED handlers are called once, with all channels open as they were; then these close,
+  innermost first. If the handlers return, Ignite's idiom for "handled", the run ends there: no
+  further epoch, no EPOCH_COMPLETED, no COMPLETED.
 - After a stop or a failure the next ``run()`` goes on from the last step boundary: the batches of
   the broken window are given again.
 """

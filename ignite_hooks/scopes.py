@@ -1,11 +1,28 @@
 """Scopes that all close, innermost first, whatever fails on the way."""
 
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
+from traceback import extract_tb
 from types import TracebackType
 from typing import Any
 
-__all__ = ["ScopeStack"]
+__all__ = ["NOTHING", "ScopeStack"]
+
+Scope = AbstractContextManager[Any, Any]
+
+
+class _Nothing(AbstractContextManager[Any, Any]):
+    """Does nothing, at once: functions written in C that take anything and return what is false.
+
+    A ``with`` takes 0.1 µs with it and 0.3 µs with ``contextlib.nullcontext``.
+    """
+
+    __enter__ = __exit__ = "".format
+
+
+NOTHING: Scope = _Nothing()
 
 
 class ScopeStack(AbstractContextManager["ScopeStack", None]):
@@ -14,15 +31,47 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
     ``contextlib.ExitStack`` lets the last failure win and lets a scope swallow the failure of the
     body. Here the first failure is the one that leaves: a failure while closing keeps no other
     scope from closing, has the first one as its ``__context__``, and is noted on it.
+
+    A scope is on the stack from before it opens until after it has closed, so that Ctrl-C at any
+    moment finds it there. Closing one that failed to open, or that is closed already, must do
+    nothing; with generators that is so.
     """
 
     def __init__(self) -> None:
-        self._open: list[AbstractContextManager[Any, Any]] = []
+        self.open: list[Scope] = []
+        self.has_failed_to_close = False
 
-    def enter(self, scope: AbstractContextManager[Any, Any]) -> None:
-        """Opens ``scope``. One that fails to open is not closed."""
+    def enter(self, scope: Scope) -> None:
+        """Opens ``scope``."""
+        self.open.append(scope)
         scope.__enter__()
-        self._open.append(scope)
+
+    def leave(self, depth: int) -> None:
+        """Closes all but the first ``depth``. If one fails, the others stay open."""
+        while len(self.open) > depth:
+            self.open[-1].__exit__(None, None, None)
+            self.open.pop()
+
+    def unwind(self, error: BaseException, depth: int) -> Iterator[bool]:
+        """Closes all but the first ``depth`` after a failure, one at each step of the iteration.
+
+        Gives for each whether it says that it has dealt with the failure. What fails meanwhile is
+        noted on ``error``, and ``has_failed_to_close`` tells that there was something.
+        """
+        while len(self.open) > depth:
+            dealt_with = False
+            try:
+                dealt_with = bool(self.open[-1].__exit__(type(error), error, error.__traceback__))
+            except BaseException as later:
+                if later is not error:
+                    self.has_failed_to_close = True
+                    _note(error, later)
+            self.open.pop()
+            yield dealt_with
+
+    def __enter__(self) -> "ScopeStack":
+        self.has_failed_to_close = False
+        return self
 
     def __exit__(
         self,
@@ -30,31 +79,41 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        body_failure = error
-        while self._open:
-            error = _close(self._open.pop(), error)
-        if error is not None and error is not body_failure:
-            raise error
-
-
-def _close(
-    scope: AbstractContextManager[Any, Any], error: BaseException | None
-) -> BaseException | None:
-    """Closes one scope and returns the failure that counts so far, or None."""
-    try:
-        scope.__exit__(
-            type(error) if error else None, error, error.__traceback__ if error else None
-        )
-    except BaseException as later:
         if error is None:
-            return later
-        if later is not error:
-            _note(error, later)
-    return error
+            try:
+                self.leave(0)
+            except BaseException as first:
+                self._unwind_all(first)
+                raise
+        else:
+            self._unwind_all(error)
+
+    def _unwind_all(self, error: BaseException) -> None:
+        for _ in self.unwind(error, 0):
+            pass
 
 
 def _note(error: BaseException, later: BaseException) -> None:
-    if later.__context__ is None:
-        later.__context__ = error
+    _append_context(later, error)
     if sys.version_info >= (3, 11):
-        error.add_note(f"While it was handled, closing a scope failed too: {later!r}")
+        where = extract_tb(later.__traceback__)[-1]
+        error.add_note(
+            f"While it was handled, closing a scope failed too: {later!r}, in {where.name} "
+            f"({Path(where.filename).name}, line {where.lineno})"
+        )
+
+
+def _append_context(later: BaseException, first: BaseException) -> None:
+    """Makes ``first`` the end of what ``later`` came from, unless the two are linked already."""
+    causes = _chain(later)
+    if not any(cause is each for cause in causes for each in _chain(first)):
+        causes[-1].__context__ = first
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """The failure, that during which it came, and so on."""
+    chain: list[BaseException] = []
+    while error is not None and not any(error is each for each in chain):
+        chain.append(error)
+        error = error.__context__
+    return chain

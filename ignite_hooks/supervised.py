@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from ignite.utils import convert_tensor
 
 from ignite_hooks.events import TrainEvents
@@ -21,22 +20,23 @@ def supervised_step(
     optimizer_step: OptimizerStep,
     forward: Forward,
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any],
-) -> Callable[[Engine, Any], Any]:
+) -> Callable[[Any, Any], Any]:
     """The process function; the optimizer steps after it, at ITERATION_COMPLETED."""
 
-    def process(engine: Engine, batch: Any) -> Any:
-        state: Any = engine.state
-        fire = engine.fire_event
+    def process(engine: Any, batch: Any) -> Any:
+        state, fire, channels = engine.state, engine.fire_event, engine.hook_channels
         with optimizer_step.synchronizing(model):
-            fire(TrainEvents.MODEL_FORWARD_STARTED)
-            x, y, outputs, loss = forward(model, batch)
-            state.model_outputs, state.loss = outputs, loss
-            fire(TrainEvents.MODEL_FORWARD_COMPLETED)
+            with channels.on_model_forward:
+                fire(TrainEvents.MODEL_FORWARD_STARTED)
+                x, y, outputs, loss = forward(model, batch)
+                state.model_outputs, state.loss = outputs, loss
+                fire(TrainEvents.MODEL_FORWARD_COMPLETED)
 
-            fire(TrainEvents.MODEL_BACKWARD_STARTED)
-            optimizer_step.backward(loss)
-            state.loss = loss.detach()
-            fire(TrainEvents.MODEL_BACKWARD_COMPLETED)
+            with channels.on_model_backward:
+                fire(TrainEvents.MODEL_BACKWARD_STARTED)
+                optimizer_step.backward(loss)
+                state.loss = loss.detach()
+                fire(TrainEvents.MODEL_BACKWARD_COMPLETED)
         return output_transform(x, y, outputs, loss)
 
     return process

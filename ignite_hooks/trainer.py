@@ -17,6 +17,7 @@ from ignite_hooks.feed import FeedPosition
 from ignite_hooks.feeds import Feeds
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.handlers.run_scope import run_scopes
+from ignite_hooks.hooks import Hooks
 from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.progress import Limits
 from ignite_hooks.progress import Place
@@ -35,7 +36,8 @@ class Trainer(TrainingLoop):
     and ``start_step`` (where this run began), ``model_outputs`` and ``loss``.
 
     ``stop_reason`` says why the last run ended: "max_epochs", "max_iters", "max_steps",
-    "terminate" or "exception".
+    "terminate" or "exception". ``hooks`` has what is entered before and left after a part of the
+    loop.
     """
 
     def __init__(
@@ -59,6 +61,21 @@ class Trainer(TrainingLoop):
         self._go_to: FeedPosition | None = None
         self._state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
+        self._hooks = Hooks()
+        self._hooks.attach(self)
+
+    @property
+    def hooks(self) -> Hooks:
+        """The trainer's own set of contexts on the seven channels."""
+        return self._hooks
+
+    @hooks.setter
+    def hooks(self, hooks: Hooks) -> None:
+        if hooks is not self._hooks:  # else it is `trainer.hooks += more`
+            raise AttributeError(
+                f"`trainer.hooks` must stay the set that it is, got {hooks!r}: use its "
+                "register_all(), or attach() the other"
+            )
 
     def run(
         self,
@@ -131,8 +148,8 @@ class Trainer(TrainingLoop):
         pass, as Accelerate's seedable sampler does.
         """
         if self._running is not None:  # interrupted, and not to be gone on with
-            self._running.close()
-            self._running = None
+            running, self._running = self._running, None
+            running.close()
         super().load_state_dict({"optimizer_step": 0, **state_dict})
         state = self.state
         state.max_steps = None

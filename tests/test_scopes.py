@@ -10,11 +10,17 @@ class Scope:
     def __init__(self, name, log, failure=None, swallows=False):
         self.name, self.log, self.failure, self.swallows = name, log, failure, swallows
 
+        self.is_open = False
+
     def __enter__(self):
         self.log.append(f"enter {self.name}")
+        self.is_open = True
 
     def __exit__(self, kind, error, traceback):
         assert kind is (type(error) if error else None)
+        if not self.is_open:
+            return False
+        self.is_open = False
         self.log.append((f"exit {self.name}", error))
         if self.failure is not None:
             raise self.failure

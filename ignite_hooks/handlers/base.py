@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 from weakref import ref
 
 from ignite.engine import Engine
 from ignite.engine import Events
 
+from ignite_hooks.engine import belongings
+from ignite_hooks.engine import move_to_front
 from ignite_hooks.handlers.run_scope import Scope
 from ignite_hooks.handlers.run_scope import enter_at_each_run
 from ignite_hooks.handlers.timetable import Timetable
@@ -19,8 +20,6 @@ from ignite_hooks.handlers.timetable import Timetable
 __all__ = ["Attachment", "Handler", "Scheduled", "attached"]
 
 HandlerT = TypeVar("HandlerT", bound="Handler")
-
-_attachments: "WeakKeyDictionary[Engine, list[Attachment]]" = WeakKeyDictionary()
 
 
 class Handler:
@@ -53,7 +52,7 @@ class Handler:
             self.attach_to(attachment)
         else:
             attachment.on(event, self)
-        _attachments.setdefault(engine, []).append(attachment)
+        _attachments(engine).append(attachment)
         return attachment
 
     @property
@@ -93,8 +92,8 @@ class Attachment:
         """Whether it was not removed yet."""
         return bool(self._undo)
 
-    def on(self, event: Any, act: Callable[[Engine], Any]) -> None:
-        """Calls ``act(engine)`` at each ``event``."""
+    def on(self, event: Any, act: Callable[[Engine], Any], *, first: bool = False) -> None:
+        """Calls ``act(engine)`` at each ``event``, if ``first`` before those attached so far."""
 
         # Ignite removes handlers by equality: a function of its own is equal to no other.
         # It passes further arguments for some events, TERMINATE_SINGLE_EPOCH for instance.
@@ -102,7 +101,9 @@ class Attachment:
             act(engine)
 
         handler.__qualname__ = type(self.handler).__name__  # what profilers show
-        self._undo.append(self.engine.add_event_handler(event, handler).remove)
+        self.on_removal(self.engine.add_event_handler(event, handler).remove)
+        if first:
+            move_to_front(self.engine, event)
 
     def during_run(self, scope: Callable[[Engine], Scope]) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
@@ -110,13 +111,17 @@ class Attachment:
         This is the one place to change the process for the time of a run: no event of Ignite is
         sure to come at the end of one that fails.
         """
-        self._undo.append(enter_at_each_run(self.engine, scope))
+        self.on_removal(enter_at_each_run(self.engine, scope))
+
+    def on_removal(self, act: Callable[[], None]) -> None:
+        """Calls ``act`` when this is removed; what is added later is called earlier."""
+        self._undo.append(act)
 
     def remove(self) -> None:
         """Undoes this attachment, within a run too. A second time does nothing."""
         engine, undo, self._undo = self._engine(), self._undo, []
         if engine is not None:
-            _attachments[engine] = [each for each in _attachments[engine] if each is not self]
+            belongings(engine)["attachments"] = [a for a in _attachments(engine) if a is not self]
         for step in reversed(undo):
             step()
 
@@ -138,8 +143,13 @@ class Attachment:
 
 def attached(engine: Engine, kind: type[HandlerT]) -> list[HandlerT]:
     """The handlers of one kind that are attached to ``engine``, in order of attachment."""
-    handlers = (attachment.handler for attachment in _attachments.get(engine, ()))
+    handlers = (attachment.handler for attachment in _attachments(engine))
     return [handler for handler in handlers if isinstance(handler, kind)]
+
+
+def _attachments(engine: Engine) -> list[Attachment]:
+    attachments: list[Attachment] = belongings(engine).setdefault("attachments", [])
+    return attachments
 
 
 class Scheduled(Handler):

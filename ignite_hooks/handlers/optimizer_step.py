@@ -5,7 +5,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from torch.optim import Optimizer
 
+from ignite_hooks.channel_events import channels_of
 from ignite_hooks.engine import has_handlers
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.base import Attachment
@@ -26,10 +26,9 @@ from ignite_hooks.handlers.window import EngineData
 from ignite_hooks.handlers.window import Window
 from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.progress import whole_number
+from ignite_hooks.scopes import NOTHING
 
 __all__ = ["OptimizerStep"]
-
-_NOTHING = nullcontext()
 
 
 class OptimizerStep(Handler):
@@ -126,7 +125,7 @@ class OptimizerStep(Handler):
             or not accelerator.use_distributed
             or accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         ):
-            return _NOTHING
+            return NOTHING
         no_sync: AbstractContextManager[Any] = accelerator.no_sync(model)
         return no_sync
 
@@ -165,6 +164,7 @@ class OptimizerStep(Handler):
                 stacklevel=3,
             )
         TrainEvents.register(engine)
+        channels_of(engine)  # for `_close` to open one
         engine.state.step_committed = False
         self.start_from(engine.state.optimizer_step, engine)
         attachment.during_run(self._in_run)
@@ -236,17 +236,18 @@ class OptimizerStep(Handler):
         if self.window.count != self._divisor:
             self.prepared.scale(self._divisor / self.window.count)
         self.prepared.unscale()
-        engine.fire_event(TrainEvents.OPTIMIZER_STEP_STARTED)
-        committed = self.prepared.step()
-        self.window.close()
-        if committed:
-            self.steps += 1
-            engine.state.optimizer_step = self.steps
-            engine.state.step_committed = True
-            if self.lr_scheduler is not None and self.scheduler_at == "step":
-                self.lr_scheduler.step()
-            engine.fire_event(TrainEvents.OPTIMIZER_STEP_COMPLETED)
-        self.prepared.zero_grad()
+        with engine.hook_channels.on_optimizer_step:
+            engine.fire_event(TrainEvents.OPTIMIZER_STEP_STARTED)
+            committed = self.prepared.step()
+            self.window.close()
+            if committed:
+                self.steps += 1
+                engine.state.optimizer_step = self.steps
+                engine.state.step_committed = True
+                if self.lr_scheduler is not None and self.scheduler_at == "step":
+                    self.lr_scheduler.step()
+                engine.fire_event(TrainEvents.OPTIMIZER_STEP_COMPLETED)
+            self.prepared.zero_grad()
         self._is_stepping = False
         if committed:
             engine.fire_event(TrainEvents.GRADIENTS_CLEARED)

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from functools import wraps
 from types import MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
 from weakref import ref
 
 from ignite.engine import Engine
 
 from ignite_hooks.engine import QuickEngine
+from ignite_hooks.engine import belongings
 from ignite_hooks.scopes import ScopeStack
 
 __all__ = ["Scope", "enter_at_each_run", "run_scopes"]
@@ -50,7 +50,8 @@ def run_scopes(engine: Engine) -> AbstractContextManager[None]:
 
 
 def _scopes_of(engine: Engine) -> "_RunScopes":
-    return _scopes_of_engines.setdefault(engine, _RunScopes())
+    scopes: _RunScopes = belongings(engine).setdefault("run_scopes", _RunScopes())
+    return scopes
 
 
 class _RunScope(AbstractContextManager[None, None]):
@@ -75,10 +76,7 @@ class _RunScope(AbstractContextManager[None, None]):
 
 
 class _RunScopes:
-    """All scopes of one engine, and the wrapper of its ``run`` where there must be one.
-
-    What holds the engine, the wrapper, is held by the engine alone.
-    """
+    """All scopes of one engine, and the wrapper of its ``run`` where there must be one."""
 
     def __init__(self) -> None:
         self._scopes: list[_RunScope] = []
@@ -125,9 +123,6 @@ class _RunScopes:
                 yield
             finally:
                 self._running = None
-
-
-_scopes_of_engines: "WeakKeyDictionary[Engine, _RunScopes]" = WeakKeyDictionary()
 
 
 def _nothing() -> None:

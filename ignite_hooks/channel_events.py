@@ -1,0 +1,124 @@
+"""The channels of an engine that knows nothing of them: they open and close at its events."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks.channels import Channels
+from ignite_hooks.engine import is_interrupted
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.handlers.base import Attachment
+from ignite_hooks.handlers.base import Handler
+from ignite_hooks.hook_context import Hook
+
+__all__ = ["EventChannels", "channels_of"]
+
+
+class EventChannels(Channels):
+    """Channels that open and close at events; ``OptimizerStep`` opens its own itself.
+
+    After a failure an event that would close a channel does not come. Then it is closed when the
+    channel opens again, when one around it closes, or when ``engine.run`` is left.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._depths: dict[str, int] = {}
+        self._sets = 0
+        self._has_warned = False
+        self._attachment: Attachment | None = None
+
+    def add(self, hook: Hook) -> None:
+        """As always; warns once of what can not be promised."""
+        if hook.channel in ("on_loop", "on_epoch") and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "on_loop and on_epoch are not sure to be left in time after a failure on an engine "
+                "that is not a Trainer: its events do not tell, so they are left when run() is "
+                "left or the next epoch starts",
+                stacklevel=4,
+            )
+        super().add(hook)
+
+    def add_set(self) -> None:
+        """Listens to the events while there is a set."""
+        engine = self._engine()
+        if not self._sets and engine is not None:
+            self._attachment = _AtEvents().attach(engine)
+        self._sets += 1
+
+    def drop_set(self) -> None:
+        """Listens no more after the last."""
+        self._sets -= 1
+        if not self._sets and self._attachment is not None:
+            self._attachment.remove()
+
+    def open(self, channel: str) -> None:
+        """Opens a channel, and closes it first where a failure left it open."""
+        self.close(channel)
+        self._depths[channel] = len(self.scopes.open)
+        getattr(self, channel).__enter__()
+
+    def close(self, channel: str) -> None:
+        """Closes a channel and all that is open within it, if it is open."""
+        depth = self._depths.get(channel)
+        if depth is not None:
+            self._depths = {name: at for name, at in self._depths.items() if at < depth}
+            self.scopes.leave(depth)
+
+    @contextmanager
+    def in_run(self, engine: Engine) -> Iterator[None]:
+        """Around ``engine.run``: closes what is open at its end."""
+        try:
+            yield
+        except BaseException as error:
+            for _ in self.scopes.unwind(error, 0):
+                pass
+            raise
+        if not is_interrupted(engine):
+            self.scopes.leave(0)
+
+
+class _AtEvents(Handler):
+    """Opens and closes the channels of an engine."""
+
+    def attach_to(self, attachment: Attachment) -> None:
+        TrainEvents.register(attachment.engine)
+        attachment.during_run(lambda engine: _channels(engine).in_run(engine))
+
+        def opens(name: str, at: Any) -> None:
+            attachment.on(at, lambda engine: _channels(engine).open(name), first=True)
+
+        def closes(name: str, at: Any, *, first: bool = False) -> None:
+            attachment.on(at, lambda engine: _channels(engine).close(name), first=first)
+
+        opens("on_loop", at=Events.STARTED)
+        opens("on_epoch", at=Events.EPOCH_STARTED)
+        opens("on_batch", at=Events.ITERATION_STARTED)
+        opens("on_step", at=Events.ITERATION_STARTED)  # the last that is put first comes first
+        opens("on_model_forward", at=TrainEvents.MODEL_FORWARD_STARTED)
+        closes("on_model_forward", at=TrainEvents.MODEL_FORWARD_COMPLETED)
+        opens("on_model_backward", at=TrainEvents.MODEL_BACKWARD_STARTED)
+        closes("on_model_backward", at=TrainEvents.MODEL_BACKWARD_COMPLETED)
+        closes("on_batch", at=Events.ITERATION_COMPLETED, first=True)
+        closes("on_step", at=Events.ITERATION_COMPLETED)
+        closes("on_epoch", at=Events.EPOCH_COMPLETED)
+        closes("on_epoch", at=Events.TERMINATE, first=True)
+        closes("on_loop", at=Events.COMPLETED)
+
+
+def channels_of(engine: Any) -> Channels:
+    """The channels of ``engine``: a trainer has some, another engine is given some."""
+    if not hasattr(engine, "hook_channels"):
+        engine.hook_channels = EventChannels(engine)
+    channels: Channels = engine.hook_channels
+    return channels
+
+
+def _channels(engine: Any) -> EventChannels:
+    channels: EventChannels = engine.hook_channels
+    return channels

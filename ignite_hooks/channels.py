@@ -1,0 +1,96 @@
+"""The seven channels of one engine, each a scope around a part of its loop."""
+
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+from weakref import ref
+
+from ignite.engine import Engine
+
+from ignite_hooks.hook_context import Hook
+from ignite_hooks.hook_context import HookScope
+from ignite_hooks.scopes import NOTHING
+from ignite_hooks.scopes import ScopeStack
+
+__all__ = ["CHANNELS", "Channels", "CleanStop"]
+
+CHANNELS = (
+    "on_loop",
+    "on_epoch",
+    "on_step",
+    "on_batch",
+    "on_model_forward",
+    "on_model_backward",
+    "on_optimizer_step",
+)
+
+
+class CleanStop(Exception):
+    """The body of a channel ends early, and nothing failed."""
+
+
+class Channels:
+    """What is on the channels of one engine, and what of it the engine is in.
+
+    ``with channels.on_step:`` enters the contexts of that channel in order of their registration
+    and leaves them in reverse; while there are none it costs next to nothing.
+
+    After a failure they stay open, for the handlers of EXCEPTION_RAISED to be called inside, and
+    whoever runs the engine closes them all with ``scopes``.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.on_loop = NOTHING
+        self.on_epoch = NOTHING
+        self.on_step = NOTHING
+        self.on_batch = NOTHING
+        self.on_model_forward = NOTHING
+        self.on_model_backward = NOTHING
+        self.on_optimizer_step = NOTHING
+        self.scopes = ScopeStack()
+        self._engine = ref(engine)
+        self._hooks: tuple[Hook, ...] = ()
+
+    def add_set(self) -> None:
+        """Called for each ``Hooks`` that is attached."""
+
+    def drop_set(self) -> None:
+        """Called for each that is removed."""
+
+    def add(self, hook: Hook) -> None:
+        """Has the context entered last on its channel, from the next time on."""
+        self._hooks = (*self._hooks, hook)
+        self._arrange(hook.channel)
+
+    def drop(self, hook: Hook) -> None:
+        """Has the context entered no more. If it is open, it is left in its turn."""
+        self._hooks = tuple(each for each in self._hooks if each is not hook)
+        self._arrange(hook.channel)
+
+    def _arrange(self, channel: str) -> None:
+        hooks = tuple(hook for hook in self._hooks if hook.channel == channel)
+        setattr(self, channel, _Channel(hooks, self.scopes, self._engine) if hooks else NOTHING)
+
+
+class _Channel(AbstractContextManager[None, None]):
+    def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
+        self._hooks = hooks
+        self._scopes = scopes
+        self._engine = engine
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        engine: Any = self._engine()
+        scopes = self._scopes
+        self._depth = len(scopes.open)
+        for hook in self._hooks:
+            scopes.enter(HookScope(hook, engine))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None or isinstance(error, CleanStop):
+            self._scopes.leave(self._depth)

@@ -1,0 +1,265 @@
+"""Contexts that are entered before a part of the loop and surely left after it.
+
+Events are moments. A context on a *channel* is a scope: a profiler's range, a timer, a temporary
+setting, a lock, a span of a trace. There are seven channels; the drawing in ``events.py`` shows
+where each begins and ends.
+
+======================  ===========================================================================
+``on_loop``             one run, from before STARTED until after COMPLETED; it stays open over an
+                        ``interrupt()`` until the run goes on and ends
+``on_epoch``            one epoch, with the validation after it
+``on_step``             one iteration without the wait for its batch: forward, backward, the
+                        optimizer step if the window is full, handlers, a validation that is due
+``on_batch``            the process function: forward and backward
+``on_model_forward``    the model and the loss
+``on_model_backward``   the backward pass
+``on_optimizer_step``   the step of a full window: clipping, step, scheduler, zeroing the gradients
+======================  ===========================================================================
+
+A context is given the engine. There it finds, at any time:
+
+================================  ==============================  ==================================
+on the engine                     type                            what
+================================  ==============================  ==================================
+``accelerator``                   Accelerator                     it owns device and processes
+``model``                         Module                          as Accelerate prepared it
+``optimizer``                     AcceleratedOptimizer            its ``param_groups`` are live
+``lr_scheduler``                  LRScheduler | None
+``state.epoch``                   int                             the present one, from 1; 0 before
+``state.iteration``               int                             batches so far, this one included
+``state.optimizer_step``          int                             steps committed so far
+``state.step_committed``          bool                            whether this iteration made a
+                                                                  step; on the way out of
+                                                                  ``on_optimizer_step`` False says
+                                                                  that it was skipped
+``state.max_epochs``              int | None                      of this run; with ``max_steps``
+                                                                  alone, what these take
+``state.max_steps``               int | None                      of this run
+``state.start_epoch``             int                             epochs complete when it began
+``state.start_step``              int                             steps committed when it began
+``state.dataloader``              iterable                        what it trains on, as prepared
+``state.batch``                   what the data gives             the last one fetched; None before
+``state.model_outputs``           what the model gives            None until the forward has ended
+``state.loss``                    Tensor, a scalar | None         None until the forward has ended;
+                                                                  without its graph, from the end of
+                                                                  the backward on
+================================  ==============================  ==================================
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+from typing import TypeVar
+from weakref import WeakSet
+
+from ignite.engine import Engine
+
+from ignite_hooks.channel_events import channels_of
+from ignite_hooks.channels import CHANNELS
+from ignite_hooks.channels import Channels
+from ignite_hooks.handlers.base import Attachment
+from ignite_hooks.handlers.base import Handler
+from ignite_hooks.handlers.base import attached
+from ignite_hooks.hook_context import Context
+from ignite_hooks.hook_context import Hook
+from ignite_hooks.hook_context import HookContext
+from ignite_hooks.hook_context import HookScope
+from ignite_hooks.hook_context import check_context
+from ignite_hooks.hook_context import name_of
+from ignite_hooks.scopes import ScopeStack
+
+__all__ = ["HookContext", "Hooks", "Registration"]
+
+ContextT = TypeVar("ContextT", bound=Context)
+
+
+class Hooks(Handler):
+    """A set of contexts, each on a channel of the loop.
+
+    ::
+
+        @trainer.hooks.on("on_optimizer_step")
+        def timed(engine):
+            start = time.perf_counter()
+            try:
+                yield
+            finally:
+                engine.state.metrics["optimizer_step_seconds"] = time.perf_counter() - start
+
+    A context is a generator function with one ``yield``, a function that makes a context manager
+    (``lambda engine: record_function("step")``), or a ``HookContext``. It receives the engine.
+    Contexts are entered in order of registration and left in reverse, whatever happens in between:
+    a failure arrives as the exception at the ``yield``. It can not be swallowed there, unless by
+    ``engine.terminate()`` before the generator returns, which makes a clean stop of it. What fails
+    on the way out keeps no other context from being left; after another failure it is noted on
+    that one.
+
+    A trainer has a set, ``trainer.hooks``; others are attached to it, or given to the factory's
+    ``handlers``. What is registered later counts from the next entering on. What is removed while
+    it is open is left in its turn.
+
+    On an engine that is not a trainer the channels open and close at its events: ``on_batch`` as
+    ``on_step``, the model's two if the process function fires ``TrainEvents`` (or uses ``begin``),
+    ``on_optimizer_step`` if the engine has an ``OptimizerStep``. Contexts are entered before the
+    handlers of the first event; they are left in order of attachment with those of the last one, so
+    attach the set after them. After a failure Ignite lets no one know when an epoch or the loop is
+    over: ``on_loop`` and ``on_epoch`` are left when ``run`` is left or when the next epoch starts.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: tuple[Hook, ...] = ()
+        self._followers: WeakSet[Channels] = WeakSet()
+
+    @classmethod
+    def from_hooks(cls, hooks: "Hooks | Iterable[Hooks] | None") -> "Hooks":
+        """A new set of all that is in ``hooks``: none, one set, or several."""
+        new = cls()
+        several = () if hooks is None else [hooks] if isinstance(hooks, Hooks) else hooks
+        if not isinstance(several, Iterable):
+            raise TypeError(
+                f"`hooks` must be None, a Hooks or an iterable of them, got {hooks!r}: "
+                "Hooks().register(channel, context) makes one of a context"
+            )
+        for each in several:
+            new += each
+        return new
+
+    def register(self, channel: str, context: Context) -> "Registration":
+        """Has ``context`` entered and left with ``channel``.
+
+        Returns:
+            What takes off this registration and no other.
+
+        Raises:
+            TypeError: ``context`` is no context.
+            ValueError: there is no such channel.
+        """
+        _check_channel(channel)
+        check_context(context)
+        return self._add([Hook(channel, context)])
+
+    def on(self, channel: str) -> Callable[[ContextT], ContextT]:
+        """``register`` as a decorator."""
+        _check_channel(channel)
+
+        def register(context: ContextT) -> ContextT:
+            self.register(channel, context)
+            return context
+
+        return register
+
+    def register_all(self, hooks: "Hooks") -> "Registration":
+        """Registers all that is in ``hooks`` now.
+
+        Returns:
+            What takes off these registrations and no others.
+        """
+        if not isinstance(hooks, Hooks):
+            raise TypeError(
+                f"`hooks` must be a Hooks, got {hooks!r}: register() takes a channel and a context"
+            )
+        return self._add([Hook(each.channel, each.context) for each in hooks._hooks])
+
+    def __iadd__(self, hooks: "Hooks") -> "Hooks":
+        self.register_all(hooks)
+        return self
+
+    def unregister_all(self) -> None:
+        """Takes off all that is in this set. Other sets on the same engines stay."""
+        self._drop(self._hooks)
+
+    def begin(self, channel: str, engine: Engine) -> AbstractContextManager[None]:
+        """The contexts of ``channel``, entered and left around a part of one's own loop."""
+        _check_channel(channel)
+        return self._begun(channel, engine)
+
+    @contextmanager
+    def _begun(self, channel: str, engine: Engine) -> Iterator[None]:
+        with ScopeStack() as scopes:
+            for hook in self._hooks:
+                if hook.channel == channel:
+                    scopes.enter(HookScope(hook, engine))
+            yield
+
+    def check(self, engine: Engine, event: Any) -> None:
+        """A set has moments of its own, and is on an engine once."""
+        if event is not None:
+            raise ValueError(
+                f"`event` must be left out, got {event}: a context is entered and left with its "
+                "channel"
+            )
+        if any(each is self for each in attached(engine, Hooks)):
+            raise ValueError(
+                f"`engine` must not have the same Hooks twice, and {self!r} is attached already: "
+                "attach another, or remove() the attachment first"
+            )
+
+    def attach_to(self, attachment: Attachment) -> None:
+        """Adds what is in the set, now and later, to the channels of the engine."""
+        channels = channels_of(attachment.engine)
+        channels.add_set()
+        self._followers.add(channels)
+        for hook in self._hooks:
+            channels.add(hook)
+
+        def leave() -> None:
+            self._followers.discard(channels)
+            for hook in self._hooks:
+                channels.drop(hook)
+            channels.drop_set()
+
+        attachment.on_removal(leave)
+
+    def _add(self, hooks: list[Hook]) -> "Registration":
+        self._hooks = (*self._hooks, *hooks)
+        for channels in self._followers:
+            for hook in hooks:
+                channels.add(hook)
+        return Registration(self, hooks)
+
+    def _drop(self, hooks: Iterable[Hook]) -> None:
+        dropped = set(hooks)
+        self._hooks = tuple(each for each in self._hooks if each not in dropped)
+        for channels in self._followers:
+            for hook in dropped:
+                channels.drop(hook)
+
+    def __len__(self) -> int:
+        return len(self._hooks)
+
+    def __repr__(self) -> str:
+        by_channel = {
+            channel: [name_of(hook.context) for hook in self._hooks if hook.channel == channel]
+            for channel in CHANNELS
+        }
+        shown = (f"{name}: {', '.join(names)}" for name, names in by_channel.items() if names)
+        return f"<Hooks {'; '.join(shown) or 'without contexts'}>"
+
+
+class Registration(AbstractContextManager["Registration", None]):
+    """One or several contexts in a set, until ``remove()``. In a ``with``, until its end."""
+
+    def __init__(self, hooks: Hooks, registered: list[Hook]) -> None:
+        self._hooks = hooks
+        self._registered = registered
+
+    def remove(self) -> None:
+        """Takes off this registration and no other. A second time does nothing."""
+        self._hooks._drop(self._registered)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def _check_channel(channel: Any) -> None:
+    if channel not in CHANNELS:
+        raise ValueError(f"`channel` must be one of {', '.join(CHANNELS)}, got {channel!r}")
