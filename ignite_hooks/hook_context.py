@@ -69,14 +69,14 @@ def check_context(context: Any) -> None:
     if hasattr(context, "__enter__") and not isinstance(context, type):
         raise TypeError(
             f"`context` must be a function that makes a context manager, got {context!r} itself, "
-            "which may be used up at its first end: lambda engine: ..., which makes it anew"
+            "which may serve only once: pass lambda engine: ... that makes it anew"
         )
     _check_takes_engine("`context`", context)
     function = _function_of(context)
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(
             f"`context` must not be async, got {described(context)}: an engine awaits nothing, "
-            "def it without async"
+            "write it with def"
         )
 
 
@@ -129,13 +129,14 @@ class HookScope(AbstractContextManager[None, bool]):
             except StopIteration as end:
                 return end is not error
             except BaseException as raised:
-                error.__traceback__ = traceback  # without the frames of the generator
                 # A StopIteration can leave a generator as the cause of a RuntimeError only.
                 if raised is error or (
                     raised.__cause__ is error and isinstance(error, StopIteration)
                 ):
                     return False
                 raise
+            finally:
+                error.__traceback__ = traceback  # without the frames of the generator
         generator.close()
         raise RuntimeError(f"{self} must yield once, it yielded twice: let it end after the first")
 
