@@ -12,7 +12,7 @@ from ignite_hooks.hook_context import HookScope
 from ignite_hooks.scopes import NOTHING
 from ignite_hooks.scopes import ScopeStack
 
-__all__ = ["CHANNELS", "Channels", "CleanStop"]
+__all__ = ["CHANNELS", "Channels"]
 
 CHANNELS = (
     "on_loop",
@@ -23,10 +23,6 @@ CHANNELS = (
     "on_model_backward",
     "on_optimizer_step",
 )
-
-
-class CleanStop(Exception):
-    """The body of a channel ends early, and nothing failed."""
 
 
 class Channels:
@@ -92,5 +88,5 @@ class _Channel(AbstractContextManager[None, None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None or isinstance(error, CleanStop):
+        if error is None:
             self._scopes.leave(self._depth)

@@ -150,7 +150,7 @@ class HookScope(AbstractContextManager[None, bool]):
             yield
 
     def __str__(self) -> str:
-        return f"the context {described(self._hook.context)} on {self._hook.channel}"
+        return f"the context {described(self._hook.context)} on channel {self._hook.channel}"
 
 
 def _check_takes_engine(argument: str, function: Any) -> None:

@@ -13,7 +13,6 @@ from ignite.engine import Events
 
 from ignite_hooks.active_loader import set_aside
 from ignite_hooks.channels import Channels
-from ignite_hooks.channels import CleanStop
 from ignite_hooks.counting import CountingEngine
 from ignite_hooks.engine import has_handlers
 from ignite_hooks.handlers.base import Handler
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["TrainingLoop"]
 
 
-class _Terminate(CleanStop):
+class _Terminate(Exception):
     """The run ends."""
 
 
-class _TerminateEpoch(CleanStop):
+class _TerminateEpoch(Exception):
     """The epoch ends."""
 
 
@@ -49,7 +48,7 @@ class TrainingLoop(CountingEngine):
         self.hook_channels = Channels(self)
         self._postponed = Postponed()
         self._started = 0.0
-        self._depth_in_loop = 0
+        self._depth_in_loop = self._depth_in_epoch = 0
         self._batches: Iterator[Any] = iter(())
         self._has_data = False
 
@@ -87,7 +86,7 @@ class TrainingLoop(CountingEngine):
         self._init_timers(self.state)
         self._started = time.time()
         with self.hook_channels.on_loop:
-            self._depth_in_loop = len(self.hook_channels.scopes.open)
+            self._depth_in_loop = self._depth_in_epoch = len(self.hook_channels.scopes.open)
             try:
                 yield from self._epochs()
                 self.stop_reason = self._limit_reached()
@@ -112,6 +111,7 @@ class TrainingLoop(CountingEngine):
             self._show_max_epochs()
             started = time.time()
             with self.hook_channels.on_epoch:
+                self._depth_in_epoch = len(self.hook_channels.scopes.open)
                 self._fire_event(Events.EPOCH_STARTED)
                 yield from self._obey()
                 yield from self._iterations()
@@ -238,8 +238,10 @@ class TrainingLoop(CountingEngine):
 
     def _obey(self) -> Generator[Any, None, None]:
         if self.should_terminate:
+            self.hook_channels.scopes.leave(self._depth_in_loop)
             raise _Terminate
         if self.should_terminate_single_epoch:
+            self.hook_channels.scopes.leave(self._depth_in_epoch)
             raise _TerminateEpoch
         if self.should_interrupt:
             self._fire_event(Events.INTERRUPT)

@@ -8,6 +8,7 @@ from ignite.engine.events import State
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import events
+from ignite_hooks.channels import CHANNELS
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -80,6 +81,31 @@ def test_a_run_of_two_batches_is_the_one_that_is_drawn():
     trainer.run()
     first_of_each = list(dict.fromkeys(names))
     assert first_of_each == drawn
+
+
+def test_the_channels_open_and_close_where_they_are_drawn():
+    drawing = events.__doc__.split("Three words")[0].split("\n\n", 2)[2]
+    drawing = drawing.replace("(VALIDATION_STARTED … VALIDATION_COMPLETED)", " ".join(VALIDATION))
+    known = "|".join(sorted((event.name for event in ALL_EVENTS), key=len, reverse=True))
+    drawn = []
+    for line in drawing.splitlines():
+        drawn += [f"+{channel}" for channel in re.findall(r"(\w+) ┐", line)]
+        drawn += re.findall(rf"\b(?:{known})\b", line)
+        drawn += [f"-{channel}" for channel in re.findall(r"(\w+) ┘", line)]
+    drawn.remove("ITERATION_COMPLETED")  # drawn twice: the users' handlers come after the step
+    trainer = make_trainer(batches_of(2), validation=Validation(lambda: None, every_steps=1))
+    log = names_of_events(trainer)
+    for channel in CHANNELS:
+
+        def context(engine, channel=channel):
+            log.append(f"+{channel}")
+            yield
+            log.append(f"-{channel}")
+
+        trainer.hooks.register(channel, context)
+    trainer.run()
+    assert list(dict.fromkeys(log)) == drawn
+    assert {each[1:] for each in drawn if each[0] in "+-"} == set(CHANNELS)
 
 
 def test_every_event_that_an_engine_has_is_found_in_the_drawing_or_is_an_exception_to_it():
