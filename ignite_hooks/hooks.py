@@ -1,49 +1,41 @@
 """Contexts that are entered before a part of the loop and surely left after it.
 
 Events are moments. A context on a *channel* is a scope: a profiler's range, a timer, a temporary
-setting, a lock, a span of a trace. There are seven channels; the drawing in ``events.py`` shows
-where each begins and ends.
+setting, a lock, a span of a trace. ``events.py`` draws where each of the seven begins and ends.
 
-======================  ===========================================================================
-``on_loop``             one run, from before STARTED until after COMPLETED; it stays open over an
-                        ``interrupt()`` until the run goes on and ends
-``on_epoch``            one epoch, with the validation after it
-``on_step``             one iteration without the wait for its batch: forward, backward, the
-                        optimizer step if the window is full, handlers, a validation that is due
-``on_batch``            the process function: forward and backward
-``on_model_forward``    the model and the loss
-``on_model_backward``   the backward pass
-``on_optimizer_step``   the step of a full window: clipping, step, scheduler, zeroing the gradients
-======================  ===========================================================================
+=====================  ============================================================================
+``on_loop``            one run; an ``interrupt()`` leaves it open until the run goes on and ends
+``on_epoch``           one epoch, with the validation after it
+``on_step``            one iteration without the wait for its batch, with the step that it may make
+``on_batch``           the process function: forward and backward
+``on_model_forward``   the model and the loss
+``on_model_backward``  the backward pass
+``on_optimizer_step``  the step of a full window: clipping, step, scheduler, zeroing the gradients
+=====================  ============================================================================
 
 A context is given the engine. There it finds, at any time:
 
-================================  ==============================  ==================================
-on the engine                     type                            what
-================================  ==============================  ==================================
-``accelerator``                   Accelerator                     it owns device and processes
-``model``                         Module                          as Accelerate prepared it
-``optimizer``                     AcceleratedOptimizer            its ``param_groups`` are live
-``lr_scheduler``                  LRScheduler | None
-``state.epoch``                   int                             the present one, from 1; 0 before
-``state.iteration``               int                             batches so far, this one included
-``state.optimizer_step``          int                             steps committed so far
-``state.step_committed``          bool                            whether this iteration made a
-                                                                  step; on the way out of
-                                                                  ``on_optimizer_step`` False says
-                                                                  that it was skipped
-``state.max_epochs``              int | None                      of this run; with ``max_steps``
-                                                                  alone, what these take
-``state.max_steps``               int | None                      of this run
-``state.start_epoch``             int                             epochs complete when it began
-``state.start_step``              int                             steps committed when it began
-``state.dataloader``              iterable                        what it trains on, as prepared
-``state.batch``                   what the data gives             the last one fetched; None before
-``state.model_outputs``           what the model gives            None until the forward has ended
-``state.loss``                    Tensor, a scalar | None         None until the forward has ended;
-                                                                  without its graph, from the end of
-                                                                  the backward on
-================================  ==============================  ==================================
+========================  ========================  ================================================
+on the engine             type                      what
+========================  ========================  ================================================
+``accelerator``           Accelerator               owns device and processes
+``model``                 Module                    as Accelerate prepared it
+``optimizer``             AcceleratedOptimizer      its ``param_groups`` are live
+``lr_scheduler``          LRScheduler | None        the one that the trainer moves
+``state.epoch``           int                       the present one, from 1; 0 before
+``state.iteration``       int                       batches so far, this one included
+``state.optimizer_step``  int                       steps committed so far
+``state.step_committed``  bool                      whether this iteration made a step; False on the
+                                                    way out of ``on_optimizer_step``: it was skipped
+``state.max_epochs``      int | None                of this run, or what ``max_steps`` alone takes
+``state.max_steps``       int | None                of this run
+``state.start_epoch``     int                       epochs that were complete when it began
+``state.start_step``      int                       steps that were committed when it began
+``state.dataloader``      iterable                  what it trains on, as prepared
+``state.batch``           what the data gives       the last one fetched; None before the first
+``state.model_outputs``   what the model gives      from the end of the forward on; None before
+``state.loss``            Tensor, a scalar | None   likewise; without its graph after the backward
+========================  ========================  ================================================
 """
 
 from collections.abc import Callable
@@ -51,7 +43,6 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 from typing import TypeVar
 from weakref import WeakSet
@@ -237,7 +228,7 @@ class Hooks(Handler):
             for channel in CHANNELS
         }
         shown = (f"{name}: {', '.join(names)}" for name, names in by_channel.items() if names)
-        return f"<Hooks {'; '.join(shown) or 'without contexts'}>"
+        return f"<{type(self).__name__} {'; '.join(shown) or 'without contexts'}>"
 
 
 class Registration(AbstractContextManager["Registration", None]):
@@ -251,12 +242,7 @@ class Registration(AbstractContextManager["Registration", None]):
         """Takes off this registration and no other. A second time does nothing."""
         self._hooks._drop(self._registered)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.remove()
 
 

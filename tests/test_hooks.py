@@ -177,6 +177,33 @@ def memory_span(engine):
     yield
 
 
+class Counting(Hooks):
+    """A set that is a class of its own, with methods for contexts."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.register("on_step", HookContext(before=self.before))
+        self.register("on_epoch", self.around)
+
+    def before(self, engine):
+        self.calls.append(engine.state.iteration)
+
+    def around(self, engine):
+        self.calls.append("in")
+        yield
+        self.calls.append("out")
+
+
+def test_a_set_can_be_a_class_of_its_own():
+    counting = Counting()
+    make_trainer(batches_of(2), handlers=[counting]).run()
+    assert counting.calls == ["in", 1, 2, "out"]
+    assert repr(counting) == (
+        "<Counting on_epoch: Counting.around; on_step: HookContext(before=Counting.before)>"
+    )
+
+
 # On a trainer
 
 
