@@ -47,6 +47,7 @@ class HookContext:
         for side, act in (("before", self.before), ("after", self.after)):
             if act is not None:
                 _check_takes_engine(f"`{side}`", act)
+                _check_runs_when_called(f"`{side}`", act)
 
     def __call__(self, engine: Engine) -> Generator[None, None, None]:
         """The context as a generator."""
@@ -72,12 +73,7 @@ def check_context(context: Any) -> None:
             "which may serve only once: pass lambda engine: ... that makes it anew"
         )
     _check_takes_engine("`context`", context)
-    function = _function_of(context)
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(
-            f"`context` must not be async, got {described(context)}: an engine awaits nothing, "
-            "write it with def"
-        )
+    _check_is_not_async("`context`", context)
 
 
 class Hook:
@@ -129,14 +125,11 @@ class HookScope(AbstractContextManager[None, bool]):
             except StopIteration as end:
                 return end is not error
             except BaseException as raised:
-                # A StopIteration can leave a generator as the cause of a RuntimeError only.
-                if raised is error or (
-                    raised.__cause__ is error and isinstance(error, StopIteration)
-                ):
+                if raised is error or _is_in_disguise(error, raised):
                     return False
                 raise
             finally:
-                error.__traceback__ = traceback  # without the frames of the generator
+                error.with_traceback(traceback)  # without the frames of the generator
         generator.close()
         raise RuntimeError(f"{self} must yield once, it yielded twice: let it end after the first")
 
@@ -151,6 +144,15 @@ class HookScope(AbstractContextManager[None, bool]):
 
     def __str__(self) -> str:
         return f"the context {described(self._hook.context)} on channel {self._hook.channel}"
+
+
+def _is_in_disguise(error: BaseException, raised: BaseException) -> bool:
+    """A StopIteration can leave a generator only as the cause of a RuntimeError."""
+    return (
+        isinstance(error, StopIteration)
+        and isinstance(raised, RuntimeError)
+        and raised.__cause__ is error
+    )
 
 
 def _check_takes_engine(argument: str, function: Any) -> None:
@@ -169,6 +171,24 @@ def _check_takes_engine(argument: str, function: Any) -> None:
             f"{argument} must take the engine as its one argument, got {described(function)}, "
             f"which takes {signature}: lambda engine: ..."
         ) from None
+
+
+def _check_is_not_async(argument: str, context: Any) -> None:
+    function = _function_of(context)
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{argument} must not be async, got {described(context)}: an engine awaits nothing, "
+            "write it with def"
+        )
+
+
+def _check_runs_when_called(argument: str, act: Any) -> None:
+    _check_is_not_async(argument, act)
+    if inspect.isgeneratorfunction(_function_of(act)):
+        raise TypeError(
+            f"{argument} must be a function without `yield`, got {described(act)}: a generator "
+            "is a context by itself, register it as it is"
+        )
 
 
 def name_of(context: Any) -> str:

@@ -148,9 +148,8 @@ class TrainingLoop(CountingEngine):
             if raised is error:
                 return False
             raise
-        return (
-            self._is_stopped_by_context(error) or not self.hook_channels.scopes.has_failed_to_close
-        )
+        is_stopped = self._is_stopped_by_context(error)
+        return is_stopped or self.hook_channels.scopes.later_failure is None
 
     def _is_stopped_by_context(self, error: BaseException) -> bool:
         """Closes open contexts until one calls ``terminate()`` to end the failure cleanly."""

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from contextlib import suppress
 from pathlib import Path
 from traceback import extract_tb
 from types import TracebackType
@@ -39,7 +40,7 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
 
     def __init__(self) -> None:
         self.open: list[Scope] = []
-        self.has_failed_to_close = False
+        self.later_failure: BaseException | None = None
 
     def enter(self, scope: Scope) -> None:
         """Opens ``scope``."""
@@ -56,21 +57,23 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
         """Closes all but the first ``depth`` after a failure, one at each step of the iteration.
 
         Gives for each whether it says that it has dealt with the failure. What fails meanwhile is
-        noted on ``error``, and ``has_failed_to_close`` tells that there was something.
+        noted on ``error``; the first of it is ``later_failure`` then.
         """
         while len(self.open) > depth:
-            dealt_with = False
+            scope, dealt_with = self.open[-1], False
             try:
-                dealt_with = bool(self.open[-1].__exit__(type(error), error, error.__traceback__))
+                dealt_with = bool(scope.__exit__(type(error), error, error.__traceback__))
             except BaseException as later:
                 if later is not error:
-                    self.has_failed_to_close = True
+                    self.later_failure = self.later_failure or later
                     _note(error, later)
+                with suppress(BaseException):  # it was Ctrl-C perhaps, before the scope knew
+                    scope.__exit__(type(error), error, error.__traceback__)
             self.open.pop()
             yield dealt_with
 
     def __enter__(self) -> "ScopeStack":
-        self.has_failed_to_close = False
+        self.later_failure = None
         return self
 
     def __exit__(
@@ -87,6 +90,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
                 raise
         else:
             self._unwind_all(error)
+            if isinstance(error, GeneratorExit) and self.later_failure is not None:
+                raise self.later_failure  # nobody would be told: it is the end of a generator
 
     def _unwind_all(self, error: BaseException) -> None:
         for _ in self.unwind(error, 0):
@@ -94,20 +99,22 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
 
 
 def _note(error: BaseException, later: BaseException) -> None:
-    _append_context(later, error)
-    if sys.version_info >= (3, 11):
-        where = extract_tb(later.__traceback__)[-1]
-        error.add_note(
-            f"While it was handled, closing a scope failed too: {later!r}, in {where.name} "
-            f"({Path(where.filename).name}, line {where.lineno})"
-        )
+    with suppress(Exception):  # an exception may refuse to be printed, or to be changed
+        _append_context(later, error)
+        if sys.version_info >= (3, 11):
+            where = extract_tb(later.__traceback__)[-1]
+            error.add_note(
+                f"While it was handled, closing a scope failed too: {later!r}, in {where.name} "
+                f"({Path(where.filename).name}, line {where.lineno})"
+            )
 
 
 def _append_context(later: BaseException, first: BaseException) -> None:
-    """Makes ``first`` the end of what ``later`` came from, unless the two are linked already."""
-    causes = _chain(later)
-    if not any(cause is each for cause in causes for each in _chain(first)):
-        causes[-1].__context__ = first
+    """Puts ``first`` where ``later`` came from, before all that both came from."""
+    of_first = _chain(first)
+    own = [each for each in _chain(later) if not any(each is known for known in of_first)]
+    if own and own[0] is later and own[-1].__context__ is not first:
+        own[-1].__context__ = first
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

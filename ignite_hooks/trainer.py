@@ -107,11 +107,9 @@ class Trainer(TrainingLoop):
         Raises:
             ValueError: a limit is no positive integer or lies in the past, or there is no data.
         """
-        if self._running is not None and getgeneratorstate(self._running) == GEN_RUNNING:
-            raise RuntimeError(
-                "run() must not be called while it runs: call terminate() and run() after it, or "
-                "set_data() to go on with other data"
-            )
+        self._check_not_running(
+            "run()", "call terminate() and run() after it, or set_data() to go on with other data"
+        )
         with run_scopes(self):
             return self._run(data, Limits(max_epochs, max_iters, max_steps), epoch_length)
 
@@ -127,9 +125,10 @@ class Trainer(TrainingLoop):
             return next(self._running)
         except BaseException as end:
             self._running = None
-            if not isinstance(end, StopIteration):
+            if isinstance(end, StopIteration):
+                return end.value  # type: ignore[no-any-return]
+            with self.hook_channels.scopes:  # closes what a second Ctrl-C has left open
                 raise
-            return end.value  # type: ignore[no-any-return]
 
     def set_data(self, data: Iterable[Any]) -> None:
         """The next batch comes from ``data``; the length of the epoch stays. As in Ignite."""
@@ -147,8 +146,9 @@ class Trainer(TrainingLoop):
         Shuffled data has the order it had only if its sampler draws it from the number of the
         pass, as Accelerate's seedable sampler does.
         """
-        if self._running is not None:  # interrupted, and not to be gone on with
-            running, self._running = self._running, None
+        self._check_not_running("load_state_dict()", "call terminate() first, and load after run()")
+        running, self._running = self._running, None
+        if running is not None:  # interrupted, and not to be gone on with
             running.close()
         super().load_state_dict({"optimizer_step": 0, **state_dict})
         state = self.state
@@ -159,6 +159,10 @@ class Trainer(TrainingLoop):
         self._epoch_length = state.epoch_length
         self._go_to = FeedPosition(state.epoch, batches)
         self._optimizer_step.start_from(state.optimizer_step, self)
+
+    def _check_not_running(self, what: str, remedy: str) -> None:
+        if self._running is not None and getgeneratorstate(self._running) == GEN_RUNNING:
+            raise RuntimeError(f"{what} must not be called while the trainer runs: {remedy}")
 
     def _set_up(self, data: Any, given: Limits, epoch_length: int | None) -> None:
         """Settles where this run begins and ends, before anything happens."""

@@ -1,3 +1,4 @@
+import gc
 import inspect
 import time
 import weakref
@@ -23,8 +24,11 @@ from torch.optim.lr_scheduler import StepLR
 
 from ignite_hooks import TrainEvents
 from ignite_hooks.engine import QuickEngine
+from ignite_hooks.engine import belongings
 from ignite_hooks.engine import forget_run
 from ignite_hooks.engine import has_handlers
+from ignite_hooks.engine import is_interrupted
+from ignite_hooks.engine import move_to_front
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import record
@@ -169,6 +173,122 @@ def test_ignite_has_the_members_that_the_loop_uses():
 def test_ignite_names_its_events_as_enums_do():
     assert Events.STARTED._name_ == "STARTED"
     assert Events.STARTED(every=2)._name_ == "STARTED" or Events.STARTED(every=2).name == "STARTED"
+
+
+# What is kept on an engine
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_what_is_kept_for_an_engine_is_its_own_and_stays(kind):
+    one, other = kind(nothing), kind(nothing)
+    belongings(one)["kept"] = 1
+    assert belongings(one) == {"kept": 1}
+    assert belongings(one) is belongings(one)
+    assert belongings(other) == {}
+    one.run([0])
+    assert belongings(one) == {"kept": 1}
+
+
+def test_what_is_kept_for_an_engine_goes_with_it_though_it_refers_back():
+    engine = Engine(nothing)
+    belongings(engine)["kept"] = [engine]
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+# Runs that are interrupted
+
+
+def test_an_engine_is_interrupted_from_interrupt_until_the_run_goes_on():
+    engine, within = Engine(nothing), []
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
+    for event in (Events.STARTED, Events.ITERATION_COMPLETED, Events.INTERRUPT, Events.COMPLETED):
+        engine.add_event_handler(event, lambda engine: within.append(is_interrupted(engine)))
+    assert is_interrupted(engine) is False
+    engine.run([0, 1, 2])
+    assert is_interrupted(engine) is True
+    engine.run()
+    assert is_interrupted(engine) is False
+    assert within == [False] * 6
+
+
+@pytest.mark.parametrize("failure", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_engine_that_failed_is_not_interrupted(failure):
+    engine = Engine(nothing)
+
+    @engine.on(Events.ITERATION_COMPLETED(once=2))
+    def fail():
+        raise failure
+
+    with suppress(failure):
+        engine.run([0, 1, 2])
+    assert engine._internal_run_generator is not None
+    assert not is_interrupted(engine)
+
+
+def test_an_interruption_that_is_forgotten_is_none():
+    engine = Engine(nothing)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
+    engine.run([0, 1, 2])
+    forget_run(engine)
+    assert not is_interrupted(engine)
+
+
+# The order of handlers
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_the_handler_attached_last_moves_to_the_front_and_the_others_keep_their_order(kind):
+    engine, calls = kind(nothing), []
+    for name in "abc":
+        engine.add_event_handler(Events.STARTED, calls.append, name)
+    move_to_front(engine, Events.STARTED)
+    engine.add_event_handler(Events.STARTED, calls.append, "d")
+    engine.run([0])
+    assert calls == ["c", "a", "b", "d"]
+    engine.add_event_handler(Events.STARTED, calls.append, "e")
+    move_to_front(engine, Events.STARTED)
+    forget_run(engine)
+    calls.clear()
+    engine.run([0])
+    assert calls == ["e", "c", "a", "b", "d"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_an_only_handler_is_first_as_it_is(kind):
+    engine, calls = kind(nothing), []
+    engine.add_event_handler(Events.STARTED, calls.append, "a")
+    move_to_front(engine, Events.STARTED)
+    engine.run([0])
+    assert calls == ["a"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_moving_changes_the_order_of_that_event_only_and_with_a_filter_too(kind):
+    engine, calls = kind(nothing), []
+    second = Events.ITERATION_STARTED(once=2)
+    for event in (Events.STARTED, Events.ITERATION_STARTED, second):
+        for name in "ab":
+            engine.add_event_handler(event, lambda event=event, name=name: calls.append(name))
+    move_to_front(engine, second)
+    engine.run([0, 1])
+    assert "".join(calls) == "ab" + "ab" + "bab" + "a"
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_moving_while_the_handlers_are_called_skips_and_doubles_none(kind):
+    engine, calls = kind(nothing), []
+
+    def move():
+        calls.append("move")
+        move_to_front(engine, Events.ITERATION_STARTED)
+
+    for each in (lambda: calls.append("a"), move, lambda: calls.append("b")):
+        engine.add_event_handler(Events.ITERATION_STARTED, each)
+    engine.run([0, 1])
+    assert calls == ["a", "move", "b", "b", "a", "move"]
 
 
 # The quick engine

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
+from ignite_hooks import counting
 from ignite_hooks import loop
 from ignite_hooks import progress
 from tests.reference import Noisy
@@ -1171,7 +1172,7 @@ def test_control_c_between_any_two_lines_of_the_loop_loses_no_batch():
         return DataLoader(samples(4), batch_size=2)
 
     expected, unbroken = trained(in_order, accumulation=2)
-    files = {loop.__file__, progress.__file__}
+    files = {counting.__file__, loop.__file__, progress.__file__}
     lines, wrong = 0, []
     while not wrong or wrong[-1] != "the end":
         lines += 1

@@ -400,7 +400,9 @@ def test_run_within_a_run_is_an_error_and_the_run_goes_on():
 
     @trainer.on(Events.ITERATION_COMPLETED(once=2))
     def run_again():
-        with pytest.raises(RuntimeError, match=r"run\(\) must not be called while it runs") as e:
+        with pytest.raises(
+            RuntimeError, match=r"run\(\) must not be called while the trainer runs"
+        ) as e:
             trainer.run(max_epochs=7)
         errors.append(e)
 

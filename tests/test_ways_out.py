@@ -15,6 +15,7 @@ from ignite_hooks import HookContext
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.channels import CHANNELS
+from ignite_hooks.scopes import ScopeStack
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import weights
@@ -643,17 +644,57 @@ def test_after_a_context_failed_when_a_run_was_given_up_the_next_run_runs():
 
     call("interrupt", Events.ITERATION_STARTED, 2)(trainer)
     trainer.run(max_epochs=2)
-    trainer.load_state_dict(AFTER_ONE_EPOCH)
+    with pytest.raises(Broken):
+        trainer.load_state_dict(AFTER_ONE_EPOCH)
     assert log.open == []
+    trainer.load_state_dict(AFTER_ONE_EPOCH)
     trainer.run()
     assert trainer.state.iteration == 10
 
 
-def test_a_trainer_that_is_interrupted_and_dropped_leaves_its_contexts():
+def test_a_state_is_not_loaded_within_a_run():
     trainer, log = trainer_with()
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def load(engine):
+        engine.load_state_dict(AFTER_ONE_EPOCH)
+
+    with pytest.raises(RuntimeError, match=r"load_state_dict\(\) must not be called while"):
+        trainer.run()
+    assert log.open == []
+
+
+@pytest.mark.parametrize("function", ["__exit__", "_unwind_all", "unwind"])
+def test_control_c_while_a_failure_is_unwound_loses_no_batch(function, unbroken):
+    trainer, _ = trainer_with([])
+    fail_at(TrainEvents.MODEL_BACKWARD_STARTED, 4)(trainer)
+    code = getattr(ScopeStack, function).__code__
+
+    def interrupt(frame, event, argument):
+        if frame.f_code is code and frame.f_locals.get("self") is trainer.hook_channels.scopes:
+            sys.settrace(before)
+            raise KeyboardInterrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises((KeyboardInterrupt, Broken)):
+            trainer.run(max_epochs=2)
+    finally:
+        sys.settrace(before)
+    trainer.run(max_epochs=2)
+    assert torch.equal(weights(trainer.model), unbroken)
+
+
+def test_a_trainer_that_is_interrupted_and_dropped_leaves_its_contexts():
+    trainer, _ = trainer_with([])
+    left = []
+    for channel in CHANNELS:
+        trainer.hooks.register(channel, HookContext(after=lambda e, c=channel: left.append(c)))
     call("interrupt", Events.ITERATION_STARTED, 2)(trainer)
     trainer.run(max_epochs=2)
-    assert log.open != []
+    left.clear()
     del trainer
     gc.collect()
-    assert log.open == []
+    # In no order: all of it goes at once.
+    assert sorted(left) == ["on_epoch", "on_loop", "on_step"]

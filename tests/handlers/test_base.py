@@ -342,7 +342,138 @@ def test_one_handler_serves_several_engines():
     assert len(handler.seen) == 5
 
 
+# What an attachment is made of
+
+
+class Placed(Handler):
+    """Notes its name at ITERATION_STARTED, before or after what is there already."""
+
+    def __init__(self, log, name, first):
+        self.log, self.name, self.first = log, name, first
+
+    def attach_to(self, attachment):
+        attachment.on(
+            Events.ITERATION_STARTED,
+            lambda engine: self.log.append((self.name, engine)),
+            first=self.first,
+        )
+
+
+def test_what_comes_first_is_called_before_all_that_was_attached_so_far(engine):
+    log = []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda engine: log.append(("own", engine)))
+    attachments = {
+        name: Placed(log, name, first).attach(engine)
+        for name, first in (("a", False), ("b", True), ("c", False), ("d", True))
+    }
+    run(engine, epochs=1, batches=1)
+    assert log == [(name, engine) for name in ("d", "b", "own", "a", "c")]
+    log.clear()
+    attachments["b"].remove()
+    attachments["c"].remove()
+    run(engine, epochs=1, batches=1)
+    assert log == [(name, engine) for name in ("d", "own", "a")]
+
+
+def test_what_comes_first_can_come_and_go_within_a_run(engine):
+    log, attachments = [], []
+    Placed(log, "a", first=False).attach(engine)
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def come_and_go(engine):
+        if engine.state.iteration == 1:
+            attachments.append(Placed(log, "b", first=True).attach(engine))
+        else:
+            attachments[0].remove()
+
+    run(engine, epochs=1, batches=3)
+    assert [name for name, _ in log] == ["a", "b", "a", "a"]
+
+
+def test_profilers_show_the_name_of_the_handler(engine):
+    attachment = Placed([], "", first=True).attach(engine)
+    function, *_ = engine._event_handlers[Events.ITERATION_STARTED][0]
+    assert function.__qualname__ == "Placed"
+    attachment.remove()
+
+
+class Undoing(Handler):
+    def __init__(self, log):
+        self.log = log
+
+    def attach_to(self, attachment):
+        for name in "ab":
+            attachment.on_removal(lambda name=name: self.log.append(name))
+        attachment.on(Events.STARTED, lambda engine: self.log.append("started"))
+
+
+def test_what_is_to_be_done_on_removal_is_done_once_and_in_reverse(engine):
+    log = []
+    attachment = Undoing(log).attach(engine)
+    assert attachment.is_attached
+    run(engine, epochs=1)
+    assert log == ["started"]
+    attachment.remove()
+    assert log == ["started", "b", "a"]
+    assert not attachment.is_attached
+    attachment.remove()
+    run(engine, epochs=1)
+    assert log == ["started", "b", "a"]
+
+
+def test_what_is_to_be_done_on_removal_sees_the_attachment_gone(engine):
+    seen = []
+
+    class Looking(Handler):
+        def attach_to(self, attachment):
+            attachment.on_removal(
+                lambda: seen.append((attachment.is_attached, attached(engine, Looking)))
+            )
+
+    with Looking().attach(engine):
+        assert len(attached(engine, Looking)) == 1
+    assert seen == [(False, [])]
+
+
+def test_what_is_to_be_done_on_removal_is_done_when_the_engine_is_gone():
+    log, engine = [], plain_engine()
+    attachment = Undoing(log).attach(engine)
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+    attachment.remove()
+    assert log == ["b", "a"]
+
+
 # References
+
+
+class Referring(Handler):
+    """A handler whose closures refer to the engine, which is easily written."""
+
+    def attach_to(self, attachment):
+        engine = attachment.engine
+        attachment.on(Events.STARTED, lambda _: engine.state, first=True)
+        attachment.during_run(lambda _: self.scope(engine))
+        attachment.on_removal(lambda: engine.state)
+
+    @contextmanager
+    def scope(self, engine):
+        yield
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+@pytest.mark.parametrize("make", [make_trainer, plain_engine])
+def test_an_engine_goes_with_the_handlers_that_refer_back_to_it(make, has_run):
+    engine, handler = make(), Referring()
+    handler.attach(engine)
+    if has_run:
+        run(engine)
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("has_run", [False, True])
