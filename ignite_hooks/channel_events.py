@@ -22,7 +22,8 @@ class EventChannels(Channels):
     """Channels that open and close at events; ``OptimizerStep`` opens its own itself.
 
     After a failure an event that would close a channel does not come. Then it is closed when the
-    channel opens again, when one around it closes, or when ``engine.run`` is left.
+    channel opens again, when one around it closes, or when ``engine.run`` is left. What is open
+    when the last set goes is left in its turn, and then nothing listens any more.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -45,17 +46,16 @@ class EventChannels(Channels):
         super().add(hook)
 
     def add_set(self) -> None:
-        """Listens to the events while there is a set."""
+        """Listens to the events from now on."""
         engine = self._engine()
-        if not self._sets and engine is not None:
+        if self._attachment is None and engine is not None:
             self._attachment = _AtEvents().attach(engine)
         self._sets += 1
 
     def drop_set(self) -> None:
-        """Listens no more after the last."""
+        """Listens no more if it was the last."""
         self._sets -= 1
-        if not self._sets and self._attachment is not None:
-            self._attachment.remove()
+        self._detach_if_idle()
 
     def open(self, channel: str) -> None:
         """Opens a channel, and closes it first where a failure left it open."""
@@ -69,18 +69,33 @@ class EventChannels(Channels):
         if depth is not None:
             self._depths = {name: at for name, at in self._depths.items() if at < depth}
             self.scopes.leave(depth)
+            self._detach_if_idle()
 
     @contextmanager
     def in_run(self, engine: Engine) -> Iterator[None]:
-        """Around ``engine.run``: closes what is open at its end."""
+        """Around ``engine.run``: closes what is open at its end, and what an earlier run left."""
+        if not is_interrupted(engine):
+            self._close_all()
         try:
             yield
-        except BaseException as error:
-            for _ in self.scopes.unwind(error, 0):
-                pass
+            if not is_interrupted(engine):
+                self._close_all()
+        except BaseException:
+            if not is_interrupted(engine):  # it may be so still, if run() refused its arguments
+                with self.scopes:
+                    raise
             raise
-        if not is_interrupted(engine):
-            self.scopes.leave(0)
+        finally:
+            self._detach_if_idle()
+
+    def _close_all(self) -> None:
+        self._depths = {}
+        self.scopes.leave(0)
+
+    def _detach_if_idle(self) -> None:
+        if not self._sets and not self.scopes.open and self._attachment is not None:
+            attachment, self._attachment = self._attachment, None
+            attachment.remove()
 
 
 class _AtEvents(Handler):
@@ -106,6 +121,7 @@ class _AtEvents(Handler):
         closes("on_model_backward", at=TrainEvents.MODEL_BACKWARD_COMPLETED)
         closes("on_batch", at=Events.ITERATION_COMPLETED, first=True)
         closes("on_step", at=Events.ITERATION_COMPLETED)
+        closes("on_step", at=Events.TERMINATE_SINGLE_EPOCH, first=True)
         closes("on_epoch", at=Events.EPOCH_COMPLETED)
         closes("on_epoch", at=Events.TERMINATE, first=True)
         closes("on_loop", at=Events.COMPLETED)

@@ -14,6 +14,7 @@ from inspect import getgeneratorstate
 from typing import Any
 
 from ignite.engine import Engine
+from ignite.engine.events import EventsList
 
 __all__ = [
     "QuickEngine",
@@ -41,9 +42,10 @@ def has_handlers(engine: Engine, event: Any) -> bool:
 
 
 def move_to_front(engine: Engine, event: Any) -> None:
-    """Has the handler of ``event`` that was attached last called first."""
-    *before, last = engine._event_handlers[event]
-    engine._event_handlers[event] = [last, *before]  # the old list may be being called just now
+    """Has the handler that was just attached to ``event`` called first, from the next time on."""
+    for each in event if isinstance(event, EventsList) else [event]:
+        handlers = engine._event_handlers[each]  # which may be being called just now
+        engine._event_handlers[each] = [handlers.pop(), *handlers]
 
 
 def is_interrupted(engine: Engine) -> bool:

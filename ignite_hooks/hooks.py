@@ -85,7 +85,7 @@ class Hooks(Handler):
     (``lambda engine: record_function("step")``), or a ``HookContext``. It receives the engine.
     Contexts are entered in order of registration and left in reverse, whatever happens in between:
     a failure arrives as the exception at the ``yield``. It can not be swallowed there, unless by
-    ``engine.terminate()`` before the generator returns, which makes a clean stop of it. What fails
+    ``trainer.terminate()`` before the generator returns, which makes a clean stop of it. What fails
     on the way out keeps no other context from being left; after another failure it is noted on
     that one.
 
@@ -138,7 +138,8 @@ class Hooks(Handler):
         _check_channel(channel)
 
         def register(context: ContextT) -> ContextT:
-            self.register(channel, context)
+            check_context(context)
+            self._add([Hook(channel, context)])
             return context
 
         return register
@@ -149,14 +150,10 @@ class Hooks(Handler):
         Returns:
             What takes off these registrations and no others.
         """
-        if not isinstance(hooks, Hooks):
-            raise TypeError(
-                f"`hooks` must be a Hooks, got {hooks!r}: register() takes a channel and a context"
-            )
-        return self._add([Hook(each.channel, each.context) for each in hooks._hooks])
+        return self._add(_copied(hooks))
 
     def __iadd__(self, hooks: "Hooks") -> "Hooks":
-        self.register_all(hooks)
+        self._add(_copied(hooks))
         return self
 
     def unregister_all(self) -> None:
@@ -244,6 +241,14 @@ class Registration(AbstractContextManager["Registration", None]):
 
     def __exit__(self, *failure: object) -> None:
         self.remove()
+
+
+def _copied(hooks: Hooks) -> list[Hook]:
+    if not isinstance(hooks, Hooks):
+        raise TypeError(
+            f"`hooks` must be a Hooks, got {hooks!r}: register() takes a channel and a context"
+        )
+    return [Hook(each.channel, each.context) for each in hooks._hooks]
 
 
 def _check_channel(channel: Any) -> None:

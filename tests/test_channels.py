@@ -443,10 +443,7 @@ def test_control_c_before_any_line_leaves_every_context_and_training_goes_on():
         lambda: recording_trainer(as_generator)
     ):
         assert log.is_balanced(), interrupt.code
-        # Python itself does not guarantee more of the `with` around the run than that its
-        # `__exit__` is called: before the first line of that, all contexts are left already.
-        if interrupt.code is not scopes.ScopeStack.__exit__.__code__:
-            assert trainer.hook_channels.scopes.open == [], interrupt.code
+        assert trainer.hook_channels.scopes.open == [], interrupt.code
         trainer.run(max_epochs=2)
         assert torch.equal(weights(trainer.model), expected), interrupt.code
         assert log.is_balanced()
@@ -474,6 +471,7 @@ def test_control_c_while_another_failure_is_unwound_leaves_every_context():
 
     for trainer, log, interrupt in interrupted_at_each_line(make):
         assert log.is_balanced(), interrupt.code
+        assert trainer.hook_channels.scopes.open == [], interrupt.code
         with pytest.raises(Broken):
             trainer.run(max_epochs=2)
         assert log.is_balanced(), interrupt.code

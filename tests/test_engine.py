@@ -278,17 +278,30 @@ def test_moving_changes_the_order_of_that_event_only_and_with_a_filter_too(kind)
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_moving_while_the_handlers_are_called_skips_and_doubles_none(kind):
+def test_a_handler_put_first_while_the_others_are_called_is_called_from_the_next_time_on(kind):
     engine, calls = kind(nothing), []
 
-    def move():
-        calls.append("move")
-        move_to_front(engine, Events.ITERATION_STARTED)
+    def attach():
+        calls.append("attach")
+        if len(calls) == 2:
+            engine.add_event_handler(Events.ITERATION_STARTED, calls.append, "first")
+            move_to_front(engine, Events.ITERATION_STARTED)
 
-    for each in (lambda: calls.append("a"), move, lambda: calls.append("b")):
+    for each in (lambda: calls.append("a"), attach, lambda: calls.append("b")):
         engine.add_event_handler(Events.ITERATION_STARTED, each)
     engine.run([0, 1])
-    assert calls == ["a", "move", "b", "b", "a", "move"]
+    assert calls == ["a", "attach", "b", "first", "a", "attach", "b"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_handler_of_several_events_is_put_first_at_each(kind):
+    engine, calls = kind(nothing), []
+    both = Events.STARTED | Events.COMPLETED
+    for name in "ab":
+        engine.add_event_handler(both, calls.append, name)
+    move_to_front(engine, both)
+    engine.run([0])
+    assert calls == ["b", "a", "b", "a"]
 
 
 # The quick engine
