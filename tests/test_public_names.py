@@ -19,7 +19,9 @@ def test_the_public_names_are_these():
     assert ignite_hooks.__all__ == [
         "DataFeed",
         "GradientClipping",
-        "OptimizerStep",
+        "HookContext",
+    "Hooks",
+    "OptimizerStep",
         "TrainEvents",
         "Trainer",
         "Validation",
