@@ -2,18 +2,21 @@
 
 import warnings
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ignite.engine import Engine
 from ignite.engine import Events
 
+from ignite_hooks.channels import CHANNELS
 from ignite_hooks.channels import Channels
 from ignite_hooks.engine import is_interrupted
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.hook_context import Hook
+from ignite_hooks.scopes import NOTHING
 
 __all__ = ["EventChannels", "channels_of"]
 
@@ -22,70 +25,83 @@ class EventChannels(Channels):
     """Channels that open and close at events; ``OptimizerStep`` opens its own itself.
 
     After a failure an event that would close a channel does not come. Then it is closed when the
-    channel opens again, when one around it closes, or when ``engine.run`` is left. What is open
-    when the last set goes is left in its turn, and then nothing listens any more.
+    channel opens again, when one around it closes, or when ``engine.run`` is left. So nothing is
+    opened in a run that was not entered here, that in which the first set was attached. What is
+    open when the last set goes is left in its turn, and then nothing listens any more.
     """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._depths: dict[str, int] = {}
         self._sets = 0
+        self._is_in_run = False
         self._has_warned = False
         self._attachment: Attachment | None = None
 
-    def add(self, hook: Hook) -> None:
-        """As always; warns once of what can not be promised."""
-        if hook.channel in ("on_loop", "on_epoch") and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                "on_loop and on_epoch are not sure to be left in time after a failure on an engine "
-                "that is not a Trainer: its events do not tell, so they are left when run() is "
-                "left or the next epoch starts",
-                stacklevel=4,
-            )
-        super().add(hook)
-
-    def add_set(self) -> None:
-        """Listens to the events from now on."""
+    def join(self, hooks: Sequence[Hook]) -> None:
+        """As always; listens to the events from now on."""
+        self._warn_once(hooks)
         engine = self._engine()
         if self._attachment is None and engine is not None:
             self._attachment = _AtEvents().attach(engine)
         self._sets += 1
+        super().add(hooks)
 
-    def drop_set(self) -> None:
-        """Listens no more if it was the last."""
+    def part(self, hooks: Sequence[Hook]) -> None:
+        """As always; listens no more if it was the last."""
+        super().part(hooks)
         self._sets -= 1
         self._detach_if_idle()
+
+    def add(self, hooks: Sequence[Hook]) -> None:
+        """As always."""
+        self._warn_once(hooks)
+        super().add(hooks)
+
+    def _warn_once(self, hooks: Sequence[Hook]) -> None:
+        """Before anything is changed: a warning may be an error."""
+        if not self._has_warned and any(each.channel in ("on_loop", "on_epoch") for each in hooks):
+            self._has_warned = True
+            warnings.warn(
+                "on_loop and on_epoch may be left late after a failure on an engine that is not a "
+                "Trainer: its events do not tell, so they are left when run() is left or the next "
+                "epoch starts",
+                stacklevel=5,  # who called a public method of Hooks: each is as far from here
+            )
 
     def open(self, channel: str) -> None:
         """Opens a channel, and closes it first where a failure left it open."""
         self.close(channel)
-        self._depths[channel] = len(self.scopes.open)
-        getattr(self, channel).__enter__()
+        scope = getattr(self, channel)
+        if scope is not NOTHING and self._is_in_run:
+            self._depths[channel] = len(self.scopes.open)
+            scope.__enter__()
 
     def close(self, channel: str) -> None:
-        """Closes a channel and all that is open within it, if it is open."""
-        depth = self._depths.get(channel)
-        if depth is not None:
-            self._depths = {name: at for name, at in self._depths.items() if at < depth}
-            self.scopes.leave(depth)
-            self._detach_if_idle()
+        """Closes a channel and those within it, as far as they are open."""
+        if self._depths:
+            within = CHANNELS[CHANNELS.index(channel) :]
+            depths = [self._depths.pop(name) for name in within if name in self._depths]
+            if depths:
+                self.scopes.leave(min(depths))
+                self._detach_if_idle()
 
     @contextmanager
     def in_run(self, engine: Engine) -> Iterator[None]:
-        """Around ``engine.run``: closes what is open at its end, and what an earlier run left."""
-        if not is_interrupted(engine):
-            self._close_all()
+        """Around ``engine.run``: closes what is open at its end."""
+        self._is_in_run = True
         try:
             yield
             if not is_interrupted(engine):
                 self._close_all()
         except BaseException:
             if not is_interrupted(engine):  # it may be so still, if run() refused its arguments
+                self._depths = {}
                 with self.scopes:
                     raise
             raise
         finally:
+            self._is_in_run = False
             self._detach_if_idle()
 
     def _close_all(self) -> None:

@@ -1,5 +1,6 @@
 """The seven channels of one engine, each a scope around a part of its loop."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -47,25 +48,28 @@ class Channels:
         self._engine = ref(engine)
         self._hooks: tuple[Hook, ...] = ()
 
-    def add_set(self) -> None:
-        """Called for each ``Hooks`` that is attached."""
+    def join(self, hooks: Sequence[Hook]) -> None:
+        """A set comes, with these."""
+        self.add(hooks)
 
-    def drop_set(self) -> None:
-        """Called for each that is removed."""
+    def part(self, hooks: Sequence[Hook]) -> None:
+        """A set goes, with these."""
+        self.drop(hooks)
 
-    def add(self, hook: Hook) -> None:
-        """Has the context entered last on its channel, from the next time on."""
-        self._hooks = (*self._hooks, hook)
-        self._arrange(hook.channel)
+    def add(self, hooks: Sequence[Hook]) -> None:
+        """Has the contexts entered after those there are, when their channels open next."""
+        self._arrange((*self._hooks, *hooks))
 
-    def drop(self, hook: Hook) -> None:
-        """Has the context entered no more. If it is open, it is left in its turn."""
-        self._hooks = tuple(each for each in self._hooks if each is not hook)
-        self._arrange(hook.channel)
+    def drop(self, hooks: Sequence[Hook]) -> None:
+        """Has the contexts entered no more when their channels open next; open ones are left."""
+        dropped = set(hooks)
+        self._arrange(tuple(each for each in self._hooks if each not in dropped))
 
-    def _arrange(self, channel: str) -> None:
-        hooks = tuple(hook for hook in self._hooks if hook.channel == channel)
-        setattr(self, channel, _Channel(hooks, self.scopes, self._engine) if hooks else NOTHING)
+    def _arrange(self, hooks: tuple[Hook, ...]) -> None:
+        self._hooks = hooks
+        for name in CHANNELS:
+            own = tuple(hook for hook in hooks if hook.channel == name)
+            setattr(self, name, _Channel(own, self.scopes, self._engine) if own else NOTHING)
 
 
 class _Channel(AbstractContextManager[None, None]):

@@ -1,10 +1,13 @@
 """What can be known to be wrong before anything is prepared."""
 
+import inspect
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from ignite_hooks.hook_context import HookContext
 
 __all__ = ["check_arguments", "check_unused"]
 
@@ -59,6 +62,11 @@ def _check_handlers(handlers: Any) -> None:
             raise TypeError(
                 f"`handlers` must hold handlers, handlers[{index}] is the class "
                 f"{handler.__name__}: make one, {handler.__name__}(…)"
+            )
+        if isinstance(handler, HookContext) or inspect.isgeneratorfunction(handler):
+            raise TypeError(
+                f"`handlers` must have attach(engine), handlers[{index}] is a context: register it "
+                "on a channel, trainer.hooks.register(channel, context)"
             )
         if not callable(getattr(handler, "attach", None)):
             raise TypeError(

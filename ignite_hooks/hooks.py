@@ -13,7 +13,7 @@ setting, a lock, a span of a trace. ``events.py`` draws where each of the seven 
 ``on_optimizer_step``  the step of a full window: clipping, step, scheduler, zeroing the gradients
 =====================  ============================================================================
 
-A context is given the engine. There it finds, at any time:
+A context is given the engine. On a trainer it finds there, at any time:
 
 ========================  ========================  ================================================
 on the engine             type                      what
@@ -31,8 +31,8 @@ on the engine             type                      what
 ``state.max_steps``       int | None                of this run
 ``state.start_epoch``     int                       epochs that were complete when it began
 ``state.start_step``      int                       steps that were committed when it began
-``state.dataloader``      iterable                  what it trains on, as prepared
-``state.batch``           what the data gives       the last one fetched; None before the first
+``state.dataloader``      iterable | None           what it trains on, as prepared
+``state.batch``           what the data gives       that of this iteration, or None
 ``state.model_outputs``   what the model gives      from the end of the forward on; None before
 ``state.loss``            Tensor, a scalar | None   likewise; without its graph after the backward
 ========================  ========================  ================================================
@@ -41,6 +41,7 @@ on the engine             type                      what
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from typing import Any
@@ -61,9 +62,10 @@ from ignite_hooks.hook_context import HookContext
 from ignite_hooks.hook_context import HookScope
 from ignite_hooks.hook_context import check_context
 from ignite_hooks.hook_context import name_of
+from ignite_hooks.registration import Registration
 from ignite_hooks.scopes import ScopeStack
 
-__all__ = ["HookContext", "Hooks", "Registration"]
+__all__ = ["HookContext", "Hooks"]
 
 ContextT = TypeVar("ContextT", bound=Context)
 
@@ -85,20 +87,22 @@ class Hooks(Handler):
     (``lambda engine: record_function("step")``), or a ``HookContext``. It receives the engine.
     Contexts are entered in order of registration and left in reverse, whatever happens in between:
     a failure arrives as the exception at the ``yield``. It can not be swallowed there, unless by
-    ``trainer.terminate()`` before the generator returns, which makes a clean stop of it. What fails
-    on the way out keeps no other context from being left; after another failure it is noted on
-    that one.
+    ``trainer.terminate()`` before the generator returns, which makes a clean stop of it. A failure
+    on the way out does not keep the others from being left; if there was one before, the later one
+    is noted on it.
 
     A trainer has a set, ``trainer.hooks``; others are attached to it, or given to the factory's
-    ``handlers``. What is registered later counts from the next entering on. What is removed while
-    it is open is left in its turn.
+    ``handlers``. What is registered or removed meanwhile counts when its channel opens next; what
+    is open is left in its turn.
 
     On an engine that is not a trainer the channels open and close at its events: ``on_batch`` as
     ``on_step``, the model's two if the process function fires ``TrainEvents`` (or uses ``begin``),
     ``on_optimizer_step`` if the engine has an ``OptimizerStep``. Contexts are entered before the
-    handlers of the first event; they are left in order of attachment with those of the last one, so
-    attach the set after them. After a failure Ignite lets no one know when an epoch or the loop is
-    over: ``on_loop`` and ``on_epoch`` are left when ``run`` is left or when the next epoch starts.
+    handlers of the first event and left in order of attachment with those of the last, so attach
+    the set after them, and after the OptimizerStep; a first set attached within a run counts from
+    the next run on. Such an engine does not tell when a failure has ended an epoch or the loop:
+    ``on_loop`` and ``on_epoch`` are left when ``run`` is left or the next epoch starts, and see
+    nothing of a failure that a handler of EXCEPTION_RAISED has swallowed.
     """
 
     def __init__(self) -> None:
@@ -119,7 +123,7 @@ class Hooks(Handler):
             new += each
         return new
 
-    def register(self, channel: str, context: Context) -> "Registration":
+    def register(self, channel: str, context: Context) -> Registration:
         """Has ``context`` entered and left with ``channel``.
 
         Returns:
@@ -139,12 +143,12 @@ class Hooks(Handler):
 
         def register(context: ContextT) -> ContextT:
             check_context(context)
-            self._add([Hook(channel, context)])
+            self._add([Hook(channel, context)])  # not by register(): see `_warn_once`
             return context
 
         return register
 
-    def register_all(self, hooks: "Hooks") -> "Registration":
+    def register_all(self, hooks: "Hooks") -> Registration:
         """Registers all that is in ``hooks`` now.
 
         Returns:
@@ -161,7 +165,10 @@ class Hooks(Handler):
         self._drop(self._hooks)
 
     def begin(self, channel: str, engine: Engine) -> AbstractContextManager[None]:
-        """The contexts of ``channel``, entered and left around a part of one's own loop."""
+        """The contexts of this set on ``channel``, around a part of one's own loop.
+
+        A failure of the body passes, whatever they do to it.
+        """
         _check_channel(channel)
         return self._begun(channel, engine)
 
@@ -189,32 +196,32 @@ class Hooks(Handler):
     def attach_to(self, attachment: Attachment) -> None:
         """Adds what is in the set, now and later, to the channels of the engine."""
         channels = channels_of(attachment.engine)
-        channels.add_set()
+        channels.join(self._hooks)
         self._followers.add(channels)
-        for hook in self._hooks:
-            channels.add(hook)
 
         def leave() -> None:
             self._followers.discard(channels)
-            for hook in self._hooks:
-                channels.drop(hook)
-            channels.drop_set()
+            channels.part(self._hooks)
 
         attachment.on_removal(leave)
 
-    def _add(self, hooks: list[Hook]) -> "Registration":
-        self._hooks = (*self._hooks, *hooks)
+    def _add(self, hooks: Sequence[Hook]) -> Registration:
         for channels in self._followers:
-            for hook in hooks:
-                channels.add(hook)
-        return Registration(self, hooks)
+            channels.add(hooks)
+        self._hooks = (*self._hooks, *hooks)
+        return Registration(lambda: self._drop(hooks))
 
-    def _drop(self, hooks: Iterable[Hook]) -> None:
+    def _drop(self, hooks: Sequence[Hook]) -> None:
         dropped = set(hooks)
         self._hooks = tuple(each for each in self._hooks if each not in dropped)
         for channels in self._followers:
-            for hook in dropped:
-                channels.drop(hook)
+            channels.drop(hooks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_followers": None}  # a copy is attached to nothing
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _followers=WeakSet())
 
     def __len__(self) -> int:
         return len(self._hooks)
@@ -228,21 +235,6 @@ class Hooks(Handler):
         return f"<{type(self).__name__} {'; '.join(shown) or 'without contexts'}>"
 
 
-class Registration(AbstractContextManager["Registration", None]):
-    """One or several contexts in a set, until ``remove()``. In a ``with``, until its end."""
-
-    def __init__(self, hooks: Hooks, registered: list[Hook]) -> None:
-        self._hooks = hooks
-        self._registered = registered
-
-    def remove(self) -> None:
-        """Takes off this registration and no other. A second time does nothing."""
-        self._hooks._drop(self._registered)
-
-    def __exit__(self, *failure: object) -> None:
-        self.remove()
-
-
 def _copied(hooks: Hooks) -> list[Hook]:
     if not isinstance(hooks, Hooks):
         raise TypeError(
@@ -252,5 +244,5 @@ def _copied(hooks: Hooks) -> list[Hook]:
 
 
 def _check_channel(channel: Any) -> None:
-    if channel not in CHANNELS:
+    if not isinstance(channel, str) or channel not in CHANNELS:
         raise ValueError(f"`channel` must be one of {', '.join(CHANNELS)}, got {channel!r}")

@@ -85,6 +85,7 @@ class TrainingLoop(CountingEngine):
     def _loop(self) -> Generator[Any, None, None]:
         self._init_timers(self.state)
         self._started = time.time()
+        self._depth_in_loop = self._depth_in_epoch = 0  # not in it yet
         with self.hook_channels.on_loop:
             self._depth_in_loop = self._depth_in_epoch = len(self.hook_channels.scopes.open)
             try:
@@ -122,6 +123,13 @@ class TrainingLoop(CountingEngine):
             self.logger.info("Epoch[%d] complete, %.3f s.", self.state.epoch, took)
             yield from self._obey()
 
+    def _stop(self) -> None:
+        self.stop_reason = "terminate"
+        if self._depth_in_loop:  # else STARTED has not been either
+            self.hook_channels.scopes.leave(self._depth_in_loop)
+            self._terminate("terminate")
+            self._complete()
+
     def _terminate(self, reason: str) -> None:
         self.stop_reason = reason
         self._fire_event(Events.TERMINATE)
@@ -155,10 +163,8 @@ class TrainingLoop(CountingEngine):
         """Closes open contexts until one calls ``terminate()`` to end the failure cleanly."""
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
-            if is_caught and self.should_terminate:
-                scopes.leave(self._depth_in_loop)
-                self._terminate("terminate")
-                self._complete()
+            if is_caught and self.should_terminate and scopes.later_failure is None:
+                self._stop()
                 return True
             self.should_terminate = False
         return False

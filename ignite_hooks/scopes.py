@@ -4,12 +4,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import suppress
+from logging import getLogger
 from pathlib import Path
 from traceback import extract_tb
 from types import TracebackType
 from typing import Any
 
-__all__ = ["NOTHING", "ScopeStack"]
+__all__ = ["NOTHING", "ScopeStack", "note"]
 
 Scope = AbstractContextManager[Any, Any]
 
@@ -66,7 +67,7 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
             except BaseException as later:
                 if later is not error:
                     self.later_failure = self.later_failure or later
-                    _note(error, later)
+                    _note_later(error, later, scope)
                 with suppress(BaseException):  # it was Ctrl-C perhaps, before the scope knew
                     scope.__exit__(type(error), error, error.__traceback__)
             self.open.pop()
@@ -98,15 +99,26 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
             pass
 
 
-def _note(error: BaseException, later: BaseException) -> None:
+def note(error: BaseException, text: str) -> None:
+    """Adds ``text`` to what is shown of ``error``, where Python and the exception can do so."""
+    if sys.version_info >= (3, 11):
+        with suppress(Exception):
+            error.add_note(text)
+
+
+def _note_later(error: BaseException, later: BaseException, scope: Scope) -> None:
     with suppress(Exception):  # an exception may refuse to be printed, or to be changed
         _append_context(later, error)
+        name = scope if "__str__" in vars(type(scope)) else "a scope"
+        where = extract_tb(later.__traceback__)[-1]
+        text = (
+            f"While it was handled, closing {name} failed too: {later!r}, in {where.name} "
+            f"({Path(where.filename).name}, line {where.lineno})"
+        )
         if sys.version_info >= (3, 11):
-            where = extract_tb(later.__traceback__)[-1]
-            error.add_note(
-                f"While it was handled, closing a scope failed too: {later!r}, in {where.name} "
-                f"({Path(where.filename).name}, line {where.lineno})"
-            )
+            note(error, text)
+        else:
+            getLogger(__name__).error(text)
 
 
 def _append_context(later: BaseException, first: BaseException) -> None:

@@ -12,6 +12,7 @@ def _fresh_accelerate():
     """All accelerators of a process share one state: each test begins without it."""
     for state in (AcceleratorState, GradientState):
         state._reset_state()
+    GradientState()  # whole, whatever an engine of an earlier test, freed only now, writes to it
     yield
     assert GradientState().dataloader_references == [None]
     for state in (AcceleratorState, GradientState):

@@ -27,7 +27,7 @@ from tests.reference import make_model
 from tests.reference import make_trainer
 from tests.reference import weights
 
-UNSURE = "on_loop and on_epoch are not sure to be left in time"
+UNSURE = "on_loop and on_epoch may be left late after a failure"
 # It comes in nearly all of these tests. Those of the warning itself do not go by this line.
 pytestmark = pytest.mark.filterwarnings(f"ignore:{UNSURE}:UserWarning")
 
@@ -843,13 +843,54 @@ def test_what_is_attached_within_a_run_is_balanced(event, is_wrapped):
     assert bool(log) == (event is not Events.COMPLETED)
 
 
-def test_what_is_attached_within_a_run_counts_from_the_next_entering_on():
+def test_a_set_attached_within_a_run_counts_from_the_next_entering_on_if_there_was_one():
     engine, log = plain_engine(), Log()
+    Hooks().attach(engine)
     hooks = hooks_of(log, AT_EVENTS)
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: hooks.attach(engine))
     engine.run([0, 1], max_epochs=2)
     step = passage("on_step", passage("on_batch"))
     assert log == step + passage("on_epoch", step, step)
+
+
+def test_a_first_set_attached_within_a_run_counts_from_the_next_run_on():
+    """Nothing would be sure to leave its contexts if this run fails."""
+    engine, log = plain_engine(), Log()
+    hooks = hooks_of(log, AT_EVENTS)
+    attaching = engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=1), lambda: hooks.attach(engine)
+    )
+    failing = engine.add_event_handler(Events.ITERATION_STARTED(once=3), fail_with(Broken))
+    with pytest.raises(Broken):
+        engine.run([0, 1], max_epochs=2)
+    assert log == []
+    attaching.remove()
+    failing.remove()
+    run_anew(engine, batches=1)
+    step = passage("on_step", passage("on_batch"))
+    assert log == passage("on_loop", passage("on_epoch", step))
+
+
+@pytest.mark.parametrize("act", ["attach", "register"])
+def test_a_warning_that_is_an_error_changes_nothing(act):
+    engine, log, hooks = plain_engine(), Log(), Hooks()
+    if act == "attach":
+        hooks = hooks_of(log, AT_EVENTS)
+    else:
+        hooks.attach(engine)
+    change = {
+        "attach": lambda: hooks.attach(engine),
+        "register": lambda: hooks.register("on_loop", noting(log, "")),
+    }[act]
+    before, number = remains(engine), len(hooks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=UNSURE):
+            change()
+    assert len(hooks) == number
+    assert remains(engine) == before
+    engine.run([0])
+    assert log == []
 
 
 @pytest.mark.parametrize("others", [0, 1])

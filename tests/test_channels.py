@@ -57,7 +57,7 @@ def hook(log, name, channel="on_step", act=lambda: None):
 def test_contexts_are_entered_in_order_and_left_in_reverse(on, channel):
     log = []
     for name in "abc":
-        on.add(hook(log, name, channel))
+        on.add([hook(log, name, channel)])
     with getattr(on, channel):
         log.append("body")
     assert log == ["+a", "+b", "+c", "body", "-c", "-b", "-a"]
@@ -67,7 +67,7 @@ def test_contexts_are_entered_in_order_and_left_in_reverse(on, channel):
 def test_contexts_are_on_their_own_channel_only(on):
     log = []
     for channel in CHANNELS:
-        on.add(hook(log, channel, channel))
+        on.add([hook(log, channel, channel)])
     for channel in CHANNELS:
         with getattr(on, channel):
             pass
@@ -77,7 +77,7 @@ def test_contexts_are_on_their_own_channel_only(on):
 def test_channels_within_channels_are_left_innermost_first(on):
     log = []
     for channel in CHANNELS[:3]:
-        on.add(hook(log, channel, channel))
+        on.add([hook(log, channel, channel)])
     with on.on_loop:
         for _ in range(2):
             with on.on_epoch:
@@ -95,7 +95,7 @@ def test_contexts_are_given_the_engine(on, engine):
         given.append(engine)
         yield
 
-    on.add(Hook("on_batch", context))
+    on.add([Hook("on_batch", context)])
     with on.on_batch:
         pass
     assert given == [engine]
@@ -104,7 +104,7 @@ def test_contexts_are_given_the_engine(on, engine):
 def test_each_engine_has_channels_of_its_own(on):
     log = []
     other = Channels(Engine(lambda engine, batch: None))
-    on.add(hook(log, "a"))
+    on.add([hook(log, "a")])
     with other.on_step:
         assert log == []
     assert other.scopes is not on.scopes
@@ -113,7 +113,7 @@ def test_each_engine_has_channels_of_its_own(on):
 def test_channels_do_not_keep_their_engine_alive():
     engine = Engine(lambda engine, batch: None)
     on = Channels(engine)
-    on.add(hook([], "a"))
+    on.add([hook([], "a")])
     alive = weakref.ref(engine)
     del engine
     gc.collect()
@@ -127,13 +127,13 @@ def test_channels_do_not_keep_their_engine_alive():
 def test_a_channel_without_contexts_is_nothing_again(on):
     assert all(getattr(on, channel) is NOTHING for channel in CHANNELS)
     first, second = hook([], "a"), hook([], "b")
-    on.add(first)
-    on.add(second)
+    on.add([first])
+    on.add([second])
     assert on.on_step is not NOTHING
     assert all(getattr(on, channel) is NOTHING for channel in CHANNELS if channel != "on_step")
-    on.drop(first)
+    on.drop([first])
     assert on.on_step is not NOTHING
-    on.drop(second)
+    on.drop([second])
     assert on.on_step is NOTHING
 
 
@@ -141,9 +141,9 @@ def test_dropping_one_keeps_the_order_of_the_others(on):
     log = []
     hooks = [hook(log, name) for name in "abcd"]
     for each in hooks:
-        on.add(each)
-    on.drop(hooks[1])
-    on.add(hooks[1])
+        on.add([each])
+    on.drop([hooks[1]])
+    on.add([hooks[1]])
     with on.on_step:
         pass
     assert log == ["+a", "+c", "+d", "+b", "-b", "-d", "-c", "-a"]
@@ -152,14 +152,14 @@ def test_dropping_one_keeps_the_order_of_the_others(on):
 def test_dropping_what_is_not_there_does_nothing(on):
     log = []
     first = hook(log, "a")
-    on.add(first)
-    on.drop(hook(log, "a"))
-    on.drop(hook(log, "b", "on_loop"))
+    on.add([first])
+    on.drop([hook(log, "a")])
+    on.drop([hook(log, "b", "on_loop")])
     with on.on_step:
         pass
     assert log == ["+a", "-a"]
-    on.drop(first)
-    on.drop(first)
+    on.drop([first])
+    on.drop([first])
     assert on.on_step is NOTHING
 
 
@@ -167,12 +167,12 @@ def test_the_same_context_twice_is_entered_twice_and_dropped_one_by_one(on):
     log = []
     once = hook(log, "a")
     again = Hook(once.channel, once.context)
-    on.add(once)
-    on.add(again)
+    on.add([once])
+    on.add([again])
     with on.on_step:
         assert log == ["+a", "+a"]
     assert log == ["+a", "+a", "-a", "-a"]
-    on.drop(once)
+    on.drop([once])
     log.clear()
     with on.on_step:
         pass
@@ -182,9 +182,9 @@ def test_the_same_context_twice_is_entered_twice_and_dropped_one_by_one(on):
 def test_what_is_added_while_a_channel_is_open_is_entered_the_next_time(on):
     log = []
     added = hook(log, "b")
-    on.add(hook(log, "a"))
+    on.add([hook(log, "a")])
     with on.on_step:
-        on.add(added)
+        on.add([added])
     assert log == ["+a", "-a"]
     log.clear()
     with on.on_step:
@@ -195,7 +195,7 @@ def test_what_is_added_while_a_channel_is_open_is_entered_the_next_time(on):
 def test_what_is_added_to_a_channel_that_was_empty_when_it_opened_waits_too(on):
     log = []
     with on.on_step:
-        on.add(hook(log, "a"))
+        on.add([hook(log, "a")])
     assert log == []
     assert on.scopes.open == []
 
@@ -205,9 +205,9 @@ def test_what_is_dropped_while_it_is_open_is_left_in_its_turn(on, which):
     log = []
     hooks = [hook(log, name) for name in "abc"]
     for each in hooks:
-        on.add(each)
+        on.add([each])
     with on.on_step:
-        on.drop(hooks[which])
+        on.drop([hooks[which]])
     assert log == ["+a", "+b", "+c", "-c", "-b", "-a"]
     log.clear()
     with on.on_step:
@@ -220,10 +220,10 @@ def test_all_that_are_dropped_while_they_are_open_are_left(on):
     log = []
     hooks = [hook(log, name) for name in "ab"]
     for each in hooks:
-        on.add(each)
+        on.add([each])
     with on.on_step:
         for each in hooks:
-            on.drop(each)
+            on.drop([each])
         assert on.on_step is NOTHING
     assert log == ["+a", "+b", "-b", "-a"]
 
@@ -235,8 +235,8 @@ def test_contexts_that_add_and_drop_others_skip_and_double_none(on, which, side)
     later = hook(log, "later")
 
     def change():
-        on.drop(hooks["abc".index(target)])
-        on.add(later)
+        on.drop([hooks["abc".index(target)]])
+        on.add([later])
 
     def changing(engine):
         log.append("+b")
@@ -250,7 +250,7 @@ def test_contexts_that_add_and_drop_others_skip_and_double_none(on, which, side)
     target = "abc"[which]
     hooks = [hook(log, "a"), Hook("on_step", changing), hook(log, "c")]
     for each in hooks:
-        on.add(each)
+        on.add([each])
     with on.on_step:
         pass
     assert log == ["+a", "+b", "+c", "-c", "-b", "-a"]
@@ -268,9 +268,9 @@ def test_contexts_that_add_and_drop_others_skip_and_double_none(on, which, side)
 
 def test_a_failure_leaves_the_contexts_open_until_they_are_unwound(on):
     log, error = [], Broken()
-    on.add(hook(log, "a", "on_loop"))
-    on.add(hook(log, "b"))
-    on.add(hook(log, "c"))
+    on.add([hook(log, "a", "on_loop")])
+    on.add([hook(log, "b")])
+    on.add([hook(log, "c")])
     with pytest.raises(Broken), on.on_loop, on.on_step:
         raise error
     assert log == ["+a", "+b", "+c"]
@@ -281,7 +281,7 @@ def test_a_failure_leaves_the_contexts_open_until_they_are_unwound(on):
 
 def test_the_stack_closes_what_a_failure_left_open(on):
     log, error = [], Broken()
-    on.add(hook(log, "a"))
+    on.add([hook(log, "a")])
     with pytest.raises(Broken) as caught, on.scopes, on.on_step:
         raise error
     assert caught.value is error
@@ -300,9 +300,9 @@ def test_one_that_fails_to_enter_leaves_those_before_it_open(on, number):
 
     names = "abc"[:number]
     for name in names:
-        on.add(hook(log, name))
-    on.add(hook(log, "broken", act=fail))
-    on.add(hook(log, "after"))
+        on.add([hook(log, name)])
+    on.add([hook(log, "broken", act=fail)])
+    on.add([hook(log, "after")])
     with pytest.raises(Broken) as caught:
         on.on_step.__enter__()
     assert caught.value is error
@@ -320,9 +320,9 @@ def test_one_that_fails_to_leave_leaves_those_before_it_open(on):
         yield
         raise error
 
-    on.add(hook(log, "a"))
-    on.add(Hook("on_step", fails))
-    on.add(hook(log, "c"))
+    on.add([hook(log, "a")])
+    on.add([Hook("on_step", fails)])
+    on.add([hook(log, "c")])
     with pytest.raises(Broken) as caught, on.on_step:
         pass
     assert caught.value is error
@@ -333,8 +333,8 @@ def test_one_that_fails_to_leave_leaves_those_before_it_open(on):
 
 def test_leaving_a_channel_closes_what_was_left_open_within(on):
     log = []
-    on.add(hook(log, "a", "on_epoch"))
-    on.add(hook(log, "b", "on_step"))
+    on.add([hook(log, "a", "on_epoch")])
+    on.add([hook(log, "b", "on_step")])
     with on.on_loop, on.on_epoch, suppress(Broken), on.on_step:
         raise Broken
     assert log == ["+a", "+b", "-b", "-a"]

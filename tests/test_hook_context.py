@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from functools import wraps
 
 import pytest
 import torch
@@ -794,3 +795,65 @@ def test_a_failure_that_can_not_be_changed_passes(engine):
     scope = scope_of(waiting, engine)
     scope.__enter__()
     assert closed_after(scope, Frozen()) is False
+
+
+def with_number(function):
+    @wraps(function)
+    def called_with_the_engine(engine):
+        return function(engine, 7)
+
+    return called_with_the_engine
+
+
+def test_what_a_decorator_makes_of_a_function_is_what_is_called(engine):
+    log = []
+
+    @with_number
+    def context(engine, number):
+        log.append(number)
+        yield
+
+    @with_number
+    @contextmanager
+    def manager(engine, number):
+        log.append(number)
+        yield
+
+    @contextmanager
+    @with_number
+    def managed(engine, number):
+        log.append(number)
+        yield
+
+    def drained(function):
+        @wraps(function)
+        def drain(engine):
+            log.extend(function(engine))
+
+        return drain
+
+    @drained
+    def items(engine):
+        yield "item"
+
+    for each in (context, manager, managed, HookContext(before=items)):
+        check_context(each)
+        scope = scope_of(each, engine)
+        scope.__enter__()
+        closed_after(scope, KeyError())
+    assert log == [7, 7, 7, "item"]
+
+
+def test_what_fails_when_it_is_called_with_the_engine_is_named(engine):
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 has no add_note")
+
+    def wants_a_name(engine):
+        return len(engine)
+
+    with pytest.raises(TypeError) as caught:
+        scope_of(wants_a_name, engine, "on_epoch").__enter__()
+    (note,) = caught.value.__notes__
+    assert "wants_a_name" in note
+    assert f"({__file__}, line {wants_a_name.__code__.co_firstlineno})" in note
+    assert "on_epoch" in note

@@ -1,10 +1,13 @@
+import copy
 import gc
+import pickle
 import re
 import threading
 import time
 import weakref
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -267,6 +270,27 @@ def test_a_set_keeps_no_trainer_alive():
     hooks.register("on_step", memory_span)
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_set_is_attached_to_nothing(copied):
+    log = []
+    hooks = hooks_of(log, "on_step", "a")
+    trainer = make_trainer(batches_of(1), handlers=[hooks])
+    another = copied(hooks)
+    another.register("on_step", recorder(log, "b"))
+    trainer.run()
+    assert log == ["+a", "-a"]
+    another.attach(trainer)
+    trainer.run()
+    assert log[2:] == ["+a", "+a", "+b", "-b", "-a", "-a"] or copied is copy.deepcopy
+    assert (len(hooks), len(another)) == (1, 2)
+
+
+def test_a_set_of_functions_of_a_module_can_be_pickled():
+    hooks = Hooks()
+    hooks.register("on_step", memory_span)
+    assert repr(pickle.loads(pickle.dumps(hooks))) == repr(hooks)
+
+
 # What comes and goes while a channel is open
 
 
@@ -418,6 +442,11 @@ BAD = {
         ValueError,
         "`channel` must be one of on_loop",
     ),
+    "an array as a channel": (
+        lambda hooks: hooks.register(np.array([1, 2]), memory_span),
+        ValueError,
+        "`channel` must be one of on_loop",
+    ),
     "the context for the channel": (
         lambda hooks: hooks.register(memory_span, "on_step"),
         ValueError,
@@ -464,6 +493,16 @@ BAD = {
         lambda hooks: hooks.attach(make_trainer(), Events.STARTED),
         ValueError,
         "`event` must be left out, got .*STARTED.*: a context is entered and left with its channel",
+    ),
+    "a context among the handlers": (
+        lambda hooks: make_trainer(handlers=[HookContext(after=print)]),
+        TypeError,
+        r"handlers\[0\] is a context: register it on a channel, trainer.hooks.register",
+    ),
+    "a generator among the handlers": (
+        lambda hooks: make_trainer(handlers=[hooks, memory_span]),
+        TypeError,
+        r"handlers\[1\] is a context: register it on a channel, trainer.hooks.register",
     ),
     "a set as a handler of an event": (
         lambda hooks: make_trainer().add_event_handler(Events.STARTED, hooks),

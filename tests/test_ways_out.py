@@ -546,6 +546,39 @@ def test_a_failure_after_a_clean_stop_of_a_failure_is_a_failure():
     assert log.open == []
 
 
+def test_a_failure_stays_one_if_a_context_within_failed_on_the_way_out():
+    trainer, log = trainer_with()
+    trainer.hooks.register("on_epoch", stopping)
+    trainer.hooks.register("on_step", fails_on_the_way_out(ValueError("of the step")))
+    fail_at(TrainEvents.MODEL_FORWARD_STARTED)(trainer)
+    with pytest.raises(Broken) as caught:
+        trainer.run()
+    if sys.version_info >= (3, 11):
+        assert "of the step" in notes_of(caught.value)[0]
+    assert trainer.stop_reason == "exception"
+    assert log.open == []
+
+
+def test_a_stop_before_the_loop_began_fires_no_event():
+    trainer, log = trainer_with()
+    trainer.hooks.register("on_loop", stopping)
+
+    @trainer.hooks.on("on_loop")
+    def broken(engine):
+        raise Broken
+        yield
+
+    fired = []
+    for event in (Events.STARTED, Events.TERMINATE, Events.COMPLETED):
+        trainer.add_event_handler(event, lambda engine, event=event: fired.append(event))
+    for _ in range(2):  # the second run finds no depth of the first
+        trainer.run()
+        assert trainer.stop_reason == "terminate"
+        assert fired == []
+        assert log == ["+on_loop.a", "+on_loop.b", "-on_loop.b", "-on_loop.a"]
+        log.clear()
+
+
 def test_control_c_can_be_made_a_clean_stop_around_the_whole_run():
     trainer, log = trainer_with()
 
