@@ -1,40 +1,52 @@
-"""What the channels cost an iteration: empty, and with an empty context. Run it from the root:
+"""What the channels cost an iteration: empty, and with one empty context. From the root:
 
 python -m tests.benchmarks.hooks
 
-An iteration takes a hundred times as long as what is measured, and varies by more. So:
-
-- Channels with nothing registered: a process function that passes through the five channels of an
-  iteration and a step 200 times more, against the same one without, is what one passage costs.
-- One empty context: the same trainer with and without it, in short runs that take turns. The
-  difference is taken within each round; its median and quartiles are shown.
-- As an iteration's noise is large beside one context, 20 of them on one channel as well, by 20.
+An iteration takes a hundred times as long as what is measured, and varies by more. So the process
+function of a real trainer passes 200 times more than usual through what is measured, and the
+trainer is compared with the same one that calls an empty function instead, in short runs that take
+turns. The difference is taken within each round; a 200th of its median and of its quartiles is
+shown.
 """
 
 import statistics
 import time
+from contextlib import contextmanager
+from contextlib import nullcontext
 
 import torch
 
 from ignite_hooks import HookContext
-from ignite_hooks.channels import CHANNELS
+from ignite_hooks.channels import Channels
+from ignite_hooks.hook_context import Hook
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
-ROUNDS = 101
-BATCHES = 100
+ROUNDS = 61
+BATCHES = 50
 PASSAGES = 200
-IN_AN_ITERATION = CHANNELS[2:]
 
 
-def empty(engine):
+def generator(engine):
     yield
 
 
-def passing(engine, times):
-    channels = engine.hook_channels
-    for _ in range(times):
-        with channels.on_step, channels.on_batch:
+KINDS = {
+    "a generator": generator,
+    "a `@contextmanager`": contextmanager(generator),
+    "a `HookContext` of two functions": HookContext(before=id, after=id),
+    "a function that makes a context manager": lambda engine: nullcontext(),
+}
+
+
+def nothing(channels):
+    pass
+
+
+def iteration(channels):
+    """All channels that an iteration and its step pass through."""
+    with channels.on_step:
+        with channels.on_batch:
             with channels.on_model_forward:
                 pass
             with channels.on_model_backward:
@@ -43,64 +55,55 @@ def passing(engine, times):
             pass
 
 
-def trainer_with(*contexts):
+def one(channels):
+    with channels.on_step:
+        pass
+
+
+def trainer_that_passes(passage, *contexts):
     trainer = make_trainer(batches_of(BATCHES))
-    for channel, context in contexts:
-        trainer.hooks.register(channel, context)
+    channels = Channels(trainer)
+    channels.add([Hook("on_step", context) for context in contexts])
+    process = trainer._process_function
+
+    def process_and_pass(engine, batch):
+        for _ in range(PASSAGES):
+            passage(channels)
+        return process(engine, batch)
+
+    trainer._process_function = process_and_pass
     return trainer
 
 
-def seconds(act):
+def seconds(trainer):
     start = time.perf_counter()
-    act()
+    trainer.run()
     return time.perf_counter() - start
 
 
-def differences(plain, other, rounds=ROUNDS):
-    """Microseconds an iteration that ``other`` takes more, in each of the rounds."""
-    acts = [lambda trainer=trainer: trainer.run() for trainer in (plain, other)]
-    for act in acts:
-        act()
+def row(what, plain, other):
+    trainers = (plain, other)
+    for trainer in trainers:
+        trainer.run()
     taken = []
-    for number in range(rounds):
+    for number in range(ROUNDS):
         order = (0, 1) if number % 2 else (1, 0)  # neither gains from being the second
-        times = {which: seconds(acts[which]) for which in order}
-        taken.append((times[1] - times[0]) / BATCHES * 1e6)
-    return taken
-
-
-def row(what, taken, divisor=1):
-    low, middle, high = (each / divisor for each in statistics.quantiles(taken, n=4))
+        times = {which: seconds(trainers[which]) for which in order}
+        taken.append((times[1] - times[0]) / BATCHES / PASSAGES * 1e6)
+    low, middle, high = statistics.quantiles(taken, n=4)
     print(f"| {what} | {middle:.2f} | {low:.2f} to {high:.2f} |")
 
 
 def main():
     torch.set_num_threads(1)
-    plain = trainer_with()
-    print(f"iteration without contexts: {seconds(plain.run) / BATCHES * 1e6:.0f} µs\n")
-    print("| | median of the rounds, µs | quartiles |\n|---|---|---|")
-
-    busy = trainer_with()
-    process = busy._process_function
-
-    def process_and_pass(engine, batch):
-        passing(engine, PASSAGES)
-        return process(engine, batch)
-
-    busy._process_function = process_and_pass
-    row("all channels of an iteration, nothing registered", differences(plain, busy), PASSAGES)
-    for channel in IN_AN_ITERATION:
-        row(f"one empty generator on {channel}", differences(plain, trainer_with((channel, empty))))
-    twenty = [("on_step", empty)] * 20
-    row("one of 20 empty generators on on_step", differences(plain, trainer_with(*twenty)), 20)
-    pair = HookContext(before=lambda engine: None, after=lambda engine: None)
-    row(
-        "one of 20 HookContexts on on_step",
-        differences(plain, trainer_with(*[("on_step", pair)] * 20)),
-        20,
-    )
-    every = [(channel, empty) for channel in CHANNELS]
-    row("one on each of the seven channels, by seven", differences(plain, trainer_with(*every)), 7)
+    plain = trainer_that_passes(nothing)
+    trainer = make_trainer(batches_of(BATCHES))
+    trainer.run()
+    print(f"an iteration without contexts takes {seconds(trainer) / BATCHES * 1e6:.0f} µs\n")
+    print("| one passage through | median, µs | quartiles |\n|---|---|---|")
+    row("all channels of an iteration, nothing registered", plain, trainer_that_passes(iteration))
+    for kind, context in KINDS.items():
+        row(f"a channel with {kind}, empty", plain, trainer_that_passes(one, context))
 
 
 if __name__ == "__main__":
