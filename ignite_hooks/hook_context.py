@@ -160,7 +160,8 @@ class HookScope(AbstractContextManager[None, bool]):
         raise RuntimeError(f"{self} must yield once, it yielded twice: let it end after the first")
 
     def _within(self, made: Any) -> Generator[None, None, None]:
-        if not isinstance(made, AbstractContextManager):
+        kind = type(made)
+        if not (hasattr(kind, "__enter__") and hasattr(kind, "__exit__")):
             raise TypeError(
                 f"{self} must be a generator function with one `yield` or return a context "
                 f"manager, it returned {made!r}: is there a `yield`? Or was the engine taken for "
