@@ -292,6 +292,29 @@ def test_a_terminated_epoch_is_left_before_terminates_handlers_and_the_loop_afte
     assert names(log)[-2:] == ["-on_loop.b", "-on_loop.a"]
 
 
+@pytest.mark.parametrize(
+    "event",
+    [Events.GET_BATCH_STARTED, Events.ITERATION_STARTED, Events.ITERATION_COMPLETED],
+    ids=lambda event: event.name,
+)
+def test_a_step_that_ends_its_epoch_is_left_before_the_epoch_is_and_the_epoch_stays_open(event):
+    trainer, log = trainer_with()
+    call("terminate_epoch", event, 2)(trainer)
+    open_at = {}
+    for each in (Events.TERMINATE_SINGLE_EPOCH, Events.EPOCH_COMPLETED):
+
+        def look(engine, each=each, **more):
+            open_at[each] = list(log.open)
+
+        trainer.add_event_handler(each, look)
+    trainer.run()
+    in_epoch = ["on_loop.a", "on_loop.b", "on_epoch.a", "on_epoch.b"]
+    assert open_at == {
+        Events.TERMINATE_SINGLE_EPOCH: in_epoch,
+        Events.EPOCH_COMPLETED: in_epoch,
+    }
+
+
 def test_contexts_on_every_channel_change_no_bit(unbroken):
     trainer, _ = trainer_with()
     trainer.run(max_epochs=2)
@@ -559,8 +582,12 @@ def test_a_failure_stays_one_if_a_context_within_failed_on_the_way_out():
     assert log.open == []
 
 
-def test_a_stop_before_the_loop_began_fires_no_event():
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_stop_before_the_loop_began_fires_no_event(has_run):
     trainer, log = trainer_with()
+    if has_run:  # a depth of that run counts no more
+        trainer.run()
+        log.clear()
     trainer.hooks.register("on_loop", stopping)
 
     @trainer.hooks.on("on_loop")
@@ -571,12 +598,10 @@ def test_a_stop_before_the_loop_began_fires_no_event():
     fired = []
     for event in (Events.STARTED, Events.TERMINATE, Events.COMPLETED):
         trainer.add_event_handler(event, lambda engine, event=event: fired.append(event))
-    for _ in range(2):  # the second run finds no depth of the first
-        trainer.run()
-        assert trainer.stop_reason == "terminate"
-        assert fired == []
-        assert log == ["+on_loop.a", "+on_loop.b", "-on_loop.b", "-on_loop.a"]
-        log.clear()
+    trainer.run()
+    assert trainer.stop_reason == "terminate"
+    assert fired == []
+    assert log == ["+on_loop.a", "+on_loop.b", "-on_loop.b", "-on_loop.a"]
 
 
 def test_control_c_can_be_made_a_clean_stop_around_the_whole_run():
