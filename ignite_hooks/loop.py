@@ -153,8 +153,6 @@ class TrainingLoop(CountingEngine):
         except BaseException as raised:
             if self._is_stopped_by_context(raised):
                 return True
-            if raised is error:
-                return False
             raise
         is_stopped = self._is_stopped_by_context(error)
         return is_stopped or self.hook_channels.scopes.later_failure is None
