@@ -9,10 +9,16 @@ from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.handlers.validation import Validation
 from ignite_hooks.hook_context import HookContext
 from ignite_hooks.hooks import Hooks
+from ignite_hooks.memory.clear_cache import ClearCache
+from ignite_hooks.memory.garbage_collection import CudaGarbageCollector
+from ignite_hooks.memory.garbage_collection import GarbageCollector
 from ignite_hooks.trainer import Trainer
 
 __all__ = [
+    "ClearCache",
+    "CudaGarbageCollector",
     "DataFeed",
+    "GarbageCollector",
     "GradientClipping",
     "HookContext",
     "Hooks",

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 from pydantic import ConfigDict
 from pydantic import ValidationInfo
 
-__all__ = ["Every", "Limit", "NormType", "handler_config"]
+__all__ = ["Every", "Flag", "Fraction", "Generation", "Limit", "NormType", "handler_config"]
 
 handler_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -47,6 +47,38 @@ Limit = Annotated[
     ),
 ]
 """What gradients are clipped to."""
+
+Flag = Annotated[
+    bool,
+    _must_be(
+        "True or False",
+        lambda value: isinstance(value, bool),
+        "it is a switch",
+        may_be_none=False,
+    ),
+]
+"""On or off."""
+
+Fraction = Annotated[
+    float,
+    _must_be(
+        "a number from 0 to 1",
+        lambda value: _is_number(value) and 0 <= value <= 1,
+        "leave it out to have no such condition",
+    ),
+]
+"""A part of a whole."""
+
+Generation = Annotated[
+    int,
+    _must_be(
+        "0, 1 or 2",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2,
+        "2 is a full collection",
+        may_be_none=False,
+    ),
+]
+"""A generation of Python's garbage collector, and those younger than it."""
 
 NormType = Annotated[
     float,

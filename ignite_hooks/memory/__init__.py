@@ -1,0 +1,1 @@
+"""Memory: the device's cache, Python's garbage, and peaks."""

@@ -1,0 +1,205 @@
+import gc
+
+import pytest
+import torch
+from accelerate.utils import memory as accelerate_memory
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks import ClearCache
+from ignite_hooks import TrainEvents
+from ignite_hooks.memory import clear_cache
+from tests.reference import batches_of
+from tests.reference import make_trainer
+
+MIB = 2**20
+
+
+@pytest.fixture
+def clearings(monkeypatch):
+    """What Accelerate's one function was called with."""
+    calls = []
+    monkeypatch.setattr(
+        accelerate_memory, "clear_device_cache", lambda **arguments: calls.append(arguments)
+    )
+    return calls
+
+
+def moments_of(engine, monkeypatch, handler, **run):
+    """The epochs and iterations at which the handler cleared."""
+    moments = []
+
+    def note(garbage_collection):
+        moments.append((engine.state.epoch, engine.state.iteration))
+
+    monkeypatch.setattr(accelerate_memory, "clear_device_cache", note)
+    with handler.attach(engine):
+        engine.run(**run)
+    return moments
+
+
+@pytest.mark.parametrize(
+    ("schedules", "expected"),
+    [
+        ({}, [(1, 6), (2, 12)]),
+        ({"every_epochs": 2}, [(2, 12)]),
+        ({"every_steps": 2}, [(1, 4), (2, 8), (2, 12)]),
+        ({"every_steps": 3, "every_epochs": 1}, [(1, 6), (2, 12)]),  # both due: once
+        ({"every_steps": 2, "every_epochs": 1}, [(1, 4), (1, 6), (2, 8), (2, 12)]),
+    ],
+    ids=str,
+)
+def test_a_trainers_cache_is_cleared_on_the_schedules(monkeypatch, schedules, expected):
+    trainer = make_trainer(batches_of(6), accumulation=2)
+    handler = ClearCache(**schedules)
+    assert moments_of(trainer, monkeypatch, handler, max_epochs=2) == expected
+    assert moments_of(trainer, monkeypatch, handler, max_epochs=2) == expected
+
+
+def test_without_an_optimizer_step_a_step_is_an_iteration(monkeypatch):
+    engine = Engine(lambda engine, batch: None)
+    handler = ClearCache(every_steps=4)
+    expected = [(1, 4), (2, 8)]
+    assert moments_of(engine, monkeypatch, handler, data=[0] * 5, max_epochs=2) == expected
+
+
+def test_it_acts_at_any_event_and_as_a_callable(clearings):
+    trainer = make_trainer(batches_of(4))
+    ClearCache(every_steps=100).attach(trainer, Events.ITERATION_COMPLETED(every=2))
+    trainer.add_event_handler(Events.COMPLETED, ClearCache(garbage_collection=True))
+    trainer.run()
+    one = {"garbage_collection": False}
+    assert clearings == [one, one, {"garbage_collection": True}]
+
+
+def test_on_a_schedule_of_steps_the_gradients_are_gone(monkeypatch):
+    trainer = make_trainer(batches_of(2))
+    gradients = []
+
+    def look(garbage_collection):
+        gradients.extend(parameter.grad for parameter in trainer.model.parameters())
+
+    monkeypatch.setattr(accelerate_memory, "clear_device_cache", look)
+    ClearCache(every_steps=1).attach(trainer)
+    trainer.run()
+    assert gradients == [None] * 8
+
+
+def test_nothing_is_cleared_for_a_skipped_step_or_after_a_failure(clearings):
+    trainer = make_trainer(batches_of(3))
+    ClearCache(every_steps=1, every_epochs=1).attach(trainer)
+    trainer.optimizer.scaler = None
+    skipped = trainer._optimizer_step.prepared
+    step = skipped.step
+    skipped.step = lambda: trainer.state.iteration != 2 and step()
+    failing = trainer.add_event_handler(
+        TrainEvents.OPTIMIZER_STEP_STARTED(event_filter=lambda e, n: e.state.iteration == 3),
+        lambda: 1 / 0,
+    )
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    assert len(clearings) == 1
+    failing.remove()
+
+
+def test_after_remove_nothing_is_cleared(clearings):
+    trainer = make_trainer(batches_of(3))
+    attachment = ClearCache(every_steps=1).attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), attachment.remove)
+    trainer.run()
+    assert len(clearings) == 1
+
+
+def test_garbage_is_collected_first_if_asked_for():
+    class Node:
+        pass
+
+    def leak():
+        node = Node()
+        node.itself = node
+        return node
+
+    trainer = make_trainer(batches_of(1))
+    for collects in (False, True):
+        gc.collect()
+        gc.disable()
+        try:
+            freed = []
+            node = leak()
+            node.finalizer = Finalizer(freed)
+            del node
+            ClearCache(garbage_collection=collects)(trainer)
+            assert freed == [True] * collects
+        finally:
+            gc.enable()
+
+
+class Finalizer:
+    def __init__(self, freed):
+        self.freed = freed
+
+    def __del__(self):
+        self.freed.append(True)
+
+
+@pytest.mark.parametrize(
+    ("min_fragmentation", "in_use", "clears"),
+    [
+        (None, (100, 100), True),
+        (0.5, (100, 51), False),
+        (0.5, (100, 50), False),
+        (0.5, (100, 49), True),
+        (0.0, (100, 100), False),
+        (0.0, (100, 99), True),
+        (0.5, (0, 0), False),
+        (0.5, None, True),
+    ],
+)
+def test_it_clears_when_more_than_the_fraction_of_what_is_reserved_is_free(
+    clearings, monkeypatch, min_fragmentation, in_use, clears
+):
+    monkeypatch.setattr(clear_cache, "memory_in_use", lambda: in_use)
+    trainer = make_trainer()
+    ClearCache(min_fragmentation=min_fragmentation)(trainer)
+    assert len(clearings) == clears
+
+
+def test_what_it_gave_back_is_in_the_metrics_where_the_device_can_tell(clearings, monkeypatch):
+    trainer = make_trainer()
+    ClearCache()(trainer)
+    assert "cleared_cache_mib" not in trainer.state.metrics
+    in_use = iter([(300 * MIB, 100 * MIB), (120 * MIB, 100 * MIB)])
+    monkeypatch.setattr(clear_cache, "memory_in_use", lambda: next(in_use))
+    ClearCache()(trainer)
+    assert trainer.state.metrics["cleared_cache_mib"] == 180.0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_cache_of_a_device_is_given_back():
+    trainer = make_trainer()
+    kept = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+    free = torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
+    del free
+    ClearCache(min_fragmentation=0.5)(trainer)
+    assert trainer.state.metrics["cleared_cache_mib"] >= 256
+    assert kept.numel() == 64 * MIB
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        *(("every_steps", value, "an integer >= 1") for value in (0, -1, True, 1.0, "1")),
+        *(("every_epochs", value, "an integer >= 1") for value in (0, -1, True, 1.0)),
+        *(("garbage_collection", value, "True or False") for value in (1, None, "yes")),
+        *(("min_fragmentation", v, "a number from 0 to 1") for v in (-0.1, 1.1, True, "0.5")),
+    ],
+)
+def test_wrong_fields_are_named_with_their_rule(field, value, rule):
+    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}; "):
+        ClearCache(**{field: value})
+
+
+def test_fields_are_given_by_name():
+    with pytest.raises((TypeError, ValueError)):
+        ClearCache(1)

@@ -1,0 +1,286 @@
+import gc
+import logging
+import warnings
+
+import pytest
+import torch
+from accelerate.utils import memory as accelerate_memory
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks import CudaGarbageCollector
+from ignite_hooks import GarbageCollector
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks import create_supervised_evaluator
+from ignite_hooks.memory import process_gc
+from tests.memory.test_process_gc import Node
+from tests.memory.test_process_gc import objects_to_collect
+from tests.memory.test_process_gc import old_cycle
+from tests.reference import batches_of
+from tests.reference import make_trainer
+
+
+@pytest.fixture(autouse=True)
+def _as_found():
+    callbacks = list(gc.callbacks)
+    process_gc._said.clear()
+    yield
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    assert gc.callbacks == callbacks
+
+
+@pytest.fixture
+def collections(monkeypatch):
+    """The generations that were collected."""
+    generations = []
+    collect = gc.collect
+
+    def note(generation=2):
+        generations.append(generation)
+        return collect(generation)
+
+    monkeypatch.setattr(gc, "collect", note)
+    return generations
+
+
+def plain_engine():
+    return Engine(lambda engine, batch: None)
+
+
+def moments_of(engine, monkeypatch, handler, **run):
+    moments = []
+    with monkeypatch.context() as patched, handler.attach(engine):
+        patched.setattr(
+            gc, "collect", lambda generation: moments.append(engine.state.iteration) or 0
+        )
+        engine.run(**run)
+    return moments
+
+
+@pytest.mark.parametrize(
+    ("schedules", "expected"),
+    [
+        ({}, [6, 12]),
+        ({"every_epochs": 2}, [12]),
+        ({"every_steps": 2}, [4, 8, 12]),
+        ({"every_steps": 3, "every_epochs": 1}, [6, 12]),
+    ],
+    ids=str,
+)
+def test_garbage_is_collected_on_the_schedules(monkeypatch, schedules, expected):
+    trainer = make_trainer(batches_of(6), accumulation=2)
+    handler = GarbageCollector(**schedules)
+    assert moments_of(trainer, monkeypatch, handler, max_epochs=2) == expected
+
+
+def test_without_an_optimizer_step_a_step_is_an_iteration(monkeypatch):
+    handler = GarbageCollector(every_steps=2)
+    assert moments_of(plain_engine(), monkeypatch, handler, data=[0] * 5) == [2, 4]
+
+
+def test_it_is_a_callable_and_acts_at_any_event(collections):
+    engine = plain_engine()
+    engine.add_event_handler(Events.STARTED, GarbageCollector(generation=0))
+    GarbageCollector(generation=1).attach(engine, Events.COMPLETED)
+    engine.run([0])
+    assert collections == [0, 1]
+
+
+@pytest.mark.parametrize(("generation", "finds"), [(0, False), (1, False), (2, True)])
+def test_old_cycles_are_found_by_a_full_collection_only(generation, finds):
+    freed = []
+    gc.disable()
+    try:
+        old_cycle(freed)
+        trainer = make_trainer()
+        GarbageCollector(generation=generation)(trainer)
+        assert freed == [True] * finds
+        assert (trainer.state.metrics["gc_collected"] >= 1) or not finds
+        assert trainer.state.metrics["gc_seconds"] > 0
+    finally:
+        gc.enable()
+        gc.collect()
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_verbose_logs_what_was_collected_and_what_it_took(verbose, caplog):
+    trainer = make_trainer()
+    gc.collect()
+    node = Node()
+    node.itself = node
+    del node
+    with caplog.at_level(logging.INFO, logger="ignite_hooks"):
+        GarbageCollector(verbose=verbose)(trainer)
+    messages = [record.getMessage() for record in caplog.records]
+    metrics = trainer.state.metrics
+    assert messages == verbose * [
+        f"{metrics['gc_collected']} objects collected in {metrics['gc_seconds']:.3f} s"
+    ]
+
+
+def watched(engine, look):
+    """What ``look`` finds within a run."""
+    seen = []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda: seen.append(look()))
+    return seen
+
+
+@pytest.mark.parametrize("make", [lambda: make_trainer(), plain_engine])
+def test_automatic_collection_is_off_during_a_run_and_on_after_it(make):
+    engine = make()
+    seen = watched(engine, gc.isenabled)
+    with GarbageCollector(disable_automatic=True).attach(engine):
+        engine.run(batches_of(2))
+        assert gc.isenabled()
+    assert seen == [False, False]
+
+
+@pytest.mark.parametrize("failure", [KeyError, KeyboardInterrupt, SystemExit])
+def test_after_a_failure_all_is_as_it_was_found(failure):
+    trainer = make_trainer(batches_of(3))
+    GarbageCollector(disable_automatic=True, freeze_after=1, track_pauses=True).attach(trainer)
+
+    @trainer.on(TrainEvents.MODEL_BACKWARD_STARTED(once=2))
+    def fail():
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() > 0
+        raise failure
+
+    with pytest.raises(failure):
+        trainer.run()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_an_interrupted_run_leaves_the_process_as_it_was_and_takes_it_up_again():
+    trainer = make_trainer(batches_of(4))
+    seen = watched(trainer, gc.isenabled)
+    GarbageCollector(disable_automatic=True).attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.interrupt)
+    trainer.run()
+    assert gc.isenabled()
+    trainer.run()
+    assert seen == [False] * 4
+
+
+def test_an_evaluator_within_a_trainer_leaves_it_off():
+    trainer = make_trainer(batches_of(2))
+    evaluator = create_supervised_evaluator(trainer.model, accelerator=trainer.accelerator)
+    for engine in (trainer, evaluator):
+        GarbageCollector(disable_automatic=True).attach(engine)
+    Validation(evaluator, batches_of(1), every_steps=1).attach(trainer)
+    seen = watched(trainer, gc.isenabled)
+    trainer.add_event_handler(TrainEvents.VALIDATION_COMPLETED, lambda: seen.append(gc.isenabled()))
+    trainer.run()
+    assert seen == [False] * 4
+
+
+def test_removed_within_a_run_it_restores_at_once():
+    trainer = make_trainer(batches_of(3))
+    attachment = GarbageCollector(disable_automatic=True, freeze_after=1).attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), attachment.remove)
+    seen = watched(trainer, lambda: (gc.isenabled(), gc.get_freeze_count() > 0))
+    trainer.run()
+    assert seen == [(False, False), (False, True), (True, False)]
+
+
+def test_after_the_warm_up_of_each_run_objects_are_frozen_until_its_end():
+    trainer = make_trainer(batches_of(4))
+    seen = watched(trainer, lambda: gc.get_freeze_count() > 0)
+    attached = GarbageCollector(every_epochs=9, freeze_after=2).attach(trainer)
+    handlers = {event: len(each) for event, each in trainer._event_handlers.items()}
+    trainer.run(max_steps=3)
+    assert gc.get_freeze_count() == 0
+    trainer.run(max_steps=6)  # goes on
+    assert seen == [False, False, True, False, False, True]
+    assert {event: len(each) for event, each in trainer._event_handlers.items()} == handlers
+    attached.remove()
+
+
+def test_a_run_shorter_than_the_warm_up_freezes_nothing_and_leaves_no_handler():
+    trainer = make_trainer(batches_of(2))
+    GarbageCollector(every_epochs=9, freeze_after=3).attach(trainer)
+    for _ in range(2):
+        trainer.run()
+    assert trainer.state.iteration == 2
+
+
+def test_pauses_are_added_up_in_the_metrics():
+    trainer = make_trainer(batches_of(2))
+    GarbageCollector(every_epochs=9, track_pauses=True).attach(trainer)
+    seen = watched(trainer, lambda: trainer.state.metrics["gc_pause_seconds"])
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: len(objects_to_collect()))
+    trainer.run()
+    after = trainer.state.metrics["gc_pause_seconds"]
+    assert 0 <= seen[0] < seen[1] < after
+    objects_to_collect()
+    assert trainer.state.metrics["gc_pause_seconds"] == after
+
+
+def test_the_cache_of_the_device_is_cleared_after_the_collection(monkeypatch, collections, caplog):
+    class Device:
+        @staticmethod
+        def memory_summary():
+            return "all of it"
+
+    calls = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "get_device_module", lambda: Device)
+    monkeypatch.setattr(
+        accelerate_memory, "clear_device_cache", lambda: calls.append(list(collections))
+    )
+    trainer = make_trainer()
+    with caplog.at_level(logging.INFO, logger="ignite_hooks"):
+        CudaGarbageCollector(generation=1, verbose=True)(trainer)
+        CudaGarbageCollector()(trainer)
+    assert calls == [[1], [1, 2]]
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "objects collected in" in first
+    assert second.startswith("device cache cleared in")
+    assert second.endswith("all of it")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device")
+def test_without_a_device_the_python_part_is_done_and_that_is_said_once(collections):
+    trainer = make_trainer(batches_of(2))
+    CudaGarbageCollector(every_steps=1).attach(trainer)
+    with pytest.warns(UserWarning, match="CudaGarbageCollector finds no device") as caught:
+        trainer.run()
+    assert len(caught) == 1
+    assert collections == [2, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CudaGarbageCollector()(trainer)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tensors_in_cycles_are_given_back_to_the_device():
+    trainer = make_trainer()
+    node = Node()
+    node.itself, node.tensor = node, torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    before = torch.cuda.memory_reserved()
+    del node
+    CudaGarbageCollector(verbose=True)(trainer)
+    assert torch.cuda.memory_reserved() <= before - 2**28
+
+
+@pytest.mark.parametrize("kind", [GarbageCollector, CudaGarbageCollector])
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        *(("every_steps", value, "an integer >= 1") for value in (0, -1, True, 1.0)),
+        *(("every_epochs", value, "an integer >= 1") for value in (0, -1, False, 1.5)),
+        *(("freeze_after", value, "an integer >= 1") for value in (0, True, 1.0)),
+        *(("generation", value, "0, 1 or 2") for value in (-1, 3, True, False, 1.0, None)),
+        *(
+            (field, 1, "True or False")
+            for field in ("disable_automatic", "track_pauses", "verbose")
+        ),
+    ],
+)
+def test_wrong_fields_are_named_with_their_rule(kind, field, value, rule):
+    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}; "):
+        kind(**{field: value})

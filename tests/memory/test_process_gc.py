@@ -1,0 +1,146 @@
+import gc
+import warnings
+
+import pytest
+
+from ignite_hooks.memory import process_gc
+from ignite_hooks.memory.process_gc import automatic_collection_off
+from ignite_hooks.memory.process_gc import automatic_pauses
+from ignite_hooks.memory.process_gc import frozen
+
+
+@pytest.fixture(autouse=True)
+def _as_found():
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    callbacks = list(gc.callbacks)
+    process_gc._said.clear()
+    yield
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    assert gc.callbacks == callbacks
+
+
+def entered(scope):
+    scope.__enter__()
+    return scope
+
+
+def left(scope):
+    scope.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("first_ends_first", [False, True])
+def test_of_two_overlapping_scopes_the_last_restores_automatic_collection(first_ends_first):
+    scopes = [entered(automatic_collection_off()) for _ in range(2)]
+    assert not gc.isenabled()
+    left(scopes.pop(0 if first_ends_first else 1))
+    assert not gc.isenabled()
+    left(scopes.pop())
+    assert gc.isenabled()
+
+
+def test_what_was_off_before_stays_off():
+    gc.disable()
+    try:
+        with automatic_collection_off(), automatic_collection_off():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_scope_that_fails_restores_too():
+    with pytest.raises(KeyError), automatic_collection_off():
+        raise KeyError
+    with pytest.raises(KeyError), frozen():
+        raise KeyError
+    with pytest.raises(KeyError), automatic_pauses(print):
+        raise KeyError
+
+
+@pytest.mark.parametrize("first_ends_first", [False, True])
+def test_of_two_overlapping_scopes_the_last_thaws(first_ends_first):
+    scopes = [entered(frozen()) for _ in range(2)]
+    assert gc.get_freeze_count() > 1000
+    left(scopes.pop(0 if first_ends_first else 1))
+    assert gc.get_freeze_count() > 1000
+    left(scopes.pop())
+    assert gc.get_freeze_count() == 0
+
+
+class Node:
+    pass
+
+
+def old_cycle(freed):
+    """Garbage that only a full collection finds."""
+    node = Node()
+    node.itself = node
+    gc.collect()
+    node.finalizer = Finalizer(freed)
+    del node
+
+
+class Finalizer:
+    def __init__(self, freed):
+        self.freed = freed
+
+    def __del__(self):
+        self.freed.append(True)
+
+
+def test_garbage_is_collected_before_it_would_be_frozen():
+    freed = []
+    gc.disable()
+    try:
+        old_cycle(freed)
+        with frozen():
+            assert freed == [True]
+    finally:
+        gc.enable()
+
+
+def test_what_another_had_frozen_stays_so_and_that_is_said_once():
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        with pytest.warns(UserWarning, match="`freeze_after` must find nothing frozen"), frozen():
+            assert gc.get_freeze_count() <= before
+        assert gc.get_freeze_count() > 1000
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with frozen():
+                pass
+    finally:
+        gc.unfreeze()
+
+
+def objects_to_collect():
+    """Enough of them for several automatic collections of the youngest generation."""
+    return [Node() for _ in range(5 * gc.get_threshold()[0])]
+
+
+def test_the_pauses_of_automatic_collections_are_noted():
+    pauses = []
+    with automatic_pauses(pauses.append):
+        objects_to_collect()
+    assert len(pauses) >= 2
+    assert all(pause > 0 for pause in pauses)
+    noted = len(pauses)
+    objects_to_collect()
+    assert len(pauses) == noted
+
+
+@pytest.mark.parametrize("generation", [0, 1, 2])
+def test_a_collection_that_is_asked_for_is_no_pause(generation):
+    pauses = []
+    objects = objects_to_collect()
+    gc.collect()
+    with automatic_pauses(pauses.append):
+        for _ in range(5):
+            gc.collect(generation)
+        with automatic_collection_off():
+            objects += objects_to_collect()  # above the threshold
+            gc.collect(generation)
+    assert pauses == []
