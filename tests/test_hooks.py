@@ -672,6 +672,19 @@ def test_the_table_of_fields_names_all_of_them_and_their_types():
     assert all(f"``{channel}``" in table for channel in CHANNELS)
 
 
+def test_no_step_is_committed_when_an_iteration_begins_and_one_is_when_it_ends():
+    trainer, committed = make_trainer(batches_of(3)), []
+
+    @trainer.hooks.on("on_step")
+    def look(engine):
+        committed.append(engine.state.step_committed)
+        yield
+        committed.append(engine.state.step_committed)
+
+    trainer.run()
+    assert committed == [False, True] * 3
+
+
 def test_the_way_out_of_a_skipped_step_tells_that_it_was_skipped():
     model = torch.nn.Linear(4, 2)
     accelerator = Accelerator(cpu=True)

@@ -79,9 +79,9 @@ def as_two_functions(log, name):
 
 
 KINDS = [as_generator, as_context_manager, as_class, as_two_functions]
-CHANNELS_AND_KINDS = [
-    *(pytest.param(CHANNELS, kind, id=f"all-{kind.__name__}") for kind in KINDS),
-    *(pytest.param([channel], as_generator, id=channel) for channel in CHANNELS),
+ALL_AND_EACH = [
+    pytest.param(CHANNELS, id="all"),
+    *(pytest.param([channel], id=channel) for channel in CHANNELS),
 ]
 
 
@@ -194,7 +194,8 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize(("channels", "kind"), CHANNELS_AND_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", ALL_AND_EACH)
 @pytest.mark.parametrize("way", CLEAN_WAYS)
 def test_all_that_was_entered_is_left_innermost_first_without_a_failure(way, channels, kind):
     trainer, log = trainer_with(channels, kind)
@@ -206,7 +207,8 @@ def test_all_that_was_entered_is_left_innermost_first_without_a_failure(way, cha
     assert trainer.hook_channels.scopes.open == []
 
 
-@pytest.mark.parametrize(("channels", "kind"), CHANNELS_AND_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", ALL_AND_EACH)
 @pytest.mark.parametrize("way", FAILURES)
 def test_all_that_was_open_at_a_failure_is_left_innermost_first_with_it(way, channels, kind):
     trainer, log = trainer_with(channels, kind)
