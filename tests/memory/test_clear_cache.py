@@ -56,6 +56,14 @@ def test_a_trainers_cache_is_cleared_on_the_schedules(monkeypatch, schedules, ex
     assert moments_of(trainer, monkeypatch, handler, max_epochs=2) == expected
 
 
+def test_a_run_that_ends_where_the_one_before_ended_is_cleared_after_too(clearings):
+    trainer = make_trainer(batches_of(2))
+    ClearCache(every_epochs=1).attach(trainer)
+    for _ in range(2):
+        trainer.run(max_epochs=1)
+    assert len(clearings) == 2
+
+
 def test_without_an_optimizer_step_a_step_is_an_iteration(monkeypatch):
     engine = Engine(lambda engine, batch: None)
     handler = ClearCache(every_steps=4)

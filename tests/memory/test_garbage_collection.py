@@ -201,10 +201,13 @@ def test_after_the_warm_up_of_each_run_objects_are_frozen_until_its_end():
 
 def test_a_run_shorter_than_the_warm_up_freezes_nothing_and_leaves_no_handler():
     trainer = make_trainer(batches_of(2))
+    seen = watched(trainer, gc.get_freeze_count)
     GarbageCollector(every_epochs=9, freeze_after=3).attach(trainer)
+    handlers = {event: list(each) for event, each in trainer._event_handlers.items()}
     for _ in range(2):
         trainer.run()
-    assert trainer.state.iteration == 2
+    assert seen == [0] * 4
+    assert trainer._event_handlers == handlers
 
 
 def test_pauses_are_added_up_in_the_metrics():
@@ -243,7 +246,8 @@ def test_the_cache_of_the_device_is_cleared_after_the_collection(monkeypatch, co
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device")
-def test_without_a_device_the_python_part_is_done_and_that_is_said_once(collections):
+def test_without_a_device_the_python_part_is_done_and_that_is_said_once(collections, monkeypatch):
+    monkeypatch.setattr(accelerate_memory, "clear_device_cache", None)  # it is not called
     trainer = make_trainer(batches_of(2))
     CudaGarbageCollector(every_steps=1).attach(trainer)
     with pytest.warns(UserWarning, match="CudaGarbageCollector finds no device") as caught:

@@ -138,9 +138,12 @@ def test_a_collection_that_is_asked_for_is_no_pause(generation):
     objects = objects_to_collect()
     gc.collect()
     with automatic_pauses(pauses.append):
+        objects += objects_to_collect()
+        gc.collect()
+        noted = len(pauses)
         for _ in range(5):
             gc.collect(generation)
         with automatic_collection_off():
             objects += objects_to_collect()  # above the threshold
             gc.collect(generation)
-    assert pauses == []
+    assert len(pauses) == noted > 0
