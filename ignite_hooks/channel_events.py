@@ -27,7 +27,7 @@ class EventChannels(Channels):
     After a failure an event that would close a channel does not come. Then it is closed when the
     channel opens again, when one around it closes, or when ``engine.run`` is left. So nothing is
     opened in a run that was not entered here, that in which the first set was attached. What is
-    open when the last set goes is left in its turn, and then nothing listens any more.
+    open when the last set goes is left in its turn; at the end of the run nothing listens any more.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -84,7 +84,6 @@ class EventChannels(Channels):
             depths = [self._depths.pop(name) for name in within if name in self._depths]
             if depths:
                 self.scopes.leave(min(depths))
-                self._detach_if_idle()
 
     @contextmanager
     def in_run(self, engine: Engine) -> Iterator[None]:

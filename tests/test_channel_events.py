@@ -875,6 +875,34 @@ def test_a_first_set_attached_within_a_run_counts_from_the_next_run_on():
     assert log == passage("on_loop", passage("on_epoch", step))
 
 
+def test_that_an_earlier_run_had_a_set_changes_nothing_for_a_first_set_within_a_run():
+    engine, log = plain_engine(), Log()
+    with hooks_of(Log(), AT_EVENTS).attach(engine):
+        engine.run([0])
+    hooks = hooks_of(log, AT_EVENTS)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: hooks.attach(engine))
+    forget_run(engine)
+    engine.run([0, 1])
+    assert log == []
+
+
+def test_a_set_removed_in_a_run_that_fails_leaves_its_contexts_and_then_nothing_remains():
+    engine, log = plain_engine(), Log()
+    before = remains(engine)
+    attachment = hooks_of(log, AT_EVENTS).attach(engine)
+    handles = [
+        engine.add_event_handler(Events.ITERATION_STARTED(once=1), attachment.remove),
+        engine.add_event_handler(Events.ITERATION_STARTED(once=1), fail_with(Broken)),
+    ]
+    with pytest.raises(Broken):
+        engine.run([0])
+    for handle in handles:
+        handle.remove()
+    assert log.open == []
+    assert len(log.failed) == 4
+    assert remains(engine) == before
+
+
 @pytest.mark.parametrize("act", ["attach", "register"])
 def test_a_warning_that_is_an_error_changes_nothing(act):
     engine, log, hooks = plain_engine(), Log(), Hooks()
