@@ -124,7 +124,7 @@ class HookScope(AbstractContextManager[None, bool]):
         try:
             made = self._hook.make(self._engine)
         except Exception as error:
-            note(error, f"This is how {self} failed when it was called with the engine.")
+            note(error, f"It is {self} that failed when it was called with the engine.")
             raise
         generator = made if isinstance(made, GeneratorType) else self._within(made)
         self._generator = generator

@@ -218,7 +218,8 @@ class Hooks(Handler):
             channels.drop(hooks)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_followers": None}  # a copy is attached to nothing
+        # A copy has registrations of its own and is attached to nothing.
+        return {**vars(self), "_hooks": tuple(_copied(self)), "_followers": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _followers=WeakSet())

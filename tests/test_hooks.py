@@ -281,8 +281,11 @@ def test_a_copy_of_a_set_is_attached_to_nothing(copied):
     assert log == ["+a", "-a"]
     another.attach(trainer)
     trainer.run()
-    assert log[2:] == ["+a", "+a", "+b", "-b", "-a", "-a"] or copied is copy.deepcopy
-    assert (len(hooks), len(another)) == (1, 2)
+    assert log[2:] == ["+a", "+a", "+b", "-b", "-a", "-a"]
+    del log[:]
+    hooks.unregister_all()
+    trainer.run()
+    assert log == ["+a", "+b", "-b", "-a"]
 
 
 def test_a_set_of_functions_of_a_module_can_be_pickled():

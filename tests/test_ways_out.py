@@ -235,7 +235,7 @@ def test_a_clean_stop_is_no_failure_in_any_sense(way):
     assert set(handled) == {(None, None, None)}
 
 
-@pytest.mark.parametrize("way", FAILURES)
+@pytest.mark.parametrize("way", [way for way in FAILURES if way != "GeneratorExit"])
 def test_handlers_of_exception_raised_are_called_within_all_that_is_open(way):
     trainer, log = trainer_with()
     FAILURES[way](trainer)
@@ -246,29 +246,25 @@ def test_handlers_of_exception_raised_are_called_within_all_that_is_open(way):
         seen.extend((error, list(log.open), len(log)))
         raise error
 
-    with pytest.raises((Broken, KeyboardInterrupt, SystemExit, GeneratorExit)) as caught:
+    with pytest.raises((Broken, KeyboardInterrupt, SystemExit)) as caught:
         trainer.run(max_epochs=2)
-    if way == "GeneratorExit":  # Python's word for a run that is given up
-        assert seen == []
-        return
     error, open_then, length = seen
     assert error is caught.value
     assert log[length:] == [(f"-{name}", error) for name in reversed(open_then)]
 
 
-@pytest.mark.parametrize("way", FAILURES)
+@pytest.mark.parametrize("way", [way for way in FAILURES if way != "GeneratorExit"])
 def test_contexts_see_a_failure_that_a_handler_of_exception_raised_deals_with(way):
     trainer, log = trainer_with()
     FAILURES[way](trainer)
     errors = []
     trainer.add_event_handler(Events.EXCEPTION_RAISED, errors.append)
-    with suppress(GeneratorExit):
-        trainer.run(max_epochs=2)
+    trainer.run(max_epochs=2)
     assert log.open == []
-    assert all(error in (*errors, error) for _, error in filter(is_failure, log))
-    assert bool(errors) or way == "GeneratorExit"
-    assert any(map(is_failure, log))
-    assert trainer.stop_reason in ("exception", None)
+    (dealt_with,) = errors
+    seen = [error for _, error in filter(is_failure, log)]
+    assert seen == [dealt_with] * len(seen) != []
+    assert trainer.stop_reason == "exception"
 
 
 def is_failure(entry):
@@ -343,14 +339,14 @@ def context_that_fails(side, times, log, error):
     return broken
 
 
-@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("side", ["in", "out"])
-@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize(
+    ("channel", "times"),
+    [("on_loop", 1), *((channel, times) for channel in CHANNELS[1:] for times in (1, 2))],
+)
 def test_after_a_context_that_failed_the_others_are_left_and_training_goes_on(
     channel, side, times, unbroken
 ):
-    if channel == "on_loop" and times == 2:
-        return  # one run has one loop
     trainer, log = trainer_with()
     error = Broken()
     trainer.hooks.register(channel, context_that_fails(side, times, log, error))
