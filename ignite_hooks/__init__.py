@@ -12,20 +12,34 @@ from ignite_hooks.hooks import Hooks
 from ignite_hooks.memory.clear_cache import ClearCache
 from ignite_hooks.memory.garbage_collection import CudaGarbageCollector
 from ignite_hooks.memory.garbage_collection import GarbageCollector
+from ignite_hooks.memory.max_device_memory import MaxDeviceMemory
+from ignite_hooks.memory.max_ram import MaxRAM
+from ignite_hooks.memory.ram_metrics import EpochMaxRAM
+from ignite_hooks.memory.ram_metrics import ExperienceMaxRAM
+from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM
+from ignite_hooks.memory.ram_metrics import StreamMaxRAM
+from ignite_hooks.memory.ram_metrics import ram_usage_metrics
 from ignite_hooks.trainer import Trainer
 
 __all__ = [
     "ClearCache",
     "CudaGarbageCollector",
     "DataFeed",
+    "EpochMaxRAM",
+    "ExperienceMaxRAM",
     "GarbageCollector",
     "GradientClipping",
     "HookContext",
     "Hooks",
+    "MaxDeviceMemory",
+    "MaxRAM",
+    "MinibatchMaxRAM",
     "OptimizerStep",
+    "StreamMaxRAM",
     "TrainEvents",
     "Trainer",
     "Validation",
     "create_supervised_evaluator",
     "create_supervised_trainer",
+    "ram_usage_metrics",
 ]

@@ -1,6 +1,7 @@
 """The types of handlers' fields: each says its rule, and what to do, when it is broken."""
 
 from collections.abc import Callable
+from threading import TIMEOUT_MAX
 from typing import Annotated
 from typing import Any
 
@@ -8,7 +9,18 @@ from pydantic import BeforeValidator
 from pydantic import ConfigDict
 from pydantic import ValidationInfo
 
-__all__ = ["Every", "Flag", "Fraction", "Generation", "Limit", "NormType", "handler_config"]
+__all__ = [
+    "Backend",
+    "Every",
+    "Flag",
+    "Fraction",
+    "Generation",
+    "Limit",
+    "MetricName",
+    "NormType",
+    "Seconds",
+    "handler_config",
+]
 
 handler_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -90,3 +102,36 @@ NormType = Annotated[
     ),
 ]
 """The p of a p-norm."""
+
+Seconds = Annotated[
+    float,
+    _must_be(
+        "a number of seconds > 0",
+        lambda value: _is_number(value) and 0 < value <= TIMEOUT_MAX,
+        "1.0 is the usual choice",
+        may_be_none=False,
+    ),
+]
+"""A time that a thread can wait."""
+
+Backend = Annotated[
+    str,
+    _must_be(
+        'one of "auto", "kernel" and "sampler"',
+        lambda value: value in ("auto", "kernel", "sampler"),
+        '"auto" takes the best that works',
+        may_be_none=False,
+    ),
+]
+"""How resident memory is measured."""
+
+MetricName = Annotated[
+    str,
+    _must_be(
+        "a string that is not empty",
+        lambda value: isinstance(value, str) and value != "",
+        "leave it out for the usual name",
+        may_be_none=False,
+    ),
+]
+"""The key of a value in ``state.metrics``."""

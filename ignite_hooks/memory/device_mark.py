@@ -1,0 +1,51 @@
+"""The high-water marks that the device's allocator keeps of itself."""
+
+from typing import Any
+
+from ignite_hooks.memory.device_memory import allocator
+from ignite_hooks.memory.mark import Mark
+
+__all__ = ["DeviceMark", "DevicePeaks"]
+
+DevicePeaks = tuple[int, int]
+"""Bytes handed out for tensors, and bytes reserved on the device."""
+
+
+class DeviceMark(Mark[DevicePeaks]):
+    """The marks of the current device; nothing without a device, or with one that can not tell."""
+
+    nothing = (0, 0)
+
+    def __init__(self) -> None:
+        self._allocator: Any = None
+        self._is_in_use = False
+
+    def open(self) -> None:
+        """Finds the allocator."""
+        self._allocator = allocator()
+        self._is_in_use = False
+
+    def reset(self) -> None:
+        """Lowers both marks to what is in use now."""
+        if not self._is_in_use:
+            self.read()
+        if self._is_in_use:  # else some devices can not reset
+            self._allocator.reset_peak_memory_stats()
+
+    def read(self) -> DevicePeaks:
+        """The highest of both since the last reset."""
+        if self._allocator is None:
+            return self.nothing
+        try:
+            stats = self._allocator.memory_stats()
+        except RuntimeError:  # torch.accelerator has the function, this kind of device has not
+            self._allocator = None
+            return self.nothing
+        self._is_in_use = bool(stats)
+        allocated = stats.get("allocated_bytes.all.peak", 0)
+        return allocated, stats.get("reserved_bytes.all.peak", 0)
+
+    @staticmethod
+    def higher(one: DevicePeaks, other: DevicePeaks) -> DevicePeaks:
+        """The higher of each."""
+        return max(one[0], other[0]), max(one[1], other[1])

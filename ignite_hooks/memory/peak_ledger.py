@@ -1,0 +1,211 @@
+"""Several measurements of one high-water mark at once, each exact for its own time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+from typing import Generic
+from weakref import WeakSet
+
+from ignite_hooks.memory.mark import Mark
+from ignite_hooks.memory.mark import Reading
+from ignite_hooks.memory.sampling import Sampling
+
+__all__ = ["Measurement", "PeakLedger"]
+
+
+class Measurement(Generic[Reading]):
+    """The peak of a mark from ``start()`` to ``stop()``, whoever else measures meanwhile.
+
+    Args:
+        ledger: the owner of the mark.
+        every: seconds between samples, where the mark has to be sampled.
+    """
+
+    def __init__(self, ledger: "PeakLedger[Reading]", every: float) -> None:
+        self.ledger = ledger
+        self.every = every
+        self.peak = ledger.nothing
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it measures now."""
+        return self in self.ledger.running
+
+    def start(self) -> None:
+        """Begins anew; while it is running already it goes on."""
+        self.ledger.begin(self, self.ledger.nothing)
+
+    def go_on(self) -> None:
+        """Begins after a pause, with the peak there was."""
+        self.ledger.begin(self, self.peak)
+
+    def stop(self) -> None:
+        """Ends it; the peak stays. While it is not running nothing happens."""
+        self.ledger.end(self)
+
+    def reset(self) -> None:
+        """Forgets the peak. While it is running it begins anew now."""
+        self.ledger.restart(self)
+
+    def result(self) -> Reading:
+        """The peak so far, or of the last time."""
+        return self.ledger.peak_of(self)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps open what starting would open and stopping would close, to start often."""
+        self.ledger.hold(self.every)
+        try:
+            yield
+        finally:
+            self.ledger.let_go(self.every)
+
+
+class PeakLedger(Generic[Reading]):
+    """The one owner of a mark. Nobody else may reset it, or the measurements lose what was.
+
+    Whoever begins to measure needs the mark reset. What it said before then goes to all who were
+    measuring, and so does what it says whenever it is read: none of two measurements, one within
+    the other, ever has the higher peak inside.
+
+    The mark is open while anyone measures or holds it. A forked child inherits measurements of its
+    parent; in the child they begin at the fork, with a mark of its own.
+
+    Args:
+        mark: the mark.
+        is_sampled: whether it must be read now and then, in a thread, for anything to be seen.
+    """
+
+    def __init__(self, mark: Mark[Reading], *, is_sampled: bool = False) -> None:
+        self.nothing = mark.nothing
+        self.running: list[Measurement[Reading]] = []
+        self._mark = mark
+        self._is_sampled = is_sampled
+        self._is_open = False
+        self._sampling: Sampling | None = None
+        self._holders: list[float] = []
+        # Re-entrant: a garbage collection at any line may end a measurement that was forgotten.
+        self._lock = RLock()
+        _ledgers.add(self)
+
+    def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
+        """Measures from now on, ``peak`` counted in, unless it does so already."""
+        with self._lock:
+            if measurement not in self.running:
+                self._note()
+                if not self._is_open:
+                    self._open()
+                self._mark.reset()
+                measurement.peak = peak
+                self.running.append(measurement)
+                self._sample()
+
+    def end(self, measurement: Measurement[Reading]) -> None:
+        """Measures no more."""
+        with self._lock:
+            if measurement in self.running:
+                try:
+                    self._note()
+                finally:
+                    self.running.remove(measurement)
+                    self._close_if_unused()
+
+    def restart(self, measurement: Measurement[Reading]) -> None:
+        """Forgets the peak; a running measurement begins now."""
+        with self._lock:
+            if measurement in self.running:
+                self._note()
+                self._mark.reset()
+            measurement.peak = self.nothing
+
+    def peak_of(self, measurement: Measurement[Reading]) -> Reading:
+        """The peak so far."""
+        with self._lock:
+            if measurement in self.running:
+                self._note()
+            return measurement.peak
+
+    def hold(self, every: float) -> None:
+        """Keeps the mark open, and sampled once in so many seconds at least."""
+        with self._lock:
+            if not self._is_open:
+                self._open()
+            self._holders.append(every)
+            self._sample()
+
+    def let_go(self, every: float) -> None:
+        """Closes the mark, if nobody else needs it."""
+        with self._lock:
+            self._holders.remove(every)
+            self._close_if_unused()
+
+    def begin_in_child(self) -> None:
+        """In a forked child: what is open, locked or running is the parent's."""
+        self._lock = RLock()
+        self._sampling = None
+        if self._is_open:
+            self._is_open = False
+            self._mark.close()
+        for measurement in self.running:
+            measurement.peak = self.nothing
+
+    def _note(self) -> None:
+        """Tells all running measurements what the mark says."""
+        if self.running:
+            if not self._is_open:  # forked since
+                self._open()
+                self._sample()
+            reading, higher = self._mark.read(), self._mark.higher
+            for measurement in tuple(self.running):
+                measurement.peak = higher(measurement.peak, reading)
+
+    def _open(self) -> None:
+        try:
+            self._mark.open()
+        except BaseException:
+            self._mark.close()
+            raise
+        self._is_open = True
+
+    def _close_if_unused(self) -> None:
+        if self.running or self._holders:
+            self._sample()
+            return
+        self._is_open = False
+        if self._sampling is not None:
+            self._sampling.stop()
+            self._sampling = None
+        self._mark.close()
+
+    def _sample(self) -> None:
+        """Has the mark read as often as whoever wants it most often."""
+        if not self._is_sampled:
+            return
+        every = min([*(measurement.every for measurement in self.running), *self._holders])
+        if self._sampling is not None and self._sampling.every != every:
+            self._sampling.stop()
+            self._sampling = None
+        if self._sampling is None:
+            self._sampling = Sampling(self._note_unless_busy, every)
+
+    def _note_unless_busy(self) -> None:
+        # Whoever has the lock reads the mark itself, or waits for this thread to end.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._note()
+            finally:
+                self._lock.release()
+
+
+_ledgers: WeakSet[PeakLedger[Any]] = WeakSet()
+
+
+def _begin_in_child() -> None:
+    for ledger in _ledgers:
+        ledger.begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
