@@ -8,14 +8,15 @@ short. It counts pages in batches for each processor, which is what it can be of
 
 import os
 from functools import cache
-from mmap import MAP_ANONYMOUS
-from mmap import MAP_PRIVATE
+from mmap import PAGESIZE
 from mmap import mmap
 
 from ignite_hooks.memory.mark import ByteMark
 from ignite_hooks.memory.proc_field import proc_field
 
 try:
+    from mmap import MAP_ANONYMOUS
+    from mmap import MAP_PRIVATE
     from resource import RUSAGE_SELF
     from resource import getrusage
 except ImportError:  # not a Unix: the mark is never opened there
@@ -24,6 +25,7 @@ except ImportError:  # not a Unix: the mark is never opened there
 __all__ = ["KernelMark", "why_no_kernel_mark"]
 
 KIB = 2**10
+_FILES = {"clear_refs": os.O_WRONLY, "status": os.O_RDONLY, "statm": os.O_RDONLY}
 _SPIKE = 4 * 2**20
 
 
@@ -32,43 +34,40 @@ class KernelMark(ByteMark):
 
     ``getrusage`` tells it for a tenth of what ``status`` costs, but never less than a floor, the
     mark of the program that this one has replaced. What is above the lowest that it has ever told
-    is above the floor, and so it is the mark; else ``status`` is read.
+    is above the floor, and so it is the mark. Else, if as much as it tells is resident now, that is
+    the mark. Else ``status`` is read.
     """
 
     def __init__(self) -> None:
-        self._clear_refs: int | None = None
-        self._status: int | None = None
+        self._open_files: dict[str, int] = {}
         self._lowest = float("inf")
 
     def open(self) -> None:
-        """Opens the two files. They stay this process's: a child must open its own."""
-        self._clear_refs = os.open("/proc/self/clear_refs", os.O_WRONLY)
-        self._status = os.open("/proc/self/status", os.O_RDONLY)
+        """Opens the files. They stay this process's: a child must open its own."""
+        for name, flags in _FILES.items():
+            self._open_files[name] = os.open(f"/proc/self/{name}", flags)
 
     def close(self) -> None:
         """Closes what is open."""
-        for descriptor in (self._clear_refs, self._status):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._clear_refs = self._status = None
+        while self._open_files:
+            os.close(self._open_files.popitem()[1])
 
     def reset(self) -> None:
         """Lowers the mark to what is resident now."""
-        assert self._clear_refs is not None
-        os.write(self._clear_refs, b"5")
+        os.write(self._open_files["clear_refs"], b"5")
 
     def read(self) -> int:
         """The most that was resident since the last reset."""
-        told = getrusage(RUSAGE_SELF).ru_maxrss
+        told = getrusage(RUSAGE_SELF).ru_maxrss * KIB
         if told > self._lowest:
-            return told * KIB
+            return told
         self._lowest = told
-        return self.from_status()
+        resident = int(os.pread(self._open_files["statm"], 2**8, 0).split()[1]) * PAGESIZE
+        return resident if resident >= told else self.from_status()
 
     def from_status(self) -> int:
-        """The same, without the shortcut."""
-        assert self._status is not None
-        return proc_field(os.pread(self._status, 2**16, 0), b"VmHWM")
+        """The same, without the shortcuts."""
+        return proc_field(os.pread(self._open_files["status"], 2**16, 0), b"VmHWM")
 
 
 @cache

@@ -31,6 +31,6 @@ class PeakMetric(Handler):
         for name in self.names():
             if name in taken:
                 raise ValueError(
-                    f"`name` must be one that no other metric of this engine writes to, got "
-                    f"{name!r}, which is taken: give this one another name, or remove() the other"
+                    f"`engine` must have one metric that writes to {name!r}, and it has one "
+                    "already: remove() the other attachment first, or choose another `name`"
                 )

@@ -1,5 +1,6 @@
 """A thread that calls something again and again."""
 
+import sys
 from collections.abc import Callable
 from threading import Event
 from threading import Thread
@@ -21,7 +22,7 @@ class Sampling:
     def stop(self) -> None:
         """Ends the thread and waits for its end, which takes no longer than one ``act``."""
         self._is_over.set()
-        if self._thread is not current_thread():
+        if self._thread is not current_thread() and not sys.is_finalizing():
             self._thread.join()
 
     def _run(self) -> None:

@@ -39,7 +39,7 @@ class Span:
         self._attachment = attachment
         self._parts = parts
         self._report = report
-        self._is_broken_off = False
+        self._is_on = self._is_broken_off = False
         attachment.on_removal(self._stop)
         attachment.during_run(self._in_run)
 
@@ -66,17 +66,19 @@ class Span:
         self._attachment.on(ended, self._end)
 
     def _begin(self, engine: Engine) -> None:
-        if self._parts[0].is_running:  # a handler made an end of a failure, and Ignite went on
+        if self._is_on:  # a handler made an end of a failure, and Ignite went on
             self._stop()
+        self._is_on = True
         for part in self._parts:
             part.start()
 
     def _end(self, engine: Engine) -> None:
-        if self._parts[0].is_running:
+        if self._is_on:
             self._stop()
             self._report(engine)
 
     def _stop(self) -> None:
+        self._is_on = False
         for part in self._parts:
             part.stop()
 
@@ -86,16 +88,17 @@ class Span:
             for part in self._parts:
                 kept.enter_context(part.held())
             if self._is_broken_off and is_interrupted(engine):
+                self._is_on = True
                 for part in self._parts:
                     part.go_on()
             try:
                 yield
             finally:
-                self._is_broken_off = self._parts[0].is_running
+                self._is_broken_off = self._is_on
                 self._end(engine)
 
     @contextmanager
     def _of_run(self, engine: Engine) -> Iterator[None]:
-        if not self._parts[0].is_running:  # else it goes on
+        if not self._is_on:  # else it goes on
             self._begin(engine)
         yield

@@ -1,0 +1,133 @@
+"""What does training need at most, and which batch is to blame? Peaks of memory, epoch by epoch.
+
+Sequences of many lengths make batches of many sizes, and the longest decides whether the job fits
+on its machine. A look every second would miss it: it takes some tens of milliseconds. Here the
+kernel's own high-water mark is read (on Linux), so that each peak is exact. Beside it garbage is
+collected at fixed steps only, and the device's cache is cleared when much of it lies idle.
+
+    python examples/memory_care.py
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from ignite.engine import Events
+from ignite.metrics import Loss
+from torch import nn
+
+from ignite_hooks import ClearCache
+from ignite_hooks import GarbageCollector
+from ignite_hooks import MaxDeviceMemory
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks import create_supervised_evaluator
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks import ram_usage_metrics
+
+SEQUENCES, CHANNELS = 8, 16
+
+
+class Sequences:
+    """Batches of random walks, of lengths from 64 to ``longest``: which way does each point go?"""
+
+    def __init__(self, number, longest, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.lengths = torch.randint(64, longest // 4, (number,), generator=generator)
+        self.lengths[torch.randint(number, (1,), generator=generator)] = longest
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __iter__(self):
+        for length in self.lengths.tolist():
+            steps = torch.randn(SEQUENCES, CHANNELS, length)
+            yield steps.cumsum(dim=2), (steps.mean(dim=1) > 0).float()
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv1d(CHANNELS, 128, kernel_size=5, padding=2),
+        nn.GELU(),
+        nn.Conv1d(128, 128, kernel_size=5, padding=2),
+        nn.GELU(),
+        nn.Conv1d(128, 1, kernel_size=1),
+        nn.Flatten(start_dim=1),
+    )
+
+
+class LargestMinibatch:
+    """Remembers the minibatch of an epoch that needed most."""
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.EPOCH_STARTED, self.begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.compare)
+
+    def begin(self):
+        self.mib, self.length = 0.0, 0
+
+    def compare(self, engine):
+        mib = engine.state.metrics["minibatch_max_ram_mib"]
+        if mib > self.mib:
+            self.mib, self.length = mib, engine.state.batch[0].shape[2]
+
+
+def main():
+    args = parse_args()
+    torch.set_num_threads(1)
+    set_seed(0)
+    model = net()
+    accelerator = Accelerator(cpu=args.cpu)
+    evaluator = create_supervised_evaluator(
+        model, {"loss": Loss(F.binary_cross_entropy_with_logits)}, accelerator=accelerator
+    )
+    largest = LargestMinibatch()
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.AdamW(model.parameters(), lr=0.003),
+        F.binary_cross_entropy_with_logits,
+        Sequences(args.batches, args.longest, seed=1),
+        accelerator=accelerator,
+        validation=Validation(evaluator, Sequences(4, args.longest, seed=2), every_epochs=1),
+        handlers=[
+            *ram_usage_metrics(minibatch=True, epoch=True, experience=True, stream=True),
+            MaxDeviceMemory(),
+            largest,
+            ClearCache(every_epochs=1, min_fragmentation=0.3),
+            GarbageCollector(every_steps=20, disable_automatic=True, freeze_after=10),
+        ],
+    )
+
+    @trainer.on(TrainEvents.VALIDATION_COMPLETED)
+    def print_peaks(trainer):
+        metrics = trainer.state.metrics
+        print(
+            f"epoch {trainer.state.epoch}   peak {metrics['epoch_max_ram_mib']:.0f} MiB   "
+            f"largest minibatch {largest.mib:.0f} MiB (length {largest.length})   "
+            f"last minibatch {metrics['minibatch_max_ram_mib']:.0f} MiB   "
+            f"validation {metrics['stream_max_ram_mib']:.0f} MiB"
+        )
+        if "epoch_max_device_allocated_mib" in metrics:
+            allocated = metrics["epoch_max_device_allocated_mib"]
+            reserved = metrics["epoch_max_device_reserved_mib"]
+            print(f"          device {allocated:.0f} MiB of {reserved:.0f} MiB reserved")
+
+    trainer.run(max_epochs=args.epochs)
+    metrics = trainer.state.metrics
+    print(f"the whole run   peak {metrics['experience_max_ram_mib']:.0f} MiB")
+    print(f"the last garbage collection took {metrics['gc_seconds'] * 1000:.2f} ms")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=20, help="batches of an epoch")
+    parser.add_argument("--longest", type=int, default=6000, help="length of the longest sequence")
+    parser.add_argument("--cpu", action="store_true", help="use no GPU")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What the peaks of memory are worth, and what the memory handlers cost. From the root:
+
+python -m tests.benchmarks.memory
+
+Three tables: a spike of 300 MiB in a step, alive for a given time, as each backend sees it; what an
+iteration costs more, in engines that take turns in short runs, paired within each round; and what a
+long run with all the handlers leaves behind.
+"""
+
+import gc
+import os
+import platform
+import statistics
+import threading
+import time
+from mmap import MAP_ANONYMOUS
+from mmap import MAP_PRIVATE
+from mmap import mmap
+
+import psutil
+import torch
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks import ClearCache
+from ignite_hooks import GarbageCollector
+from ignite_hooks import MaxDeviceMemory
+from ignite_hooks import MinibatchMaxRAM
+from ignite_hooks import ram_usage_metrics
+from tests.reference import batches_of
+from tests.reference import make_trainer
+
+MIB = 2**20
+SPIKE = 300
+KINDS = {"minibatch": True, "epoch": True, "experience": True}
+
+
+def spike(milliseconds):
+    """Takes what is measured from the system and gives it back, as glibc does with large blocks."""
+    with mmap(-1, SPIKE * MIB, MAP_PRIVATE | MAP_ANONYMOUS) as block:
+        block[:: 2**12] = bytes(SPIKE * MIB // 2**12)
+        until = time.perf_counter() + milliseconds / 1000
+        while time.perf_counter() < until:
+            pass
+
+
+def peaks_of_spike(milliseconds, **options):
+    """How much each metric sees of one spike in the third of five iterations, in MiB."""
+
+    def peaks(act):
+        engine = Engine(lambda engine, batch: act() if batch == 3 else None)
+        for metric in ram_usage_metrics(**KINDS, **options):
+            metric.attach(engine)
+        seen = []
+
+        @engine.on(Events.ITERATION_COMPLETED)
+        def look():
+            seen.append(engine.state.metrics["minibatch_max_ram_mib"])
+
+        engine.run(range(1, 6))
+        return max(seen), *(engine.state.metrics[f"{k}_max_ram_mib"] for k in list(KINDS)[1:])
+
+    without = peaks(lambda: None)
+    with_spike = peaks(lambda: spike(milliseconds))
+    return [one - other for one, other in zip(with_spike, without, strict=True)]
+
+
+def accuracy(times=10):
+    print(f"A private mapping of {SPIKE} MiB, alive in a step; lowest and highest of {times}, MiB.")
+    print("The kernel's figures are those of the minibatch, the epoch and the run.\n")
+    print("| alive for | kernel | sampler, 0.01 s | sampler, 1 s |\n|---|---|---|---|")
+    for milliseconds in (0, 1, 5, 20):
+        cells = []
+        for options in (
+            {"backend": "kernel"},
+            {"backend": "sampler", "every": 0.01},
+            {"backend": "sampler"},
+        ):
+            found = [peaks_of_spike(milliseconds, **options) for _ in range(times)]
+            columns = list(zip(*found, strict=True))
+            shown = columns if options["backend"] == "kernel" else columns[:1]
+            cells.append(", ".join(f"{min(each):.1f} to {max(each):.1f}" for each in shown))
+        print(f"| {milliseconds} ms | {' | '.join(cells)} |")
+
+
+def no_op_engine(handlers):
+    return attached(Engine(lambda engine, batch: None), handlers)
+
+
+def real_trainer(handlers):
+    return attached(make_trainer(), handlers)
+
+
+def attached(engine, handlers):
+    for handler in handlers:
+        handler.attach(engine)
+    return engine
+
+
+def cost(make_engine, kinds, data, rounds, number=1):
+    """Prints what each kind adds to an iteration, divided by ``number``; the first is the base."""
+    engines = {name: make_engine(make()) for name, make in kinds.items()}
+    taken = {name: [] for name in engines}
+    for round_number in range(rounds + 1):
+        order = list(engines) if round_number % 2 else list(reversed(engines))
+        for name in order:
+            engines[name].run(data)
+            start = time.process_time()
+            engines[name].run(data)
+            taken[name].append((time.process_time() - start) / len(data) * 1e6)
+    (base, alone), *others = [(name, times[1:]) for name, times in taken.items()]
+    print(f"| {base} alone | {statistics.median(alone):.1f} | | 1 |")
+    for name, times in others:
+        more = [(one - other) / number for one, other in zip(times, alone, strict=True)]
+        low, middle, high = statistics.quantiles(more, n=4)
+        ratio = statistics.median(a / b for a, b in zip(times, alone, strict=True))
+        print(f"| … with {name} | {middle:+.2f} | {low:+.2f} to {high:+.2f} | {ratio:.3f} |")
+
+
+def listeners():
+    """Two handlers that do nothing: the least that something at both ends of an iteration costs."""
+
+    class Listeners:
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_STARTED, lambda: None)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: None)
+
+    return [Listeners()]
+
+
+def costs():
+    print(
+        "\nWhat an iteration takes, and takes more, in µs of CPU time: median and quartiles of the rounds.\n"
+    )
+    print("| | µs | quartiles | ratio |\n|---|---|---|---|")
+    metrics = {
+        "two handlers that do nothing": listeners,
+        "`MinibatchMaxRAM`": lambda: [MinibatchMaxRAM()],
+        "minibatch, epoch and run": lambda: ram_usage_metrics(**KINDS),
+        "`MinibatchMaxRAM(every_iterations=100)`": lambda: [MinibatchMaxRAM(every_iterations=100)],
+        "`MinibatchMaxRAM(backend='sampler')`": lambda: [MinibatchMaxRAM(backend="sampler")],
+    }
+    cost(no_op_engine, {"a no-op engine": list, **metrics}, range(1000), rounds=31)
+    cost(real_trainer, {"a small trainer": list, **metrics}, batches_of(200), rounds=31)
+    many = 500
+    cost(
+        real_trainer,
+        {
+            "a small trainer": list,
+            "`ClearCache(every_steps=1000)`": lambda: [
+                ClearCache(every_steps=1000) for _ in range(many)
+            ],
+            "`GarbageCollector(every_steps=1000)`": lambda: [
+                GarbageCollector(every_steps=1000) for _ in range(many)
+            ],
+        },
+        batches_of(900),
+        rounds=7,
+        number=many,
+    )
+    print(f"\nThe last two are a {many}th of what {many} of them take, each run's set-up included.")
+
+
+def soak(iterations=20_000, first=1_000):
+    process = psutil.Process()
+    trainer = make_trainer()
+    handlers = [
+        ClearCache(every_steps=500),
+        GarbageCollector(
+            every_steps=500, disable_automatic=True, freeze_after=100, track_pauses=True
+        ),
+        *ram_usage_metrics(**KINDS, stream=True),
+        MaxDeviceMemory(),
+    ]
+    attached(trainer, handlers)
+    rows = []
+
+    def look(when):
+        found = (
+            f"{process.memory_info().rss / MIB:.1f}",
+            threading.active_count(),
+            len(os.listdir("/proc/self/fd")),
+            len(gc.callbacks),
+            gc.isenabled(),
+            gc.get_freeze_count() > 0,
+        )
+        rows.append((when, *found))
+
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=first), lambda: look(f"after {first:,} iterations")
+    )
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=iterations), lambda: look(f"after {iterations:,}")
+    )
+    look("before the run")
+    trainer.run(batches_of(100), max_iters=iterations)
+    look("after the run")
+    print("\nA run with all memory handlers.\n")
+    print("| | resident, MiB | threads | descriptors | GC callbacks | GC on | frozen |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        print("|", " | ".join(map(str, row)), "|")
+
+
+def main():
+    torch.set_num_threads(1)
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
+    print(f"{machine}, Python {platform.python_version()}, torch {torch.__version__}\n")
+    accuracy()
+    costs()
+    soak()
+
+
+if __name__ == "__main__":
+    main()
