@@ -2,16 +2,13 @@
 
 from collections import deque
 from collections.abc import Generator
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sized
 from contextlib import contextmanager
-from itertools import chain
 from itertools import islice
 from typing import Any
 
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from accelerate.data_loader import DataLoaderDispatcher
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import find_batch_size
@@ -23,7 +20,7 @@ from torch.utils.data import IterableDataset
 from ignite_hooks.active_loader import activated
 from ignite_hooks.rng import RandomState
 
-__all__ = ["AdaptedLoader", "IndexedLoader", "PlainIterable"]
+__all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader", "parts_of"]
 
 
 class PlainIterable:
@@ -168,7 +165,7 @@ class TorchLoader(PlainIterable):
         """As Accelerate's own iteration begins and ends; samplers and data set know the pass."""
         loader = self.loader
         if not isinstance(loader, DataLoaderShard):
-            for each in _parts_of(loader):
+            for each in parts_of(loader):
                 if hasattr(each, "set_epoch"):
                     each.set_epoch(data_pass)
             yield
@@ -185,83 +182,7 @@ class TorchLoader(PlainIterable):
         return islice(iter(self.base), skipped, None) if skipped else iter(self.base)
 
 
-class IndexedLoader(TorchLoader):
-    """One with a sampler: its length is certain if the sampler's is, and no pass begins in vain.
-
-    A pass is entered anywhere without loading the batches before.
-    """
-
-    def __init__(self, loader: Any, even_batches: bool = True) -> None:
-        super().__init__(loader, even_batches)
-        self._drew_seed = True
-        self._at_end: list[torch.Tensor] = []
-
-    @property
-    def length(self) -> int | None:
-        """The number of index batches of this process."""
-        with self._even():
-            return PlainIterable.length.fget(self)  # type: ignore[attr-defined, no-any-return]
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """Those of the loader and of its (nested) samplers."""
-        found: list[torch.Generator] = []
-        for part in (self.base, *_parts_of(self.base)):
-            generator = getattr(part, "generator", None)
-            if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
-                found.append(generator)
-        return found
-
-    @contextmanager
-    def active(self, data_pass: int) -> Iterator[None]:
-        """Without even batches if there is no need for them."""
-        with self._even(), super().active(data_pass):
-            yield
-
-    def _open(self) -> Iterator[Any]:
-        # Workers that are there already are not given a new seed.
-        self._drew_seed = getattr(self.base, "_iterator", None) is None
-        return iter(self.base)
-
-    def _reopen(self, skip: int) -> Iterator[Any]:
-        base = self.base
-        begun = RandomState.capture(generators=self.generators)
-        if self._drew_seed:
-            torch.empty((), dtype=torch.int64).random_(generator=base.generator)
-        indices = iter(base.sampler if base.batch_sampler is None else base.batch_sampler)
-        remaining: Iterable[Any] = islice(indices, skip, None)
-        if self.length is None:
-            remaining = chain(list(islice(remaining, 1)), remaining)  # drawn from now on
-        else:
-            remaining = list(remaining)
-        self._at_end = [generator.get_state() for generator in self.generators]
-        begun.restore()
-        return iter(_over(base, remaining))
-
-    def _end_reopened(self) -> None:
-        """Samplers may have drawn at their end, from generators that are not global."""
-        if self.length is not None:
-            for generator, state in zip(self.generators, self._at_end, strict=True):
-                generator.set_state(state)
-
-    @contextmanager
-    def _even(self) -> Iterator[None]:
-        shards = [
-            sampler
-            for sampler in (self.loader.batch_sampler, self.loader.sampler)
-            if isinstance(sampler, BatchSamplerShard) and not self.even_batches
-        ]
-        before = [shard.even_batches for shard in shards]
-        for shard in shards:
-            shard.even_batches = False
-        try:
-            yield
-        finally:
-            for shard, even_batches in zip(shards, before, strict=True):
-                shard.even_batches = even_batches
-
-
-def _parts_of(loader: Any) -> list[Any]:
+def parts_of(loader: Any) -> list[Any]:
     """The data set and the samplers, nested ones too."""
     parts = [loader.dataset]
     samplers = [loader.batch_sampler, loader.sampler]
@@ -271,23 +192,3 @@ def _parts_of(loader: Any) -> list[Any]:
             parts.append(sampler)
             samplers += [getattr(sampler, name, None) for name in ("batch_sampler", "sampler")]
     return parts
-
-
-def _over(base: DataLoader[Any], indices: Iterable[Any]) -> DataLoader[Any]:
-    """A loader like ``base`` that goes over ``indices`` and then ends."""
-    order = {"sampler": indices, "batch_size": None}
-    if base.batch_sampler is not None:
-        order = {"batch_sampler": indices}
-    return DataLoader(
-        base.dataset,
-        **order,  # type: ignore[arg-type]
-        num_workers=base.num_workers,
-        collate_fn=base.collate_fn,
-        pin_memory=base.pin_memory,
-        timeout=base.timeout,
-        worker_init_fn=base.worker_init_fn,
-        multiprocessing_context=base.multiprocessing_context,
-        generator=base.generator,
-        prefetch_factor=base.prefetch_factor,
-        in_order=base.in_order,
-    )

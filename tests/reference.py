@@ -28,6 +28,23 @@ class Noisy(Dataset):
         return self.x[index] + self.noise * jitter, self.y[index]
 
 
+class Epochs:
+    """Batches, or their indices, that remember the epochs they were told."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+        self.epochs = []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
 def make_model(dropout=0.5):
     torch.manual_seed(0)
     return torch.nn.Sequential(
@@ -95,6 +112,12 @@ def batches_of(number, size=2):
         (torch.randn(size, 4, generator=generator), torch.randn(size, 2, generator=generator))
         for _ in range(number)
     ]
+
+
+def given(source, data_pass, skip):
+    """The batches that a kind of loader gives of a pass, but the first ``skip``."""
+    with source.active(data_pass):
+        return list(source.batches(data_pass, skip))
 
 
 def make_trainer(data=None, *, accumulation=1, dropout=0.0, **options):

@@ -8,8 +8,8 @@ from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
 
+from ignite_hooks.indexed_loader import IndexedLoader
 from ignite_hooks.loaders import AdaptedLoader
-from ignite_hooks.loaders import IndexedLoader
 from ignite_hooks.loaders import PlainIterable
 from ignite_hooks.loaders import TorchLoader
 from ignite_hooks.preparing import can_prepare

@@ -1,0 +1,115 @@
+"""A loader with a sampler: it knows its length, and a pass is entered anywhere."""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import DataLoader
+
+from ignite_hooks.loaders import PlainIterable
+from ignite_hooks.loaders import TorchLoader
+from ignite_hooks.loaders import parts_of
+from ignite_hooks.rng import RandomState
+
+__all__ = ["IndexedLoader"]
+
+
+class IndexedLoader(TorchLoader):
+    """One with a sampler: its length is certain if the sampler's is, and no pass begins in vain.
+
+    A pass is entered anywhere without loading the batches before.
+    """
+
+    def __init__(self, loader: Any, even_batches: bool = True) -> None:
+        super().__init__(loader, even_batches)
+        self._drew_seed = True
+        self._at_end: list[torch.Tensor] = []
+
+    @property
+    def length(self) -> int | None:
+        """The number of index batches of this process."""
+        with self._even():
+            return PlainIterable.length.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Those of the loader and of its (nested) samplers."""
+        found: list[torch.Generator] = []
+        for part in (self.base, *parts_of(self.base)):
+            generator = getattr(part, "generator", None)
+            if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
+                found.append(generator)
+        return found
+
+    @contextmanager
+    def active(self, data_pass: int) -> Iterator[None]:
+        """Without even batches if there is no need for them."""
+        with self._even(), super().active(data_pass):
+            yield
+
+    def _open(self) -> Iterator[Any]:
+        # Workers that are there already are not given a new seed.
+        self._drew_seed = getattr(self.base, "_iterator", None) is None
+        return iter(self.base)
+
+    def _reopen(self, skip: int) -> Iterator[Any]:
+        base = self.base
+        begun = RandomState.capture(generators=self.generators)
+        if self._drew_seed:
+            torch.empty((), dtype=torch.int64).random_(generator=base.generator)
+        indices = iter(base.sampler if base.batch_sampler is None else base.batch_sampler)
+        remaining: Iterable[Any] = islice(indices, skip, None)
+        if self.length is None:
+            remaining = chain(list(islice(remaining, 1)), remaining)  # drawn from now on
+        else:
+            remaining = list(remaining)
+        self._at_end = [generator.get_state() for generator in self.generators]
+        begun.restore()
+        return iter(_over(base, remaining))
+
+    def _end_reopened(self) -> None:
+        """Samplers may have drawn at their end, from generators that are not global."""
+        if self.length is not None:
+            for generator, state in zip(self.generators, self._at_end, strict=True):
+                generator.set_state(state)
+
+    @contextmanager
+    def _even(self) -> Iterator[None]:
+        shards = [
+            sampler
+            for sampler in (self.loader.batch_sampler, self.loader.sampler)
+            if isinstance(sampler, BatchSamplerShard) and not self.even_batches
+        ]
+        before = [shard.even_batches for shard in shards]
+        for shard in shards:
+            shard.even_batches = False
+        try:
+            yield
+        finally:
+            for shard, even_batches in zip(shards, before, strict=True):
+                shard.even_batches = even_batches
+
+
+def _over(base: DataLoader[Any], indices: Iterable[Any]) -> DataLoader[Any]:
+    """A loader like ``base`` that goes over ``indices`` and then ends."""
+    order = {"sampler": indices, "batch_size": None}
+    if base.batch_sampler is not None:
+        order = {"batch_sampler": indices}
+    return DataLoader(
+        base.dataset,
+        **order,  # type: ignore[arg-type]
+        num_workers=base.num_workers,
+        collate_fn=base.collate_fn,
+        pin_memory=base.pin_memory,
+        timeout=base.timeout,
+        worker_init_fn=base.worker_init_fn,
+        multiprocessing_context=base.multiprocessing_context,
+        generator=base.generator,
+        prefetch_factor=base.prefetch_factor,
+        in_order=base.in_order,
+    )
