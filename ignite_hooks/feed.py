@@ -2,13 +2,11 @@
 
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import ExitStack
 from contextlib import closing
-from itertools import islice
 from typing import Any
 from typing import NamedTuple
 
@@ -17,12 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
-from ignite_hooks.accelerators import smallest_of_all
+from ignite_hooks.pass_end import PassEnd
 from ignite_hooks.preparing import source_of
 
 __all__ = ["DataFeed", "FeedPosition"]
-
-_END = object()
 
 
 class FeedPosition(NamedTuple):
@@ -78,16 +74,15 @@ class DataFeed:
         self._accelerator = accelerator
         self._source = source_of(data, accelerator, even_batches)
         several = accelerator is not None and accelerator.num_processes > 1
-        self._agrees = several and even_batches and not self._source.ends_itself
+        agrees = several and even_batches and not self._source.ends_itself
         self._may_be_empty = several and not even_batches  # other processes have batches then
         self._device = _device_of_batches(self._source.loader, accelerator)
         self._position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
-        self._ahead: deque[Any] = deque()
         # Weak, so that an engine that drops its iterator ends it.
         self._giving: weakref.ref[Generator[Any, None, None]] | None = None
-        self._length = self._agreed_length()
+        self._end = PassEnd(self._source, accelerator if agrees else None)
         self.is_last = False
-        if self._length == 0 and not self._may_be_empty:
+        if self._end.length == 0 and not self._may_be_empty:
             raise ValueError(self._no_batches())
 
     @property
@@ -110,7 +105,7 @@ class DataFeed:
         """How many batches this pass has from the present one on; None where it is not known."""
         if self.is_last:
             return 1
-        return None if self._length is None else self._length - self._position.batches + 1
+        return None if self._end.length is None else self._end.length - self._position.batches + 1
 
     @property
     def generators(self) -> list[torch.Generator]:
@@ -120,13 +115,13 @@ class DataFeed:
     @property
     def length(self) -> int | None:
         """The number of batches in a pass; None where it is not certain."""
-        return self._length
+        return self._end.length
 
     def __len__(self) -> int:
         """The number of batches in a pass; a TypeError where it is not certain."""
-        if not self._length:
+        if not self._end.length:
             raise TypeError(f"{type(self.loader).__name__} has no certain number of batches")
-        return self._length
+        return self._end.length
 
     def __iter__(self) -> Iterator[Any]:
         if self._now_giving() is not None:
@@ -154,7 +149,7 @@ class DataFeed:
         """
         if self.can_repeat:
             self._position = FeedPosition(*position)
-            self._ahead.clear()
+            self._end.ahead.clear()
             self.is_last = False
         self.close()
 
@@ -188,7 +183,7 @@ class DataFeed:
         """Ends the iteration: workers go, and the loader is no longer Accelerate's active one."""
         giving, self._giving = self._now_giving(), None
         if self.can_repeat:
-            self._ahead.clear()
+            self._end.ahead.clear()
         if giving is not None:
             giving.close()
 
@@ -199,72 +194,32 @@ class DataFeed:
 
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""
-        if self._length is not None and self._position.batches >= self._length:
+        if self._end.length is not None and self._position.batches >= self._end.length:
             self._leave_pass()
         if self.can_repeat:
-            self._ahead.clear()
+            self._end.ahead.clear()
         with ExitStack() as stack:
             stack.enter_context(self._source.active(self._position.data_pass))
-            self._length = self._agreed_length()  # which may depend on the pass
+            self._end.settle()
             batches = stack.enter_context(closing(self._source.batches(*self._position)))
-            for is_last in self._fetch(batches):
+            for is_last in self._end.fetch(batches, *self._position):
                 data_pass, given = self._position
                 self._position = FeedPosition(data_pass, given + 1)
                 self.is_last = is_last
                 if is_last:
                     self._source.mark_last()
                 # Not kept under a name: a suspended generator would hold it through validation.
-                yield self._to_device(self._ahead.popleft())
+                yield self._to_device(self._end.ahead.popleft())
         if not self._position.batches and not self._may_be_empty:
             raise ValueError(self._no_batches())
         self._giving = None
         self._leave_pass()
-
-    def _fetch(self, batches: Iterator[Any]) -> Iterator[bool]:
-        """Puts batch after batch in ``_ahead``; says of each whether it is the last of the pass."""
-        if self._source.ends_itself:
-            while self._fill(batches, 1):
-                yield bool(self.loader.end_of_dataloader)
-        elif self._length is not None:
-            for number in range(self._position.batches + 1, self._length + 1):
-                if not self._fill(batches, 1):
-                    raise RuntimeError(self._wrong_length(f"only {number - 1}"))
-                yield number == self._length
-            if not self._agrees and next(batches, _END) is not _END:
-                raise RuntimeError(self._wrong_length("more"))
-        else:
-            yield from self._look_ahead(batches)
-
-    def _look_ahead(self, batches: Iterator[Any]) -> Iterator[bool]:
-        several = self._accelerator if self._agrees else None
-        window = several.gradient_accumulation_steps if several else 1
-        ending = False
-        while not ending:
-            available = self._fill(batches, window + 1)
-            if several:
-                available = smallest_of_all(available, several)
-            ending = available <= window
-            given = available if ending else window
-            for number in range(1, given + 1):
-                yield ending and number == given
-        self._ahead.clear()
-
-    def _fill(self, batches: Iterator[Any], count: int) -> int:
-        self._ahead.extend(islice(batches, count - len(self._ahead)))
-        return len(self._ahead)
 
     def _leave_pass(self) -> None:
         self._position = FeedPosition(self._position.data_pass + 1, 0)
         self.is_last = False
         if hasattr(self.loader, "iteration"):
             self.loader.iteration = self._position.data_pass
-
-    def _agreed_length(self) -> int | None:
-        length = self._source.length
-        if not self._agrees or self._accelerator is None:
-            return length
-        smallest = smallest_of_all(-1 if length is None else length, self._accelerator)
-        return None if smallest < 0 else smallest
 
     def _to_device(self, batch: Any) -> Any:
         if self._device is None or self._accelerator is None:
@@ -276,13 +231,6 @@ class DataFeed:
         return (
             f"`data` gave no batch in pass {self._position.data_pass + 1}, it must give at least "
             f"one: check the {_kind_of(self.loader)} and its data set{again}"
-        )
-
-    def _wrong_length(self, given: str) -> str:
-        return (
-            f"`data` must give as many batches as its len() says, which is {self._length}; it gave "
-            f"{given} in pass {self._position.data_pass + 1}: correct __len__ of its batch sampler "
-            "(or remove it, and the feed looks ahead)"
         )
 
 
