@@ -2,8 +2,9 @@
 
 Those are ``_event_handlers``, the table of handlers; ``_allowed_events``, the events registered;
 ``_fire_event``, which calls the handlers;
-``_internal_run_generator``, the run that an engine is in the middle of; and, in ``loop.py``,
-``_process_function`` and ``_init_timers``. ``tests/test_engine.py`` fails when one of them changes
+``_internal_run_generator``, the run that an engine is in the middle of; and
+``_process_function`` in ``iterating.py``, ``_init_timers`` in ``loop.py`` and
+``_state_dict_user_keys`` in ``trainer.py``. ``tests/test_engine.py`` fails when one of them changes
 its meaning.
 """
 

@@ -6,7 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import GradientState
+from ignite.engine import Events
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 from ignite_hooks import create_supervised_trainer
 
@@ -26,6 +30,30 @@ class Noisy(Dataset):
     def __getitem__(self, index):
         jitter = torch.randn(4) + random.random() + float(np.random.rand())
         return self.x[index] + self.noise * jitter, self.y[index]
+
+
+def samples(number):
+    noisy = Noisy(number)
+    return TensorDataset(noisy.x, noisy.y)
+
+
+def shuffled(batches=5):
+    """Shuffled by the global generator of torch, which nothing else draws from."""
+    return DataLoader(samples(2 * batches), batch_size=2, shuffle=True)
+
+
+def augmented(batches=5):
+    return DataLoader(Noisy(2 * batches), batch_size=2, shuffle=True)
+
+
+class Repeatable:
+    """Can be iterated again; of no known length."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
 
 
 class Epochs:
@@ -114,6 +142,11 @@ def batches_of(number, size=2):
     ]
 
 
+def position(batches, batch):
+    """The place of ``batch`` itself in a list."""
+    return next(i for i, each in enumerate(batches) if each is batch)
+
+
 def given(source, data_pass, skip):
     """The batches that a kind of loader gives of a pass, but the first ``skip``."""
     with source.active(data_pass):
@@ -130,6 +163,30 @@ def make_trainer(data=None, *, accumulation=1, dropout=0.0, **options):
     return create_supervised_trainer(
         model, optimizer, data=data, accelerator=accelerator, **options
     )
+
+
+NO_DATA = {
+    "batch_processor": lambda model, batch: (None, model(torch.ones(1, 4)).pow(2).mean()),
+}
+"""What a trainer is made with that is run without data."""
+
+
+def trained(make_data, epochs=2, **options):
+    """The weights of an unbroken run, and its trainer."""
+    seed()
+    trainer = make_trainer(make_data(), **options)
+    trainer.run(max_epochs=epochs)
+    return weights(trainer.model), trainer
+
+
+def assert_clean(trainer):
+    """Neither a loader that is taken for the active one nor a gradient is left."""
+    assert GradientState().dataloader_references == [None]
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+WITHIN_THE_DATA = [event for event in Events if event is not Events.DATALOADER_STOP_ITERATION]
+"""All events of Ignite but that of the end of the data."""
 
 
 def record(engine, events):

@@ -6,12 +6,13 @@ import torch
 from accelerate.state import GradientState
 from ignite.engine import Engine
 from ignite.engine import Events
-from torch.utils.data import DataLoader
 
 from ignite_hooks import DataFeed
 from ignite_hooks import Trainer
 from ignite_hooks import TrainEvents
-from tests.reference import Noisy
+from tests.reference import NO_DATA
+from tests.reference import Repeatable
+from tests.reference import augmented
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import make_trainer
@@ -19,26 +20,10 @@ from tests.reference import record
 from tests.reference import seed
 from tests.reference import weights
 
-IDLE = {"batch_processor": lambda model, batch: (None, model(torch.ones(1, 4)).pow(2).mean())}
-
-
-def augmented(batches=5):
-    return DataLoader(Noisy(2 * batches), batch_size=2, shuffle=True)
-
 
 def seeded_trainer(**options):
     seed()
     return make_trainer(augmented(), dropout=0.5, **options)
-
-
-class Repeatable:
-    """Can be iterated again; of no known length."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        return iter(self.batches)
 
 
 def counters(trainer):
@@ -469,7 +454,7 @@ def test_data_that_can_not_be_iterated_is_an_error():
 
 
 def test_without_data_batches_are_none_for_as_many_epochs_as_wanted():
-    trainer, batches = make_trainer(**IDLE), []
+    trainer, batches = make_trainer(**NO_DATA), []
     trainer.add_event_handler(
         Events.ITERATION_STARTED, lambda engine: batches.append(engine.state.batch)
     )

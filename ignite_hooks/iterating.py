@@ -1,0 +1,138 @@
+"""The batches of one epoch, one by one, and what a handler asks for meanwhile."""
+
+from collections.abc import Callable
+from collections.abc import Generator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks.active_loader import set_aside
+from ignite_hooks.channels import Channels
+from ignite_hooks.counting import CountingEngine
+from ignite_hooks.postponed import Postponed
+
+if TYPE_CHECKING:
+    from ignite_hooks.handlers.optimizer_step import OptimizerStep
+
+__all__ = ["IteratingEngine", "Terminate", "TerminateEpoch"]
+
+
+class Terminate(Exception):
+    """The run ends."""
+
+
+class TerminateEpoch(Exception):
+    """The epoch ends."""
+
+
+class IteratingEngine(CountingEngine):
+    """Takes batch after batch through the scopes and events of an iteration.
+
+    Whether to stop, to end the epoch or to interrupt is asked where Ignite asks: after the events
+    that can ask for it. What is open in the loop or in the epoch is left first, and then
+    ``Terminate`` or ``TerminateEpoch`` takes the way out of the generators.
+    """
+
+    def __init__(
+        self, process_function: Callable[[Engine, Any], Any], optimizer_step: "OptimizerStep"
+    ) -> None:
+        super().__init__(process_function, optimizer_step)
+        self.stop_reason: str | None = None
+        self.hook_channels = Channels(self)
+        self._postponed = Postponed()
+        self._depth_in_loop = self._depth_in_epoch = 0
+        self._batches: Iterator[Any] = iter(())
+        self._has_data = False
+
+    def postpone(self, act: Callable[[], None], turn: int = 0) -> None:
+        """Has ``act`` called once when all handlers of this moment have returned.
+
+        That is after STARTED, after ITERATION_COMPLETED, or, from the last batch of an epoch on,
+        after EPOCH_COMPLETED. What has a smaller ``turn`` comes first.
+        """
+        self._postponed.add(act, turn)
+
+    def _iterations(self) -> Generator[Any, None, None]:
+        state, fire, channels = self.state, self._fire_event, self.hook_channels
+        fire_of_data = fire if self._has_data else _silent
+        try:
+            while not self._place.progress.is_full:
+                yield from self._fetch(fire_of_data)
+                self._count_batch()
+                with channels.on_step:
+                    fire(Events.ITERATION_STARTED)
+                    if self._is_signalled():
+                        yield from self._obey()
+                    with channels.on_batch:
+                        state.output = self._process_function(self, state.batch)
+                    fire(Events.ITERATION_COMPLETED)
+                    is_last = self._place.progress.is_full
+                    self._stop_at_limit(is_last)
+                    if self._postponed and not is_last:
+                        self._postponed.do()
+                if is_last and self.should_terminate:
+                    return  # the epoch completes first
+                if self._is_signalled():
+                    yield from self._obey()
+        except TerminateEpoch:
+            fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=self._place.progress.batches)
+            self._optimizer_step.drop_window()
+            self._feed.next_pass()
+            self._batches = iter(self._feed)
+
+    def _fetch(self, fire: Callable[[Any], None]) -> Generator[Any, None, None]:
+        """Gets a batch, from a new pass over the data when one has ended."""
+        state = self.state
+        state.batch = state.model_outputs = state.loss = None
+        state.step_committed = False
+        fire(Events.GET_BATCH_STARTED)
+        if self._is_signalled():
+            yield from self._obey()
+        try:
+            state.batch = next(self._batches)
+        except StopIteration:
+            ended = self._batches
+            fire(Events.DATALOADER_STOP_ITERATION)
+            yield from self._obey()
+            if self._batches is ended:  # no handler has set other data
+                self._batches = iter(self._feed)
+            state.batch = next(self._batches)
+        state.output = None
+        fire(Events.GET_BATCH_COMPLETED)
+        if self._is_signalled():
+            yield from self._obey()
+
+    def _stop_at_limit(self, is_last: bool) -> None:
+        """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""
+        limit = self._limit_reached()
+        if limit == "max_steps" or (limit == "max_iters" and not is_last):
+            self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
+            self.should_terminate = self.should_terminate or True
+
+    def _is_signalled(self) -> bool:
+        return bool(
+            self.should_terminate or self.should_terminate_single_epoch or self.should_interrupt
+        )
+
+    def _obey(self) -> Generator[Any, None, None]:
+        if self.should_terminate:
+            self.hook_channels.scopes.leave(self._depth_in_loop)
+            raise Terminate
+        if self.should_terminate_single_epoch:
+            self.hook_channels.scopes.leave(self._depth_in_epoch)
+            raise TerminateEpoch
+        if self.should_interrupt:
+            self._fire_event(Events.INTERRUPT)
+            self.should_interrupt = False
+            feed = self._feed
+            with set_aside(feed.loader):
+                yield self.state
+            if feed is not self._feed:  # set_data, meanwhile
+                feed.deactivate()
+
+
+def _silent(event: Any) -> None:
+    """Without data Ignite fires no events of the data."""
