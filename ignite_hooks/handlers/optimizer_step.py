@@ -19,10 +19,10 @@ from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.handlers.base import attached
+from ignite_hooks.handlers.foreign_windows import attach_to_foreign
 from ignite_hooks.handlers.lr_scheduling import scheduler_for
 from ignite_hooks.handlers.prepared_optimizer import PreparedOptimizer
 from ignite_hooks.handlers.timetable import Timetable
-from ignite_hooks.handlers.window import EngineData
 from ignite_hooks.handlers.window import Window
 from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.progress import whole_number
@@ -89,7 +89,7 @@ class OptimizerStep(Handler):
         self.window = Window()
         self._divisor = 1
         self._timetable = Timetable()
-        self._is_stepping = False
+        self.is_stepping = False
         self._attachment: Attachment | None = None
 
     @property
@@ -129,10 +129,49 @@ class OptimizerStep(Handler):
         no_sync: AbstractContextManager[Any] = accelerator.no_sync(model)
         return no_sync
 
+    def take_batch(self, batches_left: Callable[[], int | None]) -> None:
+        """Takes a batch into the window, and says whether gradients are exchanged after it.
+
+        Args:
+            batches_left: asked, where it matters, how many batches come from this one on; None
+                where that is not known.
+        """
+        accelerator, window = self.accelerator, self.window
+        full_size = self._divisor = accelerator.gradient_accumulation_steps
+        window.take(full_size, batches_left() if full_size > 1 else None)
+        accelerator.sync_gradients = window.is_closing
+        # What `accelerator.accumulate`, if the process function uses it, makes the same of.
+        accelerator.step = full_size - 1 if window.is_closing else window.count - 1
+
+    def close_window(self, engine: Any) -> None:
+        """Steps with the gradient of the mean over the window, and clears it."""
+        self.is_stepping = True
+        self.accelerator.sync_gradients = True
+        if self.window.count != self._divisor:
+            self.prepared.scale(self._divisor / self.window.count)
+        self.prepared.unscale()
+        with engine.hook_channels.on_optimizer_step:
+            engine.fire_event(TrainEvents.OPTIMIZER_STEP_STARTED)
+            committed = self.prepared.step()
+            self.window.close()
+            if committed:
+                self.steps += 1
+                engine.state.optimizer_step = self.steps
+                engine.state.step_committed = True
+                if self.lr_scheduler is not None and self.scheduler_at == "step":
+                    self.lr_scheduler.step()
+                engine.fire_event(TrainEvents.OPTIMIZER_STEP_COMPLETED)
+            self.prepared.zero_grad()
+        self.is_stepping = False
+        if committed:
+            engine.fire_event(TrainEvents.GRADIENTS_CLEARED)
+            if self.steps >= self._timetable.next_due:
+                self._timetable.act(self.steps)
+
     def drop_window(self) -> None:
         """Forgets the batches of the open window and zeroes their gradients."""
         self.window.close()
-        self._is_stepping = False
+        self.is_stepping = False
         self.accelerator.step = 0
         self.prepared.zero_grad()
 
@@ -164,47 +203,18 @@ class OptimizerStep(Handler):
                 stacklevel=3,
             )
         TrainEvents.register(engine)
-        channels_of(engine)  # for `_close` to open one
+        channels_of(engine)  # for `close_window` to open one
         engine.state.step_committed = False
         self.start_from(engine.state.optimizer_step, engine)
         attachment.during_run(self._in_run)
         if isinstance(engine, TrainingLoop):
             attachment.on(Events.ITERATION_STARTED, self._take_in_training)
         else:
-            self._attach_to_foreign(attachment)
+            attach_to_foreign(self, attachment)
         attachment.on(Events.ITERATION_COMPLETED, self._close_if_due)
         if self.lr_scheduler is not None and self.scheduler_at == "epoch":
             attachment.on(Events.EPOCH_COMPLETED, lambda engine: self.lr_scheduler.step())
         self._attachment = attachment
-
-    def _attach_to_foreign(self, attachment: Attachment) -> None:
-        data = EngineData()
-
-        def start(engine: Engine) -> None:
-            data.run_starts(engine)
-            self.drop_window()
-            if engine.state.iteration == 0:
-                self.start_from(0, engine)
-
-        attachment.on(Events.STARTED, start)
-        attachment.on(Events.EPOCH_STARTED, data.epoch_starts)
-        attachment.on(
-            Events.ITERATION_STARTED,
-            lambda engine: self._take(engine, lambda: data.batches_left(engine)),
-        )
-        attachment.on(Events.DATALOADER_STOP_ITERATION, self._close_late)
-        attachment.on(Events.TERMINATE, data.run_terminates)
-        dropping = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH
-        attachment.on(dropping, lambda engine: self.drop_window())
-
-        def end_epoch(engine: Engine) -> None:
-            # It is open after a failure that a handler swallowed, or if the end was not foreseen.
-            if self._is_stepping or self.window.is_closing or not data.is_whole(engine):
-                self.drop_window()
-            else:
-                self._close_late(engine)
-
-        attachment.on(Events.EPOCH_COMPLETED, end_epoch)
 
     @contextmanager
     def _in_run(self, engine: Engine) -> Iterator[None]:
@@ -215,53 +225,8 @@ class OptimizerStep(Handler):
             raise
 
     def _take_in_training(self, engine: Any) -> None:
-        self._take(engine, lambda: engine.batches_left)
-
-    def _take(self, engine: Any, batches_left: Callable[[], int | None]) -> None:
-        accelerator, window = self.accelerator, self.window
-        full_size = self._divisor = accelerator.gradient_accumulation_steps
-        window.take(full_size, batches_left() if full_size > 1 else None)
-        engine.state.step_committed = False
-        accelerator.sync_gradients = window.is_closing
-        # What `accelerator.accumulate`, if the process function uses it, makes the same of.
-        accelerator.step = full_size - 1 if window.is_closing else window.count - 1
+        self.take_batch(lambda: engine.batches_left)
 
     def _close_if_due(self, engine: Engine) -> None:
         if self.window.is_closing:
-            self._close(engine)
-
-    def _close(self, engine: Any) -> None:
-        self._is_stepping = True
-        self.accelerator.sync_gradients = True
-        if self.window.count != self._divisor:
-            self.prepared.scale(self._divisor / self.window.count)
-        self.prepared.unscale()
-        with engine.hook_channels.on_optimizer_step:
-            engine.fire_event(TrainEvents.OPTIMIZER_STEP_STARTED)
-            committed = self.prepared.step()
-            self.window.close()
-            if committed:
-                self.steps += 1
-                engine.state.optimizer_step = self.steps
-                engine.state.step_committed = True
-                if self.lr_scheduler is not None and self.scheduler_at == "step":
-                    self.lr_scheduler.step()
-                engine.fire_event(TrainEvents.OPTIMIZER_STEP_COMPLETED)
-            self.prepared.zero_grad()
-        self._is_stepping = False
-        if committed:
-            engine.fire_event(TrainEvents.GRADIENTS_CLEARED)
-            if self.steps >= self._timetable.next_due:
-                self._timetable.act(self.steps)
-
-    def _close_late(self, engine: Engine) -> None:
-        """The data ended and nothing had told that it would."""
-        if not self.window.count:
-            return
-        if self.accelerator.use_distributed:
-            raise RuntimeError(
-                "`data` must tell its last batch as the last, for the processes to reduce their "
-                f"gradients then; {type(engine.state.dataloader).__name__} does not: run the "
-                "engine on DataFeed(data, accelerator)"
-            )
-        self._close(engine)
+            self.close_window(engine)

@@ -1,11 +1,6 @@
 """How many batches go into one optimizer step, and whether the present one is the last of them."""
 
-from accelerate.state import GradientState
-from ignite.engine import Engine
-
-from ignite_hooks.feed import DataFeed
-
-__all__ = ["EngineData", "Window"]
+__all__ = ["Window"]
 
 
 class Window:
@@ -41,54 +36,3 @@ class Window:
         """Leaves no batch in it; the next ``take`` opens a new one."""
         self.count = 0
         self.is_closing = False
-
-
-class EngineData:
-    """How much data a hand-made engine has left, by all that there is to tell.
-
-    The number of batches in the epoch is counted here: after ``terminate_epoch()`` the remainder of
-    ``iteration`` by ``epoch_length`` is no longer the place in the epoch.
-    """
-
-    def __init__(self) -> None:
-        self._epoch_began_after = 0
-        self._may_be_resumed = True
-        self._was_terminated = False
-
-    def run_starts(self, engine: Engine) -> None:
-        """At STARTED: a state may have been loaded."""
-        self._may_be_resumed = not self._was_terminated
-        self._was_terminated = False
-
-    def run_terminates(self, engine: Engine) -> None:
-        """At TERMINATE: the next run begins with a whole epoch, Ignite's way."""
-        self._was_terminated = True
-
-    def epoch_starts(self, engine: Engine) -> None:
-        """At EPOCH_STARTED: the first one may be resumed half-way."""
-        done = engine.state.iteration
-        within = done % (engine.state.epoch_length or 1) if self._may_be_resumed else 0
-        self._epoch_began_after = done - within
-        self._may_be_resumed = False
-
-    def is_whole(self, engine: Engine) -> bool:
-        """Whether the epoch that ends now had all its batches, as Ignite counts them."""
-        return engine.state.iteration - self._epoch_began_after == engine.state.epoch_length
-
-    def batches_left(self, engine: Engine) -> int | None:
-        """How many batches come from the present one on before data, epoch or run ends."""
-        state = engine.state
-        max_iters = getattr(state, "max_iters", None)  # Ignite 0.5.4 has none
-        ends = [
-            state.dataloader.batches_left if isinstance(state.dataloader, DataFeed) else None,
-            1 if _accelerate_sees_the_end(state.dataloader) else None,
-            state.epoch_length
-            and self._epoch_began_after + state.epoch_length - state.iteration + 1,
-            max_iters and max_iters - state.iteration + 1,
-        ]
-        return min((end for end in ends if end is not None), default=None)
-
-
-def _accelerate_sees_the_end(loader: object) -> bool:
-    state = GradientState()
-    return state.active_dataloader is loader and state.end_of_dataloader

@@ -1,16 +1,7 @@
-from types import SimpleNamespace
-
-import pytest
-from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
-from ignite.engine import Engine
-from ignite.engine import Events
-from torch.utils.data import DataLoader
 
-from ignite_hooks import DataFeed
-from ignite_hooks.handlers.window import EngineData
 from ignite_hooks.handlers.window import Window
 
 
@@ -67,85 +58,3 @@ def test_a_window_never_outgrows_its_size_whatever_it_is_told(told):
         if window.is_closing:
             window.close()
             assert (window.count, window.is_closing) == (0, False)
-
-
-class WithoutLength:
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        return iter(self.batches)
-
-
-def record_batches_left(engine):
-    """What EngineData tells of each batch."""
-    data, told = EngineData(), []
-    engine.add_event_handler(Events.STARTED, data.run_starts)
-    engine.add_event_handler(Events.EPOCH_STARTED, data.epoch_starts)
-    engine.add_event_handler(
-        Events.ITERATION_STARTED, lambda engine: told.append(data.batches_left(engine))
-    )
-    return told
-
-
-@pytest.mark.parametrize(
-    ("data", "limits", "expected"),
-    [
-        (range(3), {"max_epochs": 2}, [3, 2, 1, 3, 2, 1]),
-        (range(3), {"max_iters": 4}, [3, 2, 1, 1]),
-        (range(4), {"epoch_length": 2, "max_epochs": 2}, [2, 1, 2, 1]),
-        (WithoutLength([1, 2, 3]), {"max_epochs": 2}, [None, None, None, 3, 2, 1]),
-        (WithoutLength([1, 2, 3]), {"max_iters": 2}, [2, 1]),
-    ],
-)
-def test_an_engine_tells_how_many_batches_are_left(data, limits, expected):
-    engine = Engine(lambda engine, batch: None)
-    told = record_batches_left(engine)
-    engine.run(data, **limits)
-    assert told == expected
-
-
-def test_a_feed_tells_the_end_of_its_pass_within_a_longer_epoch():
-    engine = Engine(lambda engine, batch: None)
-    told = record_batches_left(engine)
-    engine.run(DataFeed([1, 2, 3]), epoch_length=5)
-    assert told == [3, 2, 1, 2, 1]
-
-
-def test_a_prepared_loader_tells_its_last_batch():
-    loader = Accelerator(cpu=True).prepare(DataLoader(range(6), batch_size=2))
-    engine = Engine(lambda engine, batch: None)
-    told = record_batches_left(engine)
-    engine.run(WithoutLength(loader))
-    assert told == [None, None, None]
-    told.clear()
-    engine.state.max_epochs = None
-    engine.run(loader, epoch_length=5)
-    assert told == [5, 4, 1, 2, 1]
-    loader.end()
-
-
-def test_after_terminate_epoch_the_place_in_the_epoch_is_counted_from_its_start():
-    engine = Engine(lambda engine, batch: None)
-    told = record_batches_left(engine)
-    engine.add_event_handler(
-        Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate_epoch()
-    )
-    engine.run(range(3), max_epochs=3)
-    assert told == [3, 2, 3, 2, 1, 3, 2, 1]
-
-
-@pytest.mark.parametrize(("iteration", "expected"), [(4, [2, 1, 3, 2, 1]), (3, [3, 2, 1] * 2)])
-def test_a_resumed_engine_begins_where_its_state_says(iteration, expected):
-    engine = Engine(lambda engine, batch: None)
-    told = record_batches_left(engine)
-    engine.load_state_dict({"iteration": iteration, "epoch_length": 3, "max_epochs": 3})
-    engine.run(range(3))
-    assert told == expected
-
-
-def test_without_any_limit_nothing_is_told():
-    state = SimpleNamespace(
-        dataloader=WithoutLength([]), epoch_length=None, max_iters=None, iteration=1
-    )
-    assert EngineData().batches_left(SimpleNamespace(state=state)) is None
