@@ -199,3 +199,38 @@ def record(engine, events):
 
         engine.add_event_handler(event, note)
     return seen
+
+
+class Log(list):
+    """What was entered and left, in order, and ``open``, what is open now."""
+
+    def __init__(self):
+        self.open = []
+
+    def enter(self, name):
+        self.append(f"+{name}")
+        self.open.append(name)
+
+    def leave(self, name, error=None):
+        assert self.open.pop() == name, "another is the innermost"
+        self.append(f"-{name}" if error is None else (f"-{name}", error))
+
+    @property
+    def failed(self):
+        """The ways out by a failure."""
+        return [entry for entry in self if not isinstance(entry, str)]
+
+
+def noting(log, name):
+    """A context that tells ``log`` when it is entered and how it is left."""
+
+    def context(engine):
+        log.enter(name)
+        try:
+            yield
+        except BaseException as error:
+            log.leave(name, error)
+            raise
+        log.leave(name)
+
+    return context

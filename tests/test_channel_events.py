@@ -23,9 +23,11 @@ from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.channels import CHANNELS
 from ignite_hooks.engine import belongings
 from ignite_hooks.engine import forget_run
+from tests.reference import Log
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import make_trainer
+from tests.reference import noting
 from tests.reference import weights
 
 UNSURE = "on_loop and on_epoch may be left late after a failure"
@@ -37,38 +39,6 @@ AT_EVENTS = ("on_loop", "on_epoch", "on_step", "on_batch")
 
 class Broken(Exception):
     pass
-
-
-class Log(list):
-    """What was entered and left, in order, and ``open``, what is open now."""
-
-    def __init__(self):
-        self.open = []
-
-    def enter(self, name):
-        self.append(f"+{name}")
-        self.open.append(name)
-
-    def leave(self, name, error=None):
-        assert self.open.pop() == name, "another is the innermost"
-        self.append(f"-{name}" if error is None else (f"-{name}", error))
-
-    @property
-    def failed(self):
-        return [entry for entry in self if not isinstance(entry, str)]
-
-
-def noting(log, name):
-    def context(engine):
-        log.enter(name)
-        try:
-            yield
-        except BaseException as error:
-            log.leave(name, error)
-            raise
-        log.leave(name)
-
-    return context
 
 
 def hooks_of(log, channels=CHANNELS, names=("",)):

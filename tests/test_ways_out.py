@@ -16,8 +16,10 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.channels import CHANNELS
 from ignite_hooks.scopes import ScopeStack
+from tests.reference import Log
 from tests.reference import batches_of
 from tests.reference import make_trainer
+from tests.reference import noting
 from tests.reference import weights
 
 
@@ -25,36 +27,8 @@ class Broken(Exception):
     pass
 
 
-class Log(list):
-    """What was entered and left, in order, and ``open``, what is open now."""
-
-    def __init__(self):
-        self.open = []
-
-    def enter(self, name):
-        self.append(f"+{name}")
-        self.open.append(name)
-
-    def leave(self, name, error=None):
-        assert self.open.pop() == name, "another is the innermost"
-        self.append(f"-{name}" if error is None else (f"-{name}", error))
-
-
-def as_generator(log, name):
-    def context(engine):
-        log.enter(name)
-        try:
-            yield
-        except BaseException as error:
-            log.leave(name, error)
-            raise
-        log.leave(name)
-
-    return context
-
-
 def as_context_manager(log, name):
-    return contextmanager(as_generator(log, name))
+    return contextmanager(noting(log, name))
 
 
 def as_class(log, name):
@@ -78,14 +52,14 @@ def as_two_functions(log, name):
     )
 
 
-KINDS = [as_generator, as_context_manager, as_class, as_two_functions]
+KINDS = [noting, as_context_manager, as_class, as_two_functions]
 ALL_AND_EACH = [
     pytest.param(CHANNELS, id="all"),
     *(pytest.param([channel], id=channel) for channel in CHANNELS),
 ]
 
 
-def trainer_with(channels=CHANNELS, kind=as_generator):
+def trainer_with(channels=CHANNELS, kind=noting):
     """A trainer of five batches in windows of two, with two contexts on each channel."""
     log = Log()
     validation = Validation(lambda: None, every_steps=1)
@@ -350,7 +324,7 @@ def test_after_a_context_that_failed_the_others_are_left_and_training_goes_on(
     trainer, log = trainer_with()
     error = Broken()
     trainer.hooks.register(channel, context_that_fails(side, times, log, error))
-    trainer.hooks.register(channel, as_generator(log, "last"))
+    trainer.hooks.register(channel, noting(log, "last"))
     with pytest.raises(Broken) as caught:
         trainer.run(max_epochs=2)
     assert caught.value is error
@@ -474,7 +448,7 @@ class Stopping:
 def test_a_context_can_make_a_clean_stop_of_a_failure(channel, context, unbroken):
     trainer, log = trainer_with()
     stop = trainer.hooks.register(channel, context)
-    trainer.hooks.register(channel, as_generator(log, "inner"))
+    trainer.hooks.register(channel, noting(log, "inner"))
     is_step = channel == "on_optimizer_step"
     event = TrainEvents.OPTIMIZER_STEP_STARTED if is_step else TrainEvents.MODEL_FORWARD_STARTED
     fail_at(event, 2)(trainer)
