@@ -22,8 +22,8 @@ from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.memory.process_gc import automatic_collection_off
 from ignite_hooks.memory.process_gc import automatic_pauses
 from ignite_hooks.memory.process_gc import frozen
-from ignite_hooks.memory.process_gc import warn_once
 from ignite_hooks.memory.upkeep import Upkeep
+from ignite_hooks.warn_once import warn_once
 
 __all__ = ["CudaGarbageCollector", "GarbageCollector"]
 

@@ -1,15 +1,17 @@
 """Python's garbage collector, as several runs at once may change it and the last puts it back."""
 
 import gc
-import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from threading import Lock
 from time import perf_counter
 from typing import Any
 
-__all__ = ["automatic_collection_off", "automatic_pauses", "frozen", "warn_once"]
+from ignite_hooks.warn_once import warn_once
+
+__all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
 
 
 class _Shared:
@@ -49,7 +51,7 @@ def _disable() -> Callable[[], None]:
 _disabled = _Shared(_disable)
 
 
-def automatic_collection_off() -> Any:
+def automatic_collection_off() -> AbstractContextManager[None]:
     """A scope without automatic collections. In several at once, the last restores what was."""
     return _disabled.held()
 
@@ -66,20 +68,10 @@ def _freeze() -> Callable[[], None]:
     return gc.unfreeze
 
 
-_said: set[str] = set()
-
-
-def warn_once(message: str) -> None:
-    """Warns, once in this process."""
-    if message not in _said:
-        _said.add(message)
-        warnings.warn(message, stacklevel=3)
-
-
 _frozen = _Shared(_freeze)
 
 
-def frozen() -> Any:
+def frozen() -> AbstractContextManager[None]:
     """A scope in which no collection looks at the objects that there were at its beginning.
 
     It begins with a full collection. What another had frozen before stays frozen, and then nothing

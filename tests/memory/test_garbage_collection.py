@@ -13,7 +13,7 @@ from ignite_hooks import GarbageCollector
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks.memory import process_gc
+from ignite_hooks import warn_once
 from tests.memory.test_process_gc import Node
 from tests.memory.test_process_gc import objects_to_collect
 from tests.memory.test_process_gc import old_cycle
@@ -24,7 +24,7 @@ from tests.reference import make_trainer
 @pytest.fixture(autouse=True)
 def _as_found():
     callbacks = list(gc.callbacks)
-    process_gc._said.clear()
+    warn_once._said.clear()
     yield
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0

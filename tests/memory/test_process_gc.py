@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from ignite_hooks.memory import process_gc
+from ignite_hooks import warn_once
 from ignite_hooks.memory.process_gc import automatic_collection_off
 from ignite_hooks.memory.process_gc import automatic_pauses
 from ignite_hooks.memory.process_gc import frozen
@@ -14,7 +14,7 @@ def _as_found():
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
     callbacks = list(gc.callbacks)
-    process_gc._said.clear()
+    warn_once._said.clear()
     yield
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
