@@ -75,28 +75,6 @@ def test_the_decorator_registers_and_returns_the_context():
     assert next(context(None)) is None
 
 
-def test_a_registration_is_removed_alone_and_once():
-    trainer, log = make_trainer(batches_of(1)), []
-    context = recorder(log, "twice")
-    first, second = (trainer.hooks.register("on_step", context) for _ in range(2))
-    first.remove()
-    first.remove()
-    assert len(trainer.hooks) == 1
-    trainer.run()
-    assert log == ["+twice", "-twice"]
-    second.remove()
-    trainer.run()
-    assert len(log) == 2
-
-
-def test_a_registration_lasts_until_the_end_of_its_with():
-    trainer, log = make_trainer(batches_of(1)), []
-    with trainer.hooks.register("on_step", recorder(log, "a")):
-        trainer.run()
-    trainer.run()
-    assert log == ["+a", "-a"]
-
-
 def test_all_of_a_set_are_registered_in_order_and_removed_with_one_handle():
     log = []
     hooks = hooks_of(log, "on_step", "a")

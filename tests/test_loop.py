@@ -168,32 +168,6 @@ def test_the_times_of_epochs_and_run_are_in_the_state():
     assert trainer.state.times["COMPLETED"] >= trainer.state.times["EPOCH_COMPLETED"] > 0
 
 
-# What handlers write to the state
-
-
-@pytest.mark.parametrize(
-    "event",
-    [Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_STARTED, Events.ITERATION_COMPLETED],
-    ids=lambda event: event.name,
-)
-@pytest.mark.parametrize("value", [0, 1, 99, None])
-def test_what_a_handler_writes_to_the_state_does_not_steer(event, value):
-    expected, unbroken = trained(shuffled, accumulation=2)
-    names = ("iteration", "epoch", "epoch_length", "max_epochs", "max_iters", "max_steps")
-    names += ("optimizer_step", "step_committed", "start_epoch", "start_step")
-
-    def scribble(engine):
-        for name in names:
-            setattr(engine.state, name, value)
-
-    seed()
-    trainer = make_trainer(shuffled(), accumulation=2)
-    trainer.add_event_handler(event, scribble)
-    trainer.run(max_epochs=2)
-    assert torch.equal(weights(trainer.model), expected)
-    assert trainer._place.progress == unbroken._place.progress
-
-
 # Failures
 
 
@@ -698,30 +672,6 @@ def test_a_stop_between_epochs_changes_no_bit(event):
     handler.remove()
     trainer.run()
     assert torch.equal(weights(trainer.model), expected)
-
-
-# Windows
-
-
-@pytest.mark.parametrize(
-    ("limits", "windows"),
-    [
-        ({"max_epochs": 1}, [3, 5]),
-        ({"max_iters": 4}, [3, 4]),
-        ({"max_iters": 7}, [3, 5, 7]),
-        ({"epoch_length": 4, "max_epochs": 2}, [3, 4, 5, 8]),
-        ({"epoch_length": 7}, [3, 5, 7]),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("data", [list, Repeatable], ids=["list", "stream"])
-def test_a_window_closes_at_the_end_of_a_pass_of_an_epoch_and_of_the_run(limits, windows, data):
-    trainer, steps = make_trainer(accumulation=3), []
-    trainer.add_event_handler(
-        TrainEvents.GRADIENTS_CLEARED, lambda engine: steps.append(engine.state.iteration)
-    )
-    trainer.run(data(batches_of(5)), **limits)
-    assert steps == windows
 
 
 # Handlers that come and go

@@ -228,46 +228,6 @@ def test_max_steps_leaves_no_half_window():
     assert trainer.state.iteration == 2
 
 
-@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED, Events.COMPLETED])
-def test_with_max_steps_alone_max_epochs_is_what_it_takes(event):
-    trainer, shown = make_trainer(batches_of(5), accumulation=2), []
-    trainer.add_event_handler(event, lambda engine: shown.append(engine.state.max_epochs))
-    trainer.run(max_steps=7)
-    assert set(shown) == {3}
-
-
-def test_with_a_stream_max_epochs_is_known_after_its_first_pass():
-    trainer, shown = make_trainer(Repeatable(batches_of(5)), accumulation=2), []
-    trainer.add_event_handler(
-        Events.EPOCH_STARTED, lambda engine: shown.append(engine.state.max_epochs)
-    )
-    trainer.run(max_steps=7)
-    assert shown == [None, 3, 3]
-
-
-def test_max_epochs_grows_when_steps_are_skipped():
-    trainer, shown = make_trainer(batches_of(4)), []
-    step = trainer.optimizer.optimizer.step
-    calls = []
-
-    def skip_some():
-        calls.append(1)
-        if len(calls) > 3:
-            step()
-
-    trainer._optimizer_step.prepared.is_plain = False
-    trainer.optimizer.step = skip_some
-    type_of = type(trainer.optimizer)
-    skipped = property(lambda self: len(calls) <= 3)
-    trainer.optimizer.__class__ = type("Skipping", (type_of,), {"step_was_skipped": skipped})
-    trainer.add_event_handler(
-        Events.EPOCH_STARTED, lambda engine: shown.append(engine.state.max_epochs)
-    )
-    trainer.run(max_steps=8)
-    assert shown == [2, 3, 3]
-    assert counters(trainer) == (3, 11, 8)
-
-
 def test_start_epoch_and_start_step_say_where_the_run_began():
     trainer, seen = make_trainer(batches_of(4), accumulation=2), []
     trainer.add_event_handler(

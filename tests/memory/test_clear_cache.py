@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import memory as accelerate_memory
-from ignite.engine import Engine
 from ignite.engine import Events
 
 from ignite_hooks import ClearCache
@@ -27,52 +26,6 @@ def clearings(monkeypatch):
         accelerate_memory, "clear_device_cache", lambda **arguments: calls.append(arguments)
     )
     return calls
-
-
-def moments_of(engine, monkeypatch, handler, **run):
-    """The epochs and iterations at which the handler cleared."""
-    moments = []
-
-    def note(garbage_collection):
-        moments.append((engine.state.epoch, engine.state.iteration))
-
-    monkeypatch.setattr(accelerate_memory, "clear_device_cache", note)
-    with handler.attach(engine):
-        engine.run(**run)
-    return moments
-
-
-@pytest.mark.parametrize(
-    ("schedules", "expected"),
-    [
-        ({}, [(1, 6), (2, 12)]),
-        ({"every_epochs": 2}, [(2, 12)]),
-        ({"every_steps": 2}, [(1, 4), (2, 8), (2, 12)]),
-        ({"every_steps": 3, "every_epochs": 1}, [(1, 6), (2, 12)]),  # both due: once
-        ({"every_steps": 2, "every_epochs": 1}, [(1, 4), (1, 6), (2, 8), (2, 12)]),
-    ],
-    ids=str,
-)
-def test_a_trainers_cache_is_cleared_on_the_schedules(monkeypatch, schedules, expected):
-    trainer = make_trainer(batches_of(6), accumulation=2)
-    handler = ClearCache(**schedules)
-    assert moments_of(trainer, monkeypatch, handler, max_epochs=2) == expected
-    assert moments_of(trainer, monkeypatch, handler, max_epochs=2) == expected
-
-
-def test_a_run_that_ends_where_the_one_before_ended_is_cleared_after_too(clearings):
-    trainer = make_trainer(batches_of(2))
-    ClearCache(every_epochs=1).attach(trainer)
-    for _ in range(2):
-        trainer.run(max_epochs=1)
-    assert len(clearings) == 2
-
-
-def test_without_an_optimizer_step_a_step_is_an_iteration(monkeypatch):
-    engine = Engine(lambda engine, batch: None)
-    handler = ClearCache(every_steps=4)
-    expected = [(1, 4), (2, 8)]
-    assert moments_of(engine, monkeypatch, handler, data=[0] * 5, max_epochs=2) == expected
 
 
 def test_it_acts_at_any_event_and_as_a_callable(clearings):

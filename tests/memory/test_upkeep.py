@@ -1,0 +1,72 @@
+import pytest
+from ignite.engine import Engine
+from ignite.engine import Events
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks.handlers.fields import Every
+from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.memory.upkeep import Upkeep
+from tests.reference import batches_of
+from tests.reference import make_trainer
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class Noting(Upkeep):
+    """Notes the epochs and iterations at which it acts."""
+
+    every_steps: Every | None = None
+    every_epochs: Every | None = None
+
+    def __call__(self, engine):
+        engine.state.metrics.setdefault("acted", []).append(
+            (engine.state.epoch, engine.state.iteration)
+        )
+
+
+def moments_of(engine, handler, **run):
+    engine.state.metrics["acted"] = moments = []
+    with handler.attach(engine):
+        engine.run(**run)
+    return moments
+
+
+@pytest.mark.parametrize(
+    ("schedules", "expected"),
+    [
+        ({}, [(1, 6), (2, 12)]),
+        ({"every_epochs": 2}, [(2, 12)]),
+        ({"every_steps": 2}, [(1, 4), (2, 8), (2, 12)]),
+        ({"every_steps": 3, "every_epochs": 1}, [(1, 6), (2, 12)]),  # both due: once
+        ({"every_steps": 2, "every_epochs": 1}, [(1, 4), (1, 6), (2, 8), (2, 12)]),
+    ],
+    ids=str,
+)
+def test_on_a_trainer_it_acts_on_the_schedules_and_once_where_both_are_due(schedules, expected):
+    trainer = make_trainer(batches_of(6), accumulation=2)
+    handler = Noting(**schedules)
+    assert moments_of(trainer, handler, max_epochs=2) == expected
+    assert moments_of(trainer, handler, max_epochs=2) == expected
+
+
+def test_a_run_that_ends_where_the_one_before_ended_is_acted_on_too():
+    trainer = make_trainer(batches_of(2))
+    Noting(every_epochs=1).attach(trainer)
+    for _ in range(2):
+        trainer.run(max_epochs=1)
+    assert trainer.state.metrics["acted"] == [(1, 2), (1, 2)]
+
+
+def test_without_an_optimizer_step_a_step_is_an_iteration():
+    engine = Engine(lambda engine, batch: None)
+    handler = Noting(every_steps=4)
+    assert moments_of(engine, handler, data=[0] * 5, max_epochs=2) == [(1, 4), (2, 8)]
+
+
+def test_where_both_are_due_it_acts_when_the_gradients_are_cleared():
+    trainer = make_trainer(batches_of(2))
+    acted = trainer.state.metrics["acted"] = []
+    seen = []
+    Noting(every_steps=2, every_epochs=1).attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(list(acted)))
+    trainer.run()
+    assert seen == [[], [(1, 2)]]
