@@ -10,6 +10,7 @@ its meaning.
 
 import weakref
 from collections.abc import Callable
+from inspect import GEN_RUNNING
 from inspect import GEN_SUSPENDED
 from inspect import getgeneratorstate
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "forget_run",
     "has_handlers",
     "is_interrupted",
+    "is_running",
     "move_to_front",
 ]
 
@@ -53,6 +55,12 @@ def is_interrupted(engine: Engine) -> bool:
     """Whether the next ``engine.run`` goes on with a run that was interrupted."""
     run = engine._internal_run_generator
     return run is not None and getgeneratorstate(run) == GEN_SUSPENDED
+
+
+def is_running(engine: Engine) -> bool:
+    """Whether this is called within ``engine.run``."""
+    run = engine._internal_run_generator
+    return run is not None and getgeneratorstate(run) == GEN_RUNNING
 
 
 def forget_run(engine: Engine) -> None:

@@ -14,6 +14,7 @@ from ignite.metrics import Metric
 
 from ignite_hooks.accelerators import accelerator_or_default
 from ignite_hooks.engine import forget_run
+from ignite_hooks.engine import is_interrupted
 from ignite_hooks.feeds import Feeds
 from ignite_hooks.modes import modes_kept
 from ignite_hooks.modes import without_ddp
@@ -69,6 +70,8 @@ class Evaluator(Engine):
                 return super().run(feed, max_epochs, epoch_length=length, **limits)
         finally:
             feed.close()
+            if is_interrupted(self):
+                forget_run(self)  # nothing will go on with it
 
 
 def create_supervised_evaluator(

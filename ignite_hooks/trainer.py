@@ -1,17 +1,15 @@
 """The trainer: an engine whose runs begin, go on and end where they should."""
 
 from collections.abc import Callable
-from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Mapping
-from inspect import GEN_RUNNING
-from inspect import getgeneratorstate
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from ignite.engine import State
 
+from ignite_hooks.engine import is_running
 from ignite_hooks.feed import DataFeed
 from ignite_hooks.feed import FeedPosition
 from ignite_hooks.feeds import Feeds
@@ -57,7 +55,6 @@ class Trainer(TrainingLoop):
         self.state.start_epoch = self.state.start_step = 0
         self.state.model_outputs = self.state.loss = None
         self._feeds = feeds
-        self._running: Generator[State, None, State] | None = None
         self._go_to: FeedPosition | None = None
         self._state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
@@ -114,17 +111,18 @@ class Trainer(TrainingLoop):
             return self._run(data, Limits(max_epochs, max_iters, max_steps), epoch_length)
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
-        if self._running is None:
+        if self._internal_run_generator is None:
             self._set_up(data, given, epoch_length)
-            self._running = self._run_all()
+            self._internal_run_generator = self._run_all()
         else:  # interrupted
             limits = given | self._limits
             limits.check(self._place.progress, self._optimizer_step.steps)
             self._set_limits(limits)
         try:
-            return next(self._running)
+            state: State = next(self._internal_run_generator)
+            return state
         except BaseException as end:
-            self._running = None
+            self._internal_run_generator = None
             if isinstance(end, StopIteration):
                 return end.value  # type: ignore[no-any-return]
             with self.hook_channels.scopes:  # closes what a second Ctrl-C has left open
@@ -147,7 +145,7 @@ class Trainer(TrainingLoop):
         pass, as Accelerate's seedable sampler does.
         """
         self._check_not_running("load_state_dict()", "call terminate() first, and load after run()")
-        running, self._running = self._running, None
+        running, self._internal_run_generator = self._internal_run_generator, None
         if running is not None:  # interrupted, and not to be gone on with
             running.close()
         super().load_state_dict({"optimizer_step": 0, **state_dict})
@@ -161,7 +159,7 @@ class Trainer(TrainingLoop):
         self._optimizer_step.start_from(state.optimizer_step, self)
 
     def _check_not_running(self, what: str, remedy: str) -> None:
-        if self._running is not None and getgeneratorstate(self._running) == GEN_RUNNING:
+        if is_running(self):
             raise RuntimeError(f"{what} must not be called while the trainer runs: {remedy}")
 
     def _set_up(self, data: Any, given: Limits, epoch_length: int | None) -> None:

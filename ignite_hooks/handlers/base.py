@@ -97,8 +97,10 @@ class Attachment:
 
         # Ignite removes handlers by equality: a function of its own is equal to no other.
         # It passes further arguments for some events, TERMINATE_SINGLE_EPOCH for instance.
+        # One that an earlier handler of the same event removes is called all the same.
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
-            act(engine)
+            if self._undo:
+                act(engine)
 
         handler.__qualname__ = type(self.handler).__name__  # what profilers show
         self.on_removal(self.engine.add_event_handler(event, handler).remove)

@@ -1,7 +1,7 @@
 """The types of handlers' fields: each says its rule, and what to do, when it is broken."""
 
 from collections.abc import Callable
-from threading import TIMEOUT_MAX
+from sys import float_info
 from typing import Annotated
 from typing import Any
 
@@ -106,13 +106,13 @@ NormType = Annotated[
 Seconds = Annotated[
     float,
     _must_be(
-        "a number of seconds > 0",
-        lambda value: _is_number(value) and 0 < value <= TIMEOUT_MAX,
+        "a finite number of seconds > 0",
+        lambda value: _is_number(value) and 0 < value <= float_info.max,
         "1.0 is the usual choice",
         may_be_none=False,
     ),
 ]
-"""A time that a thread can wait."""
+"""A time between two looks."""
 
 Backend = Annotated[
     str,

@@ -10,6 +10,7 @@ import os
 from functools import cache
 from mmap import PAGESIZE
 from mmap import mmap
+from threading import Lock
 
 from ignite_hooks.memory.mark import ByteMark
 from ignite_hooks.memory.proc_field import proc_field
@@ -70,9 +71,14 @@ class KernelMark(ByteMark):
         return proc_field(os.pread(self._open_files["status"], 2**16, 0), b"VmHWM")
 
 
-@cache
 def why_no_kernel_mark() -> str | None:
     """Why the mark can not be used in this process; None if a reset was seen to lower it."""
+    with _proving[0]:  # two at once would each see the reset of the other
+        return _prove()
+
+
+@cache
+def _prove() -> str | None:
     mark = KernelMark()
     try:
         mark.open()
@@ -86,3 +92,9 @@ def why_no_kernel_mark() -> str | None:
     finally:
         mark.close()
     return None if falls else "a write to /proc/self/clear_refs does not lower VmHWM"
+
+
+_proving = [Lock()]
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _proving.__setitem__(0, Lock()))

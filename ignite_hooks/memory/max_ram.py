@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from functools import cached_property
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
@@ -41,7 +42,8 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     ``start``, ``reset``, ``result`` and ``stop``, and every ``every`` seconds by a thread. A visit
     takes 3 to 10 ms. Two things can be missed: what a child takes after the last visit in its life,
     so all of a child that lives between two visits. And the sum may be more than there ever was,
-    when the peaks of the processes are not at the same time.
+    when the peaks of the processes are not at the same time. The children's own marks are reset:
+    one that measures itself meanwhile sees less.
 
     Args:
         every: seconds between two samples of the sampler, and between two visits to the children.
@@ -74,8 +76,12 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
 
     def start(self) -> None:
         """Begins anew. While it is running it goes on as if nothing had been said."""
-        for part in self._parts:
-            part.start()
+        try:
+            for part in self._parts:
+                part.start()
+        except BaseException:
+            self.stop()  # the first part, if it is the second that failed
+            raise
 
     def stop(self) -> None:
         """Ends it; the result stays. Without a start before it nothing happens."""
@@ -98,6 +104,9 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     def __exit__(self, *failure: object) -> None:
         self.stop()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_parts"}
+
     def __del__(self) -> None:
         for part in vars(self).get("_parts", ()):
-            part.stop()
+            part.abandon()

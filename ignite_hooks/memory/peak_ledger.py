@@ -45,6 +45,10 @@ class Measurement(Generic[Reading]):
         """Ends it; the peak stays. While it is not running nothing happens."""
         self.ledger.end(self)
 
+    def abandon(self) -> None:
+        """``stop`` for finalizers: it waits for nobody."""
+        self.ledger.end_soon(self)
+
     def reset(self) -> None:
         """Forgets the peak. While it is running it begins anew now."""
         self.ledger.restart(self)
@@ -86,21 +90,26 @@ class PeakLedger(Generic[Reading]):
         self._is_open = False
         self._sampling: Sampling | None = None
         self._holders: list[float] = []
-        # Re-entrant: a garbage collection at any line may end a measurement that was forgotten.
+        self._abandoned: list[Measurement[Reading]] = []
+        # Re-entrant: a signal's handler or a finalizer may come at any line, and use the ledger.
         self._lock = RLock()
         _ledgers.add(self)
 
     def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
         """Measures from now on, ``peak`` counted in, unless it does so already."""
         with self._lock:
-            if measurement not in self.running:
-                self._note()
-                if not self._is_open:
-                    self._open()
+            if measurement in self.running:
+                return
+            self._note()
+            self.running.append(measurement)
+            try:
+                self._open()
                 self._mark.reset()
                 measurement.peak = peak
-                self.running.append(measurement)
                 self._sample()
+            except BaseException:
+                self._drop(measurement)
+                raise
 
     def end(self, measurement: Measurement[Reading]) -> None:
         """Measures no more."""
@@ -109,8 +118,21 @@ class PeakLedger(Generic[Reading]):
                 try:
                     self._note()
                 finally:
-                    self.running.remove(measurement)
-                    self._close_if_unused()
+                    self._drop(measurement)
+
+    def end_soon(self, measurement: Measurement[Reading]) -> None:
+        """Has it ended now or, if the ledger is busy, the next time that the ledger is used.
+
+        A garbage collection may be what calls this, at any line of any thread.
+        """
+        if measurement not in self.running:
+            return
+        self._abandoned.append(measurement)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drop_abandoned()
+            finally:
+                self._lock.release()
 
     def restart(self, measurement: Measurement[Reading]) -> None:
         """Forgets the peak; a running measurement begins now."""
@@ -130,10 +152,14 @@ class PeakLedger(Generic[Reading]):
     def hold(self, every: float) -> None:
         """Keeps the mark open, and sampled once in so many seconds at least."""
         with self._lock:
-            if not self._is_open:
-                self._open()
             self._holders.append(every)
-            self._sample()
+            try:
+                self._open()
+                self._sample()
+            except BaseException:
+                self._holders.remove(every)
+                self._close_if_unused()
+                raise
 
     def let_go(self, every: float) -> None:
         """Closes the mark, if nobody else needs it."""
@@ -153,6 +179,8 @@ class PeakLedger(Generic[Reading]):
 
     def _note(self) -> None:
         """Tells all running measurements what the mark says."""
+        if self._abandoned:
+            self._drop_abandoned()
         if self.running:
             if not self._is_open:  # forked since
                 self._open()
@@ -161,22 +189,31 @@ class PeakLedger(Generic[Reading]):
             for measurement in tuple(self.running):
                 measurement.peak = higher(measurement.peak, reading)
 
+    def _drop_abandoned(self) -> None:
+        abandoned = []
+        while self._abandoned:  # to which other threads may be adding
+            abandoned.append(self._abandoned.pop())
+        self._drop(*abandoned)
+
+    def _drop(self, *measurements: Measurement[Reading]) -> None:
+        for measurement in measurements:
+            if measurement in self.running:
+                self.running.remove(measurement)
+        self._close_if_unused()
+
     def _open(self) -> None:
-        try:
+        if not self._is_open:
             self._mark.open()
-        except BaseException:
-            self._mark.close()
-            raise
-        self._is_open = True
+            self._is_open = True
 
     def _close_if_unused(self) -> None:
         if self.running or self._holders:
             self._sample()
             return
         self._is_open = False
-        if self._sampling is not None:
-            self._sampling.stop()
-            self._sampling = None
+        sampling, self._sampling = self._sampling, None
+        if sampling is not None:
+            sampling.stop()
         self._mark.close()
 
     def _sample(self) -> None:
@@ -184,11 +221,13 @@ class PeakLedger(Generic[Reading]):
         if not self._is_sampled:
             return
         every = min([*(measurement.every for measurement in self.running), *self._holders])
-        if self._sampling is not None and self._sampling.every != every:
-            self._sampling.stop()
-            self._sampling = None
-        if self._sampling is None:
-            self._sampling = Sampling(self._note_unless_busy, every)
+        if self._sampling is None or self._sampling.every != every:
+            # In this order, should a finalizer or a handler of a signal come here meanwhile.
+            sampling = Sampling(self._note_unless_busy, every)
+            former, self._sampling = self._sampling, sampling
+            if former is not None:
+                former.stop()
+            sampling.start()
 
     def _note_unless_busy(self) -> None:
         # Whoever has the lock reads the mark itself, or waits for this thread to end.

@@ -32,5 +32,5 @@ class PeakMetric(Handler):
             if name in taken:
                 raise ValueError(
                     f"`engine` must have one metric that writes to {name!r}, and it has one "
-                    "already: remove() the other attachment first, or choose another `name`"
+                    "already: remove() the other attachment, or give one of them another `name`"
                 )

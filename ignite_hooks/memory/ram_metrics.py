@@ -4,6 +4,7 @@ from weakref import WeakKeyDictionary
 
 from ignite.engine import Engine
 from ignite.engine import Events
+from pydantic import validate_call
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.events import TrainEvents
@@ -15,10 +16,8 @@ from ignite_hooks.handlers.fields import MetricName
 from ignite_hooks.handlers.fields import Seconds
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.loop import TrainingLoop
-from ignite_hooks.memory.peak_ledger import Measurement
-from ignite_hooks.memory.peak_metric import MIB
+from ignite_hooks.memory.max_ram import MaxRAM
 from ignite_hooks.memory.peak_metric import PeakMetric
-from ignite_hooks.memory.ram_backends import ram_measurements
 from ignite_hooks.memory.spans import Span
 
 __all__ = [
@@ -44,30 +43,32 @@ class RAMMetric(PeakMetric):
 
         On several engines it is that of the one that this was attached to last.
         """
-        return sum(part.result() for part in _latest.get(self, [])) / MIB
+        return _latest[self].result() if self in _latest else 0.0
 
     def reset(self) -> None:
         """Forgets that peak; what is being measured begins anew now."""
-        for part in _latest.get(self, []):
-            part.reset()
+        if self in _latest:
+            _latest[self].reset()
 
     def names(self) -> tuple[str]:
         """The one key."""
         return (self.name,)
 
     def _span(self, attachment: Attachment) -> Span:
-        parts = _latest[self] = self._parts()
+        ram = _latest[self] = self._max_ram()
 
         def report(engine: Engine) -> None:
-            engine.state.metrics[self.name] = sum(part.peak for part in parts) / MIB
+            engine.state.metrics[self.name] = ram.result()
 
-        return Span(attachment, parts, report)
+        return Span(attachment, ram._parts, report)
 
-    def _parts(self) -> list[Measurement[int]]:
-        return ram_measurements(self.backend, self.every, self.include_children)
+    def _max_ram(self) -> MaxRAM:
+        return MaxRAM(
+            every=self.every, include_children=self.include_children, backend=self.backend
+        )
 
 
-_latest: WeakKeyDictionary[RAMMetric, list[Measurement[int]]] = WeakKeyDictionary()
+_latest: WeakKeyDictionary[RAMMetric, MaxRAM] = WeakKeyDictionary()
 """What each has measured last; apart from it, so that a copy has measured nothing."""
 
 
@@ -180,27 +181,31 @@ class StreamMaxRAM(RAMMetric):
             span.between(Events.STARTED, Events.COMPLETED)
 
     def start(self) -> None:
-        """Begins anew; while it is running it goes on."""
-        if self not in _latest:
-            _latest[self] = self._parts()
-        for part in _latest[self]:
-            part.start()
+        """Begins anew; while it is running it goes on. What an engine measures is not touched."""
+        if self not in _by_hand:
+            _by_hand[self] = self._max_ram()
+        _latest[self] = _by_hand[self]
+        _by_hand[self].start()
 
     def stop(self) -> None:
         """Ends it; the result stays. Without a start before it nothing happens."""
-        for part in _latest.get(self, []):
-            part.stop()
+        if self in _by_hand:
+            _by_hand[self].stop()
 
 
+_by_hand: WeakKeyDictionary[StreamMaxRAM, MaxRAM] = WeakKeyDictionary()
+
+
+@validate_call(config=handler_config)
 def ram_usage_metrics(
     *,
-    every: float = 1.0,
-    minibatch: bool = False,
-    epoch: bool = False,
-    experience: bool = False,
-    stream: bool = False,
-    include_children: bool = False,
-    backend: str = "auto",
+    every: Seconds = 1.0,
+    minibatch: Flag = False,
+    epoch: Flag = False,
+    experience: Flag = False,
+    stream: Flag = False,
+    include_children: Flag = False,
+    backend: Backend = "auto",
 ) -> list[RAMMetric]:
     """The metrics of resident memory that are asked for, for the factory's ``handlers`` say.
 

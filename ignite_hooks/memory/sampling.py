@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from threading import TIMEOUT_MAX
 from threading import Event
 from threading import Thread
 from threading import current_thread
@@ -10,21 +11,29 @@ __all__ = ["Sampling"]
 
 
 class Sampling:
-    """Calls ``act`` every so many seconds, in a thread of its own, from now until ``stop()``."""
+    """Calls ``act`` every so many seconds, in a thread of its own, from ``start()`` to ``stop()``.
+
+    Once it is stopped it stays so, ``start()`` or not.
+    """
 
     def __init__(self, act: Callable[[], None], every: float) -> None:
         self.every = every
         self._act = act
         self._is_over = Event()
         self._thread = Thread(target=self._run, name="ignite_hooks.memory", daemon=True)
-        self._thread.start()
+
+    def start(self) -> None:
+        """Starts the thread; the first call comes after ``every`` seconds."""
+        if not self._is_over.is_set():
+            self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread and waits for its end, which takes no longer than one ``act``."""
         self._is_over.set()
-        if self._thread is not current_thread() and not sys.is_finalizing():
+        is_frozen = sys.is_finalizing()  # as daemons are when the interpreter ends
+        if self._thread.is_alive() and self._thread is not current_thread() and not is_frozen:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._is_over.wait(self.every):
+        while not self._is_over.wait(min(self.every, TIMEOUT_MAX)):
             self._act()

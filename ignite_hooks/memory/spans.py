@@ -20,12 +20,13 @@ __all__ = ["Span"]
 class Span:
     """What one attachment of a metric measures, once it is told between which moments.
 
-    A span that a failure or ``terminate()`` breaks off ends with the run, and is reported too: what
-    was needed when memory ran out is what people ask for. One that ``interrupt()`` breaks off goes
-    on with the run; what happens in between is not in it.
+    It measures in runs of the engine only: a run is what surely ends. A span that a failure,
+    ``terminate()`` or the removal of the attachment breaks off ends there, and is reported too:
+    what was needed when memory ran out is what people ask for. One that ``interrupt()`` breaks off
+    goes on with the run; what happens in between is not in it.
 
     Args:
-        attachment: the attachment; when it is removed, the span ends.
+        attachment: the attachment.
         parts: what is measured.
         report: is called with the engine at the end of each span.
     """
@@ -39,8 +40,7 @@ class Span:
         self._attachment = attachment
         self._parts = parts
         self._report = report
-        self._is_on = self._is_broken_off = False
-        attachment.on_removal(self._stop)
+        self._is_in_run = self._is_on = self._is_broken_off = False
         attachment.during_run(self._in_run)
 
     def of_iterations(self, every: int | None) -> None:
@@ -51,6 +51,8 @@ class Span:
             # Filters of Ignite on both events would cost 3 to 10 µs an iteration that is not due.
             if engine.state.iteration % period == 0:
                 self._begin(engine)
+            elif self._is_on:
+                self._stop()
 
         self._attachment.on(Events.ITERATION_STARTED, begin_if_due)
         self._attachment.on(Events.ITERATION_COMPLETED, self._end)
@@ -68,9 +70,10 @@ class Span:
     def _begin(self, engine: Engine) -> None:
         if self._is_on:  # a handler made an end of a failure, and Ignite went on
             self._stop()
-        self._is_on = True
-        for part in self._parts:
-            part.start()
+        if self._is_in_run:
+            self._is_on = True
+            for part in self._parts:
+                part.start()
 
     def _end(self, engine: Engine) -> None:
         if self._is_on:
@@ -87,6 +90,7 @@ class Span:
         with ExitStack() as kept:
             for part in self._parts:
                 kept.enter_context(part.held())
+            self._is_in_run = True
             if self._is_broken_off and is_interrupted(engine):
                 self._is_on = True
                 for part in self._parts:
@@ -96,6 +100,7 @@ class Span:
             finally:
                 self._is_broken_off = self._is_on
                 self._end(engine)
+                self._is_in_run = False
 
     @contextmanager
     def _of_run(self, engine: Engine) -> Iterator[None]:

@@ -129,10 +129,8 @@ def listeners():
 
 
 def costs():
-    print(
-        "\nWhat an iteration takes, and takes more, in µs of CPU time: median and quartiles of the rounds.\n"
-    )
-    print("| | µs | quartiles | ratio |\n|---|---|---|---|")
+    print("\nWhat an iteration takes, and takes more, in µs of CPU time.\n")
+    print("| | median | quartiles | ratio |\n|---|---|---|---|")
     metrics = {
         "two handlers that do nothing": listeners,
         "`MinibatchMaxRAM`": lambda: [MinibatchMaxRAM()],

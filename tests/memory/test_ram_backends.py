@@ -1,0 +1,120 @@
+import os
+
+import pytest
+
+from ignite_hooks import MaxRAM
+from ignite_hooks.memory import ram_backends
+from ignite_hooks.memory.kernel_mark import _prove
+from ignite_hooks.memory.ram_backends import backend_in_use
+from ignite_hooks.memory.ram_backends import ram_measurements
+from tests.memory.spikes import forked
+from tests.memory.spikes import of_marks
+
+REASON = "PermissionError: [Errno 13] Permission denied: '/proc/self/clear_refs'"
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew():
+    _prove.cache_clear()
+    yield
+    _prove.cache_clear()
+    assert of_marks() == []
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    def refuse(path, flags):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("backend", ["auto", "kernel"])
+def test_here_the_kernel_is_asked(backend):
+    assert backend_in_use(backend) == "kernel"
+    assert MaxRAM(backend=backend).used_backend == "kernel"
+
+
+def test_the_sampler_can_be_chosen():
+    assert backend_in_use("sampler") == "sampler"
+    assert MaxRAM(backend="sampler").used_backend == "sampler"
+
+
+def test_the_sampler_never_asks_the_kernel(monkeypatch):
+    monkeypatch.setattr(os, "open", lambda *arguments: pytest.fail("asked"))
+    ram = MaxRAM(backend="sampler", every=3600, include_children=True)
+    with ram:
+        assert ram.result() > 0
+    assert ram.used_backend == "sampler"
+    assert _prove.cache_info().currsize == 0
+
+
+@pytest.mark.usefixtures("refused")
+def test_where_the_kernel_refuses_auto_is_the_sampler():
+    ram = MaxRAM(every=3600)
+    assert ram.used_backend == "sampler"
+    with ram:
+        pass
+    assert ram.result() > 0
+
+
+@pytest.mark.usefixtures("refused")
+def test_where_the_kernel_refuses_asking_for_it_is_an_error_with_reason_and_remedy():
+    message = (
+        '`backend` must be one that works here, got "kernel", and the high-water mark of this '
+        f'process can not be reset ({REASON}): backend="auto" takes the sampler then'
+    )
+    with pytest.raises(ValueError, match="must be one that works here") as raised:
+        backend_in_use("kernel")
+    assert str(raised.value) == message
+    with pytest.raises(ValueError, match="must be one that works here") as raised:
+        ram_measurements("kernel", 1.0, include_children=False)
+    assert str(raised.value) == message
+    with pytest.raises(ValueError, match="must be one that works here") as raised:
+        MaxRAM(backend="kernel")
+    assert message in str(raised.value)
+
+
+def test_where_the_mark_does_not_fall_auto_is_the_sampler(monkeypatch):
+    monkeypatch.setattr(os, "write", lambda descriptor, text: len(text))
+    assert MaxRAM().used_backend == "sampler"
+    with pytest.raises(ValueError, match=r"does not lower VmHWM\): backend=.auto. takes"):
+        MaxRAM(backend="kernel")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_in_a_process_that_has_become_another_user_auto_is_the_sampler():
+    def in_child():
+        os.setuid(65534)
+        with MaxRAM(every=3600) as ram:
+            pass
+        try:
+            MaxRAM(backend="kernel")
+        except ValueError as error:
+            return ram.used_backend, ram.result(), str(error)
+
+    backend, result, message = forked(in_child)
+    assert backend == "sampler"
+    assert result > 0
+    assert "(PermissionError: [Errno 13] Permission denied: '/proc/self/clear_refs')" in message
+
+
+@pytest.mark.parametrize("backend", ["auto", "kernel", "sampler"])
+@pytest.mark.parametrize("include_children", [False, True])
+def test_what_is_measured_belongs_to_one_ledger_of_the_process_each(backend, include_children):
+    parts = ram_measurements(backend, 0.5, include_children)
+    used = backend_in_use(backend)
+    owners = [ram_backends._OWN[used], ram_backends._CHILDREN[used]]
+    assert [part.ledger for part in parts] == owners[: 1 + include_children]
+    assert [part.every for part in parts] == [0.5] * len(parts)
+    others = ram_measurements(backend, 0.5, include_children)
+    assert not set(parts) & set(others)
+
+
+def test_the_kernels_own_mark_alone_needs_no_samples():
+    sampled = {
+        (whose, backend): ledger._is_sampled
+        for whose, ledgers in (("own", ram_backends._OWN), ("children", ram_backends._CHILDREN))
+        for backend, ledger in ledgers.items()
+    }
+    assert [name for name, is_sampled in sampled.items() if not is_sampled] == [("own", "kernel")]
