@@ -217,7 +217,8 @@ class Trainer(TrainingLoop):
 
     def _set_limits(self, limits: Limits) -> None:
         self._limits = self._shown = limits
-        vars(self.state).update(vars(limits))
+        for name, limit in vars(limits).items():
+            setattr(self.state, name, limit)
 
     def _use(self, data: Any, epoch_length: int | None) -> None:
         """Makes ``data``, or else that of before, what is trained on."""

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from functools import wraps
-from types import MethodType
 from typing import Any
 from weakref import ref
 
@@ -93,7 +92,7 @@ class _RunScopes:
     def drop(self, scope: _RunScope, engine: Any) -> None:
         self._scopes = [each for each in self._scopes if each is not scope]
         wrapper = self._wrapper()
-        is_outermost = wrapper is not None and vars(engine).get("run") is wrapper
+        is_outermost = wrapper is not None and engine.run is wrapper
         if not self._scopes and is_outermost:
             del engine.run
             if wrapper.had is not None:
@@ -101,8 +100,9 @@ class _RunScopes:
             self._wrapper = _nothing
 
     def _wrap(self, engine: Any) -> None:
-        had = vars(engine).get("run")
-        run = had or MethodType(type(engine).run, engine)
+        run = engine.run
+        is_own = getattr(run, "__func__", None) is type(engine).run
+        had = None if is_own else run
 
         @wraps(type(engine).run)
         def run_in_scopes(*args: Any, **kwargs: Any) -> Any:

@@ -97,23 +97,43 @@ def attached(engine, handlers):
     return engine
 
 
-def cost(make_engine, kinds, data, rounds, number=1):
-    """Prints what each kind adds to an iteration, divided by ``number``; the first is the base."""
+class Clocked:
+    """Batches that take the time whenever one is asked for."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.times = []
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.times.append(time.perf_counter())
+            yield batch
+
+
+def microseconds(engine, batches):
+    """The median time of an iteration in one short run, its beginning and its end not counted."""
+    data = Clocked(batches)
+    engine.run(data)
+    steps = zip(data.times[5:], data.times[4:], strict=False)
+    return statistics.median(later - earlier for later, earlier in steps) * 1e6
+
+
+def cost(make_engine, kinds, batches, rounds):
+    """Prints what each kind adds to an iteration; the first is the base. They take turns."""
     engines = {name: make_engine(make()) for name, make in kinds.items()}
     taken = {name: [] for name in engines}
-    for round_number in range(rounds + 1):
-        order = list(engines) if round_number % 2 else list(reversed(engines))
-        for name in order:
-            engines[name].run(data)
-            start = time.process_time()
-            engines[name].run(data)
-            taken[name].append((time.process_time() - start) / len(data) * 1e6)
-    (base, alone), *others = [(name, times[1:]) for name, times in taken.items()]
+    for number in range(rounds):
+        for name in list(engines) if number % 2 else reversed(engines):
+            taken[name].append(microseconds(engines[name], batches))
+    (base, alone), *others = taken.items()
     print(f"| {base} alone | {statistics.median(alone):.1f} | | 1 |")
     for name, times in others:
-        more = [(one - other) / number for one, other in zip(times, alone, strict=True)]
+        more = [one - other for one, other in zip(times, alone, strict=True)]
         low, middle, high = statistics.quantiles(more, n=4)
-        ratio = statistics.median(a / b for a, b in zip(times, alone, strict=True))
+        ratio = statistics.median(one / other for one, other in zip(times, alone, strict=True))
         print(f"| … with {name} | {middle:+.2f} | {low:+.2f} to {high:+.2f} | {ratio:.3f} |")
 
 
@@ -129,7 +149,7 @@ def listeners():
 
 
 def costs():
-    print("\nWhat an iteration takes, and takes more, in µs of CPU time.\n")
+    print("\nWhat an iteration takes, and takes more, in µs: medians of short runs by turns.\n")
     print("| | median | quartiles | ratio |\n|---|---|---|---|")
     metrics = {
         "two handlers that do nothing": listeners,
@@ -138,25 +158,16 @@ def costs():
         "`MinibatchMaxRAM(every_iterations=100)`": lambda: [MinibatchMaxRAM(every_iterations=100)],
         "`MinibatchMaxRAM(backend='sampler')`": lambda: [MinibatchMaxRAM(backend="sampler")],
     }
-    cost(no_op_engine, {"a no-op engine": list, **metrics}, range(1000), rounds=31)
-    cost(real_trainer, {"a small trainer": list, **metrics}, batches_of(200), rounds=31)
-    many = 500
-    cost(
-        real_trainer,
-        {
-            "a small trainer": list,
-            "`ClearCache(every_steps=1000)`": lambda: [
-                ClearCache(every_steps=1000) for _ in range(many)
-            ],
-            "`GarbageCollector(every_steps=1000)`": lambda: [
-                GarbageCollector(every_steps=1000) for _ in range(many)
-            ],
-        },
-        batches_of(900),
-        rounds=7,
-        number=many,
-    )
-    print(f"\nThe last two are a {many}th of what {many} of them take, each run's set-up included.")
+    on_steps = {
+        "1,000 of `ClearCache(every_steps=1000)`": lambda: [
+            ClearCache(every_steps=1000) for _ in range(1000)
+        ],
+        "1,000 of `GarbageCollector(every_steps=1000)`": lambda: [
+            GarbageCollector(every_steps=1000) for _ in range(1000)
+        ],
+    }
+    cost(no_op_engine, {"a no-op engine": list, **metrics}, range(200), rounds=101)
+    cost(real_trainer, {"a small trainer": list, **metrics, **on_steps}, batches_of(50), rounds=101)
 
 
 def soak(iterations=20_000, first=1_000):
