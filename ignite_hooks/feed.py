@@ -5,32 +5,22 @@ import weakref
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import ExitStack
 from contextlib import closing
 from typing import Any
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
+from ignite_hooks.feed_position import FeedPosition
 from ignite_hooks.pass_end import PassEnd
+from ignite_hooks.preparing import device_of_batches
 from ignite_hooks.preparing import source_of
 
-__all__ = ["DataFeed", "FeedPosition"]
-
-
-class FeedPosition(NamedTuple):
-    """A place in the data.
-
-    Args:
-        data_pass: how many passes over the data came before this one.
-        batches: how many batches of this pass have been given.
-    """
-
-    data_pass: int
-    batches: int
+__all__ = ["DataFeed"]
 
 
 class DataFeed:
@@ -76,7 +66,7 @@ class DataFeed:
         several = accelerator is not None and accelerator.num_processes > 1
         agrees = several and even_batches and not self._source.ends_itself
         self._may_be_empty = several and not even_batches  # other processes have batches then
-        self._device = _device_of_batches(self._source.loader, accelerator)
+        self._device = device_of_batches(self._source.loader, accelerator)
         self._position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
         # Weak, so that an engine that drops its iterator ends it.
         self._giving: weakref.ref[Generator[Any, None, None]] | None = None
@@ -167,6 +157,27 @@ class DataFeed:
                 stacklevel=2,
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data, and what it takes to go on there in another process.
+
+        Numbers, lists and tensors, which ``torch.load`` takes without pickle. The global random
+        generators are not in it: they belong to whoever draws from them next.
+        """
+        position = FeedPosition(self._position.data_pass + 1, 0) if self.is_last else self._position
+        return {"position": list(position), "source": self._source.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
+
+        It holds for data that is built the same way; the batches before are not loaded where the
+        loader has a sampler. An iterator stays where it is.
+
+        Raises:
+            ValueError: the loader has more or fewer random generators than it had.
+        """
+        self._source.load_state_dict(state_dict["source"])
+        self.seek(FeedPosition(*state_dict["position"]))
+
     def next_pass(self) -> None:
         """Leaves the rest of this pass, if one was begun."""
         self.close()
@@ -232,14 +243,6 @@ class DataFeed:
             f"`data` gave no batch in pass {self._position.data_pass + 1}, it must give at least "
             f"one: check the {_kind_of(self.loader)} and its data set{again}"
         )
-
-
-def _device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.device | None:
-    """Where batches must be moved to; None if they are there already."""
-    if accelerator is None or not accelerator.device_placement or accelerator.device.type == "cpu":
-        return None
-    device: torch.device | None = getattr(loader, "device", accelerator.device)
-    return device
 
 
 def _kind_of(loader: Any) -> str:

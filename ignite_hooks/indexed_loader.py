@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import contextmanager
 from itertools import chain
 from itertools import islice
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
 from ignite_hooks.loaders import PlainIterable
@@ -28,6 +30,7 @@ class IndexedLoader(TorchLoader):
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._drew_seed = True
+        self._had_workers = False
         self._at_end: list[torch.Tensor] = []
 
     @property
@@ -46,16 +49,56 @@ class IndexedLoader(TorchLoader):
                 found.append(generator)
         return found
 
+    @property
+    def seeded_generators(self) -> list[torch.Generator]:
+        """Those of Accelerate's seedable samplers, which come into being with the first pass."""
+        return [each.generator for each in self._seedable_samplers if each.generator is not None]
+
+    @property
+    def _seedable_samplers(self) -> list[SeedableRandomSampler]:
+        return [part for part in parts_of(self.base) if isinstance(part, SeedableRandomSampler)]
+
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
         """Without even batches if there is no need for them."""
         with self._even(), super().active(data_pass):
             yield
 
+    def state_dict(self) -> dict[str, Any]:
+        """And what its samplers are seeded with, and whether there are workers that stay.
+
+        Accelerate's seedable samplers take the seed that torch had when the loader was prepared.
+        """
+        return {
+            **super().state_dict(),
+            "seeds": [sampler.initial_seed for sampler in self._seedable_samplers],
+            "drew_seed": self._drew_seed,
+            "has_workers": self._has_workers,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As its base does."""
+        super().load_state_dict(state_dict)
+        for sampler, seed in zip(self._seedable_samplers, state_dict["seeds"], strict=False):
+            sampler.initial_seed = seed
+        self._drew_seed = state_dict["drew_seed"]
+        self._had_workers = state_dict["has_workers"]
+
+    @property
+    def _has_workers(self) -> bool:
+        """Whether workers stay from pass to pass and are there already, or were where this was."""
+        return self._had_workers or getattr(self.base, "_iterator", None) is not None
+
     def _open(self) -> Iterator[Any]:
-        # Workers that are there already are not given a new seed.
-        self._drew_seed = getattr(self.base, "_iterator", None) is None
-        return iter(self.base)
+        base = self.base
+        self._drew_seed = not self._has_workers  # those that are there are not given a new one
+        if self._drew_seed or getattr(base, "_iterator", None) is not None:
+            return iter(base)
+        generator, base.generator = base.generator, torch.Generator()
+        try:
+            return iter(base)  # begins workers, whose seed is drawn from that generator
+        finally:
+            base.generator = generator
 
     def _reopen(self, skip: int) -> Iterator[Any]:
         base = self.base

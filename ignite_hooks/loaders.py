@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Generator
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sized
 from contextlib import contextmanager
 from itertools import islice
@@ -60,6 +61,11 @@ class PlainIterable:
         """The random generators of its own that the loader draws from."""
         return []
 
+    @property
+    def seeded_generators(self) -> list[torch.Generator]:
+        """Those among them that are seeded anew by each pass: their state tells nothing."""
+        return []
+
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
         """Around one pass, or what is left of it: the loader knows which one it is, from 0."""
@@ -87,6 +93,38 @@ class PlainIterable:
         else:
             self._begun = (data_pass, RandomState.capture(generators=self.generators))
             yield from self._reopen(skip) if skip else self._open()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to enter the pass that was begun last again, in another process."""
+        begun = None
+        if self._begun is not None:
+            data_pass, random = self._begun
+            begun = {"data_pass": data_pass, "random": random.state_dict(self.seeded_generators)}
+        return {"begun": begun, "generators": [each.get_state() for each in self._kept_generators]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes that pass for begun here.
+
+        Raises:
+            ValueError: the loader has more or fewer generators than it had.
+        """
+        generators, states = self._kept_generators, state_dict["generators"]
+        if len(generators) != len(states):
+            raise ValueError(
+                f"the loader and its samplers must have {len(states)} random generators, as they "
+                f"had, got {len(generators)}: build the loader as it was built then"
+            )
+        self._begun = None
+        if (begun := state_dict["begun"]) is not None:
+            random = RandomState.from_state_dict(begun["random"], generators=generators)
+            self._begun = begun["data_pass"], random
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+    @property
+    def _kept_generators(self) -> list[torch.Generator]:
+        seeded = self.seeded_generators
+        return [generator for generator in self.generators if generator not in seeded]
 
     def _open(self) -> Iterator[Any]:
         return iter(self.loader)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from accelerate.data_loader import IterableDatasetShard
@@ -14,7 +15,7 @@ from ignite_hooks.loaders import AdaptedLoader
 from ignite_hooks.loaders import PlainIterable
 from ignite_hooks.loaders import TorchLoader
 
-__all__ = ["can_prepare", "source_of"]
+__all__ = ["can_prepare", "device_of_batches", "source_of"]
 
 
 def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
@@ -44,6 +45,14 @@ def can_prepare(data: Any) -> bool:
         return False
     prepared = getattr(data, "_is_accelerate_prepared", False)
     return prepared or data.batch_sampler is not None or isinstance(data.dataset, IterableDataset)
+
+
+def device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.device | None:
+    """Where batches must be moved to; None if they are there already."""
+    if accelerator is None or not accelerator.device_placement or accelerator.device.type == "cpu":
+        return None
+    device: torch.device | None = getattr(loader, "device", accelerator.device)
+    return device
 
 
 def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None:

@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 from typing import NamedTuple
 
-from ignite_hooks.feed import FeedPosition
+from ignite_hooks.feed_position import FeedPosition
 
 __all__ = ["Limits", "Place", "Progress", "whole_number"]
 

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,41 @@ class RandomState:
             torch.get_device_module(device).set_rng_state(state, device)
         for generator, state in self.generators:
             generator.set_state(state)
+
+    def state_dict(self, without: Sequence[torch.Generator] = ()) -> dict[str, Any]:
+        """The same as numbers, lists and tensors, which ``torch.load`` takes without pickle.
+
+        Args:
+            without: generators to leave out.
+        """
+        version, words, gauss = self.python
+        name, keys, position, has_gauss, cached_gauss = self.numpy
+        return {
+            "python": [version, list(words), gauss],
+            "numpy": [name, keys.tolist(), int(position), int(has_gauss), float(cached_gauss)],
+            "cpu": self.cpu,
+            "device": None if self.device is None else self.device[1],
+            "generators": [state for each, state in self.generators if each not in without],
+        }
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Any],
+        device: torch.device | None = None,
+        generators: Sequence[torch.Generator] = (),
+    ) -> "RandomState":
+        """What ``state_dict`` says, for the device and as many generators of this process."""
+        version, words, gauss = state_dict["python"]
+        name, keys, *rest = state_dict["numpy"]
+        of_device = state_dict["device"]
+        return cls(
+            python=(version, tuple(words), gauss),
+            numpy=(name, np.array(keys, dtype=np.uint32), *rest),
+            cpu=state_dict["cpu"],
+            device=None if of_device is None or device is None else (device, of_device),
+            generators=tuple(zip(generators, state_dict["generators"], strict=True)),
+        )
 
     @classmethod
     @contextmanager

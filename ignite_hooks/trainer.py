@@ -11,7 +11,7 @@ from ignite.engine import State
 
 from ignite_hooks.engine import is_running
 from ignite_hooks.feed import DataFeed
-from ignite_hooks.feed import FeedPosition
+from ignite_hooks.feed_position import FeedPosition
 from ignite_hooks.feeds import Feeds
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.handlers.run_scope import run_scopes

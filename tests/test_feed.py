@@ -20,7 +20,7 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data import WeightedRandomSampler
 
 from ignite_hooks import DataFeed
-from ignite_hooks.feed import FeedPosition
+from ignite_hooks.feed_position import FeedPosition
 from ignite_hooks.rng import RandomState
 from tests.reference import Noisy
 from tests.reference import seed

@@ -1,3 +1,4 @@
+import io
 import random
 
 import numpy as np
@@ -80,3 +81,26 @@ def test_a_state_taken_is_no_view_of_the_generators():
     draw(), torch.rand(9, generator=generator)
     assert torch.equal(state.cpu, cpu)
     assert torch.equal(state.generators[0][1], own)
+
+
+def test_a_state_goes_through_a_file_without_pickle():
+    ours = [torch.Generator().manual_seed(number) for number in (1, 2)]
+    random.gauss(0, 1)  # leaves a second number behind for the next call
+    np.random.randn()
+    file = io.BytesIO()
+    torch.save(RandomState.capture(generators=ours).state_dict(), file)
+    drawn = draw(), random.gauss(0, 1), float(np.random.randn())
+    theirs = [float(torch.rand((), generator=generator)) for generator in ours]
+    file.seek(0)
+    others = [torch.Generator(), torch.Generator()]
+    state_dict = torch.load(file, weights_only=True)
+    RandomState.from_state_dict(state_dict, generators=others).restore()
+    assert (draw(), random.gauss(0, 1), float(np.random.randn())) == drawn
+    assert [float(torch.rand((), generator=generator)) for generator in others] == theirs
+
+
+def test_generators_can_be_left_out_of_a_state():
+    ours = [torch.Generator().manual_seed(number) for number in (1, 2)]
+    state = RandomState.capture(generators=ours).state_dict(without=ours[:1])
+    (kept,) = state["generators"]
+    assert torch.equal(kept, ours[1].get_state())
