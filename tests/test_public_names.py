@@ -124,7 +124,7 @@ def test_importing_touches_no_state_of_accelerate_and_no_random_generator():
 
 def test_what_is_imported_is_a_dependency():
     needed = {each.split(";")[0] for each in requires("ignite-hooks") if "extra" not in each}
-    for name in ("accelerate", "psutil", "pydantic", "pytorch-ignite", "torch"):
+    for name in ("accelerate", "psutil", "pydantic", "pytorch-ignite", "torch", "xxhash"):
         assert any(each.startswith(name) for each in needed)
 
 

@@ -1,0 +1,87 @@
+"""What a checkpoint says of itself: the file that makes a folder a checkpoint."""
+
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic import BaseModel
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import NonNegativeInt
+from pydantic import PositiveInt
+
+__all__ = ["SCHEMA", "FileRecord", "Manifest"]
+
+SCHEMA = 1
+"""The layout of a checkpoint; a reader refuses a larger number than its own."""
+
+_strict = ConfigDict(extra="ignore", frozen=True, strict=True, ser_json_inf_nan="strings")
+
+
+def _within(name: str) -> str:
+    """A file of the folder itself: what a manifest lists is read, and deleted one day."""
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"a file of a checkpoint must lie within its folder, got {name!r}")
+    return name
+
+
+class FileRecord(BaseModel):
+    """A file as it was written.
+
+    Args:
+        size: in bytes.
+        checksum: XXH3, 128 bits, in hexadecimal digits.
+    """
+
+    model_config = _strict
+
+    size: NonNegativeInt
+    checksum: str
+
+
+class Manifest(BaseModel):
+    """What is in a checkpoint, and where in the training it was taken.
+
+    Args:
+        version: the layout, ``SCHEMA``.
+        number: counts the checkpoints of a directory in the order of their commits, from 1. The
+            newest has the largest, whatever its step: a training may have begun anew.
+        saved_at: when it was taken, with its time zone.
+        step: committed optimizer steps.
+        epoch: complete epochs.
+        iteration: batches given to the engine in all.
+        data_pass: complete passes over the data.
+        batches: batches given in the pass that is not complete.
+        world_size: how many processes have saved it.
+        metric: the name of the metric that says which is best, if any.
+        metric_value: its value then.
+        versions: those of the packages, by their names.
+        files: each file by its path in the folder, with ``/``.
+    """
+
+    model_config = _strict
+
+    version: PositiveInt = SCHEMA
+    number: PositiveInt
+    saved_at: datetime
+    step: NonNegativeInt
+    epoch: NonNegativeInt
+    iteration: NonNegativeInt
+    data_pass: NonNegativeInt
+    batches: NonNegativeInt
+    world_size: PositiveInt
+    metric: str | None = None
+    metric_value: Annotated[float, Field(strict=False)] | None = None  # "NaN" is one
+    versions: dict[str, str]
+    files: dict[Annotated[str, AfterValidator(_within)], FileRecord]
+
+    def dumps(self) -> bytes:
+        """JSON, one line for each field and file, to be read by people too."""
+        return self.model_dump_json(indent=1).encode()
+
+    @classmethod
+    def loads(cls, text: bytes) -> "Manifest":
+        """A manifest from its JSON; a ValueError that says what is wrong with it."""
+        return cls.model_validate_json(text)

@@ -1,0 +1,323 @@
+import os
+from datetime import datetime
+from datetime import timezone
+from math import inf
+from math import nan
+
+import pytest
+
+from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.checkpoint.store import read_manifest
+
+FILES = {"model.safetensors": b"weights", "rank_0/rng.json": b"{}"}
+
+
+def fill(folder):
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def manifest_of(store, folder, step, **fields):
+    return Manifest(
+        number=store.next_number(),
+        saved_at=datetime(2026, 1, 2, tzinfo=timezone.utc),
+        step=step,
+        epoch=0,
+        iteration=step,
+        data_pass=0,
+        batches=step,
+        world_size=1,
+        versions={},
+        files={name: record_of(folder / name) for name in FILES},
+        **fields,
+    )
+
+
+def save(store, step, **fields):
+    folder = store.begin(step)
+    fill(folder)
+    store.commit(folder, manifest_of(store, folder, step, **fields))
+    return folder
+
+
+def names(store):
+    return sorted(path.name for path in store.directory.iterdir())
+
+
+def steps(store):
+    return [each.manifest.step for each in store.checkpoints()]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "runs" / "checkpoints")
+
+
+def test_a_checkpoint_is_there_when_it_is_committed_and_not_before(store):
+    assert store.checkpoints() == []
+    folder = store.begin(500)
+    assert folder == store.directory / "step_00000500"
+    fill(folder)
+    assert store.checkpoints() == []
+    store.commit(folder, manifest_of(store, folder, 500))
+    (checkpoint,) = store.checkpoints()
+    assert checkpoint.folder == folder
+    assert checkpoint.manifest.files.keys() == FILES.keys()
+    assert find_problems(checkpoint) == []
+    assert sorted(os.listdir(folder)) == ["manifest.json", "model.safetensors", "rank_0"]
+
+
+def test_the_newest_is_the_one_that_was_committed_last_whatever_its_step(store):
+    for step in (10, 20, 5):
+        save(store, step)
+    assert steps(store) == [5, 20, 10]
+    assert [each.manifest.number for each in store.checkpoints()] == [3, 2, 1]
+
+
+def test_a_second_checkpoint_of_a_step_leaves_the_first_alone(store):
+    first, second, third = (save(store, 7) for _ in range(3))
+    assert [each.name for each in (first, second, third)] == [
+        "step_00000007",
+        "step_00000007-2",
+        "step_00000007-3",
+    ]
+    assert [each.folder for each in store.checkpoints()] == [third, second, first]
+
+
+def test_steps_of_more_than_eight_digits_are_found(store):
+    folder = save(store, 123_456_789)
+    assert folder.name == "step_123456789"
+    assert steps(store) == [123_456_789]
+
+
+@pytest.mark.parametrize("killed", ["at once", "half filled", "in the manifest", "before renaming"])
+def test_what_a_killed_save_left_is_taken_away_by_the_next_and_not_by_a_look(store, killed):
+    save(store, 1)
+    folder = store.begin(2)
+    if killed != "at once":
+        fill(folder)
+        (folder / "rank_0" / "more").touch()
+    text = manifest_of(store, folder, 2).dumps() if killed not in ("at once",) else b""
+    if killed == "in the manifest":
+        (folder / "incomplete.json").write_bytes(text[:100])
+    if killed == "before renaming":
+        (folder / "rank_0" / "more").unlink()
+        (folder / "incomplete.json").write_bytes(text)
+    assert steps(store) == [1]
+    assert folder.exists()
+    assert save(store, 2) == folder
+    assert steps(store) == [2, 1]
+    assert find_problems(store.checkpoints()[0]) == []
+    assert not (folder / "rank_0" / "more").exists()
+
+
+def test_a_removal_that_is_killed_is_finished_by_the_next_save(store, monkeypatch):
+    folder = save(store, 1)
+    save(store, 2)
+    real_unlink = os.unlink
+    unlinked = []
+
+    def die(path, **options):
+        if unlinked:
+            raise KeyboardInterrupt
+        unlinked.append(path)
+        real_unlink(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", die)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove(folder)
+    assert len(unlinked) == 1
+    assert steps(store) == [2]
+    assert folder.exists()
+    save(store, 3)
+    assert not folder.exists()
+
+
+def test_what_is_not_a_checkpoint_is_never_touched(store):
+    save(store, 1)
+    foreign = {
+        "notes.txt": "file",
+        "step_00000009": "folder of a user",
+        "step_9": "folder",
+        "best": "folder",
+        "step_00000008": "file",
+    }
+    for name, kind in foreign.items():
+        path = store.directory / name
+        if kind == "file":
+            path.write_text("mine")
+        else:
+            path.mkdir()
+            (path / "mine").write_text("mine")
+    elsewhere = store.directory.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "incomplete.json").touch()
+    (store.directory / "step_00000007").symlink_to(elsewhere)
+    for step in (2, 3, 4):
+        save(store, step)
+        store.retain(1, 0, None, "max")
+    assert names(store) == sorted([*foreign, "step_00000004", "step_00000007"])
+    assert (store.directory / "step_00000009" / "mine").read_text() == "mine"
+    assert (elsewhere / "incomplete.json").exists()
+    assert save(store, 9).name == "step_00000009-2"
+
+
+def test_what_a_user_has_put_into_a_checkpoint_stays_when_that_goes(store):
+    folder = save(store, 1)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "rank_0" / "notes.txt").write_text("mine")
+    store.remove(folder)
+    assert sorted(map(str, (path.relative_to(folder) for path in folder.rglob("*")))) == [
+        "notes.txt",
+        "rank_0",
+        "rank_0/notes.txt",
+    ]
+    assert store.checkpoints() == []
+
+
+def kept(store, values, keep_last, keep_best, mode="max", metric="accuracy"):
+    for step, value in enumerate(values, start=1):
+        save(store, step, metric="accuracy", metric_value=value)
+        store.retain(keep_last, keep_best, metric, mode)
+    return sorted(steps(store))
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "mode", "expected"),
+    [
+        (3, 0, "max", [4, 5, 6]),
+        (1, 0, "max", [6]),
+        (None, 0, "max", [1, 2, 3, 4, 5, 6]),
+        (None, 1, "max", [1, 2, 3, 4, 5, 6]),
+        (1, 1, "max", [2, 6]),
+        (1, 2, "max", [2, 4, 6]),
+        (1, 1, "min", [1, 6]),
+        (2, 2, "min", [1, 3, 5, 6]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(store, keep_last, keep_best, mode, expected):
+    assert kept(store, [0.1, 0.9, 0.3, 0.5, 0.4, 0.35], keep_last, keep_best, mode) == expected
+
+
+def test_nan_and_none_are_never_the_best(store):
+    assert kept(store, [nan, 0.2, None, nan, 0.1, nan], 1, 3) == [2, 5, 6]
+
+
+def test_infinities_are_values(store):
+    assert kept(store, [0.0, inf, 1.0, -inf, 2.0], 1, 1) == [2, 5]
+
+
+def test_of_equals_the_newer_is_the_better(store):
+    assert kept(store, [0.5, 0.5, 0.5, 0.1, 0.1], 1, 1) == [3, 5]
+
+
+def test_values_of_another_metric_do_not_count(store):
+    assert kept(store, [0.9, 0.8, 0.7], 1, 2, metric="f1") == [3]
+
+
+def test_retention_goes_by_what_the_manifests_say_so_that_it_survives_a_resume(store):
+    kept(store, [0.9, 0.1, 0.2], 1, 1)
+    other = CheckpointStore(store.directory)
+    save(other, 4, metric="accuracy", metric_value=0.3)
+    other.retain(1, 1, "accuracy", "max")
+    assert sorted(steps(other)) == [1, 4]
+
+
+def damaged(folder, how):
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    if how == "deleted":
+        file.unlink()
+    elif how == "emptied":
+        file.write_bytes(b"")
+    elif how == "truncated":
+        file.write_bytes(content[:-1])
+    elif how == "longer":
+        file.write_bytes(content + b"\0")
+    elif how == "a folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        content[3] ^= 1
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("deleted", "can not be read (No such file or directory)"),
+        ("a folder", "can not be read (Is a directory)"),
+        ("emptied", "has 0 bytes and had 7"),
+        ("truncated", "has 6 bytes and had 7"),
+        ("longer", "has 8 bytes and had 7"),
+        ("a bit flipped", "has changed since it was written"),
+    ],
+)
+def test_each_damage_is_found_and_said(store, how, said):
+    damaged(save(store, 1), how)
+    (checkpoint,) = store.checkpoints()
+    assert find_problems(checkpoint) == [f"model.safetensors {said}"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"x" * 100, b" " * (2**24 + 1)], ids=len)
+def test_a_folder_with_a_damaged_manifest_is_no_checkpoint_and_stays_to_be_looked_at(store, text):
+    folder = save(store, 1)
+    (folder / "manifest.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"(?i)manifest"):
+        read_manifest(folder)
+    assert store.checkpoints() == []
+    save(store, 2)
+    store.retain(1, 0, None, "max")
+    assert folder.exists()
+
+
+def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
+    save(store, 1)
+    calls, opened = [], {}
+    real = {name: getattr(os, name) for name in ("open", "fsync", "replace", "unlink", "rmdir")}
+
+    def short(path):
+        return os.path.relpath(path, store.directory)
+
+    def note_open(path, *rest, **options):
+        descriptor = real["open"](path, *rest, **options)
+        opened[descriptor] = path
+        return descriptor
+
+    def note_fsync(descriptor):
+        calls.append(f"fsync {short(opened[descriptor])}")
+        real["fsync"](descriptor)
+
+    def note(name):
+        def act(*paths, **options):
+            calls.append(" ".join([name, *map(short, paths)]))
+            real[name](*paths, **options)
+
+        return act
+
+    monkeypatch.setattr(os, "open", note_open)
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    for name in ("replace", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, note(name))
+    save(store, 2)
+    store.retain(1, 0, None, "max")
+    one, two = "step_00000001", "step_00000002"
+    assert calls == [
+        f"fsync {two}",
+        "fsync .",
+        f"fsync {two}/incomplete.json",
+        f"replace {two}/incomplete.json {two}/manifest.json",
+        f"fsync {two}",
+        f"replace {one}/manifest.json {one}/incomplete.json",
+        f"fsync {one}",
+        f"unlink {one}/model.safetensors",
+        f"unlink {one}/rank_0/rng.json",
+        f"rmdir {one}/rank_0",
+        f"unlink {one}/incomplete.json",
+        f"rmdir {one}",
+    ]
