@@ -174,7 +174,12 @@ class Scheduled(Handler):
             attachment.on(Events.EPOCH_COMPLETED(every=self.every_epochs), act)
         if self.every_steps is not None:
             every = self.every_steps
-            attachment.during_run(lambda engine: _every_steps(engine, every, act))
+
+            def act_if_attached(engine: Engine) -> None:
+                if attachment.is_attached:
+                    act(engine)
+
+            attachment.during_run(lambda engine: _every_steps(engine, every, act_if_attached))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ __all__ = [
     "Flag",
     "Fraction",
     "Generation",
+    "Iterations",
     "Limit",
     "MetricName",
     "NormType",
@@ -40,15 +41,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-Every = Annotated[
-    int,
-    _must_be(
-        "an integer >= 1",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-        "leave it out for no such schedule",
-    ),
-]
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+Every = Annotated[int, _must_be("an integer >= 1", _is_count, "leave it out for no such schedule")]
 """Once in so many steps or epochs."""
+
+Iterations = Annotated[int, _must_be("an integer >= 1", _is_count, "it counts iterations")]
+"""A number of iterations."""
 
 Limit = Annotated[
     float,

@@ -1,1 +1,1 @@
-"""Memory: the device's cache and Python's garbage."""
+"""Memory: the device's cache, Python's garbage, and peaks."""

@@ -9,11 +9,10 @@ from ignite_hooks.handlers.fields import Flag
 from ignite_hooks.handlers.fields import Fraction
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.memory.device_memory import memory_in_use
+from ignite_hooks.memory.units import MIB
 from ignite_hooks.memory.upkeep import Upkeep
 
 __all__ = ["ClearCache"]
-
-MIB = 2**20
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
@@ -25,7 +24,7 @@ class ClearCache(Upkeep):
     wrong size. Clearing costs: the device is waited for, and blocks must be reserved anew. So it is
     done on a schedule: ``every_steps``, when the gradients of a committed step are cleared,
     ``every_epochs``, or at the end of each epoch if neither is given. It is done by Accelerate's
-    ``clear_device_cache``, for any kind of device; without a device it does nothing.
+    ``clear_device_cache``, for any kind of device; without one there is no cache to clear.
 
     What it gave back is in ``state.metrics["cleared_cache_mib"]``, where the device can tell.
 

@@ -11,6 +11,10 @@ DevicePeaks = tuple[int, int]
 """Bytes handed out for tensors, and bytes reserved on the device."""
 
 
+_KINDS = ("allocated_bytes", "reserved_bytes")
+_NONE = {"all": {"peak": 0}}
+
+
 class DeviceMark(Mark[DevicePeaks]):
     """The marks of the current device; nothing without a device, or with one that can not tell."""
 
@@ -37,13 +41,18 @@ class DeviceMark(Mark[DevicePeaks]):
         if self._allocator is None:
             return self.nothing
         try:
-            stats = self._allocator.memory_stats()
+            if hasattr(self._allocator, "memory_stats_as_nested_dict"):
+                # What memory_stats() does beside, to flatten and to sort, takes 100 µs.
+                stats = self._allocator.memory_stats_as_nested_dict()
+                peaks = [stats.get(kind, _NONE)["all"]["peak"] for kind in _KINDS]
+            else:
+                stats = self._allocator.memory_stats()
+                peaks = [stats.get(f"{kind}.all.peak", 0) for kind in _KINDS]
         except RuntimeError:  # torch.accelerator has the function, this kind of device has not
             self._allocator = None
             return self.nothing
         self._is_in_use = bool(stats)
-        allocated = stats.get("allocated_bytes.all.peak", 0)
-        return allocated, stats.get("reserved_bytes.all.peak", 0)
+        return peaks[0], peaks[1]
 
     @staticmethod
     def higher(one: DevicePeaks, other: DevicePeaks) -> DevicePeaks:

@@ -10,13 +10,18 @@ __all__ = ["allocator", "memory_in_use"]
 def allocator() -> Any:
     """The module with the figures of the current device's allocator, or None without one.
 
-    ``torch.accelerator`` has them from torch 2.9 on, the module of the device (``torch.cuda``,
-    ``torch.xpu``) before that too; some devices, MPS for one, have none.
+    It is the module of the device (``torch.cuda``, ``torch.xpu``), or ``torch.accelerator``, which
+    has them from torch 2.9 on; some devices, MPS for one, have none.
     """
     if not torch.accelerator.is_available():
         return None
-    modules = (torch.accelerator, torch.get_device_module())
-    return next((each for each in modules if hasattr(each, "memory_reserved")), None)
+    for module in (torch.get_device_module(), torch.accelerator):
+        try:
+            module.memory_reserved()
+        except (AttributeError, RuntimeError):  # it has the function and the device has not
+            continue
+        return module
+    return None
 
 
 def memory_in_use() -> tuple[int, int] | None:
@@ -29,5 +34,5 @@ def memory_in_use() -> tuple[int, int] | None:
         return None
     try:
         return module.memory_reserved(), module.memory_allocated()
-    except RuntimeError:  # torch.accelerator has the functions, this kind of device has not
+    except RuntimeError:
         return None

@@ -14,10 +14,12 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
+from ignite_hooks.engine import is_interrupted
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import Flag
 from ignite_hooks.handlers.fields import Generation
+from ignite_hooks.handlers.fields import Iterations
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.memory.process_gc import automatic_collection_off
 from ignite_hooks.memory.process_gc import automatic_pauses
@@ -43,7 +45,8 @@ class GarbageCollector(Upkeep):
     ``state.metrics`` get ``gc_collected``, the number of objects, and ``gc_seconds`` of the last
     collection, and with ``track_pauses`` ``gc_pause_seconds`` of the run. What is changed in the
     process is changed at each entry into ``run`` and put back at each exit, however it ends. Of
-    several collectors and of runs within runs the last one puts back what the first has found.
+    several collectors and of runs within runs the last one puts back what the first has found. As
+    a callable, with ``engine.add_event_handler``, it collects and changes nothing.
 
     Args:
         every_steps: once in so many committed steps (iterations, on an engine that has no
@@ -64,15 +67,21 @@ class GarbageCollector(Upkeep):
     every_epochs: Every | None = None
     generation: Generation = 2
     disable_automatic: Flag = False
-    freeze_after: Every | None = None
+    freeze_after: Iterations | None = None
     track_pauses: Flag = False
     verbose: Flag = False
 
-    def attach_to(self, attachment: Attachment) -> None:
-        """Acts on the schedules, and changes the process for the time of each run."""
-        super().attach_to(attachment)
-        if self.disable_automatic or self.freeze_after is not None or self.track_pauses:
-            attachment.during_run(self._in_run)
+    def attach(self, engine: Engine, event: Any = None) -> Attachment:
+        """As any handler; at an ``event`` too the process is changed for the time of each run."""
+        attachment = super().attach(engine, event)
+        if self.disable_automatic:
+            attachment.during_run(lambda engine: automatic_collection_off())
+        if self.track_pauses:
+            attachment.during_run(_Pauses().measured)
+        if self.freeze_after is not None:
+            iterations = self.freeze_after
+            attachment.during_run(lambda engine: _frozen_after(iterations, engine))
+        return attachment
 
     def __call__(self, engine: Engine) -> None:
         """Collects now."""
@@ -83,25 +92,29 @@ class GarbageCollector(Upkeep):
         if self.verbose:
             logger.info("%d objects collected in %.3f s", collected, seconds)
 
+
+class _Pauses:
+    """The seconds that automatic collections take in a run, in ``state.metrics``."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
     @contextmanager
-    def _in_run(self, engine: Engine) -> Iterator[None]:
-        with ExitStack() as changes:
-            if self.disable_automatic:
-                changes.enter_context(automatic_collection_off())
-            if self.track_pauses:
-                changes.enter_context(automatic_pauses(_adding_up(engine.state)))
-            if self.freeze_after is not None:
-                changes.enter_context(_frozen_after(self.freeze_after, engine))
+    def measured(self, engine: Engine) -> Iterator[None]:
+        if not is_interrupted(engine):
+            self._seconds = 0.0
+        self._tell(engine)
+
+        def add(seconds: float) -> None:
+            self._seconds += seconds
+            self._tell(engine)
+
+        with automatic_pauses(add):
             yield
 
-
-def _adding_up(state: Any) -> Any:
-    state.metrics["gc_pause_seconds"] = 0.0
-
-    def add(seconds: float) -> None:
-        state.metrics["gc_pause_seconds"] = state.metrics.get("gc_pause_seconds", 0.0) + seconds
-
-    return add
+    def _tell(self, engine: Engine) -> None:
+        # Not added to what is there: a second collector measures the same pauses.
+        engine.state.metrics["gc_pause_seconds"] = self._seconds
 
 
 @contextmanager
@@ -122,6 +135,7 @@ def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
         finally:
             if left > 0:
                 handle.remove()
+                left = 0  # should it be called all the same, by the event that is being fired
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)

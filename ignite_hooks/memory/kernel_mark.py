@@ -7,13 +7,14 @@ short. It counts pages in batches for each processor, which is what it can be of
 """
 
 import os
-from functools import cache
 from mmap import PAGESIZE
 from mmap import mmap
 from threading import Lock
 
 from ignite_hooks.memory.mark import ByteMark
 from ignite_hooks.memory.proc_field import proc_field
+from ignite_hooks.memory.units import KIB
+from ignite_hooks.scopes import note
 
 try:
     from mmap import MAP_ANONYMOUS
@@ -25,7 +26,6 @@ except ImportError:  # not a Unix: the mark is never opened there
 
 __all__ = ["KernelMark", "why_no_kernel_mark"]
 
-KIB = 2**10
 _FILES = {"clear_refs": os.O_WRONLY, "status": os.O_RDONLY, "statm": os.O_RDONLY}
 _SPIKE = 4 * 2**20
 
@@ -45,8 +45,13 @@ class KernelMark(ByteMark):
 
     def open(self) -> None:
         """Opens the files. They stay this process's: a child must open its own."""
-        for name, flags in _FILES.items():
-            self._open_files[name] = os.open(f"/proc/self/{name}", flags)
+        try:
+            for name, flags in _FILES.items():
+                self._open_files[name] = os.open(f"/proc/self/{name}", flags)
+        except OSError as error:
+            self.close()
+            note(error, 'The kernel\'s mark needs this file; backend="sampler" does without it.')
+            raise
 
     def close(self) -> None:
         """Closes what is open."""
@@ -72,13 +77,34 @@ class KernelMark(ByteMark):
 
 
 def why_no_kernel_mark() -> str | None:
-    """Why the mark can not be used in this process; None if a reset was seen to lower it."""
-    with _proving[0]:  # two at once would each see the reset of the other
-        return _prove()
+    """Why the mark can not be used in this process; None if a reset was seen to lower it once."""
+    with _proof.lock:  # two at once would each see the reset of the other
+        if not _proof.was_given:
+            refusal = _refusal()
+            if refusal is not None:  # which may pass, if it is a want of descriptors for instance
+                return refusal
+            _proof.was_given = True
+    return None
 
 
-@cache
-def _prove() -> str | None:
+class _Proof:
+    """Whether it was proved in this process that the mark falls."""
+
+    def __init__(self) -> None:
+        self.was_given = False
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        self.lock = Lock()
+
+
+_proof = _Proof()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_proof.renew_lock)
+
+
+def _refusal() -> str | None:
     mark = KernelMark()
     try:
         mark.open()
@@ -92,9 +118,3 @@ def _prove() -> str | None:
     finally:
         mark.close()
     return None if falls else "a write to /proc/self/clear_refs does not lower VmHWM"
-
-
-_proving = [Lock()]
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _proving.__setitem__(0, Lock()))

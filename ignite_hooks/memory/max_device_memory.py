@@ -7,16 +7,16 @@ from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.handlers.base import Attachment
-from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import Flag
+from ignite_hooks.handlers.fields import Iterations
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.memory.device_mark import DeviceMark
 from ignite_hooks.memory.device_mark import DevicePeaks
 from ignite_hooks.memory.peak_ledger import Measurement
 from ignite_hooks.memory.peak_ledger import PeakLedger
-from ignite_hooks.memory.peak_metric import MIB
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
+from ignite_hooks.memory.units import MIB
 
 __all__ = ["MaxDeviceMemory"]
 
@@ -40,7 +40,7 @@ class MaxDeviceMemory(PeakMetric):
         minibatch: report the peaks of an iteration.
         epoch: report those of an epoch.
         run: report those of a run.
-        every_iterations: measure each so-manieth iteration only; each, if it is left out.
+        every_iterations: measure every n-th iteration only; each, if it is left out.
 
     Raises:
         ValueError: nothing is to be reported; an argument is out of its range. When attached: the
@@ -50,7 +50,7 @@ class MaxDeviceMemory(PeakMetric):
     minibatch: Flag = True
     epoch: Flag = True
     run: Flag = True
-    every_iterations: Every | None = None
+    every_iterations: Iterations | None = None
 
     def __post_init__(self) -> None:
         """Checks that there is something to report."""

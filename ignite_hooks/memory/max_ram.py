@@ -13,10 +13,9 @@ from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.memory.peak_ledger import Measurement
 from ignite_hooks.memory.ram_backends import backend_in_use
 from ignite_hooks.memory.ram_backends import ram_measurements
+from ignite_hooks.memory.units import MIB
 
 __all__ = ["MaxRAM"]
-
-MIB = 2**20
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
@@ -40,10 +39,10 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     With ``include_children`` the peaks of the children's own memory are added, loader workers for
     instance; pages that they share with this process count once. The children are visited at
     ``start``, ``reset``, ``result`` and ``stop``, and every ``every`` seconds by a thread. A visit
-    takes 3 to 10 ms. Two things can be missed: what a child takes after the last visit in its life,
-    so all of a child that lives between two visits. And the sum may be more than there ever was,
-    when the peaks of the processes are not at the same time. The children's own marks are reset:
-    one that measures itself meanwhile sees less.
+    takes 3 to 10 ms. What a child takes after the last visit in its life is missed, so all of a
+    child that lives between two visits. And the sum may be more than there ever was, when the peaks
+    of the processes are not at the same time. The children's own marks are reset: one that measures
+    itself meanwhile sees less.
 
     Args:
         every: seconds between two samples of the sampler, and between two visits to the children.
@@ -63,19 +62,23 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
 
     def __post_init__(self) -> None:
         """Checks that the backend can be used."""
-        backend_in_use(self.backend)
+        assert self._used_backend
 
     @property
     def used_backend(self) -> str:
         """Which backend it is: "kernel" or "sampler"."""
+        return self._used_backend
+
+    @cached_property
+    def _used_backend(self) -> str:
         return backend_in_use(self.backend)
 
     @cached_property
     def _parts(self) -> list[Measurement[int]]:
-        return ram_measurements(self.backend, self.every, self.include_children)
+        return ram_measurements(self.used_backend, self.every, self.include_children)
 
     def start(self) -> None:
-        """Begins anew. While it is running it goes on as if nothing had been said."""
+        """Begins anew. While it is running it goes on, and the first ``stop`` ends it."""
         try:
             for part in self._parts:
                 part.start()

@@ -1,11 +1,13 @@
 """Several measurements of one high-water mark at once, each exact for its own time."""
 
 import os
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 from typing import Generic
+from typing import TypeVar
 from weakref import WeakSet
 
 from ignite_hooks.memory.mark import Mark
@@ -13,6 +15,8 @@ from ignite_hooks.memory.mark import Reading
 from ignite_hooks.memory.sampling import Sampling
 
 __all__ = ["Measurement", "PeakLedger"]
+
+Result = TypeVar("Result")
 
 
 class Measurement(Generic[Reading]):
@@ -88,6 +92,7 @@ class PeakLedger(Generic[Reading]):
         self._mark = mark
         self._is_sampled = is_sampled
         self._is_open = False
+        self._users = 0
         self._sampling: Sampling | None = None
         self._holders: list[float] = []
         self._abandoned: list[Measurement[Reading]] = []
@@ -104,9 +109,9 @@ class PeakLedger(Generic[Reading]):
             self.running.append(measurement)
             try:
                 self._open()
-                self._mark.reset()
+                self._use(self._mark.reset)
                 measurement.peak = peak
-                self._sample()
+                self._adjust()
             except BaseException:
                 self._drop(measurement)
                 raise
@@ -139,7 +144,7 @@ class PeakLedger(Generic[Reading]):
         with self._lock:
             if measurement in self.running:
                 self._note()
-                self._mark.reset()
+                self._use(self._mark.reset)
             measurement.peak = self.nothing
 
     def peak_of(self, measurement: Measurement[Reading]) -> Reading:
@@ -155,21 +160,22 @@ class PeakLedger(Generic[Reading]):
             self._holders.append(every)
             try:
                 self._open()
-                self._sample()
+                self._adjust()
             except BaseException:
                 self._holders.remove(every)
-                self._close_if_unused()
+                self._adjust()
                 raise
 
     def let_go(self, every: float) -> None:
         """Closes the mark, if nobody else needs it."""
         with self._lock:
             self._holders.remove(every)
-            self._close_if_unused()
+            self._adjust()
 
     def begin_in_child(self) -> None:
         """In a forked child: what is open, locked or running is the parent's."""
         self._lock = RLock()
+        self._users = 0
         self._sampling = None
         if self._is_open:
             self._is_open = False
@@ -184,10 +190,20 @@ class PeakLedger(Generic[Reading]):
         if self.running:
             if not self._is_open:  # forked since
                 self._open()
-                self._sample()
-            reading, higher = self._mark.read(), self._mark.higher
+                self._adjust()
+            reading, higher = self._use(self._mark.read), self._mark.higher
             for measurement in tuple(self.running):
                 measurement.peak = higher(measurement.peak, reading)
+
+    def _use(self, act: Callable[[], Result]) -> Result:
+        """Calls ``act`` of the mark, which stays open, whatever is ended meanwhile."""
+        self._users += 1
+        try:
+            return act()
+        finally:
+            self._users -= 1
+            if not (self.running or self._holders):
+                self._adjust()
 
     def _drop_abandoned(self) -> None:
         abandoned = []
@@ -199,35 +215,32 @@ class PeakLedger(Generic[Reading]):
         for measurement in measurements:
             if measurement in self.running:
                 self.running.remove(measurement)
-        self._close_if_unused()
+        self._adjust()
 
     def _open(self) -> None:
         if not self._is_open:
             self._mark.open()
             self._is_open = True
 
-    def _close_if_unused(self) -> None:
-        if self.running or self._holders:
-            self._sample()
-            return
-        self._is_open = False
-        sampling, self._sampling = self._sampling, None
-        if sampling is not None:
-            sampling.stop()
-        self._mark.close()
-
-    def _sample(self) -> None:
-        """Has the mark read as often as whoever wants it most often."""
-        if not self._is_sampled:
-            return
-        every = min([*(measurement.every for measurement in self.running), *self._holders])
-        if self._sampling is None or self._sampling.every != every:
-            # In this order, should a finalizer or a handler of a signal come here meanwhile.
-            sampling = Sampling(self._note_unless_busy, every)
-            former, self._sampling = self._sampling, sampling
-            if former is not None:
-                former.stop()
-            sampling.start()
+    def _adjust(self) -> None:
+        """Closes the mark if nobody needs it; else has it read as often as anyone wants."""
+        if self._users:
+            return  # and it is done after that
+        if not (self.running or self._holders):
+            self._is_open = False
+            sampling, self._sampling = self._sampling, None
+            if sampling is not None:
+                sampling.stop()
+            self._mark.close()
+        elif self._is_sampled:
+            every = min([*(measurement.every for measurement in self.running), *self._holders])
+            if self._sampling is None or self._sampling.every != every:
+                # In this order, should a finalizer or a signal's handler come here meanwhile.
+                sampling = Sampling(self._note_unless_busy, every)
+                former, self._sampling = self._sampling, sampling
+                if former is not None:
+                    former.stop()
+                sampling.start()
 
     def _note_unless_busy(self) -> None:
         # Whoever has the lock reads the mark itself, or waits for this thread to end.

@@ -8,9 +8,7 @@ from ignite.engine import Engine
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.handlers.base import attached
 
-__all__ = ["MIB", "PeakMetric"]
-
-MIB = 2**20
+__all__ = ["PeakMetric"]
 
 
 class PeakMetric(Handler):
@@ -31,6 +29,6 @@ class PeakMetric(Handler):
         for name in self.names():
             if name in taken:
                 raise ValueError(
-                    f"`engine` must have one metric that writes to {name!r}, and it has one "
-                    "already: remove() the other attachment, or give one of them another `name`"
+                    f"two metrics of one engine must not write to one name, got {name!r} twice: "
+                    "remove() the other attachment, or have one of them write to another name"
                 )

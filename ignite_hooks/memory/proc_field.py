@@ -1,8 +1,8 @@
 """One field of the files of /proc whose lines say ``Name:  number kB``."""
 
-__all__ = ["proc_field"]
+from ignite_hooks.memory.units import KIB
 
-KIB = 2**10
+__all__ = ["proc_field"]
 
 
 def proc_field(text: bytes, name: bytes) -> int:

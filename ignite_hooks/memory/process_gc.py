@@ -1,6 +1,7 @@
 """Python's garbage collector, as several runs at once may change it and the last puts it back."""
 
 import gc
+import os
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -14,28 +15,42 @@ from ignite_hooks.warn_once import warn_once
 __all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
 
 
+class _Holding:
+    """Who holds a change of this process, and what undoes it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.users = 0
+        self.undo: Callable[[], None] = _nothing
+
+
 class _Shared:
     """A change of the process that is made by the first who needs it and undone by the last."""
 
     def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
         self._change = change
-        self._undo: Callable[[], None] = _nothing
-        self._users = 0
-        self._lock = Lock()
+        self._holding = _Holding()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with self._lock:
-            if not self._users:
-                self._undo = self._change()
-            self._users += 1
+        holding = self._holding
+        with holding.lock:
+            if not holding.users:
+                holding.undo = self._change()
+            holding.users += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._undo()
+            if holding is self._holding:  # else this is a child, and its parent holds the change
+                with holding.lock:
+                    holding.users -= 1
+                    if not holding.users:
+                        holding.undo()
+
+    def begin_anew(self) -> Callable[[], None]:
+        """In a forked child: nobody holds it. Returns what undoes what the parent has changed."""
+        holding, self._holding = self._holding, _Holding()
+        return holding.undo if holding.users else _nothing
 
 
 def _nothing() -> None:
@@ -80,6 +95,15 @@ def frozen() -> AbstractContextManager[None]:
     return _frozen.held()
 
 
+def _begin_in_child() -> None:
+    _disabled.begin_anew()()  # loader workers collect their own garbage
+    _frozen.begin_anew()  # what is frozen stays so, which keeps its pages shared
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
+
+
 @contextmanager
 def automatic_pauses(note: Callable[[float], Any]) -> Iterator[None]:
     """A scope in which ``note(seconds)`` is called after each automatic collection."""
@@ -102,6 +126,7 @@ def _is_automatic() -> bool:
     """Whether the collection that starts was not asked for.
 
     Python starts one when the youngest generation has outgrown its threshold; then none is there
-    to be asked for, short of a moment right after ``gc.enable``.
+    to be asked for, short of a moment right after ``gc.enable``. With a threshold of 0 it starts
+    none.
     """
-    return gc.isenabled() and gc.get_count()[0] > gc.get_threshold()[0]
+    return gc.isenabled() and 0 < gc.get_threshold()[0] < gc.get_count()[0]

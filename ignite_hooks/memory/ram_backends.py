@@ -37,11 +37,6 @@ def backend_in_use(backend: str) -> str:
 
 
 def ram_measurements(backend: str, every: float, include_children: bool) -> list[Measurement[int]]:
-    """What has to be measured, and the peaks added, for a peak of resident memory in bytes.
-
-    Raises:
-        ValueError: the kernel's mark is asked for and can not be used here.
-    """
-    used = backend_in_use(backend)
+    """What has to be measured, and the peaks added, for a peak of resident memory in bytes."""
     ledgers = [_OWN, _CHILDREN] if include_children else [_OWN]
-    return [Measurement(ledger[used], every) for ledger in ledgers]
+    return [Measurement(ledger[backend], every) for ledger in ledgers]

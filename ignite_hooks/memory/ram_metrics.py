@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.fields import Backend
-from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import Flag
+from ignite_hooks.handlers.fields import Iterations
 from ignite_hooks.handlers.fields import MetricName
 from ignite_hooks.handlers.fields import Seconds
 from ignite_hooks.handlers.fields import handler_config
@@ -86,7 +86,7 @@ class MinibatchMaxRAM(RAMMetric):
         include_children: add what the children of this process have taken, loader workers for
             instance. It takes some milliseconds at each end of the iteration.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
-        every_iterations: measure each so-manieth iteration only; each, if it is left out.
+        every_iterations: measure every n-th iteration only; each, if it is left out.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
@@ -94,7 +94,7 @@ class MinibatchMaxRAM(RAMMetric):
     """
 
     name: MetricName = "minibatch_max_ram_mib"
-    every_iterations: Every | None = None
+    every_iterations: Iterations | None = None
 
     def attach_to(self, attachment: Attachment) -> None:
         """From ITERATION_STARTED to ITERATION_COMPLETED."""
@@ -156,8 +156,8 @@ class StreamMaxRAM(RAMMetric):
     """The peak of resident memory in one whole validation, all its loaders.
 
     On a trainer it goes from VALIDATION_STARTED to VALIDATION_COMPLETED, on any other engine from
-    STARTED to COMPLETED, and by hand from ``start`` to ``stop``. What is measured, and what can be
-    missed, is said at ``MaxRAM``.
+    STARTED to COMPLETED, in runs only: a validation by hand, after a run, is measured by hand, from
+    ``start`` to ``stop``. What is measured, and what can be missed, is said at ``MaxRAM``.
 
     Args:
         name: the key in ``state.metrics``.
@@ -166,8 +166,8 @@ class StreamMaxRAM(RAMMetric):
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
-        ValueError: an argument is out of its range. When attached or started: another metric of the
-            engine has that name; the kernel's mark can not be used here.
+        ValueError: an argument is out of its range. When attached: another metric of the engine has
+            that name; then or when started: the kernel's mark can not be used here.
     """
 
     name: MetricName = "stream_max_ram_mib"

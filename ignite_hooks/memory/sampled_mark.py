@@ -17,8 +17,8 @@ class SampledMark(ByteMark):
         self._highest = 0
 
     def open(self) -> None:
-        """Looks a first time."""
-        self.reset()
+        """Forgets what was before."""
+        self._highest = 0
 
     def reset(self) -> None:
         """Looks, and forgets what was before."""

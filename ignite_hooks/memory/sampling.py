@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Callable
+from logging import getLogger
 from threading import TIMEOUT_MAX
 from threading import Event
 from threading import Thread
 from threading import current_thread
 
 __all__ = ["Sampling"]
+
+logger = getLogger(__name__)
 
 
 class Sampling:
@@ -19,6 +22,7 @@ class Sampling:
     def __init__(self, act: Callable[[], None], every: float) -> None:
         self.every = every
         self._act = act
+        self._has_failed = False
         self._is_over = Event()
         self._thread = Thread(target=self._run, name="ignite_hooks.memory", daemon=True)
 
@@ -36,4 +40,9 @@ class Sampling:
 
     def _run(self) -> None:
         while not self._is_over.wait(min(self.every, TIMEOUT_MAX)):
-            self._act()
+            try:
+                self._act()
+            except Exception:
+                if not self._has_failed:
+                    logger.exception("a sample of memory failed; others are taken all the same")
+                self._has_failed = True

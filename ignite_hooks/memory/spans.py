@@ -54,7 +54,8 @@ class Span:
             elif self._is_on:
                 self._stop()
 
-        self._attachment.on(Events.ITERATION_STARTED, begin_if_due)
+        begin = self._begin if period == 1 else begin_if_due
+        self._attachment.on(Events.ITERATION_STARTED, begin)
         self._attachment.on(Events.ITERATION_COMPLETED, self._end)
 
     def of_runs(self) -> None:
@@ -71,9 +72,9 @@ class Span:
         if self._is_on:  # a handler made an end of a failure, and Ignite went on
             self._stop()
         if self._is_in_run:
-            self._is_on = True
             for part in self._parts:
                 part.start()
+            self._is_on = True
 
     def _end(self, engine: Engine) -> None:
         if self._is_on:
@@ -98,9 +99,10 @@ class Span:
             try:
                 yield
             finally:
+                self._is_in_run = False
                 self._is_broken_off = self._is_on
                 self._end(engine)
-                self._is_in_run = False
+                self._stop()  # what a beginning that failed has left
 
     @contextmanager
     def _of_run(self, engine: Engine) -> Iterator[None]:

@@ -31,16 +31,24 @@ def test_without_a_device_there_are_no_figures(monkeypatch):
     assert memory_in_use() is None
 
 
-def test_the_general_module_is_asked_first(device):
-    general, _ = device(RESERVED_3_USED_2, RESERVED_7_USED_5)
-    assert allocator() is general
-    assert memory_in_use() == (3, 2)
+def refuse():
+    raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
 
 
-def test_where_the_general_module_has_none_that_of_the_device_is_asked(device):
-    _, special = device(WITHOUT_FIGURES, RESERVED_7_USED_5)
+REFUSING = {"memory_reserved": refuse, "memory_allocated": refuse}
+
+
+def test_the_module_of_the_device_is_asked_first(device):
+    _, special = device(RESERVED_3_USED_2, RESERVED_7_USED_5)
     assert allocator() is special
     assert memory_in_use() == (7, 5)
+
+
+@pytest.mark.parametrize("of_device", [WITHOUT_FIGURES, REFUSING], ids=["none", "refused"])
+def test_where_the_module_of_the_device_has_none_the_general_one_is_asked(device, of_device):
+    general, _ = device(RESERVED_3_USED_2, of_device)
+    assert allocator() is general
+    assert memory_in_use() == (3, 2)
 
 
 def test_a_device_of_which_no_module_has_figures_can_not_tell(device):
@@ -50,8 +58,11 @@ def test_a_device_of_which_no_module_has_figures_can_not_tell(device):
 
 
 def test_a_kind_of_device_that_has_the_functions_and_no_figures_can_not_tell(device):
-    def refuse():
-        raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
+    device(REFUSING, WITHOUT_FIGURES)
+    assert allocator() is None
+    assert memory_in_use() is None
 
-    device({"memory_reserved": refuse, "memory_allocated": refuse}, WITHOUT_FIGURES)
+
+def test_a_device_that_stops_telling_can_not_tell(device):
+    device({"memory_reserved": lambda: 3, "memory_allocated": refuse}, WITHOUT_FIGURES)
     assert memory_in_use() is None

@@ -9,7 +9,7 @@ import pytest
 from ignite_hooks.memory import kernel_mark
 from ignite_hooks.memory import sampled_mark
 from ignite_hooks.memory.kernel_mark import KernelMark
-from ignite_hooks.memory.kernel_mark import _prove
+from ignite_hooks.memory.kernel_mark import _proof
 from ignite_hooks.memory.kernel_mark import why_no_kernel_mark
 from tests.memory.spikes import LEAN
 from tests.memory.spikes import MIB
@@ -25,11 +25,11 @@ BATCHES = MIB  # the kernel counts pages in batches
 
 @pytest.fixture(autouse=True)
 def _as_found():
-    _prove.cache_clear()
+    _proof.was_given = False
     before = descriptors()
     yield
     assert descriptors() == before
-    _prove.cache_clear()
+    _proof.was_given = False
 
 
 @pytest.fixture
@@ -250,6 +250,28 @@ def test_it_is_seen_to_fall_also_when_nothing_was_taken_before(mark):
 
 def test_threads_that_ask_at_once_for_the_first_time_do_not_disturb_each_other():
     for _ in range(5):
-        _prove.cache_clear()
+        _proof.was_given = False
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda number: why_no_kernel_mark(), range(4))) == [None] * 4
+
+
+def test_what_may_pass_is_not_remembered(monkeypatch):
+    real = os.open
+    _proof.was_given = False
+
+    def out_of_descriptors(*arguments):
+        monkeypatch.setattr(os, "open", real)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", out_of_descriptors)
+    assert "Too many open files" in why_no_kernel_mark()
+    assert why_no_kernel_mark() is None
+
+
+def test_a_file_that_can_not_be_opened_any_more_is_an_error_with_a_remedy(monkeypatch):
+    assert why_no_kernel_mark() is None
+    monkeypatch.setattr(os, "open", lambda *arguments: (_ for _ in ()).throw(PermissionError(13)))
+    with pytest.raises(PermissionError) as raised:
+        KernelMark().open()
+    notes = getattr(raised.value, "__notes__", ['backend="sampler"'])
+    assert 'backend="sampler"' in notes[0]

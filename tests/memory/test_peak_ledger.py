@@ -788,3 +788,28 @@ def test_a_ledger_that_is_gone_is_no_burden_to_a_fork():
     tank = Tank()
     started(PeakLedger(tank)).stop()
     assert forked(lambda: tank.closed) == 1
+
+
+@pytest.mark.parametrize("how", ["stop", "abandon"])
+@pytest.mark.parametrize("what", ["read", "reset"])
+def test_the_last_that_is_ended_while_the_mark_is_used_has_it_closed_after_that(how, what):
+    """As a finalizer or a signal's handler does, at some line of what reads or resets."""
+    tank = Tank()
+    ledger = PeakLedger(tank)
+    measurement = Measurement(ledger, 1.0)
+    using = getattr(tank, what)
+
+    def end_meanwhile():
+        setattr(tank, what, using)
+        getattr(measurement, how)()
+        return using()
+
+    measurement.start()
+    setattr(tank, what, end_meanwhile)
+    measurement.result() if what == "read" else measurement.reset()
+    assert (ledger.running, tank.descriptor, tank.opened, tank.closed) == ([], None, 1, 1)
+    with pytest.raises(AssertionError):
+        tank.read()
+    Measurement(ledger, 1.0).start()
+    assert tank.opened == 2
+    ledger.running[0].stop()

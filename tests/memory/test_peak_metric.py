@@ -96,8 +96,8 @@ def test_it_has_the_name_that_it_is_given(engine, metric):
 def test_a_name_that_is_taken_is_an_error_with_a_remedy(engine, first, second, name):
     attachment = first.attach(engine)
     message = (
-        f"one metric that writes to '{name}', and it has one already: "
-        r"remove\(\) the other attachment, or give one of them another `name`"
+        f"must not write to one name, got '{name}' twice: "
+        r"remove\(\) the other attachment, or have one of them write to another name"
     )
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
@@ -111,7 +111,7 @@ def test_a_name_that_is_taken_is_an_error_with_a_remedy(engine, first, second, n
 def test_what_was_refused_does_nothing(engine):
     ExperienceMaxRAM(name="x").attach(engine)
     refused = EpochMaxRAM(name="x")
-    with pytest.raises(ValueError, match="writes to 'x', and it has one already"):
+    with pytest.raises(ValueError, match="to one name, got 'x' twice"):
         refused.attach(engine)
     run(engine)
     assert refused.result() == 0.0
@@ -122,7 +122,7 @@ def test_what_was_refused_does_nothing(engine):
 def test_one_handler_is_attached_to_an_engine_once_and_to_two_engines(metric):
     metric, engine, other = metric(), plain_engine(), make_trainer()
     metric.attach(engine)
-    with pytest.raises(ValueError, match="and it has one already"):
+    with pytest.raises(ValueError, match="must not write to one name"):
         metric.attach(engine)
     metric.attach(other)
 
@@ -135,7 +135,7 @@ def test_different_parts_of_device_memory_are_reported_by_two():
 
 def test_a_name_that_is_taken_is_an_error_in_the_factory_too():
     handlers = [EpochMaxRAM(name="x"), ExperienceMaxRAM(name="x")]
-    with pytest.raises(ValueError, match="writes to 'x', and it has one already"):
+    with pytest.raises(ValueError, match="to one name, got 'x' twice"):
         make_trainer(batches_of(2), handlers=handlers)
 
 

@@ -2,11 +2,16 @@ import gc
 import warnings
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
 from ignite_hooks import warn_once
+from ignite_hooks.memory import process_gc
 from ignite_hooks.memory.process_gc import automatic_collection_off
 from ignite_hooks.memory.process_gc import automatic_pauses
 from ignite_hooks.memory.process_gc import frozen
+from tests.memory.spikes import forked
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +152,71 @@ def test_a_collection_that_is_asked_for_is_no_pause(generation):
             objects += objects_to_collect()  # above the threshold
             gc.collect(generation)
     assert len(pauses) == noted > 0
+
+
+def test_with_a_threshold_of_zero_nothing_is_automatic():
+    pauses, threshold = [], gc.get_threshold()
+    try:
+        with automatic_pauses(pauses.append):
+            gc.set_threshold(0)
+            objects = objects_to_collect()
+            gc.collect()
+            del objects
+    finally:
+        gc.set_threshold(*threshold)
+    assert pauses == []
+
+
+def of_a_forked_child():
+    """What a child finds, and what its own scope leaves."""
+    found = gc.isenabled()
+    with automatic_collection_off():
+        within = gc.isenabled()
+    return found, within, gc.isenabled()
+
+
+def test_a_forked_child_collects_its_own_garbage():
+    with automatic_collection_off(), frozen():
+        assert forked(of_a_forked_child) == (True, False, True)
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() > 0
+
+
+def test_a_forked_child_that_leaves_the_scopes_of_its_parent_changes_nothing():
+    scope = entered(automatic_collection_off())
+
+    def leave():
+        gc.disable()
+        left(scope)
+        return gc.isenabled(), process_gc._disabled._holding.users
+
+    assert forked(leave) == (False, 0)
+    left(scope)
+
+
+def test_where_it_was_off_before_it_is_off_in_a_child():
+    gc.disable()
+    try:
+        with automatic_collection_off():
+            assert forked(gc.isenabled) is False
+    finally:
+        gc.enable()
+
+
+def test_a_child_does_not_wait_for_a_lock_of_its_parent():
+    with process_gc._disabled._holding.lock:
+        assert forked(of_a_forked_child) == (True, False, True)
+
+
+class Collecting(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return int(gc.isenabled())
+
+
+def test_loader_workers_collect_their_own_garbage():
+    with automatic_collection_off():
+        found = torch.cat(list(DataLoader(Collecting(), num_workers=1)))
+    assert found.tolist() == [1, 1]

@@ -811,3 +811,15 @@ def test_wrong_arguments_are_named(argument, value):
 def test_arguments_are_given_by_name():
     with pytest.raises(ValueError, match="positional argument"):
         ram_usage_metrics(1.0)
+
+
+def test_the_result_is_that_of_what_began_last_by_hand_or_attached():
+    stream, engine = StreamMaxRAM(), Engine(lambda engine, batch: spike(80))
+    stream.attach(engine)
+    engine.run([0])
+    attached = stream.result()
+    stream.start()
+    assert stream.result() < attached - 40
+    stream.stop()
+    engine.run([0])
+    assert engine.state.metrics["stream_max_ram_mib"] > stream.result() + 40

@@ -163,3 +163,20 @@ def test_one_that_was_stopped_before_its_start_does_not_begin():
     sampling.stop()
     sampling.start()
     assert names() == before
+
+
+def test_one_that_fails_is_told_once_and_the_others_are_taken(caplog):
+    calls, thrice = [], Event()
+
+    def act():
+        calls.append(1)
+        if len(calls) == 3:
+            thrice.set()
+        raise OSError("too many open files")
+
+    sampling = started(act, 0.001)
+    assert thrice.wait(HANGS)
+    sampling.stop()
+    (record,) = caplog.records
+    assert "a sample of memory failed" in record.getMessage()
+    assert "too many open files" in str(record.exc_info[1])

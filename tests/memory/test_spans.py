@@ -590,3 +590,15 @@ def test_without_a_run_nothing_is_open():
     attach_all(engine, backend="sampler", include_children=True)
     StreamMaxRAM().attach(engine)
     assert all(map(is_idle, LEDGERS))
+
+
+def test_a_span_that_could_not_begin_reports_nothing(monkeypatch):
+    engine = engine_of("engine", lambda *rest: None)
+    MinibatchMaxRAM().attach(engine)
+    engine.run([0])
+    engine.state.metrics.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(_OWN["kernel"]._mark, "reset", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.run([0])
+    assert engine.state.metrics == {}
