@@ -12,7 +12,7 @@ from ignite_hooks.handlers.fields import Iterations
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.memory.device_mark import DeviceMark
 from ignite_hooks.memory.device_mark import DevicePeaks
-from ignite_hooks.memory.peak_ledger import Measurement
+from ignite_hooks.memory.measurement import Measurement
 from ignite_hooks.memory.peak_ledger import PeakLedger
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span

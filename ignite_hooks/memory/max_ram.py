@@ -10,7 +10,7 @@ from ignite_hooks.handlers.fields import Backend
 from ignite_hooks.handlers.fields import Flag
 from ignite_hooks.handlers.fields import Seconds
 from ignite_hooks.handlers.fields import handler_config
-from ignite_hooks.memory.peak_ledger import Measurement
+from ignite_hooks.memory.measurement import Measurement
 from ignite_hooks.memory.ram_backends import backend_in_use
 from ignite_hooks.memory.ram_backends import ram_measurements
 from ignite_hooks.memory.units import MIB

@@ -12,7 +12,7 @@ from ignite.engine import Events
 
 from ignite_hooks.engine import is_interrupted
 from ignite_hooks.handlers.base import Attachment
-from ignite_hooks.memory.peak_ledger import Measurement
+from ignite_hooks.memory.measurement import Measurement
 
 __all__ = ["Span"]
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from ignite_hooks.memory.mark import ByteMark
-from ignite_hooks.memory.peak_ledger import Measurement
+from ignite_hooks.memory.measurement import Measurement
 from ignite_hooks.memory.peak_ledger import PeakLedger
 from tests.memory.spikes import descriptors
 from tests.memory.spikes import forked
