@@ -59,6 +59,19 @@ class CheckpointStore:
                 continue
         return sorted(found, key=lambda each: each.manifest.number, reverse=True)
 
+    def broken(self) -> dict[Path, str]:
+        """The folders that are none and have the name of one, and why they are none."""
+        found = {}
+        for folder in self._folders():
+            try:
+                read_manifest(folder)
+            except OSError:
+                is_left_over = (folder / INCOMPLETE).exists()
+                found[folder] = "its save was not finished" if is_left_over else "no manifest"
+            except ValueError:
+                found[folder] = "its manifest is damaged"
+        return found
+
     def begin(self, step: int) -> Path:
         """Makes an empty folder for a checkpoint, after taking away what a killed save has left.
 
