@@ -39,7 +39,8 @@ The edges:
   ``max_iters``. ``terminate()``, ``terminate_epoch()`` and failures drop the open window and zero
   its gradients.
 - Validation runs when all handlers of the event have returned, whenever those were attached. At
-  the last batch of an epoch it waits for EPOCH_COMPLETED.
+  the last batch of an epoch, and at one that ``terminate_epoch()`` makes the last, it waits for
+  EPOCH_COMPLETED.
 - A stop (``max_steps``, ``terminate()``) on the last batch of an epoch lets the epoch complete
   first; TERMINATE comes after that.
 - When a run is terminated ``on_epoch`` closes before TERMINATE's handlers. ``interrupt()`` leaves

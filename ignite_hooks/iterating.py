@@ -11,8 +11,8 @@ from ignite.engine import Events
 
 from ignite_hooks.active_loader import set_aside
 from ignite_hooks.channels import Channels
-from ignite_hooks.counting import CountingEngine
 from ignite_hooks.postponed import Postponed
+from ignite_hooks.resuming import ResumableEngine
 
 if TYPE_CHECKING:
     from ignite_hooks.handlers.optimizer_step import OptimizerStep
@@ -28,7 +28,7 @@ class TerminateEpoch(Exception):
     """The epoch ends."""
 
 
-class IteratingEngine(CountingEngine):
+class IteratingEngine(ResumableEngine):
     """Takes batch after batch through the scopes and events of an iteration.
 
     Whether to stop, to end the epoch or to interrupt is asked where Ignite asks: after the events
@@ -71,7 +71,7 @@ class IteratingEngine(CountingEngine):
                     fire(Events.ITERATION_COMPLETED)
                     is_last = self._place.progress.is_full
                     self._stop_at_limit(is_last)
-                    if self._postponed and not is_last:
+                    if self._postponed and not (is_last or self.should_terminate_single_epoch):
                         self._postponed.do()
                 if is_last and self.should_terminate:
                     return  # the epoch completes first

@@ -55,7 +55,6 @@ class Trainer(TrainingLoop):
         self.state.start_epoch = self.state.start_step = 0
         self.state.model_outputs = self.state.loss = None
         self._feeds = feeds
-        self._go_to: FeedPosition | None = None
         self._state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
         self._hooks = Hooks()
@@ -112,6 +111,8 @@ class Trainer(TrainingLoop):
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
         if self._internal_run_generator is None:
+            if self._nothing_is_left(given):
+                return self.state  # type: ignore[no-any-return]
             self._set_up(data, given, epoch_length)
             self._internal_run_generator = self._run_all()
         else:  # interrupted
@@ -155,7 +156,9 @@ class Trainer(TrainingLoop):
         batches = state.iteration - state.epoch * (state.epoch_length or 0)
         self._place = Place(Progress(state.iteration, state.epoch, batches))
         self._epoch_length = state.epoch_length
-        self._go_to = FeedPosition(state.epoch, batches)
+        position = FeedPosition(state.epoch, batches)
+        self._go_to = lambda feed: feed.seek(position)
+        self._is_resumed, self._random = False, None
         self._optimizer_step.start_from(state.optimizer_step, self)
 
     def _check_not_running(self, what: str, remedy: str) -> None:
@@ -172,6 +175,8 @@ class Trainer(TrainingLoop):
             self._begin_anew(data, given, epoch_length)
         else:
             given.check(progress, steps)
+            if self._is_resumed and given != Limits():
+                before = given  # those of the other run were for that run
             further = given if given != Limits() else before
             if further.reached(progress, steps):
                 self._begin_anew(data, given, epoch_length)
@@ -179,6 +184,7 @@ class Trainer(TrainingLoop):
                 limits = given | before.without_reached(progress, steps)
                 limits.check(progress, steps)
                 self._go_on(data, limits, epoch_length)
+        self._is_resumed = False
         state = self.state
         state.epoch_length = self._epoch_length
         state.start_epoch = self._place.progress.epochs
@@ -193,7 +199,7 @@ class Trainer(TrainingLoop):
         self._feed.next_pass()
         self._epoch_length = epoch_length or self._feed.length
         self._place = Place()
-        self._go_to = None
+        self._go_to = self._random = None
         self._optimizer_step.start_from(0, self)
         self.state.iteration = self.state.epoch = self.state.validation = 0
         self._set_limits(Limits(max_epochs=1) if limits == Limits() else limits)
@@ -202,7 +208,7 @@ class Trainer(TrainingLoop):
         before = self._feed
         self._use(data, self._epoch_length)
         if self._go_to is not None:
-            self._feed.seek(self._go_to)
+            self._go_to(self._feed)
             self._go_to = None
         elif self._feed is not before:  # the epoch begins anew with it
             self._place = Place(self._place.progress.at_epoch_start())

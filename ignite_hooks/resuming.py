@@ -1,0 +1,94 @@
+"""Where a run stands, as data; and going on there in another process."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+from typing import Any
+
+from ignite.engine import Engine
+
+from ignite_hooks.counting import CountingEngine
+from ignite_hooks.progress import Limits
+from ignite_hooks.progress import Place
+from ignite_hooks.progress import Progress
+from ignite_hooks.rng import RandomState
+
+if TYPE_CHECKING:
+    from ignite_hooks.handlers.optimizer_step import OptimizerStep
+
+__all__ = ["ResumableEngine"]
+
+
+class ResumableEngine(CountingEngine):
+    """Tells all that another engine has to know to go on as if it were this one.
+
+    That is the counters, the limits, the place in the data with the order of its samples, and the
+    random generators. Model, optimizer and scheduler have states of their own.
+    """
+
+    def __init__(
+        self, process_function: Callable[[Engine, Any], Any], optimizer_step: "OptimizerStep"
+    ) -> None:
+        super().__init__(process_function, optimizer_step)
+        self._go_to: Callable[[Any], None] | None = None
+        self._is_resumed = False
+        self._random: RandomState | None = None
+
+    def place_state_dict(self) -> dict[str, Any]:
+        """All that, at a step boundary: numbers, lists and tensors, for ``torch.load``.
+
+        To be called when nothing of the moment is left to do: after a step, or after an epoch.
+        """
+        random = RandomState.capture(self._optimizer_step.accelerator.device)
+        return {
+            "progress": list(self._place.progress),
+            "limits": asdict(self._limits),
+            "epoch_length": self._epoch_length,
+            "passed_length": self._passed_length,
+            "optimizer_step": self._optimizer_step.steps,
+            "validation": self.state.validation,
+            "data": self._feed.state_dict(),
+            "random": random.state_dict(),
+        }
+
+    def load_place_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Has the next run go on there, on data that is built as the data was built then.
+
+        The random generators are put back when the handlers of STARTED have returned, and in the
+        middle of an epoch once more after those of EPOCH_STARTED: neither has been called there in
+        the run that is gone on with. A run that was finished has nothing to go on with: the next
+        ``run`` returns at once, unless a limit is given that lies further.
+        """
+        self._place = self._boundary = Place(
+            Progress(*state_dict["progress"]), taken=self._optimizer_step.window.taken
+        )
+        self._limits = self._shown = Limits(**state_dict["limits"])
+        self._epoch_length = state_dict["epoch_length"]
+        self._passed_length = state_dict["passed_length"]
+        self._optimizer_step.start_from(state_dict["optimizer_step"], self)
+        for name, limit in asdict(self._limits).items():
+            setattr(self.state, name, limit)
+        progress = self._place.progress
+        self.state.iteration, self.state.epoch = progress.iteration, progress.epochs
+        self.state.epoch_length = self._epoch_length
+        self.state.validation = state_dict["validation"]
+        device = self._optimizer_step.accelerator.device
+        self._random = RandomState.from_state_dict(state_dict["random"], device)
+        self._go_to = lambda feed: feed.load_state_dict(state_dict["data"])
+        self._is_resumed = True
+
+    def _nothing_is_left(self, given: Limits) -> bool:
+        """Whether the run that is gone on with was finished."""
+        before = self._limits.edited(self._shown, Limits.of(self.state))
+        if not self._is_resumed or before == Limits():
+            return False
+        limits = before if given == Limits() else given
+        return limits.reached(self._place.progress, self._optimizer_step.steps) is not None
+
+    def _restore_random(self, *, is_last_time: bool) -> None:
+        """What handlers have drawn meanwhile the other run has not."""
+        if self._random is not None:
+            self._random.restore()
+            if is_last_time:
+                self._random = None
