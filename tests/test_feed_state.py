@@ -186,3 +186,11 @@ def test_an_iterator_stays_where_it_is():
     other.load_state_dict(feed.state_dict())
     assert other.position == (0, 0)
     assert list(other) == [0, 1, 2, 3, 4]
+
+
+def test_after_the_last_batch_the_place_is_the_beginning_of_the_next_pass():
+    feed = DataFeed([1, 2, 3])
+    batches = advance(feed, 3)
+    assert feed.position == (0, 3)
+    assert feed.state_dict()["position"] == [1, 0]
+    del batches

@@ -181,13 +181,24 @@ def test_a_finished_run_fires_no_event_and_goes_on_if_more_is_asked_for():
 
 def test_the_limits_of_the_other_run_hold_only_where_none_is_given():
     trainer = make_trainer(batches_of(4))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.terminate)
     trainer.run(max_steps=6, max_epochs=9)
     place = trainer.place_state_dict()
-    for given, steps in (({"max_epochs": 3}, 12), ({"max_steps": 7}, 7)):
+    for given, steps in (({}, 6), ({"max_epochs": 3}, 12), ({"max_steps": 7}, 7)):
         other = make_trainer(batches_of(4))
         other.load_place_state_dict(place)
         other.run(**given)
         assert other.state.optimizer_step == steps
+
+
+def test_when_it_has_gone_on_the_next_run_is_as_any_other():
+    trainer = make_trainer(batches_of(4))
+    trainer.run(max_epochs=1)
+    other = make_trainer(batches_of(4))
+    other.load_place_state_dict(trainer.place_state_dict())
+    other.run(max_epochs=2)
+    other.run()  # Ignite's: a finished run begins anew
+    assert (other.state.epoch, other.state.iteration) == (1, 4)
 
 
 def test_a_new_beginning_that_is_asked_for_is_one():
@@ -196,6 +207,7 @@ def test_a_new_beginning_that_is_asked_for_is_one():
     other = make_trainer(batches_of(4))
     other.load_place_state_dict(trainer.place_state_dict())
     other.state.max_epochs = None
+    torch.rand(1)
     before = torch.get_rng_state()
     other.run(max_epochs=1)
     assert (other.state.epoch, other.state.iteration) == (1, 4)
