@@ -38,7 +38,7 @@ class PassEnd:
 
     def settle(self) -> None:
         """Asks anew how many batches a pass has, which may depend on the pass. Collective."""
-        length = self._source.length
+        length = self._own_length = self._source.length
         if self._accelerator is not None:
             smallest = smallest_of_all(-1 if length is None else length, self._accelerator)
             length = None if smallest < 0 else smallest
@@ -63,7 +63,8 @@ class PassEnd:
                 if not self._fill(batches, 1):
                     raise RuntimeError(self._wrong_length(f"only {number - 1}", data_pass))
                 yield number == self.length
-            if self._accelerator is None and next(batches, _END) is not _END:
+            # Samplers draw at their end: a pass that was entered again has to come to it as well.
+            if self._own_length == self.length and next(batches, _END) is not _END:
                 raise RuntimeError(self._wrong_length("more", data_pass))
         else:
             yield from self._look_ahead(batches)

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from xxhash import xxh3_128
 
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync_tree
@@ -22,7 +23,7 @@ def test_every_byte_counts_and_the_pieces_that_it_is_read_in_do_not(tmp_path, si
     file.write_bytes(content)
     record = record_of(file)
     assert record.size == size
-    assert record == record_of(file)
+    assert record.checksum == xxh3_128(bytes(content)).hexdigest()
     for place in {0, size // 2, size - 1}:
         content[place] ^= 1
         file.write_bytes(content)

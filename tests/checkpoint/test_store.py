@@ -276,6 +276,13 @@ def test_a_folder_with_a_damaged_manifest_is_no_checkpoint_and_stays_to_be_looke
     assert folder.exists()
 
 
+def test_a_manifest_that_is_too_long_to_be_one_is_not_parsed(store):
+    file = save(store, 1) / "manifest.json"
+    file.write_bytes(file.read_bytes() + b" " * 2**24)
+    assert store.checkpoints() == []
+    assert list(store.broken().values()) == ["its manifest is damaged"]
+
+
 def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
     save(store, 1)
     calls, opened = [], {}
