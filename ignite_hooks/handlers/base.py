@@ -103,9 +103,16 @@ class Attachment:
                 act(engine)
 
         handler.__qualname__ = type(self.handler).__name__  # what profilers show
-        self.on_removal(self.engine.add_event_handler(event, handler).remove)
+        self.add(event, handler)
         if first:
             move_to_front(self.engine, event)
+
+    def add(self, event: Any, handler: Callable[..., Any]) -> None:
+        """Adds a handler as it is; the fastest are those that take no engine.
+
+        It must be equal to no other handler of the event, and do nothing once this is removed.
+        """
+        self.on_removal(self.engine.add_event_handler(event, handler).remove)
 
     def during_run(self, scope: Callable[[Engine], Scope]) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.

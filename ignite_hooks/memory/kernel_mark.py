@@ -19,7 +19,7 @@ from ignite_hooks.scopes import note
 try:
     from mmap import MAP_ANONYMOUS
     from mmap import MAP_PRIVATE
-    from resource import RUSAGE_SELF
+    from resource import RUSAGE_THREAD
     from resource import getrusage
 except ImportError:  # not a Unix: the mark is never opened there
     pass
@@ -28,6 +28,7 @@ __all__ = ["KernelMark", "why_no_kernel_mark"]
 
 _FILES = {"clear_refs": os.O_WRONLY, "status": os.O_RDONLY, "statm": os.O_RDONLY}
 _SPIKE = 4 * 2**20
+_BALLAST = 2**18  # twice the batch of pages that the kernel counts at once
 
 
 class KernelMark(ByteMark):
@@ -37,17 +38,26 @@ class KernelMark(ByteMark):
     mark of the program that this one has replaced. What is above the lowest that it has ever told
     is above the floor, and so it is the mark. Else, if as much as it tells is resident now, that is
     the mark. Else ``status`` is read.
+
+    So the lowest is looked for when the mark is opened, before a ballast is taken, which keeps what
+    is told above it, and again, where the mark has just been reset, if ``status`` had to be read.
     """
+
+    _lowest = float("inf")
 
     def __init__(self) -> None:
         self._open_files: dict[str, int] = {}
-        self._lowest = float("inf")
+        self._ballast: mmap | None = None
+        self._looks_for_lowest = True
 
     def open(self) -> None:
         """Opens the files. They stay this process's: a child must open its own."""
         try:
             for name, flags in _FILES.items():
                 self._open_files[name] = os.open(f"/proc/self/{name}", flags)
+            self._looks_for_lowest = True
+            self.reset()
+            self._ballast = _taken(_BALLAST)
         except OSError as error:
             self.close()
             note(error, 'The kernel\'s mark needs this file; backend="sampler" does without it.')
@@ -55,25 +65,41 @@ class KernelMark(ByteMark):
 
     def close(self) -> None:
         """Closes what is open."""
+        ballast, self._ballast = self._ballast, None
+        if ballast is not None:
+            ballast.close()
         while self._open_files:
             os.close(self._open_files.popitem()[1])
 
     def reset(self) -> None:
         """Lowers the mark to what is resident now."""
         os.write(self._open_files["clear_refs"], b"5")
+        if self._looks_for_lowest:
+            self._looks_for_lowest = False
+            KernelMark._lowest = min(self._lowest, getrusage(RUSAGE_THREAD).ru_maxrss * KIB)
 
     def read(self) -> int:
         """The most that was resident since the last reset."""
-        told = getrusage(RUSAGE_SELF).ru_maxrss * KIB
+        # The mark is that of the process here too, and no threads have to be counted for it.
+        told = getrusage(RUSAGE_THREAD).ru_maxrss * KIB
         if told > self._lowest:
             return told
-        self._lowest = told
+        KernelMark._lowest = told
         resident = int(os.pread(self._open_files["statm"], 2**8, 0).split()[1]) * PAGESIZE
-        return resident if resident >= told else self.from_status()
+        if resident >= told:
+            return resident
+        self._looks_for_lowest = True
+        return self.from_status()
 
     def from_status(self) -> int:
         """The same, without the shortcuts."""
         return proc_field(os.pread(self._open_files["status"], 2**16, 0), b"VmHWM")
+
+
+def _taken(size: int) -> mmap:
+    block = mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)
+    block.write(bytes(size))
+    return block
 
 
 def why_no_kernel_mark() -> str | None:
@@ -108,8 +134,7 @@ def _refusal() -> str | None:
     mark = KernelMark()
     try:
         mark.open()
-        with mmap(-1, _SPIKE, MAP_PRIVATE | MAP_ANONYMOUS) as spike:
-            spike.write(bytes(_SPIKE))
+        _taken(_SPIKE).close()
         before = mark.from_status()
         mark.reset()
         falls = mark.from_status() < before

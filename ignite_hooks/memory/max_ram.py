@@ -98,7 +98,10 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
 
     def result(self) -> float:
         """The peak so far, or of the last time, in MiB; 0.0 if nothing was measured yet."""
-        return sum(part.result() for part in self._parts) / MIB
+        peak = 0
+        for part in self._parts:
+            peak += part.result()
+        return peak / MIB
 
     def __enter__(self) -> "MaxRAM":
         self.start()

@@ -53,7 +53,7 @@ class Measurement(Generic[Reading]):
 
     def result(self) -> Reading:
         """The peak so far, or of the last time."""
-        return self.ledger.peak_of(self)
+        return self.ledger.peak_of(self) if self in self.ledger.running else self.peak
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Callable
+from functools import wraps
 from threading import RLock
 from typing import Any
+from typing import Concatenate
 from typing import Generic
+from typing import ParamSpec
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -15,7 +18,28 @@ from ignite_hooks.memory.sampling import Sampling
 
 __all__ = ["PeakLedger"]
 
+Self = TypeVar("Self", bound="PeakLedger[Any]")
+Given = ParamSpec("Given")
 Result = TypeVar("Result")
+
+
+def _in_turn(
+    act: Callable[Concatenate[Self, Given], Result],
+) -> Callable[Concatenate[Self, Given], Result]:
+    """One after another; the mark stays open for ``act``, whatever is ended meanwhile."""
+
+    @wraps(act)
+    def in_turn(ledger: Self, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with ledger._lock:
+            ledger._users += 1
+            try:
+                return act(ledger, *args, **kwargs)
+            finally:
+                ledger._users -= 1
+                if ledger._is_sampled or not ledger._holders:
+                    ledger._adjust()
+
+    return in_turn
 
 
 class PeakLedger(Generic[Reading]):
@@ -47,77 +71,61 @@ class PeakLedger(Generic[Reading]):
         self._lock = RLock()
         _ledgers.add(self)
 
+    @_in_turn
     def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
         """Measures from now on, ``peak`` counted in, unless it does so already."""
-        with self._lock:
-            if measurement in self.running:
-                return
-            self._note()
+        if measurement not in self.running:
+            if self.running or self._abandoned:
+                self._note()
+            if self._is_sampled or not self._is_open:
+                self._open(measurement.every)
+            self._mark.reset()
+            measurement.peak = peak
             self.running.append(measurement)
-            try:
-                self._open()
-                self._use(self._mark.reset)
-                measurement.peak = peak
-                self._adjust()
-            except BaseException:
-                self._drop(measurement)
-                raise
 
+    @_in_turn
     def end(self, measurement: Measurement[Reading]) -> None:
         """Measures no more."""
-        with self._lock:
-            if measurement in self.running:
-                try:
-                    self._note()
-                finally:
-                    self._drop(measurement)
+        if measurement in self.running:
+            try:
+                self._note()
+            finally:
+                self._drop(measurement)
 
     def end_soon(self, measurement: Measurement[Reading]) -> None:
         """Has it ended now or, if the ledger is busy, the next time that the ledger is used.
 
         A garbage collection may be what calls this, at any line of any thread.
         """
-        if measurement not in self.running:
-            return
-        self._abandoned.append(measurement)
-        if self._lock.acquire(blocking=False):
-            try:
-                self._drop_abandoned()
-            finally:
-                self._lock.release()
+        if measurement in self.running:
+            self._abandoned.append(measurement)
+            self._unless_busy(self._drop_abandoned)
 
+    @_in_turn
     def restart(self, measurement: Measurement[Reading]) -> None:
         """Forgets the peak; a running measurement begins now."""
-        with self._lock:
-            if measurement in self.running:
-                self._note()
-                self._use(self._mark.reset)
-            measurement.peak = self.nothing
+        if measurement in self.running:
+            self._note()
+            self._mark.reset()
+        measurement.peak = self.nothing
 
+    @_in_turn
     def peak_of(self, measurement: Measurement[Reading]) -> Reading:
         """The peak so far."""
-        with self._lock:
-            if measurement in self.running:
-                self._note()
-            return measurement.peak
+        if measurement in self.running:
+            self._note()
+        return measurement.peak
 
+    @_in_turn
     def hold(self, every: float) -> None:
         """Keeps the mark open, and sampled once in so many seconds at least."""
-        with self._lock:
-            self._holders.append(every)
-            try:
-                self._open()
-                self._adjust()
-            except BaseException:
-                self._holders.remove(every)
-                self._adjust()
-                raise
+        self._open(every)
+        self._holders.append(every)
 
+    @_in_turn
     def let_go(self, every: float) -> None:
         """Closes the mark, if nobody else needs it."""
-        with self._lock:
-            self._holders.remove(every)
-            self._adjust()
+        self._holders.remove(every)
 
     def begin_in_child(self) -> None:
         """In a forked child: what is open, locked or running is the parent's."""
@@ -130,72 +138,74 @@ class PeakLedger(Generic[Reading]):
         for measurement in self.running:
             measurement.peak = self.nothing
 
+    def _note_unless_busy(self) -> None:
+        self._unless_busy(self._note)
+
+    def _unless_busy(self, act: Callable[[], None]) -> None:
+        # Whoever has the lock does it too, or waits for this thread to end.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._take_turn(act)
+            finally:
+                self._lock.release()
+
+    @_in_turn
+    def _take_turn(self, act: Callable[[], None]) -> None:
+        act()
+
     def _note(self) -> None:
         """Tells all running measurements what the mark says."""
         if self._abandoned:
             self._drop_abandoned()
         if self.running:
-            if not self._is_open:  # forked since
+            if not self._is_open:  # this is a child, forked since
                 self._open()
-                self._adjust()
-            reading, higher = self._use(self._mark.read), self._mark.higher
+            reading, higher = self._mark.read(), self._mark.higher
             for measurement in tuple(self.running):
                 measurement.peak = higher(measurement.peak, reading)
 
-    def _use(self, act: Callable[[], Result]) -> Result:
-        """Calls ``act`` of the mark, which stays open, whatever is ended meanwhile."""
-        self._users += 1
-        try:
-            return act()
-        finally:
-            self._users -= 1
-            if not (self.running or self._holders):
-                self._adjust()
-
     def _drop_abandoned(self) -> None:
-        abandoned = []
         while self._abandoned:  # to which other threads may be adding
-            abandoned.append(self._abandoned.pop())
-        self._drop(*abandoned)
+            self._drop(self._abandoned.pop())
 
-    def _drop(self, *measurements: Measurement[Reading]) -> None:
-        for measurement in measurements:
-            if measurement in self.running:
-                self.running.remove(measurement)
-        self._adjust()
+    def _drop(self, measurement: Measurement[Reading]) -> None:
+        if measurement in self.running:
+            self.running.remove(measurement)
 
-    def _open(self) -> None:
+    def _open(self, *every: float) -> None:
         if not self._is_open:
-            self._mark.open()
+            try:
+                self._mark.open()
+            except BaseException:
+                self._mark.close()
+                raise
             self._is_open = True
+        if self._is_sampled:
+            self._sample(*every)
 
     def _adjust(self) -> None:
         """Closes the mark if nobody needs it; else has it read as often as anyone wants."""
-        if self._users:
-            return  # and it is done after that
-        if not (self.running or self._holders):
-            self._is_open = False
+        if self._users:  # the outermost one does it
+            return
+        if not (self._holders or self.running):
             sampling, self._sampling = self._sampling, None
             if sampling is not None:
                 sampling.stop()
-            self._mark.close()
+            if self._is_open:
+                self._is_open = False
+                self._mark.close()
         elif self._is_sampled:
-            every = min([*(measurement.every for measurement in self.running), *self._holders])
-            if self._sampling is None or self._sampling.every != every:
-                # In this order, should a finalizer or a signal's handler come here meanwhile.
-                sampling = Sampling(self._note_unless_busy, every)
-                former, self._sampling = self._sampling, sampling
-                if former is not None:
-                    former.stop()
-                sampling.start()
+            self._sample()
 
-    def _note_unless_busy(self) -> None:
-        # Whoever has the lock reads the mark itself, or waits for this thread to end.
-        if self._lock.acquire(blocking=False):
-            try:
-                self._note()
-            finally:
-                self._lock.release()
+    def _sample(self, *also: float) -> None:
+        every = min([*(measurement.every for measurement in self.running), *self._holders, *also])
+        if self._sampling is None or self._sampling.every != every:
+            # In this order, should a finalizer or a signal's handler come here meanwhile.
+            sampling = Sampling(self._note_unless_busy, every)
+            former, self._sampling = self._sampling, sampling
+            if former is not None:
+                former.stop()
+            sampling.start()
 
 
 _ledgers: WeakSet[PeakLedger[Any]] = WeakSet()

@@ -45,30 +45,29 @@ class Span:
 
     def of_iterations(self, every: int | None) -> None:
         """Measures each iteration, or once in ``every``: all but the fetching of the batch."""
-        period = every or 1
+        attachment, period = self._attachment, every or 1
 
-        def begin_if_due(engine: Engine) -> None:
+        def begin_if_due() -> None:
             # Filters of Ignite on both events would cost 3 to 10 µs an iteration that is not due.
-            if engine.state.iteration % period == 0:
-                self._begin(engine)
+            if attachment.engine.state.iteration % period == 0:
+                self._begin()
             elif self._is_on:
                 self._stop()
 
-        begin = self._begin if period == 1 else begin_if_due
-        self._attachment.on(Events.ITERATION_STARTED, begin)
-        self._attachment.on(Events.ITERATION_COMPLETED, self._end)
+        attachment.add(Events.ITERATION_STARTED, self._begin if period == 1 else begin_if_due)
+        attachment.add(Events.ITERATION_COMPLETED, self._end)
 
     def of_runs(self) -> None:
         """Measures each run, from its entry."""
         self._attachment.during_run(self._of_run)
-        self._attachment.on(Events.COMPLETED, self._end)
+        self._attachment.add(Events.COMPLETED, self._end)
 
     def between(self, began: Any, ended: Any) -> None:
         """Measures from the event ``began`` to the event ``ended``."""
-        self._attachment.on(began, self._begin)
-        self._attachment.on(ended, self._end)
+        self._attachment.add(began, self._begin)
+        self._attachment.add(ended, self._end)
 
-    def _begin(self, engine: Engine) -> None:
+    def _begin(self) -> None:
         if self._is_on:  # a handler made an end of a failure, and Ignite went on
             self._stop()
         if self._is_in_run:
@@ -76,10 +75,10 @@ class Span:
                 part.start()
             self._is_on = True
 
-    def _end(self, engine: Engine) -> None:
+    def _end(self) -> None:
         if self._is_on:
             self._stop()
-            self._report(engine)
+            self._report(self._attachment.engine)
 
     def _stop(self) -> None:
         self._is_on = False
@@ -101,11 +100,11 @@ class Span:
             finally:
                 self._is_in_run = False
                 self._is_broken_off = self._is_on
-                self._end(engine)
+                self._end()
                 self._stop()  # what a beginning that failed has left
 
     @contextmanager
     def _of_run(self, engine: Engine) -> Iterator[None]:
         if not self._is_on:  # else it goes on
-            self._begin(engine)
+            self._begin()
         yield

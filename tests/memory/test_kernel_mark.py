@@ -107,6 +107,7 @@ def telling(mark, monkeypatch):
 
     def tell(*told):
         told = list(told)
+        monkeypatch.setattr(KernelMark, "_lowest", float("inf"))
         monkeypatch.setattr(
             kernel_mark, "getrusage", lambda who: SimpleNamespace(ru_maxrss=told.pop(0) // 1024)
         )
@@ -137,13 +138,67 @@ def test_what_was_resident_is_not_the_mark_if_more_is_told(telling):
     assert telling(told, told) == [-1, -1]
 
 
-def test_getrusage_and_status_tell_the_same(mark):
+@pytest.fixture
+def read_files(monkeypatch):
+    """Which files of marks are read, one for each time."""
+    read, really = [], os.pread
+
+    def pread(descriptor, *arguments):
+        read.append(os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2])
+        return really(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "pread", pread)
+    return read
+
+
+def test_where_memory_stays_as_it_was_no_file_is_read(mark, read_files):
+    mark.close()
+    KernelMark._lowest = float("inf")
+    mark.open()
+    for _ in range(20):
+        mark.reset()
+        mark.read()
+    assert read_files == []
+
+
+def test_peaks_that_are_all_the_same_and_below_all_before_read_status_once(mark, read_files):
+    with taken(60):
+        KernelMark._lowest = float("inf")
+        mark.read()
+    read_files.clear()
+    for _ in range(20):
+        mark.reset()
+        spike(20)
+        mark.read()
+    assert read_files == ["statm", "status"]
+
+
+def test_the_lowest_is_that_of_the_process_and_goes_up_for_no_mark(mark):
+    lowest = KernelMark._lowest
+    with taken(60):
+        other = KernelMark()
+        other.open()
+        other.reset()
+        other.close()
+    assert KernelMark._lowest <= lowest < float("inf")
+
+
+def test_its_ballast_is_given_back():
+    mark = KernelMark()
+    before = sampled_mark.resident()
+    for _ in range(100):
+        mark.open()
+        mark.close()
+    assert sampled_mark.resident() - before < 100 * kernel_mark._BALLAST / 4
+
+
+def test_getrusage_and_status_tell_the_same(mark, monkeypatch):
     mark.reset()
     mark.read()
     spike(60)
-    mark._lowest = 0
+    monkeypatch.setattr(KernelMark, "_lowest", 0)
     told = mark.read()
-    mark._lowest = float("inf")
+    monkeypatch.setattr(KernelMark, "_lowest", float("inf"))
     assert mark.read() == mark.from_status() == pytest.approx(told, abs=BATCHES)
 
 
