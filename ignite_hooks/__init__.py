@@ -1,5 +1,7 @@
 """PyTorch-Ignite handlers, and a supervised trainer on Accelerate with all of them wired in."""
 
+from ignite_hooks.checkpoint.resume import ResumeCheckpoint
+from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.evaluator import create_supervised_evaluator
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.factory import create_supervised_trainer
@@ -35,6 +37,8 @@ __all__ = [
     "MaxRAM",
     "MinibatchMaxRAM",
     "OptimizerStep",
+    "ResumeCheckpoint",
+    "SaveCheckpoint",
     "StreamMaxRAM",
     "TrainEvents",
     "Trainer",

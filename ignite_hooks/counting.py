@@ -56,6 +56,17 @@ class CountingEngine(QuickEngine):
             left = of_run if left is None else min(left, of_run)
         return left
 
+    @property
+    def place(self) -> Place:
+        """How far the training has come, and where in the data. Handlers can not change it."""
+        return self._place
+
+    @property
+    def _is_at_boundary(self) -> bool:
+        """Whether every batch of this place was stepped with, or its window was given up."""
+        window = self._optimizer_step.window
+        return not window.count and window.taken == self._place.taken
+
     def _count_batch(self) -> None:
         window, place = self._optimizer_step.window, self._place
         if not window.count:
@@ -74,9 +85,7 @@ class CountingEngine(QuickEngine):
 
     def _go_back(self) -> None:
         """Stands where the last whole step ended."""
-        window, place = self._optimizer_step.window, self._place
-        if window.count or window.taken != place.taken:
-            place = self._boundary
+        place = self._place if self._is_at_boundary else self._boundary
         self._place = place
         self.state.iteration = place.progress.iteration
 

@@ -10,6 +10,7 @@ its meaning.
 
 import weakref
 from collections.abc import Callable
+from collections.abc import Iterator
 from inspect import GEN_RUNNING
 from inspect import GEN_SUSPENDED
 from inspect import getgeneratorstate
@@ -22,6 +23,7 @@ __all__ = [
     "QuickEngine",
     "belongings",
     "forget_run",
+    "handlers_of",
     "has_handlers",
     "is_interrupted",
     "is_running",
@@ -47,6 +49,14 @@ def belongings(engine: Engine) -> dict[str, Any]:
 def has_handlers(engine: Engine, event: Any) -> bool:
     """Whether anything is attached to ``event``."""
     return bool(engine._event_handlers.get(event))
+
+
+def handlers_of(engine: Engine) -> Iterator[Callable[..., Any]]:
+    """All that is attached, event by event, as it was given: without the wrappers of filters."""
+    for handlers in engine._event_handlers.values():
+        for function, *_ in handlers:
+            wrapped = getattr(function, "_parent", None)
+            yield function if wrapped is None else wrapped()
 
 
 def move_to_front(engine: Engine, event: Any) -> None:

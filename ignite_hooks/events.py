@@ -23,8 +23,10 @@
             zero_grad                                                        on_optimizer_step ┘
             GRADIENTS_CLEARED         only if committed; what is due on a step schedule acts now
           … the user's own ITERATION_COMPLETED handlers, Ignite's metrics and loggers …
-          Validation, if due          (VALIDATION_STARTED … VALIDATION_COMPLETED)      on_step ┘
-      EPOCH_COMPLETED   … then Validation (once, if a step schedule is due as well)   on_epoch ┘
+          Validation, if due          (VALIDATION_STARTED … VALIDATION_COMPLETED)
+          SaveCheckpoint, if due, after every other handler     (CHECKPOINT_SAVED)     on_step ┘
+      EPOCH_COMPLETED   … then Validation, SaveCheckpoint (once, if a step
+                          schedule is due as well)                                    on_epoch ┘
     COMPLETED                                                                          on_loop ┘
 
 Three words: an *iteration* is one batch through the engine; a *step* is one committed optimizer

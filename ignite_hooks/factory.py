@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ignite_hooks.accelerators import accelerator_or_default
+from ignite_hooks.checkpoint.resume import ResumeCheckpoint
+from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.checks import check_arguments
 from ignite_hooks.checks import check_unused
 from ignite_hooks.feed import DataFeed
@@ -41,6 +44,8 @@ def create_supervised_trainer(
     batch_processor: Callable[[torch.nn.Module, Any], tuple[Any, torch.Tensor]] | None = None,
     grad_clip: GradientClipping | None = None,
     validation: Validation | None = None,
+    checkpoint: SaveCheckpoint | None = None,
+    resume_from: ResumeCheckpoint | str | Path | None = None,
     handlers: Iterable[Any] = (),
     prepare_batch: Callable[..., tuple[Any, Any]] = unpack,
     model_transform: Callable[[Any], Any] = identity,
@@ -77,6 +82,9 @@ def create_supervised_trainer(
             loss).
         grad_clip: clips the gradient of each step.
         validation: validates on its schedule.
+        checkpoint: saves on its schedule.
+        resume_from: a ``ResumeCheckpoint``, or the path of a checkpoint or of a directory of them.
+            It is loaded when all else is built; the next ``run`` goes on from there.
         handlers: anything with ``attach(engine)``: handlers of this package, Ignite's
             ``ProgressBar`` and others.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
@@ -91,6 +99,7 @@ def create_supervised_trainer(
             optimizer or scheduler of other parameters; empty data.
     """
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
+    resume = ResumeCheckpoint(resume_from) if isinstance(resume_from, str | Path) else resume_from
     check_arguments(
         model,
         optimizer,
@@ -99,6 +108,8 @@ def create_supervised_trainer(
         handlers,
         grad_clip=(grad_clip, GradientClipping, "GradientClipping(max_norm=1.0)"),
         validation=(validation, Validation, "Validation(evaluator, loader, every_epochs=1)"),
+        resume_from=(resume, ResumeCheckpoint, 'ResumeCheckpoint("checkpoints")'),
+        checkpoint=(checkpoint, SaveCheckpoint, 'SaveCheckpoint("checkpoints", every_epochs=1)'),
     )
     check_unused(
         batch_processor,
@@ -123,11 +134,11 @@ def create_supervised_trainer(
     )
     process_function = supervised_step(model, optimizer_step, forward, output_transform)
     feeds = Feeds(accelerator)
-    trainer = Trainer(process_function, model, optimizer_step, feeds)
+    trainer = Trainer(process_function, model, optimizer_step, feeds, loss_fn)
     if data is not None:
         feeds.add(data, DataFeed(loaders[0] if loaders else data, accelerator))
         trainer.set_data(data)
-    for handler in (grad_clip, *handlers, validation):
+    for handler in (grad_clip, *handlers, validation, checkpoint, resume):
         if handler is not None:
             handler.attach(trainer)
     return trainer

@@ -164,7 +164,28 @@ class DataFeed:
         generators are not in it: they belong to whoever draws from them next.
         """
         position = FeedPosition(self._position.data_pass + 1, 0) if self.is_last else self._position
-        return {"position": list(position), "source": self._source.state_dict()}
+        return {
+            "position": list(position),
+            "source": self._source.state_dict(),
+            "facts": self._source.facts(),
+        }
+
+    def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """What keeps the batches from being those that the other feed gives next, if anything."""
+        if not self.can_repeat:
+            return ["an iterator can not be moved: it goes on from where it is"]
+        before, now = state_dict["facts"], self._source.facts()
+        found = [
+            f"{before[name]} {name} then, {now[name]} now"
+            for name in before
+            if before[name] != now.get(name)
+        ]
+        if now["workers"] and state_dict["position"][1]:
+            found.append(
+                "what the data set draws at random in its workers is drawn anew until this pass "
+                "ends; without such draws it is exact"
+            )
+        return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.

@@ -43,6 +43,7 @@ class IteratingEngine(ResumableEngine):
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
         self._postponed = Postponed()
+        self._at_end: list[Callable[[], None]] = []
         self._depth_in_loop = self._depth_in_epoch = 0
         self._batches: Iterator[Any] = iter(())
         self._has_data = False
@@ -54,6 +55,23 @@ class IteratingEngine(ResumableEngine):
         after EPOCH_COMPLETED. What has a smaller ``turn`` comes first.
         """
         self._postponed.add(act, turn)
+
+    def at_end(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Has ``act`` called where a run ends: at its last step boundary, after what is postponed.
+
+        That is before TERMINATE and COMPLETED, whose handlers a longer run would not call here. A
+        run that ends between two boundaries, or by a failure, does not call it.
+
+        Returns:
+            What undoes this.
+        """
+        self._at_end.append(act)
+        return lambda: self._at_end.remove(act)
+
+    @property
+    def is_leaving_epoch(self) -> bool:
+        """Whether the rest of the epoch is about to be left out, at whose end all waits then."""
+        return bool(self.should_terminate_single_epoch and self._place.progress.batches)
 
     def _iterations(self) -> Generator[Any, None, None]:
         state, fire, channels = self.state, self._fire_event, self.hook_channels
@@ -71,8 +89,9 @@ class IteratingEngine(ResumableEngine):
                     fire(Events.ITERATION_COMPLETED)
                     is_last = self._place.progress.is_full
                     self._stop_at_limit(is_last)
-                    if self._postponed and not (is_last or self.should_terminate_single_epoch):
-                        self._postponed.do()
+                    is_due = self._postponed or self.should_terminate
+                    if is_due and not (is_last or self.is_leaving_epoch):
+                        self._do_postponed(is_over=False)
                 if is_last and self.should_terminate:
                     return  # the epoch completes first
                 if self._is_signalled():
@@ -111,6 +130,14 @@ class IteratingEngine(ResumableEngine):
         if limit == "max_steps" or (limit == "max_iters" and not is_last):
             self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
             self.should_terminate = self.should_terminate or True
+
+    def _do_postponed(self, *, is_over: bool) -> None:
+        """Does what waits, and what is to be done where the run ends if it ends here."""
+        self._postponed.do()
+        is_over = is_over or bool(self.should_terminate)
+        if is_over and self._is_at_boundary and not self.is_leaving_epoch:
+            for act in tuple(self._at_end):
+                act()
 
     def _is_signalled(self) -> bool:
         return bool(

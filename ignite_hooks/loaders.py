@@ -94,6 +94,16 @@ class PlainIterable:
             self._begun = (data_pass, RandomState.capture(generators=self.generators))
             yield from self._reopen(skip) if skip else self._open()
 
+    def facts(self) -> dict[str, int | None]:
+        """What must be the same for another process to be given the same batches."""
+        base = getattr(self.loader, "base_dataloader", self.loader)
+        sampler = getattr(base, "batch_sampler", None)
+        return {
+            "batches a pass": self.length,
+            "samples a batch": getattr(sampler or base, "batch_size", None),
+            "workers": getattr(base, "num_workers", 0),
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """What it takes to enter the pass that was begun last again, in another process."""
         begun = None

@@ -152,7 +152,7 @@ class TrainingLoop(IteratingEngine):
         self._stand_at(progress.with_epoch())
         if self.should_terminate_single_epoch != "skip_epoch_completed":
             self._fire_event(Events.EPOCH_COMPLETED)
-        self._postponed.do()
+        self._do_postponed(is_over=self._limit_reached() is not None)
 
     @contextmanager
     def _unwinding(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine
 from ignite.engine import State
 
+from ignite_hooks.checkpoint.resume_report import ResumeReport
 from ignite_hooks.engine import is_running
 from ignite_hooks.feed import DataFeed
 from ignite_hooks.feed_position import FeedPosition
@@ -34,8 +35,9 @@ class Trainer(TrainingLoop):
     and ``start_step`` (where this run began), ``model_outputs`` and ``loss``.
 
     ``stop_reason`` says why the last run ended: "max_epochs", "max_iters", "max_steps",
-    "terminate" or "exception". ``hooks`` has what is entered before and left after a part of the
-    loop.
+    "terminate", "exception" or, with a ``SaveCheckpoint``, the name of a signal. ``resume_report``
+    says what of an earlier training was taken up, and how exactly; None if nothing was. ``hooks``
+    has what is entered before and left after a part of the loop.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Trainer(TrainingLoop):
         model: torch.nn.Module,
         optimizer_step: OptimizerStep,
         feeds: Feeds,
+        loss_fn: Any = None,
     ) -> None:
         super().__init__(process_function, optimizer_step)
         self.accelerator = optimizer_step.accelerator
@@ -54,7 +57,9 @@ class Trainer(TrainingLoop):
         self.state.max_iters = None  # which Ignite 0.5.4 does not do before a run
         self.state.start_epoch = self.state.start_step = 0
         self.state.model_outputs = self.state.loss = None
+        self.resume_report: ResumeReport | None = None
         self._feeds = feeds
+        self._loss_fn = loss_fn
         self._state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
         self._hooks = Hooks()
@@ -72,6 +77,14 @@ class Trainer(TrainingLoop):
                 f"`trainer.hooks` must stay the set that it is, got {hooks!r}: use its "
                 "register_all(), or attach() the other"
             )
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What is trained, without wrappers: the model, and the loss function if it has a state."""
+        modules = {"model": self.accelerator.unwrap_model(self.model, keep_torch_compile=False)}
+        if isinstance(self._loss_fn, torch.nn.Module) and self._loss_fn.state_dict():
+            modules["loss_fn"] = self._loss_fn
+        return modules
 
     def run(
         self,

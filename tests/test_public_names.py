@@ -30,6 +30,8 @@ def test_the_public_names_are_these():
         "MaxRAM",
         "MinibatchMaxRAM",
         "OptimizerStep",
+        "ResumeCheckpoint",
+        "SaveCheckpoint",
         "StreamMaxRAM",
         "TrainEvents",
         "Trainer",

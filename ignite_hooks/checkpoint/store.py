@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,14 @@ from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.manifest import Manifest
 
-__all__ = ["Checkpoint", "CheckpointStore", "find_problems", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "Checkpoint",
+    "CheckpointStore",
+    "find_problems",
+    "is_checkpoint_name",
+    "read_manifest",
+]
 
 MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete.json"
@@ -71,6 +79,11 @@ class CheckpointStore:
             except ValueError:
                 found[folder] = "its manifest is damaged"
         return found
+
+    def damaged(self) -> dict[Path, str]:
+        """Those among them that were checkpoints once."""
+        broken = self.broken()
+        return {folder: why for folder, why in broken.items() if (folder / MANIFEST).exists()}
 
     def begin(self, step: int) -> Path:
         """Makes an empty folder for a checkpoint, after taking away what a killed save has left.
@@ -128,6 +141,12 @@ class CheckpointStore:
         sync(folder)
         _remove_leftover(folder)
 
+    def discard(self, folder: Path) -> None:
+        """Takes away what a failed save has left, as far as that can be done now."""
+        with suppress(OSError):
+            if (folder / INCOMPLETE).exists():
+                _remove_leftover(folder)
+
     def _remove_leftovers(self) -> None:
         for folder in self._folders():
             if (folder / INCOMPLETE).exists() and not (folder / MANIFEST).exists():
@@ -136,8 +155,13 @@ class CheckpointStore:
     def _folders(self) -> Iterator[Path]:
         if self.directory.is_dir():
             for path in sorted(self.directory.iterdir()):
-                if _FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                if is_checkpoint_name(path.name) and path.is_dir() and not path.is_symlink():
                     yield path
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name may be a checkpoint."""
+    return _FOLDER.fullmatch(name) is not None
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -11,14 +11,18 @@ from pydantic import ValidationInfo
 
 __all__ = [
     "Backend",
+    "Count",
     "Every",
     "Flag",
     "Fraction",
     "Generation",
     "Iterations",
+    "Kept",
     "Limit",
     "MetricName",
+    "Mode",
     "NormType",
+    "OnMissing",
     "Seconds",
     "handler_config",
 ]
@@ -81,6 +85,42 @@ Fraction = Annotated[
     ),
 ]
 """A part of a whole."""
+
+Count = Annotated[
+    int,
+    _must_be(
+        "an integer >= 0",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        "0 is none",
+        may_be_none=False,
+    ),
+]
+"""How many there are to be, or none."""
+
+Kept = Annotated[int, _must_be("an integer >= 1, or None", _is_count, "None is all")]
+"""How many of something are kept."""
+
+Mode = Annotated[
+    str,
+    _must_be(
+        '"max" or "min"',
+        lambda value: value in ("max", "min"),
+        "it says which value of the metric is the best",
+        may_be_none=False,
+    ),
+]
+"""Whether more or less is better."""
+
+OnMissing = Annotated[
+    str,
+    _must_be(
+        '"error" or "start"',
+        lambda value: value in ("error", "start"),
+        '"start" begins from scratch when there is no checkpoint yet',
+        may_be_none=False,
+    ),
+]
+"""What to do when there is nothing to go on from."""
 
 Generation = Annotated[
     int,

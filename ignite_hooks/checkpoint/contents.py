@@ -1,0 +1,133 @@
+"""What goes into the files of a checkpoint: tensors and plain data, and no code."""
+
+import copy
+import io
+import os
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+__all__ = ["Content", "Objects", "Tensors", "load_objects"]
+
+
+class Content:
+    """The content of one file."""
+
+    def write(self, path: Path) -> None:
+        """Makes the file; it need not be on the disk when this returns."""
+        raise NotImplementedError
+
+    def copied(self) -> "Content":
+        """The same in the host's memory, where training does not change it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Tensors(Content):
+    """Tensors by name, in the format of safetensors."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def write(self, path: Path) -> None:
+        """Whole tensors one after another: no two may share memory."""
+        dense = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        save_file(dense, path, metadata={"format": "pt"})
+
+    def copied(self) -> "Tensors":
+        """In the host's memory."""
+        return Tensors({name: _copied(tensor) for name, tensor in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Objects(Content):
+    """Numbers, strings, tensors, and lists, tuples and dicts of such, by ``torch.save``.
+
+    Args:
+        content: the data.
+        what: what it is, for messages.
+        may_pickle: whether other objects are let through.
+
+    Raises:
+        TypeError: there is something in it that would have to be unpickled.
+    """
+
+    content: Any
+    what: str
+    may_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        """Reads all but the tensors' values back, as it is read when training is resumed."""
+        if self.may_pickle:
+            return
+        file = io.BytesIO()
+        try:
+            torch.save(_with_tensors(lambda tensor: tensor.new_empty(0), self.content), file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:
+            raise TypeError(
+                f"the state of {self.what} must be made of tensors, numbers, strings, None, lists, "
+                "tuples and dicts, which are loaded without running code, got something else: "
+                f"have its state_dict() leave that out ({_first_line(error)})"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """By ``torch.save``, each tensor without what else is in its storage."""
+        with path.open("wb") as file:
+            torch.save(_with_tensors(_alone, self.content), file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def copied(self) -> "Objects":
+        """In the host's memory."""
+        content = _with_tensors(_copied, self.content)
+        return Objects(content, self.what, may_pickle=True)  # it was looked at
+
+
+def load_objects(path: Path, *, trust_pickle: bool = False) -> Any:
+    """What ``Objects`` has written, in the host's memory.
+
+    Raises:
+        ValueError: the file has something else in it, or is none of such files.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path.name} holds more than data, loading it would run code ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path.name} can not be read ({_first_line(error)})") from error
+
+
+def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) -> Any:
+    """A copy with other tensors; lists, tuples and dicts are new, all else is the same."""
+    if isinstance(content, torch.Tensor):
+        return change(content)
+    if isinstance(content, dict):
+        changed = copy.copy(content)
+        for key, value in content.items():
+            changed[key] = _with_tensors(change, value)
+        return changed
+    if type(content) in (list, tuple):
+        return type(content)(_with_tensors(change, value) for value in content)
+    return content
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.detach() if is_alone else tensor.detach().clone()
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

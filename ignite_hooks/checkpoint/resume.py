@@ -1,0 +1,193 @@
+"""Goes on from a checkpoint as if the training had never been interrupted, or says what differs."""
+
+import warnings
+from dataclasses import KW_ONLY
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.engine import Events
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks.checkpoint.loading import LoadedState
+from ignite_hooks.checkpoint.manifest import SCHEMA
+from ignite_hooks.checkpoint.ranks import Ranks
+from ignite_hooks.checkpoint.save import SaveCheckpoint
+from ignite_hooks.checkpoint.source import Candidate
+from ignite_hooks.checkpoint.source import Source
+from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.state import TrainingState
+from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.handlers.base import Attachment
+from ignite_hooks.handlers.base import Handler
+from ignite_hooks.handlers.base import attached
+from ignite_hooks.handlers.fields import Flag
+from ignite_hooks.handlers.fields import OnMissing
+from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.loop import TrainingLoop
+
+__all__ = ["ResumeCheckpoint"]
+
+logger = getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, config=handler_config)
+class ResumeCheckpoint(Handler):
+    """Takes up a training where a checkpoint has it, on a trainer that is built as it was then.
+
+    The next ``run`` goes on with the next batch, in the same order, with the same random numbers:
+    the result is that of a training that was never interrupted, bit by bit. What can not be so is
+    said in ``trainer.resume_report``, and as a warning when the run starts. A training that was
+    finished runs nothing, unless more is asked for.
+
+    Every file is verified before anything is loaded. A checkpoint that is damaged is skipped for
+    the next older one, with a warning. One of another model, optimizer or number of processes is an
+    error that lists the differences, with the trainer as it was. No code from a checkpoint is run.
+
+    Model, optimizer, scheduler and counters are loaded when this is attached (the factory does that
+    last), random generators when the run has started. Handlers that are attached later get their
+    states when the run begins; the user's own objects are those of ``SaveCheckpoint(also=…)``.
+
+    Args:
+        source: a checkpoint; a directory of them, for the newest that is whole; or a URL of either,
+            read with fsspec.
+        cache_dir: the folder that a URL is downloaded to.
+        on_missing: "error", or "start" to begin from scratch when there is no checkpoint yet: what
+            a job needs that is started again each time it was stopped.
+        verify: read every file and compare its checksum first.
+        trust_pickle: load what was registered with ``accelerator.register_for_checkpointing`` too,
+            which runs code from the checkpoint.
+
+    Raises:
+        FileNotFoundError: when attached: there is no checkpoint.
+        ValueError: an argument is out of its range; when attached: the engine is no trainer; all
+            checkpoints are damaged; the checkpoint does not fit the trainer.
+    """
+
+    source: str | Path
+    _: KW_ONLY
+    cache_dir: str | Path | None = None
+    on_missing: OnMissing = "error"
+    verify: Flag = True
+    trust_pickle: Flag = False
+
+    def check(self, engine: Engine, event: Any) -> None:
+        """It needs a trainer, and no event."""
+        if not isinstance(engine, TrainingLoop):
+            raise ValueError(
+                f"`engine` must be a trainer, got {type(engine).__name__}: make it with "
+                "create_supervised_trainer"
+            )
+        if event is not None:
+            raise ValueError(
+                f"`event` must be left out, got {event}: a ResumeCheckpoint acts when attached"
+            )
+
+    def attach_to(self, attachment: Attachment) -> None:
+        """Loads now, and what was not there yet when the run begins."""
+        trainer: Any = attachment.engine
+        ranks = Ranks()
+        source = source_at(self.source, self.cache_dir)
+        candidates, damaged = ranks.first_alone(source.find)
+        loaded = self._first_whole(source, candidates, damaged, ranks, trainer)
+        if loaded is None:
+            logger.info("no checkpoint at %s yet: training begins from scratch", self.source)
+            return
+        ranks.agree(lambda: _check(loaded))
+        trainer.resume_report = loaded.apply()
+        logger.info("training is taken up from %s", loaded.folder)
+        remaining = [loaded]
+
+        def complete(engine: Any) -> None:
+            while remaining:
+                engine.resume_report = remaining.pop().complete()
+                _tell(engine.resume_report)
+
+        attachment.on(Events.STARTED, complete, first=True)
+
+    def _first_whole(
+        self,
+        source: Source,
+        candidates: list[Candidate],
+        damaged: list[str],
+        ranks: Ranks,
+        trainer: Any,
+    ) -> LoadedState | None:
+        """The newest that can be read; all processes read the same."""
+        for candidate in candidates:
+            _check_fit(candidate, ranks)
+            try:
+                checkpoint = self._whole(source, candidate, ranks)
+                return _read(checkpoint, self._state(trainer), ranks)
+            except (OSError, ValueError, RuntimeError) as error:
+                problem = f"{candidate.name}: {error}"
+                damaged.append(problem)
+                warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=2)
+        if damaged:
+            raise ValueError(
+                f"`source` must have a checkpoint that is whole, got {self.source}, where all are "
+                f"damaged: {'; '.join(damaged)}"
+            )
+        if self.on_missing == "start":
+            return None
+        raise FileNotFoundError(
+            f"`source` must be a checkpoint or a directory of them, got {self.source}, where there "
+            'is none: mend the path, or say on_missing="start" to begin from scratch'
+        )
+
+    def _whole(self, source: Source, candidate: Candidate, ranks: Ranks) -> Checkpoint:
+        def fetch() -> Checkpoint:
+            checkpoint = source.fetch(candidate)
+            problems = find_problems(checkpoint) if self.verify else []
+            if problems:
+                raise ValueError("; ".join(problems))
+            return checkpoint
+
+        checkpoint = ranks.first_alone(fetch)
+        # On another machine a download is still to be made.
+        ranks.agree(lambda: None if checkpoint.folder.is_dir() else source.fetch(candidate))
+        return checkpoint
+
+    def _state(self, trainer: Any) -> TrainingState:
+        also: dict[str, Any] = {}
+        for handler in attached(trainer, SaveCheckpoint):
+            also |= handler.also or {}
+        return TrainingState(trainer, also, trust_pickle=self.trust_pickle)
+
+
+def _read(checkpoint: Checkpoint, state: TrainingState, ranks: Ranks) -> LoadedState:
+    read: list[LoadedState] = []
+    ranks.agree(lambda: read.append(LoadedState(checkpoint, state, ranks.rank)))
+    return read[0]
+
+
+def _check_fit(candidate: Candidate, ranks: Ranks) -> None:
+    manifest = candidate.manifest
+    if manifest.version > SCHEMA:
+        raise ValueError(
+            f"{candidate.name} has the layout {manifest.version}, and this version of ignite_hooks "
+            f"reads up to {SCHEMA}: install the one that wrote it, or a newer one"
+        )
+    if manifest.world_size != ranks.size:
+        raise ValueError(
+            f"{candidate.name} is of {manifest.world_size} processes, and there are {ranks.size} "
+            "now: start as many, each has a place in the data and random generators of its own"
+        )
+
+
+def _check(loaded: LoadedState) -> None:
+    differences = loaded.differences()
+    if differences:
+        raise ValueError(
+            f"{loaded.folder} does not fit this trainer, which is as it was: "
+            f"{'; '.join(differences)}: build the trainer as it was built for the checkpoint"
+        )
+
+
+def _tell(report: Any) -> None:
+    if report.is_exact:
+        logger.info("%s", report)
+    else:
+        warnings.warn(str(report), stacklevel=2)

@@ -1,0 +1,166 @@
+"""Saves on schedule, at the end and when told to stop; a crash costs what came after the last."""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY
+from pathlib import Path
+from signal import Signals
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ignite.engine import Engine
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks.checkpoint.members import has_state
+from ignite_hooks.checkpoint.preflight import check_directory
+from ignite_hooks.checkpoint.saving import Saving
+from ignite_hooks.engine import belongings
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.handlers.base import Attachment
+from ignite_hooks.handlers.base import Scheduled
+from ignite_hooks.handlers.fields import Count
+from ignite_hooks.handlers.fields import Every
+from ignite_hooks.handlers.fields import Flag
+from ignite_hooks.handlers.fields import Kept
+from ignite_hooks.handlers.fields import MetricName
+from ignite_hooks.handlers.fields import Mode
+from ignite_hooks.handlers.fields import Seconds
+from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.loop import TrainingLoop
+
+__all__ = ["SaveCheckpoint"]
+
+
+@dataclass(frozen=True, eq=False, config=handler_config)
+class SaveCheckpoint(Scheduled):
+    """Saves all that it takes to go on as if nothing had happened, and keeps what is worth keeping.
+
+    A checkpoint is a folder, ``directory/step_00000500``. It is taken between two steps, when every
+    other handler of the moment is done, validation too, and once however many schedules are due.
+    Its files are on the disk before ``manifest.json`` makes it a checkpoint, and only then older
+    ones go: a crash, a full disk or a kill at any moment costs what came after the last one.
+    CHECKPOINT_SAVED fires when it is complete, and ``last_checkpoint`` names it.
+
+    It holds the model (and a loss function's own parameters), optimizer, scheduler, scaler, random
+    generators, the place in the data, counters, the state of every handler that has one, and what
+    ``also`` names. ``ResumeCheckpoint`` goes on from it.
+
+    One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
+    ``trainer.stop_reason`` is the signal's name. A second one does what it did before.
+
+    With several processes all of them save, and the directory must be one that all of them see.
+    Where the model is split over processes (FSDP, DeepSpeed) model and optimizer are written by
+    ``accelerator.save_state``; that was not tested on such machines.
+
+    Args:
+        directory: where the checkpoints are; it is made if it is not there.
+        every_steps: save each time so many steps were committed.
+        every_epochs: save each time so many epochs were completed.
+        every_seconds: save at the first step after so many seconds.
+        at_end: save where a run ends, unless it fails.
+        keep_last: how many of the newest stay; None for all.
+        keep_best: how many of the best by ``metric`` stay besides. A NaN is never among them.
+        metric: the name in ``state.metrics`` of what says which is best.
+        mode: whether "max" or "min" is best.
+        on_signals: names of the signals that ask for a save and the end of the run.
+        safe_serialization: whether the model is written with safetensors; else with ``torch.save``.
+        background: have a thread write, from a copy in the host's memory, while training goes on.
+            What goes wrong is raised at the next save or the end of the run. With a model that is
+            split over processes, its part is written at once all the same.
+        also: further objects with ``state_dict`` and ``load_state_dict``, by name. Their states
+            must be made of tensors and plain data. With several processes the first one's is saved.
+        trust_pickle: save what was registered with ``accelerator.register_for_checkpointing`` too,
+            which has to be unpickled.
+
+    Raises:
+        ValueError: an argument is out of its range. When attached: the engine is no trainer; the
+            directory can not be written to; objects are registered with the accelerator.
+        TypeError: an object in ``also`` has no state.
+    """
+
+    directory: str | Path
+    _: KW_ONLY
+    every_steps: Every | None = None
+    every_epochs: Every | None = None
+    every_seconds: Seconds | None = None
+    at_end: Flag = True
+    keep_last: Kept | None = 3
+    keep_best: Count = 0
+    metric: MetricName | None = None
+    mode: Mode = "max"
+    on_signals: tuple[str, ...] = ("SIGTERM",)
+    safe_serialization: Flag = True
+    background: Flag = False
+    also: Any = None
+    trust_pickle: Flag = False
+
+    def __post_init__(self) -> None:
+        """Checks what goes together."""
+        if self.keep_best and self.metric is None:
+            raise ValueError(
+                f"`metric` must be given with `keep_best`, which is {self.keep_best}, got None: "
+                'name one of state.metrics, "val_accuracy" for instance'
+            )
+        for name in self.on_signals:
+            if name not in Signals.__members__:
+                raise ValueError(
+                    f'`on_signals` must be names of signals, "SIGTERM" for instance, got {name!r}'
+                )
+        objects = self.also if isinstance(self.also, Mapping) else {"also": self.also}
+        for name, each in objects.items() if self.also is not None else ():
+            if not isinstance(self.also, Mapping) or not has_state(each):
+                raise TypeError(
+                    "`also` must be a dict of objects with state_dict() and load_state_dict(), got "
+                    f"{type(each).__name__} for {name!r}: give the objects by name"
+                )
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The folder of the last one that was completed; None if there was none yet."""
+        return _last.get(self)
+
+    def check(self, engine: Engine, event: Any) -> None:
+        """It needs a trainer, a directory, and something to save by."""
+        if not isinstance(engine, TrainingLoop):
+            raise ValueError(
+                f"`engine` must be a trainer, whose place in the data is known, got "
+                f"{type(engine).__name__}: make it with create_supervised_trainer, or use Ignite's "
+                "Checkpoint"
+            )
+        check_directory(Path(self.directory))
+
+    def attach(self, engine: Engine, event: Any = None) -> Attachment:
+        """As any handler; at an ``event`` too it saves at the end and on signals, as it is told."""
+        saves_by_itself = self.every_seconds or self.at_end or self.on_signals
+        if not (event or self.every_steps or self.every_epochs or saves_by_itself):
+            raise ValueError(
+                "a SaveCheckpoint must have something to save by, `every_steps`, `every_epochs`, "
+                "`every_seconds`, `at_end` and `on_signals` are all off: every_epochs=1 is the "
+                "usual choice"
+            )
+        attachment = super().attach(engine, event)
+        saving = _saving(self, engine)
+        attachment.during_run(saving.watching)
+        if self.every_seconds or self.on_signals or self.background:
+            attachment.on(TrainEvents.GRADIENTS_CLEARED, saving.look)
+        if self.at_end:
+            attachment.on_removal(engine.at_end(saving.save))  # type: ignore[attr-defined]
+        return attachment
+
+    def __call__(self, engine: Engine) -> None:
+        """Saves when all other handlers of the moment are done."""
+        _saving(self, engine).postpone(engine)
+
+
+def _saving(handler: SaveCheckpoint, engine: Engine) -> Saving:
+    """What the handler does on this engine, kept with the engine."""
+    savings: dict[SaveCheckpoint, Saving] = belongings(engine).setdefault("savings", {})
+    if handler not in savings:
+
+        def announce(folder: Path) -> None:
+            _last[handler] = folder
+
+        savings[handler] = Saving(handler, engine, announce)
+    return savings[handler]
+
+
+_last: WeakKeyDictionary[SaveCheckpoint, Path] = WeakKeyDictionary()

@@ -1,0 +1,181 @@
+"""Takes checkpoints of one trainer: captured at a boundary, written, committed, announced."""
+
+import importlib.metadata
+import platform
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from datetime import timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+from typing import Any
+
+from ignite_hooks.checkpoint.contents import Content
+from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.durable import sync
+from ignite_hooks.checkpoint.durable import sync_tree
+from ignite_hooks.checkpoint.manifest import FileRecord
+from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.ranks import Ranks
+from ignite_hooks.checkpoint.state import SHARDED
+from ignite_hooks.checkpoint.state import TrainingState
+from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.writer import Writer
+from ignite_hooks.warn_once import warn_once
+
+if TYPE_CHECKING:
+    from ignite_hooks.checkpoint.save import SaveCheckpoint
+
+__all__ = ["Saver"]
+
+_PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
+
+
+class Saver:
+    """Saves what a trainer is, if it has moved since the last time.
+
+    Args:
+        options: where, and what is kept.
+        trainer: of whom; it must outlive this.
+        announce: is called with the folder when a checkpoint is complete.
+    """
+
+    def __init__(
+        self, options: "SaveCheckpoint", trainer: Any, announce: Callable[[Path], None]
+    ) -> None:
+        self.ranks = Ranks()
+        self._saved_at = _place(trainer)
+        self._options = options
+        self._store = CheckpointStore(Path(options.directory))
+        self._announce = announce
+        self._writer = Writer()
+        self._writing_ranks = Ranks() if options.background else self.ranks
+        self._written: Path | None = None
+
+    def save(self, trainer: Any) -> None:
+        """Takes a checkpoint now. The trainer must be at a step boundary.
+
+        Raises:
+            OSError: it could not be written; the older ones are all there.
+            TypeError: a state can not be saved without pickle.
+        """
+        if _place(trainer) == self._saved_at:
+            return
+        self.wait()
+        options, rank = self._options, self.ranks.rank
+        state = TrainingState(
+            trainer, options.also or {}, options.safe_serialization, options.trust_pickle
+        )
+        files: dict[str, Content] = {}
+
+        def capture() -> None:
+            state.check()
+            files.update(state.files(rank))
+
+        self.ranks.agree(capture)
+        draft = _draft(trainer, options.metric, self.ranks.size)
+        folder = self.ranks.first_alone(lambda: self._store.begin(draft.step))
+        if state.is_sharded:
+            state.write_sharded(folder)
+        if options.background:
+            files = {name: content.copied() for name, content in files.items()}
+            self._writer.start(lambda: self._write(folder, files, draft, self._writing_ranks))
+        else:
+            self._write(folder, files, draft, self.ranks)
+        self._saved_at = _place(trainer)
+        if not options.background:
+            self._tell()
+
+    def begin(self, trainer: Any) -> None:
+        """Says that there is nothing to save yet: a run begins."""
+        self._saved_at = _place(trainer)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more; raises what became of it."""
+        if self._writer.wait():
+            self._tell()
+
+    def tell_if_done(self) -> None:
+        """Announces the checkpoint that is being written, if it is complete by now."""
+        if not self._writer.is_busy:
+            self.wait()
+
+    def _write(
+        self, folder: Path, files: dict[str, Content], draft: Manifest, ranks: Ranks
+    ) -> None:
+        try:
+            records = ranks.agree(lambda: _write_files(folder, files))
+            ranks.first_alone(lambda: self._commit(folder, records, draft))
+        except Exception:
+            if ranks.is_first:
+                self._store.discard(folder)
+            raise
+        self._written = folder
+
+    def _commit(self, folder: Path, records: list[dict[str, FileRecord]], draft: Manifest) -> None:
+        files = {name: record for of_rank in records for name, record in of_rank.items()}
+        if (folder / SHARDED).is_dir():
+            sync_tree(folder / SHARDED)
+            paths = sorted(path for path in (folder / SHARDED).rglob("*") if path.is_file())
+            files |= {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
+        number = self._store.next_number()
+        manifest = draft.model_copy(update={"files": files, "number": number})
+        self._store.commit(folder, manifest)
+        options = self._options
+        try:
+            self._store.retain(options.keep_last, options.keep_best, options.metric, options.mode)
+        except OSError as error:
+            warnings.warn(f"an old checkpoint could not be removed: {error}", stacklevel=2)
+
+    def _tell(self) -> None:
+        folder, self._written = self._written, None
+        if folder is not None:
+            self._announce(folder)
+
+
+def _place(trainer: Any) -> tuple[Any, ...]:
+    """Counters alone begin anew with a new training; the batches taken in this process do not."""
+    return trainer.place.progress, trainer.place.taken
+
+
+def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecord]:
+    records = {}
+    for name, content in files.items():
+        content.write(folder / name)
+        sync(folder / name)
+        records[name] = record_of(folder / name)
+    sync(folder)
+    return records
+
+
+def _draft(trainer: Any, metric: str | None, world_size: int) -> Manifest:
+    """The manifest but for its number and its files."""
+    position, value = trainer.feed.position, None
+    if metric is not None:
+        found = trainer.state.metrics.get(metric)
+        if found is None:
+            warn_once(
+                f"`metric` must be one of state.metrics to tell the best checkpoint, got "
+                f"{metric!r}, there are {sorted(trainer.state.metrics)}: attach the metric, or "
+                "save when it has been computed"
+            )
+        else:
+            value = float(found)
+    return Manifest(
+        number=1,
+        saved_at=datetime.now(timezone.utc),
+        step=trainer.state.optimizer_step,
+        epoch=trainer.place.progress.epochs,
+        iteration=trainer.place.progress.iteration,
+        data_pass=position.data_pass,
+        batches=position.batches,
+        world_size=world_size,
+        metric=metric,
+        metric_value=value,
+        versions={"python": platform.python_version(), **_versions()},
+        files={},
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -1,0 +1,120 @@
+"""When a trainer's checkpoints are taken: what is due, the end of a run, signals, and the clock."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+from typing import Any
+from weakref import ref
+
+from ignite.engine import Engine
+
+from ignite_hooks.checkpoint.preflight import check_directory
+from ignite_hooks.checkpoint.preflight import warn_if_full
+from ignite_hooks.checkpoint.saver import Saver
+from ignite_hooks.checkpoint.signals import StopSignals
+from ignite_hooks.engine import is_interrupted
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.handlers.run_scope import enter_at_each_run
+from ignite_hooks.scopes import note
+
+if TYPE_CHECKING:
+    from ignite_hooks.checkpoint.save import SaveCheckpoint
+
+__all__ = ["Saving"]
+
+_TURN = 1  # after validations, whose turn is 0
+
+
+class Saving:
+    """What one ``SaveCheckpoint`` does on one trainer.
+
+    Args:
+        options: the handler.
+        trainer: the trainer; no strong reference is kept.
+        announce: is called with each folder that has become a checkpoint, before CHECKPOINT_SAVED.
+    """
+
+    def __init__(
+        self, options: "SaveCheckpoint", trainer: Engine, announce: Callable[[Path], None]
+    ) -> None:
+        self._options = options
+        self._directory = Path(options.directory)
+        self._signals = StopSignals(options.on_signals)
+        self._last_time = monotonic()
+        engine = ref(trainer)
+
+        def tell(folder: Path) -> None:
+            announce(folder)
+            engine().fire_event(TrainEvents.CHECKPOINT_SAVED)  # type: ignore[union-attr]
+
+        def save() -> None:
+            self._save(engine())
+
+        self._saver = Saver(options, trainer, tell)
+        self.save = save
+        enter_at_each_run(trainer, self._finishing)
+
+    def postpone(self, trainer: Any) -> None:
+        """Has it saved when the handlers of the moment have returned, after a validation."""
+        trainer.postpone(self.save, _TURN)
+
+    def look(self, trainer: Any) -> None:
+        """After a step: obeys a signal, minds the clock, and tells of what has been written."""
+        if self._options.background and self._saver.ranks.size == 1:
+            self._saver.tell_if_done()
+        names, every = self._options.on_signals, self._options.every_seconds
+        is_due = every is not None and monotonic() - self._last_time >= every
+        if not (names or every):
+            return
+        received = [self._signals.received == name for name in names]
+        *received, is_due = self._saver.ranks.any_of(*received, is_due)
+        if is_due or any(received):
+            self.postpone(trainer)
+        if any(received):
+            trainer.stop_reason = names[received.index(True)]
+            trainer.terminate()
+
+    @contextmanager
+    def watching(self, trainer: Any) -> Iterator[None]:
+        """Around a run: signals are noted, and its last state is saved."""
+        check_directory(self._directory)
+        warn_if_full(self._directory, trainer)
+        if not is_interrupted(trainer):
+            self._saver.begin(trainer)
+        self._last_time = monotonic()
+        with self._signals:
+            yield
+            if not is_interrupted(trainer) and trainer.stop_reason != "exception":
+                self._end(trainer)
+
+    def _end(self, trainer: Any) -> None:
+        """Saves what was left at the last boundary by a run that ended elsewhere, or signalled."""
+        names = self._options.on_signals
+        received = self._saver.ranks.any_of(*(self._signals.received == name for name in names))
+        if any(received):
+            trainer.stop_reason = names[received.index(True)]
+        if any(received) or self._options.at_end:
+            self._saver.save(trainer)
+
+    @contextmanager
+    def _finishing(self, trainer: Any) -> Iterator[None]:
+        """Around a run: what a thread writes is complete, or its failure told, when it ends."""
+        try:
+            yield
+        except BaseException as error:
+            try:
+                self._saver.wait()
+            except Exception as failure:
+                note(error, f"A checkpoint could not be written either: {failure!r}")
+            raise
+        self._saver.wait()
+
+    def _save(self, trainer: Any) -> None:
+        if trainer.is_leaving_epoch:  # a validation has seen to that: the place is at its end
+            self.postpone(trainer)
+        else:
+            self._saver.save(trainer)
+            self._last_time = monotonic()

@@ -1,0 +1,170 @@
+"""All of a trainer that a checkpoint holds, as files.
+
+::
+
+    model.safetensors      the model, and loss_fn.safetensors if the loss function has a state
+    optimizer.bin          the optimizer, by torch.save as Accelerate does it
+    scheduler.bin          the scheduler, if there is one
+    scaler.pt              the gradient scaler, with mixed precision in float16
+    trainer.pt             handlers, objects of the user, and what is said about the rest
+    rank_00000.pt          of each process: counters, limits, place in the data, random generators
+
+Where a process holds a part of the model only (FSDP, DeepSpeed, Megatron), ``sharded/`` is what
+``accelerator.save_state`` makes of model and optimizer.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ignite_hooks.checkpoint.contents import Content
+from ignite_hooks.checkpoint.contents import Objects
+from ignite_hooks.checkpoint.contents import Tensors
+from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.handlers.base import attached
+from ignite_hooks.handlers.optimizer_step import OptimizerStep
+
+__all__ = ["TrainingState", "rank_file"]
+
+SHARDED = "sharded"
+TRAINER = "trainer.pt"
+
+
+def rank_file(rank: int) -> str:
+    """The file of one process."""
+    return f"rank_{rank:05d}.pt"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What belongs to a trainer, and how each part of it becomes a file.
+
+    Args:
+        trainer: the trainer.
+        also: objects of the user with a state, by name.
+        safe_serialization: whether the model goes into safetensors; else into ``torch.save``.
+        trust_pickle: whether objects that were registered with the accelerator are saved, which
+            Accelerate unpickles.
+    """
+
+    trainer: Any
+    also: Mapping[str, Any] = field(default_factory=dict)
+    safe_serialization: bool = True
+    trust_pickle: bool = False
+
+    def check(self) -> None:
+        """Raises a ValueError if something can not be saved safely."""
+        accelerator = self.trainer.accelerator
+        if accelerator._custom_objects and not self.trust_pickle:
+            names = ", ".join(type(each).__name__ for each in accelerator._custom_objects)
+            raise ValueError(
+                "objects registered with accelerator.register_for_checkpointing must not be there, "
+                f"got {names}: Accelerate unpickles them, which runs code; give them as "
+                "SaveCheckpoint(also={name: object}), or say trust_pickle=True"
+            )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process has the whole model."""
+        (optimizer_step,) = attached(self.trainer, OptimizerStep)
+        return not optimizer_step.prepared.is_data_parallel
+
+    def files(self, rank: int) -> dict[str, Content]:
+        """Those that the process ``rank`` writes, by name. Every process must ask for its own.
+
+        The tensors are those of the training: they must be written, or copied, before it goes on.
+        """
+        about: dict[str, Any] = {
+            "kinds": self.kinds(),
+            "user_state": {name: getattr(self.trainer.state, name) for name in self.user_keys},
+            "handlers": _states(handlers_with_state(self.trainer)),
+            "also": _states(self.also),
+            "modules": {},
+        }
+        files: dict[str, Content] = {
+            rank_file(rank): Objects(self.trainer.place_state_dict(), "the data loader")
+        }
+        if rank != 0:
+            return files
+        if not self.is_sharded:
+            for name, module in self.trainer.modules.items():
+                files |= self._files_of_module(name, module, about["modules"])
+            files["optimizer.bin"] = Objects(self.trainer.optimizer.state_dict(), "the optimizer")
+            if (scaler := self.trainer.accelerator.scaler) is not None:
+                files["scaler.pt"] = Objects(scaler.state_dict(), "the gradient scaler")
+        if (scheduler := self.trainer.lr_scheduler) is not None:
+            files["scheduler.bin"] = Objects(scheduler.state_dict(), "the scheduler")
+        for number, registered in enumerate(self.trainer.accelerator._custom_objects):
+            name = type(registered).__name__
+            content = Objects(registered.state_dict(), name, may_pickle=True)
+            files[f"custom_checkpoint_{number}.pkl"] = content
+        files[TRAINER] = Objects(about, "a handler, or of an object in `also`,")
+        return files
+
+    def write_sharded(self, folder: Path) -> None:
+        """Has Accelerate write model and optimizer, all processes together."""
+        self.trainer.accelerator.save_state(
+            str(folder / SHARDED), safe_serialization=self.safe_serialization
+        )
+
+    @property
+    def user_keys(self) -> list[str]:
+        """The attributes of ``trainer.state`` that the user has named to be saved."""
+        return [key for key in self.trainer.state_dict_user_keys if key != "optimizer_step"]
+
+    def kinds(self) -> dict[str, str | None]:
+        """The classes of what is trained with: a state of another class means something else."""
+        optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
+        return {
+            "optimizer": _kind(getattr(optimizer, "optimizer", optimizer)),
+            "scheduler": _kind(getattr(scheduler, "scheduler", scheduler)),
+            "scaler": _kind(self.trainer.accelerator.scaler),
+        }
+
+    def _files_of_module(
+        self, name: str, module: torch.nn.Module, about: dict[str, Any]
+    ) -> dict[str, Content]:
+        state: dict[str, Any] = module.state_dict()
+        if not self.safe_serialization:
+            return {f"{name}.bin": Objects(dict(state), f"the {name}")}
+        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        aliases = _aliases(tensors)
+        about[name] = {
+            "aliases": aliases,
+            "extra": {key: value for key, value in state.items() if key not in tensors},
+        }
+        kept = {key: tensor for key, tensor in tensors.items() if key not in aliases}
+        return {f"{name}.safetensors": Tensors(_apart(kept))}
+
+
+def _states(objects: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: each.state_dict() for name, each in objects.items()}
+
+
+def _kind(thing: Any) -> str | None:
+    return None if thing is None else type(thing).__name__
+
+
+def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Of tensors that are one and the same, tied weights say, all but the first: which it is."""
+    first: dict[Any, str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        where = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if tensor.numel() and first.setdefault(where, name) != name:
+            aliases[name] = first[where]
+    return aliases
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, with a copy of each that shares memory with another in part."""
+    sharing = defaultdict(list)
+    for name, tensor in tensors.items():
+        sharing[tensor.device, tensor.untyped_storage().data_ptr()].append(name)
+    copied = {name for names in sharing.values() for name in names[1:]}
+    return {n: tensor.clone() if n in copied else tensor for n, tensor in tensors.items()}
