@@ -90,19 +90,26 @@ class Objects(Content):
         return Objects(content, self.what, may_pickle=True)  # it was looked at
 
 
-def load_objects(path: Path, *, trust_pickle: bool = False) -> Any:
+def load_objects(path: Path, *, trust_pickle: bool = False, mapped: bool = False) -> Any:
     """What ``Objects`` has written, in the host's memory.
+
+    Args:
+        path: the file.
+        trust_pickle: whether what is in it may run code.
+        mapped: whether tensors stay in the file until they are looked at.
 
     Raises:
         ValueError: the file has something else in it, or is none of such files.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
     except UnpicklingError as error:
         raise ValueError(
             f"{path.name} holds more than data, loading it would run code ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever the bytes of a damaged file lead to
         raise ValueError(f"{path.name} can not be read ({_first_line(error)})") from error
 
 

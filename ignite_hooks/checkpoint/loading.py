@@ -20,6 +20,7 @@ from ignite_hooks.checkpoint.store import Checkpoint
 
 __all__ = ["LoadedState"]
 
+OPTIMIZER = "optimizer.bin"
 EXACT = ResumedPart("exact")
 
 
@@ -52,9 +53,11 @@ class LoadedState:
         self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in refused]
         self._objects = {
             name: load_objects(self.folder / name)
-            for name in ("optimizer.bin", "scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
+            for name in ("scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
             if name in names
         }
+        if OPTIMIZER in names:  # looked at now, and read when the model's memory is free again
+            self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
         self._modules = dict(self._read_modules(names))
@@ -62,7 +65,7 @@ class LoadedState:
     def differences(self) -> list[str]:
         """What keeps it from being loaded: each with what it was and what it is."""
         found = []
-        for name in (TRAINER, "optimizer.bin"):
+        for name in (TRAINER, OPTIMIZER):
             if name not in self._objects and not (self._state.is_sharded and name != TRAINER):
                 found.append(f"{name} is missing")
         if not self._place:
@@ -99,7 +102,8 @@ class LoadedState:
             parts["model"] = parts["optimizer"] = EXACT
         else:
             parts["model"] = self._load_modules()
-            trainer.optimizer.load_state_dict(self._objects["optimizer.bin"])
+            self._modules = {}
+            trainer.optimizer.load_state_dict(load_objects(self.folder / OPTIMIZER))
             parts["optimizer"] = EXACT
             parts["scaler"] = self._load_single("scaler.pt", accelerator.scaler)
         parts["scheduler"] = self._load_single("scheduler.bin", trainer.lr_scheduler)
@@ -107,7 +111,7 @@ class LoadedState:
         parts["random generators"] = self._random_report()
         trainer.load_place_state_dict(self._place)
         parts["counters"] = EXACT
-        self._objects, self._modules, self._registered = {}, {}, []  # this may stay for a while
+        self._objects, self._registered = {}, []  # this may stay for a while
         return self._report()
 
     def complete(self) -> ResumeReport:
@@ -141,7 +145,7 @@ class LoadedState:
     def _read_modules(self, names: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in ("model", "loss_fn"):
             if f"{name}.bin" in names:
-                yield name, load_objects(self.folder / f"{name}.bin")
+                yield name, load_objects(self.folder / f"{name}.bin", mapped=True)
             elif f"{name}.safetensors" in names:
                 about = self._about["modules"][name]
                 try:
@@ -152,7 +156,7 @@ class LoadedState:
                 yield name, {**tensors, **aliases, **about["extra"]}
 
     def _differences_of_optimizer(self) -> Iterator[str]:
-        theirs = [len(g["params"]) for g in self._objects["optimizer.bin"]["param_groups"]]
+        theirs = [len(group["params"]) for group in self._objects[OPTIMIZER]["param_groups"]]
         ours = [len(group["params"]) for group in self._trainer.optimizer.param_groups]
         if theirs != ours:
             yield f"the optimizer had groups of {theirs} parameters, it has {ours}"
