@@ -327,3 +327,90 @@ def test_a_trainer_that_is_interrupted_and_dropped_leaves_nothing():
     assert caught == errors == []
     assert GradientState().dataloader_references == [None]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# What is done at the end of a run
+
+
+def noting_ends(trainer):
+    """A list of the names of three events and of "end", in their order, and what undoes it."""
+    names = []
+    for event in (Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
+        trainer.add_event_handler(event, lambda engine, event=event: names.append(event.name))
+    return names, trainer.at_end(lambda: names.append("end"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "stop_at", "expected"),
+    [
+        ({"max_epochs": 1}, None, ["EPOCH_COMPLETED", "end", "COMPLETED"]),
+        ({"max_steps": 2}, None, ["end", "TERMINATE", "COMPLETED"]),
+        ({"max_steps": 3}, None, ["EPOCH_COMPLETED", "end", "TERMINATE", "COMPLETED"]),
+        ({"max_iters": 4}, None, ["end", "TERMINATE", "COMPLETED"]),
+        ({}, 4, ["end", "TERMINATE", "COMPLETED"]),
+        ({}, 6, ["EPOCH_COMPLETED", "end", "TERMINATE", "COMPLETED"]),
+        ({}, 3, ["TERMINATE", "COMPLETED"]),
+    ],
+    ids=str,
+)
+def test_what_is_to_be_done_at_the_end_is_done_once_at_a_boundary(limits, stop_at, expected):
+    trainer = make_trainer(batches_of(6), accumulation=2)
+    names, _ = noting_ends(trainer)
+    if stop_at is not None:
+        event = Events.ITERATION_COMPLETED(once=stop_at)
+        trainer.add_event_handler(event, lambda: trainer.terminate())
+    trainer.run(**limits)
+    assert names == expected
+
+
+def test_at_the_end_comes_after_what_is_postponed_and_is_undone():
+    trainer, names = make_trainer(batches_of(2)), []
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: trainer.postpone(lambda: names.append("postponed"), 9)
+    )
+    undo = trainer.at_end(lambda: names.append("end"))
+    trainer.run(max_epochs=2)
+    assert names == ["postponed", "postponed", "end"]
+    undo()
+    trainer.run(max_epochs=3)
+    assert names[3:] == ["postponed"]
+
+
+def test_a_stop_that_comes_from_what_is_postponed_is_an_end():
+    trainer = make_trainer(batches_of(4))
+    names, _ = noting_ends(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda: trainer.postpone(trainer.terminate)
+    )
+    trainer.run()
+    assert names == ["end", "TERMINATE", "COMPLETED"]
+
+
+def test_a_failure_and_an_interruption_are_no_ends():
+    trainer = make_trainer(batches_of(4))
+    names, _ = noting_ends(trainer)
+    event = Events.ITERATION_COMPLETED(once=2)
+    handle = trainer.add_event_handler(event, trainer.interrupt)
+    trainer.run()
+    handle.remove()
+    assert names == []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: next(iter(())))
+    with pytest.raises((StopIteration, RuntimeError)):
+        trainer.run()
+    assert names == []
+
+
+def test_an_epoch_is_being_left_from_its_first_batch_on_until_it_completes():
+    trainer, seen = make_trainer(batches_of(4)), []
+
+    def look(event):
+        seen.append((event, trainer.is_leaving_epoch))
+
+    for event in (Events.EPOCH_STARTED, Events.ITERATION_STARTED, Events.ITERATION_COMPLETED):
+        trainer.add_event_handler(event, lambda engine, event=event: look(event.name))
+    stop = Events.ITERATION_COMPLETED(once=2)
+    trainer.add_event_handler(stop, lambda: (trainer.terminate_epoch(), look("ended")))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: look("EPOCH_COMPLETED"))
+    trainer.run(max_epochs=2, epoch_length=2)
+    assert [each for each in seen if each[1]] == [("ended", True)]
+    assert seen.count(("EPOCH_COMPLETED", False)) == 2

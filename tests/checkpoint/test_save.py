@@ -1,0 +1,570 @@
+import math
+import os
+import random
+import shutil
+import signal
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from ignite.engine import Events
+from pydantic import TypeAdapter
+
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.store import CheckpointStore
+from tests.reference import augmented
+from tests.reference import batches_of
+from tests.reference import make_model
+from tests.reference import make_trainer
+from tests.reference import record
+from tests.reference import seed
+from tests.reference import weights
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch):
+    """What is saved is asked here, not whether that survives a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def trainer_of(checkpoint=None, batches=4, **options):
+    return make_trainer(batches_of(batches), checkpoint=checkpoint, **options)
+
+
+def saved(directory):
+    """The manifests, in the order of their commits."""
+    checkpoints = CheckpointStore(directory).checkpoints()
+    return [checkpoint.manifest for checkpoint in reversed(checkpoints)]
+
+
+def steps(directory):
+    return [manifest.step for manifest in saved(directory)]
+
+
+class Counter:
+    """Something with a state of the user's."""
+
+    def __init__(self, content=None):
+        self.content = content
+
+    def state_dict(self):
+        return {"content": self.content}
+
+    def load_state_dict(self, state_dict):
+        self.content = state_dict["content"]
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "rule"),
+    [
+        ("every_steps", 0, "an integer >= 1"),
+        ("every_epochs", 1.5, "an integer >= 1"),
+        ("every_seconds", 0, "a finite number of seconds > 0"),
+        ("every_seconds", math.inf, "a finite number of seconds > 0"),
+        ("every_seconds", "60", "a finite number of seconds > 0"),
+        ("at_end", 1, "True or False"),
+        ("keep_last", 0, "an integer >= 1, or None"),
+        ("keep_last", True, "an integer >= 1, or None"),
+        ("keep_best", -1, "an integer >= 0"),
+        ("keep_best", None, "an integer >= 0"),
+        ("metric", "", "a string that is not empty"),
+        ("mode", "best", '"max" or "min"'),
+        ("on_signals", ("TERM",), "names of signals"),
+        ("safe_serialization", None, "True or False"),
+        ("background", "yes", "True or False"),
+        ("trust_pickle", 0, "True or False"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_named_with_the_rule_and_a_remedy(
+    tmp_path, argument, value, rule
+):
+    with pytest.raises(ValueError, match=argument) as caught:
+        SaveCheckpoint(tmp_path, **{argument: value})
+    shown = value[0] if argument == "on_signals" else value
+    assert f"`{argument}` must be {rule}" in str(caught.value)
+    assert f"got {shown!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["SIGTERM", None, (15,), ("SIGKILL",), ("SIGSTOP",)], ids=str)
+def test_signals_that_can_not_be_handled_are_refused_like_any_argument(tmp_path, value):
+    with pytest.raises(ValueError, match="`on_signals` must be names of signals"):
+        SaveCheckpoint(tmp_path, on_signals=value)
+
+
+@pytest.mark.parametrize("directory", [None, 5])
+def test_a_directory_that_is_no_path_is_refused(directory):
+    with pytest.raises(ValueError, match="directory"):
+        SaveCheckpoint(directory)
+
+
+def test_an_unknown_argument_is_refused(tmp_path):
+    with pytest.raises((TypeError, ValueError), match="every_step"):
+        SaveCheckpoint(tmp_path, every_step=1)
+
+
+def test_the_best_need_a_metric(tmp_path):
+    message = r"`metric` must be given with `keep_best`, which is 2, got None: name one of"
+    with pytest.raises(ValueError, match=message):
+        SaveCheckpoint(tmp_path, keep_best=2)
+
+
+@pytest.mark.parametrize(
+    ("also", "kind", "name"),
+    [
+        ([Counter()], "list", "also"),
+        (Counter(), "Counter", "also"),
+        ({"count": 3}, "int", "count"),
+        ({"count": Counter(), "class": Counter}, "type", "class"),
+    ],
+)
+def test_objects_without_a_state_are_refused_by_name(tmp_path, also, kind, name):
+    message = f"`also` must be a dict of objects with state_dict.*, got {kind} for '{name}': give"
+    with pytest.raises(TypeError, match=message):
+        SaveCheckpoint(tmp_path, also=also)
+
+
+def test_something_must_say_when_to_save(tmp_path):
+    handler = SaveCheckpoint(tmp_path, at_end=False, on_signals=())
+    with pytest.raises(ValueError, match=r"must have something to save by, .*: every_epochs=1 is"):
+        handler.attach(trainer_of())
+    handler.attach(trainer_of(), Events.EPOCH_COMPLETED)
+    for alone in ({"at_end": True}, {"on_signals": ("SIGTERM",)}, {"every_seconds": 60.0}):
+        SaveCheckpoint(tmp_path, **{"at_end": False, "on_signals": (), **alone}).attach(
+            trainer_of()
+        )
+
+
+def test_the_factory_takes_nothing_else_for_a_checkpoint():
+    with pytest.raises(TypeError, match=r"`checkpoint` must be a SaveCheckpoint, got str: pass"):
+        trainer_of("checkpoints")
+
+
+def test_its_fields_are_data_that_can_be_written_and_read(tmp_path):
+    handler = SaveCheckpoint(
+        tmp_path, every_steps=5, every_seconds=60.0, keep_best=2, metric="val_mse", mode="min"
+    )
+    adapter = TypeAdapter(SaveCheckpoint)
+    again = adapter.validate_json(adapter.dump_json(handler))
+    assert adapter.dump_python(again, mode="json") == adapter.dump_python(handler, mode="json")
+    assert (again.every_steps, again.metric, again.on_signals) == (5, "val_mse", ("SIGTERM",))
+
+
+# Ways of use
+
+
+@pytest.mark.parametrize("path", [str, lambda path: path], ids=["str", "Path"])
+def test_attached_it_keeps_its_own_schedule(tmp_path, path):
+    trainer = trainer_of()
+    SaveCheckpoint(path(tmp_path / "a" / "b"), every_steps=3).attach(trainer)
+    trainer.run()
+    assert steps(tmp_path / "a" / "b") == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (Events.ITERATION_COMPLETED(every=2), [2, 4, 6, 8]),
+        (Events.EPOCH_COMPLETED, [4, 8]),
+        (TrainEvents.OPTIMIZER_STEP_COMPLETED(once=3), [3]),
+        (Events.ITERATION_STARTED(once=2), [2]),
+        (Events.EPOCH_STARTED(once=2), [5]),
+        (Events.STARTED, []),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_at_an_event_it_saves_when_the_moment_of_the_event_is_over(tmp_path, event, expected):
+    trainer = trainer_of()
+    SaveCheckpoint(tmp_path, keep_last=None, at_end=False).attach(trainer, event)
+    trainer.run(max_epochs=2)
+    assert steps(tmp_path) == expected
+
+
+def test_at_an_event_it_saves_at_the_end_and_on_signals_too(tmp_path):
+    trainer = trainer_of()
+    SaveCheckpoint(tmp_path, keep_last=None).attach(trainer, Events.ITERATION_COMPLETED(once=2))
+    trainer.run()
+    assert steps(tmp_path) == [2, 4]
+
+    found = signal.getsignal(signal.SIGTERM)
+    event = Events.ITERATION_STARTED(once=6)
+    trainer.add_event_handler(event, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trainer.run(max_epochs=3)
+    assert steps(tmp_path) == [2, 4, 6]
+    assert signal.getsignal(signal.SIGTERM) == found
+
+
+def test_as_a_callable_it_saves_at_the_event_and_at_no_other_time(tmp_path):
+    trainer, handler = trainer_of(), SaveCheckpoint(tmp_path, keep_last=None)
+    handle = trainer.add_event_handler(Events.ITERATION_COMPLETED(every=3), handler)
+    trainer.run(max_epochs=2)
+    assert steps(tmp_path) == [3, 6]
+    handle.remove()
+    trainer.run(max_epochs=4)
+    assert steps(tmp_path) == [3, 6]
+
+
+def test_two_on_one_trainer_keep_their_own_schedules_and_directories(tmp_path):
+    one = SaveCheckpoint(tmp_path / "one", every_steps=1, at_end=False)
+    other = SaveCheckpoint(tmp_path / "other", every_epochs=1)
+    trainer = trainer_of(handlers=[one, other])
+    trainer.run()
+    assert (steps(tmp_path / "one"), steps(tmp_path / "other")) == ([2, 3, 4], [4])
+    assert one.last_checkpoint == tmp_path / "one" / "step_00000004"
+    assert other.last_checkpoint == tmp_path / "other" / "step_00000004"
+
+
+def test_one_serves_two_trainers(tmp_path):
+    handler = SaveCheckpoint(tmp_path, keep_last=None)
+    for steps_of_run in (3, 2):
+        trainer = trainer_of(handler)
+        trainer.run(max_steps=steps_of_run)
+        assert handler.last_checkpoint == tmp_path / f"step_{steps_of_run:08d}"
+    assert steps(tmp_path) == [3, 2]
+
+
+@pytest.mark.parametrize("event", [None, Events.ITERATION_COMPLETED])
+def test_after_its_removal_it_does_nothing_more(tmp_path, event):
+    trainer, found = trainer_of(), signal.getsignal(signal.SIGTERM)
+    options = {"every_steps": 1, "every_epochs": 1, "every_seconds": 1e-9, "keep_last": None}
+    with SaveCheckpoint(tmp_path, **options).attach(trainer, event):
+        trainer.run(max_steps=2)
+        assert steps(tmp_path) == [1, 2]
+    trainer.add_event_handler(
+        Events.STARTED, lambda: noted.append(signal.getsignal(signal.SIGTERM) == found)
+    )
+    noted = []
+    trainer.run(max_epochs=2)
+    assert noted == [True]
+    assert steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_removed_within_a_run_it_saves_nothing_more(tmp_path, accumulation):
+    found, noted = signal.getsignal(signal.SIGTERM), []
+    trainer = trainer_of(accumulation=accumulation, batches=6)
+    attachment = SaveCheckpoint(tmp_path).attach(trainer)
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=3))
+    def remove():
+        attachment.remove()
+        noted.append(signal.getsignal(signal.SIGTERM) == found)
+
+    trainer.run()
+    assert (noted, steps(tmp_path)) == ([True], [])
+
+
+def test_an_engine_that_is_no_trainer_is_refused(tmp_path):
+    engine, message = (
+        Engine(lambda engine, batch: None),
+        r"`engine` must be a trainer, .*got Engine",
+    )
+    for event in (None, Events.EPOCH_COMPLETED):
+        with pytest.raises(ValueError, match=message):
+            SaveCheckpoint(tmp_path, every_epochs=1).attach(engine, event)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, SaveCheckpoint(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        engine.run([1])
+
+
+# Events
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_each_save_is_announced_once_when_it_is_complete(tmp_path, background):
+    handler = SaveCheckpoint(tmp_path, every_steps=2, every_epochs=1, background=background)
+    trainer, seen = trainer_of(handler), []
+
+    @trainer.on(TrainEvents.CHECKPOINT_SAVED)
+    def look():
+        folder = handler.last_checkpoint
+        seen.append((folder.name, (folder / "manifest.json").exists()))
+
+    assert handler.last_checkpoint is None
+    trainer.run(max_epochs=2)
+    assert seen == [(f"step_{step:08d}", True) for step in (2, 4, 6, 8)]
+
+
+def test_it_comes_after_the_validation_and_all_handlers_of_the_moment(tmp_path):
+    """Whenever they were attached; and what it saves is what they have left."""
+    handler = SaveCheckpoint(tmp_path, every_steps=2, keep_last=None)
+    trainer = trainer_of(validation=Validation(lambda: None, every_steps=2))
+    handler.attach(trainer)
+    events = [
+        TrainEvents.CHECKPOINT_SAVED,
+        TrainEvents.VALIDATION_COMPLETED,
+        Events.EPOCH_COMPLETED,
+        Events.ITERATION_COMPLETED(once=2),
+        TrainEvents.GRADIENTS_CLEARED(once=2),
+        Events.TERMINATE,
+        Events.COMPLETED,
+    ]
+    names = record(trainer, events)
+    trainer.run(max_steps=4)
+    assert [name for name, *_ in names] == [
+        "GRADIENTS_CLEARED",
+        "ITERATION_COMPLETED",
+        "VALIDATION_COMPLETED",
+        "CHECKPOINT_SAVED",
+        "EPOCH_COMPLETED",
+        "VALIDATION_COMPLETED",
+        "CHECKPOINT_SAVED",
+        "TERMINATE",
+        "COMPLETED",
+    ]
+
+
+def test_a_handler_that_fails_when_it_is_told_ends_the_run_and_the_checkpoint_is_there(tmp_path):
+    trainer = trainer_of(SaveCheckpoint(tmp_path, every_steps=2))
+
+    @trainer.on(TrainEvents.CHECKPOINT_SAVED)
+    def fail():
+        raise KeyError("told")
+
+    with pytest.raises(KeyError, match="told"):
+        trainer.run()
+    assert steps(tmp_path) == [2]
+
+
+# The metric, and which stay
+
+
+def with_values(directory, values, **options):
+    """A trainer that validates and saves after each step; the validations give the values."""
+    given = iter(values)
+    validation = Validation(lambda: {"score": next(given)}, every_steps=1)
+    options = {"every_steps": 1, "metric": "val_score", **options}
+    return trainer_of(SaveCheckpoint(directory, **options), len(values), validation=validation)
+
+
+def test_the_value_is_that_of_the_step(tmp_path):
+    values = [0.5, torch.tensor(0.25), 3, np.float32(0.125)]
+    with_values(tmp_path, values, keep_last=None).run()
+    assert [each.metric_value for each in saved(tmp_path)] == [0.5, 0.25, 3.0, 0.125]
+    assert {each.metric for each in saved(tmp_path)} == {"val_score"}
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "expected"),
+    [
+        ({"keep_last": 2}, [1, 2, 3, 4], [3, 4]),
+        ({"keep_last": None, "keep_best": 1}, [1, 2, 3, 4], [1, 2, 3, 4]),
+        ({"keep_last": 1, "keep_best": 1}, [1, 4, 3, 2], [2, 4]),
+        ({"keep_last": 1, "keep_best": 2}, [3, 1, 4, 2], [1, 3, 4]),
+        ({"keep_last": 1, "keep_best": 1, "mode": "min"}, [3, 1, 4, 2], [2, 4]),
+        ({"keep_last": 1, "keep_best": 1}, [NAN, 1, NAN, 0], [2, 4]),
+        ({"keep_last": 1, "keep_best": 1, "mode": "min"}, [NAN, 1, NAN, NAN], [2, 4]),
+        ({"keep_last": 1, "keep_best": 1}, [-math.inf, NAN, NAN, NAN], [1, 4]),
+        ({"keep_last": 1, "keep_best": 1}, [2, 2, 1, 0], [2, 4]),
+        ({"keep_last": 2, "keep_best": 2}, [1, 2, 3, 4], [3, 4]),
+    ],
+    ids=str,
+)
+def test_the_newest_and_the_best_stay(tmp_path, options, values, expected):
+    with_values(tmp_path, values, **options).run()
+    assert steps(tmp_path) == expected
+    assert len(list(tmp_path.iterdir())) == len(expected)
+
+
+def test_a_value_of_an_earlier_step_is_none_of_this_one(tmp_path):
+    """Between two validations ``state.metrics`` has what the last of them has left there."""
+    values = iter([0.9, 0.5])
+    validation = Validation(lambda: {"score": next(values)}, every_steps=2)
+    options = {"every_steps": 1, "keep_last": 1, "keep_best": 1, "metric": "val_score"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first step has no value at all
+        trainer_of(SaveCheckpoint(tmp_path, **options), validation=validation).run()
+    assert steps(tmp_path) == [2, 4]
+
+
+def test_the_best_of_an_earlier_trainer_stays_the_best(tmp_path):
+    options = {"keep_last": 1, "keep_best": 1}
+    with_values(tmp_path, [1, 5, 2, 3], **options).run()
+    assert steps(tmp_path) == [2, 4]
+    with_values(tmp_path, [4, 3, 2, 1], **options).run()
+    manifests = saved(tmp_path)
+    assert [(each.step, each.metric_value) for each in manifests] == [(2, 5.0), (4, 1.0)]
+    with_values(tmp_path, [4, 6, 2, 1], **options).run()
+    manifests = saved(tmp_path)
+    assert [(each.step, each.metric_value) for each in manifests] == [(2, 6.0), (4, 1.0)]
+
+
+def test_a_metric_that_is_missing_is_a_warning_said_once_and_the_save_is_made(tmp_path):
+    options = {"every_steps": 1, "keep_best": 1, "keep_last": 2, "metric": "of_no_handler"}
+    trainer = trainer_of(SaveCheckpoint(tmp_path, **options))
+    trainer.state.metrics["other"] = 1
+    message = r"`metric` must be one of state.metrics .*'of_no_handler'.*\['other'\]: attach"
+    with pytest.warns(UserWarning, match=message) as caught:
+        trainer.run(max_epochs=2)
+    assert len(caught) == 1
+    assert steps(tmp_path) == [7, 8]
+    assert [each.metric_value for each in saved(tmp_path)] == [None, None]
+
+
+def test_a_missing_metric_is_said_once_though_others_come_meanwhile(tmp_path):
+    trainer = trainer_of(SaveCheckpoint(tmp_path, every_steps=1, metric="of_nobody"))
+    names = iter("abcd")
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: trainer.state.metrics.update({next(names): 1})
+    )
+    with pytest.warns(UserWarning, match="`metric` must be one of") as caught:
+        trainer.run()
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("value", [torch.ones(2, 2), "good", {"mse": 1.0}], ids=repr)
+def test_a_metric_that_is_no_number_is_an_error_that_names_it(tmp_path, value):
+    trainer = with_values(tmp_path, [value] * 4)
+    with pytest.raises((TypeError, ValueError), match=r"`metric`.*val_score"):
+        trainer.run()
+
+
+def test_what_else_is_in_the_directory_stays_as_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("step_1", "best", "step_00000001.bak"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    trainer_of(SaveCheckpoint(tmp_path, every_steps=1, keep_last=1)).run()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best", "notes.txt", "step_00000001.bak", "step_00000004", "step_1"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "best" / "manifest.json").read_text() == "{}"
+
+
+def test_a_file_that_a_user_has_put_into_a_checkpoint_stays_when_that_goes(tmp_path):
+    handler = SaveCheckpoint(tmp_path, every_steps=1, keep_last=1)
+    trainer = trainer_of(handler)
+    event = TrainEvents.CHECKPOINT_SAVED(once=2)
+    trainer.add_event_handler(event, lambda: (handler.last_checkpoint / "plot.png").touch())
+    trainer.run()
+    assert steps(tmp_path) == [4]
+    assert [path.name for path in (tmp_path / "step_00000002").iterdir()] == ["plot.png"]
+
+
+def test_a_directory_that_is_taken_away_in_a_run_is_made_again(tmp_path):
+    trainer = trainer_of(SaveCheckpoint(tmp_path / "one", every_steps=2))
+    event = TrainEvents.CHECKPOINT_SAVED(once=2)
+    trainer.add_event_handler(event, lambda: shutil.rmtree(tmp_path / "one"))
+    trainer.run()
+    assert steps(tmp_path / "one") == [4]
+
+
+# What is saved
+
+
+class Other:
+    """An object that would have to be unpickled."""
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_state_with_other_objects_is_refused_by_name_when_it_is_saved(tmp_path, background):
+    also = {"fine": Counter(1), "odd": Counter([Other()])}
+    options = {"every_steps": 2, "background": background}
+    trainer = trainer_of(SaveCheckpoint(tmp_path, also=also, **options))
+    with pytest.raises(TypeError, match=r"must be made of tensors, numbers.*got.*:") as caught:
+        trainer.run()
+    assert "odd" in str(caught.value)
+    assert "Other" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_refusal_of_a_handlers_state_names_the_handler(tmp_path):
+    class Odd(Counter):
+        def attach(self, engine):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.act)
+
+        def act(self):
+            pass
+
+    trainer = trainer_of(SaveCheckpoint(tmp_path), handlers=[Odd(Other())])
+    with pytest.raises(TypeError, match="must be made of tensors") as caught:
+        trainer.run()
+    assert "Odd" in str(caught.value)
+
+
+def test_what_is_registered_with_the_accelerator_is_refused_unless_pickles_are_trusted(tmp_path):
+    def trainer_with(**options):
+        trainer = trainer_of(SaveCheckpoint(tmp_path, **options))
+        trainer.accelerator.register_for_checkpointing(Counter(Other()))
+        return trainer
+
+    message = r"registered with .*got Counter: .*also={name: object}\), or say trust_pickle=True"
+    with pytest.raises(ValueError, match=message):
+        trainer_with().run()
+    assert steps(tmp_path) == []
+    trainer_with(trust_pickle=True).run()
+    assert steps(tmp_path) == [4]
+
+
+def test_what_is_registered_with_the_accelerator_is_refused_before_anything_is_trained(tmp_path):
+    trainer = trainer_of()
+    trainer.accelerator.register_for_checkpointing(Counter())
+    with pytest.raises(ValueError, match=r"registered with .*got Counter"):
+        SaveCheckpoint(tmp_path).attach(trainer)
+
+
+def test_the_model_can_be_written_by_torch_instead_of_safetensors(tmp_path):
+    trainer_of(SaveCheckpoint(tmp_path, safe_serialization=False)).run()
+    folder = tmp_path / "step_00000004"
+    assert not (folder / "model.safetensors").exists()
+    assert (
+        torch.load(folder / "model.bin", weights_only=True).keys()
+        == make_model().state_dict().keys()
+    )
+
+
+def test_a_loss_function_with_a_state_is_saved_too(tmp_path):
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, y_pred, y):
+            return (self.scale * (y_pred - y).pow(2)).mean()
+
+    model, loss_fn = make_model(), Scaled()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss_fn.parameters()], lr=0.1)
+    checkpoint = SaveCheckpoint(tmp_path)
+    create_supervised_trainer(model, optimizer, loss_fn, batches_of(2), checkpoint=checkpoint).run()
+    assert (tmp_path / "step_00000002" / "loss_fn.safetensors").exists()
+
+
+# What training is like with it
+
+
+def generators():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("safe_serialization", [False, True])
+def test_training_is_bit_by_bit_what_it_is_without_it(tmp_path, background, safe_serialization):
+    """With dropout, shuffling and augmentation from all generators."""
+
+    def trained(checkpoint):
+        seed()
+        trainer = make_trainer(augmented(), accumulation=2, dropout=0.5, checkpoint=checkpoint)
+        losses = []
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda: losses.append(float(trainer.state.output))
+        )
+        trainer.run(max_epochs=2)
+        state = trainer.state
+        counters = (state.epoch, state.iteration, state.optimizer_step, trainer.stop_reason)
+        return weights(trainer.model), losses, counters, generators()
+
+    options = {"background": background, "safe_serialization": safe_serialization}
+    without, with_it = trained(None), trained(SaveCheckpoint(tmp_path, every_steps=1, **options))
+    assert torch.equal(without[0], with_it[0])
+    assert without[1:] == with_it[1:]
+    assert steps(tmp_path) == [4, 5, 6]

@@ -1,0 +1,141 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from ignite_hooks.checkpoint.signals import StopSignals
+
+
+def send(name):
+    os.kill(os.getpid(), signal.Signals[name])
+
+
+@pytest.fixture
+def before():
+    """What the process did at three signals before: it counts them."""
+    counted = []
+    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
+    found = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, lambda number, frame: counted.append(signal.Signals(number).name))
+    yield counted
+    for number, handler in found.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_is_noted_and_the_second_does_what_it_did_before(before):
+    with StopSignals(["SIGTERM"]) as signals:
+        assert signals.received is None
+        send("SIGTERM")
+        assert (signals.received, before) == ("SIGTERM", [])
+        send("SIGTERM")
+        assert (signals.received, before) == ("SIGTERM", ["SIGTERM"])
+    send("SIGTERM")
+    assert before == ["SIGTERM"] * 2
+
+
+def test_only_those_that_were_named_are_noted(before):
+    with StopSignals(["SIGTERM", "SIGUSR1"]) as signals:
+        send("SIGUSR2")
+        assert (signals.received, before) == (None, ["SIGUSR2"])
+        send("SIGUSR1")
+        assert (signals.received, before) == ("SIGUSR1", ["SIGUSR2"])
+
+
+@pytest.mark.parametrize("found", [signal.SIG_DFL, signal.SIG_IGN])
+def test_what_was_there_is_put_back_also_after_a_signal_and_a_failure(before, found):
+    signal.signal(signal.SIGTERM, found)
+    with StopSignals(["SIGTERM"]):
+        assert signal.getsignal(signal.SIGTERM) != found
+    assert signal.getsignal(signal.SIGTERM) == found
+
+    with StopSignals(["SIGTERM"]):
+        send("SIGTERM")
+        assert signal.getsignal(signal.SIGTERM) == found
+    assert signal.getsignal(signal.SIGTERM) == found
+
+    with pytest.raises(KeyError), StopSignals(["SIGTERM"]):
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) == found
+
+
+def test_one_that_somebody_has_set_meanwhile_stays(before):
+    def other(number, frame):
+        before.append("other")
+
+    with StopSignals(["SIGTERM"]) as signals:
+        signal.signal(signal.SIGTERM, other)
+    assert signal.getsignal(signal.SIGTERM) is other
+    send("SIGTERM")
+    assert (signals.received, before) == (None, ["other"])
+
+
+def test_it_can_be_entered_again_and_begins_without_a_signal(before):
+    signals = StopSignals(["SIGTERM"])
+    for _ in range(2):
+        with signals:
+            assert signals.received is None
+            send("SIGTERM")
+            assert signals.received == "SIGTERM"
+    assert before == []
+
+
+def test_those_that_are_nested_are_left_as_they_were_found(before):
+    ours = signal.getsignal(signal.SIGTERM)
+    with StopSignals(["SIGTERM"]) as outer:
+        noting = signal.getsignal(signal.SIGTERM)
+        with StopSignals(["SIGTERM"]) as inner:
+            pass
+        assert signal.getsignal(signal.SIGTERM) == noting
+        send("SIGTERM")
+        assert (inner.received, outer.received) == (None, "SIGTERM")
+    assert signal.getsignal(signal.SIGTERM) == ours
+
+
+def test_off_the_main_thread_nothing_is_noted_or_changed(before):
+    ours, seen = signal.getsignal(signal.SIGTERM), []
+
+    def enter():
+        with StopSignals(["SIGTERM"]) as signals:
+            seen.append(signal.getsignal(signal.SIGTERM))
+        seen.append(signals.received)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [ours, None]
+    assert signal.getsignal(signal.SIGTERM) == ours
+
+
+def test_a_handler_that_python_does_not_know_is_left_alone(before, monkeypatch):
+    ours = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda number: None)  # as for one that was set from C
+        with StopSignals(["SIGTERM"]) as signals:
+            send("SIGTERM")
+    assert (signals.received, before) == (None, ["SIGTERM"])
+    assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_a_name_that_is_given_twice_is_put_back_all_the_same(before):
+    ours = signal.getsignal(signal.SIGTERM)
+    with StopSignals(["SIGTERM", "SIGTERM"]):
+        pass
+    assert signal.getsignal(signal.SIGTERM) == ours
+
+
+def test_entered_twice_it_is_put_back_all_the_same(before):
+    ours = signal.getsignal(signal.SIGTERM)
+    signals = StopSignals(["SIGTERM"])
+    with signals, signals:
+        send("SIGTERM")
+        assert signals.received == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) == ours
+
+
+def test_of_two_kinds_the_first_is_noted_and_the_second_does_what_it_did_before(before):
+    with StopSignals(["SIGTERM", "SIGUSR1"]) as signals:
+        send("SIGTERM")
+        send("SIGUSR1")
+        assert (signals.received, before) == ("SIGTERM", ["SIGUSR1"])
