@@ -146,8 +146,9 @@ def test_every_file_of_the_folder_is_in_the_manifest(tmp_path):
 def test_the_same_place_is_saved_once(tmp_path):
     trainer, folders = trainer_of(), []
     saver = Saver(SaveCheckpoint(tmp_path), trainer, folders.append)
+    saver.begin(trainer)
     saver.save(trainer)
-    assert folders == []  # nothing has moved since the saver was made
+    assert folders == []  # nothing has moved
     trainer.run()
     saver.save(trainer)
     saver.save(trainer)
