@@ -465,6 +465,15 @@ def test_a_signal_in_the_last_batch_of_an_epoch_lets_it_complete(tmp_path, befor
     assert [name for name, *_ in names] == [*(event.name for event in events), "COMPLETED"]
 
 
+def test_handlers_of_the_end_are_told_that_it_was_a_signal(tmp_path, before):
+    trainer, told = trainer_of(all_of(tmp_path)), []
+    for event in (TrainEvents.CHECKPOINT_SAVED, Events.TERMINATE, Events.COMPLETED):
+        trainer.add_event_handler(event, lambda: told.append(trainer.stop_reason))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send())
+    trainer.run(max_epochs=2)
+    assert told == ["SIGTERM"] * 3
+
+
 def test_a_save_that_a_signal_comes_into_is_completed(tmp_path, before):
     trainer = trainer_of(all_of(tmp_path, every_steps=2, also={"it": Signalling()}))
     trainer.run(max_epochs=2)
