@@ -1,5 +1,6 @@
 """From the files of a checkpoint back into a trainer: all that is asked for, or nothing."""
 
+import copy
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,6 @@ class LoadedState:
     def __init__(self, checkpoint: Checkpoint, state: TrainingState, rank: int) -> None:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
-        self._taken: set[str] = set()
         self.folder = checkpoint.folder
         self._state = state
         self._trainer = state.trainer
@@ -88,7 +88,7 @@ class LoadedState:
         """Gives it all to the trainer; what the user's objects and handlers refuse comes first."""
         trainer, parts = self._trainer, self._parts
         also, states = self._state.also, self._about["also"]
-        for name in also.keys() & states.keys():
+        for name in [name for name in also if name in states]:
             also[name].load_state_dict(states[name])
         parts["also"] = _part_of_named(also, states, "`also`")
         self._load_handlers()
@@ -115,7 +115,7 @@ class LoadedState:
         return self._report()
 
     def complete(self) -> ResumeReport:
-        """Gives handlers that came later what is theirs, and looks at data that came later."""
+        """The same for handlers once more, which may have been reset, and for data given since."""
         self._load_handlers()
         self._look_at_data()
         return self._report()
@@ -126,10 +126,9 @@ class LoadedState:
 
     def _load_handlers(self) -> None:
         handlers, states = handlers_with_state(self._trainer), self._about["handlers"]
-        for name, handler in handlers.items():
-            if name in states and name not in self._taken:
-                self._taken.add(name)
-                handler.load_state_dict(states[name])
+        for name in [name for name in handlers if name in states]:
+            handlers[name].load_state_dict(copy.deepcopy(states[name]))
+        self._trainer.state.metrics.update(self._about["metrics"])
         self._parts["handlers"] = _part_of_named(handlers, states, "the trainer")
 
     def _look_at_data(self) -> None:
