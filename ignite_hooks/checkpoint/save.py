@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ignite.engine import Engine
+from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.members import has_state
@@ -17,6 +18,7 @@ from ignite_hooks.engine import belongings
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Scheduled
+from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.fields import Count
 from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import Flag
@@ -129,6 +131,12 @@ class SaveCheckpoint(Scheduled):
                 "Checkpoint"
             )
         check_directory(Path(self.directory))
+        others = [each for each in attached(engine, SaveCheckpoint) if each is not self]
+        if any(Path(each.directory).resolve() == Path(self.directory).resolve() for each in others):
+            raise ValueError(
+                f"`directory` must be another for each SaveCheckpoint of a trainer, got "
+                f"{self.directory} twice: each would remove what the other is writing"
+            )
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
         """As any handler; at an ``event`` too it saves at the end and on signals, as it is told."""
@@ -142,6 +150,7 @@ class SaveCheckpoint(Scheduled):
         attachment = super().attach(engine, event)
         saving = _saving(self, engine)
         attachment.during_run(saving.watching)
+        attachment.on(Events.STARTED, saving.rehearse)
         if self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.GRADIENTS_CLEARED, saving.look)
         if self.at_end:

@@ -61,6 +61,10 @@ class Saving:
         """Has it saved when the handlers of the moment have returned, after a validation."""
         trainer.postpone(self.save, _TURN)
 
+    def rehearse(self, trainer: Any) -> None:
+        """Before the first batch: a state that can not be saved is an error now."""
+        self._saver.rehearse(trainer)
+
     def look(self, trainer: Any) -> None:
         """After a step: obeys a signal, minds the clock, and tells of what has been written."""
         options, is_alone = self._options, self._saver.ranks.size == 1
