@@ -10,10 +10,11 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
-__all__ = ["Content", "Objects", "Tensors", "load_objects"]
+__all__ = ["Content", "Objects", "Tensors", "load_objects", "plain_part"]
 
 
 class Content:
@@ -111,6 +112,18 @@ def load_objects(path: Path, *, trust_pickle: bool = False, mapped: bool = False
         raise
     except Exception as error:  # whatever the bytes of a damaged file lead to
         raise ValueError(f"{path.name} can not be read ({_first_line(error)})") from error
+
+
+def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those among some values that can be saved without pickle; numpy's numbers become Python's."""
+    plain = {}
+    for name, value in values.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        try:
+            plain[name] = Objects(value, name).content
+        except TypeError:
+            continue
+    return plain
 
 
 def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) -> Any:

@@ -1,5 +1,6 @@
 """From the files of a checkpoint back into a trainer: all that is asked for, or nothing."""
 
+import copy
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -39,18 +40,18 @@ class LoadedState:
     def __init__(self, checkpoint: Checkpoint, state: TrainingState, rank: int) -> None:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
-        self._taken: set[str] = set()
         self.folder = checkpoint.folder
         self._state = state
         self._trainer = state.trainer
         names = set(checkpoint.manifest.files)
-        refused = sorted(name for name in names if name.startswith("custom_checkpoint_"))
-        if refused and not state.trust_pickle:
+        registered = sorted(name for name in names if name.startswith("custom_checkpoint_"))
+        pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
+        if pickled and not state.trust_pickle:
             raise ValueError(
-                f"{', '.join(refused)} would have to be unpickled, which runs code: say "
+                f"{_some(pickled)} would have to be unpickled, which runs code: say "
                 "trust_pickle=True if you know who wrote it"
             )
-        self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in refused]
+        self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
         self._objects = {
             name: load_objects(self.folder / name)
             for name in ("scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
@@ -78,9 +79,9 @@ class LoadedState:
         for what, kind in self._about["kinds"].items():
             if None not in (kind, ours[what]) and kind != ours[what]:
                 found.append(f"the {what} was a {kind}, it is a {ours[what]}")
+        for name, module in self._state.whole_modules.items():
+            found += _differences_of_module(name, self._modules.get(name), module)
         if not self._state.is_sharded:
-            for name, module in self._trainer.modules.items():
-                found += _differences_of_module(name, self._modules.get(name), module)
             found += self._differences_of_optimizer()
         return found
 
@@ -88,7 +89,7 @@ class LoadedState:
         """Gives it all to the trainer; what the user's objects and handlers refuse comes first."""
         trainer, parts = self._trainer, self._parts
         also, states = self._state.also, self._about["also"]
-        for name in also.keys() & states.keys():
+        for name in [name for name in also if name in states]:
             also[name].load_state_dict(states[name])
         parts["also"] = _part_of_named(also, states, "`also`")
         self._load_handlers()
@@ -97,12 +98,12 @@ class LoadedState:
             registered.load_state_dict(content)
         for key, value in self._about["user_state"].items():
             setattr(trainer.state, key, value)
+        parts["model"] = self._load_modules()
+        self._modules = {}
         if self._state.is_sharded:
             accelerator.load_state(str(self.folder / SHARDED))
-            parts["model"] = parts["optimizer"] = EXACT
+            parts["optimizer"] = EXACT
         else:
-            parts["model"] = self._load_modules()
-            self._modules = {}
             trainer.optimizer.load_state_dict(load_objects(self.folder / OPTIMIZER))
             parts["optimizer"] = EXACT
             parts["scaler"] = self._load_single("scaler.pt", accelerator.scaler)
@@ -115,7 +116,7 @@ class LoadedState:
         return self._report()
 
     def complete(self) -> ResumeReport:
-        """Gives handlers that came later what is theirs, and looks at data that came later."""
+        """The same for handlers once more, which may have been reset, and for data given since."""
         self._load_handlers()
         self._look_at_data()
         return self._report()
@@ -126,10 +127,9 @@ class LoadedState:
 
     def _load_handlers(self) -> None:
         handlers, states = handlers_with_state(self._trainer), self._about["handlers"]
-        for name, handler in handlers.items():
-            if name in states and name not in self._taken:
-                self._taken.add(name)
-                handler.load_state_dict(states[name])
+        for name in [name for name in handlers if name in states]:
+            handlers[name].load_state_dict(copy.deepcopy(states[name]))
+        self._trainer.state.metrics.update(self._about["metrics"])
         self._parts["handlers"] = _part_of_named(handlers, states, "the trainer")
 
     def _look_at_data(self) -> None:
@@ -163,7 +163,7 @@ class LoadedState:
 
     def _load_modules(self) -> ResumedPart:
         changed = set()
-        for name, module in self._trainer.modules.items():
+        for name, module in self._state.whole_modules.items():
             before = {key: getattr(t, "dtype", None) for key, t in module.state_dict().items()}
             state = self._modules[name]
             changed |= {k for k, t in state.items() if getattr(t, "dtype", None) != before[k]}

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine
+from ignite.metrics import Metric
 
 from ignite_hooks.engine import handlers_of
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.handlers.base import attached
+from ignite_hooks.handlers.validation import Validation
 
 __all__ = ["handlers_with_state", "has_state"]
 
@@ -17,11 +19,17 @@ def handlers_with_state(trainer: Any) -> dict[str, Any]:
     """Those that have ``state_dict`` and ``load_state_dict``, Ignite's own too, by name.
 
     A handler's name is that of its class; the second of a class, in the order of attachment, is
-    called "EarlyStopping-2", and so on.
+    called "EarlyStopping-2", and so on. Those of the evaluators that the trainer validates with
+    follow, but for metrics, which begin anew with each validation.
     """
     named: dict[str, Any] = {}
-    elsewhere = (trainer.optimizer, trainer.lr_scheduler)
-    for handler in (*attached(trainer, Handler), *_owners(trainer)):
+    elsewhere = [trainer.optimizer, trainer.lr_scheduler]
+    candidates = [*attached(trainer, Handler), *_owners(trainer)]
+    for validation in attached(trainer, Validation):
+        if isinstance(validation.evaluate, Engine):
+            owners = _owners(validation.evaluate)
+            candidates += [each for each in owners if not isinstance(each, Metric)]
+    for handler in candidates:
         is_held = isinstance(handler, Engine | torch.nn.Module) or any(
             handler is each for each in (*elsewhere, *named.values())
         )
@@ -39,7 +47,7 @@ def has_state(candidate: Any) -> bool:
     )
 
 
-def _owners(trainer: Any) -> Iterator[Any]:
-    """What the trainer's events call: handlers, and what bound methods are bound to."""
-    for function in handlers_of(trainer):
+def _owners(engine: Engine) -> Iterator[Any]:
+    """What the engine's events call: handlers, and what bound methods are bound to."""
+    for function in handlers_of(engine):
         yield getattr(function, "__self__", function)

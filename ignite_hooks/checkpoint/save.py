@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ignite.engine import Engine
+from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.members import has_state
@@ -17,6 +18,7 @@ from ignite_hooks.engine import belongings
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Scheduled
+from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.fields import Count
 from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import Flag
@@ -41,15 +43,16 @@ class SaveCheckpoint(Scheduled):
     CHECKPOINT_SAVED fires when it is complete, and ``last_checkpoint`` names it.
 
     It holds the model (and a loss function's own parameters), optimizer, scheduler, scaler, random
-    generators, the place in the data, counters, the state of every handler that has one, and what
-    ``also`` names. ``ResumeCheckpoint`` goes on from it.
+    generators, the place in the data, counters, metrics, the state of every handler that has one,
+    and what ``also`` names. ``ResumeCheckpoint`` goes on from it.
 
     One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
     ``trainer.stop_reason`` is the signal's name. A second one does what it did before.
 
     With several processes all of them save, and the directory must be one that all of them see.
     Where the model is split over processes (FSDP, DeepSpeed) model and optimizer are written by
-    ``accelerator.save_state``; that was not tested on such machines.
+    ``accelerator.save_state``; that was not tested on such machines, and resuming from it needs
+    ``trust_pickle``, because Accelerate unpickles there.
 
     Args:
         directory: where the checkpoints are; it is made if it is not there.
@@ -101,9 +104,10 @@ class SaveCheckpoint(Scheduled):
                 'name one of state.metrics, "val_accuracy" for instance'
             )
         for name in self.on_signals:
-            if name not in Signals.__members__:
+            if name not in Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
                 raise ValueError(
-                    f'`on_signals` must be names of signals, "SIGTERM" for instance, got {name!r}'
+                    f"`on_signals` must be names of signals that can be handled, got {name!r}: "
+                    '("SIGTERM",) is the usual choice, () is none'
                 )
         objects = self.also if isinstance(self.also, Mapping) else {"also": self.also}
         for name, each in objects.items() if self.also is not None else ():
@@ -127,6 +131,12 @@ class SaveCheckpoint(Scheduled):
                 "Checkpoint"
             )
         check_directory(Path(self.directory))
+        others = [each for each in attached(engine, SaveCheckpoint) if each is not self]
+        if any(Path(each.directory).resolve() == Path(self.directory).resolve() for each in others):
+            raise ValueError(
+                f"`directory` must be another for each SaveCheckpoint of a trainer, got "
+                f"{self.directory} twice: each would remove what the other is writing"
+            )
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
         """As any handler; at an ``event`` too it saves at the end and on signals, as it is told."""
@@ -140,6 +150,7 @@ class SaveCheckpoint(Scheduled):
         attachment = super().attach(engine, event)
         saving = _saving(self, engine)
         attachment.during_run(saving.watching)
+        attachment.on(Events.STARTED, saving.rehearse)
         if self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.GRADIENTS_CLEARED, saving.look)
         if self.at_end:

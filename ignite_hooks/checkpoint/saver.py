@@ -62,17 +62,8 @@ class Saver:
         if _place(trainer) == self._saved_at:
             return
         self.wait()
-        options, rank = self._options, self.ranks.rank
-        state = TrainingState(
-            trainer, options.also or {}, options.safe_serialization, options.trust_pickle
-        )
-        files: dict[str, Content] = {}
-
-        def capture() -> None:
-            state.check()
-            files.update(state.files(rank))
-
-        self.ranks.agree(capture)
+        options, state = self._options, self._state(trainer)
+        files = self._capture(state)
         draft = _draft(trainer, options.metric, self.ranks.size)
         folder = self.ranks.first_alone(lambda: self._store.begin(draft.step))
         if state.is_sharded:
@@ -85,6 +76,10 @@ class Saver:
         self._saved_at = _place(trainer)
         if not options.background:
             self._tell()
+
+    def rehearse(self, trainer: Any) -> None:
+        """Raises what would keep the state from being saved later, as far as it shows by now."""
+        self._capture(self._state(trainer))
 
     def begin(self, trainer: Any) -> None:
         """Says that there is nothing to save yet: a run begins."""
@@ -99,6 +94,22 @@ class Saver:
         """Announces the checkpoint that is being written, if it is complete by now."""
         if not self._writer.is_busy:
             self.wait()
+
+    def _state(self, trainer: Any) -> TrainingState:
+        options = self._options
+        return TrainingState(
+            trainer, options.also or {}, options.safe_serialization, options.trust_pickle
+        )
+
+    def _capture(self, state: TrainingState) -> dict[str, Content]:
+        files: dict[str, Content] = {}
+
+        def capture() -> None:
+            state.check()
+            files.update(state.files(self.ranks.rank))
+
+        self.ranks.agree(capture)
+        return files
 
     def _write(
         self, folder: Path, files: dict[str, Content], draft: Manifest, ranks: Ranks
