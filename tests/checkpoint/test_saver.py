@@ -305,7 +305,7 @@ def test_one_is_written_at_a_time(tmp_path, disk):
     trainer.add_event_handler(Events.ITERATION_COMPLETED, disk.may_go_on.set)
     trainer.run(max_epochs=1)
     assert steps(tmp_path) == [1, 2, 3]
-    assert witness.seen == [0, 0, 0]
+    assert set(witness.seen) == {0}
 
 
 def test_an_error_surfaces_at_a_step_that_follows(tmp_path, disk):

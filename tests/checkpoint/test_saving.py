@@ -414,11 +414,18 @@ def test_a_signal_just_before_an_interruption_is_obeyed_when_the_run_goes_on(tmp
 
 
 class Signalling:
-    """Something with a state, at whose saving a signal comes."""
+    """Something with a state: when that is asked for the first time after a step, a signal comes."""
+
+    def __init__(self):
+        self.is_armed = False
+
+    def attach(self, engine):
+        event = TrainEvents.GRADIENTS_CLEARED(once=1)
+        engine.add_event_handler(event, lambda: setattr(self, "is_armed", True))
 
     def state_dict(self):
-        if not hasattr(self, "saves"):
-            self.saves = 1
+        if self.is_armed:
+            self.is_armed = False
             send()
         return {}
 
@@ -475,14 +482,16 @@ def test_handlers_of_the_end_are_told_that_it_was_a_signal(tmp_path, before):
 
 
 def test_a_save_that_a_signal_comes_into_is_completed(tmp_path, before):
-    trainer = trainer_of(all_of(tmp_path, every_steps=2, also={"it": Signalling()}))
+    it = Signalling()
+    trainer = trainer_of(all_of(tmp_path, every_steps=2, also={"it": it}), handlers=[it])
     trainer.run(max_epochs=2)
     assert trainer.stop_reason == "SIGTERM"
     assert saved(tmp_path) == [(0, 4, 2), (1, 6, 3)]
 
 
 def test_a_signal_in_the_save_at_the_end_is_obeyed_without_another(tmp_path, before):
-    trainer = trainer_of(all_of(tmp_path, at_end=True, also={"it": Signalling()}))
+    it = Signalling()
+    trainer = trainer_of(all_of(tmp_path, at_end=True, also={"it": it}), handlers=[it])
     trainer.run(max_epochs=2)
     assert (trainer.stop_reason, saved(tmp_path)) == ("SIGTERM", [LAST])
 
