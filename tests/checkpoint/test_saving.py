@@ -414,7 +414,7 @@ def test_a_signal_just_before_an_interruption_is_obeyed_when_the_run_goes_on(tmp
 
 
 class Signalling:
-    """Something with a state: when that is asked for the first time after a step, a signal comes."""
+    """Has a state; the first time that is asked for after a step, a signal comes."""
 
     def __init__(self):
         self.is_armed = False
