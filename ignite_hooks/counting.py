@@ -62,7 +62,7 @@ class CountingEngine(QuickEngine):
         return self._place
 
     @property
-    def _is_at_boundary(self) -> bool:
+    def is_at_boundary(self) -> bool:
         """Whether every batch of this place was stepped with, or its window was given up."""
         window = self._optimizer_step.window
         return not window.count and window.taken == self._place.taken
@@ -85,7 +85,7 @@ class CountingEngine(QuickEngine):
 
     def _go_back(self) -> None:
         """Stands where the last whole step ended."""
-        place = self._place if self._is_at_boundary else self._boundary
+        place = self._place if self.is_at_boundary else self._boundary
         self._place = place
         self.state.iteration = place.progress.iteration
 

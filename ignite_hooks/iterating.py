@@ -135,7 +135,7 @@ class IteratingEngine(ResumableEngine):
         """Does what waits, and what is to be done where the run ends if it ends here."""
         self._postponed.do()
         is_over = is_over or bool(self.should_terminate)
-        if is_over and self._is_at_boundary and not self.is_leaving_epoch:
+        if is_over and self.is_at_boundary and not self.is_leaving_epoch:
             for act in tuple(self._at_end):
                 act()
 

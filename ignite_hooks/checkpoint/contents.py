@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,8 +75,9 @@ class Objects(Content):
         except Exception as error:
             raise TypeError(
                 f"the state of {self.what} must be made of tensors, numbers, strings, None, lists, "
-                "tuples and dicts, which are loaded without running code, got something else: "
-                f"have its state_dict() leave that out ({_first_line(error)})"
+                "tuples and dicts, which are loaded without running code, got "
+                f"{_refused(error)}: "
+                "have its state_dict() leave that out"
             ) from error
 
     def write(self, path: Path) -> None:
@@ -135,6 +137,8 @@ def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) 
         for key, value in content.items():
             changed[key] = _with_tensors(change, value)
         return changed
+    if isinstance(content, set | bytearray):
+        return copy.copy(content)
     if type(content) in (list, tuple):
         return type(content)(_with_tensors(change, value) for value in content)
     return content
@@ -147,6 +151,12 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
     is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor.detach() if is_alone else tensor.detach().clone()
+
+
+def _refused(error: BaseException) -> str:
+    """The class that torch names somewhere in a long text."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return "something else" if found is None else found[1]
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
 from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.handlers.validation import measured_at
 
 __all__ = ["LoadedState"]
 
@@ -130,6 +131,7 @@ class LoadedState:
         for name in [name for name in handlers if name in states]:
             handlers[name].load_state_dict(copy.deepcopy(states[name]))
         self._trainer.state.metrics.update(self._about["metrics"])
+        measured_at(self._trainer).update(self._about["measured_at"])
         self._parts["handlers"] = _part_of_named(handlers, states, "the trainer")
 
     def _look_at_data(self) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from pathlib import Path
-from signal import Signals
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,19 +12,23 @@ from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.members import has_state
 from ignite_hooks.checkpoint.preflight import check_directory
+from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.saving import Saving
+from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.engine import belongings
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Scheduled
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.fields import Count
+from ignite_hooks.handlers.fields import Directory
 from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import Flag
 from ignite_hooks.handlers.fields import Kept
 from ignite_hooks.handlers.fields import MetricName
 from ignite_hooks.handlers.fields import Mode
 from ignite_hooks.handlers.fields import Seconds
+from ignite_hooks.handlers.fields import SignalNames
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.loop import TrainingLoop
 
@@ -80,7 +83,7 @@ class SaveCheckpoint(Scheduled):
         TypeError: an object in ``also`` has no state.
     """
 
-    directory: str | Path
+    directory: Directory
     _: KW_ONLY
     every_steps: Every | None = None
     every_epochs: Every | None = None
@@ -90,7 +93,7 @@ class SaveCheckpoint(Scheduled):
     keep_best: Count = 0
     metric: MetricName | None = None
     mode: Mode = "max"
-    on_signals: tuple[str, ...] = ("SIGTERM",)
+    on_signals: SignalNames = ("SIGTERM",)
     safe_serialization: Flag = True
     background: Flag = False
     also: Any = None
@@ -103,12 +106,6 @@ class SaveCheckpoint(Scheduled):
                 f"`metric` must be given with `keep_best`, which is {self.keep_best}, got None: "
                 'name one of state.metrics, "val_accuracy" for instance'
             )
-        for name in self.on_signals:
-            if name not in Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
-                raise ValueError(
-                    f"`on_signals` must be names of signals that can be handled, got {name!r}: "
-                    '("SIGTERM",) is the usual choice, () is none'
-                )
         objects = self.also if isinstance(self.also, Mapping) else {"also": self.also}
         for name, each in objects.items() if self.also is not None else ():
             if not isinstance(self.also, Mapping) or not has_state(each):
@@ -131,6 +128,7 @@ class SaveCheckpoint(Scheduled):
                 "Checkpoint"
             )
         check_directory(Path(self.directory))
+        TrainingState(engine, trust_pickle=self.trust_pickle).check()
         others = [each for each in attached(engine, SaveCheckpoint) if each is not self]
         if any(Path(each.directory).resolve() == Path(self.directory).resolve() for each in others):
             raise ValueError(
@@ -148,9 +146,10 @@ class SaveCheckpoint(Scheduled):
                 "usual choice"
             )
         attachment = super().attach(engine, event)
+        warn_if_full(Path(self.directory), engine)
         saving = _saving(self, engine)
         attachment.during_run(saving.watching)
-        attachment.on(Events.STARTED, saving.rehearse)
+        attachment.on(Events.STARTED, saving.start)
         if self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.GRADIENTS_CLEARED, saving.look)
         if self.at_end:
@@ -166,6 +165,7 @@ def _saving(handler: SaveCheckpoint, engine: Engine) -> Saving:
     """What the handler does on this engine, kept with the engine."""
     savings: dict[SaveCheckpoint, Saving] = belongings(engine).setdefault("savings", {})
     if handler not in savings:
+        handler.check(engine, None)
 
         def announce(folder: Path) -> None:
             _last[handler] = folder

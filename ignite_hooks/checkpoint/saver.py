@@ -21,6 +21,7 @@ from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.writer import Writer
+from ignite_hooks.handlers.validation import measured_at
 from ignite_hooks.warn_once import warn_once
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Saver:
         self, options: "SaveCheckpoint", trainer: Any, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks()
-        self._saved_at = _place(trainer)
+        self._saved_at: Any = None
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._announce = announce
@@ -164,14 +165,15 @@ def _draft(trainer: Any, metric: str | None, world_size: int) -> Manifest:
     position, value = trainer.feed.position, None
     if metric is not None:
         found = trainer.state.metrics.get(metric)
-        if found is None:
+        if measured_at(trainer).get(metric) not in (None, trainer.state.iteration):
+            pass  # by a validation, of weights that are not these
+        elif found is None:
             warn_once(
                 f"`metric` must be one of state.metrics to tell the best checkpoint, got "
-                f"{metric!r}, there are {sorted(trainer.state.metrics)}: attach the metric, or "
-                "save when it has been computed"
+                f"{metric!r}: attach the metric, or save when it has been computed"
             )
         else:
-            value = float(found)
+            value = _number(metric, found)
     return Manifest(
         number=1,
         saved_at=datetime.now(timezone.utc),
@@ -186,6 +188,15 @@ def _draft(trainer: Any, metric: str | None, world_size: int) -> Manifest:
         versions={"python": platform.python_version(), **_versions()},
         files={},
     )
+
+
+def _number(metric: str, found: Any) -> float:
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"`metric` must name a number, state.metrics[{metric!r}] is {found!r}: name another"
+        ) from error
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.saver import Saver
 from ignite_hooks.checkpoint.signals import StopSignals
 from ignite_hooks.engine import is_interrupted
+from ignite_hooks.engine import is_running
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.run_scope import enter_at_each_run
 from ignite_hooks.scopes import note
@@ -44,6 +45,7 @@ class Saving:
         self._directory = Path(options.directory)
         self._signals = StopSignals(options.on_signals)
         self._last_time = monotonic()
+        self._is_wanted = False
         engine = ref(trainer)
 
         def tell(folder: Path) -> None:
@@ -59,10 +61,12 @@ class Saving:
 
     def postpone(self, trainer: Any) -> None:
         """Has it saved when the handlers of the moment have returned, after a validation."""
+        self._is_wanted = True
         trainer.postpone(self.save, _TURN)
 
-    def rehearse(self, trainer: Any) -> None:
-        """Before the first batch: a state that can not be saved is an error now."""
+    def start(self, trainer: Any) -> None:
+        """Before the first batch: a state that can not be saved is an error, none is new yet."""
+        self._saver.begin(trainer)
         self._saver.rehearse(trainer)
 
     def look(self, trainer: Any) -> None:
@@ -90,27 +94,34 @@ class Saving:
         check_directory(self._directory)
         warn_if_full(self._directory, trainer)
         if not is_interrupted(trainer):
+            self._signals.forget()
             self._saver.begin(trainer)
         self._last_time = monotonic()
         with self._signals:
-            yield
-            if not is_interrupted(trainer) and trainer.stop_reason != "exception":
-                self._end(trainer)
+            with self._finishing(trainer):
+                yield
+                if _has_ended(trainer) and (self._is_signalled(trainer) or self._options.at_end):
+                    self._saver.save(trainer)
+            if _has_ended(trainer):
+                self._is_signalled(trainer)
 
-    def _end(self, trainer: Any) -> None:
-        """Saves what was left at the last boundary by a run that ended elsewhere, or signalled."""
+    def _is_signalled(self, trainer: Any) -> bool:
+        """Whether a signal has come; if so, that is why the run ends."""
         names = self._options.on_signals
         received = self._saver.ranks.any_of(*(self._signals.received == name for name in names))
         if any(received):
             trainer.stop_reason = names[received.index(True)]
-        if any(received) or self._options.at_end:
-            self._saver.save(trainer)
+        return any(received)
 
     @contextmanager
     def _finishing(self, trainer: Any) -> Iterator[None]:
         """Around a run: what a thread writes is complete, or its failure told, when it ends."""
+        if not is_interrupted(trainer):
+            self._is_wanted = False
         try:
             yield
+            if self._is_wanted and _has_ended(trainer):  # at COMPLETED, say
+                self._save(trainer)
         except BaseException as error:
             try:
                 self._saver.wait()
@@ -120,8 +131,16 @@ class Saving:
         self._saver.wait()
 
     def _save(self, trainer: Any) -> None:
-        if trainer.is_leaving_epoch:  # a validation has seen to that: the place is at its end
+        # Ended by a validation, the epoch is to be completed first; and a window may be open.
+        if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_at_boundary):
             self.postpone(trainer)
         else:
+            self._is_wanted = False
             self._saver.save(trainer)
             self._last_time = monotonic()
+
+
+def _has_ended(trainer: Any) -> bool:
+    """Whether a run is over that has not failed: neither interrupted nor still going on."""
+    is_over = not (is_interrupted(trainer) or is_running(trainer))
+    return is_over and trainer.stop_reason != "exception"

@@ -22,13 +22,16 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
 
     def __init__(self, names: Sequence[str]) -> None:
         self.received: str | None = None
-        self._numbers = [signal.Signals[name] for name in names]
+        self._names = {int(signal.Signals[name]): name for name in names}
         self._found: dict[int, Any] = {}
+        self._depth = 0
 
     def __enter__(self) -> "StopSignals":
-        self.received = None
+        self._depth += 1
+        if self._depth > 1:
+            return self
         if threading.current_thread() is threading.main_thread():
-            for number in self._numbers:
+            for number in self._names:
                 found = signal.getsignal(number)
                 if found is not None:
                     self._found[number] = found
@@ -36,12 +39,24 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         return self
 
     def __exit__(self, *failure: object) -> None:
-        for number in tuple(self._found):
-            self._put_back(number)
+        self._depth -= 1
+        if not self._depth:
+            self._put_back_all()
+
+    def forget(self) -> None:
+        """Begins without a signal."""
+        self.received = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self._put_back(number)
+        outer = getattr(self._found.get(number), "__self__", None)
+        self.received = self._names[number]
+        self._put_back_all()
+        if isinstance(outer, StopSignals):  # the same signal asks both to end
+            outer._note(number, frame)
+
+    def _put_back_all(self) -> None:
+        for number in tuple(self._found):
+            self._put_back(number)
 
     def _put_back(self, number: int) -> None:
         found = self._found.pop(number)

@@ -29,6 +29,7 @@ from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
+from ignite_hooks.handlers.validation import measured_at
 
 __all__ = ["TrainingState", "rank_file"]
 
@@ -92,8 +93,9 @@ class TrainingState:
             "kinds": self.kinds(),
             "user_state": {name: getattr(self.trainer.state, name) for name in self.user_keys},
             "metrics": plain_part(self.trainer.state.metrics),
-            "handlers": _states(handlers_with_state(self.trainer)),
-            "also": _states(self.also),
+            "measured_at": dict(measured_at(self.trainer)),
+            "handlers": _states(handlers_with_state(self.trainer), "the handler {}"),
+            "also": _states(self.also, "{!r} in `also`"),
             "modules": {},
         }
         files: dict[str, Content] = {
@@ -153,8 +155,11 @@ class TrainingState:
         return {f"{name}.safetensors": Tensors(_apart(kept))}
 
 
-def _states(objects: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: each.state_dict() for name, each in objects.items()}
+def _states(objects: Mapping[str, Any], what: str) -> dict[str, Any]:
+    states = {name: each.state_dict() for name, each in objects.items()}
+    for name, state in states.items():
+        Objects(state, what.format(name))
+    return states
 
 
 def _kind(thing: Any) -> str | None:

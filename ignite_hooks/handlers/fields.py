@@ -1,6 +1,8 @@
 """The types of handlers' fields: each says its rule, and what to do, when it is broken."""
 
 from collections.abc import Callable
+from pathlib import Path
+from signal import Signals
 from sys import float_info
 from typing import Annotated
 from typing import Any
@@ -12,6 +14,7 @@ from pydantic import ValidationInfo
 __all__ = [
     "Backend",
     "Count",
+    "Directory",
     "Every",
     "Flag",
     "Fraction",
@@ -24,6 +27,7 @@ __all__ = [
     "NormType",
     "OnMissing",
     "Seconds",
+    "SignalNames",
     "handler_config",
 ]
 
@@ -176,3 +180,33 @@ MetricName = Annotated[
     ),
 ]
 """The key of a value in ``state.metrics``."""
+
+
+def _are_signals(names: Any) -> bool:
+    return isinstance(names, list | tuple) and all(
+        isinstance(name, str) and name in Signals.__members__ and name not in ("SIGKILL", "SIGSTOP")
+        for name in names
+    )
+
+
+SignalNames = Annotated[
+    tuple[str, ...],
+    _must_be(
+        "names of signals that can be handled",
+        _are_signals,
+        '("SIGTERM",) is the usual choice, () is none',
+        may_be_none=False,
+    ),
+]
+"""Signals of the operating system, by name."""
+
+Directory = Annotated[
+    str | Path,
+    _must_be(
+        "a path",
+        lambda value: isinstance(value, str | Path) and value != "",
+        'a str or a Path, "checkpoints" for instance',
+        may_be_none=False,
+    ),
+]
+"""A folder on this machine."""

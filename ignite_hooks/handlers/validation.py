@@ -18,6 +18,7 @@ from pydantic import StrictStr
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.active_loader import set_aside
+from ignite_hooks.engine import belongings
 from ignite_hooks.engine import forget_run
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.feed import DataFeed
@@ -35,7 +36,7 @@ from ignite_hooks.modes import without_ddp
 from ignite_hooks.preparing import source_of
 from ignite_hooks.rng import RandomState
 
-__all__ = ["Validation"]
+__all__ = ["Validation", "measured_at"]
 
 
 @dataclass(frozen=True, eq=False, config=handler_config)
@@ -147,6 +148,7 @@ class Validation(Scheduled):
         with self._without_trace(engine):
             results = dict(self._results(engine))
         state.metrics.update(results)
+        measured_at(engine).update(dict.fromkeys(results, state.iteration))
         engine.fire_event(TrainEvents.VALIDATION_COMPLETED)
 
     def _results(self, engine: Any) -> Iterator[tuple[str, Any]]:
@@ -243,3 +245,9 @@ def _arguments_of(evaluate: Callable[..., Any]) -> int:
             "lambda model: evaluate(model, loader)"
         )
     return len(needed)
+
+
+def measured_at(engine: Engine) -> dict[str, int]:
+    """The iteration at which a validation has last measured each name in ``state.metrics``."""
+    iterations: dict[str, int] = belongings(engine).setdefault("measured_at", {})
+    return iterations
