@@ -34,6 +34,7 @@ class ResumableEngine(CountingEngine):
         self._go_to: Callable[[Any], None] | None = None
         self._is_resumed = False
         self._random: RandomState | None = None
+        self._taking_up: list[Callable[[], None]] = []
 
     def place_state_dict(self) -> dict[str, Any]:
         """All that, at a step boundary: numbers, lists and tensors, for ``torch.load``.
@@ -51,6 +52,13 @@ class ResumableEngine(CountingEngine):
             "data": self._feed.state_dict(),
             "random": random.state_dict(),
         }
+
+    def when_taken_up(self, act: Callable[[], None]) -> None:
+        """Has ``act`` called in the next run, if it goes on, where random generators are put back.
+
+        That is for what handlers of STARTED and EPOCH_STARTED set anew, as metrics are reset.
+        """
+        self._taking_up.append(act)
 
     def load_place_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Has the next run go on there, on data that is built as the data was built then.
@@ -86,9 +94,11 @@ class ResumableEngine(CountingEngine):
         limits = before if given == Limits() else given
         return limits.reached(self._place.progress, self._optimizer_step.steps) is not None
 
-    def _restore_random(self, *, is_last_time: bool) -> None:
-        """What handlers have drawn meanwhile the other run has not."""
+    def _take_up(self, *, is_last_time: bool) -> None:
+        """What handlers have drawn or reset meanwhile the other run has not."""
         if self._random is not None:
+            for act in self._taking_up:
+                act()
             self._random.restore()
             if is_last_time:
-                self._random = None
+                self._random, self._taking_up = None, []

@@ -213,6 +213,7 @@ class Trainer(TrainingLoop):
         self._epoch_length = epoch_length or self._feed.length
         self._place = Place()
         self._go_to = self._random = None
+        self._taking_up = []
         self._optimizer_step.start_from(0, self)
         self.state.iteration = self.state.epoch = self.state.validation = 0
         self._set_limits(Limits(max_epochs=1) if limits == Limits() else limits)

@@ -5,9 +5,9 @@ from dataclasses import KW_ONLY
 from logging import getLogger
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from ignite.engine import Engine
-from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.loading import LoadedState
@@ -47,8 +47,9 @@ class ResumeCheckpoint(Handler):
     error that lists the differences, with the trainer as it was. No code from a checkpoint is run.
 
     Model, optimizer, scheduler and counters are loaded when this is attached (the factory does that
-    last), random generators when the run has started. Handlers that are attached later get their
-    states when the run begins; the user's own objects are those of ``SaveCheckpoint(also=…)``.
+    last). Random generators and the states of handlers, of those that are attached later too, are
+    put back when the handlers of STARTED, and in mid-epoch of EPOCH_STARTED, have reset what they
+    reset. The user's own objects are those of ``SaveCheckpoint(also=…)``.
 
     Args:
         source: a checkpoint; a directory of them, for the newest that is whole; or a URL of either,
@@ -98,14 +99,16 @@ class ResumeCheckpoint(Handler):
         ranks.agree(lambda: _check(loaded))
         trainer.resume_report = loaded.apply()
         logger.info("training is taken up from %s", loaded.folder)
-        remaining = [loaded]
+        engine, told = ref(trainer), False
 
-        def complete(engine: Any) -> None:
-            while remaining:
-                engine.resume_report = remaining.pop().complete()
-                _tell(engine.resume_report)
+        def complete() -> None:
+            nonlocal told
+            report = engine().resume_report = loaded.complete()  # type: ignore[union-attr]
+            if not told:
+                told = True
+                _tell(report)
 
-        attachment.on(Events.STARTED, complete, first=True)
+        trainer.when_taken_up(complete)
 
     def _first_whole(
         self,

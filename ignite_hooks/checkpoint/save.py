@@ -41,8 +41,8 @@ class SaveCheckpoint(Scheduled):
     CHECKPOINT_SAVED fires when it is complete, and ``last_checkpoint`` names it.
 
     It holds the model (and a loss function's own parameters), optimizer, scheduler, scaler, random
-    generators, the place in the data, counters, the state of every handler that has one, and what
-    ``also`` names. ``ResumeCheckpoint`` goes on from it.
+    generators, the place in the data, counters, metrics, the state of every handler that has one,
+    and what ``also`` names. ``ResumeCheckpoint`` goes on from it.
 
     One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
     ``trainer.stop_reason`` is the signal's name. A second one does what it did before.

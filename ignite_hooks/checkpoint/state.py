@@ -25,6 +25,7 @@ import torch
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import Tensors
+from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
@@ -82,6 +83,7 @@ class TrainingState:
         about: dict[str, Any] = {
             "kinds": self.kinds(),
             "user_state": {name: getattr(self.trainer.state, name) for name in self.user_keys},
+            "metrics": plain_part(self.trainer.state.metrics),
             "handlers": _states(handlers_with_state(self.trainer)),
             "also": _states(self.also),
             "modules": {},
