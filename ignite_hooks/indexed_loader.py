@@ -87,12 +87,17 @@ class IndexedLoader(TorchLoader):
     @property
     def _has_workers(self) -> bool:
         """Whether workers stay from pass to pass and are there already, or were where this was."""
-        return self._had_workers or getattr(self.base, "_iterator", None) is not None
+        return self._had_workers or self._stays
+
+    @property
+    def _stays(self) -> bool:
+        # torchdata's loader keeps its last iterator in any case.
+        return self.base.persistent_workers and getattr(self.base, "_iterator", None) is not None
 
     def _open(self) -> Iterator[Any]:
         base = self.base
         self._drew_seed = not self._has_workers  # those that are there are not given a new one
-        if self._drew_seed or getattr(base, "_iterator", None) is not None:
+        if self._drew_seed or self._stays:
             return iter(base)
         generator, base.generator = base.generator, torch.Generator()
         try:

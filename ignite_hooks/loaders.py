@@ -98,9 +98,10 @@ class PlainIterable:
         """What must be the same for another process to be given the same batches."""
         base = getattr(self.loader, "base_dataloader", self.loader)
         sampler = getattr(base, "batch_sampler", None)
+        sized = base if sampler is None else sampler
         return {
             "batches a pass": self.length,
-            "samples a batch": getattr(sampler or base, "batch_size", None),
+            "samples a batch": getattr(sized, "batch_size", None),
             "workers": getattr(base, "num_workers", 0),
         }
 
@@ -149,7 +150,7 @@ class PlainIterable:
 
 
 class AdaptedLoader(PlainIterable):
-    """A prepared loader that must iterate itself: it dispatches batches or keeps a state."""
+    """A prepared loader that must iterate itself: it dispatches batches to the other processes."""
 
     @property
     def ends_itself(self) -> bool:
@@ -191,6 +192,13 @@ class TorchLoader(PlainIterable):
     Accelerate fetches one batch ahead to find the end, which moves the draws of random numbers in
     the data set before those of the previous iteration.
     """
+
+    def __init__(self, loader: Any, even_batches: bool = True) -> None:
+        super().__init__(loader, even_batches)
+        if hasattr(self.base, "load_state_dict"):
+            # torchdata's: Accelerate has asked for its state, which began an iterator, and with it
+            # drew its random numbers, before any pass.
+            self.base.load_state_dict({})
 
     @property
     def base(self) -> DataLoader[Any]:

@@ -30,11 +30,7 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
     is_stream = isinstance(loader.dataset, IterableDataset)
     if is_stream:
         _refuse_padding(loader, even_batches)
-    if isinstance(loader, DataLoaderShard):
-        is_adapted = loader.use_stateful_dataloader
-    else:
-        is_adapted = hasattr(loader, "end_of_dataloader")
-    if is_adapted:
+    if hasattr(loader, "end_of_dataloader") and not isinstance(loader, DataLoaderShard):
         return AdaptedLoader(loader, even_batches)
     return (TorchLoader if is_stream else IndexedLoader)(loader, even_batches)
 

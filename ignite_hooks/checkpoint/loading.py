@@ -44,13 +44,14 @@ class LoadedState:
         self._state = state
         self._trainer = state.trainer
         names = set(checkpoint.manifest.files)
-        refused = sorted(name for name in names if name.startswith("custom_checkpoint_"))
-        if refused and not state.trust_pickle:
+        registered = sorted(name for name in names if name.startswith("custom_checkpoint_"))
+        pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
+        if pickled and not state.trust_pickle:
             raise ValueError(
-                f"{', '.join(refused)} would have to be unpickled, which runs code: say "
+                f"{_some(pickled)} would have to be unpickled, which runs code: say "
                 "trust_pickle=True if you know who wrote it"
             )
-        self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in refused]
+        self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
         self._objects = {
             name: load_objects(self.folder / name)
             for name in ("scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
@@ -78,9 +79,9 @@ class LoadedState:
         for what, kind in self._about["kinds"].items():
             if None not in (kind, ours[what]) and kind != ours[what]:
                 found.append(f"the {what} was a {kind}, it is a {ours[what]}")
+        for name, module in self._state.whole_modules.items():
+            found += _differences_of_module(name, self._modules.get(name), module)
         if not self._state.is_sharded:
-            for name, module in self._trainer.modules.items():
-                found += _differences_of_module(name, self._modules.get(name), module)
             found += self._differences_of_optimizer()
         return found
 
@@ -97,12 +98,12 @@ class LoadedState:
             registered.load_state_dict(content)
         for key, value in self._about["user_state"].items():
             setattr(trainer.state, key, value)
+        parts["model"] = self._load_modules()
+        self._modules = {}
         if self._state.is_sharded:
             accelerator.load_state(str(self.folder / SHARDED))
-            parts["model"] = parts["optimizer"] = EXACT
+            parts["optimizer"] = EXACT
         else:
-            parts["model"] = self._load_modules()
-            self._modules = {}
             trainer.optimizer.load_state_dict(load_objects(self.folder / OPTIMIZER))
             parts["optimizer"] = EXACT
             parts["scaler"] = self._load_single("scaler.pt", accelerator.scaler)
@@ -162,7 +163,7 @@ class LoadedState:
 
     def _load_modules(self) -> ResumedPart:
         changed = set()
-        for name, module in self._trainer.modules.items():
+        for name, module in self._state.whole_modules.items():
             before = {key: getattr(t, "dtype", None) for key, t in module.state_dict().items()}
             state = self._modules[name]
             changed |= {k for k, t in state.items() if getattr(t, "dtype", None) != before[k]}

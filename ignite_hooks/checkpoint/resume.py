@@ -20,6 +20,7 @@ from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.engine import is_running
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.handlers.base import attached
@@ -59,7 +60,7 @@ class ResumeCheckpoint(Handler):
             a job needs that is started again each time it was stopped.
         verify: read every file and compare its checksum first.
         trust_pickle: load what was registered with ``accelerator.register_for_checkpointing`` too,
-            which runs code from the checkpoint.
+            and models that are split over processes, which can run code from the checkpoint.
 
     Raises:
         FileNotFoundError: when attached: there is no checkpoint.
@@ -84,6 +85,11 @@ class ResumeCheckpoint(Handler):
         if event is not None:
             raise ValueError(
                 f"`event` must be left out, got {event}: a ResumeCheckpoint acts when attached"
+            )
+        if is_running(engine):
+            raise RuntimeError(
+                "a ResumeCheckpoint must not be attached while the trainer runs: call terminate(), "
+                "and attach it after run()"
             )
 
     def attach_to(self, attachment: Attachment) -> None:

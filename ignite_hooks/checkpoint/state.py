@@ -10,7 +10,7 @@
     rank_00000.pt          of each process: counters, limits, place in the data, random generators
 
 Where a process holds a part of the model only (FSDP, DeepSpeed, Megatron), ``sharded/`` is what
-``accelerator.save_state`` makes of model and optimizer.
+``accelerator.save_state`` makes of model and optimizer. Such files are unpickled when loaded.
 """
 
 from collections import defaultdict
@@ -75,6 +75,14 @@ class TrainingState:
         (optimizer_step,) = attached(self.trainer, OptimizerStep)
         return not optimizer_step.prepared.is_data_parallel
 
+    @property
+    def whole_modules(self) -> dict[str, torch.nn.Module]:
+        """Those of which a process has all."""
+        modules: dict[str, torch.nn.Module] = self.trainer.modules
+        if self.is_sharded:
+            del modules["model"]
+        return modules
+
     def files(self, rank: int) -> dict[str, Content]:
         """Those that the process ``rank`` writes, by name. Every process must ask for its own.
 
@@ -93,15 +101,16 @@ class TrainingState:
         }
         if rank != 0:
             return files
+        for name, module in self.whole_modules.items():
+            files |= self._files_of_module(name, module, about["modules"])
         if not self.is_sharded:
-            for name, module in self.trainer.modules.items():
-                files |= self._files_of_module(name, module, about["modules"])
             files["optimizer.bin"] = Objects(self.trainer.optimizer.state_dict(), "the optimizer")
             if (scaler := self.trainer.accelerator.scaler) is not None:
                 files["scaler.pt"] = Objects(scaler.state_dict(), "the gradient scaler")
         if (scheduler := self.trainer.lr_scheduler) is not None:
             files["scheduler.bin"] = Objects(scheduler.state_dict(), "the scheduler")
-        for number, registered in enumerate(self.trainer.accelerator._custom_objects):
+        registered_here = [] if self.is_sharded else self.trainer.accelerator._custom_objects
+        for number, registered in enumerate(registered_here):
             name = type(registered).__name__
             content = Objects(registered.state_dict(), name, may_pickle=True)
             files[f"custom_checkpoint_{number}.pkl"] = content

@@ -1,0 +1,163 @@
+"""Trains each kind of training, or goes on from each of its checkpoints, and tells what was done.
+
+python exactness.py save FOLDER
+python exactness.py resume FOLDER
+
+Each is a process of its own: nothing but the files gets from one to the other.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from ignite.engine import Events
+from ignite.handlers import EarlyStopping
+from ignite.metrics import RunningAverage
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import BatchSampler
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
+from torch.utils.data import RandomSampler
+from torch.utils.data import WeightedRandomSampler
+
+from ignite_hooks import GradientClipping
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import Validation
+from ignite_hooks import create_supervised_evaluator
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.trace import Trace
+from tests.reference import Noisy
+from tests.reference import batches_of
+from tests.reference import make_model
+from tests.reference import seed
+
+EPOCHS = 3
+
+
+class Stream(IterableDataset):
+    """Samples in an order that is drawn, and nobody knows how many."""
+
+    def __iter__(self):
+        return iter([Noisy(9)[index] for index in torch.randperm(9)])
+
+
+def loader(**options):
+    return DataLoader(Noisy(9, options.pop("noise", 0.1)), **{"batch_size": 2, **options})
+
+
+def in_batches(drop_last):
+    data = Noisy(9)
+    return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, drop_last))
+
+
+KINDS = {
+    "shuffled": lambda: loader(shuffle=True),
+    "in order": lambda: loader(),
+    "the last batch dropped": lambda: loader(shuffle=True, drop_last=True),
+    "a batch sampler": lambda: in_batches(False),
+    "a batch sampler that drops": lambda: in_batches(True),
+    "with replacement": lambda: loader(sampler=WeightedRandomSampler([1, 2, 3] * 3, 9)),
+    "a generator of its own": lambda: loader(
+        shuffle=True, generator=torch.Generator().manual_seed(torch.initial_seed())
+    ),
+    "a sampler with one of its own": lambda: loader(
+        sampler=RandomSampler(range(9), generator=torch.Generator().manual_seed(7))
+    ),
+    "workers": lambda: loader(shuffle=True, num_workers=2, noise=0),
+    "a stream": lambda: DataLoader(Stream(), 2),
+    "a list": lambda: batches_of(5),
+}
+LOADERS = {
+    "torch": DataLoaderConfiguration(),
+    "seedable": DataLoaderConfiguration(use_seedable_sampler=True),
+    "stateful": DataLoaderConfiguration(use_stateful_dataloader=True),
+}
+
+TRAININGS = [
+    *((kind, "torch") for kind in KINDS),
+    *(
+        (kind, configuration)
+        for kind in ("shuffled", "a batch sampler that drops", "workers", "a stream")
+        for configuration in ("seedable", "stateful")
+    ),
+]
+
+
+def make_trainer(kind, configuration, *, number):
+    """With as much as a checkpoint has to hold, from another seed in each process."""
+    seed(number)
+    accelerator = Accelerator(
+        cpu=True, gradient_accumulation_steps=2, dataloader_config=LOADERS[configuration]
+    )
+    model = make_model(dropout=0.5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    by_step = configuration != "seedable"
+    evaluator = create_supervised_evaluator(model, {}, accelerator=accelerator)
+    trainer = create_supervised_trainer(
+        model,
+        optimizer,
+        torch.nn.functional.mse_loss,
+        KINDS[kind](),
+        accelerator=accelerator,
+        lr_scheduler=OneCycleLR(optimizer, 0.1, 20) if by_step else StepLR(optimizer, 1, 0.7),
+        scheduler_at="step" if by_step else "epoch",
+        grad_clip=GradientClipping(max_norm=0.5),
+        validation=Validation(evaluator, batches_of(1), every_steps=2),
+    )
+    for event in (Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED):
+        trainer.add_event_handler(event, lambda: torch.rand(3))
+    RunningAverage(output_transform=lambda loss: loss).attach(trainer, "loss")
+    patience = EarlyStopping(10**6, lambda engine: -engine.state.metrics["loss"], trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, patience)
+    return trainer, patience
+
+
+def told(trainer, patience, trace):
+    return {
+        "iterations": {str(number): sums for number, sums in trace.iterations.items()},
+        "loss": float(trainer.state.metrics["loss"]),
+        "patience": [patience.counter, float(patience.best_score)],
+        "steps": trainer.state.optimizer_step,
+    }
+
+
+def save(folder):
+    found = {}
+    for training in TRAININGS:
+        trainer, patience = make_trainer(*training, number=1)
+        trace = Trace(trainer)
+        place = folder / ", ".join(training)
+        SaveCheckpoint(place, every_steps=1, every_epochs=1, keep_last=None).attach(trainer)
+        trainer.run(max_epochs=EPOCHS)
+        found[place.name] = told(trainer, patience, trace)
+    return found
+
+
+def resume(folder):
+    found = {}
+    for training in TRAININGS:
+        place = folder / ", ".join(training)
+        for checkpoint in sorted(place.iterdir()):
+            trainer, patience = make_trainer(*training, number=2)
+            ResumeCheckpoint(checkpoint).attach(trainer)
+            trace = Trace(trainer)
+            trainer.run(max_epochs=EPOCHS)
+            found.setdefault(place.name, []).append(told(trainer, patience, trace))
+    return found
+
+
+def main():
+    warnings.simplefilter("ignore")  # workers are judged by what comes of them here
+    torch.set_num_threads(1)
+    act, folder = {"save": save, "resume": resume}[sys.argv[1]], Path(sys.argv[2])
+    (folder.parent / f"{sys.argv[1]}.json").write_text(json.dumps(act(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Going on from every step, in another process, ends in the bits of the run that was not broken."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "programs" / "exactness.py"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the unbroken trainings did, and what each that was resumed did, by kind."""
+    folder = tmp_path_factory.mktemp("exactness")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for act in ("save", "resume"):
+        command = [sys.executable, str(PROGRAM), act, str(folder / "checkpoints")]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return tuple(json.loads((folder / f"{act}.json").read_text()) for act in ("save", "resume"))
+
+
+def test_every_kind_was_saved_at_every_step_and_resumed(found):
+    unbroken, resumed = found
+    assert len(unbroken) == 19
+    for kind, whole in unbroken.items():
+        assert len(resumed[kind]) == whole["steps"] >= 6
+
+
+def test_each_goes_on_as_the_unbroken_one_did(found):
+    unbroken, resumed = found
+    for kind, whole in unbroken.items():
+        for number, each in enumerate(resumed[kind], start=1):
+            iterations = list(whole["iterations"])
+            left = iterations[len(iterations) - len(each["iterations"]) :]
+            assert list(each["iterations"]) == left
+            for iteration in left:
+                for what, value in whole["iterations"][iteration].items():
+                    where = f"{kind}, resumed at step {number}: {what}, iteration {iteration}"
+                    assert each["iterations"][iteration][what] == value, where
+
+
+def test_handlers_and_metrics_end_as_in_the_unbroken_one(found):
+    unbroken, resumed = found
+    for kind, whole in unbroken.items():
+        for each in resumed[kind]:
+            for what in ("loss", "patience", "steps"):
+                assert each[what] == whole[what], kind
