@@ -479,6 +479,21 @@ def test_metrics_go_on_where_they_were(tmp_path, metric, step):
     assert values
 
 
+def test_the_metrics_of_the_state_are_there_again(tmp_path):
+    whole = trainer_of(tmp_path)
+
+    @whole.on(Events.ITERATION_COMPLETED(once=1))
+    def measure():
+        whole.state.metrics.update(val_accuracy=0.5, table=torch.ones(2), what=object())
+
+    whole.run(max_epochs=1)
+    trainer = trainer_of(resume_from=tmp_path)
+    metrics = trainer.state.metrics
+    assert metrics["val_accuracy"] == 0.5
+    assert torch.equal(metrics["table"], torch.ones(2))
+    assert "what" not in metrics
+
+
 def test_ignites_parameter_scheduler_goes_on(tmp_path):
     def run(directory=None, **options):
         trainer, rates = trainer_of(directory, **options), []
