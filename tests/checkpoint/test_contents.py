@@ -1,0 +1,233 @@
+"""Only data goes into a file, it comes back as it was, and a copy stays what it was."""
+
+import collections
+import io
+import math
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ignite_hooks.checkpoint.contents import Objects
+from ignite_hooks.checkpoint.contents import Tensors
+from ignite_hooks.checkpoint.contents import load_objects
+
+
+class Custom:
+    def __init__(self, value=0):
+        self.value = value
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def written(content, path):
+    content.write(path)
+    return load_objects(path)
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+DATA = {
+    "numbers": {"a": 1, "b": 2.5, "c": 1j, "d": -math.inf, "e": 2**70},
+    "strings": ["", "é", b"\0\xff", None, True],
+    "nested": {"a": [1, (2, {"b": [3, torch.ones(2)]})], 7: {}, (1, 2): ()},
+    "an OrderedDict": collections.OrderedDict(b=torch.ones(2), a=[1]),
+    "a Counter": collections.Counter("aab"),
+    "a set": {1, 2},
+    "a bytearray": bytearray(b"ab"),
+    "what torch has": [torch.float32, torch.device("cpu"), torch.Size([1, 2])],
+    "a number as a tensor": torch.tensor(3.5),
+    "an empty tensor": torch.zeros(0, 3),
+    "bfloat16": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "integers and bools": [torch.tensor([1, 2]), torch.tensor([True])],
+    "not contiguous": torch.arange(6.0).view(2, 3).t(),
+    "expanded": torch.ones(1).expand(4),
+    "a parameter": [torch.nn.Parameter(torch.ones(2))],
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_data_comes_back_as_it_was(tmp_path, kind):
+    content = DATA[kind]
+    for each in (Objects(content, "it"), Objects(content, "it").copied()):
+        found = written(each, tmp_path / "file")
+        assert type(found) is type(content)
+        assert same(content, found)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Custom(),
+        {"deep": [({"down": Custom()},)]},
+        lambda: None,
+        Custom,
+        print,
+        frozenset([1]),
+        range(3),
+        torch.nn.Linear(1, 1),
+    ],
+    ids=str,
+)
+def test_what_would_have_to_be_unpickled_is_refused(content):
+    with pytest.raises(TypeError, match="the state of the optimizer must be made of tensors"):
+        Objects(content, "the optimizer")
+
+
+def test_the_refusal_tells_what_it_is_that_is_refused():
+    with pytest.raises(TypeError, match="Custom") as caught:
+        Objects({"a": Custom()}, "the optimizer")
+    assert "\33" not in str(caught.value), "torch colours its message for terminals"
+
+
+def test_what_is_let_through_comes_back_only_to_who_trusts_it(tmp_path):
+    path = tmp_path / "file"
+    Objects({"it": Custom(5)}, "it", may_pickle=True).write(path)
+    with pytest.raises(ValueError, match="file holds more than data"):
+        load_objects(path)
+    assert load_objects(path, trust_pickle=True)["it"].value == 5
+
+
+def test_a_view_is_written_without_what_else_is_in_its_storage(tmp_path):
+    large = torch.zeros(1_000_000)
+    found = written(Objects({"a": large[5:7], "b": [large[:1]]}, "it"), tmp_path / "file")
+    assert (tmp_path / "file").stat().st_size < 5_000
+    assert found["a"].tolist() == [0, 0]
+    Tensors({"a": large[5:7]}).write(tmp_path / "tensors")
+    assert (tmp_path / "tensors").stat().st_size < 500
+
+
+def test_tensors_come_back_as_they_were(tmp_path):
+    tensors = {
+        "turned": torch.arange(6.0).view(2, 3).t(),
+        "a number": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "bfloat16": torch.tensor([1.5], dtype=torch.bfloat16),
+        "complex": torch.tensor([1j], dtype=torch.complex64),
+        "bool": torch.tensor([True, False]),
+        "every second": torch.arange(10)[::2],
+    }
+    for content in (Tensors(tensors), Tensors(tensors).copied()):
+        content.write(tmp_path / "file")
+        assert same(tensors, load_file(tmp_path / "file"))
+
+
+def changed_in_place(content):
+    """Everything in it that can be changed is."""
+    if isinstance(content, torch.Tensor):
+        content.add_(1)
+    elif isinstance(content, set | collections.Counter):
+        content.update([99])
+    elif isinstance(content, dict):
+        for value in content.values():
+            changed_in_place(value)
+        content["new"] = 1
+    elif isinstance(content, list | tuple):
+        for value in content:
+            changed_in_place(value)
+        if isinstance(content, list):
+            content.append(1)
+    elif isinstance(content, bytearray):
+        content.extend(b"new")
+    elif isinstance(content, Custom):
+        content.value += 1
+
+
+def fresh():
+    return {
+        "tensors": [torch.zeros(3), (torch.zeros(()), {"view": torch.zeros(9)[::3]})],
+        "dicts": collections.OrderedDict(a={}, b=collections.Counter("aab")),
+        "lists": [[1], ([2], [])],
+        "a set": {1, 2},
+        "a bytearray": bytearray(b"ab"),
+    }
+
+
+@pytest.mark.parametrize("kind", fresh())
+def test_a_copy_does_not_follow_what_comes_later(tmp_path, kind):
+    content = fresh()[kind]
+    copy = Objects(content, "it").copied()
+    changed_in_place(content)
+    assert not same(content, fresh()[kind])
+    assert same(written(copy, tmp_path / "file"), fresh()[kind])
+
+
+def test_a_copy_of_what_is_pickled_does_not_follow_either(tmp_path):
+    content = {"it": Custom(5)}
+    copy = Objects(content, "it", may_pickle=True).copied()
+    changed_in_place(content)
+    copy.write(tmp_path / "file")
+    assert load_objects(tmp_path / "file", trust_pickle=True)["it"].value == 5
+
+
+def test_a_copy_of_tensors_does_not_follow_either(tmp_path):
+    tensors = {"a": torch.zeros(3), "b": torch.zeros(2, 3).t()}
+    copy = Tensors(tensors).copied()
+    changed_in_place(tensors)
+    copy.write(tmp_path / "file")
+    assert same(load_file(tmp_path / "file"), {"a": torch.zeros(3), "b": torch.zeros(3, 2)})
+
+
+def test_a_copy_needs_no_gradient_and_shares_no_memory():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    (copied,) = Objects([parameter], "it").copied().content
+    assert not copied.requires_grad
+    assert copied.data_ptr() != parameter.data_ptr()
+
+
+WAYS = {
+    "torch.save": torch.save,
+    "torch.save as it was once": lambda content, path: torch.save(
+        content, path, _use_new_zipfile_serialization=False
+    ),
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"state": [1, (bomb,)]}])
+def test_code_in_a_file_is_not_run(tmp_path, way, wrap):
+    path, mark = tmp_path / "file", tmp_path / "ran"
+    WAYS[way](wrap(Bomb(mark)), path)
+    with pytest.raises(ValueError, match=r"file (holds more than data|can not be read)"):
+        load_objects(path)
+    assert not mark.exists()
+    load_objects(path, trust_pickle=True) if way != "pickle" else pickle.loads(path.read_bytes())
+    assert mark.exists(), "it is dangerous indeed"
+
+
+def damaged(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    whole = file.getvalue()
+    yield b""
+    yield b"garbage" * 100
+    yield whole[1:]
+    for part in range(1, 20):
+        yield whole[: len(whole) * part // 20]
+
+
+def test_a_file_that_can_not_be_read_is_said_to_be_so(tmp_path):
+    path = tmp_path / "optimizer.bin"
+    for text in damaged({"a": torch.arange(50.0), "b": [1, "x"]}):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match=r"optimizer\.bin (can not be read|holds more)"):
+            load_objects(path)

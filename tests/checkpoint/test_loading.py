@@ -1,0 +1,636 @@
+"""A checkpoint is given to a trainer as a whole, bit by bit, or the trainer stays as it was."""
+
+import json
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from ignite.engine import Events
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import SequentialLR
+from torch.optim.lr_scheduler import StepLR
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.state import TrainingState
+from tests.reference import batches_of
+from tests.reference import seed
+
+
+class Box:
+    """An object with a state; loads what it is given, or refuses it."""
+
+    def __init__(self, value=0, refuses=False):
+        self.value, self.refuses = value, refuses
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self):
+        self.value += 1
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict):
+        if self.refuses:
+            raise ValueError("this box is full")
+        self.value = state_dict["value"]
+
+
+class OtherBox(Box):
+    pass
+
+
+def frozen(value):
+    """All that is in it, comparable bit by bit."""
+    if isinstance(value, torch.Tensor):
+        content = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return str(value.dtype), tuple(value.shape), content
+    if isinstance(value, dict):
+        return {key: frozen(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [frozen(each) for each in value]
+    return value.tobytes() if isinstance(value, np.ndarray) else value
+
+
+def everything(trainer, *objects):
+    """What must not change when a checkpoint is refused."""
+    shown = ("epoch", "iteration", "optimizer_step", "max_epochs", "max_steps", "epoch_length")
+    return frozen(
+        {
+            "modules": {name: each.state_dict() for name, each in trainer.modules.items()},
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.lr_scheduler and trainer.lr_scheduler.state_dict(),
+            "state": {name: getattr(trainer.state, name) for name in shown},
+            "place": trainer.place_state_dict(),
+            "random": [random.getstate(), np.random.get_state(), torch.get_rng_state()],
+            "objects": [each.state_dict() for each in objects],
+            "report": trainer.resume_report,
+        }
+    )
+
+
+class Net(torch.nn.Module):
+    def __init__(self, width=8, name="hidden"):
+        super().__init__()
+        self.parts = torch.nn.ModuleDict({name: torch.nn.Linear(4, width)})
+        self.out = torch.nn.Linear(width, 2)
+
+    def forward(self, x):
+        for part in self.parts.values():
+            x = part(x).tanh()
+        return self.out(x)
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def grouped(*prefixes):
+    """Adam with a group for each of the prefixes of the parameters' names."""
+
+    def make(model):
+        named = list(model.named_parameters())
+        groups = [[p for name, p in named if name.startswith(prefix)] for prefix in prefixes]
+        return torch.optim.Adam([{"params": group} for group in groups], lr=0.01)
+
+    return make
+
+
+def by_kind(*kinds):
+    """Adam with a group for the weights and one for the biases, or the other way round."""
+
+    def make(model):
+        named = list(model.named_parameters())
+        groups = [[p for name, p in named if name.endswith(kind)] for kind in kinds]
+        return torch.optim.Adam([{"params": group} for group in groups], lr=0.01)
+
+    return make
+
+
+def trainer_of(
+    model=Net, optimizer=adam, scheduler=lambda o: StepLR(o, 2, gamma=0.5), data=None, **options
+):
+    torch.manual_seed(5)
+    model = model()
+    options.setdefault("loss_fn", F.mse_loss)
+    return create_supervised_trainer(
+        model,
+        optimizer(model),
+        data=data or batches_of(3),
+        accelerator=Accelerator(cpu=True),
+        lr_scheduler=scheduler,
+        **options,
+    )
+
+
+def saved(directory, **options):
+    """The folder of a checkpoint after three steps, and the trainer that saved it."""
+    checkpoint = SaveCheckpoint(directory, **options.pop("save", {}))
+    trainer = trainer_of(checkpoint=checkpoint, **options)
+    trainer.run()
+    return checkpoint.last_checkpoint, trainer
+
+
+def rewrite(folder, **fields):
+    """A manifest as it were if these fields had been so."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def relist(folder, *, without=()):
+    """A manifest of the files that are there now: checksums prove no origin."""
+    files = {
+        path.name: record_of(path).model_dump()
+        for path in folder.iterdir()
+        if path.name != "manifest.json" and path.name not in without
+    }
+    rewrite(folder, files=files)
+
+
+def take_away(name):
+    def change(folder):
+        (folder / name).unlink()
+        relist(folder)
+
+    return change
+
+
+SEQUENTIAL = {
+    count: lambda o, count=count: SequentialLR(
+        o, [StepLR(o, 1) for _ in range(count)], list(range(1, count))
+    )
+    for count in (2, 3)
+}
+
+MISFITS = {
+    "a newer layout": ({}, {}, lambda folder: rewrite(folder, version=2), "has the layout 2"),
+    "another world size": ({}, {}, lambda folder: rewrite(folder, world_size=2), "2 processes"),
+    "another name": (
+        {},
+        {"model": lambda: Net(name="other")},
+        None,
+        r"has no parts\.hidden\.weight, the checkpoint has; .*has parts\.other\.bias, the",
+    ),
+    "another shape": (
+        {},
+        {"model": lambda: Net(width=5)},
+        None,
+        r"out\.weight had the shape \(2, 8\), it has \(2, 5\); .*parts\.hidden\.bias had the shape",
+    ),
+    "a parameter more": ({}, {"model": lambda: torch.nn.Sequential(Net())}, None, "has no out"),
+    "another optimizer": (
+        {},
+        {"optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.1)},
+        None,
+        "the optimizer was a Adam, it is a SGD",
+    ),
+    "another number of groups": (
+        {},
+        {"optimizer": grouped("parts", "out")},
+        None,
+        r"groups of \[4\] parameters, it has \[2, 2\]",
+    ),
+    "groups of other sizes": (
+        {"optimizer": grouped("parts", "out")},
+        {"optimizer": grouped("parts.hidden.weight", "out")},
+        None,
+        "groups of",
+    ),
+    "groups in another order": (
+        {"optimizer": by_kind("weight", "bias")},
+        {"optimizer": by_kind("bias", "weight")},
+        None,
+        "optimizer",
+    ),
+    "another scheduler": (
+        {},
+        {"scheduler": lambda o: ExponentialLR(o, 0.9)},
+        None,
+        "the scheduler was a StepLR, it is a ExponentialLR",
+    ),
+    "a scheduler that refuses": (
+        {"scheduler": SEQUENTIAL[3]},
+        {"scheduler": SEQUENTIAL[2]},
+        None,
+        None,
+    ),
+    "a loss function with a state, new": (
+        {},
+        {"loss_fn": torch.nn.BCEWithLogitsLoss(pos_weight=torch.ones(2))},
+        None,
+        "the loss_fn is not in the checkpoint",
+    ),
+    "no optimizer": ({}, {}, take_away("optimizer.bin"), r"optimizer\.bin is missing"),
+    "no handlers": ({}, {}, take_away("trainer.pt"), r"trainer\.pt is missing"),
+    "no model": ({}, {}, take_away("model.safetensors"), "the model is not in the checkpoint"),
+    "no counters": ({}, {}, take_away("rank_00000.pt"), "counters of this process are missing"),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_what_does_not_fit_is_an_error_that_says_what_differs_and_changes_nothing(tmp_path, kind):
+    then, now, change, said = MISFITS[kind]
+    folder, _ = saved(tmp_path, **then)
+    if change is not None:
+        change(folder)
+    box, other = Box(7), Box(8)
+    trainer = trainer_of(
+        **now, handlers=[box], checkpoint=SaveCheckpoint(tmp_path / "new", also={"other": other})
+    )
+    trainer.run(max_steps=1)
+    seed(3)
+    before = everything(trainer, box, other)
+    with pytest.raises(Exception, match=said) as caught:  # a scheduler may raise anything
+        ResumeCheckpoint(folder).attach(trainer)
+    if kind != "a scheduler that refuses":
+        assert type(caught.value) is ValueError
+    assert everything(trainer, box, other) == before
+
+
+def test_every_difference_is_listed(tmp_path):
+    folder, _ = saved(tmp_path)
+    with pytest.raises(ValueError, match="does not fit this trainer") as caught:
+        trainer_of(
+            model=lambda: Net(width=5),
+            optimizer=lambda model: torch.optim.SGD([*model.parameters()][:3], lr=0.1),
+            scheduler=lambda o: ExponentialLR(o, 0.9),
+            resume_from=folder,
+        )
+    for part in ("the optimizer was", "the scheduler was", "out.weight had", "of [4] parameters"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("who", ["a user's object", "a handler"])
+def test_where_an_object_refuses_its_state_nothing_is_loaded(tmp_path, who):
+    def make(directory, value, refuses=None):
+        boxes = [Box(value, refuses == "a user's object" and name == "e") for name in "abcde"]
+        handlers = [Box(value), OtherBox(value, refuses == "a handler")]
+        checkpoint = SaveCheckpoint(directory, also=dict(zip("abcde", boxes, strict=True)))
+        return trainer_of(checkpoint=checkpoint, handlers=handlers), [*boxes, *handlers]
+
+    make(tmp_path / "old", 1)[0].run()
+    trainer, objects = make(tmp_path / "new", 100, who)
+    trainer.run(max_steps=1)
+    before = everything(trainer, *objects)
+    with pytest.raises(ValueError, match="this box is full"):
+        ResumeCheckpoint(tmp_path / "old").attach(trainer)
+    assert everything(trainer, *objects) == before
+
+
+def test_a_trainer_that_was_refused_a_checkpoint_trains_on_as_if_it_had_not_been_asked(tmp_path):
+    folder, _ = saved(tmp_path, model=lambda: Net(width=5))
+    trainer, control = trainer_of(), trainer_of()
+    with pytest.raises(ValueError, match="does not fit"):
+        ResumeCheckpoint(folder).attach(trainer)
+    for each in (trainer, control):
+        each.run(max_epochs=2)
+    assert everything(trainer)["modules"] == everything(control)["modules"]
+    assert trainer.state.iteration == control.state.iteration == 6
+
+
+def test_it_is_not_loaded_into_a_training_that_is_running(tmp_path):
+    folder, _ = saved(tmp_path)
+    trainer = trainer_of()
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=1))
+    def load():
+        before = everything(trainer)
+        with pytest.raises(RuntimeError, match="while the trainer runs"):
+            ResumeCheckpoint(folder).attach(trainer)
+        assert everything(trainer) == before
+
+    trainer.run()
+
+
+class Versioned(torch.nn.Linear):
+    """Reads weights of its first version, which had the other sign."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, *rest):
+        if metadata.get("version", 1) < 2:
+            state_dict[f"{prefix}weight"] = -state_dict[f"{prefix}weight"]
+        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
+
+
+class Remembering(torch.nn.Linear):
+    """Has an extra state, data or a tensor that grows."""
+
+    kind = dict
+
+    def __init__(self):
+        super().__init__(4, 2)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(float(x.detach().sum()))
+        return super().forward(x)
+
+    def get_extra_state(self):
+        return {"seen": self.seen} if self.kind is dict else torch.tensor(self.seen)
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"] if self.kind is dict else state.tolist()
+
+
+class RememberingTensor(Remembering):
+    kind = torch.Tensor
+
+
+class Holding(torch.nn.Linear):
+    """Has buffers of all sorts."""
+
+    def __init__(self):
+        super().__init__(4, 2)
+        memory = torch.rand(6)
+        for name, tensor in {
+            "left": memory[:4],
+            "right": memory[2:],
+            "turned": torch.rand(2, 3).t(),
+            "number": torch.rand(()),
+            "empty": torch.rand(0, 3),
+            "short": torch.rand(2, dtype=torch.bfloat16),
+            "flags": torch.tensor([True, False]),
+            "whole": torch.randint(9, (3,)),
+            "complex": torch.rand(2, dtype=torch.complex64),
+        }.items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("passing", torch.rand(2), persistent=False)
+
+
+def tied():
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)), torch.nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    model[2].weight = model[0].weight
+    return model
+
+
+MODELS = {
+    "plain": Net,
+    "tied weights": tied,
+    "buffers": Holding,
+    "statistics": lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)),
+    "not contiguous": lambda: _turned(torch.nn.Linear(4, 2)),
+    "extra state": Remembering,
+    "extra state that grows": RememberingTensor,
+    "a version": lambda: Versioned(4, 2),
+}
+
+
+def _turned(linear):
+    linear.weight = torch.nn.Parameter(torch.rand(4, 2).t())
+    return linear
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_model_comes_back_bit_by_bit(tmp_path, kind, safe):
+    def sgd(model):
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    options = {"model": MODELS[kind], "optimizer": sgd}
+    folder, trainer = saved(tmp_path, save={"safe_serialization": safe}, **options)
+    assert (folder / ("model.safetensors" if safe else "model.bin")).exists()
+    before = everything(trainer)
+    other = trainer_of(**options)
+    with torch.no_grad():
+        for tensor in other.model.state_dict().values():
+            if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point():
+                tensor.zero_()
+    ResumeCheckpoint(folder).attach(other)
+    assert other.resume_report.is_exact
+    after = everything(other)
+    assert after["modules"] == before["modules"]
+    assert after["optimizer"] == before["optimizer"]
+    for each in (trainer, other):
+        each.run(max_epochs=2)
+    assert everything(other)["modules"] == everything(trainer)["modules"]
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    folder, _ = saved(tmp_path, model=tied)
+    trainer = trainer_of(model=tied, resume_from=folder)
+    assert trainer.model[1].weight is trainer.model[0].weight
+
+
+OPTIMIZERS = {
+    "SGD without momentum": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+    "SGD with momentum": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9),
+    "Adam": adam,
+    "AdamW with amsgrad": lambda m: torch.optim.AdamW(m.parameters(), amsgrad=True),
+    "a rate that is a tensor": lambda m: torch.optim.Adam(
+        m.parameters(), lr=torch.tensor(0.01), capturable=False, foreach=False
+    ),
+    "groups": by_kind("weight", "bias"),
+    "LBFGS's kin": lambda m: torch.optim.Rprop(m.parameters()),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_each_optimizer_comes_back_bit_by_bit(tmp_path, kind):
+    folder, trainer = saved(tmp_path, optimizer=OPTIMIZERS[kind])
+    other = trainer_of(optimizer=OPTIMIZERS[kind], resume_from=folder)
+    assert everything(other)["optimizer"] == everything(trainer)["optimizer"]
+    assert everything(other)["scheduler"] == everything(trainer)["scheduler"]
+    for each in (trainer, other):
+        each.run(max_epochs=2)
+    assert everything(other)["modules"] == everything(trainer)["modules"]
+
+
+def test_a_parameter_that_got_no_gradient_yet_has_no_state_and_that_comes_back(tmp_path):
+    def unused():
+        model = Net()
+        model.unused = torch.nn.Linear(2, 2)
+        return model
+
+    folder, trainer = saved(tmp_path, model=unused)
+    other = trainer_of(model=unused, resume_from=folder)
+    assert everything(other)["optimizer"] == everything(trainer)["optimizer"]
+    assert len(other.optimizer.state) == 4
+
+
+def test_a_loss_function_with_parameters_comes_back(tmp_path):
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.rand(1))
+
+        def forward(self, y_pred, y):
+            return F.mse_loss(self.scale * y_pred, y)
+
+    def make(loss_fn, **options):
+        def both(model):
+            return torch.optim.Adam([*model.parameters(), *loss_fn.parameters()])
+
+        return trainer_of(optimizer=both, loss_fn=loss_fn, **options)
+
+    first = Scaled()
+    make(first, checkpoint=SaveCheckpoint(tmp_path)).run()
+    other = Scaled()
+    assert not torch.equal(other.scale, first.scale)
+    make(other, resume_from=tmp_path)
+    assert torch.equal(other.scale, first.scale)
+
+
+def assert_not_silent(about, resume):
+    """It is an error or in the report."""
+    try:
+        said = str(resume().resume_report)
+    except ValueError as error:
+        said = str(error)
+    assert about in said
+    assert "missing" in said or "approximate" in said or "does not fit" in said
+
+
+def test_a_state_of_a_loss_function_that_is_gone_is_not_passed_over_in_silence(tmp_path):
+    weighted = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 3.0]))
+    saved(tmp_path, loss_fn=weighted)
+    assert_not_silent("loss_fn", lambda: trainer_of(resume_from=tmp_path))
+
+
+def test_the_scaler_comes_back(tmp_path):
+    def make(scale, **options):
+        trainer = trainer_of()
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return trainer
+
+    trainer = make(64.0)
+    SaveCheckpoint(tmp_path).attach(trainer)
+    trainer.run()
+    other = make(1024.0)
+    ResumeCheckpoint(tmp_path).attach(other)
+    assert other.accelerator.scaler.get_scale() == 64.0
+    assert str(other.resume_report.parts["scaler"]) == "exact"
+
+
+def test_float32_into_bfloat16_is_said_to_be_approximate(tmp_path):
+    saved(tmp_path)
+    trainer = trainer_of(
+        model=lambda: Net().to(torch.bfloat16),
+        data=[(x.bfloat16(), y.bfloat16()) for x, y in batches_of(3)],
+        resume_from=tmp_path,
+    )
+    assert trainer.resume_report.parts["model"].level == "approximate"
+    assert {each.dtype for each in trainer.model.parameters()} == {torch.bfloat16}
+    with pytest.warns(UserWarning, match=r"model: approximate .*number formats"):
+        trainer.run(max_epochs=2)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("way", ["torch.save", "pickle"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.bin",
+        "scheduler.bin",
+        "scaler.pt",
+        "trainer.pt",
+        "rank_00000.pt",
+        "model.bin",
+        "model.safetensors",
+        "custom_checkpoint_0.pkl",
+    ],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_code_in_any_file_is_refused_and_does_not_run(tmp_path, name, way, verify):
+    folder, _ = saved(tmp_path, save={"safe_serialization": name != "model.bin"})
+    mark = tmp_path / "ran"
+    content = {"state": {0: Bomb(mark)}, "param_groups": []}
+    if way == "pickle":
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, folder / name)
+    relist(folder)
+    trainer = trainer_of()
+    trainer.accelerator.register_for_checkpointing(Box())
+    before = everything(trainer)
+    with (
+        pytest.warns(UserWarning, match=f"skipped, .*{name}"),
+        pytest.raises(ValueError, match=name),
+    ):
+        ResumeCheckpoint(folder, verify=verify).attach(trainer)
+    assert not mark.exists()
+    assert everything(trainer) == before
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_looked_at(tmp_path):
+    folder, _ = saved(tmp_path)
+    mark = tmp_path / "ran"
+    for name in ("custom_checkpoint_0.pkl", "scaler.pt", "model.bin", "random_states_0.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
+    trainer = trainer_of(resume_from=ResumeCheckpoint(folder, trust_pickle=True))
+    assert trainer.state.iteration == 3
+    assert not mark.exists()
+
+
+def registering(*objects, **options):
+    trainer = trainer_of()
+    trainer.accelerator.register_for_checkpointing(*objects)
+    if "directory" in options:
+        SaveCheckpoint(options["directory"], trust_pickle=True).attach(trainer)
+    return trainer
+
+
+class Opaque(Box):
+    """Its state has to be unpickled."""
+
+    def state_dict(self):
+        return {"value": self.value, "what": pytest.approx}
+
+
+def test_registered_objects_come_back_to_who_trusts_pickle(tmp_path):
+    registering(*map(Opaque, range(12)), directory=tmp_path).run()
+    objects = [Opaque() for _ in range(12)]
+    trainer = registering(*objects)
+    ResumeCheckpoint(tmp_path, trust_pickle=True).attach(trainer)
+    assert [each.value for each in objects] == list(range(12))
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(ValueError, match=r"custom_checkpoint_0\.pkl.* trust_pickle=True"),
+    ):
+        ResumeCheckpoint(tmp_path).attach(registering(*objects))
+
+
+@pytest.mark.parametrize(("then", "now"), [(2, 1), (1, 2), (0, 1), (1, 0)])
+def test_another_number_of_registered_objects_is_not_passed_over_in_silence(tmp_path, then, now):
+    registering(*map(Opaque, range(then)), directory=tmp_path).run()
+    trainer = registering(*map(Opaque, range(now)))
+    resume = ResumeCheckpoint(tmp_path, trust_pickle=True)
+    assert_not_silent("register", lambda: resume.attach(trainer).engine)
+
+
+def test_code_in_what_accelerate_reads_itself_is_refused_too(tmp_path, monkeypatch):
+    # Where a model is split over processes; that needs GPUs, and this part of it does not.
+    monkeypatch.setattr(TrainingState, "is_sharded", True)
+    folder, _ = saved(tmp_path)
+    mark = tmp_path / "ran"
+    torch.save({"value": Bomb(mark)}, folder / "sharded" / "custom_checkpoint_0.pkl")
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
+    records = {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
+    rewrite(folder, files={name: record.model_dump() for name, record in records.items()})
+    trainer = trainer_of()
+    trainer.accelerator.register_for_checkpointing(Box())
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(ValueError, match="trust_pickle=True"),
+    ):
+        ResumeCheckpoint(folder).attach(trainer)
+    assert not mark.exists()

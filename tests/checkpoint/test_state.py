@@ -1,0 +1,151 @@
+"""What of a trainer goes into which file."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import StepLR
+
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.state import TrainingState
+from tests.reference import batches_of
+from tests.reference import make_trainer
+
+
+class Box:
+    def __init__(self, value=None):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict):
+        self.value = state_dict["value"]
+
+
+def trainer_of(model, **options):
+    return create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        data=batches_of(2),
+        accelerator=Accelerator(cpu=True),
+        batch_processor=lambda model, batch: (None, model(batch[0]).sum()),
+        **options,
+    )
+
+
+def test_the_files_of_a_plain_training():
+    state = TrainingState(make_trainer(batches_of(2)))
+    assert set(state.files(0)) == {
+        "rank_00000.pt",
+        "model.safetensors",
+        "optimizer.bin",
+        "trainer.pt",
+    }
+    assert not state.is_sharded
+
+
+def test_the_files_of_all_that_there_can_be():
+    accelerator = Accelerator(cpu=True)
+    accelerator.register_for_checkpointing(Box(), Box())
+    loss_fn = torch.nn.CrossEntropyLoss(weight=torch.ones(2))
+    trainer = make_trainer(batches_of(2), loss_fn=loss_fn, lr_scheduler=lambda o: StepLR(o, 1))
+    trainer.accelerator.register_for_checkpointing(Box(), Box())
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    state = TrainingState(trainer, safe_serialization=False, trust_pickle=True)
+    assert set(state.files(0)) == {
+        "rank_00000.pt",
+        "model.bin",
+        "loss_fn.bin",
+        "optimizer.bin",
+        "scheduler.bin",
+        "scaler.pt",
+        "custom_checkpoint_0.pkl",
+        "custom_checkpoint_1.pkl",
+        "trainer.pt",
+    }
+
+
+def test_a_loss_function_without_a_state_has_no_file():
+    trainer = make_trainer(batches_of(2), loss_fn=torch.nn.MSELoss())
+    assert not any(name.startswith("loss_fn") for name in TrainingState(trainer).files(0))
+
+
+def test_another_process_writes_its_own_file_only():
+    state = TrainingState(make_trainer(batches_of(2)), {"box": Box()})
+    assert set(state.files(3)) == {"rank_00003.pt"}
+
+
+def test_registered_objects_are_refused_with_the_remedy():
+    trainer = make_trainer(batches_of(2))
+    TrainingState(trainer).check()
+    trainer.accelerator.register_for_checkpointing(Box())
+    with pytest.raises(ValueError, match=r"got Box: .*SaveCheckpoint\(also=.*trust_pickle=True"):
+        TrainingState(trainer).check()
+    TrainingState(trainer, trust_pickle=True).check()
+
+
+def test_registered_objects_are_refused_when_saving(tmp_path):
+    trainer = make_trainer(batches_of(2), checkpoint=SaveCheckpoint(tmp_path))
+    trainer.accelerator.register_for_checkpointing(Box())
+    with pytest.raises(ValueError, match="trust_pickle=True"):
+        trainer.run()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_state_that_is_no_data_is_refused_when_saving_and_names_whose_it_is(tmp_path):
+    checkpoint = SaveCheckpoint(tmp_path, also={"fine": Box(1), "the culprit": Box(object())})
+    trainer = make_trainer(batches_of(2), checkpoint=checkpoint)
+    with pytest.raises(TypeError, match="the culprit"):
+        trainer.run()
+    assert not any(tmp_path.iterdir())
+
+
+def tensors_of(trainer):
+    return TrainingState(trainer).files(0)["model.safetensors"].tensors
+
+
+def test_tied_weights_are_there_once():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    trainer = trainer_of(model)
+    assert sorted(tensors_of(trainer)) == ["0.bias", "0.weight", "1.bias"]
+    modules = TrainingState(trainer).files(0)["trainer.pt"].content["modules"]
+    assert modules["model"]["aliases"] == {"1.weight": "0.weight"}
+
+
+def test_tensors_that_share_memory_in_part_are_both_there_whole():
+    model = torch.nn.Linear(4, 2)
+    memory = torch.arange(6.0)
+    model.register_buffer("left", memory[:4])
+    model.register_buffer("right", memory[2:])
+    model.register_buffer("turned", memory.view(2, 3).t())
+    model.register_buffer("empty", memory[:0])
+    model.register_buffer("also_empty", torch.zeros(0))
+    found = tensors_of(trainer_of(model))
+    assert found["left"].tolist() == [0, 1, 2, 3]
+    assert found["right"].tolist() == [2, 3, 4, 5]
+    assert found["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert found["empty"].shape == found["also_empty"].shape == (0,)
+    storages = [tensor.untyped_storage().data_ptr() for tensor in found.values() if tensor.numel()]
+    assert len(set(storages)) == len(storages)
+
+
+def test_the_kinds_are_those_within_the_wrappers_of_accelerate():
+    trainer = make_trainer(batches_of(2), lr_scheduler=lambda o: StepLR(o, 1))
+    assert TrainingState(trainer).kinds() == {
+        "optimizer": "SGD",
+        "scheduler": "StepLR",
+        "scaler": None,
+    }
+    without = make_trainer(batches_of(2))
+    assert TrainingState(without).kinds()["scheduler"] is None
+
+
+def test_the_keys_of_the_state_that_the_user_has_named():
+    trainer = make_trainer(batches_of(2))
+    state = TrainingState(trainer)
+    assert state.user_keys == []
+    trainer.state_dict_user_keys.append("alpha")
+    trainer.state.alpha = [1, 2]
+    assert state.files(0)["trainer.pt"].content["user_state"] == {"alpha": [1, 2]}
