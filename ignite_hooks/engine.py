@@ -52,9 +52,13 @@ def has_handlers(engine: Engine, event: Any) -> bool:
 
 
 def handlers_of(engine: Engine) -> Iterator[Callable[..., Any]]:
-    """All that is attached, event by event, as it was given: without the wrappers of filters."""
-    for handlers in engine._event_handlers.values():
-        for function, *_ in handlers:
+    """All that is attached, as it was given: without the wrappers of filters.
+
+    It goes by the names of the events, whichever of them had a handler first.
+    """
+    table = engine._event_handlers
+    for event in sorted(table, key=lambda event: str(_name(event))):
+        for function, *_ in table[event]:
             wrapped = getattr(function, "_parent", None)
             yield function if wrapped is None else wrapped()
 

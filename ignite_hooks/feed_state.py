@@ -52,6 +52,14 @@ class FeedState(ABC):
             )
         return found
 
+    def misfits(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """What keeps that place from being found here at all."""
+        then = len(state_dict["source"]["generators"])
+        now = len(self._source._kept_generators)
+        if then == now:
+            return []
+        return [f"the loader and its samplers must have {then} random generators, got {now}"]
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
 

@@ -74,12 +74,21 @@ class ResumableEngine(CountingEngine):
         self._is_resumed, self._random = False, None
         self._optimizer_step.start_from(state.optimizer_step, self)
 
-    def when_taken_up(self, act: Callable[[], None]) -> None:
+    def when_taken_up(self, act: Callable[[], None]) -> Callable[[], None]:
         """Has ``act`` called in the next run, if it goes on, where random generators are put back.
 
-        That is for what handlers of STARTED and EPOCH_STARTED set anew, as metrics are reset.
+        That is for what handlers of STARTED and EPOCH_STARTED set anew, as metrics are reset. If
+        nothing is left to run it is called all the same.
+
+        Returns:
+            What undoes this.
         """
         self._taking_up.append(act)
+
+        def forget() -> None:
+            self._taking_up = [other for other in self._taking_up if other is not act]
+
+        return forget
 
     def load_place_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Has the next run go on there, on data that is built as the data was built then.

@@ -76,8 +76,7 @@ class Objects(Content):
             raise TypeError(
                 f"the state of {self.what} must be made of tensors, numbers, strings, None, lists, "
                 "tuples and dicts, which are loaded without running code, got "
-                f"{_refused(error)}: "
-                "have its state_dict() leave that out"
+                f"{_refused(error) or 'something else'}: have its state_dict() leave that out"
             ) from error
 
     def write(self, path: Path) -> None:
@@ -89,7 +88,9 @@ class Objects(Content):
 
     def copied(self) -> "Objects":
         """In the host's memory."""
-        content = _with_tensors(_copied, self.content)
+        # What is let through besides may change too, and where it is none there is nothing to copy.
+        content = copy.deepcopy(self.content) if self.may_pickle else self.content
+        content = _with_tensors(_copied, content)
         return Objects(content, self.what, may_pickle=True)  # it was looked at
 
 
@@ -106,13 +107,14 @@ def load_objects(path: Path, *, trust_pickle: bool = False, mapped: bool = False
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
-    except UnpicklingError as error:
-        raise ValueError(
-            f"{path.name} holds more than data, loading it would run code ({_first_line(error)})"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # whatever the bytes of a damaged file lead to
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        if (refused := _refused(error)) is not None:
+            raise ValueError(
+                f"{path.name} holds more than data, loading it would run code ({refused})"
+            ) from error
+        # Whatever the bytes of a damaged file lead to.
         raise ValueError(f"{path.name} can not be read ({_first_line(error)})") from error
 
 
@@ -153,10 +155,10 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach() if is_alone else tensor.detach().clone()
 
 
-def _refused(error: BaseException) -> str:
-    """The class that torch names somewhere in a long text."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return "something else" if found is None else found[1]
+def _refused(error: BaseException) -> str | None:
+    """The class or function that torch refuses, and names somewhere in a long text."""
+    found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, UnpicklingError) else None
+    return None if found is None else found[1]
 
 
 def _first_line(error: BaseException) -> str:

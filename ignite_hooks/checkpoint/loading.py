@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.checkpoint.module_state import differences_of_module
+from ignite_hooks.checkpoint.module_state import give_to_module
+from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.resume_report import ResumedPart
 from ignite_hooks.checkpoint.resume_report import ResumeReport
 from ignite_hooks.checkpoint.state import SHARDED
@@ -18,6 +17,7 @@ from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
 from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.checkpoint.undoing import undone_on_failure
 from ignite_hooks.handlers.validation import measured_at
 
 __all__ = ["LoadedState"]
@@ -45,7 +45,8 @@ class LoadedState:
         self._state = state
         self._trainer = state.trainer
         names = set(checkpoint.manifest.files)
-        registered = sorted(name for name in names if name.startswith("custom_checkpoint_"))
+        registered = [name for name in names if name.startswith("custom_checkpoint_")]
+        registered.sort(key=lambda name: (len(name), name))  # by their numbers
         pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
         if pickled and not state.trust_pickle:
             raise ValueError(
@@ -62,7 +63,12 @@ class LoadedState:
             self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
-        self._modules = dict(self._read_modules(names))
+        self._modules = {}
+        for name in ("model", "loss_fn"):
+            about = self._about.get("modules", {}).get(name, {})
+            state_dict = read_module(self.folder, name, names, about)
+            if state_dict is not None:
+                self._modules[name] = state_dict
 
     def differences(self) -> list[str]:
         """What keeps it from being loaded: each with what it was and what it is."""
@@ -76,39 +82,32 @@ class LoadedState:
             found.append("one of both is split over processes (FSDP, DeepSpeed), the other is not")
         if found:
             return found
+        if self._trainer.feed is not None:
+            found += self._trainer.feed.misfits(self._place["data"])
         ours = self._state.kinds()
         for what, kind in self._about["kinds"].items():
             if None not in (kind, ours[what]) and kind != ours[what]:
                 found.append(f"the {what} was a {kind}, it is a {ours[what]}")
+        for name in self._modules.keys() - self._state.whole_modules.keys():
+            found.append(f"the checkpoint has a {name} with a state, this training has none")
         for name, module in self._state.whole_modules.items():
-            found += _differences_of_module(name, self._modules.get(name), module)
+            found += differences_of_module(name, self._modules.get(name), module)
         if not self._state.is_sharded:
             found += self._differences_of_optimizer()
         return found
 
     def apply(self) -> ResumeReport:
-        """Gives it all to the trainer; what the user's objects and handlers refuse comes first."""
-        trainer, parts = self._trainer, self._parts
-        also, states = self._state.also, self._about["also"]
-        for name in [name for name in also if name in states]:
-            also[name].load_state_dict(states[name])
-        parts["also"] = _part_of_named(also, states, "`also`")
-        self._load_handlers()
-        accelerator = trainer.accelerator
-        for registered, content in zip(accelerator._custom_objects, self._registered, strict=False):
-            registered.load_state_dict(content)
-        for key, value in self._about["user_state"].items():
-            setattr(trainer.state, key, value)
+        """Gives it all to the trainer; if something refuses what it is given, nothing."""
+        with undone_on_failure(self._objects_with_state(), self._trainer.state):
+            self._give_to_objects()  # model and optimizer come later: they were compared
+        parts, trainer = self._parts, self._trainer
         parts["model"] = self._load_modules()
         self._modules = {}
         if self._state.is_sharded:
-            accelerator.load_state(str(self.folder / SHARDED))
-            parts["optimizer"] = EXACT
+            trainer.accelerator.load_state(str(self.folder / SHARDED))
         else:
             trainer.optimizer.load_state_dict(load_objects(self.folder / OPTIMIZER))
-            parts["optimizer"] = EXACT
-            parts["scaler"] = self._load_single("scaler.pt", accelerator.scaler)
-        parts["scheduler"] = self._load_single("scheduler.bin", trainer.lr_scheduler)
+        parts["optimizer"] = EXACT
         self._look_at_data()
         parts["random generators"] = self._random_report()
         trainer.load_place_state_dict(self._place)
@@ -116,9 +115,39 @@ class LoadedState:
         self._objects, self._registered = {}, []  # this may stay for a while
         return self._report()
 
+    def _objects_with_state(self) -> Iterator[Any]:
+        trainer = self._trainer
+        yield from self._state.also.values()
+        yield from handlers_with_state(trainer).values()
+        yield from trainer.accelerator._custom_objects
+        small = (trainer.lr_scheduler, trainer.accelerator.scaler)
+        yield from (each for each in small if each is not None)
+
+    def _give_to_objects(self) -> None:
+        trainer, parts = self._trainer, self._parts
+        also, states = self._state.also, self._about["also"]
+        for name in [name for name in also if name in states]:
+            also[name].load_state_dict(states[name])
+        parts["also"] = _part_of_named(also, states, "`also`")
+        self._load_handlers()
+        registered_here = trainer.accelerator._custom_objects
+        for registered, content in zip(registered_here, self._registered, strict=False):
+            registered.load_state_dict(content)
+        then, now = len(self._registered), len(registered_here)
+        if then != now:
+            reason = f"{then} registered objects then, {now} now"
+            parts["registered objects"] = ResumedPart("missing", reason)
+        elif now:
+            parts["registered objects"] = EXACT
+        self._load_user_state()
+        if not self._state.is_sharded:
+            parts["scaler"] = self._load_single("scaler.pt", trainer.accelerator.scaler)
+        parts["scheduler"] = self._load_single("scheduler.bin", trainer.lr_scheduler)
+
     def complete(self) -> ResumeReport:
         """The same for handlers once more, which may have been reset, and for data given since."""
         self._load_handlers()
+        self._load_user_state()
         self._look_at_data()
         return self._report()
 
@@ -134,6 +163,10 @@ class LoadedState:
         measured_at(self._trainer).update(self._about["measured_at"])
         self._parts["handlers"] = _part_of_named(handlers, states, "the trainer")
 
+    def _load_user_state(self) -> None:
+        for key, value in self._about["user_state"].items():
+            setattr(self._trainer.state, key, copy.deepcopy(value))
+
     def _look_at_data(self) -> None:
         feed = self._trainer.feed
         if feed is None:
@@ -144,32 +177,18 @@ class LoadedState:
         else:
             self._parts["data"] = EXACT
 
-    def _read_modules(self, names: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name in ("model", "loss_fn"):
-            if f"{name}.bin" in names:
-                yield name, load_objects(self.folder / f"{name}.bin", mapped=True)
-            elif f"{name}.safetensors" in names:
-                about = self._about["modules"][name]
-                try:
-                    tensors = load_file(self.folder / f"{name}.safetensors")
-                except SafetensorError as error:
-                    raise ValueError(f"{name}.safetensors can not be read ({error})") from error
-                aliases = {alias: tensors[first] for alias, first in about["aliases"].items()}
-                yield name, {**tensors, **aliases, **about["extra"]}
-
     def _differences_of_optimizer(self) -> Iterator[str]:
         theirs = [len(group["params"]) for group in self._objects[OPTIMIZER]["param_groups"]]
         ours = [len(group["params"]) for group in self._trainer.optimizer.param_groups]
         if theirs != ours:
             yield f"the optimizer had groups of {theirs} parameters, it has {ours}"
+        elif self._about["groups"] != self._state.groups():
+            yield "the optimizer had its parameters in another order"
 
     def _load_modules(self) -> ResumedPart:
-        changed = set()
+        changed: set[str] = set()
         for name, module in self._state.whole_modules.items():
-            before = {key: getattr(t, "dtype", None) for key, t in module.state_dict().items()}
-            state = self._modules[name]
-            changed |= {k for k, t in state.items() if getattr(t, "dtype", None) != before[k]}
-            module.load_state_dict(state)
+            changed |= give_to_module(module, self._modules[name], self._about["modules"][name])
         if changed:
             return ResumedPart("approximate", f"other number formats: {_some(changed)}")
         return EXACT
@@ -202,26 +221,6 @@ def _part_of_named(
     if reasons:
         return ResumedPart("missing", "; ".join(reasons))
     return EXACT if targets else None
-
-
-def _differences_of_module(
-    name: str, theirs: Mapping[str, Any] | None, module: torch.nn.Module
-) -> Iterator[str]:
-    ours = module.state_dict()
-    if theirs is None:
-        yield f"the {name} is not in the checkpoint"
-        return
-    for key in sorted({*ours, *theirs}):
-        if key not in ours:
-            yield f"the {name} has no {key}, the checkpoint has"
-        elif key not in theirs:
-            yield f"the {name} has {key}, the checkpoint has not"
-        elif _shape(theirs[key]) != _shape(ours[key]):
-            yield f"{key} had the shape {_shape(theirs[key])}, it has {_shape(ours[key])}"
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def _some(names: Any) -> str:

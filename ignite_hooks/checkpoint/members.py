@@ -18,9 +18,9 @@ __all__ = ["handlers_with_state", "has_state"]
 def handlers_with_state(trainer: Any) -> dict[str, Any]:
     """Those that have ``state_dict`` and ``load_state_dict``, Ignite's own too, by name.
 
-    A handler's name is that of its class; the second of a class, in the order of attachment, is
-    called "EarlyStopping-2", and so on. Those of the evaluators that the trainer validates with
-    follow, but for metrics, which begin anew with each validation.
+    A handler's name is that of its class; the second of a class, by the names of their events and
+    then in the order of attachment, is called "EarlyStopping-2", and so on. Those of the evaluators
+    that the trainer validates with follow, but for metrics, which begin anew with each validation.
     """
     named: dict[str, Any] = {}
     elsewhere = [trainer.optimizer, trainer.lr_scheduler]

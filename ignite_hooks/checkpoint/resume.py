@@ -103,7 +103,7 @@ class ResumeCheckpoint(Handler):
             logger.info("no checkpoint at %s yet: training begins from scratch", self.source)
             return
         ranks.agree(lambda: _check(loaded))
-        trainer.resume_report = loaded.apply()
+        ranks.agree(lambda: setattr(trainer, "resume_report", loaded.apply()))
         logger.info("training is taken up from %s", loaded.folder)
         engine, told = ref(trainer), False
 
@@ -114,7 +114,7 @@ class ResumeCheckpoint(Handler):
                 told = True
                 _tell(report)
 
-        trainer.when_taken_up(complete)
+        attachment.on_removal(trainer.when_taken_up(complete))
 
     def _first_whole(
         self,
@@ -125,6 +125,8 @@ class ResumeCheckpoint(Handler):
         trainer: Any,
     ) -> LoadedState | None:
         """The newest that can be read; all processes read the same."""
+        for problem in damaged:
+            warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=2)
         for candidate in candidates:
             _check_fit(candidate, ranks)
             try:

@@ -71,6 +71,11 @@ class _Folder(Source):
         self._path = path
 
     def find(self) -> tuple[list[Candidate], list[str]]:
+        if self._path.exists() and not self._path.is_dir():
+            raise ValueError(
+                f"`source` must be a folder, got the file {self._path}: give a checkpoint or a "
+                "directory of them"
+            )
         if is_checkpoint_name(self._path.name) or (self._path / MANIFEST).exists():
             try:
                 return [Candidate(str(self._path), read_manifest(self._path))], []
@@ -136,8 +141,8 @@ class _Remote(Source):
             if problems:
                 raise ValueError("; ".join(problems))
             sync_tree(folder)
-            os.replace(folder, target)
-        except BaseException:
+            if not target.exists():  # else another process was faster
+                os.replace(folder, target)
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
         return Checkpoint(target, manifest)

@@ -13,7 +13,6 @@ Where a process holds a part of the model only (FSDP, DeepSpeed, Megatron), ``sh
 ``accelerator.save_state`` makes of model and optimizer. Such files are unpickled when loaded.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
@@ -24,9 +23,9 @@ import torch
 
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
-from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.handlers.validation import measured_at
@@ -91,6 +90,7 @@ class TrainingState:
         """
         about: dict[str, Any] = {
             "kinds": self.kinds(),
+            "groups": self.groups(),
             "user_state": {name: getattr(self.trainer.state, name) for name in self.user_keys},
             "metrics": plain_part(self.trainer.state.metrics),
             "measured_at": dict(measured_at(self.trainer)),
@@ -104,7 +104,10 @@ class TrainingState:
         if rank != 0:
             return files
         for name, module in self.whole_modules.items():
-            files |= self._files_of_module(name, module, about["modules"])
+            file, content, about["modules"][name] = module_file(
+                name, module, safe_serialization=self.safe_serialization
+            )
+            files[file] = content
         if not self.is_sharded:
             files["optimizer.bin"] = Objects(self.trainer.optimizer.state_dict(), "the optimizer")
             if (scaler := self.trainer.accelerator.scaler) is not None:
@@ -139,20 +142,15 @@ class TrainingState:
             "scaler": _kind(self.trainer.accelerator.scaler),
         }
 
-    def _files_of_module(
-        self, name: str, module: torch.nn.Module, about: dict[str, Any]
-    ) -> dict[str, Content]:
-        state: dict[str, Any] = module.state_dict()
-        if not self.safe_serialization:
-            return {f"{name}.bin": Objects(dict(state), f"the {name}")}
-        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-        aliases = _aliases(tensors)
-        about[name] = {
-            "aliases": aliases,
-            "extra": {key: value for key, value in state.items() if key not in tensors},
+    def groups(self) -> list[list[str]]:
+        """The names of the parameters of each group of the optimizer."""
+        names = {
+            id(parameter): f"{of}.{name}"
+            for of, module in self.trainer.modules.items()
+            for name, parameter in module.named_parameters()
         }
-        kept = {key: tensor for key, tensor in tensors.items() if key not in aliases}
-        return {f"{name}.safetensors": Tensors(_apart(kept))}
+        groups = self.trainer.optimizer.param_groups
+        return [[names.get(id(each), "?") for each in group["params"]] for group in groups]
 
 
 def _states(objects: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -164,23 +162,3 @@ def _states(objects: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 def _kind(thing: Any) -> str | None:
     return None if thing is None else type(thing).__name__
-
-
-def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Of tensors that are one and the same, tied weights say, all but the first: which it is."""
-    first: dict[Any, str] = {}
-    aliases = {}
-    for name, tensor in tensors.items():
-        where = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-        if tensor.numel() and first.setdefault(where, name) != name:
-            aliases[name] = first[where]
-    return aliases
-
-
-def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same, with a copy of each that shares memory with another in part."""
-    sharing = defaultdict(list)
-    for name, tensor in tensors.items():
-        sharing[tensor.device, tensor.untyped_storage().data_ptr()].append(name)
-    copied = {name for names in sharing.values() for name in names[1:]}
-    return {n: tensor.clone() if n in copied else tensor for n, tensor in tensors.items()}

@@ -83,9 +83,13 @@ class CheckpointStore:
         return found
 
     def damaged(self) -> dict[Path, str]:
-        """Those among them that were checkpoints once."""
+        """Those among them that were checkpoints once: no save is going on there, or was."""
         broken = self.broken()
-        return {folder: why for folder, why in broken.items() if (folder / MANIFEST).exists()}
+        return {
+            folder: why
+            for folder, why in broken.items()
+            if any(folder.iterdir()) and not (folder / INCOMPLETE).exists()
+        }
 
     def begin(self, step: int) -> Path:
         """Makes an empty folder for a checkpoint, after taking away what a killed save has left.
