@@ -122,7 +122,7 @@ class Trainer(TrainingLoop):
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
         if self._internal_run_generator is None:
             if self._nothing_is_left(given):
-                self._take_up(is_last_time=True)
+                self._take_up(is_last_time=False)
                 return self.state  # type: ignore[no-any-return]
             self._set_up(data, given, epoch_length)
             self._internal_run_generator = self._run_all()

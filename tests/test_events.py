@@ -5,6 +5,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from ignite.engine.events import State
 
+from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import events
@@ -70,20 +71,24 @@ def test_with_accumulation_the_step_comes_at_the_end_of_each_window():
     ]
 
 
-def test_a_run_of_two_batches_is_the_one_that_is_drawn():
+def test_a_run_of_two_batches_is_the_one_that_is_drawn(tmp_path):
     drawing = events.__doc__.split("Three words")[0].split("\n\n", 2)[2]
     drawing = drawing.replace("(VALIDATION_STARTED … VALIDATION_COMPLETED)", " ".join(VALIDATION))
     known = "|".join(sorted((event.name for event in ALL_EVENTS), key=len, reverse=True))
     drawn = re.findall(rf"\b(?:{known})\b", drawing)
     drawn.remove("ITERATION_COMPLETED")  # drawn twice: the users' handlers come after the step
-    trainer = make_trainer(batches_of(2), validation=Validation(lambda: None, every_steps=1))
+    trainer = make_trainer(
+        batches_of(2),
+        validation=Validation(lambda: None, every_steps=1),
+        checkpoint=SaveCheckpoint(tmp_path, every_steps=1),
+    )
     names = names_of_events(trainer)
     trainer.run()
     first_of_each = list(dict.fromkeys(names))
     assert first_of_each == drawn
 
 
-def test_the_channels_open_and_close_where_they_are_drawn():
+def test_the_channels_open_and_close_where_they_are_drawn(tmp_path):
     drawing = events.__doc__.split("Three words")[0].split("\n\n", 2)[2]
     drawing = drawing.replace("(VALIDATION_STARTED … VALIDATION_COMPLETED)", " ".join(VALIDATION))
     known = "|".join(sorted((event.name for event in ALL_EVENTS), key=len, reverse=True))
@@ -93,7 +98,11 @@ def test_the_channels_open_and_close_where_they_are_drawn():
         drawn += re.findall(rf"\b(?:{known})\b", line)
         drawn += [f"-{channel}" for channel in re.findall(r"(\w+) ┘", line)]
     drawn.remove("ITERATION_COMPLETED")  # drawn twice: the users' handlers come after the step
-    trainer = make_trainer(batches_of(2), validation=Validation(lambda: None, every_steps=1))
+    trainer = make_trainer(
+        batches_of(2),
+        validation=Validation(lambda: None, every_steps=1),
+        checkpoint=SaveCheckpoint(tmp_path, every_steps=1),
+    )
     log = names_of_events(trainer)
     for channel in CHANNELS:
 
