@@ -2,7 +2,6 @@
 
 import copy
 import io
-import os
 import re
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 __all__ = ["Content", "Objects", "Tensors", "load_objects", "plain_part"]
@@ -39,7 +39,10 @@ class Tensors(Content):
     def write(self, path: Path) -> None:
         """Whole tensors one after another: no two may share memory."""
         dense = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        save_file(dense, path, metadata={"format": "pt"})
+        try:
+            save_file(dense, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path.name} can not be written ({error})") from error
 
     def copied(self) -> "Tensors":
         """In the host's memory."""
@@ -82,9 +85,12 @@ class Objects(Content):
     def write(self, path: Path) -> None:
         """By ``torch.save``, each tensor without what else is in its storage."""
         with path.open("wb") as file:
-            torch.save(_with_tensors(_alone, self.content), file)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                torch.save(_with_tensors(_alone, self.content), file)
+            except RuntimeError as error:  # what torch's writer makes of a write that failed
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def copied(self) -> "Objects":
         """In the host's memory."""

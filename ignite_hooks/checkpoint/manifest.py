@@ -1,5 +1,6 @@
 """What a checkpoint says of itself: the file that makes a folder a checkpoint."""
 
+import re
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -10,11 +11,14 @@ from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import NonNegativeInt
 from pydantic import PositiveInt
+from xxhash import xxh3_128_hexdigest
 
 __all__ = ["SCHEMA", "FileRecord", "Manifest"]
 
 SCHEMA = 1
 """The layout of a checkpoint; a reader refuses a larger number than its own."""
+
+_CHECKSUM = re.compile(rb'("manifest_checksum": ")([0-9a-f]*)(")')
 
 _strict = ConfigDict(extra="ignore", frozen=True, strict=True, ser_json_inf_nan="strings")
 
@@ -59,6 +63,7 @@ class Manifest(BaseModel):
         metric_value: its value then.
         versions: those of the packages, by their names.
         files: each file by its path in the folder, with ``/``.
+        manifest_checksum: the checksum of all this, with nothing in its own place.
     """
 
     model_config = _strict
@@ -76,12 +81,18 @@ class Manifest(BaseModel):
     metric_value: Annotated[float, Field(strict=False)] | None = None  # "NaN" is one
     versions: dict[str, str]
     files: dict[Annotated[str, AfterValidator(_within)], FileRecord]
+    manifest_checksum: str = ""
 
     def dumps(self) -> bytes:
         """JSON, one line for each field and file, to be read by people too."""
-        return self.model_dump_json(indent=1).encode()
+        text = self.model_copy(update={"manifest_checksum": ""}).model_dump_json(indent=1).encode()
+        return _CHECKSUM.sub(b"\\g<1>%s\\g<3>" % xxh3_128_hexdigest(text).encode(), text)
 
     @classmethod
     def loads(cls, text: bytes) -> "Manifest":
         """A manifest from its JSON; a ValueError that says what is wrong with it."""
-        return cls.model_validate_json(text)
+        manifest = cls.model_validate_json(text)
+        without = _CHECKSUM.sub(rb"\1\3", text)
+        if manifest.manifest_checksum != xxh3_128_hexdigest(without):
+            raise ValueError("`manifest_checksum` must be that of the text, which has changed")
+        return manifest

@@ -120,7 +120,11 @@ class CheckpointStore:
 
     def next_number(self) -> int:
         """The number of the checkpoint that is committed next."""
-        return max((each.manifest.number for each in self.checkpoints()), default=0) + 1
+        numbers = [0]
+        for folder in self._folders():
+            with suppress(FileNotFoundError, ValueError):  # another failure could make it too small
+                numbers.append(read_manifest(folder).number)
+        return max(numbers) + 1
 
     def retain(self, keep_last: int | None, keep_best: int, metric: str | None, mode: str) -> None:
         """Takes away all but the newest and the best.
@@ -157,6 +161,7 @@ class CheckpointStore:
         for folder in self._folders():
             if (folder / INCOMPLETE).exists() and not (folder / MANIFEST).exists():
                 _remove_leftover(folder)
+            _remove_if_empty(folder)  # killed just after it was made, or just before it went
 
     def _folders(self) -> Iterator[Path]:
         if self.directory.is_dir():

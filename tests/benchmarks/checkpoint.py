@@ -47,8 +47,12 @@ def make_trainer(layers, steps=1):
 
 
 def save_state(trainer, folder):
-    trainer.accelerator.save_state(str(folder / "theirs"))
-    sync_tree(folder / "theirs")
+    """Into a new folder, and the former goes after it, as one does who can not lose both."""
+    former, new = folder / "theirs", folder / "theirs-new"
+    trainer.accelerator.save_state(str(new))
+    sync_tree(new)
+    shutil.rmtree(former, ignore_errors=True)
+    new.rename(former)
 
 
 def saver_into(folder, trainer, **options):
