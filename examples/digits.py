@@ -3,6 +3,7 @@
 In one process, on the GPU if there is one, or in several:
 
     python examples/digits.py
+    python examples/digits.py --output runs/digits --resume  # goes on where that was stopped
     torchrun --nproc_per_node 2 examples/digits.py --cpu
 """
 
@@ -25,6 +26,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import TensorDataset
 
 from ignite_hooks import GradientClipping
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
@@ -60,6 +63,18 @@ def train(args, accelerator):
     model = small_net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
 
+    checkpoint = resume = None
+    if args.output is not None:
+        checkpoint = SaveCheckpoint(
+            args.output / "checkpoints",
+            every_epochs=1,
+            keep_last=2,
+            keep_best=1,
+            metric="val_accuracy",
+        )
+    if args.resume:
+        resume = ResumeCheckpoint(args.output / "checkpoints", on_missing="start")
+
     evaluator = create_supervised_evaluator(
         model, {"accuracy": Accuracy()}, accelerator=accelerator
     )
@@ -72,6 +87,8 @@ def train(args, accelerator):
         lr_scheduler=ExponentialLR(optimizer, gamma=0.985),
         grad_clip=GradientClipping(max_norm=1.0),
         validation=Validation(evaluator, DataLoader(held_out_part, 120), every_epochs=1),
+        checkpoint=checkpoint,
+        resume_from=resume,
     )
     RunningAverage(output_transform=lambda loss: loss).attach(trainer, "loss")
     ProgressBar(disable=not accelerator.is_main_process).attach(trainer, ["loss"])
@@ -92,7 +109,7 @@ def summary_of(trainer):
         "training_loss": round(float(state.metrics["loss"]), 4),
         "epochs": state.epoch,
         "optimizer_steps": state.optimizer_step,
-        "seconds": round(state.times["COMPLETED"], 1),
+        "seconds": round(state.times["COMPLETED"] or 0, 1),
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
     }
@@ -124,9 +141,17 @@ def parse_args():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch and process")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="folder for the weights and summary.json")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the weights, summary.json and checkpoints"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in --output"
+    )
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.resume and args.output is None:
+        parser.error("--resume needs --output, the folder of the run to go on with")
+    return args
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import weakref
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from contextlib import ExitStack
 from contextlib import closing
 from typing import Any
@@ -16,6 +15,7 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
 from ignite_hooks.feed_position import FeedPosition
+from ignite_hooks.feed_state import FeedState
 from ignite_hooks.pass_end import PassEnd
 from ignite_hooks.preparing import device_of_batches
 from ignite_hooks.preparing import source_of
@@ -23,7 +23,7 @@ from ignite_hooks.preparing import source_of
 __all__ = ["DataFeed"]
 
 
-class DataFeed:
+class DataFeed(FeedState):
     """Gives an engine the batches of a loader, pass by pass, and knows the place it is at.
 
     Ignite never exhausts an iterator, and Accelerate relies on that it is exhausted: without this
@@ -156,48 +156,6 @@ class DataFeed:
                 "again: what comes next is what follows them (a list or a DataLoader could)",
                 stacklevel=2,
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the data, and what it takes to go on there in another process.
-
-        Numbers, lists and tensors, which ``torch.load`` takes without pickle. The global random
-        generators are not in it: they belong to whoever draws from them next.
-        """
-        position = FeedPosition(self._position.data_pass + 1, 0) if self.is_last else self._position
-        return {
-            "position": list(position),
-            "source": self._source.state_dict(),
-            "facts": self._source.facts(),
-        }
-
-    def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """What keeps the batches from being those that the other feed gives next, if anything."""
-        if not self.can_repeat:
-            return ["an iterator can not be moved: it goes on from where it is"]
-        before, now = state_dict["facts"], self._source.facts()
-        found = [
-            f"{before[name]} {name} then, {now[name]} now"
-            for name in before
-            if before[name] != now.get(name)
-        ]
-        if now["workers"] and state_dict["position"][1]:
-            found.append(
-                "what the data set draws at random in its workers is drawn anew until this pass "
-                "ends; without such draws it is exact"
-            )
-        return found
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
-
-        It holds for data that is built the same way; the batches before are not loaded where the
-        loader has a sampler. An iterator stays where it is.
-
-        Raises:
-            ValueError: the loader has more or fewer random generators than it had.
-        """
-        self._source.load_state_dict(state_dict["source"])
-        self.seek(FeedPosition(*state_dict["position"]))
 
     def next_pass(self) -> None:
         """Leaves the rest of this pass, if one was begun."""

@@ -98,9 +98,10 @@ class PlainIterable:
         """What must be the same for another process to be given the same batches."""
         base = getattr(self.loader, "base_dataloader", self.loader)
         sampler = getattr(base, "batch_sampler", None)
+        sized = base if sampler is None else sampler
         return {
             "batches a pass": self.length,
-            "samples a batch": getattr(sampler or base, "batch_size", None),
+            "samples a batch": getattr(sized, "batch_size", None),
             "workers": getattr(base, "num_workers", 0),
         }
 

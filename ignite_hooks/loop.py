@@ -84,7 +84,7 @@ class TrainingLoop(IteratingEngine):
         self._listen()  # … and at this event
         yield from self._obey()
         self._postponed.do()
-        self._restore_random(is_last_time=self._place.progress.batches == 0)
+        self._take_up(is_last_time=self._place.progress.batches == 0)
         while self._limit_reached() is None:
             self.state.epoch = self._place.progress.epochs + 1
             self._show_max_epochs()
@@ -93,7 +93,7 @@ class TrainingLoop(IteratingEngine):
                 self._depth_in_epoch = len(self.hook_channels.scopes.open)
                 self._fire_event(Events.EPOCH_STARTED)
                 yield from self._obey()
-                self._restore_random(is_last_time=True)
+                self._take_up(is_last_time=True)
                 yield from self._iterations()
                 self.state.times[Events.EPOCH_COMPLETED.name] = time.time() - started
                 self._complete_epoch()

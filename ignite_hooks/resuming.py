@@ -9,6 +9,8 @@ from typing import Any
 from ignite.engine import Engine
 
 from ignite_hooks.counting import CountingEngine
+from ignite_hooks.engine import is_running
+from ignite_hooks.feed_position import FeedPosition
 from ignite_hooks.progress import Limits
 from ignite_hooks.progress import Place
 from ignite_hooks.progress import Progress
@@ -34,6 +36,7 @@ class ResumableEngine(CountingEngine):
         self._go_to: Callable[[Any], None] | None = None
         self._is_resumed = False
         self._random: RandomState | None = None
+        self._taking_up: list[Callable[[], None]] = []
 
     def place_state_dict(self) -> dict[str, Any]:
         """All that, at a step boundary: numbers, lists and tensors, for ``torch.load``.
@@ -52,6 +55,32 @@ class ResumableEngine(CountingEngine):
             "random": random.state_dict(),
         }
 
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Ignite's. The next run goes on from that iteration, at that place in the data.
+
+        Shuffled data has the order it had only if its sampler draws it from the number of the
+        pass, as Accelerate's seedable sampler does.
+        """
+        self._give_up_run("load_state_dict()")
+        super().load_state_dict({"optimizer_step": 0, **state_dict})
+        state = self.state
+        state.max_steps = None
+        self._limits = self._shown = Limits.of(state)
+        batches = state.iteration - state.epoch * (state.epoch_length or 0)
+        self._place = Place(Progress(state.iteration, state.epoch, batches))
+        self._epoch_length = state.epoch_length
+        position = FeedPosition(state.epoch, batches)
+        self._go_to = lambda feed: feed.seek(position)
+        self._is_resumed, self._random = False, None
+        self._optimizer_step.start_from(state.optimizer_step, self)
+
+    def when_taken_up(self, act: Callable[[], None]) -> None:
+        """Has ``act`` called in the next run, if it goes on, where random generators are put back.
+
+        That is for what handlers of STARTED and EPOCH_STARTED set anew, as metrics are reset.
+        """
+        self._taking_up.append(act)
+
     def load_place_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Has the next run go on there, on data that is built as the data was built then.
 
@@ -60,6 +89,7 @@ class ResumableEngine(CountingEngine):
         the run that is gone on with. A run that was finished has nothing to go on with: the next
         ``run`` returns at once, unless a limit is given that lies further.
         """
+        self._give_up_run("load_place_state_dict()")
         self._place = self._boundary = Place(
             Progress(*state_dict["progress"]), taken=self._optimizer_step.window.taken
         )
@@ -78,6 +108,16 @@ class ResumableEngine(CountingEngine):
         self._go_to = lambda feed: feed.load_state_dict(state_dict["data"])
         self._is_resumed = True
 
+    def _give_up_run(self, what: str) -> None:
+        self._check_not_running(what, "call terminate() first, and load after run()")
+        running, self._internal_run_generator = self._internal_run_generator, None
+        if running is not None:  # interrupted, and not to be gone on with
+            running.close()
+
+    def _check_not_running(self, what: str, remedy: str) -> None:
+        if is_running(self):
+            raise RuntimeError(f"{what} must not be called while the trainer runs: {remedy}")
+
     def _nothing_is_left(self, given: Limits) -> bool:
         """Whether the run that is gone on with was finished."""
         before = self._limits.edited(self._shown, Limits.of(self.state))
@@ -86,9 +126,11 @@ class ResumableEngine(CountingEngine):
         limits = before if given == Limits() else given
         return limits.reached(self._place.progress, self._optimizer_step.steps) is not None
 
-    def _restore_random(self, *, is_last_time: bool) -> None:
-        """What handlers have drawn meanwhile the other run has not."""
+    def _take_up(self, *, is_last_time: bool) -> None:
+        """What handlers have drawn or reset meanwhile the other run has not."""
         if self._random is not None:
+            for act in self._taking_up:
+                act()
             self._random.restore()
             if is_last_time:
-                self._random = None
+                self._random, self._taking_up = None, []

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +9,7 @@ from ignite.engine import Engine
 from ignite.engine import State
 
 from ignite_hooks.checkpoint.resume_report import ResumeReport
-from ignite_hooks.engine import is_running
 from ignite_hooks.feed import DataFeed
-from ignite_hooks.feed_position import FeedPosition
 from ignite_hooks.feeds import Feeds
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.handlers.run_scope import run_scopes
@@ -152,32 +149,6 @@ class Trainer(TrainingLoop):
         self._boundary = self._boundary._replace(position=position)
         self._batches = iter(self._feed)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Ignite's. The next run goes on from that iteration, at that place in the data.
-
-        Shuffled data has the order it had only if its sampler draws it from the number of the
-        pass, as Accelerate's seedable sampler does.
-        """
-        self._check_not_running("load_state_dict()", "call terminate() first, and load after run()")
-        running, self._internal_run_generator = self._internal_run_generator, None
-        if running is not None:  # interrupted, and not to be gone on with
-            running.close()
-        super().load_state_dict({"optimizer_step": 0, **state_dict})
-        state = self.state
-        state.max_steps = None
-        self._limits = self._shown = Limits.of(state)
-        batches = state.iteration - state.epoch * (state.epoch_length or 0)
-        self._place = Place(Progress(state.iteration, state.epoch, batches))
-        self._epoch_length = state.epoch_length
-        position = FeedPosition(state.epoch, batches)
-        self._go_to = lambda feed: feed.seek(position)
-        self._is_resumed, self._random = False, None
-        self._optimizer_step.start_from(state.optimizer_step, self)
-
-    def _check_not_running(self, what: str, remedy: str) -> None:
-        if is_running(self):
-            raise RuntimeError(f"{what} must not be called while the trainer runs: {remedy}")
-
     def _set_up(self, data: Any, given: Limits, epoch_length: int | None) -> None:
         """Settles where this run begins and ends, before anything happens."""
         if epoch_length is not None:
@@ -213,6 +184,7 @@ class Trainer(TrainingLoop):
         self._epoch_length = epoch_length or self._feed.length
         self._place = Place()
         self._go_to = self._random = None
+        self._taking_up = []
         self._optimizer_step.start_from(0, self)
         self.state.iteration = self.state.epoch = self.state.validation = 0
         self._set_limits(Limits(max_epochs=1) if limits == Limits() else limits)

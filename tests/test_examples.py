@@ -10,6 +10,7 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import ignite_hooks.events
@@ -17,20 +18,27 @@ import ignite_hooks.events
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-SMALL = {"digits.py": ["--epochs", "1", "--batch-size", "256"]}
+SMALL = {
+    "digits.py": ["--epochs", "1", "--batch-size", "256"],
+    "resume.py": ["--epochs", "1", "--checkpoints", "checkpoints"],
+}
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 
 
-def python(*arguments, limit=300):
-    process = subprocess.Popen(
+def started(*arguments, folder=ROOT):
+    return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def python(*arguments, folder=ROOT, limit=300):
+    process = started(*arguments, folder=folder)
     try:
         output, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
@@ -55,8 +63,9 @@ def accuracies(output):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_every_example_runs(example):
-    assert python(f"examples/{example}", "--cpu", *SMALL.get(example, []))
+def test_every_example_runs(example, tmp_path):
+    script = ROOT / "examples" / example
+    assert python(script, "--cpu", *SMALL.get(example, []), folder=tmp_path)
 
 
 def test_digits_are_read_with_the_default_arguments(tmp_path):
@@ -86,6 +95,35 @@ def test_digits_on_two_processes_are_read_as_well_and_printed_once(tmp_path):
     assert output.count("held out accuracy") == 1
 
 
+def test_digits_that_are_gone_on_with_are_those_of_one_run(tmp_path):
+    def digits(epochs, *arguments):
+        python("examples/digits.py", "--cpu", *SMALL["digits.py"], "--epochs", epochs, *arguments)
+
+    digits(2, "--output", tmp_path / "one")
+    digits(1, "--output", tmp_path / "two")
+    digits(2, "--output", tmp_path / "two", "--resume")
+    one, two = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two"))
+    assert {**two, "seconds": 0} == {**one, "seconds": 0}
+    weights = [load_file(tmp_path / run / "model.safetensors") for run in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_training_that_is_stopped_and_started_again_ends_as_one_that_was_not(tmp_path):
+    script = ROOT / "examples" / "resume.py"
+    unbroken = python(script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "unbroken")
+    arguments = [script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "stopped"]
+    with started("-u", *arguments) as process:
+        assert process.stdout.readline().startswith("epoch   1")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert re.search(r"^stopped at step \d+; the same command", output, re.MULTILINE)
+    again = python(*arguments)
+    assert "random generators: exact" in again
+    assert again.splitlines()[-2:] == unbroken.splitlines()[-2:]
+
+
 def test_digits_with_one_seed_are_learned_the_same_way_twice():
     arguments = ["examples/digits.py", "--cpu", "--seed", "3", *SMALL["digits.py"]]
     first, second = (re.sub(r"seconds.*", "", python(*arguments)) for _ in range(2))
@@ -108,7 +146,7 @@ def test_the_readme_example_prints_what_the_readme_shows(tmp_path):
 def test_the_readme_code_runs_to_its_end(tmp_path):
     script = tmp_path / "example.py"
     script.write_text("\n".join(blocks("python")))
-    assert python(script)
+    assert python(script, folder=tmp_path)
 
 
 def test_the_readme_commands_name_extras_and_files_that_exist():

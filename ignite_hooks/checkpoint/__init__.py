@@ -1,1 +1,5 @@
-"""Checkpoints: what is there is whole, and what is not whole is not there."""
+"""Checkpoints that are there when they are needed, and go on as if nothing had been."""
+
+from ignite_hooks.checkpoint.resumable import assert_resumable
+
+__all__ = ["assert_resumable"]

@@ -10,10 +10,11 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
-__all__ = ["Content", "Objects", "Tensors", "load_objects"]
+__all__ = ["Content", "Objects", "Tensors", "load_objects", "plain_part"]
 
 
 class Content:
@@ -90,20 +91,39 @@ class Objects(Content):
         return Objects(content, self.what, may_pickle=True)  # it was looked at
 
 
-def load_objects(path: Path, *, trust_pickle: bool = False) -> Any:
+def load_objects(path: Path, *, trust_pickle: bool = False, mapped: bool = False) -> Any:
     """What ``Objects`` has written, in the host's memory.
+
+    Args:
+        path: the file.
+        trust_pickle: whether what is in it may run code.
+        mapped: whether tensors stay in the file until they are looked at.
 
     Raises:
         ValueError: the file has something else in it, or is none of such files.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
     except UnpicklingError as error:
         raise ValueError(
             f"{path.name} holds more than data, loading it would run code ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever the bytes of a damaged file lead to
         raise ValueError(f"{path.name} can not be read ({_first_line(error)})") from error
+
+
+def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those among some values that can be saved without pickle; numpy's numbers become Python's."""
+    plain = {}
+    for name, value in values.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        try:
+            plain[name] = Objects(value, name).content
+        except TypeError:
+            continue
+    return plain
 
 
 def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) -> Any:

@@ -1,5 +1,6 @@
 """From the files of a checkpoint back into a trainer: all that is asked for, or nothing."""
 
+import copy
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from ignite_hooks.checkpoint.store import Checkpoint
 
 __all__ = ["LoadedState"]
 
+OPTIMIZER = "optimizer.bin"
 EXACT = ResumedPart("exact")
 
 
@@ -38,23 +40,25 @@ class LoadedState:
     def __init__(self, checkpoint: Checkpoint, state: TrainingState, rank: int) -> None:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
-        self._taken: set[str] = set()
         self.folder = checkpoint.folder
         self._state = state
         self._trainer = state.trainer
         names = set(checkpoint.manifest.files)
-        refused = sorted(name for name in names if name.startswith("custom_checkpoint_"))
-        if refused and not state.trust_pickle:
+        registered = sorted(name for name in names if name.startswith("custom_checkpoint_"))
+        pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
+        if pickled and not state.trust_pickle:
             raise ValueError(
-                f"{', '.join(refused)} would have to be unpickled, which runs code: say "
+                f"{_some(pickled)} would have to be unpickled, which runs code: say "
                 "trust_pickle=True if you know who wrote it"
             )
-        self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in refused]
+        self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
         self._objects = {
             name: load_objects(self.folder / name)
-            for name in ("optimizer.bin", "scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
+            for name in ("scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
             if name in names
         }
+        if OPTIMIZER in names:  # looked at now, and read when the model's memory is free again
+            self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
         self._modules = dict(self._read_modules(names))
@@ -62,7 +66,7 @@ class LoadedState:
     def differences(self) -> list[str]:
         """What keeps it from being loaded: each with what it was and what it is."""
         found = []
-        for name in (TRAINER, "optimizer.bin"):
+        for name in (TRAINER, OPTIMIZER):
             if name not in self._objects and not (self._state.is_sharded and name != TRAINER):
                 found.append(f"{name} is missing")
         if not self._place:
@@ -75,9 +79,9 @@ class LoadedState:
         for what, kind in self._about["kinds"].items():
             if None not in (kind, ours[what]) and kind != ours[what]:
                 found.append(f"the {what} was a {kind}, it is a {ours[what]}")
+        for name, module in self._state.whole_modules.items():
+            found += _differences_of_module(name, self._modules.get(name), module)
         if not self._state.is_sharded:
-            for name, module in self._trainer.modules.items():
-                found += _differences_of_module(name, self._modules.get(name), module)
             found += self._differences_of_optimizer()
         return found
 
@@ -85,7 +89,7 @@ class LoadedState:
         """Gives it all to the trainer; what the user's objects and handlers refuse comes first."""
         trainer, parts = self._trainer, self._parts
         also, states = self._state.also, self._about["also"]
-        for name in also.keys() & states.keys():
+        for name in [name for name in also if name in states]:
             also[name].load_state_dict(states[name])
         parts["also"] = _part_of_named(also, states, "`also`")
         self._load_handlers()
@@ -94,12 +98,13 @@ class LoadedState:
             registered.load_state_dict(content)
         for key, value in self._about["user_state"].items():
             setattr(trainer.state, key, value)
+        parts["model"] = self._load_modules()
+        self._modules = {}
         if self._state.is_sharded:
             accelerator.load_state(str(self.folder / SHARDED))
-            parts["model"] = parts["optimizer"] = EXACT
+            parts["optimizer"] = EXACT
         else:
-            parts["model"] = self._load_modules()
-            trainer.optimizer.load_state_dict(self._objects["optimizer.bin"])
+            trainer.optimizer.load_state_dict(load_objects(self.folder / OPTIMIZER))
             parts["optimizer"] = EXACT
             parts["scaler"] = self._load_single("scaler.pt", accelerator.scaler)
         parts["scheduler"] = self._load_single("scheduler.bin", trainer.lr_scheduler)
@@ -107,11 +112,11 @@ class LoadedState:
         parts["random generators"] = self._random_report()
         trainer.load_place_state_dict(self._place)
         parts["counters"] = EXACT
-        self._objects, self._modules, self._registered = {}, {}, []  # this may stay for a while
+        self._objects, self._registered = {}, []  # this may stay for a while
         return self._report()
 
     def complete(self) -> ResumeReport:
-        """Gives handlers that came later what is theirs, and looks at data that came later."""
+        """The same for handlers once more, which may have been reset, and for data given since."""
         self._load_handlers()
         self._look_at_data()
         return self._report()
@@ -122,10 +127,9 @@ class LoadedState:
 
     def _load_handlers(self) -> None:
         handlers, states = handlers_with_state(self._trainer), self._about["handlers"]
-        for name, handler in handlers.items():
-            if name in states and name not in self._taken:
-                self._taken.add(name)
-                handler.load_state_dict(states[name])
+        for name in [name for name in handlers if name in states]:
+            handlers[name].load_state_dict(copy.deepcopy(states[name]))
+        self._trainer.state.metrics.update(self._about["metrics"])
         self._parts["handlers"] = _part_of_named(handlers, states, "the trainer")
 
     def _look_at_data(self) -> None:
@@ -141,7 +145,7 @@ class LoadedState:
     def _read_modules(self, names: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in ("model", "loss_fn"):
             if f"{name}.bin" in names:
-                yield name, load_objects(self.folder / f"{name}.bin")
+                yield name, load_objects(self.folder / f"{name}.bin", mapped=True)
             elif f"{name}.safetensors" in names:
                 about = self._about["modules"][name]
                 try:
@@ -152,14 +156,14 @@ class LoadedState:
                 yield name, {**tensors, **aliases, **about["extra"]}
 
     def _differences_of_optimizer(self) -> Iterator[str]:
-        theirs = [len(g["params"]) for g in self._objects["optimizer.bin"]["param_groups"]]
+        theirs = [len(group["params"]) for group in self._objects[OPTIMIZER]["param_groups"]]
         ours = [len(group["params"]) for group in self._trainer.optimizer.param_groups]
         if theirs != ours:
             yield f"the optimizer had groups of {theirs} parameters, it has {ours}"
 
     def _load_modules(self) -> ResumedPart:
         changed = set()
-        for name, module in self._trainer.modules.items():
+        for name, module in self._state.whole_modules.items():
             before = {key: getattr(t, "dtype", None) for key, t in module.state_dict().items()}
             state = self._modules[name]
             changed |= {k for k, t in state.items() if getattr(t, "dtype", None) != before[k]}

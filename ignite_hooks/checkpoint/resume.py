@@ -5,9 +5,9 @@ from dataclasses import KW_ONLY
 from logging import getLogger
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from ignite.engine import Engine
-from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.loading import LoadedState
@@ -20,6 +20,7 @@ from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.engine import is_running
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.handlers.base import attached
@@ -47,8 +48,9 @@ class ResumeCheckpoint(Handler):
     error that lists the differences, with the trainer as it was. No code from a checkpoint is run.
 
     Model, optimizer, scheduler and counters are loaded when this is attached (the factory does that
-    last), random generators when the run has started. Handlers that are attached later get their
-    states when the run begins; the user's own objects are those of ``SaveCheckpoint(also=…)``.
+    last). Random generators and the states of handlers, of those that are attached later too, are
+    put back when the handlers of STARTED, and in mid-epoch of EPOCH_STARTED, have reset what they
+    reset. The user's own objects are those of ``SaveCheckpoint(also=…)``.
 
     Args:
         source: a checkpoint; a directory of them, for the newest that is whole; or a URL of either,
@@ -58,7 +60,7 @@ class ResumeCheckpoint(Handler):
             a job needs that is started again each time it was stopped.
         verify: read every file and compare its checksum first.
         trust_pickle: load what was registered with ``accelerator.register_for_checkpointing`` too,
-            which runs code from the checkpoint.
+            and models that are split over processes, which can run code from the checkpoint.
 
     Raises:
         FileNotFoundError: when attached: there is no checkpoint.
@@ -84,6 +86,11 @@ class ResumeCheckpoint(Handler):
             raise ValueError(
                 f"`event` must be left out, got {event}: a ResumeCheckpoint acts when attached"
             )
+        if is_running(engine):
+            raise RuntimeError(
+                "a ResumeCheckpoint must not be attached while the trainer runs: call terminate(), "
+                "and attach it after run()"
+            )
 
     def attach_to(self, attachment: Attachment) -> None:
         """Loads now, and what was not there yet when the run begins."""
@@ -98,14 +105,16 @@ class ResumeCheckpoint(Handler):
         ranks.agree(lambda: _check(loaded))
         trainer.resume_report = loaded.apply()
         logger.info("training is taken up from %s", loaded.folder)
-        remaining = [loaded]
+        engine, told = ref(trainer), False
 
-        def complete(engine: Any) -> None:
-            while remaining:
-                engine.resume_report = remaining.pop().complete()
-                _tell(engine.resume_report)
+        def complete() -> None:
+            nonlocal told
+            report = engine().resume_report = loaded.complete()  # type: ignore[union-attr]
+            if not told:
+                told = True
+                _tell(report)
 
-        attachment.on(Events.STARTED, complete, first=True)
+        trainer.when_taken_up(complete)
 
     def _first_whole(
         self,

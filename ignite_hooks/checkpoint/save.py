@@ -41,15 +41,16 @@ class SaveCheckpoint(Scheduled):
     CHECKPOINT_SAVED fires when it is complete, and ``last_checkpoint`` names it.
 
     It holds the model (and a loss function's own parameters), optimizer, scheduler, scaler, random
-    generators, the place in the data, counters, the state of every handler that has one, and what
-    ``also`` names. ``ResumeCheckpoint`` goes on from it.
+    generators, the place in the data, counters, metrics, the state of every handler that has one,
+    and what ``also`` names. ``ResumeCheckpoint`` goes on from it.
 
     One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
     ``trainer.stop_reason`` is the signal's name. A second one does what it did before.
 
     With several processes all of them save, and the directory must be one that all of them see.
     Where the model is split over processes (FSDP, DeepSpeed) model and optimizer are written by
-    ``accelerator.save_state``; that was not tested on such machines.
+    ``accelerator.save_state``; that was not tested on such machines, and resuming from it needs
+    ``trust_pickle``, because Accelerate unpickles there.
 
     Args:
         directory: where the checkpoints are; it is made if it is not there.
@@ -101,9 +102,10 @@ class SaveCheckpoint(Scheduled):
                 'name one of state.metrics, "val_accuracy" for instance'
             )
         for name in self.on_signals:
-            if name not in Signals.__members__:
+            if name not in Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
                 raise ValueError(
-                    f'`on_signals` must be names of signals, "SIGTERM" for instance, got {name!r}'
+                    f"`on_signals` must be names of signals that can be handled, got {name!r}: "
+                    '("SIGTERM",) is the usual choice, () is none'
                 )
         objects = self.also if isinstance(self.also, Mapping) else {"also": self.also}
         for name, each in objects.items() if self.also is not None else ():

@@ -63,10 +63,13 @@ class Saving:
 
     def look(self, trainer: Any) -> None:
         """After a step: obeys a signal, minds the clock, and tells of what has been written."""
-        if self._options.background and self._saver.ranks.size == 1:
+        options, is_alone = self._options, self._saver.ranks.size == 1
+        if options.background and is_alone:
             self._saver.tell_if_done()
-        names, every = self._options.on_signals, self._options.every_seconds
+        names, every = options.on_signals, options.every_seconds
         is_due = every is not None and monotonic() - self._last_time >= every
+        if is_alone and not is_due and self._signals.received is None:
+            return
         if not (names or every):
             return
         received = [self._signals.received == name for name in names]

@@ -10,7 +10,7 @@
     rank_00000.pt          of each process: counters, limits, place in the data, random generators
 
 Where a process holds a part of the model only (FSDP, DeepSpeed, Megatron), ``sharded/`` is what
-``accelerator.save_state`` makes of model and optimizer.
+``accelerator.save_state`` makes of model and optimizer. Such files are unpickled when loaded.
 """
 
 from collections import defaultdict
@@ -25,6 +25,7 @@ import torch
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import Tensors
+from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
@@ -74,6 +75,14 @@ class TrainingState:
         (optimizer_step,) = attached(self.trainer, OptimizerStep)
         return not optimizer_step.prepared.is_data_parallel
 
+    @property
+    def whole_modules(self) -> dict[str, torch.nn.Module]:
+        """Those of which a process has all."""
+        modules: dict[str, torch.nn.Module] = self.trainer.modules
+        if self.is_sharded:
+            del modules["model"]
+        return modules
+
     def files(self, rank: int) -> dict[str, Content]:
         """Those that the process ``rank`` writes, by name. Every process must ask for its own.
 
@@ -82,6 +91,7 @@ class TrainingState:
         about: dict[str, Any] = {
             "kinds": self.kinds(),
             "user_state": {name: getattr(self.trainer.state, name) for name in self.user_keys},
+            "metrics": plain_part(self.trainer.state.metrics),
             "handlers": _states(handlers_with_state(self.trainer)),
             "also": _states(self.also),
             "modules": {},
@@ -91,15 +101,16 @@ class TrainingState:
         }
         if rank != 0:
             return files
+        for name, module in self.whole_modules.items():
+            files |= self._files_of_module(name, module, about["modules"])
         if not self.is_sharded:
-            for name, module in self.trainer.modules.items():
-                files |= self._files_of_module(name, module, about["modules"])
             files["optimizer.bin"] = Objects(self.trainer.optimizer.state_dict(), "the optimizer")
             if (scaler := self.trainer.accelerator.scaler) is not None:
                 files["scaler.pt"] = Objects(scaler.state_dict(), "the gradient scaler")
         if (scheduler := self.trainer.lr_scheduler) is not None:
             files["scheduler.bin"] = Objects(scheduler.state_dict(), "the scheduler")
-        for number, registered in enumerate(self.trainer.accelerator._custom_objects):
+        registered_here = [] if self.is_sharded else self.trainer.accelerator._custom_objects
+        for number, registered in enumerate(registered_here):
             name = type(registered).__name__
             content = Objects(registered.state_dict(), name, may_pickle=True)
             files[f"custom_checkpoint_{number}.pkl"] = content

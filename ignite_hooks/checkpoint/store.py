@@ -12,12 +12,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
+from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 
 __all__ = [
@@ -181,18 +183,19 @@ def read_manifest(folder: Path) -> Manifest:
 def find_problems(checkpoint: Checkpoint) -> list[str]:
     """What is not as it was written: each file that is missing or damaged, and how."""
     folder, manifest = checkpoint
-    problems = []
-    for name, expected in manifest.files.items():
-        try:
-            found = record_of(folder / name)
-        except OSError as error:
-            problems.append(f"{name} can not be read ({error.strerror})")
-            continue
-        if found.size != expected.size:
-            problems.append(f"{name} has {found.size:,} bytes and had {expected.size:,}")
-        elif found.checksum != expected.checksum:
-            problems.append(f"{name} has changed since it was written")
-    return problems
+    with ThreadPoolExecutor() as pool:  # reading and the sums go on at once
+        found = pool.map(lambda file: _problem(folder / file[0], *file), manifest.files.items())
+        return [problem for problem in found if problem is not None]
+
+
+def _problem(path: Path, name: str, expected: FileRecord) -> str | None:
+    try:
+        found = record_of(path)
+    except OSError as error:
+        return f"{name} can not be read ({error.strerror})"
+    if found.size != expected.size:
+        return f"{name} has {found.size:,} bytes and had {expected.size:,}"
+    return None if found == expected else f"{name} has changed since it was written"
 
 
 def _best(newest_first: list[Checkpoint], metric: str | None, mode: str) -> list[Checkpoint]:

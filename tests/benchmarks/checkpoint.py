@@ -1,0 +1,159 @@
+"""What saving and resuming costs beside Accelerate's own functions. From the root:
+
+python -m tests.benchmarks.checkpoint
+
+100 M parameters with Adam, 1.2 GB. Each round saves and loads in each way, in turns; the ratios are
+paired within a round. ``save_state`` is given an fsync of its files, without which nothing is saved
+when the machine stops. Memory is the peak of what is resident, above what it was before.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ignite_hooks import MaxRAM
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.durable import sync_tree
+from ignite_hooks.checkpoint.saver import Saver
+
+MIB = 2**20
+
+
+def make_trainer(layers, steps=1):
+    """Layers of 4.2 M parameters each."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(layers)))
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.Adam(model.parameters(), lr=1e-6),
+        torch.nn.functional.mse_loss,
+        [(torch.randn(1, 2048), torch.randn(1, 2048))],
+        accelerator=Accelerator(cpu=True),
+    )
+    if steps:
+        trainer.run(max_steps=steps)
+    return trainer
+
+
+def save_state(trainer, folder):
+    trainer.accelerator.save_state(str(folder / "theirs"))
+    sync_tree(folder / "theirs")
+
+
+def saver_into(folder, trainer, **options):
+    saver = Saver(SaveCheckpoint(folder, keep_last=1, **options), trainer, lambda folder: None)
+    saver._saved_at = None  # as if a step had been since
+    return saver
+
+
+def save(trainer, folder):
+    saver_into(folder / "ours", trainer).save(trainer)
+
+
+def save_in_background(trainer, folder):
+    """Returns what is left to wait for."""
+    saver = saver_into(folder / "behind", trainer, background=True)
+    saver.save(trainer)
+    return saver.wait
+
+
+def load_state(trainer, folder):
+    trainer.accelerator.load_state(str(folder / "theirs"))
+
+
+def resume(trainer, folder):
+    ResumeCheckpoint(folder / "ours").attach(trainer).remove()
+
+
+def resume_unverified(trainer, folder):
+    ResumeCheckpoint(folder / "ours", verify=False).attach(trainer).remove()
+
+
+SAVES = {
+    "`save_state`, fsync": save_state,
+    "`SaveCheckpoint`": save,
+    "`SaveCheckpoint(background=True)`": save_in_background,
+}
+LOADS = {
+    "`load_state`": load_state,
+    "`ResumeCheckpoint`": resume,
+    "`ResumeCheckpoint(verify=False)`": resume_unverified,
+}
+
+
+def seconds_of(ways, trainer, folder):
+    """What each way blocks for, one after the other."""
+    taken = {}
+    for name, act in ways.items():
+        began = time.perf_counter()
+        wait = act(trainer, folder)
+        taken[name] = time.perf_counter() - began
+        if wait is not None:
+            wait()
+    return taken
+
+
+def peak_of(name, layers, folder):
+    """Prints the peak of resident memory of one way, in MiB, above what was resident before."""
+    trainer = make_trainer(layers, steps=int(name in SAVES))
+    with MaxRAM() as before:
+        pass
+    with MaxRAM() as ram:
+        wait = {**SAVES, **LOADS}[name](trainer, folder)
+        if wait is not None:
+            wait()
+    print(f"{ram.result() - before.result():,.0f}")
+
+
+def table(ways, trainer, folder, options):
+    """The first way is the base of the ratios; each peak is that of a process of its own."""
+    seconds_of(ways, trainer, folder)  # files and memory are there from now on
+    rounds = [seconds_of(ways, trainer, folder) for _ in range(options.rounds)]
+    base, *_ = ways
+    print("\n| | seconds | ratio | quartiles of the ratio | peak of memory, MiB |")
+    print("|---|---|---|---|---|")
+    for name in ways:
+        seconds = statistics.median(each[name] for each in rounds)
+        low, middle, high = statistics.quantiles((r[name] / r[base] for r in rounds), n=4)
+        command = [sys.executable, "-m", __spec__.name, "--peak-of", name]
+        command += ["--layers", str(options.layers), "--directory", str(folder)]
+        peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        print(f"| {name} | {seconds:.2f} | {middle:.2f} | {low:.2f} to {high:.2f} | {peak} |")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--directory", type=Path, help="on the disk that is to be measured")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak_of:
+        peak_of(options.peak_of, options.layers, options.directory)
+        return
+    folder = Path(tempfile.mkdtemp(dir=options.directory))
+    try:
+        trainer = make_trainer(options.layers)
+        parameters = sum(each.numel() for each in trainer.model.parameters())
+        machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
+        print(f"{machine}, Python {platform.python_version()}, torch {torch.__version__}")
+        print(f"{parameters:,} parameters, {3 * 4 * parameters / MIB:,.0f} MiB")
+        table(SAVES, trainer, folder, options)
+        table(LOADS, trainer, folder, options)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
