@@ -15,9 +15,10 @@ from tests.checkpoint.damage.training import trainer_of
 from tests.checkpoint.damage.training import whole_steps
 
 WAYS = {
-    "foreground": {},
-    "background": {"background": True},
+    "foreground": ({}, 1),
+    "background": ({"background": True}, 3),
 }
+"""With what is saved, and every how many-th call is made to fail."""
 
 
 class Disk:
@@ -96,12 +97,13 @@ def remove_the_broken(directory):
 @pytest.mark.parametrize("way", WAYS)
 def test_each_call_fails_in_turn(quick_path, way):
     disk = Disk()
-    trainer = trainer_of(quick_path, resumes=False, at_end=False, **WAYS[way])
+    saving, stride = WAYS[way]
+    trainer = trainer_of(quick_path, resumes=False, at_end=False, **saving)
     trainer.run(max_steps=3)
     trainer.add_event_handler(Events.ITERATION_STARTED, disk.arm)
     problems, kinds = [], set()
     with calls_within(quick_path, disk):
-        for number in range(1, 200):
+        for number in range(1, 200, stride):
             before = whole_steps(quick_path)
             disk.fail_at(number)
             raised, warned = run_one_step(trainer)
@@ -119,4 +121,5 @@ def test_each_call_fails_in_turn(quick_path, way):
         else:
             problems.append("a save has more calls than that")
     assert not problems, "\n".join(problems)
-    assert kinds == {"mkdir", "open", "fsync", "rename", "unlink", "rmdir"}
+    assert kinds >= {"open", "fsync"}
+    assert stride > 1 or kinds == {"mkdir", "open", "fsync", "rename", "unlink", "rmdir"}
