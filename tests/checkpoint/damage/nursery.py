@@ -12,6 +12,10 @@ import sys
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
+
+PATIENCE = 30
+"""Seconds until a child is killed that waits for a signal which does not come, or has no end."""
 
 
 class Child:
@@ -72,9 +76,12 @@ class Nursery:
         self._process.stdin.write(json.dumps({"program": program, **task}) + "\n")
         self._process.stdin.flush()
         child = Child(self._process)
+        watchdog = Timer(PATIENCE, child.send, [signal.SIGKILL])
+        watchdog.start()
         try:
             yield child
         finally:
+            watchdog.cancel()
             if child.status is None:
                 child.send(signal.SIGKILL)
                 child.wait()
