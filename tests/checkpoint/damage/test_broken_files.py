@@ -1,0 +1,154 @@
+"""A file of a checkpoint that is not as it was written: found, named, and the older one is used."""
+
+import shutil
+
+import pytest
+import torch
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks.checkpoint.__main__ import main
+from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.store import find_problems
+from tests.checkpoint.damage.training import EPOCHS
+from tests.checkpoint.damage.training import trainer_of
+from tests.reference import make_trainer
+from tests.reference import weights
+
+FILES = {
+    True: ["model.safetensors", "optimizer.bin", "rank_00000.pt", "scheduler.bin", "trainer.pt"],
+    False: ["model.bin", "optimizer.bin", "rank_00000.pt", "scheduler.bin", "trainer.pt"],
+}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1 << 4
+    path.write_bytes(content)
+
+
+def append(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def delete(path):
+    path.unlink()
+
+
+def make_a_folder_of(path):
+    path.unlink()
+    path.mkdir()
+
+
+WAYS = [truncate, empty, flip_one_bit, append, delete, make_a_folder_of]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["safetensors", "torch.save"])
+def saved(request, tmp_path_factory):
+    """Two checkpoints, in the middle of an epoch, and the files of each."""
+    directory = tmp_path_factory.mktemp("saved")
+    trainer = trainer_of(directory, resumes=False, safe_serialization=request.param)
+    trainer.run(max_steps=5)
+    shutil.rmtree(directory / "step_00000003")
+    files = FILES[request.param]
+    found = sorted(path.name for path in (directory / "step_00000005").iterdir())
+    assert found == sorted([*files, "manifest.json"])
+    return directory, files
+
+
+@pytest.fixture
+def directory(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("damage", WAYS)
+def test_whatever_happens_to_a_file_the_older_one_is_used_and_the_file_is_named(
+    saved, directory, damage, capsys
+):
+    for name in saved[1]:
+        path = directory / "step_00000005" / name
+        content = path.read_bytes()
+        damage(path)
+        with pytest.warns(UserWarning, match=f"step_00000005: {name}"):
+            trainer = trainer_of(directory)
+        assert trainer.resume_report.step == 4
+        assert main(["verify", str(directory)]) == 1
+        assert f"step_00000005: {name}" in capsys.readouterr().out
+        if path.is_dir():
+            path.rmdir()
+        path.write_bytes(content)
+    assert main(["verify", str(directory)]) == 0
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, make_a_folder_of])
+def test_a_manifest_that_can_not_be_read_is_said_and_the_older_one_is_used(
+    directory, damage, capsys
+):
+    damage(directory / "step_00000005" / "manifest.json")
+    with pytest.warns(UserWarning, match="step_00000005"):
+        trainer = trainer_of(directory)
+    assert trainer.resume_report.step == 4
+    assert main(["verify", str(directory)]) == 1
+    assert "step_00000005: no checkpoint" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_manifest_is_no_checkpoint(directory, capsys):
+    delete(directory / "step_00000005" / "manifest.json")
+    assert trainer_of(directory).resume_report.step == 4
+    assert main(["verify", str(directory)]) == 1
+    assert "step_00000005: no checkpoint" in capsys.readouterr().out
+
+
+def flips(content):
+    """Each bit of each byte would take minutes: a different bit of every third byte."""
+    for place in range(0, len(content), 3):
+        yield place, 1 << (place % 8)
+
+
+def test_a_bit_of_the_manifest_that_flips_never_makes_another_checkpoint_of_it(directory):
+    """It is damaged, or the files do not fit it, or it is one that says of itself other things."""
+    path = directory / "step_00000005" / "manifest.json"
+    content = path.read_bytes()
+    undetected = []
+    for place, bit in flips(content):
+        changed = bytearray(content)
+        changed[place] ^= bit
+        path.write_bytes(changed)
+        store = CheckpointStore(directory)
+        is_damaged = path.parent in store.damaged()
+        if not is_damaged:
+            (found,) = (c for c in store.checkpoints() if c.folder == path.parent)
+            if not find_problems(found):
+                undetected.append(bytes(changed[max(place - 12, 0) : place + 12]))
+    assert undetected == []
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_one_bit, delete])
+def test_when_all_are_damaged_the_error_lists_each_and_nothing_is_loaded(directory, damage):
+    for folder in directory.iterdir():
+        damage(folder / "optimizer.bin")
+    trainer = make_trainer(dropout=0.5)
+    before = weights(trainer.model)
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(ValueError, match=r"step_00000005: optimizer(.|\n)*step_00000004: optimizer"),
+    ):
+        ResumeCheckpoint(directory, on_missing="start").attach(trainer)
+    assert torch.equal(weights(trainer.model), before)
+    assert trainer.resume_report is None
+
+
+def test_the_fallback_ends_in_the_same_bits(directory, final):
+    flip_one_bit(directory / "step_00000005" / "rank_00000.pt")
+    with pytest.warns(UserWarning, match="rank_00000.pt has changed"):
+        trainer = trainer_of(directory)
+    trainer.run(max_epochs=EPOCHS)
+    assert torch.equal(weights(trainer.model), final)

@@ -1,0 +1,40 @@
+"""A limit to the size of files, as a full disk or a quota is: a write stops within a file."""
+
+import pytest
+
+from tests.checkpoint.damage.training import STEPS
+from tests.checkpoint.damage.training import folders
+from tests.checkpoint.damage.training import whole_steps
+
+FILES = [
+    "model.safetensors",
+    "model.bin",
+    "optimizer.bin",
+    "rank_00000.pt",
+    "trainer.pt",
+    "incomplete.json",
+]
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_does_not_fit_is_said_and_costs_no_checkpoint(
+    nursery, quick_path, name, background
+):
+    child = nursery.run(
+        "train_limited",
+        directory=str(quick_path),
+        name=name,
+        step=5,
+        background=background,
+        safe_serialization=name != "model.bin",
+    )
+    assert child.status == 0, child.told("traceback")
+    ((kind, text),) = child.told("error")
+    assert child.told("then") == [[2, 3, 4]]
+    assert child.told("folders") == [3]
+    assert child.told("step") == [STEPS]
+    assert whole_steps(quick_path) == [STEPS - 2, STEPS - 1, STEPS]
+    assert len(folders(quick_path)) == 3
+    assert kind == "OSError"
+    assert "File too large" in text

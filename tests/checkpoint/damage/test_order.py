@@ -1,0 +1,117 @@
+"""The order of the calls of a save, and the commit rule."""
+
+import os
+
+import pytest
+
+from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.manifest import Manifest
+from tests.checkpoint.damage.calls import Call
+from tests.checkpoint.damage.calls import calls_within
+from tests.checkpoint.damage.training import trainer_of
+
+WAYS = {
+    "foreground": {},
+    "background": {"background": True},
+    "without safetensors": {"safe_serialization": False},
+}
+
+
+class Recording:
+    """The calls of one save, and what was on the disk for sure at each fsync of a file."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.calls, self.synced = [], {}
+
+    def __call__(self, call):
+        if call.kind == "fsync" and call.path.is_file():
+            self.synced[call.path] = record_of(call.path)
+        if call.kind == "rename":  # a file keeps what is known of it
+            self.synced[call.target] = self.synced.get(call.path)
+        self.calls.append(call)
+
+    def place(self, kind, path, target=None):
+        return self.calls.index(Call(kind, path, target))
+
+    def last(self, kind, path):
+        return len(self.calls) - 1 - self.calls[::-1].index(Call(kind, path))
+
+
+@pytest.fixture(params=WAYS)
+def recording(request, tmp_path):
+    """Of the save of step 4, after which the folder of step 1 goes."""
+    directory = tmp_path.resolve()
+    options = {"at_end": False, **WAYS[request.param]}
+    trainer = trainer_of(directory, resumes=False, **options)
+    trainer.run(max_steps=3)
+    recording = Recording(directory)
+    with calls_within(directory, recording):
+        trainer.run(max_steps=4)
+    assert sorted(os.listdir(directory)) == [f"step_0000000{step}" for step in (2, 3, 4)]
+    return recording
+
+
+def test_what_the_manifest_lists_is_on_the_disk_before_the_manifest_is_there(recording):
+    folder = recording.directory / "step_00000004"
+    manifest = Manifest.loads((folder / "manifest.json").read_bytes())
+    commit = recording.place("rename", folder / "incomplete.json", folder / "manifest.json")
+    written = recording.last("open", folder / "incomplete.json")
+    assert len(manifest.files) == 5
+    for name, record in manifest.files.items():
+        assert recording.synced[folder / name] == record, "what was synced is what is listed"
+        assert recording.last("fsync", folder / name) < written
+    before = recording.calls[:commit]
+    last_file = max(recording.last("fsync", folder / name) for name in manifest.files)
+    in_between = before[last_file:]
+    assert Call("fsync", folder) in in_between, "the names of the files too"
+
+
+def test_the_manifest_is_whole_before_it_gets_its_name_and_the_name_is_synced(recording):
+    folder = recording.directory / "step_00000004"
+    temporary, final = folder / "incomplete.json", folder / "manifest.json"
+    commit = recording.place("rename", temporary, final)
+    assert recording.calls[commit - 1] == Call("fsync", temporary)
+    assert recording.synced[final] == record_of(final)
+    after = [call for call in recording.calls[commit + 1 :] if call.kind != "open"]
+    assert after[0] == Call("fsync", folder)
+    on_it = [call for call in recording.calls[commit + 1 :] if call.path == final]
+    assert all(call.kind == "open" for call in on_it), "it is read only"
+
+
+def test_the_folder_is_known_to_the_disk_before_its_files_are_written(recording):
+    folder = recording.directory / "step_00000004"
+    made = recording.place("mkdir", folder)
+    marked = recording.place("fsync", recording.directory)
+    assert made < recording.place("open", folder / "incomplete.json") < marked
+    first_file = min(
+        recording.calls.index(Call("fsync", path))
+        for path in recording.synced
+        if path.parent == folder and path.suffix != ".json"
+    )
+    assert marked < first_file
+
+
+def test_what_is_older_goes_after_the_commit_and_its_manifest_first(recording):
+    new, old = recording.directory / "step_00000004", recording.directory / "step_00000001"
+    commit = recording.place("rename", new / "incomplete.json", new / "manifest.json")
+    synced = recording.calls.index(Call("fsync", new), commit)
+    on_old = [
+        call
+        for call in recording.calls
+        if call.kind not in ("open", "fsync") and (call.path == old or old in call.path.parents)
+    ]
+    first = on_old[0]
+    assert first == Call("rename", old / "manifest.json", old / "incomplete.json")
+    removed = recording.calls.index(first)
+    assert removed > synced > commit
+    assert recording.calls.index(Call("fsync", old), removed) < recording.calls.index(on_old[1])
+    assert {call.kind for call in on_old[1:-1]} == {"unlink"}
+    assert on_old[-2:] == [Call("unlink", old / "incomplete.json"), Call("rmdir", old)]
+
+
+def test_nothing_else_is_renamed_or_removed(recording):
+    changing = [call for call in recording.calls if call.kind in ("rename", "unlink", "rmdir")]
+    folders = {call.path if call.kind == "rmdir" else call.path.parent for call in changing}
+    names = sorted(folder.name for folder in folders)
+    assert names == ["step_00000001", "step_00000004"]

@@ -1,0 +1,100 @@
+"""SIGTERM from outside, at known points of a training: it is saved, and ends well."""
+
+from signal import SIGTERM
+
+import pytest
+import torch
+
+from tests.checkpoint.damage.training import STEPS
+from tests.checkpoint.damage.training import assert_resumes_exactly
+from tests.checkpoint.damage.training import folders
+from tests.checkpoint.damage.training import whole_steps
+
+NOTHING_DUE = {"every_steps": None, "at_end": False}
+
+POINTS = {
+    "between two batches of a window": (("iteration", 7), 4, {}),
+    "at the first batch": (("iteration", 1), 1, {}),
+    "at the last batch of an epoch": (("iteration", 10), 6, {}),
+    "in a validation": (("validation", 2), 3, {}),
+    "in a validation at the end of an epoch": (("validation", 3), 4, {}),
+    "in a save": (("save", 4), 5, {"every_steps": 4}),
+    "in a save in the background": (("save", 4), 5, {"every_steps": 4, "background": True}),
+    "in the background": (("iteration", 7), 4, {"background": True}),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_it_is_saved_at_the_next_boundary_and_the_run_ends(nursery, quick_path, final, point):
+    pause, step, saving = POINTS[point]
+    task = {"directory": str(quick_path), "pauses": [pause], **NOTHING_DUE, **saving}
+    with nursery.child("train_with_pauses", **task) as child:
+        assert child.until("at") == f"{pause[0]} {pause[1]}"
+        child.send(SIGTERM)
+        child.go_on()
+        assert child.wait() == 0, child.told("traceback")
+    assert child.told("stop_reason") == ["SIGTERM"]
+    (message,) = (each for each in child.heard if "step" in each)
+    assert message["is_restored"]
+    stopped_at = message["step"]
+    if "background" not in saving:
+        assert stopped_at == step
+    assert whole_steps(quick_path)[-1] == stopped_at
+    assert child.told("saved")[-1] == stopped_at
+    assert len(folders(quick_path)) == len(whole_steps(quick_path)) == (2 if "save" in pause else 1)
+    assert_resumes_exactly(quick_path, stopped_at, final)
+
+
+def test_in_the_last_validation_the_finished_run_is_saved(nursery, quick_path, final):
+    task = {"directory": str(quick_path), "pauses": [("validation", STEPS)], **NOTHING_DUE}
+    with nursery.child("train_with_pauses", **task) as child:
+        assert child.until("at") == f"validation {STEPS}"
+        child.send(SIGTERM)
+        child.go_on()
+        assert child.wait() == 0, child.told("traceback")
+    assert child.told("stop_reason") == ["SIGTERM"]
+    assert torch.equal(torch.tensor(child.told("weights")[0]), final)
+    assert whole_steps(quick_path) == [STEPS]
+    assert_resumes_exactly(quick_path, STEPS, final)
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+def test_a_second_one_kills_as_it_did_before_and_older_ones_are_whole(
+    nursery, quick_path, final, background
+):
+    pauses = [("iteration", 7), ("save", 4)]
+    task = {"directory": str(quick_path), "pauses": pauses, "background": background}
+    with nursery.child("train_with_pauses", **task) as child:
+        assert child.until("at") == "iteration 7"
+        child.send(SIGTERM)
+        child.go_on()
+        assert child.until("at") == "save 4"
+        child.send(SIGTERM)
+        assert child.wait() == -SIGTERM
+    assert whole_steps(quick_path) == [1, 2, 3]
+    assert_resumes_exactly(quick_path, 3, final)
+
+
+def test_a_second_one_comes_to_the_handler_that_was_there(nursery, quick_path, final):
+    pauses = [("iteration", 7), ("save", 4)]
+    task = {"directory": str(quick_path), "pauses": pauses, "has_own": True, **NOTHING_DUE}
+    with nursery.child("train_with_pauses", **task) as child:
+        for _ in pauses:
+            child.until("at")
+            child.send(SIGTERM)
+            child.go_on()
+        assert child.wait() == 0, child.told("traceback")
+    (message,) = (each for each in child.heard if "own" in each)
+    assert (message["own"], message["is_restored"], message["step"]) == (1, True, 4)
+    assert whole_steps(quick_path) == [4]
+    assert_resumes_exactly(quick_path, 4, final)
+
+
+def test_without_a_signal_nothing_is_saved_and_the_handler_is_as_it_was(nursery, quick_path):
+    child = nursery.run(
+        "train_with_pauses", directory=str(quick_path), pauses=[], has_own=True, **NOTHING_DUE
+    )
+    assert child.status == 0, child.told("traceback")
+    assert child.told("stop_reason") == ["max_epochs"]
+    assert child.told("is_restored") == [True]
+    assert folders(quick_path) == []

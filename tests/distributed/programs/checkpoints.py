@@ -1,0 +1,267 @@
+"""Checkpoints of two processes: saved and resumed at every step, and failures of one of them."""
+
+import errno
+import os
+import signal
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from ignite.engine import Events
+from torch.optim.lr_scheduler import StepLR
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint import saving
+from ignite_hooks.checkpoint.ranks import Ranks
+from tests.checkpoint.damage.training import folders
+from tests.checkpoint.damage.training import whole_steps
+from tests.distributed.programs.checks import accelerator
+from tests.distributed.programs.checks import run
+from tests.reference import augmented
+from tests.reference import make_model
+from tests.reference import seed
+from tests.reference import weights
+
+EPOCHS = 2
+STEPS = 6
+"""10 batches in all, 5 for each process, and 2 of them to a window."""
+
+
+def rank():
+    return PartialState().process_index
+
+
+def directory_of(name):
+    """One that both see."""
+    return Path(sys.argv[1]) / f"{name} checkpoints"
+
+
+def trainer_of(directory=None, resume_from=None, number=1, verify=True, **options):
+    """A trainer of a script that seeds its two processes differently."""
+    options = {"every_steps": 1, "keep_last": None, "on_signals": (), **options}
+    model = make_model(dropout=0.5)
+    seed(10 * number + rank())
+    return create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        torch.nn.functional.mse_loss,
+        augmented(10),
+        accelerator=accelerator(2),
+        lr_scheduler=lambda optimizer: StepLR(optimizer, 2, gamma=0.7),
+        checkpoint=None if directory is None else SaveCheckpoint(directory, **options),
+        resume_from=resume_from and ResumeCheckpoint(resume_from, verify=verify),
+    )
+
+
+@cache
+def unbroken():
+    trainer = trainer_of()
+    trainer.run(max_epochs=EPOCHS)
+    return weights(trainer.model)
+
+
+def resuming_exactly(name, **options):
+    directory, final, exact = directory_of(name), unbroken(), []
+    trainer = trainer_of(directory, **options)
+    trainer.run(max_epochs=EPOCHS)
+    exact.append(torch.equal(weights(trainer.model), final))
+    for step in whole_steps(directory):
+        trainer = trainer_of(resume_from=directory / f"step_{step:08d}", number=2)
+        exact.append(trainer.resume_report.is_exact and trainer.state.optimizer_step == step)
+        trainer.run(max_epochs=EPOCHS)
+        exact.append(torch.equal(weights(trainer.model), final))
+    return {"exact": exact, "steps": whole_steps(directory)}
+
+
+def resume_at_every_step():
+    return resuming_exactly("every step")
+
+
+def resume_at_every_step_in_the_background():
+    return resuming_exactly("background", background=True)
+
+
+def failing_on(failing_rank, name, *, background):
+    """The save of step 2 fails on one process, in the fsync of a file of it."""
+    directory = directory_of(name)
+    trainer = trainer_of(directory, background=background)
+    fsync, errors = os.fsync, []
+
+    def failing(descriptor):
+        is_own = os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/rank_0000{rank()}.pt")
+        if rank() == failing_rank and is_own and trainer.state.optimizer_step >= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        try:
+            trainer.run(max_steps=2)
+        except (OSError, RuntimeError) as error:
+            errors.append([type(error).__name__, str(error)])
+    torch.distributed.barrier()
+    there = folders(directory)
+    torch.distributed.barrier()
+    trainer.run(max_epochs=EPOCHS)
+    resumed = trainer_of(resume_from=directory, number=2)
+    resumed.run(max_epochs=EPOCHS)
+    return {
+        "errors": errors,
+        "there": there,
+        "steps": whole_steps(directory),
+        "folders": len(folders(directory)),
+        "same": torch.equal(weights(resumed.model), weights(trainer.model)),
+    }
+
+
+def failure_on_the_first():
+    return failing_on(0, "first fails", background=False)
+
+
+def failure_on_the_second():
+    return failing_on(1, "second fails", background=False)
+
+
+def failure_on_the_second_in_the_background():
+    return failing_on(1, "second fails in the background", background=True)
+
+
+def signalled(name, **options):
+    directory, final = directory_of(name), unbroken()
+    before = signal.getsignal(signal.SIGTERM)
+    options = {"every_steps": None, "at_end": False, **options}
+    trainer = trainer_of(directory, on_signals=("SIGTERM",), **options)
+    if rank() == 1:
+        event = Events.ITERATION_STARTED(once=3)
+        trainer.add_event_handler(event, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trainer.run(max_epochs=EPOCHS)
+    steps = whole_steps(directory)
+    resumed = trainer_of(resume_from=directory, number=2)
+    resumed.run(max_epochs=EPOCHS)
+    return {
+        "reason": trainer.stop_reason,
+        "stopped": [trainer.state.optimizer_step, trainer.state.iteration],
+        "steps": steps,
+        "restored": signal.getsignal(signal.SIGTERM) is before,
+        "exact": torch.equal(weights(resumed.model), final),
+    }
+
+
+def signal_to_one():
+    return signalled("signal")
+
+
+def signal_to_one_in_the_background():
+    return signalled("signal in the background", background=True)
+
+
+def clock_of_one():
+    """Hours pass at step 2 and at step 5, on one process only."""
+    directory, now = directory_of("clock"), [0.0]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(saving, "monotonic", lambda: now[0])
+        trainer = trainer_of(directory, every_steps=None, every_seconds=3600, at_end=False)
+
+        @trainer.on(Events.ITERATION_STARTED)
+        def pass_time():
+            if rank() == 1 and trainer.state.iteration in (3, 8):
+                now[0] += 4000
+
+        trainer.run(max_epochs=EPOCHS)
+    return {"steps": whole_steps(directory)}
+
+
+def other_number_of_processes():
+    trainer = trainer_of()
+    before = weights(trainer.model)
+    text = None
+    try:
+        ResumeCheckpoint(Path(sys.argv[1]) / "of one").attach(trainer)
+    except ValueError as error:
+        text = str(error)
+    return {"text": text, "same": torch.equal(weights(trainer.model), before)}
+
+
+def falling_back(name, file, *, verify=True):
+    """The newest has a damaged file."""
+    directory, final = directory_of(name), unbroken()
+    trainer_of(directory).run(max_epochs=EPOCHS)
+    if rank() == 0:
+        path = directory / f"step_{STEPS:08d}" / file
+        path.write_bytes(path.read_bytes()[:-700])
+    torch.distributed.barrier()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        trainer = trainer_of(resume_from=directory, number=2, verify=verify)
+    trainer.run(max_epochs=EPOCHS)
+    return {
+        "from": trainer.resume_report.step,
+        "warned": [str(each.message) for each in warned],
+        "exact": torch.equal(weights(trainer.model), final),
+    }
+
+
+def damage_to_the_model():
+    return falling_back("damaged model", "model.safetensors")
+
+
+def damage_to_the_second():
+    return falling_back("damaged second", "rank_00001.pt")
+
+
+def damage_to_the_second_unverified():
+    return falling_back("unverified second", "rank_00001.pt", verify=False)
+
+
+def failed(act):
+    try:
+        return ["returned", act()]
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+
+def agreement():
+    """What ``Ranks`` promises, the failure on one process and on the other."""
+    ranks = Ranks()
+
+    def fail_on(number):
+        if rank() == number:
+            raise OSError(errno.EIO, "gone")
+        return f"well {rank()}"
+
+    return {
+        "size": ranks.size,
+        "gathered": ranks.gather({"rank": rank()}),
+        "agreed": failed(lambda: ranks.agree(lambda: fail_on(None))),
+        "fails on 1": failed(lambda: ranks.agree(lambda: fail_on(1))),
+        "first alone": failed(lambda: ranks.first_alone(lambda: f"by {rank()}")),
+        "first fails": failed(lambda: ranks.first_alone(lambda: fail_on(0))),
+        "flags": ranks.any_of(rank() == 1, False, rank() == 0),
+        "afterwards": ranks.gather(rank()),
+    }
+
+
+CHECKS = [
+    resume_at_every_step,
+    resume_at_every_step_in_the_background,
+    failure_on_the_first,
+    failure_on_the_second,
+    failure_on_the_second_in_the_background,
+    signal_to_one,
+    signal_to_one_in_the_background,
+    clock_of_one,
+    other_number_of_processes,
+    damage_to_the_model,
+    damage_to_the_second,
+    damage_to_the_second_unverified,
+    agreement,
+]
+
+if __name__ == "__main__":
+    run(*CHECKS)

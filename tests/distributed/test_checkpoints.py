@@ -1,0 +1,123 @@
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ignite_hooks import ResumeCheckpoint
+from tests.checkpoint.damage.training import trainer_of
+from tests.distributed.launch import on_two_processes
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """In memory if there is such a place: the disk takes seconds for so many."""
+    memory = Path("/dev/shm")
+    place = memory if memory.is_dir() else tmp_path_factory.mktemp("checkpoints")
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="module")
+def findings(folder):
+    trainer_of(folder / "of one", resumes=False).run(max_steps=1)
+    return on_two_processes("checkpoints", folder, limit=120)
+
+
+@pytest.mark.parametrize(
+    "check", ["resume_at_every_step", "resume_at_every_step_in_the_background"]
+)
+def test_resuming_from_every_step_ends_in_the_same_bits(findings, check):
+    for finding in findings.of(check):
+        assert finding["steps"] == [1, 2, 3, 4, 5, 6]
+        assert all(finding["exact"])
+        assert finding["references"]
+
+
+FAILURES = {
+    "failure_on_the_first": 0,
+    "failure_on_the_second": 1,
+    "failure_on_the_second_in_the_background": 1,
+}
+
+
+@pytest.mark.parametrize("check", FAILURES)
+def test_a_write_that_fails_on_one_process_is_raised_on_both_and_leaves_nothing(findings, check):
+    failing = FAILURES[check]
+    found = findings.of(check)
+    for rank, finding in enumerate(found):
+        ((kind, text),) = finding["errors"]
+        assert "No space left on device" in text
+        if rank == failing:
+            assert kind == "OSError"
+        else:
+            assert kind == "RuntimeError"
+            assert f"process {failing}: OSError" in text
+        assert finding["there"] == ["step_00000001"]
+        assert finding["steps"] == [1, 3, 4, 5, 6], "later saves work"
+        assert finding["folders"] == 5
+        assert finding["same"]
+
+
+@pytest.mark.parametrize("check", ["signal_to_one", "signal_to_one_in_the_background"])
+def test_a_signal_to_one_process_stops_both_at_one_step_with_one_checkpoint(findings, check):
+    for finding in findings.of(check):
+        assert finding["reason"] == "SIGTERM"
+        assert finding["stopped"] == [2, 4]
+        assert finding["steps"] == [2]
+        assert finding["restored"]
+        assert finding["exact"]
+
+
+def test_the_clock_of_one_process_has_both_save(findings):
+    for finding in findings.of("clock_of_one"):
+        assert finding["steps"] == [2, 5]
+
+
+def test_a_checkpoint_of_one_process_is_an_error_on_two(findings):
+    for finding in findings.of("other_number_of_processes"):
+        assert "is of 1 processes, and there are 2 now" in finding["text"]
+        assert finding["same"]
+
+
+def test_a_checkpoint_of_two_processes_is_an_error_on_one(findings, folder, tmp_path):
+    findings.of("resume_at_every_step")
+    trainer = trainer_of(tmp_path, resumes=False)
+    with pytest.raises(ValueError, match="is of 2 processes, and there are 1 now"):
+        ResumeCheckpoint(folder / "every step checkpoints").attach(trainer)
+
+
+DAMAGE = {
+    "damage_to_the_model": "model.safetensors has",
+    "damage_to_the_second": "rank_00001.pt has",
+    "damage_to_the_second_unverified": "rank_00001.pt",
+}
+
+
+@pytest.mark.parametrize("check", DAMAGE)
+def test_what_is_damaged_for_one_process_is_skipped_by_both(findings, check):
+    for finding in findings.of(check):
+        assert finding["from"] == STEPS - 1
+        (text,) = finding["warned"]
+        assert f"step_{STEPS:08d}" in text
+        assert DAMAGE[check] in text
+        assert finding["exact"]
+
+
+def test_processes_agree_and_fail_together(findings):
+    first, second = findings.of("agreement")
+    for finding in (first, second):
+        assert finding["size"] == 2
+        assert finding["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert finding["agreed"] == ["returned", ["well 0", "well 1"]]
+        assert finding["first alone"] == ["returned", "by 0"]
+        assert finding["flags"] == [True, False, True]
+        assert finding["afterwards"] == [0, 1]
+    told = "OSError: [Errno 5] gone"
+    assert first["fails on 1"] == ["RuntimeError", f"process 1: {told}"]
+    assert second["fails on 1"] == ["OSError", "[Errno 5] gone"]
+    assert first["first fails"] == ["OSError", "[Errno 5] gone"]
+    assert second["first fails"] == ["RuntimeError", f"process 0: {told}"]
