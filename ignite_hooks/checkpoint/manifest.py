@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt
 from pydantic import PositiveInt
 from xxhash import xxh3_128_hexdigest
 
-__all__ = ["SCHEMA", "FileRecord", "Manifest"]
+__all__ = ["SCHEMA", "FileRecord", "Manifest", "sealed"]
 
 SCHEMA = 1
 """The layout of a checkpoint; a reader refuses a larger number than its own."""
@@ -85,14 +85,18 @@ class Manifest(BaseModel):
 
     def dumps(self) -> bytes:
         """JSON, one line for each field and file, to be read by people too."""
-        text = self.model_copy(update={"manifest_checksum": ""}).model_dump_json(indent=1).encode()
-        return _CHECKSUM.sub(b"\\g<1>%s\\g<3>" % xxh3_128_hexdigest(text).encode(), text)
+        return sealed(self.model_dump_json(indent=1).encode())
 
     @classmethod
     def loads(cls, text: bytes) -> "Manifest":
         """A manifest from its JSON; a ValueError that says what is wrong with it."""
         manifest = cls.model_validate_json(text)
-        without = _CHECKSUM.sub(rb"\1\3", text)
-        if manifest.manifest_checksum != xxh3_128_hexdigest(without):
+        if len(_CHECKSUM.findall(text)) != 1 or text != sealed(text):
             raise ValueError("`manifest_checksum` must be that of the text, which has changed")
-        return manifest
+        return manifest.model_copy(update={"manifest_checksum": ""})
+
+
+def sealed(text: bytes) -> bytes:
+    """A manifest's JSON with the right ``manifest_checksum``."""
+    without = _CHECKSUM.sub(rb"\1\3", text)
+    return _CHECKSUM.sub(rb"\g<1>%s\g<3>" % xxh3_128_hexdigest(without).encode(), without)

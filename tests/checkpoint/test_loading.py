@@ -19,6 +19,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.manifest import sealed
 from ignite_hooks.checkpoint.state import TrainingState
 from tests.reference import batches_of
 from tests.reference import seed
@@ -143,7 +144,7 @@ def saved(directory, **options):
 def rewrite(folder, **fields):
     """A manifest as it were if these fields had been so."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    path.write_bytes(sealed(json.dumps({**json.loads(path.read_text()), **fields}).encode()))
 
 
 def relist(folder, *, without=()):

@@ -72,8 +72,8 @@ def test_a_list_shows_what_is_broken_as_far_as_a_look_tells(store, capsys):
     (save(store, 1) / "model.safetensors").write_bytes(b"")
     (save(store, 2) / "rank_0" / "rng.pt").unlink()
     (save(store, 3) / "manifest.json").write_bytes(b"{")
-    (store.directory / "step_00000004").mkdir()
     store.begin(5)
+    (store.directory / "step_00000004").mkdir()
     assert main(["list", str(store.directory)]) == 0
     assert [(line.split()[0], line.split("  ")[-1].strip()) for line in lines(capsys)[1:]] == [
         ("step_00000002", "damaged"),

@@ -7,6 +7,7 @@ import pytest
 
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.manifest import sealed
 
 
 def manifest(**fields):
@@ -28,7 +29,7 @@ def manifest(**fields):
 
 
 def edited(**fields):
-    return json.dumps({**json.loads(manifest().dumps()), **fields}).encode()
+    return sealed(json.dumps({**json.loads(manifest().dumps()), **fields}).encode())
 
 
 @pytest.mark.parametrize("value", [None, 0.5, math.inf, -math.inf])

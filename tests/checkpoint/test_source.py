@@ -10,6 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
+from ignite_hooks.checkpoint.manifest import sealed
 from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.store import read_manifest
 from tests.reference import batches_of
@@ -61,7 +62,9 @@ def resumed(source, **options):
 
 def renumber(folder, number):
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "number": number}))
+    path.write_bytes(
+        sealed(json.dumps({**json.loads(path.read_text()), "number": number}).encode())
+    )
 
 
 def files_of(cache):
@@ -153,7 +156,7 @@ def test_a_file_in_a_folder_of_the_checkpoint_is_downloaded_too(directory, tmp_p
         "size": 0,
         "checksum": "99aa06d3014798d86001c324468d497f",
     }
-    (folder / "manifest.json").write_text(json.dumps(text))
+    (folder / "manifest.json").write_bytes(sealed(json.dumps(text).encode()))
     source = source_at(directory.as_uri(), tmp_path / "cache")
     checkpoint = source.fetch(source.find()[0][0])
     assert (checkpoint.folder / "sharded" / "deep" / "part").exists()

@@ -102,7 +102,8 @@ def test_a_manifest_that_can_not_be_read_is_said_and_the_older_one_is_used(
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(directory, capsys):
     delete(directory / "step_00000005" / "manifest.json")
-    assert trainer_of(directory).resume_report.step == 4
+    with pytest.warns(UserWarning, match="step_00000005: no manifest"):
+        assert trainer_of(directory).resume_report.step == 4
     assert main(["verify", str(directory)]) == 1
     assert "step_00000005: no checkpoint" in capsys.readouterr().out
 
