@@ -18,7 +18,7 @@ from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.undoing import undone_on_failure
-from ignite_hooks.handlers.validation import measured_at
+from ignite_hooks.measured import measured_at
 
 __all__ = ["LoadedState"]
 

@@ -21,7 +21,7 @@ from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.writer import Writer
-from ignite_hooks.handlers.validation import measured_at
+from ignite_hooks.measured import measured_at
 from ignite_hooks.warn_once import warn_once
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
-from ignite_hooks.handlers.validation import measured_at
+from ignite_hooks.measured import measured_at
 
 __all__ = ["TrainingState", "rank_file"]
 

@@ -74,15 +74,16 @@ def _add(value: Any, total: Any) -> None:
         total.update(f"{value.dtype}{value.shape}".encode())
         total.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Mapping):
+        total.update(f"{{{len(value)}:".encode())
         for key, each in value.items():
-            total.update(repr(key).encode())
+            total.update(f"{key!r}:".encode())
             _add(each, total)
     elif isinstance(value, list | tuple):
-        total.update(str(len(value)).encode())
+        total.update(f"[{len(value)}:".encode())
         for each in value:
             _add(each, total)
     elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        total.update(repr(value).encode())
+        total.update(f"{value!r};".encode())
     else:
         total.update(type(value).__name__.encode())
         _add(getattr(value, "__dict__", {}), total)

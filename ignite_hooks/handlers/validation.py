@@ -18,7 +18,6 @@ from pydantic import StrictStr
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.active_loader import set_aside
-from ignite_hooks.engine import belongings
 from ignite_hooks.engine import forget_run
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.feed import DataFeed
@@ -30,13 +29,14 @@ from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.loaders import PlainIterable
 from ignite_hooks.loop import TrainingLoop
+from ignite_hooks.measured import measured_at
 from ignite_hooks.modes import gradients_kept
 from ignite_hooks.modes import modes_kept
 from ignite_hooks.modes import without_ddp
 from ignite_hooks.preparing import source_of
 from ignite_hooks.rng import RandomState
 
-__all__ = ["Validation", "measured_at"]
+__all__ = ["Validation"]
 
 
 @dataclass(frozen=True, eq=False, config=handler_config)
@@ -245,9 +245,3 @@ def _arguments_of(evaluate: Callable[..., Any]) -> int:
             "lambda model: evaluate(model, loader)"
         )
     return len(needed)
-
-
-def measured_at(engine: Engine) -> dict[str, int]:
-    """The iteration at which a validation has last measured each name in ``state.metrics``."""
-    iterations: dict[str, int] = belongings(engine).setdefault("measured_at", {})
-    return iterations

@@ -1,0 +1,187 @@
+import itertools
+import tempfile
+
+import pytest
+import torch
+from ignite.engine import Events
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
+
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint import assert_resumable
+from tests.reference import Noisy
+from tests.reference import batches_of
+from tests.reference import make_model
+from tests.reference import seed
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Whatever comes of it, no files stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_trainer(data=None, number=1):
+    seed(number)
+    model = make_model(dropout=0.5)
+    return create_supervised_trainer(
+        model,
+        torch.optim.Adam(model.parameters(), lr=0.01),
+        torch.nn.functional.mse_loss,
+        DataLoader(Noisy(10), 2, shuffle=True) if data is None else data,
+        lr_scheduler=lambda optimizer: StepLR(optimizer, 2, gamma=0.7),
+    )
+
+
+class Fading:
+    """Makes each step smaller than the one before, and keeps count of it."""
+
+    def __init__(self, trainer):
+        self.steps = 0
+        self.optimizer = trainer.optimizer
+
+    def __call__(self):
+        self.steps += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.1 / self.steps
+
+
+class FadingWithState(Fading):
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict):
+        self.steps = state_dict["steps"]
+
+
+def faded(kind):
+    trainer = make_trainer()
+    trainer.add_event_handler(Events.ITERATION_STARTED, kind(trainer))
+    return trainer
+
+
+def test_a_training_that_can_be_resumed_passes():
+    assert_resumable(make_trainer, max_steps=8)
+
+
+def test_what_is_not_the_same_twice_is_said_to_be_so_before_any_resume():
+    numbers = itertools.count()
+    with pytest.raises(AssertionError, match="two runs that begin anew are not the same, the batc"):
+        assert_resumable(lambda: make_trainer(number=next(numbers)), max_steps=4)
+
+
+def test_a_handler_that_does_not_tell_its_state_is_found_out_where_it_shows_first():
+    expected = r"resumed at step 1, model\.0\.weight after the step of iteration 2 differs from"
+    with pytest.raises(AssertionError, match=expected):
+        assert_resumable(lambda: faded(Fading), max_steps=8)
+
+
+def test_one_that_does_passes():
+    assert_resumable(lambda: faded(FadingWithState), max_steps=8)
+
+
+class Queue:
+    """Data that go on where they are in each pass, and do not tell where that is."""
+
+    def __init__(self):
+        self.batches = itertools.cycle(batches_of(7))
+
+    def __iter__(self):
+        return itertools.islice(self.batches, 5)
+
+
+def test_data_with_a_state_of_their_own_are_found_out_by_the_batch():
+    with pytest.raises(
+        AssertionError, match=r"resumed at step 6, the batch of iteration 7 differs"
+    ):
+        assert_resumable(lambda: make_trainer(Queue()), max_steps=8, stops=[6])
+
+
+def test_a_draw_in_the_wrong_place_is_found_out_by_the_generators():
+    starts = itertools.count()
+
+    def make():
+        trainer = make_trainer(batches_of(5))
+        draws = 1 + (next(starts) > 1)
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: torch.rand(draws))
+        return trainer
+
+    with pytest.raises(AssertionError, match="the random generators of iteration 3 differs"):
+        assert_resumable(make, max_steps=4, stops=[1])
+
+
+def test_one_that_ends_too_early_is_found_out():
+    starts = itertools.count()
+
+    def make():
+        trainer = make_trainer()
+        if next(starts) > 1:
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), trainer.terminate)
+        return trainer
+
+    with pytest.raises(AssertionError, match="it stopped after iteration 4 differs"):
+        assert_resumable(make, max_steps=8, stops=[2])
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_objects_that_the_trainings_own_checkpoints_name_are_saved_too(tmp_path_factory, is_named):
+    folder = tmp_path_factory.mktemp("own")
+
+    def make():
+        trainer = make_trainer()
+        fading = FadingWithState(trainer)
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: fading())
+        also = {"fading": fading} if is_named else None
+        SaveCheckpoint(folder, every_steps=100, at_end=False, also=also).attach(trainer)
+        return trainer
+
+    if is_named:
+        assert_resumable(make, max_steps=6)
+    else:
+        with pytest.raises(AssertionError, match="resumed at step 1"):
+            assert_resumable(make, max_steps=6)
+
+
+def test_it_stops_at_five_steps_or_at_those_that_are_asked_for(monkeypatch):
+    resumed = []
+
+    def make():
+        trainer = make_trainer()
+        trainer.add_event_handler(Events.STARTED, lambda: resumed.append(trainer.state.start_step))
+        return trainer
+
+    assert_resumable(make, max_steps=10)
+    assert resumed == [0, 0, 1, 3, 5, 7, 9]
+    resumed.clear()
+    assert_resumable(make, max_steps=10, stops=[5, 10, 2, 5])
+    assert resumed == [0, 0, 2, 5]  # one that was finished begins no run
+
+
+@pytest.mark.parametrize("stops", [[], [0], [3, 9]])
+def test_stops_outside_of_the_training_are_refused(stops):
+    with pytest.raises(
+        ValueError, match=r"`stops` must be steps from 1 to `max_steps`.* is 8, got"
+    ):
+        assert_resumable(make_trainer, max_steps=8, stops=stops)
+
+
+def test_a_number_of_steps_is_needed():
+    with pytest.raises(ValueError, match="`max_steps` must be an integer >= 1, got 0"):
+        assert_resumable(make_trainer, max_steps=0)
+
+
+def test_one_step_is_enough():
+    assert_resumable(make_trainer, max_steps=1)
+
+
+def test_a_failure_of_the_training_comes_through():
+    def make():
+        trainer = make_trainer()
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: 1 // 0)
+        return trainer
+
+    with pytest.raises(ZeroDivisionError):
+        assert_resumable(make, max_steps=8)
