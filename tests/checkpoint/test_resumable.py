@@ -94,9 +94,7 @@ class Queue:
 
 
 def test_data_with_a_state_of_their_own_are_found_out_by_the_batch():
-    with pytest.raises(
-        AssertionError, match=r"resumed at step 6, the batch of iteration 7 differs"
-    ):
+    with pytest.raises(AssertionError, match="resumed at step 6, the batch of iteration 7 differs"):
         assert_resumable(lambda: make_trainer(Queue()), max_steps=8, stops=[6])
 
 
@@ -109,7 +107,7 @@ def test_a_draw_in_the_wrong_place_is_found_out_by_the_generators():
         trainer.add_event_handler(Events.ITERATION_STARTED, lambda: torch.rand(draws))
         return trainer
 
-    with pytest.raises(AssertionError, match="the random generators of iteration 3 differs"):
+    with pytest.raises(AssertionError, match="the random generators of iteration 2 differs"):
         assert_resumable(make, max_steps=4, stops=[1])
 
 
@@ -162,9 +160,7 @@ def test_it_stops_at_five_steps_or_at_those_that_are_asked_for(monkeypatch):
 
 @pytest.mark.parametrize("stops", [[], [0], [3, 9]])
 def test_stops_outside_of_the_training_are_refused(stops):
-    with pytest.raises(
-        ValueError, match=r"`stops` must be steps from 1 to `max_steps`.* is 8, got"
-    ):
+    with pytest.raises(ValueError, match=r"`stops` must be steps from 1 to `max_steps`.* is 8"):
         assert_resumable(make_trainer, max_steps=8, stops=stops)
 
 
