@@ -21,7 +21,7 @@ def temporary(tmp_path, monkeypatch):
     """Whatever comes of it, no files stay."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("ignite_hooks*")) == []
 
 
 def make_trainer(data=None, number=1):
