@@ -157,7 +157,8 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    is_sparse = tensor.layout != torch.strided
+    is_alone = is_sparse or tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor.detach() if is_alone else tensor.detach().clone()
 
 
