@@ -82,11 +82,9 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_bits_of_one_that_is_no
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-def test_sixty_kills(nursery, quick_path, final, background, seed):
-    job = Job(nursery, quick_path, final, background=background)
-    random_kills(job, Random(f"sixty {seed}"), 30)
+def test_thirty_kills(nursery, quick_path, final, background):
+    random_kills(Job(nursery, quick_path, final, background=background), Random(2), 30)
 
 
 def saved_before(directory):
