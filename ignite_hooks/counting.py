@@ -34,6 +34,7 @@ class CountingEngine(QuickEngine):
         self._feed: Any = None  # a DataFeed once there is data
         self._place = Place()
         self._boundary = self._place
+        self._has_drawn_since = False  # for batches that it went back over
         self._limits = Limits()
         self._shown = Limits()
         self._epoch_length: int | None = None
@@ -85,7 +86,8 @@ class CountingEngine(QuickEngine):
 
     def _go_back(self) -> None:
         """Stands where the last whole step ended."""
-        place = self._place if self.is_at_boundary else self._boundary
+        self._has_drawn_since = not self.is_at_boundary
+        place = self._boundary if self._has_drawn_since else self._place
         self._place = place
         self.state.iteration = place.progress.iteration
 

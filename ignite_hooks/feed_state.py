@@ -45,7 +45,18 @@ class FeedState(ABC):
             for name in before
             if before[name] != now.get(name)
         ]
-        if now["workers"] and state_dict["position"][1]:
+        is_within, has_workers = state_dict["position"][1], state_dict["source"].get("has_workers")
+        if is_within and not self._source.is_entered_exactly:
+            found.append(
+                "batches that were given are gone through again: what they draw at random is drawn "
+                "anew until this pass ends; without such draws it is exact"
+            )
+        if has_workers:
+            found.append(
+                "what the data set draws at random in workers that stay is drawn anew; without "
+                "such draws it is exact"
+            )
+        elif now["workers"] and is_within:
             found.append(
                 "what the data set draws at random in its workers is drawn anew until this pass "
                 "ends; without such draws it is exact"

@@ -40,6 +40,11 @@ class IndexedLoader(TorchLoader):
             return PlainIterable.length.fget(self)  # type: ignore[attr-defined, no-any-return]
 
     @property
+    def is_entered_exactly(self) -> bool:
+        """The batches before are not loaded, and with a certain length none is loaded ahead."""
+        return self.length is not None
+
+    @property
     def generators(self) -> list[torch.Generator]:
         """Those of the loader and of its (nested) samplers."""
         found: list[torch.Generator] = []

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Generator
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from collections.abc import Sized
 from contextlib import contextmanager
 from itertools import islice
@@ -50,6 +51,11 @@ class PlainIterable:
             return len(self.loader) if isinstance(self.loader, Sized) else None
         except TypeError:
             return None
+
+    @property
+    def is_entered_exactly(self) -> bool:
+        """Whether a pass is entered in its middle with no random number drawn twice."""
+        return isinstance(self.loader, Sequence)
 
     @property
     def ends_itself(self) -> bool:

@@ -45,6 +45,7 @@ class TrainingLoop(IteratingEngine):
 
     def _run_all(self) -> Generator[Any, None, Any]:
         self.stop_reason = None
+        self._has_drawn_since = False
         self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
         self._stand_at(self._place.progress)
         self._batches = iter(self._feed)

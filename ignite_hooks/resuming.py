@@ -53,6 +53,7 @@ class ResumableEngine(CountingEngine):
             "validation": self.state.validation,
             "data": self._feed.state_dict(),
             "random": random.state_dict(),
+            "has_drawn_since": self._has_drawn_since,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

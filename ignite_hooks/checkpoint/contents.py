@@ -140,6 +140,8 @@ def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) 
     """A copy with other tensors; lists, tuples and dicts are new, all else is the same."""
     if isinstance(content, torch.Tensor):
         return change(content)
+    if isinstance(content, np.generic):
+        return content.item()
     if isinstance(content, dict):
         changed = copy.copy(content)
         for key, value in content.items():

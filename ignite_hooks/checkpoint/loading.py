@@ -41,6 +41,7 @@ class LoadedState:
     def __init__(self, checkpoint: Checkpoint, state: TrainingState, rank: int) -> None:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
+        self._rates: list[dict[str, Any]] = []
         self.folder = checkpoint.folder
         self._state = state
         self._trainer = state.trainer
@@ -61,6 +62,7 @@ class LoadedState:
         }
         if OPTIMIZER in names:  # looked at now, and read when the model's memory is free again
             self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
+        self._scheduler = self._objects.get("scheduler.bin")
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
         self._modules = {}
@@ -106,6 +108,7 @@ class LoadedState:
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
         else:
+            self._rates = [_settings(group) for group in self._objects[OPTIMIZER]["param_groups"]]
             trainer.optimizer.load_state_dict(load_objects(self.folder / OPTIMIZER))
         parts["optimizer"] = EXACT
         self._look_at_data()
@@ -148,8 +151,16 @@ class LoadedState:
         """The same for handlers once more, which may have been reset, and for data given since."""
         self._load_handlers()
         self._load_user_state()
+        self._set_rates()
         self._look_at_data()
         return self._report()
+
+    def _set_rates(self) -> None:
+        """Learning rates and the like, which handlers of STARTED and EPOCH_STARTED may set."""
+        for group, settings in zip(self._trainer.optimizer.param_groups, self._rates, strict=False):
+            group.update(copy.deepcopy(settings))
+        if self._scheduler is not None and self._trainer.lr_scheduler is not None:
+            self._trainer.lr_scheduler.load_state_dict(copy.deepcopy(self._scheduler))
 
     def _report(self) -> ResumeReport:
         known = {name: part for name, part in self._parts.items() if part is not None}
@@ -204,11 +215,19 @@ class LoadedState:
         return EXACT
 
     def _random_report(self) -> ResumedPart:
+        if self._place.get("has_drawn_since"):
+            reason = "the run was stopped within a window of batches, which had drawn already"
+            return ResumedPart("approximate", reason)
         has_device = self._place["random"]["device"] is not None
         if has_device != (self._trainer.accelerator.device.type != "cpu"):
             reason = "another kind of device: its generator has no state of the other's"
             return ResumedPart("approximate", reason)
         return EXACT
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a group of parameters, all but these."""
+    return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
 
 
 def _part_of_named(

@@ -3,6 +3,7 @@
 import random
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,9 +37,10 @@ def assert_resumable(
 
     It runs the trainer through; again, saving at each of ``stops``; and from each of these
     checkpoints a further one to the end. It compares, in each iteration, the place, the batch, the
-    random generators, the loss, every parameter and buffer, and the states of the optimizer and the
-    scheduler. Data without a state, handlers with one that is not told, a seed that is drawn in the
-    wrong place: what differs first is named.
+    random generators, the loss, every parameter and buffer, and the states of the optimizer, the
+    scheduler and the handlers that tell one. Data with a state of their own, a handler that changes
+    the training by one that it does not tell, a seed that is drawn in the wrong place: what differs
+    first is named.
 
     Args:
         make_trainer: builds the trainer as the script does, with its data, from its own seeds. It
@@ -49,22 +51,24 @@ def assert_resumable(
 
     Raises:
         AssertionError: something differs; the message says what comes first.
-        ValueError: a stop is not between 1 and ``max_steps``.
+        ValueError: a stop is not between 1 and ``max_steps``; a trainer has resumed already.
     """
     whole_number("max_steps", max_steps, "it says how long to train")
     stops = _stops(max_steps, stops)
     ranks = Ranks()
     directory = Path(ranks.first_alone(lambda: tempfile.mkdtemp(prefix="ignite_hooks-")))
     try:
-        unbroken = _run(make_trainer(), max_steps)
-        saved = _run(_saving(make_trainer(), directory, stops), max_steps)
+        unbroken = _run(_new(make_trainer), max_steps)
+        saved = _run(_saving(_new(make_trainer), directory, stops), max_steps)
         if difference := saved.first_difference(unbroken):
             raise AssertionError(
                 f"two runs that begin anew are not the same, {difference} differs: seed all random "
                 "generators in make_trainer, before the model is made"
             )
         for stop in stops:
-            resumed = _run(_resumed(make_trainer(), directory, stop), max_steps)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "resumed from")  # it is seen what comes of it
+                resumed = _run(_resumed(_new(make_trainer), directory, stop), max_steps)
             difference = resumed.first_difference(unbroken)
             missing = max(unbroken.iterations) not in resumed.iterations
             if difference is None and missing and stop < max_steps:
@@ -90,6 +94,16 @@ def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
             "leave it out for five of them"
         )
     return found
+
+
+def _new(make_trainer: Callable[[], Any]) -> Any:
+    trainer = make_trainer()
+    if trainer.resume_report is not None:
+        raise ValueError(
+            "`make_trainer` must make a trainer that begins anew, got one that has resumed from "
+            f"{trainer.resume_report.checkpoint}: leave out resume_from"
+        )
+    return trainer
 
 
 def _run(trainer: Any, max_steps: int) -> Trace:

@@ -16,6 +16,7 @@ from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.saving import Saving
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.engine import belongings
+from ignite_hooks.engine import is_running
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Scheduled
@@ -52,7 +53,8 @@ class SaveCheckpoint(Scheduled):
     One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
     ``trainer.stop_reason`` is the signal's name. A second one does what it did before.
 
-    With several processes all of them save, and the directory must be one that all of them see.
+    With several processes all of them save, and the directory must be one that all of them see. Of
+    handlers and of ``also`` the first one's states are saved.
     Where the model is split over processes (FSDP, DeepSpeed) model and optimizer are written by
     ``accelerator.save_state``; that was not tested on such machines, and resuming from it needs
     ``trust_pickle``, because Accelerate unpickles there.
@@ -157,8 +159,12 @@ class SaveCheckpoint(Scheduled):
         return attachment
 
     def __call__(self, engine: Engine) -> None:
-        """Saves when all other handlers of the moment are done."""
-        _saving(self, engine).postpone(engine)
+        """Saves when all other handlers of the moment are done; after a run at once."""
+        saving = _saving(self, engine)
+        if is_running(engine):
+            saving.postpone(engine)
+        else:
+            saving.save()
 
 
 def _saving(handler: SaveCheckpoint, engine: Engine) -> Saving:

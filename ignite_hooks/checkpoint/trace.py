@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Events
 from xxhash import xxh3_128
 
+from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.rng import RandomState
 
 __all__ = ["Trace"]
@@ -56,6 +57,8 @@ class Trace:
         sums["the optimizer's state"] = _sum(trainer.optimizer.state_dict())
         if trainer.lr_scheduler is not None:
             sums["the scheduler's state"] = _sum(trainer.lr_scheduler.state_dict())
+        for name, handler in handlers_with_state(trainer).items():
+            sums[f"the state of {name}"] = _sum(handler.state_dict())
 
 
 def _sum(value: Any) -> str:

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -231,3 +232,11 @@ def test_a_file_that_can_not_be_read_is_said_to_be_so(tmp_path):
         path.write_bytes(text)
         with pytest.raises(ValueError, match=r"optimizer\.bin (can not be read|holds more)"):
             load_objects(path)
+
+
+def test_numbers_of_numpy_become_those_of_python(tmp_path):
+    found = {"rate": np.float64(0.1), "steps": [np.int64(3), (np.bool_(True), np.float32(0.5))]}
+    Objects(found, "x").write(tmp_path / "file")
+    loaded = load_objects(tmp_path / "file")
+    assert loaded == {"rate": 0.1, "steps": [3, (True, 0.5)]}
+    assert [type(each) for each in (loaded["rate"], *loaded["steps"][1])] == [float, bool, float]

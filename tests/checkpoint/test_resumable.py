@@ -7,6 +7,7 @@ from ignite.engine import Events
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
+from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import assert_resumable
@@ -181,3 +182,46 @@ def test_a_failure_of_the_training_comes_through():
 
     with pytest.raises(ZeroDivisionError):
         assert_resumable(make, max_steps=8)
+
+
+def slowed(trainer):
+    for group in trainer.optimizer.param_groups:
+        group["lr"] *= 0.5
+
+
+@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED])
+def test_rates_that_are_set_where_a_resumed_run_begins_too_are_set_once(event):
+    def make():
+        trainer = make_trainer()
+        trainer.add_event_handler(event, slowed)
+        return trainer
+
+    assert_resumable(make, max_steps=8)
+
+
+def test_the_state_of_a_handler_is_compared_too():
+    class Forgetful(FadingWithState):
+        def __call__(self):
+            self.steps += 1
+
+        def load_state_dict(self, state_dict):
+            pass
+
+    with pytest.raises(AssertionError, match="the state of Forgetful of iteration 2 differs"):
+        assert_resumable(lambda: faded(Forgetful), max_steps=4)
+
+
+def test_a_trainer_that_has_resumed_already_is_refused(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    save = SaveCheckpoint(folder)
+    trainer = make_trainer()
+    save.attach(trainer)
+    trainer.run(max_steps=2)
+
+    def make():
+        trainer = make_trainer()
+        ResumeCheckpoint(folder).attach(trainer)
+        return trainer
+
+    with pytest.raises(ValueError, match=r"begins anew, got one that has resumed.*leave out"):
+        assert_resumable(make, max_steps=4)

@@ -9,7 +9,9 @@ import torch
 from ignite.engine import Events
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
 
+from ignite_hooks import DataFeed
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks.checkpoint.resume_report import ResumedPart
@@ -229,7 +231,6 @@ def test_other_objects_in_also_are_told(tmp_path):
     "make",
     [
         lambda: batches_of(4),
-        lambda: Repeatable(batches_of(4)),
         shuffled,
         lambda: DataLoader(samples(8), batch_size=None),
         lambda: DataLoader(samples(7), 2, drop_last=True),
@@ -238,6 +239,33 @@ def test_other_objects_in_also_are_told(tmp_path):
 def test_the_same_data_is_exact_in_the_middle_of_a_pass(tmp_path, make):
     saved(tmp_path, make)
     assert str(resumed(tmp_path, make).parts["data"]) == "exact"
+
+
+class LazilyDrawn(IterableDataset):
+    def __iter__(self):
+        return (torch.rand(4) for _ in range(8))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Repeatable(batches_of(4)), lambda: DataLoader(LazilyDrawn(), 2)]
+)
+def test_data_that_may_draw_while_they_are_given_are_not_said_to_be_exact(make):
+    feed = DataFeed(make())
+    given = iter(feed)
+    assert feed.differences(feed.state_dict()) == []
+    next(given)
+    (difference,) = feed.differences(feed.state_dict())
+    assert "what they draw at random is drawn anew until this pass ends" in difference
+    feed.close()
+
+
+def test_workers_that_stay_are_not_said_to_be_exact_at_the_end_of_a_pass_either():
+    feed = DataFeed(DataLoader(samples(4), 2, num_workers=1, persistent_workers=True))
+    assert feed.differences(feed.state_dict()) == []
+    assert len(list(feed)) == 2
+    (difference,) = feed.differences(feed.state_dict())
+    assert "in workers that stay is drawn anew" in difference
+    feed.loader._iterator._shutdown_workers()
 
 
 def test_workers_are_exact_at_the_end_of_a_pass(tmp_path):

@@ -567,3 +567,13 @@ def test_training_is_bit_by_bit_what_it_is_without_it(tmp_path, background, safe
     assert torch.equal(without[0], with_it[0])
     assert without[1:] == with_it[1:]
     assert steps(tmp_path) == [4, 5, 6]
+
+
+def test_as_a_callable_it_saves_at_once_when_the_run_is_over(tmp_path):
+    trainer = make_trainer(batches_of(3))
+    trainer.run()
+    save = SaveCheckpoint(tmp_path)
+    save(trainer)
+    assert save.last_checkpoint == tmp_path / "step_00000003"
+    save(trainer)  # nothing has moved
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]

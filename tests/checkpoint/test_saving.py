@@ -223,6 +223,7 @@ ENDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:resumed from(.|\n)*stopped within a window")
 @pytest.mark.parametrize("end", ENDS)
 def test_the_last_boundary_is_saved_once_however_a_run_ends(tmp_path, end):
     limits, (set_up, options), expected = ENDS[end]

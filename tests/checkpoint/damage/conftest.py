@@ -7,8 +7,9 @@ from tests.checkpoint.damage.nursery import Nursery
 from tests.checkpoint.damage.training import unbroken
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nursery():
+    """It is a child, which must be gone when other tests count the children there are."""
     nursery = Nursery()
     yield nursery
     nursery.close()
