@@ -95,6 +95,7 @@ def test_digits_on_two_processes_are_read_as_well_and_printed_once(tmp_path):
     assert output.count("held out accuracy") == 1
 
 
+@pytest.mark.slow
 def test_digits_that_are_gone_on_with_are_those_of_one_run(tmp_path):
     def digits(epochs, *arguments):
         python("examples/digits.py", "--cpu", *SMALL["digits.py"], "--epochs", epochs, *arguments)
