@@ -13,9 +13,9 @@ from accelerate.data_loader import BatchSamplerShard
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
+from ignite_hooks.loader_parts import parts_of
 from ignite_hooks.loaders import PlainIterable
 from ignite_hooks.loaders import TorchLoader
-from ignite_hooks.loaders import parts_of
 from ignite_hooks.rng import RandomState
 
 __all__ = ["IndexedLoader"]

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
 
 from ignite_hooks.active_loader import activated
+from ignite_hooks.loader_parts import parts_of
 from ignite_hooks.rng import RandomState
 
-__all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader", "parts_of"]
+__all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader"]
 
 
 class PlainIterable:
@@ -242,15 +243,3 @@ class TorchLoader(PlainIterable):
     def _open(self) -> Iterator[Any]:
         skipped = getattr(self.loader, "skip_batches", 0)
         return islice(iter(self.base), skipped, None) if skipped else iter(self.base)
-
-
-def parts_of(loader: Any) -> list[Any]:
-    """The data set and the samplers, nested ones too."""
-    parts = [loader.dataset]
-    samplers = [loader.batch_sampler, loader.sampler]
-    while samplers:
-        sampler = samplers.pop()
-        if sampler is not None and all(sampler is not part for part in parts):
-            parts.append(sampler)
-            samplers += [getattr(sampler, name, None) for name in ("batch_sampler", "sampler")]
-    return parts

@@ -3,6 +3,8 @@
 import copy
 import io
 import re
+from abc import ABC
+from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +20,16 @@ from safetensors.torch import save_file
 __all__ = ["Content", "Objects", "Tensors", "load_objects", "plain_part"]
 
 
-class Content:
+class Content(ABC):
     """The content of one file."""
 
+    @abstractmethod
     def write(self, path: Path) -> None:
         """Makes the file; it need not be on the disk when this returns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def copied(self) -> "Content":
         """The same in the host's memory, where training does not change it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
