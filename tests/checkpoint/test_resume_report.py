@@ -311,3 +311,15 @@ def test_what_is_not_exact_of_a_finished_training_is_told_though_nothing_runs(tm
     saved(tmp_path, steps=5, lr_scheduler=step_lr)
     with pytest.warns(UserWarning, match="scheduler: missing"):
         make_trainer(shuffled(), resume_from=tmp_path).run(max_epochs=1)
+
+
+@pytest.mark.parametrize(("stopped_at", "said"), [(3, "stopped within a window"), (4, "")])
+def test_numbers_drawn_for_a_window_that_was_given_up_are_said(tmp_path, stopped_at, said):
+    trainer = make_trainer(batches_of(6), accumulation=2, checkpoint=SaveCheckpoint(tmp_path))
+    event = Events.ITERATION_COMPLETED(once=stopped_at)
+    trainer.add_event_handler(event, lambda: trainer.terminate())
+    trainer.run()
+    resumed = make_trainer(batches_of(6), accumulation=2, resume_from=tmp_path)
+    part = resumed.resume_report.parts["random generators"]
+    assert (part.level == "exact") == (not said)
+    assert said in part.reason
