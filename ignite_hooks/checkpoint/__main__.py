@@ -14,10 +14,11 @@ from datetime import datetime
 from datetime import timezone
 from pathlib import Path
 
-from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.checkpoint.folder import Checkpoint
+from ignite_hooks.checkpoint.folder import find_problems
+from ignite_hooks.checkpoint.folder import has_its_files
+from ignite_hooks.checkpoint.folder import read_manifest
 from ignite_hooks.checkpoint.store import CheckpointStore
-from ignite_hooks.checkpoint.store import find_problems
-from ignite_hooks.checkpoint.store import read_manifest
 
 __all__ = ["main"]
 
@@ -52,7 +53,7 @@ def _list(path: Path) -> int:
         metric = "-"
         if manifest.metric is not None and manifest.metric_value is not None:
             metric = f"{manifest.metric} {manifest.metric_value:.6g}"
-        state = "complete" if _is_whole(Checkpoint(folder, manifest)) else "damaged"
+        state = "complete" if has_its_files(Checkpoint(folder, manifest)) else "damaged"
         rows.append(
             (
                 folder.name,
@@ -116,15 +117,6 @@ def _none(path: Path, broken: dict[Path, str]) -> int:
     for folder, why in broken.items():
         print(f"{folder.name}: {why}", file=sys.stderr)
     return 1
-
-
-def _is_whole(checkpoint: Checkpoint) -> bool:
-    """Whether each file is there, with its size: what can be told without reading it."""
-    folder, manifest = checkpoint
-    try:
-        return all((folder / n).stat().st_size == f.size for n, f in manifest.files.items())
-    except OSError:
-        return False
 
 
 def _size(size: float) -> str:

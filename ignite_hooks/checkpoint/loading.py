@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import load_objects
+from ignite_hooks.checkpoint.folder import Checkpoint
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import give_to_module
@@ -16,7 +17,7 @@ from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
-from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.checkpoint.training_name import name_training
 from ignite_hooks.checkpoint.undoing import undone_on_failure
 from ignite_hooks.measured import measured_at
 
@@ -114,6 +115,7 @@ class LoadedState:
         self._look_at_data()
         parts["random generators"] = self._random_report()
         trainer.load_place_state_dict(self._place)
+        name_training(trainer, self._checkpoint.manifest.training)
         parts["counters"] = EXACT
         self._objects, self._registered = {}, []  # this may stay for a while
         return self._report()

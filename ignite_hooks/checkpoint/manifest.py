@@ -52,6 +52,7 @@ class Manifest(BaseModel):
         version: the layout, ``SCHEMA``.
         number: counts the checkpoints of a directory in the order of their commits, from 1. The
             newest has the largest, whatever its step: a training may have begun anew.
+        training: the name of the training, which a trainer that goes on from it takes over.
         saved_at: when it was taken, with its time zone.
         step: committed optimizer steps.
         epoch: complete epochs.
@@ -70,6 +71,7 @@ class Manifest(BaseModel):
 
     version: PositiveInt = SCHEMA
     number: PositiveInt
+    training: str
     saved_at: datetime
     step: NonNegativeInt
     epoch: NonNegativeInt

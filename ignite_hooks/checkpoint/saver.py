@@ -20,6 +20,7 @@ from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.training_name import training_of
 from ignite_hooks.checkpoint.writer import Writer
 from ignite_hooks.measured import measured_at
 from ignite_hooks.warn_once import warn_once
@@ -86,6 +87,19 @@ class Saver:
         """Says that there is nothing to save yet: a run begins."""
         self._saved_at = _place(trainer)
 
+    def warn_of_others(self, trainer: Any) -> None:
+        """Warns if the directory has checkpoints of another training, and none of this one."""
+        if not self.ranks.is_first:
+            return
+        found = [each.manifest.training for each in self._store.checkpoints()]
+        if found and training_of(trainer) not in found:
+            warnings.warn(
+                f"{self._store.directory} has {len(found)} checkpoints of another training: they "
+                "stay, and the next resume from that directory takes the newest of all; go on with "
+                "them by resume_from, or give this training a directory of its own",
+                stacklevel=2,
+            )
+
     def wait(self) -> None:
         """Returns when nothing is being written any more; raises what became of it."""
         if self._writer.wait():
@@ -135,7 +149,13 @@ class Saver:
         self._store.commit(folder, manifest)
         options = self._options
         try:
-            self._store.retain(options.keep_last, options.keep_best, options.metric, options.mode)
+            self._store.retain(
+                manifest.training,
+                options.keep_last,
+                options.keep_best,
+                options.metric,
+                options.mode,
+            )
         except OSError as error:
             warnings.warn(f"an old checkpoint could not be removed: {error}", stacklevel=2)
 
@@ -176,6 +196,7 @@ def _draft(trainer: Any, metric: str | None, world_size: int) -> Manifest:
             value = _number(metric, found)
     return Manifest(
         number=1,
+        training=training_of(trainer),
         saved_at=datetime.now(timezone.utc),
         step=trainer.state.optimizer_step,
         epoch=trainer.place.progress.epochs,

@@ -93,6 +93,7 @@ class Saving:
         """Around a run: signals are noted, and its last state is saved."""
         check_directory(self._directory)
         warn_if_full(self._directory, trainer)
+        self._saver.warn_of_others(trainer)
         if not is_interrupted(trainer):
             self._signals.forget()
             self._saver.begin(trainer)

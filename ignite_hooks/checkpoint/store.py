@@ -1,4 +1,4 @@
-"""A directory of checkpoints: how one is committed, found, verified, kept and taken away.
+"""A directory of checkpoints: how one is committed, found, kept and taken away.
 
 A checkpoint is a folder, ``step_00000500``, with a file ``manifest.json`` that lists all others.
 While the folder is being filled that file is called ``incomplete.json``; its renaming is the
@@ -9,44 +9,23 @@ One process calls all of this; the others only put their files into the folder.
 """
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from math import inf
 from pathlib import Path
-from typing import NamedTuple
 
-from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
-from ignite_hooks.checkpoint.manifest import FileRecord
+from ignite_hooks.checkpoint.folder import MANIFEST
+from ignite_hooks.checkpoint.folder import Checkpoint
+from ignite_hooks.checkpoint.folder import has_its_files
+from ignite_hooks.checkpoint.folder import is_checkpoint_name
+from ignite_hooks.checkpoint.folder import read_manifest
 from ignite_hooks.checkpoint.manifest import Manifest
 
-__all__ = [
-    "MANIFEST",
-    "Checkpoint",
-    "CheckpointStore",
-    "find_problems",
-    "is_checkpoint_name",
-    "read_manifest",
-]
+__all__ = ["CheckpointStore"]
 
-MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete.json"
-_LARGEST_MANIFEST = 2**24
-_FOLDER = re.compile(r"step_\d{8,}(-\d+)?")
-
-
-class Checkpoint(NamedTuple):
-    """A folder that is a checkpoint.
-
-    Args:
-        folder: where it is.
-        manifest: what it says of itself.
-    """
-
-    folder: Path
-    manifest: Manifest
 
 
 class CheckpointStore:
@@ -126,10 +105,16 @@ class CheckpointStore:
                 numbers.append(read_manifest(folder).number)
         return max(numbers) + 1
 
-    def retain(self, keep_last: int | None, keep_best: int, metric: str | None, mode: str) -> None:
-        """Takes away all but the newest and the best.
+    def retain(
+        self, training: str, keep_last: int | None, keep_best: int, metric: str | None, mode: str
+    ) -> None:
+        """Takes away all but the newest and the best of a training; those of others stay.
+
+        One that lacks a file, or a part of one, is none of them: it does not count, and goes when
+        it is older than the newest that stay.
 
         Args:
+            training: the name that their manifests give to the training.
             keep_last: how many of the newest stay; None for all.
             keep_best: how many of the best by ``metric`` stay in addition. NaN is never among them;
                 of equals the newer is the better.
@@ -138,11 +123,13 @@ class CheckpointStore:
         """
         if keep_last is None:
             return
-        newest_first = self.checkpoints()
-        kept = newest_first[:keep_last]
-        kept += _best(newest_first, metric, mode)[:keep_best]
+        newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
+        whole = [each for each in newest_first if has_its_files(each)]
+        kept = whole[:keep_last]
+        oldest = min((each.manifest.number for each in kept), default=inf)
+        kept += _best(whole, metric, mode)[:keep_best]
         for checkpoint in newest_first:
-            if checkpoint not in kept:
+            if checkpoint.manifest.number < oldest and checkpoint not in kept:
                 self.remove(checkpoint.folder)
 
     def remove(self, folder: Path) -> None:
@@ -168,43 +155,6 @@ class CheckpointStore:
             for path in sorted(self.directory.iterdir()):
                 if is_checkpoint_name(path.name) and path.is_dir() and not path.is_symlink():
                     yield path
-
-
-def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder of this name may be a checkpoint."""
-    return _FOLDER.fullmatch(name) is not None
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
-
-    Raises:
-        OSError: there is none, or it can not be read.
-        ValueError: it is damaged.
-    """
-    with (folder / MANIFEST).open("rb") as file:
-        text = file.read(_LARGEST_MANIFEST + 1)
-    if len(text) > _LARGEST_MANIFEST:
-        raise ValueError(f"{folder / MANIFEST} has more than {_LARGEST_MANIFEST} bytes")
-    return Manifest.loads(text)
-
-
-def find_problems(checkpoint: Checkpoint) -> list[str]:
-    """What is not as it was written: each file that is missing or damaged, and how."""
-    folder, manifest = checkpoint
-    with ThreadPoolExecutor() as pool:  # reading and the sums go on at once
-        found = pool.map(lambda file: _problem(folder / file[0], *file), manifest.files.items())
-        return [problem for problem in found if problem is not None]
-
-
-def _problem(path: Path, name: str, expected: FileRecord) -> str | None:
-    try:
-        found = record_of(path)
-    except OSError as error:
-        return f"{name} can not be read ({error.strerror})"
-    if found.size != expected.size:
-        return f"{name} has {found.size:,} bytes and had {expected.size:,}"
-    return None if found == expected else f"{name} has changed since it was written"
 
 
 def _best(newest_first: list[Checkpoint], metric: str | None, mode: str) -> list[Checkpoint]:

@@ -22,6 +22,7 @@ def save(store, step, *, age=0, **fields):
         (folder / name).write_bytes(bytes(size))
     manifest = Manifest(
         number=store.next_number(),
+        training="ours",
         saved_at=datetime.now(timezone.utc) - timedelta(seconds=age),
         step=step,
         epoch=step // 10,

@@ -14,6 +14,7 @@ def manifest(**fields):
     return Manifest(
         **{
             "number": 1,
+            "training": "ours",
             "saved_at": datetime(2026, 1, 2, tzinfo=timezone.utc),
             "step": 3,
             "epoch": 1,

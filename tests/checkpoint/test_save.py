@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from pydantic import TypeAdapter
 
+from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
@@ -36,10 +38,13 @@ def trainer_of(checkpoint=None, batches=4, **options):
     return make_trainer(batches_of(batches), checkpoint=checkpoint, **options)
 
 
+def whole(directory):
+    """The checkpoints, in the order of their commits."""
+    return CheckpointStore(directory).checkpoints()[::-1]
+
+
 def saved(directory):
-    """The manifests, in the order of their commits."""
-    checkpoints = CheckpointStore(directory).checkpoints()
-    return [checkpoint.manifest for checkpoint in reversed(checkpoints)]
+    return [checkpoint.manifest for checkpoint in whole(directory)]
 
 
 def steps(directory):
@@ -224,7 +229,9 @@ def test_one_serves_two_trainers(tmp_path):
     handler = SaveCheckpoint(tmp_path, keep_last=None)
     for steps_of_run in (3, 2):
         trainer = trainer_of(handler)
-        trainer.run(max_steps=steps_of_run)
+        is_second = steps_of_run == 2
+        with pytest.warns(UserWarning, match="another") if is_second else nullcontext():
+            trainer.run(max_steps=steps_of_run)
         assert handler.last_checkpoint == tmp_path / f"step_{steps_of_run:08d}"
     assert steps(tmp_path) == [3, 2]
 
@@ -386,16 +393,37 @@ def test_a_value_of_an_earlier_step_is_none_of_this_one(tmp_path):
     assert steps(tmp_path) == [2, 4]
 
 
-def test_the_best_of_an_earlier_trainer_stays_the_best(tmp_path):
+def test_a_trainer_that_goes_on_keeps_the_best_of_the_one_before(tmp_path):
     options = {"keep_last": 1, "keep_best": 1}
     with_values(tmp_path, [1, 5, 2, 3], **options).run()
     assert steps(tmp_path) == [2, 4]
-    with_values(tmp_path, [4, 3, 2, 1], **options).run()
-    manifests = saved(tmp_path)
-    assert [(each.step, each.metric_value) for each in manifests] == [(2, 5.0), (4, 1.0)]
-    with_values(tmp_path, [4, 6, 2, 1], **options).run()
-    manifests = saved(tmp_path)
-    assert [(each.step, each.metric_value) for each in manifests] == [(2, 6.0), (4, 1.0)]
+    for last, values, best in ((8, [4, 3, 2, 1], (2, 5.0)), (12, [4, 6, 2, 1], (10, 6.0))):
+        trainer = with_values(tmp_path, values, **options)
+        ResumeCheckpoint(tmp_path).attach(trainer)
+        trainer.run(max_steps=last)
+        found = [(each.step, each.metric_value) for each in saved(tmp_path)]
+        assert found == [best, (last, 1.0)]
+
+
+def test_a_training_begun_anew_leaves_the_checkpoints_of_another_and_says_so(tmp_path):
+    options = {"keep_last": 1, "keep_best": 1}
+    with_values(tmp_path, [1, 5, 2, 3], **options).run()
+    with pytest.warns(UserWarning, match="has 2 checkpoints of another training: they stay"):
+        with_values(tmp_path, [9, 0, 0], **options).run()
+    found = [(each.folder.name, each.manifest.metric_value) for each in whole(tmp_path)]
+    assert found == [
+        ("step_00000002", 5.0),
+        ("step_00000004", 3.0),
+        ("step_00000001", 9.0),
+        ("step_00000003", 0.0),
+    ]
+
+
+def test_a_trainer_that_begins_anew_goes_on_with_its_own_checkpoints(tmp_path):
+    trainer = with_values(tmp_path, [1, 5, 2, 3], keep_last=2)
+    for _ in range(2):
+        trainer.run(max_steps=2)
+    assert [each.folder.name for each in whole(tmp_path)] == ["step_00000001-2", "step_00000002-2"]
 
 
 def test_a_metric_that_is_missing_is_a_warning_said_once_and_the_save_is_made(tmp_path):

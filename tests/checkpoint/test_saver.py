@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
+from ignite_hooks.checkpoint.folder import find_problems
 from ignite_hooks.checkpoint.saver import Saver
 from ignite_hooks.checkpoint.store import CheckpointStore
-from ignite_hooks.checkpoint.store import find_problems
 from tests.reference import augmented
 from tests.reference import make_trainer
 from tests.reference import seed

@@ -1,47 +1,17 @@
 import os
-from datetime import datetime
-from datetime import timezone
 from math import inf
 from math import nan
 
 import pytest
 
-from ignite_hooks.checkpoint.durable import record_of
-from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.folder import find_problems
 from ignite_hooks.checkpoint.store import CheckpointStore
-from ignite_hooks.checkpoint.store import find_problems
-from ignite_hooks.checkpoint.store import read_manifest
-
-FILES = {"model.safetensors": b"weights", "rank_0/rng.json": b"{}"}
-
-
-def fill(folder):
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
-def manifest_of(store, folder, step, **fields):
-    return Manifest(
-        number=store.next_number(),
-        saved_at=datetime(2026, 1, 2, tzinfo=timezone.utc),
-        step=step,
-        epoch=0,
-        iteration=step,
-        data_pass=0,
-        batches=step,
-        world_size=1,
-        versions={},
-        files={name: record_of(folder / name) for name in FILES},
-        **fields,
-    )
-
-
-def save(store, step, **fields):
-    folder = store.begin(step)
-    fill(folder)
-    store.commit(folder, manifest_of(store, folder, step, **fields))
-    return folder
+from tests.checkpoint.stored import FILES
+from tests.checkpoint.stored import OURS
+from tests.checkpoint.stored import damaged
+from tests.checkpoint.stored import fill
+from tests.checkpoint.stored import manifest_of
+from tests.checkpoint.stored import save
 
 
 def names(store):
@@ -160,7 +130,7 @@ def test_what_is_not_a_checkpoint_is_never_touched(store):
     (store.directory / "step_00000007").symlink_to(elsewhere)
     for step in (2, 3, 4):
         save(store, step)
-        store.retain(1, 0, None, "max")
+        store.retain(OURS, 1, 0, None, "max")
     assert names(store) == sorted([*foreign, "step_00000004", "step_00000007"])
     assert (store.directory / "step_00000009" / "mine").read_text() == "mine"
     assert (elsewhere / "incomplete.json").exists()
@@ -183,7 +153,7 @@ def test_what_a_user_has_put_into_a_checkpoint_stays_when_that_goes(store):
 def kept(store, values, keep_last, keep_best, mode="max", metric="accuracy"):
     for step, value in enumerate(values, start=1):
         save(store, step, metric="accuracy", metric_value=value)
-        store.retain(keep_last, keep_best, metric, mode)
+        store.retain(OURS, keep_last, keep_best, metric, mode)
     return sorted(steps(store))
 
 
@@ -224,63 +194,28 @@ def test_retention_goes_by_what_the_manifests_say_so_that_it_survives_a_resume(s
     kept(store, [0.9, 0.1, 0.2], 1, 1)
     other = CheckpointStore(store.directory)
     save(other, 4, metric="accuracy", metric_value=0.3)
-    other.retain(1, 1, "accuracy", "max")
+    other.retain(OURS, 1, 1, "accuracy", "max")
     assert sorted(steps(other)) == [1, 4]
 
 
-def damaged(folder, how):
-    file = folder / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    if how == "deleted":
-        file.unlink()
-    elif how == "emptied":
-        file.write_bytes(b"")
-    elif how == "truncated":
-        file.write_bytes(content[:-1])
-    elif how == "longer":
-        file.write_bytes(content + b"\0")
-    elif how == "a folder":
-        file.unlink()
-        file.mkdir()
-    else:
-        content[3] ^= 1
-        file.write_bytes(content)
+def test_another_training_in_the_directory_neither_counts_nor_goes(store):
+    for step, value in ((10, 0.9), (20, 0.8)):
+        save(store, step, training="theirs", metric="accuracy", metric_value=value)
+    assert kept(store, [0.1, 0.3, 0.2], 1, 1) == [2, 3, 10, 20]
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("deleted", "can not be read (No such file or directory)"),
-        ("a folder", "can not be read (Is a directory)"),
-        ("emptied", "has 0 bytes and had 7"),
-        ("truncated", "has 6 bytes and had 7"),
-        ("longer", "has 8 bytes and had 7"),
-        ("a bit flipped", "has changed since it was written"),
-    ],
-)
-def test_each_damage_is_found_and_said(store, how, said):
-    damaged(save(store, 1), how)
-    (checkpoint,) = store.checkpoints()
-    assert find_problems(checkpoint) == [f"model.safetensors {said}"]
-
-
-@pytest.mark.parametrize("text", [b"", b"{}", b"x" * 100, b" " * (2**24 + 1)], ids=len)
-def test_a_folder_with_a_damaged_manifest_is_no_checkpoint_and_stays_to_be_looked_at(store, text):
-    folder = save(store, 1)
-    (folder / "manifest.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"(?i)manifest"):
-        read_manifest(folder)
-    assert store.checkpoints() == []
-    save(store, 2)
-    store.retain(1, 0, None, "max")
-    assert folder.exists()
-
-
-def test_a_manifest_that_is_too_long_to_be_one_is_not_parsed(store):
-    file = save(store, 1) / "manifest.json"
-    file.write_bytes(file.read_bytes() + b" " * 2**24)
-    assert store.checkpoints() == []
-    assert list(store.broken().values()) == ["its manifest is damaged"]
+@pytest.mark.parametrize("how", ["deleted", "emptied", "truncated", "longer"])
+def test_one_that_lacks_something_does_not_count_and_goes_with_its_age(store, how):
+    folders = [save(store, step, metric="f1", metric_value=step) for step in (1, 2, 3)]
+    damaged(folders[2], how)
+    store.retain(OURS, 2, 1, "f1", "max")
+    assert sorted(steps(store)) == [1, 2, 3]
+    save(store, 4)
+    store.retain(OURS, 2, 1, "f1", "max")
+    assert sorted(steps(store)) == [2, 3, 4]
+    save(store, 5)
+    store.retain(OURS, 2, 1, "f1", "max")
+    assert sorted(steps(store)) == [2, 4, 5]
 
 
 def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
@@ -312,7 +247,7 @@ def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
     for name in ("replace", "unlink", "rmdir"):
         monkeypatch.setattr(os, name, note(name))
     save(store, 2)
-    store.retain(1, 0, None, "max")
+    store.retain(OURS, 1, 0, None, "max")
     one, two = "step_00000001", "step_00000002"
     assert calls == [
         f"fsync {two}",
