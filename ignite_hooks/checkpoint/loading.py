@@ -8,11 +8,15 @@ from typing import Any
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.folder import Checkpoint
 from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.checkpoint.module_flags import set_flags
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import read_module
+from ignite_hooks.checkpoint.resume_report import EXACT
 from ignite_hooks.checkpoint.resume_report import ResumedPart
 from ignite_hooks.checkpoint.resume_report import ResumeReport
+from ignite_hooks.checkpoint.resume_report import part_of_named
+from ignite_hooks.checkpoint.resume_report import some
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
@@ -24,7 +28,6 @@ from ignite_hooks.measured import measured_at
 __all__ = ["LoadedState"]
 
 OPTIMIZER = "optimizer.bin"
-EXACT = ResumedPart("exact")
 
 
 class LoadedState:
@@ -52,7 +55,7 @@ class LoadedState:
         pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
         if pickled and not state.trust_pickle:
             raise ValueError(
-                f"{_some(pickled)} would have to be unpickled, which runs code: say "
+                f"{some(pickled)} would have to be unpickled, which runs code: say "
                 "trust_pickle=True if you know who wrote it"
             )
         self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
@@ -61,7 +64,7 @@ class LoadedState:
             for name in ("scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
             if name in names
         }
-        if OPTIMIZER in names:  # looked at now, and read when the model's memory is free again
+        if OPTIMIZER in names:  # on a CPU it is read when the model's memory is free again
             self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
         self._scheduler = self._objects.get("scheduler.bin")
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
@@ -101,15 +104,14 @@ class LoadedState:
 
     def apply(self) -> ResumeReport:
         """Gives it all to the trainer; if something refuses what it is given, nothing."""
-        with undone_on_failure(self._objects_with_state(), self._trainer.state):
-            self._give_to_objects()  # model and optimizer come later: they were compared
         parts, trainer = self._parts, self._trainer
-        parts["model"] = self._load_modules()
+        with undone_on_failure(self._objects_with_state(), trainer.state):
+            self._give_to_objects()
+        parts["model"] = self._load_modules()  # not undone: it was compared, and is big to copy
         self._modules = {}
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
-        else:
-            self._rates = [_settings(group) for group in self._objects[OPTIMIZER]["param_groups"]]
+        elif trainer.accelerator.device.type == "cpu":  # else its tensors would stay in the file
             trainer.optimizer.load_state_dict(load_objects(self.folder / OPTIMIZER))
         parts["optimizer"] = EXACT
         self._look_at_data()
@@ -125,7 +127,9 @@ class LoadedState:
         yield from self._state.also.values()
         yield from handlers_with_state(trainer).values()
         yield from trainer.accelerator._custom_objects
-        small = (trainer.lr_scheduler, trainer.accelerator.scaler)
+        small = [trainer.lr_scheduler, trainer.accelerator.scaler]
+        if not trainer.optimizer.state:  # else it is big to copy, and it is the last to be asked
+            small.append(trainer.optimizer)
         yield from (each for each in small if each is not None)
 
     def _give_to_objects(self) -> None:
@@ -133,7 +137,7 @@ class LoadedState:
         also, states = self._state.also, self._about["also"]
         for name in [name for name in also if name in states]:
             also[name].load_state_dict(states[name])
-        parts["also"] = _part_of_named(also, states, "`also`")
+        parts["also"] = part_of_named(also, states, "`also`")
         self._load_handlers()
         registered_here = trainer.accelerator._custom_objects
         for registered, content in zip(registered_here, self._registered, strict=False):
@@ -145,15 +149,19 @@ class LoadedState:
         elif now:
             parts["registered objects"] = EXACT
         self._load_user_state()
+        parts["scheduler"] = self._load_single("scheduler.bin", trainer.lr_scheduler)
         if not self._state.is_sharded:
             parts["scaler"] = self._load_single("scaler.pt", trainer.accelerator.scaler)
-        parts["scheduler"] = self._load_single("scheduler.bin", trainer.lr_scheduler)
+            self._rates = [_settings(group) for group in self._objects[OPTIMIZER]["param_groups"]]
+            trainer.optimizer.load_state_dict(self._objects[OPTIMIZER])
 
     def complete(self) -> ResumeReport:
         """The same for handlers once more, which may have been reset, and for data given since."""
         self._load_handlers()
         self._load_user_state()
         self._set_rates()
+        for name, module in self._state.whole_modules.items():
+            set_flags(module, self._about["modules"][name]["flags"])
         self._look_at_data()
         return self._report()
 
@@ -174,7 +182,7 @@ class LoadedState:
             handlers[name].load_state_dict(copy.deepcopy(states[name]))
         self._trainer.state.metrics.update(self._about["metrics"])
         measured_at(self._trainer).update(self._about["measured_at"])
-        self._parts["handlers"] = _part_of_named(handlers, states, "the trainer")
+        self._parts["handlers"] = part_of_named(handlers, states, "the trainer")
 
     def _load_user_state(self) -> None:
         for key, value in self._about["user_state"].items():
@@ -203,7 +211,7 @@ class LoadedState:
         for name, module in self._state.whole_modules.items():
             changed |= give_to_module(module, self._modules[name], self._about["modules"][name])
         if changed:
-            return ResumedPart("approximate", f"other number formats: {_some(changed)}")
+            return ResumedPart("approximate", f"other number formats: {some(changed)}")
         return EXACT
 
     def _load_single(self, file: str, target: Any) -> ResumedPart | None:
@@ -230,20 +238,3 @@ class LoadedState:
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     """Of a group of parameters, all but these."""
     return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
-
-
-def _part_of_named(
-    targets: Mapping[str, Any], states: Mapping[str, Any], what: str
-) -> ResumedPart | None:
-    """What is to be said of objects that had a state, and of those that have one."""
-    new, gone = targets.keys() - states.keys(), states.keys() - targets.keys()
-    reasons = [f"not in the checkpoint: {_some(new)}"] if new else []
-    reasons += [f"not in {what} any more: {_some(gone)}"] if gone else []
-    if reasons:
-        return ResumedPart("missing", "; ".join(reasons))
-    return EXACT if targets else None
-
-
-def _some(names: Any) -> str:
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if len(others) > 2 else ", ".join([first, *others])

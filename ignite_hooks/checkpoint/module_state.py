@@ -16,6 +16,8 @@ from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import load_objects
+from ignite_hooks.checkpoint.module_flags import flags_of
+from ignite_hooks.checkpoint.module_flags import set_flags
 
 __all__ = ["differences_of_module", "give_to_module", "module_file", "read_module"]
 
@@ -26,7 +28,10 @@ def module_file(
     """The file of a module, its content, and what is to be known besides to read it."""
     state: dict[str, Any] = module.state_dict()
     versions = getattr(state, "_metadata", {})
-    about: dict[str, Any] = {"metadata": {key: dict(value) for key, value in versions.items()}}
+    about: dict[str, Any] = {
+        "metadata": {key: dict(value) for key, value in versions.items()},
+        "flags": flags_of(module),
+    }
     if not safe_serialization:
         return f"{name}.bin", Objects(dict(state), f"the {name}"), about
     tensors = {key: value for key, value in state.items() if _fits(value)}
@@ -83,6 +88,7 @@ def give_to_module(
     versioned = OrderedDict(state)
     versioned._metadata = about["metadata"]  # type: ignore[attr-defined]
     module.load_state_dict(versioned)
+    set_flags(module, about["flags"])
     return {key for key, value in state.items() if getattr(value, "dtype", None) != before[key]}
 
 

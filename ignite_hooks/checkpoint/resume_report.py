@@ -1,10 +1,12 @@
 """What of a training was taken up again, and how exactly."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ResumeReport", "ResumedPart"]
+__all__ = ["EXACT", "ResumeReport", "ResumedPart", "part_of_named", "some"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class ResumedPart:
 
     def __str__(self) -> str:
         return f"{self.level} ({self.reason})" if self.reason else self.level
+
+
+EXACT = ResumedPart("exact")
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,21 @@ class ResumeReport:
     def __str__(self) -> str:
         lines = [f"resumed from {self.checkpoint}, step {self.step}"]
         return "\n  ".join([*lines, *(f"{name}: {part}" for name, part in self.parts.items())])
+
+
+def part_of_named(
+    targets: Mapping[str, Any], states: Mapping[str, Any], what: str
+) -> ResumedPart | None:
+    """What is to be said of objects that had a state, and of those that have one."""
+    new, gone = targets.keys() - states.keys(), states.keys() - targets.keys()
+    reasons = [f"not in the checkpoint: {some(new)}"] if new else []
+    reasons += [f"not in {what} any more: {some(gone)}"] if gone else []
+    if reasons:
+        return ResumedPart("missing", "; ".join(reasons))
+    return EXACT if targets else None
+
+
+def some(names: Iterable[str]) -> str:
+    """The names for a message: all, or the first and how many more."""
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if len(others) > 2 else ", ".join([first, *others])

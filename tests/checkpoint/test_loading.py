@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,6 +286,37 @@ def test_where_an_object_refuses_its_state_nothing_is_loaded(tmp_path, who):
     with pytest.raises(ValueError, match="this box is full"):
         ResumeCheckpoint(tmp_path / "old").attach(trainer)
     assert everything(trainer, *objects) == before
+
+
+class Choosy(torch.optim.Adam):
+    """Refuses a state after it has taken it over."""
+
+    refuses = False
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        if self.refuses and state_dict["state"]:
+            raise ValueError("this optimizer is full")
+
+
+def test_where_the_optimizer_refuses_its_state_nothing_is_loaded(tmp_path, monkeypatch):
+    folder, _ = saved(tmp_path, optimizer=lambda model: Choosy(model.parameters()))
+    trainer = trainer_of(optimizer=lambda model: Choosy(model.parameters()))
+    before = everything(trainer.set_data(batches_of(3)) or trainer)
+    monkeypatch.setattr(Choosy, "refuses", True)
+    with pytest.raises(ValueError, match="this optimizer is full"):
+        ResumeCheckpoint(folder).attach(trainer)
+    assert everything(trainer) == before
+
+
+def test_the_optimizer_keeps_no_file_open(tmp_path):
+    folder, _ = saved(tmp_path)
+    trainer = trainer_of(resume_from=folder)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not tell what a process has mapped")
+    assert trainer.optimizer.state
+    assert "optimizer.bin" not in maps.read_text()
 
 
 def test_a_trainer_that_was_refused_a_checkpoint_trains_on_as_if_it_had_not_been_asked(tmp_path):

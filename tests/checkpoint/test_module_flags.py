@@ -1,0 +1,93 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from ignite.engine import Events
+
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.module_flags import flags_of
+from ignite_hooks.checkpoint.module_flags import set_flags
+from tests.reference import batches_of
+from tests.reference import seed
+from tests.reference import weights
+
+
+def make_model():
+    """Its first layer is frozen, and its batch norm keeps its statistics."""
+    seed()
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2)
+    )
+    model[0].requires_grad_(False)
+    model[1].eval()
+    return model
+
+
+def test_flags_are_those_of_parameters_and_submodules():
+    model = make_model()
+    flags = flags_of(model)
+    assert flags == {"frozen": ["0.weight", "0.bias"], "eval": ["1"]}
+    other = make_model().requires_grad_(True).train()
+    set_flags(other, flags)
+    assert flags_of(other) == flags
+    model.requires_grad_(True).train()
+    set_flags(other, flags_of(model))
+    assert flags_of(other) == {"frozen": [], "eval": []}
+
+
+def test_a_tensor_that_can_not_be_trained_is_left_alone():
+    model = torch.nn.Linear(2, 2)
+    model.count = torch.nn.Parameter(torch.tensor([1, 2]), requires_grad=False)
+    set_flags(model, flags_of(model))
+    assert not model.count.requires_grad
+
+
+def thaw(trainer):
+    """Fine-tuning in two phases: from the second epoch on all is trained."""
+    if trainer.state.epoch == 2:
+        trainer.model[0].requires_grad_(True)
+        trainer.model[1].train()
+
+
+def freeze_again(trainer):
+    """What a script may do whenever a run begins."""
+    trainer.model[0].requires_grad_(False)
+    trainer.model[1].eval()
+
+
+def trainer_of(event, *, is_frozen_at_start, **options):
+    model = make_model()
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.Adam(model.parameters(), lr=0.01),
+        F.mse_loss,
+        batches_of(4),
+        accelerator=Accelerator(cpu=True),
+        **options,
+    )
+    trainer.add_event_handler(event, thaw)
+    if is_frozen_at_start:
+        trainer.add_event_handler(Events.STARTED, freeze_again)
+    seed(3)
+    return trainer
+
+
+@pytest.mark.parametrize("is_frozen_at_start", [False, True])
+@pytest.mark.parametrize(
+    ("event", "steps"),
+    [(Events.EPOCH_STARTED, (3, 4, 5, 7, 8)), (Events.EPOCH_COMPLETED, (7, 8, 9, 11))],
+)
+def test_what_a_handler_has_thawed_is_not_frozen_after_a_resume(
+    tmp_path, event, steps, is_frozen_at_start
+):
+    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last=None)
+    options = {"is_frozen_at_start": is_frozen_at_start}
+    whole = trainer_of(event, checkpoint=save, **options)
+    whole.run(max_epochs=3)
+    assert flags_of(whole.model) == {"frozen": [], "eval": []}
+    for step in steps:
+        resumed = trainer_of(event, resume_from=tmp_path / f"step_{step:08d}", **options)
+        resumed.run()
+        assert resumed.resume_report.is_exact
+        assert torch.equal(weights(resumed.model), weights(whole.model))
