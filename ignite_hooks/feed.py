@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from contextlib import closing
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
@@ -19,6 +18,7 @@ from ignite_hooks.feed_state import FeedState
 from ignite_hooks.pass_end import PassEnd
 from ignite_hooks.preparing import device_of_batches
 from ignite_hooks.preparing import source_of
+from ignite_hooks.random_generators import RandomGenerator
 
 __all__ = ["DataFeed"]
 
@@ -98,8 +98,8 @@ class DataFeed(FeedState):
         return None if self._end.length is None else self._end.length - self._position.batches + 1
 
     @property
-    def generators(self) -> list[torch.Generator]:
-        """The random generators of its own that the loader draws from."""
+    def generators(self) -> dict[str, RandomGenerator]:
+        """The random generators that the loader and the data have for themselves, by name."""
         return self._source.generators
 
     @property

@@ -45,6 +45,10 @@ class FeedState(ABC):
             for name in before
             if before[name] != now.get(name)
         ]
+        generators = state_dict["source"]["generators"].keys()
+        for name in sorted(generators ^ self._source.generators.keys()):
+            when = "then" if name in generators else "now"
+            found.append(f"there is a random generator {name} only {when}")
         is_within, has_workers = state_dict["position"][1], state_dict["source"].get("has_workers")
         if is_within and not self._source.is_entered_exactly:
             found.append(
@@ -63,22 +67,11 @@ class FeedState(ABC):
             )
         return found
 
-    def misfits(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """What keeps that place from being found here at all."""
-        then = len(state_dict["source"]["generators"])
-        now = len(self._source._kept_generators)
-        if then == now:
-            return []
-        return [f"the loader and its samplers must have {then} random generators, got {now}"]
-
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
 
         It holds for data that is built the same way; the batches before are not loaded where the
         loader has a sampler. An iterator stays where it is.
-
-        Raises:
-            ValueError: the loader has more or fewer random generators than it had.
         """
         self._source.load_state_dict(state_dict["source"])
         self.seek(FeedPosition(*state_dict["position"]))

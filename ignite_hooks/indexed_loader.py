@@ -13,9 +13,15 @@ from accelerate.data_loader import BatchSamplerShard
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
+from ignite_hooks.loader_parts import data_parts
+from ignite_hooks.loader_parts import order_parts
 from ignite_hooks.loader_parts import parts_of
 from ignite_hooks.loaders import PlainIterable
 from ignite_hooks.loaders import TorchLoader
+from ignite_hooks.random_generators import RandomGenerator
+from ignite_hooks.random_generators import generators_in
+from ignite_hooks.random_generators import set_state
+from ignite_hooks.random_generators import state_of
 from ignite_hooks.rng import RandomState
 
 __all__ = ["IndexedLoader"]
@@ -31,7 +37,7 @@ class IndexedLoader(TorchLoader):
         super().__init__(loader, even_batches)
         self._drew_seed = True
         self._had_workers = False
-        self._at_end: list[torch.Tensor] = []
+        self._at_end: list[tuple[RandomGenerator, Any]] = []
 
     @property
     def length(self) -> int | None:
@@ -43,21 +49,6 @@ class IndexedLoader(TorchLoader):
     def is_entered_exactly(self) -> bool:
         """The batches before are not loaded, and with a certain length none is loaded ahead."""
         return self.length is not None
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """Those of the loader and of its (nested) samplers."""
-        found: list[torch.Generator] = []
-        for part in (self.base, *parts_of(self.base)):
-            generator = getattr(part, "generator", None)
-            if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
-                found.append(generator)
-        return found
-
-    @property
-    def seeded_generators(self) -> list[torch.Generator]:
-        """Those of Accelerate's seedable samplers, which come into being with the first pass."""
-        return [each.generator for each in self._seedable_samplers if each.generator is not None]
 
     @property
     def _seedable_samplers(self) -> list[SeedableRandomSampler]:
@@ -121,15 +112,21 @@ class IndexedLoader(TorchLoader):
             remaining = chain(list(islice(remaining, 1)), remaining)  # drawn from now on
         else:
             remaining = list(remaining)
-        self._at_end = [generator.get_state() for generator in self.generators]
+        self._at_end = [(each, state_of(each)) for each in self._generators_of_order()]
         begun.restore()
         return iter(_over(base, remaining))
 
     def _end_reopened(self) -> None:
         """Samplers may have drawn at their end, from generators that are not global."""
         if self.length is not None:
-            for generator, state in zip(self.generators, self._at_end, strict=True):
-                generator.set_state(state)
+            for generator, state in self._at_end:
+                set_state(generator, state)
+
+    def _generators_of_order(self) -> list[RandomGenerator]:
+        """Those that no sample is made with: a generator may be shared."""
+        of_data = [*map(id, generators_in(data_parts(self.base)).values())]
+        of_order = generators_in(order_parts(self.base)).values()
+        return [each for each in of_order if id(each) not in of_data]
 
     @contextmanager
     def _even(self) -> Iterator[None]:

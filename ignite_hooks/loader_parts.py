@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["parts_of"]
+__all__ = ["data_parts", "order_parts", "parts_of"]
 
 
 def parts_of(loader: Any) -> list[Any]:
@@ -15,3 +15,14 @@ def parts_of(loader: Any) -> list[Any]:
             parts.append(sampler)
             samplers += [getattr(sampler, name, None) for name in ("batch_sampler", "sampler")]
     return parts
+
+
+def data_parts(loader: Any) -> dict[str, Any]:
+    """What a batch of samples comes from, once it is known which samples."""
+    return {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
+
+
+def order_parts(loader: Any) -> dict[str, Any]:
+    """What the order of the samples comes from."""
+    names = ("generator", "sampler", "batch_sampler")
+    return {name: getattr(loader, name, None) for name in names}

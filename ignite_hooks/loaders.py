@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import torch
 from accelerate.data_loader import DataLoaderDispatcher
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import find_batch_size
@@ -20,7 +19,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
 
 from ignite_hooks.active_loader import activated
+from ignite_hooks.loader_parts import data_parts
+from ignite_hooks.loader_parts import order_parts
 from ignite_hooks.loader_parts import parts_of
+from ignite_hooks.random_generators import RandomGenerator
+from ignite_hooks.random_generators import generators_in
+from ignite_hooks.random_generators import set_state
+from ignite_hooks.random_generators import state_of
 from ignite_hooks.rng import RandomState
 
 __all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader"]
@@ -64,14 +69,9 @@ class PlainIterable:
         return False
 
     @property
-    def generators(self) -> list[torch.Generator]:
-        """The random generators of its own that the loader draws from."""
-        return []
-
-    @property
-    def seeded_generators(self) -> list[torch.Generator]:
-        """Those among them that are seeded anew by each pass: their state tells nothing."""
-        return []
+    def generators(self) -> dict[str, RandomGenerator]:
+        """The random generators that the loader and the data have for themselves, by name."""
+        return {} if self._iterator is not None else generators_in({"data": self.loader})
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
@@ -117,32 +117,19 @@ class PlainIterable:
         begun = None
         if self._begun is not None:
             data_pass, random = self._begun
-            begun = {"data_pass": data_pass, "random": random.state_dict(self.seeded_generators)}
-        return {"begun": begun, "generators": [each.get_state() for each in self._kept_generators]}
+            begun = {"data_pass": data_pass, "random": random.state_dict()}
+        states = {name: state_of(each) for name, each in self.generators.items()}
+        return {"begun": begun, "generators": states}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes that pass for begun here.
-
-        Raises:
-            ValueError: the loader has more or fewer generators than it had.
-        """
-        generators, states = self._kept_generators, state_dict["generators"]
-        if len(generators) != len(states):
-            raise ValueError(
-                f"the loader and its samplers must have {len(states)} random generators, as they "
-                f"had, got {len(generators)}: build the loader as it was built then"
-            )
+        """Takes that pass for begun here. Of the generators those are set that have a state."""
+        generators, states = self.generators, state_dict["generators"]
         self._begun = None
         if (begun := state_dict["begun"]) is not None:
             random = RandomState.from_state_dict(begun["random"], generators=generators)
             self._begun = begun["data_pass"], random
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-
-    @property
-    def _kept_generators(self) -> list[torch.Generator]:
-        seeded = self.seeded_generators
-        return [generator for generator in self.generators if generator not in seeded]
+        for name in generators.keys() & states.keys():
+            set_state(generators[name], states[name])
 
     def _open(self) -> Iterator[Any]:
         return iter(self.loader)
@@ -158,6 +145,11 @@ class PlainIterable:
 
 class AdaptedLoader(PlainIterable):
     """A prepared loader that must iterate itself: it dispatches batches to the other processes."""
+
+    @property
+    def generators(self) -> dict[str, RandomGenerator]:
+        """Those of the data and of (nested) samplers."""
+        return generators_in({**data_parts(self.loader), **order_parts(self.loader)})
 
     @property
     def ends_itself(self) -> bool:
@@ -212,6 +204,11 @@ class TorchLoader(PlainIterable):
         """The torch loader under Accelerate's adapter."""
         base: DataLoader[Any] = getattr(self.loader, "base_dataloader", self.loader)
         return base
+
+    @property
+    def generators(self) -> dict[str, RandomGenerator]:
+        """Those of the data and of (nested) samplers."""
+        return generators_in({**data_parts(self.base), **order_parts(self.base)})
 
     @property
     def length(self) -> int | None:

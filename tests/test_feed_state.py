@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -31,12 +32,24 @@ class Unsized:
         return iter(torch.randperm(SIZE).split(BATCH))
 
 
+class Drawing(Unsized):
+    """The same, drawn from a generator of its own."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(torch.initial_seed())
+
+    def __iter__(self):
+        return iter(torch.from_numpy(self.rng.permutation(SIZE)).split(BATCH))
+
+
 def shuffled(**options):
     return DataLoader(Noisy(SIZE), BATCH, shuffle=True, **options)
 
 
 def own_generators():
-    sampler = RandomSampler(range(SIZE), generator=torch.Generator().manual_seed(5))
+    sampler = RandomSampler(
+        range(SIZE), generator=torch.Generator().manual_seed(torch.initial_seed())
+    )
     batches = BatchSampler(sampler, BATCH, drop_last=False)
     return DataLoader(
         Noisy(SIZE), batch_sampler=batches, generator=torch.Generator().manual_seed(6)
@@ -63,6 +76,10 @@ KINDS = {
     "single samples": lambda: DataFeed(DataLoader(Noisy(4), batch_size=None, shuffle=True)),
     "a list": lambda: DataFeed(list(torch.arange(4.0))),
     "an iterable without length": lambda: DataFeed(Unsized()),
+    "an iterable with a generator": lambda: DataFeed(Drawing()),
+    "dispatched, generators of its own": lambda: DataFeed(
+        own_generators(), accelerator(dispatch_batches=True)
+    ),
     "an iterable data set": lambda: DataFeed(DataLoader(Stream(), BATCH), accelerator()),
 }
 WORKERS = {
@@ -170,13 +187,17 @@ def test_the_batches_before_are_not_loaded():
     assert len(loaded) == BATCH
 
 
-def test_another_number_of_generators_is_an_error_and_changes_nothing():
-    feed = DataFeed(own_generators())
+def test_generators_that_are_there_only_once_are_named():
+    feed, other = DataFeed(own_generators()), DataFeed(shuffled(generator=torch.Generator()))
     advance(feed, 1)
-    other = DataFeed(shuffled())
-    with pytest.raises(ValueError, match=r"must have 2 random generators, .* got 0: build"):
-        other.load_state_dict(feed.state_dict())
-    assert other.position == (0, 0)
+    sampler = "batch_sampler.sampler.generator (torch.Generator, cpu)"
+    (found,) = other.differences(feed.state_dict())
+    assert found == f"there is a random generator {sampler} only then"
+    other.load_state_dict(feed.state_dict())
+    assert other.position == (0, 1)
+    advance(other, 1)
+    (found,) = feed.differences(other.state_dict())
+    assert found == f"there is a random generator {sampler} only now"
 
 
 def test_an_iterator_stays_where_it_is():

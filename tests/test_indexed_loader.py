@@ -2,10 +2,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import BatchSampler
 from torch.utils.data import DataLoader
 from torch.utils.data import DistributedSampler
-from torch.utils.data import RandomSampler
 
 from ignite_hooks.indexed_loader import IndexedLoader
 from tests.reference import Epochs
@@ -31,16 +29,28 @@ def test_the_base_is_the_loader_of_torch(accelerator):
     assert IndexedLoader(prepared).base is prepared.base_dataloader
 
 
-@pytest.mark.parametrize("prepared", [False, True])
-def test_the_generators_of_loader_and_samplers_are_found_once_each(prepared, accelerator):
-    ours, samplers = torch.Generator(), torch.Generator()
-    sampler = BatchSampler(RandomSampler(range(4), generator=samplers), 2, drop_last=False)
-    loader = DataLoader(range(4), batch_sampler=sampler, generator=ours)
-    source = IndexedLoader(accelerator.prepare(loader) if prepared else loader)
-    assert sorted(map(id, source.generators)) == sorted((id(ours), id(samplers)))
-    same = DataLoader(range(4), shuffle=True, generator=ours)
-    assert IndexedLoader(same).generators == [ours]
-    assert IndexedLoader(DataLoader(range(4))).generators == []
+class Drawing:
+    """A data set that draws from a generator of its own."""
+
+    def __init__(self, generator):
+        self.rng = generator
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.tensor([index, float(torch.rand((), generator=self.rng))])
+
+
+def test_a_pass_that_is_entered_again_leaves_what_the_data_has_drawn():
+    """The order's generators end where the samplers leave them, the data's where the data does."""
+    source = IndexedLoader(DataLoader(Drawing(torch.Generator().manual_seed(1)), 2, shuffle=True))
+    drawn, places = [], []
+    for data_pass, skip in ((0, 0), (0, 2), (1, 0)):
+        drawn += [float(batch[0, 1]) for batch in source.batches(data_pass, skip)]
+        places.append(source.base.dataset.rng.get_state().tolist())
+    assert len(set(drawn)) == len(drawn) == 3 + 1 + 3
+    assert len(set(map(tuple, places))) == 3
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])

@@ -1,7 +1,10 @@
+import torch
 from torch.utils.data import BatchSampler
 from torch.utils.data import DataLoader
 from torch.utils.data import RandomSampler
 
+from ignite_hooks.loader_parts import data_parts
+from ignite_hooks.loader_parts import order_parts
 from ignite_hooks.loader_parts import parts_of
 
 
@@ -24,3 +27,14 @@ def test_data_set_and_nested_samplers_are_parts_each_once():
     assert parts[0] is data
     for part in (batches, halved, random):
         assert sum(part is each for each in parts) == 1
+
+
+def test_samples_come_from_the_data_set_and_their_order_from_samplers_and_generator():
+    generator = torch.Generator()
+    loader = DataLoader([1, 2], collate_fn=sum, shuffle=True, generator=generator)
+    assert data_parts(loader) == {"dataset": [1, 2], "collate_fn": sum}
+    assert order_parts(loader) == {
+        "generator": generator,
+        "sampler": loader.sampler,
+        "batch_sampler": loader.batch_sampler,
+    }

@@ -24,12 +24,12 @@ def test_restoring_repeats_what_every_global_generator_drew():
 
 
 def test_further_generators_are_restored_too():
-    ours = [torch.Generator().manual_seed(number) for number in (1, 2)]
+    ours = {"a": torch.Generator().manual_seed(1), "b": np.random.default_rng(2)}
     state = RandomState.capture(generators=ours)
-    drawn = [torch.rand(3, generator=generator) for generator in ours]
+    drawn = torch.rand(3, generator=ours["a"]), ours["b"].random()
     state.restore()
-    for generator, numbers in zip(ours, drawn, strict=True):
-        assert torch.equal(torch.rand(3, generator=generator), numbers)
+    assert torch.equal(torch.rand(3, generator=ours["a"]), drawn[0])
+    assert ours["b"].random() == drawn[1]
 
 
 def test_generators_that_were_not_taken_stay_where_they_are():
@@ -44,11 +44,11 @@ def test_generators_that_were_not_taken_stay_where_they_are():
 @pytest.mark.parametrize("fails", [False, True])
 def test_whatever_the_body_draws_the_generators_are_where_they_were(fails):
     ours = torch.Generator().manual_seed(1)
-    before = RandomState.capture(generators=[ours])
+    before = RandomState.capture(generators={"ours": ours})
     expected = *draw(), float(torch.rand((), generator=ours))
     before.restore()
     try:
-        with RandomState.preserved(generators=[ours]):
+        with RandomState.preserved(generators={"ours": ours}):
             draw(), torch.rand(9, generator=ours)
             random.seed(1), np.random.seed(1), torch.manual_seed(1)
             if fails:
@@ -76,31 +76,34 @@ def test_the_generator_of_a_device_is_restored():
 
 def test_a_state_taken_is_no_view_of_the_generators():
     generator = torch.Generator().manual_seed(1)
-    state = RandomState.capture(generators=[generator])
-    cpu, own = state.cpu.clone(), state.generators[0][1].clone()
+    state = RandomState.capture(generators={"ours": generator})
+    cpu, own = state.cpu.clone(), state.generators["ours"][1].clone()
     draw(), torch.rand(9, generator=generator)
     assert torch.equal(state.cpu, cpu)
-    assert torch.equal(state.generators[0][1], own)
+    assert torch.equal(state.generators["ours"][1], own)
 
 
 def test_a_state_goes_through_a_file_without_pickle():
-    ours = [torch.Generator().manual_seed(number) for number in (1, 2)]
+    ours = {"a": torch.Generator().manual_seed(1), "b": torch.Generator().manual_seed(2)}
     random.gauss(0, 1)  # leaves a second number behind for the next call
     np.random.randn()
     file = io.BytesIO()
     torch.save(RandomState.capture(generators=ours).state_dict(), file)
     drawn = draw(), random.gauss(0, 1), float(np.random.randn())
-    theirs = [float(torch.rand((), generator=generator)) for generator in ours]
+    theirs = [float(torch.rand((), generator=each)) for each in ours.values()]
     file.seek(0)
-    others = [torch.Generator(), torch.Generator()]
+    others = {"b": torch.Generator(), "a": torch.Generator()}
     state_dict = torch.load(file, weights_only=True)
     RandomState.from_state_dict(state_dict, generators=others).restore()
     assert (draw(), random.gauss(0, 1), float(np.random.randn())) == drawn
-    assert [float(torch.rand((), generator=generator)) for generator in others] == theirs
+    assert [float(torch.rand((), generator=others[name])) for name in "ab"] == theirs
 
 
-def test_generators_can_be_left_out_of_a_state():
-    ours = [torch.Generator().manual_seed(number) for number in (1, 2)]
-    state = RandomState.capture(generators=ours).state_dict(without=ours[:1])
-    (kept,) = state["generators"]
-    assert torch.equal(kept, ours[1].get_state())
+def test_of_the_further_generators_those_are_restored_that_are_in_both():
+    ours = {"a": torch.Generator().manual_seed(1), "b": torch.Generator().manual_seed(2)}
+    state_dict = RandomState.capture(generators=ours).state_dict()
+    others = {"c": torch.Generator().manual_seed(3), "b": torch.Generator().manual_seed(4)}
+    untouched = others["c"].get_state()
+    RandomState.from_state_dict(state_dict, generators=others).restore()
+    assert torch.equal(others["b"].get_state(), ours["b"].get_state())
+    assert torch.equal(others["c"].get_state(), untouched)

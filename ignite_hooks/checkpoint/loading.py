@@ -88,8 +88,6 @@ class LoadedState:
             found.append("one of both is split over processes (FSDP, DeepSpeed), the other is not")
         if found:
             return found
-        if self._trainer.feed is not None:
-            found += self._trainer.feed.misfits(self._place["data"])
         ours = self._state.kinds()
         for what, kind in self._about["kinds"].items():
             if None not in (kind, ours[what]) and kind != ours[what]:

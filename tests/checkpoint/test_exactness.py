@@ -26,7 +26,7 @@ def found(tmp_path_factory):
 
 def test_every_kind_was_saved_at_every_step_and_resumed(found):
     unbroken, resumed = found
-    assert len(unbroken) == 19
+    assert len(unbroken) == 22
     for kind, whole in unbroken.items():
         assert len(resumed[kind]) == whole["steps"] >= 6
 

@@ -298,13 +298,12 @@ def test_a_handler_that_comes_after_the_factory_is_looked_at_when_the_run_begins
     assert box.value == 5 + 1
 
 
-def test_another_number_of_generators_is_an_error_before_anything_is_loaded(tmp_path):
-    """Those of the loader: the order of its samples can not be had again."""
+def test_a_generator_of_the_data_that_is_gone_is_said(tmp_path):
     saved(tmp_path, lambda: DataLoader(samples(8), 2, shuffle=True, generator=torch.Generator()))
-    trainer = make_trainer(shuffled(4))
-    with pytest.raises(ValueError, match="must have 1 random generators"):
-        ResumeCheckpoint(tmp_path).attach(trainer)
-    assert trainer.state.iteration == 0
+    trainer = make_trainer(shuffled(4), resume_from=tmp_path)
+    part = trainer.resume_report.parts["data"]
+    assert part.level == "approximate"
+    assert "a random generator generator (torch.Generator, cpu) only then" in part.reason
 
 
 def test_what_is_not_exact_of_a_finished_training_is_told_though_nothing_runs(tmp_path):

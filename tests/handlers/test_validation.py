@@ -21,6 +21,7 @@ from ignite.metrics import MeanSquaredError
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
+from torch.utils.data import Subset
 
 from ignite_hooks import DataFeed
 from ignite_hooks import OptimizerStep
@@ -865,11 +866,24 @@ def model_with_frozen_parts():
     return model
 
 
+class Jittered(Noisy):
+    """Samples with augmentation from a generator of its own."""
+
+    def __init__(self, size):
+        super().__init__(size, noise=0)
+        self.rng = np.random.default_rng(1)
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + torch.from_numpy(self.rng.standard_normal(4, np.float32)), y
+
+
 LOADERS = {
     "shuffled": lambda: DataLoader(Noisy(14), 2, shuffle=True),
     "own generator": lambda: DataLoader(
         Noisy(14), 2, shuffle=True, generator=torch.Generator().manual_seed(4)
     ),
+    "data with a generator": lambda: DataLoader(Jittered(14), 2, shuffle=True),
     "stream": lambda: DataLoader(Stream(), 2),
 }
 
@@ -880,6 +894,7 @@ class Training:
     def __init__(self, loader="shuffled", **options):
         seed()
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, **options)
+        self.kind = loader
         self.raw = LOADERS[loader]()
         self.loader = self.accelerator.prepare(self.raw)
         self.model = model_with_frozen_parts()
@@ -967,20 +982,13 @@ def undisturbed(kind=Training, loader="shuffled"):
 
 
 def assert_undisturbed(training):
-    expected = undisturbed(type(training), *training_loader(training))
+    expected = undisturbed(type(training), training.kind)
     assert len(training.record) == len(expected)
     for mine, theirs in zip(training.record, expected, strict=True):
         for what, one, other in zip(WHAT, mine, theirs, strict=True):
             same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
             assert same, f"other {what} at iteration {mine[0][0]}"
     assert GradientState().dataloader_references == [None]
-
-
-def training_loader(training):
-    kind = type(training.raw.dataset)
-    if kind is Stream:
-        return ("stream",)
-    return ("own generator",) if training.raw.generator is not None else ("shuffled",)
 
 
 def held_out(training, prepare=True):
@@ -1108,6 +1116,14 @@ def test_training_on_other_loaders_is_that_without_validation(name, moment, load
 def test_a_validation_may_share_the_generator_of_the_training_loader():
     training = Training("own generator")
     loader = DataLoader(Noisy(7), 2, shuffle=True, generator=training.raw.generator)
+    Validation(ours(training), loader, every_steps=1, at_start=True).attach(training.engine)
+    training.run()
+    assert_undisturbed(training)
+
+
+def test_a_validation_may_share_the_data_set_of_the_training_loader_and_its_generator():
+    training = Training("data with a generator")
+    loader = DataLoader(Subset(training.raw.dataset, range(5)), 2)
     Validation(ours(training), loader, every_steps=1, at_start=True).attach(training.engine)
     training.run()
     assert_undisturbed(training)

@@ -7,10 +7,13 @@ Each is a process of its own: nothing but the files gets from one to the other.
 """
 
 import json
+import random
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
@@ -21,8 +24,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import BatchSampler
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 from torch.utils.data import IterableDataset
 from torch.utils.data import RandomSampler
+from torch.utils.data import Sampler
+from torch.utils.data import Subset
 from torch.utils.data import WeightedRandomSampler
 
 from ignite_hooks import GradientClipping
@@ -47,6 +53,46 @@ class Stream(IterableDataset):
         return iter([Noisy(9)[index] for index in torch.randperm(9)])
 
 
+class Jittered(Dataset):
+    """Samples with augmentation from generators of its own, and one of its transform's."""
+
+    def __init__(self):
+        self.samples = Noisy(9, noise=0)
+        self.rng = np.random.default_rng(torch.initial_seed())
+        self.shift = [partial(random.Random(torch.initial_seed()).gauss, 0, 0.1)]
+        self.noise = torch.Generator().manual_seed(torch.initial_seed())
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        x, y = self.samples[index]
+        noise = torch.randn(4, generator=self.noise)
+        return x + 0.1 * noise + self.rng.random() + self.shift[0](), y
+
+
+class InItsOrder(Sampler):
+    """Draws an order when a pass begins, and a number at its end."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(torch.initial_seed())
+
+    def __len__(self):
+        return 9
+
+    def __iter__(self):
+        yield from self.rng.permutation(9).tolist()
+        self.rng.random()
+
+
+class AsItGoes(InItsOrder):
+    """Draws each index when it is asked for it."""
+
+    def __iter__(self):
+        for _ in range(9):
+            yield int(self.rng.integers(9))
+
+
 def loader(**options):
     return DataLoader(Noisy(9, options.pop("noise", 0.1)), **{"batch_size": 2, **options})
 
@@ -69,6 +115,11 @@ KINDS = {
     "a sampler with one of its own": lambda: loader(
         sampler=RandomSampler(range(9), generator=torch.Generator().manual_seed(7))
     ),
+    "data with generators of its own": lambda: DataLoader(
+        Subset(Jittered(), range(9)), 2, shuffle=True
+    ),
+    "a sampler of one's own": lambda: loader(sampler=InItsOrder()),
+    "a sampler that draws as it goes": lambda: DataLoader(Jittered(), 2, sampler=AsItGoes()),
     "workers": lambda: loader(shuffle=True, num_workers=2, noise=0),
     "a stream": lambda: DataLoader(Stream(), 2),
     "a list": lambda: batches_of(5),
