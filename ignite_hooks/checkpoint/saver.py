@@ -16,14 +16,13 @@ from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.durable import sync_tree
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.metric_value import MetricValue
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.training_name import training_of
 from ignite_hooks.checkpoint.writer import Writer
-from ignite_hooks.measured import measured_at
-from ignite_hooks.warn_once import warn_once
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.save import SaveCheckpoint
@@ -53,6 +52,7 @@ class Saver:
         self._writer = Writer()
         self._writing_ranks = Ranks() if options.background else self.ranks
         self._written: Path | None = None
+        self._value = MetricValue(options.metric, trainer)
 
     def save(self, trainer: Any) -> None:
         """Takes a checkpoint now. The trainer must be at a step boundary.
@@ -66,7 +66,7 @@ class Saver:
         self.wait()
         options, state = self._options, self._state(trainer)
         files = self._capture(state)
-        draft = _draft(trainer, options.metric, self.ranks.size)
+        draft = _draft(trainer, options.metric, self._value.of(trainer), self.ranks.size)
         folder = self.ranks.first_alone(lambda: self._store.begin(draft.step))
         if state.is_sharded:
             state.write_sharded(folder)
@@ -180,20 +180,9 @@ def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecor
     return records
 
 
-def _draft(trainer: Any, metric: str | None, world_size: int) -> Manifest:
+def _draft(trainer: Any, metric: str | None, value: float | None, world_size: int) -> Manifest:
     """The manifest but for its number and its files."""
-    position, value = trainer.feed.position, None
-    if metric is not None:
-        found = trainer.state.metrics.get(metric)
-        if measured_at(trainer).get(metric) not in (None, trainer.state.iteration):
-            pass  # by a validation, of weights that are not these
-        elif found is None:
-            warn_once(
-                f"`metric` must be one of state.metrics to tell the best checkpoint, got "
-                f"{metric!r}: attach the metric, or save when it has been computed"
-            )
-        else:
-            value = _number(metric, found)
+    position = trainer.feed.position
     return Manifest(
         number=1,
         training=training_of(trainer),
@@ -209,15 +198,6 @@ def _draft(trainer: Any, metric: str | None, world_size: int) -> Manifest:
         versions={"python": platform.python_version(), **_versions()},
         files={},
     )
-
-
-def _number(metric: str, found: Any) -> float:
-    try:
-        return float(found)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"`metric` must name a number, state.metrics[{metric!r}] is {found!r}: name another"
-        ) from error
 
 
 def _versions() -> dict[str, str]:

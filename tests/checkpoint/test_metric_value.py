@@ -1,0 +1,96 @@
+import os
+
+import pytest
+import torch
+from ignite.engine import Events
+from ignite.metrics import Average
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks.checkpoint.store import CheckpointStore
+from tests.reference import batches_of
+from tests.reference import make_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`metric` must be one of state.metrics")
+"""It is said once in a process, and not asked here."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def trainer_of(directory, values, kind=float, event=Events.EPOCH_COMPLETED, **options):
+    """Epochs of three steps; after each epoch a handler of the user's writes the next value."""
+    given = iter(values)
+    options = {"metric": "score", "keep_last": None, **options}
+    trainer = make_trainer(batches_of(3), checkpoint=SaveCheckpoint(directory, **options))
+
+    @trainer.on(event)
+    def measure():
+        trainer.state.metrics["score"] = kind(next(given))
+
+    return trainer
+
+
+def saved(directory):
+    found = [each.manifest for each in CheckpointStore(directory).checkpoints()]
+    return {each.step: each.metric_value for each in found}
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["float", "tensor"])
+def test_a_value_from_before_these_weights_is_none_of_theirs(tmp_path, kind):
+    values = [0.5, 0.5, 0.5]
+    trainer_of(tmp_path, values, kind, every_steps=1, every_epochs=1).run(max_epochs=3)
+    assert saved(tmp_path) == {
+        **dict.fromkeys(range(1, 10), None),
+        3: 0.5,
+        6: 0.5,
+        9: 0.5,
+    }
+
+
+def test_the_best_is_one_that_was_measured(tmp_path):
+    options = {"every_steps": 1, "keep_last": 1, "keep_best": 1}
+    trainer_of(tmp_path, [0.9, 0.1, 0.2], **options).run(max_epochs=3)
+    assert saved(tmp_path) == {3: 0.9, 9: 0.2}
+
+
+def test_the_first_save_takes_no_old_value_either(tmp_path):
+    trainer_of(tmp_path, [0.5, 0.6], every_steps=4, at_end=False).run(max_epochs=2)
+    assert saved(tmp_path) == {4: None}
+
+
+def test_a_value_that_was_taken_up_is_an_old_one(tmp_path):
+    trainer_of(tmp_path, [0.9], at_end=True).run()
+    resumed = trainer_of(tmp_path, [0.1], every_steps=1)
+    ResumeCheckpoint(tmp_path).attach(resumed)
+    resumed.run(max_epochs=2)
+    assert saved(tmp_path) == {3: 0.9, 4: None, 5: None, 6: 0.1}
+
+
+@pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED])
+def test_one_that_is_added_to_an_event_has_the_value_of_the_moment(tmp_path, event):
+    trainer = make_trainer(batches_of(3))
+    Average(output_transform=float).attach(trainer, "score")
+    handler = SaveCheckpoint(tmp_path, metric="score", keep_last=None)
+    trainer.add_event_handler(event, handler)
+    seen = {}
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda: seen.update({trainer.state.optimizer_step: trainer.state.metrics["score"]}),
+    )
+    trainer.run(max_epochs=2)
+    found = saved(tmp_path)
+    assert {step: found[step] for step in seen} == seen
+    assert [step for step, value in sorted(found.items()) if value is not None] == [3, 6]
+
+
+def test_without_a_metric_nothing_is_noted(tmp_path):
+    plain, asked = make_trainer(batches_of(3)), make_trainer(batches_of(3))
+    event = Events.ITERATION_STARTED
+    before = len([*plain._event_handlers[event]])
+    SaveCheckpoint(tmp_path / "plain", every_steps=1).attach(plain)
+    assert len(plain._event_handlers[event]) == before
+    SaveCheckpoint(tmp_path / "asked", every_steps=1, metric="score").attach(asked)
+    assert len(asked._event_handlers[event]) == before + 1
