@@ -68,6 +68,11 @@ class CountingEngine(QuickEngine):
         window = self._optimizer_step.window
         return not window.count and window.taken == self._place.taken
 
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether no batch is on its way either: all that is to be known of this place is known."""
+        return self.is_at_boundary and self._feed.position == self._place.position
+
     def _count_batch(self) -> None:
         window, place = self._optimizer_step.window, self._place
         if not window.count:
@@ -86,8 +91,8 @@ class CountingEngine(QuickEngine):
 
     def _go_back(self) -> None:
         """Stands where the last whole step ended."""
-        self._has_drawn_since = not self.is_at_boundary
-        place = self._boundary if self._has_drawn_since else self._place
+        self._has_drawn_since = not self.is_between_steps
+        place = self._place if self.is_at_boundary else self._boundary
         self._place = place
         self.state.iteration = place.progress.iteration
 

@@ -1,5 +1,6 @@
 """The loop of events.py in code: Ignite's, with its edges made safe."""
 
+import sys
 import time
 from collections.abc import Callable
 from collections.abc import Generator
@@ -165,8 +166,9 @@ class TrainingLoop(IteratingEngine):
                 self.stop_reason = "exception"
             raise
         finally:
-            self._go_back()
-            self._postponed.clear()
-            self._optimizer_step.drop_window()
-            self._feed.go_back_to(self._place.position)
-            self._feed.close()
+            if not sys.is_finalizing():  # with an interrupted run; torch may be gone already
+                self._go_back()
+                self._postponed.clear()
+                self._optimizer_step.drop_window()
+                self._feed.go_back_to(self._place.position)
+                self._feed.close()

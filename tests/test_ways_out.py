@@ -1,10 +1,12 @@
 """Contexts on a trainer: where they are entered, and that they are left, whatever happens."""
 
 import gc
+import subprocess
 import sys
 import weakref
 from contextlib import contextmanager
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -714,6 +716,25 @@ def test_control_c_while_a_failure_is_unwound_loses_no_batch(function, unbroken)
         sys.settrace(before)
     trainer.run(max_epochs=2)
     assert torch.equal(weights(trainer.model), unbroken)
+
+
+def test_a_program_that_ends_with_an_interrupted_run_ends_quietly():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from ignite.engine import Events\n"
+            "from tests.reference import batches_of, make_trainer\n"
+            "trainer = make_trainer(batches_of(4), accumulation=2)\n"
+            "trainer.add_event_handler(Events.ITERATION_STARTED(once=2), trainer.interrupt)\n"
+            "trainer.run()\n",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stderr == ""
 
 
 def test_a_trainer_that_is_interrupted_and_dropped_leaves_its_contexts():

@@ -7,7 +7,7 @@ from xxhash import xxh3_128
 
 from ignite_hooks.checkpoint.manifest import FileRecord
 
-__all__ = ["record_of", "sync", "sync_tree"]
+__all__ = ["make_folder", "record_of", "sync", "sync_tree"]
 
 _CHUNK = 2**20
 
@@ -19,6 +19,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those that it is to be in, unless they are there; on the disk, too."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        sync(each.parent)
 
 
 def sync_tree(folder: Path) -> None:

@@ -224,7 +224,7 @@ class LoadedState:
 
     def _random_report(self) -> ResumedPart:
         if self._place.get("has_drawn_since"):
-            reason = "the run was stopped within a window of batches, which had drawn already"
+            reason = "the run was stopped when batches were drawn that no step was made with"
             return ResumedPart("approximate", reason)
         has_device = self._place["random"]["device"] is not None
         if has_device != (self._trainer.accelerator.device.type != "cpu"):

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ignite_hooks.checkpoint.durable import make_folder
 from ignite_hooks.memory.units import MIB
 
 __all__ = ["check_directory", "warn_if_full"]
@@ -18,7 +19,7 @@ def check_directory(directory: Path) -> None:
         ValueError: it can not be made, or not be written to.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(b"?")
     except OSError as error:

@@ -1,5 +1,6 @@
 """Saves on schedule, at the end and when told to stop; a crash costs what came after the last."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from pathlib import Path
@@ -34,6 +35,11 @@ from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.loop import TrainingLoop
 
 __all__ = ["SaveCheckpoint"]
+
+_NO_SAVE = (
+    "after a failure a step may be half done, and the last checkpoint is what there is; "
+    'on_signals=("SIGINT", "SIGTERM") saves a run that Ctrl-C stops'
+)
 
 
 @dataclass(frozen=True, eq=False, config=handler_config)
@@ -129,6 +135,10 @@ class SaveCheckpoint(Scheduled):
                 f"{type(engine).__name__}: make it with create_supervised_trainer, or use Ignite's "
                 "Checkpoint"
             )
+        if event == Events.EXCEPTION_RAISED:
+            raise ValueError(
+                f"`event` must be one of a run that goes on or ends well, got {event}: {_NO_SAVE}"
+            )
         check_directory(Path(self.directory))
         TrainingState(engine, trust_pickle=self.trust_pickle).check()
         others = [each for each in attached(engine, SaveCheckpoint) if each is not self]
@@ -159,9 +169,15 @@ class SaveCheckpoint(Scheduled):
         return attachment
 
     def __call__(self, engine: Engine) -> None:
-        """Saves when all other handlers of the moment are done; after a run at once."""
+        """Saves when all other handlers of the moment are done; after a run at once.
+
+        Raises:
+            RuntimeError: the run was interrupted, and not between two steps.
+        """
         saving = _saving(self, engine)
-        if is_running(engine):
+        if is_running(engine) and engine.last_event_name == Events.EXCEPTION_RAISED:
+            warnings.warn(f"nothing is saved at EXCEPTION_RAISED: {_NO_SAVE}", stacklevel=2)
+        elif is_running(engine) and engine.last_event_name != Events.INTERRUPT:
             saving.postpone(engine)
         else:
             saving.save()

@@ -133,8 +133,14 @@ class Saving:
 
     def _save(self, trainer: Any) -> None:
         # Ended by a validation, the epoch is to be completed first; and a window may be open.
-        if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_at_boundary):
+        if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_between_steps):
             self.postpone(trainer)
+        elif is_interrupted(trainer) and not trainer.is_between_steps:
+            raise RuntimeError(
+                "a checkpoint must be taken between two steps, and this run was interrupted within "
+                "one: save at Events.INTERRUPT, which waits for the end of the step, or interrupt "
+                "at TrainEvents.GRADIENTS_CLEARED"
+            )
         else:
             self._is_wanted = False
             self._saver.save(trainer)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from math import inf
 from pathlib import Path
 
+from ignite_hooks.checkpoint.durable import make_folder
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.folder import MANIFEST
 from ignite_hooks.checkpoint.folder import Checkpoint
@@ -76,7 +77,7 @@ class CheckpointStore:
         If there is a checkpoint of this step already, of a training that was begun anew for
         instance, it stays, and the folder gets a number after its name.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         self._remove_leftovers()
         folder = self.directory / f"step_{step:08d}"
         again = 1

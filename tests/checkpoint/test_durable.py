@@ -3,6 +3,7 @@ import os
 import pytest
 from xxhash import xxh3_128
 
+from ignite_hooks.checkpoint.durable import make_folder
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync_tree
 
@@ -55,3 +56,23 @@ def test_a_tree_is_on_the_disk_files_first_and_each_folder_after_what_is_in_it(
     sync_tree(tmp_path)
     assert synced == ["a", "sub/b", "sub", "z", "."]
     assert len(os.listdir("/proc/self/fd")) == len(before) if before else True
+
+
+def test_a_new_folder_is_on_the_disk_with_those_that_it_is_in(tmp_path, monkeypatch):
+    opened, synced = {}, []
+    real_open = os.open
+
+    def note(path, *rest):
+        descriptor = real_open(path, *rest)
+        opened[descriptor] = path
+        return descriptor
+
+    monkeypatch.setattr(os, "open", note)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(opened[descriptor]))
+    folder = tmp_path / "a" / "b" / "c"
+    make_folder(folder)
+    assert folder.is_dir()
+    assert sorted(synced) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    del synced[:]
+    make_folder(folder)
+    assert synced == []

@@ -146,6 +146,28 @@ def test_something_must_say_when_to_save(tmp_path):
         )
 
 
+def test_it_is_not_attached_to_a_failure(tmp_path):
+    trainer, handler = trainer_of(), SaveCheckpoint(tmp_path)
+    for add in (
+        lambda: handler.attach(trainer, Events.EXCEPTION_RAISED),
+        lambda: trainer.add_event_handler(Events.EXCEPTION_RAISED, handler),
+    ):
+        with pytest.raises(ValueError, match=r"ends well, got .*EXCEPTION_RAISED: after .*SIGINT"):
+            add()
+
+
+def test_called_at_a_failure_it_says_that_nothing_is_saved(tmp_path):
+    handler = SaveCheckpoint(tmp_path, at_end=False)
+    trainer = trainer_of(handler)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: handler(trainer))
+    with pytest.warns(UserWarning, match="nothing is saved at EXCEPTION_RAISED: after a failure"):
+        trainer.run()
+    assert steps(tmp_path) == []
+    handler(trainer)  # the run has ended, where its last whole step did
+    assert steps(tmp_path) == [2]
+
+
 def test_the_factory_takes_nothing_else_for_a_checkpoint():
     with pytest.raises(TypeError, match=r"`checkpoint` must be a SaveCheckpoint, got str: pass"):
         trainer_of("checkpoints")

@@ -223,7 +223,7 @@ ENDS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:resumed from(.|\n)*stopped within a window")
+@pytest.mark.filterwarnings("ignore:resumed from(.|\n)*that no step was made with")
 @pytest.mark.parametrize("end", ENDS)
 def test_the_last_boundary_is_saved_once_however_a_run_ends(tmp_path, end):
     limits, (set_up, options), expected = ENDS[end]
@@ -387,6 +387,68 @@ def test_an_interruption_saves_nothing_and_the_whole_run_saves_what_it_would_hav
         seen.append([step for *_, step in saved(tmp_path)])
     assert seen == [[]] * 3 + [[2]] * 4 + [[2, 4]] * 5 + [[2, 4, 6]]
     assert_goes_on_as_unbroken(tmp_path)
+
+
+WITHIN = {
+    "a window": Events.ITERATION_COMPLETED(once=3),
+    "a batch": Events.ITERATION_STARTED(once=3),
+    "the fetching": Events.GET_BATCH_COMPLETED(once=2),
+}
+
+
+@pytest.mark.parametrize("where", WITHIN)
+def test_a_run_that_was_interrupted_within_a_step_is_not_saved_by_hand(tmp_path, where):
+    handler = all_of(tmp_path, every_steps=10)
+    trainer = trainer_of(handler)
+    trainer.add_event_handler(WITHIN[where], trainer.interrupt)
+    trainer.run(max_epochs=2)
+    with pytest.raises(RuntimeError, match=r"between two steps, .* within one: save at"):
+        handler(trainer)
+    assert saved(tmp_path) == []
+    trainer.run()
+    handler(trainer)
+    assert saved(tmp_path) == [LAST]
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (TrainEvents.GRADIENTS_CLEARED(once=2), (0, 4, 2)),
+        (Events.ITERATION_COMPLETED(once=4), (0, 4, 2)),
+        (Events.EPOCH_COMPLETED(once=1), (1, 6, 3)),
+        (Events.EPOCH_STARTED(once=2), (1, 6, 3)),
+    ],
+)
+def test_one_that_was_interrupted_between_two_steps_is_saved_by_hand(tmp_path, event, expected):
+    handler = all_of(tmp_path, every_steps=10)
+    trainer = trainer_of(handler)
+    trainer.add_event_handler(event, trainer.interrupt)
+    trainer.run(max_epochs=2)
+    handler(trainer)
+    assert saved(tmp_path) == [expected]
+    assert_goes_on_as_unbroken(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("event", "before", "after"),
+    [
+        (Events.ITERATION_COMPLETED(once=4), [(0, 4, 2)], [(0, 4, 2)]),
+        (Events.ITERATION_COMPLETED(once=3), [], [(0, 4, 2)]),
+        (Events.GET_BATCH_COMPLETED(once=4), [], [(1, 6, 3)]),
+        (Events.ITERATION_STARTED(once=3), [], [(0, 4, 2)]),
+    ],
+)
+def test_attached_to_the_interruption_it_saves_then_or_at_the_end_of_the_step(
+    tmp_path, event, before, after
+):
+    trainer = trainer_of(all_of(tmp_path, every_steps=10))
+    all_of(tmp_path / "at", on_signals=()).attach(trainer, Events.INTERRUPT)
+    trainer.add_event_handler(event, trainer.interrupt)
+    trainer.run(max_epochs=2)
+    assert saved(tmp_path / "at") == before
+    trainer.run()
+    assert saved(tmp_path / "at") == after
+    assert_goes_on_as_unbroken(tmp_path / "at")
 
 
 def test_signals_are_let_through_while_a_run_is_interrupted(tmp_path, before):
