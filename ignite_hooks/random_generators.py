@@ -60,9 +60,9 @@ def _parts(thing: Any) -> Iterable[tuple[Any, Any]]:
         return [("self", thing.__self__)]
     if isinstance(thing, partial):
         return [("func", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
-    if isinstance(thing, dict):
+    if type(thing) is dict:  # what is derived from it may load what it is asked for
         return thing.items() if len(thing) <= _LONGEST else ()
-    if isinstance(thing, list | tuple):
+    if type(thing) in (list, tuple):
         return enumerate(thing) if len(thing) <= _LONGEST else ()
     return getattr(thing, "__dict__", {}).items()
 

@@ -108,6 +108,17 @@ def test_none_is_found_in(what):
     assert places_in(NOT_FOUND[what]()) == []
 
 
+@pytest.mark.parametrize("base", [list, dict])
+def test_what_loads_its_content_when_asked_is_not_asked(base):
+    class Loading(base):
+        def _load(self, *asked):
+            pytest.fail("it was loaded")
+
+        __iter__ = __len__ = __getitem__ = items = _load
+
+    assert places_in(Loading()) == []
+
+
 def test_a_circle_has_an_end():
     one = SimpleNamespace(rng=random.Random())
     one.other = SimpleNamespace(one=one)
