@@ -69,6 +69,11 @@ class LoadedState:
         self._scheduler = self._objects.get("scheduler.bin")
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
+        own = self._place.get("objects", {})
+        self._states = {
+            kind: {**states, **own.get(kind, {})}
+            for kind, states in self._about.get("objects", {}).items()
+        }
         self._modules = {}
         for name in ("model", "loss_fn"):
             about = self._about.get("modules", {}).get(name, {})
@@ -132,7 +137,7 @@ class LoadedState:
 
     def _give_to_objects(self) -> None:
         trainer, parts = self._trainer, self._parts
-        also, states = self._state.also, self._about["also"]
+        also, states = self._state.also, self._states["also"]
         for name in [name for name in also if name in states]:
             also[name].load_state_dict(states[name])
         parts["also"] = part_of_named(also, states, "`also`")
@@ -175,15 +180,15 @@ class LoadedState:
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
     def _load_handlers(self) -> None:
-        handlers, states = handlers_with_state(self._trainer), self._about["handlers"]
+        handlers, states = handlers_with_state(self._trainer), self._states["handlers"]
         for name in [name for name in handlers if name in states]:
             handlers[name].load_state_dict(copy.deepcopy(states[name]))
-        self._trainer.state.metrics.update(self._about["metrics"])
-        measured_at(self._trainer).update(self._about["measured_at"])
+        self._trainer.state.metrics.update(self._states["metrics"])
+        measured_at(self._trainer).update(self._states["measured_at"])
         self._parts["handlers"] = part_of_named(handlers, states, "the trainer")
 
     def _load_user_state(self) -> None:
-        for key, value in self._about["user_state"].items():
+        for key, value in self._states["user_state"].items():
             setattr(self._trainer.state, key, copy.deepcopy(value))
 
     def _look_at_data(self) -> None:

@@ -59,9 +59,10 @@ class SaveCheckpoint(Scheduled):
     One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
     ``trainer.stop_reason`` is the signal's name. A second one does what it did before.
 
-    With several processes all of them save, and the directory must be one that all of them see. Of
-    handlers and of ``also`` the first one's states are saved.
-    Where the model is split over processes (FSDP, DeepSpeed) model and optimizer are written by
+    With several processes all of them save, and the directory must be one that all of them see.
+    Each gets its own states of handlers and of ``also`` back; of a model's buffers, which
+    ``DistributedDataParallel`` sends to all anyway, the first one's are saved. Where the model is
+    split over processes (FSDP, DeepSpeed) model and optimizer are written by
     ``accelerator.save_state``; that was not tested on such machines, and resuming from it needs
     ``trust_pickle``, because Accelerate unpickles there.
 
@@ -81,7 +82,7 @@ class SaveCheckpoint(Scheduled):
             What goes wrong is raised at the next save or the end of the run. With a model that is
             split over processes, its part is written at once all the same.
         also: further objects with ``state_dict`` and ``load_state_dict``, by name. Their states
-            must be made of tensors and plain data. With several processes the first one's is saved.
+            must be made of tensors and plain data.
         trust_pickle: save what was registered with ``accelerator.register_for_checkpointing`` too,
             which has to be unpickled.
 

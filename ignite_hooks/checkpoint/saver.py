@@ -20,6 +20,7 @@ from ignite_hooks.checkpoint.metric_value import MetricValue
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
+from ignite_hooks.checkpoint.state import sums_of
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.training_name import training_of
 from ignite_hooks.checkpoint.writer import Writer
@@ -118,12 +119,16 @@ class Saver:
 
     def _capture(self, state: TrainingState) -> dict[str, Content]:
         files: dict[str, Content] = {}
+        objects: dict[str, Any] = {}
+        rank, is_alone = self.ranks.rank, self.ranks.size == 1
 
-        def capture() -> None:
+        def look() -> dict[str, Any]:
             state.check()
-            files.update(state.files(self.ranks.rank))
+            objects.update(state.objects())
+            return {} if rank or is_alone else sums_of(objects)
 
-        self.ranks.agree(capture)
+        of_first, *_ = self.ranks.agree(look)
+        self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
         return files
 
     def _write(

@@ -7,7 +7,8 @@
     scheduler.bin          the scheduler, if there is one
     scaler.pt              the gradient scaler, with mixed precision in float16
     trainer.pt             handlers, objects of the user, and what is said about the rest
-    rank_00000.pt          of each process: counters, limits, place in the data, random generators
+    rank_00000.pt          of each process: counters, limits, place in the data, random generators,
+                           and of handlers and objects what is not as in the first process
 
 Where a process holds a part of the model only (FSDP, DeepSpeed, Megatron), ``sharded/`` is what
 ``accelerator.save_state`` makes of model and optimizer. Such files are unpickled when loaded.
@@ -26,11 +27,12 @@ from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import module_file
+from ignite_hooks.checkpoint.sums import sum_of
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.measured import measured_at
 
-__all__ = ["TrainingState", "rank_file"]
+__all__ = ["TrainingState", "rank_file", "sums_of"]
 
 SHARDED = "sharded"
 TRAINER = "trainer.pt"
@@ -83,26 +85,40 @@ class TrainingState:
             del modules["model"]
         return modules
 
-    def files(self, rank: int) -> dict[str, Content]:
-        """Those that the process ``rank`` writes, by name. Every process must ask for its own.
-
-        The tensors are those of the training: they must be written, or copied, before it goes on.
-        """
-        about: dict[str, Any] = {
-            "kinds": self.kinds(),
-            "groups": self.groups(),
+    def objects(self) -> dict[str, dict[str, Any]]:
+        """The states of handlers and of what the user has named, of each kind by name."""
+        return {
             "user_state": {name: getattr(self.trainer.state, name) for name in self.user_keys},
             "metrics": plain_part(self.trainer.state.metrics),
             "measured_at": dict(measured_at(self.trainer)),
             "handlers": _states(handlers_with_state(self.trainer), "the handler {}"),
             "also": _states(self.also, "{!r} in `also`"),
-            "modules": {},
         }
-        files: dict[str, Content] = {
-            rank_file(rank): Objects(self.trainer.place_state_dict(), "the data loader")
-        }
+
+    def files(
+        self, rank: int, objects: Mapping[str, Any], of_first: Mapping[str, Any]
+    ) -> dict[str, Content]:
+        """Those that the process ``rank`` writes, by name. Every process must ask for its own.
+
+        The tensors are those of the training: they must be written, or copied, before it goes on.
+
+        Args:
+            rank: of this process.
+            objects: its ``objects()``.
+            of_first: the ``sums_of`` those of the first process.
+        """
+        place = self.trainer.place_state_dict()
+        if rank != 0:
+            place["objects"] = _others(objects, of_first)
+        files: dict[str, Content] = {rank_file(rank): Objects(place, "the data loader")}
         if rank != 0:
             return files
+        about: dict[str, Any] = {
+            "kinds": self.kinds(),
+            "groups": self.groups(),
+            "objects": objects,
+            "modules": {},
+        }
         for name, module in self.whole_modules.items():
             file, content, about["modules"][name] = module_file(
                 name, module, safe_serialization=self.safe_serialization
@@ -151,6 +167,24 @@ class TrainingState:
         }
         groups = self.trainer.optimizer.param_groups
         return [[names.get(id(each), "?") for each in group["params"]] for group in groups]
+
+
+def sums_of(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """A sum of each, to see which are the same in two processes."""
+    return {
+        kind: {name: sum_of(state) for name, state in states.items()}
+        for kind, states in objects.items()
+    }
+
+
+def _others(objects: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those that have another sum."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, ours in sums_of(objects).items():
+        theirs = sums[kind]
+        names = [name for name in ours if ours[name] != theirs.get(name)]
+        found[kind] = {name: objects[kind][name] for name in names}
+    return found
 
 
 def _states(objects: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -1,14 +1,11 @@
 """What a training did, iteration by iteration, in sums that show any difference."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Events
-from xxhash import xxh3_128
 
 from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.checkpoint.sums import sum_of
 from ignite_hooks.rng import RandomState
 
 __all__ = ["Trace"]
@@ -43,50 +40,19 @@ class Trace:
         random = RandomState.capture(self._trainer.accelerator.device).state_dict()
         self.iterations[state.iteration] = {
             "the place (epoch, step)": str((state.epoch, state.optimizer_step)),
-            "the batch": _sum(state.batch),
-            "the random generators": _sum(random),
+            "the batch": sum_of(state.batch),
+            "the random generators": sum_of(random),
         }
 
     def _after(self) -> None:
         trainer = self._trainer
         sums = self.iterations[trainer.state.iteration]
-        sums["the loss"] = _sum(trainer.state.loss)
+        sums["the loss"] = sum_of(trainer.state.loss)
         for module_name, module in trainer.modules.items():
             for name, value in module.state_dict().items():
-                sums[f"{module_name}.{name} after the step"] = _sum(value)
-        sums["the optimizer's state"] = _sum(trainer.optimizer.state_dict())
+                sums[f"{module_name}.{name} after the step"] = sum_of(value)
+        sums["the optimizer's state"] = sum_of(trainer.optimizer.state_dict())
         if trainer.lr_scheduler is not None:
-            sums["the scheduler's state"] = _sum(trainer.lr_scheduler.state_dict())
+            sums["the scheduler's state"] = sum_of(trainer.lr_scheduler.state_dict())
         for name, handler in handlers_with_state(trainer).items():
-            sums[f"the state of {name}"] = _sum(handler.state_dict())
-
-
-def _sum(value: Any) -> str:
-    total = xxh3_128()
-    _add(value, total)
-    return total.hexdigest()
-
-
-def _add(value: Any, total: Any) -> None:
-    """What kind of object it is does not matter, but for its content."""
-    if isinstance(value, torch.Tensor):
-        plain = value.detach().cpu().contiguous()
-        total.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        total.update(plain.flatten().view(torch.uint8).numpy())
-    elif isinstance(value, np.ndarray):
-        total.update(f"{value.dtype}{value.shape}".encode())
-        total.update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Mapping):
-        total.update(f"{{{len(value)}:".encode())
-        for key, each in value.items():
-            total.update(f"{key!r}:".encode())
-            _add(each, total)
-    elif isinstance(value, list | tuple):
-        total.update(f"[{len(value)}:".encode())
-        for each in value:
-            _add(each, total)
-    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        total.update(f"{value!r};".encode())
-    else:
-        total.update(type(value).__name__.encode())
-        _add(getattr(value, "__dict__", {}), total)
+            sums[f"the state of {name}"] = sum_of(handler.state_dict())

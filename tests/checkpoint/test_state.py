@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.state import TrainingState
+from ignite_hooks.checkpoint.state import sums_of
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -34,9 +35,14 @@ def trainer_of(model, **options):
     )
 
 
+def files(state, rank=0):
+    objects = state.objects()
+    return state.files(rank, objects, sums_of(objects))
+
+
 def test_the_files_of_a_plain_training():
     state = TrainingState(make_trainer(batches_of(2)))
-    assert set(state.files(0)) == {
+    assert set(files(state)) == {
         "rank_00000.pt",
         "model.safetensors",
         "optimizer.bin",
@@ -53,7 +59,7 @@ def test_the_files_of_all_that_there_can_be():
     trainer.accelerator.register_for_checkpointing(Box(), Box())
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
     state = TrainingState(trainer, safe_serialization=False, trust_pickle=True)
-    assert set(state.files(0)) == {
+    assert set(files(state)) == {
         "rank_00000.pt",
         "model.bin",
         "loss_fn.bin",
@@ -68,12 +74,12 @@ def test_the_files_of_all_that_there_can_be():
 
 def test_a_loss_function_without_a_state_has_no_file():
     trainer = make_trainer(batches_of(2), loss_fn=torch.nn.MSELoss())
-    assert not any(name.startswith("loss_fn") for name in TrainingState(trainer).files(0))
+    assert not any(name.startswith("loss_fn") for name in files(TrainingState(trainer)))
 
 
 def test_another_process_writes_its_own_file_only():
     state = TrainingState(make_trainer(batches_of(2)), {"box": Box()})
-    assert set(state.files(3)) == {"rank_00003.pt"}
+    assert set(files(state, 3)) == {"rank_00003.pt"}
 
 
 def test_registered_objects_are_refused_with_the_remedy():
@@ -102,7 +108,7 @@ def test_a_state_that_is_no_data_is_refused_when_saving_and_names_whose_it_is(tm
 
 
 def tensors_of(trainer):
-    return TrainingState(trainer).files(0)["model.safetensors"].tensors
+    return files(TrainingState(trainer))["model.safetensors"].tensors
 
 
 def test_tied_weights_are_there_once():
@@ -110,7 +116,7 @@ def test_tied_weights_are_there_once():
     model[1].weight = model[0].weight
     trainer = trainer_of(model)
     assert sorted(tensors_of(trainer)) == ["0.bias", "0.weight", "1.bias"]
-    modules = TrainingState(trainer).files(0)["trainer.pt"].content["modules"]
+    modules = files(TrainingState(trainer))["trainer.pt"].content["modules"]
     assert modules["model"]["aliases"] == {"1.weight": "0.weight"}
 
 
@@ -148,4 +154,24 @@ def test_the_keys_of_the_state_that_the_user_has_named():
     assert state.user_keys == []
     trainer.state_dict_user_keys.append("alpha")
     trainer.state.alpha = [1, 2]
-    assert state.files(0)["trainer.pt"].content["user_state"] == {"alpha": [1, 2]}
+    assert files(state)["trainer.pt"].content["objects"]["user_state"] == {"alpha": [1, 2]}
+
+
+def test_another_process_writes_what_is_not_as_in_the_first():
+    trainer = make_trainer(batches_of(2))
+    trainer.run()
+    trainer.state.metrics.update({"same": 1.0, "other": 2.0, "new": 3.0})
+    also = {"same": Box(1), "other": Box(2)}
+    state = TrainingState(trainer, also)
+    objects = state.objects()
+    of_first = sums_of(objects)
+    assert not any(files(state, 1)["rank_00001.pt"].content["objects"].values())
+    of_first["metrics"].pop("new")
+    for kind in ("metrics", "also"):
+        of_first[kind]["other"] = "another"
+    place = state.files(1, objects, of_first)["rank_00001.pt"].content
+    assert {kind: each for kind, each in place["objects"].items() if each} == {
+        "metrics": {"other": 2.0, "new": 3.0},
+        "also": {"other": {"value": 2}},
+    }
+    assert "objects" not in files(state)["rank_00000.pt"].content

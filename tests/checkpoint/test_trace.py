@@ -1,13 +1,10 @@
 import copy
-from collections import namedtuple
 
-import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import StepLR
 
 from ignite_hooks.checkpoint.trace import Trace
-from ignite_hooks.checkpoint.trace import _sum
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -66,56 +63,3 @@ def test_only_iterations_that_both_have_are_compared():
     del one.iterations[2]
     other.iterations[2] = {}
     assert one.first_difference(other) is None
-
-
-NOT_THE_SAME = [
-    torch.tensor([1.0, 2.0]),
-    torch.tensor([1.0, 2.5]),
-    torch.tensor([[1.0, 2.0]]),
-    torch.tensor([1.0, 2.0], dtype=torch.float64),
-    torch.tensor([1, 2], dtype=torch.bfloat16),
-    torch.tensor(1.0),
-    torch.tensor([]),
-    torch.tensor(True),
-    np.array([1.0, 2.0], dtype=np.float16),
-    np.array([1.0, 2.5], dtype=np.float16),
-    [1, 2],
-    [[1], 2],
-    [1, [2]],
-    [12],
-    ["1", "2"],
-    {"a": 1},
-    {"a": 2},
-    {"b": 1},
-    {"a": {"a": 1}},
-    None,
-    0,
-    0.0,
-    -0.0,
-    False,
-    "",
-    b"",
-    1j,
-    slice(1),
-    namedtuple("Pair", "x y")(1, 3),
-]
-
-
-def test_no_two_of_these_are_taken_for_the_same():
-    sums = [_sum(value) for value in NOT_THE_SAME]
-    assert len(set(sums)) == len(NOT_THE_SAME)
-    assert sums == [_sum(copy.deepcopy(value)) for value in NOT_THE_SAME]
-
-
-def test_nan_is_the_same_as_itself():
-    assert _sum(torch.tensor(float("nan"))) == _sum(torch.tensor(float("nan")))
-
-
-class Holder:
-    def __init__(self, value):
-        self.value = value
-
-
-def test_an_object_is_as_its_attributes_are():
-    assert _sum(Holder(torch.ones(2))) == _sum(Holder(torch.ones(2)))
-    assert _sum(Holder(torch.ones(2))) != _sum(Holder(torch.zeros(2)))

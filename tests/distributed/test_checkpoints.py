@@ -37,6 +37,15 @@ def test_resuming_from_every_step_ends_in_the_same_bits(findings, check):
         assert finding["references"]
 
 
+def test_each_process_gets_its_own_states_of_handlers_and_objects_back(findings):
+    first, second = findings.of("each_process_gets_its_own_states_back")
+    for finding in (first, second):
+        assert finding["sums"] == finding["expected"]
+        assert finding["shared"] == 10
+    assert first["expected"] != second["expected"]
+    assert first["taken_up"] != second["taken_up"]
+
+
 FAILURES = {
     "failure_on_the_first": 0,
     "failure_on_the_second": 1,

@@ -83,6 +83,49 @@ def resume_at_every_step():
     return resuming_exactly("every step")
 
 
+class Seen:
+    """What this process has seen, which no other has."""
+
+    def __init__(self):
+        self.sum, self.shared = 0.0, 0
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine):
+        self.shared += 1
+        self.sum += float(engine.state.batch[0].sum())
+        engine.state.metrics["seen"] = self.sum
+
+    def state_dict(self):
+        return {"sum": self.sum, "shared": self.shared}
+
+    def load_state_dict(self, state_dict):
+        self.sum, self.shared = state_dict["sum"], state_dict["shared"]
+
+
+def each_process_gets_its_own_states_back():
+    directory, also, handler = directory_of("own states"), Seen(), Seen()
+    trainer = trainer_of(directory, also={"also": also})
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: also(trainer))
+    handler.attach(trainer)
+    trainer.run(max_epochs=EPOCHS)
+    expected = [also.sum, handler.sum, trainer.state.metrics["seen"]]
+    also, handler = Seen(), Seen()
+    trainer = trainer_of(directory, number=2, also={"also": also})
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: also(trainer))
+    handler.attach(trainer)
+    ResumeCheckpoint(directory / "step_00000004").attach(trainer)
+    taken_up = trainer.state.metrics["seen"]
+    trainer.run(max_epochs=EPOCHS)
+    return {
+        "sums": [also.sum, handler.sum, trainer.state.metrics["seen"]],
+        "expected": expected,
+        "taken_up": taken_up,
+        "shared": also.shared,
+    }
+
+
 def resume_at_every_step_in_the_background():
     return resuming_exactly("background", background=True)
 
@@ -250,6 +293,7 @@ def agreement():
 CHECKS = [
     resume_at_every_step,
     resume_at_every_step_in_the_background,
+    each_process_gets_its_own_states_back,
     failure_on_the_first,
     failure_on_the_second,
     failure_on_the_second_in_the_background,

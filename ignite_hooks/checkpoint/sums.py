@@ -1,0 +1,45 @@
+"""Sums of whatever a training has, that tell whether two are the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from xxhash import xxh3_128
+
+__all__ = ["sum_of"]
+
+
+def sum_of(value: Any) -> str:
+    """The same for the same content, bit by bit, and another for any other."""
+    total = xxh3_128()
+    _add(value, total)
+    return total.hexdigest()
+
+
+def _add(value: Any, total: Any) -> None:
+    """What kind of object it is does not matter, but for its content."""
+    if isinstance(value, torch.Tensor):
+        plain = value.detach().cpu().contiguous()
+        total.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+        total.update(plain.flatten().view(torch.uint8).numpy())
+    elif isinstance(value, np.ndarray):
+        total.update(f"{value.dtype}{value.shape}".encode())
+        total.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        total.update(f"{{{len(value)}:".encode())
+        for key, each in value.items():
+            total.update(f"{key!r}:".encode())
+            _add(each, total)
+    elif isinstance(value, list | tuple):
+        total.update(f"[{len(value)}:".encode())
+        for each in value:
+            _add(each, total)
+    elif isinstance(value, set | frozenset):
+        total.update(f"<{len(value)}:".encode())
+        total.update("".join(sorted(map(sum_of, value))).encode())
+    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        total.update(f"{value!r};".encode())
+    else:
+        total.update(type(value).__name__.encode())
+        _add(getattr(value, "__dict__", {}), total)
