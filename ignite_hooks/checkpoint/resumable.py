@@ -66,9 +66,7 @@ def assert_resumable(
                 "generators in make_trainer, before the model is made"
             )
         for stop in stops:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "resumed from")  # it is seen what comes of it
-                resumed = _run(_resumed(_new(make_trainer), directory, stop), max_steps)
+            resumed = _run(_resumed(_new(make_trainer), directory, stop), max_steps)
             difference = resumed.first_difference(unbroken)
             missing = max(unbroken.iterations) not in resumed.iterations
             if difference is None and missing and stop < max_steps:
@@ -108,7 +106,10 @@ def _new(make_trainer: Callable[[], Any]) -> Any:
 
 def _run(trainer: Any, max_steps: int) -> Trace:
     trace = Trace(trainer)
-    trainer.run(max_steps=max_steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "resumed from")  # it is seen what comes of it
+        warnings.filterwarnings("ignore", ".* checkpoints of another training")  # its own ones
+        trainer.run(max_steps=max_steps)
     return trace
 
 

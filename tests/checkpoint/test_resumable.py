@@ -134,7 +134,7 @@ def test_objects_that_the_trainings_own_checkpoints_name_are_saved_too(tmp_path_
         fading = FadingWithState(trainer)
         trainer.add_event_handler(Events.ITERATION_STARTED, lambda: fading())
         also = {"fading": fading} if is_named else None
-        SaveCheckpoint(folder, every_steps=100, at_end=False, also=also).attach(trainer)
+        SaveCheckpoint(folder, every_steps=4, at_end=False, also=also).attach(trainer)
         return trainer
 
     if is_named:
