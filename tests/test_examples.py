@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 SMALL = {
+    "custom_hook.py": ["--epochs", "1"],
+    "memory_care.py": ["--epochs", "2", "--batches", "5"],
     "digits.py": ["--epochs", "1", "--batch-size", "256"],
     "resume.py": ["--epochs", "1", "--checkpoints", "checkpoints"],
 }
@@ -38,7 +40,10 @@ def started(*arguments, folder=ROOT):
 
 
 def python(*arguments, folder=ROOT, limit=300):
-    process = started(*arguments, folder=folder)
+    return output_of(started(*arguments, folder=folder), limit)
+
+
+def output_of(process, limit=300):
     try:
         output, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
@@ -112,7 +117,7 @@ def test_digits_that_are_gone_on_with_are_those_of_one_run(tmp_path):
 
 def test_a_training_that_is_stopped_and_started_again_ends_as_one_that_was_not(tmp_path):
     script = ROOT / "examples" / "resume.py"
-    unbroken = python(script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "unbroken")
+    unbroken = started(script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "unbroken")
     arguments = [script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "stopped"]
     with started("-u", *arguments) as process:
         assert process.stdout.readline().startswith("epoch   1")
@@ -122,12 +127,13 @@ def test_a_training_that_is_stopped_and_started_again_ends_as_one_that_was_not(t
     assert re.search(r"^stopped at step \d+; the same command", output, re.MULTILINE)
     again = python(*arguments)
     assert "random generators: exact" in again
-    assert again.splitlines()[-2:] == unbroken.splitlines()[-2:]
+    assert again.splitlines()[-2:] == output_of(unbroken).splitlines()[-2:]
 
 
 def test_digits_with_one_seed_are_learned_the_same_way_twice():
     arguments = ["examples/digits.py", "--cpu", "--seed", "3", *SMALL["digits.py"]]
-    first, second = (re.sub(r"seconds.*", "", python(*arguments)) for _ in range(2))
+    both = [started(*arguments), started(*arguments)]
+    first, second = (re.sub(r"seconds.*", "", output_of(each)) for each in both)
     assert first == second
 
 

@@ -67,7 +67,7 @@ class Saver:
         self.wait()
         options, state = self._options, self._state(trainer)
         files = self._capture(state)
-        draft = _draft(trainer, options.metric, self._value.of(trainer), self.ranks.size)
+        draft = self.ranks.first_alone(lambda: self._draft(trainer))
         folder = self.ranks.first_alone(lambda: self._store.begin(draft.step))
         if state.is_sharded:
             state.write_sharded(folder)
@@ -131,6 +131,25 @@ class Saver:
         self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
         return files
 
+    def _draft(self, trainer: Any) -> Manifest:
+        """The manifest but for its number and its files."""
+        position = trainer.feed.position
+        return Manifest(
+            number=1,
+            training=training_of(trainer),
+            saved_at=datetime.now(timezone.utc),
+            step=trainer.state.optimizer_step,
+            epoch=trainer.place.progress.epochs,
+            iteration=trainer.place.progress.iteration,
+            data_pass=position.data_pass,
+            batches=position.batches,
+            world_size=self.ranks.size,
+            metric=self._options.metric,
+            metric_value=self._value.of(trainer),
+            versions={"python": platform.python_version(), **_versions()},
+            files={},
+        )
+
     def _write(
         self, folder: Path, files: dict[str, Content], draft: Manifest, ranks: Ranks
     ) -> None:
@@ -183,26 +202,6 @@ def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecor
         records[name] = record_of(folder / name)
     sync(folder)
     return records
-
-
-def _draft(trainer: Any, metric: str | None, value: float | None, world_size: int) -> Manifest:
-    """The manifest but for its number and its files."""
-    position = trainer.feed.position
-    return Manifest(
-        number=1,
-        training=training_of(trainer),
-        saved_at=datetime.now(timezone.utc),
-        step=trainer.state.optimizer_step,
-        epoch=trainer.place.progress.epochs,
-        iteration=trainer.place.progress.iteration,
-        data_pass=position.data_pass,
-        batches=position.batches,
-        world_size=world_size,
-        metric=metric,
-        metric_value=value,
-        versions={"python": platform.python_version(), **_versions()},
-        files={},
-    )
 
 
 def _versions() -> dict[str, str]:

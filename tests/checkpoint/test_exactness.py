@@ -16,12 +16,25 @@ ROOT = Path(__file__).parents[2]
 def found(tmp_path_factory):
     """What the unbroken trainings did, and what each that was resumed did, by kind."""
     folder = tmp_path_factory.mktemp("exactness")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for act in ("save", "resume"):
-        command = [sys.executable, str(PROGRAM), act, str(folder / "checkpoints")]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-    return tuple(json.loads((folder / f"{act}.json").read_text()) for act in ("save", "resume"))
+    unbroken = told(started("save", folder))
+    parts = [started("resume", folder, part, 2) for part in range(2)]
+    return unbroken, {kind: each for part in parts for kind, each in told(part).items()}
+
+
+def started(*arguments):
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def told(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(output)
 
 
 def test_every_kind_was_saved_at_every_step_and_resumed(found):

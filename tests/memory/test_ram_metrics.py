@@ -814,12 +814,12 @@ def test_arguments_are_given_by_name():
 
 
 def test_the_result_is_that_of_what_began_last_by_hand_or_attached():
-    stream, engine = StreamMaxRAM(), Engine(lambda engine, batch: spike(80))
+    stream, engine = StreamMaxRAM(), Engine(lambda engine, batch: spike())
     stream.attach(engine)
     engine.run([0])
     attached = stream.result()
     stream.start()
-    assert stream.result() < attached - 40
+    assert stream.result() < attached - SPIKE / 2
     stream.stop()
     engine.run([0])
-    assert engine.state.metrics["stream_max_ram_mib"] > stream.result() + 40
+    assert engine.state.metrics["stream_max_ram_mib"] > stream.result() + SPIKE / 2

@@ -1,9 +1,10 @@
 """Trains each kind of training, or goes on from each of its checkpoints, and tells what was done.
 
 python exactness.py save FOLDER
-python exactness.py resume FOLDER
+python exactness.py resume FOLDER PART PARTS
 
-Each is a process of its own: nothing but the files gets from one to the other.
+Each is a process of its own: nothing but the files gets from one to the other. PART is a number
+from 0: of so many parts of the trainings this one goes on.
 """
 
 import json
@@ -190,9 +191,9 @@ def save(folder):
     return found
 
 
-def resume(folder):
+def resume(folder, part, parts):
     found = {}
-    for training in TRAININGS:
+    for training in TRAININGS[int(part) :: int(parts)]:
         place = folder / ", ".join(training)
         for checkpoint in sorted(place.iterdir()):
             trainer, patience = make_trainer(*training, number=2)
@@ -206,8 +207,9 @@ def resume(folder):
 def main():
     warnings.simplefilter("ignore")  # workers are judged by what comes of them here
     torch.set_num_threads(1)
-    act, folder = {"save": save, "resume": resume}[sys.argv[1]], Path(sys.argv[2])
-    (folder.parent / f"{sys.argv[1]}.json").write_text(json.dumps(act(folder)))
+    act, folder, *part = sys.argv[1:]
+    found = {"save": save, "resume": resume}[act](Path(folder), *part)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
