@@ -117,7 +117,8 @@ def main():
     trainer.run(max_epochs=args.epochs)
     metrics = trainer.state.metrics
     print(f"the whole run   peak {metrics['experience_max_ram_mib']:.0f} MiB")
-    print(f"the last garbage collection took {metrics['gc_seconds'] * 1000:.2f} ms")
+    if "gc_seconds" in metrics:  # else the run was too short for one
+        print(f"the last garbage collection took {metrics['gc_seconds'] * 1000:.2f} ms")
 
 
 def parse_args():
