@@ -2,6 +2,7 @@
 
 from abc import ABC
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Generic
 from typing import TypeVar
 
@@ -15,6 +16,9 @@ class Mark(ABC, Generic[Reading]):
 
     nothing: Reading
     """What is below every reading."""
+
+    higher: Callable[[Reading, Reading], Reading]
+    """Tells the higher of two readings."""
 
     def open(self) -> None:
         """Takes what it needs of the process, descriptors say."""
@@ -30,18 +34,9 @@ class Mark(ABC, Generic[Reading]):
     def read(self) -> Reading:
         """The highest since the last reset."""
 
-    @staticmethod
-    @abstractmethod
-    def higher(one: Reading, other: Reading) -> Reading:
-        """The higher of two readings."""
-
 
 class ByteMark(Mark[int]):
     """A mark of one number of bytes."""
 
     nothing = 0
-
-    @staticmethod
-    def higher(one: int, other: int) -> int:
-        """The higher of two readings."""
-        return one if one >= other else other
+    higher = staticmethod(max)

@@ -19,6 +19,7 @@ from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.memory.max_ram import MaxRAM
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
+from ignite_hooks.memory.units import MIB
 
 __all__ = [
     "EpochMaxRAM",
@@ -56,11 +57,15 @@ class RAMMetric(PeakMetric):
 
     def _span(self, attachment: Attachment) -> Span:
         ram = _latest[self] = self._max_ram()
+        name, parts = self.name, ram._parts
 
         def report(engine: Engine) -> None:
-            engine.state.metrics[self.name] = ram.result()
+            peak = 0
+            for part in parts:  # which have stopped
+                peak += part.peak
+            engine.state.metrics[name] = peak / MIB
 
-        return Span(attachment, ram._parts, report)
+        return Span(attachment, parts, report)
 
     def _max_ram(self) -> MaxRAM:
         return MaxRAM(

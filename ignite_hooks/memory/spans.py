@@ -77,7 +77,9 @@ class Span:
 
     def _end(self) -> None:
         if self._is_on:
-            self._stop()
+            self._is_on = False
+            for part in self._parts:
+                part.stop()
             self._report(self._attachment.engine)
 
     def _stop(self) -> None:
