@@ -100,7 +100,8 @@ class PeakLedger(Generic[Reading]):
                     try:
                         self._note()
                     finally:
-                        self._drop(measurement)
+                        if measurement in self.running:
+                            self.running.remove(measurement)
             finally:
                 self._users -= 1
                 if self._is_sampled or not self._holders:

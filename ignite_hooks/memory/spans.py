@@ -71,15 +71,17 @@ class Span:
         if self._is_on:  # a handler made an end of a failure, and Ignite went on
             self._stop()
         if self._is_in_run:
+            # Here and in _end without part.start() and part.stop(): each call between an event and
+            # the kernel costs 0.5 to 1 µs in a real loop, whose caches are cold, of 20 in all.
             for part in self._parts:
-                part.start()
+                part.ledger.begin(part, part.ledger.nothing)
             self._is_on = True
 
     def _end(self) -> None:
         if self._is_on:
             self._is_on = False
             for part in self._parts:
-                part.stop()
+                part.ledger.end(part)
             self._report(self._attachment.engine)
 
     def _stop(self) -> None:
