@@ -1,8 +1,9 @@
 """The value of the metric that says which checkpoint is best, if it is one of these weights."""
 
 from typing import Any
-from weakref import ref
 
+import numpy as np
+import torch
 from ignite.engine import Engine
 from ignite.engine import Events
 
@@ -16,7 +17,9 @@ class MetricValue:
     """Tells the value in ``trainer.state.metrics``, and none that is left from earlier weights.
 
     A ``Validation`` notes at which iteration it has measured. Of other metrics a value is an old
-    one if it is still the same object that was there before the last iteration.
+    one if nobody has written it since the last iteration began: it is replaced there by an equal
+    object, which a writer does not have. Of a tensor that is written to in place the version tells.
+    An int can not be told from one that was written again, and is taken for new.
 
     Args:
         name: of the metric; None if no metric is asked for.
@@ -26,13 +29,9 @@ class MetricValue:
     def __init__(self, name: str | None, trainer: Engine) -> None:
         self._name = name
         self._old: Any = None
+        self._version: int | None = None
         if name is not None:
-            engine = ref(trainer)
-
-            def note() -> None:
-                self._old = engine().state.metrics.get(name)  # type: ignore[union-attr]
-
-            trainer.add_event_handler(Events.ITERATION_STARTED, note)
+            trainer.add_event_handler(Events.ITERATION_STARTED, self._note)
 
     def of(self, trainer: Any) -> float | None:
         """The value now; None if there is none, or an old one.
@@ -45,7 +44,7 @@ class MetricValue:
             return None
         found = trainer.state.metrics.get(name)
         measured = measured_at(trainer).get(name)
-        is_old = found is self._old if measured is None else measured != trainer.state.iteration
+        is_old = self._is_old(found) if measured is None else measured != trainer.state.iteration
         if found is None:
             warn_once(
                 f"`metric` must be one of state.metrics to tell the best checkpoint, got "
@@ -59,3 +58,31 @@ class MetricValue:
             raise TypeError(
                 f"`metric` must name a number, state.metrics[{name!r}] is {found!r}: name another"
             ) from error
+
+    def _note(self, trainer: Any) -> None:
+        metrics, name = trainer.state.metrics, self._name
+        found = metrics.get(name)
+        if found is not None and found is not self._old:
+            self._old = metrics[name] = _replaced(found)
+        self._version = _version(found)
+
+    def _is_old(self, found: Any) -> bool:
+        if isinstance(found, torch.Tensor):
+            return found is self._old and self._version == _version(found) is not None
+        return found is self._old and not isinstance(found, int)
+
+
+def _replaced(value: Any) -> Any:
+    """An equal object that nobody else has, where there can be one."""
+    if type(value) is float:
+        return value * 1.0
+    if isinstance(value, torch.Tensor):
+        return value.detach()  # of the same memory
+    return value.copy() if isinstance(value, np.generic) else value
+
+
+def _version(value: Any) -> int | None:
+    """How often a tensor was written to in place; None where that is not counted."""
+    if isinstance(value, torch.Tensor) and not value.is_inference():
+        return value._version
+    return None

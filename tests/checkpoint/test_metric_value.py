@@ -1,5 +1,7 @@
+import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -20,12 +22,7 @@ def _quick_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def computed(value):
-    """A number of its own, as a computation gives, where a literal is the same object again."""
-    return float(str(value))
-
-
-def trainer_of(directory, values, kind=computed, event=Events.EPOCH_COMPLETED, **options):
+def trainer_of(directory, values, kind=float, event=Events.EPOCH_COMPLETED, **options):
     """Epochs of three steps; after each epoch a handler of the user's writes the next value."""
     given = iter(values)
     options = {"metric": "score", "keep_last": None, **options}
@@ -43,7 +40,9 @@ def saved(directory):
     return {each.step: each.metric_value for each in found}
 
 
-@pytest.mark.parametrize("kind", [computed, torch.tensor], ids=["float", "tensor"])
+@pytest.mark.parametrize(
+    "kind", [float, torch.tensor, np.float32], ids=["float", "tensor", "numpy"]
+)
 def test_a_value_from_before_these_weights_is_none_of_theirs(tmp_path, kind):
     values = [0.5, 0.5, 0.5]
     trainer_of(tmp_path, values, kind, every_steps=1, every_epochs=1).run(max_epochs=3)
@@ -53,6 +52,38 @@ def test_a_value_from_before_these_weights_is_none_of_theirs(tmp_path, kind):
         6: 0.5,
         9: 0.5,
     }
+
+
+@pytest.mark.parametrize("kind", [float, int, torch.tensor, np.float64])
+def test_of_equals_the_newer_is_the_better_though_it_be_the_same_object(tmp_path, kind):
+    equal = kind(5)
+    options = {"every_epochs": 1, "keep_last": 1, "keep_best": 1}
+    trainer_of(tmp_path, [equal, equal, 3], lambda value: value, **options).run(max_epochs=3)
+    assert saved(tmp_path) == {6: 5.0, 9: 3.0}
+
+
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_a_tensor_that_is_written_to_in_place_has_a_new_value(tmp_path, is_inference):
+    with torch.inference_mode(is_inference):
+        total = torch.zeros(())
+
+    def add(value):
+        with torch.inference_mode(is_inference):
+            return total.add_(value)
+
+    trainer_of(tmp_path, [1.0, 2.0, 3.0], add, every_epochs=1).run(max_epochs=3)
+    assert saved(tmp_path) == {3: 1.0, 6: 3.0, 9: 6.0}
+
+
+@pytest.mark.parametrize("value", [-0.0, math.inf, math.nan])
+def test_what_users_see_is_what_was_written(tmp_path, value):
+    trainer = trainer_of(tmp_path, [value, value], every_epochs=1)
+    seen = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=5), lambda: seen.append(trainer.state.metrics["score"])
+    )
+    trainer.run(max_epochs=2)
+    assert str(seen) == str([value])
 
 
 def test_the_best_is_one_that_was_measured(tmp_path):
