@@ -130,3 +130,15 @@ def test_without_a_metric_nothing_is_noted(tmp_path):
     assert len(plain._event_handlers[event]) == before
     SaveCheckpoint(tmp_path / "asked", every_steps=1, metric="score").attach(asked)
     assert len(asked._event_handlers[event]) == before + 1
+
+
+def test_one_that_is_never_written_again_but_in_place_has_a_new_value(tmp_path):
+    trainer = trainer_of(tmp_path, [torch.zeros(())], lambda value: value, Events.STARTED)
+    SaveCheckpoint(tmp_path / "each", every_steps=1, keep_last=None, metric="score").attach(trainer)
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: trainer.state.metrics["score"].add_(1.0)
+    )
+    trainer.run(max_epochs=2)
+    found = saved(tmp_path / "each")
+    assert {step for step, value in found.items() if value is not None} <= {3, 6}
+    assert found[6] == 2.0
