@@ -164,7 +164,10 @@ class LoadedState:
         self._load_user_state()
         self._set_rates()
         for name, module in self._state.whole_modules.items():
-            set_flags(module, self._about["modules"][name]["flags"])
+            flags = self._about["modules"][name]["flags"]
+            was_put_aside = "" in flags["eval"] and not self._about["in_run"]
+            if not was_put_aside:  # else a run puts it in train mode, and then its handlers decide
+                set_flags(module, flags)
         self._look_at_data()
         return self._report()
 

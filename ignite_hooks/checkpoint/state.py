@@ -28,6 +28,8 @@ from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.sums import sum_of
+from ignite_hooks.engine import is_interrupted
+from ignite_hooks.engine import is_running
 from ignite_hooks.handlers.base import attached
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
 from ignite_hooks.measured import measured_at
@@ -118,6 +120,7 @@ class TrainingState:
             "groups": self.groups(),
             "objects": objects,
             "modules": {},
+            "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():
             file, content, about["modules"][name] = module_file(

@@ -93,3 +93,44 @@ def test_what_a_handler_has_thawed_is_not_frozen_after_a_resume(
         resumed.run()
         assert resumed.resume_report.is_exact
         assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def evaluate_all(trainer):
+    trainer.model.eval()
+
+
+def in_train_mode(**options):
+    return trainer_of(Events.EPOCH_STARTED(once=9), is_frozen_at_start=False, **options)
+
+
+def in_eval_mode_at_start(*, event=Events.STARTED, **options):
+    trainer = in_train_mode(**options)
+    trainer.add_event_handler(event, evaluate_all)
+    return trainer
+
+
+def test_a_model_that_was_saved_in_eval_mode_in_a_run_is_trained_in_it(tmp_path):
+    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last=None)
+    event = Events.EPOCH_STARTED(once=1)
+    whole = in_eval_mode_at_start(event=event, checkpoint=save)
+    whole.run(max_epochs=2)
+    resumed = in_eval_mode_at_start(event=event, resume_from=tmp_path / "step_00000005")
+    resumed.run()
+    assert not resumed.model.training
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("make", [in_train_mode, in_eval_mode_at_start])
+def test_a_model_that_was_put_aside_in_eval_mode_is_trained_as_in_a_second_run(tmp_path, make):
+    save = SaveCheckpoint(tmp_path, at_end=False)
+    whole = make(checkpoint=save)
+    whole.run(max_epochs=1)
+    whole.model.eval()  # to look at what it has learned
+    save(whole)
+    whole.run(max_epochs=2)
+    resumed = make(resume_from=tmp_path)
+    resumed.run(max_epochs=2)
+    assert resumed.resume_report.is_exact
+    assert resumed.model.training is whole.model.training is (make is in_train_mode)
+    assert flags_of(resumed.model) == flags_of(whole.model)
+    assert torch.equal(weights(resumed.model), weights(whole.model))
