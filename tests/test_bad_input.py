@@ -411,7 +411,7 @@ BEFORE_THE_FIRST_BATCH = {
     "at_start that is a number": (
         lambda data: validate(data, dict_of_nothing, at_start=1),
         ValueError,
-        ("at_start", "boolean"),
+        ("at_start", "True or False"),
     ),
     "prefix that is a number": (
         lambda data: validate(data, dict_of_nothing, every_epochs=1, prefix=3),

@@ -118,7 +118,7 @@ def _saving(trainer: Any, directory: Path, stops: list[int]) -> Any:
     also = {
         n: o for each in attached(trainer, SaveCheckpoint) for n, o in (each.also or {}).items()
     }
-    save = SaveCheckpoint(directory, at_end=False, keep_last=None, on_signals=(), also=also)
+    save = SaveCheckpoint(directory, at_end=False, keep_last="all", on_signals=(), also=also)
     save.attach(trainer, TrainEvents.GRADIENTS_CLEARED(event_filter=lambda _, step: step in stops))
     return trainer
 

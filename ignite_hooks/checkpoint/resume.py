@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import KW_ONLY
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -24,8 +23,10 @@ from ignite_hooks.engine import is_running
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Handler
 from ignite_hooks.handlers.base import attached
+from ignite_hooks.handlers.fields import Directory
 from ignite_hooks.handlers.fields import Flag
 from ignite_hooks.handlers.fields import OnMissing
+from ignite_hooks.handlers.fields import SourcePath
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.loop import TrainingLoop
 
@@ -68,9 +69,9 @@ class ResumeCheckpoint(Handler):
             checkpoints are damaged; the checkpoint does not fit the trainer.
     """
 
-    source: str | Path
+    source: SourcePath
     _: KW_ONLY
-    cache_dir: str | Path | None = None
+    cache_dir: Directory | None = None
     on_missing: OnMissing = "error"
     verify: Flag = True
     trust_pickle: Flag = False

@@ -29,6 +29,7 @@ from ignite_hooks.handlers.fields import Flag
 from ignite_hooks.handlers.fields import Kept
 from ignite_hooks.handlers.fields import MetricName
 from ignite_hooks.handlers.fields import Mode
+from ignite_hooks.handlers.fields import Runtime
 from ignite_hooks.handlers.fields import Seconds
 from ignite_hooks.handlers.fields import SignalNames
 from ignite_hooks.handlers.fields import handler_config
@@ -72,7 +73,7 @@ class SaveCheckpoint(Scheduled):
         every_epochs: save each time so many epochs were completed.
         every_seconds: save at the first step after so many seconds.
         at_end: save where a run ends, unless it fails.
-        keep_last: how many of the newest of this training stay; None for all.
+        keep_last: how many of the newest of this training stay, or "all".
         keep_best: how many of the best by ``metric`` stay besides. A NaN is never among them.
         metric: the name in ``state.metrics`` of what says which is best.
         mode: whether "max" or "min" is best.
@@ -98,14 +99,14 @@ class SaveCheckpoint(Scheduled):
     every_epochs: Every | None = None
     every_seconds: Seconds | None = None
     at_end: Flag = True
-    keep_last: Kept | None = 3
+    keep_last: Kept = 3
     keep_best: Count = 0
     metric: MetricName | None = None
     mode: Mode = "max"
     on_signals: SignalNames = ("SIGTERM",)
     safe_serialization: Flag = True
     background: Flag = False
-    also: Any = None
+    also: Runtime = None
     trust_pickle: Flag = False
 
     def __post_init__(self) -> None:

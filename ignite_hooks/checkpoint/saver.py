@@ -175,7 +175,7 @@ class Saver:
         try:
             self._store.retain(
                 manifest.training,
-                options.keep_last,
+                None if options.keep_last == "all" else options.keep_last,
                 options.keep_best,
                 options.metric,
                 options.mode,

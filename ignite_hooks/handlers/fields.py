@@ -1,15 +1,19 @@
 """The types of handlers' fields: each says its rule, and what to do, when it is broken."""
 
-from collections.abc import Callable
 from pathlib import Path
 from signal import Signals
 from sys import float_info
 from typing import Annotated
 from typing import Any
+from typing import Literal
 
-from pydantic import BeforeValidator
 from pydantic import ConfigDict
-from pydantic import ValidationInfo
+from pydantic import WithJsonSchema
+
+from ignite_hooks.handlers.field_rules import is_count
+from ignite_hooks.handlers.field_rules import is_integer
+from ignite_hooks.handlers.field_rules import is_number
+from ignite_hooks.handlers.field_rules import must_be
 
 __all__ = [
     "Backend",
@@ -26,52 +30,41 @@ __all__ = [
     "Mode",
     "NormType",
     "OnMissing",
+    "Prefix",
+    "Runtime",
     "Seconds",
     "SignalNames",
+    "SourcePath",
     "handler_config",
 ]
 
 handler_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
+_COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
+_POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]})
 
-def _must_be(
-    rule: str, holds: Callable[[Any], bool], remedy: str, may_be_none: bool = True
-) -> BeforeValidator:
-    def check(value: Any, info: ValidationInfo) -> Any:
-        if (value is None and may_be_none) or holds(value):
-            return value
-        raise ValueError(f"`{info.field_name}` must be {rule}, got {value!r}; {remedy}")
-
-    return BeforeValidator(check)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-Every = Annotated[int, _must_be("an integer >= 1", _is_count, "leave it out for no such schedule")]
+Every = Annotated[
+    int, must_be("an integer >= 1", is_count, "leave it out for no such schedule"), _COUNT
+]
 """Once in so many steps or epochs."""
 
-Iterations = Annotated[int, _must_be("an integer >= 1", _is_count, "it counts iterations")]
+Iterations = Annotated[int, must_be("an integer >= 1", is_count, "it counts iterations"), _COUNT]
 """A number of iterations."""
 
 Limit = Annotated[
     float,
-    _must_be(
+    must_be(
         "a number > 0",
-        lambda value: _is_number(value) and value > 0,
+        lambda value: is_number(value) and value > 0,
         "leave the clipping out to have none",
     ),
+    _POSITIVE,
 ]
 """What gradients are clipped to."""
 
 Flag = Annotated[
     bool,
-    _must_be(
+    must_be(
         "True or False",
         lambda value: isinstance(value, bool),
         "it is a switch",
@@ -82,31 +75,42 @@ Flag = Annotated[
 
 Fraction = Annotated[
     float,
-    _must_be(
+    must_be(
         "a number from 0 to 1",
-        lambda value: _is_number(value) and 0 <= value <= 1,
+        lambda value: is_number(value) and 0 <= value <= 1,
         "leave it out to have no such condition",
     ),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
 ]
 """A part of a whole."""
 
 Count = Annotated[
     int,
-    _must_be(
+    must_be(
         "an integer >= 0",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        lambda value: is_integer(value) and value >= 0,
         "0 is none",
         may_be_none=False,
     ),
+    WithJsonSchema({"type": "integer", "minimum": 0}),
 ]
 """How many there are to be, or none."""
 
-Kept = Annotated[int, _must_be("an integer >= 1, or None", _is_count, "None is all")]
+Kept = Annotated[
+    int | Literal["all"],
+    must_be(
+        'an integer >= 1, or "all"',
+        lambda value: is_count(value) or (isinstance(value, str) and value == "all"),
+        "3 is the usual choice",
+        may_be_none=False,
+    ),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]}),
+]
 """How many of something are kept."""
 
 Mode = Annotated[
-    str,
-    _must_be(
+    Literal["max", "min"],
+    must_be(
         '"max" or "min"',
         lambda value: value in ("max", "min"),
         "it says which value of the metric is the best",
@@ -116,8 +120,8 @@ Mode = Annotated[
 """Whether more or less is better."""
 
 OnMissing = Annotated[
-    str,
-    _must_be(
+    Literal["error", "start"],
+    must_be(
         '"error" or "start"',
         lambda value: value in ("error", "start"),
         '"start" begins from scratch when there is no checkpoint yet',
@@ -128,40 +132,43 @@ OnMissing = Annotated[
 
 Generation = Annotated[
     int,
-    _must_be(
+    must_be(
         "0, 1 or 2",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2,
+        lambda value: is_integer(value) and 0 <= value <= 2,
         "2 is a full collection",
         may_be_none=False,
     ),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 2}),
 ]
 """A generation of Python's garbage collector, and those younger than it."""
 
 NormType = Annotated[
     float,
-    _must_be(
+    must_be(
         "a number > 0 or inf",
-        lambda value: _is_number(value) and value > 0,
+        lambda value: is_number(value) and value > 0,
         "2.0 is the Euclidean norm, inf the largest absolute value",
         may_be_none=False,
     ),
+    _POSITIVE,
 ]
 """The p of a p-norm."""
 
 Seconds = Annotated[
     float,
-    _must_be(
+    must_be(
         "a finite number of seconds > 0",
-        lambda value: _is_number(value) and 0 < value <= float_info.max,
+        lambda value: is_number(value) and 0 < value <= float_info.max,
         "1.0 is the usual choice",
         may_be_none=False,
     ),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
 ]
 """A time between two looks."""
 
 Backend = Annotated[
-    str,
-    _must_be(
+    Literal["auto", "kernel", "sampler"],
+    must_be(
         'one of "auto", "kernel" and "sampler"',
         lambda value: value in ("auto", "kernel", "sampler"),
         '"auto" takes the best that works',
@@ -172,14 +179,26 @@ Backend = Annotated[
 
 MetricName = Annotated[
     str,
-    _must_be(
+    must_be(
         "a string that is not empty",
         lambda value: isinstance(value, str) and value != "",
         "leave it out for the usual name",
         may_be_none=False,
     ),
+    WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 """The key of a value in ``state.metrics``."""
+
+Prefix = Annotated[
+    str,
+    must_be(
+        "a string",
+        lambda value: isinstance(value, str),
+        '"" is none',
+        may_be_none=False,
+    ),
+]
+"""What names begin with."""
 
 
 def _are_signals(names: Any) -> bool:
@@ -191,7 +210,7 @@ def _are_signals(names: Any) -> bool:
 
 SignalNames = Annotated[
     tuple[str, ...],
-    _must_be(
+    must_be(
         "names of signals that can be handled",
         _are_signals,
         '("SIGTERM",) is the usual choice, () is none',
@@ -200,13 +219,26 @@ SignalNames = Annotated[
 ]
 """Signals of the operating system, by name."""
 
+_PATH = WithJsonSchema({"type": "string", "minLength": 1})
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path) and value != ""
+
+
 Directory = Annotated[
     str | Path,
-    _must_be(
-        "a path",
-        lambda value: isinstance(value, str | Path) and value != "",
-        'a str or a Path, "checkpoints" for instance',
-        may_be_none=False,
-    ),
+    must_be("a path", _is_path, 'a str or a Path, "checkpoints" for instance', may_be_none=False),
+    _PATH,
 ]
 """A folder on this machine."""
+
+SourcePath = Annotated[
+    str | Path,
+    must_be("a path or a URL", _is_path, '"checkpoints" for instance', may_be_none=False),
+    _PATH,
+]
+"""Where checkpoints are looked for."""
+
+Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
+"""Live objects: they are in no file, and are given in code."""

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import ExitStack
 from contextlib import contextmanager
-from dataclasses import KW_ONLY
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic import StrictBool
-from pydantic import StrictStr
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.active_loader import set_aside
@@ -24,9 +21,9 @@ from ignite_hooks.feed import DataFeed
 from ignite_hooks.handlers.base import Attachment
 from ignite_hooks.handlers.base import Scheduled
 from ignite_hooks.handlers.base import attached
-from ignite_hooks.handlers.fields import Every
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
+from ignite_hooks.handlers.validation_schedule import ValidationSchedule
 from ignite_hooks.loaders import PlainIterable
 from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.measured import measured_at
@@ -40,7 +37,7 @@ __all__ = ["Validation"]
 
 
 @dataclass(frozen=True, eq=False, config=handler_config)
-class Validation(Scheduled):
+class Validation(ValidationSchedule, Scheduled):
     """Evaluates in the middle of training, with no effect on it.
 
     An evaluator on a prepared loader switches gradient accumulation off, ``model.train()`` after
@@ -70,11 +67,6 @@ class Validation(Scheduled):
 
     evaluate: Any
     data: Any = None
-    _: KW_ONLY
-    every_steps: Every | None = None
-    every_epochs: Every | None = None
-    at_start: StrictBool = False
-    prefix: StrictStr = "val_"
 
     def __post_init__(self) -> None:
         """Checks that there is something to evaluate with, and on."""

@@ -25,7 +25,7 @@ def _quick_disk(monkeypatch):
 def trainer_of(directory, values, kind=float, event=Events.EPOCH_COMPLETED, **options):
     """Epochs of three steps; after each epoch a handler of the user's writes the next value."""
     given = iter(values)
-    options = {"metric": "score", "keep_last": None, **options}
+    options = {"metric": "score", "keep_last": "all", **options}
     trainer = make_trainer(batches_of(3), checkpoint=SaveCheckpoint(directory, **options))
 
     @trainer.on(event)
@@ -109,7 +109,7 @@ def test_a_value_that_was_taken_up_is_an_old_one(tmp_path):
 def test_one_that_is_added_to_an_event_has_the_value_of_the_moment(tmp_path, event):
     trainer = make_trainer(batches_of(3))
     Average(output_transform=float).attach(trainer, "score")
-    handler = SaveCheckpoint(tmp_path, metric="score", keep_last=None)
+    handler = SaveCheckpoint(tmp_path, metric="score", keep_last="all")
     trainer.add_event_handler(event, handler)
     seen = {}
     trainer.add_event_handler(
@@ -134,7 +134,9 @@ def test_without_a_metric_nothing_is_noted(tmp_path):
 
 def test_one_that_is_never_written_again_but_in_place_has_a_new_value(tmp_path):
     trainer = trainer_of(tmp_path, [torch.zeros(())], lambda value: value, Events.STARTED)
-    SaveCheckpoint(tmp_path / "each", every_steps=1, keep_last=None, metric="score").attach(trainer)
+    SaveCheckpoint(tmp_path / "each", every_steps=1, keep_last="all", metric="score").attach(
+        trainer
+    )
     trainer.add_event_handler(
         Events.EPOCH_COMPLETED, lambda: trainer.state.metrics["score"].add_(1.0)
     )

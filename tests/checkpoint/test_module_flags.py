@@ -81,7 +81,7 @@ def trainer_of(event, *, is_frozen_at_start, **options):
 def test_what_a_handler_has_thawed_is_not_frozen_after_a_resume(
     tmp_path, event, steps, is_frozen_at_start
 ):
-    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last=None)
+    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last="all")
     options = {"is_frozen_at_start": is_frozen_at_start}
     whole = trainer_of(event, checkpoint=save, **options)
     whole.run(max_epochs=3)
@@ -110,7 +110,7 @@ def in_eval_mode_at_start(*, event=Events.STARTED, **options):
 
 
 def test_a_model_that_was_saved_in_eval_mode_in_a_run_is_trained_in_it(tmp_path):
-    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last=None)
+    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last="all")
     event = Events.EPOCH_STARTED(once=1)
     whole = in_eval_mode_at_start(event=event, checkpoint=save)
     whole.run(max_epochs=2)

@@ -80,7 +80,7 @@ def trainer_of(directory=None, *, number=1, optimizer=sgd, save=None, **options)
     options.setdefault("loss_fn", F.mse_loss)
     options.setdefault("data", augmented(BATCHES))
     if directory is not None:
-        save = {"every_steps": 1, "keep_last": None, **(save or {})}
+        save = {"every_steps": 1, "keep_last": "all", **(save or {})}
         options["checkpoint"] = SaveCheckpoint(directory, **save)
     accelerator = Accelerator(cpu=True)
     return create_supervised_trainer(model, optimizer(model), accelerator=accelerator, **options)
@@ -441,7 +441,7 @@ def test_early_stopping_on_the_evaluator_goes_on_counting(tmp_path):
     def make(directory, **options):
         evaluator = create_supervised_evaluator(torch.nn.Linear(4, 2), accelerator=Accelerator())
         validation = Validation(evaluator, batches_of(1), every_epochs=1)
-        checkpoint = SaveCheckpoint(directory, every_epochs=1, keep_last=None)
+        checkpoint = SaveCheckpoint(directory, every_epochs=1, keep_last="all")
         trainer = make_trainer(
             batches_of(2), checkpoint=checkpoint, validation=validation, **options
         )
@@ -577,7 +577,7 @@ def test_what_also_names_comes_back_when_it_is_built(tmp_path):
             F.mse_loss,
             batches_of(BATCHES),
             accelerator=Accelerator(cpu=True),
-            checkpoint=SaveCheckpoint(directory, every_steps=1, keep_last=None, also=named),
+            checkpoint=SaveCheckpoint(directory, every_steps=1, keep_last="all", also=named),
             **options,
         )
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: plateau.step(1.0))

@@ -76,8 +76,10 @@ class Counter:
         ("every_seconds", math.inf, "a finite number of seconds > 0"),
         ("every_seconds", "60", "a finite number of seconds > 0"),
         ("at_end", 1, "True or False"),
-        ("keep_last", 0, "an integer >= 1, or None"),
-        ("keep_last", True, "an integer >= 1, or None"),
+        ("keep_last", 0, 'an integer >= 1, or "all"'),
+        ("keep_last", True, 'an integer >= 1, or "all"'),
+        ("keep_last", None, 'an integer >= 1, or "all"'),
+        ("keep_last", "none", 'an integer >= 1, or "all"'),
         ("keep_best", -1, "an integer >= 0"),
         ("keep_best", None, "an integer >= 0"),
         ("metric", "", "a string that is not empty"),
@@ -208,14 +210,14 @@ def test_attached_it_keeps_its_own_schedule(tmp_path, path):
 )
 def test_at_an_event_it_saves_when_the_moment_of_the_event_is_over(tmp_path, event, expected):
     trainer = trainer_of()
-    SaveCheckpoint(tmp_path, keep_last=None, at_end=False).attach(trainer, event)
+    SaveCheckpoint(tmp_path, keep_last="all", at_end=False).attach(trainer, event)
     trainer.run(max_epochs=2)
     assert steps(tmp_path) == expected
 
 
 def test_at_an_event_it_saves_at_the_end_and_on_signals_too(tmp_path):
     trainer = trainer_of()
-    SaveCheckpoint(tmp_path, keep_last=None).attach(trainer, Events.ITERATION_COMPLETED(once=2))
+    SaveCheckpoint(tmp_path, keep_last="all").attach(trainer, Events.ITERATION_COMPLETED(once=2))
     trainer.run()
     assert steps(tmp_path) == [2, 4]
 
@@ -228,7 +230,7 @@ def test_at_an_event_it_saves_at_the_end_and_on_signals_too(tmp_path):
 
 
 def test_as_a_callable_it_saves_at_the_event_and_at_no_other_time(tmp_path):
-    trainer, handler = trainer_of(), SaveCheckpoint(tmp_path, keep_last=None)
+    trainer, handler = trainer_of(), SaveCheckpoint(tmp_path, keep_last="all")
     handle = trainer.add_event_handler(Events.ITERATION_COMPLETED(every=3), handler)
     trainer.run(max_epochs=2)
     assert steps(tmp_path) == [3, 6]
@@ -248,7 +250,7 @@ def test_two_on_one_trainer_keep_their_own_schedules_and_directories(tmp_path):
 
 
 def test_one_serves_two_trainers(tmp_path):
-    handler = SaveCheckpoint(tmp_path, keep_last=None)
+    handler = SaveCheckpoint(tmp_path, keep_last="all")
     for steps_of_run in (3, 2):
         trainer = trainer_of(handler)
         is_second = steps_of_run == 2
@@ -261,7 +263,7 @@ def test_one_serves_two_trainers(tmp_path):
 @pytest.mark.parametrize("event", [None, Events.ITERATION_COMPLETED])
 def test_after_its_removal_it_does_nothing_more(tmp_path, event):
     trainer, found = trainer_of(), signal.getsignal(signal.SIGTERM)
-    options = {"every_steps": 1, "every_epochs": 1, "every_seconds": 1e-9, "keep_last": None}
+    options = {"every_steps": 1, "every_epochs": 1, "every_seconds": 1e-9, "keep_last": "all"}
     with SaveCheckpoint(tmp_path, **options).attach(trainer, event):
         trainer.run(max_steps=2)
         assert steps(tmp_path) == [1, 2]
@@ -322,7 +324,7 @@ def test_each_save_is_announced_once_when_it_is_complete(tmp_path, background):
 
 def test_it_comes_after_the_validation_and_all_handlers_of_the_moment(tmp_path):
     """Whenever they were attached; and what it saves is what they have left."""
-    handler = SaveCheckpoint(tmp_path, every_steps=2, keep_last=None)
+    handler = SaveCheckpoint(tmp_path, every_steps=2, keep_last="all")
     trainer = trainer_of(handler)
     Validation(lambda: None, every_steps=2).attach(trainer)
     events = [
@@ -374,7 +376,7 @@ def with_values(directory, values, **options):
 
 def test_the_value_is_that_of_the_step(tmp_path):
     values = [0.5, torch.tensor(0.25), 3, np.float32(0.125)]
-    with_values(tmp_path, values, keep_last=None).run()
+    with_values(tmp_path, values, keep_last="all").run()
     assert [each.metric_value for each in saved(tmp_path)] == [0.5, 0.25, 3.0, 0.125]
     assert {each.metric for each in saved(tmp_path)} == {"val_score"}
 
@@ -386,7 +388,7 @@ NAN = math.nan
     ("options", "values", "expected"),
     [
         ({"keep_last": 2}, [1, 2, 3, 4], [3, 4]),
-        ({"keep_last": None, "keep_best": 1}, [1, 2, 3, 4], [1, 2, 3, 4]),
+        ({"keep_last": "all", "keep_best": 1}, [1, 2, 3, 4], [1, 2, 3, 4]),
         ({"keep_last": 1, "keep_best": 1}, [1, 4, 3, 2], [2, 4]),
         ({"keep_last": 1, "keep_best": 2}, [3, 1, 4, 2], [1, 3, 4]),
         ({"keep_last": 1, "keep_best": 1, "mode": "min"}, [3, 1, 4, 2], [2, 4]),

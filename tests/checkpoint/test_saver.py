@@ -81,7 +81,7 @@ def trainer_of(checkpoint=None, **options):
 
 
 def in_background(directory, **schedule):
-    schedule = {"keep_last": None, "at_end": False, **schedule}
+    schedule = {"keep_last": "all", "at_end": False, **schedule}
     return SaveCheckpoint(directory, background=True, **schedule)
 
 

@@ -56,7 +56,7 @@ def saved(directory):
 
 def all_of(directory, **schedule):
     """Saves by nothing but the schedule, and keeps all."""
-    return SaveCheckpoint(directory, keep_last=None, **{"at_end": False, **schedule})
+    return SaveCheckpoint(directory, keep_last="all", **{"at_end": False, **schedule})
 
 
 def send(name="SIGTERM"):

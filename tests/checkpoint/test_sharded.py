@@ -19,7 +19,7 @@ def split(monkeypatch):
 
 def saved(folder, **options):
     trainer = make_trainer(batches_of(3), dropout=0.5)
-    SaveCheckpoint(folder, every_steps=1, keep_last=None, **options).attach(trainer)
+    SaveCheckpoint(folder, every_steps=1, keep_last="all", **options).attach(trainer)
     trainer.run(max_epochs=2)
     return trainer
 

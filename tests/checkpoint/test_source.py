@@ -31,7 +31,7 @@ def memory():
 def directory(tmp_path):
     """Checkpoints of the steps 1, 2 and 3."""
     folder = tmp_path / "checkpoints"
-    checkpoint = SaveCheckpoint(folder, every_steps=1, keep_last=None)
+    checkpoint = SaveCheckpoint(folder, every_steps=1, keep_last="all")
     make_trainer(batches_of(3), checkpoint=checkpoint).run()
     return folder
 

@@ -185,7 +185,7 @@ def save(folder):
         trainer, patience = make_trainer(*training, number=1)
         trace = Trace(trainer)
         place = folder / ", ".join(training)
-        SaveCheckpoint(place, every_steps=1, every_epochs=1, keep_last=None).attach(trainer)
+        SaveCheckpoint(place, every_steps=1, every_epochs=1, keep_last="all").attach(trainer)
         trainer.run(max_epochs=EPOCHS)
         found[place.name] = told(trainer, patience, trace)
     return found

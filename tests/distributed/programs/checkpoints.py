@@ -44,7 +44,7 @@ def directory_of(name):
 
 def trainer_of(directory=None, resume_from=None, number=1, verify=True, **options):
     """A trainer of a script that seeds its two processes differently."""
-    options = {"every_steps": 1, "keep_last": None, "on_signals": (), **options}
+    options = {"every_steps": 1, "keep_last": "all", "on_signals": (), **options}
     model = make_model(dropout=0.5)
     seed(10 * number + rank())
     return create_supervised_trainer(
