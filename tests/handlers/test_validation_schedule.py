@@ -8,7 +8,7 @@ from ignite_hooks.handlers.validation_schedule import ValidationSchedule
 
 def test_a_validation_has_its_fields_and_defaults():
     schedule = ValidationSchedule()
-    validation = Validation(lambda: {})
+    validation = Validation(lambda: None)
     assert isinstance(validation, ValidationSchedule)
     for field in dataclasses.fields(schedule):
         assert getattr(validation, field.name) == getattr(schedule, field.name)
@@ -16,7 +16,7 @@ def test_a_validation_has_its_fields_and_defaults():
 
 def test_a_schedule_makes_a_validation():
     schedule = ValidationSchedule(every_steps=3, every_epochs=2, at_start=True, prefix="test_")
-    validation = Validation(lambda: {}, **vars(schedule))
+    validation = Validation(lambda: None, **vars(schedule))
     assert {**vars(validation), **vars(schedule)} == vars(validation)
 
 
