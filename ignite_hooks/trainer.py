@@ -55,6 +55,7 @@ class Trainer(TrainingLoop):
         self.state.start_epoch = self.state.start_step = 0
         self.state.model_outputs = self.state.loss = None
         self.resume_report: ResumeReport | None = None
+        self._usual_limits = Limits()
         self._feeds = feeds
         self._loss_fn = loss_fn
         self._state_dict_user_keys.append("optimizer_step")
@@ -92,7 +93,7 @@ class Trainer(TrainingLoop):
         *,
         max_steps: int | None = None,
     ) -> State:
-        """Trains until a limit is reached, whichever comes first; with none given, for one epoch.
+        """Trains until a limit is reached, whichever comes first; see ``set_limits`` for the usual.
 
         A run that was stopped or failed goes on where its last whole step ended, at the next batch
         of the same pass over the data. One that was finished goes on if a limit is given that lies
@@ -116,8 +117,11 @@ class Trainer(TrainingLoop):
         self._check_not_running(
             "run()", "call terminate() and run() after it, or set_data() to go on with other data"
         )
+        given = Limits(max_epochs, max_iters, max_steps)
+        if given == Limits() and self._is_resumed:
+            given = self._usual_limits
         with run_scopes(self):
-            return self._run(data, Limits(max_epochs, max_iters, max_steps), epoch_length)
+            return self._run(data, given, epoch_length)
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
         if self._internal_run_generator is None:
@@ -139,6 +143,23 @@ class Trainer(TrainingLoop):
                 return end.value  # type: ignore[no-any-return]
             with self.hook_channels.scopes:  # closes what a second Ctrl-C has left open
                 raise
+
+    def set_limits(
+        self,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        max_steps: int | None = None,
+    ) -> None:
+        """What ends a training that ``run()`` begins, or takes up, without a limit of its own.
+
+        It is one epoch unless this is called. See ``run`` for the arguments.
+
+        Raises:
+            ValueError: a limit is no positive integer.
+        """
+        limits = Limits(max_epochs, max_iters, max_steps)
+        limits.check(Progress(), 0)
+        self._usual_limits = limits
 
     def set_data(self, data: Iterable[Any]) -> None:
         """The next batch comes from ``data``; the length of the epoch stays. As in Ignite."""
@@ -188,7 +209,8 @@ class Trainer(TrainingLoop):
         self._taking_up = []
         self._optimizer_step.start_from(0, self)
         self.state.iteration = self.state.epoch = self.state.validation = 0
-        self._set_limits(Limits(max_epochs=1) if limits == Limits() else limits)
+        usual = Limits(max_epochs=1) if self._usual_limits == Limits() else self._usual_limits
+        self._set_limits(usual if limits == Limits() else limits)
 
     def _go_on(self, data: Any, limits: Limits, epoch_length: int | None) -> None:
         before = self._feed

@@ -1,0 +1,29 @@
+"""Handlers and whole runs as plain data: dicts, JSON, YAML and TOML."""
+
+from ignite_hooks.config.comparing import equal
+from ignite_hooks.config.conversion import from_dict
+from ignite_hooks.config.conversion import replace
+from ignite_hooks.config.conversion import to_dict
+from ignite_hooks.config.files import dumps
+from ignite_hooks.config.files import load
+from ignite_hooks.config.files import loads
+from ignite_hooks.config.files import save
+from ignite_hooks.config.problems import ConfigError
+from ignite_hooks.config.registry import register
+from ignite_hooks.config.run_settings import RunSettings
+from ignite_hooks.handlers.validation_schedule import ValidationSchedule
+
+__all__ = [
+    "ConfigError",
+    "RunSettings",
+    "ValidationSchedule",
+    "dumps",
+    "equal",
+    "from_dict",
+    "load",
+    "loads",
+    "register",
+    "replace",
+    "save",
+    "to_dict",
+]

@@ -1,0 +1,85 @@
+"""Looks at configurations from the terminal; nothing is trained, and nothing changed.
+
+::
+
+    python -m ignite_hooks.config check FILE
+    python -m ignite_hooks.config show FILE
+    python -m ignite_hooks.config schema
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite_hooks.config import ConfigError
+from ignite_hooks.config import RunSettings
+from ignite_hooks.config import dumps
+from ignite_hooks.config import load
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the arguments say; returns the exit status, 1 if something is wrong in a file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ignite_hooks.config",
+        description="Looks at configurations. Nothing is trained, and nothing changed.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, act, text in (
+        ("check", _check, "names everything that is wrong in a file, each with its path"),
+        ("show", _show, "what a file says, with every default"),
+        ("schema", _schema, "the JSON Schema of the settings of a run"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        if name != "schema":
+            command.add_argument("file", type=Path, help="a .json, .toml, .yaml or .yml file")
+        if name == "show":
+            command.add_argument(
+                "--format", choices=["json", "toml", "yaml"], default="yaml", help="default: yaml"
+            )
+        command.add_argument(
+            "--import",
+            dest="modules",
+            metavar="MODULE",
+            action="append",
+            default=[],
+            help="a module of yours that registers classes; can be given several times",
+        )
+        command.set_defaults(act=act)
+    options = parser.parse_args(arguments)
+    for module in options.modules:
+        importlib.import_module(module)
+    try:
+        status: int = options.act(options)
+        return status
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _check(options: Any) -> int:
+    found = load(options.file)
+    kind = type(found).__name__ if not isinstance(found, list | dict) else f"{len(found)} handlers"
+    print(f"{options.file}: nothing is wrong ({kind})")
+    return 0
+
+
+def _show(options: Any) -> int:
+    print(dumps(load(options.file), options.format), end="")
+    return 0
+
+
+def _schema(options: Any) -> int:
+    print(json.dumps(RunSettings.json_schema(), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
