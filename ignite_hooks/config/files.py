@@ -24,7 +24,7 @@ _FORMATS: dict[str, ModuleType] = {"json": json_format, "toml": toml_format, "ya
 _SUFFIXES = {".json": "json", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}
 
 
-def dumps(obj: Any, format: str = "json") -> str:
+def dumps(obj: Any, format: str = "json", *, exclude_defaults: bool = False) -> str:
     """The text of a handler, of a list or of a mapping of handlers, as ``to_dict`` sees them.
 
     It can be read again, and that is checked here. In TOML fields that are None are not there.
@@ -32,13 +32,14 @@ def dumps(obj: Any, format: str = "json") -> str:
     Args:
         obj: what is to be written.
         format: "json", "yaml" or "toml".
+        exclude_defaults: leave out fields that have their default.
 
     Raises:
         ConfigError: it is no data, or can not be written in this format.
         ValueError: there is no such format.
     """
     module = _format(format)
-    data = to_dict(obj, exclude_none=module is toml_format)
+    data = to_dict(obj, exclude_defaults, exclude_none=module is toml_format)
     text: str = module.dumps(data)
     check_the_same(obj, loads(text, format))
     return text
@@ -71,12 +72,13 @@ def loads(text: str, format: str) -> Any:
     return from_dict(data)
 
 
-def save(obj: Any, path: str | Path) -> None:
+def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
     """Writes ``dumps`` of it to a file: whole, or not at all.
 
     Args:
         obj: what is to be written.
         path: the file; .json, .yaml, .yml or .toml says the format.
+        exclude_defaults: leave out fields that have their default.
 
     Raises:
         ConfigError: it is no data, or can not be written in this format.
@@ -84,7 +86,7 @@ def save(obj: Any, path: str | Path) -> None:
         OSError: the file can not be written.
     """
     path = Path(path)
-    text = dumps(obj, _format_of(path))
+    text = dumps(obj, _format_of(path), exclude_defaults=exclude_defaults)
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
