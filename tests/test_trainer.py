@@ -115,6 +115,63 @@ def test_the_limit_that_comes_first_ends_the_run(limits, expected, reason, data)
     assert trainer.stop_reason == reason
 
 
+def test_usual_limits_are_those_of_a_run_that_is_given_none():
+    trainer = make_trainer(batches_of(5))
+    trainer.set_limits(max_epochs=2, max_steps=7)
+    trainer.run()
+    assert counters(trainer) == (2, 7, 7)
+    trainer.run(max_epochs=1)  # anew, as any finished run
+    assert counters(trainer) == (1, 5, 5)
+    trainer.run(max_epochs=3)
+    trainer.run()
+    assert counters(trainer) == (2, 7, 7)
+    trainer.set_limits()
+    trainer.run()
+    assert counters(trainer) == (1, 5, 5)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_limits_it_had_not_to_the_usual_ones():
+    trainer = make_trainer(batches_of(5))
+    trainer.set_limits(max_epochs=3)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.terminate)
+    trainer.run(max_epochs=2)
+    trainer.run()
+    assert counters(trainer) == (2, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("usual", "expected"),
+    [
+        ({}, (2, 10, 10)),  # those of the run that is gone on with
+        ({"max_epochs": 3}, (3, 15, 15)),
+        ({"max_steps": 9}, (2, 9, 9)),
+        ({"max_epochs": 1}, (1, 7, 7)),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_goes_on_to_the_usual_limits(usual, expected):
+    first = make_trainer(batches_of(5))
+    first.add_event_handler(Events.ITERATION_COMPLETED(once=7), first.terminate)
+    first.run(max_epochs=2)
+    trainer = make_trainer(batches_of(5))
+    trainer.load_place_state_dict(first.place_state_dict())
+    trainer.set_limits(**usual)
+    trainer.run()
+    assert counters(trainer) == expected
+
+
+@pytest.mark.parametrize("name", ["max_steps", "max_epochs", "max_iters"])
+@pytest.mark.parametrize("value", [0, True, 2.0, "2"], ids=repr)
+def test_usual_limits_must_be_positive_integers(name, value):
+    trainer = make_trainer(batches_of(3))
+    with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got {value!r}"):
+        trainer.set_limits(**{name: value})
+    with pytest.raises(ValueError, match="only one of `max_epochs` and `max_iters`"):
+        trainer.set_limits(max_epochs=1, max_iters=1)
+    trainer.run()
+    assert counters(trainer) == (1, 3, 3)
+
+
 @pytest.mark.parametrize("name", ["max_steps", "max_epochs", "max_iters", "epoch_length"])
 @pytest.mark.parametrize("value", [0, -3, True, 2.0, "2"], ids=repr)
 def test_a_limit_that_is_no_positive_integer_is_an_error_before_anything_happens(name, value):
