@@ -236,11 +236,13 @@ def _message(error: Any) -> str:
     return f"{error['msg']}, got {_short(error['input'])}"
 
 
-def _path_of(loc: tuple[Any, ...], values: Any, path: str) -> str:
+def _path_of(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:
     """As far as pydantic's path is one of the data; it has names of types in it, too."""
-    for key in loc:
+    name, *within = loc
+    path, value = at(path, name), values.get(name)
+    for key in within:
         try:
-            values = values[key]
+            value = value[key]
         except (KeyError, IndexError, TypeError):
             break
         path = at(path, key)

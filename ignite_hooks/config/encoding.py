@@ -50,7 +50,8 @@ class Encoder:
             raise too_deep()
         within: dict[str, Any] = {"is_in_field": is_in_field, "depth": depth + 1}
         cls = class_of(type(value))
-        if cls is not None and (tag_of(cls) is not None or is_in_field):
+        is_part = is_in_field and not isinstance(value, Handler)  # whose class the field tells
+        if cls is not None and (tag_of(cls) is not None or is_part):
             return self._fields(value, cls, path, depth)
         if isinstance(value, Mapping):
             for key in value:

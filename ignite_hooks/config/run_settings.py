@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from ignite.engine import Engine
-from pydantic import ConfigDict
 from pydantic import WithJsonSchema
 from pydantic.dataclasses import dataclass
 
@@ -83,12 +82,7 @@ SchedulerAt = Annotated[
 
 
 @register("run")
-@dataclass(
-    frozen=True,
-    eq=False,
-    kw_only=True,
-    config=ConfigDict(**handler_config, arbitrary_types_allowed=True),
-)
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
 class RunSettings:
     """All of a run that is plain data, to be kept in a file, compared, and sent.
 

@@ -26,9 +26,14 @@ def json_schema(cls: type) -> dict[str, Any]:
 class _Generator(GenerateJsonSchema):
     """Pydantic's, which knows of no tags."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._begun: set[type] = set()
+
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         """Its fields and its tag; or one of the classes below it, where there are any."""
         cls = schema["cls"]
+        self._begun.add(cls)
         own = super().dataclass_schema(schema)
         lead, about = _described(cls)
         own["description"] = lead
@@ -51,8 +56,12 @@ class _Generator(GenerateJsonSchema):
         return {"anyOf": [super().float_schema(schema), {"enum": ["inf", "-inf", "nan"]}]}
 
     def _with_tag(self, cls: type) -> JsonSchemaValue:
-        reference = self.generate_inner(TypeAdapter(cls).core_schema)
-        return {**reference, "required": [*reference.get("required", []), TAG]}
+        whole: Any = TypeAdapter(cls).core_schema
+        schema = whole["schema"] if whole["type"] == "definitions" else whole
+        _, reference = self.get_cache_defs_ref_schema(schema.get("ref") or schema["schema_ref"])
+        if cls not in self._begun:  # else it has a field where it can stand itself
+            self.generate_inner(whole)
+        return {**reference, "required": [TAG]}
 
 
 def _described(cls: type) -> tuple[str, dict[str, str]]:

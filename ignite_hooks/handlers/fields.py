@@ -38,7 +38,11 @@ __all__ = [
     "handler_config",
 ]
 
-handler_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+handler_config = ConfigDict(
+    extra="forbid",
+    hide_input_in_errors=True,
+    arbitrary_types_allowed=True,  # a field can be a Handler, of whichever class
+)
 
 _COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
 _POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]})

@@ -1,0 +1,102 @@
+"""Any value that a field of a handler can have, from its type."""
+
+import types
+from pathlib import Path
+from typing import Annotated
+from typing import Any
+from typing import Union
+from typing import get_args
+from typing import get_origin
+from typing import get_type_hints
+
+from hypothesis import assume
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ignite_hooks.config import RunSettings
+from ignite_hooks.config import ValidationSchedule
+from ignite_hooks.config import run_settings
+from ignite_hooks.config.registry import all_tagged
+from ignite_hooks.handlers import fields
+from ignite_hooks.handlers.base import Handler
+
+counts = st.integers(1, 2**70)
+positive = st.floats(0, exclude_min=True, allow_nan=False)
+paths = st.text(min_size=1).filter(lambda text: "\0" not in text)
+
+BY_TYPE = [
+    (fields.Backend, st.sampled_from(["auto", "kernel", "sampler"])),
+    (fields.Count, st.integers(0, 9)),
+    (fields.Directory, paths | paths.map(Path)),
+    (fields.Every, counts),
+    (fields.Flag, st.booleans()),
+    (fields.Fraction, st.floats(0, 1)),
+    (fields.Generation, st.integers(0, 2)),
+    (fields.Iterations, counts),
+    (fields.Kept, counts | st.just("all")),
+    (fields.Limit, positive),
+    (fields.MetricName, st.text(min_size=1)),
+    (fields.Mode, st.sampled_from(["max", "min"])),
+    (fields.NormType, positive),
+    (fields.OnMissing, st.sampled_from(["error", "start"])),
+    (fields.Prefix, st.text()),
+    (fields.Runtime, st.none()),
+    (fields.Seconds, st.floats(0, exclude_min=True, allow_infinity=False)),
+    (fields.SignalNames, st.lists(st.sampled_from(["SIGTERM", "SIGINT", "SIGUSR1"])).map(tuple)),
+    (fields.SourcePath, paths | paths.map(Path)),
+    (run_settings.Accumulation, counts),
+    (run_settings.MaxCount, counts),
+    (run_settings.Precision, st.sampled_from(["no", "fp16", "bf16", "fp8"])),
+    (run_settings.SchedulerAt, st.sampled_from(["step", "epoch"])),
+    (run_settings.Seed, st.integers(0, 2**32 - 1)),
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda items: st.lists(items, max_size=3) | st.dictionaries(st.text(), items, max_size=3),
+    max_leaves=6,
+)
+"""What a field that admits everything can have."""
+
+
+def of_type(kind):
+    """A strategy for an annotation, as it stands at the class."""
+    for known, values in BY_TYPE:
+        if kind == known:
+            return values
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return of_type(arguments[0])
+    if origin in (Union, types.UnionType):
+        return st.one_of([of_type(each) for each in arguments])
+    if origin is tuple and arguments[1:] == (...,):
+        return st.lists(of_type(arguments[0]), max_size=3).map(tuple)
+    if origin is dict:
+        return st.dictionaries(st.text(), of_type(arguments[1]), max_size=3)
+    if kind is type(None):
+        return st.none()
+    if kind is Handler:
+        below = [each for each in all_tagged().values() if issubclass(each, Handler)]
+        return st.sampled_from(below).flatmap(handlers)
+    if kind is ValidationSchedule or kind in all_tagged().values():
+        return handlers(kind)
+    if kind is Any:
+        return JSON
+    return st.from_type(kind)
+
+
+@st.composite
+def handlers(draw, cls):
+    """One of a class, with any values that go together."""
+    kinds = get_type_hints(cls, include_extras=True)
+    names = [name for name in cls.__pydantic_fields__ if name in kinds]
+    values = {name: draw(of_type(kinds[name]), label=name) for name in names}
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        if any(each["loc"] for each in error.errors()):
+            raise  # each value by itself is to be as its type says
+        assume(False)
+
+
+DATA_CLASSES = [*all_tagged().values()]
+assert RunSettings in DATA_CLASSES

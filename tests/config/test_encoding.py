@@ -1,0 +1,197 @@
+import math
+from dataclasses import field
+from datetime import date
+from datetime import timedelta
+from enum import Enum
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic.dataclasses import dataclass
+from torch.utils.data import DataLoader
+
+from ignite_hooks import ClearCache
+from ignite_hooks import GradientClipping
+from ignite_hooks import HookContext
+from ignite_hooks import Hooks
+from ignite_hooks import OptimizerStep
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import Validation
+from ignite_hooks.config import ConfigError
+from ignite_hooks.config import RunSettings
+from ignite_hooks.config import ValidationSchedule
+from ignite_hooks.config.encoding import Encoder
+from ignite_hooks.handlers.base import Handler
+from tests.reference import make_trainer
+
+
+class Color(str, Enum):
+    RED = "red"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+@dataclass
+class Inner:
+    x: Any = None
+
+
+def encoded(value, **options):
+    """As the content of a field."""
+    options = {"exclude_defaults": False, "exclude_none": False, **options}
+    (found,) = Encoder(**options).encode(Inner(value), is_in_field=True).values()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, True),
+        (3, 3),
+        (2.5, 2.5),
+        (math.inf, math.inf),
+        (np.float64(2.5), 2.5),
+        ("a", "a"),
+        (Path("a/b"), "a/b"),
+        (Color.RED, "red"),
+        (Level.LOW, 1),
+        ((1, (2,)), [1, [2]]),
+        ({3, 1, 2}, [1, 2, 3]),
+        ({"type": "a", "b": {"c": (1,)}}, {"type": "a", "b": {"c": [1]}}),
+        (date(2020, 1, 2), "2020-01-02"),
+        (timedelta(seconds=90), "PT1M30S"),
+        (Inner(Inner(1)), {"x": {"x": 1}}),
+        (ClearCache(every_steps=3), {"type": "clear_cache", "every_steps": 3}),
+    ],
+    ids=repr,
+)
+def test_what_is_plain_data_is_written_as_it_is(value, expected):
+    found = encoded(value, exclude_defaults=True)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_each_handler_has_its_tag_first_and_its_fields_in_their_order():
+    data = Encoder(exclude_defaults=False, exclude_none=False).encode(
+        RunSettings(grad_clip=GradientClipping(max_norm=1), validation=ValidationSchedule())
+    )
+    assert list(data)[:3] == ["type", "seed", "mixed_precision"]
+    assert data["grad_clip"] == {
+        "type": "gradient_clipping",
+        "max_norm": 1.0,
+        "clip_value": None,
+        "norm_type": 2.0,
+    }
+    assert list(data["validation"]) == ["every_steps", "every_epochs", "at_start", "prefix"]
+
+
+def test_defaults_and_none_are_left_out_when_asked_for():
+    settings = RunSettings(max_epochs=3, checkpoint=SaveCheckpoint("a", keep_last=1))
+    short = Encoder(exclude_defaults=True, exclude_none=False).encode(settings)
+    assert short == {
+        "type": "run",
+        "max_epochs": 3,
+        "checkpoint": {"type": "save_checkpoint", "directory": "a", "keep_last": 1},
+    }
+    without = Encoder(exclude_defaults=False, exclude_none=True).encode(settings)
+    assert without["scheduler_at"] == "step"
+    assert without["checkpoint"]["mode"] == "max"
+    assert "seed" not in without
+    assert "metric" not in without["checkpoint"]
+
+
+def test_none_is_written():
+    assert encoded([None]) == [None]
+    assert encoded(None) is None
+
+
+def test_a_default_that_is_made_is_left_out_too():
+    @dataclass
+    class Made:
+        numbers: list[float] = field(default_factory=lambda: [math.nan])
+
+    encoder = Encoder(exclude_defaults=True, exclude_none=False)
+    assert encoder.encode(Made(), is_in_field=True) == {}
+    assert encoder.encode(Made([1.0]), is_in_field=True) == {"numbers": [1.0]}
+
+
+def loader():
+    return DataLoader([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "what"),
+    [
+        (torch.nn.Linear(1, 1), "x", "a Linear"),
+        (loader(), "x", "a DataLoader"),
+        (lambda: None, "x", "a function"),
+        ([1, {"a": torch.zeros(2)}], "x[1].a", "a Tensor"),
+        (np.zeros(2), "x", "a ndarray"),
+        (b"ab", "x", "a bytes"),
+        (1j, "x", "a complex"),
+        (iter([1]), "x", "a list_iterator"),
+    ],
+    ids=repr,
+)
+def test_an_object_is_named_with_its_field_and_what_to_do(value, path, what):
+    with pytest.raises(ConfigError, match="must be plain data, got") as raised:
+        encoded(value)
+    (problem,) = raised.value.problems
+    assert problem.path == path
+    assert what in problem.message
+    assert "RunSettings.build()" in problem.message
+
+
+def test_keys_must_be_strings():
+    with pytest.raises(ConfigError, match=r"x\.a: keys must be strings, got 1: write it as one"):
+        encoded({"a": {1: 2}})
+
+
+def optimizer_step():
+    trainer = make_trainer()
+    return OptimizerStep(trainer.accelerator, torch.optim.SGD(trainer.model.parameters(), 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Validation(lambda: None), "`evaluate` and `data` are objects: write its schedule"),
+        (optimizer_step, "`accelerator`, `optimizer` and `lr_scheduler` are objects"),
+        (Hooks, "it holds contexts, which are functions: register them in code"),
+        (lambda: HookContext(after=print), "`before` and `after` are functions"),
+    ],
+    ids=["Validation", "OptimizerStep", "Hooks", "HookContext"],
+)
+def test_a_handler_that_holds_objects_is_no_data_and_says_which_and_what_to_do(make, words):
+    handler = make()
+    for value in (handler, [handler], {"a": handler}):
+        with pytest.raises(ConfigError, match="can not be written as data") as raised:
+            Encoder(exclude_defaults=False, exclude_none=False).encode(value)
+        assert words in str(raised.value)
+    if isinstance(handler, Handler):
+        with pytest.raises(ConfigError, match=r"^x: a .* can not be written as data"):
+            encoded(handler)
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", ClearCache, Inner()], ids=repr)
+def test_the_whole_must_be_handlers(value):
+    with pytest.raises(ConfigError, match="its class has no tag"):
+        Encoder(exclude_defaults=False, exclude_none=False).encode(value)
+
+
+def test_what_contains_itself_is_too_deep():
+    twice = []
+    twice += [twice, twice]
+    with pytest.raises(ConfigError, match="at most 32 deep"):
+        encoded(twice)
+    with pytest.raises(ConfigError, match="at most 32 deep"):
+        Encoder(exclude_defaults=False, exclude_none=False).encode(twice)
+    inner = Inner()
+    inner.x = inner
+    with pytest.raises(ConfigError, match="at most 32 deep"):
+        encoded(inner)

@@ -1,0 +1,100 @@
+import collections.abc
+from collections import deque
+from dataclasses import field
+from typing import Annotated
+from typing import Any
+from typing import Literal
+from typing import NewType
+from typing import TypeVar
+
+import pytest
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks import ClearCache
+from ignite_hooks.config.kinds import admits_none
+from ignite_hooks.config.kinds import bare
+from ignite_hooks.config.kinds import class_of
+from ignite_hooks.config.kinds import fields_of
+from ignite_hooks.config.kinds import items_of
+from ignite_hooks.config.kinds import members_of
+
+Name = NewType("Name", str)
+T = TypeVar("T")
+Bound = TypeVar("Bound", bound=int)
+
+
+@dataclass
+class Sample:
+    required: int
+    optional: "int | None" = None
+    made: list[int] = field(default_factory=lambda: [1])
+    counted: int = field(default=0, init=False)
+
+
+def test_fields_are_those_of_the_constructor_with_their_types_and_defaults():
+    fields = fields_of(Sample)
+    assert list(fields) == ["required", "optional", "made"]
+    assert fields["required"].is_required
+    assert (fields["optional"].kind, fields["optional"].default) == (int | None, None)
+    assert fields["made"].default == [1]
+    assert not fields["optional"].is_required
+
+
+def test_what_is_said_about_a_type_is_taken_off():
+    assert bare(Annotated[Annotated[int, "a"], "b"]) is int
+    assert bare(Name) is str
+    assert bare(T) is Any
+    assert bare(Bound) is int
+    assert bare(Annotated[Name, "x"]) is str
+    assert bare(list[int]) == list[int]
+
+
+def test_members_of_a_union_are_all_but_none():
+    assert members_of(int) == [int]
+    assert members_of(int | None) == [int]
+    assert members_of(int | Annotated[str | None, "x"]) == [int, str]
+    assert members_of(None) == []
+
+
+@pytest.mark.parametrize("kind", [None, int | None, Name | None, Literal["a", None], type(None)])
+def test_what_admits_none(kind):
+    assert admits_none(kind)
+    assert admits_none(Annotated[kind, "x"])
+
+
+@pytest.mark.parametrize("kind", [int, Any, int | str, Literal["None"], list[None]])
+def test_what_does_not_say_that_it_admits_none(kind):
+    assert not admits_none(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (list[int], (list, [int])),
+        (list, (list, [Any])),
+        (tuple[int, ...], (list, [int])),
+        (tuple[int, str], (list, [int, str])),
+        (tuple, (list, [Any])),
+        (set[int], (list, [int])),
+        (frozenset[str], (list, [str])),
+        (deque[int], (list, [int])),
+        (collections.abc.Sequence[int], (list, [int])),
+        (dict[str, int], (dict, [int])),
+        (dict, (dict, [Any])),
+        (collections.abc.Mapping[str, float], (dict, [float])),
+        (int, None),
+        (str, None),
+        (bytes, None),
+        (Any, None),
+        (Literal["a"], None),
+    ],
+    ids=str,
+)
+def test_what_contains_others_is_a_list_or_a_dict(kind, expected):
+    assert items_of(kind) == expected
+
+
+def test_a_class_has_fields_of_its_own_if_pydantic_made_them():
+    assert class_of(ClearCache) is ClearCache
+    assert class_of(int) is None
+    assert class_of(ClearCache | None) is None

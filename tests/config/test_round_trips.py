@@ -1,0 +1,170 @@
+"""Every public handler whose fields are data survives every format, whatever is in it."""
+
+import dataclasses
+import inspect
+import json
+import math
+from typing import Any
+from typing import get_args
+from typing import get_type_hints
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from pydantic.dataclasses import dataclass
+
+import ignite_hooks
+from ignite_hooks import GarbageCollector
+from ignite_hooks import GradientClipping
+from ignite_hooks.config import ConfigError
+from ignite_hooks.config import dumps
+from ignite_hooks.config import equal
+from ignite_hooks.config import from_dict
+from ignite_hooks.config import load
+from ignite_hooks.config import loads
+from ignite_hooks.config import register
+from ignite_hooks.config import save
+from ignite_hooks.config import to_dict
+from ignite_hooks.config.registry import all_tagged
+from ignite_hooks.config.schema import json_schema
+from ignite_hooks.handlers.base import Handler
+from ignite_hooks.handlers.fields import handler_config
+from tests.config.strategies import DATA_CLASSES
+from tests.config.strategies import handlers
+
+FORMATS = ("json", "yaml", "toml")
+HOLD_OBJECTS = ["HookContext", "Hooks", "OptimizerStep", "Validation"]
+
+quick = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
+)
+
+
+def test_every_public_handler_is_data_or_known_to_hold_objects():
+    without = []
+    for name in ignite_hooks.__all__:
+        value = getattr(ignite_hooks, name)
+        is_handler = inspect.isclass(value) and (
+            issubclass(value, Handler) or dataclasses.is_dataclass(value)
+        )
+        if is_handler and value not in DATA_CLASSES:
+            without.append(name)
+    assert without == HOLD_OBJECTS
+
+
+@pytest.mark.parametrize("cls", DATA_CLASSES)
+@given(st.data())
+@quick
+def test_a_handler_survives_every_format(cls, data):
+    handler = data.draw(handlers(cls))
+    assert equal(from_dict(to_dict(handler)), handler)
+    for format in FORMATS:
+        text = dumps(handler, format)
+        read = loads(text, format)
+        assert type(read) is cls
+        assert equal(read, handler)
+        assert dumps(read, format) == text
+
+
+@pytest.mark.parametrize("cls", DATA_CLASSES)
+@given(st.data(), st.booleans(), st.booleans())
+@quick
+def test_what_is_left_out_comes_back(cls, data, exclude_defaults, exclude_none):
+    handler = data.draw(handlers(cls))
+    left = to_dict(handler, exclude_defaults, exclude_none)
+    assert equal(from_dict(left), handler)
+    assert not exclude_none or None not in left.values()
+    whole = to_dict(handler)
+    assert list(left) == [name for name in whole if name in left]  # in the order of the fields
+    if not exclude_defaults and not exclude_none:
+        fields = [field.name for field in dataclasses.fields(handler)]
+        assert list(whole) == ["type", *fields]
+
+
+@pytest.mark.parametrize("cls", DATA_CLASSES)
+@given(st.data())
+@quick
+def test_what_is_written_is_right_by_the_schema(cls, data):
+    validator = jsonschema.Draft202012Validator(json_schema(cls))
+    validator.validate(json.loads(dumps(data.draw(handlers(cls)))))
+
+
+@pytest.mark.parametrize("cls", DATA_CLASSES)
+def test_a_field_that_admits_none_has_it_as_its_default(cls):
+    defaults = {name: field.default for name, field in inspect.signature(cls).parameters.items()}
+    for name, kind in get_type_hints(cls).items():
+        if name in defaults and type(None) in get_args(kind):
+            assert defaults[name] is None, name
+
+
+@register("round_trips.sample")
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class Sample(Handler):
+    """Fields of all kinds that a user may think of."""
+
+    number: float = 1.0
+    whole: int = 2
+    flag: bool = True
+    text: str = ""
+    either: int | str = 0
+    numbers: tuple[float, ...] = ()
+    by_name: dict[str, float] = dataclasses.field(default_factory=dict)
+    anything: Any = None
+    inner: GradientClipping | None = None
+    collector: GarbageCollector | None = None
+    several: tuple[Handler, ...] = ()
+    named: dict[str, GradientClipping] = dataclasses.field(default_factory=dict)
+
+
+@given(handlers(Sample))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_handler_of_ones_own_survives_or_is_refused(sample):
+    """JSON can not tell inf from its name where a field admits both; TOML has no None in lists."""
+    assert equal(from_dict(to_dict(sample)), sample)
+    assert equal(loads(dumps(sample, "yaml"), "yaml"), sample)
+    found = [leaf for each in _anythings(to_dict(sample)) for leaf in _leaves(each)]
+    survives("json", sample, math.inf not in found and -math.inf not in found)
+    survives("toml", sample, None not in found)
+
+
+def survives(format, handler, should):
+    try:
+        text = dumps(handler, format)
+    except ConfigError:
+        assert not should
+    else:
+        assert should
+        assert equal(loads(text, format), handler)
+
+
+def _anythings(data):
+    """What the fields hold that admit everything; a None there is left out by itself."""
+    if data.get("type") == "round_trips.sample":
+        if data["anything"] is not None:
+            yield data["anything"]
+        for each in data["several"]:
+            yield from _anythings(each)
+
+
+def _leaves(data):
+    if isinstance(data, dict | list):
+        for each in data.values() if isinstance(data, dict) else data:
+            yield from _leaves(each)
+    else:
+        yield data
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml", "yml", "toml", "JSON"])
+def test_all_of_them_survive_a_file(tmp_path, suffix):
+    needed = {"max_norm": 1.0, "directory": "runs", "source": "runs", "number": 2.5}
+    made = {
+        tag: cls(**{name: needed[name] for name in needed if name in cls.__annotations__})
+        for tag, cls in all_tagged().items()
+        if cls in DATA_CLASSES
+    }
+    save(made, tmp_path / f"all.{suffix}")
+    assert equal(load(tmp_path / f"all.{suffix}"), made)
+    assert len(made) == len(DATA_CLASSES)
