@@ -4,6 +4,7 @@ In one process, on the GPU if there is one, or in several:
 
     python examples/digits.py
     python examples/digits.py --output runs/digits --resume  # goes on where that was stopped
+    python examples/digits.py --config examples/run.yaml
     torchrun --nproc_per_node 2 examples/digits.py --cpu
 """
 
@@ -13,8 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from ignite.handlers import ProgressBar
 from ignite.metrics import Accuracy
 from ignite.metrics import RunningAverage
@@ -29,9 +28,12 @@ from ignite_hooks import GradientClipping
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
-from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks import create_supervised_trainer
+from ignite_hooks.config import RunSettings
+from ignite_hooks.config import ValidationSchedule
+from ignite_hooks.config import load
+from ignite_hooks.config import replace
+from ignite_hooks.config import save
 
 
 def digits():
@@ -58,12 +60,32 @@ def small_net():
     )
 
 
-def train(args, accelerator):
-    train_part, held_out_part = digits()
-    model = small_net()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
+DEFAULTS = RunSettings(
+    seed=0,
+    gradient_accumulation_steps=2,
+    max_epochs=10,
+    grad_clip=GradientClipping(max_norm=1.0),
+    validation=ValidationSchedule(every_epochs=1),
+)
 
-    checkpoint = resume = None
+
+def settings_in(file):
+    try:
+        settings = load(file)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not isinstance(settings, RunSettings):
+        raise argparse.ArgumentTypeError(f"{file} must begin with `type: run`")
+    return settings
+
+
+def settings_of(args):
+    """Those of --config, with what the command line says otherwise."""
+    settings = args.config
+    if args.seed is not None:
+        settings = replace(settings, seed=args.seed)
+    if args.epochs is not None:
+        settings = replace(settings, max_epochs=args.epochs)
     if args.output is not None:
         checkpoint = SaveCheckpoint(
             args.output / "checkpoints",
@@ -72,23 +94,29 @@ def train(args, accelerator):
             keep_best=1,
             metric="val_accuracy",
         )
+        settings = replace(settings, checkpoint=checkpoint)
     if args.resume:
-        resume = ResumeCheckpoint(args.output / "checkpoints", on_missing="start")
+        source = ResumeCheckpoint(args.output / "checkpoints", on_missing="start")
+        settings = replace(settings, resume_from=source)
+    return settings
 
+
+def train(settings, batch_size, accelerator):
+    train_part, held_out_part = digits()
+    model = small_net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
     evaluator = create_supervised_evaluator(
         model, {"accuracy": Accuracy()}, accelerator=accelerator
     )
-    trainer = create_supervised_trainer(
+    trainer = settings.build(
         model,
         optimizer,
         F.cross_entropy,
-        DataLoader(train_part, args.batch_size, shuffle=True),
+        DataLoader(train_part, batch_size, shuffle=True),
         accelerator=accelerator,
         lr_scheduler=ExponentialLR(optimizer, gamma=0.985),
-        grad_clip=GradientClipping(max_norm=1.0),
-        validation=Validation(evaluator, DataLoader(held_out_part, 120), every_epochs=1),
-        checkpoint=checkpoint,
-        resume_from=resume,
+        evaluator=evaluator,
+        validation_data=DataLoader(held_out_part, 120),
     )
     RunningAverage(output_transform=lambda loss: loss).attach(trainer, "loss")
     ProgressBar(disable=not accelerator.is_main_process).attach(trainer, ["loss"])
@@ -98,14 +126,15 @@ def train(args, accelerator):
         state = trainer.state
         accelerator.print(f"epoch {state.epoch:3}   accuracy {state.metrics['val_accuracy']:.2%}")
 
-    trainer.run(max_epochs=args.epochs)
+    trainer.run()
     return trainer
 
 
 def summary_of(trainer):
     state, accelerator = trainer.state, trainer.accelerator
+    accuracy = state.metrics.get("val_accuracy")  # there is none without a validation
     return {
-        "held_out_accuracy": round(state.metrics["val_accuracy"], 4),
+        "held_out_accuracy": accuracy and round(accuracy, 4),
         "training_loss": round(float(state.metrics["loss"]), 4),
         "epochs": state.epoch,
         "optimizer_steps": state.optimizer_step,
@@ -120,9 +149,11 @@ def main():
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # so small a net gains nothing from more, and loses when they wait
-    set_seed(args.seed)
-    accelerator = Accelerator(cpu=args.cpu, gradient_accumulation_steps=2)
-    trainer = train(args, accelerator)
+    settings = settings_of(args)
+    accelerator = settings.set_up(cpu=args.cpu)
+    if args.save_config is not None and accelerator.is_main_process:
+        save(settings, args.save_config, exclude_defaults=True)
+    trainer = train(settings, args.batch_size, accelerator)
     summary = summary_of(trainer)
 
     accelerator.print()
@@ -138,15 +169,23 @@ def main():
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=32, help="images per batch and process")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--config",
+        type=settings_in,
+        default=DEFAULTS,
+        metavar="FILE",
+        help="settings of the run, .yaml, .toml or .json; what follows goes before them",
+    )
+    parser.add_argument("--epochs", type=int, help="default: 10")
+    parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument(
         "--output", type=Path, help="folder for the weights, summary.json and checkpoints"
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --output"
     )
+    parser.add_argument("--save-config", type=Path, metavar="FILE", help="write the settings to it")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch and process")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     args = parser.parse_args()
     if args.resume and args.output is None:

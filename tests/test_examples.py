@@ -130,6 +130,29 @@ def test_a_training_that_is_stopped_and_started_again_ends_as_one_that_was_not(t
     assert again.splitlines()[-2:] == output_of(unbroken).splitlines()[-2:]
 
 
+def test_digits_are_learned_by_a_file_as_by_the_command_line(tmp_path):
+    small = SMALL["digits.py"]
+    script = ROOT / "examples" / "digits.py"
+    first = python(script, "--cpu", *small, "--save-config", "run.toml", folder=tmp_path)
+    again = python(script, "--cpu", "--batch-size", "256", "--config", "run.toml", folder=tmp_path)
+    assert re.sub(r"seconds.*", "", first) == re.sub(r"seconds.*", "", again)
+    (tmp_path / "run.yaml").write_text("type: run\nmax_epoch: 3\n")
+    with started(script, "--config", "run.yaml", folder=tmp_path) as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "run.yaml: max_epoch: `run` has no field 'max_epoch'; did you mean" in errors
+
+
+def test_the_readme_shows_a_whole_run_in_fifteen_lines_of_yaml(tmp_path):
+    (text,) = blocks("yaml")
+    assert text == (ROOT / "examples" / "run.yaml").read_text()
+    assert len(text.splitlines()) <= 15
+    arguments = [ROOT / "examples" / "digits.py", "--cpu", *SMALL["digits.py"], "--config"]
+    assert "accuracy" in python(*arguments, ROOT / "examples" / "run.yaml", folder=tmp_path)
+    saved = [path.name for path in (tmp_path / "runs" / "digits" / "checkpoints").iterdir()]
+    assert any(name.startswith("step_") for name in saved)
+
+
 def test_digits_with_one_seed_are_learned_the_same_way_twice():
     arguments = ["examples/digits.py", "--cpu", "--seed", "3", *SMALL["digits.py"]]
     both = [started(*arguments), started(*arguments)]

@@ -7,6 +7,7 @@ from importlib.resources import files
 import pytest
 
 import ignite_hooks
+from ignite_hooks import config
 
 OPTIONAL = ("sklearn", "tqdm", "matplotlib", "transformers", "pandas", "IPython")
 
@@ -106,6 +107,40 @@ def test_importing_imports_nothing_that_is_optional():
     assert found.stdout.strip() == "[]"
 
 
+def test_configurations_and_what_reads_them_are_imported_only_when_asked_for():
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, accelerate, ignite.engine, pydantic, torch\n"
+            "before = set(sys.modules)\n"
+            "import ignite_hooks\n"
+            "new = set(sys.modules) - before\n"
+            "assert not {'yaml', 'tomllib', 'tomli', 'tomli_w', 'ignite_hooks.config'} & new\n",
+        ],
+        check=True,
+    )
+
+
+def test_the_public_names_of_configurations_are_these():
+    assert config.__all__ == [
+        "ConfigError",
+        "RunSettings",
+        "ValidationSchedule",
+        "dumps",
+        "equal",
+        "from_dict",
+        "load",
+        "loads",
+        "register",
+        "replace",
+        "save",
+        "to_dict",
+    ]
+    for name in config.__all__:
+        assert len(inspect.cleandoc(getattr(config, name).__doc__).splitlines()[0]) > 20
+
+
 def test_importing_touches_no_state_of_accelerate_and_no_random_generator():
     subprocess.run(
         [
@@ -125,8 +160,9 @@ def test_importing_touches_no_state_of_accelerate_and_no_random_generator():
 
 
 def test_what_is_imported_is_a_dependency():
-    needed = {each.split(";")[0] for each in requires("ignite-hooks") if "extra" not in each}
-    for name in ("accelerate", "psutil", "pydantic", "pytorch-ignite", "torch", "xxhash"):
+    needed = {each.lower() for each in requires("ignite-hooks") if "extra" not in each}
+    used = ("accelerate", "psutil", "pydantic", "pytorch-ignite", "pyyaml", "tomli-w", "torch")
+    for name in (*used, "xxhash"):
         assert any(each.startswith(name) for each in needed)
 
 

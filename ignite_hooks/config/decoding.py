@@ -72,7 +72,7 @@ class _Decoder:
     def value(self, data: Any, kind: Any, path: str) -> Any:
         """What a field of the type ``kind`` is to be given."""
         members = members_of(kind)
-        if Any in members or (data is None and admits_none(kind)):
+        if data is None and admits_none(kind):
             return data
         if len(members) == 1:
             return self._member(data, members[0], path)

@@ -55,7 +55,7 @@ def test_infinity_stays_a_number():
 def test_a_handler_that_is_invalid_by_now_is_not_written():
     handler = Open(every=3)
     handler.every = 0
-    with pytest.raises(ConfigError, match="^every: `every` must be an integer >= 1, got 0"):
+    with pytest.raises(ConfigError, match=r"^every: `every` must be an integer >= 1, got 0"):
         to_dict(handler)
     frozen = ClearCache()
     with pytest.raises(AttributeError):

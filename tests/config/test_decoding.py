@@ -47,6 +47,7 @@ class Sample(Handler):
     path: Path = Path()
     day: date = date(2000, 1, 1)
     either: int | str | None = None
+    number_or_text: float | str = 0.0
     numbers: list[float] = Field(default_factory=list)
     pair: tuple[int, str] = (0, "")
     unique: frozenset[int] = frozenset()
@@ -99,6 +100,8 @@ def problem(**fields):
         ("day", date(2020, 1, 2), date(2020, 1, 2)),
         ("either", "1", "1"),
         ("either", 1, 1),
+        ("number_or_text", "inf", "inf"),
+        ("number_or_text", 1.5, 1.5),
         ("either", None, None),
         ("numbers", [1, "-inf", 2.5], [1.0, -math.inf, 2.5]),
         ("numbers", (1,), [1.0]),
