@@ -239,7 +239,8 @@ def _message(error: Any) -> str:
 def _path_of(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:
     """As far as pydantic's path is one of the data; it has names of types in it, too."""
     name, *within = loc
-    path, value = at(path, name), values.get(name)
+    value: Any = values.get(name)
+    path = at(path, name)
     for key in within:
         try:
             value = value[key]

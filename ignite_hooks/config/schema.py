@@ -17,7 +17,7 @@ __all__ = ["json_schema"]
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """The schema, draft 2020-12, of a document that is one of this class, or of one below it."""
+    """The schema, draft 2020-12, of a document that is one of exactly this class."""
     schema = TypeAdapter(cls).json_schema(schema_generator=_Generator)
     required = [*schema.get("required", []), TAG]  # only a field can say which class it is
     return {"$schema": _Generator.schema_dialect, **schema, "required": required}
@@ -31,8 +31,9 @@ class _Generator(GenerateJsonSchema):
         self._begun: set[type] = set()
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
-        """Its fields and its tag; or one of the classes below it, where there are any."""
+        """Its fields and its tag; within a document it may be one of a class below it."""
         cls = schema["cls"]
+        is_document = not self._begun
         self._begun.add(cls)
         own = super().dataclass_schema(schema)
         lead, about = _described(cls)
@@ -44,7 +45,7 @@ class _Generator(GenerateJsonSchema):
         tag = tag_of(cls)
         if tag is not None:
             own["properties"] = {TAG: {"const": tag}, **properties}
-        below = [each for each in tagged(cls).values() if each is not cls]
+        below = [] if is_document else [each for each in tagged(cls).values() if each is not cls]
         return {"anyOf": [own, *map(self._with_tag, below)]} if below else own
 
     def is_instance_schema(self, schema: core_schema.IsInstanceSchema) -> JsonSchemaValue:

@@ -37,6 +37,12 @@ class Group(Handler):
     collector: GarbageCollector | None = None
 
 
+@register("schema.special_group")
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class SpecialGroup(Group):
+    more: int = 0
+
+
 def validator(cls):
     schema = json.loads(json.dumps(json_schema(cls), allow_nan=False))
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -116,3 +122,9 @@ def test_where_a_field_admits_subclasses_these_are_told_by_their_tags():
     assert not group.is_valid({"type": "schema.group", "collector": {**cuda, "generation": 3}})
     assert not group.is_valid({"type": "schema.group", "collector": {"type": "clear_cache"}})
     assert validator(CudaGarbageCollector).is_valid(cuda)
+
+
+def test_a_document_is_of_the_class_itself():
+    assert validator(Group).is_valid({"type": "schema.group"})
+    assert not validator(Group).is_valid({"type": "schema.special_group", "more": 1})
+    assert validator(SpecialGroup).is_valid({"type": "schema.special_group", "more": 1})
