@@ -68,6 +68,8 @@ def move_to_front(engine: Engine, event: Any) -> None:
     for each in event if isinstance(event, EventsList) else [event]:
         handlers = engine._event_handlers[each]  # which may be being called just now
         engine._event_handlers[each] = [handlers.pop(), *handlers]
+    if isinstance(engine, QuickEngine):
+        engine._listen()
 
 
 def is_interrupted(engine: Engine) -> bool:
@@ -94,6 +96,7 @@ class QuickEngine(Engine):
 
     def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
         super().__init__(process_function)
+        self._heard: dict[str, list[Any]] = {}
         self._quiet: frozenset[str] = frozenset()
         self._listen()
 
@@ -115,23 +118,32 @@ class QuickEngine(Engine):
 
     def fire_event(self, event_name: Any) -> None:
         """As in Ignite, for next to nothing when nobody listens."""
-        if _name(event_name) not in self._quiet:
-            super().fire_event(event_name)
+        name = _name(event_name)
+        if name in self._heard:
+            self._fire_event(event_name)
+        elif name not in self._quiet:
+            super().fire_event(event_name)  # which says that it is none of this engine
 
     def _listen(self) -> None:
-        """Looks anew which of the known events have no handlers."""
-        heard = {_name(event) for event, handlers in self._event_handlers.items() if handlers}
-        self._quiet = frozenset(map(_name, self._allowed_events)) - heard
+        """Looks anew which of the known events have handlers.
+
+        By their names: events compare and hash in Python, which takes 4 µs for one look-up.
+        """
+        known = frozenset(map(_name, self._allowed_events))
+        by_name = {_name(event): handlers for event, handlers in self._event_handlers.items()}
+        self._heard = {name: by_name[name] for name in known & by_name.keys() if by_name[name]}
+        self._quiet = known - self._heard.keys()
 
     def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Calls the handlers attached now: one that comes or goes meanwhile changes no one's turn.
 
-        Ignite's formats a line for the log first and looks handlers up by a Python ``__eq__``.
+        Ignite's formats a line for the log first.
         """
         self.last_event_name = event_name
-        if _name(event_name) in self._quiet:
+        handlers = self._heard.get(_name(event_name))
+        if handlers is None:
             return
-        for func, args, kwargs in tuple(self._event_handlers[event_name]):
+        for func, args, kwargs in tuple(handlers):
             if args and isinstance(args[0], weakref.ref):
                 func(self, *event_args, *args[1:], **kwargs, **event_kwargs)
             else:
