@@ -118,7 +118,7 @@ class QuickEngine(Engine):
 
     def fire_event(self, event_name: Any) -> None:
         """As in Ignite, for next to nothing when nobody listens."""
-        name = _name(event_name)
+        name = getattr(event_name, "_name_", event_name)
         if name in self._heard:
             self._fire_event(event_name)
         elif name not in self._quiet:
@@ -140,7 +140,7 @@ class QuickEngine(Engine):
         Ignite's formats a line for the log first.
         """
         self.last_event_name = event_name
-        handlers = self._heard.get(_name(event_name))
+        handlers = self._heard.get(getattr(event_name, "_name_", event_name))
         if handlers is None:
             return
         for func, args, kwargs in tuple(handlers):

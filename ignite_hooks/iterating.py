@@ -78,7 +78,19 @@ class IteratingEngine(ResumableEngine):
         fire_of_data = fire if self._has_data else _silent
         try:
             while not self._place.progress.is_full:
-                yield from self._fetch(fire_of_data)
+                state.batch = state.model_outputs = state.loss = None
+                state.step_committed = False
+                fire_of_data(Events.GET_BATCH_STARTED)
+                if self._is_signalled():
+                    yield from self._obey()
+                try:
+                    state.batch = next(self._batches)
+                except StopIteration:
+                    yield from self._enter_next_pass(fire_of_data)
+                state.output = None
+                fire_of_data(Events.GET_BATCH_COMPLETED)
+                if self._is_signalled():
+                    yield from self._obey()
                 self._count_batch()
                 with channels.on_step:
                     fire(Events.ITERATION_STARTED)
@@ -102,27 +114,14 @@ class IteratingEngine(ResumableEngine):
             self._feed.next_pass()
             self._batches = iter(self._feed)
 
-    def _fetch(self, fire: Callable[[Any], None]) -> Generator[Any, None, None]:
-        """Gets a batch, from a new pass over the data when one has ended."""
-        state = self.state
-        state.batch = state.model_outputs = state.loss = None
-        state.step_committed = False
-        fire(Events.GET_BATCH_STARTED)
-        if self._is_signalled():
-            yield from self._obey()
-        try:
-            state.batch = next(self._batches)
-        except StopIteration:
-            ended = self._batches
-            fire(Events.DATALOADER_STOP_ITERATION)
-            yield from self._obey()
-            if self._batches is ended:  # no handler has set other data
-                self._batches = iter(self._feed)
-            state.batch = next(self._batches)
-        state.output = None
-        fire(Events.GET_BATCH_COMPLETED)
-        if self._is_signalled():
-            yield from self._obey()
+    def _enter_next_pass(self, fire: Callable[[Any], None]) -> Generator[Any, None, None]:
+        """Gets the first batch of a new pass over the data, as one has ended."""
+        ended = self._batches
+        fire(Events.DATALOADER_STOP_ITERATION)
+        yield from self._obey()
+        if self._batches is ended:  # no handler has set other data
+            self._batches = iter(self._feed)
+        self.state.batch = next(self._batches)
 
     def _stop_at_limit(self, is_last: bool) -> None:
         """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""

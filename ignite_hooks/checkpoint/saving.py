@@ -56,6 +56,10 @@ class Saving:
             self._save(engine())
 
         self._saver = Saver(options, trainer, tell)
+        is_alone = self._saver.ranks.size == 1
+        self._waits_for_signals_only = (
+            is_alone and options.every_seconds is None and not options.background
+        )
         self.save = save
         enter_at_each_run(trainer, self._finishing)
 
@@ -71,6 +75,8 @@ class Saving:
 
     def look(self, trainer: Any) -> None:
         """After a step: obeys a signal, minds the clock, and tells of what has been written."""
+        if self._waits_for_signals_only and self._signals.received is None:
+            return
         options, is_alone = self._options, self._saver.ranks.size == 1
         if options.background and is_alone:
             self._saver.tell_if_done()

@@ -27,13 +27,13 @@ def check_depth(data: Any) -> None:
     """Raises a ConfigError if data is too deep, as what contains itself is."""
     level = [data]
     for _ in range(MAX_DEPTH + 1):
-        within: dict[int, Any] = {}  # once each: what contains itself twice grows at each level
-        for each in level:
-            parts = each.values() if isinstance(each, Mapping) else each
-            if isinstance(each, Mapping | list | tuple | set | frozenset):
-                within.update((id(part), part) for part in parts)
-        if not within:
+        containers = [x for x in level if isinstance(x, Mapping | list | tuple | set | frozenset)]
+        if not containers:
             return
+        within: dict[int, Any] = {}  # once each: what contains itself twice grows at each level
+        for each in containers:
+            parts = each.values() if isinstance(each, Mapping) else each
+            within.update((id(part), part) for part in parts)
         level = list(within.values())
     raise too_deep()
 

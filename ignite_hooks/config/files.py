@@ -1,8 +1,7 @@
 """Handlers as JSON, YAML and TOML, in strings and in files."""
 
-import os
-import tempfile
 from pathlib import Path
+from secrets import token_hex
 from types import ModuleType
 from typing import Any
 
@@ -58,10 +57,16 @@ def loads(text: str, format: str) -> Any:
 
     Raises:
         ConfigError: what is wrong, each with its path in the data.
+        TypeError: the text is no string.
         ValueError: there is no such format.
     """
     module = _format(format)
+    if not isinstance(text, str):
+        raise TypeError(f"`text` must be a str, got {type(text).__name__}: load() reads files")
     check_size(len(text) if len(text) > MAX_SIZE else len(text.encode(errors="replace")))
+    if not text.strip():  # TOML takes it for an empty mapping, as what is left of a lost file
+        message = "the text must have a mapping or a list, it is empty: was it cut off?"
+        raise ConfigError([Problem("", message)])
     try:
         data = module.loads(text)
     except ConfigError:
@@ -87,13 +92,13 @@ def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
     """
     path = Path(path)
     text = dumps(obj, _format_of(path), exclude_defaults=exclude_defaults)
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = path.with_name(f".{path.name}.{token_hex(4)}")  # with the rights that new files get
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+        with draft.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
-        os.replace(draft, path)
+        draft.replace(path)
     except BaseException:
-        os.unlink(draft)
+        draft.unlink(missing_ok=True)
         raise
 
 
@@ -124,8 +129,8 @@ def load(path: str | Path) -> Any:
 def _format(name: Any) -> ModuleType:
     if not isinstance(name, str) or name not in _FORMATS:
         raise ValueError(
-            f"`format` must be one of {', '.join(_FORMATS)}, got {name!r}; "
-            f"{close_to(str(name).lower(), _FORMATS)}"
+            f"`format` must be one of {', '.join(_FORMATS)}, got {str(name)[:80]!r}; "
+            f"{close_to(str(name)[:80].lower(), _FORMATS)}"
         )
     return _FORMATS[name]
 

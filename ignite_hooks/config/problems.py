@@ -24,9 +24,7 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        message = self.message
-        if len(message) > _WIDTH:  # a long value within it; the remedy is at the end
-            message = f"{message[: _WIDTH // 2]} … {message[-_WIDTH // 2 :]}"
+        message = _cut(self.message)  # a long value within it; the remedy is at the end
         return f"{self.path}: {message}" if self.path else message
 
 
@@ -55,7 +53,14 @@ class ConfigError(ValueError):
 def at(path: str, key: str | int) -> str:
     """The path of an item, or of a field, of what is at ``path``."""
     if isinstance(key, int):
-        return f"{path}[{key}]"
-    if not _NAME.fullmatch(key):
-        return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
-    return f"{path}.{key}" if path else key
+        whole = f"{path}[{key}]"
+    elif not _NAME.fullmatch(key):
+        whole = f"{path}[{json.dumps(key, ensure_ascii=False)}]"
+    else:
+        whole = f"{path}.{key}" if path else key
+    return _cut(whole)  # a long key is in the path of each of its items
+
+
+def _cut(text: str) -> str:
+    """The beginning and the end of what is too long."""
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH // 2]} … {text[-_WIDTH // 2 :]}"

@@ -24,6 +24,7 @@ _FLOAT = re.compile(
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
 _NULL = re.compile(r"~|null|Null|NULL|")
+_TAG_DIRECTIVE = re.compile(r"(?:\A|[\r\n\x85\u2028\u2029])\ufeff?%TAG")
 _TAGS = {"bool": _BOOL, "int": _INT, "float": _FLOAT, "null": _NULL}
 
 
@@ -35,8 +36,20 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
         style = None if text.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
+    def ignore_aliases(self, data: Any) -> bool:
+        """What is there twice is written twice."""
+        return True
+
+
+def _resolve_as_here(user: Any) -> None:
+    """What plain scalars are, for a loader or a dumper."""
+    for name, pattern in _TAGS.items():
+        exactly = re.compile(rf"(?:{pattern.pattern})\Z")
+        user.add_implicit_resolver(f"tag:yaml.org,2002:{name}", exactly, None)
+
 
 _Dumper.add_representer(str, _Dumper.represent_str)
+_resolve_as_here(_Dumper)
 
 
 def loader_on(base: Any) -> Any:
@@ -64,10 +77,7 @@ def loader_on(base: Any) -> Any:
             """None is too large."""
             return finite(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
-    for name, pattern in _TAGS.items():
-        for user in (Loader, _Dumper):
-            exactly = re.compile(rf"(?:{pattern.pattern})\Z")
-            user.add_implicit_resolver(f"tag:yaml.org,2002:{name}", exactly, None)
+    _resolve_as_here(Loader)
     Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
     return Loader
 
@@ -91,13 +101,16 @@ def loads(text: str, loader: Any = _Loader) -> Any:
         _check_events(text, loader)
         return yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
-        raise _error(str(error.problem or error.context), error.problem_mark) from error
+        problem = ", ".join(each for each in (error.context, error.problem) if each)
+        raise _error(problem, error.problem_mark) from error
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
 
 def _check_events(text: str, loader: Any) -> None:
     """Before anything is made of it: what it is made with, and how deep."""
+    if _TAG_DIRECTIVE.search(text):  # libyaml takes time by their square: 20 s for 1 MiB
+        raise ValueError("tags must not be used, got the directive %TAG: remove it")
     depth = 0
     for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:

@@ -13,6 +13,7 @@ from ignite_hooks.handlers.fields import Limit
 from ignite_hooks.handlers.fields import NormType
 from ignite_hooks.handlers.fields import handler_config
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
+from ignite_hooks.handlers.prepared_optimizer import PreparedOptimizer
 
 __all__ = ["GradientClipping"]
 
@@ -62,11 +63,21 @@ class GradientClipping(Handler):
 
     def attach_to(self, attachment: Attachment) -> None:
         """Acts once a window, before the step."""
-        attachment.on(TrainEvents.OPTIMIZER_STEP_STARTED, self)
+        step = _optimizer_step_of(attachment.engine)
+
+        def clip(engine: Engine) -> None:
+            nonlocal step
+            if not step.is_attached:  # another has taken its place
+                step = _optimizer_step_of(engine)
+            self._clip(step.prepared, engine)
+
+        attachment.on(TrainEvents.OPTIMIZER_STEP_STARTED, clip)
 
     def __call__(self, engine: Engine) -> None:
         """Clips the gradients that are there."""
-        prepared = _optimizer_step_of(engine).prepared
+        self._clip(_optimizer_step_of(engine).prepared, engine)
+
+    def _clip(self, prepared: PreparedOptimizer, engine: Engine) -> None:
         if self.max_norm is not None:
             norm = prepared.clip_grad_norm_(self.max_norm, self.norm_type)
             engine.state.metrics["grad_norm"] = norm

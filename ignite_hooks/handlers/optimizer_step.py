@@ -82,6 +82,7 @@ class OptimizerStep(Handler):
             "1 is no accumulation",
         )
         self.accelerator = accelerator
+        self._gradient_state = accelerator.gradient_state  # past three properties an iteration
         self.prepared = PreparedOptimizer(accelerator, optimizer)
         self.lr_scheduler = scheduler_for(self.optimizer, lr_scheduler)
         self.scheduler_at = scheduler_at
@@ -101,6 +102,11 @@ class OptimizerStep(Handler):
     def timetable(self) -> Timetable:
         """What is due after how many committed steps; it acts when the gradients are cleared."""
         return self._timetable
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it steps for an engine now."""
+        return self._attachment is not None and self._attachment.is_attached
 
     def start_from(self, step: int, engine: Any) -> None:
         """Sets the number of steps committed so far."""
@@ -136,17 +142,17 @@ class OptimizerStep(Handler):
             batches_left: asked, where it matters, how many batches come from this one on; None
                 where that is not known.
         """
-        accelerator, window = self.accelerator, self.window
-        full_size = self._divisor = accelerator.gradient_accumulation_steps
+        gradient_state, window = self._gradient_state, self.window
+        full_size = self._divisor = gradient_state.num_steps
         window.take(full_size, batches_left() if full_size > 1 else None)
-        accelerator.sync_gradients = window.is_closing
+        gradient_state.sync_gradients = window.is_closing
         # What `accelerator.accumulate`, if the process function uses it, makes the same of.
-        accelerator.step = full_size - 1 if window.is_closing else window.count - 1
+        self.accelerator.step = full_size - 1 if window.is_closing else window.count - 1
 
     def close_window(self, engine: Any) -> None:
         """Steps with the gradient of the mean over the window, and clears it."""
         self.is_stepping = True
-        self.accelerator.sync_gradients = True
+        self._gradient_state.sync_gradients = True
         if self.window.count != self._divisor:
             self.prepared.scale(self._divisor / self.window.count)
         self.prepared.unscale()
@@ -187,7 +193,7 @@ class OptimizerStep(Handler):
                 "`engine` must have one OptimizerStep, and it has one already (a trainer makes its "
                 "own): remove() the other attachment first"
             )
-        if self._attachment is not None and self._attachment.is_attached:
+        if self.is_attached:
             raise ValueError(
                 "an OptimizerStep must be attached to one engine, whose window it keeps, and this "
                 "one is attached already: make another"

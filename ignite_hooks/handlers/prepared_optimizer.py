@@ -98,7 +98,7 @@ class PreparedOptimizer:
             # Else the scaler would refuse to unscale the next window. Its factor stays.
             self.optimizer.scaler.update(self.optimizer.scaler.get_scale())
             self._is_unscaled = False
-        self.accelerator.sync_gradients = True  # else Accelerate's does nothing
+        self.accelerator.gradient_state.sync_gradients = True  # else Accelerate's does nothing
         (self.optimizer.optimizer if self.is_plain else self.optimizer).zero_grad()
 
 
