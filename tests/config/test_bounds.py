@@ -1,0 +1,79 @@
+"""What is too large or too deep is refused, whatever it is."""
+
+import pytest
+
+from ignite_hooks.config import ConfigError
+from ignite_hooks.config import from_dict
+from ignite_hooks.config.bounds import MAX_DEPTH
+from ignite_hooks.config.bounds import MAX_SIZE
+from ignite_hooks.config.bounds import check_depth
+from ignite_hooks.config.bounds import check_size
+from ignite_hooks.config.bounds import twice
+
+
+def nested(depth, wrap, innermost):
+    """``depth`` containers one in the other, the last of them ``innermost``."""
+    data = innermost
+    for _ in range(depth - 1):
+        data = wrap(data)
+    return data
+
+
+WRAPS = [
+    lambda data: [data],
+    lambda data: (1, data),
+    lambda data: {"a": data, "b": 1},
+    lambda data: [{"a": 1}, data, data],
+]
+
+
+def test_the_bounds_are_those_of_the_documentation():
+    assert (MAX_SIZE, MAX_DEPTH) == (1_048_576, 32)
+
+
+def test_a_mebibyte_is_allowed_and_a_byte_more_is_not():
+    check_size(MAX_SIZE)
+    with pytest.raises(ConfigError, match="must be at most 1048576 bytes, got 1048577: is it data"):
+        check_size(MAX_SIZE + 1)
+
+
+@pytest.mark.parametrize("innermost", [[], [1], {}, {"a": 1}, (), {1}, frozenset()])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_depth_of_32_is_allowed_and_of_33_is_not(wrap, innermost):
+    check_depth(nested(32, wrap, innermost))
+    with pytest.raises(ConfigError, match="at most 32 deep, these are deeper: flatten them"):
+        check_depth(nested(33, wrap, innermost))
+
+
+@pytest.mark.parametrize("data", [None, 1, "[[[[" * 100, b"[[", [], {}, {"a": [1, "b"]}])
+def test_what_is_flat_is_allowed(data):
+    check_depth(data)
+
+
+def test_what_is_far_too_deep_is_no_recursion_error():
+    data = nested(100_000, lambda data: [data], [])
+    with pytest.raises(ConfigError, match="at most 32 deep"):
+        from_dict(data)
+
+
+def test_what_contains_itself_is_too_deep():
+    data = {}
+    data["itself"] = data
+    with pytest.raises(ConfigError, match="at most 32 deep"):
+        from_dict(data)
+
+
+def test_what_contains_itself_twice_is_not_looked_at_twice_as_often_at_each_level():
+    data = []
+    data += [data, data, data]
+    with pytest.raises(ConfigError, match="at most 32 deep"):
+        check_depth(data)
+
+
+def test_what_is_shared_is_allowed():
+    check_depth(nested(32, lambda data: [data, data, data], []))
+
+
+def test_of_a_key_that_is_given_twice_the_message_has_the_beginning():
+    assert twice("a\n") == r"a key must be there once, 'a\n' is given twice: remove one"
+    assert len(twice("k" * 100_000)) < 200

@@ -1,0 +1,105 @@
+"""JSON that every reader takes, and that says each thing once."""
+
+import json
+import math
+
+import pytest
+from hypothesis import example
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from ignite_hooks.config.json_format import dumps
+from ignite_hooks.config.json_format import loads
+
+tricky = st.text() | st.lists(st.sampled_from([*'"\\[]{}/a', "\\\\", '\\"'])).map("".join)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | tricky
+)
+documents = st.recursive(
+    scalars, lambda items: st.lists(items) | st.dictionaries(tricky, items), max_leaves=8
+)
+
+
+def strictly(text):
+    """As a reader that takes only what the standard has."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@given(documents)
+@settings(max_examples=100, deadline=None)
+def test_what_is_written_is_read_the_same_here_and_by_others(data):
+    text = dumps(data)
+    assert repr(loads(text)) == repr(strictly(text)) == repr(data)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_what_json_has_no_number_for_is_written_as_a_string(number):
+    text = dumps({"a": [number, {"b": number}], "c": number})
+    name = str(number)
+    assert strictly(text) == {"a": [name, {"b": name}], "c": name}
+
+
+def test_what_is_written_can_be_read_by_people():
+    assert dumps({"b": 1, "a": ["é"]}) == '{\n  "b": 1,\n  "a": [\n    "é"\n  ]\n}\n'
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}'])
+def test_numbers_that_only_some_readers_take_are_refused(text):
+    with pytest.raises(ValueError, match=r'JSON must have no -?(NaN|Infinity), .*: write "inf"'):
+        loads(text)
+
+
+@pytest.mark.parametrize("text", ["1e999", "[-1e999]"])
+def test_a_number_that_would_become_inf_is_refused(text):
+    with pytest.raises(ValueError, match=r"must be at most 1\.8e308"):
+        loads(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "x": 2, "\\u0061": 3}}]'])
+def test_a_key_that_is_given_twice_is_refused(text):
+    with pytest.raises(ValueError, match="'a' is given twice"):
+        loads(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"a": 1', '{"a"', '"a', "[1,", "tru", "{} {}", "{'a': 1}"]
+)
+def test_what_is_truncated_or_no_json_is_a_value_error(text):
+    with pytest.raises(ValueError, match="line 1 column"):
+        loads(text)
+
+
+def nested(depth, opening, closing):
+    return opening * depth + "1" + closing * depth
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ("[0,", ",0]")])
+def test_a_depth_of_32_is_read_and_of_33_is_refused(opening, closing):
+    assert loads(nested(32, opening, closing))
+    with pytest.raises(ValueError, match="at most 32 deep"):
+        loads(nested(33, opening, closing))
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":', '["[",', '["\\"",', "[\n"])
+def test_what_is_far_too_deep_is_no_recursion_error(opening):
+    with pytest.raises(ValueError, match="at most 32 deep"):
+        loads(opening * 100_000)
+
+
+def test_what_is_beside_each_other_is_not_deep():
+    assert loads("[" + "[{}]," * 100 + "[]]")
+
+
+@given(tricky)
+@example('"' * 40)
+@settings(max_examples=100, deadline=None)
+def test_brackets_count_after_any_string_and_never_within_one(text):
+    string = json.dumps(text + "[" * 40 + "{" * 40)
+    assert loads(f"[{string}]")
+    with pytest.raises(ValueError, match="at most 32 deep"):
+        loads(f"[{string}, {'[' * 32}")

@@ -1,0 +1,153 @@
+"""The command says what is wrong in a file, what it says in full, and what it may say."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ignite_hooks import GradientClipping
+from ignite_hooks.config import RunSettings
+from ignite_hooks.config import equal
+from ignite_hooks.config import load
+from ignite_hooks.config import loads
+from ignite_hooks.config import save
+from ignite_hooks.config.__main__ import main
+
+OWN = """
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks.config import register
+from ignite_hooks.handlers.base import Handler
+from ignite_hooks.handlers.fields import handler_config
+
+
+@register("main.{name}")
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class Own(Handler):
+    rate: float = 0.5
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("type: run\nmax_epochs: 3\ngrad_clip: {max_norm: .inf}\n")
+    return path
+
+
+@pytest.fixture
+def list_file(tmp_path):
+    path = tmp_path / "several.json"
+    save([GradientClipping(max_norm=1.0), GradientClipping(clip_value=1.0)], path)
+    return path
+
+
+@pytest.fixture
+def wrong_file(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text('type = "run"\nmax_epochs = 0\ngrad_clip = {max_norms = 1.0}\n')
+    return path
+
+
+def test_check_says_that_nothing_is_wrong(capsys, run_file):
+    assert main(["check", str(run_file)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{run_file}: nothing is wrong (RunSettings)\n"
+    assert said.err == ""
+
+
+def test_check_counts_handlers(capsys, list_file):
+    assert main(["check", str(list_file)]) == 0
+    assert capsys.readouterr().out == f"{list_file}: nothing is wrong (2 handlers)\n"
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_all_that_is_wrong_in_a_file_is_named_with_its_path(capsys, wrong_file, command):
+    assert main([command, str(wrong_file)]) == 1
+    said = capsys.readouterr()
+    first, second = said.err.splitlines()
+    assert first.startswith(f"{wrong_file}: max_epochs: `max_epochs` must be an integer >= 1, got")
+    assert second.startswith(f"{wrong_file}: grad_clip.max_norms: ")
+    assert "did you mean `max_norm`" in second
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+@pytest.mark.parametrize("name", ["missing.yaml", "run.ini", "folder.json"])
+def test_a_file_that_can_not_be_read_is_an_error_of_the_command(capsys, tmp_path, command, name):
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        main([command, str(tmp_path / name)])
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("usage: python -m ignite_hooks.config")
+    assert name in said.err.splitlines()[-1]
+    assert said.out == ""
+
+
+def test_show_writes_yaml_with_every_default(capsys, run_file):
+    assert main(["show", str(run_file)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("type: run\nseed: null\n")
+    assert "scheduler_at: step\n" in text
+    assert equal(loads(text, "yaml"), load(run_file))
+
+
+@pytest.mark.parametrize("format", ["json", "toml", "yaml"])
+def test_show_writes_any_format(capsys, run_file, format):
+    assert main(["show", str(run_file), "--format", format]) == 0
+    assert equal(loads(capsys.readouterr().out, format), load(run_file))
+
+
+def test_show_says_what_a_format_can_not_have(capsys, list_file):
+    assert main(["show", str(list_file), "--format", "toml"]) == 1
+    assert "TOML must have a mapping at its top" in capsys.readouterr().err
+
+
+def test_schema_writes_that_of_the_settings(capsys):
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == RunSettings.json_schema()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["check"], ["train", "a.yaml"], ["show", "a.yaml", "--format", "ini"]]
+)
+def test_wrong_arguments_are_an_error_of_the_command(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: python -m ignite_hooks.config")
+
+
+def test_each_command_says_what_it_does(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for name in ("check", "show", "schema"):
+        assert f"\n    {name} " in said
+
+
+def test_classes_of_ones_own_are_known_when_their_modules_are_imported(tmp_path):
+    """Two of them, in a process of their own, as on a terminal."""
+    for name in ("first", "second"):
+        (tmp_path / f"own_{name}.py").write_text(OWN.format(name=name))
+    (tmp_path / "run.yaml").write_text("- type: main.first\n- {type: main.second, rate: 1}\n")
+    imports = ["--import", "own_first", "--import", "own_second"]
+    found = subprocess.run(
+        [sys.executable, "-m", "ignite_hooks.config", "show", "run.yaml", *imports],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == "- type: main.first\n  rate: 0.5\n- type: main.second\n  rate: 1.0\n"
+
+
+def test_classes_of_ones_own_are_unknown_otherwise(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("type: main.first\n")
+    assert main(["check", str(tmp_path / "run.yaml")]) == 1
+    assert "type: `type` must be a tag that is registered, got 'main.first'" in (
+        capsys.readouterr().err
+    )
