@@ -64,11 +64,13 @@ class GradientClipping(Handler):
     def attach_to(self, attachment: Attachment) -> None:
         """Acts once a window, before the step."""
         step = _optimizer_step_of(attachment.engine)
+        stepping = step.attachment
 
         def clip(engine: Engine) -> None:
-            nonlocal step
-            if not step.is_attached:  # another has taken its place
+            nonlocal step, stepping
+            if not (stepping and stepping.is_attached):  # another has taken its place
                 step = _optimizer_step_of(engine)
+                stepping = step.attachment
             self._clip(step.prepared, engine)
 
         attachment.on(TrainEvents.OPTIMIZER_STEP_STARTED, clip)

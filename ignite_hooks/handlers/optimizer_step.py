@@ -91,7 +91,7 @@ class OptimizerStep(Handler):
         self._divisor = 1
         self._timetable = Timetable()
         self.is_stepping = False
-        self._attachment: Attachment | None = None
+        self.attachment: Attachment | None = None  # the last one
 
     @property
     def optimizer(self) -> Any:
@@ -102,11 +102,6 @@ class OptimizerStep(Handler):
     def timetable(self) -> Timetable:
         """What is due after how many committed steps; it acts when the gradients are cleared."""
         return self._timetable
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether it steps for an engine now."""
-        return self._attachment is not None and self._attachment.is_attached
 
     def start_from(self, step: int, engine: Any) -> None:
         """Sets the number of steps committed so far."""
@@ -193,7 +188,7 @@ class OptimizerStep(Handler):
                 "`engine` must have one OptimizerStep, and it has one already (a trainer makes its "
                 "own): remove() the other attachment first"
             )
-        if self.is_attached:
+        if self.attachment is not None and self.attachment.is_attached:
             raise ValueError(
                 "an OptimizerStep must be attached to one engine, whose window it keeps, and this "
                 "one is attached already: make another"
@@ -220,7 +215,7 @@ class OptimizerStep(Handler):
         attachment.on(Events.ITERATION_COMPLETED, self._close_if_due)
         if self.lr_scheduler is not None and self.scheduler_at == "epoch":
             attachment.on(Events.EPOCH_COMPLETED, lambda engine: self.lr_scheduler.step())
-        self._attachment = attachment
+        self.attachment = attachment
 
     @contextmanager
     def _in_run(self, engine: Engine) -> Iterator[None]:

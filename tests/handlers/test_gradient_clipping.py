@@ -252,6 +252,28 @@ def test_a_second_clipper_is_an_error_when_it_is_attached():
         make_trainer({"max_norm": 1.0}, handlers=[GradientClipping(max_norm=1.0)])
 
 
+def test_it_clips_for_the_optimizer_step_that_has_taken_the_place_of_another():
+    accelerator = Accelerator(cpu=True)
+    model = make_model(dropout=0)
+    first, second = (OptimizerStep(accelerator, make_sgd(model)) for _ in range(2))
+    clipped = []
+    for step in (first, second):
+        step.prepared.clip_grad_norm_ = lambda *limits, step=step: clipped.append(step)
+
+    def train(engine, batch):
+        accelerator.backward(F.mse_loss(model(batch[0]), batch[1]))
+
+    engine = Engine(train)
+    attachment = first.attach(engine)
+    GradientClipping(max_norm=1.0).attach(engine)
+    engine.run(make_batches()[:1])
+    attachment.remove()
+    second.attach(engine)
+    first.attach(Engine(train))
+    engine.run(make_batches()[:1])
+    assert clipped == [first, second]
+
+
 def test_a_clipper_may_follow_one_that_was_removed():
     trainer = make_trainer({})
     GradientClipping(max_norm=0.01).attach(trainer).remove()

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 
 from ignite_hooks.handlers.prepared_optimizer import PreparedOptimizer
 from tests.reference import make_model
@@ -39,6 +40,32 @@ def test_the_plain_path_is_for_what_accelerate_adds_nothing_to():
     unknown = Wrapped(torch.optim.SGD(make_model().parameters(), lr=0.1))
     unknown._is_accelerate_prepared = True
     assert not PreparedOptimizer(accelerator, unknown).is_plain
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA"])
+def test_what_splits_or_compiles_the_model_takes_accelerates_path(kind):
+    accelerator = Accelerator(cpu=True)
+    optimizer = AcceleratedOptimizer(torch.optim.SGD(make_model().parameters(), lr=0.1))
+    optimizer._is_accelerate_prepared = True  # what preparing needs is not installed
+    accelerator.state.distributed_type = DistributedType[kind]
+    prepared = PreparedOptimizer(accelerator, optimizer)
+    assert not prepared.is_plain
+    assert not prepared.is_data_parallel
+
+
+@pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU"])
+def test_where_each_process_has_the_whole_model_the_plain_path_is_taken(kind):
+    accelerator = Accelerator(cpu=True, device_placement=False)
+    accelerator.state.distributed_type = DistributedType[kind]
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    assert PreparedOptimizer(accelerator, optimizer).is_plain
+
+
+def test_lomo_takes_accelerates_path():
+    accelerator = Accelerator(cpu=True)
+    accelerator.has_lomo_optimizer = True
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    assert not PreparedOptimizer(accelerator, optimizer).is_plain
 
 
 @pytest.mark.parametrize("window_size", [1, 3, 4])
