@@ -27,6 +27,9 @@ from ignite_hooks.config.registry import tagged
 
 __all__ = ["decode"]
 
+MAX_BITS = 2**13
+"""Of an integer: Python does not write more than 4,300 digits unless told to."""
+
 _NAMES = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -60,7 +63,10 @@ class _Decoder:
         if isinstance(data, Mapping) and isinstance(data.get(TAG), str):
             return self._tagged(data, object, all_tagged(), path)
         if isinstance(data, Mapping):
-            return {key: self.top(each, at(path, str(key))) for key, each in data.items()}
+            for key in data:
+                if not isinstance(key, str):
+                    return self._problem(path, f"must have strings as keys, got {_short(key)}")
+            return {key: self.top(each, at(path, key)) for key, each in data.items()}
         if isinstance(data, list | tuple):
             return [self.top(each, at(path, index)) for index, each in enumerate(data)]
         return self._problem(
@@ -116,6 +122,8 @@ class _Decoder:
         allowed = int | float if kind is float else kind
         if isinstance(data, bool) is not (kind is bool) or not isinstance(data, allowed):
             return self._problem(path, f"must be {_name_of(kind)}, got {_short(data)}")
+        if isinstance(data, int) and data.bit_length() > MAX_BITS:
+            return self._problem(path, f"must have at most {MAX_BITS} bits, got {_short(data)}")
         return data
 
     def _items(self, data: Any, container: type, kinds: list[Any], path: str) -> Any:
@@ -251,6 +259,8 @@ def _path_of(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        return f"an integer of {value.bit_length()} bits"  # Python may refuse to print it
     return _REPR.repr(value)
 
 

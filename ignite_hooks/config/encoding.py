@@ -83,18 +83,31 @@ def _scalar(value: Any, path: str) -> Any:
         return _scalar(value.value, path)
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str) and not _is_unicode(value):
+        raise _error(path, f"it must be Unicode text, which UTF-8 can write, got {value[:80]!a}")
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, set | frozenset):
         return sorted((_scalar(each, path) for each in value), key=repr)
-    if isinstance(value, PurePath | date | time | timedelta):
+    if isinstance(value, PurePath):
+        return _scalar(str(value), path)
+    if isinstance(value, date | time | timedelta):
         return to_jsonable_python(value)
     raise _error(
         path,
         f"it must be plain data, got a {type(value).__name__}: leave it out here, and give it in "
         "code, to RunSettings.build() for instance",
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it has no lone surrogates, as names of files may have that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _error(path: str, message: str) -> ConfigError:

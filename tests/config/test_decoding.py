@@ -284,6 +284,22 @@ def test_the_whole_must_be_handlers(data):
     assert set(problems({"a": [data]})) == {"a[0]"}
 
 
+def test_names_of_handlers_must_be_strings():
+    assert problems({"a": {1: {"type": "clear_cache"}}}) == {
+        "a": "must have strings as keys, got 1"
+    }
+
+
+def test_a_number_that_python_does_not_print_is_told_all_the_same():
+    assert problem(whole=2**20000) == (
+        "whole",
+        "must have at most 8192 bits, got an integer of 20001 bits",
+    )
+    assert "must be a string, got an integer of 20001 bits" in problem(text=2**20000)[1]
+    assert read(whole=2**8191).whole == 2**8191
+    assert "an integer of 20001 bits" in problems({"x": 2**20000})["x"]
+
+
 @pytest.mark.parametrize(
     "tag",
     ["os.system", "ignite_hooks.ClearCache", "ClearCache", "builtins.eval", "", "clear cache"],

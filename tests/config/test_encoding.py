@@ -147,6 +147,12 @@ def test_an_object_is_named_with_its_field_and_what_to_do(value, path, what):
     assert "RunSettings.build()" in problem.message
 
 
+@pytest.mark.parametrize("value", ["a\udcff", Path("a\udcff")], ids=ascii)
+def test_text_must_be_unicode(value):
+    with pytest.raises(ConfigError, match=r"^x: it must be Unicode text.*'a\\udcff'"):
+        encoded(value)
+
+
 def test_keys_must_be_strings():
     with pytest.raises(ConfigError, match=r"x\.a: keys must be strings, got 1: write it as one"):
         encoded({"a": {1: 2}})
