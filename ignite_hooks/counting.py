@@ -78,9 +78,9 @@ class CountingEngine(QuickEngine):
         if not window.count:
             self._boundary = place
         length = self._epoch_length
-        in_epoch = place.progress.batches + 1
-        is_last = self._feed.is_last if length is None else in_epoch >= length
-        progress = place.progress.with_batch(is_last)
+        iteration, epochs, batches, _ = place.progress
+        is_last = self._feed.is_last if length is None else batches + 1 >= length
+        progress = Progress(iteration + 1, epochs, batches + 1, is_last)
         self._place = Place(progress, self._feed.position, window.taken + 1)
         self.state.iteration = progress.iteration
 

@@ -67,7 +67,8 @@ class DataFeed(FeedState):
         agrees = several and even_batches and not self._source.ends_itself
         self._may_be_empty = several and not even_batches  # other processes have batches then
         self._device = device_of_batches(self._source.loader, accelerator)
-        self._position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
+        # Which pass this is, and how many of its batches have been given.
+        self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
         # Weak, so that an engine that drops its iterator ends it.
         self._giving: weakref.ref[Generator[Any, None, None]] | None = None
         self._end = PassEnd(self._source, accelerator if agrees else None)
@@ -81,11 +82,6 @@ class DataFeed(FeedState):
         return self._source.loader
 
     @property
-    def position(self) -> FeedPosition:
-        """Which pass this is, and how many of its batches have been given."""
-        return self._position
-
-    @property
     def can_repeat(self) -> bool:
         """Whether batches that were given can be given again; an iterator's can not."""
         return self._source.can_repeat
@@ -95,7 +91,7 @@ class DataFeed(FeedState):
         """How many batches this pass has from the present one on; None where it is not known."""
         if self.is_last:
             return 1
-        return None if self._end.length is None else self._end.length - self._position.batches + 1
+        return None if self._end.length is None else self._end.length - self.position.batches + 1
 
     @property
     def generators(self) -> dict[str, RandomGenerator]:
@@ -128,7 +124,7 @@ class DataFeed(FeedState):
     @property
     def at_start(self) -> bool:
         """Whether no batch of this pass has been given."""
-        return not self._position.batches
+        return not self.position.batches
 
     def seek(self, position: FeedPosition) -> None:
         """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
@@ -138,15 +134,15 @@ class DataFeed(FeedState):
         batches up to ``position`` are not loaded.
         """
         if self.can_repeat:
-            self._position = FeedPosition(*position)
+            self.position = FeedPosition(*position)
             self._end.ahead.clear()
             self.is_last = False
         self.close()
 
     def go_back_to(self, position: FeedPosition) -> None:
         """Has what came after ``position`` given again; an iterator can't, which is a warning."""
-        lost = self._position.batches - position.batches
-        if position == self._position:
+        lost = self.position.batches - position.batches
+        if position == self.position:
             return
         if self.can_repeat:
             self.seek(position)
@@ -160,7 +156,7 @@ class DataFeed(FeedState):
     def next_pass(self) -> None:
         """Leaves the rest of this pass, if one was begun."""
         self.close()
-        if self._position.batches:
+        if self.position.batches:
             self._leave_pass()
 
     def finish(self) -> None:
@@ -184,42 +180,42 @@ class DataFeed(FeedState):
 
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""
-        if self._end.length is not None and self._position.batches >= self._end.length:
+        if self._end.length is not None and self.position.batches >= self._end.length:
             self._leave_pass()
         if self.can_repeat:
             self._end.ahead.clear()
+        ahead, to_device, moves = self._end.ahead, self._to_device, self._device is not None
         with ExitStack() as stack:
-            stack.enter_context(self._source.active(self._position.data_pass))
+            stack.enter_context(self._source.active(self.position.data_pass))
             self._end.settle()
-            batches = stack.enter_context(closing(self._source.batches(*self._position)))
-            for is_last in self._end.fetch(batches, *self._position):
-                data_pass, given = self._position
-                self._position = FeedPosition(data_pass, given + 1)
+            batches = stack.enter_context(closing(self._source.batches(*self.position)))
+            for is_last in self._end.fetch(batches, *self.position):
+                data_pass, given = self.position
+                self.position = FeedPosition(data_pass, given + 1)
                 self.is_last = is_last
                 if is_last:
                     self._source.mark_last()
                 # Not kept under a name: a suspended generator would hold it through validation.
-                yield self._to_device(self._end.ahead.popleft())
-        if not self._position.batches and not self._may_be_empty:
+                yield to_device(ahead.popleft()) if moves else ahead.popleft()
+        if not self.position.batches and not self._may_be_empty:
             raise ValueError(self._no_batches())
         self._giving = None
         self._leave_pass()
 
     def _leave_pass(self) -> None:
-        self._position = FeedPosition(self._position.data_pass + 1, 0)
+        self.position = FeedPosition(self.position.data_pass + 1, 0)
         self.is_last = False
         if hasattr(self.loader, "iteration"):
-            self.loader.iteration = self._position.data_pass
+            self.loader.iteration = self.position.data_pass
 
     def _to_device(self, batch: Any) -> Any:
-        if self._device is None or self._accelerator is None:
-            return batch
-        return send_to_device(batch, self._device, non_blocking=self._accelerator.non_blocking)
+        non_blocking = self._accelerator is not None and self._accelerator.non_blocking
+        return send_to_device(batch, self._device, non_blocking=non_blocking)
 
     def _no_batches(self) -> str:
         again = "" if self.can_repeat else "; an iterator is used up after one pass"
         return (
-            f"`data` gave no batch in pass {self._position.data_pass + 1}, it must give at least "
+            f"`data` gave no batch in pass {self.position.data_pass + 1}, it must give at least "
             f"one: check the {_kind_of(self.loader)} and its data set{again}"
         )
 

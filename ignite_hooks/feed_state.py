@@ -15,7 +15,7 @@ class FeedState(ABC):
     """What a feed knows of its place, and what it takes to stand there elsewhere."""
 
     is_last: bool
-    _position: FeedPosition
+    position: FeedPosition
     _source: PlainIterable
 
     @abstractmethod
@@ -28,7 +28,7 @@ class FeedState(ABC):
         Numbers, lists and tensors, which ``torch.load`` takes without pickle. The global random
         generators are not in it: they belong to whoever draws from them next.
         """
-        position = FeedPosition(self._position.data_pass + 1, 0) if self.is_last else self._position
+        position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
         return {
             "position": list(position),
             "source": self._source.state_dict(),

@@ -101,7 +101,7 @@ class IteratingEngine(ResumableEngine):
                     fire(Events.ITERATION_COMPLETED)
                     is_last = self._place.progress.is_full
                     self._stop_at_limit(is_last)
-                    is_due = self._postponed or self.should_terminate
+                    is_due = self._postponed.waiting or self.should_terminate
                     if is_due and not (is_last or self.is_leaving_epoch):
                         self._do_postponed(is_over=False)
                 if is_last and self.should_terminate:
@@ -125,7 +125,7 @@ class IteratingEngine(ResumableEngine):
 
     def _stop_at_limit(self, is_last: bool) -> None:
         """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""
-        limit = self._limit_reached()
+        limit = self._limits.reached(self._place.progress, self._optimizer_step.steps)
         if limit == "max_steps" or (limit == "max_iters" and not is_last):
             self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
             self.should_terminate = self.should_terminate or True

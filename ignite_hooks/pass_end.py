@@ -59,10 +59,13 @@ class PassEnd:
             while self._fill(batches, 1):
                 yield bool(self._source.loader.end_of_dataloader)
         elif self.length is not None:
-            for number in range(given + 1, self.length + 1):
-                if not self._fill(batches, 1):
+            ahead, length = self.ahead, self.length
+            for number in range(given + 1, length + 1):
+                ahead.append(next(batches, _END))  # by no name: it would be kept with it
+                if ahead[0] is _END:
+                    ahead.clear()
                     raise RuntimeError(self._wrong_length(f"only {number - 1}", data_pass))
-                yield number == self.length
+                yield number == length
             # Samplers draw at their end: a pass that was entered again has to come to it as well.
             if self._own_length == self.length and next(batches, _END) is not _END:
                 raise RuntimeError(self._wrong_length("more", data_pass))

@@ -26,10 +26,6 @@ class Progress(NamedTuple):
     batches: int = 0
     is_full: bool = False
 
-    def with_batch(self, is_last: bool) -> "Progress":
-        """One more batch, the last of its epoch or not."""
-        return Progress(self.iteration + 1, self.epochs, self.batches + 1, is_last)
-
     def with_epoch(self) -> "Progress":
         """One more epoch."""
         return Progress(self.iteration, self.epochs + 1)

@@ -22,6 +22,7 @@ def supervised_step(
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any],
 ) -> Callable[[Any, Any], Any]:
     """The process function; the optimizer steps after it, at ITERATION_COMPLETED."""
+    is_value = output_transform is loss_alone  # then there is no need to detach it twice
 
     def process(engine: Any, batch: Any) -> Any:
         state, fire, channels = engine.state, engine.fire_event, engine.hook_channels
@@ -35,9 +36,9 @@ def supervised_step(
             with channels.on_model_backward:
                 fire(TrainEvents.MODEL_BACKWARD_STARTED)
                 optimizer_step.backward(loss)
-                state.loss = loss.detach()
+                state.loss = value = loss.detach()
                 fire(TrainEvents.MODEL_BACKWARD_COMPLETED)
-        return output_transform(x, y, outputs, loss)
+        return value if is_value else output_transform(x, y, outputs, loss)
 
     return process
 
@@ -81,13 +82,16 @@ def forward_with(
 
 def unpack(batch: Any, device: Any = None, non_blocking: bool = False) -> tuple[Any, Any]:
     """Ignite's default ``prepare_batch``: a batch of two is the input and the target."""
-    if not isinstance(batch, Sequence) or len(batch) != 2:
+    # Most are tuples or lists; asking the abstract class first, and torch, took 2 µs.
+    if not isinstance(batch, (tuple, list, Sequence)) or len(batch) != 2:
         raise ValueError(
             f"a batch must be a pair (x, y), got {_describe(batch)}: give `prepare_batch`, "
             "(batch, device, non_blocking) -> (x, y), or in training a `batch_processor`"
         )
     x, y = batch
-    if device is None or torch.device(device).type == "cpu":
+    if device is not None and not isinstance(device, torch.device):
+        device = torch.device(device)
+    if device is None or device.type == "cpu":
         return x, y
     return (
         convert_tensor(x, device=device, non_blocking=non_blocking),

@@ -20,11 +20,11 @@ def test_an_act_waits_once_and_is_done_once():
 
     postponed.add(act, 0)
     postponed.add(act, 0)
-    assert postponed
+    assert postponed.waiting
     postponed.do()
     postponed.do()
     assert done == [1]
-    assert not postponed
+    assert not postponed.waiting
 
 
 def test_what_is_cleared_is_never_done():
@@ -58,4 +58,4 @@ def test_a_failing_act_leaves_nothing_waiting():
     postponed.add(lambda: pytest.fail("done"), 1)
     with pytest.raises(KeyError):
         postponed.do()
-    assert not postponed
+    assert not postponed.waiting

@@ -7,12 +7,6 @@ from ignite_hooks.progress import Progress
 from ignite_hooks.progress import whole_number
 
 
-def test_a_batch_counts_in_its_epoch_and_in_all():
-    progress = Progress(iteration=5, epochs=1, batches=2)
-    assert progress.with_batch(is_last=False) == Progress(iteration=6, epochs=1, batches=3)
-    assert progress.with_batch(is_last=True) == Progress(6, 1, 3, is_full=True)
-
-
 def test_a_complete_epoch_leaves_an_empty_one():
     assert Progress(iteration=4, batches=4, is_full=True).with_epoch() == Progress(4, epochs=1)
 

@@ -20,7 +20,9 @@ SCHEMA = 1
 
 _CHECKSUM = re.compile(rb'("manifest_checksum": ")([0-9a-f]*)(")')
 
-_strict = ConfigDict(extra="ignore", frozen=True, strict=True, ser_json_inf_nan="strings")
+_strict = ConfigDict(
+    extra="ignore", frozen=True, strict=True, ser_json_inf_nan="strings", defer_build=True
+)
 
 
 def _within(name: str) -> str:

@@ -74,7 +74,7 @@ def attach_to_foreign(step: "OptimizerStep", attachment: Attachment) -> None:
 
     def take(engine: Any) -> None:
         engine.state.step_committed = False
-        step.take_batch(lambda: data.batches_left(engine))
+        step.take_batch(engine, data.batches_left)
 
     def end_epoch(engine: Engine) -> None:
         # It is open after a failure that a handler swallowed, or if the end was not foreseen.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -82,7 +83,9 @@ class OptimizerStep(Handler):
             "1 is no accumulation",
         )
         self.accelerator = accelerator
-        self._gradient_state = accelerator.gradient_state  # past three properties an iteration
+        # Asked in each iteration: Accelerate's properties take 10 µs of it, `use_distributed` most.
+        self._gradient_state = accelerator.gradient_state
+        self._is_distributed = accelerator.use_distributed
         self.prepared = PreparedOptimizer(accelerator, optimizer)
         self.lr_scheduler = scheduler_for(self.optimizer, lr_scheduler)
         self.scheduler_at = scheduler_at
@@ -120,26 +123,26 @@ class OptimizerStep(Handler):
 
     def synchronizing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Around forward and backward: processes exchange gradients for the last batch only."""
-        accelerator = self.accelerator
         if (
             self.window.is_closing
-            or not accelerator.use_distributed
-            or accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+            or not self._is_distributed
+            or self._gradient_state.plugin_kwargs.get("sync_each_batch", False)
         ):
             return NOTHING
-        no_sync: AbstractContextManager[Any] = accelerator.no_sync(model)
+        no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return no_sync
 
-    def take_batch(self, batches_left: Callable[[], int | None]) -> None:
+    def take_batch(self, engine: Any, batches_left: Callable[[Any], int | None]) -> None:
         """Takes a batch into the window, and says whether gradients are exchanged after it.
 
         Args:
-            batches_left: asked, where it matters, how many batches come from this one on; None
-                where that is not known.
+            engine: the engine.
+            batches_left: asked with it, where it matters, how many batches come from this one on;
+                None where that is not known.
         """
         gradient_state, window = self._gradient_state, self.window
         full_size = self._divisor = gradient_state.num_steps
-        window.take(full_size, batches_left() if full_size > 1 else None)
+        window.take(full_size, batches_left(engine) if full_size > 1 else None)
         gradient_state.sync_gradients = window.is_closing
         # What `accelerator.accumulate`, if the process function uses it, makes the same of.
         self.accelerator.step = full_size - 1 if window.is_closing else window.count - 1
@@ -209,10 +212,10 @@ class OptimizerStep(Handler):
         self.start_from(engine.state.optimizer_step, engine)
         attachment.during_run(self._in_run)
         if isinstance(engine, TrainingLoop):
-            attachment.on(Events.ITERATION_STARTED, self._take_in_training)
+            self._attach_to_training(attachment)
         else:
             attach_to_foreign(self, attachment)
-        attachment.on(Events.ITERATION_COMPLETED, self._close_if_due)
+            attachment.on(Events.ITERATION_COMPLETED, self._close_if_due)
         if self.lr_scheduler is not None and self.scheduler_at == "epoch":
             attachment.on(Events.EPOCH_COMPLETED, lambda engine: self.lr_scheduler.step())
         self.attachment = attachment
@@ -225,9 +228,29 @@ class OptimizerStep(Handler):
             self.drop_window()
             raise
 
-    def _take_in_training(self, engine: Any) -> None:
-        self.take_batch(lambda: engine.batches_left)
+    def _attach_to_training(self, attachment: Attachment) -> None:
+        """As on a foreign engine, with two calls fewer in each iteration."""
+        is_removed = False
+
+        def take(engine: Any) -> None:
+            if not is_removed:
+                self.take_batch(engine, _batches_left)
+
+        def close(engine: Any) -> None:
+            if self.window.is_closing and not is_removed:
+                self.close_window(engine)
+
+        def stop() -> None:
+            nonlocal is_removed
+            is_removed = True
+
+        attachment.add(Events.ITERATION_STARTED, take)
+        attachment.add(Events.ITERATION_COMPLETED, close)
+        attachment.on_removal(stop)
 
     def _close_if_due(self, engine: Engine) -> None:
         if self.window.is_closing:
             self.close_window(engine)
+
+
+_batches_left = attrgetter("batches_left")

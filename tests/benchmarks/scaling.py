@@ -1,0 +1,150 @@
+"""What an iteration takes more with handlers that wait, with parameters, with length, with epochs.
+
+All in one process, in short runs by turns.
+"""
+
+import os
+import statistics
+import time
+
+import torch
+from accelerate import Accelerator
+from ignite.engine import Events
+from torch.nn.utils import clip_grad_norm_
+
+from ignite_hooks import ClearCache
+from ignite_hooks import GradientClipping
+from ignite_hooks import create_supervised_trainer
+from tests.benchmarks.sizes import CLOCKS
+from tests.benchmarks.work import MAX_NORM
+from tests.benchmarks.work import Linear
+
+NEVER = 10**6
+
+
+class Many(torch.nn.Module):
+    """A model of ``number`` tensors of parameters, of which each takes part."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.parts = torch.nn.ParameterList(torch.randn(16) for _ in range(number))
+
+    def forward(self, x):
+        return x * torch.stack(list(self.parts)).sum(0)
+
+
+def batches(number):
+    torch.manual_seed(0)
+    return list(zip(*torch.randn(2, number, 8, 16), strict=True))
+
+
+def make_trainer(model=None):
+    model = model or Linear()
+    return create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9),
+        torch.nn.functional.mse_loss,
+        accelerator=Accelerator(cpu=True),
+        grad_clip=GradientClipping(max_norm=MAX_NORM),
+    )
+
+
+def runner(model=None, handlers=0, event=None):
+    """Runs a trainer over some batches."""
+    trainer = make_trainer(model)
+    for _ in range(handlers):
+        handler = ClearCache() if event else ClearCache(every_steps=NEVER)
+        handler.attach(trainer, event)
+    return trainer.run
+
+
+def raw_runner(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def run(data):
+        for x, y in data:
+            torch.nn.functional.mse_loss(model(x), y).backward()
+            clip_grad_norm_(model.parameters(), MAX_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+class Clocked(list):
+    """Batches that take the time whenever one is asked for."""
+
+    clock = staticmethod(time.perf_counter)
+
+    def __iter__(self):
+        self.times = []
+        for batch in super().__iter__():
+            self.times.append(self.clock())
+            yield batch
+
+
+def iteration(run, data):
+    """The median time of one iteration in a short run, in µs."""
+    run(data)
+    steps = zip(data.times[11:], data.times[10:], strict=False)
+    return statistics.median(later - earlier for later, earlier in steps) * 1e6
+
+
+def row(what, base, other, data, rounds):
+    """Prints what ``other`` takes more than ``base``."""
+    taken = []
+    for number in range(rounds):
+        order = (0, 1) if number % 2 else (1, 0)
+        times = {which: iteration((base, other)[which], data) for which in order}
+        taken.append((times[0], times[1] - times[0]))
+    low, middle, high = statistics.quantiles((more for _, more in taken), n=4)
+    alone = statistics.median(times for times, _ in taken)
+    print(f"| {what} | {alone:.0f} | {middle:+.2f} | {low:+.2f} to {high:+.2f} |", flush=True)
+
+
+def by_length(length=20_000, part=2_000):
+    """An iteration at the beginning and at the end of one long run."""
+    data = Clocked(batches(50) * (length // 50))
+    make_trainer().run(data)
+    steps = [later - earlier for later, earlier in zip(data.times[1:], data.times, strict=False)]
+    return [statistics.median(each) * 1e6 for each in (steps[100:part], steps[-part:])]
+
+
+def by_epochs(iterations=2_000, epochs=200):
+    """The same number of iterations in one epoch and in many."""
+    took = []
+    for number in (1, epochs):
+        trainer, data = make_trainer(), batches(iterations // number)
+        trainer.run(data, max_epochs=number)
+        start = Clocked.clock()
+        trainer.run(data, max_epochs=number)
+        took.append((Clocked.clock() - start) / iterations * 1e6)
+    return took
+
+
+def main(given):
+    os.sched_setaffinity(0, {given.core})
+    torch.set_num_threads(1)
+    Clocked.clock = staticmethod(CLOCKS[given.clock])
+    data, rounds = Clocked(batches(200)), 10 * given.rounds
+    waiting = Events.ITERATION_COMPLETED(every=NEVER)
+    print("\n| an iteration | µs | µs more | quartiles |\n|---|---|---|---|")
+    ten = {"10 handlers on steps, not due": None, "10 on `ITERATION_COMPLETED(every=…)`": waiting}
+    for what, event in ten.items():
+        row(what, runner(), runner(handlers=10, event=event), data, rounds)
+    for number in (10, 300):
+        raw, ours = raw_runner(Many(number)), runner(Many(number))
+        row(f"the trainer beside the raw loop, {number} parameters", raw, ours, data, rounds)
+    print("\n| | µs | µs |\n|---|---|---|")
+    first, last = zip(*(by_length() for _ in range(given.rounds)), strict=True)
+    print(
+        f"| iterations 100 to 2,000, and 18,000 to 20,000 | {statistics.median(first):.1f} | "
+        f"{statistics.median(last):.1f} |"
+    )
+    one, many = zip(*(by_epochs() for _ in range(given.rounds)), strict=True)
+    print(
+        f"| an iteration of 2,000 in one epoch, and in 200 epochs | {statistics.median(one):.1f} | "
+        f"{statistics.median(many):.1f} |"
+    )
+    each = statistics.median((b - a) * 10 for a, b in zip(one, many, strict=True))
+    print(f"\nSo an epoch takes {each:+.0f} µs.")

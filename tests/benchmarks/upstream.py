@@ -1,0 +1,128 @@
+"""What some lines of Accelerate and Ignite cost, beside the same code with a line changed.
+
+Each is called in place, as a loop would call it, and then with its remedy, by turns.
+"""
+
+import functools
+import inspect
+import os
+import statistics
+import textwrap
+import timeit
+from types import MethodType
+
+import accelerate.optimizer
+import ignite.engine.engine
+import torch
+from accelerate import Accelerator
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from tests.benchmarks.sizes import CLOCKS
+from tests.benchmarks.work import MAX_NORM
+from tests.benchmarks.work import Convs
+from tests.benchmarks.work import Linear
+
+
+def prepared(model):
+    """With gradients."""
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1e-9))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return accelerator, model, optimizer
+
+
+def step():
+    """``step`` looks for the package ``lomo_optim`` on the path, twice each time."""
+    _, _, optimizer = prepared(Linear())
+    looks_up = accelerate.optimizer.is_lomo_available
+    cached = functools.lru_cache(looks_up)
+
+    def with_cache():
+        accelerate.optimizer.is_lomo_available = cached
+        optimizer.step()
+
+    def as_it_is():
+        accelerate.optimizer.is_lomo_available = looks_up
+        optimizer.step()
+
+    return as_it_is, with_cache
+
+
+def zero_grad():
+    """``zero_grad`` asks for the signature of the optimizer's own each time."""
+    _, _, optimizer = prepared(Linear())
+
+    def remedied():  # the signature was looked at when the optimizer was wrapped
+        if optimizer.gradient_state.sync_gradients:
+            optimizer.optimizer.zero_grad(set_to_none=True)
+
+    return optimizer.zero_grad, remedied
+
+
+def clip_of(make_model):
+    """``clip_grad_norm_`` sorts the parameters by mesh where none is a DTensor."""
+
+    def clip():
+        accelerator, model, _ = prepared(make_model())
+        parameters = list(model.parameters())
+
+        def remedied():
+            accelerator.unscale_gradients()
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+
+        return lambda: accelerator.clip_grad_norm_(parameters, MAX_NORM), remedied
+
+    return clip
+
+
+EAGER = 'f"{self.state.epoch} | {self.state.iteration}, Firing handlers for event {event_name}"'
+LAZY = '"%s | %s, Firing handlers for event %s", self.state.epoch, self.state.iteration, event_name'
+
+
+def fire():
+    """``_fire_event`` formats its message for the log before it is known whether one is wanted."""
+    plain, remedied = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    source = textwrap.dedent(inspect.getsource(Engine._fire_event))
+    if EAGER not in source:
+        raise RuntimeError("this version of Ignite has another line there")
+    names = {}
+    exec(source.replace(EAGER, LAZY), vars(ignite.engine.engine), names)
+    remedied._fire_event = MethodType(names["_fire_event"], remedied)
+    event = Events.ITERATION_STARTED
+    return lambda: plain._fire_event(event), lambda: remedied._fire_event(event)
+
+
+CASES = {
+    "`AcceleratedOptimizer.step`, `is_lomo_available` twice": step,
+    "`AcceleratedOptimizer.zero_grad`, `inspect.signature`": zero_grad,
+    "`Accelerator.clip_grad_norm_`, 2 parameters": clip_of(Linear),
+    "`Accelerator.clip_grad_norm_`, 162 parameters": clip_of(Convs),
+    "`Engine._fire_event`, an eager f-string": fire,
+}
+
+
+def microseconds(call, clock, number=300):
+    return timeit.timeit(call, timer=clock, number=number) / number * 1e6
+
+
+def main(given):
+    os.sched_setaffinity(0, {given.core})
+    torch.set_num_threads(1)
+    print("\n| one call | as it is, µs | with the remedy | difference | quartiles |")
+    print("|---|---|---|---|---|")
+    for what, make in CASES.items():
+        calls = make()
+        taken = []
+        for number in range(3 * given.rounds):
+            order = (0, 1) if number % 2 else (1, 0)
+            times = {which: microseconds(calls[which], CLOCKS[given.clock]) for which in order}
+            taken.append((times[0], times[1], times[0] - times[1]))
+        before, after, more = zip(*taken, strict=True)
+        low, middle, high = statistics.quantiles(more, n=4)
+        print(
+            f"| {what} | {statistics.median(before):.2f} | {statistics.median(after):.2f} | "
+            f"{middle:.2f} | {low:.2f} to {high:.2f} |",
+            flush=True,
+        )
