@@ -44,12 +44,31 @@ def test_the_public_names_are_these():
 
 
 def test_nothing_else_is_public():
-    own = {
-        name
-        for name, value in vars(ignite_hooks).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
-    assert own == set(ignite_hooks.__all__)
+    for name in ignite_hooks.__all__:
+        assert name in dir(ignite_hooks)
+        assert getattr(ignite_hooks, name) is vars(ignite_hooks)[name]
+    for name in ("__getattr__", "import_module", "TYPE_CHECKING", "Any"):
+        assert name not in ignite_hooks.__all__
+    assert list(ignite_hooks._MODULES) == ignite_hooks.__all__
+    with pytest.raises(AttributeError, match="module 'ignite_hooks' has no attribute 'Nonsense'"):
+        _ = ignite_hooks.Nonsense
+
+
+def test_a_name_is_imported_when_it_is_asked_for():
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, ignite_hooks\n"
+            "own = lambda: {name for name in sys.modules if name.startswith('ignite_hooks')}\n"
+            "assert own() == {'ignite_hooks'}\n"
+            "ignite_hooks.ClearCache\n"
+            "assert 'ignite_hooks.memory.clear_cache' in own()\n"
+            "assert not any('checkpoint' in name or 'factory' in name for name in own())\n"
+            "assert 'torch' in sys.modules\n",
+        ],
+        check=True,
+    )
 
 
 @pytest.mark.parametrize("name", ignite_hooks.__all__)

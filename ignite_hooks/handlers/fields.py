@@ -42,7 +42,6 @@ handler_config = ConfigDict(
     extra="forbid",
     hide_input_in_errors=True,
     arbitrary_types_allowed=True,  # a field can be a Handler, of whichever class
-    defer_build=True,  # to the first that is made: of most classes none is
 )
 
 _COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
