@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Any
 
 import torch
@@ -11,8 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ignite_hooks.accelerators import accelerator_or_default
-from ignite_hooks.checkpoint.resume import ResumeCheckpoint
-from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.checks import check_arguments
 from ignite_hooks.checks import check_unused
 from ignite_hooks.feed import DataFeed
@@ -29,6 +28,10 @@ from ignite_hooks.supervised import supervised_step
 from ignite_hooks.supervised import unpack
 from ignite_hooks.trainer import Trainer
 
+if TYPE_CHECKING:
+    from ignite_hooks.checkpoint.resume import ResumeCheckpoint
+    from ignite_hooks.checkpoint.save import SaveCheckpoint
+
 __all__ = ["create_supervised_trainer"]
 
 
@@ -44,8 +47,8 @@ def create_supervised_trainer(
     batch_processor: Callable[[torch.nn.Module, Any], tuple[Any, torch.Tensor]] | None = None,
     grad_clip: GradientClipping | None = None,
     validation: Validation | None = None,
-    checkpoint: SaveCheckpoint | None = None,
-    resume_from: ResumeCheckpoint | str | Path | None = None,
+    checkpoint: "SaveCheckpoint | None" = None,
+    resume_from: "ResumeCheckpoint | str | Path | None" = None,
     handlers: Iterable[Any] = (),
     prepare_batch: Callable[..., tuple[Any, Any]] = unpack,
     model_transform: Callable[[Any], Any] = identity,
@@ -99,7 +102,7 @@ def create_supervised_trainer(
             optimizer or scheduler of other parameters; empty data.
     """
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
-    resume = ResumeCheckpoint(resume_from) if isinstance(resume_from, str | Path) else resume_from
+    resume, kinds = _resume_and_kinds(checkpoint, resume_from)
     check_arguments(
         model,
         optimizer,
@@ -108,8 +111,7 @@ def create_supervised_trainer(
         handlers,
         grad_clip=(grad_clip, GradientClipping, "GradientClipping(max_norm=1.0)"),
         validation=(validation, Validation, "Validation(evaluator, loader, every_epochs=1)"),
-        resume_from=(resume, ResumeCheckpoint, 'ResumeCheckpoint("checkpoints")'),
-        checkpoint=(checkpoint, SaveCheckpoint, 'SaveCheckpoint("checkpoints", every_epochs=1)'),
+        **kinds,
     )
     check_unused(
         batch_processor,
@@ -142,3 +144,21 @@ def create_supervised_trainer(
         if handler is not None:
             handler.attach(trainer)
     return trainer
+
+
+def _resume_and_kinds(
+    checkpoint: Any, resume_from: Any
+) -> tuple["ResumeCheckpoint | None", dict[str, Any]]:
+    """What to resume from, as a handler; and of the two what they are, must be, and a remedy."""
+    if checkpoint is None and resume_from is None:
+        return None, {}
+    # Not above: to import all that checkpoints need takes a third of what the trainer needs.
+    from ignite_hooks.checkpoint.resume import ResumeCheckpoint
+    from ignite_hooks.checkpoint.save import SaveCheckpoint
+
+    is_path = isinstance(resume_from, str | Path)
+    resume = ResumeCheckpoint(resume_from) if is_path else resume_from
+    return resume, {
+        "resume_from": (resume, ResumeCheckpoint, 'ResumeCheckpoint("checkpoints")'),
+        "checkpoint": (checkpoint, SaveCheckpoint, 'SaveCheckpoint("runs", every_epochs=1)'),
+    }

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from ignite.engine import State
 
-from ignite_hooks.checkpoint.resume_report import ResumeReport
 from ignite_hooks.feed import DataFeed
 from ignite_hooks.feeds import Feeds
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
@@ -19,6 +19,9 @@ from ignite_hooks.progress import Limits
 from ignite_hooks.progress import Place
 from ignite_hooks.progress import Progress
 from ignite_hooks.progress import whole_number
+
+if TYPE_CHECKING:
+    from ignite_hooks.checkpoint.resume_report import ResumeReport
 
 __all__ = ["Trainer"]
 

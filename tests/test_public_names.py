@@ -65,6 +65,8 @@ def test_a_name_is_imported_when_it_is_asked_for():
             "ignite_hooks.ClearCache\n"
             "assert 'ignite_hooks.memory.clear_cache' in own()\n"
             "assert not any('checkpoint' in name or 'factory' in name for name in own())\n"
+            "ignite_hooks.create_supervised_trainer\n"
+            "assert not any('checkpoint' in name for name in own())\n"
             "assert 'torch' in sys.modules\n",
         ],
         check=True,
