@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.set_defaults(act=act)
     options = parser.parse_args(arguments)
     for module in options.modules:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            parser.error(f"--import must name a module, got {module}: {error}")
     try:
         status: int = options.act(options)
         return status

@@ -25,6 +25,9 @@ _FLOAT = re.compile(
 )
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TAG_DIRECTIVE = re.compile(r"(?:\A|[\r\n\x85\u2028\u2029])\ufeff?%TAG")
+MAX_NODES = 100_000
+"""Scalars, lists and mappings. A mebibyte can have ten times as many, which takes PyYAML 13 s."""
+
 _TAGS = {"bool": _BOOL, "int": _INT, "float": _FLOAT, "null": _NULL}
 
 
@@ -111,8 +114,11 @@ def _check_events(text: str, loader: Any) -> None:
     """Before anything is made of it: what it is made with, and how deep."""
     if _TAG_DIRECTIVE.search(text):  # libyaml takes time by their square: 20 s for 1 MiB
         raise ValueError("tags must not be used, got the directive %TAG: remove it")
-    depth = 0
+    depth = nodes = 0
     for event in yaml.parse(text, Loader=loader):
+        nodes += isinstance(event, yaml.NodeEvent)
+        if nodes > MAX_NODES:
+            raise _error(f"YAML must have at most {MAX_NODES:,} values", event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _error("anchors and aliases must not be used: write it out", event.start_mark)
         tag = getattr(event, "tag", None)

@@ -126,6 +126,7 @@ GROUPS = {
     "flat list": [
         Document("json", "[" + f"{10**40}," * (SIZE // 42 - 2) + "1]"),
         Document("yaml", f"- {10**40}\n" * (SIZE // 44)),
+        Document("yaml", "[" + "a: ," * (SIZE // 4 - 2) + "]"),
         Document("toml", "x = [" + f"{10**40}," * (SIZE // 42 - 2) + "1]"),
     ],
     "flat list with a long key": [

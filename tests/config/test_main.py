@@ -151,3 +151,10 @@ def test_classes_of_ones_own_are_unknown_otherwise(capsys, tmp_path):
     assert "type: `type` must be a tag that is registered, got 'main.first'" in (
         capsys.readouterr().err
     )
+
+
+def test_a_module_that_is_not_there_is_told(capsys, run_file):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(run_file), "--import", "no_such_module"])
+    assert ended.value.code == 2
+    assert "--import must name a module, got no_such_module" in capsys.readouterr().err

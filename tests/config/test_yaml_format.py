@@ -260,3 +260,10 @@ def test_what_is_beside_each_other_is_not_deep(loads):
 def test_others_that_use_yaml_see_no_change():
     assert yaml.safe_load("a: on\nb: 012") == {"a": True, "b": 10}
     assert yaml.safe_dump({"a": "x\ny", "b": "1e-3"}) == "a: 'x\n\n  y'\nb: 1e-3\n"
+
+
+def test_more_values_than_anyone_writes_are_refused(loads, monkeypatch):
+    monkeypatch.setattr(yaml_format, "MAX_NODES", 5)
+    assert loads("a: [1, {}]") == {"a": [1, {}]}
+    with pytest.raises(ValueError, match="line 1, column 12: YAML must have at most 5 values"):
+        loads("a: [1, {}, 2]")
