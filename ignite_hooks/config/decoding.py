@@ -2,20 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from enum import Enum
 from reprlib import Repr
 from typing import Any
-from typing import Literal
-from typing import get_args
-from typing import get_origin
 
 from pydantic import ValidationError
 
+from ignite_hooks.config.kinds import SCALARS
 from ignite_hooks.config.kinds import admits_none
+from ignite_hooks.config.kinds import choices_of
 from ignite_hooks.config.kinds import class_of
 from ignite_hooks.config.kinds import fields_of
 from ignite_hooks.config.kinds import items_of
 from ignite_hooks.config.kinds import members_of
+from ignite_hooks.config.kinds import name_of
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
 from ignite_hooks.config.problems import at
@@ -30,7 +29,6 @@ __all__ = ["decode"]
 MAX_BITS = 2**13
 """Of an integer: Python does not write more than 4,300 digits unless told to."""
 
-_NAMES = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
@@ -96,7 +94,7 @@ class _Decoder:
             self.problems += tried[furthest]
             return _UNREAD
         return self._problem(
-            path, f"must be {' or '.join(map(_name_of, members))}, got {_short(data)}"
+            path, f"must be {' or '.join(map(name_of, members))}, got {_short(data)}"
         )
 
     def _member(self, data: Any, kind: Any, path: str) -> Any:
@@ -104,12 +102,12 @@ class _Decoder:
         classes = tagged(kind)
         if classes or class_of(kind) is not None:
             return self._tagged(data, kind, classes, path)
-        if kind in _NAMES:
+        if kind in SCALARS:
             return self._scalar(data, kind, path)
-        choices = _choices_of(kind)
+        choices = choices_of(kind)
         if choices is not None:
             if not any(type(each) is type(data) and each == data for each in choices):
-                self._problem(path, f"must be {_name_of(kind)}, got {_short(data)}")
+                self._problem(path, f"must be {name_of(kind)}, got {_short(data)}")
             return data
         contained = items_of(kind)
         if contained is not None:
@@ -121,7 +119,7 @@ class _Decoder:
             return _NOT_FINITE[data]
         allowed = int | float if kind is float else kind
         if isinstance(data, bool) is not (kind is bool) or not isinstance(data, allowed):
-            return self._problem(path, f"must be {_name_of(kind)}, got {_short(data)}")
+            return self._problem(path, f"must be {name_of(kind)}, got {_short(data)}")
         if isinstance(data, int) and data.bit_length() > MAX_BITS:
             return self._problem(path, f"must have at most {MAX_BITS} bits, got {_short(data)}")
         return data
@@ -216,24 +214,6 @@ class _Decoder:
     def _problem(self, path: str, message: str) -> _Unread:
         self.problems.append(Problem(path, message))
         return _UNREAD
-
-
-def _choices_of(kind: Any) -> list[Any] | None:
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return [each.value for each in kind]
-    return None
-
-
-def _name_of(kind: Any) -> str:
-    choices = _choices_of(kind)
-    if choices is not None:
-        return f"one of {', '.join(map(repr, choices))}"
-    contained = items_of(kind)
-    if contained is not None:
-        return "a list" if contained[0] is list else "a mapping"
-    return _NAMES.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
 def _message(error: Any) -> str:

@@ -3,6 +3,7 @@
 import types
 from collections.abc import Collection
 from collections.abc import Mapping
+from enum import Enum
 from functools import cache
 from typing import Annotated
 from typing import Any
@@ -17,7 +18,21 @@ from typing import get_origin
 from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic_core import PydanticUndefined
 
-__all__ = ["ConfigField", "admits_none", "bare", "class_of", "fields_of", "items_of", "members_of"]
+__all__ = [
+    "SCALARS",
+    "ConfigField",
+    "admits_none",
+    "bare",
+    "choices_of",
+    "class_of",
+    "fields_of",
+    "items_of",
+    "members_of",
+    "name_of",
+]
+
+SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
+"""What they are called in messages."""
 
 
 class ConfigField(NamedTuple):
@@ -107,3 +122,23 @@ def items_of(kind: Any) -> tuple[type, list[Any]] | None:
 def class_of(kind: Any) -> type | None:
     """The class of an annotation whose values have fields of their own, if it is one."""
     return kind if isinstance(kind, type) and is_pydantic_dataclass(kind) else None
+
+
+def choices_of(kind: Any) -> list[Any] | None:
+    """The values of a Literal or an Enum as data has them; None for other kinds."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [each.value for each in kind]
+    return None
+
+
+def name_of(kind: Any) -> str:
+    """What a value of it is called in a message."""
+    choices = choices_of(kind)
+    if choices is not None:
+        return f"one of {', '.join(map(repr, choices))}"
+    contained = items_of(kind)
+    if contained is not None:
+        return "a list" if contained[0] is list else "a mapping"
+    return SCALARS.get(kind) or f"a {getattr(kind, '__name__', kind)}"

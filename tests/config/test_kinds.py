@@ -1,6 +1,7 @@
 import collections.abc
 from collections import deque
 from dataclasses import field
+from enum import Enum
 from typing import Annotated
 from typing import Any
 from typing import Literal
@@ -13,10 +14,12 @@ from pydantic.dataclasses import dataclass
 from ignite_hooks import ClearCache
 from ignite_hooks.config.kinds import admits_none
 from ignite_hooks.config.kinds import bare
+from ignite_hooks.config.kinds import choices_of
 from ignite_hooks.config.kinds import class_of
 from ignite_hooks.config.kinds import fields_of
 from ignite_hooks.config.kinds import items_of
 from ignite_hooks.config.kinds import members_of
+from ignite_hooks.config.kinds import name_of
 
 Name = NewType("Name", str)
 T = TypeVar("T")
@@ -98,3 +101,31 @@ def test_a_class_has_fields_of_its_own_if_pydantic_made_them():
     assert class_of(ClearCache) is ClearCache
     assert class_of(int) is None
     assert class_of(ClearCache | None) is None
+
+
+class Color(Enum):
+    RED = "red"
+    ONE = 1
+
+
+def test_the_choices_of_a_kind_are_as_data_has_them():
+    assert choices_of(Literal["a", 1]) == ["a", 1]
+    assert choices_of(Color) == ["red", 1]
+    assert choices_of(int) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (int, "an integer"),
+        (bool, "True or False"),
+        (Literal["a", 1], "one of 'a', 1"),
+        (Color, "one of 'red', 1"),
+        (list[int], "a list"),
+        (dict[str, int], "a mapping"),
+        (ClearCache, "a ClearCache"),
+    ],
+    ids=str,
+)
+def test_a_value_is_called_what_its_kind_says(kind, name):
+    assert name_of(kind) == name
