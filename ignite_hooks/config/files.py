@@ -49,7 +49,8 @@ def loads(text: str, format: str) -> Any:
 
     Nothing in the text is imported or run. It has at most 1 MiB and a depth of 32; YAML without
     anchors, aliases, merge keys and tags, with plain scalars as YAML 1.2 reads them (``no`` is a
-    string, ``1e-3`` a number); TOML with at most 32 parts in a key; and no key twice.
+    string, ``1e-3`` a number) and at most 100,000 values; TOML with at most 32 parts in a key; and
+    no key twice.
 
     Args:
         text: what was written.

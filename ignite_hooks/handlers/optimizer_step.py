@@ -229,7 +229,7 @@ class OptimizerStep(Handler):
             raise
 
     def _attach_to_training(self, attachment: Attachment) -> None:
-        """As on a foreign engine, with two calls fewer in each iteration."""
+        """At the same two events, with two calls fewer in each iteration than by ``on``."""
         is_removed = False
 
         def take(engine: Any) -> None:
