@@ -12,6 +12,7 @@ from ignite.engine import Events
 from ignite_hooks.active_loader import set_aside
 from ignite_hooks.channels import Channels
 from ignite_hooks.postponed import Postponed
+from ignite_hooks.requests import Request
 from ignite_hooks.resuming import ResumableEngine
 
 if TYPE_CHECKING:
@@ -36,9 +37,14 @@ class IteratingEngine(ResumableEngine):
     ``Terminate`` or ``TerminateEpoch`` takes the way out of the generators.
     """
 
+    should_terminate = Request()
+    should_terminate_single_epoch = Request()
+    should_interrupt = Request()
+
     def __init__(
         self, process_function: Callable[[Engine, Any], Any], optimizer_step: "OptimizerStep"
     ) -> None:
+        self.requests: dict[str, Any] = {}
         super().__init__(process_function, optimizer_step)
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
@@ -75,13 +81,14 @@ class IteratingEngine(ResumableEngine):
 
     def _iterations(self) -> Generator[Any, None, None]:
         state, fire, channels = self.state, self._fire_event, self.hook_channels
+        requests = self.requests
         fire_of_data = fire if self._has_data else _silent
         try:
             while not self._place.progress.is_full:
                 state.batch = state.model_outputs = state.loss = None
                 state.step_committed = False
                 fire_of_data(Events.GET_BATCH_STARTED)
-                if self._is_signalled():
+                if requests:
                     yield from self._obey()
                 try:
                     state.batch = next(self._batches)
@@ -89,24 +96,26 @@ class IteratingEngine(ResumableEngine):
                     yield from self._enter_next_pass(fire_of_data)
                 state.output = None
                 fire_of_data(Events.GET_BATCH_COMPLETED)
-                if self._is_signalled():
+                if requests:
                     yield from self._obey()
                 self._count_batch()
                 with channels.on_step:
                     fire(Events.ITERATION_STARTED)
-                    if self._is_signalled():
+                    if requests:
                         yield from self._obey()
                     with channels.on_batch:
                         state.output = self._process_function(self, state.batch)
                     fire(Events.ITERATION_COMPLETED)
                     is_last = self._place.progress.is_full
-                    self._stop_at_limit(is_last)
-                    is_due = self._postponed.waiting or self.should_terminate
+                    limit = self._limit_reached()
+                    if limit is not None:
+                        self._stop_at(limit, is_last)
+                    is_due = self._postponed.waiting or requests
                     if is_due and not (is_last or self.is_leaving_epoch):
                         self._do_postponed(is_over=False)
                 if is_last and self.should_terminate:
                     return  # the epoch completes first
-                if self._is_signalled():
+                if requests:
                     yield from self._obey()
         except TerminateEpoch:
             fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=self._place.progress.batches)
@@ -123,9 +132,8 @@ class IteratingEngine(ResumableEngine):
             self._batches = iter(self._feed)
         self.state.batch = next(self._batches)
 
-    def _stop_at_limit(self, is_last: bool) -> None:
+    def _stop_at(self, limit: str, is_last: bool) -> None:
         """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""
-        limit = self._limits.reached(self._place.progress, self._optimizer_step.steps)
         if limit == "max_steps" or (limit == "max_iters" and not is_last):
             self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
             self.should_terminate = self.should_terminate or True
@@ -137,11 +145,6 @@ class IteratingEngine(ResumableEngine):
         if is_over and self.is_at_boundary and not self.is_leaving_epoch:
             for act in tuple(self._at_end):
                 act()
-
-    def _is_signalled(self) -> bool:
-        return bool(
-            self.should_terminate or self.should_terminate_single_epoch or self.should_interrupt
-        )
 
     def _obey(self) -> Generator[Any, None, None]:
         if self.should_terminate:

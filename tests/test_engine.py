@@ -341,6 +341,16 @@ def test_handlers_get_what_they_get_from_ignite(kind):
     assert calls[4:] == [KeyError, (kind, KeyError, "extra")]
 
 
+def test_a_weak_reference_of_the_users_own_is_an_argument_like_any_other():
+    engine, mine = QuickEngine(nothing), Mine.FIRST
+    seen = []
+    engine.add_event_handler(
+        Events.STARTED, lambda *args: seen.append(args[-1]()), weakref.ref(mine)
+    )
+    engine._fire_event(Events.STARTED)
+    assert seen == [mine]
+
+
 class Mine(EventEnum):
     FIRST = "first of mine"
     SECOND = "second of mine"

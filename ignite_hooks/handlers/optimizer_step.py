@@ -85,7 +85,7 @@ class OptimizerStep(Handler):
         self.accelerator = accelerator
         # Asked in each iteration: Accelerate's properties take 10 µs of it, `use_distributed` most.
         self._gradient_state = accelerator.gradient_state
-        self._is_distributed = accelerator.use_distributed
+        self.is_distributed = accelerator.use_distributed
         self.prepared = PreparedOptimizer(accelerator, optimizer)
         self.lr_scheduler = scheduler_for(self.optimizer, lr_scheduler)
         self.scheduler_at = scheduler_at
@@ -123,10 +123,8 @@ class OptimizerStep(Handler):
 
     def synchronizing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Around forward and backward: processes exchange gradients for the last batch only."""
-        if (
-            self.window.is_closing
-            or not self._is_distributed
-            or self._gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        if self.window.is_closing or self._gradient_state.plugin_kwargs.get(
+            "sync_each_batch", False
         ):
             return NOTHING
         no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(model)
