@@ -1,13 +1,14 @@
 """An engine that fires events quickly, and all that is known here of Ignite's private members.
 
 Those are ``_event_handlers``, the table of handlers; ``_allowed_events``, the events registered;
-``_fire_event``, which calls the handlers;
+``_fire_event``, which calls the handlers; ``_handler_wrapper``, which has a filter decide;
 ``_internal_run_generator``, the run that an engine is in the middle of; and
 ``_process_function`` in ``iterating.py``, ``_init_timers`` in ``loop.py`` and
 ``_state_dict_user_keys`` in ``trainer.py``. ``tests/test_engine.py`` fails when one of them changes
 its meaning.
 """
 
+import functools
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from inspect import getgeneratorstate
 from typing import Any
 
 from ignite.engine import Engine
+from ignite.engine import State
 from ignite.engine.events import EventsList
 
 __all__ = [
@@ -122,6 +124,24 @@ class QuickEngine(Engine):
             self._fire_event(event_name)
         elif handlers is None:
             super().fire_event(event_name)  # which says that it is none of this engine
+
+    def _handler_wrapper(self, handler: Any, event_name: Any, event_filter: Any) -> Any:
+        """Ignite's around a handler of a filtered event, with the counter's name looked up once.
+
+        Ignite looks for it twice at each event, by ``__hash__`` and ``__eq__`` in Python.
+        """
+        wrapper = super()._handler_wrapper(handler, event_name, event_filter)
+        counter = State.event_to_attr.get(event_name)
+        if counter is None:
+            return wrapper  # which says that there is none
+
+        @functools.wraps(wrapper)
+        def call_if_due(*args: Any, **kwargs: Any) -> Any:
+            if event_filter(self, getattr(self.state, counter)):
+                return handler(*args, **kwargs)
+            return None
+
+        return call_if_due
 
     def _listen(self) -> None:
         """Looks anew which of the known events have handlers, and how those are called.

@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine
 from ignite.engine import EventEnum
 from ignite.engine import Events
+from ignite.engine import State
 from ignite.handlers import BasicTimeProfiler
 from ignite.handlers import Checkpoint
 from ignite.handlers import DiskSaver
@@ -388,6 +389,55 @@ def test_custom_events_fire_on_a_trainer_with_filters():
     )
     trainer.run()
     assert calls == [2, 4]
+
+
+def test_ignite_wraps_the_handler_of_a_filtered_event_and_no_other():
+    wrapped = []
+
+    class Watched(Engine):
+        def _handler_wrapper(self, handler, event_name, event_filter):
+            wrapped.append((handler, event_name, event_filter(self, 4), event_filter(self, 5)))
+            return super()._handler_wrapper(handler, event_name, event_filter)
+
+    engine = Watched(nothing)
+    engine.add_event_handler(Events.STARTED, print)
+    engine.add_event_handler(Events.STARTED(every=2), print)
+    assert wrapped == [(print, Events.STARTED, True, False)]
+
+
+def test_a_filter_asks_its_counter_directly(monkeypatch):
+    engine, calls = QuickEngine(nothing), []
+    events = Events.ITERATION_COMPLETED(every=2) | Events.EPOCH_COMPLETED(once=2)
+    engine.add_event_handler(events, lambda engine: calls.append(engine.last_event_name.name))
+    monkeypatch.setattr(State, "get_event_attrib_value", None)
+    engine.run([0, 1, 2], max_epochs=2)
+    assert calls == ["ITERATION_COMPLETED"] * 3 + ["EPOCH_COMPLETED"]
+
+
+def test_a_filtered_handler_is_found_and_removed_by_its_function():
+    engine, calls = QuickEngine(nothing), []
+    event = Events.ITERATION_COMPLETED(lambda engine, number: number == 2)
+
+    def act(extra):
+        calls.append(extra)
+
+    engine.add_event_handler(event, act, "extra")
+    assert engine.has_event_handler(act, event)
+    engine.run([0, 1, 2])
+    engine.remove_event_handler(act, event)
+    assert not engine.has_event_handler(act, event)
+    forget_run(engine)
+    engine.run([0, 1, 2])
+    assert calls == ["extra"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_filter_of_an_event_without_a_counter_says_so_when_it_fires(kind):
+    engine = kind(nothing)
+    engine.register_events(Mine.SECOND)
+    engine.add_event_handler(Mine.SECOND(every=2), lambda: None)
+    with pytest.raises(RuntimeError, match="Unknown event name"):
+        engine.fire_event(Mine.SECOND)
 
 
 def test_an_event_that_nobody_listens_to_is_the_last_one_all_the_same():
