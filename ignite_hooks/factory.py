@@ -16,9 +16,7 @@ from ignite_hooks.checks import check_arguments
 from ignite_hooks.checks import check_unused
 from ignite_hooks.feed import DataFeed
 from ignite_hooks.feeds import Feeds
-from ignite_hooks.handlers.gradient_clipping import GradientClipping
 from ignite_hooks.handlers.optimizer_step import OptimizerStep
-from ignite_hooks.handlers.validation import Validation
 from ignite_hooks.preparing import can_prepare
 from ignite_hooks.supervised import apply_model
 from ignite_hooks.supervised import forward_with
@@ -31,6 +29,8 @@ from ignite_hooks.trainer import Trainer
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.resume import ResumeCheckpoint
     from ignite_hooks.checkpoint.save import SaveCheckpoint
+    from ignite_hooks.handlers.gradient_clipping import GradientClipping
+    from ignite_hooks.handlers.validation import Validation
 
 __all__ = ["create_supervised_trainer"]
 
@@ -45,8 +45,8 @@ def create_supervised_trainer(
     lr_scheduler: Any = None,
     scheduler_at: str = "step",
     batch_processor: Callable[[torch.nn.Module, Any], tuple[Any, torch.Tensor]] | None = None,
-    grad_clip: GradientClipping | None = None,
-    validation: Validation | None = None,
+    grad_clip: "GradientClipping | None" = None,
+    validation: "Validation | None" = None,
     checkpoint: "SaveCheckpoint | None" = None,
     resume_from: "ResumeCheckpoint | str | Path | None" = None,
     handlers: Iterable[Any] = (),
@@ -102,16 +102,20 @@ def create_supervised_trainer(
             optimizer or scheduler of other parameters; empty data.
     """
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
-    resume, kinds = _resume_and_kinds(checkpoint, resume_from)
+    if isinstance(resume_from, str | Path):
+        from ignite_hooks.checkpoint.resume import ResumeCheckpoint  # not unless it is needed
+
+        resume_from = ResumeCheckpoint(resume_from)
     check_arguments(
         model,
         optimizer,
         loss_fn,
         batch_processor,
         handlers,
-        grad_clip=(grad_clip, GradientClipping, "GradientClipping(max_norm=1.0)"),
-        validation=(validation, Validation, "Validation(evaluator, loader, every_epochs=1)"),
-        **kinds,
+        grad_clip=grad_clip,
+        validation=validation,
+        checkpoint=checkpoint,
+        resume_from=resume_from,
     )
     check_unused(
         batch_processor,
@@ -140,25 +144,7 @@ def create_supervised_trainer(
     if data is not None:
         feeds.add(data, DataFeed(loaders[0] if loaders else data, accelerator))
         trainer.set_data(data)
-    for handler in (grad_clip, *handlers, validation, checkpoint, resume):
+    for handler in (grad_clip, *handlers, validation, checkpoint, resume_from):
         if handler is not None:
             handler.attach(trainer)
     return trainer
-
-
-def _resume_and_kinds(
-    checkpoint: Any, resume_from: Any
-) -> tuple["ResumeCheckpoint | None", dict[str, Any]]:
-    """What to resume from, as a handler; and of the two what they are, must be, and a remedy."""
-    if checkpoint is None and resume_from is None:
-        return None, {}
-    # Not above: to import all that checkpoints need takes a third of what the trainer needs.
-    from ignite_hooks.checkpoint.resume import ResumeCheckpoint
-    from ignite_hooks.checkpoint.save import SaveCheckpoint
-
-    is_path = isinstance(resume_from, str | Path)
-    resume = ResumeCheckpoint(resume_from) if is_path else resume_from
-    return resume, {
-        "resume_from": (resume, ResumeCheckpoint, 'ResumeCheckpoint("checkpoints")'),
-        "checkpoint": (checkpoint, SaveCheckpoint, 'SaveCheckpoint("runs", every_epochs=1)'),
-    }

@@ -73,6 +73,26 @@ def test_a_name_is_imported_when_it_is_asked_for():
     )
 
 
+def test_a_trainer_that_is_given_no_handlers_needs_no_checked_fields():
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, accelerate, torch, ignite_hooks\n"
+            "before = set(sys.modules)\n"
+            "model = torch.nn.Linear(2, 2)\n"
+            "trainer = ignite_hooks.create_supervised_trainer(\n"
+            "    model, torch.optim.SGD(model.parameters(), 0.1), torch.nn.MSELoss(),\n"
+            "    [tuple(torch.ones(2, 3, 2))] * 2, accelerator=accelerate.Accelerator(cpu=True))\n"
+            "trainer.run()\n"
+            "assert trainer.state.optimizer_step == 2\n"
+            "assert not {name.split('.')[0] for name in set(sys.modules) - before} & {'pydantic'}\n"
+            "assert 'ignite_hooks.handlers.validation' not in sys.modules\n",
+        ],
+        check=True,
+    )
+
+
 @pytest.mark.parametrize("name", ignite_hooks.__all__)
 def test_each_name_can_be_imported_and_has_a_docstring(name):
     value = getattr(__import__("ignite_hooks", fromlist=[name]), name)
@@ -118,7 +138,7 @@ def test_importing_imports_nothing_that_is_optional():
             "-c",
             "import sys, accelerate, ignite.engine, pydantic, torch\n"
             "before = set(sys.modules)\n"
-            "import ignite_hooks\n"
+            "from ignite_hooks import *\n"
             f"print([name for name in {OPTIONAL} if name in set(sys.modules) - before])",
         ],
         capture_output=True,
@@ -135,7 +155,7 @@ def test_configurations_and_what_reads_them_are_imported_only_when_asked_for():
             "-c",
             "import sys, accelerate, ignite.engine, pydantic, torch\n"
             "before = set(sys.modules)\n"
-            "import ignite_hooks\n"
+            "from ignite_hooks import *\n"
             "new = set(sys.modules) - before\n"
             "assert not {'yaml', 'tomllib', 'tomli', 'tomli_w', 'ignite_hooks.config'} & new\n",
         ],
@@ -169,7 +189,7 @@ def test_importing_touches_no_state_of_accelerate_and_no_random_generator():
             "-c",
             "import random, numpy, torch\n"
             "before = random.getstate(), torch.get_rng_state()\n"
-            "import ignite_hooks\n"
+            "from ignite_hooks import *\n"
             "from accelerate.state import AcceleratorState, GradientState, PartialState\n"
             "assert before[0] == random.getstate()\n"
             "assert torch.equal(before[1], torch.get_rng_state())\n"
