@@ -96,6 +96,11 @@ class CountingEngine(QuickEngine):
         self._place = place
         self.state.iteration = place.progress.iteration
 
+    def _set_limits(self, limits: Limits) -> None:
+        self._limits = self._shown = limits
+        for name, limit in vars(limits).items():
+            setattr(self.state, name, limit)
+
     def _limit_reached(self) -> str | None:
         return self._limits.reached(self._place.progress, self._optimizer_step.steps)
 

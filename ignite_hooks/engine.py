@@ -119,11 +119,13 @@ class QuickEngine(Engine):
 
     def fire_event(self, event_name: Any) -> None:
         """As in Ignite, for next to nothing when nobody listens."""
-        handlers = self._heard.get(getattr(event_name, "_name_", event_name))
-        if handlers:
-            self._fire_event(event_name)
-        elif handlers is None:
-            super().fire_event(event_name)  # which says that it is none of this engine
+        try:
+            is_heard = self._heard[event_name._name_]
+        except (AttributeError, KeyError):  # a text, or none of this engine's, which is an error
+            super().fire_event(event_name)
+        else:
+            if is_heard:
+                self._fire_event(event_name)
 
     def _handler_wrapper(self, handler: Any, event_name: Any, event_filter: Any) -> Any:
         """Ignite's around a handler of a filtered event, with the counter's name looked up once.
@@ -175,7 +177,10 @@ class QuickEngine(Engine):
         Ignite's formats a line for the log first.
         """
         self.last_event_name = event_name
-        handlers = self._heard.get(getattr(event_name, "_name_", event_name), ())
+        try:
+            handlers = self._heard[event_name._name_]
+        except (AttributeError, KeyError):
+            handlers = self._heard.get(event_name, ())
         if event_args or event_kwargs:
             for handler in handlers:
                 handler(self, *event_args, **event_kwargs)

@@ -103,12 +103,10 @@ class ResumableEngine(CountingEngine):
         self._place = self._boundary = Place(
             Progress(*state_dict["progress"]), taken=self._optimizer_step.window.taken
         )
-        self._limits = self._shown = Limits(**state_dict["limits"])
+        self._set_limits(Limits(**state_dict["limits"]))
         self._epoch_length = state_dict["epoch_length"]
         self._passed_length = state_dict["passed_length"]
         self._optimizer_step.start_from(state_dict["optimizer_step"], self)
-        for name, limit in asdict(self._limits).items():
-            setattr(self.state, name, limit)
         progress = self._place.progress
         self.state.iteration, self.state.epoch = progress.iteration, progress.epochs
         self.state.epoch_length = self._epoch_length

@@ -232,11 +232,6 @@ class Trainer(TrainingLoop):
             )
         self._set_limits(limits)
 
-    def _set_limits(self, limits: Limits) -> None:
-        self._limits = self._shown = limits
-        for name, limit in vars(limits).items():
-            setattr(self.state, name, limit)
-
     def _use(self, data: Any, epoch_length: int | None) -> None:
         """Makes ``data``, or else that of before, what is trained on."""
         if data is not None:

@@ -76,6 +76,10 @@ def attach_to_foreign(step: "OptimizerStep", attachment: Attachment) -> None:
         engine.state.step_committed = False
         step.take_batch(engine, data.batches_left)
 
+    def close(engine: Engine) -> None:
+        if step.window.is_closing:
+            step.close_window(engine)
+
     def end_epoch(engine: Engine) -> None:
         # It is open after a failure that a handler swallowed, or if the end was not foreseen.
         if step.is_stepping or step.window.is_closing or not data.is_whole(engine):
@@ -86,6 +90,7 @@ def attach_to_foreign(step: "OptimizerStep", attachment: Attachment) -> None:
     attachment.on(Events.STARTED, start)
     attachment.on(Events.EPOCH_STARTED, data.epoch_starts)
     attachment.on(Events.ITERATION_STARTED, take)
+    attachment.on(Events.ITERATION_COMPLETED, close)
     attachment.on(Events.DATALOADER_STOP_ITERATION, lambda engine: _close_late(step, engine))
     attachment.on(Events.TERMINATE, data.run_terminates)
     dropping = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH

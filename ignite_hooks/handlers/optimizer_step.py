@@ -5,7 +5,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from ignite_hooks.handlers.foreign_windows import attach_to_foreign
 from ignite_hooks.handlers.lr_scheduling import scheduler_for
 from ignite_hooks.handlers.prepared_optimizer import PreparedOptimizer
 from ignite_hooks.handlers.timetable import Timetable
+from ignite_hooks.handlers.training_windows import attach_to_training
 from ignite_hooks.handlers.window import Window
 from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.progress import whole_number
@@ -210,10 +210,9 @@ class OptimizerStep(Handler):
         self.start_from(engine.state.optimizer_step, engine)
         attachment.during_run(self._in_run)
         if isinstance(engine, TrainingLoop):
-            self._attach_to_training(attachment)
+            attach_to_training(self, attachment)
         else:
             attach_to_foreign(self, attachment)
-            attachment.on(Events.ITERATION_COMPLETED, self._close_if_due)
         if self.lr_scheduler is not None and self.scheduler_at == "epoch":
             attachment.on(Events.EPOCH_COMPLETED, lambda engine: self.lr_scheduler.step())
         self.attachment = attachment
@@ -225,30 +224,3 @@ class OptimizerStep(Handler):
         except BaseException:
             self.drop_window()
             raise
-
-    def _attach_to_training(self, attachment: Attachment) -> None:
-        """At the same two events, with two calls fewer in each iteration than by ``on``."""
-        is_removed = False
-
-        def take(engine: Any) -> None:
-            if not is_removed:
-                self.take_batch(engine, _batches_left)
-
-        def close(engine: Any) -> None:
-            if self.window.is_closing and not is_removed:
-                self.close_window(engine)
-
-        def stop() -> None:
-            nonlocal is_removed
-            is_removed = True
-
-        attachment.add(Events.ITERATION_STARTED, take)
-        attachment.add(Events.ITERATION_COMPLETED, close)
-        attachment.on_removal(stop)
-
-    def _close_if_due(self, engine: Engine) -> None:
-        if self.window.is_closing:
-            self.close_window(engine)
-
-
-_batches_left = attrgetter("batches_left")
