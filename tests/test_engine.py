@@ -343,13 +343,26 @@ def test_handlers_get_what_they_get_from_ignite(kind):
 
 
 def test_a_weak_reference_of_the_users_own_is_an_argument_like_any_other():
-    engine, mine = QuickEngine(nothing), Mine.FIRST
-    seen = []
-    engine.add_event_handler(
-        Events.STARTED, lambda *args: seen.append(args[-1]()), weakref.ref(mine)
-    )
+    engine, mine, seen = QuickEngine(nothing), Mine.FIRST, []
+
+    def look(reference):
+        seen.append(reference())
+
+    engine.add_event_handler(Events.STARTED, look, weakref.ref(mine))
     engine._fire_event(Events.STARTED)
     assert seen == [mine]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_handler_of_the_engine_gets_its_keywords_at_each_event(kind):
+    engine, seen = kind(nothing), []
+
+    def look(engine, word="none"):
+        seen.append((type(engine), word))
+
+    engine.add_event_handler(Events.ITERATION_STARTED, look, word="given")
+    engine.run([0, 1])
+    assert seen == [(kind, "given")] * 2
 
 
 class Mine(EventEnum):

@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader
 from ignite_hooks import GradientClipping
 from ignite_hooks import TrainEvents
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.supervised import apply_model
+from ignite_hooks.supervised import forward_with
+from ignite_hooks.supervised import identity
 from ignite_hooks.supervised import unpack
 from tests.reference import Noisy
 from tests.reference import batches_of
@@ -424,6 +427,15 @@ def test_unpack_gives_a_pair_and_leaves_its_content_alone():
 def test_unpack_moves_a_pair_to_the_device():
     x, y = unpack(({"ids": torch.ones(2)}, [torch.zeros(2)]), device=torch.device("meta"))
     assert x["ids"].device.type == y[0].device.type == "meta"
+
+
+def test_a_pair_that_no_one_has_moved_is_moved_to_the_accelerators_device():
+    device, model = torch.device("meta"), torch.nn.Linear(2, 2, device="meta")
+    forward = forward_with(
+        F.mse_loss, None, unpack, apply_model, identity, device, non_blocking=False
+    )
+    x, y, y_pred, loss = forward(model, (torch.ones(3, 2), torch.ones(3, 2)))
+    assert x.device == y.device == y_pred.device == loss.device == device
 
 
 @pytest.mark.parametrize(
