@@ -80,7 +80,7 @@ class IteratingEngine(ResumableEngine):
         return bool(self.should_terminate_single_epoch and self._place.progress.batches)
 
     def _iterations(self) -> Generator[Any, None, None]:
-        state, fire, channels = self.state, self._fire_event, self.hook_channels
+        state, fire, channels = self.state, self._fire, self.hook_channels
         requests = self.requests
         fire_of_data = fire if self._has_data else _silent
         try:
@@ -118,7 +118,8 @@ class IteratingEngine(ResumableEngine):
                 if requests:
                     yield from self._obey()
         except TerminateEpoch:
-            fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=self._place.progress.batches)
+            batches = self._place.progress.batches
+            self._fire_event(Events.TERMINATE_SINGLE_EPOCH, iter_counter=batches)
             self._optimizer_step.drop_window()
             self._feed.next_pass()
             self._batches = iter(self._feed)
@@ -154,7 +155,7 @@ class IteratingEngine(ResumableEngine):
             self.hook_channels.scopes.leave(self._depth_in_epoch)
             raise TerminateEpoch
         if self.should_interrupt:
-            self._fire_event(Events.INTERRUPT)
+            self._fire(Events.INTERRUPT)
             self.should_interrupt = False
             feed = self._feed
             with set_aside(feed.loader):
