@@ -13,6 +13,7 @@ from ignite.engine import Events
 from torch.nn.utils import clip_grad_norm_
 
 from ignite_hooks import ClearCache
+from ignite_hooks import GarbageCollector
 from ignite_hooks import GradientClipping
 from ignite_hooks import create_supervised_trainer
 from tests.benchmarks.sizes import CLOCKS
@@ -122,6 +123,14 @@ def by_epochs(iterations=2_000, epochs=200):
     return took
 
 
+def collection():
+    """The time of one full collection, in ms."""
+    collect, trainer = GarbageCollector(), make_trainer()
+    start = Clocked.clock()
+    collect(trainer)
+    return (Clocked.clock() - start) * 1e3
+
+
 def main(given):
     os.sched_setaffinity(0, {given.core})
     torch.set_num_threads(1)
@@ -148,3 +157,5 @@ def main(given):
     )
     each = statistics.median((b - a) * 10 for a, b in zip(one, many, strict=True))
     print(f"\nSo an epoch takes {each:+.0f} µs.")
+    collections = statistics.median(collection() for _ in range(given.rounds))
+    print(f"\nA full collection of `GarbageCollector` takes {collections:.0f} ms.")

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from ignite.engine import Engine
 from ignite.engine import Events
 
+from ignite_hooks import TrainEvents
 from tests.benchmarks.sizes import CLOCKS
 from tests.benchmarks.work import MAX_NORM
 from tests.benchmarks.work import Convs
@@ -77,21 +78,56 @@ def clip_of(make_model):
     return clip
 
 
-EAGER = 'f"{self.state.epoch} | {self.state.iteration}, Firing handlers for event {event_name}"'
-LAZY = '"%s | %s, Firing handlers for event %s", self.state.epoch, self.state.iteration, event_name'
+def with_lines(name, *changes):
+    """An engine, and one in which some lines of a method are others."""
+    plain, remedied = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    source = textwrap.dedent(inspect.getsource(getattr(Engine, name)))
+    for line, other in changes:
+        if line not in source:
+            raise RuntimeError(f"this version of Ignite has another line than {line}")
+        source = source.replace(line, other)
+    names = {}
+    exec(source, vars(ignite.engine.engine), names)
+    setattr(remedied, name, MethodType(names[name], remedied))
+    return plain, remedied
 
 
 def fire():
     """``_fire_event`` formats its message for the log before it is known whether one is wanted."""
-    plain, remedied = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
-    source = textwrap.dedent(inspect.getsource(Engine._fire_event))
-    if EAGER not in source:
-        raise RuntimeError("this version of Ignite has another line there")
-    names = {}
-    exec(source.replace(EAGER, LAZY), vars(ignite.engine.engine), names)
-    remedied._fire_event = MethodType(names["_fire_event"], remedied)
+    eager = 'f"{self.state.epoch} | {self.state.iteration}, Firing handlers for event {event_name}"'
+    lazy = (
+        '"%s | %s, Firing handlers for event %s", '
+        "self.state.epoch, self.state.iteration, event_name"
+    )
+    plain, remedied = with_lines("_fire_event", (eager, lazy))
     event = Events.ITERATION_STARTED
     return lambda: plain._fire_event(event), lambda: remedied._fire_event(event)
+
+
+def fire_custom():
+    """``fire_event`` looks for the event in a list, whose entries compare in Python."""
+    plain, remedied = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    event = TrainEvents.GRADIENTS_CLEARED
+    for engine in (plain, remedied):
+        engine.register_events(*TrainEvents)
+    remedied._allowed_events = set(remedied._allowed_events)
+    return lambda: plain.fire_event(event), lambda: remedied.fire_event(event)
+
+
+def filtered():
+    """A filter looks for the counter of its event twice each time, by hash and equality."""
+    before = "    @functools.wraps(handler)"
+    attribute = "    attribute = State.event_to_attr[event_name]\n"
+    engines = with_lines(
+        "_handler_wrapper",
+        (before, attribute + before),
+        ("self.state.get_event_attrib_value(event_name)", "getattr(self.state, attribute)"),
+    )
+    event = Events.ITERATION_COMPLETED(every=10**6)
+    for engine in engines:
+        engine.state.iteration = 1
+        engine.add_event_handler(event, lambda: None)
+    return tuple(engine._event_handlers[event][0][0] for engine in engines)
 
 
 CASES = {
@@ -100,6 +136,8 @@ CASES = {
     "`Accelerator.clip_grad_norm_`, 2 parameters": clip_of(Linear),
     "`Accelerator.clip_grad_norm_`, 162 parameters": clip_of(Convs),
     "`Engine._fire_event`, an eager f-string": fire,
+    "`Engine.fire_event` of a custom event, looked for in a list": fire_custom,
+    "a handler with `every=…` that is not due": filtered,
 }
 
 
