@@ -1,7 +1,8 @@
 """An engine that fires events quickly, and all that is known here of Ignite's private members.
 
 Those are ``_event_handlers``, the table of handlers; ``_allowed_events``, the events registered;
-``_fire_event``, which calls the handlers; ``_handler_wrapper``, which has a filter decide;
+``_fire_event``, which calls the handlers; ``_handler_wrapper``, which has a filter decide, and
+``_parent``, by which it refers to the handler within; ``_name_``, the name of an event;
 ``_internal_run_generator``, the run that an engine is in the middle of; and
 ``_process_function`` in ``iterating.py``, ``_init_timers`` in ``loop.py`` and
 ``_state_dict_user_keys`` in ``trainer.py``. ``tests/test_engine.py`` fails when one of them changes
@@ -19,6 +20,7 @@ from typing import Any
 
 from ignite.engine import Engine
 from ignite.engine import State
+from ignite.engine.events import CallableEventWithFilter
 from ignite.engine.events import EventsList
 
 __all__ = [
@@ -96,10 +98,7 @@ def forget_run(engine: Engine) -> None:
 class QuickEngine(Engine):
     """An engine on which an event that nobody listens to costs next to nothing."""
 
-    def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
-        super().__init__(process_function)
-        self._heard: dict[str, tuple[Callable[..., Any], ...]] = {}
-        self._listen()
+    _heard: dict[Any, tuple[Callable[..., Any], ...]]
 
     def register_events(self, *event_names: Any, event_to_attr: Any = None) -> None:
         """As in Ignite."""
@@ -119,18 +118,20 @@ class QuickEngine(Engine):
 
     def fire_event(self, event_name: Any) -> None:
         """As in Ignite, for next to nothing when nobody listens."""
-        try:
-            is_heard = self._heard[event_name._name_]
-        except (AttributeError, KeyError):  # a text, or none of this engine's, which is an error
-            super().fire_event(event_name)
+        is_event = isinstance(event_name, CallableEventWithFilter)
+        handlers = self._heard.get(event_name._name_ if is_event else event_name)
+        if handlers:
+            self._fire_event(event_name)
+        elif handlers is None:
+            super().fire_event(event_name)  # which says that it is none of this engine
         else:
-            if is_heard:
-                self._fire(event_name)
+            self.last_event_name = event_name
 
     def _handler_wrapper(self, handler: Any, event_name: Any, event_filter: Any) -> Any:
         """Ignite's around a handler of a filtered event, with the counter's name looked up once.
 
-        Ignite looks for it twice at each event, by ``__hash__`` and ``__eq__`` in Python.
+        That is now, when the handler is attached. Ignite looks for it twice at each event, by
+        ``__hash__`` and ``__eq__`` in Python.
         """
         wrapper = super()._handler_wrapper(handler, event_name, event_filter)
         counter = State.event_to_attr.get(event_name)
@@ -160,14 +161,13 @@ class QuickEngine(Engine):
         self, function: Callable[..., Any], args: Any, kwargs: Any
     ) -> Callable[..., Any]:
         """A handler as a function of the engine, and of what the event brings; most are one."""
-        takes_engine = bool(args) and isinstance(args[0], weakref.ref) and args[0]() is self
-        if takes_engine and len(args) == 1 and not kwargs:
+        has_reference = bool(args) and isinstance(args[0], weakref.ref)
+        if has_reference and args[0]() is self and len(args) == 1 and not kwargs:
             return function
-        own = args[1:] if takes_engine else args
 
-        def call(engine: Engine, *event_args: Any, **event_kwargs: Any) -> Any:
-            first = (engine,) if takes_engine else ()
-            return function(*first, *event_args, *own, **kwargs, **event_kwargs)
+        def call(engine: Engine, /, *event_args: Any, **event_kwargs: Any) -> Any:
+            first, own = ((args[0](),), args[1:]) if has_reference else ((), args)
+            return function(*first, *event_args, *own, **{**kwargs, **event_kwargs})
 
         return call
 
@@ -177,15 +177,16 @@ class QuickEngine(Engine):
         Ignite's formats a line for the log first.
         """
         self.last_event_name = event_name
-        for handler in self._heard.get(_name(event_name), ()):
-            handler(self, *event_args, **event_kwargs)
-
-    def _fire(self, event_name: Any) -> None:
-        """The same for an event that brings nothing, in a third of the time."""
-        self.last_event_name = event_name
-        for handler in self._heard[event_name._name_]:
-            handler(self)
+        is_event = isinstance(event_name, CallableEventWithFilter)
+        handlers = self._heard.get(event_name._name_ if is_event else event_name, ())
+        if event_args or event_kwargs:
+            for handler in handlers:
+                handler(self, *event_args, **event_kwargs)
+        else:  # twice as quick
+            for handler in handlers:
+                handler(self)
 
 
 def _name(event: Any) -> Any:
-    return getattr(event, "_name_", event)
+    """What events are compared by. A text is its own, also one that is a member of an enum."""
+    return event._name_ if isinstance(event, CallableEventWithFilter) else event

@@ -35,6 +35,8 @@ class IteratingEngine(ResumableEngine):
     Whether to stop, to end the epoch or to interrupt is asked where Ignite asks: after the events
     that can ask for it. What is open in the loop or in the epoch is left first, and then
     ``Terminate`` or ``TerminateEpoch`` takes the way out of the generators.
+
+    A subclass must leave the three flags as they are here: the loop does not look at them.
     """
 
     should_terminate = Request()
@@ -44,7 +46,7 @@ class IteratingEngine(ResumableEngine):
     def __init__(
         self, process_function: Callable[[Engine, Any], Any], optimizer_step: "OptimizerStep"
     ) -> None:
-        self.requests: dict[str, Any] = {}
+        self._requests: dict[str, Any] = {}
         super().__init__(process_function, optimizer_step)
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
@@ -80,8 +82,8 @@ class IteratingEngine(ResumableEngine):
         return bool(self.should_terminate_single_epoch and self._place.progress.batches)
 
     def _iterations(self) -> Generator[Any, None, None]:
-        state, fire, channels = self.state, self._fire, self.hook_channels
-        requests = self.requests
+        state, fire, channels = self.state, self._fire_event, self.hook_channels
+        requests = self._requests
         fire_of_data = fire if self._has_data else _silent
         try:
             while not self._place.progress.is_full:
@@ -118,8 +120,7 @@ class IteratingEngine(ResumableEngine):
                 if requests:
                     yield from self._obey()
         except TerminateEpoch:
-            batches = self._place.progress.batches
-            self._fire_event(Events.TERMINATE_SINGLE_EPOCH, iter_counter=batches)
+            fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=self._place.progress.batches)
             self._optimizer_step.drop_window()
             self._feed.next_pass()
             self._batches = iter(self._feed)
@@ -155,7 +156,7 @@ class IteratingEngine(ResumableEngine):
             self.hook_channels.scopes.leave(self._depth_in_epoch)
             raise TerminateEpoch
         if self.should_interrupt:
-            self._fire(Events.INTERRUPT)
+            self._fire_event(Events.INTERRUPT)
             self.should_interrupt = False
             feed = self._feed
             with set_aside(feed.loader):

@@ -82,7 +82,7 @@ class TrainingLoop(IteratingEngine):
     def _epochs(self) -> Generator[Any, None, None]:
         self.logger.info("Engine run starting with %s.", self._limits)
         self._listen()  # Ignite's profilers write to the table of handlers when attached …
-        self._fire(Events.STARTED)
+        self._fire_event(Events.STARTED)
         self._listen()  # … and at this event
         yield from self._obey()
         self._postponed.do()
@@ -93,7 +93,7 @@ class TrainingLoop(IteratingEngine):
             started = time.time()
             with self.hook_channels.on_epoch:
                 self._depth_in_epoch = len(self.hook_channels.scopes.open)
-                self._fire(Events.EPOCH_STARTED)
+                self._fire_event(Events.EPOCH_STARTED)
                 yield from self._obey()
                 self._take_up(is_last_time=True)
                 yield from self._iterations()
@@ -109,13 +109,14 @@ class TrainingLoop(IteratingEngine):
         self.stop_reason = reason
         if self._depth_in_loop:
             self.hook_channels.scopes.leave(self._depth_in_loop)
-            self._fire(Events.TERMINATE)
+            self._fire_event(Events.TERMINATE)
 
     def _complete(self) -> None:
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
         if self.should_terminate != "skip_completed":
-            self._fire(Events.COMPLETED)
+            self._fire_event(Events.COMPLETED)
+            self._listen()  # where profilers take back what they wrote
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
 
@@ -153,7 +154,7 @@ class TrainingLoop(IteratingEngine):
             self.state.epoch_length = self._passed_length = progress.batches
         self._stand_at(progress.with_epoch())
         if self.should_terminate_single_epoch != "skip_epoch_completed":
-            self._fire(Events.EPOCH_COMPLETED)
+            self._fire_event(Events.EPOCH_COMPLETED)
         self._do_postponed(is_over=self._limit_reached() is not None)
 
     @contextmanager

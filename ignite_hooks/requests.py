@@ -6,20 +6,23 @@ __all__ = ["Request"]
 
 
 class Request:
-    """One of the flags, as an attribute of an engine that keeps those that are set in ``requests``.
+    """One of the flags, as an attribute of an engine, which keeps those set in ``_requests``.
 
     Ignite's methods and any handler set it as before. The loop asks for all three at once, four
-    times in an iteration: whether ``engine.requests`` is empty.
+    times in an iteration: whether ``_requests`` is empty.
     """
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         self._name = name
 
     def __get__(self, engine: Any, owner: type[Any] | None = None) -> Any:
-        return engine.requests.get(self._name, False)
+        return self if engine is None else engine._requests.get(self._name, False)
 
     def __set__(self, engine: Any, value: Any) -> None:
         if value:
-            engine.requests[self._name] = value
+            engine._requests[self._name] = value
         else:
-            engine.requests.pop(self._name, None)
+            self.__delete__(engine)
+
+    def __delete__(self, engine: Any) -> None:
+        engine._requests.pop(self._name, None)

@@ -23,12 +23,12 @@ def supervised_step(
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any],
 ) -> Callable[[Any, Any], Any]:
     """The process function; the optimizer steps after it, at ITERATION_COMPLETED."""
-    several = optimizer_step.is_distributed
+    is_distributed = optimizer_step.is_distributed
     is_value = output_transform is loss_alone  # then there is no need to detach it twice
 
     def process(engine: Any, batch: Any) -> Any:
         state, fire, channels = engine.state, engine.fire_event, engine.hook_channels
-        with optimizer_step.synchronizing(model) if several else NOTHING:
+        with optimizer_step.synchronizing(model) if is_distributed else NOTHING:
             with channels.on_model_forward:
                 fire(TrainEvents.MODEL_FORWARD_STARTED)
                 x, y, outputs, loss = forward(model, batch)
@@ -73,13 +73,13 @@ def forward_with(
     assert loss_fn is not None
     compute_loss = loss_fn
     # What does nothing is not called: 4 µs of an iteration.
-    is_prepared = prepare_batch is unpack and device.type == "cpu"
+    only_unpacks = prepare_batch is unpack and device.type == "cpu"
     is_usual = model_transform is identity and model_fn is apply_model
 
     def forward_and_loss(model: torch.nn.Module, batch: Any) -> tuple[Any, Any, Any, Any]:
         x, y = (
             _pair(batch)
-            if is_prepared
+            if only_unpacks
             else prepare_batch(batch, device=device, non_blocking=non_blocking)
         )
         y_pred = model(x) if is_usual else model_transform(model_fn(model, x))

@@ -1,5 +1,7 @@
+import enum
 import gc
 import inspect
+import sys
 import time
 import weakref
 from contextlib import suppress
@@ -34,6 +36,15 @@ from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import record
 from tests.reference import weights
+
+
+class Mine(EventEnum):
+    FIRST = "first of mine"
+    SECOND = "second of mine"
+
+
+class Text(str, enum.Enum):
+    MINE = "mine"
 
 
 def nothing(engine, batch):
@@ -342,15 +353,61 @@ def test_handlers_get_what_they_get_from_ignite(kind):
     assert calls[4:] == [KeyError, (kind, KeyError, "extra")]
 
 
-def test_a_weak_reference_of_the_users_own_is_an_argument_like_any_other():
-    engine, mine, seen = QuickEngine(nothing), Mine.FIRST, []
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_weak_reference_of_the_users_own_is_resolved(kind):
+    engine, mine, seen = kind(nothing), Mine.FIRST, []
 
-    def look(reference):
-        seen.append(reference())
+    def look(referred):
+        seen.append(referred)
 
     engine.add_event_handler(Events.STARTED, look, weakref.ref(mine))
     engine._fire_event(Events.STARTED)
     assert seen == [mine]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_the_keywords_of_an_event_go_before_those_of_a_handler(kind):
+    engine, seen = kind(nothing), []
+    engine.add_event_handler(
+        Events.TERMINATE_SINGLE_EPOCH, lambda *args, **kwargs: seen.append(kwargs), iter_counter=5
+    )
+    engine._fire_event(Events.TERMINATE_SINGLE_EPOCH, iter_counter=1, engine=2)
+    assert seen == [{"iter_counter": 1, "engine": 2}]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+@pytest.mark.parametrize("known", ["mine", Text.MINE])
+@pytest.mark.parametrize("attached", ["mine", Text.MINE])
+@pytest.mark.parametrize("fired", ["mine", Text.MINE])
+def test_a_text_is_an_event_also_as_a_member_of_an_enum(kind, known, attached, fired):
+    engine, seen = kind(nothing), []
+    engine.register_events(known)
+
+    def fail(engine):
+        seen.append(sys.exc_info())
+        raise KeyError
+
+    engine.add_event_handler(attached, fail)
+    with pytest.raises(KeyError) as raised:
+        engine.fire_event(fired)
+    assert seen == [(None, None, None)]
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+@pytest.mark.parametrize("event", ["text", Mine.FIRST, 5])
+def test_an_event_of_no_engine_is_refused_plainly(kind, event):
+    with pytest.raises(ValueError, match="not a valid event") as raised:
+        kind(nothing).fire_event(event)
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_custom_event_that_nobody_listens_to_is_the_last_one_all_the_same(kind):
+    engine = kind(nothing)
+    engine.register_events(Mine.FIRST)
+    engine.fire_event(Mine.FIRST)
+    assert engine.last_event_name is Mine.FIRST
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
@@ -363,11 +420,6 @@ def test_a_handler_of_the_engine_gets_its_keywords_at_each_event(kind):
     engine.add_event_handler(Events.ITERATION_STARTED, look, word="given")
     engine.run([0, 1])
     assert seen == [(kind, "given")] * 2
-
-
-class Mine(EventEnum):
-    FIRST = "first of mine"
-    SECOND = "second of mine"
 
 
 @pytest.mark.parametrize("event", ["text", Mine.FIRST, TrainEvents.GRADIENTS_CLEARED])
@@ -416,6 +468,15 @@ def test_ignite_wraps_the_handler_of_a_filtered_event_and_no_other():
     engine.add_event_handler(Events.STARTED, print)
     engine.add_event_handler(Events.STARTED(every=2), print)
     assert wrapped == [(print, Events.STARTED, True, False)]
+
+
+def test_ignites_filter_is_given_the_counter_of_its_event():
+    engine, given = Engine(nothing), []
+    event = Events.ITERATION_COMPLETED(lambda engine, number: given.append(number))
+    engine.add_event_handler(event, print)
+    engine.run([0, 1, 2])
+    assert State.event_to_attr[event] == "iteration"
+    assert given == [1, 2, 3]
 
 
 def test_a_filter_asks_its_counter_directly(monkeypatch):
@@ -523,6 +584,21 @@ def test_the_handlers_time_profiler_sees_every_handler(listening):
         assert len(profiler.event_handlers_times[Events.ITERATION_COMPLETED][name]) == 8
         assert len(profiler.event_handlers_times[TrainEvents.GRADIENTS_CLEARED][name]) == 4
     assert profiler.get_results()
+
+
+def test_the_handlers_time_profiler_measures_nothing_after_the_run():
+    def look(engine):
+        time.perf_counter()
+
+    trainer, event = trainer_of(), TrainEvents.GRADIENTS_CLEARED
+    trainer.add_event_handler(event, look)
+    profiler = HandlersTimeProfiler()
+    profiler.attach(trainer)
+    trainer.run()
+    taken = profiler.event_handlers_times[event][profiler._get_callable_name(look)]
+    assert len(taken) == 4
+    trainer.fire_event(event)
+    assert len(taken) == 4
 
 
 def test_the_handlers_time_profiler_changes_no_bit_and_lets_go():

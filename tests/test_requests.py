@@ -1,6 +1,9 @@
+from unittest import mock
+
 import pytest
 from ignite.engine import Events
 
+from ignite_hooks.requests import Request
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -13,11 +16,20 @@ def test_a_flag_is_clear_until_it_is_set_and_after_it_is_cleared(flag):
     assert getattr(trainer, flag) is False
     setattr(trainer, flag, "a word")
     assert getattr(trainer, flag) == "a word"
-    assert trainer.requests == {flag: "a word"}
+    assert trainer._requests == {flag: "a word"}
     for _ in range(2):
         setattr(trainer, flag, False)
         assert getattr(trainer, flag) is False
-        assert not trainer.requests
+        assert not trainer._requests
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_can_be_patched_and_is_put_back(flag):
+    trainer = make_trainer(batches_of(2))
+    with mock.patch.object(trainer, flag, True):
+        assert trainer._requests == {flag: True}
+    assert getattr(trainer, flag) is False
+    assert isinstance(getattr(type(trainer), flag), Request)
 
 
 def test_the_flags_are_apart_from_each_other_and_from_those_of_other_engines():

@@ -122,7 +122,7 @@ class OptimizerStep(Handler):
         self.prepared.backward(loss, self._divisor)
 
     def synchronizing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
-        """Around forward and backward: processes exchange gradients for the last batch only."""
+        """Around forward and backward: several processes exchange gradients for the last batch."""
         if self.window.is_closing or self._gradient_state.plugin_kwargs.get(
             "sync_each_batch", False
         ):
