@@ -108,8 +108,9 @@ class IteratingEngine(ResumableEngine):
                     with channels.on_batch:
                         state.output = self._process_function(self, state.batch)
                     fire(Events.ITERATION_COMPLETED)
-                    is_last = self._place.progress.is_full
-                    limit = self._limit_reached()
+                    progress = self._place.progress
+                    is_last = progress.is_full
+                    limit = self._limits.reached(progress, self._optimizer_step.steps)
                     if limit is not None:
                         self._stop_at(limit, is_last)
                     is_due = self._postponed.waiting or requests
