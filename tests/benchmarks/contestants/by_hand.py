@@ -10,13 +10,8 @@ __all__ = ["ignite", "ignite_accelerate", "raw", "raw_accelerate"]
 
 
 def raw(work):
-    model, optimizer, accumulation, loss_fn = (
-        work.model,
-        work.optimizer,
-        work.accumulation,
-        work.loss_fn,
-    )
-    scheduler = work.scheduler()
+    model, optimizer, scheduler = work.model, work.optimizer, work.scheduler()
+    accumulation, loss_fn = work.accumulation, work.loss_fn
     for index, (x, y) in enumerate(work.loader, 1):
         loss = loss_fn(model(x), y)
         if accumulation > 1:
@@ -50,13 +45,8 @@ def raw_accelerate(work):
 
 
 def ignite(work):
-    model, optimizer, accumulation, loss_fn = (
-        work.model,
-        work.optimizer,
-        work.accumulation,
-        work.loss_fn,
-    )
-    scheduler = work.scheduler()
+    model, optimizer, scheduler = work.model, work.optimizer, work.scheduler()
+    accumulation, loss_fn = work.accumulation, work.loss_fn
 
     def step(engine, batch):
         x, y = batch
