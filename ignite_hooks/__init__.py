@@ -10,15 +10,13 @@ from typing import Any
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.resume import ResumeCheckpoint
     from ignite_hooks.checkpoint.save import SaveCheckpoint
-    from ignite_hooks.evaluator import create_supervised_evaluator
+    from ignite_hooks.data.feed import DataFeed
+    from ignite_hooks.evaluation.evaluator import create_supervised_evaluator
+    from ignite_hooks.evaluation.validation import Validation
     from ignite_hooks.events import TrainEvents
     from ignite_hooks.factory import create_supervised_trainer
-    from ignite_hooks.feed import DataFeed
-    from ignite_hooks.handlers.gradient_clipping import GradientClipping
-    from ignite_hooks.handlers.optimizer_step import OptimizerStep
-    from ignite_hooks.handlers.validation import Validation
-    from ignite_hooks.hook_context import HookContext
-    from ignite_hooks.hooks import Hooks
+    from ignite_hooks.hooks.context import HookContext
+    from ignite_hooks.hooks.hooks import Hooks
     from ignite_hooks.memory.clear_cache import ClearCache
     from ignite_hooks.memory.garbage_collection import CudaGarbageCollector
     from ignite_hooks.memory.garbage_collection import GarbageCollector
@@ -29,7 +27,9 @@ if TYPE_CHECKING:
     from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM
     from ignite_hooks.memory.ram_metrics import StreamMaxRAM
     from ignite_hooks.memory.ram_metrics import ram_usage_metrics
-    from ignite_hooks.trainer import Trainer
+    from ignite_hooks.optim.gradient_clipping import GradientClipping
+    from ignite_hooks.optim.optimizer_step import OptimizerStep
+    from ignite_hooks.trainer.trainer import Trainer
 
 __all__ = [
     "ClearCache",
@@ -59,24 +59,24 @@ __all__ = [
 _MODULES = {
     "ClearCache": "memory.clear_cache",
     "CudaGarbageCollector": "memory.garbage_collection",
-    "DataFeed": "feed",
+    "DataFeed": "data.feed",
     "EpochMaxRAM": "memory.ram_metrics",
     "ExperienceMaxRAM": "memory.ram_metrics",
     "GarbageCollector": "memory.garbage_collection",
-    "GradientClipping": "handlers.gradient_clipping",
-    "HookContext": "hook_context",
-    "Hooks": "hooks",
+    "GradientClipping": "optim.gradient_clipping",
+    "HookContext": "hooks.context",
+    "Hooks": "hooks.hooks",
     "MaxDeviceMemory": "memory.max_device_memory",
     "MaxRAM": "memory.max_ram",
     "MinibatchMaxRAM": "memory.ram_metrics",
-    "OptimizerStep": "handlers.optimizer_step",
+    "OptimizerStep": "optim.optimizer_step",
     "ResumeCheckpoint": "checkpoint.resume",
     "SaveCheckpoint": "checkpoint.save",
     "StreamMaxRAM": "memory.ram_metrics",
     "TrainEvents": "events",
-    "Trainer": "trainer",
-    "Validation": "handlers.validation",
-    "create_supervised_evaluator": "evaluator",
+    "Trainer": "trainer.trainer",
+    "Validation": "evaluation.validation",
+    "create_supervised_evaluator": "evaluation.evaluator",
     "create_supervised_trainer": "factory",
     "ram_usage_metrics": "memory.ram_metrics",
 }

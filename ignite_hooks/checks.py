@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import ignite_hooks
-from ignite_hooks.hook_context import HookContext
+from ignite_hooks.hooks.context import HookContext
 
 __all__ = ["check_arguments", "check_unused"]
 

@@ -11,26 +11,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from ignite_hooks.accelerators import accelerator_or_default
 from ignite_hooks.checks import check_arguments
 from ignite_hooks.checks import check_unused
-from ignite_hooks.feed import DataFeed
-from ignite_hooks.feeds import Feeds
-from ignite_hooks.handlers.optimizer_step import OptimizerStep
-from ignite_hooks.preparing import can_prepare
-from ignite_hooks.supervised import apply_model
-from ignite_hooks.supervised import forward_with
-from ignite_hooks.supervised import identity
-from ignite_hooks.supervised import loss_alone
-from ignite_hooks.supervised import supervised_step
-from ignite_hooks.supervised import unpack
-from ignite_hooks.trainer import Trainer
+from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.data.feed import DataFeed
+from ignite_hooks.data.feeds import Feeds
+from ignite_hooks.data.prepare import can_prepare
+from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.trainer.process_function import apply_model
+from ignite_hooks.trainer.process_function import forward_with
+from ignite_hooks.trainer.process_function import identity
+from ignite_hooks.trainer.process_function import loss_alone
+from ignite_hooks.trainer.process_function import supervised_step
+from ignite_hooks.trainer.process_function import unpack
+from ignite_hooks.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.resume import ResumeCheckpoint
     from ignite_hooks.checkpoint.save import SaveCheckpoint
-    from ignite_hooks.handlers.gradient_clipping import GradientClipping
-    from ignite_hooks.handlers.validation import Validation
+    from ignite_hooks.evaluation.validation import Validation
+    from ignite_hooks.optim.gradient_clipping import GradientClipping
 
 __all__ = ["create_supervised_trainer"]
 

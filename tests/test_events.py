@@ -9,7 +9,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import events
-from ignite_hooks.channels import CHANNELS
+from ignite_hooks.hooks.channels import CHANNELS
 from tests.reference import batches_of
 from tests.reference import make_trainer
 

@@ -11,8 +11,8 @@ from ignite_hooks import GradientClipping
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.handlers.base import attached
-from ignite_hooks.handlers.optimizer_step import OptimizerStep
+from ignite_hooks.core.handler import attached
+from ignite_hooks.optim.optimizer_step import OptimizerStep
 from tests.reference import Noisy
 from tests.reference import make_model
 

@@ -87,7 +87,7 @@ def test_a_trainer_that_is_given_no_handlers_needs_no_checked_fields():
             "trainer.run()\n"
             "assert trainer.state.optimizer_step == 2\n"
             "assert not {name.split('.')[0] for name in set(sys.modules) - before} & {'pydantic'}\n"
-            "assert 'ignite_hooks.handlers.validation' not in sys.modules\n",
+            "assert 'ignite_hooks.evaluation.validation' not in sys.modules\n",
         ],
         check=True,
     )

@@ -1,5 +1,5 @@
 """Checkpoints that are there when they are needed, and go on as if nothing had been."""
 
-from ignite_hooks.checkpoint.resumable import assert_resumable
+from ignite_hooks.checkpoint.testing import assert_resumable
 
 __all__ = ["assert_resumable"]

@@ -12,18 +12,18 @@ from ignite_hooks.checkpoint.module_flags import set_flags
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import read_module
-from ignite_hooks.checkpoint.resume_report import EXACT
-from ignite_hooks.checkpoint.resume_report import ResumedPart
-from ignite_hooks.checkpoint.resume_report import ResumeReport
-from ignite_hooks.checkpoint.resume_report import part_of_named
-from ignite_hooks.checkpoint.resume_report import some
+from ignite_hooks.checkpoint.report import EXACT
+from ignite_hooks.checkpoint.report import ResumedPart
+from ignite_hooks.checkpoint.report import ResumeReport
+from ignite_hooks.checkpoint.report import part_of_named
+from ignite_hooks.checkpoint.report import some
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
 from ignite_hooks.checkpoint.training_name import name_training
 from ignite_hooks.checkpoint.undoing import undone_on_failure
-from ignite_hooks.measured import measured_at
+from ignite_hooks.evaluation.measured import measured_at
 
 __all__ = ["LoadedState"]
 

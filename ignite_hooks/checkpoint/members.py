@@ -7,10 +7,10 @@ import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
 
-from ignite_hooks.engine import handlers_of
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.base import attached
-from ignite_hooks.handlers.validation import Validation
+from ignite_hooks.core.engine import handlers_of
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.handler import attached
+from ignite_hooks.evaluation.validation import Validation
 
 __all__ = ["handlers_with_state", "has_state"]
 

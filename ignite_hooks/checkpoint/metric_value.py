@@ -7,8 +7,8 @@ import torch
 from ignite.engine import Engine
 from ignite.engine import Events
 
-from ignite_hooks.measured import measured_at
-from ignite_hooks.warn_once import warn_once
+from ignite_hooks.core.warn_once import warn_once
+from ignite_hooks.evaluation.measured import measured_at
 
 __all__ = ["MetricValue"]
 

@@ -19,16 +19,16 @@ from ignite_hooks.checkpoint.source import Candidate
 from ignite_hooks.checkpoint.source import Source
 from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.state import TrainingState
-from ignite_hooks.engine import is_running
-from ignite_hooks.handlers.base import Attachment
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.base import attached
-from ignite_hooks.handlers.fields import Directory
-from ignite_hooks.handlers.fields import Flag
-from ignite_hooks.handlers.fields import OnMissing
-from ignite_hooks.handlers.fields import SourcePath
-from ignite_hooks.handlers.fields import handler_config
-from ignite_hooks.loop import TrainingLoop
+from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.fields import Directory
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import OnMissing
+from ignite_hooks.core.fields import SourcePath
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.handler import attached
+from ignite_hooks.trainer.loop import TrainingLoop
 
 __all__ = ["ResumeCheckpoint"]
 

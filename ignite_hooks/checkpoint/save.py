@@ -14,26 +14,26 @@ from pydantic.dataclasses import dataclass
 from ignite_hooks.checkpoint.members import has_state
 from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
-from ignite_hooks.checkpoint.saving import Saving
 from ignite_hooks.checkpoint.state import TrainingState
-from ignite_hooks.engine import belongings
-from ignite_hooks.engine import is_running
+from ignite_hooks.checkpoint.triggers import Saving
+from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.fields import Count
+from ignite_hooks.core.fields import Directory
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Kept
+from ignite_hooks.core.fields import MetricName
+from ignite_hooks.core.fields import Mode
+from ignite_hooks.core.fields import Runtime
+from ignite_hooks.core.fields import Seconds
+from ignite_hooks.core.fields import SignalNames
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.handler import Scheduled
+from ignite_hooks.core.handler import attached
 from ignite_hooks.events import TrainEvents
-from ignite_hooks.handlers.base import Attachment
-from ignite_hooks.handlers.base import Scheduled
-from ignite_hooks.handlers.base import attached
-from ignite_hooks.handlers.fields import Count
-from ignite_hooks.handlers.fields import Directory
-from ignite_hooks.handlers.fields import Every
-from ignite_hooks.handlers.fields import Flag
-from ignite_hooks.handlers.fields import Kept
-from ignite_hooks.handlers.fields import MetricName
-from ignite_hooks.handlers.fields import Mode
-from ignite_hooks.handlers.fields import Runtime
-from ignite_hooks.handlers.fields import Seconds
-from ignite_hooks.handlers.fields import SignalNames
-from ignite_hooks.handlers.fields import handler_config
-from ignite_hooks.loop import TrainingLoop
+from ignite_hooks.trainer.loop import TrainingLoop
 
 __all__ = ["SaveCheckpoint"]
 

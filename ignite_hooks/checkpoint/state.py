@@ -25,14 +25,14 @@ import torch
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import plain_part
+from ignite_hooks.checkpoint.digest import sum_of
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import module_file
-from ignite_hooks.checkpoint.sums import sum_of
-from ignite_hooks.engine import is_interrupted
-from ignite_hooks.engine import is_running
-from ignite_hooks.handlers.base import attached
-from ignite_hooks.handlers.optimizer_step import OptimizerStep
-from ignite_hooks.measured import measured_at
+from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.handler import attached
+from ignite_hooks.evaluation.measured import measured_at
+from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = ["TrainingState", "rank_file", "sums_of"]
 

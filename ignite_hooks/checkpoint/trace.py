@@ -4,9 +4,9 @@ from typing import Any
 
 from ignite.engine import Events
 
+from ignite_hooks.checkpoint.digest import sum_of
 from ignite_hooks.checkpoint.members import handlers_with_state
-from ignite_hooks.checkpoint.sums import sum_of
-from ignite_hooks.rng import RandomState
+from ignite_hooks.data.random_state import RandomState
 
 __all__ = ["Trace"]
 

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 from ignite.engine import Engine
 
-from ignite_hooks.engine import belongings
+from ignite_hooks.core.engine import belongings
 
 __all__ = ["name_training", "training_of"]
 

@@ -21,7 +21,7 @@ from ignite_hooks.config.problems import at
 from ignite_hooks.config.registry import TAG
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import why_it_is_no_data
-from ignite_hooks.handlers.base import Handler
+from ignite_hooks.core.handler import Handler
 
 __all__ = ["Encoder"]
 

@@ -13,11 +13,9 @@ from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.config.kinds import admits_none
 from ignite_hooks.config.kinds import fields_of
-from ignite_hooks.handlers.gradient_clipping import GradientClipping
-from ignite_hooks.handlers.optimizer_step import OptimizerStep
-from ignite_hooks.handlers.validation import Validation
-from ignite_hooks.hook_context import HookContext
-from ignite_hooks.hooks import Hooks
+from ignite_hooks.evaluation.validation import Validation
+from ignite_hooks.hooks.context import HookContext
+from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.memory.clear_cache import ClearCache
 from ignite_hooks.memory.garbage_collection import CudaGarbageCollector
 from ignite_hooks.memory.garbage_collection import GarbageCollector
@@ -27,6 +25,8 @@ from ignite_hooks.memory.ram_metrics import EpochMaxRAM
 from ignite_hooks.memory.ram_metrics import ExperienceMaxRAM
 from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM
 from ignite_hooks.memory.ram_metrics import StreamMaxRAM
+from ignite_hooks.optim.gradient_clipping import GradientClipping
+from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = ["TAG", "all_tagged", "close_to", "register", "tag_of", "tagged", "why_it_is_no_data"]
 

@@ -10,7 +10,6 @@ from accelerate.utils import set_seed
 from ignite.engine import Engine
 from pydantic.dataclasses import dataclass
 
-from ignite_hooks.accelerators import accelerator_or_default
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.config.conversion import replace
@@ -21,13 +20,14 @@ from ignite_hooks.config.run_fields import Precision
 from ignite_hooks.config.run_fields import SchedulerAt
 from ignite_hooks.config.run_fields import Seed
 from ignite_hooks.config.schema import json_schema
+from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.evaluation.validation import Validation
+from ignite_hooks.evaluation.validation_schedule import ValidationSchedule
 from ignite_hooks.factory import create_supervised_trainer
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.fields import handler_config
-from ignite_hooks.handlers.gradient_clipping import GradientClipping
-from ignite_hooks.handlers.validation import Validation
-from ignite_hooks.handlers.validation_schedule import ValidationSchedule
-from ignite_hooks.trainer import Trainer
+from ignite_hooks.optim.gradient_clipping import GradientClipping
+from ignite_hooks.trainer.trainer import Trainer
 
 __all__ = ["RunSettings"]
 

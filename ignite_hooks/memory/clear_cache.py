@@ -4,10 +4,10 @@ from accelerate.utils import memory as accelerate_memory
 from ignite.engine import Engine
 from pydantic.dataclasses import dataclass
 
-from ignite_hooks.handlers.fields import Every
-from ignite_hooks.handlers.fields import Flag
-from ignite_hooks.handlers.fields import Fraction
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Fraction
+from ignite_hooks.core.fields import handler_config
 from ignite_hooks.memory.device_memory import memory_in_use
 from ignite_hooks.memory.units import MIB
 from ignite_hooks.memory.upkeep import Upkeep

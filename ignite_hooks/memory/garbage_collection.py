@@ -14,18 +14,18 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
-from ignite_hooks.engine import is_interrupted
-from ignite_hooks.handlers.base import Attachment
-from ignite_hooks.handlers.fields import Every
-from ignite_hooks.handlers.fields import Flag
-from ignite_hooks.handlers.fields import Generation
-from ignite_hooks.handlers.fields import Iterations
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Generation
+from ignite_hooks.core.fields import Iterations
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.memory.process_gc import automatic_collection_off
 from ignite_hooks.memory.process_gc import automatic_pauses
 from ignite_hooks.memory.process_gc import frozen
 from ignite_hooks.memory.upkeep import Upkeep
-from ignite_hooks.warn_once import warn_once
 
 __all__ = ["CudaGarbageCollector", "GarbageCollector"]
 

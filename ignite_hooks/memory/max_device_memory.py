@@ -6,14 +6,14 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
-from ignite_hooks.handlers.base import Attachment
-from ignite_hooks.handlers.fields import Flag
-from ignite_hooks.handlers.fields import Iterations
-from ignite_hooks.handlers.fields import handler_config
-from ignite_hooks.memory.device_mark import DeviceMark
-from ignite_hooks.memory.device_mark import DevicePeaks
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Iterations
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.memory.device import DeviceMark
+from ignite_hooks.memory.device import DevicePeaks
+from ignite_hooks.memory.ledger import PeakLedger
 from ignite_hooks.memory.measurement import Measurement
-from ignite_hooks.memory.peak_ledger import PeakLedger
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
 from ignite_hooks.memory.units import MIB

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from ignite_hooks.handlers.fields import Backend
-from ignite_hooks.handlers.fields import Flag
-from ignite_hooks.handlers.fields import Seconds
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.fields import Backend
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Seconds
+from ignite_hooks.core.fields import handler_config
 from ignite_hooks.memory.measurement import Measurement
 from ignite_hooks.memory.ram_backends import backend_in_use
 from ignite_hooks.memory.ram_backends import ram_measurements

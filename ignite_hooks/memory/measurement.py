@@ -8,7 +8,7 @@ from typing import Generic
 from ignite_hooks.memory.mark import Reading
 
 if TYPE_CHECKING:
-    from ignite_hooks.memory.peak_ledger import PeakLedger
+    from ignite_hooks.memory.ledger import PeakLedger
 
 __all__ = ["Measurement"]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from ignite.engine import Engine
 
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.base import attached
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.handler import attached
 
 __all__ = ["PeakMetric"]
 

@@ -10,7 +10,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
-from ignite_hooks.warn_once import warn_once
+from ignite_hooks.core.warn_once import warn_once
 
 __all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
 

@@ -7,19 +7,19 @@ from ignite.engine import Events
 from pydantic import validate_call
 from pydantic.dataclasses import dataclass
 
+from ignite_hooks.core.fields import Backend
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Iterations
+from ignite_hooks.core.fields import MetricName
+from ignite_hooks.core.fields import Seconds
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Attachment
 from ignite_hooks.events import TrainEvents
-from ignite_hooks.handlers.base import Attachment
-from ignite_hooks.handlers.fields import Backend
-from ignite_hooks.handlers.fields import Flag
-from ignite_hooks.handlers.fields import Iterations
-from ignite_hooks.handlers.fields import MetricName
-from ignite_hooks.handlers.fields import Seconds
-from ignite_hooks.handlers.fields import handler_config
-from ignite_hooks.loop import TrainingLoop
 from ignite_hooks.memory.max_ram import MaxRAM
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
 from ignite_hooks.memory.units import MIB
+from ignite_hooks.trainer.loop import TrainingLoop
 
 __all__ = [
     "EpochMaxRAM",

@@ -10,8 +10,8 @@ from typing import Any
 from ignite.engine import Engine
 from ignite.engine import Events
 
-from ignite_hooks.engine import is_interrupted
-from ignite_hooks.handlers.base import Attachment
+from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.handler import Attachment
 from ignite_hooks.memory.measurement import Measurement
 
 __all__ = ["Span"]

@@ -5,8 +5,8 @@ from typing import Any
 from ignite.engine import Engine
 from ignite.engine import Events
 
-from ignite_hooks.handlers.base import Attachment
-from ignite_hooks.handlers.base import Scheduled
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.handler import Scheduled
 
 __all__ = ["Upkeep"]
 

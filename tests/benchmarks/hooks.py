@@ -17,8 +17,8 @@ from contextlib import nullcontext
 import torch
 
 from ignite_hooks import HookContext
-from ignite_hooks.channels import Channels
-from ignite_hooks.hook_context import Hook
+from ignite_hooks.hooks.channels import Channels
+from ignite_hooks.hooks.context import Hook
 from tests.reference import batches_of
 from tests.reference import make_trainer
 

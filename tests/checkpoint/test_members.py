@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import ClearCache
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.members import has_state
-from ignite_hooks.handlers.base import Handler
+from ignite_hooks.core.handler import Handler
 from tests.reference import batches_of
 from tests.reference import make_trainer
 

@@ -8,7 +8,7 @@ import tomli_w
 SIZE = 2**20
 MAKES_A_FILE = "touch made_by_a_document"
 TARGETS = ["os.system", "ignite_hooks.GradientClipping", "builtins.eval", "antigravity",
-           "ignite_hooks.handlers.gradient_clipping:GradientClipping", "__import__('antigravity')",
+           "ignite_hooks.optim.gradient_clipping:GradientClipping", "__import__('antigravity')",
            "lambda: 1", "../clear_cache", "{0.__class__}", "${oc.env:HOME}"]  # fmt: skip
 CODE = [f"__import__('os').system('{MAKES_A_FILE}')", f"lambda: os.system('{MAKES_A_FILE}')",
         f"$({MAKES_A_FILE})", "{0.__class__.__init__.__globals__}", "%(HOME)s",

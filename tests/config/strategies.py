@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from ignite_hooks.config import ValidationSchedule
 from ignite_hooks.config import run_fields
 from ignite_hooks.config.registry import all_tagged
-from ignite_hooks.handlers import fields
-from ignite_hooks.handlers.base import Handler
+from ignite_hooks.core import fields
+from ignite_hooks.core.handler import Handler
 
 OURS = {tag: cls for tag, cls in all_tagged().items() if cls.__module__.startswith("ignite_hooks.")}
 """The classes with a tag, without those of tests."""

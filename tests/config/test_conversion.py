@@ -15,9 +15,9 @@ from ignite_hooks.config import from_dict
 from ignite_hooks.config import register
 from ignite_hooks.config import replace
 from ignite_hooks.config import to_dict
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.fields import Every
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Handler
 
 
 @register("conversion.open")

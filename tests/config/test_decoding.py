@@ -20,9 +20,9 @@ from ignite_hooks.config import RunSettings
 from ignite_hooks.config import ValidationSchedule
 from ignite_hooks.config import register
 from ignite_hooks.config.decoding import decode
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.fields import Every
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Handler
 
 
 class Color(Enum):

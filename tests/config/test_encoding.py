@@ -24,7 +24,7 @@ from ignite_hooks.config import ConfigError
 from ignite_hooks.config import RunSettings
 from ignite_hooks.config import ValidationSchedule
 from ignite_hooks.config.encoding import Encoder
-from ignite_hooks.handlers.base import Handler
+from ignite_hooks.core.handler import Handler
 from tests.reference import make_trainer
 
 

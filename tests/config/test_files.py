@@ -20,8 +20,8 @@ from ignite_hooks.config import loads
 from ignite_hooks.config import register
 from ignite_hooks.config import save
 from ignite_hooks.config.bounds import MAX_SIZE
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Handler
 
 FORMATS = ["json", "toml", "yaml"]
 SUFFIXES = [".json", ".toml", ".yaml", ".yml"]

@@ -18,8 +18,8 @@ OWN = """
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.config import register
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.fields import handler_config
 
 
 @register("main.{name}")

@@ -18,7 +18,7 @@ from ignite_hooks.config.registry import close_to
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import tagged
 from ignite_hooks.config.registry import why_it_is_no_data
-from ignite_hooks.handlers.base import Handler
+from ignite_hooks.core.handler import Handler
 from tests.config.strategies import OURS
 
 

@@ -29,7 +29,7 @@ from ignite_hooks.config import loads
 from ignite_hooks.config import register
 from ignite_hooks.config import replace
 from ignite_hooks.config import to_dict
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.fields import handler_config
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model

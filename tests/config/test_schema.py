@@ -12,8 +12,8 @@ from ignite_hooks.config import RunSettings
 from ignite_hooks.config import register
 from ignite_hooks.config import to_dict
 from ignite_hooks.config.schema import json_schema
-from ignite_hooks.handlers.base import Handler
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Handler
 
 
 @register("schema.tree")

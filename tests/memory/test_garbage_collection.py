@@ -15,7 +15,7 @@ from ignite_hooks import GarbageCollector
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks import warn_once
+from ignite_hooks.core import warn_once
 from tests.memory.test_process_gc import Node
 from tests.memory.test_process_gc import objects_to_collect
 from tests.memory.test_process_gc import old_cycle

@@ -1,10 +1,10 @@
 import pytest
 
+from ignite_hooks.memory.kernel import KernelMark
 from ignite_hooks.memory.kernel_children_mark import KernelChildrenMark
-from ignite_hooks.memory.kernel_mark import KernelMark
 from ignite_hooks.memory.mark import ByteMark
 from ignite_hooks.memory.mark import Mark
-from ignite_hooks.memory.sampled_mark import SampledMark
+from ignite_hooks.memory.sampled import SampledMark
 
 
 @pytest.mark.parametrize(

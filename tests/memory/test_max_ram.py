@@ -19,11 +19,11 @@ from torch.utils.data import Dataset
 
 from ignite_hooks import MaxRAM
 from ignite_hooks.memory import ram_backends
-from ignite_hooks.memory.kernel_mark import KernelMark
-from ignite_hooks.memory.kernel_mark import why_no_kernel_mark
-from ignite_hooks.memory.peak_ledger import PeakLedger
-from ignite_hooks.memory.sampled_mark import SampledMark
-from ignite_hooks.memory.sampled_mark import resident
+from ignite_hooks.memory.kernel import KernelMark
+from ignite_hooks.memory.kernel import why_no_kernel_mark
+from ignite_hooks.memory.ledger import PeakLedger
+from ignite_hooks.memory.sampled import SampledMark
+from ignite_hooks.memory.sampled import resident
 from tests.memory.spikes import LEAN
 from tests.memory.spikes import MIB
 from tests.memory.spikes import Child

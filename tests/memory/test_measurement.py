@@ -1,8 +1,8 @@
 import pytest
-
-from ignite_hooks.memory.measurement import Measurement
-from ignite_hooks.memory.peak_ledger import PeakLedger
 from tests.memory.test_peak_ledger import Tank
+
+from ignite_hooks.memory.ledger import PeakLedger
+from ignite_hooks.memory.measurement import Measurement
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from ignite_hooks import MinibatchMaxRAM
 from ignite_hooks import StreamMaxRAM
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks.handlers.base import Handler
+from ignite_hooks.core.handler import Handler
 from ignite_hooks.memory.peak_metric import PeakMetric
 from tests.reference import batches_of
 from tests.reference import make_model

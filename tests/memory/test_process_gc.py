@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset
 
-from ignite_hooks import warn_once
+from ignite_hooks.core import warn_once
 from ignite_hooks.memory import process_gc
 from ignite_hooks.memory.process_gc import automatic_collection_off
 from ignite_hooks.memory.process_gc import automatic_pauses

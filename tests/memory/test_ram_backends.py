@@ -4,7 +4,7 @@ import pytest
 
 from ignite_hooks import MaxRAM
 from ignite_hooks.memory import ram_backends
-from ignite_hooks.memory.kernel_mark import _proof
+from ignite_hooks.memory.kernel import _proof
 from ignite_hooks.memory.ram_backends import backend_in_use
 from ignite_hooks.memory.ram_backends import ram_measurements
 from tests.memory.spikes import forked

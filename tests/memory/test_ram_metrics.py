@@ -29,7 +29,7 @@ from ignite_hooks import create_supervised_trainer
 from ignite_hooks import ram_usage_metrics
 from ignite_hooks.memory.ram_backends import _CHILDREN
 from ignite_hooks.memory.ram_backends import _OWN
-from ignite_hooks.memory.sampled_mark import resident
+from ignite_hooks.memory.sampled import resident
 from tests.memory.spikes import spike as spike_of
 from tests.reference import batches_of
 from tests.reference import make_model

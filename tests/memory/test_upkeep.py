@@ -3,8 +3,8 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
-from ignite_hooks.handlers.fields import Every
-from ignite_hooks.handlers.fields import handler_config
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import handler_config
 from ignite_hooks.memory.upkeep import Upkeep
 from tests.reference import batches_of
 from tests.reference import make_trainer

@@ -14,7 +14,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.channels import CHANNELS
+from ignite_hooks.hooks.channels import CHANNELS
 from tests.benchmarks.work import MAX_NORM
 
 __all__ = [

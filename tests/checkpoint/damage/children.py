@@ -19,7 +19,7 @@ from ignite_hooks import Validation
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.manifest import Manifest
-from ignite_hooks.handlers.base import attached
+from ignite_hooks.core.handler import attached
 from tests.checkpoint.damage.nursery import pause
 from tests.checkpoint.damage.nursery import serve
 from tests.checkpoint.damage.nursery import tell

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.checkpoint import saving
+from ignite_hooks.checkpoint import triggers as saving
 from ignite_hooks.checkpoint.ranks import Ranks
 from tests.checkpoint.damage.training import folders
 from tests.checkpoint.damage.training import whole_steps

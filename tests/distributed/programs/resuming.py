@@ -1,14 +1,14 @@
 """Going on from every step of a run on two processes."""
 
 import torch
-
-from tests.distributed.programs.checks import run
-from tests.reference import weights
 from tests.test_resuming import EPOCHS
 from tests.test_resuming import history
 from tests.test_resuming import load
 from tests.test_resuming import trainer_of
 from tests.test_resuming import whole_run
+
+from tests.distributed.programs.checks import run
+from tests.reference import weights
 
 CHECKS = {
     "sampler": "plain",

@@ -1,0 +1,130 @@
+"""A test for users' own trainings: that nobody can tell that they were interrupted."""
+
+import random
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ignite_hooks.checkpoint.ranks import Ranks
+from ignite_hooks.checkpoint.resume import ResumeCheckpoint
+from ignite_hooks.checkpoint.save import SaveCheckpoint
+from ignite_hooks.checkpoint.trace import Trace
+from ignite_hooks.core.handler import attached
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.trainer.progress import whole_number
+
+__all__ = ["assert_resumable"]
+
+_STOPS = 5
+
+
+def assert_resumable(
+    make_trainer: Callable[[], Any], max_steps: int, *, stops: Iterable[int] | None = None
+) -> None:
+    """Trains with and without an interruption, and compares all that was done, bit by bit.
+
+    ::
+
+        def test_my_training_can_be_resumed():
+            assert_resumable(make_trainer, max_steps=20)
+
+    It runs the trainer through; again, saving at each of ``stops``; and from each of these
+    checkpoints a further one to the end. It compares, in each iteration, the place, the batch, the
+    random generators, the loss, every parameter and buffer, and the states of the optimizer, the
+    scheduler and the handlers that tell one. Data with a state of their own, a handler that changes
+    the training by one that it does not tell, a seed that is drawn in the wrong place: what differs
+    first is named.
+
+    Args:
+        make_trainer: builds the trainer as the script does, with its data, from its own seeds. It
+            is called several times and must give the same each time. Objects in ``also`` of a
+            ``SaveCheckpoint`` that it attaches are saved and resumed too.
+        max_steps: committed optimizer steps to train for, at best more than an epoch.
+        stops: the steps to resume from; default: five from the first to the last but one.
+
+    Raises:
+        AssertionError: something differs; the message says what comes first.
+        ValueError: a stop is not between 1 and ``max_steps``; a trainer has resumed already.
+    """
+    whole_number("max_steps", max_steps, "it says how long to train")
+    stops = _stops(max_steps, stops)
+    ranks = Ranks()
+    directory = Path(ranks.first_alone(lambda: tempfile.mkdtemp(prefix="ignite_hooks-")))
+    try:
+        unbroken = _run(_new(make_trainer), max_steps)
+        saved = _run(_saving(_new(make_trainer), directory, stops), max_steps)
+        if difference := saved.first_difference(unbroken):
+            raise AssertionError(
+                f"two runs that begin anew are not the same, {difference} differs: seed all random "
+                "generators in make_trainer, before the model is made"
+            )
+        for stop in stops:
+            resumed = _run(_resumed(_new(make_trainer), directory, stop), max_steps)
+            difference = resumed.first_difference(unbroken)
+            missing = max(unbroken.iterations) not in resumed.iterations
+            if difference is None and missing and stop < max_steps:
+                difference = f"the end: it stopped after iteration {max(resumed.iterations)}"
+            if difference:
+                raise AssertionError(
+                    f"resumed at step {stop}, {difference} differs from the unbroken run"
+                )
+    finally:
+        ranks.gather(None)
+        if ranks.is_first:
+            shutil.rmtree(directory)
+
+
+def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
+    if stops is None:
+        last = max(max_steps - 1, 1)
+        return sorted({1 + (last - 1) * k // (_STOPS - 1) for k in range(_STOPS)})
+    found = sorted(set(stops))
+    if not found or found[0] < 1 or found[-1] > max_steps:
+        raise ValueError(
+            f"`stops` must be steps from 1 to `max_steps`, which is {max_steps}, got {found}: "
+            "leave it out for five of them"
+        )
+    return found
+
+
+def _new(make_trainer: Callable[[], Any]) -> Any:
+    trainer = make_trainer()
+    if trainer.resume_report is not None:
+        raise ValueError(
+            "`make_trainer` must make a trainer that begins anew, got one that has resumed from "
+            f"{trainer.resume_report.checkpoint}: leave out resume_from"
+        )
+    return trainer
+
+
+def _run(trainer: Any, max_steps: int) -> Trace:
+    trace = Trace(trainer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "resumed from")  # it is seen what comes of it
+        warnings.filterwarnings("ignore", ".* checkpoints of another training")  # its own ones
+        trainer.run(max_steps=max_steps)
+    return trace
+
+
+def _saving(trainer: Any, directory: Path, stops: list[int]) -> Any:
+    """Saves at the stops, wherever the trainer's own handlers save."""
+    also = {
+        n: o for each in attached(trainer, SaveCheckpoint) for n, o in (each.also or {}).items()
+    }
+    save = SaveCheckpoint(directory, at_end=False, keep_last="all", on_signals=(), also=also)
+    save.attach(trainer, TrainEvents.GRADIENTS_CLEARED(event_filter=lambda _, step: step in stops))
+    return trainer
+
+
+def _resumed(trainer: Any, directory: Path, stop: int) -> Any:
+    """As in another process, where other random numbers were drawn before."""
+    ResumeCheckpoint(directory / f"step_{stop:08d}").attach(trainer)
+    torch.rand(1), np.random.rand(), random.random()
+    return trainer

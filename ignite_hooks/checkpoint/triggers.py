@@ -1,0 +1,159 @@
+"""When a trainer's checkpoints are taken: what is due, the end of a run, signals, and the clock."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+from typing import Any
+from weakref import ref
+
+from ignite.engine import Engine
+
+from ignite_hooks.checkpoint.preflight import check_directory
+from ignite_hooks.checkpoint.preflight import warn_if_full
+from ignite_hooks.checkpoint.signals import StopSignals
+from ignite_hooks.checkpoint.write import Saver
+from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.run_scope import enter_at_each_run
+from ignite_hooks.core.scopes import note
+from ignite_hooks.events import TrainEvents
+
+if TYPE_CHECKING:
+    from ignite_hooks.checkpoint.save import SaveCheckpoint
+
+__all__ = ["Saving"]
+
+_TURN = 1  # after validations, whose turn is 0
+
+
+class Saving:
+    """What one ``SaveCheckpoint`` does on one trainer.
+
+    Args:
+        options: the handler.
+        trainer: the trainer; no strong reference is kept.
+        announce: is called with each folder that has become a checkpoint, before CHECKPOINT_SAVED.
+    """
+
+    def __init__(
+        self, options: "SaveCheckpoint", trainer: Engine, announce: Callable[[Path], None]
+    ) -> None:
+        self._options = options
+        self._directory = Path(options.directory)
+        self._signals = StopSignals(options.on_signals)
+        self._last_time = monotonic()
+        self._is_wanted = False
+        engine = ref(trainer)
+
+        def tell(folder: Path) -> None:
+            announce(folder)
+            engine().fire_event(TrainEvents.CHECKPOINT_SAVED)  # type: ignore[union-attr]
+
+        def save() -> None:
+            self._save(engine())
+
+        self._saver = Saver(options, trainer, tell)
+        is_alone = self._saver.ranks.size == 1
+        self._waits_for_signals_only = (
+            is_alone and options.every_seconds is None and not options.background
+        )
+        self.save = save
+        enter_at_each_run(trainer, self._finishing)
+
+    def postpone(self, trainer: Any) -> None:
+        """Has it saved when the handlers of the moment have returned, after a validation."""
+        self._is_wanted = True
+        trainer.postpone(self.save, _TURN)
+
+    def start(self, trainer: Any) -> None:
+        """Before the first batch: a state that can not be saved is an error, none is new yet."""
+        self._saver.begin(trainer)
+        self._saver.rehearse(trainer)
+
+    def look(self, trainer: Any) -> None:
+        """After a step: obeys a signal, minds the clock, and tells of what has been written."""
+        if self._waits_for_signals_only and self._signals.received is None:
+            return
+        options, is_alone = self._options, self._saver.ranks.size == 1
+        if options.background and is_alone:
+            self._saver.tell_if_done()
+        names, every = options.on_signals, options.every_seconds
+        is_due = every is not None and monotonic() - self._last_time >= every
+        if is_alone and not is_due and self._signals.received is None:
+            return
+        if not (names or every):
+            return
+        received = [self._signals.received == name for name in names]
+        *received, is_due = self._saver.ranks.any_of(*received, is_due)
+        if is_due or any(received):
+            self.postpone(trainer)
+        if any(received):
+            trainer.stop_reason = names[received.index(True)]
+            trainer.terminate()
+
+    @contextmanager
+    def watching(self, trainer: Any) -> Iterator[None]:
+        """Around a run: signals are noted, and its last state is saved."""
+        check_directory(self._directory)
+        warn_if_full(self._directory, trainer)
+        self._saver.warn_of_others(trainer)
+        if not is_interrupted(trainer):
+            self._signals.forget()
+            self._saver.begin(trainer)
+        self._last_time = monotonic()
+        with self._signals:
+            with self._finishing(trainer):
+                yield
+                if _has_ended(trainer) and (self._is_signalled(trainer) or self._options.at_end):
+                    self._saver.save(trainer)
+            if _has_ended(trainer):
+                self._is_signalled(trainer)
+
+    def _is_signalled(self, trainer: Any) -> bool:
+        """Whether a signal has come; if so, that is why the run ends."""
+        names = self._options.on_signals
+        received = self._saver.ranks.any_of(*(self._signals.received == name for name in names))
+        if any(received):
+            trainer.stop_reason = names[received.index(True)]
+        return any(received)
+
+    @contextmanager
+    def _finishing(self, trainer: Any) -> Iterator[None]:
+        """Around a run: what a thread writes is complete, or its failure told, when it ends."""
+        if not is_interrupted(trainer):
+            self._is_wanted = False
+        try:
+            yield
+            if self._is_wanted and _has_ended(trainer):  # at COMPLETED, say
+                self._save(trainer)
+        except BaseException as error:
+            try:
+                self._saver.wait()
+            except Exception as failure:
+                note(error, f"A checkpoint could not be written either: {failure!r}")
+            raise
+        self._saver.wait()
+
+    def _save(self, trainer: Any) -> None:
+        # Ended by a validation, the epoch is to be completed first; and a window may be open.
+        if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_between_steps):
+            self.postpone(trainer)
+        elif is_interrupted(trainer) and not trainer.is_between_steps:
+            raise RuntimeError(
+                "a checkpoint must be taken between two steps, and this run was interrupted within "
+                "one: save at Events.INTERRUPT, which waits for the end of the step, or interrupt "
+                "at TrainEvents.GRADIENTS_CLEARED"
+            )
+        else:
+            self._is_wanted = False
+            self._saver.save(trainer)
+            self._last_time = monotonic()
+
+
+def _has_ended(trainer: Any) -> bool:
+    """Whether a run is over that has not failed: neither interrupted nor still going on."""
+    is_over = not (is_interrupted(trainer) or is_running(trainer))
+    return is_over and trainer.stop_reason != "exception"

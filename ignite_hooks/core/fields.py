@@ -1,0 +1,248 @@
+"""The types of handlers' fields: each says its rule, and what to do, when it is broken."""
+
+from pathlib import Path
+from signal import Signals
+from sys import float_info
+from typing import Annotated
+from typing import Any
+from typing import Literal
+
+from pydantic import ConfigDict
+from pydantic import WithJsonSchema
+
+from ignite_hooks.core.field_rules import is_count
+from ignite_hooks.core.field_rules import is_integer
+from ignite_hooks.core.field_rules import is_number
+from ignite_hooks.core.field_rules import must_be
+
+__all__ = [
+    "Backend",
+    "Count",
+    "Directory",
+    "Every",
+    "Flag",
+    "Fraction",
+    "Generation",
+    "Iterations",
+    "Kept",
+    "Limit",
+    "MetricName",
+    "Mode",
+    "NormType",
+    "OnMissing",
+    "Prefix",
+    "Runtime",
+    "Seconds",
+    "SignalNames",
+    "SourcePath",
+    "handler_config",
+]
+
+handler_config = ConfigDict(
+    extra="forbid",
+    hide_input_in_errors=True,
+    arbitrary_types_allowed=True,  # a field can be a Handler, of whichever class
+)
+
+_COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
+_POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]})
+
+Every = Annotated[
+    int, must_be("an integer >= 1", is_count, "leave it out for no such schedule"), _COUNT
+]
+"""Once in so many steps or epochs."""
+
+Iterations = Annotated[int, must_be("an integer >= 1", is_count, "it counts iterations"), _COUNT]
+"""A number of iterations."""
+
+Limit = Annotated[
+    float,
+    must_be(
+        "a number > 0",
+        lambda value: is_number(value) and value > 0,
+        "leave the clipping out to have none",
+    ),
+    _POSITIVE,
+]
+"""What gradients are clipped to."""
+
+Flag = Annotated[
+    bool,
+    must_be(
+        "True or False",
+        lambda value: isinstance(value, bool),
+        "it is a switch",
+        may_be_none=False,
+    ),
+]
+"""On or off."""
+
+Fraction = Annotated[
+    float,
+    must_be(
+        "a number from 0 to 1",
+        lambda value: is_number(value) and 0 <= value <= 1,
+        "leave it out to have no such condition",
+    ),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
+]
+"""A part of a whole."""
+
+Count = Annotated[
+    int,
+    must_be(
+        "an integer >= 0",
+        lambda value: is_integer(value) and value >= 0,
+        "0 is none",
+        may_be_none=False,
+    ),
+    WithJsonSchema({"type": "integer", "minimum": 0}),
+]
+"""How many there are to be, or none."""
+
+Kept = Annotated[
+    int | Literal["all"],
+    must_be(
+        'an integer >= 1, or "all"',
+        lambda value: is_count(value) or (isinstance(value, str) and value == "all"),
+        "3 is the usual choice",
+        may_be_none=False,
+    ),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]}),
+]
+"""How many of something are kept."""
+
+Mode = Annotated[
+    Literal["max", "min"],
+    must_be(
+        '"max" or "min"',
+        lambda value: value in ("max", "min"),
+        "it says which value of the metric is the best",
+        may_be_none=False,
+    ),
+]
+"""Whether more or less is better."""
+
+OnMissing = Annotated[
+    Literal["error", "start"],
+    must_be(
+        '"error" or "start"',
+        lambda value: value in ("error", "start"),
+        '"start" begins from scratch when there is no checkpoint yet',
+        may_be_none=False,
+    ),
+]
+"""What to do when there is nothing to go on from."""
+
+Generation = Annotated[
+    int,
+    must_be(
+        "0, 1 or 2",
+        lambda value: is_integer(value) and 0 <= value <= 2,
+        "2 is a full collection",
+        may_be_none=False,
+    ),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 2}),
+]
+"""A generation of Python's garbage collector, and those younger than it."""
+
+NormType = Annotated[
+    float,
+    must_be(
+        "a number > 0 or inf",
+        lambda value: is_number(value) and value > 0,
+        "2.0 is the Euclidean norm, inf the largest absolute value",
+        may_be_none=False,
+    ),
+    _POSITIVE,
+]
+"""The p of a p-norm."""
+
+Seconds = Annotated[
+    float,
+    must_be(
+        "a finite number of seconds > 0",
+        lambda value: is_number(value) and 0 < value <= float_info.max,
+        "1.0 is the usual choice",
+        may_be_none=False,
+    ),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
+]
+"""A time between two looks."""
+
+Backend = Annotated[
+    Literal["auto", "kernel", "sampler"],
+    must_be(
+        'one of "auto", "kernel" and "sampler"',
+        lambda value: value in ("auto", "kernel", "sampler"),
+        '"auto" takes the best that works',
+        may_be_none=False,
+    ),
+]
+"""How resident memory is measured."""
+
+MetricName = Annotated[
+    str,
+    must_be(
+        "a string that is not empty",
+        lambda value: isinstance(value, str) and value != "",
+        "leave it out for the usual name",
+        may_be_none=False,
+    ),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+"""The key of a value in ``state.metrics``."""
+
+Prefix = Annotated[
+    str,
+    must_be(
+        "a string",
+        lambda value: isinstance(value, str),
+        '"" is none',
+        may_be_none=False,
+    ),
+]
+"""What names begin with."""
+
+
+def _are_signals(names: Any) -> bool:
+    return isinstance(names, list | tuple) and all(
+        isinstance(name, str) and name in Signals.__members__ and name not in ("SIGKILL", "SIGSTOP")
+        for name in names
+    )
+
+
+SignalNames = Annotated[
+    tuple[str, ...],
+    must_be(
+        "names of signals that can be handled",
+        _are_signals,
+        '("SIGTERM",) is the usual choice, () is none',
+        may_be_none=False,
+    ),
+]
+"""Signals of the operating system, by name."""
+
+_PATH = WithJsonSchema({"type": "string", "minLength": 1})
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path) and value != ""
+
+
+Directory = Annotated[
+    str | Path,
+    must_be("a path", _is_path, 'a str or a Path, "checkpoints" for instance', may_be_none=False),
+    _PATH,
+]
+"""A folder on this machine."""
+
+SourcePath = Annotated[
+    str | Path,
+    must_be("a path or a URL", _is_path, '"checkpoints" for instance', may_be_none=False),
+    _PATH,
+]
+"""Where checkpoints are looked for."""
+
+Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
+"""Live objects: they are in no file, and are given in code."""

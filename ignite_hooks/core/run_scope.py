@@ -1,0 +1,129 @@
+"""Scopes around ``engine.run``: entered with it, left with it, however it ends."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+from weakref import ref
+
+from ignite.engine import Engine
+
+from ignite_hooks.core.engine import QuickEngine
+from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.scopes import ScopeStack
+
+__all__ = ["Scope", "enter_at_each_run", "run_scopes"]
+
+Scope = AbstractContextManager[Any, Any]
+
+
+def enter_at_each_run(engine: Engine, scope: Callable[[Engine], Scope]) -> Callable[[], None]:
+    """Has ``scope(engine)`` entered around each ``engine.run``, and around what is left of this.
+
+    No event of Ignite is sure to come at the end of a run that fails, and STARTED does not come
+    when an interrupted one goes on. A trainer's ``run`` enters the scopes itself; that of another
+    engine is wrapped, on this one engine. (A first scope that is added to such an engine within a
+    run can only be entered with the next one.)
+
+    Returns:
+        What undoes it. Within a run it leaves the scope at once.
+    """
+    run_scope = _RunScope(scope, engine)
+    scopes = _scopes_of(engine)
+    scopes.add(run_scope, engine)
+
+    def remove() -> None:
+        running_engine = run_scope.engine()
+        if running_engine is not None:
+            scopes.drop(run_scope, running_engine)
+        run_scope.__exit__(None, None, None)
+
+    return remove
+
+
+def run_scopes(engine: Engine) -> AbstractContextManager[None]:
+    """What ``run`` of an engine that enters its scopes itself runs in."""
+    return _scopes_of(engine).entered()
+
+
+def _scopes_of(engine: Engine) -> "_RunScopes":
+    scopes: _RunScopes = belongings(engine).setdefault("run_scopes", _RunScopes())
+    return scopes
+
+
+class _RunScope(AbstractContextManager[None, None]):
+    """A scope that can be left early; leaving it a second time does nothing."""
+
+    def __init__(self, scope: Callable[[Engine], Scope], engine: Engine) -> None:
+        self._scope = scope
+        self._entered: Scope | None = None
+        self.engine = ref(engine)
+
+    def __enter__(self) -> None:
+        engine = self.engine()
+        if engine is not None:
+            scope = self._scope(engine)
+            scope.__enter__()
+            self._entered = scope
+
+    def __exit__(self, *failure: Any) -> None:
+        scope, self._entered = self._entered, None
+        if scope is not None:
+            scope.__exit__(*failure)
+
+
+class _RunScopes:
+    """All scopes of one engine, and the wrapper of its ``run`` where there must be one."""
+
+    def __init__(self) -> None:
+        self._scopes: list[_RunScope] = []
+        self._running: ScopeStack | None = None
+        self._wrapper: Callable[[], Any] = _nothing
+
+    def add(self, scope: _RunScope, engine: Engine) -> None:
+        if self._wrapper() is None and not isinstance(engine, QuickEngine):
+            self._wrap(engine)
+        self._scopes = [*self._scopes, scope]
+        if self._running is not None:
+            self._running.enter(scope)
+
+    def drop(self, scope: _RunScope, engine: Any) -> None:
+        self._scopes = [each for each in self._scopes if each is not scope]
+        wrapper = self._wrapper()
+        is_outermost = wrapper is not None and engine.run is wrapper
+        if not self._scopes and is_outermost:
+            del engine.run
+            if wrapper.had is not None:
+                engine.run = wrapper.had
+            self._wrapper = _nothing
+
+    def _wrap(self, engine: Any) -> None:
+        run = engine.run
+        is_own = getattr(run, "__func__", None) is type(engine).run
+        had = None if is_own else run
+
+        @wraps(type(engine).run)
+        def run_in_scopes(*args: Any, **kwargs: Any) -> Any:
+            with self.entered():
+                return run(*args, **kwargs)
+
+        run_in_scopes.had = had  # type: ignore[attr-defined]
+        engine.run = run_in_scopes
+        self._wrapper = ref(run_in_scopes)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with ScopeStack() as stack:
+            self._running = stack
+            try:
+                for scope in self._scopes:
+                    stack.enter(scope)
+                yield
+            finally:
+                self._running = None
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,225 @@
+"""A data loader as an Engine must see it: every pass begins, ends and continues where it should."""
+
+import warnings
+import weakref
+from collections.abc import Generator
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import ExitStack
+from contextlib import closing
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader
+
+from ignite_hooks.data.feed_position import FeedPosition
+from ignite_hooks.data.feed_state import FeedState
+from ignite_hooks.data.pass_end import PassEnd
+from ignite_hooks.data.prepare import device_of_batches
+from ignite_hooks.data.prepare import source_of
+from ignite_hooks.data.random_generators import RandomGenerator
+
+__all__ = ["DataFeed"]
+
+
+class DataFeed(FeedState):
+    """Gives an engine the batches of a loader, pass by pass, and knows the place it is at.
+
+    Ignite never exhausts an iterator, and Accelerate relies on that it is exhausted: without this
+    class the loader's epoch stands still, a finished loader stays the active one (which switches
+    gradient accumulation off while another is iterated), and a resumed run begins at batch 0.
+
+    ``iter(feed)`` begins where the position says. Leaving a pass half-way (a stop, a failure)
+    keeps the position; calling ``iter`` while a pass is being given abandons that pass for the
+    next. Where the number of batches is certain the feed does not look ahead, so that random
+    numbers are drawn in the order of a plain PyTorch loop; else it looks one batch ahead, because
+    the last batch of a pass has to be known as the last.
+
+    With several processes they agree, at the start of each pass, on the smallest of their numbers
+    of batches. Where one of them does not know its number, they agree once for every
+    ``gradient_accumulation_steps`` batches.
+
+    Args:
+        data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
+        accelerator: prepares a loader that is not prepared yet, and says where the batches go.
+            Without one ``data`` is used as it is.
+        even_batches: whether every process must see the same number of batches, as training does.
+            If not, no sample is given twice to make batches even, which is what metrics need.
+
+    Raises:
+        TypeError: ``data`` is not iterable.
+        ValueError: ``data`` is empty, or can not be distributed over several processes.
+        RuntimeError: a pass gave more or fewer batches than ``len(data)`` promised.
+    """
+
+    def __init__(
+        self, data: Any, accelerator: Accelerator | None = None, *, even_batches: bool = True
+    ) -> None:
+        if not isinstance(data, Iterable) or isinstance(data, str):
+            raise TypeError(
+                f"`data` must be an iterable of batches, got {type(data).__name__}: "
+                "pass a DataLoader, a list of batches or a generator"
+            )
+        self._accelerator = accelerator
+        self._source = source_of(data, accelerator, even_batches)
+        several = accelerator is not None and accelerator.num_processes > 1
+        agrees = several and even_batches and not self._source.ends_itself
+        self._may_be_empty = several and not even_batches  # other processes have batches then
+        self._device = device_of_batches(self._source.loader, accelerator)
+        # Which pass this is, and how many of its batches have been given.
+        self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
+        # Weak, so that an engine that drops its iterator ends it.
+        self._giving: weakref.ref[Generator[Any, None, None]] | None = None
+        self._end = PassEnd(self._source, accelerator if agrees else None)
+        self.is_last = False
+        if self._end.length == 0 and not self._may_be_empty:
+            raise ValueError(self._no_batches())
+
+    @property
+    def loader(self) -> Any:
+        """The prepared loader, or the iterable of batches."""
+        return self._source.loader
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether batches that were given can be given again; an iterator's can not."""
+        return self._source.can_repeat
+
+    @property
+    def batches_left(self) -> int | None:
+        """How many batches this pass has from the present one on; None where it is not known."""
+        if self.is_last:
+            return 1
+        return None if self._end.length is None else self._end.length - self.position.batches + 1
+
+    @property
+    def generators(self) -> dict[str, RandomGenerator]:
+        """The random generators that the loader and the data have for themselves, by name."""
+        return self._source.generators
+
+    @property
+    def length(self) -> int | None:
+        """The number of batches in a pass; None where it is not certain."""
+        return self._end.length
+
+    def __len__(self) -> int:
+        """The number of batches in a pass; a TypeError where it is not certain."""
+        if not self._end.length:
+            raise TypeError(f"{type(self.loader).__name__} has no certain number of batches")
+        return self._end.length
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._now_giving() is not None:
+            self.next_pass()
+        elif self.is_last:
+            self._leave_pass()
+        giving = self._give()
+        self._giving = weakref.ref(giving)
+        return giving
+
+    def _now_giving(self) -> Generator[Any, None, None] | None:
+        return None if self._giving is None else self._giving()
+
+    @property
+    def at_start(self) -> bool:
+        """Whether no batch of this pass has been given."""
+        return not self.position.batches
+
+    def seek(self, position: FeedPosition) -> None:
+        """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
+
+        A pass that was begun before keeps the order of its samples, unless its sampler draws from
+        a global generator while it goes. Where the loader has a sampler of its own process, the
+        batches up to ``position`` are not loaded.
+        """
+        if self.can_repeat:
+            self.position = FeedPosition(*position)
+            self._end.ahead.clear()
+            self.is_last = False
+        self.close()
+
+    def go_back_to(self, position: FeedPosition) -> None:
+        """Has what came after ``position`` given again; an iterator can't, which is a warning."""
+        lost = self.position.batches - position.batches
+        if position == self.position:
+            return
+        if self.can_repeat:
+            self.seek(position)
+        elif lost > 0:
+            warnings.warn(
+                f"the last {lost} batches were not trained on, and an iterator can not give them "
+                "again: what comes next is what follows them (a list or a DataLoader could)",
+                stacklevel=2,
+            )
+
+    def next_pass(self) -> None:
+        """Leaves the rest of this pass, if one was begun."""
+        self.close()
+        if self.position.batches:
+            self._leave_pass()
+
+    def finish(self) -> None:
+        """After the last batch of a pass: ends it, so that Accelerate and the workers know."""
+        giving = self._now_giving()
+        if self.is_last and giving is not None:
+            next(giving, None)
+
+    def close(self) -> None:
+        """Ends the iteration: workers go, and the loader is no longer Accelerate's active one."""
+        giving, self._giving = self._now_giving(), None
+        if self.can_repeat:
+            self._end.ahead.clear()
+        if giving is not None:
+            giving.close()
+
+    def deactivate(self) -> None:
+        """Takes the loader off Accelerate's references, where it was put back after ``close``."""
+        if hasattr(self.loader, "end"):
+            self.loader.end()
+
+    def _give(self) -> Generator[Any, None, None]:
+        """One pass, or what is left of it. It begins with the first ``next``."""
+        if self._end.length is not None and self.position.batches >= self._end.length:
+            self._leave_pass()
+        if self.can_repeat:
+            self._end.ahead.clear()
+        ahead, to_device, moves = self._end.ahead, self._to_device, self._device is not None
+        with ExitStack() as stack:
+            stack.enter_context(self._source.active(self.position.data_pass))
+            self._end.settle()
+            batches = stack.enter_context(closing(self._source.batches(*self.position)))
+            for is_last in self._end.fetch(batches, *self.position):
+                data_pass, given = self.position
+                self.position = FeedPosition(data_pass, given + 1)
+                self.is_last = is_last
+                if is_last:
+                    self._source.mark_last()
+                # Not kept under a name: a suspended generator would hold it through validation.
+                yield to_device(ahead.popleft()) if moves else ahead.popleft()
+        if not self.position.batches and not self._may_be_empty:
+            raise ValueError(self._no_batches())
+        self._giving = None
+        self._leave_pass()
+
+    def _leave_pass(self) -> None:
+        self.position = FeedPosition(self.position.data_pass + 1, 0)
+        self.is_last = False
+        if hasattr(self.loader, "iteration"):
+            self.loader.iteration = self.position.data_pass
+
+    def _to_device(self, batch: Any) -> Any:
+        non_blocking = self._accelerator is not None and self._accelerator.non_blocking
+        return send_to_device(batch, self._device, non_blocking=non_blocking)
+
+    def _no_batches(self) -> str:
+        again = "" if self.can_repeat else "; an iterator is used up after one pass"
+        return (
+            f"`data` gave no batch in pass {self.position.data_pass + 1}, it must give at least "
+            f"one: check the {_kind_of(self.loader)} and its data set{again}"
+        )
+
+
+def _kind_of(loader: Any) -> str:
+    """What its user calls it."""
+    return "DataLoader" if isinstance(loader, DataLoader) else type(loader).__name__

@@ -1,0 +1,1 @@
+"""Evaluators, and validation within a training run."""

@@ -1,0 +1,138 @@
+"""An engine that evaluates: each sample once, and everything as it was afterwards."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import convert_to_fp32
+from ignite.engine import Engine
+from ignite.engine import State
+from ignite.metrics import Metric
+
+from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.core.engine import forget_run
+from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.data.feeds import Feeds
+from ignite_hooks.evaluation.modes import modes_kept
+from ignite_hooks.evaluation.modes import without_ddp
+from ignite_hooks.trainer.process_function import apply_model
+from ignite_hooks.trainer.process_function import identity
+from ignite_hooks.trainer.process_function import unpack
+
+__all__ = ["Evaluator", "create_supervised_evaluator"]
+
+
+class Evaluator(Engine):
+    """An Ignite engine that evaluates: ``create_supervised_evaluator`` builds it.
+
+    Each ``run(data)`` begins anew at the first batch, prepares a loader that is not prepared yet
+    (once), and leaves Accelerate's state and the modes of the model as they were.
+    """
+
+    def __init__(
+        self,
+        process_function: Callable[[Engine, Any], Any],
+        model: torch.nn.Module,
+        accelerator: Accelerator,
+    ) -> None:
+        super().__init__(process_function)
+        self.model = model
+        self.accelerator = accelerator
+        self._feeds = Feeds(accelerator, even_batches=False)
+
+    def run(
+        self,
+        data: Iterable[Any] | None = None,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        epoch_length: int | None = None,
+    ) -> State:
+        """As Ignite's; the model is in eval mode meanwhile.
+
+        Raises:
+            ValueError: ``data`` is missing or empty, or its loader repeats samples.
+        """
+        if data is None:
+            raise ValueError(
+                "`data` must be given, got None: run(loader), or Validation(evaluator, loader)"
+            )
+        feed = self._feeds.of(data)
+        feed.next_pass()
+        forget_run(self)
+        try:
+            with modes_kept(self.model):
+                self.model.eval()
+                limits = {"max_iters": max_iters} if max_iters is not None else {}
+                length = epoch_length or feed.length or None
+                return super().run(feed, max_epochs, epoch_length=length, **limits)
+        finally:
+            feed.close()
+            if is_interrupted(self):
+                forget_run(self)  # nothing will go on with it
+
+
+def create_supervised_evaluator(
+    model: torch.nn.Module,
+    metrics: Mapping[str, Metric] | None = None,
+    *,
+    accelerator: Accelerator | None = None,
+    prepare_batch: Callable[..., tuple[Any, Any]] = unpack,
+    model_transform: Callable[[Any], Any] = identity,
+    model_fn: Callable[[torch.nn.Module, Any], Any] = apply_model,
+    output_transform: Callable[[Any, Any, Any], Any] = lambda x, y, y_pred: (y_pred, y),
+    inference_mode: bool = False,
+) -> Evaluator:
+    """Builds an evaluator: no gradients, the accelerator's mixed precision, exact metrics.
+
+    With several processes each sample is evaluated once, by one of them, and Ignite's metrics
+    reduce over the processes as they always do. Do not gather outputs before: they would count as
+    often as there are processes.
+
+    Args:
+        model: the model, prepared or not. It is not prepared for training here.
+        metrics: Ignite's metrics by name; the results are in ``state.metrics``.
+        accelerator: default: a new ``Accelerator`` with the settings of those there are.
+        prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
+        model_transform: makes ``y_pred`` of the model's output.
+        model_fn: (model, x) -> the model's output.
+        output_transform: (x, y, y_pred) -> ``state.output``, what the metrics see.
+        inference_mode: evaluate in ``torch.inference_mode`` instead of ``torch.no_grad``: a little
+            faster, but tensors made in it can not be used in training later.
+
+    Raises:
+        TypeError: ``model`` is no module or a metric is none.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}: pass one")
+    if not isinstance(metrics or {}, Mapping):
+        raise TypeError(
+            f"`metrics` must map names to Ignite metrics, got {type(metrics).__name__}: "
+            'pass {"accuracy": Accuracy()}, say'
+        )
+    accelerator = accelerator_or_default(accelerator)
+    if accelerator.device_placement and not getattr(model, "_is_accelerate_prepared", False):
+        model = model.to(accelerator.device)
+    model = without_ddp(model)
+    device, non_blocking = accelerator.device, accelerator.non_blocking
+    to_full_precision = convert_to_fp32 if accelerator.native_amp else identity
+
+    def process(engine: Engine, batch: Any) -> Any:
+        with torch.inference_mode() if inference_mode else torch.no_grad():
+            x, y = prepare_batch(batch, device=device, non_blocking=non_blocking)
+            with accelerator.autocast():
+                output = model_fn(model, x)
+            y_pred = model_transform(to_full_precision(output))
+            return output_transform(x, y, y_pred)
+
+    evaluator = Evaluator(process, model, accelerator)
+    for name, metric in (metrics or {}).items():
+        if not isinstance(metric, Metric):
+            raise TypeError(
+                f"`metrics` must hold Ignite metrics, {name!r} is a {type(metric).__name__}: "
+                "make one, ignite.metrics.Accuracy() for instance"
+            )
+        metric.attach(evaluator, name)
+    return evaluator

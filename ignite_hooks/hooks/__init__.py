@@ -1,0 +1,1 @@
+"""Scopes around the parts of the loop."""

@@ -1,0 +1,96 @@
+"""Clips the gradient once a window: whole, unscaled, before anyone else sees it."""
+
+from typing import Any
+
+from ignite.engine import Engine
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks.core.fields import Limit
+from ignite_hooks.core.fields import NormType
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.handler import attached
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
+
+__all__ = ["GradientClipping"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class GradientClipping(Handler):
+    """Keeps the gradient of a step within a limit, by its norm or by each of its values.
+
+    By hand it is done per batch instead of per step, before the loss scaler's factor is taken out,
+    or with a short window counted short. Here it acts at OPTIMIZER_STEP_STARTED, when the gradient
+    is whole and unscaled, on the trainable parameters of the optimizer that have one. Clipping by
+    norm leaves the norm before clipping in ``state.metrics["grad_norm"]``, a tensor: nothing waits
+    for the device.
+
+    Args:
+        max_norm: largest norm of all gradients together, as in ``torch.nn.utils.clip_grad_norm_``;
+            inf clips nothing and measures.
+        clip_value: largest absolute value of a gradient, as in ``clip_grad_value_``.
+        norm_type: the p of the p-norm, inf for the largest absolute value.
+
+    Raises:
+        ValueError: both limits or none are given, or one is not positive; the engine has no
+            OptimizerStep, or a GradientClipping already.
+    """
+
+    max_norm: Limit | None = None
+    clip_value: Limit | None = None
+    norm_type: NormType = 2.0
+
+    def __post_init__(self) -> None:
+        """Checks that there is one limit."""
+        if (self.max_norm is None) == (self.clip_value is None):
+            raise ValueError(
+                "exactly one of `max_norm` and `clip_value` must be given, got "
+                f"max_norm={self.max_norm} and clip_value={self.clip_value}: "
+                "max_norm=1.0 is the usual choice"
+            )
+
+    def check(self, engine: Engine, event: Any) -> None:
+        """One clipper, on an engine that steps."""
+        _optimizer_step_of(engine)
+        if attached(engine, GradientClipping):
+            raise ValueError(
+                "`engine` must have one GradientClipping, and it has one already: remove() the "
+                "other attachment first, or leave out the factory's `grad_clip`"
+            )
+
+    def attach_to(self, attachment: Attachment) -> None:
+        """Acts once a window, before the step."""
+        step = _optimizer_step_of(attachment.engine)
+        stepping = step.attachment
+
+        def clip(engine: Engine) -> None:
+            nonlocal step, stepping
+            if not (stepping and stepping.is_attached):  # another has taken its place
+                step = _optimizer_step_of(engine)
+                stepping = step.attachment
+            self._clip(step.prepared, engine)
+
+        attachment.on(TrainEvents.OPTIMIZER_STEP_STARTED, clip)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clips the gradients that are there."""
+        self._clip(_optimizer_step_of(engine).prepared, engine)
+
+    def _clip(self, prepared: PreparedOptimizer, engine: Engine) -> None:
+        if self.max_norm is not None:
+            norm = prepared.clip_grad_norm_(self.max_norm, self.norm_type)
+            engine.state.metrics["grad_norm"] = norm
+        elif self.clip_value is not None:
+            prepared.clip_grad_value_(self.clip_value)
+
+
+def _optimizer_step_of(engine: Engine) -> OptimizerStep:
+    for step in attached(engine, OptimizerStep):
+        return step
+    raise ValueError(
+        "`engine` must have an OptimizerStep for its gradients to be clipped, and it has none: "
+        "attach OptimizerStep(accelerator, optimizer) first"
+    )

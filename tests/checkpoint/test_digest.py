@@ -1,0 +1,66 @@
+import copy
+from collections import namedtuple
+
+import numpy as np
+import torch
+
+from ignite_hooks.checkpoint.digest import sum_of
+
+NOT_THE_SAME = [
+    torch.tensor([1.0, 2.0]),
+    torch.tensor([1.0, 2.5]),
+    torch.tensor([[1.0, 2.0]]),
+    torch.tensor([1.0, 2.0], dtype=torch.float64),
+    torch.tensor([1, 2], dtype=torch.bfloat16),
+    torch.tensor(1.0),
+    torch.tensor([]),
+    torch.tensor(True),
+    np.array([1.0, 2.0], dtype=np.float16),
+    np.array([1.0, 2.5], dtype=np.float16),
+    [1, 2],
+    [[1], 2],
+    [1, [2]],
+    [12],
+    ["1", "2"],
+    {"a": 1},
+    {"a": 2},
+    {"b": 1},
+    {"a": {"a": 1}},
+    None,
+    0,
+    0.0,
+    -0.0,
+    False,
+    "",
+    b"",
+    1j,
+    slice(1),
+    set(),
+    {1},
+    {1, 2},
+    namedtuple("Pair", "x y")(1, 3),
+]
+
+
+def test_no_two_of_these_are_taken_for_the_same():
+    sums = [sum_of(value) for value in NOT_THE_SAME]
+    assert len(set(sums)) == len(NOT_THE_SAME)
+    assert sums == [sum_of(copy.deepcopy(value)) for value in NOT_THE_SAME]
+
+
+def test_the_order_of_a_set_does_not_matter():
+    assert sum_of({"a", "b", "c", 1}) == sum_of(frozenset([1, "c", "b", "a"]))
+
+
+def test_nan_is_the_same_as_itself():
+    assert sum_of(torch.tensor(float("nan"))) == sum_of(torch.tensor(float("nan")))
+
+
+class Holder:
+    def __init__(self, value):
+        self.value = value
+
+
+def test_an_object_is_as_its_attributes_are():
+    assert sum_of(Holder(torch.ones(2))) == sum_of(Holder(torch.ones(2)))
+    assert sum_of(Holder(torch.ones(2))) != sum_of(Holder(torch.zeros(2)))

@@ -1,0 +1,704 @@
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks.checkpoint.store import CheckpointStore
+from tests.reference import batches_of
+from tests.reference import make_trainer
+from tests.reference import record
+from tests.reference import weights
+
+LAST = (2, 12, 6)
+"""Epochs, iterations and steps of a whole training: two epochs of three steps of two batches."""
+
+
+class Failure(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch):
+    """When things are saved is asked here, not whether that survives a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def before():
+    """What the process did at these signals before: it notes them."""
+    noted = []
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGPOLL]
+    found = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, lambda number, frame: noted.append(signal.Signals(number).name))
+    yield noted
+    for number, handler in found.items():
+        signal.signal(number, handler)
+
+
+def trainer_of(checkpoint=None, **options):
+    return make_trainer(batches_of(6), accumulation=2, checkpoint=checkpoint, **options)
+
+
+def saved(directory):
+    """Complete epochs, iterations and steps of each checkpoint, in the order of their commits."""
+    checkpoints = CheckpointStore(directory).checkpoints()
+    manifests = [checkpoint.manifest for checkpoint in reversed(checkpoints)]
+    return [(each.epoch, each.iteration, each.step) for each in manifests]
+
+
+def all_of(directory, **schedule):
+    """Saves by nothing but the schedule, and keeps all."""
+    return SaveCheckpoint(directory, keep_last="all", **{"at_end": False, **schedule})
+
+
+def send(name="SIGTERM"):
+    os.kill(os.getpid(), signal.Signals[name])
+
+
+def assert_goes_on_as_unbroken(directory):
+    """From its newest checkpoint, to the end of the training."""
+    unbroken = trainer_of()
+    unbroken.run(max_epochs=2)
+    resumed = trainer_of(resume_from=directory)
+    resumed.run(max_epochs=2)
+    assert (resumed.state.epoch, resumed.state.iteration, resumed.state.optimizer_step) == LAST
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+# Schedules
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"every_steps": 1}, [(0, 2, 1), (0, 4, 2), (1, 6, 3), (1, 8, 4), (1, 10, 5), LAST]),
+        ({"every_steps": 2}, [(0, 4, 2), (1, 8, 4), LAST]),
+        ({"every_steps": 7}, []),
+        ({"every_epochs": 1}, [(1, 6, 3), LAST]),
+        ({"every_epochs": 2}, [LAST]),
+        ({"at_end": True}, [LAST]),
+        ({"every_steps": 4, "at_end": True}, [(1, 8, 4), LAST]),
+        ({"every_steps": 2, "every_epochs": 1}, [(0, 4, 2), (1, 6, 3), (1, 8, 4), LAST]),
+        (
+            {"every_steps": 3, "every_epochs": 1, "every_seconds": 1e-9, "at_end": True},
+            [(0, 2, 1), (0, 4, 2), (1, 6, 3), (1, 8, 4), (1, 10, 5), LAST],
+        ),
+        ({"at_end": False}, []),
+    ],
+    ids=str,
+)
+def test_saves_on_its_schedules_and_once_where_several_are_due(tmp_path, schedule, expected):
+    trainer = trainer_of(all_of(tmp_path, **schedule))
+    moments = record(trainer, [TrainEvents.CHECKPOINT_SAVED])
+    trainer.run(max_epochs=2)
+    assert saved(tmp_path) == expected
+    assert [iteration for _, _, iteration in moments] == [iteration for _, iteration, _ in expected]
+
+
+class Clock:
+    """A second passes with each batch, and more when it is told."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+    def tick(self):
+        self.now += 1
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("ignite_hooks.checkpoint.triggers.monotonic", clock)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"every_seconds": 4.0}, [(0, 4, 2), (1, 8, 4), LAST]),
+        ({"every_seconds": 4.5}, [(1, 6, 3), LAST]),
+        ({"every_seconds": 4.5, "every_steps": 2}, [(0, 4, 2), (1, 8, 4), LAST]),
+        ({"every_seconds": 100.0}, []),
+    ],
+    ids=str,
+)
+def test_the_clock_runs_from_the_last_save_whatever_that_was_due_to(
+    tmp_path, clock, schedule, expected
+):
+    trainer = trainer_of(all_of(tmp_path, **schedule))
+    trainer.add_event_handler(Events.ITERATION_STARTED, clock.tick)
+    trainer.run(max_epochs=2)
+    assert saved(tmp_path) == expected
+
+
+def test_the_time_between_two_runs_does_not_count(tmp_path, clock):
+    trainer = trainer_of(all_of(tmp_path, every_seconds=3.0))
+    trainer.add_event_handler(Events.ITERATION_STARTED, clock.tick)
+    trainer.run(max_steps=1)
+    clock.now += 100
+    trainer.run(max_steps=2)
+    assert saved(tmp_path) == []
+    trainer.run(max_steps=4)
+    assert saved(tmp_path) == [(1, 8, 4)]
+
+
+@pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED, Events.ITERATION_STARTED])
+def test_what_is_due_in_the_middle_of_a_window_waits_for_its_step(tmp_path, event):
+    trainer = trainer_of()
+    all_of(tmp_path).attach(trainer, event(every=3))
+    trainer.run(max_epochs=2)
+    assert saved(tmp_path) == [(0, 4, 2), (1, 6, 3), (1, 10, 5), LAST]
+
+
+@pytest.mark.parametrize("stop", [None, 3])
+@pytest.mark.parametrize("event", [Events.COMPLETED, Events.TERMINATE])
+def test_what_is_due_when_a_run_has_ended_is_saved(tmp_path, event, stop):
+    """At its last boundary; Ignite's own Checkpoint is often attached so."""
+    trainer = trainer_of()
+    all_of(tmp_path).attach(trainer, event)
+    if stop is not None:
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=stop), lambda: trainer.terminate()
+        )
+    trainer.run(max_epochs=2)
+    if stop is not None:
+        assert saved(tmp_path) == [(0, 2, 1)]
+    else:
+        assert saved(tmp_path) == ([LAST] if event == Events.COMPLETED else [])
+
+
+# At the end of a run
+
+
+def at(event, **options):
+    """Has a trainer stop at the event."""
+
+    def set_up(trainer):
+        trainer.add_event_handler(event, lambda: trainer.terminate())
+
+    return set_up, options
+
+
+NO_STOP = (lambda trainer: None, {})
+
+ENDS = {
+    "max_epochs": ({"max_epochs": 1}, NO_STOP, (1, 6, 3)),
+    "max_steps": ({"max_steps": 2}, NO_STOP, (0, 4, 2)),
+    "max_iters": ({"max_iters": 8}, NO_STOP, (1, 8, 4)),
+    "max_steps at the end of an epoch": ({"max_steps": 3}, NO_STOP, (1, 6, 3)),
+    "at a boundary": ({}, at(Events.ITERATION_COMPLETED(once=4)), (0, 4, 2)),
+    "at the end of an epoch": ({}, at(Events.ITERATION_COMPLETED(once=6)), (1, 6, 3)),
+    "after an epoch": ({}, at(Events.EPOCH_COMPLETED(once=1)), (1, 6, 3)),
+    "in the middle of a window": ({}, at(Events.ITERATION_COMPLETED(once=3)), (0, 2, 1)),
+    "before a window": ({}, at(Events.ITERATION_STARTED(once=5)), (0, 4, 2)),
+    "in the first window of an epoch": ({}, at(Events.ITERATION_COMPLETED(once=7)), (1, 6, 3)),
+    "when an epoch begins": ({}, at(Events.EPOCH_STARTED(once=2)), (1, 6, 3)),
+    "from a validation": (
+        {},
+        at(
+            TrainEvents.VALIDATION_COMPLETED(once=1),
+            validation=Validation(lambda: None, every_steps=2),
+        ),
+        (0, 4, 2),
+    ),
+    "from a validation after an epoch": (
+        {},
+        at(
+            TrainEvents.VALIDATION_COMPLETED(once=1),
+            validation=Validation(lambda: None, every_steps=3),
+        ),
+        (1, 6, 3),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:resumed from(.|\n)*that no step was made with")
+@pytest.mark.parametrize("end", ENDS)
+def test_the_last_boundary_is_saved_once_however_a_run_ends(tmp_path, end):
+    limits, (set_up, options), expected = ENDS[end]
+    trainer = trainer_of(all_of(tmp_path, at_end=True), **options)
+    set_up(trainer)
+    trainer.run(**(limits or {"max_epochs": 2}))
+    assert saved(tmp_path) == [expected]
+    assert_goes_on_as_unbroken(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["at a boundary", "in the middle of a window", "after an epoch"])
+def test_what_was_saved_on_schedule_is_not_saved_again_at_the_end(tmp_path, end):
+    limits, (set_up, options), expected = ENDS[end]
+    trainer = trainer_of(all_of(tmp_path, at_end=True, every_steps=1), **options)
+    set_up(trainer)
+    trainer.run(**(limits or {"max_epochs": 2}))
+    steps = [step for *_, step in saved(tmp_path)]
+    assert steps == list(range(1, expected[-1] + 1))
+
+
+@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED])
+def test_nothing_is_saved_when_nothing_has_moved(tmp_path, event):
+    trainer = trainer_of(all_of(tmp_path, at_end=True))
+    trainer.add_event_handler(event, lambda: trainer.terminate())
+    trainer.run(max_epochs=2)
+    assert saved(tmp_path) == []
+
+
+def test_each_run_of_a_trainer_saves_its_end(tmp_path):
+    trainer = trainer_of(all_of(tmp_path, at_end=True))
+    trainer.run(max_epochs=1)
+    trainer.run(max_epochs=2)
+    assert saved(tmp_path) == [(1, 6, 3), LAST]
+    trainer.run()  # begins anew: its checkpoint is another of the same step
+    assert saved(tmp_path) == [(1, 6, 3), LAST, (1, 6, 3)]
+    assert (tmp_path / "step_00000003-2" / "manifest.json").exists()
+
+
+def test_a_new_beginning_that_is_stopped_at_once_saves_nothing(tmp_path):
+    trainer = trainer_of(all_of(tmp_path, at_end=True))
+    trainer.run(max_epochs=1)
+    trainer.add_event_handler(Events.STARTED, lambda: trainer.terminate())
+    trainer.run()
+    assert saved(tmp_path) == [(1, 6, 3)]
+
+
+def test_a_resumed_run_that_was_finished_saves_nothing(tmp_path):
+    trainer_of(all_of(tmp_path, at_end=True)).run(max_epochs=2)
+    resumed = trainer_of(all_of(tmp_path, at_end=True, every_steps=1), resume_from=tmp_path)
+    announced = record(resumed, [TrainEvents.CHECKPOINT_SAVED])
+    resumed.run(max_epochs=2)
+    assert (saved(tmp_path), announced) == ([LAST], [])
+
+
+def test_a_resumed_run_that_is_stopped_at_once_saves_nothing(tmp_path):
+    trainer_of(all_of(tmp_path, at_end=True)).run(max_steps=2)
+    resumed = trainer_of(all_of(tmp_path, at_end=True), resume_from=tmp_path)
+    resumed.add_event_handler(Events.ITERATION_STARTED, lambda: resumed.terminate())
+    resumed.run(max_epochs=2)
+    assert saved(tmp_path) == [(0, 4, 2)]
+
+
+# Epochs that are ended early
+
+
+@pytest.mark.parametrize("by", ["a handler", "a validation"])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_what_is_due_when_an_epoch_is_ended_waits_for_its_completion(tmp_path, by, at_end):
+    validation = Validation(lambda: None, every_steps=2) if by == "a validation" else None
+    trainer = trainer_of(all_of(tmp_path, every_steps=2, at_end=at_end), validation=validation)
+    events = {
+        "a handler": Events.ITERATION_COMPLETED(once=4),
+        "a validation": TrainEvents.VALIDATION_COMPLETED(once=1),
+    }
+    names = record(trainer, [Events.EPOCH_COMPLETED, TrainEvents.CHECKPOINT_SAVED])
+    trainer.add_event_handler(events[by], lambda: trainer.terminate_epoch())
+    trainer.run(max_epochs=1)
+    assert names == [("EPOCH_COMPLETED", 1, 4), ("CHECKPOINT_SAVED", 1, 4)]
+    assert saved(tmp_path) == [(1, 4, 2)]
+
+
+def test_after_an_epoch_that_was_ended_it_goes_on_as_unbroken(tmp_path):
+    def ended(**options):
+        trainer = trainer_of(**options)
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=4), lambda: trainer.terminate_epoch()
+        )
+        return trainer
+
+    unbroken = ended()
+    unbroken.run(max_epochs=2)
+    ended(checkpoint=all_of(tmp_path, every_steps=2)).run(max_epochs=1)
+    resumed = ended(resume_from=tmp_path)
+    resumed.run(max_epochs=2)
+    assert resumed.state.iteration == unbroken.state.iteration == 10
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+# Failures
+
+
+def fail():
+    raise Failure
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(
+    "event",
+    [
+        Events.STARTED,
+        TrainEvents.MODEL_FORWARD_COMPLETED(once=3),
+        TrainEvents.OPTIMIZER_STEP_STARTED,
+        Events.ITERATION_COMPLETED(once=2),
+        Events.EPOCH_COMPLETED(once=1),
+        Events.COMPLETED,
+    ],
+    ids=lambda event: event.name,
+)
+def test_a_run_that_fails_saves_nothing_on_its_way_out(tmp_path, event, background):
+    schedule = {"at_end": event != Events.COMPLETED, "every_epochs": 1 if background else None}
+    trainer = trainer_of(all_of(tmp_path, background=background, **schedule))
+    trainer.add_event_handler(event, fail)
+    with pytest.raises(Failure):
+        trainer.run(max_epochs=1)
+    assert saved(tmp_path) == ([(1, 6, 3)] if background and event == Events.COMPLETED else [])
+
+
+@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt, SystemExit])
+def test_a_failure_that_a_handler_makes_an_end_of_saves_nothing_either(tmp_path, error):
+    trainer = trainer_of(all_of(tmp_path, at_end=True))
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=3))
+    def stop():
+        raise error
+
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: None)
+    trainer.run(max_epochs=2)
+    assert (trainer.stop_reason, saved(tmp_path)) == ("exception", [])
+
+
+def test_the_run_after_a_failure_goes_on_and_saves(tmp_path):
+    trainer = trainer_of(all_of(tmp_path, at_end=True))
+    handle = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), fail)
+    with pytest.raises(Failure):
+        trainer.run(max_epochs=2)
+    handle.remove()
+    trainer.run(max_epochs=1)
+    assert saved(tmp_path) == [(1, 6, 3)]
+    assert_goes_on_as_unbroken(tmp_path)
+
+
+# Interruptions
+
+
+def test_an_interruption_saves_nothing_and_the_whole_run_saves_what_it_would_have(tmp_path):
+    trainer = trainer_of(all_of(tmp_path, every_steps=2, at_end=True))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, trainer.interrupt)
+    seen = []
+    while trainer.stop_reason is None:
+        trainer.run(max_epochs=2)
+        seen.append([step for *_, step in saved(tmp_path)])
+    assert seen == [[]] * 3 + [[2]] * 4 + [[2, 4]] * 5 + [[2, 4, 6]]
+    assert_goes_on_as_unbroken(tmp_path)
+
+
+WITHIN = {
+    "a window": Events.ITERATION_COMPLETED(once=3),
+    "a batch": Events.ITERATION_STARTED(once=3),
+    "the fetching": Events.GET_BATCH_COMPLETED(once=2),
+}
+
+
+@pytest.mark.parametrize("where", WITHIN)
+def test_a_run_that_was_interrupted_within_a_step_is_not_saved_by_hand(tmp_path, where):
+    handler = all_of(tmp_path, every_steps=10)
+    trainer = trainer_of(handler)
+    trainer.add_event_handler(WITHIN[where], trainer.interrupt)
+    trainer.run(max_epochs=2)
+    with pytest.raises(RuntimeError, match=r"between two steps, .* within one: save at"):
+        handler(trainer)
+    assert saved(tmp_path) == []
+    trainer.run()
+    handler(trainer)
+    assert saved(tmp_path) == [LAST]
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (TrainEvents.GRADIENTS_CLEARED(once=2), (0, 4, 2)),
+        (Events.ITERATION_COMPLETED(once=4), (0, 4, 2)),
+        (Events.EPOCH_COMPLETED(once=1), (1, 6, 3)),
+        (Events.EPOCH_STARTED(once=2), (1, 6, 3)),
+    ],
+)
+def test_one_that_was_interrupted_between_two_steps_is_saved_by_hand(tmp_path, event, expected):
+    handler = all_of(tmp_path, every_steps=10)
+    trainer = trainer_of(handler)
+    trainer.add_event_handler(event, trainer.interrupt)
+    trainer.run(max_epochs=2)
+    handler(trainer)
+    assert saved(tmp_path) == [expected]
+    assert_goes_on_as_unbroken(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("event", "before", "after"),
+    [
+        (Events.ITERATION_COMPLETED(once=4), [(0, 4, 2)], [(0, 4, 2)]),
+        (Events.ITERATION_COMPLETED(once=3), [], [(0, 4, 2)]),
+        (Events.GET_BATCH_COMPLETED(once=4), [], [(1, 6, 3)]),
+        (Events.ITERATION_STARTED(once=3), [], [(0, 4, 2)]),
+    ],
+)
+def test_attached_to_the_interruption_it_saves_then_or_at_the_end_of_the_step(
+    tmp_path, event, before, after
+):
+    trainer = trainer_of(all_of(tmp_path, every_steps=10))
+    all_of(tmp_path / "at", on_signals=()).attach(trainer, Events.INTERRUPT)
+    trainer.add_event_handler(event, trainer.interrupt)
+    trainer.run(max_epochs=2)
+    assert saved(tmp_path / "at") == before
+    trainer.run()
+    assert saved(tmp_path / "at") == after
+    assert_goes_on_as_unbroken(tmp_path / "at")
+
+
+def test_signals_are_let_through_while_a_run_is_interrupted(tmp_path, before):
+    ours = signal.getsignal(signal.SIGTERM)
+    trainer = trainer_of(all_of(tmp_path))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), trainer.interrupt)
+    trainer.run(max_epochs=2)
+    assert signal.getsignal(signal.SIGTERM) is ours
+    send()
+    assert before == ["SIGTERM"]
+    trainer.run()
+    assert (trainer.stop_reason, saved(tmp_path)) == ("max_epochs", [])
+    assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_a_signal_just_before_an_interruption_is_obeyed_when_the_run_goes_on(tmp_path, before):
+    trainer = trainer_of(all_of(tmp_path))
+    event = Events.ITERATION_COMPLETED(once=3)
+    trainer.add_event_handler(event, lambda: (send(), trainer.interrupt()))
+    trainer.run(max_epochs=2)
+    trainer.run()
+    assert (trainer.stop_reason, before, saved(tmp_path)) == ("SIGTERM", [], [(0, 4, 2)])
+
+
+# Signals: none of the saves that come here was due.
+
+
+class Signalling:
+    """Has a state; the first time that is asked for after a step, a signal comes."""
+
+    def __init__(self):
+        self.is_armed = False
+
+    def attach(self, engine):
+        event = TrainEvents.GRADIENTS_CLEARED(once=1)
+        engine.add_event_handler(event, lambda: setattr(self, "is_armed", True))
+
+    def state_dict(self):
+        if self.is_armed:
+            self.is_armed = False
+            send()
+        return {}
+
+    def load_state_dict(self, state_dict):
+        pass
+
+
+SIGNALS = {
+    "in the middle of a window": (Events.ITERATION_COMPLETED(once=3), (0, 4, 2)),
+    "in a forward": (TrainEvents.MODEL_FORWARD_COMPLETED(once=2), (0, 2, 1)),
+    "before the optimizer steps": (TrainEvents.OPTIMIZER_STEP_STARTED(once=1), (0, 4, 2)),
+    "after a step": (Events.ITERATION_COMPLETED(once=2), (0, 4, 2)),
+    "in a validation": (TrainEvents.VALIDATION_STARTED(once=1), (0, 4, 2)),
+    "in a validation after an epoch": (TrainEvents.VALIDATION_STARTED(once=3), (1, 8, 4)),
+    "before the first step": (Events.STARTED, (0, 2, 1)),
+    "in the last batch of an epoch": (TrainEvents.MODEL_FORWARD_COMPLETED(once=6), (1, 6, 3)),
+    "after an epoch": (Events.EPOCH_COMPLETED(once=1), (1, 8, 4)),
+    "in the last batch of all": (TrainEvents.MODEL_FORWARD_COMPLETED(once=12), LAST),
+    "after the last step": (Events.ITERATION_COMPLETED(once=12), LAST),
+    "when all is done": (Events.COMPLETED, LAST),
+}
+
+
+@pytest.mark.parametrize("moment", SIGNALS)
+def test_a_signal_has_the_next_boundary_saved_and_ends_the_run(tmp_path, before, moment):
+    event, expected = SIGNALS[moment]
+    trainer = trainer_of(all_of(tmp_path), validation=Validation(lambda: None, every_steps=1))
+    ours = signal.getsignal(signal.SIGTERM)
+    trainer.add_event_handler(event, lambda: send())
+    trainer.run(max_epochs=2)
+    assert trainer.stop_reason == "SIGTERM"
+    assert saved(tmp_path) == [expected]
+    assert (before, signal.getsignal(signal.SIGTERM)) == ([], ours)
+    assert_goes_on_as_unbroken(tmp_path)
+
+
+def test_a_signal_in_the_last_batch_of_an_epoch_lets_it_complete(tmp_path, before):
+    trainer = trainer_of(all_of(tmp_path))
+    event, _ = SIGNALS["in the last batch of an epoch"]
+    trainer.add_event_handler(event, lambda: send())
+    events = [Events.EPOCH_COMPLETED, TrainEvents.CHECKPOINT_SAVED, Events.TERMINATE]
+    names = record(trainer, [*events, Events.COMPLETED])
+    trainer.run(max_epochs=2)
+    assert [name for name, *_ in names] == [*(event.name for event in events), "COMPLETED"]
+
+
+def test_handlers_of_the_end_are_told_that_it_was_a_signal(tmp_path, before):
+    trainer, told = trainer_of(all_of(tmp_path)), []
+    for event in (TrainEvents.CHECKPOINT_SAVED, Events.TERMINATE, Events.COMPLETED):
+        trainer.add_event_handler(event, lambda: told.append(trainer.stop_reason))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send())
+    trainer.run(max_epochs=2)
+    assert told == ["SIGTERM"] * 3
+
+
+def test_a_save_that_a_signal_comes_into_is_completed(tmp_path, before):
+    it = Signalling()
+    trainer = trainer_of(all_of(tmp_path, every_steps=2, also={"it": it}), handlers=[it])
+    trainer.run(max_epochs=2)
+    assert trainer.stop_reason == "SIGTERM"
+    assert saved(tmp_path) == [(0, 4, 2), (1, 6, 3)]
+
+
+def test_a_signal_in_the_save_at_the_end_is_obeyed_without_another(tmp_path, before):
+    it = Signalling()
+    trainer = trainer_of(all_of(tmp_path, at_end=True, also={"it": it}), handlers=[it])
+    trainer.run(max_epochs=2)
+    assert (trainer.stop_reason, saved(tmp_path)) == ("SIGTERM", [LAST])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_any_signal_that_is_named_asks_for_the_end(tmp_path, before, name):
+    trainer = trainer_of(all_of(tmp_path, on_signals=("SIGINT", "SIGUSR1", "SIGTERM")))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send(name))
+    trainer.run(max_epochs=2)
+    assert (trainer.stop_reason, before, saved(tmp_path)) == (name, [], [(0, 2, 1)])
+
+
+@pytest.mark.parametrize("names", [(), ("SIGUSR1",)])
+def test_a_signal_that_is_not_named_does_what_it_did_before(tmp_path, before, names):
+    trainer = trainer_of(all_of(tmp_path, on_signals=names, at_end=True))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send())
+    trainer.run(max_epochs=2)
+    assert (trainer.stop_reason, before, saved(tmp_path)) == ("max_epochs", ["SIGTERM"], [LAST])
+
+
+def test_a_second_signal_does_what_it_did_before(tmp_path, before):
+    trainer = trainer_of(all_of(tmp_path))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: (send(), send()))
+    trainer.run(max_epochs=2)
+    assert (trainer.stop_reason, before) == ("SIGTERM", ["SIGTERM"])
+    assert saved(tmp_path) == [(0, 2, 1)]
+
+
+def test_a_second_ctrl_c_is_a_keyboard_interrupt_and_nothing_is_saved(tmp_path, before):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    trainer = trainer_of(all_of(tmp_path, on_signals=("SIGINT",), at_end=True))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send("SIGINT"))
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=2), lambda: send("SIGINT"))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(max_epochs=2)
+    assert saved(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signals_are_as_they_were_found_after_a_failure_too(tmp_path, before):
+    ours = signal.getsignal(signal.SIGTERM)
+    trainer = trainer_of(all_of(tmp_path))
+    within = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=1), lambda: within.append(signal.getsignal(signal.SIGTERM))
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), fail)
+    with pytest.raises(Failure):
+        trainer.run(max_epochs=2)
+    assert within[0] is not ours
+    assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_after_a_stop_by_a_signal_the_same_trainer_goes_on_as_unbroken(tmp_path, before):
+    trainer, unbroken = trainer_of(all_of(tmp_path)), trainer_of()
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: send())
+    trainer.run(max_epochs=2)
+    assert trainer.state.iteration == 4
+    trainer.run(max_epochs=2)
+    unbroken.run(max_epochs=2)
+    assert trainer.stop_reason == "max_epochs"
+    assert torch.equal(weights(trainer.model), weights(unbroken.model))
+
+
+def test_off_the_main_thread_signals_are_left_alone(tmp_path, before):
+    trainer = trainer_of(all_of(tmp_path, at_end=True))
+    ours, within = signal.getsignal(signal.SIGTERM), []
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=1))
+    def look():
+        within.append(signal.getsignal(signal.SIGTERM))
+        send()
+
+    thread = threading.Thread(target=trainer.run, kwargs={"max_epochs": 2})
+    thread.start()
+    thread.join()
+    assert within == [ours]
+    assert before == ["SIGTERM"]
+    assert (trainer.stop_reason, saved(tmp_path)) == ("max_epochs", [LAST])
+
+
+def test_a_trainer_within_another_leaves_the_signals_to_it(tmp_path, before):
+    ours = signal.getsignal(signal.SIGTERM)
+    outer = trainer_of(all_of(tmp_path / "outer"))
+    outer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=1),
+        lambda: trainer_of(all_of(tmp_path / "inner")).run(max_epochs=1),
+    )
+    outer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: send())
+    outer.run(max_epochs=2)
+    assert (outer.stop_reason, before) == ("SIGTERM", [])
+    assert saved(tmp_path / "outer") == [(0, 4, 2)]
+    assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_a_signal_that_comes_within_an_inner_trainer_ends_both(tmp_path, before):
+    ours = signal.getsignal(signal.SIGTERM)
+    outer, inner = trainer_of(all_of(tmp_path / "outer")), trainer_of(all_of(tmp_path / "inner"))
+    inner.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send())
+    event = Events.ITERATION_COMPLETED(once=1)
+    outer.add_event_handler(event, lambda: inner.run(max_epochs=1))
+    outer.run(max_epochs=2)
+    assert (inner.stop_reason, saved(tmp_path / "inner")) == ("SIGTERM", [(0, 2, 1)])
+    assert (outer.stop_reason, saved(tmp_path / "outer")) == ("SIGTERM", [(0, 2, 1)])
+    assert (before, signal.getsignal(signal.SIGTERM)) == ([], ours)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_with_two_of_them_both_save_and_a_second_signal_is_the_second(tmp_path, before, signals):
+    ours = signal.getsignal(signal.SIGTERM)
+    handlers = [all_of(tmp_path / "one"), all_of(tmp_path / "other")]
+    trainer = trainer_of(handlers=handlers)
+    event = Events.ITERATION_COMPLETED(once=1)
+    trainer.add_event_handler(event, lambda: [send() for _ in range(signals)])
+    trainer.run(max_epochs=2)
+    assert trainer.stop_reason == "SIGTERM"
+    assert saved(tmp_path / "one") == saved(tmp_path / "other") == [(0, 2, 1)]
+    assert before == ["SIGTERM"] * (signals - 1)
+    assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_one_that_is_attached_twice_leaves_the_signals_as_they_were(tmp_path, before):
+    ours, handler = signal.getsignal(signal.SIGTERM), all_of(tmp_path, every_epochs=1)
+    trainer = trainer_of(handler)
+    handler.attach(trainer, Events.ITERATION_COMPLETED(once=4))
+    trainer.run(max_epochs=2)
+    assert saved(tmp_path) == [(0, 4, 2), (1, 6, 3), LAST]
+    assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_a_signal_with_two_names_may_be_given_by_either(tmp_path, before):
+    trainer = trainer_of(all_of(tmp_path, on_signals=("SIGPOLL",)))  # Python calls it SIGIO
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send("SIGIO"))
+    trainer.run(max_epochs=2)
+    assert trainer.stop_reason in ("SIGPOLL", "SIGIO")
+    assert saved(tmp_path) == [(0, 2, 1)]
+
+
+# Resuming what the schedules see
+
+
+def test_a_resumed_run_keeps_to_the_schedules_of_the_whole_one(tmp_path):
+    schedule = {"every_steps": 4, "every_epochs": 2, "at_end": True}
+    trainer_of(all_of(tmp_path, **schedule)).run(max_steps=2)
+    resume = ResumeCheckpoint(tmp_path)
+    trainer_of(all_of(tmp_path, **schedule), resume_from=resume).run(max_epochs=4)
+    assert [step for *_, step in saved(tmp_path)] == [2, 4, 6, 8, 12]

@@ -1,0 +1,408 @@
+import errno
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from ignite.engine import Events
+from torch.optim.lr_scheduler import StepLR
+
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks.checkpoint.folder import find_problems
+from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.write import Saver
+from tests.reference import augmented
+from tests.reference import make_trainer
+from tests.reference import seed
+from tests.reference import weights
+
+THREAD = "ignite_hooks.checkpoint"
+
+
+class Failure(Exception):
+    pass
+
+
+class Disk:
+    """Whether the disk is slow or full for the thread that writes, or full for all."""
+
+    def __init__(self):
+        self.is_full_for = None
+        self.act = None
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def fsync(self, descriptor):
+        here = "thread" if threading.current_thread().name == THREAD else "main"
+        if here == "thread":
+            assert self.may_go_on.wait(60)
+            act, self.act = self.act, None
+            if act is not None:
+                act()
+        if self.is_full_for == here:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def stall(self):
+        self.may_go_on.clear()
+
+    def finish(self):
+        """Returns when nothing is being written any more."""
+        self.may_go_on.set()
+        for thread in writing():
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch):
+    disk = Disk()
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    yield disk
+    disk.finish()
+
+
+def writing():
+    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+
+
+def trainer_of(checkpoint=None, **options):
+    """Dropout, shuffling and augmentation; five batches make three steps."""
+    seed()
+    return make_trainer(
+        augmented(),
+        accumulation=2,
+        dropout=0.5,
+        lr_scheduler=lambda optimizer: StepLR(optimizer, 2, gamma=0.5),
+        checkpoint=checkpoint,
+        **options,
+    )
+
+
+def in_background(directory, **schedule):
+    schedule = {"keep_last": "all", "at_end": False, **schedule}
+    return SaveCheckpoint(directory, background=True, **schedule)
+
+
+def steps(directory):
+    """The steps of the checkpoints that are whole, in the order of their commits."""
+    checkpoints = CheckpointStore(directory).checkpoints()
+    assert not any(find_problems(checkpoint) for checkpoint in checkpoints)
+    return [checkpoint.manifest.step for checkpoint in reversed(checkpoints)]
+
+
+def at_iteration(trainer, number, act, event=Events.ITERATION_COMPLETED):
+    trainer.add_event_handler(event(once=number), lambda: act())
+
+
+def announced(trainer):
+    """The iteration and the folder at each CHECKPOINT_SAVED."""
+    seen = []
+    (handler,) = [a.handler for a in trainer._ignite_hooks["attachments"] if is_saving(a.handler)]
+    trainer.add_event_handler(
+        TrainEvents.CHECKPOINT_SAVED,
+        lambda: seen.append((trainer.state.iteration, handler.last_checkpoint.name)),
+    )
+    return seen
+
+
+def is_saving(handler):
+    return isinstance(handler, SaveCheckpoint)
+
+
+# What a checkpoint says of itself
+
+
+def test_the_manifest_tells_where_in_the_training_it_was_taken(tmp_path):
+    validation = Validation(lambda: {"steps": torch.tensor(0.5)}, every_steps=1)
+    handler = SaveCheckpoint(tmp_path, every_steps=2, at_end=False, metric="val_steps")
+    trainer_of(handler, validation=validation).run(max_epochs=2)
+    checkpoints = reversed(CheckpointStore(tmp_path).checkpoints())
+    two, four, six = [checkpoint.manifest for checkpoint in checkpoints]
+    for manifest, step, epoch, iteration, batches in (
+        (two, 2, 0, 4, 4),
+        (four, 4, 1, 7, 2),
+        (six, 6, 2, 10, 0),
+    ):
+        found = (manifest.step, manifest.epoch, manifest.iteration, manifest.batches)
+        assert found == (step, epoch, iteration, batches)
+        assert manifest.data_pass == epoch
+        assert (manifest.metric, manifest.metric_value) == ("val_steps", 0.5)
+        assert manifest.world_size == 1
+        assert manifest.saved_at.tzinfo is not None
+    assert [each.number for each in (two, four, six)] == [1, 2, 3]
+    assert {"python", "torch", "accelerate", "pytorch-ignite", "ignite-hooks"} == set(two.versions)
+
+
+def test_every_file_of_the_folder_is_in_the_manifest(tmp_path):
+    trainer_of(SaveCheckpoint(tmp_path)).run()
+    (checkpoint,) = CheckpointStore(tmp_path).checkpoints()
+    names = {path.name for path in checkpoint.folder.iterdir()}
+    assert names == {*checkpoint.manifest.files, "manifest.json"}
+    assert {"model.safetensors", "optimizer.bin", "scheduler.bin", "rank_00000.pt"} <= names
+
+
+def test_the_same_place_is_saved_once(tmp_path):
+    trainer, folders = trainer_of(), []
+    saver = Saver(SaveCheckpoint(tmp_path), trainer, folders.append)
+    saver.begin(trainer)
+    saver.save(trainer)
+    assert folders == []  # nothing has moved
+    trainer.run()
+    saver.save(trainer)
+    saver.save(trainer)
+    assert [folder.name for folder in folders] == ["step_00000003"]
+    saver.begin(trainer)
+    saver.save(trainer)
+    assert len(folders) == 1
+
+
+# Saves that fail
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_save_that_fails_leaves_the_older_one_and_none_of_its_files(tmp_path, disk, background):
+    schedule = {"keep_last": 1, "every_steps": 1, "background": background}
+    trainer = trainer_of(SaveCheckpoint(tmp_path, **schedule))
+    seen = announced(trainer)
+
+    def fill():
+        disk.finish()
+        disk.is_full_for = "thread" if background else "main"
+
+    at_iteration(trainer, 4, fill, Events.ITERATION_STARTED)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run(max_epochs=1)
+    assert trainer.stop_reason == "exception"
+    assert [name for _, name in seen] == ["step_00000001"]
+    assert steps(tmp_path) == [1]
+    if background:  # where the folder itself could be made, it is taken away at once
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+    disk.is_full_for = None
+    trainer.run(max_epochs=2)
+    assert steps(tmp_path) == [6]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000006"]
+
+
+# In the background
+
+
+def test_what_is_written_is_the_state_of_the_boundary_whatever_happens_meanwhile(tmp_path, disk):
+    unbroken = trainer_of()
+    unbroken.run(max_epochs=2)
+
+    trainer = trainer_of(in_background(tmp_path, every_steps=100))
+    handler = in_background(tmp_path / "one")
+    handler.attach(trainer, TrainEvents.GRADIENTS_CLEARED(once=2))
+    disk.stall()
+    at_iteration(trainer, 8, disk.finish)
+    trainer.run(max_epochs=2)
+    assert steps(tmp_path / "one") == [2]
+    assert torch.equal(weights(trainer.model), weights(unbroken.model))
+
+    seed(2)
+    resumed = trainer_of(resume_from=tmp_path / "one")
+    resumed.run(max_epochs=2)
+    assert resumed.state.iteration == 10
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+def test_its_files_are_those_that_a_save_in_the_foreground_makes(tmp_path, disk):
+    for background in (False, True):
+        directory = tmp_path / str(background)
+        options = {"every_steps": 2, "at_end": False, "background": background}
+        trainer = trainer_of(SaveCheckpoint(directory, **options))
+        disk.stall()
+        at_iteration(trainer, 5, disk.finish)
+        trainer.run(max_epochs=1)
+    one, other = (tmp_path / name / "step_00000002" for name in ("False", "True"))
+    for path in one.iterdir():
+        if path.name != "manifest.json":
+            assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+
+
+class Growing:
+    """Something whose state is what it goes on changing."""
+
+    def __init__(self):
+        self.of_set, self.of_list, self.of_dict = set(), [], {}
+
+    def add(self, number):
+        self.of_set.add(number)
+        self.of_list.append([number])
+        self.of_dict[number] = torch.tensor(number)
+
+    def state_dict(self):
+        return {"set": self.of_set, "list": self.of_list, "dict": self.of_dict}
+
+    def load_state_dict(self, state_dict):
+        self.of_set, self.of_list = state_dict["set"], state_dict["list"]
+        self.of_dict = state_dict["dict"]
+
+
+def test_states_that_change_while_they_are_written_are_saved_as_they_were(tmp_path, disk):
+    growing, again = Growing(), Growing()
+    trainer = trainer_of(in_background(tmp_path, every_steps=2, also={"it": growing}))
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: growing.add(trainer.state.iteration)
+    )
+    disk.stall()
+    at_iteration(trainer, 5, disk.finish)
+    trainer.run(max_epochs=1)
+    trainer_of(SaveCheckpoint(tmp_path, also={"it": again}), resume_from=tmp_path)
+    assert again.of_list == [[1], [2], [3], [4]]
+    assert {number: int(tensor) for number, tensor in again.of_dict.items()} == {
+        number: number for number in range(1, 5)
+    }
+    assert again.of_set == {1, 2, 3, 4}
+
+
+def test_it_is_announced_when_it_is_complete_and_not_before(tmp_path, disk):
+    handler = in_background(tmp_path, every_steps=1)
+    trainer = trainer_of(handler)
+    seen, during = announced(trainer), []
+    disk.stall()
+    at_iteration(trainer, 3, lambda: during.append((steps(tmp_path), handler.last_checkpoint)))
+    at_iteration(trainer, 4, disk.finish, Events.ITERATION_STARTED)
+    at_iteration(trainer, 5, disk.finish, Events.ITERATION_STARTED)
+    trainer.run(max_epochs=1)
+    assert during == [([], None)]
+    assert seen == [(4, "step_00000001"), (5, "step_00000002"), (5, "step_00000003")]
+    assert handler.last_checkpoint == tmp_path / "step_00000003"
+
+
+def test_the_end_of_a_run_waits_for_it_and_announces_it(tmp_path, disk):
+    trainer = trainer_of(in_background(tmp_path, at_end=True))
+    seen = announced(trainer)
+    disk.stall()
+    trainer.add_event_handler(Events.COMPLETED, lambda: disk.may_go_on.set())
+    trainer.run(max_epochs=1)
+    assert seen == [(5, "step_00000003")]
+    assert (steps(tmp_path), writing()) == ([3], [])
+
+
+class Witness:
+    """Notes at each save whether one is being written."""
+
+    def __init__(self):
+        self.seen = []
+
+    def state_dict(self):
+        self.seen.append(len(writing()))
+        return {}
+
+    def load_state_dict(self, state_dict):
+        pass
+
+
+def test_one_is_written_at_a_time(tmp_path, disk):
+    witness = Witness()
+    trainer = trainer_of(in_background(tmp_path, every_steps=1, also={"witness": witness}))
+    trainer.add_event_handler(Events.ITERATION_STARTED, disk.stall)
+    # It goes on being written just before the next save.
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, disk.may_go_on.set)
+    trainer.run(max_epochs=1)
+    assert steps(tmp_path) == [1, 2, 3]
+    assert set(witness.seen) == {0}
+
+
+def test_an_error_surfaces_at_a_step_that_follows(tmp_path, disk):
+    trainer = trainer_of(in_background(tmp_path, every_steps=2))
+    disk.is_full_for = "thread"
+    at_iteration(trainer, 5, disk.finish, Events.ITERATION_STARTED)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run(max_epochs=1)
+    assert (trainer.state.iteration, trainer.state.epoch) == (5, 1)
+    assert (steps(tmp_path), writing()) == ([], [])
+
+
+def test_an_error_surfaces_at_the_next_save(tmp_path, disk):
+    trainer, folders = trainer_of(), []
+    saver = Saver(in_background(tmp_path), trainer, folders.append)
+    disk.is_full_for = "thread"
+    trainer.run(max_steps=2)
+    saver.save(trainer)
+    trainer.run(max_steps=3)
+    with pytest.raises(OSError, match="No space left"):
+        saver.save(trainer)
+    disk.is_full_for = None
+    saver.save(trainer)
+    saver.wait()
+    assert (steps(tmp_path), [folder.name for folder in folders]) == ([3], ["step_00000003"])
+
+
+def test_an_error_surfaces_at_the_end_of_the_run(tmp_path, disk):
+    trainer = trainer_of(in_background(tmp_path, at_end=True))
+    seen = announced(trainer)
+    disk.is_full_for = "thread"
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run(max_epochs=1)
+    assert (seen, steps(tmp_path), writing()) == ([], [], [])
+
+
+def test_an_error_is_noted_on_another_that_ends_the_run(tmp_path, disk):
+    trainer = trainer_of(in_background(tmp_path, every_steps=2))
+    disk.is_full_for = "thread"
+
+    def fail():
+        disk.may_go_on.set()
+        raise Failure
+
+    at_iteration(trainer, 5, fail, Events.ITERATION_STARTED)
+    disk.stall()
+    with pytest.raises(Failure) as caught:
+        trainer.run(max_epochs=1)
+    notes = getattr(caught.value, "__notes__", [])
+    assert any("checkpoint could not be written" in text and "No space" in text for text in notes)
+    assert writing() == []
+
+
+@pytest.mark.parametrize("end", ["failure", "interruption", "terminate"])
+def test_no_thread_is_left_however_a_run_ends(tmp_path, disk, end):
+    def fail():
+        raise Failure
+
+    trainer = trainer_of(in_background(tmp_path, every_steps=1))
+    acts = {"failure": fail, "interruption": trainer.interrupt, "terminate": trainer.terminate}
+    disk.stall()
+    at_iteration(trainer, 3, disk.may_go_on.set, Events.ITERATION_STARTED)
+    at_iteration(trainer, 3, acts[end])
+    try:
+        trainer.run(max_epochs=1)
+    except Failure:
+        assert end == "failure"
+    assert (writing(), steps(tmp_path)) == ([], [1])
+
+
+def test_a_signal_has_its_save_completed_before_the_run_ends(tmp_path, disk):
+    trainer = trainer_of(in_background(tmp_path))
+    seen = announced(trainer)
+    found = signal.getsignal(signal.SIGTERM)
+    at_iteration(trainer, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trainer.run(max_epochs=1)
+    assert trainer.stop_reason == "SIGTERM"
+    assert (seen, writing()) == ([(2, "step_00000001")], [])
+    assert signal.getsignal(signal.SIGTERM) == found
+
+
+def test_a_signal_that_comes_while_the_last_is_written_does_not_lose_it(
+    tmp_path, disk, monkeypatch
+):
+    noted, found, join = [], signal.getsignal(signal.SIGTERM), threading.Thread.join
+
+    def join_later(thread):  # the main thread waits from now on
+        disk.act = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        disk.may_go_on.set()
+        join(thread)
+
+    signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    trainer = trainer_of(in_background(tmp_path, at_end=True))
+    disk.stall()
+    monkeypatch.setattr(threading.Thread, "join", join_later)
+    try:
+        trainer.run(max_epochs=1)
+    finally:
+        signal.signal(signal.SIGTERM, found)
+    assert (steps(tmp_path), trainer.stop_reason, noted) == ([3], "SIGTERM", [])

@@ -1,0 +1,776 @@
+import enum
+import gc
+import inspect
+import sys
+import time
+import weakref
+from contextlib import suppress
+
+import pytest
+import torch
+from ignite.engine import Engine
+from ignite.engine import EventEnum
+from ignite.engine import Events
+from ignite.engine import State
+from ignite.handlers import BasicTimeProfiler
+from ignite.handlers import Checkpoint
+from ignite.handlers import DiskSaver
+from ignite.handlers import EarlyStopping
+from ignite.handlers import HandlersTimeProfiler
+from ignite.handlers import LRScheduler
+from ignite.handlers import ProgressBar
+from ignite.handlers import TerminateOnNan
+from ignite.handlers import Timer
+from ignite.metrics import Average
+from ignite.metrics import RunningAverage
+from torch.optim.lr_scheduler import StepLR
+
+from ignite_hooks import TrainEvents
+from ignite_hooks.core.engine import QuickEngine
+from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import forget_run
+from ignite_hooks.core.engine import has_handlers
+from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.engine import move_to_front
+from tests.reference import batches_of
+from tests.reference import make_trainer
+from tests.reference import record
+from tests.reference import weights
+
+
+class Mine(EventEnum):
+    FIRST = "first of mine"
+    SECOND = "second of mine"
+
+
+class Text(str, enum.Enum):
+    MINE = "mine"
+
+
+def nothing(engine, batch):
+    return batch
+
+
+# What is known of Ignite's private members
+
+
+def test_ignite_keeps_handlers_in_lists_of_function_arguments_and_keywords():
+    engine = Engine(nothing)
+    assert isinstance(engine._event_handlers, dict)
+    engine.add_event_handler(Events.STARTED, print, 1, end="")
+    engine.add_event_handler(Events.STARTED, lambda engine: None)
+    with_arguments, with_engine = engine._event_handlers[Events.STARTED]
+    assert isinstance(engine._event_handlers[Events.STARTED], list)
+    function, args, kwargs = with_engine
+    assert callable(function)
+    assert isinstance(args[0], weakref.ref)
+    assert args[0]() is engine
+    assert kwargs == {}
+    assert with_arguments[0] is print
+    assert with_arguments[1][-1] == 1
+    assert with_arguments[2] == {"end": ""}
+
+
+def test_ignite_adds_in_place_and_removes_with_a_new_list():
+    engine = Engine(nothing)
+    handle = engine.add_event_handler(Events.STARTED, lambda: None)
+    handlers = engine._event_handlers[Events.STARTED]
+    engine.add_event_handler(Events.STARTED, lambda: None)
+    assert len(handlers) == 2
+    handle.remove()
+    assert len(handlers) == 2
+    assert len(engine._event_handlers[Events.STARTED]) == 1
+
+
+def test_ignite_handles_call_the_public_methods_of_the_engine():
+    calls = []
+
+    class Watched(Engine):
+        def add_event_handler(self, *args, **kwargs):
+            calls.append("add")
+            return super().add_event_handler(*args, **kwargs)
+
+        def remove_event_handler(self, *args, **kwargs):
+            calls.append("remove")
+            return super().remove_event_handler(*args, **kwargs)
+
+    engine = Watched(nothing)
+    engine.on(Events.STARTED)(lambda: None)
+    handle = engine.add_event_handler(Events.STARTED | Events.COMPLETED, lambda: None)
+    handle.remove()
+    assert calls == ["add", "add", "add", "add", "remove", "remove"]
+
+
+def test_ignite_keeps_the_registered_events_in_a_list():
+    engine = Engine(nothing)
+    assert list(engine._allowed_events) == list(Events)
+    engine.register_events("mine")
+    assert engine._allowed_events[-1] == "mine"
+
+
+def test_ignite_fires_through_the_method_that_is_overridden():
+    fired = []
+
+    class Watched(Engine):
+        def _fire_event(self, event_name, *args, **kwargs):
+            fired.append(event_name)
+            super()._fire_event(event_name, *args, **kwargs)
+
+    engine = Watched(nothing)
+    engine.register_events("mine")
+    engine.fire_event("mine")
+    engine.run([0])
+    assert fired[:3] == ["mine", Events.STARTED, Events.EPOCH_STARTED]
+    parameters = inspect.signature(Engine._fire_event).parameters
+    assert [p.kind.name for p in parameters.values()] == [
+        "POSITIONAL_OR_KEYWORD",
+        "POSITIONAL_OR_KEYWORD",
+        "VAR_POSITIONAL",
+        "VAR_KEYWORD",
+    ]
+
+
+def test_ignite_keeps_the_run_that_it_is_in_the_middle_of():
+    engine = Engine(nothing)
+    assert engine._internal_run_generator is None
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), engine.interrupt)
+    engine.run([0, 1])
+    assert inspect.isgenerator(engine._internal_run_generator)
+    engine.run()
+    assert engine._internal_run_generator is None
+
+
+def test_ignite_does_nothing_after_a_failure():
+    engine, batches = Engine(nothing), []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda e: batches.append(e.state.batch))
+    handle = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
+    with suppress(ZeroDivisionError):
+        engine.run([0, 1, 2])
+    handle.remove()
+    assert batches == [0, 1]
+    engine.run([0, 1, 2])
+    assert batches == [0, 1]
+
+
+def test_a_run_that_is_forgotten_after_a_failure_begins_anew():
+    engine, batches = Engine(nothing), []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda e: batches.append(e.state.batch))
+    handle = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
+    with suppress(ZeroDivisionError):
+        engine.run([0, 1, 2], max_epochs=2)
+    handle.remove()
+    forget_run(engine)
+    engine.run([0, 1, 2])
+    assert batches == [0, 1, 0, 1, 2]
+    assert engine.state.iteration == 3
+
+
+def test_ignite_has_the_members_that_the_loop_uses():
+    engine = Engine(nothing)
+    assert engine._process_function is nothing
+    engine.state.times.clear()
+    engine._init_timers(engine.state)
+    assert set(engine.state.times) == {"EPOCH_COMPLETED", "COMPLETED"}
+    assert engine._state_dict_user_keys == []
+    for flag in ("should_terminate", "should_terminate_single_epoch", "should_interrupt"):
+        assert getattr(engine, flag) is False
+    engine.terminate(skip_completed=True)
+    engine.terminate_epoch(skip_epoch_completed=True)
+    engine.interrupt()
+    assert engine.should_terminate == "skip_completed"
+    assert engine.should_terminate_single_epoch == "skip_epoch_completed"
+    assert engine.should_interrupt is True
+
+
+def test_ignite_names_its_events_as_enums_do():
+    assert Events.STARTED._name_ == "STARTED"
+    assert Events.STARTED(every=2)._name_ == "STARTED" or Events.STARTED(every=2).name == "STARTED"
+
+
+# What is kept on an engine
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_what_is_kept_for_an_engine_is_its_own_and_stays(kind):
+    one, other = kind(nothing), kind(nothing)
+    belongings(one)["kept"] = 1
+    assert belongings(one) == {"kept": 1}
+    assert belongings(one) is belongings(one)
+    assert belongings(other) == {}
+    one.run([0])
+    assert belongings(one) == {"kept": 1}
+
+
+def test_what_is_kept_for_an_engine_goes_with_it_though_it_refers_back():
+    engine = Engine(nothing)
+    belongings(engine)["kept"] = [engine]
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+# Runs that are interrupted
+
+
+def test_an_engine_is_interrupted_from_interrupt_until_the_run_goes_on():
+    engine, within = Engine(nothing), []
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
+    for event in (Events.STARTED, Events.ITERATION_COMPLETED, Events.INTERRUPT, Events.COMPLETED):
+        engine.add_event_handler(event, lambda engine: within.append(is_interrupted(engine)))
+    assert is_interrupted(engine) is False
+    engine.run([0, 1, 2])
+    assert is_interrupted(engine) is True
+    engine.run()
+    assert is_interrupted(engine) is False
+    assert within == [False] * 6
+
+
+@pytest.mark.parametrize("failure", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_engine_that_failed_is_not_interrupted(failure):
+    engine = Engine(nothing)
+
+    @engine.on(Events.ITERATION_COMPLETED(once=2))
+    def fail():
+        raise failure
+
+    with suppress(failure):
+        engine.run([0, 1, 2])
+    assert engine._internal_run_generator is not None
+    assert not is_interrupted(engine)
+
+
+def test_an_interruption_that_is_forgotten_is_none():
+    engine = Engine(nothing)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
+    engine.run([0, 1, 2])
+    forget_run(engine)
+    assert not is_interrupted(engine)
+
+
+# The order of handlers
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_the_handler_attached_last_moves_to_the_front_and_the_others_keep_their_order(kind):
+    engine, calls = kind(nothing), []
+    for name in "abc":
+        engine.add_event_handler(Events.STARTED, calls.append, name)
+    move_to_front(engine, Events.STARTED)
+    engine.add_event_handler(Events.STARTED, calls.append, "d")
+    engine.run([0])
+    assert calls == ["c", "a", "b", "d"]
+    engine.add_event_handler(Events.STARTED, calls.append, "e")
+    move_to_front(engine, Events.STARTED)
+    forget_run(engine)
+    calls.clear()
+    engine.run([0])
+    assert calls == ["e", "c", "a", "b", "d"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_an_only_handler_is_first_as_it_is(kind):
+    engine, calls = kind(nothing), []
+    engine.add_event_handler(Events.STARTED, calls.append, "a")
+    move_to_front(engine, Events.STARTED)
+    engine.run([0])
+    assert calls == ["a"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_moving_changes_the_order_of_that_event_only_and_with_a_filter_too(kind):
+    engine, calls = kind(nothing), []
+    second = Events.ITERATION_STARTED(once=2)
+    for event in (Events.STARTED, Events.ITERATION_STARTED, second):
+        for name in "ab":
+            engine.add_event_handler(event, lambda event=event, name=name: calls.append(name))
+    move_to_front(engine, second)
+    engine.run([0, 1])
+    assert "".join(calls) == "ab" + "ab" + "bab" + "a"
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_handler_put_first_while_the_others_are_called_is_called_from_the_next_time_on(kind):
+    engine, calls = kind(nothing), []
+
+    def attach():
+        calls.append("attach")
+        if len(calls) == 2:
+            engine.add_event_handler(Events.ITERATION_STARTED, calls.append, "first")
+            move_to_front(engine, Events.ITERATION_STARTED)
+
+    for each in (lambda: calls.append("a"), attach, lambda: calls.append("b")):
+        engine.add_event_handler(Events.ITERATION_STARTED, each)
+    engine.run([0, 1])
+    assert calls == ["a", "attach", "b", "first", "a", "attach", "b"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_handler_of_several_events_is_put_first_at_each(kind):
+    engine, calls = kind(nothing), []
+    both = Events.STARTED | Events.COMPLETED
+    for name in "ab":
+        engine.add_event_handler(both, calls.append, name)
+    move_to_front(engine, both)
+    engine.run([0])
+    assert calls == ["b", "a", "b", "a"]
+
+
+# The quick engine
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_handlers_get_what_they_get_from_ignite(kind):
+    engine, calls = kind(nothing), []
+
+    @engine.on(Events.STARTED)
+    def no_argument():
+        calls.append("none")
+
+    @engine.on(Events.STARTED)
+    def the_engine(engine):
+        calls.append(type(engine))
+
+    @engine.on(Events.STARTED, 1, key=2)
+    def more(engine, number, key):
+        calls.append((number, key))
+
+    @engine.on(Events.STARTED, 3)
+    def without_engine(number):
+        calls.append(number)
+
+    @engine.on(Events.EXCEPTION_RAISED)
+    def error(error):
+        calls.append(type(error))
+
+    @engine.on(Events.EXCEPTION_RAISED, "extra")
+    def error_of_engine(engine, error, extra):
+        calls.append((type(engine), type(error), extra))
+
+    engine.run([0])
+    engine._fire_event(Events.EXCEPTION_RAISED, KeyError())
+    assert calls[:4] == ["none", kind, (1, 2), 3]
+    assert calls[4:] == [KeyError, (kind, KeyError, "extra")]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_weak_reference_of_the_users_own_is_resolved(kind):
+    engine, mine, seen = kind(nothing), Mine.FIRST, []
+
+    def look(referred):
+        seen.append(referred)
+
+    engine.add_event_handler(Events.STARTED, look, weakref.ref(mine))
+    engine._fire_event(Events.STARTED)
+    assert seen == [mine]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_the_keywords_of_an_event_go_before_those_of_a_handler(kind):
+    engine, seen = kind(nothing), []
+    engine.add_event_handler(
+        Events.TERMINATE_SINGLE_EPOCH, lambda *args, **kwargs: seen.append(kwargs), iter_counter=5
+    )
+    engine._fire_event(Events.TERMINATE_SINGLE_EPOCH, iter_counter=1, engine=2)
+    assert seen == [{"iter_counter": 1, "engine": 2}]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+@pytest.mark.parametrize("known", ["mine", Text.MINE])
+@pytest.mark.parametrize("attached", ["mine", Text.MINE])
+@pytest.mark.parametrize("fired", ["mine", Text.MINE])
+def test_a_text_is_an_event_also_as_a_member_of_an_enum(kind, known, attached, fired):
+    engine, seen = kind(nothing), []
+    engine.register_events(known)
+
+    def fail(engine):
+        seen.append(sys.exc_info())
+        raise KeyError
+
+    engine.add_event_handler(attached, fail)
+    with pytest.raises(KeyError) as raised:
+        engine.fire_event(fired)
+    assert seen == [(None, None, None)]
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+@pytest.mark.parametrize("event", ["text", Mine.FIRST, 5])
+def test_an_event_of_no_engine_is_refused_plainly(kind, event):
+    with pytest.raises(ValueError, match="not a valid event") as raised:
+        kind(nothing).fire_event(event)
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_custom_event_that_nobody_listens_to_is_the_last_one_all_the_same(kind):
+    engine = kind(nothing)
+    engine.register_events(Mine.FIRST)
+    engine.fire_event(Mine.FIRST)
+    assert engine.last_event_name is Mine.FIRST
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_handler_of_the_engine_gets_its_keywords_at_each_event(kind):
+    engine, seen = kind(nothing), []
+
+    def look(engine, word="none"):
+        seen.append((type(engine), word))
+
+    engine.add_event_handler(Events.ITERATION_STARTED, look, word="given")
+    engine.run([0, 1])
+    assert seen == [(kind, "given")] * 2
+
+
+@pytest.mark.parametrize("event", ["text", Mine.FIRST, TrainEvents.GRADIENTS_CLEARED])
+def test_custom_events_fire_with_and_without_handlers(event):
+    engine, calls = QuickEngine(nothing), []
+    with pytest.raises(ValueError, match="not a valid event"):
+        engine.fire_event(event)
+    engine.register_events(event)
+    engine.fire_event(event)
+    assert not has_handlers(engine, event)
+    handle = engine.add_event_handler(event, lambda: calls.append(1))
+    assert has_handlers(engine, event)
+    engine.fire_event(event)
+    handle.remove()
+    assert not has_handlers(engine, event)
+    engine.fire_event(event)
+    assert calls == [1]
+
+
+def test_custom_events_fire_on_a_trainer_with_filters():
+    trainer, calls = make_trainer(batches_of(4)), []
+    trainer.register_events(*Mine, event_to_attr={Mine.FIRST: "firsts"})
+    trainer.state.firsts = 0
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def fire(engine):
+        engine.state.firsts += 1
+        engine.fire_event(Mine.FIRST)
+
+    trainer.add_event_handler(
+        Mine.FIRST(every=2), lambda engine: calls.append(engine.state.iteration)
+    )
+    trainer.run()
+    assert calls == [2, 4]
+
+
+def test_ignite_wraps_the_handler_of_a_filtered_event_and_no_other():
+    wrapped = []
+
+    class Watched(Engine):
+        def _handler_wrapper(self, handler, event_name, event_filter):
+            wrapped.append((handler, event_name, event_filter(self, 4), event_filter(self, 5)))
+            return super()._handler_wrapper(handler, event_name, event_filter)
+
+    engine = Watched(nothing)
+    engine.add_event_handler(Events.STARTED, print)
+    engine.add_event_handler(Events.STARTED(every=2), print)
+    assert wrapped == [(print, Events.STARTED, True, False)]
+
+
+def test_ignites_filter_is_given_the_counter_of_its_event():
+    engine, given = Engine(nothing), []
+    event = Events.ITERATION_COMPLETED(lambda engine, number: given.append(number))
+    engine.add_event_handler(event, print)
+    engine.run([0, 1, 2])
+    assert State.event_to_attr[event] == "iteration"
+    assert given == [1, 2, 3]
+
+
+def test_a_filter_asks_its_counter_directly(monkeypatch):
+    engine, calls = QuickEngine(nothing), []
+    events = Events.ITERATION_COMPLETED(every=2) | Events.EPOCH_COMPLETED(once=2)
+    engine.add_event_handler(events, lambda engine: calls.append(engine.last_event_name.name))
+    monkeypatch.setattr(State, "get_event_attrib_value", None)
+    engine.run([0, 1, 2], max_epochs=2)
+    assert calls == ["ITERATION_COMPLETED"] * 3 + ["EPOCH_COMPLETED"]
+
+
+def test_a_filtered_handler_is_found_and_removed_by_its_function():
+    engine, calls = QuickEngine(nothing), []
+    event = Events.ITERATION_COMPLETED(lambda engine, number: number == 2)
+
+    def act(extra):
+        calls.append(extra)
+
+    engine.add_event_handler(event, act, "extra")
+    assert engine.has_event_handler(act, event)
+    engine.run([0, 1, 2])
+    engine.remove_event_handler(act, event)
+    assert not engine.has_event_handler(act, event)
+    forget_run(engine)
+    engine.run([0, 1, 2])
+    assert calls == ["extra"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_a_filter_of_an_event_without_a_counter_says_so_when_it_fires(kind):
+    engine = kind(nothing)
+    engine.register_events(Mine.SECOND)
+    engine.add_event_handler(Mine.SECOND(every=2), lambda: None)
+    with pytest.raises(RuntimeError, match="Unknown event name"):
+        engine.fire_event(Mine.SECOND)
+
+
+def test_an_event_that_nobody_listens_to_is_the_last_one_all_the_same():
+    engine = QuickEngine(nothing)
+    engine._fire_event(Events.STARTED)
+    assert engine.last_event_name is Events.STARTED
+
+
+def test_an_unheard_event_never_reaches_the_table_of_handlers():
+    engine = QuickEngine(nothing)
+    engine._event_handlers = engine._allowed_events = None
+    engine.fire_event(Events.STARTED)
+    engine._fire_event(Events.COMPLETED)
+
+
+def test_an_event_whose_last_handler_went_is_unheard_again():
+    engine = QuickEngine(nothing)
+    engine.add_event_handler(Events.STARTED, lambda: None).remove()
+    engine._event_handlers = None
+    engine.fire_event(Events.STARTED)
+
+
+def test_a_handler_list_of_events_is_heard_and_removed():
+    engine, calls = QuickEngine(nothing), []
+    handle = engine.add_event_handler(
+        Events.STARTED | Events.COMPLETED(once=1), lambda: calls.append(1)
+    )
+    engine.run([0])
+    assert calls == [1, 1]
+    handle.remove()
+    forget_run(engine)
+    engine.run([0])
+    assert calls == [1, 1]
+
+
+def test_removing_what_is_not_attached_is_ignites_error():
+    engine = QuickEngine(nothing)
+    with pytest.raises(ValueError, match="does not exist"):
+        engine.remove_event_handler(print, "unknown")
+
+
+# What Ignite ships, on a trainer
+
+
+def trainer_of(number=4, **options):
+    return make_trainer(batches_of(number), **options)
+
+
+def names_in(results):
+    return {row[0]: row for row in results}
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_the_handlers_time_profiler_sees_every_handler(listening):
+    def look(engine):
+        time.perf_counter()
+
+    trainer = trainer_of(accumulation=2)
+    if listening:
+        for event in (Events.ITERATION_COMPLETED, TrainEvents.GRADIENTS_CLEARED):
+            trainer.add_event_handler(event, look)
+    profiler = HandlersTimeProfiler()
+    profiler.attach(trainer)
+    trainer.run(max_epochs=2)
+    assert len(profiler.processing_times) == 8
+    assert len(profiler.dataflow_times) == 8
+    assert all(each > 0 for each in profiler.processing_times)
+    name = HandlersTimeProfiler._get_callable_name(look)
+    if listening:
+        assert len(profiler.event_handlers_times[Events.ITERATION_COMPLETED][name]) == 8
+        assert len(profiler.event_handlers_times[TrainEvents.GRADIENTS_CLEARED][name]) == 4
+    assert profiler.get_results()
+
+
+def test_the_handlers_time_profiler_measures_nothing_after_the_run():
+    def look(engine):
+        time.perf_counter()
+
+    trainer, event = trainer_of(), TrainEvents.GRADIENTS_CLEARED
+    trainer.add_event_handler(event, look)
+    profiler = HandlersTimeProfiler()
+    profiler.attach(trainer)
+    trainer.run()
+    taken = profiler.event_handlers_times[event][profiler._get_callable_name(look)]
+    assert len(taken) == 4
+    trainer.fire_event(event)
+    assert len(taken) == 4
+
+
+def test_the_handlers_time_profiler_changes_no_bit_and_lets_go():
+    plain, profiled = trainer_of(accumulation=2), trainer_of(accumulation=2)
+    HandlersTimeProfiler().attach(profiled)
+    for trainer in (plain, profiled):
+        trainer.run(max_epochs=2)
+    assert torch.equal(weights(plain.model), weights(profiled.model))
+    profiled.run(max_epochs=3)
+    plain.run(max_epochs=3)
+    assert torch.equal(weights(plain.model), weights(profiled.model))
+
+
+def test_the_basic_time_profiler_measures_each_iteration():
+    trainer = trainer_of()
+    profiler = BasicTimeProfiler()
+    profiler.attach(trainer)
+    trainer.run(max_epochs=2)
+    assert (profiler.processing_times > 0).all()
+    assert (profiler.dataflow_times > 0).all()
+    assert len(profiler.processing_times) == 8
+    assert profiler.event_handlers_times[Events.ITERATION_COMPLETED].shape == (8,)
+    results = profiler.get_results()
+    assert results["processing_stats"]["total"] > 0
+
+
+def test_the_basic_time_profiler_works_with_max_steps():
+    trainer = trainer_of()
+    profiler = BasicTimeProfiler()
+    profiler.attach(trainer)
+    trainer.run(max_steps=8)
+    assert (profiler.processing_times > 0).all()
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_steps": 6}, {"max_iters": 8}], ids=str)
+def test_the_progress_bar_shows_iterations_and_metrics(limits, capsys):
+    trainer = trainer_of()
+    RunningAverage(output_transform=lambda output: output).attach(trainer, "loss")
+    ProgressBar(persist=True).attach(trainer, ["loss"])
+    trainer.run(**limits)
+    shown = capsys.readouterr().err
+    assert "Epoch [1/2]" in shown or "max_iters" in limits
+    assert "[4/4]" in shown
+    assert "loss=" in shown
+
+
+def test_the_progress_bar_works_where_no_length_is_known(capsys):
+    class Stream:
+        def __iter__(self):
+            return iter(batches_of(3))
+
+    trainer = make_trainer(Stream())
+    ProgressBar(persist=True).attach(trainer, output_transform=lambda loss: {"loss": loss})
+    trainer.run(max_steps=5)
+    assert "loss=" in capsys.readouterr().err
+
+
+def test_the_progress_bar_of_epochs_works(capsys):
+    trainer = trainer_of()
+    ProgressBar(persist=True).attach(
+        trainer, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED
+    )
+    trainer.run(max_epochs=3)
+    assert "[3/3]" in capsys.readouterr().err
+
+
+def test_metrics_see_each_output_and_start_anew_each_epoch():
+    trainer, losses, averages = trainer_of(), [], []
+    Average(output_transform=lambda loss: loss.item()).attach(trainer, "average")
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output.item())
+    )
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: averages.append(engine.state.metrics["average"])
+    )
+    trainer.run(max_epochs=2)
+    expected = [sum(losses[:4]) / 4, sum(losses[4:]) / 4]
+    assert averages == pytest.approx(expected)
+
+
+def test_running_average_follows_the_loss():
+    trainer, expected = trainer_of(), []
+    RunningAverage(alpha=0.5, output_transform=lambda loss: loss.item()).attach(trainer, "smooth")
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def by_hand(engine):
+        loss = engine.state.output.item()
+        expected.append(loss if not expected else 0.5 * expected[-1] + 0.5 * loss)
+        assert engine.state.metrics["smooth"] == pytest.approx(expected[-1])
+
+    trainer.run()
+    assert len(expected) == 4
+
+
+def test_terminate_on_nan_stops_at_the_step_that_made_it():
+    batches = batches_of(4)
+    batches[2] = (batches[2][0] * float("nan"), batches[2][1])
+    trainer = make_trainer(batches)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
+    trainer.run(max_epochs=3)
+    assert trainer.stop_reason == "terminate"
+    assert trainer.state.iteration == 3
+
+
+def test_early_stopping_stops_the_trainer():
+    trainer = trainer_of()
+    stopping = EarlyStopping(patience=2, score_function=lambda engine: 0.0, trainer=trainer)
+    evaluator = Engine(nothing)
+    evaluator.add_event_handler(Events.COMPLETED, stopping)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
+    trainer.run(max_epochs=9)
+    assert trainer.stop_reason == "terminate"
+    assert trainer.state.epoch == 3
+
+
+def test_the_timer_counts_iterations():
+    trainer = trainer_of()
+    timer = Timer(average=True)
+    timer.attach(
+        trainer,
+        start=Events.STARTED,
+        resume=Events.ITERATION_STARTED,
+        pause=Events.ITERATION_COMPLETED,
+        step=Events.ITERATION_COMPLETED,
+    )
+    trainer.run(max_epochs=2)
+    assert timer.step_count == 8
+    assert timer.value() > 0
+
+
+def test_a_scheduler_of_ignite_moves_with_the_steps():
+    trainer, rates = trainer_of(accumulation=2), []
+    scheduler = LRScheduler(StepLR(trainer.optimizer.optimizer, 1, gamma=0.5))
+    trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, scheduler)
+    trainer.add_event_handler(
+        TrainEvents.OPTIMIZER_STEP_COMPLETED,
+        lambda engine: rates.append(engine.optimizer.param_groups[0]["lr"]),
+    )
+    trainer.run(max_epochs=2)
+    assert rates == [0.1, 0.05, 0.025, 0.0125]
+
+
+def test_a_checkpoint_of_ignite_brings_the_trainer_back(tmp_path):
+    trainer = trainer_of()
+    to_save = {"trainer": trainer, "model": trainer.model, "optimizer": trainer.optimizer}
+    saver = DiskSaver(str(tmp_path), require_empty=False)
+    checkpoint = Checkpoint(to_save, saver, n_saved=None)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=3), checkpoint)
+    trainer.run(max_epochs=2)
+    again = trainer_of()
+    to_load = {"trainer": again, "model": again.model, "optimizer": again.optimizer}
+    Checkpoint.load_objects(to_load, torch.load(tmp_path / "checkpoint_3.pt"))
+    assert again.state.optimizer_step == 3
+    again.run()
+    assert again.state.iteration == 8
+    assert torch.equal(weights(again.model), weights(trainer.model))
+
+
+def test_loggers_that_ask_for_the_trainers_counters_find_them():
+    trainer, seen = trainer_of(accumulation=2), []
+    events = [Events.ITERATION_COMPLETED, TrainEvents.GRADIENTS_CLEARED, Events.EPOCH_COMPLETED]
+    for event in events:
+        trainer.add_event_handler(
+            event,
+            lambda engine, event=event: seen.append(engine.state.get_event_attrib_value(event)),
+        )
+    trainer.run()
+    assert seen == [1, 1, 2, 3, 2, 4, 1]
+
+
+def test_events_are_fired_once_however_many_listen():
+    trainer = trainer_of(number=2)
+    one, two = record(trainer, Events), record(trainer, Events)
+    trainer.run()
+    assert one == two

@@ -1,0 +1,170 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
+
+from ignite_hooks import GradientClipping
+from ignite_hooks import Validation
+from ignite_hooks.core.fields import Backend
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Fraction
+from ignite_hooks.core.fields import Generation
+from ignite_hooks.core.fields import Limit
+from ignite_hooks.core.fields import MetricName
+from ignite_hooks.core.fields import NormType
+from ignite_hooks.core.fields import Seconds
+from ignite_hooks.core.fields import handler_config
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class Example:
+    every: Every | None = None
+    limit: Limit | None = None
+    norm_type: NormType = 2.0
+    flag: Flag = False
+    fraction: Fraction | None = None
+    generation: Generation = 2
+    seconds: Seconds = 1.0
+    backend: Backend = "auto"
+    name: MetricName = "ram_mib"
+
+
+NO_NUMBERS = [True, False, "1", "", b"1", [1], (1,), {}, 1j, torch.tensor(1), object]
+NO_INTEGERS = [0, -1, 1.0, 0.5, math.nan, math.inf, np.float64(2.0), *NO_NUMBERS]
+NOT_POSITIVE = [0, 0.0, -0.0, -1, -0.5, -math.inf, math.nan, np.float64("nan"), *NO_NUMBERS]
+
+
+def assert_refused(kind, name, value, rule, remedy, **others):
+    with pytest.raises(ValueError, match=f"`{name}` must be {rule}, got ") as raised:
+        kind(**{name: value}, **others)
+    message = str(raised.value)
+    assert f"`{name}` must be {rule}, got {value!r}; {remedy}" in message
+
+
+@pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
+def test_every_must_be_an_integer_of_at_least_one(value):
+    assert_refused(Example, "every", value, "an integer >= 1", "leave it out for no such schedule")
+
+
+@pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
+@pytest.mark.parametrize("name", ["every_steps", "every_epochs"])
+def test_schedules_of_a_handler_must_be_integers_of_at_least_one(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got ") as raised:
+        Validation(lambda: None, **{name: value})
+    assert f"got {value!r}; leave it out" in str(raised.value)
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE, ids=repr)
+def test_a_limit_must_be_a_number_above_zero(value):
+    remedy = "leave the clipping out to have none"
+    assert_refused(Example, "limit", value, "a number > 0", remedy)
+    assert_refused(GradientClipping, "max_norm", value, "a number > 0", remedy)
+    assert_refused(GradientClipping, "clip_value", value, "a number > 0", remedy)
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE, ids=repr)
+def test_a_norm_type_must_be_a_number_above_zero_or_inf(value):
+    remedy = "2.0 is the Euclidean norm, inf the largest absolute value"
+    assert_refused(Example, "norm_type", value, "a number > 0 or inf", remedy)
+    assert_refused(
+        GradientClipping, "norm_type", value, "a number > 0 or inf", remedy, max_norm=1.0
+    )
+
+
+NO_SECONDS = [*NOT_POSITIVE, None, math.inf, 10**400]
+
+
+@pytest.mark.parametrize("value", NO_SECONDS, ids=repr)
+def test_seconds_must_be_a_finite_time(value):
+    assert_refused(
+        Example, "seconds", value, "a finite number of seconds > 0", "1.0 is the usual choice"
+    )
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "True", "yes", [], np.bool_(True)], ids=repr)
+def test_a_flag_must_be_true_or_false(value):
+    assert_refused(Example, "flag", value, "True or False", "it is a switch")
+
+
+@pytest.mark.parametrize(
+    "value", [-0.1, 1.1, 2, -1, math.nan, math.inf, -math.inf, *NO_NUMBERS], ids=repr
+)
+def test_a_fraction_must_be_a_number_from_zero_to_one(value):
+    remedy = "leave it out to have no such condition"
+    assert_refused(Example, "fraction", value, "a number from 0 to 1", remedy)
+
+
+@pytest.mark.parametrize("value", [-1, 3, 1.0, math.nan, None, *NO_NUMBERS], ids=repr)
+def test_a_generation_must_be_one_of_the_three(value):
+    assert_refused(Example, "generation", value, "0, 1 or 2", "2 is a full collection")
+
+
+@pytest.mark.parametrize("value", ["fast", "", "Auto", "kernel ", None, 1, True, ["auto"], b"auto"])
+def test_a_backend_must_be_one_of_the_three(value):
+    rule = 'one of "auto", "kernel" and "sampler"'
+    assert_refused(Example, "backend", value, rule, '"auto" takes the best that works')
+
+
+@pytest.mark.parametrize("value", ["", None, 1, True, b"name", ["name"], object], ids=repr)
+def test_a_name_of_a_metric_must_be_a_string_that_is_not_empty(value):
+    rule, remedy = "a string that is not empty", "leave it out for the usual name"
+    assert_refused(Example, "name", value, rule, remedy)
+
+
+@pytest.mark.parametrize("value", [1, 1e-9, 0.5, 1e300, np.float64(0.5)])
+def test_seconds_take_numbers(value):
+    example = Example(seconds=value)
+    assert example.seconds == value
+    assert isinstance(example.seconds, float)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("flag", [True, False]),
+        ("fraction", [None, 0, 0.0, 0.25, 1, 1.0, np.float64(0.5)]),
+        ("generation", [0, 1, 2]),
+        ("backend", ["auto", "kernel", "sampler"]),
+        ("name", ["a", " ", "peak_mib", "été"]),
+    ],
+)
+def test_what_is_right_is_taken_as_it_is(name, values):
+    assert [getattr(Example(**{name: value}), name) for value in values] == values
+
+
+@pytest.mark.parametrize("value", [1, 7, 10**12])
+def test_every_takes_integers(value):
+    assert Example(every=value).every == value
+
+
+@pytest.mark.parametrize("value", [1, 0.5, 1e-30, math.inf, np.float64(0.5)])
+def test_limits_and_norm_types_take_numbers_and_infinity(value):
+    example = Example(limit=value, norm_type=value)
+    assert example.limit == example.norm_type == value
+    assert isinstance(example.limit, float)
+
+
+def test_none_is_no_schedule_and_no_limit():
+    example = Example(every=None, limit=None)
+    assert (example.every, example.limit, example.norm_type) == (None, None, 2.0)
+
+
+def test_a_misspelt_field_is_named():
+    with pytest.raises(ValidationError, match="evry"):
+        Example(evry=1)
+
+
+def test_every_broken_rule_is_told_at_once():
+    with pytest.raises(ValidationError) as raised:
+        Example(every=0, limit=-1, norm_type=0)
+    assert raised.value.error_count() == 3
+
+
+def test_a_field_can_not_be_changed_to_a_wrong_value_later():
+    example = Example(every=1)
+    with pytest.raises(AttributeError):
+        example.every = 0

@@ -1,0 +1,137 @@
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from ignite_hooks.core.timetable import Timetable
+
+STEPS = 30
+EVERY = st.integers(1, 12)
+
+
+class Driver:
+    """Keeps a timetable as its owner does, and next to it a list that anyone can check by eye."""
+
+    def __init__(self, start=0):
+        self.timetable = Timetable()
+        self.entries = {}
+        self.acted = []
+        self.step = start
+        self.newest = 0
+        self.in_act = {}
+        self.timetable.start_from(start)
+
+    def add(self, every):
+        name = self.newest
+        self.newest += 1
+        remove = self.timetable.add(every, lambda: self._act(name))
+        self.entries[name] = (every, remove)
+
+    def remove(self, index):
+        if self.entries:
+            name = list(self.entries)[index % len(self.entries)]
+            self.entries.pop(name)[1]()
+
+    def do(self, change):
+        kind, number = change
+        (self.add if kind == "add" else self.remove)(number)
+
+    def _act(self, name):
+        self.acted.append(name)
+        for change in self.in_act.pop((self.step, len(self.acted) - 1), ()):
+            self.do(change)
+
+    def next_step(self):
+        """Takes a step; returns who acted and who was to act."""
+        self.step += 1
+        self.acted = []
+        due = [name for name, (every, _) in self.entries.items() if self.step % every == 0]
+        assert not due or self.timetable.next_due <= self.step
+        if self.step >= self.timetable.next_due:
+            self.timetable.act(self.step)
+        assert self.timetable.next_due > self.step
+        return self.acted, due
+
+
+CHANGE = st.one_of(
+    st.tuples(st.just("add"), EVERY), st.tuples(st.just("remove"), st.integers(0, 5))
+)
+CHANGES = st.lists(CHANGE, max_size=3)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(EVERY, max_size=5),
+    st.dictionaries(st.integers(1, STEPS), CHANGES),
+    st.dictionaries(st.tuples(st.integers(1, STEPS), st.integers(0, 3)), CHANGES),
+    st.integers(0, 10),
+)
+def test_what_acts_at_a_step_is_what_divides_it_in_order_of_attachment(
+    at_first, between_steps, in_acts, start
+):
+    driver = Driver(start)
+    driver.in_act = dict(in_acts)
+    for every in at_first:
+        driver.add(every)
+    for step in range(1, STEPS + 1):
+        for change in between_steps.get(step, ()):
+            driver.do(change)
+        acted, due = driver.next_step()
+        assert acted == due
+
+
+@settings(deadline=None)
+@given(st.lists(EVERY, min_size=1, max_size=6), st.integers(0, 40))
+def test_next_due_is_the_first_step_at_which_something_acts(schedules, start):
+    timetable = Timetable()
+    for every in schedules:
+        timetable.add(every, lambda: None)
+    timetable.start_from(start)
+    steps = range(start + 1, start + 13)
+    assert timetable.next_due == next(s for s in steps if any(s % n == 0 for n in schedules))
+
+
+def test_an_empty_timetable_is_never_due():
+    timetable = Timetable()
+    assert timetable.next_due == Timetable.NEVER
+    remove = timetable.add(3, lambda: None)
+    assert timetable.next_due == 3
+    remove()
+    remove()
+    assert timetable.next_due == Timetable.NEVER
+
+
+def test_equal_entries_are_two_and_each_removes_itself():
+    timetable, acted = Timetable(), []
+    act = lambda: acted.append(timetable.next_due)  # noqa: E731
+    first, second = timetable.add(2, act), timetable.add(2, act)
+    timetable.act(2)
+    assert len(acted) == 2
+    first()
+    timetable.act(4)
+    assert len(acted) == 3
+    second()
+    assert timetable.next_due == Timetable.NEVER
+
+
+def test_going_back_makes_due_again_what_lies_ahead():
+    timetable, acted = Timetable(), []
+    timetable.add(4, lambda: acted.append(True))
+    timetable.act(8)
+    timetable.start_from(3)
+    assert timetable.next_due == 4
+    timetable.start_from(4)
+    assert timetable.next_due == 8
+
+
+def test_a_failing_act_is_not_due_again_at_the_same_step():
+    def fail():
+        raise ZeroDivisionError
+
+    timetable = Timetable()
+    timetable.add(1, fail)
+    try:
+        timetable.act(1)
+    except ZeroDivisionError:
+        assert timetable.next_due == 2
+    else:
+        raise AssertionError("the failure was swallowed")

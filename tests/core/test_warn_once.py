@@ -1,0 +1,33 @@
+import warnings
+
+import pytest
+
+from ignite_hooks.core import warn_once as module
+from ignite_hooks.core.warn_once import warn_once
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch):
+    monkeypatch.setattr(module, "_said", set())
+
+
+def one_who_warns(message):
+    warn_once(message)
+
+
+def test_a_message_is_said_once_wherever_it_comes_from_and_another_is_too():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for message in ("a", "b", "a"):
+            one_who_warns(message)
+        warn_once("b")
+    assert [str(each.message) for each in caught] == ["a", "b"]
+
+
+def test_the_place_that_is_named_is_the_callers_caller():
+    with pytest.warns(UserWarning, match="here") as caught:
+        one_who_warns("here")
+    code = test_the_place_that_is_named_is_the_callers_caller.__code__
+    lines = {line for _, _, line in code.co_lines()}
+    assert caught[0].filename == __file__
+    assert caught[0].lineno in lines

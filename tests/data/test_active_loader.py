@@ -1,0 +1,138 @@
+from contextlib import suppress
+
+import pytest
+from accelerate import Accelerator
+from accelerate.state import GradientState
+from torch.utils.data import DataLoader
+
+from ignite_hooks.data.active_loader import activated
+from ignite_hooks.data.active_loader import set_aside
+from ignite_hooks.data.feed import DataFeed
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True, gradient_accumulation_steps=3)
+
+
+@pytest.fixture
+def loader(accelerator):
+    return accelerator.prepare(DataLoader(range(7), batch_size=1))
+
+
+def windows(accelerator, loader, nested=None):
+    """Which of the batches of two plain passes synchronize; ``nested`` runs after each."""
+    synced = []
+    for _ in range(2):
+        for batch in loader:
+            with accelerator.accumulate():
+                synced.append(int(accelerator.sync_gradients))
+            if nested is not None:
+                nested(int(batch))
+    return synced
+
+
+def abandon(batches, kept):
+    kept.append(iter(batches))
+    next(kept[-1])
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("broken_off", [True, False])
+def test_what_is_iterated_while_a_loader_is_set_aside_changes_no_window(
+    same, broken_off, accelerator, loader
+):
+    plain = windows(accelerator, loader)
+    assert plain == [0, 0, 1, 0, 0, 1, 1] * 2
+    other = loader if same else accelerator.prepare(DataLoader(range(3), batch_size=1))
+    kept = []
+
+    def nested(batch):
+        with set_aside(loader):
+            assert GradientState().dataloader_references == [None]
+            if broken_off:
+                abandon(other, kept)
+            else:
+                list(other)
+        assert GradientState().active_dataloader is loader
+
+    assert windows(accelerator, loader, nested) == plain
+    with set_aside(loader):
+        kept.clear()
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_the_flags_of_a_loader_set_aside_come_back_after_a_failure(at_the_end, accelerator, loader):
+    state = GradientState()
+    for batch in loader:
+        if int(batch) != 6 and at_the_end:
+            continue
+        accelerator.sync_gradients = True
+        with suppress(ArithmeticError), set_aside(loader):
+            list(loader)
+            loader.end_of_dataloader, loader.remainder = not at_the_end, 77
+            accelerator.sync_gradients = False
+            raise ArithmeticError
+        assert loader.end_of_dataloader is state.end_of_dataloader is at_the_end
+        assert (loader.remainder, loader.iteration) == (0, 0)
+        assert accelerator.sync_gradients
+        assert state.active_dataloader is loader
+        if not at_the_end:
+            break
+    loader.end()
+
+
+@pytest.mark.parametrize("data", [None, [1], "a list has no flags"])
+def test_data_of_any_kind_can_be_set_aside(data, accelerator, loader):
+    loader.begin()
+    with set_aside(data):
+        assert not GradientState().in_dataloader
+    assert GradientState().active_dataloader is loader
+    loader.end()
+
+
+def test_a_loader_is_no_longer_active_when_the_body_is_left(accelerator, loader):
+    with activated(loader):
+        loader.begin()
+        assert GradientState().active_dataloader is loader
+    assert GradientState().dataloader_references == [None]
+    with suppress(ArithmeticError), activated(loader):
+        loader.begin()
+        raise ArithmeticError
+    assert GradientState().dataloader_references == [None]
+
+
+def test_leaving_an_inner_iteration_of_a_loader_keeps_the_outer_one(accelerator, loader):
+    with activated(loader):
+        loader.begin()
+        loader.end_of_dataloader, loader.remainder = True, 3
+        before = GradientState().dataloader_references
+        with activated(loader):
+            loader.begin()
+            assert not loader.end_of_dataloader
+        assert GradientState().dataloader_references == before
+        assert (loader.end_of_dataloader, loader.remainder) == (True, 3)
+    assert GradientState().dataloader_references == [None]
+
+
+def test_leaving_an_inner_loader_keeps_the_outer_one(accelerator, loader):
+    other = accelerator.prepare(DataLoader(range(3)))
+    with activated(loader):
+        loader.begin()
+        with activated(other):
+            other.begin()
+        assert GradientState().active_dataloader is loader
+
+
+def test_persistent_workers_serve_training_alone():
+    accelerator = Accelerator(cpu=True)
+    loader = DataLoader(range(8), batch_size=2, num_workers=1, persistent_workers=True)
+    loader = accelerator.prepare(loader)
+    feed, inner = DataFeed(loader, accelerator), DataFeed(loader, accelerator)
+    seen = []
+    for batch in feed:
+        seen.append(batch.tolist())
+        with set_aside(loader):
+            assert len(list(loader)) == 4
+        assert len(list(inner)) == 4
+    assert seen == [[0, 1], [2, 3], [4, 5], [6, 7]]

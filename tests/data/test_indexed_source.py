@@ -1,0 +1,133 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from torch.utils.data import DistributedSampler
+
+from ignite_hooks.data.indexed_source import IndexedLoader
+from tests.reference import Epochs
+from tests.reference import given
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def shard(loader, process, **settings):
+    """What the loader is on one of two processes."""
+    return prepare_data_loader(
+        loader, num_processes=2, process_index=process, put_on_device=False, **settings
+    )
+
+
+def test_the_base_is_the_loader_of_torch(accelerator):
+    raw = DataLoader(range(4))
+    assert IndexedLoader(raw).base is raw
+    prepared = accelerator.prepare(raw)
+    assert IndexedLoader(prepared).base is prepared.base_dataloader
+
+
+class Drawing:
+    """A data set that draws from a generator of its own."""
+
+    def __init__(self, generator):
+        self.rng = generator
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.tensor([index, float(torch.rand((), generator=self.rng))])
+
+
+def test_a_pass_that_is_entered_again_leaves_what_the_data_has_drawn():
+    """The order's generators end where the samplers leave them, the data's where the data does."""
+    source = IndexedLoader(DataLoader(Drawing(torch.Generator().manual_seed(1)), 2, shuffle=True))
+    drawn, places = [], []
+    for data_pass, skip in ((0, 0), (0, 2), (1, 0)):
+        drawn += [float(batch[0, 1]) for batch in source.batches(data_pass, skip)]
+        places.append(source.base.dataset.rng.get_state().tolist())
+    assert len(set(drawn)) == len(drawn) == 3 + 1 + 3
+    assert len(set(map(tuple, places))) == 3
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_the_epoch_of_a_sampler_is_set(batch_size):
+    sampler = DistributedSampler(range(8), num_replicas=2, rank=0, seed=3)
+    source = IndexedLoader(DataLoader(range(8), batch_size=batch_size, sampler=sampler))
+    orders = [[str(batch) for batch in given(source, number, 0)] for number in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_epoch_of_a_batch_sampler_is_set(prepared, accelerator):
+    sampler = Epochs([0, 1], [2])
+    loader = DataLoader(range(3), batch_sampler=sampler)
+    source = IndexedLoader(accelerator.prepare(loader) if prepared else loader)
+    given(source, 4, 1)
+    assert sampler.epochs[-1:] == [4]
+
+
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("split_batches", [False, True])
+def test_without_even_batches_no_sample_is_given_twice(process, split_batches):
+    loader = shard(DataLoader(range(9), batch_size=4), process, split_batches=split_batches)
+    source = IndexedLoader(loader, even_batches=False)
+    batches = [batch.tolist() for batch in given(source, 0, 0)]
+    assert (
+        batches
+        == (
+            [[[0, 1, 2, 3], [8]], [[4, 5, 6, 7]]]
+            if not split_batches
+            else [[[0, 1], [4, 5], [8]], [[2, 3], [6, 7]]]
+        )[process]
+    )
+
+
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 9])
+def test_without_even_batches_the_length_is_that_of_the_process(process, size):
+    source = IndexedLoader(shard(DataLoader(range(size), 2), process), even_batches=False)
+    assert source.length == len(given(source, 0, 0))
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_the_loader_keeps_its_own_even_batches(even):
+    loader = shard(DataLoader(range(9), batch_size=2), 1, even_batches=even)
+    source = IndexedLoader(loader, even_batches=False)
+    assert source.length == 2
+    with source.active(0):
+        assert loader.batch_sampler.even_batches is False
+        next(source.batches(0, 0))
+    given(source, 0, 0)
+    assert loader.batch_sampler.even_batches is even
+    assert IndexedLoader(loader).length == (3 if even else 2)
+
+
+def test_the_rest_of_a_pass_is_loaded_as_its_beginning_was():
+    calls = []
+    loader = DataLoader(
+        range(8),
+        batch_size=2,
+        num_workers=1,
+        collate_fn=tuple,
+        timeout=30,
+        worker_init_fn=calls.append,
+        prefetch_factor=3,
+        multiprocessing_context="fork",
+        in_order=True,
+        generator=torch.Generator().manual_seed(5),
+    )
+    source = IndexedLoader(loader)
+    seed = iter(loader)._base_seed
+    loader.generator.manual_seed(5)
+    rest = source._reopen(1)
+    assert type(rest) is type(iter(loader))
+    assert rest._prefetch_factor == 3
+    assert rest._timeout == 30
+    assert rest._base_seed == seed
+    assert list(rest) == [(2, 3), (4, 5), (6, 7)]
+    for name in ("worker_init_fn", "collate_fn"):
+        assert getattr(rest, f"_{name}") is getattr(loader, name)

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
+
+from ignite_hooks.data import pass_end
+from ignite_hooks.data.pass_end import PassEnd
+from ignite_hooks.data.sources import AdaptedLoader
+from ignite_hooks.data.sources import PlainIterable
+
+
+class Drawn:
+    """Gives numbers, without saying how many, and remembers those that it gave."""
+
+    def __init__(self, count):
+        self.count = count
+        self.numbers = []
+
+    def __iter__(self):
+        for number in range(self.count):
+            self.numbers.append(number)
+            yield number
+
+
+class Promising(Drawn):
+    """Says how many it gives, rightly or not."""
+
+    def __init__(self, count, promised):
+        super().__init__(count)
+        self.promised = promised
+
+    def __len__(self):
+        return self.promised
+
+
+def told(end, source, given=0, data_pass=0):
+    """Each batch of a pass, whether it was told as the last, and how many were drawn by then."""
+    drawn = source.loader.numbers if isinstance(source.loader, Drawn) else []
+    with source.active(data_pass):
+        for is_last in end.fetch(source.batches(data_pass, given), data_pass, given):
+            yield end.ahead.popleft(), is_last, len(drawn)
+
+
+def test_where_the_number_is_certain_batches_are_counted_and_none_is_fetched_ahead():
+    source = PlainIterable(Promising(3, promised=3))
+    end = PassEnd(source)
+    assert end.length == 3
+    assert list(told(end, source)) == [(0, False, 1), (1, False, 2), (2, True, 3)]
+
+
+def test_else_one_batch_is_fetched_ahead():
+    source = PlainIterable(Drawn(3))
+    end = PassEnd(source)
+    assert end.length is None
+    assert list(told(end, source)) == [(0, False, 2), (1, False, 3), (2, True, 3)]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(5))
+
+
+def test_a_loader_that_knows_its_end_is_asked_and_none_is_fetched_ahead():
+    source = AdaptedLoader(Accelerator(cpu=True).prepare(DataLoader(Stream(), batch_size=2)))
+    end = PassEnd(source)
+    assert end.length is None
+    passed = [(is_last, len(end.ahead)) for _, is_last, _ in told(end, source)]
+    assert passed == [(False, 0), (False, 0), (True, 0)]
+
+
+@pytest.mark.parametrize("data", [Drawn(4), Promising(4, 4)], ids=["drawn", "promising"])
+def test_a_pass_entered_again_ends_where_it_would_have(data):
+    source = PlainIterable(data)
+    rest = [(number, is_last) for number, is_last, _ in told(PassEnd(source), source, given=2)]
+    assert rest == [(2, False), (3, True)]
+
+
+@pytest.mark.parametrize(
+    ("gives", "promised", "given"), [(2, 3, "only 2"), (4, 3, "more"), (0, 3, "only 0")]
+)
+def test_a_promise_that_is_not_kept_is_an_error_that_names_the_pass(gives, promised, given):
+    source = PlainIterable(Promising(gives, promised))
+    end = PassEnd(source)
+    with pytest.raises(RuntimeError, match=rf"which is 3; it gave {given} in pass 5: correct"):
+        list(told(end, source, data_pass=4))
+
+
+def test_settling_asks_for_the_length_anew():
+    data = [[1]]
+    end = PassEnd(PlainIterable(data))
+    data.append([2])
+    assert end.length == 1
+    end.settle()
+    assert end.length == 2
+
+
+class TestAgreeing:
+    """With another process, whose numbers are given. (tests/distributed has two real ones.)"""
+
+    @pytest.fixture
+    def others(self, monkeypatch):
+        numbers, asked = [], []
+
+        def smallest(number, accelerator):
+            asked.append(number)
+            return min(number, numbers.pop(0))
+
+        monkeypatch.setattr(pass_end, "smallest_of_all", smallest)
+        return numbers, asked
+
+    @pytest.mark.parametrize(("theirs", "length"), [(2, 2), (5, 3), (-1, None)])
+    def test_the_length_is_the_smallest_or_unknown_to_all(self, theirs, length, others):
+        others[0].append(theirs)
+        end = PassEnd(PlainIterable(Promising(3, 3)), Accelerator(cpu=True))
+        assert end.length == length
+
+    def test_one_that_has_more_batches_than_the_poorest_leaves_them(self, others):
+        others[0].append(2)
+        source = PlainIterable(Promising(3, 3))
+        end = PassEnd(source, Accelerator(cpu=True))
+        assert list(told(end, source)) == [(0, False, 1), (1, True, 2)]
+
+    def test_without_a_length_they_agree_once_a_window(self, others):
+        numbers, asked = others
+        numbers += [-1, 4, 3]  # of lengths; of windows of 3: one whole one, and it has 3 left
+        source = PlainIterable(Drawn(9))
+        end = PassEnd(source, Accelerator(cpu=True, gradient_accumulation_steps=3))
+        passed = [(number, is_last) for number, is_last, _ in told(end, source)]
+        assert passed == [(number, number == 5) for number in range(6)]
+        assert asked == [-1, 4, 4]
+        assert not end.ahead, "what the others have not is not kept for the next pass"

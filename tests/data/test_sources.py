@@ -1,0 +1,81 @@
+import random
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
+
+from ignite_hooks.data.sources import AdaptedLoader
+from ignite_hooks.data.sources import PlainIterable
+from tests.reference import Epochs
+from tests.reference import given
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(6))
+
+    def __len__(self):
+        return 6
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+class TestPlainIterable:
+    def test_the_epoch_is_set_before_each_pass(self):
+        data = Epochs([1], [2])
+        source = PlainIterable(data)
+        for number, skip in ((0, 0), (1, 1), (1, 0), (7, 2)):
+            assert given(source, number, skip) == [[1], [2]][skip:]
+        assert data.epochs == [0, 1, 1, 7]
+
+    @pytest.mark.parametrize(
+        ("data", "length"), [([1, 2], 2), (iter([1, 2]), None), ({1: 2}.values(), 1)]
+    )
+    def test_the_length_is_that_of_the_data_if_it_has_one(self, data, length):
+        assert PlainIterable(data).length == length
+
+    def test_only_an_iterator_can_not_repeat(self):
+        assert PlainIterable([1]).can_repeat
+        assert PlainIterable(Epochs(1)).can_repeat
+        assert not PlainIterable(iter([1])).can_repeat
+
+    def test_a_pass_entered_again_has_the_order_in_which_it_began(self):
+        class Shuffling:
+            def __iter__(self):
+                order = list(range(6))
+                random.shuffle(order)
+                return iter(order)
+
+        source = PlainIterable(Shuffling())
+        whole = given(source, 0, 0)
+        expected = random.getstate()
+        assert given(source, 0, 2) == whole[2:]
+        assert random.getstate() == expected
+        assert given(source, 1, 0) != whole
+
+
+class TestAdaptedLoader:
+    def test_it_ends_itself_and_the_length_of_a_stream_is_not_certain(self, accelerator):
+        source = AdaptedLoader(accelerator.prepare(DataLoader(Stream(), batch_size=2)))
+        assert source.ends_itself
+        assert source.length is None
+
+    def test_the_length_of_dispatched_samples_is_certain(self):
+        accelerator = Accelerator(
+            cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=True)
+        )
+        source = AdaptedLoader(accelerator.prepare(DataLoader(range(6), batch_size=4)))
+        assert source.length == 2
+
+    def test_the_loader_is_told_the_pass(self, accelerator):
+        source = AdaptedLoader(accelerator.prepare(DataLoader(Stream(), batch_size=2)))
+        with source.active(3):
+            for batch in source.batches(3, 1):
+                assert source.loader.iteration == 3
+                assert batch.tolist() in ([2, 3], [4, 5])

@@ -1,0 +1,199 @@
+import pytest
+import torch
+
+from ignite_hooks.memory import device as device_mark
+from ignite_hooks.memory.device import DeviceMark
+from ignite_hooks.memory.device_memory import memory_in_use
+
+MIB = 2**20
+
+
+class Allocator:
+    """Counts as the allocator of a device does: what is in use, and the most that was.
+
+    What is freed stays reserved. Before the first tensor it has no figures at all.
+    """
+
+    def __init__(self):
+        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
+        self.resets = 0
+        self.is_initialised = False
+
+    def allocate(self, mib):
+        self.is_initialised = True
+        self.allocated += mib * MIB
+        self.reserved = max(self.reserved, self.allocated)
+        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+
+    def free(self, mib):
+        self.allocated -= mib * MIB
+
+    def spike(self, mib):
+        self.allocate(mib)
+        self.free(mib)
+
+    def empty_cache(self):
+        self.reserved = self.allocated
+
+    def memory_stats(self):
+        if not self.is_initialised:
+            return {}
+        return {
+            "allocated_bytes.all.current": self.allocated,
+            "allocated_bytes.all.peak": self.peak_allocated,
+            "reserved_bytes.all.current": self.reserved,
+            "reserved_bytes.all.peak": self.peak_reserved,
+        }
+
+    def reset_peak_memory_stats(self):
+        assert self.is_initialised, "some devices can not reset before their first tensor"
+        self.resets += 1
+        self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
+
+
+class Refusing:
+    """A device whose allocator has no figures, MPS for one."""
+
+    asked = 0
+
+    def memory_stats(self):
+        self.asked += 1
+        raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
+
+    def reset_peak_memory_stats(self):
+        raise AssertionError("there is nothing to reset")
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Has the mark find an allocator; counts how often it looks for one."""
+    looks = []
+
+    def find(allocator):
+        def look():
+            looks.append(allocator)
+            return allocator
+
+        monkeypatch.setattr(device_mark, "allocator", look)
+        return looks
+
+    return find
+
+
+def opened():
+    mark = DeviceMark()
+    mark.open()
+    return mark
+
+
+def test_it_reads_the_peaks_and_lowers_them_to_what_is_in_use(found):
+    allocator = Allocator()
+    found(allocator)
+    allocator.allocate(10)
+    mark = opened()
+    allocator.spike(20)
+    assert mark.read() == (30 * MIB, 30 * MIB)
+    mark.reset()
+    assert mark.read() == (10 * MIB, 30 * MIB)
+    allocator.empty_cache()
+    mark.reset()
+    assert mark.read() == (10 * MIB, 10 * MIB)
+
+
+def test_the_higher_is_that_of_each():
+    assert DeviceMark.higher((1, 5), (3, 4)) == (3, 5)
+    assert DeviceMark.higher((3, 4), (1, 5)) == (3, 5)
+
+
+def test_nothing_is_below_every_reading():
+    assert DeviceMark().nothing == (0, 0)
+
+
+@pytest.mark.parametrize("stats", [{}, {"other": 1}])
+def test_without_the_figures_there_is_nothing(found, stats):
+    allocator = Allocator()
+    allocator.is_initialised = True
+    allocator.memory_stats = lambda: stats
+    found(allocator)
+    assert opened().read() == (0, 0)
+
+
+def test_without_a_device_nothing_is_read_or_reset(found):
+    looks = found(None)
+    mark = opened()
+    mark.reset()
+    assert mark.read() == (0, 0)
+    assert looks == [None]
+
+
+def test_before_it_is_opened_and_after_it_is_closed_it_does_no_harm():
+    mark = DeviceMark()
+    mark.reset()
+    assert mark.read() == (0, 0)
+    mark.close()
+
+
+def test_it_is_not_reset_before_the_first_tensor_and_is_after_it(found):
+    allocator = Allocator()
+    found(allocator)
+    mark = opened()
+    mark.reset()
+    assert mark.read() == (0, 0)
+    mark.reset()
+    assert allocator.resets == 0
+    allocator.spike(20)
+    mark.reset()
+    assert mark.read() == (0, 20 * MIB)
+    assert allocator.resets == 1
+
+
+def test_once_the_figures_were_there_a_reset_does_not_read_them(found):
+    allocator = Allocator()
+    found(allocator)
+    allocator.allocate(1)
+    mark = opened()
+    mark.reset()
+    allocator.memory_stats = None
+    mark.reset()
+    assert allocator.resets == 2
+
+
+def test_a_device_that_can_not_tell_is_asked_once(found):
+    allocator = Refusing()
+    found(allocator)
+    mark = opened()
+    for _ in range(3):
+        mark.reset()
+        assert mark.read() == (0, 0)
+    assert allocator.asked == 1
+
+
+def test_when_it_is_opened_anew_it_finds_the_device_of_then(found):
+    first, second = Allocator(), Allocator()
+    first.allocate(1)
+    found(first)
+    mark = opened()
+    mark.reset()
+    found(second)
+    mark.open()
+    mark.reset()  # which has no tensor yet
+    second.allocate(2)
+    assert mark.read() == (2 * MIB, 2 * MIB)
+    assert (first.resets, second.resets) == (1, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(memory_in_use() is None, reason="needs a device that tells its figures")
+def test_the_peaks_of_a_device():
+    device = torch.accelerator.current_accelerator()
+    kept = torch.empty(8 * MIB, dtype=torch.uint8, device=device)
+    mark = opened()
+    mark.reset()
+    before = mark.read()
+    torch.empty(64 * MIB, dtype=torch.uint8, device=device)
+    after = mark.read()
+    assert after[0] - before[0] == 8 * kept.numel()
+    assert after[1] >= after[0]
+    mark.reset()
+    assert mark.read()[0] == before[0]

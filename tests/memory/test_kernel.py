@@ -1,0 +1,332 @@
+import errno
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from ignite_hooks.memory import kernel as kernel_mark
+from ignite_hooks.memory import sampled as sampled_mark
+from ignite_hooks.memory.kernel import KernelMark
+from ignite_hooks.memory.kernel import _proof
+from ignite_hooks.memory.kernel import why_no_kernel_mark
+from tests.memory.spikes import LEAN
+from tests.memory.spikes import MIB
+from tests.memory.spikes import descriptors
+from tests.memory.spikes import forked
+from tests.memory.spikes import of_marks
+from tests.memory.spikes import program
+from tests.memory.spikes import spike
+from tests.memory.spikes import taken
+
+BATCHES = MIB  # the kernel counts pages in batches
+
+
+@pytest.fixture(autouse=True)
+def _as_found():
+    _proof.was_given = False
+    before = descriptors()
+    yield
+    assert descriptors() == before
+    _proof.was_given = False
+
+
+@pytest.fixture
+def mark():
+    mark = KernelMark()
+    mark.open()
+    yield mark
+    mark.close()
+
+
+@pytest.mark.parametrize("mib", [20, 60, 300])
+def test_a_spike_is_seen_however_short_it_was(mark, mib):
+    mark.reset()
+    before = mark.read()
+    spike(mib)
+    assert mark.read() - before == pytest.approx(mib * MIB, abs=BATCHES)
+    assert mark.from_status() - before == pytest.approx(mib * MIB, abs=BATCHES)
+
+
+def test_a_reset_lowers_it_to_what_is_resident(mark):
+    mark.reset()
+    before = mark.read()
+    spike(60)
+    mark.reset()
+    assert mark.read() - before < BATCHES
+    with taken(60):
+        mark.reset()
+        assert mark.read() - before == pytest.approx(60 * MIB, abs=BATCHES)
+
+
+def test_reading_changes_nothing(mark):
+    mark.reset()
+    spike(60)
+    assert mark.read() == mark.read() == mark.read()
+
+
+def test_it_keeps_descriptors_of_its_own_while_it_is_open():
+    mark = KernelMark()
+    assert of_marks() == []
+    mark.open()
+    own = f"/proc/{os.getpid()}"
+    assert of_marks() == [f"{own}/clear_refs", f"{own}/statm", f"{own}/status"]
+    mark.close()
+    assert of_marks() == []
+    mark.close()
+
+
+def test_they_are_not_inherited_by_other_programs(mark):
+    for number, link in descriptors().items():
+        if link in of_marks():
+            assert not os.get_inheritable(number)
+
+
+def test_one_that_was_opened_in_part_is_closed(monkeypatch):
+    mark, really = KernelMark(), os.open
+
+    def open_one(path, flags):
+        if "statm" in path:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return really(path, flags)
+
+    monkeypatch.setattr(os, "open", open_one)
+    with pytest.raises(OSError, match="Too many"):
+        mark.open()
+    mark.close()
+    assert of_marks() == []
+
+
+HUGE = 2**40  # more than can be resident
+
+
+@pytest.fixture
+def telling(mark, monkeypatch):
+    """Makes getrusage tell these, and status -1."""
+
+    def tell(*told):
+        told = list(told)
+        monkeypatch.setattr(KernelMark, "_lowest", float("inf"))
+        monkeypatch.setattr(
+            kernel_mark, "getrusage", lambda who: SimpleNamespace(ru_maxrss=told.pop(0) // 1024)
+        )
+        monkeypatch.setattr(mark, "from_status", lambda: -1)
+        return [mark.read() for _ in range(len(told))]
+
+    return tell
+
+
+def test_what_getrusage_tells_above_the_lowest_is_believed(telling):
+    one = 1024
+    readings = telling(HUGE, HUGE + one, HUGE + 3 * one, HUGE + 2 * one, HUGE)
+    assert readings == [-1, HUGE + one, HUGE + 3 * one, HUGE + 2 * one, -1]
+
+
+def test_what_getrusage_tells_for_the_first_time_may_be_a_floor(telling):
+    one = 1024
+    assert telling(HUGE + 5 * one, HUGE, HUGE, HUGE + one) == [-1, -1, -1, HUGE + one]
+
+
+def test_what_is_resident_is_the_mark_if_no_more_is_told(telling):
+    readings = telling(1024, 1024)
+    assert readings == pytest.approx([sampled_mark.resident()] * 2, abs=BATCHES)
+
+
+def test_what_was_resident_is_not_the_mark_if_more_is_told(telling):
+    told = sampled_mark.resident() + 4 * MIB
+    assert telling(told, told) == [-1, -1]
+
+
+@pytest.fixture
+def read_files(monkeypatch):
+    """Which files of marks are read, one for each time."""
+    read, really = [], os.pread
+
+    def pread(descriptor, *arguments):
+        read.append(os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2])
+        return really(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "pread", pread)
+    return read
+
+
+def test_where_memory_stays_as_it_was_no_file_is_read(mark, read_files):
+    mark.close()
+    KernelMark._lowest = float("inf")
+    mark.open()
+    for _ in range(20):
+        mark.reset()
+        mark.read()
+    assert read_files == []
+
+
+def test_peaks_that_are_all_the_same_and_below_all_before_read_status_once(mark, read_files):
+    with taken(60):
+        KernelMark._lowest = float("inf")
+        mark.read()
+    read_files.clear()
+    for _ in range(20):
+        mark.reset()
+        spike(20)
+        mark.read()
+    assert read_files == ["statm", "status"]
+
+
+def test_the_lowest_is_that_of_the_process_and_goes_up_for_no_mark(mark):
+    lowest = KernelMark._lowest
+    with taken(60):
+        other = KernelMark()
+        other.open()
+        other.reset()
+        other.close()
+    assert KernelMark._lowest <= lowest < float("inf")
+
+
+def test_its_ballast_is_given_back():
+    mark = KernelMark()
+    before = sampled_mark.resident()
+    for _ in range(100):
+        mark.open()
+        mark.close()
+    assert sampled_mark.resident() - before < 100 * kernel_mark._BALLAST / 4
+
+
+def test_getrusage_and_status_tell_the_same(mark, monkeypatch):
+    mark.reset()
+    mark.read()
+    spike(60)
+    monkeypatch.setattr(KernelMark, "_lowest", 0)
+    told = mark.read()
+    monkeypatch.setattr(KernelMark, "_lowest", float("inf"))
+    assert mark.read() == mark.from_status() == pytest.approx(told, abs=BATCHES)
+
+
+A_LARGE_PROGRAM = """
+import os
+import sys
+block = bytearray(b"1") * (500 * 2**20)
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+"""
+
+AFTER_IT = """
+import json
+from resource import RUSAGE_SELF, getrusage
+from ignite_hooks.memory.max_ram import MaxRAM
+from tests.memory.spikes import spike
+results = []
+with MaxRAM(backend="kernel") as outer:
+    for mib in (1, 60, 2, 90):
+        with MaxRAM() as ram:
+            spike(mib)
+        with MaxRAM() as base:
+            pass
+        results.append(ram.result() - base.result())
+peaks = outer.result(), base.result()
+print(json.dumps([getrusage(RUSAGE_SELF).ru_maxrss / 1024, results, peaks]))
+"""
+
+
+def test_a_large_program_that_was_replaced_is_not_in_the_peaks():
+    told = program("-c", A_LARGE_PROGRAM, LEAN + AFTER_IT)
+    floor, results, (outer, base) = json.loads(told)
+    assert floor > 500
+    assert base < 200
+    assert results == pytest.approx([1, 60, 2, 90], abs=1)
+    assert outer - base == pytest.approx(90, abs=2)
+
+
+# Why not
+
+
+def test_here_it_can_be_used_and_nothing_is_left_open():
+    assert why_no_kernel_mark() is None
+
+
+def test_it_is_tried_once(monkeypatch):
+    assert why_no_kernel_mark() is None
+    monkeypatch.setattr(KernelMark, "open", lambda mark: pytest.fail("tried again"))
+    assert why_no_kernel_mark() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_process_that_has_become_another_user_is_refused():
+    def in_child():
+        os.setuid(65534)
+        return why_no_kernel_mark(), of_marks()
+
+    reason, left = forked(in_child)
+    assert reason.startswith("PermissionError: ")
+    assert "/proc/self/clear_refs" in reason
+    assert left == []
+
+
+@pytest.mark.parametrize("refused", ["clear_refs", "status", "statm"])
+@pytest.mark.parametrize("kind", [PermissionError, FileNotFoundError])
+def test_what_can_not_be_opened_is_the_reason(monkeypatch, refused, kind):
+    really = os.open
+
+    def refuse(path, flags):
+        if path.endswith(refused):
+            raise kind(1, "not here", path)
+        return really(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert why_no_kernel_mark() == f"{kind.__name__}: [Errno 1] not here: '/proc/self/{refused}'"
+
+
+def test_what_can_not_be_written_is_the_reason(monkeypatch):
+    def refuse(descriptor, text):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "write", refuse)
+    assert why_no_kernel_mark() == "OSError: [Errno 22] Invalid argument"
+
+
+def test_a_status_without_the_mark_is_the_reason(monkeypatch):
+    monkeypatch.setattr(os, "pread", lambda *arguments: b"Name:\tpython\n")
+    assert why_no_kernel_mark().startswith("ValueError: ")
+
+
+def test_a_mark_that_does_not_fall_is_the_reason(monkeypatch):
+    monkeypatch.setattr(os, "write", lambda descriptor, text: len(text))
+    assert why_no_kernel_mark() == "a write to /proc/self/clear_refs does not lower VmHWM"
+
+
+def test_a_mark_that_never_rises_is_the_reason(monkeypatch):
+    monkeypatch.setattr(KernelMark, "from_status", lambda mark: 10**9)
+    assert "does not lower" in why_no_kernel_mark()
+
+
+def test_it_is_seen_to_fall_also_when_nothing_was_taken_before(mark):
+    mark.reset()
+    assert why_no_kernel_mark() is None
+
+
+def test_threads_that_ask_at_once_for_the_first_time_do_not_disturb_each_other():
+    for _ in range(5):
+        _proof.was_given = False
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda number: why_no_kernel_mark(), range(4))) == [None] * 4
+
+
+def test_what_may_pass_is_not_remembered(monkeypatch):
+    real = os.open
+    _proof.was_given = False
+
+    def out_of_descriptors(*arguments):
+        monkeypatch.setattr(os, "open", real)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", out_of_descriptors)
+    assert "Too many open files" in why_no_kernel_mark()
+    assert why_no_kernel_mark() is None
+
+
+def test_a_file_that_can_not_be_opened_any_more_is_an_error_with_a_remedy(monkeypatch):
+    assert why_no_kernel_mark() is None
+    monkeypatch.setattr(os, "open", lambda *arguments: (_ for _ in ()).throw(PermissionError(13)))
+    with pytest.raises(PermissionError) as raised:
+        KernelMark().open()
+    notes = getattr(raised.value, "__notes__", ['backend="sampler"'])
+    assert 'backend="sampler"' in notes[0]

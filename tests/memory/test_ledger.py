@@ -1,0 +1,815 @@
+import os
+import threading
+from threading import Event
+from threading import Thread
+
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from ignite_hooks.memory.ledger import PeakLedger
+from ignite_hooks.memory.mark import ByteMark
+from ignite_hooks.memory.measurement import Measurement
+from tests.memory.spikes import descriptors
+from tests.memory.spikes import forked
+
+HANGS = 20  # seconds after which a thread is said to hang
+
+
+class Tank(ByteMark):
+    """What is in it now, and the mark of the highest there has been."""
+
+    def __init__(self):
+        self.content = self.highest = 0
+        self.opened = self.closed = 0
+        self.refusals = []
+        self.thread = None
+        self.descriptor = None
+
+    def take(self, content):
+        self.content = content
+        self.highest = max(self.highest, content)
+
+    def spike(self, content):
+        before = self.content
+        self.take(content)
+        self.take(before)
+
+    def open(self):
+        self.opened += 1
+        self.descriptor = os.open(os.devnull, os.O_RDONLY)
+        self._refuse("open")
+
+    def close(self):
+        self.closed += 1
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+        self.descriptor = None
+
+    def reset(self):
+        assert self.descriptor is not None
+        self._refuse("reset")
+        self.highest = self.content
+
+    def read(self):
+        assert self.descriptor is not None
+        self._refuse("read")
+        self.thread = threading.current_thread()
+        return self.highest
+
+    def _refuse(self, what):
+        if self.refusals and self.refusals[0] == what:
+            self.refusals.pop(0)
+            raise OSError(24, what)
+
+
+@pytest.fixture
+def tank():
+    return Tank()
+
+
+@pytest.fixture
+def ledger(tank):
+    return PeakLedger(tank)
+
+
+@pytest.fixture
+def sampled(tank):
+    return PeakLedger(tank, is_sampled=True)
+
+
+@pytest.fixture(autouse=True)
+def _as_found():
+    threads, open_now = threading.enumerate(), descriptors()
+    yield
+    assert threading.enumerate() == threads
+    assert descriptors() == open_now
+
+
+def started(ledger, every=3600):
+    measurement = Measurement(ledger, every)
+    measurement.start()
+    return measurement
+
+
+def samplers():
+    return [t for t in threading.enumerate() if t.name == "ignite_hooks.memory"]
+
+
+def test_a_peak_is_that_from_start_to_stop(tank, ledger):
+    tank.spike(9)
+    measurement = started(ledger)
+    tank.spike(5)
+    measurement.stop()
+    tank.spike(7)
+    assert measurement.result() == 5
+
+
+def test_before_the_first_start_there_is_nothing_and_nothing_is_opened(tank, ledger):
+    tank.spike(9)
+    measurement = Measurement(ledger, 1.0)
+    assert measurement.result() == 0
+    measurement.stop()
+    measurement.reset()
+    assert measurement.result() == 0
+    assert not measurement.is_running
+    assert (tank.opened, tank.closed) == (0, 0)
+
+
+def test_a_second_start_goes_on_and_one_stop_ends_it(tank, ledger):
+    measurement = started(ledger)
+    tank.spike(5)
+    measurement.start()
+    assert measurement.result() == 5
+    assert ledger.running == [measurement]
+    measurement.stop()
+    assert not measurement.is_running
+    assert tank.closed == 1
+
+
+def test_a_start_after_a_stop_begins_anew(tank, ledger):
+    measurement = started(ledger)
+    tank.spike(5)
+    measurement.stop()
+    tank.spike(7)
+    measurement.start()
+    tank.spike(3)
+    assert measurement.result() == 3
+    measurement.stop()
+    assert measurement.result() == 3
+
+
+def test_going_on_after_a_pause_keeps_the_peak_there_was_but_not_that_of_the_pause(tank, ledger):
+    measurement = started(ledger)
+    tank.spike(5)
+    measurement.stop()
+    tank.spike(9)
+    measurement.go_on()
+    assert measurement.result() == 5
+    tank.spike(7)
+    measurement.go_on()
+    assert measurement.result() == 7
+    measurement.stop()
+
+
+def test_a_reset_begins_anew_while_it_runs_and_forgets_while_it_does_not(tank, ledger):
+    measurement = started(ledger)
+    tank.spike(5)
+    measurement.reset()
+    assert measurement.is_running
+    tank.spike(3)
+    assert measurement.result() == 3
+    measurement.stop()
+    assert measurement.result() == 3
+    measurement.reset()
+    assert measurement.result() == 0
+
+
+def test_a_reset_of_one_that_does_not_run_leaves_the_mark_alone(tank, ledger):
+    other, measurement = Measurement(ledger, 1.0), started(ledger)
+    tank.spike(5)
+    other.reset()
+    assert tank.highest == 5
+    assert measurement.result() == 5
+    measurement.stop()
+
+
+def test_a_result_changes_nothing(tank, ledger):
+    measurement = started(ledger)
+    tank.spike(5)
+    assert [measurement.result() for _ in range(3)] == [5, 5, 5]
+    assert tank.highest == 5
+    measurement.stop()
+    tank.spike(9)
+    assert [measurement.result() for _ in range(3)] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("begin", ["start", "reset"])
+def test_a_peak_before_another_begins_goes_to_those_that_run(tank, ledger, begin):
+    outer, inner = started(ledger), Measurement(ledger, 1.0)
+    if begin == "reset":
+        inner.start()
+    tank.spike(9)
+    getattr(inner, begin)()
+    tank.spike(5)
+    assert inner.result() == 5
+    assert outer.result() == 9
+    inner.stop()
+    outer.stop()
+
+
+@pytest.mark.parametrize("first_ends_first", [False, True])
+def test_overlapping_measurements_each_have_the_peak_of_their_time(tank, ledger, first_ends_first):
+    first = started(ledger)
+    tank.spike(7)
+    second = started(ledger)
+    tank.spike(5)
+    one, other = (first, second) if first_ends_first else (second, first)
+    one.stop()
+    tank.spike(6)
+    other.stop()
+    assert first.result() == 7
+    assert second.result() == (6 if first_ends_first else 5)
+
+
+def test_a_peak_between_two_inner_ones_is_in_the_outer_one(tank, ledger):
+    outer = started(ledger)
+    inner = started(ledger)
+    tank.spike(2)
+    inner.stop()
+    tank.spike(9)
+    inner.start()
+    tank.spike(3)
+    inner.stop()
+    outer.stop()
+    assert (outer.result(), inner.result()) == (9, 3)
+
+
+def test_the_mark_is_opened_once_and_closed_after_the_last(tank, ledger):
+    one, other = started(ledger), started(ledger)
+    assert (tank.opened, tank.closed) == (1, 0)
+    one.stop()
+    assert (tank.opened, tank.closed) == (1, 0)
+    other.stop()
+    assert (tank.opened, tank.closed) == (1, 1)
+    one.start()
+    assert (tank.opened, tank.closed) == (2, 1)
+    one.stop()
+    assert (tank.opened, tank.closed) == (2, 2)
+
+
+def test_a_stop_of_one_that_does_not_run_closes_nothing(tank, ledger):
+    other, measurement = Measurement(ledger, 1.0), started(ledger)
+    other.stop()
+    assert measurement.is_running
+    assert tank.closed == 0
+    measurement.stop()
+
+
+def test_what_is_held_stays_open_between_measurements(tank, ledger):
+    measurement = Measurement(ledger, 1.0)
+    with measurement.held():
+        for _ in range(3):
+            measurement.start()
+            measurement.stop()
+        assert (tank.opened, tank.closed) == (1, 0)
+    assert (tank.opened, tank.closed) == (1, 1)
+
+
+def test_what_is_held_twice_is_closed_by_the_last(tank, ledger):
+    one, other = Measurement(ledger, 1.0), Measurement(ledger, 1.0)
+    with one.held():
+        with other.held():
+            assert tank.opened == 1
+        assert tank.closed == 0
+    assert tank.closed == 1
+
+
+def test_what_is_held_is_let_go_after_a_failure(tank, ledger):
+    with pytest.raises(KeyError), Measurement(ledger, 1.0).held():
+        raise KeyError
+    assert tank.closed == 1
+
+
+def test_a_measurement_outlives_what_held_the_mark(tank, ledger):
+    measurement = Measurement(ledger, 1.0)
+    with measurement.held():
+        measurement.start()
+    assert tank.closed == 0
+    tank.spike(5)
+    measurement.stop()
+    assert measurement.result() == 5
+    assert tank.closed == 1
+
+
+class Levels(ByteMark):
+    nothing = -100
+
+    def __init__(self):
+        self.level = -7
+
+    def reset(self):
+        pass
+
+    def read(self):
+        return self.level
+
+
+def test_what_is_nothing_and_what_is_higher_is_the_marks_own():
+    ledger = PeakLedger(Levels())
+    measurement = Measurement(ledger, 1.0)
+    assert measurement.result() == -100
+    measurement.start()
+    assert measurement.result() == -7
+    measurement.reset()
+    measurement.stop()
+    assert measurement.result() == -7
+    measurement.reset()
+    assert measurement.result() == -100
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["start", "stop", "reset", "result"]), st.integers(0, 2)),
+        st.tuples(st.just("take"), st.integers(0, 9)),
+        st.tuples(st.just("spike"), st.integers(0, 9)),
+        st.tuples(st.just("hold"), st.integers(0, 2)),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None)
+@given(STEPS)
+def test_whoever_measures_meanwhile_each_has_the_peak_since_its_own_start(steps):
+    tank = Tank()
+    ledger = PeakLedger(tank)
+    measurements = [Measurement(ledger, 1.0) for _ in range(3)]
+    peaks, running, holds = [0, 0, 0], set(), {}
+    for act, number in steps:
+        if act in ("take", "spike"):
+            getattr(tank, act)(number)
+            level = max(number, tank.content)
+            for i in running:
+                peaks[i] = max(peaks[i], level)
+        elif act == "hold":
+            if number in holds:
+                holds.pop(number).__exit__(None, None, None)
+            else:
+                holds[number] = measurements[number].held()
+                holds[number].__enter__()
+        elif act == "result":
+            assert measurements[number].result() == peaks[number]
+        else:
+            getattr(measurements[number], act)()
+            if act == "stop":
+                running.discard(number)
+            elif act == "reset" or number not in running:
+                peaks[number] = tank.content if act == "start" or number in running else 0
+            if act == "start":
+                running.add(number)
+        assert [m.is_running for m in measurements] == [i in running for i in range(3)]
+        assert (tank.descriptor is not None) == bool(running or holds)
+    assert [m.result() for m in measurements] == peaks
+    for measurement in measurements:
+        measurement.stop()
+    for hold in holds.values():
+        hold.__exit__(None, None, None)
+    assert tank.descriptor is None
+
+
+# Failures
+
+
+@pytest.mark.parametrize("begin", ["start", "go_on", "hold"])
+def test_what_can_not_be_opened_leaves_nothing_open(tank, ledger, begin):
+    tank.refusals = ["open"]
+    measurement = Measurement(ledger, 1.0)
+    with pytest.raises(OSError, match="open"):
+        ledger.hold(1.0) if begin == "hold" else getattr(measurement, begin)()
+    assert tank.descriptor is None
+    assert not measurement.is_running
+    measurement.start()
+    tank.spike(5)
+    assert measurement.result() == 5
+    measurement.stop()
+    assert tank.descriptor is None
+
+
+def test_what_was_not_held_is_not_let_go(tank, ledger):
+    tank.refusals = ["open"]
+    with pytest.raises(OSError, match="open"):
+        Measurement(ledger, 1.0).held().__enter__()
+    assert (tank.opened, tank.closed) == (1, 1)
+
+
+def test_a_reading_that_fails_at_the_stop_ends_the_measurement_all_the_same(tank, ledger):
+    measurement = started(ledger)
+    tank.refusals = ["read"]
+    with pytest.raises(OSError, match="read"):
+        measurement.stop()
+    assert not measurement.is_running
+    assert tank.descriptor is None
+    measurement.stop()
+
+
+def test_a_reading_that_fails_leaves_the_lock_free(tank, ledger):
+    measurement = started(ledger)
+    tank.refusals = ["read"]
+    with pytest.raises(OSError, match="read"):
+        measurement.result()
+    stopping = Thread(target=measurement.stop, daemon=True)
+    stopping.start()
+    stopping.join(HANGS)
+    assert not stopping.is_alive()
+
+
+def test_a_first_reset_that_fails_leaves_nothing_open(tank, ledger):
+    tank.refusals = ["reset"]
+    measurement = Measurement(ledger, 1.0)
+    with pytest.raises(OSError, match="reset"):
+        measurement.start()
+    assert not measurement.is_running
+    open_then = tank.descriptor
+    tank.close()
+    assert open_then is None
+
+
+def test_a_thread_that_can_not_be_started_leaves_nothing_running(tank, sampled, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    measurement = Measurement(sampled, 3600)
+    with monkeypatch.context() as patched:
+        patched.setattr(Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            measurement.start()
+    ran, open_then = measurement.is_running, tank.descriptor
+    measurement.stop()
+    assert not ran
+    assert open_then is None
+
+
+def test_measuring_in_a_finalizer_at_any_line_does_not_hang(tank, ledger):
+    inner = Measurement(ledger, 1.0)
+    read = tank.read
+
+    def collecting():
+        tank.read = read
+        inner.start()
+        inner.stop()
+        return read()
+
+    def work():
+        outer = started(ledger)
+        tank.read = collecting
+        outer.stop()
+
+    working = Thread(target=work, daemon=True)
+    working.start()
+    working.join(HANGS)
+    assert not working.is_alive()
+
+
+def test_one_that_ends_while_the_peaks_are_told_does_not_disturb(tank, ledger):
+    first, last = started(ledger), started(ledger)
+    higher = tank.higher
+
+    def ending(one, other):
+        tank.higher = higher
+        tank.highest = 2  # a child that had more has ended
+        first.stop()
+        return higher(one, other)
+
+    tank.spike(5)
+    tank.higher = ending
+    assert last.result() == 5
+    last.stop()
+    assert (first.result(), last.result()) == (5, 5)
+
+
+# Several threads
+
+
+def test_measurements_of_several_threads_do_not_lose_anything(tank, ledger):
+    failures = []
+
+    def work(height):
+        try:
+            for _ in range(200):
+                measurement = started(ledger)
+                tank.spike(height)
+                measurement.stop()
+                assert height <= measurement.result() <= 4
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [Thread(target=work, args=(height,)) for height in range(1, 5)]
+    tank.take, lock = _locked(tank.take)
+    reset = tank.reset
+    tank.reset = lambda: _with(lock, reset)
+    outer = started(ledger)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANGS)
+    outer.stop()
+    assert failures == []
+    assert outer.result() == 4
+    assert tank.descriptor is None
+
+
+def _locked(act):
+    lock = threading.RLock()
+    return (lambda *arguments: _with(lock, act, *arguments)), lock
+
+
+def _with(lock, act, *arguments):
+    with lock:
+        return act(*arguments)
+
+
+# Sampling
+
+
+def test_a_mark_that_need_not_be_sampled_has_no_thread(ledger):
+    measurement = started(ledger, every=0.001)
+    with measurement.held():
+        assert samplers() == []
+    measurement.stop()
+
+
+def test_the_mark_is_read_in_a_thread_while_anyone_measures(tank, sampled):
+    seen, read = Event(), tank.read
+
+    def telling():
+        reading = read()
+        if threading.current_thread().name == "ignite_hooks.memory" and reading == 5:
+            seen.set()
+        return reading
+
+    tank.read = telling
+    measurement = started(sampled, every=0.001)
+    tank.spike(5)
+    assert seen.wait(HANGS)
+    assert measurement.peak == 5
+    measurement.stop()
+    assert samplers() == []
+
+
+def test_the_thread_ends_with_the_last_measurement(sampled):
+    one, other = started(sampled), started(sampled)
+    assert len(samplers()) == 1
+    one.stop()
+    assert len(samplers()) == 1
+    other.stop()
+    assert samplers() == []
+
+
+def test_the_most_impatient_decides_and_the_longer_period_comes_back(sampled):
+    def period():
+        assert len(samplers()) == 1
+        return sampled._sampling.every
+
+    slow = started(sampled, every=3600)
+    assert period() == 3600
+    fast = started(sampled, every=60)
+    assert period() == 60
+    with Measurement(sampled, 30).held():
+        assert period() == 30
+    assert period() == 60
+    usual = started(sampled, every=1800)
+    assert period() == 60
+    fast.stop()
+    assert period() == 1800
+    slow.stop()
+    assert period() == 1800
+    usual.stop()
+
+
+def test_a_thread_of_the_right_period_is_kept(sampled):
+    one = started(sampled)
+    threads = samplers()
+    with one.held():
+        other = started(sampled)
+        one.stop()
+        other.stop()
+        assert samplers() == threads
+    assert samplers() == []
+
+
+def test_one_that_is_only_held_has_the_thread_and_reads_nothing(tank, sampled):
+    waited, acquire = Event(), sampled._note_unless_busy
+
+    def telling():
+        acquire()
+        waited.set()
+
+    sampled._note_unless_busy = telling
+    with Measurement(sampled, 0.001).held():
+        assert len(samplers()) == 1
+        assert waited.wait(HANGS)
+    assert tank.thread is None
+    assert samplers() == []
+
+
+def test_the_thread_does_not_wait_for_a_busy_ledger(tank, sampled):
+    tried, release = Event(), Event()
+    note = sampled._note_unless_busy
+
+    def telling():
+        note()
+        tried.set()
+
+    sampled._note_unless_busy = telling
+    read = tank.read
+
+    def slow():
+        if threading.current_thread().name == "asking":
+            assert tried.wait(HANGS)
+            assert release.wait(HANGS)
+        return read()
+
+    measurement = started(sampled, every=3600)
+    tank.read = slow
+    asking = Thread(target=measurement.result, name="asking", daemon=True)
+    asking.start()
+    try:
+        sampling = Thread(target=telling, daemon=True)
+        sampling.start()
+        assert tried.wait(HANGS)
+        release.set()
+    finally:
+        asking.join(HANGS)
+        sampling.join(HANGS)
+    assert not asking.is_alive()
+    measurement.stop()
+
+
+def test_stopping_while_the_thread_reads_waits_for_it_and_does_not_hang(tank, sampled):
+    inside, go_on = Event(), Event()
+    read = tank.read
+
+    def slow():
+        if threading.current_thread().name == "ignite_hooks.memory":
+            inside.set()
+            assert go_on.wait(HANGS)
+        return read()
+
+    tank.read = slow
+    measurement = started(sampled, every=0.001)
+    assert inside.wait(HANGS)
+    stopping = Thread(target=measurement.stop, daemon=True)
+    stopping.start()
+    go_on.set()
+    stopping.join(HANGS)
+    assert not stopping.is_alive()
+    assert not measurement.is_running
+
+
+def test_a_forgotten_measurement_that_the_thread_itself_ends_does_not_hang(tank, sampled):
+    """The garbage collection that finds it runs in whichever thread it likes."""
+    forgotten = started(sampled, every=3600)
+    inside, ended = Event(), Event()
+    read = tank.read
+
+    def collecting():
+        if threading.current_thread().name == "ignite_hooks.memory":
+            tank.read = read
+            inside.set()
+            forgotten.stop()
+            ended.set()
+        return read()
+
+    tank.read = collecting
+    measurement = started(sampled, every=0.001)
+    assert inside.wait(HANGS)
+    assert ended.wait(HANGS)
+    measurement.stop()
+    assert not forgotten.is_running
+
+
+# Forks
+
+
+forks_beside_threads = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture(params=[False, True], ids=["asked", "sampled"])
+def any_ledger(request, tank):
+    return PeakLedger(tank, is_sampled=request.param)
+
+
+@forks_beside_threads
+def test_in_a_forked_child_what_runs_begins_at_the_fork(tank, any_ledger):
+    measurement = started(any_ledger)
+    tank.spike(9)
+    measurement.result()
+
+    def in_child():
+        assert measurement.is_running
+        tank.highest = tank.content  # as the kernel has it
+        tank.spike(5)
+        result = measurement.result()
+        measurement.stop()
+        return result, measurement.result(), tank.descriptor
+
+    assert forked(in_child) == (5, 5, None)
+    assert measurement.result() == 9
+    measurement.stop()
+
+
+@forks_beside_threads
+def test_a_forked_child_closes_what_it_inherits_and_opens_its_own(tank, any_ledger):
+    measurement = started(any_ledger)
+
+    def in_child():
+        at_first = tank.descriptor, tank.opened, tank.closed, len(samplers())
+        measurement.result()
+        later = tank.descriptor is not None, tank.opened, tank.closed, len(samplers())
+        measurement.result()
+        return at_first, later, (tank.opened, len(samplers()))
+
+    threads = int(any_ledger._is_sampled)
+    assert forked(in_child) == ((None, 1, 1, 0), (True, 2, 1, threads), (2, threads))
+    assert (tank.opened, tank.closed, len(samplers())) == (1, 0, threads)
+    measurement.stop()
+
+
+def test_a_forked_child_closes_nothing_if_nothing_is_open(tank, ledger):
+    measurement = started(ledger)
+    measurement.stop()
+    assert forked(lambda: tank.closed) == 1
+
+
+@forks_beside_threads
+def test_a_forked_child_can_stop_what_it_inherits(tank, any_ledger):
+    measurement = started(any_ledger)
+
+    def in_child():
+        measurement.stop()
+        return measurement.is_running, tank.descriptor, len(samplers())
+
+    assert forked(in_child) == (False, None, 0)
+    assert measurement.is_running
+    measurement.stop()
+
+
+@forks_beside_threads
+def test_a_forked_child_can_reset_and_start_again(tank, any_ledger):
+    measurement = started(any_ledger)
+
+    def in_child():
+        tank.spike(9)
+        measurement.reset()
+        tank.spike(3)
+        measurement.start()
+        other = started(any_ledger)
+        tank.spike(2)
+        return measurement.result(), other.result()
+
+    assert forked(in_child) == (3, 2)
+    measurement.stop()
+
+
+@forks_beside_threads
+def test_a_forked_child_does_not_wait_for_a_lock_that_another_thread_had(tank, any_ledger):
+    measurement = started(any_ledger)
+    inside, go_on = Event(), Event()
+    read = tank.read
+
+    def slow():
+        inside.set()
+        assert go_on.wait(HANGS)
+        return read()
+
+    tank.read = slow
+    asking = Thread(target=measurement.result, daemon=True)
+    asking.start()
+    assert inside.wait(HANGS)
+
+    def in_child():
+        tank.read = read
+        tank.spike(5)
+        measurement.stop()
+        return measurement.result()
+
+    try:
+        assert forked(in_child) == 5
+    finally:
+        go_on.set()
+        asking.join(HANGS)
+    measurement.stop()
+
+
+@forks_beside_threads
+def test_a_ledger_that_is_gone_is_no_burden_to_a_fork():
+    tank = Tank()
+    started(PeakLedger(tank)).stop()
+    assert forked(lambda: tank.closed) == 1
+
+
+@pytest.mark.parametrize("how", ["stop", "abandon"])
+@pytest.mark.parametrize("what", ["read", "reset"])
+def test_the_last_that_is_ended_while_the_mark_is_used_has_it_closed_after_that(how, what):
+    """As a finalizer or a signal's handler does, at some line of what reads or resets."""
+    tank = Tank()
+    ledger = PeakLedger(tank)
+    measurement = Measurement(ledger, 1.0)
+    using = getattr(tank, what)
+
+    def end_meanwhile():
+        setattr(tank, what, using)
+        getattr(measurement, how)()
+        return using()
+
+    measurement.start()
+    setattr(tank, what, end_meanwhile)
+    measurement.result() if what == "read" else measurement.reset()
+    assert (ledger.running, tank.descriptor, tank.opened, tank.closed) == ([], None, 1, 1)
+    with pytest.raises(AssertionError):
+        tank.read()
+    Measurement(ledger, 1.0).start()
+    assert tank.opened == 2
+    ledger.running[0].stop()

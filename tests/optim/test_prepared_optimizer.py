@@ -1,0 +1,136 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+
+from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
+from tests.reference import make_model
+from tests.reference import weights
+
+
+class Wrapped(AcceleratedOptimizer):
+    """A kind that is not known."""
+
+
+def make(is_plain=None, scaler=None):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    accelerator.scaler = scaler
+    model = make_model(dropout=0)
+    prepared = PreparedOptimizer(accelerator, torch.optim.SGD(model.parameters(), lr=0.1))
+    if is_plain is not None:
+        prepared.is_plain = is_plain
+    return model, prepared
+
+
+def backward(model, prepared, window_size=1):
+    x, y = torch.ones(3, 4), torch.ones(3, 2)
+    prepared.backward(F.mse_loss(model(x), y), window_size)
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_the_plain_path_is_for_what_accelerate_adds_nothing_to():
+    accelerator = Accelerator(cpu=True)
+    assert make()[1].is_plain
+    assert not make(scaler=torch.amp.GradScaler("cpu"))[1].is_plain
+    unknown = Wrapped(torch.optim.SGD(make_model().parameters(), lr=0.1))
+    unknown._is_accelerate_prepared = True
+    assert not PreparedOptimizer(accelerator, unknown).is_plain
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA"])
+def test_what_splits_or_compiles_the_model_takes_accelerates_path(kind):
+    accelerator = Accelerator(cpu=True)
+    optimizer = AcceleratedOptimizer(torch.optim.SGD(make_model().parameters(), lr=0.1))
+    optimizer._is_accelerate_prepared = True  # what preparing needs is not installed
+    accelerator.state.distributed_type = DistributedType[kind]
+    prepared = PreparedOptimizer(accelerator, optimizer)
+    assert not prepared.is_plain
+    assert not prepared.is_data_parallel
+
+
+@pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU"])
+def test_where_each_process_has_the_whole_model_the_plain_path_is_taken(kind):
+    accelerator = Accelerator(cpu=True, device_placement=False)
+    accelerator.state.distributed_type = DistributedType[kind]
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    assert PreparedOptimizer(accelerator, optimizer).is_plain
+
+
+def test_lomo_takes_accelerates_path():
+    accelerator = Accelerator(cpu=True)
+    accelerator.has_lomo_optimizer = True
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    assert not PreparedOptimizer(accelerator, optimizer).is_plain
+
+
+@pytest.mark.parametrize("window_size", [1, 3, 4])
+def test_both_paths_have_the_same_bits(window_size):
+    results = []
+    for is_plain in (True, False):
+        model, prepared = make(is_plain)
+        for _ in range(window_size):
+            backward(model, prepared, window_size)
+        results.append([gradients(model)])
+        assert prepared.step()
+        results[-1].append(weights(model))
+        prepared.zero_grad()
+        assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_the_accumulation_of_the_accelerator_stays_what_it_is(is_plain):
+    model, prepared = make(is_plain)
+    backward(model, prepared, window_size=3)
+    assert prepared.accelerator.gradient_accumulation_steps == 4
+    with pytest.raises(RuntimeError):
+        prepared.backward(torch.ones(()), 3)
+    assert prepared.accelerator.gradient_accumulation_steps == 4
+
+
+def test_gradients_that_are_not_there_are_not_scaled():
+    model, prepared = make()
+    backward(model, prepared)
+    before = gradients(model)
+    prepared.scale(2.0)
+    assert torch.equal(gradients(model), 2 * before)
+    prepared.zero_grad()
+    prepared.scale(2.0)
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_gradients_are_cleared_within_a_window_too(is_plain):
+    model, prepared = make(is_plain)
+    backward(model, prepared)
+    prepared.accelerator.sync_gradients = False
+    prepared.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_step_that_is_not_to_be_leaves_the_scaler_ready_and_its_factor_as_it_was():
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    model, prepared = make(scaler=scaler)
+    for _ in range(2):
+        backward(model, prepared)
+        prepared.unscale()
+        prepared.zero_grad()
+        assert scaler.get_scale() == 8.0
+    backward(model, prepared)
+    prepared.unscale()
+    assert prepared.step()
+    assert scaler.get_scale() == 16.0
+
+
+def test_an_overflow_is_no_step():
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    model, prepared = make(scaler=scaler)
+    before = weights(model)
+    backward(model, prepared)
+    next(model.parameters()).grad[0] = torch.inf
+    assert not prepared.step()
+    assert torch.equal(weights(model), before)

@@ -1,0 +1,805 @@
+import gc
+import sys
+from contextlib import suppress
+
+import pytest
+import torch
+from ignite.engine import Engine
+from ignite.engine import Events
+from torch.utils.data import DataLoader
+from torch.utils.data import TensorDataset
+
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks.trainer import iterating
+from ignite_hooks.trainer import loop
+from ignite_hooks.trainer import progress
+from ignite_hooks.trainer import run_position as counting
+from tests.reference import WITHIN_THE_DATA
+from tests.reference import Repeatable
+from tests.reference import assert_clean
+from tests.reference import augmented
+from tests.reference import batches_of
+from tests.reference import make_trainer
+from tests.reference import position
+from tests.reference import record
+from tests.reference import samples
+from tests.reference import seed
+from tests.reference import shuffled
+from tests.reference import trained
+from tests.reference import weights
+
+DATA = {"list": lambda: batches_of(5), "shuffled": shuffled}
+
+
+# Ignite's own events
+
+
+def at(event, act):
+    """Has ``act`` called, once, with an engine at ``event``."""
+    return lambda engine: engine.add_event_handler(event, act)
+
+
+SAME_AS_IGNITE = {
+    "one epoch": (None, {}),
+    "three epochs": (None, {"max_epochs": 3}),
+    "iterations to the end of an epoch": (None, {"max_iters": 8}),
+    "iterations to the middle of an epoch": (None, {"max_iters": 6}),
+    "short epochs": (None, {"epoch_length": 3, "max_epochs": 3}),
+    "long epochs": (None, {"epoch_length": 6, "max_epochs": 2}),
+    "very long epochs": (None, {"epoch_length": 11, "max_epochs": 2}),
+    "terminate at the start": (at(Events.STARTED, Engine.terminate), {}),
+    "terminate at the start of an epoch": (
+        at(Events.EPOCH_STARTED(once=2), Engine.terminate),
+        {"max_epochs": 3},
+    ),
+    "terminate when data is asked for": (
+        at(Events.GET_BATCH_STARTED(once=3), Engine.terminate),
+        {"max_epochs": 3},
+    ),
+    "terminate when data is there": (
+        at(Events.GET_BATCH_COMPLETED(once=3), Engine.terminate),
+        {"max_epochs": 3},
+    ),
+    "terminate before an iteration": (
+        at(Events.ITERATION_STARTED(once=6), Engine.terminate),
+        {"max_epochs": 3},
+    ),
+    "terminate after an iteration": (
+        at(Events.ITERATION_COMPLETED(once=6), Engine.terminate),
+        {"max_epochs": 3},
+    ),
+    "terminate after an epoch": (
+        at(Events.EPOCH_COMPLETED(once=2), Engine.terminate),
+        {"max_epochs": 3},
+    ),
+    "terminate after the last epoch": (
+        at(Events.EPOCH_COMPLETED(once=2), Engine.terminate),
+        {"max_epochs": 2},
+    ),
+    "terminate and skip COMPLETED": (
+        at(Events.ITERATION_COMPLETED(once=6), lambda engine: engine.terminate(True)),
+        {"max_epochs": 3},
+    ),
+    "terminate at the end": (at(Events.COMPLETED, Engine.terminate), {"max_epochs": 2}),
+    "end an epoch when data is there": (
+        at(Events.GET_BATCH_COMPLETED(once=2), Engine.terminate_epoch),
+        {"max_epochs": 3},
+    ),
+    "end an epoch before an iteration": (
+        at(Events.ITERATION_STARTED(once=2), Engine.terminate_epoch),
+        {"max_epochs": 3},
+    ),
+    "end an epoch after an iteration": (
+        at(Events.ITERATION_COMPLETED(once=6), Engine.terminate_epoch),
+        {"max_epochs": 3},
+    ),
+    "end an epoch after its last iteration": (
+        at(Events.ITERATION_COMPLETED(once=4), Engine.terminate_epoch),
+        {"max_epochs": 2},
+    ),
+    "end an epoch and skip EPOCH_COMPLETED": (
+        at(Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate_epoch(True)),
+        {"max_epochs": 3},
+    ),
+    "end an epoch that is complete": (
+        at(Events.EPOCH_COMPLETED(once=1), Engine.terminate_epoch),
+        {"max_epochs": 2},
+    ),
+    "end every epoch": (
+        at(Events.ITERATION_COMPLETED(every=2), Engine.terminate_epoch),
+        {"max_epochs": 3},
+    ),
+    "other data of the same length": (
+        at(Events.ITERATION_COMPLETED(once=2), lambda engine: engine.set_data(batches_of(4))),
+        {"max_epochs": 2},
+    ),
+    "shorter data": (
+        at(Events.ITERATION_COMPLETED(once=2), lambda engine: engine.set_data(batches_of(2))),
+        {"max_epochs": 2},
+    ),
+    "longer data": (
+        at(Events.ITERATION_COMPLETED(once=2), lambda engine: engine.set_data(batches_of(9))),
+        {"max_epochs": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize(("prepare", "limits"), SAME_AS_IGNITE.values(), ids=SAME_AS_IGNITE.keys())
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_events_of_ignite_come_where_ignite_fires_them(prepare, limits, accumulation):
+    engine = Engine(lambda engine, batch: None)
+    trainer = make_trainer(accumulation=accumulation)
+    seen = {}
+    for each in (engine, trainer):
+        seen[each] = record(each, WITHIN_THE_DATA)
+        if prepare is not None:
+            prepare(each)
+        each.run(batches_of(4), **limits)
+    assert seen[trainer] == seen[engine]
+    assert trainer.state.epoch == engine.state.epoch
+    if not engine.should_terminate:  # a stop drops the open window
+        assert trainer.state.iteration == engine.state.iteration
+
+
+@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED])
+def test_an_epoch_that_has_not_begun_can_not_be_ended(event):
+    trainer = make_trainer(batches_of(4))
+    trainer.add_event_handler(event, Engine.terminate_epoch)
+    with pytest.raises(RuntimeError, match="call it at ITERATION_STARTED"):
+        trainer.run()
+    assert_clean(trainer)
+
+
+def test_the_length_of_an_ended_epoch_is_not_taken_for_that_of_the_data():
+    trainer = make_trainer()
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.terminate_epoch)
+    lengths = []
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: lengths.append(engine.state.epoch_length)
+    )
+    trainer.run(Repeatable(batches_of(5)), max_epochs=2)
+    assert lengths == [None, 5]
+
+
+def test_the_times_of_epochs_and_run_are_in_the_state():
+    trainer = make_trainer(batches_of(3))
+    trainer.run()
+    assert trainer.state.times["COMPLETED"] >= trainer.state.times["EPOCH_COMPLETED"] > 0
+
+
+# Failures
+
+
+class Failure(Exception):
+    pass
+
+
+def fail_once(error, when=lambda *args: True):
+    """A function that raises ``error`` the first time ``when`` says so."""
+    done = []
+
+    def fail(*args):
+        if not done and when(*args):
+            done.append(True)
+            raise error
+
+    return fail
+
+
+def assert_leaves_unchanged(trainer, error, **limits):
+    with pytest.raises(type(error)) as caught:
+        trainer.run(**limits)
+    assert caught.value is error
+    assert trainer.stop_reason == "exception"
+    assert_clean(trainer)
+
+
+class FailingAt(torch.nn.Module):
+    """Runs ``act`` in forward, or in backward."""
+
+    def __init__(self, act, in_backward):
+        super().__init__()
+        self.act, self.in_backward = act, in_backward
+
+    def forward(self, x):
+        if not self.in_backward:
+            self.act()
+        elif torch.is_grad_enabled():
+            x = x * 1
+            x.register_hook(lambda grad: self.act())
+        return x
+
+
+ERRORS = [Failure("broken"), KeyboardInterrupt(), SystemExit(3), OSError(28, "full")]
+
+
+def trainer_that_fails(place, error, number, accumulation, data):
+    """A trainer that raises ``error`` once, in batch ``number``, counted from 1, at ``place``."""
+    batches = []
+    fail = fail_once(error, lambda *args: len(batches) == number)
+    options = {"accumulation": accumulation}
+    if place == "loss":
+
+        def loss_fn(y_pred, y):
+            fail()
+            return torch.nn.functional.mse_loss(y_pred, y)
+
+        options["loss_fn"] = loss_fn
+    seed()
+    trainer = make_trainer(data, **options)
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: batches.append(1))
+    if place in ("forward", "backward"):
+        trainer.model.append(FailingAt(fail, place == "backward"))
+    elif place != "loss":
+        trainer.add_event_handler(place, fail)
+    return trainer
+
+
+def assert_no_more_happens_after(trainer, error, **limits):
+    """Nothing that changes anything happens between the failure and the end of ``run``."""
+    failed_with = []
+    after = []
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, rethrow(failed_with))
+    for event in (
+        Events.ITERATION_COMPLETED,
+        Events.EPOCH_COMPLETED,
+        Events.COMPLETED,
+        Events.TERMINATE,
+        *TrainEvents,
+    ):
+        trainer.add_event_handler(
+            event, lambda engine, name=event.name: after.append(name) if failed_with else None
+        )
+    assert_leaves_unchanged(trainer, error, **limits)
+    assert failed_with == [error]
+    assert after == []
+
+
+def rethrow(seen):
+    def handler(engine, error):
+        seen.append(error)
+        raise error
+
+    return handler
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "forward",
+        "backward",
+        "loss",
+        Events.STARTED,
+        Events.EPOCH_STARTED,
+        Events.GET_BATCH_STARTED,
+        Events.GET_BATCH_COMPLETED,
+        Events.ITERATION_STARTED,
+        Events.ITERATION_COMPLETED,
+        Events.EPOCH_COMPLETED,
+        Events.COMPLETED,
+        *(event for event in TrainEvents if event is not TrainEvents.CHECKPOINT_SAVED),
+    ],
+    ids=lambda place: getattr(place, "name", place),
+)
+def test_a_failure_leaves_run_as_it_was_raised_and_nothing_happens_on_the_way(place, error):
+    validation = Validation(lambda: None, every_steps=1, every_epochs=1, at_start=True)
+    trainer = make_trainer(batches_of(4), accumulation=2, validation=validation)
+    if place == "loss":
+        trainer = make_trainer(batches_of(4), accumulation=2, loss_fn=fail_once(error))
+    elif place in ("forward", "backward"):
+        trainer.model.append(FailingAt(fail_once(error), place == "backward"))
+    else:
+        trainer.add_event_handler(place, fail_once(error))
+    before = weights(trainer.model)
+    assert_no_more_happens_after(trainer, error)
+    steps = trainer.state.optimizer_step
+    assert torch.equal(weights(trainer.model), before) == (steps == 0)
+    after = weights(trainer.model)
+    gc.collect()
+    assert torch.equal(weights(trainer.model), after)
+
+
+@pytest.mark.parametrize(
+    ("place", "steps"),
+    [
+        ("forward", 1),
+        ("backward", 1),
+        (TrainEvents.OPTIMIZER_STEP_STARTED, 1),
+        (TrainEvents.OPTIMIZER_STEP_COMPLETED, 2),
+        (TrainEvents.GRADIENTS_CLEARED, 2),
+        (Events.ITERATION_COMPLETED, 2),
+    ],
+    ids=str,
+)
+def test_a_failure_goes_back_to_the_last_step_boundary(place, steps):
+    error = Failure()
+    trainer = trainer_that_fails(place, error, 4, 2, batches_of(5))
+    assert_leaves_unchanged(trainer, error)
+    assert trainer.state.optimizer_step == steps
+    assert trainer.state.iteration == 2 * steps
+    assert trainer.feed.position == (0, 2 * steps)
+
+
+PLACES = [
+    "forward",
+    "backward",
+    "loss",
+    Events.ITERATION_STARTED,
+    Events.ITERATION_COMPLETED,
+    TrainEvents.OPTIMIZER_STEP_STARTED,
+    TrainEvents.OPTIMIZER_STEP_COMPLETED,
+    TrainEvents.GRADIENTS_CLEARED,
+]
+
+
+@pytest.mark.parametrize("make_data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: getattr(place, "name", place))
+def test_after_a_failure_in_any_batch_training_goes_on_to_the_weights_of_the_unbroken_run(
+    place, accumulation, make_data
+):
+    expected, unbroken = trained(make_data, accumulation=accumulation)
+    failed = 0
+    for number in range(1, 11):
+        error = Failure(number)
+        trainer = trainer_that_fails(place, error, number, accumulation, make_data())
+        with suppress(Failure):
+            trainer.run(max_epochs=2)
+        if trainer.stop_reason == "exception":
+            failed += 1
+            assert_clean(trainer)
+            trainer.run()
+        assert torch.equal(weights(trainer.model), expected)
+        assert trainer._place.progress == unbroken._place.progress
+        assert trainer.state.optimizer_step == unbroken.state.optimizer_step
+        assert trainer.state.epoch == unbroken.state.epoch
+        assert trainer.stop_reason == "max_epochs"
+    assert failed == (10 if accumulation == 1 or not is_of_step(place) else 4)
+
+
+def is_of_step(place):
+    return str(getattr(place, "name", "")).startswith(("OPTIMIZER", "GRADIENTS"))
+
+
+@pytest.mark.parametrize("make_data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(
+    "event",
+    [
+        Events.STARTED,
+        Events.EPOCH_STARTED,
+        Events.GET_BATCH_STARTED,
+        Events.GET_BATCH_COMPLETED,
+        Events.EPOCH_COMPLETED,
+    ],
+    ids=lambda event: event.name,
+)
+def test_after_a_failure_between_batches_training_goes_on_to_the_same_weights(
+    event, accumulation, make_data
+):
+    expected, unbroken = trained(make_data, accumulation=accumulation)
+    count = []
+    record_all = make_trainer(make_data(), accumulation=accumulation)
+    record_all.add_event_handler(event, lambda: count.append(1))
+    record_all.run(max_epochs=2)
+    for number in range(1, len(count) + 1):
+        times = []
+        fail = fail_once(KeyboardInterrupt(), lambda *args: len(times) == number)  # noqa: B023
+        seed()
+        trainer = make_trainer(make_data(), accumulation=accumulation)
+        trainer.add_event_handler(event, times.append, 1)
+        trainer.add_event_handler(event, fail)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run(max_epochs=2)
+        assert_clean(trainer)
+        if trainer._place.progress != unbroken._place.progress:
+            trainer.run()
+        assert torch.equal(weights(trainer.model), expected)
+        assert trainer._place.progress == unbroken._place.progress
+
+
+class Broken(TensorDataset):
+    """A data set that fails once, at its n-th sample, counted from 1."""
+
+    def __init__(self, size, number, error):
+        super().__init__(*samples(size).tensors)
+        self.number, self.error, self.given = number, error, 0
+
+    def __getitem__(self, index):
+        self.given += 1
+        if self.given == self.number:
+            raise self.error
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("error", [Failure("bad sample"), KeyboardInterrupt()], ids=repr)
+def test_a_failure_in_the_data_set_loses_no_batch(accumulation, error):
+    expected, unbroken = trained(shuffled, accumulation=accumulation)
+    for number in range(1, 21):
+        seed()
+        loader = DataLoader(Broken(10, number, error), batch_size=2, shuffle=True)
+        trainer = make_trainer(loader, accumulation=accumulation)
+        assert_leaves_unchanged(trainer, error, max_epochs=2)
+        trainer.run()
+        assert torch.equal(weights(trainer.model), expected)
+        assert trainer._place.progress == unbroken._place.progress
+
+
+def test_failure_after_failure_ends_in_the_same_weights():
+    expected, _ = trained(shuffled, accumulation=2)
+    seed()
+    trainer = make_trainer(shuffled(), accumulation=2)
+    failures = iter(range(100))
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def fail_every_other_time():
+        if next(failures) % 2:
+            raise Failure
+
+    for _ in range(30):
+        try:
+            trainer.run(max_epochs=2)
+        except Failure:
+            continue
+        break
+    assert trainer.stop_reason == "max_epochs"
+    assert torch.equal(weights(trainer.model), expected)
+
+
+def test_a_generator_can_not_give_batches_again_and_says_so():
+    batches = batches_of(6)
+    trainer, order = make_trainer(accumulation=3), []
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: order.append(position(batches, engine.state.batch))
+    )
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=5), fail_once(Failure()))
+    with (
+        pytest.warns(UserWarning, match="the last 2 batches were not trained on, and an iterator"),
+        pytest.raises(Failure),
+    ):
+        trainer.run((batch for batch in batches), max_epochs=1)
+    trainer.run()
+    assert order == [0, 1, 2, 3, 4, 5]
+    assert trainer.stop_reason == "max_epochs"
+
+
+def test_a_generator_that_stops_at_a_step_boundary_loses_nothing():
+    expected, _ = trained(lambda: batches_of(6), epochs=1, accumulation=2)
+    trainer = make_trainer(accumulation=2)
+    trainer.run((batch for batch in batches_of(6)), max_epochs=1, max_steps=1)
+    trainer.run(max_steps=9)
+    assert torch.equal(weights(trainer.model), expected)
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_validation_that_waited_when_a_failure_came_is_not_done_by_the_next_run(number):
+    validation = Validation(lambda: None, every_steps=1)
+    trainer, validated = make_trainer(batches_of(4), validation=validation), []
+    trainer.add_event_handler(
+        TrainEvents.VALIDATION_STARTED, lambda engine: validated.append(engine.state.iteration)
+    )
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, fail_once(Failure(), lambda e: e.state.iteration == number)
+    )
+    with pytest.raises(Failure):
+        trainer.run(max_epochs=2)
+    trainer.run()
+    assert validated == [each for each in range(1, 9) if each != number]
+
+
+def test_other_data_after_a_stop_begins_at_its_beginning_even_if_it_fails():
+    new = batches_of(4)
+    trainer, order = make_trainer(), []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.terminate)
+    trainer.run(batches_of(4))
+    trainer.add_event_handler(Events.GET_BATCH_COMPLETED, fail_once(Failure()))
+    with pytest.raises(Failure):
+        trainer.run(new)
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: order.append(position(new, engine.state.batch))
+    )
+    trainer.run()
+    assert order == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("leave", [Engine.terminate, lambda engine: 1 / 0], ids=["stop", "failure"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_data_set_just_before_the_run_ends_is_begun_at_its_beginning(leave, accumulation):
+    new, order = batches_of(6), []
+    trainer = make_trainer(batches_of(6), accumulation=accumulation)
+
+    def set_data_and_leave(engine):
+        engine.set_data(new)
+        leave(engine)
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), set_data_and_leave)
+    with suppress(ZeroDivisionError):
+        trainer.run()
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: order.append(position(new, engine.state.batch))
+    )
+    trainer.run()
+    assert order == [0, 1, 2, 3]
+
+
+# EXCEPTION_RAISED
+
+
+@pytest.mark.parametrize(
+    "event", [Events.STARTED, Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED, Events.COMPLETED]
+)
+def test_a_handler_of_exception_raised_is_called_once_and_ends_the_run_by_returning(event):
+    error, seen = Failure(), []
+    trainer = make_trainer(batches_of(3))
+    trainer.add_event_handler(event, fail_once(error))
+    names = record(trainer, [Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED])
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: seen.append(error))
+    state = trainer.run(max_epochs=2)
+    assert state is trainer.state
+    assert seen == [error]
+    assert trainer.stop_reason == "exception"
+    fired_before = {
+        "STARTED": [],
+        "ITERATION_COMPLETED": ["EPOCH_STARTED"],
+        "EPOCH_COMPLETED": ["EPOCH_STARTED"],
+        "COMPLETED": [*["EPOCH_STARTED", "EPOCH_COMPLETED"] * 2],
+    }
+    assert [name for name, *_ in names] == fired_before[event.name]
+    assert_clean(trainer)
+
+
+def test_a_handler_of_exception_raised_that_raises_again_passes_the_same_object():
+    error, seen = Failure(), []
+    trainer = make_trainer(batches_of(3))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, fail_once(error))
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, rethrow(seen))
+    assert_leaves_unchanged(trainer, error)
+    assert seen == [error]
+
+
+def test_a_handler_of_exception_raised_may_raise_another():
+    error, other = Failure(), OSError("log")
+    trainer = make_trainer(batches_of(3))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, fail_once(error))
+
+    @trainer.on(Events.EXCEPTION_RAISED)
+    def fail(engine, error):
+        raise other
+
+    assert_leaves_unchanged(trainer, other)
+    assert other.__context__ is error
+
+
+def test_exception_raised_fires_inside_the_open_scopes():
+    trainer = make_trainer(batches_of(4), accumulation=2)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), fail_once(Failure()))
+    seen = []
+
+    @trainer.on(Events.EXCEPTION_RAISED)
+    def look(engine, error):
+        seen.append((engine.state.iteration, engine.state.batch is not None))
+        seen.append(any(p.grad is not None for p in engine.model.parameters()))
+
+    trainer.run()
+    assert seen == [(3, True), True]
+    assert trainer.state.iteration == 2
+
+
+def test_a_handler_of_exception_raised_that_was_removed_swallows_nothing():
+    error = Failure()
+    trainer = make_trainer(batches_of(3))
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: None).remove()
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, fail_once(error))
+    assert_leaves_unchanged(trainer, error)
+
+
+def test_after_a_swallowed_failure_training_goes_on():
+    expected, _ = trained(shuffled)
+    seed()
+    trainer = make_trainer(shuffled())
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), fail_once(Failure()))
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: None)
+    trainer.run(max_epochs=2)
+    trainer.run()
+    assert trainer.stop_reason == "max_epochs"
+    assert torch.equal(weights(trainer.model), expected)
+
+
+# Stops
+
+
+@pytest.mark.parametrize("make_data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(
+    "event",
+    [
+        Events.GET_BATCH_COMPLETED,
+        Events.ITERATION_STARTED,
+        TrainEvents.MODEL_BACKWARD_COMPLETED,
+        Events.ITERATION_COMPLETED,
+    ],
+    ids=lambda event: event.name,
+)
+def test_a_run_that_is_stopped_at_any_batch_ends_in_the_weights_of_one_that_is_not(
+    event, accumulation, make_data
+):
+    expected, unbroken = trained(make_data, accumulation=accumulation)
+    for number in range(1, 11):
+        seed()
+        trainer = make_trainer(make_data(), accumulation=accumulation)
+        times = []
+        trainer.add_event_handler(event, times.append, 1)
+        trainer.add_event_handler(
+            event,
+            lambda engine: engine.terminate() if len(times) == number else None,  # noqa: B023
+        )
+        trainer.run(max_epochs=2)
+        assert trainer.stop_reason == "terminate"
+        assert_clean(trainer)
+        if trainer.state.iteration < 10:
+            trainer.run()
+            assert trainer.stop_reason == "max_epochs"
+        assert torch.equal(weights(trainer.model), expected)
+        assert trainer._place.progress == unbroken._place.progress
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_with_randomness_in_model_and_data_a_stop_at_a_step_boundary_changes_no_bit(accumulation):
+    expected, unbroken = trained(augmented, accumulation=accumulation, dropout=0.5)
+    for number in range(1, unbroken.state.optimizer_step + 1):
+        seed()
+        trainer = make_trainer(augmented(), accumulation=accumulation, dropout=0.5)
+        trainer.add_event_handler(
+            TrainEvents.OPTIMIZER_STEP_COMPLETED(once=number), Engine.terminate
+        )
+        trainer.run(max_epochs=2)
+        assert trainer.state.optimizer_step == number
+        if number < unbroken.state.optimizer_step:
+            trainer.run()
+        assert torch.equal(weights(trainer.model), expected)
+
+
+@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED])
+def test_a_stop_between_epochs_changes_no_bit(event):
+    expected, _ = trained(augmented, dropout=0.5)
+    seed()
+    trainer = make_trainer(augmented(), dropout=0.5)
+    handler = trainer.add_event_handler(event, Engine.terminate)
+    trainer.run(max_epochs=2)
+    handler.remove()
+    trainer.run()
+    assert torch.equal(weights(trainer.model), expected)
+
+
+# Handlers that come and go
+
+
+def test_a_handler_that_removes_itself_keeps_no_other_from_its_turn():
+    trainer, calls = make_trainer(batches_of(2)), []
+
+    def first():
+        calls.append("first")
+        handle.remove()
+
+    handle = trainer.add_event_handler(TrainEvents.GRADIENTS_CLEARED, first)
+    trainer.add_event_handler(TrainEvents.GRADIENTS_CLEARED, lambda: calls.append("second"))
+    trainer.run()
+    assert calls == ["first", "second", "second"]
+
+
+NEEDS_ARGUMENTS = (Events.EXCEPTION_RAISED, Events.TERMINATE_SINGLE_EPOCH)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [event for event in (*Events, *TrainEvents) if event not in NEEDS_ARGUMENTS],
+    ids=lambda event: event.name,
+)
+def test_handlers_that_come_and_go_while_an_event_fires_change_no_ones_turn(event):
+    trainer = make_trainer()
+    calls = []
+
+    def leave(*args):
+        calls.append("leave")
+        leaving.remove()
+        if later.handler() is not None and trainer.has_event_handler(last):
+            later.remove()
+
+    def come(*args):
+        calls.append("come")
+        trainer.add_event_handler(event, lambda *args: calls.append("new"))
+
+    def last(*args):
+        calls.append("last")
+
+    leaving = trainer.add_event_handler(event, leave)
+    coming = trainer.add_event_handler(event, come)
+    later = trainer.add_event_handler(event, last)
+    trainer._fire_event(event)
+    assert calls == ["leave", "come", "last"]
+    coming.remove()
+    trainer._fire_event(event)
+    assert calls == ["leave", "come", "last", "new"]
+
+
+@pytest.mark.parametrize("event", [Events.STARTED, TrainEvents.GRADIENTS_CLEARED])
+def test_a_handler_that_comes_while_its_event_fires_has_its_turn_the_next_time(event):
+    trainer, calls = make_trainer(), []
+
+    def come():
+        calls.append("come")
+        trainer.add_event_handler(event, lambda: calls.append("new"))
+
+    coming = trainer.add_event_handler(event, come)
+    trainer.fire_event(event)
+    assert calls == ["come"]
+    coming.remove()
+    trainer.fire_event(event)
+    assert calls == ["come", "new"]
+
+
+# Interruption and Ctrl-C
+
+
+def test_a_failure_after_an_interruption_unwinds_as_any():
+    expected, _ = trained(shuffled, accumulation=3)
+    seed()
+    trainer = make_trainer(shuffled(), accumulation=3)
+    error = Failure()
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.interrupt)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), fail_once(error))
+    trainer.run(max_epochs=2)
+    assert_leaves_unchanged(trainer, error)
+    trainer.run()
+    assert torch.equal(weights(trainer.model), expected)
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt before the n-th line that is run in some files."""
+
+    def __init__(self, number, files):
+        self.left, self.files = number, files
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self.trace)
+
+    def __exit__(self, *failure):
+        sys.settrace(self.before)
+
+    def trace(self, frame, event, argument):
+        if frame.f_code.co_filename not in self.files:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self.trace
+
+
+def test_control_c_between_any_two_lines_of_the_loop_loses_no_batch():
+    def in_order():
+        return DataLoader(samples(4), batch_size=2)
+
+    expected, unbroken = trained(in_order, accumulation=2)
+    files = {module.__file__ for module in (counting, iterating, loop, progress)}
+    lines, wrong = 0, []
+    while not wrong or wrong[-1] != "the end":
+        lines += 1
+        trainer = make_trainer(in_order(), accumulation=2)
+        interrupt = InterruptAt(lines, files)
+        with suppress(KeyboardInterrupt), interrupt:
+            trainer.run(max_epochs=2)
+        if trainer._place.progress.epochs < 2:
+            trainer.run(max_epochs=2)
+        same = torch.equal(weights(trainer.model), expected)
+        if not same or trainer._place.progress != unbroken._place.progress:
+            wrong.append(lines)
+        if interrupt.left > 0:
+            wrong.append("the end")
+    assert lines > 100
+    assert wrong == ["the end"]
