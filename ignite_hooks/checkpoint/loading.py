@@ -119,7 +119,7 @@ class LoadedState:
         parts["optimizer"] = EXACT
         self._look_at_data()
         parts["random generators"] = self._random_report()
-        trainer.load_place_state_dict(self._place)
+        trainer.load_position_state_dict(self._place)
         name_training(trainer, self._checkpoint.manifest.training)
         parts["counters"] = EXACT
         self._objects, self._registered = {}, []  # this may stay for a while

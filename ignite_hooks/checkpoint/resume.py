@@ -115,7 +115,7 @@ class ResumeCheckpoint(Handler):
                 told = True
                 _tell(report)
 
-        attachment.on_removal(trainer.when_taken_up(complete))
+        attachment.on_removal(trainer.call_on_resume(complete))
 
     def _first_whole(
         self,

@@ -167,7 +167,7 @@ class SaveCheckpoint(Scheduled):
         if self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.GRADIENTS_CLEARED, saving.look)
         if self.at_end:
-            attachment.on_removal(engine.at_end(saving.save))  # type: ignore[attr-defined]
+            attachment.on_removal(engine.call_at_end(saving.save))  # type: ignore[attr-defined]
         return attachment
 
     def __call__(self, engine: Engine) -> None:
@@ -180,7 +180,7 @@ class SaveCheckpoint(Scheduled):
         if is_running(engine) and engine.last_event_name == Events.EXCEPTION_RAISED:
             warnings.warn(f"nothing is saved at EXCEPTION_RAISED: {_NO_SAVE}", stacklevel=2)
         elif is_running(engine) and engine.last_event_name != Events.INTERRUPT:
-            saving.postpone(engine)
+            saving.defer(engine)
         else:
             saving.save()
 

@@ -109,7 +109,7 @@ class TrainingState:
             objects: its ``objects()``.
             of_first: the ``sums_of`` those of the first process.
         """
-        place = self.trainer.place_state_dict()
+        place = self.trainer.position_state_dict()
         if rank != 0:
             place["objects"] = _others(objects, of_first)
         files: dict[str, Content] = {rank_file(rank): Objects(place, "the data loader")}

@@ -63,10 +63,10 @@ class Saving:
         self.save = save
         enter_at_each_run(trainer, self._finishing)
 
-    def postpone(self, trainer: Any) -> None:
+    def defer(self, trainer: Any) -> None:
         """Has it saved when the handlers of the moment have returned, after a validation."""
         self._is_wanted = True
-        trainer.postpone(self.save, _TURN)
+        trainer.defer(self.save, _TURN)
 
     def start(self, trainer: Any) -> None:
         """Before the first batch: a state that can not be saved is an error, none is new yet."""
@@ -89,7 +89,7 @@ class Saving:
         received = [self._signals.received == name for name in names]
         *received, is_due = self._saver.ranks.any_of(*received, is_due)
         if is_due or any(received):
-            self.postpone(trainer)
+            self.defer(trainer)
         if any(received):
             trainer.stop_reason = names[received.index(True)]
             trainer.terminate()
@@ -140,7 +140,7 @@ class Saving:
     def _save(self, trainer: Any) -> None:
         # Ended by a validation, the epoch is to be completed first; and a window may be open.
         if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_between_steps):
-            self.postpone(trainer)
+            self.defer(trainer)
         elif is_interrupted(trainer) and not trainer.is_between_steps:
             raise RuntimeError(
                 "a checkpoint must be taken between two steps, and this run was interrupted within "

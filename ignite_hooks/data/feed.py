@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
-from ignite_hooks.data.feed_position import FeedPosition
+from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.feed_state import FeedState
 from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import device_of_batches

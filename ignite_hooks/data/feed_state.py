@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from ignite_hooks.data.feed_position import FeedPosition
+from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.sources import PlainIterable
 
 __all__ = ["FeedState"]

@@ -118,7 +118,7 @@ class Validation(ValidationSchedule, Scheduled):
 
         def when_due(engine: Engine) -> None:
             if isinstance(engine, TrainingLoop):
-                engine.postpone(act)
+                engine.defer(act)
             elif last_at[0] != engine.state.iteration:
                 last_at[0] = engine.state.iteration
                 act()

@@ -56,7 +56,7 @@ class IteratingEngine(ResumableEngine):
         self._batches: Iterator[Any] = iter(())
         self._has_data = False
 
-    def postpone(self, act: Callable[[], None], turn: int = 0) -> None:
+    def defer(self, act: Callable[[], None], turn: int = 0) -> None:
         """Has ``act`` called once when all handlers of this moment have returned.
 
         That is after STARTED, after ITERATION_COMPLETED, or, from the last batch of an epoch on,
@@ -64,7 +64,7 @@ class IteratingEngine(ResumableEngine):
         """
         self._postponed.add(act, turn)
 
-    def at_end(self, act: Callable[[], None]) -> Callable[[], None]:
+    def call_at_end(self, act: Callable[[], None]) -> Callable[[], None]:
         """Has ``act`` called where a run ends: at its last step boundary, after what is postponed.
 
         That is before TERMINATE and COMPLETED, whose handlers a longer run would not call here. A

@@ -2,57 +2,11 @@
 
 from dataclasses import dataclass
 from dataclasses import replace
-from math import ceil
 from typing import Any
-from typing import NamedTuple
 
-from ignite_hooks.data.feed_position import FeedPosition
+from ignite_hooks.core.place import Progress
 
-__all__ = ["Limits", "Place", "Progress", "whole_number"]
-
-
-class Progress(NamedTuple):
-    """The counters that steer a run. The engine's state shows copies, for handlers to read.
-
-    Args:
-        iteration: batches given to the engine in all.
-        epochs: epochs that are complete.
-        batches: batches of the epoch that is not complete; 0 when none has begun.
-        is_full: whether that epoch has all its batches.
-    """
-
-    iteration: int = 0
-    epochs: int = 0
-    batches: int = 0
-    is_full: bool = False
-
-    def with_epoch(self) -> "Progress":
-        """One more epoch."""
-        return Progress(self.iteration, self.epochs + 1)
-
-    def at_epoch_start(self) -> "Progress":
-        """As if no batch of this epoch had been."""
-        return Progress(self.iteration, self.epochs)
-
-    def epochs_for(self, steps: int, window: int, epoch_length: int) -> int:
-        """How many epochs in all ``steps`` more steps of ``window`` batches take."""
-        in_this_epoch = ceil((epoch_length - self.batches) / window)
-        in_each = ceil(epoch_length / window)
-        return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / in_each)
-
-
-class Place(NamedTuple):
-    """Where a run is: one value, so that it is never half changed, whenever Ctrl-C comes.
-
-    Args:
-        progress: the counters.
-        position: the place in the data.
-        taken: how many batches the windows must have taken in all for this place to count.
-    """
-
-    progress: Progress = Progress()
-    position: FeedPosition = FeedPosition(0, 0)
-    taken: int = 0
+__all__ = ["Limits", "whole_number"]
 
 
 @dataclass(frozen=True)

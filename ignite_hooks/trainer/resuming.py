@@ -9,11 +9,11 @@ from typing import Any
 from ignite.engine import Engine
 
 from ignite_hooks.core.engine import is_running
-from ignite_hooks.data.feed_position import FeedPosition
+from ignite_hooks.core.place import FeedPosition
+from ignite_hooks.core.place import Place
+from ignite_hooks.core.place import Progress
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.trainer.progress import Limits
-from ignite_hooks.trainer.progress import Place
-from ignite_hooks.trainer.progress import Progress
 from ignite_hooks.trainer.run_position import CountingEngine
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ResumableEngine(CountingEngine):
         self._random: RandomState | None = None
         self._taking_up: list[Callable[[], None]] = []
 
-    def place_state_dict(self) -> dict[str, Any]:
+    def position_state_dict(self) -> dict[str, Any]:
         """All that, at a step boundary: numbers, lists and tensors, for ``torch.load``.
 
         To be called when nothing of the moment is left to do: after a step, or after an epoch.
@@ -75,7 +75,7 @@ class ResumableEngine(CountingEngine):
         self._is_resumed, self._random = False, None
         self._optimizer_step.start_from(state.optimizer_step, self)
 
-    def when_taken_up(self, act: Callable[[], None]) -> Callable[[], None]:
+    def call_on_resume(self, act: Callable[[], None]) -> Callable[[], None]:
         """Has ``act`` called in the next run, if it goes on, where random generators are put back.
 
         That is for what handlers of STARTED and EPOCH_STARTED set anew, as metrics are reset. If
@@ -91,7 +91,7 @@ class ResumableEngine(CountingEngine):
 
         return forget
 
-    def load_place_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Has the next run go on there, on data that is built as the data was built then.
 
         The random generators are put back when the handlers of STARTED have returned, and in the
@@ -99,7 +99,7 @@ class ResumableEngine(CountingEngine):
         the run that is gone on with. A run that was finished has nothing to go on with: the next
         ``run`` returns at once, unless a limit is given that lies further.
         """
-        self._give_up_run("load_place_state_dict()")
+        self._give_up_run("load_position_state_dict()")
         self._place = self._boundary = Place(
             Progress(*state_dict["progress"]), taken=self._optimizer_step.window.taken
         )

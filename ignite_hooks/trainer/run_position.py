@@ -8,9 +8,9 @@ from typing import Any
 from ignite.engine import Engine
 
 from ignite_hooks.core.engine import QuickEngine
+from ignite_hooks.core.place import Place
+from ignite_hooks.core.place import Progress
 from ignite_hooks.trainer.progress import Limits
-from ignite_hooks.trainer.progress import Place
-from ignite_hooks.trainer.progress import Progress
 
 if TYPE_CHECKING:
     from ignite_hooks.optim.optimizer_step import OptimizerStep

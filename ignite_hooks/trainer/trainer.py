@@ -9,6 +9,8 @@ import torch
 from ignite.engine import Engine
 from ignite.engine import State
 
+from ignite_hooks.core.place import Place
+from ignite_hooks.core.place import Progress
 from ignite_hooks.core.run_scope import run_scopes
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feeds import Feeds
@@ -16,8 +18,6 @@ from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.loop import TrainingLoop
 from ignite_hooks.trainer.progress import Limits
-from ignite_hooks.trainer.progress import Place
-from ignite_hooks.trainer.progress import Progress
 from ignite_hooks.trainer.progress import whole_number
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import load_objects
+from tests.ids import stable_id
 
 
 class Custom:
@@ -86,7 +87,7 @@ def test_data_comes_back_as_it_was(tmp_path, kind):
         range(3),
         torch.nn.Linear(1, 1),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_what_would_have_to_be_unpickled_is_refused(content):
     with pytest.raises(TypeError, match="the state of the optimizer must be made of tensors"):

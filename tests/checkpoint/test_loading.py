@@ -72,7 +72,7 @@ def everything(trainer, *objects):
             "optimizer": trainer.optimizer.state_dict(),
             "scheduler": trainer.lr_scheduler and trainer.lr_scheduler.state_dict(),
             "state": {name: getattr(trainer.state, name) for name in shown},
-            "place": trainer.place_state_dict(),
+            "place": trainer.position_state_dict(),
             "random": [random.getstate(), np.random.get_state(), torch.get_rng_state()],
             "objects": [each.state_dict() for each in objects],
             "report": trainer.resume_report,

@@ -8,6 +8,7 @@ import pytest
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.manifest import sealed
+from tests.ids import stable_id
 
 
 def manifest(**fields):
@@ -71,7 +72,7 @@ def test_a_file_outside_of_the_folder_is_refused(name):
         edited(files={"a": {"size": 1}}),
         edited(files=["a"]),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_what_is_no_manifest_is_a_value_error(text):
     with pytest.raises(ValueError, match="Manifest"):

@@ -3,6 +3,7 @@
 import pytest
 
 from ignite_hooks.checkpoint.ranks import Ranks
+from tests.ids import stable_id
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_its_flags_are_what_it_says(ranks):
 
 
 @pytest.mark.parametrize("method", ["agree", "first_alone"])
-@pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt()], ids=stable_id)
 def test_a_failure_is_raised_as_it_is(ranks, method, error):
     def fail():
         raise error

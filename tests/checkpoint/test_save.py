@@ -19,6 +19,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.store import CheckpointStore
+from tests.ids import stable_id
 from tests.reference import augmented
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -99,7 +100,9 @@ def test_an_argument_out_of_its_range_is_named_with_the_rule_and_a_remedy(
     assert f"got {value!r}" in str(caught.value) or value == ("TERM",)
 
 
-@pytest.mark.parametrize("value", ["SIGTERM", None, (15,), ("SIGKILL",), ("SIGSTOP",)], ids=str)
+@pytest.mark.parametrize(
+    "value", ["SIGTERM", None, (15,), ("SIGKILL",), ("SIGSTOP",)], ids=stable_id
+)
 def test_signals_that_can_not_be_handled_are_refused_like_any_argument(tmp_path, value):
     with pytest.raises(ValueError, match="`on_signals` must be names of signals"):
         SaveCheckpoint(tmp_path, on_signals=value)
@@ -398,7 +401,7 @@ NAN = math.nan
         ({"keep_last": 1, "keep_best": 1}, [2, 2, 1, 0], [2, 4]),
         ({"keep_last": 2, "keep_best": 2}, [1, 2, 3, 4], [3, 4]),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_the_newest_and_the_best_stay(tmp_path, options, values, expected):
     with_values(tmp_path, values, **options).run()
@@ -473,7 +476,7 @@ def test_a_missing_metric_is_said_once_though_others_come_meanwhile(tmp_path):
     assert len(caught) == 1
 
 
-@pytest.mark.parametrize("value", [torch.ones(2, 2), "good", {"mse": 1.0}], ids=repr)
+@pytest.mark.parametrize("value", [torch.ones(2, 2), "good", {"mse": 1.0}], ids=stable_id)
 def test_a_metric_that_is_no_number_is_an_error_that_names_it(tmp_path, value):
     trainer = with_values(tmp_path, [value] * 4)
     with pytest.raises((TypeError, ValueError), match=r"`metric`.*val_score"):

@@ -13,6 +13,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks.checkpoint.folder import read_manifest
 from ignite_hooks.checkpoint.manifest import sealed
 from ignite_hooks.checkpoint.source import source_at
+from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import weights
@@ -225,7 +226,7 @@ def test_another_checkpoint_of_the_same_name_is_not_taken_for_the_cached(in_memo
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 4])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ConnectionError("gone")], ids=repr)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ConnectionError("gone")], ids=stable_id)
 def test_a_download_that_breaks_off_leaves_nothing(
     in_memory, tmp_path, monkeypatch, fails_at, error
 ):

@@ -11,6 +11,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.checkpoint.store import CheckpointStore
+from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import record
@@ -93,7 +94,7 @@ def assert_goes_on_as_unbroken(directory):
         ),
         ({"at_end": False}, []),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_saves_on_its_schedules_and_once_where_several_are_due(tmp_path, schedule, expected):
     trainer = trainer_of(all_of(tmp_path, **schedule))
@@ -131,7 +132,7 @@ def clock(monkeypatch):
         ({"every_seconds": 4.5, "every_steps": 2}, [(0, 4, 2), (1, 8, 4), LAST]),
         ({"every_seconds": 100.0}, []),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_the_clock_runs_from_the_last_save_whatever_that_was_due_to(
     tmp_path, clock, schedule, expected

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from ignite_hooks.checkpoint.writer import Writer
+from tests.ids import stable_id
 
 
 class Failure(Exception):
@@ -41,7 +42,7 @@ def test_there_is_something_to_wait_for_once_for_each_act():
     assert done == [0, 1]
 
 
-@pytest.mark.parametrize("failure", [Failure("full"), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("failure", [Failure("full"), SystemExit(3)], ids=stable_id)
 def test_a_failure_is_raised_once_and_the_next_act_can_begin(failure):
     def fail():
         raise failure

@@ -13,6 +13,7 @@ from ignite_hooks import Validation
 from ignite_hooks.config import RunSettings
 from ignite_hooks.config import equal
 from ignite_hooks.config.comparing import first_difference
+from tests.ids import stable_id
 
 
 class Color(Enum):
@@ -37,7 +38,7 @@ def evaluate(model):
         (Validation(evaluate, every_steps=1), Validation(evaluate, every_steps=1)),
         ({1, 2}, {2, 1}),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_the_same_content_is_equal(a, b):
     assert a is not b or isinstance(a, Enum)
@@ -66,7 +67,7 @@ def test_the_same_content_is_equal(a, b):
         (math.nan, 1.0),
         ({1}, [1]),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_other_content_is_not(a, b):
     assert not equal(a, b)

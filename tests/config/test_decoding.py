@@ -23,6 +23,7 @@ from ignite_hooks.config.decoding import decode
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Handler
+from tests.ids import stable_id
 
 
 class Color(Enum):
@@ -199,7 +200,7 @@ def test_another_value_is_refused_with_its_path_and_the_rule(field, data, rule):
         ({"nunber": 1.0}, "nunber", "`decoding.sample` has no field 'nunber'; did you mean"),
         ({3: 1.0}, "3", "has no field 3"),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_a_problem_within_is_told_with_the_whole_path(fields, path, rule):
     (found,) = problems({"type": "decoding.sample", **fields}).items()
@@ -276,7 +277,7 @@ def test_a_list_and_a_mapping_of_handlers_are_read_as_such():
     assert decode({}) == {}
 
 
-@pytest.mark.parametrize("data", [None, "null", 3, 1.5, True, b"a"], ids=repr)
+@pytest.mark.parametrize("data", [None, "null", 3, 1.5, True, b"a"], ids=stable_id)
 def test_the_whole_must_be_handlers(data):
     message = problems(data)[""]
     assert message.startswith("must be a mapping with `type`, or a list or a mapping of such, got")

@@ -25,6 +25,7 @@ from ignite_hooks.config import RunSettings
 from ignite_hooks.config import ValidationSchedule
 from ignite_hooks.config.encoding import Encoder
 from ignite_hooks.core.handler import Handler
+from tests.ids import stable_id
 from tests.reference import make_trainer
 
 
@@ -68,7 +69,7 @@ def encoded(value, **options):
         (Inner(Inner(1)), {"x": {"x": 1}}),
         (ClearCache(every_steps=3), {"type": "clear_cache", "every_steps": 3}),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_what_is_plain_data_is_written_as_it_is(value, expected):
     found = encoded(value, exclude_defaults=True)
@@ -136,7 +137,7 @@ def loader():
         (1j, "x", "a complex"),
         (iter([1]), "x", "a list_iterator"),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_an_object_is_named_with_its_field_and_what_to_do(value, path, what):
     with pytest.raises(ConfigError, match="must be plain data, got") as raised:
@@ -184,7 +185,7 @@ def test_a_handler_that_holds_objects_is_no_data_and_says_which_and_what_to_do(m
             encoded(handler)
 
 
-@pytest.mark.parametrize("value", [None, 3, "text", ClearCache, Inner()], ids=repr)
+@pytest.mark.parametrize("value", [None, 3, "text", ClearCache, Inner()], ids=stable_id)
 def test_the_whole_must_be_handlers(value):
     with pytest.raises(ConfigError, match="its class has no tag"):
         Encoder(exclude_defaults=False, exclude_none=False).encode(value)

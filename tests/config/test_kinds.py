@@ -20,6 +20,7 @@ from ignite_hooks.config.kinds import fields_of
 from ignite_hooks.config.kinds import items_of
 from ignite_hooks.config.kinds import members_of
 from ignite_hooks.config.kinds import name_of
+from tests.ids import stable_id
 
 Name = NewType("Name", str)
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def test_what_does_not_say_that_it_admits_none(kind):
         (Any, None),
         (Literal["a"], None),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_what_contains_others_is_a_list_or_a_dict(kind, expected):
     assert items_of(kind) == expected
@@ -125,7 +126,7 @@ def test_the_choices_of_a_kind_are_as_data_has_them():
         (dict[str, int], "a mapping"),
         (ClearCache, "a ClearCache"),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_a_value_is_called_what_its_kind_says(kind, name):
     assert name_of(kind) == name

@@ -20,6 +20,7 @@ from ignite_hooks.config.registry import tagged
 from ignite_hooks.config.registry import why_it_is_no_data
 from ignite_hooks.core.handler import Handler
 from tests.config.strategies import OURS
+from tests.ids import stable_id
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,9 @@ def test_a_class_below_a_registered_one_has_no_tag_of_its_own():
     assert tag_of(Silent) is None
 
 
-@pytest.mark.parametrize("tag", ["", "Clear", "1st", "a b", "ä", None, 3, ClearCache], ids=repr)
+@pytest.mark.parametrize(
+    "tag", ["", "Clear", "1st", "a b", "ä", None, 3, ClearCache], ids=stable_id
+)
 def test_what_is_no_tag_is_refused(tag):
     with pytest.raises(ValueError, match="`tag` must be lower case letters"):
         register(tag)

@@ -14,6 +14,7 @@ from ignite_hooks.config import to_dict
 from ignite_hooks.config.schema import json_schema
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Handler
+from tests.ids import stable_id
 
 
 @register("schema.tree")
@@ -87,7 +88,7 @@ def test_the_schema_is_one_of_the_draft_it_names():
         ({"resume_from": {"source": "a", "on_missing": "start"}}, True),
         ({"resume_from": {"source": "a", "on_missing": "ignore"}}, False),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_it_admits_what_can_be_read(fields, is_valid):
     assert validator(RunSettings).is_valid({"type": "run", **fields}) is is_valid

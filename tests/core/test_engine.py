@@ -32,6 +32,7 @@ from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import move_to_front
+from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import record
@@ -633,7 +634,9 @@ def test_the_basic_time_profiler_works_with_max_steps():
     assert (profiler.processing_times > 0).all()
 
 
-@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_steps": 6}, {"max_iters": 8}], ids=str)
+@pytest.mark.parametrize(
+    "limits", [{"max_epochs": 2}, {"max_steps": 6}, {"max_iters": 8}], ids=stable_id
+)
 def test_the_progress_bar_shows_iterations_and_metrics(limits, capsys):
     trainer = trainer_of()
     RunningAverage(output_transform=lambda output: output).attach(trainer, "loss")

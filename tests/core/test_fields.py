@@ -18,6 +18,7 @@ from ignite_hooks.core.fields import MetricName
 from ignite_hooks.core.fields import NormType
 from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import handler_config
+from tests.ids import stable_id
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
@@ -45,12 +46,12 @@ def assert_refused(kind, name, value, rule, remedy, **others):
     assert f"`{name}` must be {rule}, got {value!r}; {remedy}" in message
 
 
-@pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
+@pytest.mark.parametrize("value", NO_INTEGERS, ids=stable_id)
 def test_every_must_be_an_integer_of_at_least_one(value):
     assert_refused(Example, "every", value, "an integer >= 1", "leave it out for no such schedule")
 
 
-@pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
+@pytest.mark.parametrize("value", NO_INTEGERS, ids=stable_id)
 @pytest.mark.parametrize("name", ["every_steps", "every_epochs"])
 def test_schedules_of_a_handler_must_be_integers_of_at_least_one(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got ") as raised:
@@ -58,7 +59,7 @@ def test_schedules_of_a_handler_must_be_integers_of_at_least_one(name, value):
     assert f"got {value!r}; leave it out" in str(raised.value)
 
 
-@pytest.mark.parametrize("value", NOT_POSITIVE, ids=repr)
+@pytest.mark.parametrize("value", NOT_POSITIVE, ids=stable_id)
 def test_a_limit_must_be_a_number_above_zero(value):
     remedy = "leave the clipping out to have none"
     assert_refused(Example, "limit", value, "a number > 0", remedy)
@@ -66,7 +67,7 @@ def test_a_limit_must_be_a_number_above_zero(value):
     assert_refused(GradientClipping, "clip_value", value, "a number > 0", remedy)
 
 
-@pytest.mark.parametrize("value", NOT_POSITIVE, ids=repr)
+@pytest.mark.parametrize("value", NOT_POSITIVE, ids=stable_id)
 def test_a_norm_type_must_be_a_number_above_zero_or_inf(value):
     remedy = "2.0 is the Euclidean norm, inf the largest absolute value"
     assert_refused(Example, "norm_type", value, "a number > 0 or inf", remedy)
@@ -78,27 +79,27 @@ def test_a_norm_type_must_be_a_number_above_zero_or_inf(value):
 NO_SECONDS = [*NOT_POSITIVE, None, math.inf, 10**400]
 
 
-@pytest.mark.parametrize("value", NO_SECONDS, ids=repr)
+@pytest.mark.parametrize("value", NO_SECONDS, ids=stable_id)
 def test_seconds_must_be_a_finite_time(value):
     assert_refused(
         Example, "seconds", value, "a finite number of seconds > 0", "1.0 is the usual choice"
     )
 
 
-@pytest.mark.parametrize("value", [0, 1, None, "True", "yes", [], np.bool_(True)], ids=repr)
+@pytest.mark.parametrize("value", [0, 1, None, "True", "yes", [], np.bool_(True)], ids=stable_id)
 def test_a_flag_must_be_true_or_false(value):
     assert_refused(Example, "flag", value, "True or False", "it is a switch")
 
 
 @pytest.mark.parametrize(
-    "value", [-0.1, 1.1, 2, -1, math.nan, math.inf, -math.inf, *NO_NUMBERS], ids=repr
+    "value", [-0.1, 1.1, 2, -1, math.nan, math.inf, -math.inf, *NO_NUMBERS], ids=stable_id
 )
 def test_a_fraction_must_be_a_number_from_zero_to_one(value):
     remedy = "leave it out to have no such condition"
     assert_refused(Example, "fraction", value, "a number from 0 to 1", remedy)
 
 
-@pytest.mark.parametrize("value", [-1, 3, 1.0, math.nan, None, *NO_NUMBERS], ids=repr)
+@pytest.mark.parametrize("value", [-1, 3, 1.0, math.nan, None, *NO_NUMBERS], ids=stable_id)
 def test_a_generation_must_be_one_of_the_three(value):
     assert_refused(Example, "generation", value, "0, 1 or 2", "2 is a full collection")
 
@@ -109,7 +110,7 @@ def test_a_backend_must_be_one_of_the_three(value):
     assert_refused(Example, "backend", value, rule, '"auto" takes the best that works')
 
 
-@pytest.mark.parametrize("value", ["", None, 1, True, b"name", ["name"], object], ids=repr)
+@pytest.mark.parametrize("value", ["", None, 1, True, b"name", ["name"], object], ids=stable_id)
 def test_a_name_of_a_metric_must_be_a_string_that_is_not_empty(value):
     rule, remedy = "a string that is not empty", "leave it out for the usual name"
     assert_refused(Example, "name", value, rule, remedy)

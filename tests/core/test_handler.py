@@ -18,6 +18,7 @@ from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
+from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import make_trainer
@@ -230,7 +231,7 @@ def test_a_step_that_fails_is_not_counted_twice():
     assert handler.iterations == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "2"], ids=repr)
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "2"], ids=stable_id)
 @pytest.mark.parametrize("name", ["every_steps", "every_epochs"])
 def test_a_schedule_is_an_integer_of_at_least_one(name, value):
     with pytest.raises(ValidationError, match=rf"`{name}` must be an integer >= 1, got {value!r}"):
@@ -276,7 +277,7 @@ def test_removing_twice_does_nothing(engine):
     assert handler.iterations == [2, 4]
 
 
-@pytest.mark.parametrize("event", [Events.STARTED, Events.ITERATION_STARTED(once=3)], ids=str)
+@pytest.mark.parametrize("event", [Events.STARTED, Events.ITERATION_STARTED(once=3)], ids=stable_id)
 def test_remove_works_within_a_run(engine, event):
     handler = Noting(every_steps=1, every_epochs=1)
     attachment = handler.attach(engine)

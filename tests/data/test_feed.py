@@ -20,8 +20,9 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data import WeightedRandomSampler
 
 from ignite_hooks import DataFeed
-from ignite_hooks.data.feed_position import FeedPosition
+from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.random_state import RandomState
+from tests.ids import stable_id
 from tests.reference import Noisy
 from tests.reference import seed
 
@@ -463,7 +464,7 @@ class TestRandomOrder:
             {"num_workers": 2, "persistent_workers": True},
             {"batch_size": None},
         ],
-        ids=str,
+        ids=stable_id,
     )
     def test_it_is_that_of_a_plain_loop(self, settings, prepared, accelerator):
         settings = {"batch_size": 3, "shuffle": True, **settings}

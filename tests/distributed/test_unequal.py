@@ -7,6 +7,7 @@ from tests.distributed.programs.unequal import COUNTS
 from tests.distributed.programs.unequal import KINDS
 from tests.distributed.programs.unequal import batches_of
 from tests.distributed.programs.unequal import samples
+from tests.ids import stable_id
 from tests.reference import make_model
 from tests.reference import weights
 
@@ -45,7 +46,7 @@ def assert_trained(findings, pairs, accumulation, epochs):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize("counts", COUNTS, ids=stable_id)
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_take_as_many_batches_as_the_poorest_has(findings, kind, counts, accumulation):
     both = [found[f"{kind} {counts} {accumulation}"] for found in findings.of("by_hand")]

@@ -21,6 +21,7 @@ from ignite_hooks.hooks.context import HookScope
 from ignite_hooks.hooks.context import check_context
 from ignite_hooks.hooks.context import described
 from ignite_hooks.hooks.context import name_of
+from tests.ids import stable_id
 
 FAILURES = [KeyError, StopIteration, GeneratorExit, KeyboardInterrupt, SystemExit]
 
@@ -547,7 +548,7 @@ def test_a_generator_that_yields_again_after_a_failure_is_told_and_closed(engine
     assert closes_without_doing_anything(scope)
 
 
-@pytest.mark.parametrize("made", [None, 3, "context", [1], Engine, iter([1])], ids=repr)
+@pytest.mark.parametrize("made", [None, 3, "context", [1], Engine, iter([1])], ids=stable_id)
 def test_a_function_that_makes_no_context_manager_is_told_by_name_file_and_channel(made, engine):
     def nothing(engine):
         return made

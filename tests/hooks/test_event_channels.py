@@ -23,6 +23,7 @@ from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.hooks.channels import CHANNELS
+from tests.ids import stable_id
 from tests.reference import Log
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -622,7 +623,7 @@ def test_the_epoch_is_left_before_the_handlers_of_terminate():
     assert opened == [["on_loop"]]
 
 
-@pytest.mark.parametrize("event", IN_THE_EPOCH, ids=str)
+@pytest.mark.parametrize("event", IN_THE_EPOCH, ids=stable_id)
 def test_contexts_stay_open_over_an_interruption(event):
     unbroken, expected = engine_with()
     run_to_the_end(unbroken)
@@ -754,7 +755,7 @@ def remains(engine):
 
 @engines
 @pytest.mark.parametrize("has_run", [False, True])
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)], ids=str)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)], ids=stable_id)
 def test_nothing_remains_when_the_last_set_is_removed(make, order, has_run):
     engine, log = make(), Log()
     engine.add_event_handler(Events.STARTED, lambda: None)
@@ -805,7 +806,7 @@ def test_sets_are_entered_in_order_of_attachment_and_left_in_reverse():
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
-@pytest.mark.parametrize("event", IN_THE_LOOP, ids=str)
+@pytest.mark.parametrize("event", IN_THE_LOOP, ids=stable_id)
 def test_what_is_attached_within_a_run_is_balanced(event, is_wrapped):
     engine, log = hand_made(2), Log()
     if is_wrapped:
@@ -897,7 +898,7 @@ def test_a_warning_that_is_an_error_changes_nothing(act):
 
 @pytest.mark.parametrize("others", [0, 1])
 @some_channels
-@pytest.mark.parametrize("event", IN_THE_LOOP, ids=str)
+@pytest.mark.parametrize("event", IN_THE_LOOP, ids=stable_id)
 def test_a_handler_that_removes_a_set_leaves_its_contexts_and_no_others(event, channels, others):
     engine, log, others_log = hand_made(2), Log(), Log()
     attachment = hooks_of(log, channels).attach(engine)

@@ -16,6 +16,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.core import warn_once
+from tests.ids import stable_id
 from tests.memory.test_process_gc import Node
 from tests.memory.test_process_gc import objects_to_collect
 from tests.memory.test_process_gc import old_cycle
@@ -69,7 +70,7 @@ def moments_of(engine, monkeypatch, handler, **run):
         ({"every_steps": 2}, [4, 8, 12]),
         ({"every_steps": 3, "every_epochs": 1}, [6, 12]),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_garbage_is_collected_on_the_schedules(monkeypatch, schedules, expected):
     trainer = make_trainer(batches_of(6), accumulation=2)

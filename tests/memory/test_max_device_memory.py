@@ -13,6 +13,7 @@ from ignite_hooks import MaxDeviceMemory
 from ignite_hooks.memory import device as device_mark
 from ignite_hooks.memory.device_memory import memory_in_use
 from ignite_hooks.memory.max_device_memory import _ledger
+from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -140,7 +141,7 @@ def test_a_run_begins_with_its_call_and_anew_each_time(allocator):
         {"epoch": False, "run": False},
         {},
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_it_reports_what_it_is_asked_for(options, allocator):
     metric, engine = MaxDeviceMemory(**options), engine_of("engine")

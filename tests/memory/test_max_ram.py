@@ -24,6 +24,7 @@ from ignite_hooks.memory.kernel import why_no_kernel_mark
 from ignite_hooks.memory.ledger import PeakLedger
 from ignite_hooks.memory.sampled import SampledMark
 from ignite_hooks.memory.sampled import resident
+from tests.ids import stable_id
 from tests.memory.spikes import LEAN
 from tests.memory.spikes import MIB
 from tests.memory.spikes import Child
@@ -904,7 +905,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "rule"), WRONG, ids=repr)
+@pytest.mark.parametrize(("name", "value", "rule"), WRONG, ids=stable_id)
 def test_what_is_wrong_is_named_with_its_rule_and_value(name, value, rule):
     with pytest.raises(ValueError, match=name) as raised:
         MaxRAM(**{name: value})

@@ -11,6 +11,7 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.memory.peak_metric import PeakMetric
+from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import make_trainer
@@ -91,7 +92,7 @@ def test_it_has_the_name_that_it_is_given(engine, metric):
             "epoch_max_device_reserved_mib",
         ),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_a_name_that_is_taken_is_an_error_with_a_remedy(engine, first, second, name):
     attachment = first.attach(engine)

@@ -30,6 +30,7 @@ from ignite_hooks import ram_usage_metrics
 from ignite_hooks.memory.ram_backends import _CHILDREN
 from ignite_hooks.memory.ram_backends import _OWN
 from ignite_hooks.memory.sampled import resident
+from tests.ids import stable_id
 from tests.memory.spikes import spike as spike_of
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -767,7 +768,7 @@ def test_a_copy_of_one_that_has_measured_has_measured_nothing(metric, copied):
         (["stream", "minibatch"], [MinibatchMaxRAM, StreamMaxRAM]),
         (["stream", "experience", "epoch", "minibatch"], METRICS),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_what_is_asked_for_is_given_from_the_shortest_to_the_longest(asked, metrics):
     given = ram_usage_metrics(**dict.fromkeys(asked, True))

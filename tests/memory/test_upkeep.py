@@ -6,6 +6,7 @@ from pydantic.dataclasses import dataclass
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.memory.upkeep import Upkeep
+from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -39,7 +40,7 @@ def moments_of(engine, handler, **run):
         ({"every_steps": 3, "every_epochs": 1}, [(1, 6), (2, 12)]),  # both due: once
         ({"every_steps": 2, "every_epochs": 1}, [(1, 4), (1, 6), (2, 8), (2, 12)]),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_on_a_trainer_it_acts_on_the_schedules_and_once_where_both_are_due(schedules, expected):
     trainer = make_trainer(batches_of(6), accumulation=2)

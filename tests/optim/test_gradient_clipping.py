@@ -11,6 +11,7 @@ from ignite_hooks import GradientClipping
 from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
 from ignite_hooks import create_supervised_trainer
+from tests.ids import stable_id
 from tests.reference import Noisy
 from tests.reference import make_model
 from tests.reference import train_on_windows
@@ -302,7 +303,7 @@ def test_exactly_one_limit_must_be_given():
 BAD = [0, 0.0, -1.0, float("nan"), float("-inf"), True, False, "1", [1.0], torch.tensor(1.0)]
 
 
-@pytest.mark.parametrize("value", BAD, ids=repr)
+@pytest.mark.parametrize("value", BAD, ids=stable_id)
 @pytest.mark.parametrize("name", ["max_norm", "clip_value", "norm_type"])
 def test_a_limit_must_be_a_number_above_zero(name, value):
     limits = {"max_norm": 1.0, name: value} if name != "clip_value" else {name: value}

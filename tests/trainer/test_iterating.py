@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
+from tests.ids import stable_id
 from tests.reference import NO_DATA
 from tests.reference import WITHIN_THE_DATA
 from tests.reference import Repeatable
@@ -37,7 +38,7 @@ from tests.reference import weights
         {"max_epochs": 2, "epoch_length": 6},
         {"max_epochs": 2, "epoch_length": 9},
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_the_end_of_the_data_is_fired_where_ignite_fires_it(limits):
     engine = Engine(lambda engine, batch: None)
@@ -337,7 +338,7 @@ def noting_ends(trainer):
     names = []
     for event in (Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
         trainer.add_event_handler(event, lambda engine, event=event: names.append(event.name))
-    return names, trainer.at_end(lambda: names.append("end"))
+    return names, trainer.call_at_end(lambda: names.append("end"))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ def noting_ends(trainer):
         ({}, 6, ["EPOCH_COMPLETED", "end", "TERMINATE", "COMPLETED"]),
         ({}, 3, ["TERMINATE", "COMPLETED"]),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_what_is_to_be_done_at_the_end_is_done_once_at_a_boundary(limits, stop_at, expected):
     trainer = make_trainer(batches_of(6), accumulation=2)
@@ -366,9 +367,9 @@ def test_what_is_to_be_done_at_the_end_is_done_once_at_a_boundary(limits, stop_a
 def test_at_the_end_comes_after_what_is_postponed_and_is_undone():
     trainer, names = make_trainer(batches_of(2)), []
     trainer.add_event_handler(
-        Events.EPOCH_COMPLETED, lambda: trainer.postpone(lambda: names.append("postponed"), 9)
+        Events.EPOCH_COMPLETED, lambda: trainer.defer(lambda: names.append("postponed"), 9)
     )
-    undo = trainer.at_end(lambda: names.append("end"))
+    undo = trainer.call_at_end(lambda: names.append("end"))
     trainer.run(max_epochs=2)
     assert names == ["postponed", "postponed", "end"]
     undo()
@@ -380,7 +381,7 @@ def test_a_stop_that_comes_from_what_is_postponed_is_an_end():
     trainer = make_trainer(batches_of(4))
     names, _ = noting_ends(trainer)
     trainer.add_event_handler(
-        Events.ITERATION_COMPLETED(once=2), lambda: trainer.postpone(trainer.terminate)
+        Events.ITERATION_COMPLETED(once=2), lambda: trainer.defer(trainer.terminate)
     )
     trainer.run()
     assert names == ["end", "TERMINATE", "COMPLETED"]

@@ -15,6 +15,7 @@ from ignite_hooks.trainer import iterating
 from ignite_hooks.trainer import loop
 from ignite_hooks.trainer import progress
 from ignite_hooks.trainer import run_position as counting
+from tests.ids import stable_id
 from tests.reference import WITHIN_THE_DATA
 from tests.reference import Repeatable
 from tests.reference import assert_clean
@@ -311,7 +312,7 @@ def test_a_failure_leaves_run_as_it_was_raised_and_nothing_happens_on_the_way(pl
         (TrainEvents.GRADIENTS_CLEARED, 2),
         (Events.ITERATION_COMPLETED, 2),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_a_failure_goes_back_to_the_last_step_boundary(place, steps):
     error = Failure()
@@ -415,7 +416,7 @@ class Broken(TensorDataset):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("error", [Failure("bad sample"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("error", [Failure("bad sample"), KeyboardInterrupt()], ids=stable_id)
 def test_a_failure_in_the_data_set_loses_no_batch(accumulation, error):
     expected, unbroken = trained(shuffled, accumulation=accumulation)
     for number in range(1, 21):

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from ignite_hooks.core.place import Progress
 from ignite_hooks.trainer.progress import Limits
-from ignite_hooks.trainer.progress import Progress
 from ignite_hooks.trainer.progress import whole_number
 
 

@@ -89,7 +89,7 @@ def states(trainer):
             "model": trainer.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "scheduler": trainer.lr_scheduler.state_dict(),
-            "place": trainer.place_state_dict(),
+            "place": trainer.position_state_dict(),
         },
         file,
     )
@@ -101,7 +101,7 @@ def load(trainer, state_dicts):
     trainer.model.load_state_dict(state_dicts["model"])
     trainer.optimizer.load_state_dict(state_dicts["optimizer"])
     trainer.lr_scheduler.load_state_dict(state_dicts["scheduler"])
-    trainer.load_place_state_dict(copy.deepcopy(state_dicts["place"]))
+    trainer.load_position_state_dict(copy.deepcopy(state_dicts["place"]))
 
 
 def history(trainer):
@@ -124,7 +124,7 @@ def saving(trainer):
     @trainer.on(Events.ITERATION_COMPLETED)
     def save():
         if trainer.state.step_committed:
-            trainer.postpone(lambda: saved.append((trainer.state.iteration, states(trainer))), 1)
+            trainer.defer(lambda: saved.append((trainer.state.iteration, states(trainer))), 1)
 
     return saved
 
@@ -183,10 +183,10 @@ def test_the_limits_of_the_other_run_hold_only_where_none_is_given():
     trainer = make_trainer(batches_of(4))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.terminate)
     trainer.run(max_steps=6, max_epochs=9)
-    place = trainer.place_state_dict()
+    place = trainer.position_state_dict()
     for given, steps in (({}, 6), ({"max_epochs": 3}, 12), ({"max_steps": 7}, 7)):
         other = make_trainer(batches_of(4))
-        other.load_place_state_dict(place)
+        other.load_position_state_dict(place)
         other.run(**given)
         assert other.state.optimizer_step == steps
 
@@ -195,7 +195,7 @@ def test_when_it_has_gone_on_the_next_run_is_as_any_other():
     trainer = make_trainer(batches_of(4))
     trainer.run(max_epochs=1)
     other = make_trainer(batches_of(4))
-    other.load_place_state_dict(trainer.place_state_dict())
+    other.load_position_state_dict(trainer.position_state_dict())
     other.run(max_epochs=2)
     other.run()  # Ignite's: a finished run begins anew
     assert (other.state.epoch, other.state.iteration) == (1, 4)
@@ -205,7 +205,7 @@ def test_a_new_beginning_that_is_asked_for_is_one():
     trainer = make_trainer(batches_of(4))
     trainer.run(max_epochs=2)
     other = make_trainer(batches_of(4))
-    other.load_place_state_dict(trainer.place_state_dict())
+    other.load_position_state_dict(trainer.position_state_dict())
     other.state.max_epochs = None
     torch.rand(1)
     before = torch.get_rng_state()
@@ -219,7 +219,7 @@ def test_what_is_due_when_an_epoch_is_broken_off_waits_for_its_end():
 
     @trainer.on(Events.ITERATION_COMPLETED(once=2))
     def break_off():
-        trainer.postpone(lambda: acted.append((trainer.last_event_name, trainer.state.epoch)))
+        trainer.defer(lambda: acted.append((trainer.last_event_name, trainer.state.epoch)))
         trainer.terminate_epoch()
 
     trainer.run(max_epochs=2)

@@ -4,6 +4,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 
 from ignite_hooks import TrainEvents
+from tests.ids import stable_id
 from tests.reference import Repeatable
 from tests.reference import batches_of
 from tests.reference import make_trainer
@@ -45,7 +46,7 @@ def test_the_batches_left_are_those_of_data_epoch_or_run_whichever_ends_first(
         ({"epoch_length": 4, "max_epochs": 2}, [3, 4, 5, 8]),
         ({"epoch_length": 7}, [3, 5, 7]),
     ],
-    ids=str,
+    ids=stable_id,
 )
 @pytest.mark.parametrize("data", [list, Repeatable], ids=["list", "stream"])
 def test_a_window_closes_at_the_end_of_a_pass_of_an_epoch_and_of_the_run(limits, windows, data):

@@ -10,6 +10,7 @@ from ignite.engine import Events
 from ignite_hooks import DataFeed
 from ignite_hooks import Trainer
 from ignite_hooks import TrainEvents
+from tests.ids import stable_id
 from tests.reference import NO_DATA
 from tests.reference import Repeatable
 from tests.reference import augmented
@@ -105,7 +106,7 @@ def test_without_a_limit_a_run_is_one_epoch():
         ({"max_steps": 4, "max_iters": 6}, (2, 6, 4), "max_steps"),
         ({"max_steps": 9, "max_iters": 8}, (2, 8, 5), "max_iters"),
     ],
-    ids=str,
+    ids=stable_id,
 )
 @pytest.mark.parametrize("data", [list, Repeatable], ids=["list", "stream"])
 def test_the_limit_that_comes_first_ends_the_run(limits, expected, reason, data):
@@ -147,21 +148,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_limits_it_had_not_to_the_usual_on
         ({"max_steps": 9}, (2, 9, 9)),
         ({"max_epochs": 1}, (1, 7, 7)),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_a_resumed_run_goes_on_to_the_usual_limits(usual, expected):
     first = make_trainer(batches_of(5))
     first.add_event_handler(Events.ITERATION_COMPLETED(once=7), first.terminate)
     first.run(max_epochs=2)
     trainer = make_trainer(batches_of(5))
-    trainer.load_place_state_dict(first.place_state_dict())
+    trainer.load_position_state_dict(first.position_state_dict())
     trainer.set_limits(**usual)
     trainer.run()
     assert counters(trainer) == expected
 
 
 @pytest.mark.parametrize("name", ["max_steps", "max_epochs", "max_iters"])
-@pytest.mark.parametrize("value", [0, True, 2.0, "2"], ids=repr)
+@pytest.mark.parametrize("value", [0, True, 2.0, "2"], ids=stable_id)
 def test_usual_limits_must_be_positive_integers(name, value):
     trainer = make_trainer(batches_of(3))
     with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got {value!r}"):
@@ -173,7 +174,7 @@ def test_usual_limits_must_be_positive_integers(name, value):
 
 
 @pytest.mark.parametrize("name", ["max_steps", "max_epochs", "max_iters", "epoch_length"])
-@pytest.mark.parametrize("value", [0, -3, True, 2.0, "2"], ids=repr)
+@pytest.mark.parametrize("value", [0, -3, True, 2.0, "2"], ids=stable_id)
 def test_a_limit_that_is_no_positive_integer_is_an_error_before_anything_happens(name, value):
     trainer = make_trainer(batches_of(3))
     events = record(trainer, [*Events, *TrainEvents])
@@ -190,7 +191,9 @@ def test_epochs_and_iterations_together_are_an_error():
         trainer.run(max_epochs=1, max_iters=2)
 
 
-@pytest.mark.parametrize("limit", [{"max_steps": 2}, {"max_epochs": 1}, {"max_iters": 4}], ids=str)
+@pytest.mark.parametrize(
+    "limit", [{"max_steps": 2}, {"max_epochs": 1}, {"max_iters": 4}], ids=stable_id
+)
 def test_a_limit_in_the_past_is_an_error_that_changes_nothing(limit):
     trainer = make_trainer(batches_of(3))
     trainer.run(max_steps=5)
@@ -363,7 +366,7 @@ def test_stop_reason_is_known_to_the_handlers_of_the_end_and_is_that_of_this_run
 # Runs after runs
 
 
-@pytest.mark.parametrize("limits", [[1, 1], [2], [1, None]], ids=str)
+@pytest.mark.parametrize("limits", [[1, 1], [2], [1, None]], ids=stable_id)
 def test_two_runs_of_one_epoch_see_the_batches_of_one_run_of_two(limits):
     whole = seeded_trainer()
     whole.run(max_epochs=2)
@@ -567,9 +570,11 @@ def test_a_failure_before_the_first_batch_of_a_loaded_run_moves_nothing():
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_epochs": 1}, {"max_iters": 3}, {"max_steps": 2}, {"max_steps": 5}], ids=str
+    "limits",
+    [{"max_epochs": 1}, {"max_iters": 3}, {"max_steps": 2}, {"max_steps": 5}],
+    ids=stable_id,
 )
-@pytest.mark.parametrize("loaded", [{"max_epochs": 3}, {"max_iters": 9}], ids=str)
+@pytest.mark.parametrize("loaded", [{"max_epochs": 3}, {"max_iters": 9}], ids=stable_id)
 def test_a_trainer_that_has_run_can_load_a_state(limits, loaded):
     trainer = make_trainer(batches_of(4))
     trainer.run(**limits)

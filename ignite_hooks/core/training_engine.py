@@ -1,0 +1,112 @@
+"""The seam between handlers and the trainer: all that a handler may ask of one.
+
+A handler of this package works on any Ignite engine. On a trainer it can do better, and asks for
+that here: ``is_trainer`` tells the two apart, and the rest of the package below the trainer knows
+no more of it than these protocols.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+from typing import Protocol
+from typing import TypeAlias
+from typing import TypeGuard
+
+import torch
+from accelerate import Accelerator
+from ignite.engine import Engine
+
+from ignite_hooks.core.place import FeedPosition
+from ignite_hooks.core.place import Place
+
+__all__ = ["AnyEngine", "Feed", "TrainingEngine", "is_trainer"]
+
+
+class Feed(Protocol):
+    """The position in the data, as checkpoints see it; ``DataFeed`` is the one there is."""
+
+    position: FeedPosition
+
+    def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Returns what keeps the batches from being those that ``state_dict`` was taken before."""
+
+
+class TrainingEngine(Protocol):
+    """A trainer, as handlers see it: an Ignite engine with a model, a position and deferred calls.
+
+    Attributes:
+        accelerator: owns device, mixed precision and processes.
+        model: the model as Accelerate prepared it.
+        optimizer: the optimizer as Accelerate prepared it.
+        lr_scheduler: the scheduler that the trainer moves, or None.
+        state: Ignite's state.
+        last_event_name: the event that is being fired.
+        stop_reason: why the last run ended, or None while one goes on.
+        resume_report: what was resumed, and how exactly; None if nothing was.
+    """
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: Any  # AcceleratedOptimizer, whose package has no types
+    lr_scheduler: Any  # a torch scheduler, or Accelerate's around one
+    state: Any  # handlers of all kinds keep attributes there
+    last_event_name: Any
+    stop_reason: str | None
+    resume_report: Any  # a ResumeReport, of a floor above
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The trained modules by name, without wrappers: the model, and a loss with a state."""
+
+    @property
+    def feed(self) -> Feed | None:
+        """The source of the batches, with its position; None as long as there is no data."""
+
+    @property
+    def place(self) -> Place:
+        """The counters and the position in the data."""
+
+    @property
+    def batches_left(self) -> int | None:
+        """Batches from the present one on before data, epoch or run ends; None if not known."""
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether no window is open and no batch is on its way: the place is a step boundary."""
+
+    @property
+    def is_leaving_epoch(self) -> bool:
+        """Whether ``terminate_epoch()`` was called in an epoch that has begun."""
+
+    @property
+    def state_dict_user_keys(self) -> list[str]:
+        """The attributes of ``state`` that ``state_dict`` includes."""
+
+    def fire_event(self, event_name: Any) -> None:
+        """Calls the handlers of an event."""
+
+    def terminate(self) -> None:
+        """Ends the run at the next step boundary."""
+
+    def defer(self, callback: Callable[[], None], turn: int = 0) -> None:
+        """Calls ``callback`` once, when all handlers of the present event have returned."""
+
+    def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``callback`` at the last step boundary of each run; returns what undoes this."""
+
+    def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``callback`` when the next run resumes; returns what undoes this."""
+
+    def position_state_dict(self) -> dict[str, Any]:
+        """Returns counters, limits, the position in the data and the random generators."""
+
+    def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Makes the next run continue at the position of ``state_dict``."""
+
+
+AnyEngine: TypeAlias = Engine | TrainingEngine
+
+
+def is_trainer(engine: AnyEngine) -> TypeGuard[TrainingEngine]:
+    """Returns whether ``engine`` is a trainer, and not a plain Ignite engine."""
+    return hasattr(engine, "position_state_dict")
