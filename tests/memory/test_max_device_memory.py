@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
 from ignite.engine import Events
-from tests.memory.test_device_mark import Allocator
-from tests.memory.test_device_mark import Refusing
 
 from ignite_hooks import MaxDeviceMemory
 from ignite_hooks.memory import device as device_mark
 from ignite_hooks.memory.device_memory import memory_in_use
 from ignite_hooks.memory.max_device_memory import _ledger
 from tests.ids import stable_id
+from tests.memory.test_device import Allocator
+from tests.memory.test_device import Refusing
 from tests.reference import batches_of
 from tests.reference import make_trainer
 

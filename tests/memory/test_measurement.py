@@ -1,8 +1,8 @@
 import pytest
-from tests.memory.test_peak_ledger import Tank
 
 from ignite_hooks.memory.ledger import PeakLedger
 from ignite_hooks.memory.measurement import Measurement
+from tests.memory.test_ledger import Tank
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
 """Going on from every step of a run on two processes."""
 
 import torch
-from tests.test_resuming import EPOCHS
-from tests.test_resuming import history
-from tests.test_resuming import load
-from tests.test_resuming import trainer_of
-from tests.test_resuming import whole_run
 
 from tests.distributed.programs.checks import run
 from tests.reference import weights
+from tests.trainer.test_resuming import EPOCHS
+from tests.trainer.test_resuming import history
+from tests.trainer.test_resuming import load
+from tests.trainer.test_resuming import trainer_of
+from tests.trainer.test_resuming import whole_run
 
 CHECKS = {
     "sampler": "plain",
