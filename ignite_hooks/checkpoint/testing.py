@@ -17,8 +17,8 @@ from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.checkpoint.trace import Trace
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.rules import whole_number
 from ignite_hooks.events import TrainEvents
-from ignite_hooks.trainer.progress import whole_number
 
 __all__ = ["assert_resumable"]
 

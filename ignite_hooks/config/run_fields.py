@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import WithJsonSchema
 
-from ignite_hooks.core.field_rules import is_count
-from ignite_hooks.core.field_rules import is_integer
-from ignite_hooks.core.field_rules import must_be
+from ignite_hooks.core.fields import must_be
+from ignite_hooks.core.rules import is_count
+from ignite_hooks.core.rules import is_integer
 
 __all__ = ["Accumulation", "MaxCount", "Precision", "SchedulerAt", "Seed"]
 

@@ -1,5 +1,6 @@
-"""The types of handlers' fields: each says its rule, and what to do, when it is broken."""
+"""The types of handlers' fields: each names its rule, and the remedy, when a value breaks it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from signal import Signals
 from sys import float_info
@@ -7,13 +8,14 @@ from typing import Annotated
 from typing import Any
 from typing import Literal
 
+from pydantic import BeforeValidator
 from pydantic import ConfigDict
+from pydantic import ValidationInfo
 from pydantic import WithJsonSchema
 
-from ignite_hooks.core.field_rules import is_count
-from ignite_hooks.core.field_rules import is_integer
-from ignite_hooks.core.field_rules import is_number
-from ignite_hooks.core.field_rules import must_be
+from ignite_hooks.core.rules import is_count
+from ignite_hooks.core.rules import is_integer
+from ignite_hooks.core.rules import is_number
 
 __all__ = [
     "Backend",
@@ -36,6 +38,7 @@ __all__ = [
     "SignalNames",
     "SourcePath",
     "handler_config",
+    "must_be",
 ]
 
 handler_config = ConfigDict(
@@ -43,6 +46,27 @@ handler_config = ConfigDict(
     hide_input_in_errors=True,
     arbitrary_types_allowed=True,  # a field can be a Handler, of whichever class
 )
+
+
+def must_be(
+    rule: str, holds: Callable[[Any], bool], remedy: str, may_be_none: bool = True
+) -> BeforeValidator:
+    """Refuses a value with a message that has the field, the rule, the value and the remedy.
+
+    Args:
+        rule: how it goes on after "must be".
+        holds: whether a value keeps the rule.
+        remedy: what to do instead.
+        may_be_none: whether None is let through, for fields whose type admits it.
+    """
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if (value is None and may_be_none) or holds(value):
+            return value
+        raise ValueError(f"`{info.field_name}` must be {rule}, got {value!r}; {remedy}")
+
+    return BeforeValidator(check)
+
 
 _COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
 _POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]})

@@ -1,18 +1,16 @@
-"""A warning that is said once in a process, however many handlers come to say it."""
+"""Warnings that are given once in a process, however many handlers come to give them."""
 
 import warnings
+from functools import cache
 
 __all__ = ["warn_once"]
 
-_said: set[str] = set()
 
-
+@cache
 def warn_once(message: str) -> None:
-    """Warns with ``message`` unless that was said before, wherever it came from.
+    """Warns with ``message``, the first time that it is called with this message.
 
-    Python says a warning again for each line that it comes from. The line named is that of the
-    caller's caller.
+    Python repeats a warning for each line that it comes from; here the text alone counts. The line
+    named is that of the caller's caller.
     """
-    if message not in _said:
-        _said.add(message)
-        warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=3)

@@ -17,6 +17,7 @@ from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.scopes import NOTHING
 from ignite_hooks.core.timetable import Timetable
 from ignite_hooks.events import TrainEvents
@@ -27,7 +28,6 @@ from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
 from ignite_hooks.optim.training_windows import attach_to_training
 from ignite_hooks.optim.window import Window
 from ignite_hooks.trainer.loop import TrainingLoop
-from ignite_hooks.trainer.progress import whole_number
 
 __all__ = ["OptimizerStep"]
 

@@ -11,6 +11,7 @@ from ignite.engine import State
 
 from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
+from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import run_scopes
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feeds import Feeds
@@ -18,7 +19,6 @@ from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.loop import TrainingLoop
 from ignite_hooks.trainer.progress import Limits
-from ignite_hooks.trainer.progress import whole_number
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.report import ResumeReport

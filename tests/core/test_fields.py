@@ -1,4 +1,5 @@
 import math
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ignite_hooks.core.fields import MetricName
 from ignite_hooks.core.fields import NormType
 from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.fields import must_be
 from tests.ids import stable_id
 
 
@@ -169,3 +171,22 @@ def test_a_field_can_not_be_changed_to_a_wrong_value_later():
     example = Example(every=1)
     with pytest.raises(AttributeError):
         example.every = 0
+
+
+@dataclass
+class Parities:
+    even: Annotated[int | None, must_be("even", lambda value: value % 2 == 0, "double it")] = 0
+    odd: Annotated[
+        int | None, must_be("odd", lambda value: value % 2, "add one", may_be_none=False)
+    ] = 1
+
+
+def test_a_message_has_field_rule_value_and_remedy():
+    with pytest.raises(ValueError, match="`even` must be even, got 3; double it"):
+        Parities(even=3)
+
+
+def test_none_is_let_through_only_where_it_is_admitted():
+    assert Parities(even=None).even is None
+    with pytest.raises(TypeError):
+        Parities(odd=None)

@@ -2,13 +2,14 @@ import warnings
 
 import pytest
 
-from ignite_hooks.core import warn_once as module
 from ignite_hooks.core.warn_once import warn_once
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said(monkeypatch):
-    monkeypatch.setattr(module, "_said", set())
+def _nothing_said():
+    warn_once.cache_clear()
+    yield
+    warn_once.cache_clear()
 
 
 def one_who_warns(message):

@@ -15,7 +15,7 @@ from ignite_hooks import GarbageCollector
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks.core import warn_once
+from ignite_hooks.core.warn_once import warn_once
 from tests.ids import stable_id
 from tests.memory.test_process_gc import Node
 from tests.memory.test_process_gc import objects_to_collect
@@ -27,7 +27,7 @@ from tests.reference import make_trainer
 @pytest.fixture(autouse=True)
 def _as_found():
     callbacks = list(gc.callbacks)
-    warn_once._said.clear()
+    warn_once.cache_clear()
     yield
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0

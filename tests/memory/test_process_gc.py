@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset
 
-from ignite_hooks.core import warn_once
+from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.memory import process_gc
 from ignite_hooks.memory.process_gc import automatic_collection_off
 from ignite_hooks.memory.process_gc import automatic_pauses
@@ -19,7 +19,7 @@ def _as_found():
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
     callbacks = list(gc.callbacks)
-    warn_once._said.clear()
+    warn_once.cache_clear()
     yield
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0

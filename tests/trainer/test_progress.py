@@ -4,15 +4,6 @@ import pytest
 
 from ignite_hooks.core.place import Progress
 from ignite_hooks.trainer.progress import Limits
-from ignite_hooks.trainer.progress import whole_number
-
-
-def test_a_complete_epoch_leaves_an_empty_one():
-    assert Progress(iteration=4, batches=4, is_full=True).with_epoch() == Progress(4, epochs=1)
-
-
-def test_an_epoch_begun_anew_has_no_batch():
-    assert Progress(4, 1, 3, is_full=True).at_epoch_start() == Progress(4, epochs=1)
 
 
 def test_limits_that_are_reached_are_left_out():
@@ -76,9 +67,3 @@ def test_what_was_edited_on_the_state_counts():
     assert limits.edited(shown, Limits.of(state)) == Limits(max_epochs=5, max_steps=8)
     state.max_epochs = None
     assert limits.edited(shown, Limits.of(state)) == Limits()
-
-
-def test_whole_number_says_what_it_got_and_what_to_do():
-    with pytest.raises(ValueError, match=r"`length` must be an integer >= 1, got 2.5: go home"):
-        whole_number("length", 2.5, "go home")
-    whole_number("length", 1, "go home")

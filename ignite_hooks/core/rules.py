@@ -1,0 +1,32 @@
+"""Rules for numbers: the predicates behind checked fields, and the check of a plain argument."""
+
+from typing import Any
+
+__all__ = ["is_count", "is_integer", "is_number", "whole_number"]
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether ``value`` is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """Returns whether ``value`` is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    """Returns whether ``value`` is an integer of at least 1."""
+    return is_integer(value) and value >= 1
+
+
+def whole_number(name: str, value: Any, remedy: str) -> None:
+    """Raises a ValueError unless ``value`` is an integer of at least 1.
+
+    Args:
+        name: the argument, for the message.
+        value: what was given for it.
+        remedy: what to do instead, for the message.
+    """
+    if not is_count(value):
+        raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}: {remedy}")

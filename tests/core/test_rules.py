@@ -1,0 +1,35 @@
+import math
+
+import numpy as np
+import pytest
+
+from ignite_hooks.core.rules import is_count
+from ignite_hooks.core.rules import is_integer
+from ignite_hooks.core.rules import is_number
+from ignite_hooks.core.rules import whole_number
+
+
+@pytest.mark.parametrize("value", [True, False, "1", None, [1], 1j])
+def test_what_is_no_number(value):
+    assert not is_number(value)
+    assert not is_integer(value)
+    assert not is_count(value)
+
+
+@pytest.mark.parametrize("value", [1.0, -0.5, math.inf, math.nan, np.float64(2)])
+def test_what_is_no_integer(value):
+    assert is_number(value)
+    assert not is_integer(value)
+    assert not is_count(value)
+
+
+@pytest.mark.parametrize(("value", "is_one"), [(-1, False), (0, False), (1, True), (2**70, True)])
+def test_a_count_begins_at_one(value, is_one):
+    assert is_integer(value)
+    assert is_count(value) is is_one
+
+
+def test_whole_number_says_what_it_got_and_what_to_do():
+    with pytest.raises(ValueError, match=r"`length` must be an integer >= 1, got 2.5: go home"):
+        whole_number("length", 2.5, "go home")
+    whole_number("length", 1, "go home")
