@@ -1,60 +1,37 @@
 """PyTorch-Ignite handlers, and a supervised trainer on Accelerate with all of them wired in.
 
-A name is imported when it is first asked for: who clears a cache waits for no checkpoints.
+A name is imported on first use: who clears a cache does not wait for checkpoints.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
-from typing import Any
 
-if TYPE_CHECKING:
-    from ignite_hooks.checkpoint.resume import ResumeCheckpoint
-    from ignite_hooks.checkpoint.save import SaveCheckpoint
-    from ignite_hooks.data.feed import DataFeed
-    from ignite_hooks.evaluation.evaluator import create_supervised_evaluator
-    from ignite_hooks.evaluation.validation import Validation
-    from ignite_hooks.events import TrainEvents
-    from ignite_hooks.factory import create_supervised_trainer
-    from ignite_hooks.hooks.context import HookContext
-    from ignite_hooks.hooks.hooks import Hooks
-    from ignite_hooks.memory.clear_cache import ClearCache
-    from ignite_hooks.memory.garbage_collection import CudaGarbageCollector
-    from ignite_hooks.memory.garbage_collection import GarbageCollector
-    from ignite_hooks.memory.max_device_memory import MaxDeviceMemory
-    from ignite_hooks.memory.max_ram import MaxRAM
-    from ignite_hooks.memory.ram_metrics import EpochMaxRAM
-    from ignite_hooks.memory.ram_metrics import ExperienceMaxRAM
-    from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM
-    from ignite_hooks.memory.ram_metrics import StreamMaxRAM
-    from ignite_hooks.memory.ram_metrics import ram_usage_metrics
-    from ignite_hooks.optim.gradient_clipping import GradientClipping
-    from ignite_hooks.optim.optimizer_step import OptimizerStep
-    from ignite_hooks.trainer.trainer import Trainer
+from ignite_hooks.core.lazy import lazy_names
 
-__all__ = [
-    "ClearCache",
-    "CudaGarbageCollector",
-    "DataFeed",
-    "EpochMaxRAM",
-    "ExperienceMaxRAM",
-    "GarbageCollector",
-    "GradientClipping",
-    "HookContext",
-    "Hooks",
-    "MaxDeviceMemory",
-    "MaxRAM",
-    "MinibatchMaxRAM",
-    "OptimizerStep",
-    "ResumeCheckpoint",
-    "SaveCheckpoint",
-    "StreamMaxRAM",
-    "TrainEvents",
-    "Trainer",
-    "Validation",
-    "create_supervised_evaluator",
-    "create_supervised_trainer",
-    "ram_usage_metrics",
-]
+if TYPE_CHECKING:  # type checkers do not run `__getattr__`
+    from ignite_hooks.checkpoint.resume import ResumeCheckpoint as ResumeCheckpoint
+    from ignite_hooks.checkpoint.save import SaveCheckpoint as SaveCheckpoint
+    from ignite_hooks.data.feed import DataFeed as DataFeed
+    from ignite_hooks.evaluation.evaluator import (
+        create_supervised_evaluator as create_supervised_evaluator,
+    )
+    from ignite_hooks.evaluation.validation import Validation as Validation
+    from ignite_hooks.events import TrainEvents as TrainEvents
+    from ignite_hooks.factory import create_supervised_trainer as create_supervised_trainer
+    from ignite_hooks.hooks.context import HookContext as HookContext
+    from ignite_hooks.hooks.hooks import Hooks as Hooks
+    from ignite_hooks.memory.clear_cache import ClearCache as ClearCache
+    from ignite_hooks.memory.garbage_collection import CudaGarbageCollector as CudaGarbageCollector
+    from ignite_hooks.memory.garbage_collection import GarbageCollector as GarbageCollector
+    from ignite_hooks.memory.max_device_memory import MaxDeviceMemory as MaxDeviceMemory
+    from ignite_hooks.memory.max_ram import MaxRAM as MaxRAM
+    from ignite_hooks.memory.ram_metrics import EpochMaxRAM as EpochMaxRAM
+    from ignite_hooks.memory.ram_metrics import ExperienceMaxRAM as ExperienceMaxRAM
+    from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM as MinibatchMaxRAM
+    from ignite_hooks.memory.ram_metrics import StreamMaxRAM as StreamMaxRAM
+    from ignite_hooks.memory.ram_metrics import ram_usage_metrics as ram_usage_metrics
+    from ignite_hooks.optim.gradient_clipping import GradientClipping as GradientClipping
+    from ignite_hooks.optim.optimizer_step import OptimizerStep as OptimizerStep
+    from ignite_hooks.trainer.trainer import Trainer as Trainer
 
 _MODULES = {
     "ClearCache": "memory.clear_cache",
@@ -81,13 +58,8 @@ _MODULES = {
     "ram_usage_metrics": "memory.ram_metrics",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value  # asked for once
-    return value
+__all__ = [*_MODULES]
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

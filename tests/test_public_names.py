@@ -1,6 +1,8 @@
 import inspect
 import subprocess
 import sys
+import typing
+from dataclasses import is_dataclass
 from importlib.metadata import requires
 from importlib.resources import files
 
@@ -8,6 +10,8 @@ import pytest
 
 import ignite_hooks
 from ignite_hooks import config
+from ignite_hooks import handlers
+from ignite_hooks.core import fields
 
 OPTIONAL = ("sklearn", "tqdm", "matplotlib", "transformers", "pandas", "IPython")
 
@@ -61,12 +65,12 @@ def test_a_name_is_imported_when_it_is_asked_for():
             "-c",
             "import sys, ignite_hooks\n"
             "own = lambda: {name for name in sys.modules if name.startswith('ignite_hooks')}\n"
-            "assert own() == {'ignite_hooks'}\n"
+            "assert own() == {'ignite_hooks', 'ignite_hooks.core', 'ignite_hooks.core.lazy'}\n"
             "ignite_hooks.ClearCache\n"
             "assert 'ignite_hooks.memory.clear_cache' in own()\n"
             "assert not any('checkpoint' in name or 'factory' in name for name in own())\n"
             "ignite_hooks.create_supervised_trainer\n"
-            "assert not any('checkpoint' in name for name in own())\n"
+            "assert not any('checkpoint.' in name for name in own())\n"
             "assert 'torch' in sys.modules\n",
         ],
         check=True,
@@ -209,3 +213,30 @@ def test_what_is_imported_is_a_dependency():
 
 def test_the_package_says_that_it_is_typed():
     assert files("ignite_hooks").joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", ignite_hooks.__all__)
+def test_the_types_of_arguments_can_be_read_by_tools(name):
+    value = getattr(ignite_hooks, name)
+    is_plain_class = inspect.isclass(value) and "__init__" in vars(value)
+    hints = typing.get_type_hints(
+        value.__init__ if is_plain_class and not is_dataclass(value) else value
+    )
+    assert not any(isinstance(each, str) for each in hints.values())
+
+
+def test_the_factory_names_the_classes_of_its_handlers():
+    hints = typing.get_type_hints(ignite_hooks.create_supervised_trainer)
+    assert hints["grad_clip"] == ignite_hooks.GradientClipping | None
+    assert hints["validation"] == ignite_hooks.Validation | None
+    assert hints["checkpoint"] == ignite_hooks.SaveCheckpoint | None
+    assert ignite_hooks.ResumeCheckpoint in typing.get_args(hints["resume_from"])
+
+
+def test_what_a_handler_of_ones_own_needs_has_a_public_face():
+    assert {"Handler", "Scheduled", "Attachment", "handler_config"} < set(handlers.__all__)
+    assert set(fields.__all__) < set(handlers.__all__)
+    for name in handlers.__all__:
+        assert getattr(handlers, name).__class__ is not None
+    own = {name for name, value in vars(handlers).items() if not name.startswith("_")}
+    assert own - {"annotations"} == set(handlers.__all__)

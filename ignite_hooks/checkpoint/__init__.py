@@ -1,5 +1,19 @@
-"""Checkpoints that are there when they are needed, and go on as if nothing had been."""
+"""Checkpoints: saving, resuming, and a test that a training can be resumed."""
 
-from ignite_hooks.checkpoint.testing import assert_resumable
+from typing import TYPE_CHECKING
 
-__all__ = ["assert_resumable"]
+from ignite_hooks.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ignite_hooks.checkpoint.resume import ResumeCheckpoint as ResumeCheckpoint
+    from ignite_hooks.checkpoint.save import SaveCheckpoint as SaveCheckpoint
+    from ignite_hooks.checkpoint.testing import assert_resumable as assert_resumable
+
+_MODULES = {
+    "ResumeCheckpoint": "resume",
+    "SaveCheckpoint": "save",
+    "assert_resumable": "testing",
+}
+
+__all__ = [*_MODULES]
+__getattr__ = lazy_names(__name__, _MODULES)

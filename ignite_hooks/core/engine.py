@@ -1,17 +1,25 @@
 """An engine that fires events quickly, and all that is known here of Ignite's private members.
 
-Those are ``_event_handlers``, the table of handlers; ``_allowed_events``, the events registered;
-``_fire_event``, which calls the handlers; ``_handler_wrapper``, which has a filter decide, and
-``_parent``, by which it refers to the handler within; ``_name_``, the name of an event;
-``_internal_run_generator``, the run that an engine is in the middle of; and
-``_process_function`` in ``iterating.py``, ``_init_timers`` in ``loop.py`` and
-``_state_dict_user_keys`` in ``trainer.py``. ``tests/test_engine.py`` fails when one of them changes
+=============================  ====================================================================
+``_event_handlers``            the table of handlers: lists of (function, arguments, keywords)
+``_allowed_events``            the registered events
+``_fire_event``                calls the handlers of an event
+``_handler_wrapper``           the wrapper of a handler of a filtered event
+``_parent``                    the reference by which such a wrapper names the handler within
+``_name_``                     the name of an event
+``_internal_run_generator``    the run that an engine is in, or was interrupted in
+``_process_function``          the function that is called with each batch
+``_init_timers``               clears ``state.times``
+=============================  ====================================================================
+
+Nothing outside this module uses one of them. ``tests/core/test_engine.py`` fails when one changes
 its meaning.
 """
 
 import functools
 import weakref
 from collections.abc import Callable
+from collections.abc import Generator
 from collections.abc import Iterator
 from inspect import GEN_RUNNING
 from inspect import GEN_SUSPENDED
@@ -73,7 +81,7 @@ def move_to_front(engine: Engine, event: Any) -> None:
         handlers = engine._event_handlers[each]  # which may be being called just now
         engine._event_handlers[each] = [handlers.pop(), *handlers]
     if isinstance(engine, QuickEngine):
-        engine._listen()
+        engine.update_handlers()
 
 
 def is_interrupted(engine: Engine) -> bool:
@@ -103,25 +111,25 @@ class QuickEngine(Engine):
     def register_events(self, *event_names: Any, event_to_attr: Any = None) -> None:
         """As in Ignite."""
         super().register_events(*event_names, event_to_attr=event_to_attr)
-        self._listen()
+        self.update_handlers()
 
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Ignite."""
         handle = super().add_event_handler(event_name, handler, *args, **kwargs)
-        self._listen()
+        self.update_handlers()
         return handle
 
     def remove_event_handler(self, handler: Any, event_name: Any) -> None:
         """As in Ignite."""
         super().remove_event_handler(handler, event_name)
-        self._listen()
+        self.update_handlers()
 
     def fire_event(self, event_name: Any) -> None:
         """As in Ignite, for next to nothing when nobody listens."""
         is_event = isinstance(event_name, CallableEventWithFilter)
         handlers = self._heard.get(event_name._name_ if is_event else event_name)
         if handlers:
-            self._fire_event(event_name)
+            self.fire(event_name)
         elif handlers is None:
             super().fire_event(event_name)  # which says that it is none of this engine
         else:
@@ -146,10 +154,10 @@ class QuickEngine(Engine):
 
         return call_if_due
 
-    def _listen(self) -> None:
-        """Looks anew which of the known events have handlers, and how those are called.
+    def update_handlers(self) -> None:
+        """Looks up which of the known events have handlers, and how those are called.
 
-        By their names: events compare and hash in Python, which takes 4 µs for one look-up.
+        The table is by name: events compare and hash in Python, which takes 4 µs for one look-up.
         """
         attached = {_name(event): handlers for event, handlers in self._event_handlers.items()}
         self._heard = {
@@ -171,10 +179,11 @@ class QuickEngine(Engine):
 
         return call
 
-    def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
+    def fire(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Calls the handlers attached now: one that comes or goes meanwhile changes no one's turn.
 
-        Ignite's formats a line for the log first.
+        Unlike ``fire_event`` it takes for granted that the event is registered. Ignite's method
+        formats a line for the log first.
         """
         self.last_event_name = event_name
         is_event = isinstance(event_name, CallableEventWithFilter)
@@ -185,6 +194,48 @@ class QuickEngine(Engine):
         else:  # twice as quick
             for handler in handlers:
                 handler(self)
+
+    _fire_event = fire  # what Ignite's own methods call
+
+    @property
+    def process_function(self) -> Callable[[Engine, Any], Any]:
+        """The function that is called with the engine and each batch."""
+        function: Callable[[Engine, Any], Any] = self._process_function
+        return function
+
+    def clear_times(self) -> None:
+        """Sets ``state.times`` to zero for a new run."""
+        self._init_timers(self.state)
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the engine is in a run, or was interrupted in one."""
+        return self._internal_run_generator is not None
+
+    def drive(self, run: Generator[Any, None, State] | None = None) -> State:
+        """Runs ``run``, or the interrupted run, until it ends or is interrupted.
+
+        Args:
+            run: yields the state where it is interrupted, and returns it at its end.
+        """
+        if run is not None:
+            self._internal_run_generator = run
+        current: Any = self._internal_run_generator
+        try:
+            state: State = next(current)
+            return state
+        except BaseException as end:
+            self._internal_run_generator = None
+            if isinstance(end, StopIteration):
+                return end.value  # type: ignore[no-any-return]
+            raise
+
+    def abandon_run(self) -> None:
+        """Closes the run that was interrupted, if there is one: nothing will continue it."""
+        run: Any = self._internal_run_generator
+        self._internal_run_generator = None
+        if run is not None:
+            run.close()
 
 
 def _name(event: Any) -> Any:

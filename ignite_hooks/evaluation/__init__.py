@@ -1,1 +1,19 @@
 """Evaluators, and validation within a training run."""
+
+from typing import TYPE_CHECKING
+
+from ignite_hooks.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ignite_hooks.evaluation.evaluator import (
+        create_supervised_evaluator as create_supervised_evaluator,
+    )
+    from ignite_hooks.evaluation.validation import Validation as Validation
+
+_MODULES = {
+    "Validation": "validation",
+    "create_supervised_evaluator": "evaluator",
+}
+
+__all__ = [*_MODULES]
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -1,1 +1,67 @@
-"""Handlers: each acts at moments of a run, on a trainer or on any Ignite engine."""
+"""The public face for people who write a handler of their own.
+
+``Handler`` and ``Scheduled`` are the base classes, and ``attach`` returns an ``Attachment``. In a
+pydantic dataclass with ``handler_config`` the field types check the values that it is made of::
+
+    @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+    class LogLoss(Scheduled):
+        every_steps: Every | None = None
+        every_epochs: Every | None = None
+
+        def __call__(self, engine):
+            print(engine.state.iteration, float(engine.state.output))
+
+``must_be`` makes a field type of a rule of your own.
+"""
+
+from ignite_hooks.core.fields import Backend
+from ignite_hooks.core.fields import Count
+from ignite_hooks.core.fields import Directory
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Fraction
+from ignite_hooks.core.fields import Generation
+from ignite_hooks.core.fields import Iterations
+from ignite_hooks.core.fields import Kept
+from ignite_hooks.core.fields import Limit
+from ignite_hooks.core.fields import MetricName
+from ignite_hooks.core.fields import Mode
+from ignite_hooks.core.fields import NormType
+from ignite_hooks.core.fields import OnMissing
+from ignite_hooks.core.fields import Prefix
+from ignite_hooks.core.fields import Runtime
+from ignite_hooks.core.fields import Seconds
+from ignite_hooks.core.fields import SignalNames
+from ignite_hooks.core.fields import SourcePath
+from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.fields import must_be
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.handler import Scheduled
+
+__all__ = [
+    "Attachment",
+    "Backend",
+    "Count",
+    "Directory",
+    "Every",
+    "Flag",
+    "Fraction",
+    "Generation",
+    "Handler",
+    "Iterations",
+    "Kept",
+    "Limit",
+    "MetricName",
+    "Mode",
+    "NormType",
+    "OnMissing",
+    "Prefix",
+    "Runtime",
+    "Scheduled",
+    "Seconds",
+    "SignalNames",
+    "SourcePath",
+    "handler_config",
+    "must_be",
+]

@@ -1,1 +1,17 @@
 """The optimizer step and what belongs to it."""
+
+from typing import TYPE_CHECKING
+
+from ignite_hooks.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ignite_hooks.optim.gradient_clipping import GradientClipping as GradientClipping
+    from ignite_hooks.optim.optimizer_step import OptimizerStep as OptimizerStep
+
+_MODULES = {
+    "GradientClipping": "gradient_clipping",
+    "OptimizerStep": "optimizer_step",
+}
+
+__all__ = [*_MODULES]
+__getattr__ = lazy_names(__name__, _MODULES)

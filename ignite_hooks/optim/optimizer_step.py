@@ -1,10 +1,11 @@
-"""Steps the optimizer once a window: at the right batch, with the right gradient, or not at all."""
+"""The optimizer step, once a window: at the right batch, with the right gradient, or not at all."""
 
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,14 +21,13 @@ from ignite_hooks.core.handler import attached
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.scopes import NOTHING
 from ignite_hooks.core.timetable import Timetable
+from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.event_channels import channels_of
-from ignite_hooks.optim.foreign_windows import attach_to_foreign
 from ignite_hooks.optim.lr_scheduler import scheduler_for
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
-from ignite_hooks.optim.training_windows import attach_to_training
+from ignite_hooks.optim.window import RemainingData
 from ignite_hooks.optim.window import Window
-from ignite_hooks.trainer.loop import TrainingLoop
 
 __all__ = ["OptimizerStep"]
 
@@ -106,9 +106,9 @@ class OptimizerStep(Handler):
         """What is due after how many committed steps; it acts when the gradients are cleared."""
         return self._timetable
 
-    def start_from(self, step: int, engine: Any) -> None:
+    def start_from(self, step: int) -> None:
         """Sets the number of steps committed so far."""
-        self.steps = engine.state.optimizer_step = step
+        self.steps = step
         self._timetable.start_from(step)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -130,13 +130,13 @@ class OptimizerStep(Handler):
         no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return no_sync
 
-    def take_batch(self, engine: Any, batches_left: Callable[[Any], int | None]) -> None:
-        """Takes a batch into the window, and says whether gradients are exchanged after it.
+    def take_batch(self, engine: Engine, batches_left: Callable[[Engine], int | None]) -> None:
+        """Adds a batch to the window, and decides whether gradients are exchanged after it.
 
         Args:
             engine: the engine.
-            batches_left: asked with it, where it matters, how many batches come from this one on;
-                None where that is not known.
+            batches_left: returns how many batches it has left from this one on, None where that is
+                not known; called only where windows have several batches.
         """
         gradient_state, window = self._gradient_state, self.window
         full_size = self._divisor = gradient_state.num_steps
@@ -145,21 +145,22 @@ class OptimizerStep(Handler):
         # What `accelerator.accumulate`, if the process function uses it, makes the same of.
         self.accelerator.step = full_size - 1 if window.is_closing else window.count - 1
 
-    def close_window(self, engine: Any) -> None:
+    def close_window(self, engine: Engine) -> None:
         """Steps with the gradient of the mean over the window, and clears it."""
+        state: Any = engine.state
         self.is_stepping = True
         self._gradient_state.sync_gradients = True
         if self.window.count != self._divisor:
             self.prepared.scale(self._divisor / self.window.count)
         self.prepared.unscale()
-        with engine.hook_channels.on_optimizer_step:
+        with channels_of(engine).on_optimizer_step:
             engine.fire_event(TrainEvents.OPTIMIZER_STEP_STARTED)
             committed = self.prepared.step()
             self.window.close()
             if committed:
                 self.steps += 1
-                engine.state.optimizer_step = self.steps
-                engine.state.step_committed = True
+                state.optimizer_step = self.steps
+                state.step_committed = True
                 if self.lr_scheduler is not None and self.scheduler_at == "step":
                     self.lr_scheduler.step()
                 engine.fire_event(TrainEvents.OPTIMIZER_STEP_COMPLETED)
@@ -197,7 +198,7 @@ class OptimizerStep(Handler):
 
     def attach_to(self, attachment: Attachment) -> None:
         """Opens windows at ITERATION_STARTED and closes them at ITERATION_COMPLETED."""
-        engine: Any = attachment.engine
+        engine = attachment.engine
         if has_handlers(engine, Events.ITERATION_COMPLETED):
             warnings.warn(
                 "OptimizerStep was attached after other handlers of ITERATION_COMPLETED, which "
@@ -205,17 +206,82 @@ class OptimizerStep(Handler):
                 stacklevel=3,
             )
         TrainEvents.register(engine)
-        channels_of(engine)  # for `close_window` to open one
-        engine.state.step_committed = False
-        self.start_from(engine.state.optimizer_step, engine)
+        channels_of(engine)  # attaches the channels of a plain engine, before a run
+        state: Any = engine.state
+        state.step_committed = False
+        self.start_from(state.optimizer_step)
         attachment.during_run(self._in_run)
-        if isinstance(engine, TrainingLoop):
-            attach_to_training(self, attachment)
+        if is_trainer(engine):
+            self._attach_to_trainer(attachment)
         else:
-            attach_to_foreign(self, attachment)
+            self._attach_to_plain_engine(attachment)
         if self.lr_scheduler is not None and self.scheduler_at == "epoch":
             attachment.on(Events.EPOCH_COMPLETED, lambda engine: self.lr_scheduler.step())
         self.attachment = attachment
+
+    def _attach_to_trainer(self, attachment: Attachment) -> None:
+        """Opens and closes windows; the trainer knows what data is left, and drops them itself."""
+        batches_left = attrgetter("batches_left")
+
+        # By `add`, with two calls fewer in an iteration than by `on`: these are called in each.
+        def take(engine: Engine) -> None:
+            if attachment.is_attached:
+                self.take_batch(engine, batches_left)
+
+        def close(engine: Engine) -> None:
+            if self.window.is_closing and attachment.is_attached:
+                self.close_window(engine)
+
+        attachment.add(Events.ITERATION_STARTED, take)
+        attachment.add(Events.ITERATION_COMPLETED, close)
+
+    def _attach_to_plain_engine(self, attachment: Attachment) -> None:
+        """Opens, closes and drops windows at events: nothing tells for sure what data is left."""
+        data = RemainingData()
+
+        def start(engine: Any) -> None:
+            data.run_starts(engine)
+            self.drop_window()
+            if engine.state.iteration == 0:
+                self.start_from(0)
+                engine.state.optimizer_step = 0
+
+        def take(engine: Any) -> None:
+            engine.state.step_committed = False
+            self.take_batch(engine, data.batches_left)
+
+        def close(engine: Engine) -> None:
+            if self.window.is_closing:
+                self.close_window(engine)
+
+        def end_epoch(engine: Engine) -> None:
+            # It is open after a failure that a handler swallowed, or if the end was not foreseen.
+            if self.is_stepping or self.window.is_closing or not data.is_whole(engine):
+                self.drop_window()
+            else:
+                self._close_late(engine)
+
+        attachment.on(Events.STARTED, start)
+        attachment.on(Events.EPOCH_STARTED, data.epoch_starts)
+        attachment.on(Events.ITERATION_STARTED, take)
+        attachment.on(Events.ITERATION_COMPLETED, close)
+        attachment.on(Events.DATALOADER_STOP_ITERATION, self._close_late)
+        attachment.on(Events.TERMINATE, data.run_terminates)
+        dropping = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH
+        attachment.on(dropping, lambda engine: self.drop_window())
+        attachment.on(Events.EPOCH_COMPLETED, end_epoch)
+
+    def _close_late(self, engine: Engine) -> None:
+        """Steps with an open window when the data ended and nothing had told that it would."""
+        if not self.window.count:
+            return
+        if self.accelerator.use_distributed:
+            raise RuntimeError(
+                "`data` must tell its last batch as the last, for the processes to reduce their "
+                f"gradients then; {type(engine.state.dataloader).__name__} does not: run the "
+                "engine on DataFeed(data, accelerator)"
+            )
+        self.close_window(engine)
 
     @contextmanager
     def _in_run(self, engine: Engine) -> Iterator[None]:

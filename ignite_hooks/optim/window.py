@@ -1,10 +1,15 @@
-"""How many batches go into one optimizer step, and whether the present one is the last of them."""
+"""The window of an optimizer step: its batches, and when it closes."""
 
-__all__ = ["Window"]
+from accelerate.state import GradientState
+from ignite.engine import Engine
+
+from ignite_hooks.data.feed import DataFeed
+
+__all__ = ["RemainingData", "Window"]
 
 
 class Window:
-    """The batches of one step: as many as wanted, or as many as are left.
+    """The batches of one optimizer step: a full number, or as many as are left.
 
     Args:
         size: how many batches the window is going to have, as far as is known when it opens.
@@ -20,7 +25,7 @@ class Window:
         self.is_closing = False
 
     def take(self, full_size: int, left: int | None) -> None:
-        """Takes a batch, the first of a new window if none is open.
+        """Adds a batch, the first of a new window if none is open.
 
         Args:
             full_size: how many batches a window has unless the data ends.
@@ -33,6 +38,57 @@ class Window:
         self.is_closing = self.count >= self.size or left == 1
 
     def close(self) -> None:
-        """Leaves no batch in it; the next ``take`` opens a new one."""
+        """Empties the window; the next ``take`` opens a new one."""
         self.count = 0
         self.is_closing = False
+
+
+class RemainingData:
+    """The number of batches that a plain Ignite engine has left, by all that there is to tell.
+
+    The batches of the epoch are counted here: after ``terminate_epoch()`` the remainder of
+    ``iteration`` by ``epoch_length`` is no longer the place in the epoch.
+    """
+
+    def __init__(self) -> None:
+        self._epoch_began_after = 0
+        self._may_be_resumed = True
+        self._was_terminated = False
+
+    def run_starts(self, engine: Engine) -> None:
+        """Notes, at STARTED, that a state may have been loaded."""
+        self._may_be_resumed = not self._was_terminated
+        self._was_terminated = False
+
+    def run_terminates(self, engine: Engine) -> None:
+        """Notes, at TERMINATE, that the next run begins with a whole epoch, as in Ignite."""
+        self._was_terminated = True
+
+    def epoch_starts(self, engine: Engine) -> None:
+        """Notes, at EPOCH_STARTED, where the epoch began; the first may be resumed half-way."""
+        done = engine.state.iteration
+        within = done % (engine.state.epoch_length or 1) if self._may_be_resumed else 0
+        self._epoch_began_after = done - within
+        self._may_be_resumed = False
+
+    def is_whole(self, engine: Engine) -> bool:
+        """Returns whether the epoch that ends now had all its batches, as Ignite counts them."""
+        return engine.state.iteration - self._epoch_began_after == engine.state.epoch_length
+
+    def batches_left(self, engine: Engine) -> int | None:
+        """Returns the batches from the present one on before data, epoch or run ends, or None."""
+        state = engine.state
+        max_iters = getattr(state, "max_iters", None)  # Ignite 0.5.4 has none
+        ends = [
+            state.dataloader.batches_left if isinstance(state.dataloader, DataFeed) else None,
+            1 if _accelerate_sees_the_end(state.dataloader) else None,
+            state.epoch_length
+            and self._epoch_began_after + state.epoch_length - state.iteration + 1,
+            max_iters and max_iters - state.iteration + 1,
+        ]
+        return min((end for end in ends if end is not None), default=None)
+
+
+def _accelerate_sees_the_end(loader: object) -> bool:
+    state = GradientState()
+    return state.active_dataloader is loader and state.end_of_dataloader

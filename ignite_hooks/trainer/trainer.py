@@ -9,7 +9,6 @@ import torch
 from ignite.engine import Engine
 from ignite.engine import State
 
-from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import run_scopes
@@ -18,7 +17,7 @@ from ignite_hooks.data.feeds import Feeds
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.loop import TrainingLoop
-from ignite_hooks.trainer.progress import Limits
+from ignite_hooks.trainer.run_position import Limits
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.report import ResumeReport
@@ -61,7 +60,7 @@ class Trainer(TrainingLoop):
         self._usual_limits = Limits()
         self._feeds = feeds
         self._loss_fn = loss_fn
-        self._state_dict_user_keys.append("optimizer_step")
+        self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
         self._hooks = Hooks()
         self._hooks.attach(self)
@@ -121,29 +120,27 @@ class Trainer(TrainingLoop):
             "run()", "call terminate() and run() after it, or set_data() to go on with other data"
         )
         given = Limits(max_epochs, max_iters, max_steps)
-        if given == Limits() and self._is_resumed:
+        if given == Limits() and self.position.is_resumed:
             given = self._usual_limits
         with run_scopes(self):
             return self._run(data, given, epoch_length)
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
-        if self._internal_run_generator is None:
-            if self._nothing_is_left(given):
-                self._take_up(is_last_time=False)
-                return self.state  # type: ignore[no-any-return]
+        position, run = self.position, None
+        if self.has_run:  # interrupted
+            limits = given | position.limits
+            limits.check(position.place.progress, position.steps)
+            position.set_limits(limits)
+            self._show_limits()
+        elif position.is_finished(given, Limits.of(self.state)):
+            position.restore_random_state(is_last_time=False)
+            return self.state  # type: ignore[no-any-return]
+        else:
             self._set_up(data, given, epoch_length)
-            self._internal_run_generator = self._run_all()
-        else:  # interrupted
-            limits = given | self._limits
-            limits.check(self._place.progress, self._optimizer_step.steps)
-            self._set_limits(limits)
+            run = self._run_loop()
         try:
-            state: State = next(self._internal_run_generator)
-            return state
-        except BaseException as end:
-            self._internal_run_generator = None
-            if isinstance(end, StopIteration):
-                return end.value  # type: ignore[no-any-return]
+            return self.drive(run)
+        except BaseException:
             with self.hook_channels.scopes:  # closes what a second Ctrl-C has left open
                 raise
 
@@ -165,84 +162,50 @@ class Trainer(TrainingLoop):
         self._usual_limits = limits
 
     def set_data(self, data: Iterable[Any]) -> None:
-        """The next batch comes from ``data``; the length of the epoch stays. As in Ignite."""
-        if self._feed is not None:
-            self._feed.close()
-        self._use(data, None)
-        position = self._feed.position
-        self._place = self._place._replace(position=position)
-        self._boundary = self._boundary._replace(position=position)
-        self._batches = iter(self._feed)
+        """Takes the next batch from ``data``; the length of the epoch stays. As in Ignite."""
+        if self.feed is not None:
+            self.feed.close()
+        feed = self._feed_of(data, None)
+        self.position.change_feed(feed)
+        self._batches = iter(feed)
 
     def _set_up(self, data: Any, given: Limits, epoch_length: int | None) -> None:
         """Settles where this run begins and ends, before anything happens."""
         if epoch_length is not None:
             whole_number("epoch_length", epoch_length, "leave it out for one pass over the data")
-        before = self._limits.edited(self._shown, Limits.of(self.state))
-        progress, steps = self._place.progress, self._optimizer_step.steps
-        if before == Limits():
-            self._begin_anew(data, given, epoch_length)
+        position, state = self.position, self.state
+        limits = position.limits_to_continue(given, Limits.of(state))
+        if limits is None:
+            given.check(Progress(), 0)
+            usual = Limits(max_epochs=1) if self._usual_limits == Limits() else self._usual_limits
+            position.feed = self._feed_of(data, epoch_length)
+            position.start(usual if given == Limits() else given, epoch_length)
+            state.iteration = state.epoch = state.validation = 0
         else:
-            given.check(progress, steps)
-            if self._is_resumed and given != Limits():
-                before = given  # those of the other run were for that run
-            further = given if given != Limits() else before
-            if further.reached(progress, steps):
-                self._begin_anew(data, given, epoch_length)
-            else:
-                limits = given | before.without_reached(progress, steps)
-                limits.check(progress, steps)
-                self._go_on(data, limits, epoch_length)
-        self._is_resumed = False
-        state = self.state
-        state.epoch_length = self._epoch_length
-        state.start_epoch = self._place.progress.epochs
-        state.start_step = self._optimizer_step.steps
+            feed = self._feed_of(data, position.epoch_length)
+            position.continue_with(feed, limits, epoch_length)
+        position.is_resumed = False
+        self._show_limits()
+        state.epoch_length = position.epoch_length
+        state.optimizer_step = state.start_step = position.steps
+        state.start_epoch = position.place.progress.epochs
         self._show_max_epochs()
         if not self.model.training:
             self.model.train()
 
-    def _begin_anew(self, data: Any, limits: Limits, epoch_length: int | None) -> None:
-        limits.check(Progress(), 0)
-        self._use(data, epoch_length)
-        self._feed.next_pass()
-        self._epoch_length = epoch_length or self._feed.length
-        self._place = Place()
-        self._go_to = self._random = None
-        self._taking_up = []
-        self._optimizer_step.start_from(0, self)
-        self.state.iteration = self.state.epoch = self.state.validation = 0
-        usual = Limits(max_epochs=1) if self._usual_limits == Limits() else self._usual_limits
-        self._set_limits(usual if limits == Limits() else limits)
-
-    def _go_on(self, data: Any, limits: Limits, epoch_length: int | None) -> None:
-        before = self._feed
-        self._use(data, self._epoch_length)
-        if self._go_to is not None:
-            self._go_to(self._feed)
-            self._go_to = None
-        elif self._feed is not before:  # the epoch begins anew with it
-            self._place = Place(self._place.progress.at_epoch_start())
-            self._epoch_length = epoch_length or self._feed.length
-        if epoch_length not in (None, self._epoch_length):
-            raise ValueError(
-                f"`epoch_length` must stay {self._epoch_length} when training goes on, got "
-                f"{epoch_length}: leave it out, or set trainer.state.max_epochs = None (or "
-                "max_iters, or max_steps) before run() to begin anew"
-            )
-        self._set_limits(limits)
-
-    def _use(self, data: Any, epoch_length: int | None) -> None:
-        """Makes ``data``, or else that of before, what is trained on."""
+    def _feed_of(self, data: Any, epoch_length: int | None) -> DataFeed:
+        """Returns the feed of ``data``, or else that of the run before."""
+        feed = self.feed
         if data is not None:
-            self._feed = self._feeds.of(data)
+            feed = self._feeds.of(data)
             self._has_data = True
-            self.state.dataloader = self._feed.loader
+            self.state.dataloader = feed.loader
         elif not self._has_data and epoch_length is not None:
-            if self._feed is None or self._feed.length != epoch_length:
-                self._feed = DataFeed([None] * epoch_length, self.accelerator)
-        elif self._feed is None:
+            if feed is None or feed.length != epoch_length:
+                feed = DataFeed([None] * epoch_length, self.accelerator)
+        elif feed is None:
             raise ValueError(
                 "`data` must be given to the factory or to run(), got None: pass a DataLoader or a "
                 "list of batches, or an `epoch_length` to have batches of None"
             )
+        return feed

@@ -1,8 +1,22 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from ignite.engine import Engine
+from ignite.engine import Events
+from torch.utils.data import DataLoader
 
+from ignite_hooks import DataFeed
+from ignite_hooks import OptimizerStep
+from ignite_hooks.optim.window import RemainingData
 from ignite_hooks.optim.window import Window
+from tests.reference import batches_of
+from tests.reference import make_model
 
 
 def go_over(batches, full_size, left_of):
@@ -58,3 +72,132 @@ def test_a_window_never_outgrows_its_size_whatever_it_is_told(told):
         if window.is_closing:
             window.close()
             assert (window.count, window.is_closing) == (0, False)
+
+
+# What a plain engine has left
+
+
+class WithoutLength:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def record_batches_left(engine):
+    """What RemainingData tells of each batch."""
+    data, told = RemainingData(), []
+    engine.add_event_handler(Events.STARTED, data.run_starts)
+    engine.add_event_handler(Events.EPOCH_STARTED, data.epoch_starts)
+    engine.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: told.append(data.batches_left(engine))
+    )
+    return told
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "expected"),
+    [
+        (range(3), {"max_epochs": 2}, [3, 2, 1, 3, 2, 1]),
+        (range(3), {"max_iters": 4}, [3, 2, 1, 1]),
+        (range(4), {"epoch_length": 2, "max_epochs": 2}, [2, 1, 2, 1]),
+        (WithoutLength([1, 2, 3]), {"max_epochs": 2}, [None, None, None, 3, 2, 1]),
+        (WithoutLength([1, 2, 3]), {"max_iters": 2}, [2, 1]),
+    ],
+)
+def test_an_engine_tells_how_many_batches_are_left(data, limits, expected):
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.run(data, **limits)
+    assert told == expected
+
+
+def test_a_feed_tells_the_end_of_its_pass_within_a_longer_epoch():
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.run(DataFeed([1, 2, 3]), epoch_length=5)
+    assert told == [3, 2, 1, 2, 1]
+
+
+def test_a_prepared_loader_tells_its_last_batch():
+    loader = Accelerator(cpu=True).prepare(DataLoader(range(6), batch_size=2))
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.run(WithoutLength(loader))
+    assert told == [None, None, None]
+    told.clear()
+    engine.state.max_epochs = None
+    engine.run(loader, epoch_length=5)
+    assert told == [5, 4, 1, 2, 1]
+    loader.end()
+
+
+def test_after_terminate_epoch_the_place_in_the_epoch_is_counted_from_its_start():
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate_epoch()
+    )
+    engine.run(range(3), max_epochs=3)
+    assert told == [3, 2, 3, 2, 1, 3, 2, 1]
+
+
+@pytest.mark.parametrize(("iteration", "expected"), [(4, [2, 1, 3, 2, 1]), (3, [3, 2, 1] * 2)])
+def test_a_resumed_engine_begins_where_its_state_says(iteration, expected):
+    engine = Engine(lambda engine, batch: None)
+    told = record_batches_left(engine)
+    engine.load_state_dict({"iteration": iteration, "epoch_length": 3, "max_epochs": 3})
+    engine.run(range(3))
+    assert told == expected
+
+
+def test_without_any_limit_nothing_is_told():
+    state = SimpleNamespace(
+        dataloader=WithoutLength([]), epoch_length=None, max_iters=None, iteration=1
+    )
+    assert RemainingData().batches_left(SimpleNamespace(state=state)) is None
+
+
+@pytest.fixture
+def stepping():
+    """A hand-made engine whose windows have two batches."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = accelerator.prepare(make_model(dropout=0))
+
+    def train(engine, batch):
+        accelerator.backward(F.mse_loss(model(batch[0]), batch[1]))
+
+    engine = Engine(train)
+    OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1)).attach(engine)
+    return engine
+
+
+def test_the_state_says_of_each_iteration_whether_it_made_a_step(stepping):
+    before, after = [], []
+    for event, seen in ((Events.ITERATION_STARTED, before), (Events.ITERATION_COMPLETED, after)):
+        stepping.add_event_handler(
+            event, lambda engine, seen=seen: seen.append(engine.state.step_committed)
+        )
+    stepping.run(batches_of(5))
+    assert before == [False] * 5
+    assert after == [False, True, False, True, True]
+
+
+def test_data_that_ends_unforeseen_closes_the_window_late(stepping):
+    steps = []
+    for event in (Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED):
+
+        @stepping.on(event)
+        def note(engine):
+            steps.append((engine.state.iteration, engine.state.optimizer_step))
+
+    stepping.run(WithoutLength(batches_of(3)))
+    assert steps == [(1, 0), (2, 1), (3, 1), (3, 2)]
+
+
+def test_several_processes_can_not_close_a_window_late(stepping, monkeypatch):
+    monkeypatch.setattr(Accelerator, "use_distributed", True)
+    with pytest.raises(RuntimeError, match=r"tell its last batch .* WithoutLength does not: run "):
+        stepping.run(WithoutLength(batches_of(3)))
+    assert stepping.state.optimizer_step == 1

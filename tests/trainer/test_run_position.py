@@ -1,148 +1,310 @@
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
-from ignite.engine import Engine
-from ignite.engine import Events
+from accelerate import Accelerator
 
-from ignite_hooks import TrainEvents
-from tests.ids import stable_id
-from tests.reference import Repeatable
-from tests.reference import batches_of
-from tests.reference import make_trainer
-from tests.reference import seed
-from tests.reference import shuffled
-from tests.reference import trained
-from tests.reference import weights
+from ignite_hooks import DataFeed
+from ignite_hooks import OptimizerStep
+from ignite_hooks.core.place import Place
+from ignite_hooks.core.place import Progress
+from ignite_hooks.trainer.run_position import Limits
+from ignite_hooks.trainer.run_position import RunPosition
+
+
+def test_limits_that_are_reached_are_left_out():
+    limits = Limits(max_epochs=2, max_steps=7)
+    assert limits.without_reached(Progress(epochs=2), 6) == Limits(max_steps=7)
+    assert limits.without_reached(Progress(epochs=2), 7) == Limits()
+
+
+def test_limits_are_filled_up_with_those_of_before():
+    assert Limits(max_epochs=3) | Limits(max_epochs=2, max_steps=7) == Limits(
+        max_epochs=3, max_steps=7
+    )
 
 
 @pytest.mark.parametrize(
-    ("data", "limits", "expected"),
+    ("limits", "reached"),
     [
-        (list, {"max_epochs": 2}, [3, 2, 1, 3, 2, 1]),
-        (list, {"epoch_length": 2}, [2, 1]),
-        (list, {"epoch_length": 5}, [3, 2, 1, 2, 1]),
-        (list, {"max_iters": 4}, [3, 2, 1, 1]),
-        (Repeatable, {"max_epochs": 2}, [None, None, 1, None, None, 1]),
-        (Repeatable, {"epoch_length": 2, "max_epochs": 2}, [2, 1, 1, 1]),
-        (Repeatable, {"max_iters": 2}, [2, 1]),
+        (Limits(), None),
+        (Limits(max_epochs=2), "max_epochs"),
+        (Limits(max_epochs=3), None),
+        (Limits(max_iters=10), "max_iters"),
+        (Limits(max_iters=11), None),
+        (Limits(max_steps=5), "max_steps"),
+        (Limits(max_steps=6), None),
+        (Limits(max_epochs=3, max_steps=5), "max_steps"),
+        (Limits(max_epochs=2, max_steps=6), "max_epochs"),
     ],
 )
-def test_the_batches_left_are_those_of_data_epoch_or_run_whichever_ends_first(
-    data, limits, expected
-):
-    trainer, left = make_trainer(), []
-    trainer.add_event_handler(
-        Events.ITERATION_STARTED, lambda engine: left.append(engine.batches_left)
-    )
-    trainer.run(data(batches_of(3)), **limits)
-    assert left == expected
+def test_whichever_limit_comes_first_is_reached(limits, reached):
+    assert limits.reached(Progress(iteration=10, epochs=2), 5) == reached
+
+
+@pytest.mark.parametrize("name", ["max_epochs", "max_iters", "max_steps"])
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, "1"])
+def test_a_limit_is_an_integer_of_at_least_one(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got .*: leave it"):
+        Limits(**{name: value}).check(Progress(), 0)
 
 
 @pytest.mark.parametrize(
-    ("limits", "windows"),
+    ("limits", "done"),
+    [(Limits(max_epochs=1), 2), (Limits(max_iters=9), 10), (Limits(max_steps=4), 5)],
+)
+def test_a_limit_in_the_past_names_what_is_done(limits, done):
+    with pytest.raises(ValueError, match=rf"at least what is done already, {done}, got"):
+        limits.check(Progress(iteration=10, epochs=2), 5)
+
+
+def test_epochs_and_iterations_exclude_each_other():
+    with pytest.raises(ValueError, match="only one of `max_epochs` and `max_iters`"):
+        Limits(max_epochs=1, max_iters=1).check(Progress(), 0)
+    Limits(max_iters=1, max_steps=1).check(Progress(), 0)
+
+
+def test_what_was_edited_on_the_state_counts():
+    limits = Limits(max_steps=8)
+    shown = Limits(max_epochs=2, max_steps=8)
+    state = SimpleNamespace(max_epochs=2, max_iters=None, max_steps=8)
+    assert limits.edited(shown, Limits.of(state)) == limits
+    state.max_epochs = 5
+    assert limits.edited(shown, Limits.of(state)) == Limits(max_epochs=5, max_steps=8)
+    state.max_epochs = None
+    assert limits.edited(shown, Limits.of(state)) == Limits()
+
+
+# A position without an engine
+
+
+def make_position(batches=5, accumulation=1):
+    model = torch.nn.Linear(2, 2)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    step = OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1))
+    position = RunPosition(step)
+    position.feed = DataFeed([torch.ones(1, 2)] * batches, accelerator)
+    return position, step
+
+
+def advance(position, step, data, full_size=1):
+    """Takes one batch as the loop and OptimizerStep do; closes the window when it is full."""
+    next(data)
+    position.count_batch()
+    step.window.take(full_size, position.batches_left)
+    if step.window.is_closing:
+        step.window.close()
+        step.steps += 1
+
+
+def begun(batches=5, accumulation=1, limits=Limits(max_epochs=2), epoch_length=None):  # noqa: B008
+    position, step = make_position(batches, accumulation)
+    position.start(limits, epoch_length)
+    position.begin()
+    return position, step, iter(position.feed)
+
+
+def test_counts_batches_and_knows_the_last_of_an_epoch():
+    position, step, data = begun(batches=3)
+    for number in (1, 2, 3):
+        advance(position, step, data)
+        assert position.place.progress == (number, 0, number, number == 3)
+        assert position.place.position == (0, number)
+    assert position.complete_epoch() is None  # the length was known from the start
+    assert position.place.progress == Progress(3, epochs=1)
+
+
+@pytest.mark.parametrize(("epoch_length", "ends"), [(None, [3]), (2, [2]), (4, [4])])
+def test_an_epoch_is_full_at_its_length_or_with_the_pass(epoch_length, ends):
+    position, step, data = begun(batches=3, epoch_length=epoch_length)
+    full = []
+    for _ in range(ends[-1]):
+        data = iter(position.feed) if position.feed.is_last else data
+        advance(position, step, data)
+        if position.place.progress.is_full:
+            full.append(position.place.progress.batches)
+    assert full == ends
+
+
+@pytest.mark.parametrize(("batches", "boundary"), [(2, 2), (3, 2), (4, 4)])
+def test_rolls_back_to_the_last_step_boundary(batches, boundary):
+    position, step, data = begun(accumulation=2)
+    for _ in range(batches):
+        advance(position, step, data, full_size=2)
+    assert position.is_at_boundary == (batches == boundary)
+    position.roll_back()
+    assert position.place.progress.iteration == boundary
+    assert position.place.position == (0, boundary)
+
+
+def test_a_dropped_window_leaves_no_boundary_until_it_is_rolled_back():
+    position, step, data = begun(accumulation=2)
+    advance(position, step, data, full_size=2)
+    step.window.close()  # dropped, not stepped: the batch still counts in `taken`
+    assert position.is_at_boundary
+    next(data)
+    assert position.is_at_boundary
+    assert not position.is_between_steps  # a batch is on its way
+    position.roll_back()
+    assert position.state_dict()["has_drawn_since"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "epoch_length", "left"),
     [
-        ({"max_epochs": 1}, [3, 5]),
-        ({"max_iters": 4}, [3, 4]),
-        ({"max_iters": 7}, [3, 5, 7]),
-        ({"epoch_length": 4, "max_epochs": 2}, [3, 4, 5, 8]),
-        ({"epoch_length": 7}, [3, 5, 7]),
+        (Limits(max_epochs=1), None, 5),
+        (Limits(max_iters=3), None, 3),
+        (Limits(max_epochs=1), 2, 2),
+        (Limits(max_iters=1), 2, 1),
+        (Limits(max_iters=9), 7, 5),
     ],
-    ids=stable_id,
 )
-@pytest.mark.parametrize("data", [list, Repeatable], ids=["list", "stream"])
-def test_a_window_closes_at_the_end_of_a_pass_of_an_epoch_and_of_the_run(limits, windows, data):
-    trainer, steps = make_trainer(accumulation=3), []
-    trainer.add_event_handler(
-        TrainEvents.GRADIENTS_CLEARED, lambda engine: steps.append(engine.state.iteration)
-    )
-    trainer.run(data(batches_of(5)), **limits)
-    assert steps == windows
+def test_the_batches_left_are_the_fewest_of_data_epoch_and_run(limits, epoch_length, left):
+    position, _step, data = begun(limits=limits, epoch_length=epoch_length)
+    next(data)
+    position.count_batch()
+    assert position.batches_left == left
 
 
 @pytest.mark.parametrize(
-    ("accumulation", "number", "boundary"), [(2, 2, 2), (2, 3, 2), (3, 2, 0), (3, 5, 3)]
+    ("limits", "expected"),
+    [
+        (Limits(max_steps=7), 3),
+        (Limits(max_steps=6), 2),
+        (Limits(max_steps=7, max_epochs=2), None),
+        (Limits(max_epochs=2), None),
+    ],
 )
-def test_batches_that_were_not_stepped_on_are_counted_no_more(accumulation, number, boundary):
-    trainer = make_trainer(batches_of(6), accumulation=accumulation)
-    stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=number), Engine.terminate)
-    trainer.run()
-    stop.remove()
-    assert trainer.state.iteration == trainer.feed.position.batches == boundary
-    trainer.run()
-    assert (trainer.state.iteration, trainer.state.optimizer_step) == (6, 6 / accumulation)
+def test_max_steps_alone_takes_so_many_epochs(limits, expected):
+    position, *_ = begun(accumulation=2, limits=limits)
+    assert position.epochs_to_take == expected
+
+
+def test_other_data_goes_on_from_the_same_counters():
+    position, step, data = begun()
+    advance(position, step, data)
+    other = DataFeed([torch.zeros(1, 2)] * 3)
+    position.change_feed(other)
+    assert position.place == ((1, 0, 1, False), (0, 0), 1)
+    position.roll_back()
+    assert position.place.position == (0, 0)
+
+
+NONE = Limits()
+DONE_2_OF_4 = Progress(iteration=10, epochs=2)
 
 
 @pytest.mark.parametrize(
-    "event",
-    [Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_STARTED, Events.ITERATION_COMPLETED],
-    ids=lambda event: event.name,
+    ("given", "is_resumed", "expected"),
+    [
+        (NONE, False, Limits(max_epochs=4)),
+        (Limits(max_epochs=3), False, Limits(max_epochs=3)),
+        (Limits(max_steps=12), False, Limits(max_epochs=4, max_steps=12)),
+        (Limits(max_steps=12), True, Limits(max_steps=12)),
+        (Limits(max_epochs=2), False, None),
+        (Limits(max_steps=10), True, None),
+    ],
 )
-@pytest.mark.parametrize("value", [0, 1, 99, None])
-def test_what_a_handler_writes_to_the_state_does_not_steer(event, value):
-    expected, unbroken = trained(shuffled, accumulation=2)
-    names = ("iteration", "epoch", "epoch_length", "max_epochs", "max_iters", "max_steps")
-    names += ("optimizer_step", "step_committed", "start_epoch", "start_step")
-
-    def scribble(engine):
-        for name in names:
-            setattr(engine.state, name, value)
-
-    seed()
-    trainer = make_trainer(shuffled(), accumulation=2)
-    trainer.add_event_handler(event, scribble)
-    trainer.run(max_epochs=2)
-    assert torch.equal(weights(trainer.model), expected)
-    assert trainer._place.progress == unbroken._place.progress
+def test_a_run_continues_if_its_limits_lie_further(given, is_resumed, expected):
+    position, step = make_position()
+    step.start_from(10)
+    position.place = Place(DONE_2_OF_4)
+    position.set_limits(Limits(max_epochs=4))
+    position.is_resumed = is_resumed
+    assert position.limits_to_continue(given, Limits(max_epochs=4)) == expected
 
 
-@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED, Events.COMPLETED])
-def test_with_max_steps_alone_max_epochs_is_what_it_takes(event):
-    trainer, shown = make_trainer(batches_of(5), accumulation=2), []
-    trainer.add_event_handler(event, lambda engine: shown.append(engine.state.max_epochs))
-    trainer.run(max_steps=7)
-    assert set(shown) == {3}
+@pytest.mark.parametrize("on_state", [NONE, Limits(max_epochs=2)])
+def test_a_new_run_begins_when_the_limits_are_reached_or_removed(on_state):
+    position, _ = make_position()
+    position.place = Place(DONE_2_OF_4)
+    position.set_limits(Limits(max_epochs=2))
+    assert position.limits_to_continue(NONE, on_state) is None
 
 
-def test_max_epochs_that_was_asked_for_is_shown_as_it_is():
-    trainer = make_trainer(batches_of(5), accumulation=2)
-    trainer.run(max_steps=7, max_epochs=2)
-    assert trainer.state.max_epochs == 2
+def test_a_limit_that_only_shows_what_max_steps_takes_ends_nothing():
+    position, _ = make_position()
+    position.set_limits(Limits(max_steps=12))
+    position.show_max_epochs(3)
+    shown = Limits(max_epochs=3, max_steps=12)
+    assert position.limits_to_continue(NONE, shown) == Limits(max_steps=12)
 
 
-def test_max_epochs_that_is_only_shown_is_no_limit_of_the_next_run():
-    trainer = make_trainer(batches_of(5), accumulation=2)
-    trainer.run(max_steps=7)
-    trainer.run(max_steps=12)
-    assert (trainer.state.optimizer_step, trainer.state.max_epochs) == (12, 4)
+@pytest.mark.parametrize(
+    ("given", "is_resumed", "expected"),
+    [
+        (NONE, True, True),
+        (Limits(max_epochs=3), True, False),
+        (Limits(max_epochs=2), True, True),
+        (NONE, False, False),
+    ],
+)
+def test_only_a_resumed_run_can_have_nothing_left_to_do(given, is_resumed, expected):
+    position, _ = make_position()
+    position.place = Place(DONE_2_OF_4)
+    position.set_limits(Limits(max_epochs=2))
+    position.is_resumed = is_resumed
+    assert position.is_finished(given, Limits(max_epochs=2)) == expected
+    assert not position.is_finished(given, NONE)  # a new run was asked for
 
 
-def test_with_a_stream_max_epochs_is_known_after_its_first_pass():
-    trainer, shown = make_trainer(Repeatable(batches_of(5)), accumulation=2), []
-    trainer.add_event_handler(
-        Events.EPOCH_STARTED, lambda engine: shown.append(engine.state.max_epochs)
-    )
-    trainer.run(max_steps=7)
-    assert shown == [None, 3, 3]
+def test_its_state_is_continued_by_another_position():
+    position, step, data = begun(limits=Limits(max_epochs=3, max_steps=9))
+    for _ in range(3):
+        advance(position, step, data)
+    position.mark_boundary(position.place.progress)
+    state = copy.deepcopy(position.state_dict())
+    expected = torch.rand(2)
+
+    other, _ = make_position()
+    other.load_state_dict(state)
+    assert other.is_resumed
+    assert other.place.progress == position.place.progress
+    assert (other.steps, other.limits) == (3, position.limits)
+    other.continue_with(other.feed, other.limits, None)
+    assert other.feed.position == (0, 3)
+    restored = []
+    other.call_on_resume(lambda: restored.append(torch.rand(1)))
+    other.call_on_resume(lambda: pytest.fail("undone"))()
+    other.restore_random_state(is_last_time=False)
+    assert torch.equal(torch.rand(2), expected)
+    other.restore_random_state(is_last_time=True)
+    assert torch.equal(torch.rand(2), expected)
+    other.restore_random_state(is_last_time=True)
+    assert len(restored) == 2
+    assert not torch.equal(torch.rand(2), expected)
 
 
-def test_max_epochs_grows_when_steps_are_skipped():
-    trainer, shown = make_trainer(batches_of(4)), []
-    step = trainer.optimizer.optimizer.step
-    calls = []
+def test_a_new_run_forgets_what_was_to_be_resumed():
+    position, step, data = begun()
+    advance(position, step, data)
+    position.mark_boundary(position.place.progress)
+    other, _ = make_position()
+    other.load_state_dict(position.state_dict())
+    other.call_on_resume(lambda: pytest.fail("forgotten"))
+    other.start(Limits(max_epochs=1), None)
+    other.restore_random_state(is_last_time=True)
+    assert (other.place, other.steps, other.feed.position) == (Place(), 0, (0, 0))
 
-    def skip_some():
-        calls.append(1)
-        if len(calls) > 3:
-            step()
 
-    trainer._optimizer_step.prepared.is_plain = False
-    trainer.optimizer.step = skip_some
-    type_of = type(trainer.optimizer)
-    skipped = property(lambda self: len(calls) <= 3)
-    trainer.optimizer.__class__ = type("Skipping", (type_of,), {"step_was_skipped": skipped})
-    trainer.add_event_handler(
-        Events.EPOCH_STARTED, lambda engine: shown.append(engine.state.max_epochs)
-    )
-    trainer.run(max_steps=8)
-    assert shown == [2, 3, 3]
-    state = trainer.state
-    assert (state.epoch, state.iteration, state.optimizer_step) == (3, 11, 8)
+def test_an_epoch_that_was_begun_keeps_its_length():
+    position, *_ = begun(epoch_length=4)
+    with pytest.raises(ValueError, match="`epoch_length` must stay 4 when training goes on, got 3"):
+        position.continue_with(position.feed, Limits(max_epochs=2), 3)
+
+
+def test_other_data_begins_the_epoch_again():
+    position, step, data = begun(batches=5)
+    advance(position, step, data)
+    other = DataFeed([torch.zeros(1, 2)] * 3)
+    position.continue_with(other, Limits(max_epochs=2), None)
+    assert (position.place.progress, position.epoch_length) == (Progress(1), 3)
+
+
+def test_moves_to_the_batch_that_counters_say():
+    position, _step = make_position()
+    position.move_to(Progress(7, 1, 2), 7, Limits(max_epochs=3), 5)
+    position.continue_with(position.feed, position.limits, None)
+    assert position.feed.position == (1, 2)
+    assert (position.steps, position.is_resumed) == (7, False)
