@@ -396,7 +396,8 @@ def test_a_hand_made_engine_resumed_within_an_epoch_closes_the_window_in_its_las
     made.engine.load_state_dict(
         {"iteration": 10, "epoch_length": 6, "max_epochs": 2, "optimizer_step": 3}
     )
-    made.step.start_from(3, made.engine)
+    made.step.start_from(3)
+    made.engine.state.optimizer_step = 3
     steps = []
     made.engine.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: steps.append(engine.state.optimizer_step)
