@@ -16,7 +16,7 @@ from ignite_hooks.config.comparing import first_difference
 from tests.ids import stable_id
 
 
-class Color(Enum):
+class Shade(Enum):
     RED = 1
     GREEN = 2
 
@@ -34,7 +34,7 @@ def evaluate(model):
         (math.nan, float("nan")),
         (np.float64(2.0), 2.0),
         ("a/b", Path("a/b")),
-        (Color.RED, Color.RED),
+        (Shade.RED, Shade.RED),
         (Validation(evaluate, every_steps=1), Validation(evaluate, every_steps=1)),
         ({1, 2}, {2, 1}),
     ],
@@ -58,8 +58,8 @@ def test_the_same_content_is_equal(a, b):
         (0.0, False),
         ("1", 1),
         (None, 0),
-        (Color.RED, Color.GREEN),
-        (Color.RED, 1),
+        (Shade.RED, Shade.GREEN),
+        (Shade.RED, 1),
         ({"a": 1}, [1]),
         (Validation(evaluate), Validation(lambda: None)),
         (torch.zeros(2), torch.zeros(2)),
