@@ -1,9 +1,9 @@
 """Handlers and whole runs as plain data: dicts, JSON, YAML and TOML."""
 
-from ignite_hooks.config.comparing import equal
 from ignite_hooks.config.conversion import from_dict
 from ignite_hooks.config.conversion import replace
 from ignite_hooks.config.conversion import to_dict
+from ignite_hooks.config.encoding import equal
 from ignite_hooks.config.files import dumps
 from ignite_hooks.config.files import load
 from ignite_hooks.config.files import loads
