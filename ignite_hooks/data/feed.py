@@ -18,7 +18,7 @@ from ignite_hooks.data.feed_state import FeedState
 from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import device_of_batches
 from ignite_hooks.data.prepare import source_of
-from ignite_hooks.data.random_generators import RandomGenerator
+from ignite_hooks.data.random_state import RandomGenerator
 
 __all__ = ["DataFeed"]
 

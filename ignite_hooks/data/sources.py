@@ -22,11 +22,11 @@ from ignite_hooks.data.active_loader import activated
 from ignite_hooks.data.loader_parts import data_parts
 from ignite_hooks.data.loader_parts import order_parts
 from ignite_hooks.data.loader_parts import parts_of
-from ignite_hooks.data.random_generators import RandomGenerator
-from ignite_hooks.data.random_generators import generators_in
-from ignite_hooks.data.random_generators import set_state
-from ignite_hooks.data.random_generators import state_of
+from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.random_state import generators_in
+from ignite_hooks.data.random_state import set_state
+from ignite_hooks.data.random_state import state_of
 
 __all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader"]
 
