@@ -15,7 +15,7 @@ from ignite_hooks.checks import check_arguments
 from ignite_hooks.checks import check_unused
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.data.feed import DataFeed
-from ignite_hooks.data.feeds import Feeds
+from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.prepare import can_prepare
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.process_function import apply_model
