@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import ExitStack
 from contextlib import closing
 from typing import Any
@@ -14,7 +15,6 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
 from ignite_hooks.core.place import FeedPosition
-from ignite_hooks.data.feed_state import FeedState
 from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import device_of_batches
 from ignite_hooks.data.prepare import source_of
@@ -23,7 +23,7 @@ from ignite_hooks.data.random_state import RandomGenerator
 __all__ = ["DataFeed", "Feeds"]
 
 
-class DataFeed(FeedState):
+class DataFeed:
     """Gives an engine the batches of a loader, pass by pass, and knows the place it is at.
 
     Ignite never exhausts an iterator, and Accelerate relies on that it is exhausted: without this
@@ -178,6 +178,60 @@ class DataFeed(FeedState):
         if hasattr(self.loader, "end"):
             self.loader.end()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data, and what it takes to go on there in another process.
+
+        Numbers, lists and tensors, which ``torch.load`` takes without pickle. The global random
+        generators are not in it: they belong to whoever draws from them next.
+        """
+        position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
+        return {
+            "position": list(position),
+            "source": self._source.state_dict(),
+            "facts": self._source.facts(),
+        }
+
+    def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """What keeps the batches from being those that the other feed gives next, if anything."""
+        if not self._source.can_repeat:
+            return ["an iterator can not be moved: it goes on from where it is"]
+        before, now = state_dict["facts"], self._source.facts()
+        found = [
+            f"{before[name]} {name} then, {now[name]} now"
+            for name in before
+            if before[name] != now.get(name)
+        ]
+        generators = state_dict["source"]["generators"].keys()
+        for name in sorted(generators ^ self._source.generators.keys()):
+            when = "then" if name in generators else "now"
+            found.append(f"there is a random generator {name} only {when}")
+        is_within, has_workers = state_dict["position"][1], state_dict["source"].get("has_workers")
+        if is_within and not self._source.is_entered_exactly:
+            found.append(
+                "batches that were given are gone through again: what they draw at random is drawn "
+                "anew until this pass ends; without such draws it is exact"
+            )
+        if has_workers:
+            found.append(
+                "what the data set draws at random in workers that stay is drawn anew; without "
+                "such draws it is exact"
+            )
+        elif now["workers"] and is_within:
+            found.append(
+                "what the data set draws at random in its workers is drawn anew until this pass "
+                "ends; without such draws it is exact"
+            )
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
+
+        It holds for data that is built the same way; the batches before are not loaded where the
+        loader has a sampler. An iterator stays where it is.
+        """
+        self._source.load_state_dict(state_dict["source"])
+        self.seek(FeedPosition(*state_dict["position"]))
+
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""
         if self._end.length is not None and self.position.batches >= self._end.length:
@@ -220,11 +274,6 @@ class DataFeed(FeedState):
         )
 
 
-def _kind_of(loader: Any) -> str:
-    """What its user calls it."""
-    return "DataLoader" if isinstance(loader, DataLoader) else type(loader).__name__
-
-
 class Feeds:
     """The feeds of an engine: no loader is prepared twice, and each goes on where it was left.
 
@@ -260,3 +309,8 @@ class Feeds:
         for loader in (data, feed.loader):
             if isinstance(loader, DataLoader):
                 self._of_loaders[loader] = feed
+
+
+def _kind_of(loader: Any) -> str:
+    """What its user calls it."""
+    return "DataLoader" if isinstance(loader, DataLoader) else type(loader).__name__
