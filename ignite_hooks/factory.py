@@ -14,16 +14,16 @@ from accelerate.utils import DistributedType
 from ignite_hooks.checks import check_arguments
 from ignite_hooks.checks import check_unused
 from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import identity
+from ignite_hooks.data.batch import unpack
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.prepare import can_prepare
 from ignite_hooks.optim.optimizer_step import OptimizerStep
-from ignite_hooks.trainer.process_function import apply_model
 from ignite_hooks.trainer.process_function import forward_with
-from ignite_hooks.trainer.process_function import identity
 from ignite_hooks.trainer.process_function import loss_alone
 from ignite_hooks.trainer.process_function import supervised_step
-from ignite_hooks.trainer.process_function import unpack
 from ignite_hooks.trainer.trainer import Trainer
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from ignite.metrics import Metric
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import identity
+from ignite_hooks.data.batch import unpack
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.evaluation.modes import modes_kept
 from ignite_hooks.evaluation.modes import without_ddp
-from ignite_hooks.trainer.process_function import apply_model
-from ignite_hooks.trainer.process_function import identity
-from ignite_hooks.trainer.process_function import unpack
 
 __all__ = ["Evaluator", "create_supervised_evaluator"]
 
