@@ -11,7 +11,7 @@ from ignite_hooks.config.files import save
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.registry import register
 from ignite_hooks.config.run_settings import RunSettings
-from ignite_hooks.evaluation.validation_schedule import ValidationSchedule
+from ignite_hooks.evaluation.validation import ValidationSchedule
 
 __all__ = [
     "ConfigError",

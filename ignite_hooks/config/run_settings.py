@@ -25,7 +25,7 @@ from ignite_hooks.core.field_rules import must_be
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.evaluation.validation import Validation
-from ignite_hooks.evaluation.validation_schedule import ValidationSchedule
+from ignite_hooks.evaluation.validation import ValidationSchedule
 from ignite_hooks.factory import create_supervised_trainer
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.trainer.trainer import Trainer

@@ -15,6 +15,9 @@ from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.core.engine import forget_run
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Prefix
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
@@ -28,12 +31,32 @@ from ignite_hooks.evaluation.measured import measured_at
 from ignite_hooks.evaluation.modes import gradients_kept
 from ignite_hooks.evaluation.modes import modes_kept
 from ignite_hooks.evaluation.modes import without_ddp
-from ignite_hooks.evaluation.validation_schedule import ValidationSchedule
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.loop import TrainingLoop
 
-__all__ = ["Validation"]
+__all__ = ["Validation", "ValidationSchedule"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class ValidationSchedule:
+    """What of a ``Validation`` is plain data; the evaluator and its data are not.
+
+    Args:
+        every_steps: validate each time so many steps were committed (on an engine without an
+            OptimizerStep: so many iterations).
+        every_epochs: validate each time so many epochs were completed.
+        at_start: validate before the first epoch; not when training is gone on with.
+        prefix: what the names in ``state.metrics`` begin with.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    every_steps: Every | None = None
+    every_epochs: Every | None = None
+    at_start: Flag = False
+    prefix: Prefix = "val_"
 
 
 @dataclass(frozen=True, eq=False, config=handler_config)
