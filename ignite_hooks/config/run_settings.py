@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from ignite.engine import Engine
 from pydantic import WithJsonSchema
@@ -19,6 +18,7 @@ from ignite_hooks.config.conversion import replace
 from ignite_hooks.config.registry import register
 from ignite_hooks.config.schema import json_schema
 from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.core.accelerators import shared_mixed_precision
 from ignite_hooks.core.field_rules import is_count
 from ignite_hooks.core.field_rules import is_integer
 from ignite_hooks.core.field_rules import must_be
@@ -151,7 +151,7 @@ class RunSettings:
                     f"`{name}` must not be given, it is a setting, {asked[name]!r}: use "
                     f"replace(settings, {name}={options[name]!r})"
                 )
-        before = AcceleratorState._shared_state.get("_mixed_precision")
+        before = shared_mixed_precision()
         if self.mixed_precision is not None and before not in (None, self.mixed_precision):
             raise ValueError(
                 f"`mixed_precision` must be {before!r}, that of the accelerator that was made "
