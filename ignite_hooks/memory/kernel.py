@@ -12,9 +12,9 @@ from mmap import mmap
 from threading import Lock
 
 from ignite_hooks.core.scopes import note
+from ignite_hooks.memory.mark import KIB
 from ignite_hooks.memory.mark import ByteMark
 from ignite_hooks.memory.proc_field import proc_field
-from ignite_hooks.memory.units import KIB
 
 try:
     from mmap import MAP_ANONYMOUS

@@ -1,6 +1,6 @@
 """One field of the files of /proc whose lines say ``Name:  number kB``."""
 
-from ignite_hooks.memory.units import KIB
+from ignite_hooks.memory.mark import KIB
 
 __all__ = ["proc_field"]
 

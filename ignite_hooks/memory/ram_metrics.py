@@ -15,10 +15,10 @@ from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.events import TrainEvents
+from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.max_ram import MaxRAM
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
-from ignite_hooks.memory.units import MIB
 from ignite_hooks.trainer.loop import TrainingLoop
 
 __all__ = [
