@@ -14,7 +14,7 @@ from weakref import WeakSet
 from ignite_hooks.memory.mark import Mark
 from ignite_hooks.memory.mark import Reading
 from ignite_hooks.memory.measurement import Measurement
-from ignite_hooks.memory.sampling import Sampling
+from ignite_hooks.memory.sampled import Sampling
 
 __all__ = ["PeakLedger"]
 
