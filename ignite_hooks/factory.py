@@ -15,17 +15,17 @@ import ignite_hooks.checkpoint
 import ignite_hooks.evaluation
 import ignite_hooks.optim
 from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import identity
+from ignite_hooks.data.batch import unpack
 from ignite_hooks.data.feed import DataFeed
-from ignite_hooks.data.feeds import Feeds
+from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.prepare import can_prepare
 from ignite_hooks.hooks.context import HookContext
 from ignite_hooks.optim.optimizer_step import OptimizerStep
-from ignite_hooks.trainer.process_function import apply_model
 from ignite_hooks.trainer.process_function import forward_with
-from ignite_hooks.trainer.process_function import identity
 from ignite_hooks.trainer.process_function import loss_alone
 from ignite_hooks.trainer.process_function import supervised_step
-from ignite_hooks.trainer.process_function import unpack
 from ignite_hooks.trainer.trainer import Trainer
 
 __all__ = ["create_supervised_trainer"]

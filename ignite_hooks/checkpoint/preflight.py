@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ignite_hooks.checkpoint.durable import make_folder
-from ignite_hooks.memory.units import MIB
+from ignite_hooks.memory.mark import MIB
 
 __all__ = ["check_directory", "warn_if_full"]
 

@@ -1,9 +1,9 @@
 """Handlers and whole runs as plain data: dicts, JSON, YAML and TOML."""
 
-from ignite_hooks.config.comparing import equal
 from ignite_hooks.config.conversion import from_dict
 from ignite_hooks.config.conversion import replace
 from ignite_hooks.config.conversion import to_dict
+from ignite_hooks.config.encoding import equal
 from ignite_hooks.config.files import dumps
 from ignite_hooks.config.files import load
 from ignite_hooks.config.files import loads
@@ -11,7 +11,7 @@ from ignite_hooks.config.files import save
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.registry import register
 from ignite_hooks.config.run_settings import RunSettings
-from ignite_hooks.evaluation.validation_schedule import ValidationSchedule
+from ignite_hooks.evaluation.validation import ValidationSchedule
 
 __all__ = [
     "ConfigError",

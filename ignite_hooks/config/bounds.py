@@ -1,12 +1,13 @@
-"""How large and how deep a configuration may be, before anything looks into it."""
+"""Bounds of a configuration: of its size, its depth, its numbers and how often a key is there."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
 
-__all__ = ["MAX_DEPTH", "MAX_SIZE", "check_depth", "check_size", "too_deep", "twice"]
+__all__ = ["MAX_DEPTH", "MAX_SIZE", "check_depth", "check_size", "finite", "too_deep", "twice"]
 
 MAX_SIZE = 2**20
 """Bytes of a text."""
@@ -47,3 +48,15 @@ def too_deep() -> ConfigError:
 def twice(key: str) -> str:
     """The message for a key that is given twice."""
     return f"a key must be there once, {key[:80]!r} is given twice: remove one"
+
+
+def finite(text: str) -> float:
+    """Returns the float that the digits of a number stand for.
+
+    Raises:
+        ValueError: it is too large, and would be read as inf.
+    """
+    number = float(text)
+    if math.isinf(number) and "inf" not in text.lower():
+        raise ValueError(f"a number must be at most 1.8e308, got {text[:80]}: inf says what it is")
+    return number

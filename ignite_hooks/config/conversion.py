@@ -5,9 +5,9 @@ from typing import Any
 from typing import TypeVar
 
 from ignite_hooks.config.bounds import check_depth
-from ignite_hooks.config.comparing import first_difference
 from ignite_hooks.config.decoding import decode
 from ignite_hooks.config.encoding import Encoder
+from ignite_hooks.config.encoding import first_difference
 from ignite_hooks.config.kinds import fields_of
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem

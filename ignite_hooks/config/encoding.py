@@ -1,10 +1,13 @@
-"""From handlers to plain data."""
+"""Handlers as plain data, and the comparison of two of them."""
 
+import math
+from collections.abc import Iterable
 from collections.abc import Mapping
 from datetime import date
 from datetime import time
 from datetime import timedelta
 from enum import Enum
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
@@ -12,7 +15,6 @@ from pydantic_core import to_jsonable_python
 
 from ignite_hooks.config.bounds import MAX_DEPTH
 from ignite_hooks.config.bounds import too_deep
-from ignite_hooks.config.comparing import equal
 from ignite_hooks.config.kinds import class_of
 from ignite_hooks.config.kinds import fields_of
 from ignite_hooks.config.problems import ConfigError
@@ -23,7 +25,10 @@ from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import why_it_is_no_data
 from ignite_hooks.core.handler import Handler
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "equal", "first_difference"]
+
+_NOTHING = object()
+_PLAIN = (bool, int, str)
 
 
 class Encoder:
@@ -112,3 +117,52 @@ def _is_unicode(text: str) -> bool:
 
 def _error(path: str, message: str) -> ConfigError:
     return ConfigError([Problem(path, message)])
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two handlers, or lists or mappings of them, have the same content.
+
+    Handlers themselves compare by identity: two that are alike must stay two. Here classes and all
+    fields are compared. A NaN is equal to a NaN, a path to the string that it is, a list to a
+    tuple; 1, 1.0 and True are three. Objects that are no data are equal if they are the same.
+    """
+    return first_difference(a, b) is None
+
+
+def first_difference(a: Any, b: Any, path: str = "") -> str | None:
+    """The path of the first place where they differ; None if there is none."""
+    if a is b:
+        return None
+    cls = class_of(type(a))
+    if cls is not None and type(b) is cls:
+        pairs: Iterable[tuple[Any, Any, Any]]
+        pairs = ((name, getattr(a, name), getattr(b, name)) for name in fields_of(cls))
+    elif isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = {**dict.fromkeys(a), **dict.fromkeys(b)}
+        pairs = ((str(key), a.get(key, _NOTHING), b.get(key, _NOTHING)) for key in keys)
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        both = enumerate(zip_longest(a, b, fillvalue=_NOTHING))
+        pairs = ((index, *each) for index, each in both)
+    else:
+        return None if _is_same(a, b) else path
+    for key, one, other in pairs:
+        difference = first_difference(one, other, at(path, key))
+        if difference is not None:
+            return difference
+    return None
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    a, b = (str(each) if isinstance(each, PurePath) else each for each in (a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return a == b or (math.isnan(a) and math.isnan(b))
+    if isinstance(a, Enum) or not isinstance(a, _PLAIN):
+        try:
+            return type(a) is type(b) and bool(a == b)
+        except Exception:  # tensors and arrays, which have no one answer
+            return False
+    return _plain_kind(a) is _plain_kind(b) and bool(a == b)
+
+
+def _plain_kind(value: Any) -> type | None:
+    return next((kind for kind in _PLAIN if isinstance(value, kind)), None)

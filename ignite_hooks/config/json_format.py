@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ignite_hooks.config.bounds import MAX_DEPTH
+from ignite_hooks.config.bounds import finite
 from ignite_hooks.config.bounds import too_deep
 from ignite_hooks.config.bounds import twice
-from ignite_hooks.config.numbers import finite
 
 __all__ = ["dumps", "loads"]
 

@@ -1,35 +1,84 @@
 """All of a run that is plain data, and the trainer that it makes of a model and data."""
 
 from collections.abc import Iterable
+from typing import Annotated
 from typing import Any
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from ignite.engine import Engine
+from pydantic import WithJsonSchema
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.config.conversion import replace
 from ignite_hooks.config.registry import register
-from ignite_hooks.config.run_fields import Accumulation
-from ignite_hooks.config.run_fields import MaxCount
-from ignite_hooks.config.run_fields import Precision
-from ignite_hooks.config.run_fields import SchedulerAt
-from ignite_hooks.config.run_fields import Seed
 from ignite_hooks.config.schema import json_schema
 from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.core.accelerators import shared_mixed_precision
 from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.fields import must_be
 from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.rules import is_count
+from ignite_hooks.core.rules import is_integer
 from ignite_hooks.evaluation.validation import Validation
-from ignite_hooks.evaluation.validation_schedule import ValidationSchedule
+from ignite_hooks.evaluation.validation import ValidationSchedule
 from ignite_hooks.factory import create_supervised_trainer
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.trainer.trainer import Trainer
 
-__all__ = ["RunSettings"]
+__all__ = ["Accumulation", "MaxCount", "Precision", "RunSettings", "SchedulerAt", "Seed"]
+
+_PRECISIONS = ("no", "fp16", "bf16", "fp8")
+
+Seed = Annotated[
+    int,
+    must_be(
+        "an integer from 0 to 2**32 - 1",
+        lambda value: is_integer(value) and 0 <= value < 2**32,
+        "leave it out to seed nothing",
+    ),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 2**32 - 1}),
+]
+"""What random generators begin with."""
+
+Precision = Annotated[
+    Literal["no", "fp16", "bf16", "fp8"],
+    must_be(
+        f"one of {', '.join(_PRECISIONS)}",
+        lambda value: value in _PRECISIONS,
+        "leave it out for what the accelerator has",
+    ),
+]
+"""As Accelerate calls them."""
+
+Accumulation = Annotated[
+    int,
+    must_be("an integer >= 1", is_count, "1 steps after each batch"),
+    WithJsonSchema({"type": "integer", "minimum": 1}),
+]
+"""Batches of a step."""
+
+MaxCount = Annotated[
+    int,
+    must_be("an integer >= 1", is_count, "leave it out for no such limit"),
+    WithJsonSchema({"type": "integer", "minimum": 1}),
+]
+"""What ends a run."""
+
+SchedulerAt = Annotated[
+    Literal["step", "epoch"],
+    must_be(
+        '"step" or "epoch"',
+        lambda value: value in ("step", "epoch"),
+        "it says when the learning rate scheduler moves",
+        may_be_none=False,
+    ),
+]
+"""When a scheduler moves."""
 
 
 @register("run")
@@ -102,7 +151,7 @@ class RunSettings:
                     f"`{name}` must not be given, it is a setting, {asked[name]!r}: use "
                     f"replace(settings, {name}={options[name]!r})"
                 )
-        before = AcceleratorState._shared_state.get("_mixed_precision")
+        before = shared_mixed_precision()
         if self.mixed_precision is not None and before not in (None, self.mixed_precision):
             raise ValueError(
                 f"`mixed_precision` must be {before!r}, that of the accelerator that was made "

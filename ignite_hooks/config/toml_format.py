@@ -8,8 +8,8 @@ from typing import Any
 import tomli_w
 
 from ignite_hooks.config.bounds import MAX_DEPTH
+from ignite_hooks.config.bounds import finite
 from ignite_hooks.config.bounds import too_deep
-from ignite_hooks.config.numbers import finite
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
 from ignite_hooks.config.problems import at

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from ignite_hooks.config.bounds import MAX_DEPTH
+from ignite_hooks.config.bounds import finite
 from ignite_hooks.config.bounds import too_deep
 from ignite_hooks.config.bounds import twice
-from ignite_hooks.config.numbers import finite
 
 __all__ = ["dumps", "loads"]
 

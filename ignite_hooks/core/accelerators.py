@@ -1,12 +1,36 @@
-"""The accelerator to use where none is given, and what processes agree on."""
+"""Accelerators: the default one, agreement of processes, and members that Accelerate keeps private.
+
+The private members used here, and what they are taken to mean:
+
+- ``Accelerator._models``: the models prepared with this accelerator, as ``prepare`` returned them.
+- ``_is_accelerate_prepared``: True on each model, optimizer, scheduler and loader that ``prepare``
+  returned; missing or False on all others.
+- ``_stop_iteration``, on a loader that dispatches its batches: whether the iteration in progress
+  has met the end of the data.
+- ``AcceleratorState._shared_state``: what the accelerators of a process share; its entry
+  ``_mixed_precision`` is their precision, and is missing before the first of them is made.
+
+``tests/core/test_accelerators.py`` fails when one of them changes its meaning.
+"""
 
 import ignite.distributed as idist
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.state import GradientState
 from accelerate.utils import GradientAccumulationPlugin
 
-__all__ = ["accelerator_or_default", "smallest_of_all"]
+__all__ = [
+    "ITERATION_FLAGS",
+    "accelerator_or_default",
+    "is_prepared",
+    "prepared_models",
+    "shared_mixed_precision",
+    "smallest_of_all",
+]
+
+ITERATION_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iteration")
+"""Attributes of a prepared loader that describe the one iteration it is in."""
 
 
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
@@ -34,3 +58,19 @@ def smallest_of_all(number: int, accelerator: Accelerator) -> int:
     """The smallest ``number`` of all processes. Collective."""
     mine = torch.tensor([number], device=accelerator.device)
     return int(accelerator.gather(mine).min())
+
+
+def prepared_models(accelerator: Accelerator) -> list[torch.nn.Module]:
+    """Returns the models that were prepared with ``accelerator``, as it prepared them."""
+    return list(accelerator._models)
+
+
+def is_prepared(obj: object) -> bool:
+    """Returns whether an accelerator has prepared ``obj``."""
+    return bool(getattr(obj, "_is_accelerate_prepared", False))
+
+
+def shared_mixed_precision() -> str | None:
+    """Returns the mixed precision of this process's accelerators, or None before the first."""
+    precision: str | None = AcceleratorState._shared_state.get("_mixed_precision")
+    return precision

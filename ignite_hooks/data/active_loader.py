@@ -7,10 +7,9 @@ from typing import Any
 
 from accelerate.state import GradientState
 
-__all__ = ["activated", "set_aside"]
+from ignite_hooks.core.accelerators import ITERATION_FLAGS
 
-_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iteration")
-"""What a prepared loader knows of the iteration it is in, for one iteration at a time."""
+__all__ = ["activated", "set_aside"]
 
 
 @contextmanager
@@ -68,7 +67,7 @@ def _workers_set_aside(loader: Any) -> Iterator[None]:
 
 
 def _flags_of(loader: Any) -> dict[str, Any]:
-    return {name: getattr(loader, name) for name in _FLAGS if hasattr(loader, name)}
+    return {name: getattr(loader, name) for name in ITERATION_FLAGS if hasattr(loader, name)}
 
 
 def _restore(loader: Any, flags: dict[str, Any]) -> None:

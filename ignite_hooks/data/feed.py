@@ -1,10 +1,11 @@
-"""A data loader as an Engine must see it: every pass begins, ends and continues where it should."""
+"""Data as an Engine must see it: every pass begins, ends and continues where it should."""
 
 import warnings
 import weakref
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import ExitStack
 from contextlib import closing
 from typing import Any
@@ -14,16 +15,15 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
 from ignite_hooks.core.place import FeedPosition
-from ignite_hooks.data.feed_state import FeedState
 from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import device_of_batches
 from ignite_hooks.data.prepare import source_of
-from ignite_hooks.data.random_generators import RandomGenerator
+from ignite_hooks.data.random_state import RandomGenerator
 
-__all__ = ["DataFeed"]
+__all__ = ["DataFeed", "Feeds"]
 
 
-class DataFeed(FeedState):
+class DataFeed:
     """Gives an engine the batches of a loader, pass by pass, and knows the place it is at.
 
     Ignite never exhausts an iterator, and Accelerate relies on that it is exhausted: without this
@@ -178,6 +178,60 @@ class DataFeed(FeedState):
         if hasattr(self.loader, "end"):
             self.loader.end()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data, and what it takes to go on there in another process.
+
+        Numbers, lists and tensors, which ``torch.load`` takes without pickle. The global random
+        generators are not in it: they belong to whoever draws from them next.
+        """
+        position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
+        return {
+            "position": list(position),
+            "source": self._source.state_dict(),
+            "facts": self._source.facts(),
+        }
+
+    def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """What keeps the batches from being those that the other feed gives next, if anything."""
+        if not self._source.can_repeat:
+            return ["an iterator can not be moved: it goes on from where it is"]
+        before, now = state_dict["facts"], self._source.facts()
+        found = [
+            f"{before[name]} {name} then, {now[name]} now"
+            for name in before
+            if before[name] != now.get(name)
+        ]
+        generators = state_dict["source"]["generators"].keys()
+        for name in sorted(generators ^ self._source.generators.keys()):
+            when = "then" if name in generators else "now"
+            found.append(f"there is a random generator {name} only {when}")
+        is_within, has_workers = state_dict["position"][1], state_dict["source"].get("has_workers")
+        if is_within and not self._source.is_entered_exactly:
+            found.append(
+                "batches that were given are gone through again: what they draw at random is drawn "
+                "anew until this pass ends; without such draws it is exact"
+            )
+        if has_workers:
+            found.append(
+                "what the data set draws at random in workers that stay is drawn anew; without "
+                "such draws it is exact"
+            )
+        elif now["workers"] and is_within:
+            found.append(
+                "what the data set draws at random in its workers is drawn anew until this pass "
+                "ends; without such draws it is exact"
+            )
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
+
+        It holds for data that is built the same way; the batches before are not loaded where the
+        loader has a sampler. An iterator stays where it is.
+        """
+        self._source.load_state_dict(state_dict["source"])
+        self.seek(FeedPosition(*state_dict["position"]))
+
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""
         if self._end.length is not None and self.position.batches >= self._end.length:
@@ -218,6 +272,43 @@ class DataFeed(FeedState):
             f"`data` gave no batch in pass {self.position.data_pass + 1}, it must give at least "
             f"one: check the {_kind_of(self.loader)} and its data set{again}"
         )
+
+
+class Feeds:
+    """The feeds of an engine: no loader is prepared twice, and each goes on where it was left.
+
+    Loaders are remembered as long as the engine is, as Accelerate remembers what it prepared.
+
+    Args:
+        accelerator: prepares the loaders.
+        even_batches: as in ``DataFeed``.
+    """
+
+    def __init__(self, accelerator: Accelerator, even_batches: bool = True) -> None:
+        self._accelerator = accelerator
+        self._even_batches = even_batches
+        self._of_loaders: dict[Any, DataFeed] = {}
+        self._newest: tuple[Any, DataFeed | None] = (None, None)
+
+    def of(self, data: Any) -> DataFeed:
+        """The feed of ``data``; of data that is no DataLoader only the newest is remembered."""
+        if isinstance(data, DataFeed):
+            return data
+        newest, feed = self._newest
+        if feed is not None and data is newest:
+            return feed
+        known = self._of_loaders.get(data) if isinstance(data, DataLoader) else None
+        if known is None:
+            known = DataFeed(data, self._accelerator, even_batches=self._even_batches)
+        self.add(data, known)
+        return known
+
+    def add(self, data: Any, feed: DataFeed) -> None:
+        """Says that ``feed`` is the one of ``data``."""
+        self._newest = data, feed
+        for loader in (data, feed.loader):
+            if isinstance(loader, DataLoader):
+                self._of_loaders[loader] = feed
 
 
 def _kind_of(loader: Any) -> str:

@@ -13,16 +13,16 @@ from accelerate.data_loader import BatchSamplerShard
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
-from ignite_hooks.data.loader_parts import data_parts
-from ignite_hooks.data.loader_parts import order_parts
-from ignite_hooks.data.loader_parts import parts_of
-from ignite_hooks.data.random_generators import RandomGenerator
-from ignite_hooks.data.random_generators import generators_in
-from ignite_hooks.data.random_generators import set_state
-from ignite_hooks.data.random_generators import state_of
+from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.random_state import generators_in
+from ignite_hooks.data.random_state import set_state
+from ignite_hooks.data.random_state import state_of
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
+from ignite_hooks.data.sources import data_parts
+from ignite_hooks.data.sources import order_parts
+from ignite_hooks.data.sources import parts_of
 
 __all__ = ["IndexedLoader"]
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import DistributedSampler
 from torch.utils.data import IterableDataset
 
+from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.data.indexed_source import IndexedLoader
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import PlainIterable
@@ -39,8 +40,8 @@ def can_prepare(data: Any) -> bool:
     """Whether Accelerate prepares ``data`` without harm: it loses samplers of single samples."""
     if not isinstance(data, DataLoader):
         return False
-    prepared = getattr(data, "_is_accelerate_prepared", False)
-    return prepared or data.batch_sampler is not None or isinstance(data.dataset, IterableDataset)
+    has_batches = data.batch_sampler is not None or isinstance(data.dataset, IterableDataset)
+    return is_prepared(data) or has_batches
 
 
 def device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.device | None:

@@ -1,4 +1,4 @@
-"""What kinds of data there are, and how one pass over each is begun, re-entered and ended."""
+"""Kinds of data, their parts, and how one pass over each is begun, re-entered and ended."""
 
 from collections import deque
 from collections.abc import Generator
@@ -19,16 +19,36 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
 
 from ignite_hooks.data.active_loader import activated
-from ignite_hooks.data.loader_parts import data_parts
-from ignite_hooks.data.loader_parts import order_parts
-from ignite_hooks.data.loader_parts import parts_of
-from ignite_hooks.data.random_generators import RandomGenerator
-from ignite_hooks.data.random_generators import generators_in
-from ignite_hooks.data.random_generators import set_state
-from ignite_hooks.data.random_generators import state_of
+from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.random_state import generators_in
+from ignite_hooks.data.random_state import set_state
+from ignite_hooks.data.random_state import state_of
 
-__all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader"]
+__all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader", "data_parts", "order_parts", "parts_of"]
+
+
+def parts_of(loader: Any) -> list[Any]:
+    """The data set and the samplers, nested ones too."""
+    parts = [loader.dataset]
+    samplers = [loader.batch_sampler, loader.sampler]
+    while samplers:
+        sampler = samplers.pop()
+        if sampler is not None and all(sampler is not part for part in parts):
+            parts.append(sampler)
+            samplers += [getattr(sampler, name, None) for name in ("batch_sampler", "sampler")]
+    return parts
+
+
+def data_parts(loader: Any) -> dict[str, Any]:
+    """What a batch of samples comes from, once it is known which samples."""
+    return {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
+
+
+def order_parts(loader: Any) -> dict[str, Any]:
+    """What the order of the samples comes from."""
+    names = ("generator", "sampler", "batch_sampler")
+    return {name: getattr(loader, name, None) for name in names}
 
 
 class PlainIterable:

@@ -13,14 +13,15 @@ from ignite.engine import State
 from ignite.metrics import Metric
 
 from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
-from ignite_hooks.data.feeds import Feeds
+from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import identity
+from ignite_hooks.data.batch import unpack
+from ignite_hooks.data.feed import Feeds
 from ignite_hooks.evaluation.modes import modes_kept
 from ignite_hooks.evaluation.modes import without_ddp
-from ignite_hooks.trainer.process_function import apply_model
-from ignite_hooks.trainer.process_function import identity
-from ignite_hooks.trainer.process_function import unpack
 
 __all__ = ["Evaluator", "create_supervised_evaluator"]
 
@@ -113,7 +114,7 @@ def create_supervised_evaluator(
             'pass {"accuracy": Accuracy()}, say'
         )
     accelerator = accelerator_or_default(accelerator)
-    if accelerator.device_placement and not getattr(model, "_is_accelerate_prepared", False):
+    if accelerator.device_placement and not is_prepared(model):
         model = model.to(accelerator.device)
     model = without_ddp(model)
     device, non_blocking = accelerator.device, accelerator.non_blocking

@@ -14,11 +14,16 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
+from ignite_hooks.core.accelerators import prepared_models
 from ignite_hooks.core.engine import forget_run
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import Prefix
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.data.active_loader import set_aside
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.prepare import source_of
@@ -28,12 +33,31 @@ from ignite_hooks.evaluation.measured import measured_at
 from ignite_hooks.evaluation.modes import gradients_kept
 from ignite_hooks.evaluation.modes import modes_kept
 from ignite_hooks.evaluation.modes import without_ddp
-from ignite_hooks.evaluation.validation_schedule import ValidationSchedule
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
-from ignite_hooks.trainer.loop import TrainingLoop
 
-__all__ = ["Validation"]
+__all__ = ["Validation", "ValidationSchedule"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+class ValidationSchedule:
+    """What of a ``Validation`` is plain data; the evaluator and its data are not.
+
+    Args:
+        every_steps: validate each time so many steps were committed (on an engine without an
+            OptimizerStep: so many iterations).
+        every_epochs: validate each time so many epochs were completed.
+        at_start: validate before the first epoch; not when training is gone on with.
+        prefix: what the names in ``state.metrics`` begin with.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    every_steps: Every | None = None
+    every_epochs: Every | None = None
+    at_start: Flag = False
+    prefix: Prefix = "val_"
 
 
 @dataclass(frozen=True, eq=False, config=handler_config)
@@ -110,18 +134,18 @@ class Validation(ValidationSchedule, Scheduled):
         return super().attach(engine, event)
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Acts on the schedules: on a trainer when all other handlers of the moment are done."""
+        """Validates on schedule; on a trainer after all other handlers of the event."""
         last_at = [-1]
 
-        def act() -> None:
+        def validate() -> None:
             self(attachment.engine)
 
         def when_due(engine: Engine) -> None:
-            if isinstance(engine, TrainingLoop):
-                engine.defer(act)
+            if is_trainer(engine):
+                engine.defer(validate)
             elif last_at[0] != engine.state.iteration:
                 last_at[0] = engine.state.iteration
-                act()
+                validate()
 
         def at_start(engine: Engine) -> None:
             last_at[0] = -1
@@ -143,9 +167,10 @@ class Validation(ValidationSchedule, Scheduled):
         measured_at(engine).update(dict.fromkeys(results, state.iteration))
         engine.fire_event(TrainEvents.VALIDATION_COMPLETED)
 
-    def _results(self, engine: Any) -> Iterator[tuple[str, Any]]:
+    def _results(self, engine: Engine) -> Iterator[tuple[str, Any]]:
         if not isinstance(self.evaluate, Engine):
-            arguments = [without_ddp(engine.model)] if _arguments_of(self.evaluate) else []
+            owner: Any = engine  # nothing is known of the model of a plain engine
+            arguments = [without_ddp(owner.model)] if _arguments_of(self.evaluate) else []
             metrics = self.evaluate(*arguments)
             yield from self._named("", metrics if isinstance(metrics, Mapping) else {})
         elif isinstance(self.data, Mapping):
@@ -166,16 +191,16 @@ class Validation(ValidationSchedule, Scheduled):
     def _named(self, loader: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         return ((f"{self.prefix}{loader}{name}", value) for name, value in metrics.items())
 
-    def _models(self, engine: Any) -> list[torch.nn.Module]:
+    def _models(self, engine: Engine) -> list[torch.nn.Module]:
         """Those that the evaluation may touch, as far as they are known."""
         models = [getattr(owner, "model", None) for owner in (engine, self.evaluate)]
         for step in attached(engine, OptimizerStep):
-            models += step.accelerator._models
+            models += prepared_models(step.accelerator)
         return [model for model in models if isinstance(model, torch.nn.Module)]
 
     @contextmanager
-    def _without_trace(self, engine: Any) -> Iterator[None]:
-        data = engine.feed if isinstance(engine, TrainingLoop) else engine.state.dataloader
+    def _without_trace(self, engine: Engine) -> Iterator[None]:
+        data = engine.feed if is_trainer(engine) else engine.state.dataloader
         feed = data if isinstance(data, DataFeed) else source_of(data, None, even_batches=True)
         steps = attached(engine, OptimizerStep)
         owners = (engine, *steps, self.evaluate)

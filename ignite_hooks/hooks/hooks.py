@@ -63,11 +63,24 @@ from ignite_hooks.hooks.context import HookScope
 from ignite_hooks.hooks.context import check_context
 from ignite_hooks.hooks.context import name_of
 from ignite_hooks.hooks.event_channels import channels_of
-from ignite_hooks.hooks.registration import Registration
 
-__all__ = ["HookContext", "Hooks"]
+__all__ = ["HookContext", "Hooks", "Registration"]
 
 ContextT = TypeVar("ContextT", bound=Context)
+
+
+class Registration(AbstractContextManager["Registration", None]):
+    """One or several contexts in a set, until ``remove()``. In a ``with``, until its end."""
+
+    def __init__(self, remove: Callable[[], None]) -> None:
+        self._remove = remove
+
+    def remove(self) -> None:
+        """Takes off this registration and no other. A second time does nothing."""
+        self._remove()
+
+    def __exit__(self, *failure: object) -> None:
+        self.remove()
 
 
 class Hooks(Handler):

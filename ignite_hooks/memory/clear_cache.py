@@ -8,8 +8,8 @@ from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Fraction
 from ignite_hooks.core.fields import handler_config
-from ignite_hooks.memory.device_memory import memory_in_use
-from ignite_hooks.memory.units import MIB
+from ignite_hooks.memory.device import memory_in_use
+from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.upkeep import Upkeep
 
 __all__ = ["ClearCache"]

@@ -1,18 +1,49 @@
-"""The high-water marks that the device's allocator keeps of itself."""
+"""Figures of the device's allocator: the memory in use, and the high-water marks it keeps."""
 
 from typing import Any
 
-from ignite_hooks.memory.device_memory import allocator
+import torch
+
 from ignite_hooks.memory.mark import Mark
 
-__all__ = ["DeviceMark", "DevicePeaks"]
+__all__ = ["DeviceMark", "DevicePeaks", "allocator", "memory_in_use"]
 
 DevicePeaks = tuple[int, int]
 """Bytes handed out for tensors, and bytes reserved on the device."""
 
-
 _KINDS = ("allocated_bytes", "reserved_bytes")
 _NONE = {"all": {"peak": 0}}
+
+
+def allocator() -> Any:
+    """The module with the figures of the current device's allocator, or None without one.
+
+    It is the module of the device (``torch.cuda``, ``torch.xpu``), or ``torch.accelerator``, which
+    has them from torch 2.9 on; some devices, MPS for one, have none.
+    """
+    if not torch.accelerator.is_available():
+        return None
+    for module in (torch.get_device_module(), torch.accelerator):
+        try:
+            module.memory_reserved()
+        except (AttributeError, RuntimeError):  # it has the function and the device has not
+            continue
+        return module
+    return None
+
+
+def memory_in_use() -> tuple[int, int] | None:
+    """Bytes that the allocator has reserved, and bytes of these that are in use.
+
+    None where there is no device, or one that can not tell.
+    """
+    module = allocator()
+    if module is None:
+        return None
+    try:
+        return module.memory_reserved(), module.memory_allocated()
+    except RuntimeError:
+        return None
 
 
 class DeviceMark(Mark[DevicePeaks]):

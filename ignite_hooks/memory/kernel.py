@@ -1,20 +1,26 @@
-"""Linux's own high-water mark of a process's resident memory: exact, and without a thread.
+"""Linux's own high-water marks of resident memory: of this process, and of its children.
 
 The kernel keeps, for each process, the most memory it has had resident, ``VmHWM`` in
 ``/proc/<pid>/status``; a "5" written to ``/proc/<pid>/clear_refs`` lowers it to what is resident
 now (see proc(5)). It is kept where memory is taken and given back, so no peak escapes it, however
-short. It counts pages in batches for each processor, which is what it can be off by.
+short, and this process needs no thread to watch it. The kernel counts pages in batches for each
+processor, which is what a mark can be off by.
 """
 
 import os
+from collections.abc import Iterator
 from mmap import PAGESIZE
 from mmap import mmap
+from pathlib import Path
 from threading import Lock
 
+import psutil
+
 from ignite_hooks.core.scopes import note
+from ignite_hooks.memory.mark import KIB
 from ignite_hooks.memory.mark import ByteMark
-from ignite_hooks.memory.proc_field import proc_field
-from ignite_hooks.memory.units import KIB
+
+__all__ = ["KernelChildrenMark", "KernelMark", "proc_field", "why_no_kernel_mark"]
 
 try:
     from mmap import MAP_ANONYMOUS
@@ -24,7 +30,6 @@ try:
 except ImportError:  # not a Unix: the mark is never opened there
     pass
 
-__all__ = ["KernelMark", "why_no_kernel_mark"]
 
 _FILES = {"clear_refs": os.O_WRONLY, "status": os.O_RDONLY, "statm": os.O_RDONLY}
 _SPIKE = 4 * 2**20
@@ -143,3 +148,53 @@ def _refusal() -> str | None:
     finally:
         mark.close()
     return None if falls else "a write to /proc/self/clear_refs does not lower VmHWM"
+
+
+class KernelChildrenMark(ByteMark):
+    """The sum over the living children, direct and indirect, of their own marks, in bytes.
+
+    A forked child shares most of its pages with its parent, where they are counted already. Of each
+    child's mark the part that it shares now is taken off: ``VmHWM - (Rss - private pages)``. The
+    marks of those that are there at a reset are lowered; one that is born later has a mark of its
+    own time. A child that has ended has none: it counts as far as it was read before.
+    """
+
+    def reset(self) -> None:
+        """Lowers the mark of each child that is there to what is resident in it."""
+        for folder in _children():
+            try:
+                (folder / "clear_refs").write_bytes(b"5")
+            except OSError:  # it has ended, or belongs to another user
+                continue
+
+    def read(self) -> int:
+        """The sum of the marks of those that are there."""
+        return sum(map(_own_mark, _children()))
+
+
+def _children() -> Iterator[Path]:
+    return (Path("/proc", str(child.pid)) for child in psutil.Process().children(recursive=True))
+
+
+def _own_mark(folder: Path) -> int:
+    """The mark of one child without what it shares; 0 when it has ended."""
+    try:
+        shared = _shared(folder)
+        return proc_field((folder / "status").read_bytes(), b"VmHWM") - shared
+    except (OSError, ValueError):
+        return 0
+
+
+def _shared(folder: Path) -> int:
+    try:
+        pages = (folder / "smaps_rollup").read_bytes()
+    except PermissionError:  # a program of another user, which shares nothing with this one
+        return 0
+    private = sum(proc_field(pages, name) for name in (b"Private_Clean", b"Private_Dirty"))
+    return proc_field(pages, b"Rss") - private
+
+
+def proc_field(text: bytes, name: bytes) -> int:
+    """The first field ``name`` in ``text``, in bytes; a ValueError if there is none."""
+    start = text.index(name + b":") + len(name) + 1
+    return int(text[start : text.index(b"kB", start)]) * KIB

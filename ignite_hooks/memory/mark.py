@@ -1,4 +1,4 @@
-"""What a high-water mark is: the highest that something has been, until it is reset."""
+"""High-water marks: the highest that something has been until a reset; and units of memory."""
 
 from abc import ABC
 from abc import abstractmethod
@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Generic
 from typing import TypeVar
 
-__all__ = ["ByteMark", "Mark", "Reading"]
+__all__ = ["KIB", "MIB", "ByteMark", "Mark", "Reading"]
+
+KIB = 2**10
+MIB = 2**20
 
 Reading = TypeVar("Reading")
 

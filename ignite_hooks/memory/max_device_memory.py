@@ -12,11 +12,11 @@ from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.memory.device import DeviceMark
 from ignite_hooks.memory.device import DevicePeaks
+from ignite_hooks.memory.ledger import Measurement
 from ignite_hooks.memory.ledger import PeakLedger
-from ignite_hooks.memory.measurement import Measurement
+from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
-from ignite_hooks.memory.units import MIB
 
 __all__ = ["MaxDeviceMemory"]
 

@@ -1,10 +1,10 @@
 """Where the figures of resident memory come from: the kernel, or samples."""
 
+from ignite_hooks.memory.kernel import KernelChildrenMark
 from ignite_hooks.memory.kernel import KernelMark
 from ignite_hooks.memory.kernel import why_no_kernel_mark
-from ignite_hooks.memory.kernel_children_mark import KernelChildrenMark
+from ignite_hooks.memory.ledger import Measurement
 from ignite_hooks.memory.ledger import PeakLedger
-from ignite_hooks.memory.measurement import Measurement
 from ignite_hooks.memory.sampled import SampledMark
 from ignite_hooks.memory.sampled import resident
 from ignite_hooks.memory.sampled import uss_of_children

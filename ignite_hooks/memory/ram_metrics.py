@@ -14,12 +14,12 @@ from ignite_hooks.core.fields import MetricName
 from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
+from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.max_ram import MaxRAM
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
-from ignite_hooks.memory.units import MIB
-from ignite_hooks.trainer.loop import TrainingLoop
 
 __all__ = [
     "EpochMaxRAM",
@@ -180,7 +180,7 @@ class StreamMaxRAM(RAMMetric):
     def attach_to(self, attachment: Attachment) -> None:
         """From the beginning of a validation to its end."""
         span = self._span(attachment)
-        if isinstance(attachment.engine, TrainingLoop):
+        if is_trainer(attachment.engine):
             span.between(TrainEvents.VALIDATION_STARTED, TrainEvents.VALIDATION_COMPLETED)
         else:
             span.between(Events.STARTED, Events.COMPLETED)

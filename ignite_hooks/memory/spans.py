@@ -12,7 +12,7 @@ from ignite.engine import Events
 
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import Attachment
-from ignite_hooks.memory.measurement import Measurement
+from ignite_hooks.memory.ledger import Measurement
 
 __all__ = ["Span"]
 

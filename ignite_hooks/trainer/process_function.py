@@ -1,17 +1,20 @@
 """The process function of a supervised trainer: forward, loss, backward."""
 
 from collections.abc import Callable
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ignite.utils import convert_tensor
 
 from ignite_hooks.core.scopes import NOTHING
+from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import describe
+from ignite_hooks.data.batch import identity
+from ignite_hooks.data.batch import pair
+from ignite_hooks.data.batch import unpack
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["apply_model", "forward_with", "identity", "loss_alone", "supervised_step", "unpack"]
+__all__ = ["forward_with", "loss_alone", "supervised_step"]
 
 Forward = Callable[[torch.nn.Module, Any], tuple[Any, Any, Any, Any]]
 
@@ -63,7 +66,7 @@ def forward_with(
             if not isinstance(processed, tuple) or len(processed) != 2:
                 raise TypeError(
                     "`batch_processor` must return a tuple (outputs, loss), got "
-                    f"{_describe(processed)}: return model_outputs, loss"
+                    f"{describe(processed)}: return model_outputs, loss"
                 )
             outputs, loss = processed
             return batch, None, outputs, _checked(loss, "batch_processor")
@@ -78,7 +81,7 @@ def forward_with(
 
     def forward_and_loss(model: torch.nn.Module, batch: Any) -> tuple[Any, Any, Any, Any]:
         x, y = (
-            _pair(batch)
+            pair(batch)
             if only_unpacks
             else prepare_batch(batch, device=device, non_blocking=non_blocking)
         )
@@ -88,65 +91,26 @@ def forward_with(
     return forward_and_loss
 
 
-def unpack(batch: Any, device: Any = None, non_blocking: bool = False) -> tuple[Any, Any]:
-    """Ignite's default ``prepare_batch``: a batch of two is the input and the target."""
-    x, y = _pair(batch)
-    if device is None or torch.device(device).type == "cpu":
-        return x, y
-    return (
-        convert_tensor(x, device=device, non_blocking=non_blocking),
-        convert_tensor(y, device=device, non_blocking=non_blocking),
-    )
-
-
-def apply_model(model: torch.nn.Module, x: Any) -> Any:
-    """Ignite's default ``model_fn``."""
-    return model(x)
-
-
-def identity(output: Any) -> Any:
-    """Ignite's default ``model_transform``."""
-    return output
-
-
 def loss_alone(x: Any, y: Any, y_pred: Any, loss: torch.Tensor) -> torch.Tensor:
     """The default ``output_transform``. Ignite's is ``loss.item()``, which waits for the device."""
     return loss.detach()
 
 
-def _pair(batch: Any) -> tuple[Any, Any]:
-    # Most are tuples or lists; asking the abstract class first took 2 µs.
-    if not isinstance(batch, (tuple, list, Sequence)) or len(batch) != 2:
-        raise ValueError(
-            f"a batch must be a pair (x, y), got {_describe(batch)}: give `prepare_batch`, "
-            "(batch, device, non_blocking) -> (x, y), or in training a `batch_processor`"
-        )
-    x, y = batch
-    return x, y
-
-
 def _checked(loss: Any, source: str) -> torch.Tensor:
     if not isinstance(loss, torch.Tensor):
         raise TypeError(
-            f"the loss of `{source}` must be a tensor, got {_describe(loss)}: return what is to be "
+            f"the loss of `{source}` must be a tensor, got {describe(loss)}: return what is to be "
             "minimized, as it comes from torch"
         )
     if loss.numel() != 1:
         order = " (it returns (outputs, loss), in this order)" if source != "loss_fn" else ""
         raise ValueError(
-            f"the loss of `{source}` must be a scalar, got {_describe(loss)}: reduce it, with "
+            f"the loss of `{source}` must be a scalar, got {describe(loss)}: reduce it, with "
             f".mean() for instance{order}"
         )
     if not loss.requires_grad:
         raise ValueError(
-            f"the loss of `{source}` must require grad, got {_describe(loss)} that does not: "
+            f"the loss of `{source}` must require grad, got {describe(loss)} that does not: "
             "something cut it from the model, .detach(), .item() or torch.no_grad()"
         )
     return loss
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    size = f" of length {len(value)}" if isinstance(value, list | tuple | dict) else ""
-    return f"{type(value).__name__}{size}"

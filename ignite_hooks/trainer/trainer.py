@@ -13,7 +13,7 @@ from ignite_hooks.core.place import Progress
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import run_scopes
 from ignite_hooks.data.feed import DataFeed
-from ignite_hooks.data.feeds import Feeds
+from ignite_hooks.data.feed import Feeds
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.loop import TrainingLoop

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ignite_hooks.config import ValidationSchedule
-from ignite_hooks.config import run_fields
+from ignite_hooks.config import run_settings
 from ignite_hooks.config.registry import all_tagged
 from ignite_hooks.core import fields
 from ignite_hooks.core.handler import Handler
@@ -46,11 +46,11 @@ BY_TYPE = [
     (fields.Seconds, st.floats(0, exclude_min=True, allow_infinity=False)),
     (fields.SignalNames, st.lists(st.sampled_from(["SIGTERM", "SIGINT", "SIGUSR1"])).map(tuple)),
     (fields.SourcePath, paths | paths.map(Path)),
-    (run_fields.Accumulation, counts),
-    (run_fields.MaxCount, counts),
-    (run_fields.Precision, st.sampled_from(["no", "fp16", "bf16", "fp8"])),
-    (run_fields.SchedulerAt, st.sampled_from(["step", "epoch"])),
-    (run_fields.Seed, st.integers(0, 2**32 - 1)),
+    (run_settings.Accumulation, counts),
+    (run_settings.MaxCount, counts),
+    (run_settings.Precision, st.sampled_from(["no", "fp16", "bf16", "fp8"])),
+    (run_settings.SchedulerAt, st.sampled_from(["step", "epoch"])),
+    (run_settings.Seed, st.integers(0, 2**32 - 1)),
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

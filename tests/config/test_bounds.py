@@ -1,4 +1,6 @@
-"""What is too large or too deep is refused, whatever it is."""
+"""Data that is too large or too deep is refused, and so is a number too large for a float."""
+
+import math
 
 import pytest
 
@@ -8,6 +10,7 @@ from ignite_hooks.config.bounds import MAX_DEPTH
 from ignite_hooks.config.bounds import MAX_SIZE
 from ignite_hooks.config.bounds import check_depth
 from ignite_hooks.config.bounds import check_size
+from ignite_hooks.config.bounds import finite
 from ignite_hooks.config.bounds import twice
 
 
@@ -77,3 +80,31 @@ def test_what_is_shared_is_allowed():
 def test_of_a_key_that_is_given_twice_the_message_has_the_beginning():
     assert twice("a\n") == r"a key must be there once, 'a\n' is given twice: remove one"
     assert len(twice("k" * 100_000)) < 200
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e-3", 0.001), ("-0.0", -0.0), ("1.7e308", 1.7e308), ("1e-400", 0.0), ("1_0.5", 10.5)],
+)
+def test_digits_are_the_float_that_they_stand_for(text, number):
+    assert repr(finite(text)) == repr(number)
+
+
+@pytest.mark.parametrize("text", ["inf", "+inf", "-inf", "INF", "nan"])
+def test_what_is_said_not_to_be_finite_is_read(text):
+    assert repr(finite(text)) == repr(float(text))
+    assert not math.isfinite(finite(text))
+
+
+@pytest.mark.parametrize("text", ["1e309", "-1e309", "9" * 400])
+def test_a_number_that_would_become_inf_is_refused(text):
+    with pytest.raises(ValueError, match=r"must be at most 1\.8e308, got .*: inf says what it is"):
+        finite(text)
+
+
+def test_of_a_long_number_the_message_has_the_beginning():
+    with pytest.raises(ValueError, match=r"got 9{80}:"):
+        finite("9" * 100_000)

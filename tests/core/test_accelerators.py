@@ -3,11 +3,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.data_loader import DataLoaderShard
+from accelerate.utils import DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
 
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.core.accelerators import ITERATION_FLAGS
 from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.core.accelerators import is_prepared
+from ignite_hooks.core.accelerators import prepared_models
+from ignite_hooks.core.accelerators import shared_mixed_precision
 from tests.reference import batches_of
 from tests.reference import make_model
 
@@ -82,3 +91,81 @@ def test_ignite_is_told_of_the_processes_where_all_of_them_are(
     monkeypatch.setattr(Accelerator, "num_processes", processes)
     accelerator_or_default(accelerator)
     assert len(synchronized) == synchronizations
+
+
+# Members that Accelerate keeps private, on real objects of Accelerate.
+
+
+def loader_of(kind):
+    """A prepared loader of three batches."""
+    dispatches = DataLoaderConfiguration(dispatch_batches=kind is DataLoaderDispatcher)
+    loader = Accelerator(cpu=True, dataloader_config=dispatches).prepare(DataLoader(range(5), 2))
+    assert isinstance(loader, kind)
+    return loader
+
+
+def test_prepared_models_are_those_that_prepare_returned():
+    accelerator, other = Accelerator(cpu=True), Accelerator(cpu=True)
+    assert prepared_models(accelerator) == []
+    models = accelerator.prepare(make_model(), make_model())
+    assert prepared_models(accelerator) == [*models]
+    accelerator.prepare(models[0], DataLoader([1]))
+    assert prepared_models(accelerator) == [*models]
+    assert prepared_models(other) == []
+
+
+def test_the_list_of_prepared_models_is_a_copy():
+    accelerator = Accelerator(cpu=True)
+    model = accelerator.prepare(make_model())
+    prepared_models(accelerator).clear()
+    assert prepared_models(accelerator) == [model]
+
+
+@pytest.mark.parametrize("method", ["prepare", "prepare_model"])
+def test_a_model_is_prepared_once_it_was_prepared(method):
+    model = make_model()
+    assert not is_prepared(model)
+    assert is_prepared(getattr(Accelerator(cpu=True), method)(model))
+
+
+def test_optimizers_schedulers_and_loaders_are_prepared_by_prepare():
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    objects = optimizer, StepLR(optimizer, 1), DataLoader([1])
+    assert not any(map(is_prepared, objects))
+    assert all(map(is_prepared, Accelerator(cpu=True).prepare(*objects)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        (DataLoaderShard, {*ITERATION_FLAGS} - {"_stop_iteration"}),
+        (DataLoaderDispatcher, {*ITERATION_FLAGS}),
+    ],
+)
+def test_an_iteration_changes_the_iteration_flags_and_no_more(kind, flags):
+    loader, missing = loader_of(kind), object()
+    snapshots = [dict(vars(loader))]
+    for _ in loader:
+        snapshots.append(dict(vars(loader)))
+    snapshots.append(dict(vars(loader)))
+    names = {name for snapshot in snapshots for name in snapshot}
+    values = {name: [each.get(name, missing) for each in snapshots] for name in names}
+    changed = {name for name in names if any(value != values[name][0] for value in values[name])}
+    assert changed == flags
+
+
+def test_a_dispatching_loader_notes_that_it_met_the_end_of_the_data():
+    loader = loader_of(DataLoaderDispatcher)
+    assert [loader._stop_iteration for _ in loader] == [False, False, True]
+    next(batches := iter(loader))
+    assert not loader._stop_iteration
+    batches.close()
+    loader.end()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_shared_precision_is_that_of_the_first_accelerator(precision):
+    assert shared_mixed_precision() is None
+    first = Accelerator(cpu=True, mixed_precision=precision)
+    assert shared_mixed_precision() == first.mixed_precision == precision
+    assert Accelerator().mixed_precision == precision

@@ -1,3 +1,4 @@
+import io
 import random
 import weakref
 from collections import Counter
@@ -21,6 +22,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from ignite_hooks import DataFeed
 from ignite_hooks.core.place import FeedPosition
+from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.random_state import RandomState
 from tests.ids import stable_id
 from tests.reference import Noisy
@@ -932,3 +934,265 @@ class TestErrors:
         data.clear()
         with pytest.raises(ValueError, match=r"`data` gave no batch in pass 2"):
             one_pass(feed)
+
+
+# One feed for each loader.
+
+
+def test_a_loader_is_prepared_once_and_goes_on_where_it_was_left(accelerator):
+    feeds = Feeds(accelerator)
+    loaders = [DataLoader(range(4), batch_size=2) for _ in range(2)]
+    first = feeds.of(loaders[0])
+    next(iter(first))
+    first.close()
+    for _ in range(3):
+        assert feeds.of(loaders[1]) is not first
+        assert feeds.of(loaders[0]) is first
+    assert first.position == (0, 1)
+    assert len(accelerator._dataloaders) == 2
+
+
+def test_the_prepared_loader_has_the_feed_of_the_raw_one(accelerator):
+    feeds = Feeds(accelerator)
+    raw = DataLoader(range(4))
+    feed = feeds.of(raw)
+    feeds.of([1])
+    assert feeds.of(feed.loader) is feed
+
+
+def test_of_data_that_is_no_loader_the_newest_is_remembered(accelerator):
+    feeds = Feeds(accelerator)
+    one, other = [[1], [2]], [[1], [2]]
+    feed = feeds.of(one)
+    assert feeds.of(one) is feed
+    assert feeds.of(other) is not feed
+    assert feeds.of(one) is not feed
+
+
+def test_a_feed_may_be_named_for_data(accelerator):
+    feeds = Feeds(accelerator)
+    raw = DataLoader(range(4))
+    feed = DataFeed(raw, accelerator)
+    feeds.add(raw, feed)
+    feeds.of([1])
+    assert feeds.of(raw) is feeds.of(feed.loader) is feed
+
+
+@pytest.mark.parametrize("even_batches", [True, False])
+def test_the_feeds_are_even_if_asked_for(even_batches, accelerator):
+    feed = Feeds(accelerator, even_batches).of(DataLoader(range(4)))
+    assert feed._source.even_batches is even_batches
+
+
+def test_what_can_not_be_used_is_not_remembered(accelerator):
+    feeds = Feeds(accelerator)
+    data = []
+    with pytest.raises(ValueError, match="gave no batch"):
+        feeds.of(data)
+    data.append([1])
+    assert len(feeds.of(data)) == 1
+
+
+# A feed that is told where another stood gives what that one would have given next.
+
+
+SAMPLES, BATCH, PASSES = 10, 3, 3
+
+
+class Floats(IterableDataset):
+    def __iter__(self):
+        yield from torch.arange(float(SAMPLES))
+
+
+class Permuted:
+    """Batches in an order that is drawn when the pass begins."""
+
+    def __iter__(self):
+        return iter(torch.randperm(SAMPLES).split(BATCH))
+
+
+class Drawing(Permuted):
+    """The same, drawn from a generator of its own."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(torch.initial_seed())
+
+    def __iter__(self):
+        return iter(torch.from_numpy(self.rng.permutation(SAMPLES)).split(BATCH))
+
+
+def noisy_loader(**options):
+    return DataLoader(Noisy(SAMPLES), BATCH, shuffle=True, **options)
+
+
+def own_generators():
+    sampler = RandomSampler(
+        range(SAMPLES), generator=torch.Generator().manual_seed(torch.initial_seed())
+    )
+    batches = BatchSampler(sampler, BATCH, drop_last=False)
+    return DataLoader(
+        Noisy(SAMPLES), batch_sampler=batches, generator=torch.Generator().manual_seed(6)
+    )
+
+
+def replacing():
+    sampler = RandomSampler(range(SAMPLES), replacement=True, num_samples=SAMPLES)
+    return DataLoader(Noisy(SAMPLES), BATCH, sampler=sampler)
+
+
+def accelerator_with(**options):
+    return Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**options))
+
+
+MOVABLE = {
+    "a loader": lambda: DataFeed(noisy_loader()),
+    "a prepared loader": lambda: DataFeed(noisy_loader(), accelerator_with()),
+    "a seedable sampler": lambda: DataFeed(
+        noisy_loader(), accelerator_with(use_seedable_sampler=True)
+    ),
+    "drop_last": lambda: DataFeed(noisy_loader(drop_last=True), accelerator_with()),
+    "generators of its own": lambda: DataFeed(own_generators()),
+    "prepared, generators of its own": lambda: DataFeed(own_generators(), accelerator_with()),
+    "with replacement": lambda: DataFeed(replacing(), accelerator_with()),
+    "single samples": lambda: DataFeed(DataLoader(Noisy(4), batch_size=None, shuffle=True)),
+    "a list": lambda: DataFeed(list(torch.arange(4.0))),
+    "an iterable without length": lambda: DataFeed(Permuted()),
+    "an iterable with a generator": lambda: DataFeed(Drawing()),
+    "dispatched, generators of its own": lambda: DataFeed(
+        own_generators(), accelerator_with(dispatch_batches=True)
+    ),
+    "an iterable data set": lambda: DataFeed(DataLoader(Floats(), BATCH), accelerator_with()),
+}
+WORKERS = {
+    "workers": {"num_workers": 2},
+    "persistent workers": {"num_workers": 2, "persistent_workers": True},
+}
+
+
+def after_a_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def given_until(feed, until):
+    """The batches up to a pass, and at which places."""
+    found = []
+    while feed.position.data_pass < until:
+        for batch in feed:
+            tensors = batch if isinstance(batch, list | tuple) else [batch]
+            found.append((tuple(feed.position), torch.cat([each.flatten() for each in tensors])))
+    return found
+
+
+def advance(feed, number):
+    """Takes some batches; a pass that has ended is left, as a trainer leaves it."""
+    batches = iter(feed)
+    for _ in range(number):
+        try:
+            next(batches)
+        except StopIteration:
+            batches = iter(feed)
+            next(batches)
+    return batches
+
+
+def assert_same(found, expected):
+    assert [place for place, _ in found] == [place for place, _ in expected]
+    for (_, ours), (_, theirs) in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def both(make, number):
+    """What a feed gives after some batches, and what another gives that was told where it stood."""
+    seed(1)
+    feed = make()
+    batches = advance(feed, number)
+    place, random = feed.state_dict(), RandomState.capture().state_dict()
+    place, random = after_a_file(place), after_a_file(random)
+    rest = [*_rest(feed, batches), *given_until(feed, PASSES)]
+    at_end = RandomState.capture(generators=feed.generators).state_dict()
+
+    seed(2)
+    other = make()
+    other.load_state_dict(place)
+    RandomState.from_state_dict(random).restore()
+    resumed = given_until(other, PASSES)
+    at_other_end = RandomState.capture(generators=other.generators).state_dict()
+    return rest, resumed, at_end, at_other_end
+
+
+def _rest(feed, batches):
+    for batch in batches:
+        tensors = batch if isinstance(batch, list | tuple) else [batch]
+        yield tuple(feed.position), torch.cat([each.flatten() for each in tensors])
+
+
+@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("kind", MOVABLE)
+def test_the_rest_is_the_same_from_every_place_on(kind, number):
+    rest, resumed, at_end, at_other_end = both(MOVABLE[kind], number)
+    assert rest
+    assert_same(resumed, rest)
+    assert str(at_other_end) == str(at_end)
+
+
+@pytest.mark.parametrize("number", [0, 2, 4, 5])
+@pytest.mark.parametrize("workers", WORKERS)
+def test_it_is_so_with_workers(workers, number):
+    def make():
+        loader = DataLoader(Noisy(SAMPLES, noise=0), BATCH, shuffle=True, **WORKERS[workers])
+        return DataFeed(loader, accelerator_with())
+
+    rest, resumed, at_end, at_other_end = both(make, number)
+    assert_same(resumed, rest)
+    assert str(at_other_end) == str(at_end)
+
+
+def test_the_batches_before_are_not_loaded():
+    loaded = []
+
+    class Telling(Noisy):
+        def __getitem__(self, index):
+            loaded.append(index)
+            return super().__getitem__(index)
+
+    feed = DataFeed(DataLoader(Telling(SAMPLES), BATCH, shuffle=True))
+    advance(feed, 2)
+    state_dict = feed.state_dict()
+    other = DataFeed(DataLoader(Telling(SAMPLES), BATCH, shuffle=True))
+    other.load_state_dict(state_dict)
+    del loaded[:]
+    next(iter(other))
+    assert len(loaded) == BATCH
+
+
+def test_generators_that_are_there_only_once_are_named():
+    feed, other = DataFeed(own_generators()), DataFeed(noisy_loader(generator=torch.Generator()))
+    advance(feed, 1)
+    sampler = "batch_sampler.sampler.generator (torch.Generator, cpu)"
+    (found,) = other.differences(feed.state_dict())
+    assert found == f"there is a random generator {sampler} only then"
+    other.load_state_dict(feed.state_dict())
+    assert other.position == (0, 1)
+    advance(other, 1)
+    (found,) = feed.differences(other.state_dict())
+    assert found == f"there is a random generator {sampler} only now"
+
+
+def test_an_iterator_stays_where_it_is():
+    feed = DataFeed(iter(range(5)))
+    advance(feed, 2)
+    other = DataFeed(iter(range(5)))
+    other.load_state_dict(feed.state_dict())
+    assert other.position == (0, 0)
+    assert list(other) == [0, 1, 2, 3, 4]
+
+
+def test_after_the_last_batch_the_place_is_the_beginning_of_the_next_pass():
+    feed = DataFeed([1, 2, 3])
+    batches = advance(feed, 3)
+    assert feed.position == (0, 3)
+    assert feed.state_dict()["position"] == [1, 0]
+    del batches

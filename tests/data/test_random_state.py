@@ -1,11 +1,150 @@
 import io
 import random
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import Subset
 
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.random_state import generators_in
+from ignite_hooks.data.random_state import set_state
+from ignite_hooks.data.random_state import state_of
+
+# Generators that objects have for themselves.
+
+
+KINDS = {
+    "torch.Generator, cpu": lambda seed: torch.Generator().manual_seed(seed),
+    "Random": random.Random,
+    "RandomState": np.random.RandomState,
+    **{
+        kind.__name__: partial(lambda kind, seed: np.random.Generator(kind(seed)), kind)
+        for kind in (
+            np.random.PCG64,
+            np.random.PCG64DXSM,
+            np.random.MT19937,
+            np.random.Philox,
+            np.random.SFC64,
+        )
+    },
+}
+
+
+def drawn_from(generator):
+    """With what is kept back for the next draw."""
+    if isinstance(generator, torch.Generator):
+        return torch.randn(3, generator=generator).tolist()
+    if isinstance(generator, random.Random):
+        return [generator.random(), generator.gauss(0, 1)]
+    integers = getattr(generator, "integers", None) or generator.randint
+    return [integers(5, dtype=np.uint16), generator.standard_normal(), generator.random()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_of_each_kind_goes_through_a_file_without_pickle(kind):
+    ours, theirs = KINDS[kind](1), KINDS[kind](2)
+    assert list(generators_in({"it": ours})) == [f"it ({kind})"]
+    drawn_from(ours)
+    file = io.BytesIO()
+    torch.save(state_of(ours), file)
+    expected = [drawn_from(ours) for _ in range(5)]
+    file.seek(0)
+    set_state(theirs, torch.load(file, weights_only=True))
+    assert [drawn_from(theirs) for _ in range(5)] == expected
+
+
+class Loaded:
+    """A data set with a generator, and a method that collates."""
+
+    def __init__(self):
+        self._rng = random.Random(1)
+
+    def collate(self, samples):
+        return samples
+
+
+def places_in(thing):
+    return [name.split(" ")[0] for name in generators_in({"data": thing})]
+
+
+WHERE = {
+    "itself": (lambda: random.Random(), "data"),
+    "an attribute": (Loaded, "data._rng"),
+    "a subset": (lambda: Subset(Loaded(), [0]), "data.dataset._rng"),
+    "data sets": (lambda: SimpleNamespace(datasets=[[1], Loaded()]), "data.datasets.1._rng"),
+    "a dict": (lambda: {"train": Loaded()}, "data.train._rng"),
+    "a bound method": (lambda: Loaded().collate, "data.self._rng"),
+    "a partial": (lambda: partial(print, Loaded()), "data.args.0._rng"),
+    "a keyword": (lambda: partial(print, rng=random.Random()), "data.keywords.rng"),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_it_is_found_in(where):
+    make, name = WHERE[where]
+    assert places_in(make()) == [name]
+
+
+def test_one_that_is_held_twice_is_found_once_where_it_is_nearest():
+    rng = random.Random()
+    deep = SimpleNamespace(inner=SimpleNamespace(rng=rng), rng=rng)
+    assert places_in(deep) == ["data.rng"]
+
+
+NOT_FOUND = {
+    "nothing": lambda: None,
+    "a class": lambda: Loaded,
+    "a module": lambda: np.random,
+    "a function": lambda: drawn_from,
+    "one without a state": random.SystemRandom,
+    "a seedable sampler": lambda: SeedableRandomSampler([1], generator=torch.Generator()),
+    "what is long": lambda: [Loaded() for _ in range(65)],
+    "what is far": lambda: Subset(Subset(Subset(Subset(Subset(Loaded(), []), []), []), []), []),
+}
+
+
+@pytest.mark.parametrize("what", NOT_FOUND)
+def test_none_is_found_in(what):
+    assert places_in(NOT_FOUND[what]()) == []
+
+
+@pytest.mark.parametrize("base", [list, dict])
+def test_what_loads_its_content_when_asked_is_not_asked(base):
+    class Loading(base):
+        def _load(self, *asked):
+            pytest.fail("it was loaded")
+
+        __iter__ = __len__ = __getitem__ = items = _load
+
+    assert places_in(Loading()) == []
+
+
+def test_a_circle_has_an_end():
+    one = SimpleNamespace(rng=random.Random())
+    one.other = SimpleNamespace(one=one)
+    assert places_in(one) == ["data.rng"]
+
+
+def test_the_search_is_bounded():
+    class Telling:
+        asked = 0
+
+        @property
+        def __dict__(self):
+            Telling.asked += 1
+            if Telling.asked > 1000:
+                pytest.fail("it does not end")
+            return {f"part{number}": Telling() for number in range(40)}
+
+    generators_in({"data": Telling()})
+    assert Telling.asked > 100
+
+
+# States of the global generators, and of others.
 
 
 def draw():

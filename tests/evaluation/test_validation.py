@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import gc
 import random
@@ -29,6 +30,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.evaluation.validation import ValidationSchedule
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -1275,3 +1277,35 @@ def test_the_training_that_is_compared_with_is_sensitive():
     training.engine.add_event_handler(Events.ITERATION_COMPLETED(once=5), draw)
     with pytest.raises(AssertionError, match="at iteration 6"):
         assert_undisturbed(training.run())
+
+
+# The schedule alone, as plain data.
+
+
+def test_a_validation_has_its_fields_and_defaults():
+    schedule = ValidationSchedule()
+    validation = Validation(lambda: None)
+    assert isinstance(validation, ValidationSchedule)
+    for field in dataclasses.fields(schedule):
+        assert getattr(validation, field.name) == getattr(schedule, field.name)
+
+
+def test_a_schedule_makes_a_validation():
+    schedule = ValidationSchedule(every_steps=3, every_epochs=2, at_start=True, prefix="test_")
+    validation = Validation(lambda: None, **vars(schedule))
+    assert {**vars(validation), **vars(schedule)} == vars(validation)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("every_steps", 0, "an integer >= 1"),
+        ("every_epochs", 1.0, "an integer >= 1"),
+        ("at_start", 1, "True or False"),
+        ("prefix", None, "a string"),
+        ("prefix", 1, "a string"),
+    ],
+)
+def test_a_wrong_value_is_named_with_the_rule(field, value, rule):
+    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}"):
+        ValidationSchedule(**{field: value})

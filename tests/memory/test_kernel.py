@@ -2,19 +2,30 @@ import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from ignite_hooks.memory import kernel as kernel_mark
 from ignite_hooks.memory import sampled as sampled_mark
+from ignite_hooks.memory.kernel import KernelChildrenMark
 from ignite_hooks.memory.kernel import KernelMark
 from ignite_hooks.memory.kernel import _proof
+from ignite_hooks.memory.kernel import proc_field
 from ignite_hooks.memory.kernel import why_no_kernel_mark
 from tests.memory.spikes import LEAN
 from tests.memory.spikes import MIB
+from tests.memory.spikes import Child
+from tests.memory.spikes import bear
+from tests.memory.spikes import bury
 from tests.memory.spikes import descriptors
 from tests.memory.spikes import forked
+from tests.memory.spikes import give_back
+from tests.memory.spikes import keep
+from tests.memory.spikes import keep_mapped
+from tests.memory.spikes import let_child_do
 from tests.memory.spikes import of_marks
 from tests.memory.spikes import program
 from tests.memory.spikes import spike
@@ -330,3 +341,228 @@ def test_a_file_that_can_not_be_opened_any_more_is_an_error_with_a_remedy(monkey
         KernelMark().open()
     notes = getattr(raised.value, "__notes__", ['backend="sampler"'])
     assert 'backend="sampler"' in notes[0]
+
+
+# Marks of children.
+
+
+NEARLY = 2 * MIB
+
+
+@pytest.fixture
+def children_mark():
+    return KernelChildrenMark()
+
+
+def test_without_children_there_is_nothing(children_mark):
+    children_mark.reset()
+    assert children_mark.read() == 0
+
+
+def test_a_spike_of_a_child_is_seen_however_short_it_was(children_mark):
+    with Child() as child:
+        child.do(spike, 1)
+        children_mark.reset()
+        before = children_mark.read()
+        child.do(spike, 60)
+        assert children_mark.read() - before == pytest.approx(60 * MIB, abs=NEARLY)
+        assert children_mark.read() - before == pytest.approx(60 * MIB, abs=NEARLY)
+
+
+def test_a_spike_before_the_reset_is_forgotten(children_mark):
+    with Child() as child:
+        child.do(spike, 1)
+        children_mark.reset()
+        before = children_mark.read()
+        child.do(spike, 60)
+        children_mark.reset()
+        assert children_mark.read() - before < NEARLY
+
+
+def test_a_child_counts_from_its_birth(children_mark):
+    children_mark.reset()
+    with Child() as child:
+        child.do(spike, 60)
+        assert 60 * MIB - NEARLY < children_mark.read() < 75 * MIB
+
+
+def test_what_children_share_with_this_process_is_not_theirs(children_mark):
+    with taken(200), Child() as one, Child() as other:
+        for child in (one, other):
+            child.do(spike, 1)
+        assert children_mark.read() < 40 * MIB
+        one.do(spike, 60)
+        other.do(keep, 30)
+        assert 90 * MIB - NEARLY < children_mark.read() < 130 * MIB
+
+
+def test_what_a_child_writes_to_is_its_own(children_mark):
+    with taken(60) as block, Child() as child:
+        child.do(spike, 1)
+        before = children_mark.read()
+        assert before < 20 * MIB
+        child.do(keep, 40)
+        assert children_mark.read() - before == pytest.approx(40 * MIB, abs=NEARLY)
+        child.do(give_back)
+        assert children_mark.read() - before == pytest.approx(40 * MIB, abs=NEARLY)
+        assert block[0] == 1
+
+
+def test_a_file_that_only_a_child_has_mapped_is_its_own(children_mark, tmp_path):
+    path = tmp_path / "data"
+    with path.open("wb") as file:
+        file.write(bytes(30 * MIB))
+        os.fsync(file.fileno())
+    with Child() as child:
+        child.do(spike, 1)
+        before = children_mark.read()
+        child.do(keep_mapped, str(path))
+        assert children_mark.read() - before == pytest.approx(30 * MIB, abs=NEARLY)
+
+
+def test_grandchildren_are_seen_and_reset(children_mark):
+    with Child() as child:
+        child.do(bear)
+        child.do(let_child_do, spike, 1)
+        children_mark.reset()
+        before = children_mark.read()
+        child.do(let_child_do, spike, 60)
+        assert children_mark.read() - before == pytest.approx(60 * MIB, abs=NEARLY)
+        children_mark.reset()
+        assert children_mark.read() - before < NEARLY
+        child.do(bury)
+
+
+def test_a_child_that_has_ended_is_not_counted(children_mark):
+    with Child() as child:
+        child.do(spike, 60)
+    assert children_mark.read() == 0
+
+
+def test_a_zombie_has_no_mark_and_disturbs_nobody(children_mark):
+    with Child() as child, Child() as other:
+        other.do(spike, 60)
+        child.end()
+        assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+        assert children_mark.read() >= 60 * MIB - NEARLY
+        children_mark.reset()
+        assert children_mark.read() < 20 * MIB
+        os.waitpid(child.pid, 0)
+
+
+def test_a_child_that_has_ended_since_it_was_listed_disturbs_nobody(children_mark, monkeypatch):
+    with Child() as other:
+        with Child() as gone:
+            listed = [psutil.Process(gone.pid), psutil.Process(other.pid)]
+        monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: listed)
+        other.do(spike, 60)
+        assert children_mark.read() >= 60 * MIB - NEARLY
+        children_mark.reset()
+        assert children_mark.read() < 20 * MIB
+
+
+def test_a_child_that_ends_while_it_is_looked_at_has_nothing(children_mark, monkeypatch):
+    read = Path.read_bytes
+    with Child() as child:
+
+        def ending(path):
+            if path.name == "status":
+                child.end()
+            return read(path)
+
+        child.do(spike, 60)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", ending)
+            assert children_mark.read() == 0
+        os.waitpid(child.pid, 0)
+
+
+def test_a_child_of_another_user_is_counted_with_all_that_it_has(children_mark, monkeypatch):
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "smaps_rollup":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    with taken(60), Child() as child:
+        child.do(spike, 60)
+        assert children_mark.read() < 90 * MIB
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        assert children_mark.read() > 150 * MIB
+
+
+def test_a_child_whose_mark_can_not_be_reset_disturbs_nobody(children_mark, monkeypatch):
+    write = Path.write_bytes
+    with Child() as locked, Child() as other:
+
+        def refuse(path, text):
+            if str(locked.pid) in path.parts:
+                raise PermissionError(13, "Permission denied", str(path))
+            return write(path, text)
+
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+        for child in (locked, other):
+            child.do(spike, 60)
+        children_mark.reset()
+        assert 60 * MIB - NEARLY < children_mark.read() < 90 * MIB
+
+
+def test_the_order_of_the_children_does_not_matter_to_a_refusal(children_mark, monkeypatch):
+    write = Path.write_bytes
+    with Child() as other, Child() as locked:
+
+        def refuse(path, text):
+            if str(locked.pid) in path.parts:
+                raise ProcessLookupError(3, "No such process", str(path))
+            return write(path, text)
+
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+        for child in (locked, other):
+            child.do(spike, 60)
+        children_mark.reset()
+        assert 60 * MIB - NEARLY < children_mark.read() < 90 * MIB
+
+
+def test_this_process_is_not_its_own_child(children_mark):
+    with taken(60), Child() as child:
+        child.do(spike, 1)
+        children_mark.reset()
+        before = children_mark.read()
+        spike(60)
+        assert children_mark.read() - before < NEARLY
+
+
+# Fields of the files of /proc.
+
+
+STATUS = (
+    b"Name:\tVmHWM\nVmPeak:\t   20000 kB\nVmHWM:\t    1234 kB\nVmRSS:\t     900 kB\nThreads:\t1\n"
+)
+ROLLUP = (
+    b"0-1 ---p 0 00:00 0    [rollup]\nRss:        48 kB\nPss:        40 kB\nPss_Dirty:   8 kB\n"
+)
+
+
+def test_a_field_is_told_in_bytes():
+    assert proc_field(STATUS, b"VmHWM") == 1234 * 1024
+    assert proc_field(STATUS, b"VmRSS") == 900 * 1024
+    assert proc_field(STATUS, b"VmPeak") == 20000 * 1024
+
+
+def test_the_first_of_the_fields_is_told_and_none_that_only_begins_so():
+    assert proc_field(ROLLUP, b"Pss") == 40 * 1024
+    assert proc_field(ROLLUP, b"Pss_Dirty") == 8 * 1024
+    assert proc_field(ROLLUP + b"Rss:  7 kB\n", b"Rss") == 48 * 1024
+
+
+@pytest.mark.parametrize("text", [b"", STATUS, b"VmSwap", b"VmSwap:\n"])
+def test_a_field_that_is_not_there_is_an_error(text):
+    with pytest.raises(ValueError, match=r"not found"):
+        proc_field(text, b"VmSwap")
+
+
+def test_a_real_status_is_read():
+    with open("/proc/self/status", "rb") as status:
+        text = status.read()
+    assert 0 < proc_field(text, b"VmRSS") <= proc_field(text, b"VmSize")

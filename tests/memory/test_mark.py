@@ -1,7 +1,7 @@
 import pytest
 
+from ignite_hooks.memory.kernel import KernelChildrenMark
 from ignite_hooks.memory.kernel import KernelMark
-from ignite_hooks.memory.kernel_children_mark import KernelChildrenMark
 from ignite_hooks.memory.mark import ByteMark
 from ignite_hooks.memory.mark import Mark
 from ignite_hooks.memory.sampled import SampledMark

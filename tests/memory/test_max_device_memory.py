@@ -9,7 +9,7 @@ from ignite.engine import Events
 
 from ignite_hooks import MaxDeviceMemory
 from ignite_hooks.memory import device as device_mark
-from ignite_hooks.memory.device_memory import memory_in_use
+from ignite_hooks.memory.device import memory_in_use
 from ignite_hooks.memory.max_device_memory import _ledger
 from tests.ids import stable_id
 from tests.memory.test_device import Allocator

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from ignite_hooks import GradientClipping
 from ignite_hooks import TrainEvents
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.trainer.process_function import apply_model
+from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import identity
+from ignite_hooks.data.batch import unpack
 from ignite_hooks.trainer.process_function import forward_with
-from ignite_hooks.trainer.process_function import identity
-from ignite_hooks.trainer.process_function import unpack
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -418,17 +418,6 @@ def test_mixed_precision_of_the_accelerator_is_used():
     assert state.model_outputs.dtype == state.loss.dtype == torch.float32
 
 
-def test_unpack_gives_a_pair_and_leaves_its_content_alone():
-    x, y = {"ids": torch.ones(2)}, [torch.zeros(2)]
-    assert unpack((x, y))[0] is x
-    assert unpack([x, y], device=torch.device("cpu"), non_blocking=True)[1] is y
-
-
-def test_unpack_moves_a_pair_to_the_device():
-    x, y = unpack(({"ids": torch.ones(2)}, [torch.zeros(2)]), device=torch.device("meta"))
-    assert x["ids"].device.type == y[0].device.type == "meta"
-
-
 def test_a_pair_that_no_one_has_moved_is_moved_to_the_accelerators_device():
     device, model = torch.device("meta"), torch.nn.Linear(2, 2, device="meta")
     forward = forward_with(
@@ -436,22 +425,3 @@ def test_a_pair_that_no_one_has_moved_is_moved_to_the_accelerators_device():
     )
     x, y, y_pred, loss = forward(model, (torch.ones(3, 2), torch.ones(3, 2)))
     assert x.device == y.device == y_pred.device == loss.device == device
-
-
-@pytest.mark.parametrize(
-    ("batch", "described"),
-    [
-        ((1, 2, 3), "tuple of length 3"),
-        ([1], "list of length 1"),
-        ({"x": 1, "y": 2}, "dict of length 2"),
-        (torch.zeros(2, 3), "a tensor of shape (2, 3)"),
-        (None, "NoneType"),
-        (5, "int"),
-    ],
-)
-def test_unpack_says_what_a_batch_was_that_is_no_pair(batch, described):
-    with pytest.raises(ValueError, match="a batch must be a pair") as raised:
-        unpack(batch)
-    message = str(raised.value)
-    assert f"got {described}:" in message
-    assert "`prepare_batch`" in message

@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from ignite_hooks.data.batch import unpack
+
+
+def test_unpack_gives_a_pair_and_leaves_its_content_alone():
+    x, y = {"ids": torch.ones(2)}, [torch.zeros(2)]
+    assert unpack((x, y))[0] is x
+    assert unpack([x, y], device=torch.device("cpu"), non_blocking=True)[1] is y
+
+
+def test_unpack_moves_a_pair_to_the_device():
+    x, y = unpack(({"ids": torch.ones(2)}, [torch.zeros(2)]), device=torch.device("meta"))
+    assert x["ids"].device.type == y[0].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("batch", "described"),
+    [
+        ((1, 2, 3), "tuple of length 3"),
+        ([1], "list of length 1"),
+        ({"x": 1, "y": 2}, "dict of length 2"),
+        (torch.zeros(2, 3), "a tensor of shape (2, 3)"),
+        (None, "NoneType"),
+        (5, "int"),
+    ],
+)
+def test_unpack_says_what_a_batch_was_that_is_no_pair(batch, described):
+    with pytest.raises(ValueError, match="a batch must be a pair") as raised:
+        unpack(batch)
+    message = str(raised.value)
+    assert f"got {described}:" in message
+    assert "`prepare_batch`" in message
