@@ -37,7 +37,7 @@ MODULES = {name_of(path): path for path in FILES}
 
 
 def room_of(module):
-    return (module.split(".") + ["ignite_hooks"])[1]
+    return ([*module.split("."), "ignite_hooks"])[1]
 
 
 def floor_of(module):
