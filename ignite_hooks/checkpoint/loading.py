@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import load_objects
-from ignite_hooks.checkpoint.folder import Checkpoint
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_flags import set_flags
 from ignite_hooks.checkpoint.module_state import differences_of_module
@@ -21,6 +20,7 @@ from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
+from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.training_name import name_training
 from ignite_hooks.checkpoint.undoing import undone_on_failure
 from ignite_hooks.evaluation.measured import measured_at

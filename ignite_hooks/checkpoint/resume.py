@@ -9,8 +9,6 @@ from weakref import ref
 from ignite.engine import Engine
 from pydantic.dataclasses import dataclass
 
-from ignite_hooks.checkpoint.folder import Checkpoint
-from ignite_hooks.checkpoint.folder import find_problems
 from ignite_hooks.checkpoint.loading import LoadedState
 from ignite_hooks.checkpoint.manifest import SCHEMA
 from ignite_hooks.checkpoint.ranks import Ranks
@@ -19,6 +17,8 @@ from ignite_hooks.checkpoint.source import Candidate
 from ignite_hooks.checkpoint.source import Source
 from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.state import TrainingState
+from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Flag

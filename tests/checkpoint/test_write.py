@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
-from ignite_hooks.checkpoint.folder import find_problems
 from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.write import Saver
 from tests.reference import augmented
 from tests.reference import make_trainer
