@@ -7,10 +7,10 @@ from typing import Any
 
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.members import handlers_with_state
-from ignite_hooks.checkpoint.module_flags import set_flags
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import read_module
+from ignite_hooks.checkpoint.module_state import set_flags
 from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import ResumeReport
