@@ -20,8 +20,8 @@ from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
+from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.store import Checkpoint
-from ignite_hooks.checkpoint.training_name import name_training
 from ignite_hooks.checkpoint.undoing import undone_on_failure
 from ignite_hooks.evaluation.measured import measured_at
 
@@ -120,7 +120,7 @@ class LoadedState:
         self._look_at_data()
         parts["random generators"] = self._random_report()
         trainer.load_position_state_dict(self._place)
-        name_training(trainer, self._checkpoint.manifest.training)
+        set_training_id(trainer, self._checkpoint.manifest.training)
         parts["counters"] = EXACT
         self._objects, self._registered = {}, []  # this may stay for a while
         return self._report()

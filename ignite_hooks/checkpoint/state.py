@@ -12,6 +12,8 @@
 
 Where a process holds a part of the model only (FSDP, DeepSpeed, Megatron), ``sharded/`` is what
 ``accelerator.save_state`` makes of model and optimizer. Such files are unpickled when loaded.
+
+The manifest of each checkpoint names the run of training that it is of, by ``training_id``.
 """
 
 from collections.abc import Mapping
@@ -19,8 +21,10 @@ from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
+from ignite.engine import Engine
 
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
@@ -28,16 +32,28 @@ from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.digest import sum_of
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import module_file
+from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.handler import attached
 from ignite_hooks.evaluation.measured import measured_at
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["TrainingState", "rank_file", "sums_of"]
+__all__ = ["TrainingState", "rank_file", "set_training_id", "sums_of", "training_id"]
 
 SHARDED = "sharded"
 TRAINER = "trainer.pt"
+
+
+def training_id(trainer: Engine) -> str:
+    """Returns the identifier of the trainer's run of training, which no other run has."""
+    identifier: str = belongings(trainer).setdefault("training", uuid4().hex)
+    return identifier
+
+
+def set_training_id(trainer: Engine, identifier: str) -> None:
+    """Makes the trainer continue the run of training with that identifier."""
+    belongings(trainer)["training"] = identifier
 
 
 def rank_file(rank: int) -> str:

@@ -21,8 +21,8 @@ from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import sums_of
+from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.store import CheckpointStore
-from ignite_hooks.checkpoint.training_name import training_of
 from ignite_hooks.checkpoint.writer import Writer
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Saver:
         if not self.ranks.is_first:
             return
         found = [each.manifest.training for each in self._store.checkpoints()]
-        if found and training_of(trainer) not in found:
+        if found and training_id(trainer) not in found:
             warnings.warn(
                 f"{self._store.directory} has {len(found)} checkpoints of another training: they "
                 "stay, and the next resume from that directory takes the newest of all; go on with "
@@ -136,7 +136,7 @@ class Saver:
         position = trainer.feed.position
         return Manifest(
             number=1,
-            training=training_of(trainer),
+            training=training_id(trainer),
             saved_at=datetime.now(timezone.utc),
             step=trainer.state.optimizer_step,
             epoch=trainer.place.progress.epochs,
