@@ -1,8 +1,15 @@
-"""From the files of a checkpoint back into a trainer: all that is asked for, or nothing."""
+"""The way from the files of a checkpoint back into a trainer: all that is asked for, or nothing.
+
+``LoadedState`` reads everything and compares it with the trainer before it changes anything. What
+can be refused while it is loaded is loaded under ``rolled_back_on_failure``.
+"""
 
 import copy
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import contextmanager
+from contextlib import suppress
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import load_objects
@@ -22,10 +29,9 @@ from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
 from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.store import Checkpoint
-from ignite_hooks.checkpoint.undoing import undone_on_failure
 from ignite_hooks.evaluation.measured import measured_at
 
-__all__ = ["LoadedState"]
+__all__ = ["LoadedState", "rolled_back_on_failure"]
 
 OPTIMIZER = "optimizer.bin"
 
@@ -108,9 +114,10 @@ class LoadedState:
     def apply(self) -> ResumeReport:
         """Gives it all to the trainer; if something refuses what it is given, nothing."""
         parts, trainer = self._parts, self._trainer
-        with undone_on_failure(self._objects_with_state(), trainer.state):
+        with rolled_back_on_failure(self._objects_with_state(), trainer.state):
             self._give_to_objects()
-        parts["model"] = self._load_modules()  # not undone: it was compared, and is big to copy
+        # Modules are not rolled back: they were compared, and are big to copy.
+        parts["model"] = self._load_modules()
         self._modules = {}
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
@@ -239,6 +246,30 @@ class LoadedState:
             reason = "another kind of device: its generator has no state of the other's"
             return ResumedPart("approximate", reason)
         return EXACT
+
+
+@contextmanager
+def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]:
+    """Restores ``state``, and the states of all ``objects``, if the body fails.
+
+    Args:
+        objects: objects with ``state_dict`` and ``load_state_dict``.
+        state: the state of an engine; its attributes, and the metrics in it, are restored.
+    """
+    before = [(each, copy.deepcopy(each.state_dict())) for each in objects]
+    attributes, metrics = dict(vars(state)), dict(state.metrics)
+    try:
+        yield
+    except BaseException:
+        for each, its_state in before:
+            # An object that refuses even its own state cannot keep the others from theirs.
+            with suppress(Exception):
+                each.load_state_dict(its_state)
+        vars(state).clear()
+        vars(state).update(attributes)
+        state.metrics.clear()
+        state.metrics.update(metrics)
+        raise
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
