@@ -1,4 +1,8 @@
-"""A test for users' own trainings: that nobody can tell that they were interrupted."""
+"""A test for users' own trainings: an interruption and a resume must change nothing.
+
+``assert_resumable`` is the test; a ``Trace`` is what it compares, a digest of each thing that must
+not differ, for each iteration of a run.
+"""
 
 import random
 import shutil
@@ -11,18 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Events
 
+from ignite_hooks.checkpoint.digest import sum_of
+from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
-from ignite_hooks.checkpoint.trace import Trace
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.rules import whole_number
+from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.events import TrainEvents
 
-__all__ = ["assert_resumable"]
+__all__ = ["Trace", "assert_resumable"]
 
 _STOPS = 5
+Digests = dict[str, str]
 
 
 def assert_resumable(
@@ -79,6 +87,51 @@ def assert_resumable(
         ranks.gather(None)
         if ranks.is_first:
             shutil.rmtree(directory)
+
+
+class Trace:
+    """Notes for each iteration of a trainer's run a digest of each thing that must not differ.
+
+    Args:
+        trainer: the trainer; notes are made after all handlers that are attached by now.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.iterations: dict[int, Digests] = {}
+        self._trainer = trainer
+        trainer.add_event_handler(Events.ITERATION_STARTED, self._before)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after)
+
+    def first_difference(self, other: "Trace") -> str | None:
+        """The first thing that is not as in ``other``, where both have been; None if all is."""
+        for iteration in sorted(self.iterations.keys() & other.iterations.keys()):
+            mine, theirs = self.iterations[iteration], other.iterations[iteration]
+            for what, value in theirs.items():
+                if mine.get(what) != value:
+                    return f"{what} of iteration {iteration}"
+        return None
+
+    def _before(self) -> None:
+        state = self._trainer.state
+        random = RandomState.capture(self._trainer.accelerator.device).state_dict()
+        self.iterations[state.iteration] = {
+            "the place (epoch, step)": str((state.epoch, state.optimizer_step)),
+            "the batch": sum_of(state.batch),
+            "the random generators": sum_of(random),
+        }
+
+    def _after(self) -> None:
+        trainer = self._trainer
+        digests = self.iterations[trainer.state.iteration]
+        digests["the loss"] = sum_of(trainer.state.loss)
+        for module_name, module in trainer.modules.items():
+            for name, value in module.state_dict().items():
+                digests[f"{module_name}.{name} after the step"] = sum_of(value)
+        digests["the optimizer's state"] = sum_of(trainer.optimizer.state_dict())
+        if trainer.lr_scheduler is not None:
+            digests["the scheduler's state"] = sum_of(trainer.lr_scheduler.state_dict())
+        for name, handler in handlers_with_state(trainer).items():
+            digests[f"the state of {name}"] = sum_of(handler.state_dict())
 
 
 def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
