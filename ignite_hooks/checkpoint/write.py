@@ -1,9 +1,15 @@
-"""Takes checkpoints of one trainer: captured at a boundary, written, committed, announced."""
+"""Takes checkpoints of one trainer: captured at a boundary, written, committed, announced.
+
+``Saver`` does all of it. With ``background`` the files are written, and the checkpoint committed,
+by the thread of a ``BackgroundWriter``.
+"""
 
 import importlib.metadata
 import platform
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from datetime import timezone
 from pathlib import Path
@@ -23,13 +29,13 @@ from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import sums_of
 from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.store import CheckpointStore
-from ignite_hooks.checkpoint.writer import Writer
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.save import SaveCheckpoint
 
-__all__ = ["Saver"]
+__all__ = ["BackgroundWriter", "Saver"]
 
+_THREAD_NAME_PREFIX = "ignite_hooks.checkpoint"
 _PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
 
 
@@ -50,7 +56,7 @@ class Saver:
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._announce = announce
-        self._writer = Writer()
+        self._writer = BackgroundWriter()
         self._writing_ranks = Ranks() if options.background else self.ranks
         self._written: Path | None = None
         self._value = MetricValue(options.metric, trainer)
@@ -187,6 +193,38 @@ class Saver:
         folder, self._written = self._written, None
         if folder is not None:
             self._announce(folder)
+
+
+class BackgroundWriter:
+    """Makes one call at a time in a thread; ``wait`` raises what the call has raised.
+
+    The interpreter waits for a call in progress before it ends.
+    """
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._call: Future[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last call is still in progress."""
+        return self._call is not None and not self._call.done()
+
+    def start(self, call: Callable[[], None]) -> None:
+        """Begins ``call``; the one before must have been waited for."""
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=_THREAD_NAME_PREFIX)
+        self._call = self._executor.submit(call)
+        self._executor.shutdown(wait=False)  # the thread ends with the call, also if nobody waits
+
+    def wait(self) -> bool:
+        """Returns whether there was a call, when it is done; raises what it has raised."""
+        if self._executor is None:
+            return False
+        self._executor.shutdown()  # joins the thread
+        call, self._executor, self._call = self._call, None, None
+        if call is not None:
+            call.result()
+        return True
 
 
 def _place(trainer: Any) -> tuple[Any, ...]:
