@@ -1,4 +1,6 @@
-"""The accelerator to use where none is given, and what processes agree on."""
+"""The accelerator where none is given, what one holds, and what processes agree on."""
+
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -6,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import GradientState
 from accelerate.utils import GradientAccumulationPlugin
 
-__all__ = ["accelerator_or_default", "smallest_of_all"]
+__all__ = ["accelerator_or_default", "registered_objects", "smallest_of_all"]
 
 
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
@@ -28,6 +30,12 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         # Collective, so here, where all processes are: later a logger on one of them would hang.
         idist.sync()
     return accelerator
+
+
+def registered_objects(accelerator: Accelerator) -> list[Any]:
+    """Returns what was given to ``accelerator.register_for_checkpointing``, in that order."""
+    objects: list[Any] = accelerator._custom_objects
+    return objects
 
 
 def smallest_of_all(number: int, accelerator: Accelerator) -> int:
