@@ -29,6 +29,7 @@ from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
 from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.evaluation.measured import measured_at
 
 __all__ = ["LoadedState", "rolled_back_on_failure"]
@@ -136,7 +137,7 @@ class LoadedState:
         trainer = self._trainer
         yield from self._state.also.values()
         yield from handlers_with_state(trainer).values()
-        yield from trainer.accelerator._custom_objects
+        yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
         if not trainer.optimizer.state:  # else it is big to copy, and it is the last to be asked
             small.append(trainer.optimizer)
@@ -149,7 +150,7 @@ class LoadedState:
             also[name].load_state_dict(states[name])
         parts["also"] = part_of_named(also, states, "`also`")
         self._load_handlers()
-        registered_here = trainer.accelerator._custom_objects
+        registered_here = registered_objects(trainer.accelerator)
         for registered, content in zip(registered_here, self._registered, strict=False):
             registered.load_state_dict(content)
         then, now = len(self._registered), len(registered_here)

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from datetime import timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import Content
@@ -23,15 +22,15 @@ from ignite_hooks.checkpoint.durable import sync_tree
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.metric_value import MetricValue
+from ignite_hooks.checkpoint.options import SaveOptions
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import sums_of
 from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.store import CheckpointStore
-
-if TYPE_CHECKING:
-    from ignite_hooks.checkpoint.save import SaveCheckpoint
+from ignite_hooks.core.place import Progress
+from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["BackgroundWriter", "Saver"]
 
@@ -49,10 +48,10 @@ class Saver:
     """
 
     def __init__(
-        self, options: "SaveCheckpoint", trainer: Any, announce: Callable[[Path], None]
+        self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks()
-        self._saved_at: Any = None
+        self._saved_at: tuple[Progress, int] | None = None
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._announce = announce
@@ -61,7 +60,7 @@ class Saver:
         self._written: Path | None = None
         self._value = MetricValue(options.metric, trainer)
 
-    def save(self, trainer: Any) -> None:
+    def save(self, trainer: TrainingEngine) -> None:
         """Takes a checkpoint now. The trainer must be at a step boundary.
 
         Raises:
@@ -86,15 +85,15 @@ class Saver:
         if not options.background:
             self._tell()
 
-    def rehearse(self, trainer: Any) -> None:
+    def rehearse(self, trainer: TrainingEngine) -> None:
         """Raises what would keep the state from being saved later, as far as it shows by now."""
         self._capture(self._state(trainer))
 
-    def begin(self, trainer: Any) -> None:
+    def begin(self, trainer: TrainingEngine) -> None:
         """Says that there is nothing to save yet: a run begins."""
         self._saved_at = _place(trainer)
 
-    def warn_of_others(self, trainer: Any) -> None:
+    def warn_of_others(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of another training, and none of this one."""
         if not self.ranks.is_first:
             return
@@ -117,7 +116,7 @@ class Saver:
         if not self._writer.is_busy:
             self.wait()
 
-    def _state(self, trainer: Any) -> TrainingState:
+    def _state(self, trainer: TrainingEngine) -> TrainingState:
         options = self._options
         return TrainingState(
             trainer, options.also or {}, options.safe_serialization, options.trust_pickle
@@ -137,9 +136,11 @@ class Saver:
         self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
         return files
 
-    def _draft(self, trainer: Any) -> Manifest:
+    def _draft(self, trainer: TrainingEngine) -> Manifest:
         """The manifest but for its number and its files."""
-        position = trainer.feed.position
+        feed = trainer.feed
+        assert feed is not None  # its state has been captured
+        position = feed.position
         return Manifest(
             number=1,
             training=training_id(trainer),
@@ -207,7 +208,7 @@ class BackgroundWriter:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the last call is still in progress."""
+        """Returns whether the last call is still in progress."""
         return self._call is not None and not self._call.done()
 
     def start(self, call: Callable[[], None]) -> None:
@@ -227,7 +228,7 @@ class BackgroundWriter:
         return True
 
 
-def _place(trainer: Any) -> tuple[Any, ...]:
+def _place(trainer: TrainingEngine) -> tuple[Progress, int]:
     """Counters alone begin anew with a new training; the batches taken in this process do not."""
     return trainer.place.progress, trainer.place.taken
 

@@ -4,6 +4,7 @@ import tempfile
 
 import pytest
 import torch
+from ignite.engine import Engine
 from ignite.engine import Events
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
@@ -228,6 +229,11 @@ def test_a_trainer_that_has_resumed_already_is_refused(tmp_path_factory):
 
     with pytest.raises(ValueError, match=r"begins anew, got one that has resumed.*leave out"):
         assert_resumable(make, max_steps=4)
+
+
+def test_an_engine_that_is_not_a_trainer_is_refused():
+    with pytest.raises(TypeError, match="`make_trainer` must make a trainer, got Engine"):
+        assert_resumable(lambda: Engine(lambda engine, batch: None), max_steps=4)
 
 
 # The traces that are compared
