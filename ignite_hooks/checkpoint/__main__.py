@@ -14,11 +14,11 @@ from datetime import datetime
 from datetime import timezone
 from pathlib import Path
 
-from ignite_hooks.checkpoint.folder import Checkpoint
-from ignite_hooks.checkpoint.folder import find_problems
-from ignite_hooks.checkpoint.folder import has_its_files
-from ignite_hooks.checkpoint.folder import read_manifest
+from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.checkpoint.store import has_its_files
+from ignite_hooks.checkpoint.store import read_manifest
 
 __all__ = ["main"]
 

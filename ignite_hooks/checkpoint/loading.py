@@ -1,17 +1,23 @@
-"""From the files of a checkpoint back into a trainer: all that is asked for, or nothing."""
+"""The way from the files of a checkpoint back into a trainer: all that is asked for, or nothing.
+
+``LoadedState`` reads everything and compares it with the trainer before it changes anything. What
+can be refused while it is loaded is loaded under ``rolled_back_on_failure``.
+"""
 
 import copy
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import contextmanager
+from contextlib import suppress
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import load_objects
-from ignite_hooks.checkpoint.folder import Checkpoint
 from ignite_hooks.checkpoint.members import handlers_with_state
-from ignite_hooks.checkpoint.module_flags import set_flags
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import read_module
+from ignite_hooks.checkpoint.module_state import set_flags
 from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import ResumeReport
@@ -21,11 +27,12 @@ from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import rank_file
-from ignite_hooks.checkpoint.training_name import name_training
-from ignite_hooks.checkpoint.undoing import undone_on_failure
+from ignite_hooks.checkpoint.state import set_training_id
+from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.evaluation.measured import measured_at
 
-__all__ = ["LoadedState"]
+__all__ = ["LoadedState", "rolled_back_on_failure"]
 
 OPTIMIZER = "optimizer.bin"
 
@@ -108,9 +115,10 @@ class LoadedState:
     def apply(self) -> ResumeReport:
         """Gives it all to the trainer; if something refuses what it is given, nothing."""
         parts, trainer = self._parts, self._trainer
-        with undone_on_failure(self._objects_with_state(), trainer.state):
+        with rolled_back_on_failure(self._objects_with_state(), trainer.state):
             self._give_to_objects()
-        parts["model"] = self._load_modules()  # not undone: it was compared, and is big to copy
+        # Modules are not rolled back: they were compared, and are big to copy.
+        parts["model"] = self._load_modules()
         self._modules = {}
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
@@ -120,7 +128,7 @@ class LoadedState:
         self._look_at_data()
         parts["random generators"] = self._random_report()
         trainer.load_position_state_dict(self._place)
-        name_training(trainer, self._checkpoint.manifest.training)
+        set_training_id(trainer, self._checkpoint.manifest.training)
         parts["counters"] = EXACT
         self._objects, self._registered = {}, []  # this may stay for a while
         return self._report()
@@ -129,7 +137,7 @@ class LoadedState:
         trainer = self._trainer
         yield from self._state.also.values()
         yield from handlers_with_state(trainer).values()
-        yield from trainer.accelerator._custom_objects
+        yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
         if not trainer.optimizer.state:  # else it is big to copy, and it is the last to be asked
             small.append(trainer.optimizer)
@@ -142,7 +150,7 @@ class LoadedState:
             also[name].load_state_dict(states[name])
         parts["also"] = part_of_named(also, states, "`also`")
         self._load_handlers()
-        registered_here = trainer.accelerator._custom_objects
+        registered_here = registered_objects(trainer.accelerator)
         for registered, content in zip(registered_here, self._registered, strict=False):
             registered.load_state_dict(content)
         then, now = len(self._registered), len(registered_here)
@@ -239,6 +247,30 @@ class LoadedState:
             reason = "another kind of device: its generator has no state of the other's"
             return ResumedPart("approximate", reason)
         return EXACT
+
+
+@contextmanager
+def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]:
+    """Restores ``state``, and the states of all ``objects``, if the body fails.
+
+    Args:
+        objects: objects with ``state_dict`` and ``load_state_dict``.
+        state: the state of an engine; its attributes, and the metrics in it, are restored.
+    """
+    before = [(each, copy.deepcopy(each.state_dict())) for each in objects]
+    attributes, metrics = dict(vars(state)), dict(state.metrics)
+    try:
+        yield
+    except BaseException:
+        for each, its_state in before:
+            # An object that refuses even its own state cannot keep the others from theirs.
+            with suppress(Exception):
+                each.load_state_dict(its_state)
+        vars(state).clear()
+        vars(state).update(attributes)
+        state.metrics.clear()
+        state.metrics.update(metrics)
+        raise
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:

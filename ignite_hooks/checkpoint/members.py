@@ -10,12 +10,14 @@ from ignite.metrics import Metric
 from ignite_hooks.core.engine import handlers_of
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.training_engine import AnyEngine
+from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.evaluation.validation import Validation
 
 __all__ = ["handlers_with_state", "has_state"]
 
 
-def handlers_with_state(trainer: Any) -> dict[str, Any]:
+def handlers_with_state(trainer: TrainingEngine) -> dict[str, Any]:
     """Those that have ``state_dict`` and ``load_state_dict``, Ignite's own too, by name.
 
     A handler's name is that of its class; the second of a class, by the names of their events and
@@ -47,7 +49,7 @@ def has_state(candidate: Any) -> bool:
     )
 
 
-def _owners(engine: Engine) -> Iterator[Any]:
+def _owners(engine: AnyEngine) -> Iterator[Any]:
     """What the engine's events call: handlers, and what bound methods are bound to."""
     for function in handlers_of(engine):
         yield getattr(function, "__self__", function)

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine
 from ignite.engine import Events
 
+from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.evaluation.measured import measured_at
 
@@ -26,14 +26,14 @@ class MetricValue:
         trainer: the trainer.
     """
 
-    def __init__(self, name: str | None, trainer: Engine) -> None:
+    def __init__(self, name: str | None, trainer: TrainingEngine) -> None:
         self._name = name
         self._old: Any = None
         self._version: int | None = None
         if name is not None:
             trainer.add_event_handler(Events.ITERATION_STARTED, self._note)
 
-    def of(self, trainer: Any) -> float | None:
+    def of(self, trainer: TrainingEngine) -> float | None:
         """The value now; None if there is none, or an old one.
 
         Raises:
@@ -59,7 +59,7 @@ class MetricValue:
                 f"`metric` must name a number, state.metrics[{name!r}] is {found!r}: name another"
             ) from error
 
-    def _note(self, trainer: Any) -> None:
+    def _note(self, trainer: TrainingEngine) -> None:
         metrics, name = trainer.state.metrics, self._name
         found = metrics.get(name)
         if found is not None and found is not self._old:

@@ -1,4 +1,8 @@
-"""A module as a file: how it is taken, read, compared and given back."""
+"""A module as a file: how it is taken, read, compared and given back.
+
+A module's ``state_dict`` leaves out which parameters are frozen and which submodules are in eval
+mode. Those flags are saved and restored with it.
+"""
 
 from collections import OrderedDict
 from collections import defaultdict
@@ -16,10 +20,15 @@ from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import load_objects
-from ignite_hooks.checkpoint.module_flags import flags_of
-from ignite_hooks.checkpoint.module_flags import set_flags
 
-__all__ = ["differences_of_module", "give_to_module", "module_file", "read_module"]
+__all__ = [
+    "differences_of_module",
+    "flags_of",
+    "give_to_module",
+    "module_file",
+    "read_module",
+    "set_flags",
+]
 
 
 def module_file(
@@ -90,6 +99,24 @@ def give_to_module(
     module.load_state_dict(versioned)
     set_flags(module, about["flags"])
     return {key for key, value in state.items() if getattr(value, "dtype", None) != before[key]}
+
+
+def flags_of(module: torch.nn.Module) -> dict[str, list[str]]:
+    """Returns the names of the frozen parameters and of the submodules in eval mode."""
+    return {
+        "frozen": [name for name, each in module.named_parameters() if not each.requires_grad],
+        "eval": [name for name, each in module.named_modules() if not each.training],
+    }
+
+
+def set_flags(module: torch.nn.Module, flags: Mapping[str, Any]) -> None:
+    """Sets what ``flags_of`` has returned for a module that was built the same way."""
+    for name, parameter in module.named_parameters():
+        is_trained = name not in flags["frozen"]
+        if parameter.requires_grad != is_trained:
+            parameter.requires_grad_(is_trained)
+    for name, each in module.named_modules():
+        each.training = name not in flags["eval"]
 
 
 def _fits(value: Any) -> bool:

@@ -4,9 +4,9 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 from ignite_hooks.checkpoint.durable import make_folder
+from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.memory.mark import MIB
 
 __all__ = ["check_directory", "warn_if_full"]
@@ -29,7 +29,7 @@ def check_directory(directory: Path) -> None:
         ) from error
 
 
-def warn_if_full(directory: Path, trainer: Any) -> None:
+def warn_if_full(directory: Path, trainer: TrainingEngine) -> None:
     """Warns if less than two checkpoints find room: the old one goes after the new one is there."""
     needed = 2 * _size_of_checkpoint(trainer)
     free = shutil.disk_usage(directory).free
@@ -42,7 +42,7 @@ def warn_if_full(directory: Path, trainer: Any) -> None:
         )
 
 
-def _size_of_checkpoint(trainer: Any) -> int:
+def _size_of_checkpoint(trainer: TrainingEngine) -> int:
     """In bytes: the model, and twice its trainable parameters for the optimizer, as Adam needs."""
     size = 0
     for module in trainer.modules.values():

@@ -9,16 +9,17 @@ from weakref import ref
 from ignite.engine import Engine
 from pydantic.dataclasses import dataclass
 
-from ignite_hooks.checkpoint.folder import Checkpoint
-from ignite_hooks.checkpoint.folder import find_problems
 from ignite_hooks.checkpoint.loading import LoadedState
 from ignite_hooks.checkpoint.manifest import SCHEMA
 from ignite_hooks.checkpoint.ranks import Ranks
+from ignite_hooks.checkpoint.report import ResumeReport
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.checkpoint.source import Candidate
 from ignite_hooks.checkpoint.source import Source
 from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.state import TrainingState
+from ignite_hooks.checkpoint.store import Checkpoint
+from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Flag
@@ -28,7 +29,8 @@ from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
-from ignite_hooks.trainer.loop import TrainingLoop
+from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.core.training_engine import is_trainer
 
 __all__ = ["ResumeCheckpoint"]
 
@@ -78,7 +80,7 @@ class ResumeCheckpoint(Handler):
 
     def check(self, engine: Engine, event: Any) -> None:
         """It needs a trainer, and no event."""
-        if not isinstance(engine, TrainingLoop):
+        if not is_trainer(engine):
             raise ValueError(
                 f"`engine` must be a trainer, got {type(engine).__name__}: make it with "
                 "create_supervised_trainer"
@@ -95,7 +97,8 @@ class ResumeCheckpoint(Handler):
 
     def attach_to(self, attachment: Attachment) -> None:
         """Loads now, and what was not there yet when the run begins."""
-        trainer: Any = attachment.engine
+        trainer = attachment.engine
+        assert is_trainer(trainer)  # check() has refused all others
         ranks = Ranks()
         source = source_at(self.source, self.cache_dir)
         candidates, damaged = ranks.first_alone(source.find)
@@ -123,7 +126,7 @@ class ResumeCheckpoint(Handler):
         candidates: list[Candidate],
         damaged: list[str],
         ranks: Ranks,
-        trainer: Any,
+        trainer: TrainingEngine,
     ) -> LoadedState | None:
         """The newest that can be read; all processes read the same."""
         for problem in damaged:
@@ -162,7 +165,7 @@ class ResumeCheckpoint(Handler):
         ranks.agree(lambda: None if checkpoint.folder.is_dir() else source.fetch(candidate))
         return checkpoint
 
-    def _state(self, trainer: Any) -> TrainingState:
+    def _state(self, trainer: TrainingEngine) -> TrainingState:
         also: dict[str, Any] = {}
         for handler in attached(trainer, SaveCheckpoint):
             also |= handler.also or {}
@@ -198,7 +201,7 @@ def _check(loaded: LoadedState) -> None:
         )
 
 
-def _tell(report: Any) -> None:
+def _tell(report: ResumeReport) -> None:
     if report.is_exact:
         logger.info("%s", report)
     else:

@@ -32,8 +32,8 @@ from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
-from ignite_hooks.trainer.loop import TrainingLoop
 
 __all__ = ["SaveCheckpoint"]
 
@@ -131,7 +131,7 @@ class SaveCheckpoint(Scheduled):
 
     def check(self, engine: Engine, event: Any) -> None:
         """It needs a trainer, a directory, and something to save by."""
-        if not isinstance(engine, TrainingLoop):
+        if not is_trainer(engine):
             raise ValueError(
                 f"`engine` must be a trainer, whose place in the data is known, got "
                 f"{type(engine).__name__}: make it with create_supervised_trainer, or use Ignite's "
@@ -160,14 +160,16 @@ class SaveCheckpoint(Scheduled):
                 "usual choice"
             )
         attachment = super().attach(engine, event)
-        warn_if_full(Path(self.directory), engine)
+        trainer = attachment.engine
+        assert is_trainer(trainer)  # check() has refused all others
+        warn_if_full(Path(self.directory), trainer)
         saving = _saving(self, engine)
         attachment.during_run(saving.watching)
         attachment.on(Events.STARTED, saving.start)
         if self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.GRADIENTS_CLEARED, saving.look)
         if self.at_end:
-            attachment.on_removal(engine.call_at_end(saving.save))  # type: ignore[attr-defined]
+            attachment.on_removal(trainer.call_at_end(saving.save))
         return attachment
 
     def __call__(self, engine: Engine) -> None:
@@ -177,6 +179,7 @@ class SaveCheckpoint(Scheduled):
             RuntimeError: the run was interrupted, and not between two steps.
         """
         saving = _saving(self, engine)
+        assert is_trainer(engine)  # check() has refused all others
         if is_running(engine) and engine.last_event_name == Events.EXCEPTION_RAISED:
             warnings.warn(f"nothing is saved at EXCEPTION_RAISED: {_NO_SAVE}", stacklevel=2)
         elif is_running(engine) and engine.last_event_name != Events.INTERRUPT:
@@ -190,6 +193,7 @@ def _saving(handler: SaveCheckpoint, engine: Engine) -> Saving:
     savings: dict[SaveCheckpoint, Saving] = belongings(engine).setdefault("savings", {})
     if handler not in savings:
         handler.check(engine, None)
+        assert is_trainer(engine)  # check() has refused all others
 
         def announce(folder: Path) -> None:
             _last[handler] = folder

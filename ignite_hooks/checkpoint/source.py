@@ -13,13 +13,13 @@ from typing import NamedTuple
 from xxhash import xxh3_128_hexdigest
 
 from ignite_hooks.checkpoint.durable import sync_tree
-from ignite_hooks.checkpoint.folder import MANIFEST
-from ignite_hooks.checkpoint.folder import Checkpoint
-from ignite_hooks.checkpoint.folder import find_problems
-from ignite_hooks.checkpoint.folder import is_checkpoint_name
-from ignite_hooks.checkpoint.folder import read_manifest
 from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.store import MANIFEST
+from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.checkpoint.store import is_checkpoint_name
+from ignite_hooks.checkpoint.store import read_manifest
 
 __all__ = ["Candidate", "Source", "source_at"]
 

@@ -12,6 +12,8 @@
 
 Where a process holds a part of the model only (FSDP, DeepSpeed, Megatron), ``sharded/`` is what
 ``accelerator.save_state`` makes of model and optimizer. Such files are unpickled when loaded.
+
+The manifest of each checkpoint names the run of training that it is of, by ``training_id``.
 """
 
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -28,16 +31,30 @@ from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.digest import sum_of
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import module_file
+from ignite_hooks.core.accelerators import registered_objects
+from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.evaluation.measured import measured_at
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["TrainingState", "rank_file", "sums_of"]
+__all__ = ["TrainingState", "rank_file", "set_training_id", "sums_of", "training_id"]
 
 SHARDED = "sharded"
 TRAINER = "trainer.pt"
+
+
+def training_id(trainer: TrainingEngine) -> str:
+    """Returns the identifier of the trainer's run of training, which no other run has."""
+    identifier: str = belongings(trainer).setdefault("training", uuid4().hex)
+    return identifier
+
+
+def set_training_id(trainer: TrainingEngine, identifier: str) -> None:
+    """Makes the trainer continue the run of training with that identifier."""
+    belongings(trainer)["training"] = identifier
 
 
 def rank_file(rank: int) -> str:
@@ -57,16 +74,16 @@ class TrainingState:
             Accelerate unpickles.
     """
 
-    trainer: Any
+    trainer: TrainingEngine
     also: Mapping[str, Any] = field(default_factory=dict)
     safe_serialization: bool = True
     trust_pickle: bool = False
 
     def check(self) -> None:
         """Raises a ValueError if something can not be saved safely."""
-        accelerator = self.trainer.accelerator
-        if accelerator._custom_objects and not self.trust_pickle:
-            names = ", ".join(type(each).__name__ for each in accelerator._custom_objects)
+        registered = registered_objects(self.trainer.accelerator)
+        if registered and not self.trust_pickle:
+            names = ", ".join(type(each).__name__ for each in registered)
             raise ValueError(
                 "objects registered with accelerator.register_for_checkpointing must not be there, "
                 f"got {names}: Accelerate unpickles them, which runs code; give them as "
@@ -82,7 +99,7 @@ class TrainingState:
     @property
     def whole_modules(self) -> dict[str, torch.nn.Module]:
         """Those of which a process has all."""
-        modules: dict[str, torch.nn.Module] = self.trainer.modules
+        modules = self.trainer.modules
         if self.is_sharded:
             del modules["model"]
         return modules
@@ -133,7 +150,7 @@ class TrainingState:
                 files["scaler.pt"] = Objects(scaler.state_dict(), "the gradient scaler")
         if (scheduler := self.trainer.lr_scheduler) is not None:
             files["scheduler.bin"] = Objects(scheduler.state_dict(), "the scheduler")
-        registered_here = [] if self.is_sharded else self.trainer.accelerator._custom_objects
+        registered_here = [] if self.is_sharded else registered_objects(self.trainer.accelerator)
         for number, registered in enumerate(registered_here):
             name = type(registered).__name__
             content = Objects(registered.state_dict(), name, may_pickle=True)

@@ -1,32 +1,92 @@
-"""A directory of checkpoints: how one is committed, found, kept and taken away.
+"""A directory of checkpoints: how one is committed, found, verified, kept and removed.
 
-A checkpoint is a folder, ``step_00000500``, with a file ``manifest.json`` that lists all others.
-While the folder is being filled that file is called ``incomplete.json``; its renaming is the
+A checkpoint is a folder, ``step_00000500``, with a file ``manifest.json`` that lists all others,
+each with its size and hash: ``has_its_files`` and ``find_problems`` compare them with the disk.
+While the folder is being filled the manifest is called ``incomplete.json``; its renaming is the
 commit. Taking a checkpoint away begins with renaming it back. So at every moment, whatever happens
 to the process or the machine, a folder is either a whole checkpoint or none at all.
 
-One process calls all of this; the others only put their files into the folder.
+One process calls ``CheckpointStore``; the others only put their files into the folder.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 from ignite_hooks.checkpoint.durable import make_folder
+from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
-from ignite_hooks.checkpoint.folder import MANIFEST
-from ignite_hooks.checkpoint.folder import Checkpoint
-from ignite_hooks.checkpoint.folder import has_its_files
-from ignite_hooks.checkpoint.folder import is_checkpoint_name
-from ignite_hooks.checkpoint.folder import read_manifest
+from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 
-__all__ = ["CheckpointStore"]
+__all__ = [
+    "MANIFEST",
+    "Checkpoint",
+    "CheckpointStore",
+    "find_problems",
+    "has_its_files",
+    "is_checkpoint_name",
+    "read_manifest",
+]
 
+MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete.json"
+_MAX_MANIFEST_BYTES = 2**24
+_FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
+
+
+class Checkpoint(NamedTuple):
+    """A folder that is a checkpoint.
+
+    Args:
+        folder: where it is.
+        manifest: what it says of itself.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name may be a checkpoint."""
+    return _FOLDER_NAME.fullmatch(name) is not None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+        OSError: there is none, or it can not be read.
+        ValueError: it is damaged.
+    """
+    with (folder / MANIFEST).open("rb") as file:
+        text = file.read(_MAX_MANIFEST_BYTES + 1)
+    if len(text) > _MAX_MANIFEST_BYTES:
+        raise ValueError(f"{folder / MANIFEST} has more than {_MAX_MANIFEST_BYTES} bytes")
+    return Manifest.loads(text)
+
+
+def has_its_files(checkpoint: Checkpoint) -> bool:
+    """Whether each file is there, with its size: what can be told without reading it."""
+    folder, manifest = checkpoint
+    try:
+        return all((folder / n).stat().st_size == f.size for n, f in manifest.files.items())
+    except OSError:
+        return False
+
+
+def find_problems(checkpoint: Checkpoint) -> list[str]:
+    """What is not as it was written: each file that is missing or damaged, and how."""
+    folder, manifest = checkpoint
+    with ThreadPoolExecutor() as pool:  # reading and the sums go on at once
+        found = pool.map(lambda file: _problem(folder / file[0], *file), manifest.files.items())
+        return [problem for problem in found if problem is not None]
 
 
 class CheckpointStore:
@@ -156,6 +216,16 @@ class CheckpointStore:
             for path in sorted(self.directory.iterdir()):
                 if is_checkpoint_name(path.name) and path.is_dir() and not path.is_symlink():
                     yield path
+
+
+def _problem(path: Path, name: str, expected: FileRecord) -> str | None:
+    try:
+        found = record_of(path)
+    except OSError as error:
+        return f"{name} can not be read ({error.strerror})"
+    if found.size != expected.size:
+        return f"{name} has {found.size:,} bytes and had {expected.size:,}"
+    return None if found == expected else f"{name} has changed since it was written"
 
 
 def _best(newest_first: list[Checkpoint], metric: str | None, mode: str) -> list[Checkpoint]:

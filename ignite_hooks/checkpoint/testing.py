@@ -1,4 +1,8 @@
-"""A test for users' own trainings: that nobody can tell that they were interrupted."""
+"""A test for users' own trainings: an interruption and a resume must change nothing.
+
+``assert_resumable`` is the test; a ``Trace`` is what it compares, a digest of each thing that must
+not differ, for each iteration of a run.
+"""
 
 import random
 import shutil
@@ -7,26 +11,32 @@ import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Engine
+from ignite.engine import Events
 
+from ignite_hooks.checkpoint.digest import sum_of
+from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
-from ignite_hooks.checkpoint.trace import Trace
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.rules import whole_number
+from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.core.training_engine import is_trainer
+from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.events import TrainEvents
 
-__all__ = ["assert_resumable"]
+__all__ = ["Trace", "assert_resumable"]
 
 _STOPS = 5
+Digests = dict[str, str]
 
 
 def assert_resumable(
-    make_trainer: Callable[[], Any], max_steps: int, *, stops: Iterable[int] | None = None
+    make_trainer: Callable[[], Engine], max_steps: int, *, stops: Iterable[int] | None = None
 ) -> None:
     """Trains with and without an interruption, and compares all that was done, bit by bit.
 
@@ -51,6 +61,7 @@ def assert_resumable(
 
     Raises:
         AssertionError: something differs; the message says what comes first.
+        TypeError: ``make_trainer`` makes something else than a trainer.
         ValueError: a stop is not between 1 and ``max_steps``; a trainer has resumed already.
     """
     whole_number("max_steps", max_steps, "it says how long to train")
@@ -81,6 +92,51 @@ def assert_resumable(
             shutil.rmtree(directory)
 
 
+class Trace:
+    """Notes for each iteration of a trainer's run a digest of each thing that must not differ.
+
+    Args:
+        trainer: the trainer; notes are made after all handlers that are attached by now.
+    """
+
+    def __init__(self, trainer: TrainingEngine) -> None:
+        self.iterations: dict[int, Digests] = {}
+        self._trainer = trainer
+        trainer.add_event_handler(Events.ITERATION_STARTED, self._before)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after)
+
+    def first_difference(self, other: "Trace") -> str | None:
+        """The first thing that is not as in ``other``, where both have been; None if all is."""
+        for iteration in sorted(self.iterations.keys() & other.iterations.keys()):
+            mine, theirs = self.iterations[iteration], other.iterations[iteration]
+            for what, value in theirs.items():
+                if mine.get(what) != value:
+                    return f"{what} of iteration {iteration}"
+        return None
+
+    def _before(self) -> None:
+        state = self._trainer.state
+        random = RandomState.capture(self._trainer.accelerator.device).state_dict()
+        self.iterations[state.iteration] = {
+            "the place (epoch, step)": str((state.epoch, state.optimizer_step)),
+            "the batch": sum_of(state.batch),
+            "the random generators": sum_of(random),
+        }
+
+    def _after(self) -> None:
+        trainer = self._trainer
+        digests = self.iterations[trainer.state.iteration]
+        digests["the loss"] = sum_of(trainer.state.loss)
+        for module_name, module in trainer.modules.items():
+            for name, value in module.state_dict().items():
+                digests[f"{module_name}.{name} after the step"] = sum_of(value)
+        digests["the optimizer's state"] = sum_of(trainer.optimizer.state_dict())
+        if trainer.lr_scheduler is not None:
+            digests["the scheduler's state"] = sum_of(trainer.lr_scheduler.state_dict())
+        for name, handler in handlers_with_state(trainer).items():
+            digests[f"the state of {name}"] = sum_of(handler.state_dict())
+
+
 def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
     if stops is None:
         last = max(max_steps - 1, 1)
@@ -94,17 +150,23 @@ def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
     return found
 
 
-def _new(make_trainer: Callable[[], Any]) -> Any:
-    trainer = make_trainer()
+def _new(make_trainer: Callable[[], Engine]) -> Engine:
+    engine = trainer = make_trainer()
+    if not is_trainer(trainer):
+        raise TypeError(
+            f"`make_trainer` must make a trainer, got {type(engine).__name__}: make it with "
+            "create_supervised_trainer"
+        )
     if trainer.resume_report is not None:
         raise ValueError(
             "`make_trainer` must make a trainer that begins anew, got one that has resumed from "
             f"{trainer.resume_report.checkpoint}: leave out resume_from"
         )
-    return trainer
+    return engine
 
 
-def _run(trainer: Any, max_steps: int) -> Trace:
+def _run(trainer: Engine, max_steps: int) -> Trace:
+    assert is_trainer(trainer)  # _new() has refused all others
     trace = Trace(trainer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "resumed from")  # it is seen what comes of it
@@ -113,7 +175,7 @@ def _run(trainer: Any, max_steps: int) -> Trace:
     return trace
 
 
-def _saving(trainer: Any, directory: Path, stops: list[int]) -> Any:
+def _saving(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
     """Saves at the stops, wherever the trainer's own handlers save."""
     also = {
         n: o for each in attached(trainer, SaveCheckpoint) for n, o in (each.also or {}).items()
@@ -123,7 +185,7 @@ def _saving(trainer: Any, directory: Path, stops: list[int]) -> Any:
     return trainer
 
 
-def _resumed(trainer: Any, directory: Path, stop: int) -> Any:
+def _resumed(trainer: Engine, directory: Path, stop: int) -> Engine:
     """As in another process, where other random numbers were drawn before."""
     ResumeCheckpoint(directory / f"step_{stop:08d}").attach(trainer)
     torch.rand(1), np.random.rand(), random.random()

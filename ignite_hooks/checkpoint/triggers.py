@@ -5,12 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
-from typing import Any
 from weakref import ref
 
-from ignite.engine import Engine
-
+from ignite_hooks.checkpoint.options import SaveOptions
 from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.signals import StopSignals
@@ -19,10 +16,8 @@ from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.scopes import note
+from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.events import TrainEvents
-
-if TYPE_CHECKING:
-    from ignite_hooks.checkpoint.save import SaveCheckpoint
 
 __all__ = ["Saving"]
 
@@ -33,13 +28,13 @@ class Saving:
     """What one ``SaveCheckpoint`` does on one trainer.
 
     Args:
-        options: the handler.
+        options: those of the handler.
         trainer: the trainer; no strong reference is kept.
         announce: is called with each folder that has become a checkpoint, before CHECKPOINT_SAVED.
     """
 
     def __init__(
-        self, options: "SaveCheckpoint", trainer: Engine, announce: Callable[[Path], None]
+        self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self._options = options
         self._directory = Path(options.directory)
@@ -53,7 +48,7 @@ class Saving:
             engine().fire_event(TrainEvents.CHECKPOINT_SAVED)  # type: ignore[union-attr]
 
         def save() -> None:
-            self._save(engine())
+            self._save(engine())  # type: ignore[arg-type]
 
         self._saver = Saver(options, trainer, tell)
         is_alone = self._saver.ranks.size == 1
@@ -63,17 +58,17 @@ class Saving:
         self.save = save
         enter_at_each_run(trainer, self._finishing)
 
-    def defer(self, trainer: Any) -> None:
+    def defer(self, trainer: TrainingEngine) -> None:
         """Has it saved when the handlers of the moment have returned, after a validation."""
         self._is_wanted = True
         trainer.defer(self.save, _TURN)
 
-    def start(self, trainer: Any) -> None:
+    def start(self, trainer: TrainingEngine) -> None:
         """Before the first batch: a state that can not be saved is an error, none is new yet."""
         self._saver.begin(trainer)
         self._saver.rehearse(trainer)
 
-    def look(self, trainer: Any) -> None:
+    def look(self, trainer: TrainingEngine) -> None:
         """After a step: obeys a signal, minds the clock, and tells of what has been written."""
         if self._waits_for_signals_only and self._signals.received is None:
             return
@@ -95,7 +90,7 @@ class Saving:
             trainer.terminate()
 
     @contextmanager
-    def watching(self, trainer: Any) -> Iterator[None]:
+    def watching(self, trainer: TrainingEngine) -> Iterator[None]:
         """Around a run: signals are noted, and its last state is saved."""
         check_directory(self._directory)
         warn_if_full(self._directory, trainer)
@@ -112,7 +107,7 @@ class Saving:
             if _has_ended(trainer):
                 self._is_signalled(trainer)
 
-    def _is_signalled(self, trainer: Any) -> bool:
+    def _is_signalled(self, trainer: TrainingEngine) -> bool:
         """Whether a signal has come; if so, that is why the run ends."""
         names = self._options.on_signals
         received = self._saver.ranks.any_of(*(self._signals.received == name for name in names))
@@ -121,7 +116,7 @@ class Saving:
         return any(received)
 
     @contextmanager
-    def _finishing(self, trainer: Any) -> Iterator[None]:
+    def _finishing(self, trainer: TrainingEngine) -> Iterator[None]:
         """Around a run: what a thread writes is complete, or its failure told, when it ends."""
         if not is_interrupted(trainer):
             self._is_wanted = False
@@ -137,7 +132,7 @@ class Saving:
             raise
         self._saver.wait()
 
-    def _save(self, trainer: Any) -> None:
+    def _save(self, trainer: TrainingEngine) -> None:
         # Ended by a validation, the epoch is to be completed first; and a window may be open.
         if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_between_steps):
             self.defer(trainer)
@@ -153,7 +148,7 @@ class Saving:
             self._last_time = monotonic()
 
 
-def _has_ended(trainer: Any) -> bool:
+def _has_ended(trainer: TrainingEngine) -> bool:
     """Whether a run is over that has not failed: neither interrupted nor still going on."""
     is_over = not (is_interrupted(trainer) or is_running(trainer))
     return is_over and trainer.stop_reason != "exception"

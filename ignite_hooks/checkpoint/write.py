@@ -1,13 +1,18 @@
-"""Takes checkpoints of one trainer: captured at a boundary, written, committed, announced."""
+"""Takes checkpoints of one trainer: captured at a boundary, written, committed, announced.
+
+``Saver`` does all of it. With ``background`` the files are written, and the checkpoint committed,
+by the thread of a ``BackgroundWriter``.
+"""
 
 import importlib.metadata
 import platform
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from datetime import timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import Content
@@ -17,19 +22,19 @@ from ignite_hooks.checkpoint.durable import sync_tree
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.metric_value import MetricValue
+from ignite_hooks.checkpoint.options import SaveOptions
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import sums_of
+from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.store import CheckpointStore
-from ignite_hooks.checkpoint.training_name import training_of
-from ignite_hooks.checkpoint.writer import Writer
+from ignite_hooks.core.place import Progress
+from ignite_hooks.core.training_engine import TrainingEngine
 
-if TYPE_CHECKING:
-    from ignite_hooks.checkpoint.save import SaveCheckpoint
+__all__ = ["BackgroundWriter", "Saver"]
 
-__all__ = ["Saver"]
-
+_THREAD_NAME_PREFIX = "ignite_hooks.checkpoint"
 _PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
 
 
@@ -43,19 +48,19 @@ class Saver:
     """
 
     def __init__(
-        self, options: "SaveCheckpoint", trainer: Any, announce: Callable[[Path], None]
+        self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks()
-        self._saved_at: Any = None
+        self._saved_at: tuple[Progress, int] | None = None
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._announce = announce
-        self._writer = Writer()
+        self._writer = BackgroundWriter()
         self._writing_ranks = Ranks() if options.background else self.ranks
         self._written: Path | None = None
         self._value = MetricValue(options.metric, trainer)
 
-    def save(self, trainer: Any) -> None:
+    def save(self, trainer: TrainingEngine) -> None:
         """Takes a checkpoint now. The trainer must be at a step boundary.
 
         Raises:
@@ -80,20 +85,20 @@ class Saver:
         if not options.background:
             self._tell()
 
-    def rehearse(self, trainer: Any) -> None:
+    def rehearse(self, trainer: TrainingEngine) -> None:
         """Raises what would keep the state from being saved later, as far as it shows by now."""
         self._capture(self._state(trainer))
 
-    def begin(self, trainer: Any) -> None:
+    def begin(self, trainer: TrainingEngine) -> None:
         """Says that there is nothing to save yet: a run begins."""
         self._saved_at = _place(trainer)
 
-    def warn_of_others(self, trainer: Any) -> None:
+    def warn_of_others(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of another training, and none of this one."""
         if not self.ranks.is_first:
             return
         found = [each.manifest.training for each in self._store.checkpoints()]
-        if found and training_of(trainer) not in found:
+        if found and training_id(trainer) not in found:
             warnings.warn(
                 f"{self._store.directory} has {len(found)} checkpoints of another training: they "
                 "stay, and the next resume from that directory takes the newest of all; go on with "
@@ -111,7 +116,7 @@ class Saver:
         if not self._writer.is_busy:
             self.wait()
 
-    def _state(self, trainer: Any) -> TrainingState:
+    def _state(self, trainer: TrainingEngine) -> TrainingState:
         options = self._options
         return TrainingState(
             trainer, options.also or {}, options.safe_serialization, options.trust_pickle
@@ -131,12 +136,14 @@ class Saver:
         self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
         return files
 
-    def _draft(self, trainer: Any) -> Manifest:
+    def _draft(self, trainer: TrainingEngine) -> Manifest:
         """The manifest but for its number and its files."""
-        position = trainer.feed.position
+        feed = trainer.feed
+        assert feed is not None  # its state has been captured
+        position = feed.position
         return Manifest(
             number=1,
-            training=training_of(trainer),
+            training=training_id(trainer),
             saved_at=datetime.now(timezone.utc),
             step=trainer.state.optimizer_step,
             epoch=trainer.place.progress.epochs,
@@ -189,7 +196,39 @@ class Saver:
             self._announce(folder)
 
 
-def _place(trainer: Any) -> tuple[Any, ...]:
+class BackgroundWriter:
+    """Makes one call at a time in a thread; ``wait`` raises what the call has raised.
+
+    The interpreter waits for a call in progress before it ends.
+    """
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._call: Future[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Returns whether the last call is still in progress."""
+        return self._call is not None and not self._call.done()
+
+    def start(self, call: Callable[[], None]) -> None:
+        """Begins ``call``; the one before must have been waited for."""
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=_THREAD_NAME_PREFIX)
+        self._call = self._executor.submit(call)
+        self._executor.shutdown(wait=False)  # the thread ends with the call, also if nobody waits
+
+    def wait(self) -> bool:
+        """Returns whether there was a call, when it is done; raises what it has raised."""
+        if self._executor is None:
+            return False
+        self._executor.shutdown()  # joins the thread
+        call, self._executor, self._call = self._call, None, None
+        if call is not None:
+            call.result()
+        return True
+
+
+def _place(trainer: TrainingEngine) -> tuple[Progress, int]:
     """Counters alone begin anew with a new training; the batches taken in this process do not."""
     return trainer.place.progress, trainer.place.taken
 

@@ -3,6 +3,7 @@
 The private members used here, and what they are taken to mean:
 
 - ``Accelerator._models``: the models prepared with this accelerator, as ``prepare`` returned them.
+- ``Accelerator._custom_objects``: the objects given to ``register_for_checkpointing``, in order.
 - ``_is_accelerate_prepared``: True on each model, optimizer, scheduler and loader that ``prepare``
   returned; missing or False on all others.
 - ``_stop_iteration``, on a loader that dispatches its batches: whether the iteration in progress
@@ -12,6 +13,8 @@ The private members used here, and what they are taken to mean:
 
 ``tests/core/test_accelerators.py`` fails when one of them changes its meaning.
 """
+
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -25,6 +28,7 @@ __all__ = [
     "accelerator_or_default",
     "is_prepared",
     "prepared_models",
+    "registered_objects",
     "shared_mixed_precision",
     "smallest_of_all",
 ]
@@ -52,6 +56,12 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         # Collective, so here, where all processes are: later a logger on one of them would hang.
         idist.sync()
     return accelerator
+
+
+def registered_objects(accelerator: Accelerator) -> list[Any]:
+    """Returns what was given to ``accelerator.register_for_checkpointing``, in that order."""
+    objects: list[Any] = accelerator._custom_objects
+    return objects
 
 
 def smallest_of_all(number: int, accelerator: Accelerator) -> int:

@@ -31,6 +31,8 @@ from ignite.engine import State
 from ignite.engine.events import CallableEventWithFilter
 from ignite.engine.events import EventsList
 
+from ignite_hooks.core.training_engine import AnyEngine
+
 __all__ = [
     "QuickEngine",
     "belongings",
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 
-def belongings(engine: Engine) -> dict[str, Any]:
+def belongings(engine: AnyEngine) -> dict[str, Any]:
     """What this package keeps for an engine, kept on the engine.
 
     Much of it refers back to the engine, a handler's closure for instance. The engine and all that
@@ -63,12 +65,13 @@ def has_handlers(engine: Engine, event: Any) -> bool:
     return bool(engine._event_handlers.get(event))
 
 
-def handlers_of(engine: Engine) -> Iterator[Callable[..., Any]]:
+def handlers_of(engine: AnyEngine) -> Iterator[Callable[..., Any]]:
     """All that is attached, as it was given: without the wrappers of filters.
 
     It goes by the names of the events, whichever of them had a handler first.
     """
-    table = engine._event_handlers
+    owner: Any = engine
+    table = owner._event_handlers
     for event in sorted(table, key=lambda event: str(_name(event))):
         for function, *_ in table[event]:
             wrapped = getattr(function, "_parent", None)
@@ -84,15 +87,17 @@ def move_to_front(engine: Engine, event: Any) -> None:
         engine.update_handlers()
 
 
-def is_interrupted(engine: Engine) -> bool:
+def is_interrupted(engine: AnyEngine) -> bool:
     """Whether the next ``engine.run`` goes on with a run that was interrupted."""
-    run = engine._internal_run_generator
+    owner: Any = engine
+    run = owner._internal_run_generator
     return run is not None and getgeneratorstate(run) == GEN_SUSPENDED
 
 
-def is_running(engine: Engine) -> bool:
+def is_running(engine: AnyEngine) -> bool:
     """Whether this is called within ``engine.run``."""
-    run = engine._internal_run_generator
+    owner: Any = engine
+    run = owner._internal_run_generator
     return run is not None and getgeneratorstate(run) == GEN_RUNNING
 
 

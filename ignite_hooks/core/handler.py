@@ -16,6 +16,7 @@ from ignite_hooks.core.engine import move_to_front
 from ignite_hooks.core.run_scope import Scope
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.timetable import Timetable
+from ignite_hooks.core.training_engine import AnyEngine
 
 __all__ = ["Attachment", "Handler", "Scheduled", "attached"]
 
@@ -92,7 +93,7 @@ class Attachment:
         """Whether it was not removed yet."""
         return bool(self._undo)
 
-    def on(self, event: Any, act: Callable[[Engine], Any], *, first: bool = False) -> None:
+    def on(self, event: Any, act: Callable[[Any], Any], *, first: bool = False) -> None:
         """Calls ``act(engine)`` at each ``event``, if ``first`` before those attached so far."""
 
         # Ignite removes handlers by equality: a function of its own is equal to no other.
@@ -114,7 +115,7 @@ class Attachment:
         """
         self.on_removal(self.engine.add_event_handler(event, handler).remove)
 
-    def during_run(self, scope: Callable[[Engine], Scope]) -> None:
+    def during_run(self, scope: Callable[[Any], Scope]) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
         This is the one place to change the process for the time of a run: no event of Ignite is
@@ -150,13 +151,13 @@ class Attachment:
         return f"<Attachment of {self.handler!r}, {state}>"
 
 
-def attached(engine: Engine, kind: type[HandlerT]) -> list[HandlerT]:
+def attached(engine: AnyEngine, kind: type[HandlerT]) -> list[HandlerT]:
     """The handlers of one kind that are attached to ``engine``, in order of attachment."""
     handlers = (attachment.handler for attachment in _attachments(engine))
     return [handler for handler in handlers if isinstance(handler, kind)]
 
 
-def _attachments(engine: Engine) -> list[Attachment]:
+def _attachments(engine: AnyEngine) -> list[Attachment]:
     attachments: list[Attachment] = belongings(engine).setdefault("attachments", [])
     return attachments
 

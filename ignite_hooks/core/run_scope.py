@@ -6,20 +6,21 @@ from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
+from typing import TypeVar
 from weakref import ref
-
-from ignite.engine import Engine
 
 from ignite_hooks.core.engine import QuickEngine
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.scopes import ScopeStack
+from ignite_hooks.core.training_engine import AnyEngine
 
 __all__ = ["Scope", "enter_at_each_run", "run_scopes"]
 
 Scope = AbstractContextManager[Any, Any]
+EngineT = TypeVar("EngineT", bound=AnyEngine)
 
 
-def enter_at_each_run(engine: Engine, scope: Callable[[Engine], Scope]) -> Callable[[], None]:
+def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Callable[[], None]:
     """Has ``scope(engine)`` entered around each ``engine.run``, and around what is left of this.
 
     No event of Ignite is sure to come at the end of a run that fails, and STARTED does not come
@@ -43,12 +44,12 @@ def enter_at_each_run(engine: Engine, scope: Callable[[Engine], Scope]) -> Calla
     return remove
 
 
-def run_scopes(engine: Engine) -> AbstractContextManager[None]:
+def run_scopes(engine: AnyEngine) -> AbstractContextManager[None]:
     """What ``run`` of an engine that enters its scopes itself runs in."""
     return _scopes_of(engine).entered()
 
 
-def _scopes_of(engine: Engine) -> "_RunScopes":
+def _scopes_of(engine: AnyEngine) -> "_RunScopes":
     scopes: _RunScopes = belongings(engine).setdefault("run_scopes", _RunScopes())
     return scopes
 
@@ -56,7 +57,7 @@ def _scopes_of(engine: Engine) -> "_RunScopes":
 class _RunScope(AbstractContextManager[None, None]):
     """A scope that can be left early; leaving it a second time does nothing."""
 
-    def __init__(self, scope: Callable[[Engine], Scope], engine: Engine) -> None:
+    def __init__(self, scope: Callable[[Any], Scope], engine: AnyEngine) -> None:
         self._scope = scope
         self._entered: Scope | None = None
         self.engine = ref(engine)
@@ -82,7 +83,7 @@ class _RunScopes:
         self._running: ScopeStack | None = None
         self._wrapper: Callable[[], Any] = _nothing
 
-    def add(self, scope: _RunScope, engine: Engine) -> None:
+    def add(self, scope: _RunScope, engine: AnyEngine) -> None:
         if self._wrapper() is None and not isinstance(engine, QuickEngine):
             self._wrap(engine)
         self._scopes = [*self._scopes, scope]

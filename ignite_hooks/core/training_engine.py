@@ -82,6 +82,12 @@ class TrainingEngine(Protocol):
     def state_dict_user_keys(self) -> list[str]:
         """The attributes of ``state`` that ``state_dict`` includes."""
 
+    def run(self, *, max_steps: int | None = None) -> Any:
+        """Trains until a limit is reached."""
+
+    def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls ``handler`` at each event of that name."""
+
     def fire_event(self, event_name: Any) -> None:
         """Calls the handlers of an event."""
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.loading import rolled_back_on_failure
 from ignite_hooks.checkpoint.manifest import sealed
 from ignite_hooks.checkpoint.state import TrainingState
 from tests.reference import batches_of
@@ -667,3 +669,39 @@ def test_code_in_what_accelerate_reads_itself_is_refused_too(tmp_path, monkeypat
     ):
         ResumeCheckpoint(folder).attach(trainer)
     assert not mark.exists()
+
+
+# The way back after a failure
+
+
+def fill(boxes, state, failure=None):
+    for box in boxes:
+        box.value += 1
+    state.metrics["a"] = 2
+    state.metrics["b"] = 3
+    state.alpha, state.beta = 5, 6
+    if failure is not None:
+        raise failure
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_all_as_it_was_also_behind_one_that_refuses(failure):
+    boxes = [Box(torch.zeros(2)), Box(1, refuses=True), Box(3)]
+    state = SimpleNamespace(metrics={"a": 1}, alpha=4)
+    metrics = state.metrics
+    with pytest.raises(failure), rolled_back_on_failure(boxes, state):
+        fill(boxes, state, failure)
+    assert torch.equal(boxes[0].value, torch.zeros(2))
+    assert boxes[2].value == 3
+    assert vars(state) == {"metrics": {"a": 1}, "alpha": 4}
+    assert state.metrics is metrics
+
+
+def test_without_a_failure_what_was_loaded_stays():
+    boxes = [Box(torch.zeros(2)), Box(3)]
+    state = SimpleNamespace(metrics={"a": 1}, alpha=4)
+    with rolled_back_on_failure(boxes, state):
+        fill(boxes, state)
+    assert torch.equal(boxes[0].value, torch.ones(2))
+    assert boxes[1].value == 4
+    assert vars(state) == {"metrics": {"a": 2, "b": 3}, "alpha": 5, "beta": 6}

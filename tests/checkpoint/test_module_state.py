@@ -1,10 +1,20 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from ignite.engine import Events
 
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.module_state import differences_of_module
+from ignite_hooks.checkpoint.module_state import flags_of
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.module_state import read_module
+from ignite_hooks.checkpoint.module_state import set_flags
+from tests.reference import batches_of
+from tests.reference import seed
+from tests.reference import weights
 
 
 class Odd(torch.nn.Module):
@@ -57,3 +67,129 @@ def test_each_difference_is_told(tmp_path):
 def test_what_has_another_number_format_is_told(tmp_path):
     state, about = through_a_file(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
     assert give_to_module(torch.nn.Linear(2, 3).bfloat16(), state, about) == {"weight", "bias"}
+
+
+# Frozen parameters and eval mode
+
+
+def make_model():
+    """Its first layer is frozen, and its batch norm keeps its statistics."""
+    seed()
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2)
+    )
+    model[0].requires_grad_(False)
+    model[1].eval()
+    return model
+
+
+def test_flags_are_those_of_parameters_and_submodules():
+    model = make_model()
+    flags = flags_of(model)
+    assert flags == {"frozen": ["0.weight", "0.bias"], "eval": ["1"]}
+    other = make_model().requires_grad_(True).train()
+    set_flags(other, flags)
+    assert flags_of(other) == flags
+    model.requires_grad_(True).train()
+    set_flags(other, flags_of(model))
+    assert flags_of(other) == {"frozen": [], "eval": []}
+
+
+def test_a_tensor_that_can_not_be_trained_is_left_alone():
+    model = torch.nn.Linear(2, 2)
+    model.count = torch.nn.Parameter(torch.tensor([1, 2]), requires_grad=False)
+    set_flags(model, flags_of(model))
+    assert not model.count.requires_grad
+
+
+def thaw(trainer):
+    """Fine-tuning in two phases: from the second epoch on all is trained."""
+    if trainer.state.epoch == 2:
+        trainer.model[0].requires_grad_(True)
+        trainer.model[1].train()
+
+
+def freeze_again(trainer):
+    """What a script may do whenever a run begins."""
+    trainer.model[0].requires_grad_(False)
+    trainer.model[1].eval()
+
+
+def trainer_of(event, *, is_frozen_at_start, **options):
+    model = make_model()
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.Adam(model.parameters(), lr=0.01),
+        F.mse_loss,
+        batches_of(4),
+        accelerator=Accelerator(cpu=True),
+        **options,
+    )
+    trainer.add_event_handler(event, thaw)
+    if is_frozen_at_start:
+        trainer.add_event_handler(Events.STARTED, freeze_again)
+    seed(3)
+    return trainer
+
+
+@pytest.mark.parametrize("is_frozen_at_start", [False, True])
+@pytest.mark.parametrize(
+    ("event", "steps"),
+    [(Events.EPOCH_STARTED, (3, 4, 5, 7, 8)), (Events.EPOCH_COMPLETED, (7, 8, 9, 11))],
+)
+def test_what_a_handler_has_thawed_is_not_frozen_after_a_resume(
+    tmp_path, event, steps, is_frozen_at_start
+):
+    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last="all")
+    options = {"is_frozen_at_start": is_frozen_at_start}
+    whole = trainer_of(event, checkpoint=save, **options)
+    whole.run(max_epochs=3)
+    assert flags_of(whole.model) == {"frozen": [], "eval": []}
+    for step in steps:
+        resumed = trainer_of(event, resume_from=tmp_path / f"step_{step:08d}", **options)
+        if step == steps[-1]:  # in the third epoch
+            assert flags_of(resumed.model) == {"frozen": [], "eval": []}
+        resumed.run()
+        assert resumed.resume_report.is_exact
+        assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def evaluate_all(trainer):
+    trainer.model.eval()
+
+
+def in_train_mode(**options):
+    return trainer_of(Events.EPOCH_STARTED(once=9), is_frozen_at_start=False, **options)
+
+
+def in_eval_mode_at_start(*, event=Events.STARTED, **options):
+    trainer = in_train_mode(**options)
+    trainer.add_event_handler(event, evaluate_all)
+    return trainer
+
+
+def test_a_model_that_was_saved_in_eval_mode_in_a_run_is_trained_in_it(tmp_path):
+    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last="all")
+    event = Events.EPOCH_STARTED(once=1)
+    whole = in_eval_mode_at_start(event=event, checkpoint=save)
+    whole.run(max_epochs=2)
+    resumed = in_eval_mode_at_start(event=event, resume_from=tmp_path / "step_00000005")
+    resumed.run()
+    assert not resumed.model.training
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("make", [in_train_mode, in_eval_mode_at_start])
+def test_a_model_that_was_put_aside_in_eval_mode_is_trained_as_in_a_second_run(tmp_path, make):
+    save = SaveCheckpoint(tmp_path, at_end=False)
+    whole = make(checkpoint=save)
+    whole.run(max_epochs=1)
+    whole.model.eval()  # to look at what it has learned
+    save(whole)
+    whole.run(max_epochs=2)
+    resumed = make(resume_from=tmp_path)
+    resumed.run(max_epochs=2)
+    assert resumed.resume_report.is_exact
+    assert resumed.model.training is whole.model.training is (make is in_train_mode)
+    assert flags_of(resumed.model) == flags_of(whole.model)
+    assert torch.equal(weights(resumed.model), weights(whole.model))

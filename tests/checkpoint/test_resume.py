@@ -32,7 +32,7 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import write as saver
-from ignite_hooks.checkpoint.folder import read_manifest
+from ignite_hooks.checkpoint.store import read_manifest
 from tests.reference import augmented
 from tests.reference import batches_of
 from tests.reference import make_model

@@ -10,9 +10,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
-from ignite_hooks.checkpoint.folder import read_manifest
 from ignite_hooks.checkpoint.manifest import sealed
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.store import read_manifest
 from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_trainer

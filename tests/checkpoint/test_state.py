@@ -1,14 +1,17 @@
-"""What of a trainer goes into which file."""
+"""What of a trainer goes into which file, and the identifier of its run of training."""
 
 import pytest
 import torch
 from accelerate import Accelerator
+from ignite.engine import Engine
 from torch.optim.lr_scheduler import StepLR
 
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.state import TrainingState
+from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.state import sums_of
+from ignite_hooks.checkpoint.state import training_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -175,3 +178,18 @@ def test_another_process_writes_what_is_not_as_in_the_first():
         "also": {"other": {"value": 2}},
     }
     assert "objects" not in files(state)["rank_00000.pt"].content
+
+
+# The identifier of a run of training
+
+
+def test_a_trainer_has_an_identifier_of_its_own_and_keeps_it():
+    one, other = (Engine(lambda engine, batch: None) for _ in range(2))
+    assert training_id(one) == training_id(one)
+    assert training_id(one) != training_id(other)
+
+
+def test_a_resumed_trainer_takes_the_identifier_over():
+    one, other = (Engine(lambda engine, batch: None) for _ in range(2))
+    set_training_id(other, training_id(one))
+    assert training_id(other) == training_id(one)

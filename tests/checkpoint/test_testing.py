@@ -1,8 +1,10 @@
+import copy
 import itertools
 import tempfile
 
 import pytest
 import torch
+from ignite.engine import Engine
 from ignite.engine import Events
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
@@ -11,6 +13,8 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import assert_resumable
+from ignite_hooks.checkpoint.testing import Trace
+from tests import reference
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -225,3 +229,67 @@ def test_a_trainer_that_has_resumed_already_is_refused(tmp_path_factory):
 
     with pytest.raises(ValueError, match=r"begins anew, got one that has resumed.*leave out"):
         assert_resumable(make, max_steps=4)
+
+
+def test_an_engine_that_is_not_a_trainer_is_refused():
+    with pytest.raises(TypeError, match="`make_trainer` must make a trainer, got Engine"):
+        assert_resumable(lambda: Engine(lambda engine, batch: None), max_steps=4)
+
+
+# The traces that are compared
+
+
+def traced(*, change=None, at=3, **options):
+    trainer = reference.make_trainer(lr_scheduler=lambda optimizer: StepLR(optimizer, 2), **options)
+    if change is not None:
+        event, act = change
+        trainer.add_event_handler(event(once=at), lambda: act(trainer))
+    trace = Trace(trainer)
+    torch.manual_seed(5)
+    trainer.run(batches_of(5))
+    return trace
+
+
+def test_two_trainings_that_are_the_same_have_no_difference():
+    assert traced().first_difference(traced()) is None
+
+
+def test_all_iterations_are_noted_and_each_thing_in_them():
+    trace = traced()
+    assert list(trace.iterations) == [1, 2, 3, 4, 5]
+    for sums in trace.iterations.values():
+        assert list(sums)[:4] == [
+            "the place (epoch, step)",
+            "the batch",
+            "the random generators",
+            "the loss",
+        ]
+        assert list(sums)[4:] == [
+            "model.0.weight after the step",
+            "model.0.bias after the step",
+            "model.3.weight after the step",
+            "model.3.bias after the step",
+            "the optimizer's state",
+            "the scheduler's state",
+        ]
+
+
+def differing(what, iteration=3):
+    """The same trace but for one sum."""
+    trace = traced()
+    other = copy.copy(trace)
+    other.iterations = copy.deepcopy(trace.iterations)
+    other.iterations[iteration][what] = "another"
+    return trace.first_difference(other)
+
+
+@pytest.mark.parametrize("what", list(traced().iterations[1]))
+def test_each_thing_that_differs_is_named(what):
+    assert differing(what) == f"{what} of iteration 3"
+
+
+def test_only_iterations_that_both_have_are_compared():
+    one, other = traced(), traced()
+    del one.iterations[2]
+    other.iterations[2] = {}
+    assert one.first_difference(other) is None

@@ -1,6 +1,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,15 +13,15 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
-from ignite_hooks.checkpoint.folder import find_problems
 from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.checkpoint.write import BackgroundWriter
 from ignite_hooks.checkpoint.write import Saver
+from tests.ids import stable_id
 from tests.reference import augmented
 from tests.reference import make_trainer
 from tests.reference import seed
 from tests.reference import weights
-
-THREAD = "ignite_hooks.checkpoint"
 
 
 class Failure(Exception):
@@ -36,7 +38,7 @@ class Disk:
         self.may_go_on.set()
 
     def fsync(self, descriptor):
-        here = "thread" if threading.current_thread().name == THREAD else "main"
+        here = "thread" if is_writer(threading.current_thread()) else "main"
         if here == "thread":
             assert self.may_go_on.wait(60)
             act, self.act = self.act, None
@@ -63,8 +65,12 @@ def disk(monkeypatch):
     disk.finish()
 
 
+def is_writer(thread):
+    return thread.name.startswith("ignite_hooks.checkpoint")
+
+
 def writing():
-    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+    return [thread for thread in threading.enumerate() if is_writer(thread)]
 
 
 def trainer_of(checkpoint=None, **options):
@@ -406,3 +412,79 @@ def test_a_signal_that_comes_while_the_last_is_written_does_not_lose_it(
     finally:
         signal.signal(signal.SIGTERM, found)
     assert (steps(tmp_path), trainer.stop_reason, noted) == ([3], "SIGTERM", [])
+
+
+# The thread
+
+
+def test_a_call_has_a_thread_that_is_gone_when_it_was_waited_for():
+    writer, threads = BackgroundWriter(), []
+    writer.start(lambda: threads.append(threading.current_thread()))
+    assert writer.wait()
+    assert threads[0] is not threading.main_thread()
+    assert not threads[0].is_alive()
+    assert not writer.is_busy
+
+
+def test_the_writer_is_busy_until_the_call_is_done():
+    writer, gate = BackgroundWriter(), threading.Event()
+    assert not writer.is_busy
+    writer.start(lambda: gate.wait(60))
+    assert writer.is_busy
+    gate.set()
+    writer.wait()
+    assert not writer.is_busy
+
+
+def test_there_is_something_to_wait_for_once_for_each_call():
+    writer, done = BackgroundWriter(), []
+    assert not writer.wait()
+    for number in range(2):
+        writer.start(lambda number=number: done.append(number))
+        assert writer.wait()
+        assert not writer.wait()
+    assert done == [0, 1]
+
+
+@pytest.mark.parametrize("failure", [Failure("full"), SystemExit(3)], ids=stable_id)
+def test_a_failure_is_raised_once_and_the_next_call_can_begin(failure):
+    def fail():
+        raise failure
+
+    writer, done = BackgroundWriter(), []
+    writer.start(fail)
+    with pytest.raises(type(failure)) as caught:
+        writer.wait()
+    assert caught.value is failure
+    assert not writer.wait()
+    writer.start(lambda: done.append(1))
+    assert writer.wait()
+    assert done == [1]
+
+
+def test_the_interpreter_ends_when_the_call_is_done(tmp_path):
+    program = """
+import atexit
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ignite_hooks.checkpoint.write import BackgroundWriter
+
+file, other = Path(sys.argv[1]), ThreadPoolExecutor(1)
+
+def call():
+    try:
+        while True:
+            other.submit(int).result()
+    except RuntimeError:  # the script is at its end: the interpreter takes no more calls
+        sum(range(10**7))  # takes longer than an interpreter that does not wait would go on
+        file.write_text("whole")
+
+atexit.register(lambda: print(file.exists()))
+BackgroundWriter().start(call)
+"""
+    command = [sys.executable, "-c", program, tmp_path / "file"]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    assert done.stdout == "True\n"
+    assert (tmp_path / "file").read_text() == "whole"

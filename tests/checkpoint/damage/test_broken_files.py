@@ -7,8 +7,8 @@ import torch
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks.checkpoint.__main__ import main
-from ignite_hooks.checkpoint.folder import find_problems
 from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.store import find_problems
 from tests.checkpoint.damage.training import EPOCHS
 from tests.checkpoint.damage.training import trainer_of
 from tests.reference import make_trainer

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch.optim.lr_scheduler import StepLR
 
-from ignite_hooks.checkpoint.folder import find_problems
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.checkpoint.store import find_problems
 from tests.reference import augmented
 from tests.reference import make_trainer
 from tests.reference import seed

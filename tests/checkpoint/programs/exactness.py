@@ -38,7 +38,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.checkpoint.trace import Trace
+from ignite_hooks.checkpoint.testing import Trace
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
