@@ -1,4 +1,5 @@
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -29,3 +30,16 @@ def pytest_configure():
     PartialState(cpu=True)
     # Engines log the failures that these tests provoke.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items):
+    """Of a test with ``@pytest.mark.grid(n)`` each n-th case is run always, the others are
+    ``exhaustive``. With an n that divides none of its axes the sample meets every value."""
+    seen = Counter()
+    for item in items:
+        if (grid := item.get_closest_marker("grid")) is not None:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % grid.args[0]:
+                item.add_marker("exhaustive")
+            seen[test] += 1

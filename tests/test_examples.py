@@ -73,6 +73,7 @@ def test_every_example_runs(example, tmp_path):
     assert python(script, "--cpu", *SMALL.get(example, []), folder=tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_digits_are_read_with_the_default_arguments(tmp_path):
     output = python("examples/digits.py", "--cpu", "--output", tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -83,6 +84,7 @@ def test_digits_are_read_with_the_default_arguments(tmp_path):
     assert load_file(tmp_path / "run" / "model.safetensors")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.distributed
 def test_digits_on_two_processes_are_read_as_well_and_printed_once(tmp_path):
     with socket.socket() as free:
@@ -115,6 +117,7 @@ def test_digits_that_are_gone_on_with_are_those_of_one_run(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.exhaustive
 def test_a_training_that_is_stopped_and_started_again_ends_as_one_that_was_not(tmp_path):
     script = ROOT / "examples" / "resume.py"
     unbroken = started(script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "unbroken")
@@ -130,6 +133,7 @@ def test_a_training_that_is_stopped_and_started_again_ends_as_one_that_was_not(t
     assert again.splitlines()[-2:] == output_of(unbroken).splitlines()[-2:]
 
 
+@pytest.mark.exhaustive
 def test_digits_are_learned_by_a_file_as_by_the_command_line(tmp_path):
     small = SMALL["digits.py"]
     script = ROOT / "examples" / "digits.py"
@@ -153,6 +157,7 @@ def test_the_readme_shows_a_whole_run_in_fifteen_lines_of_yaml(tmp_path):
     assert any(name.startswith("step_") for name in saved)
 
 
+@pytest.mark.exhaustive
 def test_digits_with_one_seed_are_learned_the_same_way_twice():
     arguments = ["examples/digits.py", "--cpu", "--seed", "3", *SMALL["digits.py"]]
     both = [started(*arguments), started(*arguments)]

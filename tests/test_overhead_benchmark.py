@@ -10,6 +10,7 @@ from tests.benchmarks.rounds import difference
 NAMES = ["raw", "ours_bare", "ours_wired"]
 
 
+@pytest.mark.exhaustive
 def test_benchmark_of_overhead_runs_and_finds_equal_weights(capsys):
     main(["--rounds", "1", "--iterations", "100", "--contestants", *NAMES])
     output = capsys.readouterr().out.splitlines()

@@ -37,6 +37,7 @@ def told(process):
     return json.loads(output)
 
 
+@pytest.mark.exhaustive
 def test_every_kind_was_saved_at_every_step_and_resumed(found):
     unbroken, resumed = found
     assert len(unbroken) == 22

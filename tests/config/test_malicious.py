@@ -80,6 +80,7 @@ def outcomes(folder):
     return {name: told.get(name, ended) for name in (*documents(), "code", "module")}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("group", GROUPS)
 def test_it_is_refused_or_plain_data_and_nothing_is_run_opened_or_imported(outcomes, group):
     for index, document in enumerate(GROUPS[group]):

@@ -572,6 +572,7 @@ class Indexable(Counted):
 
 
 class TestSeeking:
+    @pytest.mark.grid(2)
     @pytest.mark.parametrize("prepared", [False, True])
     @pytest.mark.parametrize("kind", LOADERS)
     def test_going_on_from_any_position_gives_the_batches_of_the_whole_pass(

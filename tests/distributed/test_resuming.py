@@ -11,6 +11,7 @@ def findings(tmp_path_factory):
     return on_two_processes("resuming", tmp_path_factory.mktemp("resuming"), limit=120)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("check", CHECKS)
 def test_resuming_from_every_step_ends_in_the_same_bits_on_every_process(findings, check):
     for finding in findings.of(check):

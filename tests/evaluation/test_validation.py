@@ -1093,6 +1093,7 @@ def _gradients_on():
     torch.set_grad_enabled(True)
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", VALIDATIONS)
 def test_training_is_that_without_validation(name, moment):
@@ -1131,6 +1132,7 @@ def test_a_validation_may_share_the_data_set_of_the_training_loader_and_its_gene
     assert_undisturbed(training)
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("moment", ["every third step, at start", "in the window"])
 @pytest.mark.parametrize("name", [name for name in VALIDATIONS if "raw training" not in name])
 def test_training_by_hand_is_that_without_validation(name, moment):

@@ -269,6 +269,7 @@ def rethrow(seen):
     return handler
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(
     "place",
@@ -339,6 +340,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("make_data", DATA.values(), ids=DATA)
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: getattr(place, "name", place))
@@ -368,6 +370,7 @@ def is_of_step(place):
     return str(getattr(place, "name", "")).startswith(("OPTIMIZER", "GRADIENTS"))
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("make_data", DATA.values(), ids=DATA)
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(
@@ -616,6 +619,7 @@ def test_after_a_swallowed_failure_training_goes_on():
 # Stops
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("make_data", DATA.values(), ids=DATA)
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(
@@ -786,6 +790,7 @@ class InterruptAt:
         return self.trace
 
 
+@pytest.mark.exhaustive
 def test_control_c_between_any_two_lines_of_the_loop_loses_no_batch():
     def in_order():
         return DataLoader(samples(4), batch_size=2)

@@ -153,6 +153,7 @@ def count(trainer, event):
     return fired
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("scheduler_at", ["step", "epoch"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("length", ["known", "unknown"])
@@ -227,6 +228,7 @@ def test_an_iterable_data_set_trains_as_the_plain_loop_does(accumulation, batche
     torch.testing.assert_close(result[0], expected[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("scheduler_at", ["step", "epoch"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("length", ["known", "unknown"])

@@ -94,6 +94,7 @@ def remove_the_broken(directory):
         shutil.rmtree(folder)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", WAYS)
 def test_each_call_fails_in_turn(quick_path, way):
     disk = Disk()

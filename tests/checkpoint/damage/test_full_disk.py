@@ -16,6 +16,7 @@ FILES = [
 ]
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_does_not_fit_is_said_and_costs_no_checkpoint(

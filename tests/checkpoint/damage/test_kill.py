@@ -75,6 +75,7 @@ def random_kills(job, random, number):
         pass
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
 def test_a_run_that_is_killed_again_and_again_ends_in_the_bits_of_one_that_is_not(
     nursery, quick_path, final, background
