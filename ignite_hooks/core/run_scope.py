@@ -90,28 +90,30 @@ class _RunScopes:
         if self._running is not None:
             self._running.enter(scope)
 
-    def drop(self, scope: _RunScope, engine: Any) -> None:
+    def drop(self, scope: _RunScope, engine: AnyEngine) -> None:
+        owner: Any = engine  # whose method is replaced
         self._scopes = [each for each in self._scopes if each is not scope]
         wrapper = self._wrapper()
-        is_outermost = wrapper is not None and engine.run is wrapper
+        is_outermost = wrapper is not None and owner.run is wrapper
         if not self._scopes and is_outermost:
-            del engine.run
+            del owner.run
             if wrapper.had is not None:
-                engine.run = wrapper.had
+                owner.run = wrapper.had
             self._wrapper = _nothing
 
-    def _wrap(self, engine: Any) -> None:
-        run = engine.run
-        is_own = getattr(run, "__func__", None) is type(engine).run
+    def _wrap(self, engine: AnyEngine) -> None:
+        owner: Any = engine  # whose method is replaced
+        run = owner.run
+        is_own = getattr(run, "__func__", None) is type(owner).run
         had = None if is_own else run
 
-        @wraps(type(engine).run)
+        @wraps(type(owner).run)
         def run_in_scopes(*args: Any, **kwargs: Any) -> Any:
             with self.entered():
                 return run(*args, **kwargs)
 
         run_in_scopes.had = had  # type: ignore[attr-defined]
-        engine.run = run_in_scopes
+        owner.run = run_in_scopes
         self._wrapper = ref(run_in_scopes)
 
     @contextmanager

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
 from weakref import ref
 
 from ignite.engine import Engine
@@ -80,7 +79,8 @@ class _Channel(AbstractContextManager[None, None]):
         self._depth = 0
 
     def __enter__(self) -> None:
-        engine: Any = self._engine()
+        engine = self._engine()
+        assert engine is not None
         scopes = self._scopes
         self._depth = len(scopes.open)
         for hook in self._hooks:

@@ -13,6 +13,7 @@ from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.scopes import NOTHING
+from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.channels import CHANNELS
 from ignite_hooks.hooks.channels import Channels
@@ -142,14 +143,16 @@ class _AtEvents(Handler):
         closes("on_loop", at=Events.COMPLETED)
 
 
-def channels_of(engine: Any) -> Channels:
-    """The channels of ``engine``: a trainer has some, another engine is given some."""
-    if not hasattr(engine, "hook_channels"):
-        engine.hook_channels = EventChannels(engine)
-    channels: Channels = engine.hook_channels
+def channels_of(engine: AnyEngine) -> Channels:
+    """Returns the channels of ``engine``: a trainer has some, a plain engine is given some."""
+    owner: Any = engine  # of a plain engine nobody knows this attribute
+    if not hasattr(owner, "hook_channels"):
+        owner.hook_channels = EventChannels(owner)
+    channels: Channels = owner.hook_channels
     return channels
 
 
-def _channels(engine: Any) -> EventChannels:
-    channels: EventChannels = engine.hook_channels
+def _channels(engine: Engine) -> EventChannels:
+    channels = channels_of(engine)
+    assert isinstance(channels, EventChannels)
     return channels

@@ -239,15 +239,17 @@ class OptimizerStep(Handler):
         """Opens, closes and drops windows at events: nothing tells for sure what data is left."""
         data = RemainingData()
 
-        def start(engine: Any) -> None:
+        def start(engine: Engine) -> None:
+            state: Any = engine.state
             data.run_starts(engine)
             self.drop_window()
-            if engine.state.iteration == 0:
+            if state.iteration == 0:
                 self.start_from(0)
-                engine.state.optimizer_step = 0
+                state.optimizer_step = 0
 
-        def take(engine: Any) -> None:
-            engine.state.step_committed = False
+        def take(engine: Engine) -> None:
+            state: Any = engine.state
+            state.step_committed = False
             self.take_batch(engine, data.batches_left)
 
         def close(engine: Engine) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ignite.engine import Engine
 from ignite.engine import Events
 from ignite.engine import State
 
@@ -48,16 +47,16 @@ class Request:
     def __set_name__(self, owner: type[Any], name: str) -> None:
         self._name = name
 
-    def __get__(self, engine: Any, owner: type[Any] | None = None) -> Any:
+    def __get__(self, engine: "TrainingLoop | None", owner: type[Any] | None = None) -> Any:
         return self if engine is None else engine._requests.get(self._name, False)
 
-    def __set__(self, engine: Any, value: Any) -> None:
+    def __set__(self, engine: "TrainingLoop", value: Any) -> None:
         if value:
             engine._requests[self._name] = value
         else:
             self.__delete__(engine)
 
-    def __delete__(self, engine: Any) -> None:
+    def __delete__(self, engine: "TrainingLoop") -> None:
         engine._requests.pop(self._name, None)
 
 
@@ -103,10 +102,12 @@ class TrainingLoop(QuickEngine):
     state: Any
 
     def __init__(
-        self, process_function: Callable[[Engine, Any], Any], optimizer_step: OptimizerStep
+        self,
+        process_function: Callable[["TrainingLoop", Any], Any],
+        optimizer_step: OptimizerStep,
     ) -> None:
         self._requests: dict[str, Any] = {}
-        super().__init__(process_function)
+        super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
         self.position = RunPosition(optimizer_step)
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)

@@ -13,6 +13,7 @@ from ignite_hooks.data.batch import pair
 from ignite_hooks.data.batch import unpack
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.trainer.loop import TrainingLoop
 
 __all__ = ["forward_with", "loss_alone", "supervised_step"]
 
@@ -24,12 +25,12 @@ def supervised_step(
     optimizer_step: OptimizerStep,
     forward: Forward,
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any],
-) -> Callable[[Any, Any], Any]:
-    """The process function; the optimizer steps after it, at ITERATION_COMPLETED."""
+) -> Callable[[TrainingLoop, Any], Any]:
+    """Returns the process function; the optimizer steps after it, at ITERATION_COMPLETED."""
     is_distributed = optimizer_step.is_distributed
     is_value = output_transform is loss_alone  # then there is no need to detach it twice
 
-    def process(engine: Any, batch: Any) -> Any:
+    def process(engine: TrainingLoop, batch: Any) -> Any:
         state, fire, channels = engine.state, engine.fire_event, engine.hook_channels
         with optimizer_step.synchronizing(model) if is_distributed else NOTHING:
             with channels.on_model_forward:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from ignite.engine import State
 
 from ignite_hooks.core.place import Progress
@@ -41,7 +40,7 @@ class Trainer(TrainingLoop):
 
     def __init__(
         self,
-        process_function: Callable[[Engine, Any], Any],
+        process_function: Callable[[TrainingLoop, Any], Any],
         model: torch.nn.Module,
         optimizer_step: OptimizerStep,
         feeds: Feeds,
