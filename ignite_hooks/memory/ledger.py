@@ -124,41 +124,26 @@ class PeakLedger(Generic[Reading]):
         self._lock = RLock()
         _ledgers.add(self)
 
+    @_in_turn
     def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
         """Measures from now on, ``peak`` counted in, unless it does so already."""
-        # This and `end` write out what _in_turn does: an iteration has one of each, and through
-        # the wrapper they cost 6.2 µs of it where this costs 5.6, and more with cold caches.
-        with self._lock:
-            self._users += 1
-            try:
-                if measurement not in self.running:
-                    if self.running or self._abandoned:
-                        self._note()
-                    if self._is_sampled or not self._is_open:
-                        self._open(measurement.every)
-                    self._mark.reset()
-                    measurement.peak = peak
-                    self.running.append(measurement)
-            finally:
-                self._users -= 1
-                if self._is_sampled or not self._holders:
-                    self._adjust()
+        if measurement not in self.running:
+            if self.running or self._abandoned:
+                self._note()
+            if self._is_sampled or not self._is_open:
+                self._open(measurement.every)
+            self._mark.reset()
+            measurement.peak = peak
+            self.running.append(measurement)
 
+    @_in_turn
     def end(self, measurement: Measurement[Reading]) -> None:
         """Measures no more."""
-        with self._lock:
-            self._users += 1
+        if measurement in self.running:
             try:
-                if measurement in self.running:
-                    try:
-                        self._note()
-                    finally:
-                        if measurement in self.running:
-                            self.running.remove(measurement)
+                self._note()
             finally:
-                self._users -= 1
-                if self._is_sampled or not self._holders:
-                    self._adjust()
+                self._drop(measurement)
 
     def end_soon(self, measurement: Measurement[Reading]) -> None:
         """Has it ended now or, if the ledger is busy, the next time that the ledger is used.

@@ -16,7 +16,6 @@ from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
-from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.max_ram import MaxRAM
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
@@ -57,15 +56,11 @@ class RAMMetric(PeakMetric):
 
     def _span(self, attachment: Attachment) -> Span:
         ram = _latest[self] = self._max_ram()
-        name, parts = self.name, ram._parts
 
         def report(engine: Engine) -> None:
-            peak = 0
-            for part in parts:  # which have stopped
-                peak += part.peak
-            engine.state.metrics[name] = peak / MIB
+            engine.state.metrics[self.name] = ram.result()
 
-        return Span(attachment, parts, report)
+        return Span(attachment, ram._parts, report)
 
     def _max_ram(self) -> MaxRAM:
         return MaxRAM(
