@@ -10,6 +10,7 @@ from typing import Any
 from typing import Literal
 from typing import NamedTuple
 from typing import NewType
+from typing import TypeGuard
 from typing import TypeVar
 from typing import Union
 from typing import get_args
@@ -26,6 +27,7 @@ __all__ = [
     "choices_of",
     "class_of",
     "fields_of",
+    "is_class",
     "items_of",
     "members_of",
     "name_of",
@@ -119,16 +121,22 @@ def items_of(kind: Any) -> tuple[type, list[Any]] | None:
     return None
 
 
+def is_class(kind: Any) -> TypeGuard[type]:
+    """Returns whether a kind is a class that ``issubclass`` takes; ``list[int]`` is not."""
+    # On Python 3.10 isinstance(list[int], type) is True, and issubclass(…, list[int]) raises.
+    return isinstance(kind, type) and get_origin(kind) is None
+
+
 def class_of(kind: Any) -> type | None:
     """The class of an annotation whose values have fields of their own, if it is one."""
-    return kind if isinstance(kind, type) and is_pydantic_dataclass(kind) else None
+    return kind if is_class(kind) and is_pydantic_dataclass(kind) else None
 
 
 def choices_of(kind: Any) -> list[Any] | None:
     """The values of a Literal or an Enum as data has them; None for other kinds."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
-    if isinstance(kind, type) and issubclass(kind, Enum):
+    if is_class(kind) and issubclass(kind, Enum):
         return [each.value for each in kind]
     return None
 

@@ -13,6 +13,7 @@ from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.config.kinds import admits_none
 from ignite_hooks.config.kinds import fields_of
+from ignite_hooks.config.kinds import is_class
 from ignite_hooks.evaluation.validation import Validation
 from ignite_hooks.hooks.context import HookContext
 from ignite_hooks.hooks.hooks import Hooks
@@ -100,7 +101,7 @@ def tag_of(cls: type) -> str | None:
 
 def tagged(kind: Any) -> dict[str, type]:
     """Those that can stand where a value of the class ``kind`` is to be, by their tags."""
-    if not isinstance(kind, type) or kind is object:
+    if not is_class(kind) or kind is object:
         return {}
     return {tag: cls for tag, cls in all_tagged().items() if issubclass(cls, kind)}
 
@@ -131,8 +132,8 @@ def close_to(name: str, names: Iterable[str]) -> str:
 
 
 def _check(tag: str, cls: Any) -> None:
-    if not isinstance(cls, type) or not is_pydantic_dataclass(cls):
-        name = cls.__name__ if isinstance(cls, type) else type(cls).__name__
+    if not is_class(cls) or not is_pydantic_dataclass(cls):
+        name = cls.__name__ if is_class(cls) else type(cls).__name__
         raise TypeError(
             f"what is registered as {tag!r} must be a pydantic dataclass, {name} is none: put "
             "@pydantic.dataclasses.dataclass(frozen=True, eq=False, kw_only=True) between it and "

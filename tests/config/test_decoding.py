@@ -60,6 +60,7 @@ class Sample(Handler):
     clipping: GradientClipping | None = None
     collector: GarbageCollector | None = None
     any_handler: Handler | None = None
+    handler_or_numbers: Handler | list[int] | None = None
     handlers: tuple[Handler, ...] = ()
     schedules: dict[str, ValidationSchedule] = Field(default_factory=dict)
     every: Every | None = None
@@ -112,6 +113,7 @@ def problem(**fields):
         ("anything", {"type": "clear_cache"}, {"type": "clear_cache"}),
         ("anything", {"type": "nonsense", "x": [1, "inf"]}, {"type": "nonsense", "x": [1, "inf"]}),
         ("every", 3, 3),
+        ("handler_or_numbers", [1, 2], [1, 2]),
     ],
 )
 def test_a_value_of_the_type_of_its_field_is_taken(field, data, expected):
@@ -162,6 +164,7 @@ def test_nan_has_a_name():
         ("clipping", [], "must be a mapping, got []"),
         ("any_handler", "clear_cache", "must be a mapping with `type`, got 'clear_cache'"),
         ("handlers", {"type": "clear_cache"}, "must be a list"),
+        ("handler_or_numbers", 3, "must be a Handler or a list, got 3"),
         ("every", 0, "`every` must be an integer >= 1, got 0; leave it out"),
         ("every", "3", "`every` must be an integer >= 1, got '3'; leave it out"),
     ],
@@ -215,6 +218,7 @@ def test_where_a_field_is_of_one_class_the_tag_may_be_left_out():
         assert sample.clipping.max_norm == 1.0
     assert read(part={"size": 3}).part.size == 3
     assert read(part_or_clipping={"size": 3}).part_or_clipping == Part(3)
+    assert type(read(handler_or_numbers={"type": "clear_cache"}).handler_or_numbers) is ClearCache
     assert read(part_or_clipping={"clip_value": 3}).part_or_clipping.clip_value == 3.0
 
 

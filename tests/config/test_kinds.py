@@ -17,14 +17,21 @@ from ignite_hooks.config.kinds import bare
 from ignite_hooks.config.kinds import choices_of
 from ignite_hooks.config.kinds import class_of
 from ignite_hooks.config.kinds import fields_of
+from ignite_hooks.config.kinds import is_class
 from ignite_hooks.config.kinds import items_of
 from ignite_hooks.config.kinds import members_of
 from ignite_hooks.config.kinds import name_of
+from tests.config.aliases import NUMBERS
 from tests.ids import stable_id
 
 Name = NewType("Name", str)
 T = TypeVar("T")
 Bound = TypeVar("Bound", bound=int)
+
+
+class Color(Enum):
+    RED = "red"
+    ONE = 1
 
 
 @dataclass
@@ -76,6 +83,7 @@ def test_what_does_not_say_that_it_admits_none(kind):
     [
         (list[int], (list, [int])),
         (list, (list, [Any])),
+        (NUMBERS, (list, [int])),
         (tuple[int, ...], (list, [int])),
         (tuple[int, str], (list, [int, str])),
         (tuple, (list, [Any])),
@@ -102,17 +110,30 @@ def test_a_class_has_fields_of_its_own_if_pydantic_made_them():
     assert class_of(ClearCache) is ClearCache
     assert class_of(int) is None
     assert class_of(ClearCache | None) is None
+    assert class_of(NUMBERS) is None
 
 
-class Color(Enum):
-    RED = "red"
-    ONE = 1
+@pytest.mark.parametrize("kind", [list, int, Color, Sample, collections.abc.Sequence, type(None)])
+def test_a_class_is_a_class(kind):
+    assert is_class(kind)
+
+
+@pytest.mark.parametrize("kind", [list[int], NUMBERS, int | str, Literal["a"], "int", None])
+def test_another_annotation_is_no_class(kind):
+    assert not is_class(kind)
+
+
+def test_a_parameterized_generic_of_python_3_10_says_that_it_is_a_class():
+    assert isinstance(NUMBERS, type)
+    with pytest.raises(TypeError, match="cannot be a parameterized generic"):
+        issubclass(int, NUMBERS)
 
 
 def test_the_choices_of_a_kind_are_as_data_has_them():
     assert choices_of(Literal["a", 1]) == ["a", 1]
     assert choices_of(Color) == ["red", 1]
     assert choices_of(int) is None
+    assert choices_of(NUMBERS) is None
 
 
 @pytest.mark.parametrize(
@@ -123,6 +144,7 @@ def test_the_choices_of_a_kind_are_as_data_has_them():
         (Literal["a", 1], "one of 'a', 1"),
         (Color, "one of 'red', 1"),
         (list[int], "a list"),
+        (NUMBERS, "a list"),
         (dict[str, int], "a mapping"),
         (ClearCache, "a ClearCache"),
     ],

@@ -19,6 +19,7 @@ from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import tagged
 from ignite_hooks.config.registry import why_it_is_no_data
 from ignite_hooks.core.handler import Handler
+from tests.config.aliases import NUMBERS
 from tests.config.strategies import OURS
 from tests.ids import stable_id
 
@@ -73,7 +74,9 @@ def test_what_is_no_tag_is_refused(tag):
         register(tag)
 
 
-@pytest.mark.parametrize("cls", [lambda: None, 3, Hooks, plain_dataclass(type("Plain", (), {}))])
+@pytest.mark.parametrize(
+    "cls", [lambda: None, 3, Hooks, plain_dataclass(type("Plain", (), {})), NUMBERS]
+)
 def test_what_is_no_pydantic_dataclass_is_refused(cls):
     with pytest.raises(TypeError, match=r"'mine' must be a pydantic dataclass, .* is none: put @"):
         register("mine")(cls)
@@ -127,7 +130,7 @@ def test_other_fields_are_fine(kind, default):
     register("mine")(sample(x=(kind, default)))
 
 
-@pytest.mark.parametrize("kind", [object, int, str, None, int | str, "Handler"])
+@pytest.mark.parametrize("kind", [object, int, str, None, int | str, "Handler", list[int], NUMBERS])
 def test_nothing_of_ours_stands_where_something_else_is_to_be(kind):
     assert tagged(kind) == {}
 

@@ -1,0 +1,304 @@
+"""Changes lines of the package one at a time, and prints which changes the tests notice.
+
+::
+
+    python -m tests.mutations --record tests/core tests/optim   # which test executes which line
+    python -m tests.mutations --lines 60 --seed 0
+
+The first command runs tests under coverage and adds to the file of ``--coverage``, with the tests
+as contexts. The second takes lines of functions at random, changes each in a copy of the tree, and
+runs the tests that execute it. A change that survives shows a missing test, or changes nothing.
+A recording is of the source as it stands: record again when that has changed.
+"""
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import coverage
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "ignite_hooks"
+RECORD = "IGNITE_HOOKS_RECORD"  # the environment variable with the file that a recording writes
+STARTUP_SECONDS = 60  # to import torch and to collect the tests
+SLOWER = 5  # times what the tests took when they were recorded; beyond that, the change hangs
+LEFT_OUT = (".git", ".venv", "venv", "*_cache", "__pycache__", ".coverage*", ".hypothesis", "runs")
+FLIPPED = {
+    ast.Eq: ast.NotEq,
+    ast.Lt: ast.LtE,
+    ast.Gt: ast.GtE,
+    ast.Is: ast.IsNot,
+    ast.In: ast.NotIn,
+    ast.And: ast.Or,
+}
+FLIPPED |= {after: before for before, after in FLIPPED.items()}
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+ASSIGNMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign)
+
+
+class Recorder:
+    """A plugin of pytest that records which test executes which line, and its seconds."""
+
+    def __init__(self, file):
+        self.file = file
+        self.coverage = coverage.Coverage(
+            file, include=[f"{ROOT / PACKAGE}/*"], config_file=False, messages=False
+        )
+        self.seconds, self.unusable = defaultdict(float), set()
+
+    def pytest_sessionstart(self):
+        self.coverage.load()
+        self.coverage.start()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self.coverage.switch_context(item.nodeid)
+        result = yield
+        self.coverage.switch_context("")
+        return result
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] += report.duration
+        if report.outcome != "passed":
+            self.unusable.add(report.nodeid)
+
+    def pytest_sessionfinish(self):
+        self.coverage.stop()
+        self.coverage.save()
+        known = seconds_of(self.file) | self.seconds
+        seconds = {test: each for test, each in known.items() if test not in self.unusable}
+        seconds_file(self.file).write_text(json.dumps(seconds, indent=0))
+
+
+def pytest_configure(config):
+    if RECORD in os.environ:
+        config.pluginmanager.register(Recorder(os.environ[RECORD]))
+
+
+def seconds_file(coverage_file):
+    return Path(f"{coverage_file}.seconds.json")
+
+
+def seconds_of(coverage_file):
+    """Returns the duration of each test that passed; nothing if none was recorded."""
+    file = seconds_file(coverage_file)
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def tests_by_line(coverage_file):
+    """Returns the tests that execute each line, by file and number of line."""
+    data = coverage.CoverageData(coverage_file)
+    data.read()
+    found = {}
+    for measured in data.measured_files():
+        inside = str(measured).rpartition(f"{PACKAGE}/")[2]
+        for line, contexts in data.contexts_by_lineno(measured).items():
+            if any(contexts):
+                found[f"{PACKAGE}/{inside}", line] = {test for test in contexts if test}
+    return found
+
+
+def chosen(tests, seconds, most):
+    """Returns at most so many tests, the quickest case of each function before further cases."""
+    groups = defaultdict(list)
+    for test in sorted(tests, key=lambda test: (seconds.get(test, 0), test)):
+        groups[test.partition("[")[0]].append(test)
+    rank = {test: number for group in groups.values() for number, test in enumerate(group)}
+    known = [test for test in rank if test in seconds or not seconds]
+    return sorted(known, key=lambda test: (rank[test], seconds.get(test, 0), test))[:most]
+
+
+def expressions_in(node):
+    """Yields the expressions of a statement itself, not those of the statements within it."""
+    for name, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            # Before Python 3.12 the parts of an f-string have no position of their own.
+            if name != "annotation" and not isinstance(child, ast.stmt | ast.JoinedStr):
+                if isinstance(child, ast.expr):
+                    yield child
+                if isinstance(child, ast.expr | ast.withitem | ast.comprehension | ast.keyword):
+                    yield from expressions_in(child)
+
+
+def is_none(node):
+    return node is None or (isinstance(node, ast.Constant) and node.value is None)
+
+
+def replacements(node):
+    """Yields nodes that can stand in place of this one, each with one thing changed."""
+    changed = copy.copy(node)
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        changed.ops = [FLIPPED[type(node.ops[0])]()]
+        yield changed
+    elif isinstance(node, ast.BoolOp):
+        changed.op = FLIPPED[type(node.op)]()
+        yield changed
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield node.operand
+    elif isinstance(node, ast.Constant) and type(node.value) in (bool, int):
+        is_switch = isinstance(node.value, bool)
+        yield ast.Constant(not node.value if is_switch else node.value + 1)
+    elif isinstance(node, ast.Return) and not is_none(node.value):
+        yield ast.Return(ast.Constant(None))
+    elif isinstance(node, (ast.Expr, *ASSIGNMENTS)):
+        is_docstring = isinstance(node.value, ast.Constant) and isinstance(node, ast.Expr)
+        gives = any(isinstance(each, ast.Yield | ast.YieldFrom) for each in ast.walk(node))
+        if node.value is not None and not is_docstring and not gives:
+            yield ast.Pass()
+
+
+def changes_of(source):
+    """Returns the changes by line, each as what stood there, what does now, and the new source."""
+    text, tree, found = source.encode(), ast.parse(source), defaultdict(list)
+    starts = [0, *(match.end() for match in re.finditer(rb"\n", text))]
+    functions = [each for each in ast.walk(tree) if isinstance(each, DEFINITIONS[:2])]
+    bodies = {each for function in functions for each in ast.walk(function)} - set(functions)
+    for statement in bodies:
+        if not isinstance(statement, ast.stmt) or isinstance(statement, DEFINITIONS):
+            continue
+        for node in (statement, *expressions_in(statement)):
+            begin = starts[node.lineno - 1] + node.col_offset
+            end = starts[node.end_lineno - 1] + node.end_col_offset
+            for other in replacements(node):
+                new = ast.unparse(other)
+                if isinstance(other, ast.expr) and not isinstance(other, ast.Constant):
+                    new = f"({new})"  # what is around it may bind tighter
+                whole = (text[:begin] + new.encode() + text[end:]).decode()
+                found[statement.lineno].append((text[begin:end].decode(), new, whole))
+    return {line: sorted(changes) for line, changes in found.items()}
+
+
+def candidates(tests, paths):
+    """Returns the changes of each line under ``paths`` that a test executes."""
+    found = {}
+    for file in sorted({file for file, _ in tests}):
+        if any((ROOT / file).is_relative_to(path.resolve()) for path in paths):
+            for line, changes in changes_of((ROOT / file).read_text()).items():
+                if (file, line) in tests:
+                    found[file, line] = changes
+    return found
+
+
+def run_tests(tests, folder, limit, *options):
+    """Returns what pytest said, or None when the time was over."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "OMP_NUM_THREADS": "1",
+        # Two changes within a second, of the same length, would share a compiled file.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "--color=no"]
+    process = subprocess.Popen(
+        [*command, "-p", "no:cacheprovider", *options, *tests],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        return process.communicate(timeout=limit)[0]
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def failures_in(output):
+    return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
+
+
+def noticed(source, file, tests, limit, folder):
+    """Returns what noticed the change of one file: a test, or the limit of time, or nothing."""
+    path = folder / file
+    before = path.read_text()
+    try:
+        path.write_text(source)
+        output = run_tests(tests, folder, limit, "-x")
+    finally:
+        path.write_text(before)
+    if output is None:
+        return f"no end within {limit:.0f} s"
+    if re.search(r"^\d+ passed", output, re.MULTILINE):  # pytest names failures before that
+        return ""
+    return next(iter(failures_in(output)), one_line(output[-200:]))
+
+
+def one_line(text, length=50):
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def mutate(given):
+    tests, seconds = tests_by_line(given.coverage), seconds_of(given.coverage)
+    possible = candidates(tests, given.paths)
+    choice = random.Random(given.seed)
+    lines = choice.sample(sorted(possible), min(given.lines, len(possible)))
+    by = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        print("| line | change | | noticed by | seconds |\n|---|---|---|---|---|")
+        try:
+            for file, line in lines:
+                old, new, source = choice.choice(possible[file, line])
+                some = chosen(tests[file, line], seconds, given.most_tests)
+                limit = STARTUP_SECONDS + SLOWER * sum(seconds.get(test, 1) for test in some)
+                begin = time.monotonic()
+                by.append(noticed(source, file, some, limit, tree))
+                took = time.monotonic() - begin
+                verdict = "caught" if by[-1] else "survived"
+                change = f"`{one_line(old)}` → `{one_line(new)}`"
+                print(
+                    f"| {file}:{line} | {change} | {verdict} | {by[-1]} | {took:.0f} |", flush=True
+                )
+        finally:
+            print(f"\n{sum(map(bool, by))} caught, {by.count('')} survived")
+        used = sorted({each for each in by if "::" in each})
+        limit = STARTUP_SECONDS + SLOWER * sum(seconds.get(test, 1) for test in used)
+        wrong = failures_in(run_tests(used, tree, limit) or "") if used else []
+        print("\n".join(f"no verdict, it fails without a change: {test}" for test in wrong))
+
+
+def record(given):
+    environment = {
+        **os.environ,
+        RECORD: str(given.coverage.resolve()),
+        "PYTHONPATH": str(ROOT),
+        "COVERAGE_CORE": "ctrace",  # the core that knows of contexts on every version of Python
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutations", *given.record]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--record", nargs="+", metavar="TESTS", help="paths of tests to record")
+    parser.add_argument("--coverage", type=Path, default=ROOT / ".coverage", metavar="FILE")
+    parser.add_argument("--paths", type=Path, nargs="+", default=[ROOT / PACKAGE])
+    parser.add_argument("--lines", type=int, default=60, help="how many lines to change")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most-tests", type=int, default=40, help="for each line")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = arguments()
+    sys.exit(record(given) if given.record else mutate(given))
