@@ -1,1 +1,1 @@
-"""What the whole package stands on."""
+"""The foundations: the adapter to Ignite, handlers, scopes, checked fields, the trainer protocol."""

@@ -214,7 +214,7 @@ class QuickEngine(Engine):
 
     @property
     def has_run(self) -> bool:
-        """Whether the engine is in a run, or was interrupted in one."""
+        """True if the engine is in a run, or was interrupted in one."""
         return self._internal_run_generator is not None
 
     def drive(self, run: Generator[Any, None, State] | None = None) -> State:

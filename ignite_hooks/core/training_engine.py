@@ -72,11 +72,11 @@ class TrainingEngine(Protocol):
 
     @property
     def is_between_steps(self) -> bool:
-        """Whether no window is open and no batch is on its way: the place is a step boundary."""
+        """True if no window is open and no batch is on its way: the place is a step boundary."""
 
     @property
     def is_leaving_epoch(self) -> bool:
-        """Whether ``terminate_epoch()`` was called in an epoch that has begun."""
+        """True if ``terminate_epoch()`` was called in an epoch that has begun."""
 
     @property
     def state_dict_user_keys(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which learning rate schedulers can move with the optimizer, and what to do with the others."""
+"""Learning rate schedulers: those that can move with the optimizer, and errors for the others."""
 
 from typing import Any
 

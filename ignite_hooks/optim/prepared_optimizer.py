@@ -1,4 +1,4 @@
-"""What a step does to gradients and parameters, past Accelerate where it adds nothing."""
+"""The optimizer as Accelerate prepared it, called directly where Accelerate adds nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -37,7 +37,7 @@ class TerminateEpoch(Exception):
 
 
 class Request:
-    """One of Ignite's three flags, as an attribute of an engine.
+    """An attribute for one of Ignite's three flags.
 
     Ignite's methods and any handler set it as on any engine; the engine keeps those that are set in
     ``_requests``. So the loop, four times in an iteration, asks for all three at once: whether
@@ -348,7 +348,7 @@ class TrainingLoop(QuickEngine):
     # What handlers ask for: ``core/training_engine.py``
 
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in Ignite; a handler of this package that cannot work here says so now."""
+        """Adds a handler; one of this package that cannot work here raises an error now."""
         if isinstance(handler, Handler):
             handler.check(self, event_name)
         return super().add_event_handler(event_name, handler, *args, **kwargs)
@@ -370,12 +370,12 @@ class TrainingLoop(QuickEngine):
 
     @property
     def is_between_steps(self) -> bool:
-        """Whether no window is open and no batch is on its way: the place is a step boundary."""
+        """True if no window is open and no batch is on its way: the place is a step boundary."""
         return self.position.is_between_steps
 
     @property
     def is_leaving_epoch(self) -> bool:
-        """Whether the rest of the epoch is about to be skipped; deferred callbacks wait for it."""
+        """True if the rest of the epoch is about to be skipped; deferred callbacks wait for it."""
         return bool(self.should_terminate_single_epoch and self.position.place.progress.batches)
 
     def defer(self, callback: Callable[[], None], turn: int = 0) -> None:
@@ -436,7 +436,7 @@ class TrainingLoop(QuickEngine):
         state.validation = state_dict["validation"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As in Ignite. The next run continues at that iteration, at that position in the data.
+        """Loads Ignite's state: the next run continues at that iteration and batch.
 
         Shuffled data has the order it had only if its sampler draws it from the number of the
         pass, as Accelerate's seedable sampler does.

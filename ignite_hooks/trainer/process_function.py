@@ -58,7 +58,7 @@ def forward_with(
     device: torch.device,
     non_blocking: bool,
 ) -> Forward:
-    """From a model and a batch to (x, y, outputs, loss), in one of the two ways."""
+    """Returns a function from a model and a batch to (x, y, outputs, loss)."""
     if batch_processor is not None:
         process_batch = batch_processor
 

@@ -126,7 +126,7 @@ class RunPosition:
         self._random: RandomState | None = None
         self._on_resume: list[Callable[[], None]] = []
 
-    # While a run goes on
+    # During a run
 
     @property
     def steps(self) -> int:
@@ -154,13 +154,13 @@ class RunPosition:
 
     @property
     def is_at_boundary(self) -> bool:
-        """Whether every batch of this place was stepped with, or its window was dropped."""
+        """True if every batch of this place was stepped with, or its window was dropped."""
         window = self._optimizer_step.window
         return not window.count and window.taken == self.place.taken
 
     @property
     def is_between_steps(self) -> bool:
-        """Whether this is a step boundary with no batch on its way: it can be saved."""
+        """True if this is a step boundary with no batch on its way: it can be saved."""
         assert self.feed is not None
         return self.is_at_boundary and self.feed.position == self.place.position
 

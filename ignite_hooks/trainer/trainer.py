@@ -1,4 +1,4 @@
-"""The trainer: an engine whose runs begin, go on and end where they should."""
+"""The trainer: an engine whose runs begin, continue and end where they should."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class Trainer(TrainingLoop):
 
     ``stop_reason`` says why the last run ended: "max_epochs", "max_iters", "max_steps",
     "terminate", "exception" or, with a ``SaveCheckpoint``, the name of a signal. ``resume_report``
-    says what of an earlier training was taken up, and how exactly; None if nothing was. ``hooks``
+    says what of an earlier run was resumed, and how exactly; None if nothing was. ``hooks``
     has what is entered before and left after a part of the loop.
     """
 
@@ -79,7 +79,7 @@ class Trainer(TrainingLoop):
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """What is trained, without wrappers: the model, and the loss function if it has a state."""
+        """The trained modules without wrappers: the model, and the loss function if it has a state."""
         modules = {"model": self.accelerator.unwrap_model(self.model, keep_torch_compile=False)}
         if isinstance(self._loss_fn, torch.nn.Module) and self._loss_fn.state_dict():
             modules["loss_fn"] = self._loss_fn
@@ -149,7 +149,7 @@ class Trainer(TrainingLoop):
         max_iters: int | None = None,
         max_steps: int | None = None,
     ) -> None:
-        """What ends a training that ``run()`` begins, or takes up, without a limit of its own.
+        """Sets the limits of a run that ``run()`` begins, or resumes, without a limit of its own.
 
         It is one epoch unless this is called. See ``run`` for the arguments.
 
