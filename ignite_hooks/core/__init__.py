@@ -1,1 +1,1 @@
-"""The foundations: the adapter to Ignite, handlers, scopes, checked fields, the trainer protocol."""
+"""The foundations: adapter to Ignite, handlers, scopes, checked fields, the trainer protocol."""

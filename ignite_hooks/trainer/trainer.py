@@ -79,7 +79,7 @@ class Trainer(TrainingLoop):
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The trained modules without wrappers: the model, and the loss function if it has a state."""
+        """The trained modules by name, without wrappers: the model, and a loss with a state."""
         modules = {"model": self.accelerator.unwrap_model(self.model, keep_torch_compile=False)}
         if isinstance(self._loss_fn, torch.nn.Module) and self._loss_fn.state_dict():
             modules["loss_fn"] = self._loss_fn
