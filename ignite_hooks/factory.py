@@ -15,6 +15,7 @@ import ignite_hooks.checkpoint
 import ignite_hooks.evaluation
 import ignite_hooks.optim
 from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
 from ignite_hooks.data.batch import unpack
@@ -268,6 +269,6 @@ def _check_parameters(
 def _has_other_parameters(optimizer: Any) -> bool:
     """Whether preparing may have put others in the place of the model's, as sharding does."""
     state = getattr(optimizer, "accelerator_state", None)
-    if not getattr(optimizer, "_is_accelerate_prepared", False) or state is None:
+    if not is_prepared(optimizer) or state is None:
         return False
     return not (state.distributed_type.value == "NO" or "MULTI_" in state.distributed_type.value)

@@ -16,6 +16,7 @@ from ignite_hooks.core.accelerators import ITERATION_FLAGS
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.accelerators import prepared_models
+from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.accelerators import shared_mixed_precision
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -169,3 +170,19 @@ def test_the_shared_precision_is_that_of_the_first_accelerator(precision):
     first = Accelerator(cpu=True, mixed_precision=precision)
     assert shared_mixed_precision() == first.mixed_precision == precision
     assert Accelerator().mixed_precision == precision
+
+
+def test_registered_objects_are_those_that_were_registered_in_order():
+    accelerator, other = Accelerator(cpu=True), Accelerator(cpu=True)
+    objects = [Stateful(), Stateful()]
+    accelerator.register_for_checkpointing(*objects)
+    assert registered_objects(accelerator) == objects
+    assert registered_objects(other) == []
+
+
+class Stateful:
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state_dict):
+        pass
