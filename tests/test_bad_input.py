@@ -541,7 +541,7 @@ BEFORE_THE_FIRST_BATCH = {
 
 
 @pytest.mark.parametrize("case", BEFORE_THE_FIRST_BATCH.values(), ids=BEFORE_THE_FIRST_BATCH)
-def test_is_said_before_the_first_batch(case):
+def test_bad_input_is_reported_before_the_first_batch(case):
     act, kind, fragments = case
     data = batches()
     with pytest.raises(kind) as raised:
@@ -621,7 +621,7 @@ AT_THE_FIRST_BATCH = {
 
 
 @pytest.mark.parametrize("case", AT_THE_FIRST_BATCH.values(), ids=AT_THE_FIRST_BATCH)
-def test_what_only_a_batch_can_show_is_said_at_the_first_and_trains_nothing(case):
+def test_invalid_batch_is_reported_at_once_and_trains_nothing(case):
     options, kind, fragments = case
     data, model = Touchy(options.pop("data", batches())), make_model()
     before = weights(model)

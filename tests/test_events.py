@@ -56,7 +56,7 @@ def test_all_events_of_a_small_run_come_in_this_order():
     assert restarted == ["STARTED", *VALIDATION, *one_epoch, *one_epoch, "COMPLETED"]
 
 
-def test_with_accumulation_the_step_comes_at_the_end_of_each_window():
+def test_step_events_come_at_the_end_of_each_window():
     trainer = make_trainer(batches_of(3), accumulation=2)
     names = names_of_events(trainer)
     trainer.run()
@@ -117,7 +117,7 @@ def test_the_channels_open_and_close_where_they_are_drawn(tmp_path):
     assert {each[1:] for each in drawn if each[0] in "+-"} == set(CHANNELS)
 
 
-def test_every_event_that_an_engine_has_is_found_in_the_drawing_or_is_an_exception_to_it():
+def test_every_event_is_drawn_or_a_listed_exception():
     exceptions = {
         "TERMINATE",
         "TERMINATE_SINGLE_EPOCH",
@@ -130,13 +130,13 @@ def test_every_event_that_an_engine_has_is_found_in_the_drawing_or_is_an_excepti
     assert undrawn <= exceptions
 
 
-def test_names_differ_from_those_of_ignite_which_compares_events_by_name():
+def test_event_names_differ_from_those_of_ignite():
     assert not {event.name for event in TrainEvents} & {event.name for event in Events}
     assert not {event.value for event in TrainEvents} & {event.value for event in Events}
 
 
 @pytest.mark.parametrize("event", TrainEvents, ids=lambda event: event.name)
-def test_each_event_has_an_attribute_that_the_state_of_an_engine_shows(event):
+def test_each_event_has_a_state_attribute(event):
     engine = Engine(lambda engine, batch: None)
     TrainEvents.register(engine)
     assert getattr(engine.state, State.event_to_attr[event]) == 0
@@ -150,7 +150,7 @@ def test_registering_twice_does_no_harm():
     assert engine._allowed_events == allowed
 
 
-def test_filters_see_the_iteration_for_forward_and_backward_and_the_step_around_the_step():
+def test_filters_count_batches_for_model_and_steps_for_step():
     trainer = make_trainer(
         batches_of(8), accumulation=2, validation=Validation(lambda: None, every_steps=1)
     )
@@ -171,7 +171,7 @@ def test_filters_see_the_iteration_for_forward_and_backward_and_the_step_around_
             assert iterations == every_second_step
 
 
-def test_once_and_event_filters_work():
+def test_trainer_events_support_once_and_event_filters():
     trainer = make_trainer(batches_of(4))
     seen = []
     trainer.add_event_handler(

@@ -118,7 +118,7 @@ def test_digits_that_are_gone_on_with_are_those_of_one_run(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_a_training_that_is_stopped_and_started_again_ends_as_one_that_was_not(tmp_path):
+def test_stopped_and_restarted_example_ends_like_an_unbroken_run(tmp_path):
     script = ROOT / "examples" / "resume.py"
     unbroken = started(script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "unbroken")
     arguments = [script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "stopped"]

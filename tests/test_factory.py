@@ -40,7 +40,7 @@ class Noting:
 
 
 @pytest.mark.parametrize("kind", [list, tuple, iter])
-def test_gradients_are_clipped_first_and_handlers_follow_in_their_order(kind):
+def test_clipping_comes_first_and_handlers_follow_in_order(kind):
     log = []
     handlers = kind([Noting(log, "a"), Noting(log, "b")])
     trainer = make_trainer(
@@ -69,7 +69,7 @@ def test_the_step_comes_before_every_handler_of_the_iteration():
     assert seen == [1]
 
 
-def test_everything_is_prepared_once_and_what_is_prepared_is_used_as_it_is():
+def test_prepared_objects_are_used_as_they_are():
     accelerator = Accelerator(cpu=True)
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -93,7 +93,7 @@ def test_everything_is_prepared_once_and_what_is_prepared_is_used_as_it_is():
         assert len(getattr(accelerator, known)) == 1
 
 
-def test_a_loader_given_to_the_factory_and_again_to_run_is_prepared_once():
+def test_loader_given_to_factory_and_run_is_prepared_once():
     loader = DataLoader(Noisy(4), 2)
     trainer = make_trainer(loader)
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_a_loader_given_to_the_factory_and_again_to_run_is_prepared_once():
     assert trainer.feed.position.data_pass == 3
 
 
-def test_a_user_made_scheduler_callable_sees_the_optimizer_of_the_trainer():
+def test_scheduler_callable_receives_the_trainers_optimizer():
     given = []
     trainer = make_trainer(
         lr_scheduler=lambda optimizer: given.append(optimizer) or StepLR(optimizer, 1)
@@ -127,7 +127,7 @@ def check(model=None, optimizer=None, loss_fn=F.mse_loss, **options):
     )
 
 
-def test_what_is_right_passes():
+def test_valid_arguments_pass_the_check():
     check()
     check(loss_fn=torch.nn.MSELoss())
     check(loss_fn=None, batch_processor=lambda model, batch: None)
@@ -170,7 +170,7 @@ def test_a_prepared_optimizer_passes():
     check(model, optimizer)
 
 
-def test_a_parameter_that_was_replaced_after_the_optimizer_was_made_is_noticed():
+def test_parameter_replaced_after_optimizer_creation_is_noticed():
     model = make_model()
     optimizer = sgd(model)
     model[3] = torch.nn.Linear(8, 2)
@@ -180,7 +180,7 @@ def test_a_parameter_that_was_replaced_after_the_optimizer_was_made_is_noticed()
 
 def test_the_handler_without_attach_is_named():
     with pytest.raises(TypeError, match=r"handlers\[1\] is a function") as raised:
-        check(handlers=[GradientClipping(max_norm=1.0), test_what_is_right_passes])
+        check(handlers=[GradientClipping(max_norm=1.0), test_valid_arguments_pass_the_check])
     assert "trainer.add_event_handler(event, function)" in str(raised.value)
 
 
@@ -194,7 +194,7 @@ def test_nothing_is_prepared_when_an_argument_is_wrong():
 
 
 @pytest.mark.parametrize("name", ["prepare_batch", "model_fn", "model_transform"])
-def test_functions_that_a_batch_processor_would_never_call_are_refused(name):
+def test_functions_unused_by_a_batch_processor_are_refused(name):
     check(**{name: lambda *given: given})
     with pytest.raises(ValueError, match=f"`{name}` must not be given with `batch_processor`"):
         check(loss_fn=None, batch_processor=lambda model, batch: None, **{name: print})

@@ -120,4 +120,4 @@ def test_private_members_of_libraries_are_used_in_one_file(home):
 def test_each_private_member_in_use_is_listed_in_the_docstring(module):
     home = Path(module.__file__)
     used = PRIVATE[home.relative_to(ROOT).as_posix()] & set(names_in(home))
-    assert {name for name in used if f"``{name}``" not in module.__doc__} == set()
+    assert {name for name in used if f"{name}``" not in module.__doc__} == set()

@@ -47,7 +47,7 @@ def test_the_public_names_are_these():
     ]
 
 
-def test_nothing_else_is_public():
+def test_only_listed_names_are_public():
     for name in ignite_hooks.__all__:
         assert name in dir(ignite_hooks)
         assert getattr(ignite_hooks, name) is vars(ignite_hooks)[name]
@@ -77,7 +77,7 @@ def test_a_name_is_imported_when_it_is_asked_for():
     )
 
 
-def test_a_trainer_that_is_given_no_handlers_needs_no_checked_fields():
+def test_trainer_without_handlers_does_not_import_pydantic():
     subprocess.run(
         [
             sys.executable,
@@ -152,7 +152,7 @@ def test_importing_imports_nothing_that_is_optional():
     assert found.stdout.strip() == "[]"
 
 
-def test_configurations_and_what_reads_them_are_imported_only_when_asked_for():
+def test_config_and_its_readers_are_imported_lazily():
     subprocess.run(
         [
             sys.executable,
@@ -186,7 +186,7 @@ def test_the_public_names_of_configurations_are_these():
         assert len(inspect.cleandoc(getattr(config, name).__doc__).splitlines()[0]) > 20
 
 
-def test_importing_touches_no_state_of_accelerate_and_no_random_generator():
+def test_import_touches_no_accelerate_state_or_random_generator():
     subprocess.run(
         [
             sys.executable,
@@ -204,7 +204,7 @@ def test_importing_touches_no_state_of_accelerate_and_no_random_generator():
     )
 
 
-def test_what_is_imported_is_a_dependency():
+def test_imported_packages_are_dependencies():
     needed = {each.lower() for each in requires("ignite-hooks") if "extra" not in each}
     used = ("accelerate", "psutil", "pydantic", "pytorch-ignite", "pyyaml", "tomli-w", "torch")
     for name in (*used, "xxhash"):

@@ -191,7 +191,7 @@ class Validation(ValidationSchedule, Scheduled):
     def _named(self, loader: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         return ((f"{self.prefix}{loader}{name}", value) for name, value in metrics.items())
 
-    def _models(self, engine: Engine) -> list[torch.nn.Module]:
+    def _evaluated_models(self, engine: Engine) -> list[torch.nn.Module]:
         """Those that the evaluation may touch, as far as they are known."""
         models = [getattr(owner, "model", None) for owner in (engine, self.evaluate)]
         for step in attached(engine, OptimizerStep):
@@ -207,7 +207,7 @@ class Validation(ValidationSchedule, Scheduled):
         accelerators = (getattr(owner, "accelerator", None) for owner in owners)
         accelerator = next((each for each in accelerators if each is not None), None)
         with ExitStack() as kept:
-            for model in self._models(engine):
+            for model in self._evaluated_models(engine):
                 kept.enter_context(modes_kept(model))
                 kept.enter_context(gradients_kept(model))
             device = accelerator.device if accelerator is not None else None

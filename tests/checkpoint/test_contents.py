@@ -89,7 +89,7 @@ def test_data_comes_back_as_it_was(tmp_path, kind):
     ],
     ids=stable_id,
 )
-def test_what_would_have_to_be_unpickled_is_refused(content):
+def test_objects_that_need_pickle_are_refused(content):
     with pytest.raises(TypeError, match="the state of the optimizer must be made of tensors"):
         Objects(content, "the optimizer")
 
@@ -100,7 +100,7 @@ def test_the_refusal_tells_what_it_is_that_is_refused():
     assert "\33" not in str(caught.value), "torch colours its message for terminals"
 
 
-def test_what_is_let_through_comes_back_only_to_who_trusts_it(tmp_path):
+def test_pickled_objects_are_loaded_only_with_trust_pickle(tmp_path):
     path = tmp_path / "file"
     Objects({"it": Custom(5)}, "it", may_pickle=True).write(path)
     with pytest.raises(ValueError, match="file holds more than data"):

@@ -42,7 +42,7 @@ NOT_THE_SAME = [
 ]
 
 
-def test_no_two_of_these_are_taken_for_the_same():
+def test_different_values_have_different_digests():
     sums = [sum_of(value) for value in NOT_THE_SAME]
     assert len(set(sums)) == len(NOT_THE_SAME)
     assert sums == [sum_of(copy.deepcopy(value)) for value in NOT_THE_SAME]
@@ -52,7 +52,7 @@ def test_the_order_of_a_set_does_not_matter():
     assert sum_of({"a", "b", "c", 1}) == sum_of(frozenset([1, "c", "b", "a"]))
 
 
-def test_nan_is_the_same_as_itself():
+def test_digest_of_nan_equals_itself():
     assert sum_of(torch.tensor(float("nan"))) == sum_of(torch.tensor(float("nan")))
 
 
@@ -61,6 +61,6 @@ class Holder:
         self.value = value
 
 
-def test_an_object_is_as_its_attributes_are():
+def test_digest_of_an_object_follows_its_attributes():
     assert sum_of(Holder(torch.ones(2))) == sum_of(Holder(torch.ones(2)))
     assert sum_of(Holder(torch.ones(2))) != sum_of(Holder(torch.zeros(2)))

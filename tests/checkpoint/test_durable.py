@@ -19,7 +19,7 @@ def test_a_record_has_the_size_and_the_published_checksum(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20])
-def test_every_byte_counts_and_the_pieces_that_it_is_read_in_do_not(tmp_path, size):
+def test_checksum_covers_every_byte_across_read_chunks(tmp_path, size):
     file, content = tmp_path / "file", bytearray(os.urandom(size))
     file.write_bytes(content)
     record = record_of(file)
@@ -32,9 +32,7 @@ def test_every_byte_counts_and_the_pieces_that_it_is_read_in_do_not(tmp_path, si
         content[place] ^= 1
 
 
-def test_a_tree_is_on_the_disk_files_first_and_each_folder_after_what_is_in_it(
-    tmp_path, monkeypatch
-):
+def test_sync_tree_syncs_each_folder_after_its_contents(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     for name in ("a", "sub/b", "z"):
         (tmp_path / name).touch()

@@ -45,7 +45,7 @@ def test_every_kind_was_saved_at_every_step_and_resumed(found):
         assert len(resumed[kind]) == whole["steps"] >= 6
 
 
-def test_each_goes_on_as_the_unbroken_one_did(found):
+def test_resumed_runs_continue_like_the_unbroken_run(found):
     unbroken, resumed = found
     for kind, whole in unbroken.items():
         for number, each in enumerate(resumed[kind], start=1):

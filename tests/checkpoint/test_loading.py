@@ -241,7 +241,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("kind", MISFITS)
-def test_what_does_not_fit_is_an_error_that_says_what_differs_and_changes_nothing(tmp_path, kind):
+def test_mismatch_lists_differences_and_changes_nothing(tmp_path, kind):
     then, now, change, said = MISFITS[kind]
     folder, _ = saved(tmp_path, **then)
     if change is not None:
@@ -321,7 +321,7 @@ def test_the_optimizer_keeps_no_file_open(tmp_path):
     assert str(folder / "optimizer.bin") not in maps.read_text()
 
 
-def test_a_trainer_that_was_refused_a_checkpoint_trains_on_as_if_it_had_not_been_asked(tmp_path):
+def test_trainer_trains_on_unaffected_after_a_refused_checkpoint(tmp_path):
     folder, _ = saved(tmp_path, model=lambda: Net(width=5))
     trainer, control = trainer_of(), trainer_of()
     with pytest.raises(ValueError, match="does not fit"):
@@ -332,7 +332,7 @@ def test_a_trainer_that_was_refused_a_checkpoint_trains_on_as_if_it_had_not_been
     assert trainer.state.iteration == control.state.iteration == 6
 
 
-def test_it_is_not_loaded_into_a_training_that_is_running(tmp_path):
+def test_loading_while_the_trainer_runs_is_an_error(tmp_path):
     folder, _ = saved(tmp_path)
     trainer = trainer_of()
 
@@ -481,7 +481,7 @@ def test_each_optimizer_comes_back_bit_by_bit(tmp_path, kind):
     assert everything(other)["modules"] == everything(trainer)["modules"]
 
 
-def test_a_parameter_that_got_no_gradient_yet_has_no_state_and_that_comes_back(tmp_path):
+def test_parameter_without_gradient_has_no_state_after_restore(tmp_path):
     def unused():
         model = Net()
         model.unused = torch.nn.Linear(2, 2)
@@ -526,7 +526,7 @@ def assert_not_silent(about, resume):
     assert "missing" in said or "approximate" in said or "does not fit" in said
 
 
-def test_a_state_of_a_loss_function_that_is_gone_is_not_passed_over_in_silence(tmp_path):
+def test_unused_state_of_a_loss_function_is_reported(tmp_path):
     weighted = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 3.0]))
     saved(tmp_path, loss_fn=weighted)
     assert_not_silent("loss_fn", lambda: trainer_of(resume_from=tmp_path))
@@ -645,7 +645,7 @@ def test_registered_objects_come_back_to_who_trusts_pickle(tmp_path):
 
 
 @pytest.mark.parametrize(("then", "now"), [(2, 1), (1, 2), (0, 1), (1, 0)])
-def test_another_number_of_registered_objects_is_not_passed_over_in_silence(tmp_path, then, now):
+def test_different_number_of_registered_objects_is_reported(tmp_path, then, now):
     registering(*map(Opaque, range(then)), directory=tmp_path).run()
     trainer = registering(*map(Opaque, range(now)))
     resume = ResumeCheckpoint(tmp_path, trust_pickle=True)
@@ -685,7 +685,7 @@ def fill(boxes, state, failure=None):
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_all_as_it_was_also_behind_one_that_refuses(failure):
+def test_failure_rolls_back_all_even_if_one_object_refuses(failure):
     boxes = [Box(torch.zeros(2)), Box(1, refuses=True), Box(3)]
     state = SimpleNamespace(metrics={"a": 1}, alpha=4)
     metrics = state.metrics
@@ -697,7 +697,7 @@ def test_a_failure_leaves_all_as_it_was_also_behind_one_that_refuses(failure):
     assert state.metrics is metrics
 
 
-def test_without_a_failure_what_was_loaded_stays():
+def test_without_a_failure_loaded_states_are_kept():
     boxes = [Box(torch.zeros(2)), Box(3)]
     state = SimpleNamespace(metrics={"a": 1}, alpha=4)
     with rolled_back_on_failure(boxes, state):

@@ -85,7 +85,7 @@ def test_a_list_shows_what_is_broken_as_far_as_a_look_tells(store, capsys):
     ]
 
 
-def test_what_one_holds_is_shown_the_newest_of_a_directory(store, capsys):
+def test_show_prints_the_named_or_the_newest_checkpoint(store, capsys):
     first = save(store, 10)
     save(store, 20, metric="loss", metric_value=0.5)
     for path, step in ((first, 10), (store.directory, 20)):
@@ -103,7 +103,7 @@ def test_what_one_holds_is_shown_the_newest_of_a_directory(store, capsys):
     assert ["metric_value", "0.5"] in shown
 
 
-def test_whole_ones_are_verified(store, capsys):
+def test_verify_accepts_undamaged_checkpoints(store, capsys):
     save(store, 1)
     folder = save(store, 2)
     assert main(["verify", str(store.directory)]) == 0
@@ -115,7 +115,7 @@ def test_whole_ones_are_verified(store, capsys):
     assert lines(capsys) == ["step_00000002: every file is as it was written"]
 
 
-def test_one_bit_that_has_changed_is_told_by_name_and_by_the_exit_status(store, capsys):
+def test_verify_names_a_corrupted_file_and_exits_with_an_error(store, capsys):
     save(store, 1)
     file = save(store, 2) / "rank_0" / "rng.pt"
     file.write_bytes(b"\1" + bytes(99))
@@ -126,7 +126,7 @@ def test_one_bit_that_has_changed_is_told_by_name_and_by_the_exit_status(store, 
     ]
 
 
-def test_a_folder_that_is_none_is_broken(store, capsys):
+def test_verify_reports_an_unfinished_save(store, capsys):
     save(store, 1)
     store.begin(2)
     assert main(["verify", str(store.directory)]) == 1
@@ -134,20 +134,20 @@ def test_a_folder_that_is_none_is_broken(store, capsys):
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])
-def test_where_there_is_none_that_is_said(tmp_path, command, capsys):
+def test_every_command_reports_an_empty_directory(tmp_path, command, capsys):
     assert main([command, str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"no checkpoint in {tmp_path}\n"
 
 
 @pytest.mark.parametrize("command", ["list", "show", "verify"])
-def test_what_is_no_directory_is_an_error_with_a_remedy(tmp_path, command, capsys):
+def test_path_that_is_no_directory_is_refused_with_a_remedy(tmp_path, command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, str(tmp_path / "none")])
     assert ended.value.code == 2
     assert "`path` must be a directory, got" in capsys.readouterr().err
 
 
-def test_nothing_is_changed_by_looking(store):
+def test_commands_leave_the_directory_unchanged(store):
     save(store, 1)
     store.begin(2)
     before = sorted(store.directory.rglob("*"))
@@ -156,7 +156,7 @@ def test_nothing_is_changed_by_looking(store):
     assert sorted(store.directory.rglob("*")) == before
 
 
-def test_it_is_a_command(store):
+def test_verify_can_be_run_with_python_m(store):
     (save(store, 1) / "model.safetensors").unlink()
     command = [sys.executable, "-m", "ignite_hooks.checkpoint", "verify", str(store.directory)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -35,7 +35,7 @@ def edited(**fields):
 
 
 @pytest.mark.parametrize("value", [None, 0.5, math.inf, -math.inf])
-def test_what_is_written_is_what_is_read(value):
+def test_manifest_round_trips(value):
     written = manifest(metric="accuracy", metric_value=value)
     assert Manifest.loads(written.dumps()) == written
 
@@ -46,7 +46,7 @@ def test_nan_is_read_as_nan_and_what_is_written_is_strict_json():
     assert math.isnan(Manifest.loads(text).metric_value)
 
 
-def test_a_later_field_does_not_keep_it_from_being_read():
+def test_manifest_with_later_fields_can_be_read():
     assert Manifest.loads(edited(later=1)) == manifest()
 
 
@@ -74,6 +74,6 @@ def test_a_file_outside_of_the_folder_is_refused(name):
     ],
     ids=stable_id,
 )
-def test_what_is_no_manifest_is_a_value_error(text):
+def test_invalid_manifest_is_a_value_error(text):
     with pytest.raises(ValueError, match="Manifest"):
         Manifest.loads(text)

@@ -49,7 +49,7 @@ class CountingHandler(Handler):
         pass
 
 
-def test_a_state_is_told_and_taken_over():
+def test_has_state_needs_an_instance_with_both_state_methods():
     assert has_state(Count())
     assert has_state(torch.nn.Linear(1, 1))
     assert not has_state(Count)
@@ -59,11 +59,11 @@ def test_a_state_is_told_and_taken_over():
     assert not has_state(half)
 
 
-def test_a_trainer_as_it_is_made_has_none():
+def test_new_trainer_has_no_handlers_with_state():
     assert handlers_with_state(make_trainer(batches_of(2))) == {}
 
 
-def test_all_that_have_a_state_are_found_by_the_names_of_their_classes():
+def test_handlers_with_state_are_found_by_class_name():
     trainer = make_trainer(
         batches_of(2), lr_scheduler=lambda o: StepLR(o, 1), handlers=[ClearCache(every_steps=1)]
     )
@@ -91,7 +91,7 @@ def test_a_method_stands_for_the_object_it_is_bound_to_once():
     assert handlers_with_state(trainer) == {"Count": count}
 
 
-def test_what_the_checkpoint_has_anyway_and_other_engines_are_left_out():
+def test_checkpoint_parts_and_other_engines_are_left_out():
     trainer = make_trainer(batches_of(2), lr_scheduler=lambda o: StepLR(o, 1))
     evaluator = Engine(lambda engine, batch: None)
     for act in (
@@ -105,7 +105,7 @@ def test_what_the_checkpoint_has_anyway_and_other_engines_are_left_out():
     assert handlers_with_state(trainer) == {}
 
 
-def test_those_of_one_class_are_numbered_in_the_order_of_attachment():
+def test_handlers_of_one_class_are_numbered_by_attachment_order():
     trainer = make_trainer(batches_of(2))
     one, two, other, three = Count(), Count(), OtherCount(), Count()
     trainer.add_event_handler(Events.COMPLETED, one)
@@ -132,7 +132,7 @@ def test_the_names_do_not_depend_on_handlers_without_a_state():
     assert named[0] == named[1]
 
 
-def test_a_handler_that_was_removed_is_none_any_more():
+def test_removed_handlers_are_not_found():
     trainer, count = make_trainer(batches_of(2)), Count()
     handle = trainer.add_event_handler(Events.COMPLETED, count)
     attachment = CountingHandler().attach(trainer, Events.COMPLETED)

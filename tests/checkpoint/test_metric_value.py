@@ -43,7 +43,7 @@ def saved(directory):
 @pytest.mark.parametrize(
     "kind", [float, torch.tensor, np.float32], ids=["float", "tensor", "numpy"]
 )
-def test_a_value_from_before_these_weights_is_none_of_theirs(tmp_path, kind):
+def test_stale_metric_value_is_not_saved(tmp_path, kind):
     values = [0.5, 0.5, 0.5]
     trainer_of(tmp_path, values, kind, every_steps=1, every_epochs=1).run(max_epochs=3)
     assert saved(tmp_path) == {
@@ -55,7 +55,7 @@ def test_a_value_from_before_these_weights_is_none_of_theirs(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [float, int, torch.tensor, np.float64])
-def test_of_equals_the_newer_is_the_better_though_it_be_the_same_object(tmp_path, kind):
+def test_newer_wins_a_tie_even_if_values_are_the_same_object(tmp_path, kind):
     equal = kind(5)
     options = {"every_epochs": 1, "keep_last": 1, "keep_best": 1}
     trainer_of(tmp_path, [equal, equal, 3], lambda value: value, **options).run(max_epochs=3)
@@ -76,7 +76,7 @@ def test_a_tensor_that_is_written_to_in_place_has_a_new_value(tmp_path, is_infer
 
 
 @pytest.mark.parametrize("value", [-0.0, math.inf, math.nan])
-def test_what_users_see_is_what_was_written(tmp_path, value):
+def test_metric_value_stays_unchanged_for_users(tmp_path, value):
     trainer = trainer_of(tmp_path, [value, value], every_epochs=1)
     seen = []
     trainer.add_event_handler(
@@ -86,18 +86,18 @@ def test_what_users_see_is_what_was_written(tmp_path, value):
     assert str(seen) == str([value])
 
 
-def test_the_best_is_one_that_was_measured(tmp_path):
+def test_best_checkpoint_has_a_measured_value(tmp_path):
     options = {"every_steps": 1, "keep_last": 1, "keep_best": 1}
     trainer_of(tmp_path, [0.9, 0.1, 0.2], **options).run(max_epochs=3)
     assert saved(tmp_path) == {3: 0.9, 9: 0.2}
 
 
-def test_the_first_save_takes_no_old_value_either(tmp_path):
+def test_first_save_takes_no_stale_value(tmp_path):
     trainer_of(tmp_path, [0.5, 0.6], every_steps=4, at_end=False).run(max_epochs=2)
     assert saved(tmp_path) == {4: None}
 
 
-def test_a_value_that_was_taken_up_is_an_old_one(tmp_path):
+def test_restored_metric_value_is_stale(tmp_path):
     trainer_of(tmp_path, [0.9], at_end=True).run()
     resumed = trainer_of(tmp_path, [0.1], every_steps=1)
     ResumeCheckpoint(tmp_path).attach(resumed)
@@ -106,7 +106,7 @@ def test_a_value_that_was_taken_up_is_an_old_one(tmp_path):
 
 
 @pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED])
-def test_one_that_is_added_to_an_event_has_the_value_of_the_moment(tmp_path, event):
+def test_handler_added_to_an_event_saves_the_current_value(tmp_path, event):
     trainer = make_trainer(batches_of(3))
     Average(output_transform=float).attach(trainer, "score")
     handler = SaveCheckpoint(tmp_path, metric="score", keep_last="all")
@@ -132,7 +132,7 @@ def test_without_a_metric_nothing_is_noted(tmp_path):
     assert len(asked._event_handlers[event]) == before + 1
 
 
-def test_one_that_is_never_written_again_but_in_place_has_a_new_value(tmp_path):
+def test_tensor_only_changed_in_place_counts_as_a_new_value(tmp_path):
     trainer = trainer_of(tmp_path, [torch.zeros(())], lambda value: value, Events.STARTED)
     SaveCheckpoint(tmp_path / "each", every_steps=1, keep_last="all", metric="score").attach(
         trainer

@@ -46,14 +46,14 @@ def test_tensors_of_every_kind_come_back(tmp_path, safe_serialization):
     assert torch.equal(other.sparse.to_dense(), torch.tensor([0.0, 4.0]))
 
 
-def test_one_that_is_not_there_is_none(tmp_path):
+def test_missing_module_is_read_as_none_and_reported(tmp_path):
     assert read_module(tmp_path, "loss_fn", ["model.safetensors"], {}) is None
     assert list(differences_of_module("loss_fn", None, Odd())) == [
         "the loss_fn is not in the checkpoint"
     ]
 
 
-def test_each_difference_is_told(tmp_path):
+def test_each_module_difference_is_reported(tmp_path):
     state, _ = through_a_file(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
     other = torch.nn.Linear(2, 4, bias=False)
     other.register_buffer("more", torch.ones(1))
@@ -64,7 +64,7 @@ def test_each_difference_is_told(tmp_path):
     ]
 
 
-def test_what_has_another_number_format_is_told(tmp_path):
+def test_parameters_of_another_dtype_are_reported(tmp_path):
     state, about = through_a_file(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
     assert give_to_module(torch.nn.Linear(2, 3).bfloat16(), state, about) == {"weight", "bias"}
 
@@ -168,7 +168,7 @@ def in_eval_mode_at_start(*, event=Events.STARTED, **options):
     return trainer
 
 
-def test_a_model_that_was_saved_in_eval_mode_in_a_run_is_trained_in_it(tmp_path):
+def test_eval_mode_set_during_a_run_is_restored_on_resume(tmp_path):
     save = SaveCheckpoint(tmp_path, every_steps=1, keep_last="all")
     event = Events.EPOCH_STARTED(once=1)
     whole = in_eval_mode_at_start(event=event, checkpoint=save)
@@ -180,7 +180,7 @@ def test_a_model_that_was_saved_in_eval_mode_in_a_run_is_trained_in_it(tmp_path)
 
 
 @pytest.mark.parametrize("make", [in_train_mode, in_eval_mode_at_start])
-def test_a_model_that_was_put_aside_in_eval_mode_is_trained_as_in_a_second_run(tmp_path, make):
+def test_model_saved_in_eval_mode_resumes_like_a_second_run(tmp_path, make):
     save = SaveCheckpoint(tmp_path, at_end=False)
     whole = make(checkpoint=save)
     whole.run(max_epochs=1)

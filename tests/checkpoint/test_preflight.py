@@ -24,7 +24,7 @@ def free(monkeypatch):
     return leave
 
 
-def test_a_directory_is_made_with_those_above_it_and_nothing_is_left_in_it(tmp_path):
+def test_directory_is_created_with_parents_and_left_empty(tmp_path):
     directory = tmp_path / "runs" / "one"
     check_directory(directory)
     check_directory(directory)
@@ -54,13 +54,13 @@ def test_a_directory_that_can_not_be_written_to_is_an_error(tmp_path, monkeypatc
         check_directory(tmp_path)
 
 
-def test_it_is_said_before_anything_is_trained(tmp_path):
+def test_invalid_directory_is_refused_before_training(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="`directory` must be a folder"):
         make_trainer(batches_of(2), checkpoint=SaveCheckpoint(tmp_path / "file"))
 
 
-def test_it_is_looked_at_again_when_a_run_starts(tmp_path):
+def test_directory_is_checked_again_at_run_start(tmp_path):
     trainer = make_trainer(batches_of(2), checkpoint=SaveCheckpoint(tmp_path / "checkpoints"))
     (tmp_path / "checkpoints").rmdir()
     (tmp_path / "checkpoints").touch()
@@ -69,7 +69,7 @@ def test_it_is_looked_at_again_when_a_run_starts(tmp_path):
     assert trainer.state.iteration == 0
 
 
-def test_it_warns_where_less_than_two_checkpoints_find_room(tmp_path, free):
+def test_warns_without_room_for_two_checkpoints(tmp_path, free):
     trainer = make_trainer()
     numbers = sum(parameter.numel() for parameter in trainer.model.parameters())
     two = 2 * 3 * 4 * numbers  # each with two of Adam's, of four bytes
@@ -82,7 +82,7 @@ def test_it_warns_where_less_than_two_checkpoints_find_room(tmp_path, free):
         warn_if_full(tmp_path, trainer)
 
 
-def test_what_is_not_trained_counts_once_and_buffers_count(tmp_path, free):
+def test_size_counts_frozen_parameters_once_and_buffers(tmp_path, free):
     trainer = make_trainer()
     trainer.model.requires_grad_(False)
     trainer.model[0].bias.requires_grad_(True)

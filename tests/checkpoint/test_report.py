@@ -62,7 +62,7 @@ def resumed(directory, data=shuffled, **options):
     return trainer.resume_report
 
 
-def test_it_prints_a_line_for_each_part():
+def test_report_prints_a_line_for_each_part():
     parts = {"model": ResumedPart("exact"), "data": ResumedPart("approximate", "it is other data")}
     report = ResumeReport(Path("runs/step_00000007"), 7, parts)
     assert str(report).splitlines() == [
@@ -82,12 +82,12 @@ def test_it_prints_a_line_for_each_part():
         (["missing"], False),
     ],
 )
-def test_it_is_exact_if_all_of_it_is(levels, is_exact):
+def test_report_is_exact_if_every_part_is(levels, is_exact):
     parts = {str(number): ResumedPart(level) for number, level in enumerate(levels)}
     assert ResumeReport(Path("x"), 1, parts).is_exact is is_exact
 
 
-def test_there_is_none_where_nothing_was_taken_up(tmp_path):
+def test_without_a_resumed_checkpoint_there_is_no_report(tmp_path):
     trainer = make_trainer(batches_of(2))
     assert trainer.resume_report is None
     ResumeCheckpoint(tmp_path, on_missing="start").attach(trainer)
@@ -95,7 +95,7 @@ def test_there_is_none_where_nothing_was_taken_up(tmp_path):
     assert trainer.resume_report is None
 
 
-def test_what_is_exact_is_told_once_in_the_log_and_by_no_warning(tmp_path, caplog):
+def test_exact_resume_is_logged_once_without_a_warning(tmp_path, caplog):
     saved(tmp_path, lr_scheduler=step_lr, handlers=[Box()], also={"box": Box()})
     with caplog.at_level(logging.INFO, "ignite_hooks"), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -125,7 +125,7 @@ def test_what_is_exact_is_told_once_in_the_log_and_by_no_warning(tmp_path, caplo
     assert told[0].getMessage() == str(trainer.resume_report)
 
 
-def test_what_is_not_is_told_once_as_a_warning(tmp_path):
+def test_inexact_resume_is_warned_about_once(tmp_path):
     saved(tmp_path, lr_scheduler=step_lr)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -219,7 +219,7 @@ def test_each_difference_is_told_with_its_reason(tmp_path, kind):
     assert other == {said.partition(":")[0]}
 
 
-def test_other_objects_in_also_are_told(tmp_path):
+def test_different_objects_in_also_are_reported(tmp_path):
     saved(tmp_path, also={"one": Box(), "two": Box()})
     now = SaveCheckpoint(tmp_path / "new", also={"two": Box(), "three": Box()})
     said = r"also: missing \(not in the checkpoint: three; not in `also` any more: one\)"
@@ -249,7 +249,7 @@ class LazilyDrawn(IterableDataset):
 @pytest.mark.parametrize(
     "make", [lambda: Repeatable(batches_of(4)), lambda: DataLoader(LazilyDrawn(), 2)]
 )
-def test_data_that_may_draw_while_they_are_given_are_not_said_to_be_exact(make):
+def test_data_that_may_draw_during_a_pass_is_not_exact(make):
     feed = DataFeed(make())
     given = iter(feed)
     assert feed.differences(feed.state_dict()) == []
@@ -259,7 +259,7 @@ def test_data_that_may_draw_while_they_are_given_are_not_said_to_be_exact(make):
     feed.close()
 
 
-def test_workers_that_stay_are_not_said_to_be_exact_at_the_end_of_a_pass_either():
+def test_persistent_workers_are_not_exact_at_the_end_of_a_pass():
     feed = DataFeed(DataLoader(samples(4), 2, num_workers=1, persistent_workers=True))
     assert feed.differences(feed.state_dict()) == []
     assert len(list(feed)) == 2
@@ -288,7 +288,7 @@ def test_data_that_is_given_to_the_run_is_looked_at_then(tmp_path):
         trainer.run(loader(batch=4), max_epochs=2)
 
 
-def test_a_handler_that_comes_after_the_factory_is_looked_at_when_the_run_begins(tmp_path):
+def test_late_handler_is_restored_and_reported_at_run_start(tmp_path):
     saved(tmp_path, handlers=[Box(5)])
     trainer, box = make_trainer(shuffled(), resume_from=tmp_path), Box()
     assert trainer.resume_report.parts["handlers"].level == "missing"
@@ -306,7 +306,7 @@ def test_a_generator_of_the_data_that_is_gone_is_said(tmp_path):
     assert "a random generator generator (torch.Generator, cpu) only then" in part.reason
 
 
-def test_what_is_not_exact_of_a_finished_training_is_told_though_nothing_runs(tmp_path):
+def test_inexact_resume_of_a_finished_run_is_reported(tmp_path):
     saved(tmp_path, steps=5, lr_scheduler=step_lr)
     with pytest.warns(UserWarning, match="scheduler: missing"):
         make_trainer(shuffled(), resume_from=tmp_path).run(max_epochs=1)

@@ -148,7 +148,7 @@ def test_the_result_is_that_of_a_training_that_was_not_interrupted(tmp_path, kin
             assert trainer.lr_scheduler.get_last_lr() == whole.lr_scheduler.get_last_lr()
 
 
-def test_a_resumed_training_saves_where_it_saved_and_is_resumed_again(tmp_path):
+def test_resumed_run_saves_in_place_and_can_resume_again(tmp_path):
     whole = trainer_of()
     whole.run(max_epochs=EPOCHS)
     for _ in range(STEPS):
@@ -252,7 +252,7 @@ def test_a_wrong_field_is_named(fields, said):
         ResumeCheckpoint(**{"source": "checkpoints", **fields})
 
 
-def test_it_needs_a_trainer_and_no_event(tmp_path):
+def test_resume_needs_a_trainer_and_no_event(tmp_path):
     trainer_of(tmp_path).run()
     resume = ResumeCheckpoint(tmp_path)
     with pytest.raises(ValueError, match="`engine` must be a trainer, got Engine"):
@@ -285,13 +285,13 @@ def without_any(request, tmp_path):
     return place
 
 
-def test_where_there_is_none_it_is_an_error(without_any):
+def test_missing_checkpoint_is_an_error(without_any):
     with pytest.raises(FileNotFoundError, match=r'there is none: .*on_missing="start"') as caught:
         make_trainer(batches_of(2), resume_from=without_any)
     assert str(without_any) in str(caught.value)
 
 
-def test_where_there_is_none_it_begins_from_scratch_if_it_is_told_to(without_any, caplog):
+def test_without_checkpoint_on_missing_start_starts_from_scratch(without_any, caplog):
     with caplog.at_level(logging.INFO, "ignite_hooks"):
         trainer = make_trainer(
             batches_of(2), resume_from=ResumeCheckpoint(without_any, on_missing="start")
@@ -320,7 +320,7 @@ FILES = ["model.safetensors", "optimizer.bin", "trainer.pt", "rank_00000.pt"]
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_skipped_for_the_older_with_a_warning(tmp_path, file, damage):
+def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, file, damage):
     trainer_of(tmp_path).run()
     DAMAGES[damage](tmp_path / step_of(BATCHES) / file)
     said = f"a checkpoint is skipped, .*{step_of(BATCHES)}: {file} (can not|has)"
@@ -330,7 +330,7 @@ def test_a_damaged_one_is_skipped_for_the_older_with_a_warning(tmp_path, file, d
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])
-def test_one_whose_manifest_is_damaged_is_skipped_with_a_warning_too(tmp_path, damage):
+def test_damaged_manifest_is_skipped_with_a_warning(tmp_path, damage):
     trainer_of(tmp_path).run()
     manifest = tmp_path / step_of(BATCHES) / "manifest.json"
     {**DAMAGES, "emptied": lambda path: path.write_text("")}[damage](manifest)
@@ -340,7 +340,7 @@ def test_one_whose_manifest_is_damaged_is_skipped_with_a_warning_too(tmp_path, d
 
 
 @pytest.mark.parametrize("on_missing", ["error", "start"])
-def test_where_all_are_damaged_the_error_lists_each(tmp_path, on_missing):
+def test_error_lists_every_damaged_checkpoint(tmp_path, on_missing):
     checkpoint = SaveCheckpoint(tmp_path, every_steps=1)
     make_trainer(batches_of(3), checkpoint=checkpoint).run()
     cut(tmp_path / step_of(1) / "optimizer.bin")
@@ -367,7 +367,7 @@ def test_a_checkpoint_that_is_named_and_damaged_is_an_error(tmp_path):
         make_trainer(augmented(BATCHES), resume_from=tmp_path / step_of(3))
 
 
-def test_unverified_a_changed_weight_is_loaded_as_it_is(tmp_path):
+def test_without_verification_a_changed_weight_is_loaded(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.run()
     flip(tmp_path / step_of(BATCHES) / "model.safetensors")
@@ -379,7 +379,7 @@ def test_unverified_a_changed_weight_is_loaded_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
-def test_unverified_one_that_can_not_be_read_is_skipped_all_the_same(tmp_path, file, damage):
+def test_unreadable_file_is_skipped_even_without_verification(tmp_path, file, damage):
     trainer_of(tmp_path).run()
     DAMAGES[damage](tmp_path / step_of(BATCHES) / file)
     with pytest.warns(UserWarning, match=f"skipped, .*{step_of(BATCHES)}.*{file}"):
@@ -479,7 +479,7 @@ def test_metrics_go_on_where_they_were(tmp_path, metric, step):
     assert values
 
 
-def test_the_metrics_of_the_state_are_there_again(tmp_path):
+def test_metrics_of_the_state_are_restored(tmp_path):
     whole = trainer_of(tmp_path)
 
     @whole.on(Events.ITERATION_COMPLETED(once=1))
@@ -564,7 +564,7 @@ def test_the_keys_that_a_user_has_named_come_back(tmp_path, is_set_again):
     assert trainer.state.alpha == whole.state.alpha
 
 
-def test_what_also_names_comes_back_when_it_is_built(tmp_path):
+def test_objects_in_also_are_restored_at_construction(tmp_path):
     def make(directory, **options):
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -598,7 +598,7 @@ def test_what_also_names_comes_back_when_it_is_built(tmp_path):
     assert trainer.resume_report.is_exact
 
 
-def test_what_is_written_in_the_background_does_not_follow_the_training(tmp_path, monkeypatch):
+def test_background_save_does_not_follow_later_training(tmp_path, monkeypatch):
     plain = trainer_of(tmp_path / "plain", optimizer=adam_in_groups)
     plain.run(max_steps=1)
     trainer = trainer_of(tmp_path / "new", optimizer=adam_in_groups, save={"background": True})

@@ -91,9 +91,7 @@ class Counter:
         ("trust_pickle", 0, "True or False"),
     ],
 )
-def test_an_argument_out_of_its_range_is_named_with_the_rule_and_a_remedy(
-    tmp_path, argument, value, rule
-):
+def test_invalid_argument_error_names_rule_and_remedy(tmp_path, argument, value, rule):
     with pytest.raises(ValueError, match=argument) as caught:
         SaveCheckpoint(tmp_path, **{argument: value})
     assert f"`{argument}` must be {rule}" in str(caught.value)
@@ -103,7 +101,7 @@ def test_an_argument_out_of_its_range_is_named_with_the_rule_and_a_remedy(
 @pytest.mark.parametrize(
     "value", ["SIGTERM", None, (15,), ("SIGKILL",), ("SIGSTOP",)], ids=stable_id
 )
-def test_signals_that_can_not_be_handled_are_refused_like_any_argument(tmp_path, value):
+def test_signals_that_cannot_be_handled_are_refused(tmp_path, value):
     with pytest.raises(ValueError, match="`on_signals` must be names of signals"):
         SaveCheckpoint(tmp_path, on_signals=value)
 
@@ -151,7 +149,7 @@ def test_something_must_say_when_to_save(tmp_path):
         )
 
 
-def test_it_is_not_attached_to_a_failure(tmp_path):
+def test_attaching_at_exception_raised_is_refused(tmp_path):
     trainer, handler = trainer_of(), SaveCheckpoint(tmp_path)
     for add in (
         lambda: handler.attach(trainer, Events.EXCEPTION_RAISED),
@@ -161,7 +159,7 @@ def test_it_is_not_attached_to_a_failure(tmp_path):
             add()
 
 
-def test_called_at_a_failure_it_says_that_nothing_is_saved(tmp_path):
+def test_call_after_a_failure_warns_and_saves_nothing(tmp_path):
     handler = SaveCheckpoint(tmp_path, at_end=False)
     trainer = trainer_of(handler)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
@@ -178,7 +176,7 @@ def test_the_factory_takes_nothing_else_for_a_checkpoint():
         trainer_of("checkpoints")
 
 
-def test_its_fields_are_data_that_can_be_written_and_read(tmp_path):
+def test_save_checkpoint_round_trips_through_json(tmp_path):
     handler = SaveCheckpoint(
         tmp_path, every_steps=5, every_seconds=60.0, keep_best=2, metric="val_mse", mode="min"
     )
@@ -192,7 +190,7 @@ def test_its_fields_are_data_that_can_be_written_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("path", [str, lambda path: path], ids=["str", "Path"])
-def test_attached_it_keeps_its_own_schedule(tmp_path, path):
+def test_attached_save_checkpoint_follows_its_schedule(tmp_path, path):
     trainer = trainer_of()
     SaveCheckpoint(path(tmp_path / "a" / "b"), every_steps=3).attach(trainer)
     trainer.run()
@@ -211,14 +209,14 @@ def test_attached_it_keeps_its_own_schedule(tmp_path, path):
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_at_an_event_it_saves_when_the_moment_of_the_event_is_over(tmp_path, event, expected):
+def test_attached_at_an_event_it_saves_after_that_event(tmp_path, event, expected):
     trainer = trainer_of()
     SaveCheckpoint(tmp_path, keep_last="all", at_end=False).attach(trainer, event)
     trainer.run(max_epochs=2)
     assert steps(tmp_path) == expected
 
 
-def test_at_an_event_it_saves_at_the_end_and_on_signals_too(tmp_path):
+def test_attached_at_an_event_it_saves_at_the_end_and_on_signals(tmp_path):
     trainer = trainer_of()
     SaveCheckpoint(tmp_path, keep_last="all").attach(trainer, Events.ITERATION_COMPLETED(once=2))
     trainer.run()
@@ -232,7 +230,7 @@ def test_at_an_event_it_saves_at_the_end_and_on_signals_too(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == found
 
 
-def test_as_a_callable_it_saves_at_the_event_and_at_no_other_time(tmp_path):
+def test_added_as_a_handler_it_saves_only_at_its_event(tmp_path):
     trainer, handler = trainer_of(), SaveCheckpoint(tmp_path, keep_last="all")
     handle = trainer.add_event_handler(Events.ITERATION_COMPLETED(every=3), handler)
     trainer.run(max_epochs=2)
@@ -242,7 +240,7 @@ def test_as_a_callable_it_saves_at_the_event_and_at_no_other_time(tmp_path):
     assert steps(tmp_path) == [3, 6]
 
 
-def test_two_on_one_trainer_keep_their_own_schedules_and_directories(tmp_path):
+def test_two_on_one_trainer_keep_own_schedules_and_directories(tmp_path):
     one = SaveCheckpoint(tmp_path / "one", every_steps=1, at_end=False)
     other = SaveCheckpoint(tmp_path / "other", every_epochs=1)
     trainer = trainer_of(handlers=[one, other])
@@ -252,7 +250,7 @@ def test_two_on_one_trainer_keep_their_own_schedules_and_directories(tmp_path):
     assert other.last_checkpoint == tmp_path / "other" / "step_00000004"
 
 
-def test_one_serves_two_trainers(tmp_path):
+def test_one_save_checkpoint_serves_two_trainers(tmp_path):
     handler = SaveCheckpoint(tmp_path, keep_last="all")
     for steps_of_run in (3, 2):
         trainer = trainer_of(handler)
@@ -264,7 +262,7 @@ def test_one_serves_two_trainers(tmp_path):
 
 
 @pytest.mark.parametrize("event", [None, Events.ITERATION_COMPLETED])
-def test_after_its_removal_it_does_nothing_more(tmp_path, event):
+def test_removed_save_checkpoint_saves_nothing(tmp_path, event):
     trainer, found = trainer_of(), signal.getsignal(signal.SIGTERM)
     options = {"every_steps": 1, "every_epochs": 1, "every_seconds": 1e-9, "keep_last": "all"}
     with SaveCheckpoint(tmp_path, **options).attach(trainer, event):
@@ -280,7 +278,7 @@ def test_after_its_removal_it_does_nothing_more(tmp_path, event):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_removed_within_a_run_it_saves_nothing_more(tmp_path, accumulation):
+def test_removal_within_a_run_stops_saving(tmp_path, accumulation):
     found, noted = signal.getsignal(signal.SIGTERM), []
     trainer = trainer_of(accumulation=accumulation, batches=6)
     attachment = SaveCheckpoint(tmp_path).attach(trainer)
@@ -325,7 +323,7 @@ def test_each_save_is_announced_once_when_it_is_complete(tmp_path, background):
     assert seen == [(f"step_{step:08d}", True) for step in (2, 4, 6, 8)]
 
 
-def test_it_comes_after_the_validation_and_all_handlers_of_the_moment(tmp_path):
+def test_save_comes_after_validation_and_all_event_handlers(tmp_path):
     """Whenever they were attached; and what it saves is what they have left."""
     handler = SaveCheckpoint(tmp_path, every_steps=2, keep_last="all")
     trainer = trainer_of(handler)
@@ -354,7 +352,7 @@ def test_it_comes_after_the_validation_and_all_handlers_of_the_moment(tmp_path):
     ]
 
 
-def test_a_handler_that_fails_when_it_is_told_ends_the_run_and_the_checkpoint_is_there(tmp_path):
+def test_failing_checkpoint_saved_handler_keeps_the_checkpoint(tmp_path):
     trainer = trainer_of(SaveCheckpoint(tmp_path, every_steps=2))
 
     @trainer.on(TrainEvents.CHECKPOINT_SAVED)
@@ -377,7 +375,7 @@ def with_values(directory, values, **options):
     return trainer_of(SaveCheckpoint(directory, **options), len(values), validation=validation)
 
 
-def test_the_value_is_that_of_the_step(tmp_path):
+def test_saved_metric_value_belongs_to_its_step(tmp_path):
     values = [0.5, torch.tensor(0.25), 3, np.float32(0.125)]
     with_values(tmp_path, values, keep_last="all").run()
     assert [each.metric_value for each in saved(tmp_path)] == [0.5, 0.25, 3.0, 0.125]
@@ -403,13 +401,13 @@ NAN = math.nan
     ],
     ids=stable_id,
 )
-def test_the_newest_and_the_best_stay(tmp_path, options, values, expected):
+def test_newest_and_best_checkpoints_are_kept(tmp_path, options, values, expected):
     with_values(tmp_path, values, **options).run()
     assert steps(tmp_path) == expected
     assert len(list(tmp_path.iterdir())) == len(expected)
 
 
-def test_a_value_of_an_earlier_step_is_none_of_this_one(tmp_path):
+def test_metric_value_of_an_earlier_step_is_not_saved(tmp_path):
     """Between two validations ``state.metrics`` has what the last of them has left there."""
     values = iter([0.9, 0.5])
     validation = Validation(lambda: {"score": next(values)}, every_steps=2)
@@ -432,7 +430,7 @@ def test_a_trainer_that_goes_on_keeps_the_best_of_the_one_before(tmp_path):
         assert found == [best, (last, 1.0)]
 
 
-def test_a_training_begun_anew_leaves_the_checkpoints_of_another_and_says_so(tmp_path):
+def test_new_run_keeps_checkpoints_of_another_run_and_warns(tmp_path):
     options = {"keep_last": 1, "keep_best": 1}
     with_values(tmp_path, [1, 5, 2, 3], **options).run()
     with pytest.warns(UserWarning, match="has 2 checkpoints of another training: they stay"):
@@ -446,14 +444,14 @@ def test_a_training_begun_anew_leaves_the_checkpoints_of_another_and_says_so(tmp
     ]
 
 
-def test_a_trainer_that_begins_anew_goes_on_with_its_own_checkpoints(tmp_path):
+def test_restarted_trainer_prunes_its_own_old_checkpoints(tmp_path):
     trainer = with_values(tmp_path, [1, 5, 2, 3], keep_last=2)
     for _ in range(2):
         trainer.run(max_steps=2)
     assert [each.folder.name for each in whole(tmp_path)] == ["step_00000001-2", "step_00000002-2"]
 
 
-def test_a_metric_that_is_missing_is_a_warning_said_once_and_the_save_is_made(tmp_path):
+def test_missing_metric_warns_once_and_still_saves(tmp_path):
     options = {"every_steps": 1, "keep_best": 1, "keep_last": 2, "metric": "of_no_handler"}
     trainer = trainer_of(SaveCheckpoint(tmp_path, **options))
     trainer.state.metrics["other"] = 1
@@ -465,7 +463,7 @@ def test_a_metric_that_is_missing_is_a_warning_said_once_and_the_save_is_made(tm
     assert [each.metric_value for each in saved(tmp_path)] == [None, None]
 
 
-def test_a_missing_metric_is_said_once_though_others_come_meanwhile(tmp_path):
+def test_missing_metric_warns_once_as_other_metrics_appear(tmp_path):
     trainer = trainer_of(SaveCheckpoint(tmp_path, every_steps=1, metric="of_nobody"))
     names = iter("abcd")
     trainer.add_event_handler(
@@ -483,7 +481,7 @@ def test_a_metric_that_is_no_number_is_an_error_that_names_it(tmp_path, value):
         trainer.run()
 
 
-def test_what_else_is_in_the_directory_stays_as_it_is(tmp_path):
+def test_other_files_in_the_directory_are_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for name in ("step_1", "best", "step_00000001.bak"):
         (tmp_path / name).mkdir()
@@ -495,7 +493,7 @@ def test_what_else_is_in_the_directory_stays_as_it_is(tmp_path):
     assert (tmp_path / "best" / "manifest.json").read_text() == "{}"
 
 
-def test_a_file_that_a_user_has_put_into_a_checkpoint_stays_when_that_goes(tmp_path):
+def test_user_file_survives_removal_of_its_checkpoint(tmp_path):
     handler = SaveCheckpoint(tmp_path, every_steps=1, keep_last=1)
     trainer = trainer_of(handler)
     event = TrainEvents.CHECKPOINT_SAVED(once=2)
@@ -521,7 +519,7 @@ class Other:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_a_state_with_other_objects_is_refused_by_name_when_it_is_saved(tmp_path, background):
+def test_unsupported_object_in_state_is_refused_by_name(tmp_path, background):
     also = {"fine": Counter(1), "odd": Counter([Other()])}
     options = {"every_steps": 2, "background": background}
     trainer = trainer_of(SaveCheckpoint(tmp_path, also=also, **options))
@@ -546,7 +544,7 @@ def test_the_refusal_of_a_handlers_state_names_the_handler(tmp_path):
     assert "Odd" in str(caught.value)
 
 
-def test_what_is_registered_with_the_accelerator_is_refused_unless_pickles_are_trusted(tmp_path):
+def test_registered_objects_need_trust_pickle(tmp_path):
     def trainer_with(**options):
         trainer = trainer_of(SaveCheckpoint(tmp_path, **options))
         trainer.accelerator.register_for_checkpointing(Counter(Other()))
@@ -560,7 +558,7 @@ def test_what_is_registered_with_the_accelerator_is_refused_unless_pickles_are_t
     assert steps(tmp_path) == [4]
 
 
-def test_what_is_registered_with_the_accelerator_is_refused_before_anything_is_trained(tmp_path):
+def test_registered_objects_are_refused_before_training(tmp_path):
     trainer = trainer_of()
     trainer.accelerator.register_for_checkpointing(Counter())
     with pytest.raises(ValueError, match=r"registered with .*got Counter"):
@@ -602,7 +600,7 @@ def generators():
 
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("safe_serialization", [False, True])
-def test_training_is_bit_by_bit_what_it_is_without_it(tmp_path, background, safe_serialization):
+def test_saving_changes_no_bit_of_the_training(tmp_path, background, safe_serialization):
     """With dropout, shuffling and augmentation from all generators."""
 
     def trained(checkpoint):
@@ -624,7 +622,7 @@ def test_training_is_bit_by_bit_what_it_is_without_it(tmp_path, background, safe
     assert steps(tmp_path) == [4, 5, 6]
 
 
-def test_as_a_callable_it_saves_at_once_when_the_run_is_over(tmp_path):
+def test_call_after_the_run_saves_at_once(tmp_path):
     trainer = make_trainer(batches_of(3))
     trainer.run()
     save = SaveCheckpoint(tmp_path)

@@ -46,7 +46,7 @@ def test_accelerate_writes_and_reads_model_and_optimizer(tmp_path, background, s
 
 
 @pytest.mark.usefixtures("split")
-def test_their_files_are_in_the_manifest_and_verified(tmp_path):
+def test_sharded_files_are_in_the_manifest_and_verified(tmp_path):
     saved(tmp_path)
     damaged = tmp_path / "step_00000006" / "sharded" / "optimizer.bin"
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -67,7 +67,7 @@ def test_what_accelerate_unpickles_is_refused_without_trust(tmp_path):
 
 
 @pytest.mark.parametrize("was_split", [True, False])
-def test_one_kind_does_not_go_on_as_the_other(tmp_path, monkeypatch, was_split):
+def test_sharded_and_unsharded_checkpoints_are_not_mixed(tmp_path, monkeypatch, was_split):
     monkeypatch.setattr(TrainingState, "is_sharded", was_split)
     saved(tmp_path)
     monkeypatch.setattr(TrainingState, "is_sharded", not was_split)

@@ -24,7 +24,7 @@ def before():
         signal.signal(number, handler)
 
 
-def test_the_first_is_noted_and_the_second_does_what_it_did_before(before):
+def test_second_signal_gets_its_old_handler(before):
     with StopSignals(["SIGTERM"]) as signals:
         assert signals.received is None
         send("SIGTERM")
@@ -35,7 +35,7 @@ def test_the_first_is_noted_and_the_second_does_what_it_did_before(before):
     assert before == ["SIGTERM"] * 2
 
 
-def test_only_those_that_were_named_are_noted(before):
+def test_only_named_signals_are_received(before):
     with StopSignals(["SIGTERM", "SIGUSR1"]) as signals:
         send("SIGUSR2")
         assert (signals.received, before) == (None, ["SIGUSR2"])
@@ -44,7 +44,7 @@ def test_only_those_that_were_named_are_noted(before):
 
 
 @pytest.mark.parametrize("found", [signal.SIG_DFL, signal.SIG_IGN])
-def test_what_was_there_is_put_back_also_after_a_signal_and_a_failure(before, found):
+def test_previous_handler_is_restored_after_signal_or_failure(before, found):
     signal.signal(signal.SIGTERM, found)
     with StopSignals(["SIGTERM"]):
         assert signal.getsignal(signal.SIGTERM) != found
@@ -60,7 +60,7 @@ def test_what_was_there_is_put_back_also_after_a_signal_and_a_failure(before, fo
     assert signal.getsignal(signal.SIGTERM) == found
 
 
-def test_one_that_somebody_has_set_meanwhile_stays(before):
+def test_handler_set_meanwhile_is_kept(before):
     def other(number, frame):
         before.append("other")
 
@@ -71,7 +71,7 @@ def test_one_that_somebody_has_set_meanwhile_stays(before):
     assert (signals.received, before) == (None, ["other"])
 
 
-def test_it_can_be_entered_again(before):
+def test_stop_signals_can_be_entered_again(before):
     signals = StopSignals(["SIGTERM"])
     for number in (1, 2):
         with signals:
@@ -81,7 +81,7 @@ def test_it_can_be_entered_again(before):
         assert before == ["SIGTERM"] * number
 
 
-def test_those_that_are_nested_are_left_as_they_were_found(before):
+def test_nested_stop_signals_restore_what_they_found(before):
     ours = signal.getsignal(signal.SIGTERM)
     with StopSignals(["SIGTERM"]) as outer:
         noting = signal.getsignal(signal.SIGTERM)
@@ -125,7 +125,7 @@ def test_a_name_that_is_given_twice_is_put_back_all_the_same(before):
     assert signal.getsignal(signal.SIGTERM) == ours
 
 
-def test_entered_twice_it_is_put_back_all_the_same(before):
+def test_stop_signals_entered_twice_restore_the_handler(before):
     ours = signal.getsignal(signal.SIGTERM)
     signals = StopSignals(["SIGTERM"])
     with signals, signals:
@@ -134,7 +134,7 @@ def test_entered_twice_it_is_put_back_all_the_same(before):
     assert signal.getsignal(signal.SIGTERM) == ours
 
 
-def test_of_two_kinds_the_first_is_noted_and_the_second_does_what_it_did_before(before):
+def test_second_signal_of_another_kind_gets_its_old_handler(before):
     with StopSignals(["SIGTERM", "SIGUSR1"]) as signals:
         send("SIGTERM")
         send("SIGUSR1")

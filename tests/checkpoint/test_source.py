@@ -72,14 +72,14 @@ def files_of(cache):
     return sorted(path.name for path in cache.iterdir()) if cache.exists() else []
 
 
-def test_a_directory_gives_its_checkpoints_newest_first_by_their_numbers(directory):
+def test_directory_lists_checkpoints_newest_first_by_number(directory):
     assert found(directory) == ([3, 2, 1], [])
     renumber(directory / step_of(1), 9)
     assert found(directory) == ([1, 3, 2], [])
     assert resumed(directory) == 1
 
 
-def test_a_folder_that_is_one_gives_that_one_whatever_it_is_called(directory, tmp_path):
+def test_checkpoint_folder_of_any_name_is_found_itself(directory, tmp_path):
     assert found(directory / step_of(2)) == ([2], [])
     copied = shutil.copytree(directory / step_of(2), tmp_path / "the best")
     assert found(copied) == ([2], [])
@@ -88,7 +88,7 @@ def test_a_folder_that_is_one_gives_that_one_whatever_it_is_called(directory, tm
     assert resumed(tmp_path / "newest") == 3
 
 
-def test_there_is_nothing_where_nothing_was_completed(directory, tmp_path):
+def test_unfinished_saves_are_not_found(directory, tmp_path):
     (tmp_path / "empty").mkdir()
     for step in (1, 2, 3):
         folder = directory / step_of(step)
@@ -99,7 +99,7 @@ def test_there_is_nothing_where_nothing_was_completed(directory, tmp_path):
     assert found("memory://nowhere", tmp_path / "cache") == ([], [])
 
 
-def test_a_damaged_manifest_is_told_of(directory, tmp_path):
+def test_damaged_manifest_is_reported(directory, tmp_path):
     (directory / step_of(2) / "manifest.json").write_text("{")
     for place in (directory, directory.as_uri()):
         steps, (damage,) = found(place, tmp_path / "cache")
@@ -111,7 +111,7 @@ def test_a_damaged_manifest_is_told_of(directory, tmp_path):
         assert "step_00000002: its manifest " in damage
 
 
-def test_a_file_where_a_folder_must_be_is_no_checkpoint_that_is_not_there_yet(tmp_path):
+def test_file_in_place_of_the_directory_is_an_error(tmp_path):
     path = tmp_path / "checkpoints"
     path.write_text("mine")
     with pytest.raises(ValueError, match="checkpoints"):
@@ -186,7 +186,7 @@ def in_memory(directory, memory):
     return "memory://runs/checkpoints"
 
 
-def test_what_is_in_the_cache_is_not_downloaded_again(in_memory, tmp_path, monkeypatch):
+def test_cached_files_are_not_downloaded_again(in_memory, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     downloads = Refusing(monkeypatch)
     assert resumed(in_memory, cache_dir=cache) == 3
@@ -214,7 +214,7 @@ def test_a_damaged_cache_is_replaced(in_memory, tmp_path, damage):
     assert files_of(cache) == [name]
 
 
-def test_another_checkpoint_of_the_same_name_is_not_taken_for_the_cached(in_memory, tmp_path):
+def test_cache_tells_checkpoints_of_the_same_name_apart(in_memory, tmp_path):
     cache, other = tmp_path / "cache", tmp_path / "other"
     resumed(in_memory, cache_dir=cache)
     trainer = make_trainer(batches_of(4)[1:], checkpoint=SaveCheckpoint(other))

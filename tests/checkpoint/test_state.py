@@ -54,7 +54,7 @@ def test_the_files_of_a_plain_training():
     assert not state.is_sharded
 
 
-def test_the_files_of_all_that_there_can_be():
+def test_files_of_a_trainer_with_every_kind_of_state():
     accelerator = Accelerator(cpu=True)
     accelerator.register_for_checkpointing(Box(), Box())
     loss_fn = torch.nn.CrossEntropyLoss(weight=torch.ones(2))
@@ -102,7 +102,7 @@ def test_registered_objects_are_refused_when_saving(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_state_that_is_no_data_is_refused_when_saving_and_names_whose_it_is(tmp_path):
+def test_unsupported_state_is_refused_naming_its_owner(tmp_path):
     checkpoint = SaveCheckpoint(tmp_path, also={"fine": Box(1), "the culprit": Box(object())})
     trainer = make_trainer(batches_of(2), checkpoint=checkpoint)
     with pytest.raises(TypeError, match="the culprit"):

@@ -43,7 +43,7 @@ def test_a_checkpoint_is_there_when_it_is_committed_and_not_before(store):
     assert sorted(os.listdir(folder)) == ["manifest.json", "model.safetensors", "rank_0"]
 
 
-def test_the_newest_is_the_one_that_was_committed_last_whatever_its_step(store):
+def test_newest_is_last_committed_regardless_of_step(store):
     for step in (10, 20, 5):
         save(store, step)
     assert steps(store) == [5, 20, 10]
@@ -67,7 +67,7 @@ def test_steps_of_more_than_eight_digits_are_found(store):
 
 
 @pytest.mark.parametrize("killed", ["at once", "half filled", "in the manifest", "before renaming"])
-def test_what_a_killed_save_left_is_taken_away_by_the_next_and_not_by_a_look(store, killed):
+def test_remains_of_a_killed_save_stay_until_the_next_save(store, killed):
     save(store, 1)
     folder = store.begin(2)
     if killed != "at once":
@@ -110,7 +110,7 @@ def test_a_removal_that_is_killed_is_finished_by_the_next_save(store, monkeypatc
     assert not folder.exists()
 
 
-def test_what_is_not_a_checkpoint_is_never_touched(store):
+def test_other_files_and_folders_are_never_touched(store):
     save(store, 1)
     foreign = {
         "notes.txt": "file",
@@ -139,7 +139,7 @@ def test_what_is_not_a_checkpoint_is_never_touched(store):
     assert save(store, 9).name == "step_00000009-2"
 
 
-def test_what_a_user_has_put_into_a_checkpoint_stays_when_that_goes(store):
+def test_user_files_survive_removal_of_their_checkpoint(store):
     folder = save(store, 1)
     (folder / "notes.txt").write_text("mine")
     (folder / "rank_0" / "notes.txt").write_text("mine")
@@ -184,7 +184,7 @@ def test_infinities_are_values(store):
     assert kept(store, [0.0, inf, 1.0, -inf, 2.0], 1, 1) == [2, 5]
 
 
-def test_of_equals_the_newer_is_the_better(store):
+def test_newer_checkpoint_wins_a_tie(store):
     assert kept(store, [0.5, 0.5, 0.5, 0.1, 0.1], 1, 1) == [3, 5]
 
 
@@ -192,7 +192,7 @@ def test_values_of_another_metric_do_not_count(store):
     assert kept(store, [0.9, 0.8, 0.7], 1, 2, metric="f1") == [3]
 
 
-def test_retention_goes_by_what_the_manifests_say_so_that_it_survives_a_resume(store):
+def test_retention_uses_manifests_and_survives_a_resume(store):
     kept(store, [0.9, 0.1, 0.2], 1, 1)
     other = CheckpointStore(store.directory)
     save(other, 4, metric="accuracy", metric_value=0.3)
@@ -207,7 +207,7 @@ def test_another_training_in_the_directory_neither_counts_nor_goes(store):
 
 
 @pytest.mark.parametrize("how", ["deleted", "emptied", "truncated", "longer"])
-def test_one_that_lacks_something_does_not_count_and_goes_with_its_age(store, how):
+def test_incomplete_checkpoint_does_not_count_but_ages_out(store, how):
     folders = [save(store, step, metric="f1", metric_value=step) for step in (1, 2, 3)]
     damaged(folders[2], how)
     store.retain(OURS, 2, 1, "f1", "max")
@@ -281,7 +281,7 @@ def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
         ("a bit flipped", "has changed since it was written"),
     ],
 )
-def test_each_damage_is_found_and_said(store, how, said):
+def test_each_kind_of_damage_is_found_and_reported(store, how, said):
     damaged(save(store, 1), how)
     (checkpoint,) = store.checkpoints()
     assert find_problems(checkpoint) == [f"model.safetensors {said}"]
@@ -289,7 +289,7 @@ def test_each_damage_is_found_and_said(store, how, said):
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"x" * 100, b" " * (2**24 + 1)], ids=len)
-def test_a_folder_with_a_damaged_manifest_is_no_checkpoint_and_stays_to_be_looked_at(store, text):
+def test_folder_with_damaged_manifest_is_ignored_but_kept(store, text):
     folder = save(store, 1)
     (folder / "manifest.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"(?i)manifest"):

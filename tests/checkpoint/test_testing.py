@@ -72,19 +72,19 @@ def test_a_training_that_can_be_resumed_passes():
     assert_resumable(make_trainer, max_steps=8)
 
 
-def test_what_is_not_the_same_twice_is_said_to_be_so_before_any_resume():
+def test_nondeterministic_training_is_reported_before_resuming():
     numbers = itertools.count()
     with pytest.raises(AssertionError, match="two runs that begin anew are not the same, the batc"):
         assert_resumable(lambda: make_trainer(number=next(numbers)), max_steps=4)
 
 
-def test_a_handler_that_does_not_tell_its_state_is_found_out_where_it_shows_first():
+def test_handler_with_unsaved_state_is_reported_where_it_shows():
     expected = r"resumed at step 1, model\.0\.weight after the step of iteration 2 differs from"
     with pytest.raises(AssertionError, match=expected):
         assert_resumable(lambda: faded(Fading), max_steps=8)
 
 
-def test_one_that_does_passes():
+def test_handler_with_saved_state_passes():
     assert_resumable(lambda: faded(FadingWithState), max_steps=8)
 
 
@@ -116,7 +116,7 @@ def test_a_draw_in_the_wrong_place_is_found_out_by_the_generators():
         assert_resumable(make, max_steps=4, stops=[1])
 
 
-def test_one_that_ends_too_early_is_found_out():
+def test_resumed_run_that_ends_too_early_is_reported():
     starts = itertools.count()
 
     def make():
@@ -130,7 +130,7 @@ def test_one_that_ends_too_early_is_found_out():
 
 
 @pytest.mark.parametrize("is_named", [True, False])
-def test_objects_that_the_trainings_own_checkpoints_name_are_saved_too(tmp_path_factory, is_named):
+def test_objects_named_by_own_checkpoints_are_saved_too(tmp_path_factory, is_named):
     folder = tmp_path_factory.mktemp("own")
 
     def make():
@@ -148,7 +148,7 @@ def test_objects_that_the_trainings_own_checkpoints_name_are_saved_too(tmp_path_
             assert_resumable(make, max_steps=6)
 
 
-def test_it_stops_at_five_steps_or_at_those_that_are_asked_for(monkeypatch):
+def test_stops_are_five_by_default_or_as_given(monkeypatch):
     resumed = []
 
     def make():
@@ -164,7 +164,7 @@ def test_it_stops_at_five_steps_or_at_those_that_are_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize("stops", [[], [0], [3, 9]])
-def test_stops_outside_of_the_training_are_refused(stops):
+def test_stops_outside_the_run_are_refused(stops):
     with pytest.raises(ValueError, match=r"`stops` must be steps from 1 to `max_steps`.* is 8"):
         assert_resumable(make_trainer, max_steps=8, stops=stops)
 
@@ -174,7 +174,7 @@ def test_a_number_of_steps_is_needed():
         assert_resumable(make_trainer, max_steps=0)
 
 
-def test_one_step_is_enough():
+def test_run_of_one_step_can_be_checked():
     assert_resumable(make_trainer, max_steps=1)
 
 
@@ -194,7 +194,7 @@ def slowed(trainer):
 
 
 @pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED])
-def test_rates_that_are_set_where_a_resumed_run_begins_too_are_set_once(event):
+def test_rates_set_at_run_start_are_set_once_on_resume(event):
     def make():
         trainer = make_trainer()
         trainer.add_event_handler(event, slowed)

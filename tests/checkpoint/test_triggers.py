@@ -134,9 +134,7 @@ def clock(monkeypatch):
     ],
     ids=stable_id,
 )
-def test_the_clock_runs_from_the_last_save_whatever_that_was_due_to(
-    tmp_path, clock, schedule, expected
-):
+def test_clock_restarts_at_every_save_whatever_its_trigger(tmp_path, clock, schedule, expected):
     trainer = trainer_of(all_of(tmp_path, **schedule))
     trainer.add_event_handler(Events.ITERATION_STARTED, clock.tick)
     trainer.run(max_epochs=2)
@@ -155,7 +153,7 @@ def test_the_time_between_two_runs_does_not_count(tmp_path, clock):
 
 
 @pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED, Events.ITERATION_STARTED])
-def test_what_is_due_in_the_middle_of_a_window_waits_for_its_step(tmp_path, event):
+def test_save_due_within_a_window_waits_for_its_step(tmp_path, event):
     trainer = trainer_of()
     all_of(tmp_path).attach(trainer, event(every=3))
     trainer.run(max_epochs=2)
@@ -164,7 +162,7 @@ def test_what_is_due_in_the_middle_of_a_window_waits_for_its_step(tmp_path, even
 
 @pytest.mark.parametrize("stop", [None, 3])
 @pytest.mark.parametrize("event", [Events.COMPLETED, Events.TERMINATE])
-def test_what_is_due_when_a_run_has_ended_is_saved(tmp_path, event, stop):
+def test_save_due_at_the_end_of_a_run_is_made(tmp_path, event, stop):
     """At its last boundary; Ignite's own Checkpoint is often attached so."""
     trainer = trainer_of()
     all_of(tmp_path).attach(trainer, event)
@@ -236,7 +234,7 @@ def test_the_last_boundary_is_saved_once_however_a_run_ends(tmp_path, end):
 
 
 @pytest.mark.parametrize("end", ["at a boundary", "in the middle of a window", "after an epoch"])
-def test_what_was_saved_on_schedule_is_not_saved_again_at_the_end(tmp_path, end):
+def test_scheduled_save_is_not_repeated_at_the_end(tmp_path, end):
     limits, (set_up, options), expected = ENDS[end]
     trainer = trainer_of(all_of(tmp_path, at_end=True, every_steps=1), **options)
     set_up(trainer)
@@ -292,7 +290,7 @@ def test_a_resumed_run_that_is_stopped_at_once_saves_nothing(tmp_path):
 
 @pytest.mark.parametrize("by", ["a handler", "a validation"])
 @pytest.mark.parametrize("at_end", [False, True])
-def test_what_is_due_when_an_epoch_is_ended_waits_for_its_completion(tmp_path, by, at_end):
+def test_save_due_at_terminated_epoch_waits_for_its_completion(tmp_path, by, at_end):
     validation = Validation(lambda: None, every_steps=2) if by == "a validation" else None
     trainer = trainer_of(all_of(tmp_path, every_steps=2, at_end=at_end), validation=validation)
     events = {
@@ -353,7 +351,7 @@ def test_a_run_that_fails_saves_nothing_on_its_way_out(tmp_path, event, backgrou
 
 
 @pytest.mark.parametrize("error", [Failure, KeyboardInterrupt, SystemExit])
-def test_a_failure_that_a_handler_makes_an_end_of_saves_nothing_either(tmp_path, error):
+def test_swallowed_failure_saves_nothing(tmp_path, error):
     trainer = trainer_of(all_of(tmp_path, at_end=True))
 
     @trainer.on(Events.ITERATION_COMPLETED(once=3))
@@ -379,7 +377,7 @@ def test_the_run_after_a_failure_goes_on_and_saves(tmp_path):
 # Interruptions
 
 
-def test_an_interruption_saves_nothing_and_the_whole_run_saves_what_it_would_have(tmp_path):
+def test_interruptions_save_nothing_and_keep_the_schedule(tmp_path):
     trainer = trainer_of(all_of(tmp_path, every_steps=2, at_end=True))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, trainer.interrupt)
     seen = []
@@ -398,7 +396,7 @@ WITHIN = {
 
 
 @pytest.mark.parametrize("where", WITHIN)
-def test_a_run_that_was_interrupted_within_a_step_is_not_saved_by_hand(tmp_path, where):
+def test_call_while_interrupted_within_a_step_is_an_error(tmp_path, where):
     handler = all_of(tmp_path, every_steps=10)
     trainer = trainer_of(handler)
     trainer.add_event_handler(WITHIN[where], trainer.interrupt)
@@ -420,7 +418,7 @@ def test_a_run_that_was_interrupted_within_a_step_is_not_saved_by_hand(tmp_path,
         (Events.EPOCH_STARTED(once=2), (1, 6, 3)),
     ],
 )
-def test_one_that_was_interrupted_between_two_steps_is_saved_by_hand(tmp_path, event, expected):
+def test_call_while_interrupted_between_steps_saves(tmp_path, event, expected):
     handler = all_of(tmp_path, every_steps=10)
     trainer = trainer_of(handler)
     trainer.add_event_handler(event, trainer.interrupt)
@@ -439,9 +437,7 @@ def test_one_that_was_interrupted_between_two_steps_is_saved_by_hand(tmp_path, e
         (Events.ITERATION_STARTED(once=3), [], [(0, 4, 2)]),
     ],
 )
-def test_attached_to_the_interruption_it_saves_then_or_at_the_end_of_the_step(
-    tmp_path, event, before, after
-):
+def test_attached_to_interrupt_it_saves_at_a_step_boundary(tmp_path, event, before, after):
     trainer = trainer_of(all_of(tmp_path, every_steps=10))
     all_of(tmp_path / "at", on_signals=()).attach(trainer, Events.INTERRUPT)
     trainer.add_event_handler(event, trainer.interrupt)
@@ -465,7 +461,7 @@ def test_signals_are_let_through_while_a_run_is_interrupted(tmp_path, before):
     assert signal.getsignal(signal.SIGTERM) is ours
 
 
-def test_a_signal_just_before_an_interruption_is_obeyed_when_the_run_goes_on(tmp_path, before):
+def test_signal_before_an_interruption_is_obeyed_on_continue(tmp_path, before):
     trainer = trainer_of(all_of(tmp_path))
     event = Events.ITERATION_COMPLETED(once=3)
     trainer.add_event_handler(event, lambda: (send(), trainer.interrupt()))
@@ -576,7 +572,7 @@ def test_a_signal_that_is_not_named_does_what_it_did_before(tmp_path, before, na
     assert (trainer.stop_reason, before, saved(tmp_path)) == ("max_epochs", ["SIGTERM"], [LAST])
 
 
-def test_a_second_signal_does_what_it_did_before(tmp_path, before):
+def test_second_signal_gets_its_previous_handler(tmp_path, before):
     trainer = trainer_of(all_of(tmp_path))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: (send(), send()))
     trainer.run(max_epochs=2)
@@ -584,7 +580,7 @@ def test_a_second_signal_does_what_it_did_before(tmp_path, before):
     assert saved(tmp_path) == [(0, 2, 1)]
 
 
-def test_a_second_ctrl_c_is_a_keyboard_interrupt_and_nothing_is_saved(tmp_path, before):
+def test_second_ctrl_c_raises_keyboard_interrupt_without_saving(tmp_path, before):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     trainer = trainer_of(all_of(tmp_path, on_signals=("SIGINT",), at_end=True))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send("SIGINT"))
@@ -609,7 +605,7 @@ def test_signals_are_as_they_were_found_after_a_failure_too(tmp_path, before):
     assert signal.getsignal(signal.SIGTERM) is ours
 
 
-def test_after_a_stop_by_a_signal_the_same_trainer_goes_on_as_unbroken(tmp_path, before):
+def test_trainer_continues_unbroken_after_a_signal(tmp_path, before):
     trainer, unbroken = trainer_of(all_of(tmp_path)), trainer_of()
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: send())
     trainer.run(max_epochs=2)
@@ -664,7 +660,7 @@ def test_a_signal_that_comes_within_an_inner_trainer_ends_both(tmp_path, before)
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_with_two_of_them_both_save_and_a_second_signal_is_the_second(tmp_path, before, signals):
+def test_two_handlers_both_save_and_count_signals_together(tmp_path, before, signals):
     ours = signal.getsignal(signal.SIGTERM)
     handlers = [all_of(tmp_path / "one"), all_of(tmp_path / "other")]
     trainer = trainer_of(handlers=handlers)
@@ -677,7 +673,7 @@ def test_with_two_of_them_both_save_and_a_second_signal_is_the_second(tmp_path, 
     assert signal.getsignal(signal.SIGTERM) is ours
 
 
-def test_one_that_is_attached_twice_leaves_the_signals_as_they_were(tmp_path, before):
+def test_handler_attached_twice_restores_the_signals(tmp_path, before):
     ours, handler = signal.getsignal(signal.SIGTERM), all_of(tmp_path, every_epochs=1)
     trainer = trainer_of(handler)
     handler.attach(trainer, Events.ITERATION_COMPLETED(once=4))

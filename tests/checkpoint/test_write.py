@@ -149,7 +149,7 @@ def test_every_file_of_the_folder_is_in_the_manifest(tmp_path):
     assert {"model.safetensors", "optimizer.bin", "scheduler.bin", "rank_00000.pt"} <= names
 
 
-def test_the_same_place_is_saved_once(tmp_path):
+def test_same_position_is_saved_once(tmp_path):
     trainer, folders = trainer_of(), []
     saver = Saver(SaveCheckpoint(tmp_path), trainer, folders.append)
     saver.begin(trainer)
@@ -168,7 +168,7 @@ def test_the_same_place_is_saved_once(tmp_path):
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_a_save_that_fails_leaves_the_older_one_and_none_of_its_files(tmp_path, disk, background):
+def test_failed_save_keeps_the_older_one_and_leaves_no_files(tmp_path, disk, background):
     schedule = {"keep_last": 1, "every_steps": 1, "background": background}
     trainer = trainer_of(SaveCheckpoint(tmp_path, **schedule))
     seen = announced(trainer)
@@ -195,7 +195,7 @@ def test_a_save_that_fails_leaves_the_older_one_and_none_of_its_files(tmp_path, 
 # In the background
 
 
-def test_what_is_written_is_the_state_of_the_boundary_whatever_happens_meanwhile(tmp_path, disk):
+def test_background_save_holds_the_state_of_its_step_boundary(tmp_path, disk):
     unbroken = trainer_of()
     unbroken.run(max_epochs=2)
 
@@ -215,7 +215,7 @@ def test_what_is_written_is_the_state_of_the_boundary_whatever_happens_meanwhile
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
-def test_its_files_are_those_that_a_save_in_the_foreground_makes(tmp_path, disk):
+def test_background_and_foreground_saves_write_equal_files(tmp_path, disk):
     for background in (False, True):
         directory = tmp_path / str(background)
         options = {"every_steps": 2, "at_end": False, "background": background}
@@ -248,7 +248,7 @@ class Growing:
         self.of_dict = state_dict["dict"]
 
 
-def test_states_that_change_while_they_are_written_are_saved_as_they_were(tmp_path, disk):
+def test_mutable_states_are_saved_as_they_were_at_the_boundary(tmp_path, disk):
     growing, again = Growing(), Growing()
     trainer = trainer_of(in_background(tmp_path, every_steps=2, also={"it": growing}))
     trainer.add_event_handler(
@@ -265,7 +265,7 @@ def test_states_that_change_while_they_are_written_are_saved_as_they_were(tmp_pa
     assert again.of_set == {1, 2, 3, 4}
 
 
-def test_it_is_announced_when_it_is_complete_and_not_before(tmp_path, disk):
+def test_background_save_is_announced_when_complete(tmp_path, disk):
     handler = in_background(tmp_path, every_steps=1)
     trainer = trainer_of(handler)
     seen, during = announced(trainer), []
@@ -279,7 +279,7 @@ def test_it_is_announced_when_it_is_complete_and_not_before(tmp_path, disk):
     assert handler.last_checkpoint == tmp_path / "step_00000003"
 
 
-def test_the_end_of_a_run_waits_for_it_and_announces_it(tmp_path, disk):
+def test_end_of_a_run_waits_for_the_background_save(tmp_path, disk):
     trainer = trainer_of(in_background(tmp_path, at_end=True))
     seen = announced(trainer)
     disk.stall()
@@ -303,7 +303,7 @@ class Witness:
         pass
 
 
-def test_one_is_written_at_a_time(tmp_path, disk):
+def test_background_saves_are_written_one_at_a_time(tmp_path, disk):
     witness = Witness()
     trainer = trainer_of(in_background(tmp_path, every_steps=1, also={"witness": witness}))
     trainer.add_event_handler(Events.ITERATION_STARTED, disk.stall)
@@ -393,9 +393,7 @@ def test_a_signal_has_its_save_completed_before_the_run_ends(tmp_path, disk):
     assert signal.getsignal(signal.SIGTERM) == found
 
 
-def test_a_signal_that_comes_while_the_last_is_written_does_not_lose_it(
-    tmp_path, disk, monkeypatch
-):
+def test_signal_while_the_last_save_is_written_does_not_lose_it(tmp_path, disk, monkeypatch):
     noted, found, join = [], signal.getsignal(signal.SIGTERM), threading.Thread.join
 
     def join_later(thread):  # the main thread waits from now on
@@ -417,7 +415,7 @@ def test_a_signal_that_comes_while_the_last_is_written_does_not_lose_it(
 # The thread
 
 
-def test_a_call_has_a_thread_that_is_gone_when_it_was_waited_for():
+def test_thread_of_a_call_is_gone_once_waited_for():
     writer, threads = BackgroundWriter(), []
     writer.start(lambda: threads.append(threading.current_thread()))
     assert writer.wait()
@@ -436,7 +434,7 @@ def test_the_writer_is_busy_until_the_call_is_done():
     assert not writer.is_busy
 
 
-def test_there_is_something_to_wait_for_once_for_each_call():
+def test_writer_waits_once_for_each_call():
     writer, done = BackgroundWriter(), []
     assert not writer.wait()
     for number in range(2):

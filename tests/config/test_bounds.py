@@ -49,35 +49,35 @@ def test_a_depth_of_32_is_allowed_and_of_33_is_not(wrap, innermost):
 
 
 @pytest.mark.parametrize("data", [None, 1, "[[[[" * 100, b"[[", [], {}, {"a": [1, "b"]}])
-def test_what_is_flat_is_allowed(data):
+def test_flat_data_is_allowed(data):
     check_depth(data)
 
 
-def test_what_is_far_too_deep_is_no_recursion_error():
+def test_extreme_depth_is_no_recursion_error():
     data = nested(100_000, lambda data: [data], [])
     with pytest.raises(ConfigError, match="at most 32 deep"):
         from_dict(data)
 
 
-def test_what_contains_itself_is_too_deep():
+def test_self_containing_data_is_too_deep():
     data = {}
     data["itself"] = data
     with pytest.raises(ConfigError, match="at most 32 deep"):
         from_dict(data)
 
 
-def test_what_contains_itself_twice_is_not_looked_at_twice_as_often_at_each_level():
+def test_self_containing_data_is_checked_in_bounded_time():
     data = []
     data += [data, data, data]
     with pytest.raises(ConfigError, match="at most 32 deep"):
         check_depth(data)
 
 
-def test_what_is_shared_is_allowed():
+def test_shared_data_is_allowed():
     check_depth(nested(32, lambda data: [data, data, data], []))
 
 
-def test_of_a_key_that_is_given_twice_the_message_has_the_beginning():
+def test_message_for_a_duplicate_key_shortens_it():
     assert twice("a\n") == r"a key must be there once, 'a\n' is given twice: remove one"
     assert len(twice("k" * 100_000)) < 200
 
@@ -94,7 +94,7 @@ def test_digits_are_the_float_that_they_stand_for(text, number):
 
 
 @pytest.mark.parametrize("text", ["inf", "+inf", "-inf", "INF", "nan"])
-def test_what_is_said_not_to_be_finite_is_read(text):
+def test_named_infinities_and_nan_are_read(text):
     assert repr(finite(text)) == repr(float(text))
     assert not math.isfinite(finite(text))
 

@@ -70,7 +70,7 @@ def test_a_handler_that_is_invalid_by_now_is_not_written():
     [(ClearCache(), "anything"), ({"a": [ClearCache()]}, "anything.a[0]"), ({1, 2}, "anything")],
     ids=["a handler", "one within", "a set"],
 )
-def test_what_would_not_come_back_as_it_is_is_not_written(value, path):
+def test_value_that_would_not_round_trip_is_refused(value, path):
     with pytest.raises(ConfigError, match="it would not come back as it is") as raised:
         to_dict(Open(anything=value))
     assert raised.value.problems[0].path == path

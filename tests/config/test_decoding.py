@@ -236,7 +236,7 @@ def test_a_subclass_is_told_by_its_tag_and_keeps_its_fields():
     assert (timed.collector.limit, timed.collector.every_steps) == (2.0, 3)
 
 
-def test_all_that_is_wrong_is_told_at_once():
+def test_all_problems_are_reported_at_once():
     found = problems(
         {
             "type": "run",
@@ -282,7 +282,7 @@ def test_a_list_and_a_mapping_of_handlers_are_read_as_such():
 
 
 @pytest.mark.parametrize("data", [None, "null", 3, 1.5, True, b"a"], ids=stable_id)
-def test_the_whole_must_be_handlers(data):
+def test_top_level_must_be_handlers(data):
     message = problems(data)[""]
     assert message.startswith("must be a mapping with `type`, or a list or a mapping of such, got")
     assert "`type: run`" in message

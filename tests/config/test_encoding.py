@@ -73,13 +73,13 @@ def encoded(value, **options):
     ],
     ids=stable_id,
 )
-def test_what_is_plain_data_is_written_as_it_is(value, expected):
+def test_plain_data_is_written_unchanged(value, expected):
     found = encoded(value, exclude_defaults=True)
     assert found == expected
     assert type(found) is type(expected)
 
 
-def test_each_handler_has_its_tag_first_and_its_fields_in_their_order():
+def test_handler_data_has_tag_first_then_fields_in_order():
     data = Encoder(exclude_defaults=False, exclude_none=False).encode(
         RunSettings(grad_clip=GradientClipping(max_norm=1), validation=ValidationSchedule())
     )
@@ -108,7 +108,7 @@ def test_defaults_and_none_are_left_out_when_asked_for():
     assert "metric" not in without["checkpoint"]
 
 
-def test_none_is_written():
+def test_none_values_are_written():
     assert encoded([None]) == [None]
     assert encoded(None) is None
 
@@ -176,7 +176,7 @@ def optimizer_step():
     ],
     ids=["Validation", "OptimizerStep", "Hooks", "HookContext"],
 )
-def test_a_handler_that_holds_objects_is_no_data_and_says_which_and_what_to_do(make, words):
+def test_handler_holding_objects_is_refused_with_a_remedy(make, words):
     handler = make()
     for value in (handler, [handler], {"a": handler}):
         with pytest.raises(ConfigError, match="can not be written as data") as raised:
@@ -188,12 +188,12 @@ def test_a_handler_that_holds_objects_is_no_data_and_says_which_and_what_to_do(m
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", ClearCache, Inner()], ids=stable_id)
-def test_the_whole_must_be_handlers(value):
+def test_top_level_must_be_handlers(value):
     with pytest.raises(ConfigError, match="its class has no tag"):
         Encoder(exclude_defaults=False, exclude_none=False).encode(value)
 
 
-def test_what_contains_itself_is_too_deep():
+def test_self_containing_data_is_too_deep():
     twice = []
     twice += [twice, twice]
     with pytest.raises(ConfigError, match="at most 32 deep"):
@@ -233,7 +233,7 @@ def evaluate(model):
     ],
     ids=stable_id,
 )
-def test_the_same_content_is_equal(a, b):
+def test_equal_accepts_the_same_content(a, b):
     assert a is not b or isinstance(a, Enum)
     assert equal(a, b)
     assert equal(b, a)
@@ -262,12 +262,12 @@ def test_the_same_content_is_equal(a, b):
     ],
     ids=stable_id,
 )
-def test_other_content_is_not(a, b):
+def test_equal_rejects_other_content(a, b):
     assert not equal(a, b)
     assert not equal(b, a)
 
 
-def test_handlers_themselves_stay_two():
+def test_handlers_with_equal_fields_are_not_equal():
     assert ClearCache() != ClearCache()
 
 

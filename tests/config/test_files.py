@@ -64,7 +64,7 @@ def test_settings_come_back_from_a_string(settings, format):
 
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".JSON", ".Toml", ".YAML", ".Yml"])
-def test_settings_come_back_from_a_file_whose_suffix_says_the_format(tmp_path, settings, suffix):
+def test_settings_round_trip_through_a_file_by_suffix(tmp_path, settings, suffix):
     path = tmp_path / f"run.v1{suffix}"
     save(settings, path)
     assert equal(load(path), settings)
@@ -123,7 +123,7 @@ def test_a_list_of_handlers_is_no_toml(clip):
         dumps([clip], "toml")
 
 
-def test_what_would_not_come_back_is_not_written():
+def test_value_that_a_format_would_change_is_refused():
     @register("files.surprise")
     @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
     class Surprise(Handler):
@@ -144,7 +144,7 @@ def test_an_unknown_format_is_an_error_that_names_those_there_are(clip, format):
             act()
 
 
-def test_a_format_that_is_nearly_right_is_known_for_what_it_is_meant_to_be():
+def test_misspelt_format_is_answered_with_a_suggestion():
     with pytest.raises(ValueError, match="got 'YML'; did you mean `yaml`"):
         loads("{}", "YML")
 
@@ -166,7 +166,7 @@ def test_an_unknown_suffix_is_an_error_and_no_file(tmp_path, clip, name):
 
 
 @pytest.mark.parametrize("text", [b"{}", None, 3, {"type": "clear_cache"}])
-def test_what_is_no_text_is_a_type_error(text):
+def test_text_that_is_no_string_is_a_type_error(text):
     with pytest.raises(TypeError, match="`text` must be a str, got "):
         loads(text, "json")
 
@@ -183,7 +183,7 @@ def test_a_text_that_is_empty_is_an_error(format, text):
     [("json", "null"), ("json", "3"), ("json", '"null"'), ("yaml", "null"), ("yaml", "'null'"),
      ("yaml", "# only this"), ("yaml", "2020-01-01"), ("yaml", "gradient_clipping")],
 )  # fmt: skip
-def test_a_text_that_is_no_mapping_is_an_error_that_says_what_to_write(format, text):
+def test_text_that_is_no_mapping_is_refused_with_a_remedy(format, text):
     with pytest.raises(ConfigError, match=r"must be a mapping with `type`, or a list or .*, got "):
         loads(text, format)
 
@@ -203,7 +203,7 @@ def test_a_text_that_is_no_mapping_is_an_error_that_says_what_to_write(format, t
         ("yaml", "{type: gradient_clipping, max_norm: 1.0"),
     ],
 )
-def test_what_can_not_be_read_is_an_error_that_names_the_format(tmp_path, format, text):
+def test_unreadable_text_error_names_the_format(tmp_path, format, text):
     with pytest.raises(ConfigError, match=f"^it can not be read as {format.upper()}: "):
         loads(text, format)
     path = tmp_path / f"clip.{format}"
@@ -214,7 +214,7 @@ def test_what_can_not_be_read_is_an_error_that_names_the_format(tmp_path, format
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_wrong_value_is_an_error_with_file_path_rule_value_and_remedy(tmp_path, format):
+def test_wrong_value_error_has_file_path_rule_value_and_remedy(tmp_path, format):
     path = tmp_path / f"clip.{format}"
     path.write_text(CLIP[format].replace("1.0", "-1.0"))
     with pytest.raises(ConfigError) as caught:
@@ -240,7 +240,7 @@ def test_characters_of_a_text_are_counted_as_bytes():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_too_large_is_not_looked_into(tmp_path, format):
+def test_oversized_text_is_refused_unread(tmp_path, format):
     with pytest.raises(ConfigError, match="must be at most 1048576 bytes"):
         loads("\0" * (MAX_SIZE + 1), format)
     path = tmp_path / f"large.{format}"
@@ -250,12 +250,12 @@ def test_what_is_too_large_is_not_looked_into(tmp_path, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_too_deep_for_the_format_is_a_config_error(format):
+def test_text_too_deep_for_its_format_is_a_config_error(format):
     with pytest.raises(ConfigError, match=r"^lists and mappings must be at most 32 deep"):
         loads("x = " * (format == "toml") + "[" * 100_000, format)
 
 
-def test_what_is_too_deep_only_by_its_dotted_keys_is_a_config_error():
+def test_toml_too_deep_only_by_dotted_keys_is_a_config_error():
     key = ".".join("a" * 32)
     with pytest.raises(ConfigError, match="at most 32 deep"):
         loads(f"[{key}]\n" + f"{key} = {{" * 10 + "}" * 10, "toml")
@@ -318,7 +318,7 @@ def test_a_file_is_replaced(tmp_path, clip, settings):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_what_is_no_data_leaves_the_file_that_was_there(tmp_path, clip):
+def test_failed_save_keeps_the_existing_file(tmp_path, clip):
     save(clip, tmp_path / "run.json")
     with pytest.raises(ConfigError):
         save([clip, print], tmp_path / "run.json")
@@ -326,7 +326,7 @@ def test_what_is_no_data_leaves_the_file_that_was_there(tmp_path, clip):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_disk_that_is_full_leaves_the_file_that_was_there_and_no_draft(tmp_path, clip, settings):
+def test_full_disk_keeps_the_old_file_and_leaves_no_draft(tmp_path, clip, settings):
     save(clip, tmp_path / "run.json")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))

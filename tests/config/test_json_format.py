@@ -32,7 +32,7 @@ def strictly(text):
 
 @given(documents)
 @settings(max_examples=100, deadline=None)
-def test_what_is_written_is_read_the_same_here_and_by_others(data):
+def test_output_reads_the_same_with_other_parsers(data):
     text = dumps(data)
     assert repr(loads(text)) == repr(strictly(text)) == repr(data)
 
@@ -44,7 +44,7 @@ def test_what_json_has_no_number_for_is_written_as_a_string(number):
     assert strictly(text) == {"a": [name, {"b": name}], "c": name}
 
 
-def test_what_is_written_can_be_read_by_people():
+def test_output_is_readable_by_people():
     assert dumps({"b": 1, "a": ["é"]}) == '{\n  "b": 1,\n  "a": [\n    "é"\n  ]\n}\n'
 
 
@@ -69,7 +69,7 @@ def test_a_key_that_is_given_twice_is_refused(text):
 @pytest.mark.parametrize(
     "text", ["", "{", '{"a": 1', '{"a"', '"a', "[1,", "tru", "{} {}", "{'a': 1}"]
 )
-def test_what_is_truncated_or_no_json_is_a_value_error(text):
+def test_malformed_json_is_a_value_error(text):
     with pytest.raises(ValueError, match="line 1 column"):
         loads(text)
 
@@ -86,12 +86,12 @@ def test_a_depth_of_32_is_read_and_of_33_is_refused(opening, closing):
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":', '["[",', '["\\"",', "[\n"])
-def test_what_is_far_too_deep_is_no_recursion_error(opening):
+def test_extreme_depth_is_no_recursion_error(opening):
     with pytest.raises(ValueError, match="at most 32 deep"):
         loads(opening * 100_000)
 
 
-def test_what_is_beside_each_other_is_not_deep():
+def test_siblings_do_not_count_as_depth():
     assert loads("[" + "[{}]," * 100 + "[]]")
 
 

@@ -42,7 +42,7 @@ class Sample:
     counted: int = field(default=0, init=False)
 
 
-def test_fields_are_those_of_the_constructor_with_their_types_and_defaults():
+def test_fields_match_constructor_arguments_types_and_defaults():
     fields = fields_of(Sample)
     assert list(fields) == ["required", "optional", "made"]
     assert fields["required"].is_required
@@ -51,7 +51,7 @@ def test_fields_are_those_of_the_constructor_with_their_types_and_defaults():
     assert not fields["optional"].is_required
 
 
-def test_what_is_said_about_a_type_is_taken_off():
+def test_bare_strips_annotations_from_a_type():
     assert bare(Annotated[Annotated[int, "a"], "b"]) is int
     assert bare(Name) is str
     assert bare(T) is Any
@@ -68,13 +68,13 @@ def test_members_of_a_union_are_all_but_none():
 
 
 @pytest.mark.parametrize("kind", [None, int | None, Name | None, Literal["a", None], type(None)])
-def test_what_admits_none(kind):
+def test_kind_admits_none(kind):
     assert admits_none(kind)
     assert admits_none(Annotated[kind, "x"])
 
 
 @pytest.mark.parametrize("kind", [int, Any, int | str, Literal["None"], list[None]])
-def test_what_does_not_say_that_it_admits_none(kind):
+def test_kind_without_none_does_not_admit_it(kind):
     assert not admits_none(kind)
 
 
@@ -114,7 +114,7 @@ def test_a_class_has_fields_of_its_own_if_pydantic_made_them():
 
 
 @pytest.mark.parametrize("kind", [list, int, Color, Sample, collections.abc.Sequence, type(None)])
-def test_a_class_is_a_class(kind):
+def test_is_class_accepts_classes(kind):
     assert is_class(kind)
 
 
@@ -123,7 +123,7 @@ def test_another_annotation_is_no_class(kind):
     assert not is_class(kind)
 
 
-def test_a_parameterized_generic_of_python_3_10_says_that_it_is_a_class():
+def test_parameterized_generic_counts_as_a_class_on_python_3_10():
     assert isinstance(NUMBERS, type)
     with pytest.raises(TypeError, match="cannot be a parameterized generic"):
         issubclass(int, NUMBERS)

@@ -129,7 +129,7 @@ def test_each_command_says_what_it_does(capsys):
         assert f"\n    {name} " in said
 
 
-def test_classes_of_ones_own_are_known_when_their_modules_are_imported(tmp_path):
+def test_custom_classes_are_known_if_their_modules_are_imported(tmp_path):
     """Two of them, in a process of their own, as on a terminal."""
     for name in ("first", "second"):
         (tmp_path / f"own_{name}.py").write_text(OWN.format(name=name))

@@ -82,13 +82,13 @@ def outcomes(folder):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("group", GROUPS)
-def test_it_is_refused_or_plain_data_and_nothing_is_run_opened_or_imported(outcomes, group):
+def test_document_is_refused_or_plain_data_without_side_effects(outcomes, group):
     for index, document in enumerate(GROUPS[group]):
         outcome = outcomes[name_of(group, index, document)]
         assert outcome == {"became": document.becomes, "events": [], "modules": []}
 
 
-def test_code_that_is_run_and_modules_that_are_imported_would_be_seen(outcomes, folder):
+def test_control_detects_executed_code_and_imports(outcomes, folder):
     assert "os.system" in outcomes["code"]["events"]
     assert (folder / "made_by_the_control").exists()
     assert "import" in outcomes["module"]["events"]

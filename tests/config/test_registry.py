@@ -46,7 +46,7 @@ def test_our_tags_are_the_names_of_the_classes_in_lower_case():
         assert tag == ("run" if cls is RunSettings else words)
 
 
-def test_a_registered_class_has_its_tag_and_stands_where_its_base_can():
+def test_registered_class_has_tag_and_is_listed_under_its_bases():
     @register("my_collector")
     @dataclass(frozen=True)
     class MyCollector(GarbageCollector):
@@ -69,7 +69,7 @@ def test_a_class_below_a_registered_one_has_no_tag_of_its_own():
 @pytest.mark.parametrize(
     "tag", ["", "Clear", "1st", "a b", "ä", None, 3, ClearCache], ids=stable_id
 )
-def test_what_is_no_tag_is_refused(tag):
+def test_invalid_tag_is_refused(tag):
     with pytest.raises(ValueError, match="`tag` must be lower case letters"):
         register(tag)
 
@@ -77,7 +77,7 @@ def test_what_is_no_tag_is_refused(tag):
 @pytest.mark.parametrize(
     "cls", [lambda: None, 3, Hooks, plain_dataclass(type("Plain", (), {})), NUMBERS]
 )
-def test_what_is_no_pydantic_dataclass_is_refused(cls):
+def test_class_that_is_no_pydantic_dataclass_is_refused(cls):
     with pytest.raises(TypeError, match=r"'mine' must be a pydantic dataclass, .* is none: put @"):
         register("mine")(cls)
 
@@ -104,7 +104,7 @@ def test_a_class_that_is_made_again_replaces_that_of_before():
     assert tag_of(first) is None
 
 
-def test_a_second_tag_is_refused():
+def test_second_tag_for_a_class_is_refused():
     cls = register("mine")(sample())
     assert register("mine")(cls) is cls
     with pytest.raises(ValueError, match="Sample must have one tag, it has 'mine': 'other'"):
@@ -120,13 +120,13 @@ def test_a_field_called_like_the_key_of_tags_is_refused():
     ("kind", "default", "has"),
     [(int | None, 3, "3"), (int | None, ..., "none"), (Literal[None, 1], 1, "1")],
 )
-def test_a_field_that_admits_none_and_has_another_default_is_refused(kind, default, has):
+def test_field_admitting_none_with_another_default_is_refused(kind, default, has):
     with pytest.raises(ValueError, match=f"`x` of Sample admits None, .* it has {has}: TOML"):
         register("mine")(sample(x=(kind, default)))
 
 
 @pytest.mark.parametrize(("kind", "default"), [(int | None, None), (int, 3), (int, ...)])
-def test_other_fields_are_fine(kind, default):
+def test_fields_with_allowed_defaults_are_accepted(kind, default):
     register("mine")(sample(x=(kind, default)))
 
 
@@ -135,7 +135,7 @@ def test_nothing_of_ours_stands_where_something_else_is_to_be(kind):
     assert tagged(kind) == {}
 
 
-def test_why_something_is_no_data_names_the_field_and_says_what_to_do():
+def test_refusal_names_the_field_and_the_remedy():
     class Mine(Validation):
         pass
 

@@ -71,7 +71,7 @@ def test_a_handler_survives_every_format(cls, data):
 @pytest.mark.parametrize("cls", OURS.values())
 @given(st.data(), st.booleans(), st.booleans())
 @quick
-def test_what_is_left_out_comes_back(cls, data, exclude_defaults, exclude_none):
+def test_omitted_defaults_and_none_come_back(cls, data, exclude_defaults, exclude_none):
     handler = data.draw(handlers(cls))
     left = to_dict(handler, exclude_defaults, exclude_none)
     assert equal(from_dict(left), handler)
@@ -86,7 +86,7 @@ def test_what_is_left_out_comes_back(cls, data, exclude_defaults, exclude_none):
 @pytest.mark.parametrize("cls", OURS.values())
 @given(st.data())
 @quick
-def test_what_is_written_is_right_by_the_schema(cls, data):
+def test_output_is_valid_by_the_schema(cls, data):
     validator = jsonschema.Draft202012Validator(json_schema(cls))
     validator.validate(json.loads(dumps(data.draw(handlers(cls)))))
 
@@ -149,7 +149,7 @@ def _leaves(data):
 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml", "yml", "toml", "JSON"])
-def test_all_of_them_survive_a_file(tmp_path, suffix):
+def test_all_handlers_survive_a_file(tmp_path, suffix):
     needed = {"max_norm": 1.0, "directory": "runs", "source": "runs", "number": 2.5}
     made = {
         tag: cls(**{name: needed[name] for name in needed if name in cls.__annotations__})

@@ -148,7 +148,7 @@ def test_a_run_of_settings_that_was_stopped_is_gone_on_with(tmp_path):
     assert torch.equal(weights(third.model), weights(whole.model))
 
 
-def test_without_limits_a_run_is_one_epoch_and_limits_of_its_own_go_before():
+def test_run_is_one_epoch_by_default_and_its_own_limits_win():
     trainer = built(RunSettings())
     trainer.run()
     assert trainer.state.epoch == 1
@@ -209,7 +209,7 @@ def test_an_option_that_is_a_setting_is_refused():
         RunSettings().set_up(gradient_accumulation_steps=2)
 
 
-def test_another_precision_than_that_of_an_accelerator_made_before_is_refused():
+def test_precision_differing_from_the_accelerator_is_refused():
     Accelerator(cpu=True)
     with pytest.raises(ValueError, match=r"`mixed_precision` must be 'no', that of .* got 'bf16'"):
         RunSettings(mixed_precision="bf16").set_up()
@@ -269,7 +269,7 @@ def test_a_validation_needs_an_evaluator_and_that_data():
     assert trainer.state.metrics["val_x"] == 3
 
 
-def test_an_evaluator_is_not_used_where_the_settings_have_no_validation():
+def test_evaluator_is_unused_without_validation_settings():
     trainer = built(RunSettings(), evaluator=lambda model: pytest.fail("not asked for"))
     trainer.run()
     assert trainer.state.validation == 0
@@ -315,12 +315,12 @@ def test_paths_are_looked_at_when_the_trainer_is_built_not_before(tmp_path):
 
 
 @pytest.mark.parametrize("handler", [MaxRAM(), 3, ClearCache])
-def test_what_is_no_handler_is_not_among_the_handlers(handler):
+def test_handlers_setting_accepts_only_handlers(handler):
     with pytest.raises(ValueError, match="handlers"):
         RunSettings(handlers=[handler])
 
 
-def test_handlers_that_hold_objects_can_be_built_with_but_not_written():
+def test_handlers_holding_objects_can_be_built_but_not_written():
     settings = RunSettings(handlers=[Validation(lambda: {"x": 1}, every_epochs=1)])
     trainer = built(settings)
     trainer.run()

@@ -90,7 +90,7 @@ def test_the_schema_is_one_of_the_draft_it_names():
     ],
     ids=stable_id,
 )
-def test_it_admits_what_can_be_read(fields, is_valid):
+def test_schema_accepts_exactly_what_can_be_read(fields, is_valid):
     assert validator(RunSettings).is_valid({"type": "run", **fields}) is is_valid
 
 
@@ -115,7 +115,7 @@ def test_a_class_that_can_contain_itself_has_a_schema():
     assert not validator(Tree).is_valid(data)
 
 
-def test_where_a_field_admits_subclasses_these_are_told_by_their_tags():
+def test_subclasses_of_a_field_are_distinguished_by_their_tags():
     group = validator(Group)
     cuda = {"type": "cuda_garbage_collector", "generation": 1}
     assert group.is_valid({"type": "schema.group", "collector": cuda})

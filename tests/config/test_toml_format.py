@@ -31,7 +31,7 @@ too_many_parts = pytest.raises(ValueError, match="a key must have at most 32 par
 
 @given(st.dictionaries(tricky, values, max_size=3))
 @settings(max_examples=100, deadline=None)
-def test_what_is_written_is_read_the_same_here_and_by_others(data):
+def test_output_reads_the_same_with_other_parsers(data):
     text = dumps(data)
     assert repr(_sorted(loads(text))) == repr(_sorted(tomllib.loads(text))) == repr(_sorted(data))
 
@@ -88,7 +88,7 @@ def test_a_key_that_is_given_twice_is_refused(text):
 
 
 @pytest.mark.parametrize("text", ["null", "a = ", "a = [1", 'a = "x', "[a", "a = 'x\n'", "\ufeffa"])
-def test_what_is_truncated_or_no_toml_is_a_value_error(text):
+def test_malformed_toml_is_a_value_error(text):
     with pytest.raises(ValueError, match=r"\(at (line|end)"):
         loads(text)
 
@@ -201,10 +201,10 @@ def test_a_depth_of_32_is_read_and_of_33_is_refused(opening, closing):
         "[" * 100_000,
     ],
 )
-def test_what_is_far_too_deep_is_no_recursion_error(text):
+def test_extreme_depth_is_no_recursion_error(text):
     with pytest.raises(ConfigError, match="at most 32 deep"):
         loads(text)
 
 
-def test_what_is_beside_each_other_is_not_deep():
+def test_siblings_do_not_count_as_depth():
     assert len(loads("[[a.b]]\n" * 100 + "[c]\nd = [" + "{e = []}," * 100 + "]")["a"]["b"]) == 100

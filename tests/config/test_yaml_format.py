@@ -75,7 +75,7 @@ def test_any_string_is_read_the_same_by_all_as_value_and_as_key(string):
 
 
 @pytest.mark.parametrize("string", LOOK_LIKE_OTHERS)
-def test_a_string_that_looks_like_something_else_is_read_the_same_by_all(string):
+def test_ambiguous_looking_string_reads_the_same_in_all_parsers(string):
     check_reads_the_same({string: string, "list": [string]})
     check_reads_the_same(string)
 
@@ -91,18 +91,18 @@ def test_any_number_is_read_the_same_by_all(number):
     check_reads_the_same({"a": number, "b": [number]})
 
 
-def test_what_is_written_can_be_read_by_people():
+def test_output_is_readable_by_people():
     assert dumps({"b": 1, "a": ["é 1", "no"], "c": None}) == "b: 1\na:\n- é 1\n- 'no'\nc: null\n"
     assert dumps({"a": "word " * 100 + "."}).count("\n") == 1
 
 
-def test_what_is_there_twice_is_written_twice():
+def test_shared_value_is_written_twice():
     shared = [1]
     check_reads_the_same({"a": shared, "b": {"c": shared}})
 
 
 @pytest.mark.parametrize("text", STRINGS)
-def test_a_plain_scalar_that_was_something_else_in_yaml_1_1_is_a_string(loads, text):
+def test_scalar_special_in_yaml_1_1_is_read_as_a_string(loads, text):
     assert loads(f"a: {text}\nb: [{text}]") == {"a": text, "b": [text]}
     assert loads(f"{text}: a") == {text: "a"}
 
@@ -113,7 +113,7 @@ def test_a_plain_scalar_is_what_yaml_1_2_says(loads, text, value):
 
 
 @pytest.mark.parametrize("text", [*NUMBERS, *OTHERS, "<<"])
-def test_what_is_quoted_is_a_string(loads, text):
+def test_quoted_scalar_is_a_string(loads, text):
     assert loads(f"a: '{text}'\n\"{text}\": 1") == {"a": text, text: 1}
     assert loads(f"a: |-\n  {text}\n") == {"a": text}
 
@@ -204,7 +204,7 @@ def test_merge_keys_are_refused(loads, text):
         ("a: \x01", "control characters|special characters"),
     ],
 )
-def test_what_is_truncated_or_no_yaml_is_a_value_error_with_its_place(loads, text, problem):
+def test_malformed_yaml_is_a_value_error_with_its_position(loads, text, problem):
     with pytest.raises(ValueError, match=problem) as caught:
         loads(text)
     assert not isinstance(caught.value, ConfigError)
@@ -248,12 +248,12 @@ def test_a_depth_of_32_in_one_line_is_read_and_of_33_is_refused(loads):
 
 
 @pytest.mark.parametrize("kind", DEEP)
-def test_what_is_far_too_deep_is_no_recursion_error(loads, kind):
+def test_extreme_depth_is_no_recursion_error(loads, kind):
     with pytest.raises(ValueError, match=r"at most 32 deep|line \d+, column \d+: "):
         loads(DEEP[kind][0] * 50_000)
 
 
-def test_what_is_beside_each_other_is_not_deep(loads):
+def test_siblings_do_not_count_as_depth(loads):
     assert loads("- a: [[]]\n" * 100) == [{"a": [[]]}] * 100
 
 

@@ -73,7 +73,7 @@ def test_the_factories_keep_the_accumulation_of_others(make):
     assert engine.accelerator.gradient_accumulation_steps == 4
 
 
-def test_a_trainer_accumulates_on_although_an_evaluator_was_made_without_accelerator():
+def test_evaluator_without_accelerator_keeps_accumulation():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
     trainer = trainer_without_accelerator(accelerator=accelerator)
     create_supervised_evaluator(make_model()).run(batches_of(2))
@@ -155,7 +155,7 @@ def test_an_iteration_changes_the_iteration_flags_and_no_more(kind, flags):
     assert changed == flags
 
 
-def test_a_dispatching_loader_notes_that_it_met_the_end_of_the_data():
+def test_dispatching_loader_marks_the_end_of_the_data():
     loader = loader_of(DataLoaderDispatcher)
     assert [loader._stop_iteration for _ in loader] == [False, False, True]
     next(batches := iter(loader))
@@ -172,7 +172,7 @@ def test_the_shared_precision_is_that_of_the_first_accelerator(precision):
     assert Accelerator().mixed_precision == precision
 
 
-def test_registered_objects_are_those_that_were_registered_in_order():
+def test_registered_objects_come_in_order_of_registration():
     accelerator, other = Accelerator(cpu=True), Accelerator(cpu=True)
     objects = [Stateful(), Stateful()]
     accelerator.register_for_checkpointing(*objects)

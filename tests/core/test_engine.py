@@ -59,7 +59,7 @@ def nothing(engine, batch):
 # What is known of Ignite's private members
 
 
-def test_ignite_keeps_handlers_in_lists_of_function_arguments_and_keywords():
+def test_ignite_keeps_handlers_as_function_args_and_kwargs():
     engine = Engine(nothing)
     assert isinstance(engine._event_handlers, dict)
     engine.add_event_handler(Events.STARTED, ignore, 1, end="")
@@ -196,7 +196,7 @@ def test_ignite_names_its_events_as_enums_do():
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_what_is_kept_for_an_engine_is_its_own_and_stays(kind):
+def test_belongings_are_per_engine_and_persist(kind):
     one, other = kind(nothing), kind(nothing)
     belongings(one)["kept"] = 1
     assert belongings(one) == {"kept": 1}
@@ -206,7 +206,7 @@ def test_what_is_kept_for_an_engine_is_its_own_and_stays(kind):
     assert belongings(one) == {"kept": 1}
 
 
-def test_what_is_kept_for_an_engine_goes_with_it_though_it_refers_back():
+def test_belongings_of_an_engine_are_freed_despite_a_cycle():
     engine = Engine(nothing)
     belongings(engine)["kept"] = [engine]
     gone = weakref.ref(engine)
@@ -218,7 +218,7 @@ def test_what_is_kept_for_an_engine_goes_with_it_though_it_refers_back():
 # Runs that are interrupted
 
 
-def test_an_engine_is_interrupted_from_interrupt_until_the_run_goes_on():
+def test_engine_is_interrupted_until_the_run_continues():
     engine, within = Engine(nothing), []
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
     for event in (Events.STARTED, Events.ITERATION_COMPLETED, Events.INTERRUPT, Events.COMPLETED):
@@ -257,7 +257,7 @@ def test_an_interruption_that_is_forgotten_is_none():
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_the_handler_attached_last_moves_to_the_front_and_the_others_keep_their_order(kind):
+def test_last_handler_moves_to_front_others_keep_their_order(kind):
     engine, calls = kind(nothing), []
     for name in "abc":
         engine.add_event_handler(Events.STARTED, calls.append, name)
@@ -274,7 +274,7 @@ def test_the_handler_attached_last_moves_to_the_front_and_the_others_keep_their_
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_an_only_handler_is_first_as_it_is(kind):
+def test_single_handler_moved_to_front_stays_first(kind):
     engine, calls = kind(nothing), []
     engine.add_event_handler(Events.STARTED, calls.append, "a")
     move_to_front(engine, Events.STARTED)
@@ -283,7 +283,7 @@ def test_an_only_handler_is_first_as_it_is(kind):
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_moving_changes_the_order_of_that_event_only_and_with_a_filter_too(kind):
+def test_moving_to_front_affects_one_event_and_allows_filters(kind):
     engine, calls = kind(nothing), []
     second = Events.ITERATION_STARTED(once=2)
     for event in (Events.STARTED, Events.ITERATION_STARTED, second):
@@ -295,7 +295,7 @@ def test_moving_changes_the_order_of_that_event_only_and_with_a_filter_too(kind)
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_a_handler_put_first_while_the_others_are_called_is_called_from_the_next_time_on(kind):
+def test_handler_moved_to_front_while_firing_starts_next_time(kind):
     engine, calls = kind(nothing), []
 
     def attach():
@@ -408,7 +408,7 @@ def test_an_event_of_no_engine_is_refused_plainly(kind, event):
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_a_custom_event_that_nobody_listens_to_is_the_last_one_all_the_same(kind):
+def test_unheard_custom_event_is_recorded_as_the_last_event(kind):
     engine = kind(nothing)
     engine.register_events(Mine.FIRST)
     engine.fire_event(Mine.FIRST)
@@ -511,7 +511,7 @@ def test_a_filtered_handler_is_found_and_removed_by_its_function():
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_a_filter_of_an_event_without_a_counter_says_so_when_it_fires(kind):
+def test_filter_without_a_counter_is_an_error_when_fired(kind):
     engine = kind(nothing)
     engine.register_events(Mine.SECOND)
     engine.add_event_handler(Mine.SECOND(every=2), lambda: None)
@@ -519,7 +519,7 @@ def test_a_filter_of_an_event_without_a_counter_says_so_when_it_fires(kind):
         engine.fire_event(Mine.SECOND)
 
 
-def test_an_event_that_nobody_listens_to_is_the_last_one_all_the_same():
+def test_unheard_event_is_recorded_as_the_last_event():
     engine = QuickEngine(nothing)
     engine._fire_event(Events.STARTED)
     assert engine.last_event_name is Events.STARTED

@@ -135,7 +135,7 @@ def test_seconds_take_numbers(value):
         ("name", ["a", " ", "peak_mib", "été"]),
     ],
 )
-def test_what_is_right_is_taken_as_it_is(name, values):
+def test_valid_value_is_taken_unchanged(name, values):
     assert [getattr(Example(**{name: value}), name) for value in values] == values
 
 
@@ -151,7 +151,7 @@ def test_limits_and_norm_types_take_numbers_and_infinity(value):
     assert isinstance(example.limit, float)
 
 
-def test_none_is_no_schedule_and_no_limit():
+def test_none_means_no_schedule_and_no_limit():
     example = Example(every=None, limit=None)
     assert (example.every, example.limit, example.norm_type) == (None, None, 2.0)
 
@@ -186,7 +186,7 @@ def test_a_message_has_field_rule_value_and_remedy():
         Parities(even=3)
 
 
-def test_none_is_let_through_only_where_it_is_admitted():
+def test_none_is_accepted_only_where_allowed():
     assert Parities(even=None).even is None
     with pytest.raises(TypeError):
         Parities(odd=None)

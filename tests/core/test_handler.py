@@ -69,28 +69,28 @@ def run(engine, epochs=2, batches=4):
 # Three ways of use
 
 
-def test_as_a_callable_on_an_event(engine):
+def test_handler_added_to_an_event_is_called_there(engine):
     handler = Noting()
     engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), handler)
     run(engine, epochs=4)
     assert handler.seen == [("", 2, 8), ("", 4, 16)]
 
 
-def test_by_attach_on_its_own_schedule(engine):
+def test_attached_handler_acts_on_its_own_schedule(engine):
     handler = Noting(every_steps=3)
     handler.attach(engine)
     run(engine)
     assert handler.iterations == [3, 6]
 
 
-def test_by_attach_on_any_event(engine):
+def test_handler_attached_at_an_event_acts_only_there(engine):
     handler = Noting(every_steps=1)
     handler.attach(engine, Events.ITERATION_STARTED(every=5))
     run(engine)
     assert handler.iterations == [5]
 
 
-def test_by_attach_on_several_events_and_on_one_that_passes_arguments(engine):
+def test_attach_to_several_events_some_passing_arguments(engine):
     handler = Noting()
     events = Events.STARTED | Events.TERMINATE_SINGLE_EPOCH | Events.EXCEPTION_RAISED
     attachment = handler.attach(engine, events)
@@ -103,7 +103,7 @@ def test_by_attach_on_several_events_and_on_one_that_passes_arguments(engine):
     assert handler.iterations == [0, 2]
 
 
-def test_by_attach_on_an_event_of_the_trainer():
+def test_handler_attached_at_a_trainer_event_acts_there():
     trainer, handler = make_trainer(accumulation=2), Noting()
     handler.attach(trainer, TrainEvents.OPTIMIZER_STEP_STARTED)
     run(trainer, epochs=1)
@@ -150,7 +150,7 @@ def test_every_steps_counts_committed_steps_on_a_trainer(accumulation):
     assert handler.iterations == steps[1::2]
 
 
-def test_every_steps_counts_committed_steps_on_an_engine_with_an_optimizer_step():
+def test_every_steps_counts_committed_steps_with_optimizer_step():
     model = make_model(0.0)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -165,7 +165,7 @@ def test_every_steps_counts_committed_steps_on_an_engine_with_an_optimizer_step(
     assert handler.iterations == [4, 7, 10]
 
 
-def test_which_of_both_it_counts_is_seen_when_the_run_starts():
+def test_unit_of_every_steps_is_determined_at_run_start():
     model = make_model(0.0)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -197,7 +197,7 @@ def test_handlers_that_are_due_together_act_in_order_of_attachment(engine):
     assert "".join(name for name, *_ in seen) == "b" + "abd" + "b" + "abcd"
 
 
-def test_a_schedule_goes_on_over_a_stop_and_begins_anew_with_a_new_run(engine):
+def test_schedule_survives_a_stop_and_restarts_with_a_new_run(engine):
     handler = Noting(every_steps=3)
     handler.attach(engine)
     stop = engine.add_event_handler(Events.ITERATION_COMPLETED(once=4), Engine.terminate)
@@ -256,7 +256,7 @@ def test_remove_takes_off_this_attachment_and_no_other(engine):
     assert len(handler.seen) == 4
 
 
-def test_two_equal_handlers_stay_two(engine):
+def test_equal_handlers_are_attached_and_removed_separately(engine):
     first, second = Noting(every_steps=2), Noting(every_steps=2)
     assert first != second
     first.attach(engine).remove()
@@ -265,7 +265,7 @@ def test_two_equal_handlers_stay_two(engine):
     assert (first.iterations, second.iterations) == ([], [2, 4])
 
 
-def test_removing_twice_does_nothing(engine):
+def test_removing_an_attachment_twice_does_nothing(engine):
     handler = Noting(every_steps=2)
     attachment, other = handler.attach(engine), handler.attach(engine)
     assert attachment.is_attached
@@ -288,7 +288,7 @@ def test_remove_works_within_a_run(engine, event):
     assert len(handler.seen) <= 2
 
 
-def test_a_handler_that_removes_its_attachment_when_it_acts_leaves_the_others_their_turns(engine):
+def test_handler_removing_its_attachment_skips_no_other(engine):
     seen, attachments = [], {}
 
     class Once(Noting):
@@ -311,7 +311,7 @@ def test_attach_works_within_a_run(engine):
     assert handler.iterations == [3, 4, 4]
 
 
-def test_as_a_context_manager_it_removes_at_the_end_of_the_body(engine):
+def test_with_statement_removes_the_attachment_at_its_end(engine):
     handler = Noting(every_steps=2)
     with handler.attach(engine) as attachment:
         assert isinstance(attachment, Attachment)
@@ -322,7 +322,7 @@ def test_as_a_context_manager_it_removes_at_the_end_of_the_body(engine):
     assert handler.iterations == [2, 4]
 
 
-def test_as_a_context_manager_it_removes_after_a_failure_too(engine):
+def test_with_statement_removes_the_attachment_after_a_failure(engine):
     handler = Noting(every_steps=2)
     failing = engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError), handler.attach(engine):
@@ -360,7 +360,7 @@ class Placed(Handler):
         )
 
 
-def test_what_comes_first_is_called_before_all_that_was_attached_so_far(engine):
+def test_first_handlers_are_called_before_all_earlier_ones(engine):
     log = []
     engine.add_event_handler(Events.ITERATION_STARTED, lambda engine: log.append(("own", engine)))
     attachments = {
@@ -408,7 +408,7 @@ class Undoing(Handler):
         attachment.on(Events.STARTED, lambda engine: self.log.append("started"))
 
 
-def test_what_is_to_be_done_on_removal_is_done_once_and_in_reverse(engine):
+def test_removal_callbacks_run_once_in_reverse_order(engine):
     log = []
     attachment = Undoing(log).attach(engine)
     assert attachment.is_attached
@@ -422,7 +422,7 @@ def test_what_is_to_be_done_on_removal_is_done_once_and_in_reverse(engine):
     assert log == ["started", "b", "a"]
 
 
-def test_what_is_to_be_done_on_removal_sees_the_attachment_gone(engine):
+def test_removal_callbacks_see_the_attachment_gone(engine):
     seen = []
 
     class Looking(Handler):
@@ -436,7 +436,7 @@ def test_what_is_to_be_done_on_removal_sees_the_attachment_gone(engine):
     assert seen == [(False, [])]
 
 
-def test_what_is_to_be_done_on_removal_is_done_when_the_engine_is_gone():
+def test_removal_callbacks_run_even_if_the_engine_is_gone():
     log, engine = [], plain_engine()
     attachment = Undoing(log).attach(engine)
     gone = weakref.ref(engine)
@@ -552,7 +552,7 @@ def test_scopes_are_entered_with_each_run_and_left_with_it(engine):
         assert log == ["enter a", "enter b", "started", "completed", "leave b", "leave a"]
 
 
-def test_failures_while_closing_are_noted_on_the_first_and_all_scopes_close(engine):
+def test_later_scope_failures_are_noted_and_all_scopes_close(engine):
     log, first = [], KeyError("first")
     later = {"a": OSError("a"), "c": ValueError("c")}
     for name in "abc":

@@ -10,14 +10,14 @@ from ignite_hooks.core.rules import whole_number
 
 
 @pytest.mark.parametrize("value", [True, False, "1", None, [1], 1j])
-def test_what_is_no_number(value):
+def test_is_number_rejects_other_values(value):
     assert not is_number(value)
     assert not is_integer(value)
     assert not is_count(value)
 
 
 @pytest.mark.parametrize("value", [1.0, -0.5, math.inf, math.nan, np.float64(2)])
-def test_what_is_no_integer(value):
+def test_is_integer_rejects_other_numbers(value):
     assert is_number(value)
     assert not is_integer(value)
     assert not is_count(value)

@@ -66,7 +66,7 @@ def test_run_returns_the_state_and_takes_all_arguments(engine):
     assert engine.state.iteration == 4
 
 
-def test_a_run_that_the_engine_had_on_its_own_is_called_and_comes_back(engine):
+def test_run_overridden_on_the_instance_is_called_and_restored(engine):
     calls, log = [], []
     own = partial(type(engine).run, engine)
 
@@ -86,7 +86,7 @@ def test_a_run_that_the_engine_had_on_its_own_is_called_and_comes_back(engine):
     assert engine.run is watched or "run" in vars(engine)
 
 
-def test_a_wrapper_that_someone_put_around_stays_when_the_scope_goes():
+def test_outer_wrapper_of_run_survives_removal_of_the_scope():
     engine, calls, log = plain_engine(), [], []
     remove = enter_at_each_run(engine, noting(log))
     inner = engine.run
@@ -105,7 +105,7 @@ def test_a_wrapper_that_someone_put_around_stays_when_the_scope_goes():
     assert log == ["enter ", "leave "]
 
 
-def test_a_scope_under_a_wrapper_that_someone_put_around_is_entered_once():
+def test_scope_beneath_an_outer_wrapper_is_entered_once():
     engine, log = plain_engine(), []
     remove = enter_at_each_run(engine, noting(log, "a"))
     inner = engine.run
@@ -116,7 +116,7 @@ def test_a_scope_under_a_wrapper_that_someone_put_around_is_entered_once():
     assert log == ["enter b", "leave b"]
 
 
-def test_a_scope_added_in_a_run_is_entered_at_once_and_left_with_the_run(engine):
+def test_scope_added_during_a_run_is_entered_and_left_with_it(engine):
     log = []
     enter_at_each_run(engine, noting(log, "a"))
 
@@ -130,7 +130,7 @@ def test_a_scope_added_in_a_run_is_entered_at_once_and_left_with_the_run(engine)
     assert log == ["enter a", "enter b", "added", "completed", "leave b", "leave a"]
 
 
-def test_the_first_scope_of_a_plain_engine_added_in_a_run_waits_for_the_next():
+def test_first_scope_added_during_a_plain_run_waits_for_the_next():
     engine, log = plain_engine(), []
     adding = engine.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda: enter_at_each_run(engine, noting(log))
@@ -202,7 +202,7 @@ def test_a_scope_sees_the_failure_that_ends_the_run(engine):
     assert seen == [error]
 
 
-def test_a_scope_is_left_at_an_interruption_and_entered_when_the_run_goes_on(engine):
+def test_scope_is_left_at_interrupt_and_reentered_on_continue(engine):
     log = []
     enter_at_each_run(engine, noting(log))
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
@@ -226,7 +226,7 @@ def test_no_reference_keeps_the_engine(has_own_run):
     remove()
 
 
-def test_an_engine_that_is_made_and_run_in_one_expression_stays_alive_meanwhile():
+def test_engine_created_and_run_in_one_expression_stays_alive():
     def made():
         engine = plain_engine()
         enter_at_each_run(engine, noting([]))

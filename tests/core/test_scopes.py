@@ -56,7 +56,7 @@ def test_scopes_close_in_reverse_order():
     assert log == ["enter a", "enter b", "body", ("exit b", None), ("exit a", None)]
 
 
-def test_each_scope_sees_the_failure_of_the_body_and_none_can_swallow_it():
+def test_each_scope_sees_the_failure_and_cannot_swallow_it():
     log, error = [], KeyError("body")
     with pytest.raises(KeyError) as caught:
         run_in(Scope("a", log), Scope("b", log, swallows=True), failure=error)
@@ -64,7 +64,7 @@ def test_each_scope_sees_the_failure_of_the_body_and_none_can_swallow_it():
     assert log[2:] == [("exit b", error), ("exit a", error)]
 
 
-def test_a_failure_while_closing_is_noted_on_the_first_and_the_others_close():
+def test_failure_while_closing_is_noted_and_the_others_close():
     log, first = [], KeyError("body")
     later = [ValueError("b"), KeyboardInterrupt("c")]
     scopes = [Scope("a", log), Scope("b", log, later[0]), Scope("c", log, later[1])]
@@ -83,7 +83,7 @@ def test_a_failure_while_closing_is_noted_on_the_first_and_the_others_close():
         ]
 
 
-def test_without_a_failure_of_the_body_the_first_one_of_the_closing_leaves():
+def test_first_failure_while_closing_is_raised():
     log, first, later = [], ValueError("c"), OSError("b")
     with pytest.raises(ValueError, match="c") as caught:
         run_in(Scope("a", log), Scope("b", log, later), Scope("c", log, first))
@@ -107,7 +107,7 @@ def test_a_scope_that_raises_the_same_failure_again_is_not_noted():
     assert notes_of(error) == []
 
 
-def test_a_scope_that_fails_to_open_is_not_closed_and_the_others_are():
+def test_scope_failing_to_open_is_not_closed_but_others_are():
     log = []
 
     @contextmanager
@@ -120,7 +120,7 @@ def test_a_scope_that_fails_to_open_is_not_closed_and_the_others_are():
     assert [entry[0] for entry in log[1:]] == ["exit a"]
 
 
-def test_a_scope_that_fails_to_close_without_a_failure_is_not_run_twice():
+def test_scope_failing_to_close_is_closed_only_once():
     log, passages, error = [], [], ValueError("after")
 
     @contextmanager
@@ -143,7 +143,7 @@ def test_a_scope_that_fails_to_close_without_a_failure_is_not_run_twice():
 # leave
 
 
-def test_leave_closes_all_but_the_first_and_they_are_no_longer_open():
+def test_leave_keeps_only_the_first_scopes_open():
     log = []
     with ScopeStack() as scopes:
         a, b, c = (Scope(name, log) for name in "abc")
@@ -163,7 +163,7 @@ def test_leave_closes_all_but_the_first_and_they_are_no_longer_open():
     assert log[5:] == ["enter b", ("exit b", None), ("exit a", None)]
 
 
-def test_if_one_fails_to_close_the_others_stay_open_for_unwinding():
+def test_failing_scope_keeps_the_others_open_for_unwinding():
     log, error = [], ValueError("b")
     scopes = ScopeStack()
     several = [Scope("a", log), Scope("b", log, error), Scope("c", log)]
@@ -205,7 +205,7 @@ def stack_of(*several):
     return scopes
 
 
-def test_unwinding_tells_for_each_scope_whether_it_says_it_has_dealt_with_the_failure():
+def test_unwinding_reports_which_scopes_handled_the_failure():
     log, error = [], KeyError()
     several = [
         Scope("a", log, swallows=True),
@@ -224,7 +224,7 @@ def test_unwinding_tells_for_each_scope_whether_it_says_it_has_dealt_with_the_fa
     assert scopes.open == []
 
 
-def test_unwinding_closes_one_scope_at_each_step_and_can_be_left_off():
+def test_unwinding_closes_one_scope_per_step_and_can_be_stopped():
     log, error = [], KeyError()
     a, b, c = several = [Scope(name, log) for name in "abc"]
     scopes = stack_of(*several)
@@ -257,7 +257,7 @@ def test_scopes_are_given_the_failure_with_the_traceback_it_has():
     assert error.__traceback__ is caught.tb
 
 
-def test_that_there_was_a_failure_while_closing_is_known_until_the_next_with():
+def test_later_failure_is_known_until_the_next_with():
     log, error = [], KeyError()
     scopes = ScopeStack()
     assert scopes.later_failure is None
@@ -288,7 +288,7 @@ def fails_to_close():
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
-def test_the_note_names_the_failure_and_the_function_file_and_line_it_comes_from():
+def test_note_names_failure_function_file_and_line():
     class Failing(Scope):
         def __exit__(self, kind, error, traceback):
             fails_to_close()
@@ -346,9 +346,7 @@ def unwound(error, later):
         ("LAB", "FB", "LAFB"),
     ],
 )
-def test_the_chain_of_a_later_failure_ends_at_the_first_and_never_goes_round(
-    of_later, of_first, expected
-):
+def test_later_failures_chain_to_the_first_without_a_cycle(of_later, of_first, expected):
     failures = {name: Exception(name) for name in of_later + of_first}
     for names in (of_later, of_first):
         linked(*(failures[name] for name in names))
@@ -372,7 +370,7 @@ def test_the_first_failure_gets_no_context():
     assert chain(first) == [first]
 
 
-def test_two_scopes_that_raise_the_same_second_failure_make_no_circle():
+def test_same_second_failure_from_two_scopes_makes_no_cycle():
     first, later = KeyError(), ValueError()
     with pytest.raises(KeyError):
         run_in(Scope("a", [], later), Scope("b", [], later), failure=first)
@@ -382,14 +380,14 @@ def test_two_scopes_that_raise_the_same_second_failure_make_no_circle():
 # Nothing
 
 
-def test_nothing_does_nothing():
+def test_nothing_scope_has_no_effect():
     for _ in range(2):
         with NOTHING:
             pass
 
 
 @pytest.mark.parametrize("failure", [KeyError, StopIteration, KeyboardInterrupt])
-def test_nothing_swallows_no_failure(failure):
+def test_nothing_scope_swallows_no_failure(failure):
     error = failure()
     with pytest.raises(failure) as caught, NOTHING:
         raise error
@@ -397,7 +395,7 @@ def test_nothing_swallows_no_failure(failure):
     assert error.__context__ is None
 
 
-def test_nothing_on_a_stack_does_nothing():
+def test_nothing_scope_has_no_effect_on_a_stack():
     scopes, error = ScopeStack(), KeyError()
     with scopes:
         scopes.enter(NOTHING)
@@ -430,7 +428,7 @@ def test_failures_that_can_not_be_noted_keep_no_scope_from_closing(first, later)
     assert [entry[0] for entry in log[3:]] == ["exit c", "exit b", "exit a"]
 
 
-def test_control_c_before_a_scope_knows_that_it_closes_leaves_it_closed_all_the_same():
+def test_ctrl_c_at_the_start_of_closing_still_closes_the_scope():
     log = []
 
     class Interrupted(Scope):
@@ -448,7 +446,7 @@ def test_control_c_before_a_scope_knows_that_it_closes_leaves_it_closed_all_the_
     assert log == ["enter a", ("exit a", error)]
 
 
-def test_what_fails_at_the_end_of_a_generator_that_is_closed_is_raised():
+def test_failure_while_closing_a_generator_is_raised():
     first, later = ValueError("b"), ValueError("a")
 
     def generator():

@@ -65,7 +65,7 @@ CHANGES = st.lists(CHANGE, max_size=3)
     st.dictionaries(st.tuples(st.integers(1, STEPS), st.integers(0, 3)), CHANGES),
     st.integers(0, 10),
 )
-def test_what_acts_at_a_step_is_what_divides_it_in_order_of_attachment(
+def test_due_entries_match_divisibility_in_attachment_order(
     at_first, between_steps, in_acts, start
 ):
     driver = Driver(start)
@@ -100,7 +100,7 @@ def test_an_empty_timetable_is_never_due():
     assert timetable.next_due == Timetable.NEVER
 
 
-def test_equal_entries_are_two_and_each_removes_itself():
+def test_equal_entries_are_removed_separately():
     timetable, acted = Timetable(), []
     act = lambda: acted.append(timetable.next_due)  # noqa: E731
     first, second = timetable.add(2, act), timetable.add(2, act)

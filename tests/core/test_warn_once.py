@@ -16,7 +16,7 @@ def one_who_warns(message):
     warn_once(message)
 
 
-def test_a_message_is_said_once_wherever_it_comes_from_and_another_is_too():
+def test_each_message_is_warned_once_from_any_place():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for message in ("a", "b", "a"):

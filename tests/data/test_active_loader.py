@@ -39,9 +39,7 @@ def abandon(batches, kept):
 
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("broken_off", [True, False])
-def test_what_is_iterated_while_a_loader_is_set_aside_changes_no_window(
-    same, broken_off, accelerator, loader
-):
+def test_iteration_while_set_aside_changes_no_window(same, broken_off, accelerator, loader):
     plain = windows(accelerator, loader)
     assert plain == [0, 0, 1, 0, 0, 1, 1] * 2
     other = loader if same else accelerator.prepare(DataLoader(range(3), batch_size=1))
@@ -102,7 +100,7 @@ def test_a_loader_is_no_longer_active_when_the_body_is_left(accelerator, loader)
     assert GradientState().dataloader_references == [None]
 
 
-def test_leaving_an_inner_iteration_of_a_loader_keeps_the_outer_one(accelerator, loader):
+def test_nested_iteration_of_a_loader_restores_the_outer_one(accelerator, loader):
     with activated(loader):
         loader.begin()
         loader.end_of_dataloader, loader.remainder = True, 3

@@ -298,7 +298,7 @@ class TestPasses:
         assert next(batches, None) is None
         assert feed.position == (0, 1)
 
-    def test_a_loader_that_was_iterated_before_goes_on_with_its_own_epoch(self, seedable):
+    def test_already_iterated_loader_continues_with_its_own_epoch(self, seedable):
         _, loader = shuffled(prepare=seedable)
         _, same = shuffled(prepare=seedable)
         list(loader), list(same)
@@ -330,7 +330,7 @@ class TestLength:
             ("stream of batches", None),
         ],
     )
-    def test_it_is_known_where_it_is_certain(self, kind, length, accelerator):
+    def test_length_is_known_where_it_is_certain(self, kind, length, accelerator):
         feed = DataFeed(KINDS[kind](), accelerator)
         assert feed.length == length
         if length is None:
@@ -405,7 +405,7 @@ class TestLength:
 
 
 class TestIterators:
-    def test_what_was_looked_ahead_at_is_kept_over_a_stop(self):
+    def test_batch_fetched_ahead_is_kept_across_a_stop(self):
         feed = DataFeed([number] for number in range(5))
         assert not feed.can_repeat
         assert take(feed, 1) + take(feed, 2) + one_pass(feed) == [[0], [1], [2], [3], [4]]
@@ -430,7 +430,7 @@ class TestIterators:
         take(feed, 2)
         assert drawn == [0, 1, 2]
 
-    def test_one_that_is_used_up_is_an_error(self):
+    def test_exhausted_iterator_is_an_error(self):
         feed = DataFeed(iter([[1]]))
         one_pass(feed)
         with pytest.raises(ValueError, match=r"`data` gave no batch in pass 2.* used up after one"):
@@ -468,7 +468,7 @@ class TestRandomOrder:
         ],
         ids=stable_id,
     )
-    def test_it_is_that_of_a_plain_loop(self, settings, prepared, accelerator):
+    def test_feed_draws_like_a_plain_loop(self, settings, prepared, accelerator):
         settings = {"batch_size": 3, "shuffle": True, **settings}
         loader = DataLoader(Noisy(), **settings)
         feed_loader = DataLoader(Noisy(), **settings)
@@ -481,7 +481,7 @@ class TestRandomOrder:
         assert plain[1:] == fed[1:]
         assert same_tensors(plain[0], fed[0])
 
-    def test_it_is_that_of_a_plain_loop_with_a_generator_of_the_loader(self, accelerator):
+    def test_feed_with_a_loader_generator_draws_like_a_plain_loop(self, accelerator):
         loaders = [
             DataLoader(Noisy(), 3, shuffle=True, generator=torch.Generator().manual_seed(9))
             for _ in range(2)
@@ -516,9 +516,7 @@ class TestRandomOrder:
         assert len({str(each) for each in given}) == 4
 
     @pytest.mark.parametrize("data_pass", [0, 1, 3])
-    def test_a_seedable_sampler_has_the_order_of_the_pass_that_is_asked_for(
-        self, data_pass, seedable
-    ):
+    def test_seedable_sampler_follows_the_order_of_the_sought_pass(self, data_pass, seedable):
         feed = DataFeed(shuffled(prepare=seedable)[1], seedable)
         expected = [one_pass(feed) for _ in range(4)][data_pass]
         data_set, loader = shuffled(prepare=seedable)
@@ -575,9 +573,7 @@ class TestSeeking:
     @pytest.mark.grid(2)
     @pytest.mark.parametrize("prepared", [False, True])
     @pytest.mark.parametrize("kind", LOADERS)
-    def test_going_on_from_any_position_gives_the_batches_of_the_whole_pass(
-        self, kind, prepared, accelerator
-    ):
+    def test_continuing_at_any_position_gives_the_same_batches(self, kind, prepared, accelerator):
         settings = {"batch_size": 3, "shuffle": True, **LOADERS[kind]}
         data_set = Indexable()
         loader = DataLoader(data_set, **settings)
@@ -599,7 +595,7 @@ class TestSeeking:
             assert one_pass(feed) == following
 
     @pytest.mark.parametrize("left", [1, 2, 3])
-    def test_what_was_given_is_not_loaded_again(self, left, accelerator):
+    def test_continued_pass_loads_no_batch_twice(self, left, accelerator):
         data_set, loader = shuffled(prepare=accelerator)
         feed = DataFeed(loader, accelerator)
         take(feed, left)
@@ -628,7 +624,7 @@ class TestSeeking:
         assert torch.equal(whole[0], in_parts[0])
         assert whole[1:] == in_parts[1:]
 
-    def test_what_is_drawn_between_two_parts_of_a_pass_is_kept(self, accelerator):
+    def test_random_draws_between_parts_of_a_pass_are_kept(self, accelerator):
         _, loader = shuffled(prepare=accelerator)
         feed = DataFeed(loader, accelerator)
         first = take(feed, 2)
@@ -679,7 +675,7 @@ class TestSeeking:
         feed.seek(FeedPosition(0, 0))
         assert one_pass(feed) == [[1], [2], [3]]
 
-    def test_the_loader_that_is_gone_on_with_has_the_settings_of_the_first(self, accelerator):
+    def test_continued_loader_keeps_the_original_settings(self, accelerator):
         loader = DataLoader(
             range(6), batch_size=2, collate_fn=lambda samples: [-s for s in samples]
         )
@@ -709,9 +705,7 @@ class TestMemory:
                 del batch
                 assert alive() is None
 
-    def test_the_last_batch_of_a_dispatched_loader_is_let_go_when_the_pass_is_finished(
-        self, accelerator
-    ):
+    def test_finish_releases_the_last_batch_of_a_dispatched_loader(self, accelerator):
         feed = DataFeed(DataLoader(Stream(4), batch_size=2), accelerator)
         batches = iter(feed)
         next(batches)
@@ -892,7 +886,7 @@ class TestHandMadeEngine:
 
 class TestErrors:
     @pytest.mark.parametrize("data", [5, None, torch.nn.Linear(1, 1), Counted()])
-    def test_data_that_can_not_be_iterated(self, data):
+    def test_data_that_cannot_be_iterated_is_a_type_error(self, data):
         with pytest.raises(
             TypeError,
             match=rf"`data` must be an iterable of batches, got {type(data).__name__}: pass a ",
@@ -985,7 +979,7 @@ def test_the_feeds_are_even_if_asked_for(even_batches, accelerator):
     assert feed._source.even_batches is even_batches
 
 
-def test_what_can_not_be_used_is_not_remembered(accelerator):
+def test_feed_of_unusable_data_is_not_cached(accelerator):
     feeds = Feeds(accelerator)
     data = []
     with pytest.raises(ValueError, match="gave no batch"):
@@ -1132,7 +1126,7 @@ def _rest(feed, batches):
 
 @pytest.mark.parametrize("number", range(9))
 @pytest.mark.parametrize("kind", MOVABLE)
-def test_the_rest_is_the_same_from_every_place_on(kind, number):
+def test_resumed_pass_equals_the_rest_from_every_position(kind, number):
     rest, resumed, at_end, at_other_end = both(MOVABLE[kind], number)
     assert rest
     assert_same(resumed, rest)
@@ -1141,7 +1135,7 @@ def test_the_rest_is_the_same_from_every_place_on(kind, number):
 
 @pytest.mark.parametrize("number", [0, 2, 4, 5])
 @pytest.mark.parametrize("workers", WORKERS)
-def test_it_is_so_with_workers(workers, number):
+def test_resumed_pass_with_workers_equals_the_rest(workers, number):
     def make():
         loader = DataLoader(Noisy(SAMPLES, noise=0), BATCH, shuffle=True, **WORKERS[workers])
         return DataFeed(loader, accelerator_with())
@@ -1151,7 +1145,7 @@ def test_it_is_so_with_workers(workers, number):
     assert str(at_other_end) == str(at_end)
 
 
-def test_the_batches_before_are_not_loaded():
+def test_resumed_pass_does_not_load_earlier_batches():
     loaded = []
 
     class Telling(Noisy):
@@ -1169,7 +1163,7 @@ def test_the_batches_before_are_not_loaded():
     assert len(loaded) == BATCH
 
 
-def test_generators_that_are_there_only_once_are_named():
+def test_generators_missing_on_one_side_are_named():
     feed, other = DataFeed(own_generators()), DataFeed(noisy_loader(generator=torch.Generator()))
     advance(feed, 1)
     sampler = "batch_sampler.sampler.generator (torch.Generator, cpu)"
@@ -1182,7 +1176,7 @@ def test_generators_that_are_there_only_once_are_named():
     assert found == f"there is a random generator {sampler} only now"
 
 
-def test_an_iterator_stays_where_it_is():
+def test_state_does_not_move_an_iterator():
     feed = DataFeed(iter(range(5)))
     advance(feed, 2)
     other = DataFeed(iter(range(5)))
@@ -1191,7 +1185,7 @@ def test_an_iterator_stays_where_it_is():
     assert list(other) == [0, 1, 2, 3, 4]
 
 
-def test_after_the_last_batch_the_place_is_the_beginning_of_the_next_pass():
+def test_position_after_last_batch_is_the_start_of_next_pass():
     feed = DataFeed([1, 2, 3])
     batches = advance(feed, 3)
     assert feed.position == (0, 3)

@@ -42,7 +42,7 @@ class Drawing:
         return torch.tensor([index, float(torch.rand((), generator=self.rng))])
 
 
-def test_a_pass_that_is_entered_again_leaves_what_the_data_has_drawn():
+def test_reentered_pass_does_not_rewind_the_data_generator():
     """The order's generators end where the samplers leave them, the data's where the data does."""
     source = IndexedLoader(DataLoader(Drawing(torch.Generator().manual_seed(1)), 2, shuffle=True))
     drawn, places = [], []

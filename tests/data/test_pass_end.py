@@ -42,14 +42,14 @@ def told(end, source, given=0, data_pass=0):
             yield end.ahead.popleft(), is_last, len(drawn)
 
 
-def test_where_the_number_is_certain_batches_are_counted_and_none_is_fetched_ahead():
+def test_certain_length_is_counted_without_fetching_ahead():
     source = PlainIterable(Promising(3, promised=3))
     end = PassEnd(source)
     assert end.length == 3
     assert list(told(end, source)) == [(0, False, 1), (1, False, 2), (2, True, 3)]
 
 
-def test_else_one_batch_is_fetched_ahead():
+def test_uncertain_length_fetches_one_batch_ahead():
     source = PlainIterable(Drawn(3))
     end = PassEnd(source)
     assert end.length is None
@@ -61,7 +61,7 @@ class Stream(IterableDataset):
         return iter(torch.arange(5))
 
 
-def test_a_loader_that_knows_its_end_is_asked_and_none_is_fetched_ahead():
+def test_loader_aware_of_its_end_needs_no_fetching_ahead():
     source = AdaptedLoader(Accelerator(cpu=True).prepare(DataLoader(Stream(), batch_size=2)))
     end = PassEnd(source)
     assert end.length is None
@@ -70,7 +70,7 @@ def test_a_loader_that_knows_its_end_is_asked_and_none_is_fetched_ahead():
 
 
 @pytest.mark.parametrize("data", [Drawn(4), Promising(4, 4)], ids=["drawn", "promising"])
-def test_a_pass_entered_again_ends_where_it_would_have(data):
+def test_reentered_pass_ends_at_the_same_batch(data):
     source = PlainIterable(data)
     rest = [(number, is_last) for number, is_last, _ in told(PassEnd(source), source, given=2)]
     assert rest == [(2, False), (3, True)]
@@ -79,7 +79,7 @@ def test_a_pass_entered_again_ends_where_it_would_have(data):
 @pytest.mark.parametrize(
     ("gives", "promised", "given"), [(2, 3, "only 2"), (4, 3, "more"), (0, 3, "only 0")]
 )
-def test_a_promise_that_is_not_kept_is_an_error_that_names_the_pass(gives, promised, given):
+def test_wrong_promised_length_is_an_error_naming_the_pass(gives, promised, given):
     source = PlainIterable(Promising(gives, promised))
     end = PassEnd(source)
     with pytest.raises(RuntimeError, match=rf"which is 3; it gave {given} in pass 5: correct"):
@@ -115,13 +115,13 @@ class TestAgreeing:
         end = PassEnd(PlainIterable(Promising(3, 3)), Accelerator(cpu=True))
         assert end.length == length
 
-    def test_one_that_has_more_batches_than_the_poorest_leaves_them(self, others):
+    def test_process_ends_its_pass_with_the_shortest_process(self, others):
         others[0].append(2)
         source = PlainIterable(Promising(3, 3))
         end = PassEnd(source, Accelerator(cpu=True))
         assert list(told(end, source)) == [(0, False, 1), (1, True, 2)]
 
-    def test_without_a_length_they_agree_once_a_window(self, others):
+    def test_unknown_length_is_synchronized_once_per_window(self, others):
         numbers, asked = others
         numbers += [-1, 4, 3]  # of lengths; of windows of 3: one whole one, and it has 3 left
         source = PlainIterable(Drawn(9))

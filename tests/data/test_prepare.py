@@ -86,14 +86,14 @@ def test_a_dispatched_loader_iterates_itself():
     assert isinstance(source.loader, DataLoaderDispatcher)
 
 
-def test_what_is_prepared_already_is_not_prepared_again(accelerator):
+def test_prepared_loader_is_not_prepared_again(accelerator):
     loader = accelerator.prepare(map_style())
     for even_batches in (True, False):
         assert source_of(loader, accelerator, even_batches).loader is loader
     assert accelerator._dataloaders == [loader]
 
 
-def test_what_is_not_prepared_is_prepared_once(accelerator):
+def test_unprepared_loader_is_prepared_once(accelerator):
     source = source_of(map_style(), accelerator, True)
     assert isinstance(source.loader, DataLoaderShard)
     assert accelerator._dataloaders == [source.loader]
@@ -111,7 +111,7 @@ def test_loaders_with_batches_can_be_prepared(make, can):
     assert can_prepare(make()) is can
 
 
-def test_a_stream_split_by_repeating_samples_is_refused_for_metrics(accelerator):
+def test_stream_that_repeats_samples_is_refused_for_metrics(accelerator):
     def split(**settings):
         return prepare_data_loader(
             DataLoader(Stream(), batch_size=2, **settings),

@@ -84,12 +84,12 @@ WHERE = {
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_it_is_found_in(where):
+def test_generator_is_found_in(where):
     make, name = WHERE[where]
     assert places_in(make()) == [name]
 
 
-def test_one_that_is_held_twice_is_found_once_where_it_is_nearest():
+def test_generator_held_twice_is_found_at_its_nearest_place():
     rng = random.Random()
     deep = SimpleNamespace(inner=SimpleNamespace(rng=rng), rng=rng)
     assert places_in(deep) == ["data.rng"]
@@ -108,12 +108,12 @@ NOT_FOUND = {
 
 
 @pytest.mark.parametrize("what", NOT_FOUND)
-def test_none_is_found_in(what):
+def test_no_generator_is_found_in(what):
     assert places_in(NOT_FOUND[what]()) == []
 
 
 @pytest.mark.parametrize("base", [list, dict])
-def test_what_loads_its_content_when_asked_is_not_asked(base):
+def test_search_does_not_trigger_lazy_loading(base):
     class Loading(base):
         def _load(self, *asked):
             pytest.fail("it was loaded")
@@ -123,7 +123,7 @@ def test_what_loads_its_content_when_asked_is_not_asked(base):
     assert places_in(Loading()) == []
 
 
-def test_a_circle_has_an_end():
+def test_search_ends_on_circular_references():
     one = SimpleNamespace(rng=random.Random())
     one.other = SimpleNamespace(one=one)
     assert places_in(one) == ["data.rng"]
@@ -181,7 +181,7 @@ def test_generators_that_were_not_taken_stay_where_they_are():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_whatever_the_body_draws_the_generators_are_where_they_were(fails):
+def test_generators_are_restored_whatever_the_body_draws(fails):
     ours = torch.Generator().manual_seed(1)
     before = RandomState.capture(generators={"ours": ours})
     expected = *draw(), float(torch.rand((), generator=ours))
@@ -238,7 +238,7 @@ def test_a_state_goes_through_a_file_without_pickle():
     assert [float(torch.rand((), generator=others[name])) for name in "ab"] == theirs
 
 
-def test_of_the_further_generators_those_are_restored_that_are_in_both():
+def test_only_further_generators_in_both_states_are_restored():
     ours = {"a": torch.Generator().manual_seed(1), "b": torch.Generator().manual_seed(2)}
     state_dict = RandomState.capture(generators=ours).state_dict()
     others = {"c": torch.Generator().manual_seed(3), "b": torch.Generator().manual_seed(4)}

@@ -41,7 +41,7 @@ def test_data_set_and_nested_samplers_are_parts_each_once():
         assert sum(part is each for each in parts) == 1
 
 
-def test_samples_come_from_the_data_set_and_their_order_from_samplers_and_generator():
+def test_loader_parts_are_split_into_data_and_order():
     generator = torch.Generator()
     loader = DataLoader([1, 2], collate_fn=sum, shuffle=True, generator=generator)
     assert data_parts(loader) == {"dataset": [1, 2], "collate_fn": sum}
@@ -103,7 +103,7 @@ class TestPlainIterable:
 
 
 class TestAdaptedLoader:
-    def test_it_ends_itself_and_the_length_of_a_stream_is_not_certain(self, accelerator):
+    def test_prepared_stream_ends_itself_with_uncertain_length(self, accelerator):
         source = AdaptedLoader(accelerator.prepare(DataLoader(Stream(), batch_size=2)))
         assert source.ends_itself
         assert source.length is None
@@ -115,7 +115,7 @@ class TestAdaptedLoader:
         source = AdaptedLoader(accelerator.prepare(DataLoader(range(6), batch_size=4)))
         assert source.length == 2
 
-    def test_the_loader_is_told_the_pass(self, accelerator):
+    def test_loader_receives_the_number_of_the_pass(self, accelerator):
         source = AdaptedLoader(accelerator.prepare(DataLoader(Stream(), batch_size=2)))
         with source.active(3):
             for batch in source.batches(3, 1):

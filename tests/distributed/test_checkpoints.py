@@ -37,7 +37,7 @@ def test_resuming_from_every_step_ends_in_the_same_bits(findings, check):
         assert finding["references"]
 
 
-def test_each_process_gets_its_own_states_of_handlers_and_objects_back(findings):
+def test_each_process_restores_its_own_handlers_and_objects(findings):
     first, second = findings.of("each_process_gets_its_own_states_back")
     for finding in (first, second):
         assert finding["sums"] == finding["expected"]
@@ -54,7 +54,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("check", FAILURES)
-def test_a_write_that_fails_on_one_process_is_raised_on_both_and_leaves_nothing(findings, check):
+def test_failed_write_on_one_process_raises_on_both_cleanly(findings, check):
     failing = FAILURES[check]
     found = findings.of(check)
     for rank, finding in enumerate(found):
@@ -72,7 +72,7 @@ def test_a_write_that_fails_on_one_process_is_raised_on_both_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("check", ["signal_to_one", "signal_to_one_in_the_background"])
-def test_a_signal_to_one_process_stops_both_at_one_step_with_one_checkpoint(findings, check):
+def test_signal_to_one_process_stops_both_at_the_same_step(findings, check):
     for finding in findings.of(check):
         assert finding["reason"] == "SIGTERM"
         assert finding["stopped"] == [2, 4]
@@ -107,7 +107,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("check", DAMAGE)
-def test_what_is_damaged_for_one_process_is_skipped_by_both(findings, check):
+def test_checkpoint_damaged_for_one_process_is_skipped_by_both(findings, check):
     for finding in findings.of(check):
         assert finding["from"] == STEPS - 1
         (text,) = finding["warned"]
@@ -116,7 +116,7 @@ def test_what_is_damaged_for_one_process_is_skipped_by_both(findings, check):
         assert finding["exact"]
 
 
-def test_processes_agree_and_fail_together(findings):
+def test_all_processes_return_or_fail_together(findings):
     first, second = findings.of("agreement")
     for finding in (first, second):
         assert finding["size"] == 2

@@ -13,7 +13,7 @@ def findings(tmp_path_factory):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("check", CHECKS)
-def test_resuming_from_every_step_ends_in_the_same_bits_on_every_process(findings, check):
+def test_resuming_from_every_step_is_exact_on_every_process(findings, check):
     for finding in findings.of(check):
         assert len(finding["exact"]) >= 6
         assert all(finding["exact"])

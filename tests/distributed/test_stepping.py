@@ -78,7 +78,7 @@ def test_no_collective_within_a_pass_of_known_length(findings):
             assert sum(found[name]["all"].values()) <= 2, found[name]
 
 
-def test_at_most_one_collective_a_window_where_the_length_is_unknown(findings):
+def test_unknown_length_needs_at_most_one_collective_per_window(findings):
     for found in findings.of("collectives"):
         for name, steps in (("unknown", 7), ("unknown, windows", 3), ("generator, windows", 3)):
             assert found[name]["steps"] == steps

@@ -85,7 +85,7 @@ def test_one_process_without_a_batch_is_an_error_on_all(findings, kind):
         assert found[kind].startswith("`data` gave no batch in pass 1, it must give at least one")
 
 
-def test_an_epoch_terminated_on_all_processes_is_followed_by_a_whole_one(findings):
+def test_whole_epoch_follows_one_terminated_on_all_processes(findings):
     both = findings.of("terminated_epochs")
     assert [found["iterations"] for found in both] == [3 + 5, 3 + 5]
     assert [found["steps"] for found in both] == [1 + 3, 1 + 3]

@@ -189,7 +189,7 @@ def test_inference_mode_is_an_option():
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_mixed_precision_of_the_accelerator_with_outputs_in_full_precision(prepared):
+def test_mixed_precision_applies_and_outputs_are_float32(prepared):
     accelerator = cpu(mixed_precision="bf16")
     model = Watched()
     data = batches_of(2)
@@ -355,7 +355,7 @@ def test_failures_leave_as_they_were_raised():
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_model_is_in_eval_mode_and_each_submodules_own_mode_is_restored(failing):
+def test_eval_mode_applies_and_submodule_modes_are_restored(failing):
     model = torch.nn.Sequential(make_model(), torch.nn.Linear(2, 2), torch.nn.Dropout())
     model.train()
     model[0].eval()
@@ -397,7 +397,7 @@ def test_weights_buffers_and_gradients_are_left_alone():
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
-def test_accelerates_state_is_left_as_it_was_in_the_middle_of_a_loop(numbers_in, batches):
+def test_accelerate_state_survives_evaluation_within_a_loop(numbers_in, batches):
     accelerator = cpu(gradient_accumulation_steps=2)
     evaluator = create_supervised_evaluator(make_model(), accelerator=accelerator)
     evaluator.add_event_handler(
@@ -417,7 +417,7 @@ def test_accelerates_state_is_left_as_it_was_in_the_middle_of_a_loop(numbers_in,
 
 
 @pytest.mark.parametrize("batches", [1, 99])
-def test_evaluating_on_the_loader_of_the_loop_leaves_the_loop_alone(batches):
+def test_evaluating_on_the_training_loader_leaves_its_loop_alone(batches):
     accelerator = cpu()
     evaluator = create_supervised_evaluator(make_model(), accelerator=accelerator)
     evaluator.add_event_handler(
@@ -507,6 +507,6 @@ def test_evaluates_the_model_of_a_trainer_as_it_is_now():
     assert after == by_hand.run(batches_of(2)).metrics["mse"] != before
 
 
-def test_works_where_it_is_made_and_run_in_one_expression():
+def test_evaluator_can_be_created_and_run_in_one_expression():
     state = create_supervised_evaluator(make_model(), accelerator=cpu()).run(batches_of(2))
     assert state.iteration == 2

@@ -35,7 +35,7 @@ def test_each_submodule_has_its_own_mode_again(change, failing):
     assert modes(model) == before
 
 
-def test_modes_are_restored_without_train_and_eval_of_the_submodules():
+def test_modes_are_restored_without_calling_train_or_eval():
     class Counting(torch.nn.Linear):
         calls = 0
 

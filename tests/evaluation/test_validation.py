@@ -129,7 +129,7 @@ def test_validates_on_its_schedules_and_once_where_two_are_due(schedule, expecte
     every_steps=st.none() | st.integers(1, 5),
     every_epochs=st.none() | st.integers(1, 3),
 )
-def test_any_schedules_are_due_when_arithmetic_says_so(
+def test_validations_occur_exactly_when_schedules_are_due(
     batches, accumulation, epochs, every_steps, every_epochs
 ):
     if every_steps is None and every_epochs is None:
@@ -203,7 +203,7 @@ def test_works_with_data_of_unknown_length():
     assert seen == [(1, 4, 2), (1, 5, 3)]
 
 
-def test_at_start_comes_after_all_handlers_of_started_and_before_any_batch():
+def test_at_start_validates_after_started_and_before_any_batch():
     data = iter(batches_of(2))
     order = []
     trainer = make_trainer(
@@ -276,7 +276,7 @@ def test_schedules_go_on_over_runs():
 # The order of things.
 
 
-def test_runs_after_all_other_handlers_of_the_event_however_late_they_were_attached():
+def test_validation_runs_after_later_attached_handlers_too():
     order = []
     trainer = make_trainer(
         batches_of(3), validation=Validation(lambda: order.append("validation"), every_steps=1)
@@ -292,7 +292,7 @@ def test_runs_after_all_other_handlers_of_the_event_however_late_they_were_attac
 
 
 @pytest.mark.parametrize("schedule", [{"every_steps": 2}, {"every_epochs": 1}])
-def test_at_the_last_batch_of_an_epoch_waits_for_its_handlers_and_the_scheduler(schedule):
+def test_last_validation_follows_epoch_handlers_and_scheduler(schedule):
     order = []
     trainer = make_trainer(
         batches_of(2),
@@ -325,7 +325,7 @@ def test_comes_before_the_next_epoch_and_before_the_end():
     assert [name for name, _, _ in seen] == [*epoch, *epoch, "COMPLETED"]
 
 
-def test_the_events_come_around_the_evaluation_and_the_metrics_before_the_second():
+def test_metrics_are_set_between_evaluation_and_completed_event():
     order = []
     trainer = make_trainer(
         batches_of(2),
@@ -348,7 +348,7 @@ def test_filters_of_the_events_count_validations():
     assert [steps for _, _, steps in third] == [3]
 
 
-def test_several_validations_come_in_the_order_in_which_they_were_attached():
+def test_each_validation_due_at_one_moment_runs_once():
     order = []
     trainer = make_trainer(batches_of(2))
     for name in ("a", "b", "c"):
@@ -474,7 +474,7 @@ def test_the_prefix_can_be_chosen(prefix, name):
     assert trainer.run().metrics == {name: 1}
 
 
-def test_metrics_stay_what_they_are():
+def test_metric_objects_are_stored_unchanged():
     value = torch.tensor(3.0)
     trainer = make_trainer(
         batches_of(1), validation=Validation(lambda: {"x": value}, every_epochs=1)
@@ -491,14 +491,14 @@ def test_other_metrics_of_the_trainer_are_left_alone():
 
 
 @pytest.mark.parametrize("result", [None, 0.5, [("x", 1)], "x"])
-def test_what_is_no_mapping_is_no_metric(result):
+def test_result_that_is_no_mapping_sets_no_metrics(result):
     trainer = make_trainer(batches_of(1), validation=Validation(lambda: result, every_epochs=1))
     trainer.run()
     assert trainer.state.metrics == {}
 
 
 @EVALUATORS
-def test_an_evaluation_that_broke_off_does_not_pass_old_metrics_for_new(make_evaluator):
+def test_terminated_evaluation_does_not_report_stale_metrics(make_evaluator):
     trainer = make_trainer(batches_of(2))
     evaluator = make_evaluator(trainer.model, trainer.accelerator)
     data = {"whole": batches_of(3), "broken": batches_of(2)}
@@ -602,7 +602,7 @@ def test_a_callable_of_one_argument_gets_the_model(evaluate):
     assert trainer.state.metrics["val_got"] is trainer.model
 
 
-def test_a_raw_loader_is_prepared_once_and_each_validation_sees_all_of_it():
+def test_raw_loader_is_prepared_once_and_seen_whole_each_time():
     trainer = make_trainer(batches_of(2))
     evaluator = mse_evaluator(trainer.model, trainer.accelerator)
     seen = []
@@ -638,7 +638,7 @@ def test_an_evaluator_goes_on_to_work_after_it_failed(make_evaluator):
     assert trainer.state.metrics["val_mse"] == evaluator.run(batches_of(3)).metrics["mse"]
 
 
-def test_a_failed_validation_is_not_said_to_be_completed_and_has_no_metrics():
+def test_failed_validation_is_not_completed_and_sets_no_metrics():
     def fail():
         raise Failure
 
@@ -653,7 +653,7 @@ def test_a_failed_validation_is_not_said_to_be_completed_and_has_no_metrics():
 # The three ways of use, and taking it off again.
 
 
-def test_can_be_attached_to_any_event():
+def test_validation_can_be_attached_to_any_event():
     trainer = make_trainer(batches_of(4))
     evaluate = Noting()
     attachment = Validation(evaluate).attach(trainer, Events.ITERATION_COMPLETED(every=2))
@@ -665,7 +665,7 @@ def test_can_be_attached_to_any_event():
     assert evaluate.calls == 2
 
 
-def test_can_be_added_as_a_handler():
+def test_validation_can_be_added_as_a_handler():
     trainer = make_trainer(batches_of(4))
     handle = trainer.add_event_handler(
         Events.ITERATION_COMPLETED(every=2), Validation(lambda: {"x": 1})
@@ -689,13 +689,13 @@ def test_attached_to_an_event_its_own_schedules_are_not_due():
     assert seen == [(1, 4, 4)]
 
 
-def test_can_be_called():
+def test_validation_can_be_called_directly():
     trainer = make_trainer(batches_of(1))
     Validation(lambda: {"x": 1})(trainer)
     assert trainer.state.metrics == {"val_x": 1}
 
 
-def test_removed_it_validates_no_more():
+def test_removed_validation_does_not_run():
     trainer = make_trainer(batches_of(2))
     evaluate = Noting()
     schedules = {"every_steps": 1, "every_epochs": 1, "at_start": True}
@@ -706,7 +706,7 @@ def test_removed_it_validates_no_more():
     assert evaluate.calls == 3
 
 
-def test_one_of_two_attachments_can_be_removed():
+def test_one_of_two_validation_attachments_can_be_removed():
     trainer = make_trainer(batches_of(2))
     evaluate = Noting()
     validation = Validation(evaluate, every_epochs=1)
@@ -717,7 +717,7 @@ def test_one_of_two_attachments_can_be_removed():
     assert evaluate.calls == 1
 
 
-def test_can_be_removed_and_added_within_a_run():
+def test_validation_can_be_removed_and_added_within_a_run():
     trainer = make_trainer(batches_of(6))
     evaluate = Noting()
     attachment = Validation(evaluate, every_steps=1).attach(trainer)
@@ -740,7 +740,7 @@ def test_one_validation_serves_several_trainers():
     assert seen == [[(1, 2, 2)], [(1, 2, 2), (1, 3, 3)]]
 
 
-def test_keeps_no_trainer_alive():
+def test_validation_keeps_no_trainer_alive():
     validation = Validation(nothing, every_steps=1, every_epochs=1, at_start=True)
     trainer = make_trainer(batches_of(2), validation=validation)
     trainer.run()
@@ -764,7 +764,7 @@ def engine_by_hand(model, accelerator):
 
 
 @pytest.mark.parametrize("way", ["attach", "event", "callable"])
-def test_works_on_an_engine_that_knows_nothing_of_it(way):
+def test_validation_works_on_a_plain_ignite_engine(way):
     engine = Engine(lambda engine, batch: None)
     validation = Validation(lambda: {"x": 1}, every_epochs=1)
     if way == "attach":
@@ -1096,7 +1096,7 @@ def _gradients_on():
 @pytest.mark.grid(5)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", VALIDATIONS)
-def test_training_is_that_without_validation(name, moment):
+def test_validation_does_not_change_training(name, moment):
     training = Training()
     attach(training, name, moment)
     training.run()
@@ -1109,14 +1109,14 @@ def test_training_is_that_without_validation(name, moment):
     "name", ["draws", *(name for name in VALIDATIONS if "training loader" in name)]
 )
 @pytest.mark.parametrize("loader", ["own generator", "stream"])
-def test_training_on_other_loaders_is_that_without_validation(name, moment, loader):
+def test_validation_does_not_change_training_on_other_loaders(name, moment, loader):
     training = Training(loader)
     attach(training, name, moment)
     training.run()
     assert_undisturbed(training)
 
 
-def test_a_validation_may_share_the_generator_of_the_training_loader():
+def test_validation_may_share_the_training_loader_generator():
     training = Training("own generator")
     loader = DataLoader(Noisy(7), 2, shuffle=True, generator=training.raw.generator)
     Validation(ours(training), loader, every_steps=1, at_start=True).attach(training.engine)
@@ -1124,7 +1124,7 @@ def test_a_validation_may_share_the_generator_of_the_training_loader():
     assert_undisturbed(training)
 
 
-def test_a_validation_may_share_the_data_set_of_the_training_loader_and_its_generator():
+def test_validation_may_share_the_data_set_and_its_generator():
     training = Training("data with a generator")
     loader = DataLoader(Subset(training.raw.dataset, range(5)), 2)
     Validation(ours(training), loader, every_steps=1, at_start=True).attach(training.engine)
@@ -1135,7 +1135,7 @@ def test_a_validation_may_share_the_data_set_of_the_training_loader_and_its_gene
 @pytest.mark.grid(5)
 @pytest.mark.parametrize("moment", ["every third step, at start", "in the window"])
 @pytest.mark.parametrize("name", [name for name in VALIDATIONS if "raw training" not in name])
-def test_training_by_hand_is_that_without_validation(name, moment):
+def test_validation_does_not_change_training_on_a_plain_engine(name, moment):
     training = TrainingByHand()
     if len(VALIDATIONS[name](training)) == 1:
         training.engine.model = training.model
@@ -1149,7 +1149,7 @@ def test_training_by_hand_is_that_without_validation(name, moment):
     ("kind", "make_evaluator"),
     [(TrainingByHand, ours), (TrainingByHand, ignites), (TrainingWithoutAccelerate, ours)],
 )
-def test_on_any_engine_the_modes_of_the_evaluated_model_are_restored(kind, make_evaluator):
+def test_any_engine_restores_the_modes_of_the_evaluated_model(kind, make_evaluator):
     training = kind()
     Validation(make_evaluator(training), held_out(training), every_steps=1).attach(training.engine)
     training.run()
@@ -1174,7 +1174,7 @@ def test_an_engine_may_have_a_model_that_its_validation_gets(evaluate):
 
 
 @pytest.mark.parametrize("kind", [TrainingByHand, TrainingWithoutAccelerate])
-def test_on_any_engine_a_validation_may_share_the_generator_of_the_loader(kind):
+def test_on_any_engine_validation_may_share_loader_generator(kind):
     training = kind("own generator")
     loader = DataLoader(Noisy(7), 2, shuffle=True, generator=training.raw.generator)
     Validation(ours(training), loader, every_steps=1, at_start=True).attach(training.engine)
@@ -1182,7 +1182,7 @@ def test_on_any_engine_a_validation_may_share_the_generator_of_the_loader(kind):
     assert_undisturbed(training)
 
 
-def test_the_modes_of_another_model_that_is_evaluated_are_restored_too():
+def test_modes_of_another_evaluated_model_are_restored_too():
     training = Training()
     averaged = torch.optim.swa_utils.AveragedModel(training.model).train()
     evaluator = mse_evaluator(averaged, training.accelerator)
@@ -1222,7 +1222,7 @@ FAILING = {
 
 @pytest.mark.parametrize("schedule", [{"every_steps": 3}, {"every_epochs": 1}, {"at_start": True}])
 @pytest.mark.parametrize("name", FAILING)
-def test_training_goes_on_after_a_failed_validation_as_if_there_had_been_none(name, schedule):
+def test_training_is_unaffected_after_a_failed_validation(name, schedule):
     training = Training()
     attachment = Validation(*FAILING[name](training), **schedule).attach(training.engine)
     before = modes(training.model)
@@ -1236,7 +1236,7 @@ def test_training_goes_on_after_a_failed_validation_as_if_there_had_been_none(na
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_training_goes_on_after_a_validation_that_fails_within_a_handler(name):
+def test_training_is_unaffected_by_a_failure_within_a_handler(name):
     training = Training()
     validation = Validation(*FAILING[name](training))
 
@@ -1249,7 +1249,7 @@ def test_training_goes_on_after_a_validation_that_fails_within_a_handler(name):
     assert_undisturbed(training)
 
 
-def test_the_training_loader_is_not_the_active_one_while_validating():
+def test_training_loader_is_inactive_while_validating():
     training = Training()
     seen = []
     Validation(lambda: seen.append(training.accelerator.gradient_state.in_dataloader)).attach(

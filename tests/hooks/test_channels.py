@@ -163,7 +163,7 @@ def test_dropping_what_is_not_there_does_nothing(on):
     assert on.on_step is NOTHING
 
 
-def test_the_same_context_twice_is_entered_twice_and_dropped_one_by_one(on):
+def test_context_added_twice_is_entered_twice_dropped_singly(on):
     log = []
     once = hook(log, "a")
     again = Hook(once.channel, once.context)
@@ -179,7 +179,7 @@ def test_the_same_context_twice_is_entered_twice_and_dropped_one_by_one(on):
     assert log == ["+a", "-a"]
 
 
-def test_what_is_added_while_a_channel_is_open_is_entered_the_next_time(on):
+def test_context_added_to_an_open_channel_is_entered_next_time(on):
     log = []
     added = hook(log, "b")
     on.add([hook(log, "a")])
@@ -192,7 +192,7 @@ def test_what_is_added_while_a_channel_is_open_is_entered_the_next_time(on):
     assert log == ["+a", "+b", "-b", "-a"]
 
 
-def test_what_is_added_to_a_channel_that_was_empty_when_it_opened_waits_too(on):
+def test_context_added_to_an_open_empty_channel_waits_too(on):
     log = []
     with on.on_step:
         on.add([hook(log, "a")])
@@ -201,7 +201,7 @@ def test_what_is_added_to_a_channel_that_was_empty_when_it_opened_waits_too(on):
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_what_is_dropped_while_it_is_open_is_left_in_its_turn(on, which):
+def test_context_dropped_while_open_is_left_in_its_turn(on, which):
     log = []
     hooks = [hook(log, name) for name in "abc"]
     for each in hooks:
@@ -292,7 +292,7 @@ def test_the_stack_closes_what_a_failure_left_open(on):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_one_that_fails_to_enter_leaves_those_before_it_open(on, number):
+def test_context_failing_to_enter_keeps_earlier_ones_open(on, number):
     log, error = [], Broken()
 
     def fail():
@@ -313,7 +313,7 @@ def test_one_that_fails_to_enter_leaves_those_before_it_open(on, number):
     assert log[number + 1 :] == [(f"-{name}", error) for name in reversed(names)]
 
 
-def test_one_that_fails_to_leave_leaves_those_before_it_open(on):
+def test_context_failing_to_leave_keeps_earlier_ones_open(on):
     log, error = [], Broken()
 
     def fails(engine):
@@ -435,7 +435,7 @@ def interrupted_at_each_line(make, **options):
             return
 
 
-def test_control_c_before_any_line_leaves_every_context_and_training_goes_on():
+def test_ctrl_c_at_any_line_leaves_contexts_and_loses_nothing():
     unbroken = make_trainer(batches_of(2))
     unbroken.run(max_epochs=2)
     expected = weights(unbroken.model)
@@ -459,7 +459,7 @@ def test_control_c_before_any_line_leaves_every_context_manager():
         assert log.is_balanced(), interrupt.code
 
 
-def test_control_c_while_another_failure_is_unwound_leaves_every_context():
+def test_ctrl_c_while_unwinding_a_failure_leaves_every_context():
     def make():
         trainer, log = recording_trainer(as_generator, batches=1)
 

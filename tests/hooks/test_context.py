@@ -172,7 +172,7 @@ def test_a_context_is_given_the_engine_and_left_at_the_end(form, engine):
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_failure_of_the_body_arrives_as_itself_and_is_not_dealt_with(form, failure, engine):
+def test_body_failure_reaches_the_context_and_is_not_handled(form, failure, engine):
     log, error = [], failure("of the body")
     scope = scope_of(form(log), engine)
     scope.__enter__()
@@ -192,7 +192,7 @@ def test_a_context_serves_again_and_again(form, engine):
     assert log == [engine, "left"] * 2
 
 
-def test_passages_through_the_same_context_keep_apart_what_they_know(engine):
+def test_passages_through_one_context_keep_separate_state(engine):
     log = []
 
     def context(engine):
@@ -242,7 +242,7 @@ def test_after_is_not_called_when_before_failed(engine):
     assert called == []
 
 
-def test_a_failure_of_after_is_the_one_that_leaves_and_knows_the_first(engine):
+def test_failure_of_after_is_raised_with_the_first_as_context(engine):
     first, later = KeyError("body"), ValueError("after")
 
     def after(engine):
@@ -274,7 +274,7 @@ def test_a_hook_context_shows_its_functions():
 # A generator and the failure of the body
 
 
-def test_a_generator_that_returns_after_catching_says_it_has_dealt_with_the_failure(engine):
+def test_generator_returning_after_a_catch_handles_the_failure(engine):
     def context(engine):
         try:
             yield
@@ -307,7 +307,7 @@ def test_a_manager_deals_with_a_failure_by_returning_true(engine):
     assert closed_after(scope, KeyError()) is True
 
 
-def test_another_failure_of_the_generator_leaves_and_has_the_first_as_its_context(engine):
+def test_later_generator_failure_has_the_first_as_context(engine):
     first, later = KeyError("body"), OSError("on the way out")
 
     def context(engine):
@@ -339,7 +339,7 @@ def test_a_failure_on_a_clean_way_out_leaves(engine):
     assert caught.value is error
 
 
-def test_a_runtime_error_of_the_generator_after_a_stop_iteration_is_its_own(engine):
+def test_runtime_error_is_not_mistaken_for_stop_iteration(engine):
     # A StopIteration that a generator lets pass leaves it as the cause of a RuntimeError, and that
     # is the same failure. A RuntimeError of anything else is another.
     def context(engine):
@@ -355,7 +355,7 @@ def test_a_runtime_error_of_the_generator_after_a_stop_iteration_is_its_own(engi
             closed_after(scope, failure())
 
 
-def test_a_runtime_error_with_the_failure_as_its_cause_is_another_failure(engine):
+def test_runtime_error_caused_by_the_failure_is_a_new_failure(engine):
     def context(engine):
         try:
             yield
@@ -495,7 +495,7 @@ def assert_names(error, function, channel, *parts):
         assert part in message
 
 
-def test_a_generator_that_does_not_yield_is_told_by_name_file_and_channel(engine):
+def test_generator_without_yield_is_named_with_file_and_channel(engine):
     def silent(engine):
         if engine is None:
             yield
@@ -507,7 +507,7 @@ def test_a_generator_that_does_not_yield_is_told_by_name_file_and_channel(engine
     assert closes_without_doing_anything(scope)
 
 
-def test_a_generator_that_yields_twice_is_told_by_name_file_and_channel(engine):
+def test_generator_yielding_twice_is_named_with_file_and_channel(engine):
     log = []
 
     def twice(engine):
@@ -526,7 +526,7 @@ def test_a_generator_that_yields_twice_is_told_by_name_file_and_channel(engine):
     assert closes_without_doing_anything(scope)
 
 
-def test_a_generator_that_yields_again_after_a_failure_is_told_and_closed(engine):
+def test_generator_yielding_after_a_failure_is_named_and_closed(engine):
     log, error = [], KeyError("body")
 
     def twice(engine):
@@ -549,7 +549,7 @@ def test_a_generator_that_yields_again_after_a_failure_is_told_and_closed(engine
 
 
 @pytest.mark.parametrize("made", [None, 3, "context", [1], Engine, iter([1])], ids=stable_id)
-def test_a_function_that_makes_no_context_manager_is_told_by_name_file_and_channel(made, engine):
+def test_function_making_no_context_manager_is_named_with_file(made, engine):
     def nothing(engine):
         return made
 
@@ -607,9 +607,7 @@ def one_yield(engine):
 
 @pytest.mark.parametrize("side", ["before", "after"])
 @pytest.mark.parametrize("function", [coroutine, async_generator, one_yield, partial(one_yield)])
-def test_a_function_that_does_nothing_when_it_is_called_is_no_side_of_a_hook_context(
-    function, side
-):
+def test_async_or_generator_function_is_refused_as_hook_side(function, side):
     is_async = function in (coroutine, async_generator)
     rule = "not be async" if is_async else "be a function without `yield`"
     with pytest.raises(TypeError, match=rf"^`{side}` must {rule}, got `{name_of(function)}` "):
@@ -621,7 +619,7 @@ def test_a_function_that_does_nothing_when_it_is_called_is_no_side_of_a_hook_con
     [torch.no_grad(), nullcontext(), torch.profiler.record_function("step"), decorated([])(None)],
     ids=lambda manager: type(manager).__name__,
 )
-def test_a_context_manager_itself_is_no_context_and_the_message_says_what_to_pass(manager):
+def test_context_manager_instance_is_refused_with_a_remedy(manager):
     with pytest.raises(TypeError) as caught:
         check_context(manager)
     message = str(caught.value)
@@ -634,7 +632,7 @@ NOT_CALLABLE = [None, 3, "step", [print], object()]
 
 
 @pytest.mark.parametrize("value", NOT_CALLABLE, ids=lambda value: type(value).__name__)
-def test_what_can_not_be_called_is_no_context(value):
+def test_context_must_be_callable(value):
     with pytest.raises(TypeError) as caught:
         check_context(value)
     assert str(caught.value) == (
@@ -644,7 +642,7 @@ def test_what_can_not_be_called_is_no_context(value):
 
 @pytest.mark.parametrize("side", ["before", "after"])
 @pytest.mark.parametrize("value", NOT_CALLABLE[1:], ids=lambda value: type(value).__name__)
-def test_what_can_not_be_called_is_no_side_of_a_hook_context(value, side):
+def test_hook_context_side_must_be_callable(value, side):
     with pytest.raises(TypeError) as caught:
         HookContext(**{"before": print, "after": print, side: value})
     assert str(caught.value) == (
@@ -721,7 +719,7 @@ def test_optional_arguments_do_no_harm():
     HookContext(before=lambda engine, size=1: None)
 
 
-def test_a_function_written_in_c_of_which_nothing_is_known_is_left_to_its_first_use(engine):
+def test_c_function_of_unknown_signature_is_checked_on_first_use(engine):
     with pytest.raises(ValueError, match="signature"):  # else this test tests nothing
         inspect.signature(dict)
     check_context(dict)
@@ -751,7 +749,7 @@ def test_a_context_is_described_by_name_file_and_line():
     )
 
 
-def test_methods_and_objects_are_described_by_the_function_that_runs():
+def test_methods_and_objects_are_described_by_their_function():
     method, call = Methods.on_step.__code__, Methods.__call__.__code__
     on_step = f"`Methods.on_step` ({__file__}, line {method.co_firstlineno})"
     assert described(Methods([]).on_step) == on_step
@@ -760,7 +758,7 @@ def test_methods_and_objects_are_described_by_the_function_that_runs():
     assert described(Methods) == f"`Methods` ({__file__}, line {init.co_firstlineno})"
 
 
-def test_what_has_no_file_is_described_by_its_name():
+def test_function_without_a_file_is_described_by_its_name():
     assert described(print) == "`print`"
     assert described(dict) == "`dict`"
     assert name_of(partial(partial(print, 1), 2)) == "print"
@@ -772,7 +770,7 @@ def test_a_scope_shows_its_context_and_channel(engine):
     assert str(scope).endswith(" on_optimizer_step")
 
 
-def test_another_failure_made_of_a_stop_iteration_is_another_failure(engine):
+def test_failure_raised_from_stop_iteration_is_a_new_failure(engine):
     def renaming(engine):
         try:
             yield

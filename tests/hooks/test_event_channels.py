@@ -181,7 +181,7 @@ class Drawing(Log):
         return note
 
 
-def test_contexts_are_entered_before_all_handlers_and_left_in_order_of_attachment():
+def test_contexts_enter_first_and_leave_in_attachment_order():
     engine, drawing = hand_made(), Drawing()
     drawing.add_handlers(engine, "early")
     hooks_of(drawing).attach(engine)
@@ -224,7 +224,7 @@ def test_contexts_are_entered_in_order_and_left_in_reverse():
     ]
 
 
-def test_the_channels_of_the_model_stay_closed_where_its_events_are_not_fired():
+def test_model_channels_stay_closed_without_model_events():
     engine, log = ignites_trainer(), Log()
     hooks_of(log, CHANNELS[4:]).attach(engine)
     engine.run(batches_of(2))
@@ -253,7 +253,7 @@ def test_an_epoch_of_unknown_length_is_left_when_the_data_ends():
 
 
 @pytest.mark.parametrize("is_before", [True, False])
-def test_the_optimizer_step_is_a_channel_whether_it_was_attached_before_or_after(is_before):
+def test_optimizer_step_channel_works_attached_before_or_after(is_before):
     engine, log = hand_made(2, step_at_once=is_before), Log()
     hooks_of(log, ["on_step", "on_batch", "on_optimizer_step"]).attach(engine)
     if not is_before:
@@ -267,7 +267,7 @@ def test_the_optimizer_step_is_a_channel_whether_it_was_attached_before_or_after
     assert log == without + with_step + with_step
 
 
-def test_the_gradients_are_whole_on_the_way_in_and_zeroed_on_the_way_out():
+def test_gradients_are_full_on_entry_and_zeroed_on_exit():
     engine, hooks, seen = hand_made(2), Hooks(), []
     before = weights(engine.model)
 
@@ -303,7 +303,7 @@ def test_whether_the_step_was_committed_is_told_on_the_way_out():
     assert engine.state.optimizer_step == 2
 
 
-def test_a_step_that_waits_for_the_end_of_the_data_is_a_passage_within_the_epoch():
+def test_late_step_at_the_end_of_data_opens_within_the_epoch():
     engine, log = hand_made(2), Log()
     hooks_of(log, ["on_epoch", "on_step", "on_optimizer_step"]).attach(engine)
     engine.run(iter(batches_of(3)))  # nothing tells that the third is the last
@@ -453,7 +453,7 @@ def count_opened(log, channel):
 
 @some_channels
 @pytest.mark.parametrize("way", CLEAN_WAYS)
-def test_all_that_was_entered_is_left_innermost_first_without_a_failure(way, channels):
+def test_contexts_are_left_innermost_first_without_a_failure(way, channels):
     engine, log = engine_with(channels)
     CLEAN_WAYS[way](engine)
     run_to_the_end(engine)
@@ -481,7 +481,7 @@ def test_all_that_was_entered_is_left_at_max_iters(max_iters):
 
 @some_channels
 @pytest.mark.parametrize("way", FAILURES)
-def test_all_that_was_open_at_a_failure_is_left_innermost_first_with_it(way, channels):
+def test_contexts_open_at_a_failure_are_left_innermost_first(way, channels):
     engine, log = engine_with(channels)
     FAILURES[way](engine)
     with pytest.raises((Broken, KeyboardInterrupt, SystemExit, RuntimeError)) as caught:
@@ -492,7 +492,7 @@ def test_all_that_was_open_at_a_failure_is_left_innermost_first_with_it(way, cha
     assert engine.hook_channels.scopes.open == []
 
 
-def test_a_failure_of_the_process_function_is_seen_by_all_that_is_around_it():
+def test_process_function_failure_is_seen_by_all_open_contexts():
     engine, log, failure = plain_engine(), Log(), Broken()
 
     def process(engine, batch):
@@ -543,7 +543,7 @@ def test_a_handler_that_swallows_the_failure_leaves_nothing_open(way, channels):
         assert count_opened(log, "on_epoch") == engine.state.epoch
 
 
-def test_after_a_swallowed_failure_the_epoch_is_left_before_the_next_begins():
+def test_swallowed_failure_leaves_the_epoch_before_the_next():
     engine, log = plain_engine(), Log()
     hooks_of(log, AT_EVENTS).attach(engine)
     engine.add_event_handler(Events.EXCEPTION_RAISED, lambda error: log.append("swallowed"))
@@ -556,7 +556,7 @@ def test_after_a_swallowed_failure_the_epoch_is_left_before_the_next_begins():
     assert log == passage("on_loop", first, second)
 
 
-def test_what_a_failure_left_open_is_left_when_its_channel_opens_again():
+def test_context_left_open_by_a_failure_is_left_on_reopening():
     log = Log()
 
     def process(engine, batch):
@@ -577,7 +577,7 @@ def test_what_a_failure_left_open_is_left_when_its_channel_opens_again():
     assert log == passage("on_batch", *[passage("on_model_forward", ["forward"])] * 2)
 
 
-def test_what_a_failure_left_open_within_an_epoch_is_forgotten_when_the_epoch_is_left():
+def test_step_left_open_by_a_failure_is_dropped_with_its_epoch():
     engine, log = plain_engine(), Log()
     hooks = hooks_of(log, ["on_step"])
     hooks.attach(engine)
@@ -642,7 +642,7 @@ def test_contexts_stay_open_over_an_interruption(event):
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_a_context_that_fails_to_enter_is_not_left_and_those_around_it_are(channel):
+def test_context_failing_to_enter_is_not_left_but_outer_ones_are(channel):
     engine, log, failure = hand_made(), Log(), Broken()
     hooks = hooks_of(log)
 
@@ -670,7 +670,7 @@ def failing_on_the_way_out(hooks, channel, failure):
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_a_context_that_fails_to_leave_keeps_no_other_from_being_left(channel):
+def test_context_failing_to_leave_does_not_block_the_others(channel):
     engine, log, failure = hand_made(), Log(), Broken()
     hooks = hooks_of(log)
     failing_on_the_way_out(hooks, channel, failure)
@@ -695,7 +695,7 @@ def test_a_swallowed_failure_on_the_way_out_leaves_nothing_open(channel):
     assert engine.hook_channels.scopes.open == []
 
 
-def test_the_first_failure_leaves_the_run_and_the_later_ones_are_noted_on_it():
+def test_first_failure_is_raised_and_later_ones_are_noted():
     engine, hooks, first = plain_engine(), Hooks(), Broken("first")
     later = {channel: Broken(channel) for channel in AT_EVENTS}
     for channel, failure in later.items():
@@ -786,7 +786,7 @@ def test_removing_twice_takes_off_no_other_set():
     assert log == passage("on_step2")
 
 
-def test_a_set_that_comes_after_the_last_one_went_works():
+def test_set_works_again_after_the_last_one_was_removed():
     engine, log = plain_engine(), Log()
     hooks = hooks_of(log, AT_EVENTS)
     for _ in range(3):
@@ -797,7 +797,7 @@ def test_a_set_that_comes_after_the_last_one_went_works():
         assert log == passage("on_loop", passage("on_epoch", step))
 
 
-def test_sets_are_entered_in_order_of_attachment_and_left_in_reverse():
+def test_sets_are_entered_in_attachment_order_and_left_reversed():
     engine, log = plain_engine(), Log()
     for name in ("1", "2"):
         hooks_of(log, ["on_step"], [name]).attach(engine)
@@ -807,7 +807,7 @@ def test_sets_are_entered_in_order_of_attachment_and_left_in_reverse():
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
 @pytest.mark.parametrize("event", IN_THE_LOOP, ids=stable_id)
-def test_what_is_attached_within_a_run_is_balanced(event, is_wrapped):
+def test_set_attached_within_a_run_is_balanced(event, is_wrapped):
     engine, log = hand_made(2), Log()
     if is_wrapped:
         Hooks().attach(engine)
@@ -818,7 +818,7 @@ def test_what_is_attached_within_a_run_is_balanced(event, is_wrapped):
     assert bool(log) == (event is not Events.COMPLETED)
 
 
-def test_a_set_attached_within_a_run_counts_from_the_next_entering_on_if_there_was_one():
+def test_further_set_attached_in_a_run_counts_from_next_entry():
     engine, log = plain_engine(), Log()
     Hooks().attach(engine)
     hooks = hooks_of(log, AT_EVENTS)
@@ -828,7 +828,7 @@ def test_a_set_attached_within_a_run_counts_from_the_next_entering_on_if_there_w
     assert log == step + passage("on_epoch", step, step)
 
 
-def test_a_first_set_attached_within_a_run_counts_from_the_next_run_on():
+def test_first_set_attached_during_a_run_waits_for_the_next_run():
     """Nothing would be sure to leave its contexts if this run fails."""
     engine, log = plain_engine(), Log()
     hooks = hooks_of(log, AT_EVENTS)
@@ -846,7 +846,7 @@ def test_a_first_set_attached_within_a_run_counts_from_the_next_run_on():
     assert log == passage("on_loop", passage("on_epoch", step))
 
 
-def test_that_an_earlier_run_had_a_set_changes_nothing_for_a_first_set_within_a_run():
+def test_first_set_attached_in_a_run_waits_despite_earlier_sets():
     engine, log = plain_engine(), Log()
     with hooks_of(Log(), AT_EVENTS).attach(engine):
         engine.run([0])
@@ -857,7 +857,7 @@ def test_that_an_earlier_run_had_a_set_changes_nothing_for_a_first_set_within_a_
     assert log == []
 
 
-def test_a_set_removed_in_a_run_that_fails_leaves_its_contexts_and_then_nothing_remains():
+def test_set_removed_in_a_failing_run_leaves_nothing_behind():
     engine, log = plain_engine(), Log()
     before = remains(engine)
     attachment = hooks_of(log, AT_EVENTS).attach(engine)
@@ -899,7 +899,7 @@ def test_a_warning_that_is_an_error_changes_nothing(act):
 @pytest.mark.parametrize("others", [0, 1])
 @some_channels
 @pytest.mark.parametrize("event", IN_THE_LOOP, ids=stable_id)
-def test_a_handler_that_removes_a_set_leaves_its_contexts_and_no_others(event, channels, others):
+def test_handler_removing_a_set_leaves_only_its_contexts(event, channels, others):
     engine, log, others_log = hand_made(2), Log(), Log()
     attachment = hooks_of(log, channels).attach(engine)
     for _ in range(others):
@@ -956,7 +956,7 @@ def test_a_context_may_remove_its_set(channel, is_on_the_way_in, others):
     assert remains(engine) == before
 
 
-def test_an_interrupted_run_keeps_its_contexts_open_if_run_refuses_its_arguments():
+def test_refused_run_arguments_keep_interrupted_contexts_open():
     engine, log = plain_engine(), Log()
     hooks_of(log, AT_EVENTS).attach(engine)
     call("interrupt", Events.ITERATION_STARTED)(engine)
@@ -969,7 +969,7 @@ def test_an_interrupted_run_keeps_its_contexts_open_if_run_refuses_its_arguments
     assert log.open == log.failed == []
 
 
-def test_a_terminated_epoch_leaves_its_step_before_the_handlers_of_its_end():
+def test_terminated_epoch_leaves_its_step_before_end_handlers():
     engine, log, open_then = plain_engine(), Log(), []
     hooks_of(log, AT_EVENTS).attach(engine)
     call("terminate_epoch", Events.ITERATION_STARTED)(engine)
@@ -1005,7 +1005,7 @@ def test_a_first_set_attached_and_removed_within_one_run_is_left():
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
-def test_after_a_failure_of_the_run_that_it_was_attached_in_a_set_works(is_wrapped):
+def test_set_attached_in_a_failed_run_works_in_the_next(is_wrapped):
     engine, log = plain_engine(), Log()
     if is_wrapped:
         Hooks().attach(engine)
@@ -1025,7 +1025,7 @@ def test_after_a_failure_of_the_run_that_it_was_attached_in_a_set_works(is_wrapp
     assert log.open == []
 
 
-def test_a_context_that_fails_to_leave_at_the_end_of_run_keeps_no_other_from_being_left():
+def test_context_failing_to_leave_at_run_end_blocks_no_other():
     engine, log = plain_engine(), Log()
     hooks = hooks_of(log, ["on_loop"])
     failing_on_the_way_out(hooks, "on_loop", Broken())
@@ -1056,7 +1056,7 @@ def test_contexts_registered_after_attaching_are_entered():
     assert log == []
 
 
-def test_contexts_that_come_and_go_within_a_run_count_from_the_next_entering_on():
+def test_context_changes_during_a_run_count_from_the_next_entry():
     engine, log, hooks = plain_engine(), Log(), Hooks()
     hooks.attach(engine)
     registrations = {1: hooks.register("on_step", noting(log, "1"))}
@@ -1073,7 +1073,7 @@ def test_contexts_that_come_and_go_within_a_run_count_from_the_next_entering_on(
 
 
 @pytest.mark.parametrize("channel", AT_EVENTS)
-def test_a_context_that_registers_and_removes_others_skips_and_doubles_none(channel):
+def test_context_changing_others_skips_and_doubles_none(channel):
     engine, log, hooks, registrations = plain_engine(), Log(), Hooks(), []
 
     @hooks.on(channel)
@@ -1130,7 +1130,7 @@ def warned_by(act):
 
 @pytest.mark.parametrize("channel", ["on_loop", "on_epoch"])
 @pytest.mark.parametrize("is_attached", [False, True])
-def test_what_can_not_be_promised_is_said_to_who_asks_for_it(channel, is_attached):
+def test_channel_without_a_guarantee_warns_at_the_call_site(channel, is_attached):
     engine, hooks = plain_engine(), Hooks()
     acts = [
         lambda: hooks.register(channel, noting(Log(), "")),
@@ -1151,13 +1151,13 @@ def test_what_can_not_be_promised_is_said_to_who_asks_for_it(channel, is_attache
     ],
     ids=["on", "register_all", "+="],
 )
-def test_it_is_said_however_the_context_is_added(add):
+def test_warning_comes_however_the_context_is_added(add):
     hooks = Hooks()
     hooks.attach(plain_engine())
     assert warned_by(lambda: add(hooks)) == [(__file__, add.__code__.co_firstlineno)]
 
 
-def test_it_is_said_once_for_each_engine():
+def test_warning_comes_once_per_engine():
     hooks, first, second = hooks_of(Log(), AT_EVENTS), plain_engine(), plain_engine()
     attachment = None
 
@@ -1174,11 +1174,11 @@ def test_it_is_said_once_for_each_engine():
 
 
 @pytest.mark.parametrize("channel", CHANNELS[2:])
-def test_nothing_is_said_of_the_other_channels(channel):
+def test_other_channels_give_no_warning(channel):
     assert warned_by(lambda: hooks_of(Log(), [channel]).attach(plain_engine())) == []
 
 
-def test_nothing_is_said_on_a_trainer():
+def test_channels_of_a_trainer_give_no_warning():
     trainer = make_trainer()
     assert warned_by(lambda: hooks_of(Log()).attach(trainer)) == []
     assert warned_by(lambda: trainer.hooks.register("on_loop", noting(Log(), ""))) == []

@@ -54,7 +54,7 @@ def hooks_of(log, channel, *names):
 # Registering and taking off
 
 
-def test_contexts_are_entered_in_order_of_registration_and_left_in_reverse():
+def test_contexts_enter_in_registration_order_and_leave_reversed():
     trainer, log = make_trainer(batches_of(1)), []
     for name in "abc":
         trainer.hooks.register("on_step", recorder(log, name))
@@ -77,7 +77,7 @@ def test_the_decorator_registers_and_returns_the_context():
     assert next(context(None)) is None
 
 
-def test_all_of_a_set_are_registered_in_order_and_removed_with_one_handle():
+def test_register_all_keeps_order_and_one_handle_removes_all():
     log = []
     hooks = hooks_of(log, "on_step", "a")
     more = hooks_of(log, "on_step", "b", "c")
@@ -94,7 +94,7 @@ def test_all_of_a_set_are_registered_in_order_and_removed_with_one_handle():
         assert log == ["+a", "+d"]
 
 
-def test_a_set_registered_twice_and_removed_once_is_still_there_once():
+def test_set_registered_twice_and_removed_once_remains_once():
     log = []
     hooks, more = Hooks(), hooks_of(log, "on_step", "a")
     first, _ = hooks.register_all(more), hooks.register_all(more)
@@ -190,7 +190,7 @@ def test_a_set_can_be_a_class_of_its_own():
 # On a trainer
 
 
-def test_what_is_registered_after_attaching_counts_and_what_is_removed_does_not():
+def test_changes_after_attaching_take_effect_until_removal():
     trainer, log = make_trainer(batches_of(1)), []
     hooks = Hooks()
     attachment = hooks.attach(trainer)
@@ -277,7 +277,7 @@ def test_a_set_of_functions_of_a_module_can_be_pickled():
 # What comes and goes while a channel is open
 
 
-def test_what_a_context_registers_or_removes_neither_skips_nor_doubles_another():
+def test_registering_in_a_context_skips_and_doubles_no_other():
     trainer, log = make_trainer(batches_of(3)), []
     hooks = trainer.hooks
     registered = {}
@@ -304,7 +304,7 @@ def test_what_a_context_registers_or_removes_neither_skips_nor_doubles_another()
     assert log == first + second + third
 
 
-def test_what_a_handler_registers_or_removes_counts_from_the_next_entering_on():
+def test_registering_in_a_handler_counts_from_the_next_entry():
     trainer, log = make_trainer(batches_of(2)), []
     open_one = trainer.hooks.register("on_step", recorder(log, "a"))
 
@@ -338,7 +338,7 @@ def test_a_set_attached_and_detached_while_the_loop_is_open():
 # A loop of one's own
 
 
-def test_begin_enters_and_leaves_the_contexts_of_a_channel_in_a_loop_of_ones_own():
+def test_begin_enters_and_leaves_a_channel_in_a_custom_loop():
     log, engine = [], object()
     hooks = Hooks()
 
@@ -356,7 +356,7 @@ def test_begin_enters_and_leaves_the_contexts_of_a_channel_in_a_loop_of_ones_own
     assert log == [engine, "+b", "body", "-b"] * 2
 
 
-def test_a_failure_passes_through_begin_whatever_a_context_does_to_it():
+def test_failure_passes_through_begin_despite_swallowing():
     seen = []
 
     def swallowing(engine):
@@ -375,7 +375,7 @@ def test_a_failure_passes_through_begin_whatever_a_context_does_to_it():
     assert seen == [failure, failure]
 
 
-def test_a_context_that_fails_to_begin_is_not_left_and_those_before_it_are():
+def test_context_failing_to_begin_prevents_later_ones_and_body():
     log = []
 
     def broken(engine):
@@ -549,7 +549,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_what_proves_to_be_no_context_when_it_is_used_is_named_with_its_file(case, channel):
+def test_unusable_context_is_named_with_its_file_when_used(case, channel):
     context, kind, message = UNUSABLE[case]
     trainer, log = make_trainer(batches_of(1)), []
     trainer.hooks.register("on_loop", recorder(log, "loop"))
@@ -655,7 +655,7 @@ def test_the_table_of_fields_names_all_of_them_and_their_types():
     assert all(f"``{channel}``" in table for channel in CHANNELS)
 
 
-def test_no_step_is_committed_when_an_iteration_begins_and_one_is_when_it_ends():
+def test_step_committed_is_false_at_entry_and_true_at_exit():
     trainer, committed = make_trainer(batches_of(3)), []
 
     @trainer.hooks.on("on_step")
@@ -719,7 +719,7 @@ def test_profiler_ranges_come_once_for_each_passage():
     }
 
 
-def test_anomaly_detection_is_on_in_its_channel_and_off_after_a_failure():
+def test_anomaly_detection_is_limited_to_its_channel():
     trainer, seen = make_trainer(batches_of(2), batch_processor=nan_at_second), []
     trainer.hooks.register("on_batch", lambda engine: set_detect_anomaly(True))
     for event in (TrainEvents.MODEL_BACKWARD_STARTED, Events.ITERATION_COMPLETED):
@@ -817,7 +817,7 @@ def test_a_failure_passes_through_its_with_and_ends_it():
     assert len(trainer.hooks) == 0
 
 
-def test_the_with_gives_the_registration():
+def test_with_statement_yields_the_registration():
     trainer, log = make_trainer(batches_of(1)), Log()
     with trainer.hooks.register("on_step", noting(log, "a")) as registration:
         registration.remove()

@@ -28,7 +28,7 @@ def clearings(monkeypatch):
     return calls
 
 
-def test_it_acts_at_any_event_and_as_a_callable(clearings):
+def test_clears_at_any_event_and_when_called(clearings):
     trainer = make_trainer(batches_of(4))
     ClearCache(every_steps=100).attach(trainer, Events.ITERATION_COMPLETED(every=2))
     trainer.add_event_handler(Events.COMPLETED, ClearCache(garbage_collection=True))
@@ -127,7 +127,7 @@ class Finalizer:
         (0.5, None, True),
     ],
 )
-def test_it_clears_when_more_than_the_fraction_of_what_is_reserved_is_free(
+def test_clears_when_the_free_reserved_fraction_is_exceeded(
     clearings, monkeypatch, min_fragmentation, in_use, clears
 ):
     monkeypatch.setattr(clear_cache, "memory_in_use", lambda: in_use)
@@ -136,7 +136,7 @@ def test_it_clears_when_more_than_the_fraction_of_what_is_reserved_is_free(
     assert len(clearings) == clears
 
 
-def test_what_it_gave_back_is_in_the_metrics_where_the_device_can_tell(clearings, monkeypatch):
+def test_freed_memory_is_a_metric_if_the_device_reports_it(clearings, monkeypatch):
     trainer = make_trainer()
     ClearCache()(trainer)
     assert "cleared_cache_mib" not in trainer.state.metrics

@@ -50,7 +50,7 @@ def test_the_module_of_the_device_is_asked_first(device):
 
 
 @pytest.mark.parametrize("of_device", [WITHOUT_FIGURES, REFUSING], ids=["none", "refused"])
-def test_where_the_module_of_the_device_has_none_the_general_one_is_asked(device, of_device):
+def test_falls_back_to_the_general_memory_module(device, of_device):
     general, _ = device(RESERVED_3_USED_2, of_device)
     assert allocator() is general
     assert memory_in_use() == (3, 2)
@@ -62,7 +62,7 @@ def test_a_device_of_which_no_module_has_figures_can_not_tell(device):
     assert memory_in_use() is None
 
 
-def test_a_kind_of_device_that_has_the_functions_and_no_figures_can_not_tell(device):
+def test_device_refusing_its_figures_has_no_allocator(device):
     device(REFUSING, WITHOUT_FIGURES)
     assert allocator() is None
     assert memory_in_use() is None
@@ -158,7 +158,7 @@ def opened():
     return mark
 
 
-def test_it_reads_the_peaks_and_lowers_them_to_what_is_in_use(found):
+def test_device_mark_reads_peaks_and_reset_lowers_them(found):
     allocator = Allocator()
     found(allocator)
     allocator.allocate(10)
@@ -172,12 +172,12 @@ def test_it_reads_the_peaks_and_lowers_them_to_what_is_in_use(found):
     assert mark.read() == (10 * MIB, 10 * MIB)
 
 
-def test_the_higher_is_that_of_each():
+def test_higher_compares_each_figure():
     assert DeviceMark.higher((1, 5), (3, 4)) == (3, 5)
     assert DeviceMark.higher((3, 4), (1, 5)) == (3, 5)
 
 
-def test_nothing_is_below_every_reading():
+def test_nothing_reading_is_the_lowest():
     assert DeviceMark().nothing == (0, 0)
 
 
@@ -198,14 +198,14 @@ def test_without_a_device_nothing_is_read_or_reset(found):
     assert looks == [None]
 
 
-def test_before_it_is_opened_and_after_it_is_closed_it_does_no_harm():
+def test_unopened_mark_can_be_reset_read_and_closed():
     mark = DeviceMark()
     mark.reset()
     assert mark.read() == (0, 0)
     mark.close()
 
 
-def test_it_is_not_reset_before_the_first_tensor_and_is_after_it(found):
+def test_reset_is_skipped_before_the_first_tensor(found):
     allocator = Allocator()
     found(allocator)
     mark = opened()
@@ -219,7 +219,7 @@ def test_it_is_not_reset_before_the_first_tensor_and_is_after_it(found):
     assert allocator.resets == 1
 
 
-def test_once_the_figures_were_there_a_reset_does_not_read_them(found):
+def test_reset_reads_no_figures_once_they_exist(found):
     allocator = Allocator()
     found(allocator)
     allocator.allocate(1)
@@ -240,7 +240,7 @@ def test_a_device_that_can_not_tell_is_asked_once(found):
     assert allocator.asked == 1
 
 
-def test_when_it_is_opened_anew_it_finds_the_device_of_then(found):
+def test_reopened_mark_finds_the_current_device(found):
     first, second = Allocator(), Allocator()
     first.allocate(1)
     found(first)

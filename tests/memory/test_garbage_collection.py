@@ -83,7 +83,7 @@ def test_without_an_optimizer_step_a_step_is_an_iteration(monkeypatch):
     assert moments_of(plain_engine(), monkeypatch, handler, data=[0] * 5) == [2, 4]
 
 
-def test_it_is_a_callable_and_acts_at_any_event(collections):
+def test_collector_acts_at_any_event_and_when_called(collections):
     engine = plain_engine()
     engine.add_event_handler(Events.STARTED, GarbageCollector(generation=0))
     GarbageCollector(generation=1).attach(engine, Events.COMPLETED)
@@ -141,7 +141,7 @@ def test_automatic_collection_is_off_during_a_run_and_on_after_it(make):
 
 
 @pytest.mark.parametrize("failure", [KeyError, KeyboardInterrupt, SystemExit])
-def test_after_a_failure_all_is_as_it_was_found(failure):
+def test_failure_restores_the_garbage_collector_of_the_process(failure):
     trainer = make_trainer(batches_of(3))
     GarbageCollector(disable_automatic=True, freeze_after=1, track_pauses=True).attach(trainer)
 
@@ -157,7 +157,7 @@ def test_after_a_failure_all_is_as_it_was_found(failure):
     assert gc.get_freeze_count() == 0
 
 
-def test_an_interrupted_run_leaves_the_process_as_it_was_and_takes_it_up_again():
+def test_interrupted_run_restores_automatic_gc_until_continued():
     trainer = make_trainer(batches_of(4))
     seen = watched(trainer, gc.isenabled)
     GarbageCollector(disable_automatic=True).attach(trainer)
@@ -168,7 +168,7 @@ def test_an_interrupted_run_leaves_the_process_as_it_was_and_takes_it_up_again()
     assert seen == [False] * 4
 
 
-def test_an_evaluator_within_a_trainer_leaves_it_off():
+def test_nested_evaluator_keeps_automatic_collection_off():
     trainer = make_trainer(batches_of(2))
     evaluator = create_supervised_evaluator(trainer.model, accelerator=trainer.accelerator)
     for engine in (trainer, evaluator):
@@ -180,7 +180,7 @@ def test_an_evaluator_within_a_trainer_leaves_it_off():
     assert seen == [False] * 4
 
 
-def test_removed_within_a_run_it_restores_at_once():
+def test_removal_within_a_run_restores_the_process_at_once():
     trainer = make_trainer(batches_of(3))
     attachment = GarbageCollector(disable_automatic=True, freeze_after=1).attach(trainer)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), attachment.remove)
@@ -189,7 +189,7 @@ def test_removed_within_a_run_it_restores_at_once():
     assert seen == [(False, False), (False, True), (True, False)]
 
 
-def test_after_the_warm_up_of_each_run_objects_are_frozen_until_its_end():
+def test_objects_are_frozen_from_warm_up_to_the_end_of_each_run():
     trainer = make_trainer(batches_of(4))
     seen = watched(trainer, lambda: gc.get_freeze_count() > 0)
     attached = GarbageCollector(every_epochs=9, freeze_after=2).attach(trainer)
@@ -202,7 +202,7 @@ def test_after_the_warm_up_of_each_run_objects_are_frozen_until_its_end():
     attached.remove()
 
 
-def test_a_run_shorter_than_the_warm_up_freezes_nothing_and_leaves_no_handler():
+def test_too_short_run_freezes_nothing_and_leaves_no_handler():
     trainer = make_trainer(batches_of(2))
     seen = watched(trainer, gc.get_freeze_count)
     GarbageCollector(every_epochs=9, freeze_after=3).attach(trainer)
@@ -254,7 +254,7 @@ def test_the_cache_of_the_device_is_cleared_after_the_collection(monkeypatch, co
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device")
-def test_without_a_device_the_python_part_is_done_and_that_is_said_once(collections, monkeypatch):
+def test_without_a_device_it_collects_python_and_warns_once(collections, monkeypatch):
     monkeypatch.setattr(accelerate_memory, "clear_device_cache", None)  # it is not called
     trainer = make_trainer(batches_of(2))
     CudaGarbageCollector(every_steps=1).attach(trainer)
@@ -342,7 +342,7 @@ def test_two_collectors_measure_the_same_pauses():
         assert 0 < told[-1] < 1.5 * paused + 0.005
 
 
-def test_the_pauses_of_an_interrupted_run_add_up_and_those_of_a_new_one_do_not():
+def test_pauses_add_up_over_an_interruption_but_not_over_runs():
     engine = Engine(lambda engine, batch: objects_to_collect() and None)
     GarbageCollector(every_epochs=9, track_pauses=True).attach(engine)
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
@@ -360,7 +360,7 @@ def test_the_pauses_of_an_interrupted_run_add_up_and_those_of_a_new_one_do_not()
     assert at_first[0] < before
 
 
-def test_a_removal_while_the_event_is_fired_keeps_from_freezing_and_from_collecting(collections):
+def test_removal_while_firing_prevents_freezing_and_collecting(collections):
     engine = plain_engine()
     attachments = []
 
@@ -376,7 +376,7 @@ def test_a_removal_while_the_event_is_fired_keeps_from_freezing_and_from_collect
     assert gc.get_freeze_count() == 0
 
 
-def test_a_removal_by_one_who_is_due_earlier_keeps_the_later_from_collecting(collections):
+def test_removal_by_an_earlier_due_handler_prevents_collecting(collections):
     trainer = make_trainer(batches_of(3))
 
     class Removing(GarbageCollector):

@@ -60,7 +60,7 @@ def test_a_spike_is_seen_however_short_it_was(mark, mib):
     assert mark.from_status() - before == pytest.approx(mib * MIB, abs=BATCHES)
 
 
-def test_a_reset_lowers_it_to_what_is_resident(mark):
+def test_reset_lowers_the_mark_to_resident_memory(mark):
     mark.reset()
     before = mark.read()
     spike(60)
@@ -71,13 +71,13 @@ def test_a_reset_lowers_it_to_what_is_resident(mark):
         assert mark.read() - before == pytest.approx(60 * MIB, abs=BATCHES)
 
 
-def test_reading_changes_nothing(mark):
+def test_reading_does_not_change_the_mark(mark):
     mark.reset()
     spike(60)
     assert mark.read() == mark.read() == mark.read()
 
 
-def test_it_keeps_descriptors_of_its_own_while_it_is_open():
+def test_open_mark_has_its_own_descriptors():
     mark = KernelMark()
     assert of_marks() == []
     mark.open()
@@ -88,13 +88,13 @@ def test_it_keeps_descriptors_of_its_own_while_it_is_open():
     mark.close()
 
 
-def test_they_are_not_inherited_by_other_programs(mark):
+def test_descriptors_are_not_inherited_by_other_programs(mark):
     for number, link in descriptors().items():
         if link in of_marks():
             assert not os.get_inheritable(number)
 
 
-def test_one_that_was_opened_in_part_is_closed(monkeypatch):
+def test_partly_opened_mark_is_closed(monkeypatch):
     mark, really = KernelMark(), os.open
 
     def open_one(path, flags):
@@ -139,12 +139,12 @@ def test_what_getrusage_tells_for_the_first_time_may_be_a_floor(telling):
     assert telling(HUGE + 5 * one, HUGE, HUGE, HUGE + one) == [-1, -1, -1, HUGE + one]
 
 
-def test_what_is_resident_is_the_mark_if_no_more_is_told(telling):
+def test_resident_memory_is_the_mark_if_no_more_is_reported(telling):
     readings = telling(1024, 1024)
     assert readings == pytest.approx([sampled_mark.resident()] * 2, abs=BATCHES)
 
 
-def test_what_was_resident_is_not_the_mark_if_more_is_told(telling):
+def test_resident_memory_is_not_the_mark_if_more_is_reported(telling):
     told = sampled_mark.resident() + 4 * MIB
     assert telling(told, told) == [-1, -1]
 
@@ -172,7 +172,7 @@ def test_where_memory_stays_as_it_was_no_file_is_read(mark, read_files):
     assert read_files == []
 
 
-def test_peaks_that_are_all_the_same_and_below_all_before_read_status_once(mark, read_files):
+def test_equal_low_peaks_read_status_only_once(mark, read_files):
     with taken(60):
         KernelMark._lowest = float("inf")
         mark.read()
@@ -194,7 +194,7 @@ def test_the_lowest_is_that_of_the_process_and_goes_up_for_no_mark(mark):
     assert KernelMark._lowest <= lowest < float("inf")
 
 
-def test_its_ballast_is_given_back():
+def test_ballast_of_the_mark_is_freed():
     mark = KernelMark()
     before = sampled_mark.resident()
     for _ in range(100):
@@ -250,11 +250,11 @@ def test_a_large_program_that_was_replaced_is_not_in_the_peaks():
 # Why not
 
 
-def test_here_it_can_be_used_and_nothing_is_left_open():
+def test_kernel_mark_works_here_and_leaves_nothing_open():
     assert why_no_kernel_mark() is None
 
 
-def test_it_is_tried_once(monkeypatch):
+def test_kernel_mark_is_tried_only_once(monkeypatch):
     assert why_no_kernel_mark() is None
     monkeypatch.setattr(KernelMark, "open", lambda mark: pytest.fail("tried again"))
     assert why_no_kernel_mark() is None
@@ -274,7 +274,7 @@ def test_a_process_that_has_become_another_user_is_refused():
 
 @pytest.mark.parametrize("refused", ["clear_refs", "status", "statm"])
 @pytest.mark.parametrize("kind", [PermissionError, FileNotFoundError])
-def test_what_can_not_be_opened_is_the_reason(monkeypatch, refused, kind):
+def test_reason_names_the_file_that_cannot_be_opened(monkeypatch, refused, kind):
     really = os.open
 
     def refuse(path, flags):
@@ -286,7 +286,7 @@ def test_what_can_not_be_opened_is_the_reason(monkeypatch, refused, kind):
     assert why_no_kernel_mark() == f"{kind.__name__}: [Errno 1] not here: '/proc/self/{refused}'"
 
 
-def test_what_can_not_be_written_is_the_reason(monkeypatch):
+def test_reason_is_the_failed_write(monkeypatch):
     def refuse(descriptor, text):
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -309,19 +309,19 @@ def test_a_mark_that_never_rises_is_the_reason(monkeypatch):
     assert "does not lower" in why_no_kernel_mark()
 
 
-def test_it_is_seen_to_fall_also_when_nothing_was_taken_before(mark):
+def test_mark_is_seen_to_fall_without_earlier_allocations(mark):
     mark.reset()
     assert why_no_kernel_mark() is None
 
 
-def test_threads_that_ask_at_once_for_the_first_time_do_not_disturb_each_other():
+def test_concurrent_first_queries_do_not_disturb_each_other():
     for _ in range(5):
         _proof.was_given = False
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda number: why_no_kernel_mark(), range(4))) == [None] * 4
 
 
-def test_what_may_pass_is_not_remembered(monkeypatch):
+def test_temporary_refusal_is_not_remembered(monkeypatch):
     real = os.open
     _proof.was_given = False
 
@@ -334,7 +334,7 @@ def test_what_may_pass_is_not_remembered(monkeypatch):
     assert why_no_kernel_mark() is None
 
 
-def test_a_file_that_can_not_be_opened_any_more_is_an_error_with_a_remedy(monkeypatch):
+def test_reopening_failure_is_an_error_with_a_remedy(monkeypatch):
     assert why_no_kernel_mark() is None
     monkeypatch.setattr(os, "open", lambda *arguments: (_ for _ in ()).throw(PermissionError(13)))
     with pytest.raises(PermissionError) as raised:
@@ -450,7 +450,7 @@ def test_a_zombie_has_no_mark_and_disturbs_nobody(children_mark):
         os.waitpid(child.pid, 0)
 
 
-def test_a_child_that_has_ended_since_it_was_listed_disturbs_nobody(children_mark, monkeypatch):
+def test_child_that_ended_since_listing_is_ignored(children_mark, monkeypatch):
     with Child() as other:
         with Child() as gone:
             listed = [psutil.Process(gone.pid), psutil.Process(other.pid)]
@@ -544,13 +544,13 @@ ROLLUP = (
 )
 
 
-def test_a_field_is_told_in_bytes():
+def test_proc_field_is_returned_in_bytes():
     assert proc_field(STATUS, b"VmHWM") == 1234 * 1024
     assert proc_field(STATUS, b"VmRSS") == 900 * 1024
     assert proc_field(STATUS, b"VmPeak") == 20000 * 1024
 
 
-def test_the_first_of_the_fields_is_told_and_none_that_only_begins_so():
+def test_first_field_with_the_exact_name_is_read():
     assert proc_field(ROLLUP, b"Pss") == 40 * 1024
     assert proc_field(ROLLUP, b"Pss_Dirty") == 8 * 1024
     assert proc_field(ROLLUP + b"Rss:  7 kB\n", b"Rss") == 48 * 1024

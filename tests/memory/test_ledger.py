@@ -106,7 +106,7 @@ def test_a_peak_is_that_from_start_to_stop(tank, ledger):
     assert measurement.result() == 5
 
 
-def test_before_the_first_start_there_is_nothing_and_nothing_is_opened(tank, ledger):
+def test_before_the_first_start_nothing_is_measured_or_opened(tank, ledger):
     tank.spike(9)
     measurement = Measurement(ledger, 1.0)
     assert measurement.result() == 0
@@ -140,7 +140,7 @@ def test_a_start_after_a_stop_begins_anew(tank, ledger):
     assert measurement.result() == 3
 
 
-def test_going_on_after_a_pause_keeps_the_peak_there_was_but_not_that_of_the_pause(tank, ledger):
+def test_continuing_keeps_the_peak_and_ignores_the_pause(tank, ledger):
     measurement = started(ledger)
     tank.spike(5)
     measurement.stop()
@@ -153,7 +153,7 @@ def test_going_on_after_a_pause_keeps_the_peak_there_was_but_not_that_of_the_pau
     measurement.stop()
 
 
-def test_a_reset_begins_anew_while_it_runs_and_forgets_while_it_does_not(tank, ledger):
+def test_reset_restarts_if_running_and_clears_if_stopped(tank, ledger):
     measurement = started(ledger)
     tank.spike(5)
     measurement.reset()
@@ -175,7 +175,7 @@ def test_a_reset_of_one_that_does_not_run_leaves_the_mark_alone(tank, ledger):
     measurement.stop()
 
 
-def test_a_result_changes_nothing(tank, ledger):
+def test_reading_a_result_changes_nothing(tank, ledger):
     measurement = started(ledger)
     tank.spike(5)
     assert [measurement.result() for _ in range(3)] == [5, 5, 5]
@@ -247,7 +247,7 @@ def test_a_stop_of_one_that_does_not_run_closes_nothing(tank, ledger):
     measurement.stop()
 
 
-def test_what_is_held_stays_open_between_measurements(tank, ledger):
+def test_held_mark_stays_open_between_measurements(tank, ledger):
     measurement = Measurement(ledger, 1.0)
     with measurement.held():
         for _ in range(3):
@@ -257,7 +257,7 @@ def test_what_is_held_stays_open_between_measurements(tank, ledger):
     assert (tank.opened, tank.closed) == (1, 1)
 
 
-def test_what_is_held_twice_is_closed_by_the_last(tank, ledger):
+def test_mark_held_twice_is_closed_by_the_last(tank, ledger):
     one, other = Measurement(ledger, 1.0), Measurement(ledger, 1.0)
     with one.held():
         with other.held():
@@ -266,7 +266,7 @@ def test_what_is_held_twice_is_closed_by_the_last(tank, ledger):
     assert tank.closed == 1
 
 
-def test_what_is_held_is_let_go_after_a_failure(tank, ledger):
+def test_held_mark_is_released_after_a_failure(tank, ledger):
     with pytest.raises(KeyError), Measurement(ledger, 1.0).held():
         raise KeyError
     assert tank.closed == 1
@@ -296,7 +296,7 @@ class Levels(ByteMark):
         return self.level
 
 
-def test_what_is_nothing_and_what_is_higher_is_the_marks_own():
+def test_ledger_uses_nothing_and_higher_of_its_mark():
     ledger = PeakLedger(Levels())
     measurement = Measurement(ledger, 1.0)
     assert measurement.result() == -100
@@ -322,7 +322,7 @@ STEPS = st.lists(
 
 @settings(deadline=None)
 @given(STEPS)
-def test_whoever_measures_meanwhile_each_has_the_peak_since_its_own_start(steps):
+def test_concurrent_measurements_each_have_their_own_peak(steps):
     tank = Tank()
     ledger = PeakLedger(tank)
     measurements = [Measurement(ledger, 1.0) for _ in range(3)]
@@ -363,7 +363,7 @@ def test_whoever_measures_meanwhile_each_has_the_peak_since_its_own_start(steps)
 
 
 @pytest.mark.parametrize("begin", ["start", "go_on", "hold"])
-def test_what_can_not_be_opened_leaves_nothing_open(tank, ledger, begin):
+def test_failed_opening_leaves_nothing_open(tank, ledger, begin):
     tank.refusals = ["open"]
     measurement = Measurement(ledger, 1.0)
     with pytest.raises(OSError, match="open"):
@@ -377,14 +377,14 @@ def test_what_can_not_be_opened_leaves_nothing_open(tank, ledger, begin):
     assert tank.descriptor is None
 
 
-def test_what_was_not_held_is_not_let_go(tank, ledger):
+def test_failed_hold_is_not_released(tank, ledger):
     tank.refusals = ["open"]
     with pytest.raises(OSError, match="open"):
         Measurement(ledger, 1.0).held().__enter__()
     assert (tank.opened, tank.closed) == (1, 1)
 
 
-def test_a_reading_that_fails_at_the_stop_ends_the_measurement_all_the_same(tank, ledger):
+def test_failed_reading_at_stop_still_ends_the_measurement(tank, ledger):
     measurement = started(ledger)
     tank.refusals = ["read"]
     with pytest.raises(OSError, match="read"):
@@ -452,7 +452,7 @@ def test_measuring_in_a_finalizer_at_any_line_does_not_hang(tank, ledger):
     assert not working.is_alive()
 
 
-def test_one_that_ends_while_the_peaks_are_told_does_not_disturb(tank, ledger):
+def test_measurement_ending_during_a_result_disturbs_nothing(tank, ledger):
     first, last = started(ledger), started(ledger)
     higher = tank.higher
 
@@ -547,7 +547,7 @@ def test_the_thread_ends_with_the_last_measurement(sampled):
     assert samplers() == []
 
 
-def test_the_most_impatient_decides_and_the_longer_period_comes_back(sampled):
+def test_shortest_period_wins_and_the_longer_one_returns(sampled):
     def period():
         assert len(samplers()) == 1
         return sampled._sampling.every
@@ -579,7 +579,7 @@ def test_a_thread_of_the_right_period_is_kept(sampled):
     assert samplers() == []
 
 
-def test_one_that_is_only_held_has_the_thread_and_reads_nothing(tank, sampled):
+def test_holding_starts_the_thread_but_reads_nothing(tank, sampled):
     waited, acquire = Event(), sampled._note_unless_busy
 
     def telling():
@@ -627,7 +627,7 @@ def test_the_thread_does_not_wait_for_a_busy_ledger(tank, sampled):
     measurement.stop()
 
 
-def test_stopping_while_the_thread_reads_waits_for_it_and_does_not_hang(tank, sampled):
+def test_stop_waits_for_a_reading_thread_without_hanging(tank, sampled):
     inside, go_on = Event(), Event()
     read = tank.read
 
@@ -648,7 +648,7 @@ def test_stopping_while_the_thread_reads_waits_for_it_and_does_not_hang(tank, sa
     assert not measurement.is_running
 
 
-def test_a_forgotten_measurement_that_the_thread_itself_ends_does_not_hang(tank, sampled):
+def test_measurement_ended_by_the_thread_itself_does_not_hang(tank, sampled):
     """The garbage collection that finds it runs in whichever thread it likes."""
     forgotten = started(sampled, every=3600)
     inside, ended = Event(), Event()
@@ -754,7 +754,7 @@ def test_a_forked_child_can_reset_and_start_again(tank, any_ledger):
 
 
 @forks_beside_threads
-def test_a_forked_child_does_not_wait_for_a_lock_that_another_thread_had(tank, any_ledger):
+def test_forked_child_does_not_wait_for_another_threads_lock(tank, any_ledger):
     measurement = started(any_ledger)
     inside, go_on = Event(), Event()
     read = tank.read
@@ -792,7 +792,7 @@ def test_a_ledger_that_is_gone_is_no_burden_to_a_fork():
 
 @pytest.mark.parametrize("how", ["stop", "abandon"])
 @pytest.mark.parametrize("what", ["read", "reset"])
-def test_the_last_that_is_ended_while_the_mark_is_used_has_it_closed_after_that(how, what):
+def test_mark_in_use_is_closed_after_its_last_measurement_ends(how, what):
     """As a finalizer or a signal's handler does, at some line of what reads or resets."""
     tank = Tank()
     ledger = PeakLedger(tank)
@@ -823,7 +823,7 @@ def measurement(ledger):
     return Measurement(ledger, every=1.0)
 
 
-def test_it_has_the_peak_from_its_start_to_its_stop(tank, measurement):
+def test_measurement_has_the_peak_from_start_to_stop(tank, measurement):
     tank.spike(9)
     measurement.start()
     assert measurement.is_running
@@ -858,7 +858,7 @@ def test_a_reset_forgets_running_or_not(tank, measurement):
     assert measurement.result() == 0
 
 
-def test_what_is_held_stays_open_from_measurement_to_measurement(tank, measurement):
+def test_mark_is_held_open_until_released(tank, measurement):
     with measurement.held():
         for _ in range(3):
             measurement.start()
@@ -870,7 +870,7 @@ def test_what_is_held_stays_open_from_measurement_to_measurement(tank, measureme
     assert tank.opened == 2
 
 
-def test_one_that_is_abandoned_ends_and_one_that_is_not_running_is_left_alone(tank, measurement):
+def test_abandon_ends_a_measurement_and_ignores_a_stopped_one(tank, measurement):
     measurement.abandon()
     measurement.start()
     measurement.abandon()

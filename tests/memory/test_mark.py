@@ -15,7 +15,7 @@ def test_of_two_numbers_of_bytes_the_larger_is_the_higher(one, other, highest):
 
 
 @pytest.mark.parametrize("reading", [0, 1, 2**50])
-def test_nothing_is_below_every_reading(reading):
+def test_nothing_reading_is_the_lowest(reading):
     assert ByteMark.higher(ByteMark.nothing, reading) == reading
     assert ByteMark.higher(reading, ByteMark.nothing) == reading
 
@@ -34,7 +34,7 @@ class Constant(ByteMark):
         return 3
 
 
-def test_a_mark_that_needs_nothing_of_the_process_has_nothing_to_open_or_close():
+def test_mark_without_resources_has_nothing_to_open_or_close():
     mark = Constant()
     mark.close()
     assert mark.open() is None

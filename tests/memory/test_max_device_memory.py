@@ -69,7 +69,7 @@ def allocated_at_ends(engine):
 
 
 @pytest.mark.parametrize("kind", ["engine", "trainer"])
-def test_on_a_cpu_it_reports_nothing(kind):
+def test_on_a_cpu_no_device_memory_is_reported(kind):
     engine, metric = engine_of(kind), MaxDeviceMemory()
     metric.attach(engine)
     engine.run(batches_of(3), max_epochs=2)
@@ -95,7 +95,7 @@ def test_each_span_has_the_peaks_of_its_own_time(kind, allocator):
     assert runs == [50]
 
 
-def test_what_is_reserved_is_told_apart_from_what_is_allocated(allocator):
+def test_reserved_and_allocated_memory_are_distinguished(allocator):
     def act(engine):
         if engine.state.iteration == 2:
             allocator.spike(20)
@@ -110,7 +110,7 @@ def test_what_is_reserved_is_told_apart_from_what_is_allocated(allocator):
     assert engine.state.metrics == dict(zip(NAMES, [10, 10, 30, 30, 30, 30], strict=True))
 
 
-def test_what_is_reserved_is_reported_when_no_tensor_is_left(allocator):
+def test_reserved_memory_is_reported_without_any_tensor(allocator):
     allocator.free(10)
     engine = engine_of("engine")
     MaxDeviceMemory().attach(engine)
@@ -143,7 +143,7 @@ def test_a_run_begins_with_its_call_and_anew_each_time(allocator):
     ],
     ids=stable_id,
 )
-def test_it_reports_what_it_is_asked_for(options, allocator):
+def test_only_requested_peaks_are_reported(options, allocator):
     metric, engine = MaxDeviceMemory(**options), engine_of("engine")
     names = [
         name
@@ -192,7 +192,7 @@ def test_the_result_is_that_so_far_and_a_reset_begins_anew(allocator):
     assert metric.result() == dict.fromkeys(metric.names(), 0.0)
 
 
-def test_on_two_engines_each_has_its_own_values_and_the_result_is_that_of_the_last(allocator):
+def test_two_engines_keep_own_values_and_result_is_last_attached(allocator):
     metric = MaxDeviceMemory()
     first = engine_of("engine", lambda engine: allocator.spike(20))
     second = engine_of("engine")
@@ -220,7 +220,7 @@ def test_before_the_first_tensor_nothing_is_reset_or_reported(monkeypatch):
     assert engine.state.metrics == dict.fromkeys(NAMES, 10)
 
 
-def test_a_device_that_can_not_tell_is_asked_once_a_run_and_reports_nothing(monkeypatch):
+def test_device_without_figures_is_asked_once_per_run(monkeypatch):
     allocator = Refusing()
     monkeypatch.setattr(device_mark, "allocator", lambda: allocator)
     engine, metric = engine_of("engine"), MaxDeviceMemory()

@@ -88,7 +88,7 @@ def test_the_result_is_in_mib_and_all_that_is_resident():
     assert ram.result() == pytest.approx(resident, abs=4)
 
 
-def test_before_the_first_start_it_is_nothing():
+def test_result_is_zero_before_the_first_start():
     ram = MaxRAM()
     assert ram.result() == 0.0
     assert isinstance(ram.result(), float)
@@ -98,7 +98,7 @@ def test_before_the_first_start_it_is_nothing():
     assert of_marks() == []
 
 
-def test_after_a_reset_while_stopped_it_is_nothing():
+def test_result_is_zero_after_a_reset_while_stopped():
     with MaxRAM() as ram:
         pass
     assert ram.result() > 0
@@ -151,7 +151,7 @@ def test_a_reset_while_it_runs_begins_anew_now():
     assert ram.result() - base() == exactly(20)
 
 
-def test_a_result_can_be_had_at_any_time_and_changes_nothing():
+def test_result_can_be_read_at_any_time_without_effect():
     ram = MaxRAM()
     assert ram.result() == 0.0
     with ram:
@@ -170,7 +170,7 @@ def test_entering_gives_the_measurement_itself():
         assert entered is ram
 
 
-def test_leaving_with_an_exception_stops_it_and_lets_the_exception_pass():
+def test_exception_stops_the_measurement_and_propagates():
     ram = MaxRAM(include_children=True, every=NEVER)
     with pytest.raises(ZeroDivisionError), ram:
         spike(SPIKE // 0)
@@ -194,7 +194,7 @@ def test_nested_measurements_are_each_exact():
     assert later.result() - base() == exactly(40)
 
 
-def test_a_spike_between_two_inner_measurements_is_in_the_outer_one():
+def test_spike_between_inner_measurements_is_in_the_outer_one():
     with MaxRAM() as outer:
         with MaxRAM() as inner:
             pass
@@ -232,7 +232,7 @@ STEPS = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(STEPS)
-def test_whoever_measures_meanwhile_each_has_the_peak_since_its_own_start(steps):
+def test_concurrent_measurements_each_have_their_own_peak(steps):
     rams = [MaxRAM(backend="kernel") for _ in range(3)]
     spikes, since = [None] * 3, {}  # since which step it has been running
     resident = base()
@@ -316,7 +316,7 @@ def test_nothing_is_open_before_the_start_and_after_the_last_stop():
     assert of_marks() == []
 
 
-def test_what_can_not_be_opened_leaves_nothing_open_and_the_next_start_works(monkeypatch):
+def test_failed_opening_leaves_nothing_open_and_can_be_retried(monkeypatch):
     really = os.open
     for refused in ("clear_refs", "status"):
 
@@ -339,7 +339,7 @@ def test_what_can_not_be_opened_leaves_nothing_open_and_the_next_start_works(mon
 
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
 @pytest.mark.parametrize("include_children", [False, True])
-def test_one_that_is_dropped_while_it_runs_ends(backend, include_children):
+def test_dropped_running_measurement_ends(backend, include_children):
     ram = MaxRAM(backend=backend, include_children=include_children, every=NEVER)
     ram.start()
     assert bool(of_marks()) == (backend == "kernel")
@@ -349,7 +349,7 @@ def test_one_that_is_dropped_while_it_runs_ends(backend, include_children):
     assert samplers() == []
 
 
-def test_one_that_is_dropped_in_a_cycle_ends_with_it():
+def test_measurement_dropped_in_a_cycle_ends_with_it():
     class Owner:
         def __init__(self):
             self.itself, self.ram = self, MaxRAM()
@@ -362,7 +362,7 @@ def test_one_that_is_dropped_in_a_cycle_ends_with_it():
     assert of_marks() == []
 
 
-def test_one_that_is_dropped_leaves_the_others_alone():
+def test_dropped_measurement_leaves_the_others_alone():
     with MaxRAM() as outer:
         dropped = MaxRAM()
         dropped.start()
@@ -386,7 +386,7 @@ def test_a_copy_is_a_measurement_of_its_own():
     assert ram.result() - base() == exactly(SPIKE)
 
 
-def test_what_could_be_started_in_part_does_not_go_on(monkeypatch):
+def test_partly_started_measurement_is_stopped(monkeypatch):
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 
@@ -414,12 +414,12 @@ print("end", flush=True)
 """
 
 
-def test_one_that_is_forgotten_till_the_interpreter_ends_does_not_hang():
+def test_measurement_forgotten_until_exit_does_not_hang():
     """The thread is no more then; what it had locked stays locked."""
     assert program("-c", LEAN + FORGOTTEN_AT_THE_END_OF_THE_PROCESS) == "end\n"
 
 
-def test_one_that_a_thread_finds_forgotten_while_it_is_waited_for_does_not_hang(monkeypatch):
+def test_measurement_forgotten_while_stopping_does_not_hang(monkeypatch):
     """A garbage collection runs in any thread, at any line."""
     ledger = PeakLedger(SampledMark(resident), is_sampled=True)
     monkeypatch.setitem(ram_backends._OWN, "sampler", ledger)
@@ -491,7 +491,7 @@ def test_the_sampler_forgets_at_a_reset_and_at_a_new_start():
     assert ram.result() == exactly(base())
 
 
-def test_nested_sampled_measurements_each_have_the_peak_of_their_time():
+def test_nested_sampled_measurements_have_their_own_peaks():
     with sampled() as outer:
         with taken(SPIKE):
             outer.result()
@@ -546,7 +546,7 @@ def test_stopping_the_sampler_does_not_wait_for_its_period():
 
 
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
-def test_its_period_is_that_of_the_samples(backend):
+def test_sampling_period_is_the_given_one(backend):
     with MaxRAM(backend=backend, include_children=True, every=60):
         assert ram_backends._CHILDREN[backend]._sampling.every == 60
         if backend == "sampler":
@@ -566,7 +566,7 @@ def test_both_backends_can_measure_at_once():
 forks_beside_threads = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
-def test_a_forked_child_measures_itself_and_leaves_its_parents_mark_alone():
+def test_forked_child_measures_itself_and_not_its_parent():
     ram = MaxRAM(backend="kernel")
 
     def in_child():
@@ -616,7 +616,7 @@ def test_a_peak_in_a_child_is_not_its_parents():
 
 @forks_beside_threads
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
-def test_a_forked_child_does_not_wait_for_a_lock_that_another_thread_had(backend):
+def test_forked_child_does_not_wait_for_another_threads_lock(backend):
     inside, go_on = Event(), Event()
     ledger = ram_backends._OWN[backend]
 
@@ -804,7 +804,7 @@ def test_zombies_and_children_that_end_meanwhile_do_not_disturb(backend, child):
     os.waitpid(zombie.pid, 0)
 
 
-def test_one_thread_visits_the_children_however_many_measure():
+def test_one_thread_visits_the_children_for_all_measurements():
     with with_children(every=60) as ram:
         threads = samplers()
         with with_children():
@@ -857,7 +857,7 @@ class Spiky(Dataset):
 
 
 @forks_beside_threads
-def test_a_spike_in_a_loader_worker_that_ends_before_the_stop_is_found():
+def test_spike_in_a_worker_that_ends_before_stop_is_counted():
     before = base()
     with taken(300) as shared:
         loader = DataLoader(Spiky(shared), num_workers=2, multiprocessing_context="fork")
@@ -875,7 +875,7 @@ def test_a_spike_in_a_loader_worker_that_ends_before_the_stop_is_found():
 # What it takes
 
 
-def test_what_is_left_out_is_the_usual():
+def test_omitted_arguments_have_their_defaults():
     ram = MaxRAM()
     assert (ram.every, ram.include_children, ram.backend) == (1.0, False, "auto")
 
@@ -890,7 +890,7 @@ def test_fields_and_the_backend_in_use_can_not_be_changed():
     assert ram.used_backend == "kernel"
 
 
-def test_two_of_them_are_two():
+def test_measurements_are_never_equal():
     assert MaxRAM() != MaxRAM()
 
 
@@ -906,7 +906,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value", "rule"), WRONG, ids=stable_id)
-def test_what_is_wrong_is_named_with_its_rule_and_value(name, value, rule):
+def test_invalid_argument_error_has_rule_and_value(name, value, rule):
     with pytest.raises(ValueError, match=name) as raised:
         MaxRAM(**{name: value})
     assert f"`{name}` must be {rule}, got {value!r}; " in str(raised.value)
@@ -919,14 +919,14 @@ def test_unknown_and_positional_arguments_are_refused():
         MaxRAM(0.5)
 
 
-def test_one_that_was_refused_can_be_dropped():
+def test_refused_measurement_can_be_dropped():
     for _ in range(2):
         with pytest.raises(ValueError, match="every"):
             MaxRAM(every=0)
         gc.collect()
 
 
-def test_a_signal_handler_may_ask_for_the_peak_while_a_measurement_begins(monkeypatch):
+def test_signal_handler_may_query_while_a_measurement_starts(monkeypatch):
     outer, inner, told = MaxRAM(), MaxRAM(), []
 
     def too_late(*rest):
@@ -954,7 +954,7 @@ def test_a_signal_handler_may_ask_for_the_peak_while_a_measurement_begins(monkey
         signal.signal(signal.SIGALRM, before_alarm)
 
 
-def test_threads_finalizers_and_signals_at_once_leave_nothing_behind():
+def test_threads_finalizers_and_signals_leave_nothing_behind():
     began = gc.get_threshold()
     told, busy = [], []
     witness = MaxRAM(backend="sampler", every=0.002)

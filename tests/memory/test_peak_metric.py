@@ -44,7 +44,7 @@ def validate(engine):
     Validation(evaluator, batches_of(1), every_epochs=1).attach(engine)
 
 
-def test_what_has_no_names_can_be_attached_any_number_of_times():
+def test_metric_without_names_can_be_attached_repeatedly():
     class Nameless(PeakMetric):
         def attach_to(self, attachment):
             pass
@@ -65,7 +65,7 @@ def test_the_usual_names_are_those_of_the_documentation(engine):
 
 
 @pytest.mark.parametrize("metric", RAM_METRICS)
-def test_it_has_the_name_that_it_is_given(engine, metric):
+def test_metric_uses_the_given_name(engine, metric):
     validate(engine)
     metric(name="x").attach(engine)
     metric(name="y").attach(engine)
@@ -109,7 +109,7 @@ def test_a_name_that_is_taken_is_an_error_with_a_remedy(engine, first, second, n
     run(engine)
 
 
-def test_what_was_refused_does_nothing(engine):
+def test_refused_metric_does_nothing(engine):
     ExperienceMaxRAM(name="x").attach(engine)
     refused = EpochMaxRAM(name="x")
     with pytest.raises(ValueError, match="to one name, got 'x' twice"):
@@ -120,7 +120,7 @@ def test_what_was_refused_does_nothing(engine):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_one_handler_is_attached_to_an_engine_once_and_to_two_engines(metric):
+def test_handler_attaches_once_per_engine_to_several_engines(metric):
     metric, engine, other = metric(), plain_engine(), make_trainer()
     metric.attach(engine)
     with pytest.raises(ValueError, match="must not write to one name"):
@@ -149,7 +149,7 @@ def test_another_event_is_an_error_with_a_remedy(engine, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_it_is_no_callable(metric):
+def test_metric_cannot_be_called_or_added_at_an_event(metric):
     engine, trainer = plain_engine(), make_trainer()
     with pytest.raises(TypeError, match=f"{metric.__name__} acts on its own schedule: use attach"):
         metric()(engine)

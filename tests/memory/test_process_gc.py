@@ -36,7 +36,7 @@ def left(scope):
 
 
 @pytest.mark.parametrize("first_ends_first", [False, True])
-def test_of_two_overlapping_scopes_the_last_restores_automatic_collection(first_ends_first):
+def test_last_overlapping_scope_restores_automatic_collection(first_ends_first):
     scopes = [entered(automatic_collection_off()) for _ in range(2)]
     assert not gc.isenabled()
     left(scopes.pop(0 if first_ends_first else 1))
@@ -45,7 +45,7 @@ def test_of_two_overlapping_scopes_the_last_restores_automatic_collection(first_
     assert gc.isenabled()
 
 
-def test_what_was_off_before_stays_off():
+def test_collection_disabled_before_stays_disabled():
     gc.disable()
     try:
         with automatic_collection_off(), automatic_collection_off():
@@ -182,7 +182,7 @@ def test_a_forked_child_collects_its_own_garbage():
         assert gc.get_freeze_count() > 0
 
 
-def test_a_forked_child_that_leaves_the_scopes_of_its_parent_changes_nothing():
+def test_forked_child_leaving_parent_scopes_changes_nothing():
     scope = entered(automatic_collection_off())
 
     def leave():

@@ -30,7 +30,7 @@ def refused(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["auto", "kernel"])
-def test_here_the_kernel_is_asked(backend):
+def test_kernel_backend_is_used_here(backend):
     assert backend_in_use(backend) == "kernel"
     assert MaxRAM(backend=backend).used_backend == "kernel"
 
@@ -59,7 +59,7 @@ def test_where_the_kernel_refuses_auto_is_the_sampler():
 
 
 @pytest.mark.usefixtures("refused")
-def test_where_the_kernel_refuses_asking_for_it_is_an_error_with_reason_and_remedy():
+def test_refused_kernel_backend_is_error_with_reason_and_remedy():
     message = (
         '`backend` must be one that works here, got "kernel", and the high-water mark of this '
         f'process can not be reset ({REASON}): backend="auto" takes the sampler then'
@@ -80,7 +80,7 @@ def test_where_the_mark_does_not_fall_auto_is_the_sampler(monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_in_a_process_that_has_become_another_user_auto_is_the_sampler():
+def test_auto_is_the_sampler_after_changing_the_user():
     def in_child():
         os.setuid(65534)
         with MaxRAM(every=3600) as ram:
@@ -98,7 +98,7 @@ def test_in_a_process_that_has_become_another_user_auto_is_the_sampler():
 
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
 @pytest.mark.parametrize("include_children", [False, True])
-def test_what_is_measured_belongs_to_one_ledger_of_the_process_each(backend, include_children):
+def test_each_measurement_uses_the_process_wide_ledger(backend, include_children):
     parts = ram_measurements(backend, 0.5, include_children)
     owners = [ram_backends._OWN[backend], ram_backends._CHILDREN[backend]]
     assert [part.ledger for part in parts] == owners[: 1 + include_children]

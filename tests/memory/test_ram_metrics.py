@@ -156,7 +156,7 @@ def spiking_trainer(part, iteration, accumulation):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("part", ["forward", "backward", "step"])
-def test_a_spike_in_a_part_of_an_iteration_is_in_its_peak_and_in_no_other(part, accumulation):
+def test_spike_within_an_iteration_is_only_in_its_own_peak(part, accumulation):
     trainer = spiking_trainer(part, 4, accumulation)
     MinibatchMaxRAM().attach(trainer)
     peaks = peaks_at(trainer, Events.ITERATION_COMPLETED, MINIBATCH)
@@ -164,7 +164,7 @@ def test_a_spike_in_a_part_of_an_iteration_is_in_its_peak_and_in_no_other(part, 
     assert heights(peaks) == [0, 0, 0, 1, 0, 0]
 
 
-def test_a_spike_in_the_process_function_of_a_plain_engine_is_in_the_peak_of_its_iteration():
+def test_spike_in_a_plain_process_function_is_in_its_iteration():
     engine = engine_of("engine", in_iterations(2, 5))
     MinibatchMaxRAM().attach(engine)
     peaks = peaks_at(engine, Events.ITERATION_COMPLETED, MINIBATCH)
@@ -186,7 +186,7 @@ class SpikesWhenFetched(Dataset):
 
 
 @pytest.mark.parametrize("kind", ["engine", "trainer"])
-def test_the_fetching_of_data_is_in_the_peaks_of_epoch_and_run_and_of_no_iteration(kind):
+def test_data_fetching_counts_for_epoch_and_run_not_iteration(kind):
     engine = engine_of(kind)
     for metric in ram_usage_metrics(minibatch=True, epoch=True, experience=True):
         metric.attach(engine)
@@ -221,7 +221,7 @@ def test_each_third_iteration_is_measured_and_its_value_stays(kind):
         (ExperienceMaxRAM, Events.STARTED, Events.COMPLETED, EXPERIENCE),
     ],
 )
-def test_handlers_of_both_events_are_in_it_if_they_come_in_between(metric, began, ended, name):
+def test_peak_includes_handlers_between_the_events_of_its_span(metric, began, ended, name):
     engine = engine_of("engine")
     spiking = []
 
@@ -269,7 +269,7 @@ def test_each_epoch_has_a_peak_of_its_own():
     assert heights(peaks) == [0, 1, 0]
 
 
-def test_the_validation_at_its_end_is_not_in_an_epoch_and_one_in_its_middle_is():
+def test_epoch_includes_validation_in_its_middle_but_not_at_end():
     trainer = make_trainer()
     validated(trainer, every_epochs=1)
     EpochMaxRAM().attach(trainer)
@@ -296,7 +296,7 @@ def test_each_loader_of_an_evaluator_is_an_experience():
 
 
 @pytest.mark.parametrize("kind", ["engine", "trainer"])
-def test_each_run_has_a_peak_of_its_own_from_its_started_handlers_on(kind):
+def test_each_run_has_its_own_peak_from_started_handlers_on(kind):
     engine = engine_of(kind)
     ExperienceMaxRAM().attach(engine)
     peaks = peaks_at(engine, Events.COMPLETED, EXPERIENCE)
@@ -318,7 +318,7 @@ def in_runs(*numbers):
     return act
 
 
-def test_a_run_of_an_evaluator_that_was_interrupted_and_begins_anew_is_a_new_one():
+def test_evaluator_run_after_an_interruption_is_a_new_one():
     evaluator = create_supervised_evaluator(make_model())
     ExperienceMaxRAM().attach(evaluator)
 
@@ -337,7 +337,7 @@ def test_a_run_of_an_evaluator_that_was_interrupted_and_begins_anew_is_a_new_one
 
 
 @pytest.mark.parametrize("spiking", ["a", "b", None])
-def test_on_a_trainer_a_stream_is_a_whole_validation_with_all_its_loaders(spiking):
+def test_trainer_stream_is_a_whole_validation_over_all_loaders(spiking):
     trainer = engine_of("trainer", in_iterations(1, 2))
     data = {name: [*batches_of(1), ZEROS] if name == spiking else batches_of(2) for name in "ab"}
     validated(trainer, data, every_epochs=1)
@@ -392,7 +392,7 @@ def test_by_hand_a_stream_is_from_start_to_stop_over_several_runs():
     assert height(stream.result()) == 2
 
 
-def test_a_start_after_a_stop_begins_anew_and_a_second_start_goes_on():
+def test_start_after_stop_restarts_and_second_start_continues():
     stream = StreamMaxRAM()
     stream.start()
     spike(2)
@@ -438,7 +438,7 @@ def test_a_stream_that_was_started_and_forgotten_ends():
             left.stop()
 
 
-def test_what_was_started_by_hand_ends_when_it_is_attached():
+def test_attaching_ends_a_manual_measurement():
     stream = StreamMaxRAM()
     stream.start()
     engine = engine_of("engine")
@@ -502,7 +502,7 @@ def test_attached_together_each_has_the_spikes_of_its_own_time(event, iteration,
     assert {name: heights(of_kind) for name, of_kind in peaks.items()} == expected
 
 
-def test_a_lower_spike_within_and_a_higher_one_between_are_told_apart():
+def test_lower_inner_and_higher_outer_spikes_are_distinguished():
     trainer = engine_of("trainer", in_iterations(2))
     for metric in ram_usage_metrics(minibatch=True, epoch=True, experience=True):
         metric.attach(trainer)
@@ -540,7 +540,7 @@ def test_a_trainer_and_its_evaluator_are_measured_at_once():
     assert heights([metrics[f"val_a_{STREAM}"], metrics[f"val_b_{STREAM}"]]) == [1, 0]
 
 
-def test_on_two_engines_each_has_its_own_values_and_the_result_is_that_of_the_last():
+def test_two_engines_keep_own_values_and_result_is_last_attached():
     metric = ExperienceMaxRAM()
     first, second = engine_of("engine", in_iterations(1)), engine_of("engine")
     metric.attach(first)
@@ -615,7 +615,7 @@ def child_with(mib):
 
 @pytest.mark.parametrize("backend", ["auto", "kernel", "sampler"])
 @pytest.mark.parametrize("metric", METRICS)
-def test_children_are_in_it_if_asked_for(metric, backend):
+def test_peak_includes_children_if_requested(metric, backend):
     with child_with(100):
         peaks = []
         for include_children in (False, True):
@@ -680,7 +680,7 @@ def test_a_best_model_rule_goes_by_the_peak(tmp_path):
     assert best.name.startswith(f"model_2_{EPOCH}=-")
 
 
-def test_a_progress_bar_shows_it():
+def test_progress_bar_shows_the_peak():
     pytest.importorskip("tqdm")
     engine, shown = engine_of("engine"), io.StringIO()
     MinibatchMaxRAM().attach(engine)
@@ -770,7 +770,7 @@ def test_a_copy_of_one_that_has_measured_has_measured_nothing(metric, copied):
     ],
     ids=stable_id,
 )
-def test_what_is_asked_for_is_given_from_the_shortest_to_the_longest(asked, metrics):
+def test_requested_metrics_come_from_shortest_to_longest(asked, metrics):
     given = ram_usage_metrics(**dict.fromkeys(asked, True))
     assert [type(metric) for metric in given] == metrics
     assert [repr(metric) for metric in given] == [repr(metric()) for metric in metrics]
@@ -781,13 +781,13 @@ def test_all_arguments_are_passed_on():
         assert (metric.every, metric.include_children, metric.backend) == (0.5, True, "sampler")
 
 
-def test_they_are_handlers_for_the_factory():
+def test_ram_metrics_are_handlers_for_the_factory():
     trainer = make_trainer(batches_of(2), handlers=ram_usage_metrics(epoch=True, experience=True))
     trainer.run()
     assert heights(trainer.state.metrics.values()) == [0, 0]
 
 
-def test_none_asked_for_is_an_error():
+def test_requesting_no_metric_is_an_error():
     with pytest.raises(
         ValueError, match="`minibatch`, `epoch`, `experience` and `stream` must be True, got none"
     ):

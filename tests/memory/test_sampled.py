@@ -44,7 +44,7 @@ def test_a_reset_looks_and_forgets_what_was_before():
     assert [mark.read(), mark.read()] == [4, 5]
 
 
-def test_opening_again_forgets_too():
+def test_reopened_mark_forgets_its_peak():
     mark = mark_of(9, 4, 3)
     mark.open()
     assert mark.read() == 9
@@ -53,7 +53,7 @@ def test_opening_again_forgets_too():
     assert mark.read() == 4
 
 
-def test_what_is_resident_is_what_the_process_has_taken():
+def test_resident_memory_follows_what_the_process_allocates():
     before = resident()
     with taken(60):
         assert resident() - before == pytest.approx(60 * MIB, rel=0.01)
@@ -161,7 +161,7 @@ def _as_found():
     assert threading.enumerate() == before
 
 
-def test_it_acts_again_and_again_in_a_thread_of_its_own():
+def test_sampling_repeats_in_a_thread_of_its_own():
     calls, thrice = [], Event()
 
     def act():
@@ -176,14 +176,14 @@ def test_it_acts_again_and_again_in_a_thread_of_its_own():
     assert calls[0] is not threading.current_thread()
 
 
-def test_it_does_not_act_before_the_first_period_is_over():
+def test_no_sample_is_taken_before_the_first_period_ends():
     calls = []
     sampling = started(lambda: calls.append(1), 3600)
     in_time(sampling.stop)
     assert calls == []
 
 
-def test_it_waits_for_its_period_each_time(monkeypatch):
+def test_sampling_waits_for_its_period_each_time(monkeypatch):
     waited, twice = [], Event()
 
     class Telling(Event):
@@ -229,13 +229,13 @@ def test_stop_waits_until_the_call_that_goes_on_has_returned():
     assert ended == [True]
 
 
-def test_it_can_be_stopped_twice():
+def test_sampling_can_be_stopped_twice():
     sampling = started(int, 1e300)
     sampling.stop()
     in_time(sampling.stop)
 
 
-def test_it_can_be_stopped_from_within():
+def test_sampling_can_be_stopped_from_its_own_thread():
     begun, stopped = Event(), Event()
     samplings = []
 
@@ -251,7 +251,7 @@ def test_it_can_be_stopped_from_within():
     assert not samplings[0]._thread.is_alive()
 
 
-def test_its_thread_does_not_keep_the_process_alive():
+def test_sampling_thread_does_not_keep_the_process_alive():
     sampling = started(int, 3600)
     assert sampling._thread.daemon
     sampling.stop()
@@ -276,12 +276,12 @@ forgotten = Forgotten()
 """
 
 
-def test_one_that_is_stopped_while_the_interpreter_ends_does_not_hang():
+def test_thread_stopped_during_interpreter_exit_does_not_hang():
     told = program("-c", STOPPED_AT_THE_END_OF_THE_PROCESS, sampled_mark.__file__)
     assert told == "finalizing: True"
 
 
-def test_one_that_was_stopped_before_its_start_does_not_begin():
+def test_sampling_stopped_before_its_start_does_not_begin():
     before = names()
     sampling = Sampling(int, 3600)
     assert names() == before
@@ -290,7 +290,7 @@ def test_one_that_was_stopped_before_its_start_does_not_begin():
     assert names() == before
 
 
-def test_one_that_fails_is_told_once_and_the_others_are_taken(caplog):
+def test_failing_sample_is_logged_once_and_sampling_continues(caplog):
     calls, thrice = [], Event()
 
     def act():

@@ -65,7 +65,7 @@ def attach_all(engine, at_end):
 @pytest.mark.parametrize(
     ("first", "iterations"), [(200, 600), pytest.param(1000, 20_000, marks=pytest.mark.slow)]
 )
-def test_with_all_handlers_a_long_run_takes_no_more_than_a_short_one(first, iterations):
+def test_long_run_with_all_handlers_uses_no_more_memory(first, iterations):
     trainer = make_trainer(batches_of(100), accumulation=2)
     evaluator = create_supervised_evaluator(make_model())
     Validation(evaluator, {"a": batches_of(2), "b": batches_of(2)}, every_epochs=1).attach(trainer)

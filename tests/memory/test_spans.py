@@ -105,7 +105,7 @@ def run_out(engine, way):
 
 
 @pytest.mark.parametrize(("kind", "way"), WAYS_OF_KINDS)
-def test_after_any_way_out_what_was_broken_off_is_reported_and_nothing_is_left(kind, way):
+def test_every_way_out_reports_broken_spans_and_leaves_nothing(kind, way):
     def act(engine):
         if engine.state.iteration == 2:
             spike()
@@ -166,7 +166,7 @@ def test_a_failure_before_a_span_reports_nothing_of_it(kind, event):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_failure_broke_off_does_not_go_on_with_the_next_run(kind):
+def test_span_ended_by_a_failure_does_not_continue_in_next_run(kind):
     def act(engine):
         if engine.state.iteration == 2 and not failed:
             failed.append(True)
@@ -185,7 +185,7 @@ def test_what_a_failure_broke_off_does_not_go_on_with_the_next_run(kind):
     assert heights(engine.state.metrics.values()) == [0, 0, 0]
 
 
-def test_a_validation_that_fails_is_reported_and_the_next_begins_anew():
+def test_failed_validation_is_reported_and_next_starts_fresh():
     def evaluate():
         if not failed:
             failed.append(True)
@@ -231,7 +231,7 @@ def swallowing(act):
     return engine
 
 
-def test_after_a_failure_that_a_handler_swallows_the_next_span_begins_anew():
+def test_span_after_a_swallowed_failure_starts_fresh():
     def act(engine):
         if engine.state.iteration == 2:
             spike()
@@ -247,7 +247,7 @@ def test_after_a_failure_that_a_handler_swallows_the_next_span_begins_anew():
     assert height(engine.state.metrics[EXPERIENCE]) == 1
 
 
-def test_after_a_failure_that_a_handler_swallows_no_iteration_is_measured_that_is_not_due():
+def test_no_undue_iteration_is_measured_after_swallowed_failure():
     def act(engine):
         if engine.state.iteration == 3:
             raise ZeroDivisionError
@@ -281,7 +281,7 @@ def interrupted(kind, event, **filters):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_interrupted_span_goes_on_with_its_peak_and_without_what_was_in_between(kind):
+def test_interrupted_span_continues_without_the_pause_peak(kind):
     engine = interrupted(kind, Events.ITERATION_STARTED, once=2)
     peaks = peaks_at(engine, Events.ITERATION_COMPLETED, MINIBATCH)
     engine.run(batches_of(3), max_epochs=1)
@@ -318,7 +318,7 @@ def test_a_span_can_be_interrupted_again_and_again(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_span_that_was_open_at_one_interruption_does_not_go_on_after_the_next(kind):
+def test_next_interruption_does_not_continue_an_earlier_span(kind):
     engine = engine_of(kind)
     MinibatchMaxRAM().attach(engine)
     moments = [Events.ITERATION_STARTED, Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED]
@@ -387,7 +387,7 @@ def test_the_children_are_measured_on_after_an_interruption_too(backend):
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_removed_within_a_run_it_reports_what_it_was_measuring_and_no_more(kind, metric, backend):
+def test_removal_within_a_run_reports_only_the_open_span(kind, metric, backend):
     engine = engine_of(kind)
     Validation(lambda: None, at_start=True, every_steps=1).attach(engine)
     attachment = metric(backend=backend).attach(engine)
@@ -412,7 +412,7 @@ def test_removed_within_a_run_it_reports_what_it_was_measuring_and_no_more(kind,
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_removed_outside_of_a_run_it_measures_no_more(kind, metric):
+def test_removal_outside_a_run_stops_measuring(kind, metric):
     engine = engine_of(kind)
     with metric().attach(engine):
         engine.run(batches_of(2), max_epochs=1)
@@ -423,7 +423,7 @@ def test_removed_outside_of_a_run_it_measures_no_more(kind, metric):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_removed_while_it_is_interrupted_it_does_not_go_on(kind):
+def test_removal_while_interrupted_ends_the_measurement(kind):
     engine = engine_of(kind)
     attachments = attach_all(engine)
     engine.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: engine.interrupt())
@@ -436,7 +436,7 @@ def test_removed_while_it_is_interrupted_it_does_not_go_on(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attached_while_it_is_interrupted_it_measures_what_begins_from_then_on(kind):
+def test_attached_while_interrupted_it_measures_later_spans(kind):
     engine = engine_of(kind)
     engine.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: engine.interrupt())
     engine.run(batches_of(2), max_epochs=1)
@@ -449,7 +449,7 @@ def test_attached_while_it_is_interrupted_it_measures_what_begins_from_then_on(k
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_attached_as_the_first_within_a_run_it_can_be_removed_in_it(metric):
+def test_first_attachment_within_a_run_can_be_removed_in_it(metric):
     engine = engine_of("engine", in_iterations(4, act=lambda: attachments[0].remove()))
     attachments = []
     engine.add_event_handler(
@@ -461,7 +461,7 @@ def test_attached_as_the_first_within_a_run_it_can_be_removed_in_it(metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_removed_by_an_earlier_handler_of_the_event_at_which_it_begins_it_does_not(kind, metric):
+def test_removal_by_an_earlier_handler_prevents_the_span(kind, metric):
     engine = engine_of(kind)
     Validation(lambda: None, every_steps=1).attach(engine)
     attachments = []
@@ -478,7 +478,7 @@ def test_removed_by_an_earlier_handler_of_the_event_at_which_it_begins_it_does_n
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attached_within_a_run_it_measures_from_then_on(kind):
+def test_attached_within_a_run_measures_from_then_on(kind):
     engine = engine_of(kind, in_iterations(3))
     EpochMaxRAM(name="first").attach(engine)  # an engine of Ignite's has its scopes from now on
     peaks = []
@@ -497,7 +497,7 @@ def test_attached_within_a_run_it_measures_from_then_on(kind):
     assert height(engine.state.metrics[EPOCH]) == 0
 
 
-def test_attached_as_the_first_within_a_run_of_ignites_engine_a_failure_leaves_nothing():
+def test_failure_after_attaching_within_a_run_leaves_nothing():
     engine = engine_of("engine", in_iterations(2, act=lambda: 1 / 0))
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: attach_all(engine))
     with pytest.raises(ZeroDivisionError):
@@ -512,7 +512,7 @@ def test_a_validation_by_hand_that_fails_leaves_nothing():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_engine_is_kept(kind):
+def test_metrics_keep_no_engine_alive(kind):
     engine = engine_of(kind)
     metrics = [metric() for metric in (*METRICS, MaxDeviceMemory)]
     attachments = [metric.attach(engine) for metric in metrics]
@@ -527,7 +527,7 @@ def test_no_engine_is_kept(kind):
 
 
 @pytest.mark.parametrize("metric", [*METRICS, MaxDeviceMemory])
-def test_no_handler_is_kept(metric):
+def test_metrics_are_not_kept_alive(metric):
     engine, metric = engine_of("engine"), metric()
     metric.attach(engine)
     engine.run([0])

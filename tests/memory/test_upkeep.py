@@ -42,14 +42,14 @@ def moments_of(engine, handler, **run):
     ],
     ids=stable_id,
 )
-def test_on_a_trainer_it_acts_on_the_schedules_and_once_where_both_are_due(schedules, expected):
+def test_acts_on_schedules_and_once_where_both_are_due(schedules, expected):
     trainer = make_trainer(batches_of(6), accumulation=2)
     handler = Noting(**schedules)
     assert moments_of(trainer, handler, max_epochs=2) == expected
     assert moments_of(trainer, handler, max_epochs=2) == expected
 
 
-def test_a_run_that_ends_where_the_one_before_ended_is_acted_on_too():
+def test_second_run_with_the_same_counters_is_acted_on_too():
     trainer = make_trainer(batches_of(2))
     Noting(every_epochs=1).attach(trainer)
     for _ in range(2):
@@ -63,7 +63,7 @@ def test_without_an_optimizer_step_a_step_is_an_iteration():
     assert moments_of(engine, handler, data=[0] * 5, max_epochs=2) == [(1, 4), (2, 8)]
 
 
-def test_where_both_are_due_it_acts_when_the_gradients_are_cleared():
+def test_handler_due_by_both_schedules_acts_at_gradients_cleared():
     trainer = make_trainer(batches_of(2))
     acted = trainer.state.metrics["acted"] = []
     seen = []

@@ -92,7 +92,7 @@ def assert_norms(norms, expected):
 
 @pytest.mark.parametrize("path", ["plain", "accelerate", "scaler"])
 @pytest.mark.parametrize("limits", LIMITS)
-def test_clips_the_whole_gradient_once_a_window_and_keeps_the_norm_before(limits, path):
+def test_clips_once_per_window_and_reports_the_norm_before(limits, path):
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if path == "scaler" else None
     trainer = make_trainer(limits, scaler=scaler)
     trainer._optimizer_step.prepared.is_plain = path == "plain"
@@ -105,7 +105,7 @@ def test_clips_the_whole_gradient_once_a_window_and_keeps_the_norm_before(limits
 
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("limits", LIMITS)
-def test_clips_on_a_hand_made_engine(limits, accumulate):
+def test_clips_on_a_plain_ignite_engine(limits, accumulate):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = accelerator.prepare(make_model(dropout=0))
 
@@ -124,7 +124,7 @@ def test_clips_on_a_hand_made_engine(limits, accumulate):
 
 
 @pytest.mark.parametrize("limits", [{"max_norm": 0.2}, {"clip_value": 0.02}])
-def test_clipping_comes_before_the_handlers_of_the_user_and_after_those_attached_before_it(limits):
+def test_clipping_runs_after_earlier_and_before_later_handlers(limits):
     trainer = make_trainer({})
     largest = []
 
@@ -192,7 +192,7 @@ def test_the_gradient_of_a_frozen_parameter_does_not_count():
     assert_norms(*norms)
 
 
-def test_the_norm_is_a_tensor_in_the_metrics_and_clipping_by_value_computes_none():
+def test_norm_is_a_tensor_metric_only_when_clipping_by_norm():
     trainer = make_trainer({"max_norm": 0.2})
     trainer.run()
     norm = trainer.state.metrics["grad_norm"]
@@ -219,7 +219,7 @@ def test_the_overflow_of_a_scaler_is_not_hidden_by_clipping():
 
 
 @pytest.mark.parametrize("limits", [{"max_norm": 0.2}, {"clip_value": 0.02}])
-def test_in_half_precision_gradients_are_not_unscaled_a_second_time(limits):
+def test_half_precision_gradients_are_unscaled_only_once(limits):
     trainer = make_trainer(limits, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     # As Accelerator(mixed_precision="fp16") has it, but for the rounding of its forward pass.
     trainer.accelerator.native_amp = True
@@ -229,7 +229,7 @@ def test_in_half_precision_gradients_are_not_unscaled_a_second_time(limits):
     assert torch.equal(weights(trainer.model), by_hand(limits)[0])
 
 
-def test_it_may_act_at_another_event_of_the_users_choice():
+def test_clipping_can_be_attached_at_another_event():
     trainer = make_trainer({})
     GradientClipping(clip_value=0.02).attach(trainer, TrainEvents.OPTIMIZER_STEP_STARTED(every=2))
     largest = []
@@ -253,7 +253,7 @@ def test_a_second_clipper_is_an_error_when_it_is_attached():
         make_trainer({"max_norm": 1.0}, handlers=[GradientClipping(max_norm=1.0)])
 
 
-def test_it_clips_for_the_optimizer_step_that_has_taken_the_place_of_another():
+def test_clips_for_a_replacement_optimizer_step():
     accelerator = Accelerator(cpu=True)
     model = make_model(dropout=0)
     first, second = (OptimizerStep(accelerator, make_sgd(model)) for _ in range(2))
@@ -283,7 +283,7 @@ def test_a_clipper_may_follow_one_that_was_removed():
     assert torch.equal(weights(trainer.model), by_hand({"max_norm": 0.2})[0])
 
 
-def test_without_an_optimizer_step_it_is_an_error():
+def test_clipping_without_an_optimizer_step_is_an_error():
     engine = Engine(lambda engine, batch: None)
     message = r"`engine` must have an OptimizerStep .*: attach OptimizerStep\("
     with pytest.raises(ValueError, match=message):
@@ -324,5 +324,5 @@ def test_misspelt_and_positional_arguments_are_errors():
         GradientClipping(1.0)
 
 
-def test_two_equal_clippers_are_two():
+def test_clippers_with_equal_limits_are_not_equal():
     assert GradientClipping(max_norm=1.0) != GradientClipping(max_norm=1.0)

@@ -74,7 +74,7 @@ def make_step(lr_scheduler, optimizer=None):
         lambda optimizer: OneCycleLR(optimizer, max_lr=0.5, total_steps=5),
     ],
 )
-def test_a_callable_makes_the_scheduler_from_the_prepared_optimizer(make_scheduler, is_plain):
+def test_scheduler_callable_gets_the_prepared_optimizer(make_scheduler, is_plain):
     given = []
 
     def make(optimizer):
@@ -95,7 +95,7 @@ def test_a_callable_makes_the_scheduler_from_the_prepared_optimizer(make_schedul
 
 @pytest.mark.parametrize("is_plain", [True, False])
 @pytest.mark.parametrize("built_on", ["raw", "prepared"])
-def test_a_scheduler_on_the_raw_or_the_prepared_optimizer_moves_once_a_step(built_on, is_plain):
+def test_scheduler_on_raw_or_prepared_optimizer_moves_each_step(built_on, is_plain):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = make_model(dropout=0)
     optimizer = make_sgd(model)
@@ -141,7 +141,7 @@ def test_a_scheduler_prepared_with_accelerate_is_used_as_it_is(scheduler_at, exp
     assert accelerator._schedulers == [scheduler]
 
 
-def test_by_step_it_moves_after_the_step_and_before_its_handlers():
+def test_step_scheduler_moves_after_the_step_before_its_handlers():
     trainer = make_trainer(halving)
     optimizer = trainer.optimizer
     assert record_lr(trainer, TrainEvents.OPTIMIZER_STEP_STARTED, optimizer) == []
@@ -152,7 +152,7 @@ def test_by_step_it_moves_after_the_step_and_before_its_handlers():
     assert completed == [0.1, 0.05]
 
 
-def test_by_epoch_it_moves_before_the_epoch_handlers_of_the_user_and_validation():
+def test_epoch_scheduler_precedes_epoch_handlers_and_validation():
     validated = []
 
     def validate():
@@ -166,7 +166,7 @@ def test_by_epoch_it_moves_before_the_epoch_handlers_of_the_user_and_validation(
     assert at_epoch == validated == [0.1, 0.05]
 
 
-def test_by_epoch_it_moves_at_the_end_of_an_epoch_of_a_hand_made_engine():
+def test_epoch_scheduler_moves_at_epoch_end_of_a_plain_engine():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = make_model(dropout=0)
 
@@ -259,7 +259,7 @@ def test_the_remedy_for_a_scheduler_of_ignite_works():
         (lambda optimizer: LinearCyclicalScheduler(optimizer, "lr", 0, 1, 10), "LinearCyclical"),
     ],
 )
-def test_what_is_and_makes_no_scheduler_is_refused(given, kind):
+def test_object_that_is_no_scheduler_is_refused(given, kind):
     message = rf"`lr_scheduler` must be a torch\S* .*got .*{kind}.*: (pass StepLR|.*attach it with)"
     with pytest.raises(TypeError, match=message):
         make_step(given)
@@ -272,7 +272,7 @@ def test_scheduler_at_must_be_step_or_epoch():
         make_trainer(halving, "batch")
 
 
-def test_a_class_that_needs_more_than_the_optimizer_says_how_to_give_it():
+def test_class_needing_more_arguments_is_refused_with_a_remedy():
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"StepLR needs more .*pass lambda optimizer: StepLR\("):
         scheduler_for(optimizer, torch.optim.lr_scheduler.StepLR)

@@ -174,7 +174,7 @@ def test_n_batches_make_ceil_of_n_over_accumulation_steps_an_epoch(accumulation,
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])
-def test_a_short_window_steps_once_with_the_gradient_of_the_mean_of_its_losses(left):
+def test_short_window_steps_once_with_the_mean_loss_gradient(left):
     batches = make_batches(4 + left)
     trainer = make_trainer(batches, accumulation=4)
     gradients = []
@@ -225,7 +225,7 @@ DATA = {
     ("accumulation", "batches"), [(1, 3), (2, 4), (2, 5), (4, 8), (4, 6), (4, 2), (3, 5)]
 )
 @pytest.mark.parametrize("kind", DATA)
-def test_a_hand_made_engine_trains_as_the_plain_loop_does(kind, accumulation, batches, accumulate):
+def test_plain_engine_trains_like_the_plain_loop(kind, accumulation, batches, accumulate):
     made = make_engine(accumulation, accumulate=accumulate)
     data = DATA[kind](batches, made.accelerator)
     made.engine.run(data, max_epochs=2)
@@ -241,7 +241,7 @@ def test_a_hand_made_engine_trains_as_the_plain_loop_does(kind, accumulation, ba
 
 @pytest.mark.parametrize("is_plain", [True, False])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_the_short_window_of_a_generator_steps_when_the_epoch_completes(accumulate, is_plain):
+def test_short_window_of_a_generator_steps_at_epoch_end(accumulate, is_plain):
     made = make_engine(4, accumulate=accumulate)
     made.step.prepared.is_plain = is_plain
     after_iteration = []
@@ -277,7 +277,7 @@ def test_a_window_closes_where_data_epoch_or_run_end(accumulation, batches, limi
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("kind", ["list", "prepared loader", "feed of a prepared loader"])
 @pytest.mark.parametrize(("accumulation", "batches", "limits", "windows"), CLOSING)
-def test_a_window_closes_where_data_epoch_or_run_of_a_hand_made_engine_end(
+def test_plain_engine_window_closes_at_end_of_data_epoch_or_run(
     accumulation, batches, limits, windows, kind, accumulate
 ):
     made = make_engine(accumulation, accumulate=accumulate)
@@ -289,7 +289,7 @@ def test_a_window_closes_where_data_epoch_or_run_of_a_hand_made_engine_end(
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_gradients_are_synchronized_in_the_closing_batch_of_a_window_only(accumulate):
+def test_gradients_sync_only_in_the_closing_batch_of_a_window(accumulate):
     seen = []
     made = make_engine(4, accumulate=accumulate)
     for event in (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED):
@@ -337,7 +337,7 @@ def test_a_stop_of_a_trainer_drops_the_open_window(stop, windows, is_plain):
 
 @pytest.mark.parametrize("is_plain", [True, False])
 @pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
-def test_terminate_drops_the_open_window_of_a_hand_made_engine(kind, is_plain):
+def test_terminate_drops_the_open_window_of_a_plain_engine(kind, is_plain):
     made = make_engine(4)
     made.step.prepared.is_plain = is_plain
     data = DATA[kind](8, made.accelerator)
@@ -353,7 +353,7 @@ def test_terminate_drops_the_open_window_of_a_hand_made_engine(kind, is_plain):
 
 
 @pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
-def test_terminate_epoch_drops_the_open_window_and_the_next_epoch_has_whole_ones(kind):
+def test_windows_are_whole_in_the_epoch_after_terminate_epoch(kind):
     made = make_engine(4)
     data = DATA[kind](6, made.accelerator)
     made.engine.add_event_handler(
@@ -366,7 +366,7 @@ def test_terminate_epoch_drops_the_open_window_and_the_next_epoch_has_whole_ones
 
 
 @pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
-def test_a_finished_hand_made_engine_runs_anew_and_counts_anew(kind):
+def test_finished_plain_engine_restarts_its_counters(kind):
     made = make_engine(4)
     data = DATA[kind](6, made.accelerator)
     for _ in range(2):
@@ -378,7 +378,7 @@ def test_a_finished_hand_made_engine_runs_anew_and_counts_anew(kind):
 
 
 @pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
-def test_a_hand_made_engine_that_goes_on_to_more_epochs_counts_on(kind):
+def test_plain_engine_continued_to_more_epochs_counts_on(kind):
     made = make_engine(4)
     data = DATA[kind](6, made.accelerator)
     made.engine.run(data)
@@ -389,7 +389,7 @@ def test_a_hand_made_engine_that_goes_on_to_more_epochs_counts_on(kind):
     assert torch.equal(weights(made.model), by_windows(windows, make_batches(6)))
 
 
-def test_a_hand_made_engine_resumed_within_an_epoch_closes_the_window_in_its_last_iteration():
+def test_plain_engine_resumed_mid_epoch_closes_its_last_window():
     made = make_engine(4)
     data = make_batches(6)
     made.engine.run(data)
@@ -408,7 +408,7 @@ def test_a_hand_made_engine_resumed_within_an_epoch_closes_the_window_in_its_las
 
 
 @pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
-def test_a_hand_made_engine_that_goes_on_after_terminate_has_whole_windows(kind):
+def test_windows_are_whole_on_a_plain_engine_after_terminate(kind):
     made = make_engine(4)
     data = DATA[kind](6, made.accelerator)
     made.engine.add_event_handler(
@@ -424,7 +424,7 @@ def test_a_hand_made_engine_that_goes_on_after_terminate_has_whole_windows(kind)
 
 @pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
 @pytest.mark.parametrize("error", [ZeroDivisionError("now"), KeyboardInterrupt(), SystemExit(3)])
-def test_a_failure_drops_the_open_window_and_a_further_run_has_whole_ones(error, kind):
+def test_failure_drops_the_open_window_before_the_next_run(error, kind):
     def fail(engine, batch):
         if engine.state.iteration == 6 and not failed:
             failed.append(True)
@@ -468,7 +468,7 @@ def test_a_failure_that_a_handler_swallows_makes_no_step(iteration):
         (TrainEvents.OPTIMIZER_STEP_COMPLETED, [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]),
     ],
 )
-def test_after_a_failure_around_the_step_that_a_handler_swallows_windows_are_whole(event, windows):
+def test_windows_are_whole_after_a_swallowed_step_failure(event, windows):
     def fail(engine):
         failing.remove()
         raise ZeroDivisionError
@@ -480,7 +480,7 @@ def test_after_a_failure_around_the_step_that_a_handler_swallows_windows_are_who
     assert torch.equal(weights(made.model), by_windows(windows, make_batches(8)))
 
 
-def test_an_interrupted_hand_made_engine_goes_on_within_its_window():
+def test_interrupted_plain_engine_continues_within_its_window():
     made = make_engine(4)
     data = make_batches(6)
     made.engine.add_event_handler(
@@ -508,7 +508,7 @@ def test_accumulation_may_change_from_window_to_window():
 
 
 @pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 5])
-def test_max_steps_stops_right_after_that_step_and_leaves_no_half_window(max_steps):
+def test_max_steps_stops_after_that_step_without_a_half_window(max_steps):
     batches = make_batches(6)
     trainer = make_trainer(batches, accumulation=4)
     trainer.run(max_steps=max_steps)
@@ -529,9 +529,7 @@ def test_max_steps_stops_right_after_that_step_and_leaves_no_half_window(max_ste
         ({}, 2, "max_epochs"),
     ],
 )
-def test_the_limit_that_comes_first_ends_the_run_and_without_one_it_is_an_epoch(
-    limits, steps, reason
-):
+def test_first_limit_ends_the_run_and_the_default_is_one_epoch(limits, steps, reason):
     trainer = make_trainer(make_batches(6), accumulation=4)
     trainer.run(**limits)
     assert trainer.state.optimizer_step == steps
@@ -564,7 +562,7 @@ def overflowing(count, *numbers):
     return [(x, y * torch.inf) if n in numbers else (x, y) for n, (x, y) in enumerate(batches)]
 
 
-def test_an_overflow_of_the_real_scaler_skips_the_step_and_the_next_window_works():
+def test_scaler_overflow_skips_the_step_but_not_the_next_window():
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     batches = overflowing(8, 3)
     trainer = make_trainer(
@@ -614,7 +612,7 @@ def test_skipped_steps_leave_no_trace(accumulation, batches, skipped):
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_a_hand_made_engine_skips_too(accumulate):
+def test_overflow_skips_the_step_on_a_plain_engine(accumulate):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     accelerator.scaler = FakeScaler(2)
     model = accelerator.prepare(make_model(dropout=0))
@@ -662,7 +660,7 @@ def test_gradients_are_unscaled_for_the_handlers_before_the_step():
     assert all(map(torch.equal, *gradients))
 
 
-def test_after_a_failure_between_unscaling_and_step_the_scaler_goes_on():
+def test_scaler_continues_after_a_failure_before_the_step():
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     batches = make_batches(4)
     trainer = make_trainer(batches, accumulation=2, scaler=scaler)
@@ -683,7 +681,7 @@ def test_after_a_failure_between_unscaling_and_step_the_scaler_goes_on():
 
 
 @pytest.mark.parametrize("is_plain", [True, False])
-def test_handlers_around_the_step_see_old_and_new_parameters_and_the_gradient(is_plain):
+def test_step_handlers_see_old_and_new_parameters_and_gradient(is_plain):
     batches = make_batches(3)
     trainer = make_trainer(
         batches, accumulation=2, lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.5)
@@ -799,7 +797,7 @@ def test_a_handler_that_removes_itself_skips_no_other(event):
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_a_handler_that_adds_one_doubles_no_other_and_the_new_one_waits_for_its_turn(event):
+def test_handler_added_while_firing_waits_and_doubles_no_other(event):
     trainer = make_trainer(make_batches(1))
     called = []
 
@@ -833,7 +831,7 @@ def test_a_handler_that_removes_another_keeps_the_others_turns(event):
 # -- attaching ----------------------------------------------------------------------------------
 
 
-def test_attached_after_other_handlers_of_iteration_completed_it_warns():
+def test_attaching_after_iteration_completed_handlers_warns():
     accelerator = Accelerator(cpu=True)
     engine = Engine(lambda engine, batch: None)
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: None)
@@ -870,7 +868,7 @@ def test_a_removed_optimizer_step_steps_no_more():
     assert torch.equal(weights(made.model), weights(make_model()))
 
 
-def test_it_can_not_be_attached_at_an_event():
+def test_optimizer_step_cannot_be_attached_at_an_event():
     made = make_engine(1)
     step = OptimizerStep(made.accelerator, make_sgd(made.model))
     with pytest.raises(ValueError, match=r"`event` must be left out, got .*accumulation"):
@@ -911,9 +909,7 @@ def test_an_optimizer_that_is_prepared_already_is_used_as_it_is():
 @pytest.mark.parametrize(
     ("batches", "accumulation", "sizes"), [(7, 3, [3, 3, 1]), (4, 4, [4]), (3, 1, [1, 1, 1])]
 )
-def test_windows_are_as_long_as_the_data_allows_and_known_when_they_open(
-    batches, accumulation, sizes
-):
+def test_window_sizes_follow_the_data_and_are_known_at_opening(batches, accumulation, sizes):
     trainer, seen = make_trainer(batches_of(batches), accumulation=accumulation), []
     window = trainer._optimizer_step.window
 
@@ -931,7 +927,7 @@ def test_windows_are_as_long_as_the_data_allows_and_known_when_they_open(
     ("event", "taken", "steps"),
     [(Events.ITERATION_STARTED(once=3), 2, 2), (Events.ITERATION_COMPLETED(once=3), 3, 2)],
 )
-def test_an_optimizer_step_that_goes_within_its_own_event_does_nothing_more(event, taken, steps):
+def test_step_removed_within_its_own_event_does_nothing_more(event, taken, steps):
     trainer = make_trainer(batches_of(5))
     step = trainer._optimizer_step
     trainer.add_event_handler(event, lambda: step.attachment.remove())

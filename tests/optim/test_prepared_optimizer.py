@@ -54,7 +54,7 @@ def test_what_splits_or_compiles_the_model_takes_accelerates_path(kind):
 
 
 @pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU"])
-def test_where_each_process_has_the_whole_model_the_plain_path_is_taken(kind):
+def test_replicated_model_takes_the_plain_path(kind):
     accelerator = Accelerator(cpu=True, device_placement=False)
     accelerator.state.distributed_type = DistributedType[kind]
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
@@ -112,7 +112,7 @@ def test_gradients_are_cleared_within_a_window_too(is_plain):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_step_that_is_not_to_be_leaves_the_scaler_ready_and_its_factor_as_it_was():
+def test_step_not_taken_leaves_the_scaler_ready_and_unchanged():
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
     model, prepared = make(scaler=scaler)
     for _ in range(2):

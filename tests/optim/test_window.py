@@ -33,7 +33,7 @@ def go_over(batches, full_size, left_of):
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12))
-def test_n_batches_make_ceil_of_n_over_the_size_windows_that_sum_to_n(batches, full_size):
+def test_n_batches_make_ceil_n_over_size_windows_summing_to_n(batches, full_size):
     window, sizes, told = go_over(batches, full_size, lambda left: left)
     assert len(sizes) == -(-batches // full_size)
     assert sum(sizes) == batches
@@ -46,7 +46,7 @@ def test_n_batches_make_ceil_of_n_over_the_size_windows_that_sum_to_n(batches, f
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12))
-def test_where_only_the_last_batch_is_known_the_windows_are_the_same(batches, full_size):
+def test_windows_are_the_same_if_only_the_last_batch_is_known(batches, full_size):
     _, known, _ = go_over(batches, full_size, lambda left: left)
     _, sizes, told = go_over(batches, full_size, lambda left: 1 if left == 1 else None)
     assert sizes == known
@@ -133,7 +133,7 @@ def test_a_prepared_loader_tells_its_last_batch():
     loader.end()
 
 
-def test_after_terminate_epoch_the_place_in_the_epoch_is_counted_from_its_start():
+def test_batches_left_are_right_after_terminate_epoch():
     engine = Engine(lambda engine, batch: None)
     told = record_batches_left(engine)
     engine.add_event_handler(
@@ -152,7 +152,7 @@ def test_a_resumed_engine_begins_where_its_state_says(iteration, expected):
     assert told == expected
 
 
-def test_without_any_limit_nothing_is_told():
+def test_batches_left_are_unknown_without_any_limit():
     state = SimpleNamespace(
         dataloader=WithoutLength([]), epoch_length=None, max_iters=None, iteration=1
     )
@@ -173,7 +173,7 @@ def stepping():
     return engine
 
 
-def test_the_state_says_of_each_iteration_whether_it_made_a_step(stepping):
+def test_step_committed_marks_the_iterations_with_a_step(stepping):
     before, after = [], []
     for event, seen in ((Events.ITERATION_STARTED, before), (Events.ITERATION_COMPLETED, after)):
         stepping.add_event_handler(

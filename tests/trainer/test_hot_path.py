@@ -101,7 +101,7 @@ def make_trainer(data, **arguments):
 @pytest.mark.parametrize("kind", ["loader", "list", "iterator"])
 @pytest.mark.parametrize("clip", [{"max_norm": 0.1}, {"clip_value": 0.1}])
 @pytest.mark.parametrize("accumulation", [1, 2, 7])
-def test_nothing_on_the_path_of_an_iteration_waits(accumulation, clip, kind, is_plain, waits):
+def test_iteration_does_not_synchronize_with_the_device(accumulation, clip, kind, is_plain, waits):
     trainer = make_trainer(
         make_data(kind),
         accelerator=Accelerator(cpu=True, gradient_accumulation_steps=accumulation),
@@ -118,7 +118,7 @@ def test_nothing_on_the_path_of_an_iteration_waits(accumulation, clip, kind, is_
     assert counted == {}
 
 
-def test_what_a_validation_brings_into_the_metrics_is_not_waited_for(waits):
+def test_validation_metrics_do_not_synchronize_with_the_device(waits):
     trainer = make_trainer(
         make_data("list"),
         accelerator=Accelerator(cpu=True),
@@ -131,7 +131,7 @@ def test_what_a_validation_brings_into_the_metrics_is_not_waited_for(waits):
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_nothing_on_the_path_of_a_hand_made_engine_waits(accumulate, waits):
+def test_plain_engine_does_not_synchronize_with_the_device(accumulate, waits):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = accelerator.prepare(make_model())
 
@@ -173,7 +173,7 @@ def reduce_without_a_group(loss):
         ("all_reduce", reduce_without_a_group),
     ],
 )
-def test_the_counter_sees_what_waits(name, wait, waits):
+def test_counter_detects_device_synchronization(name, wait, waits):
     trainer = make_trainer(make_data("list"), accelerator=Accelerator(cpu=True))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: wait(engine.state.output))
     counted = waits(trainer)

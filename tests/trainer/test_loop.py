@@ -156,7 +156,7 @@ def test_an_epoch_that_has_not_begun_can_not_be_ended(event):
     assert_clean(trainer)
 
 
-def test_the_length_of_an_ended_epoch_is_not_taken_for_that_of_the_data():
+def test_length_of_terminated_epoch_is_not_the_data_length():
     trainer = make_trainer()
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.terminate_epoch)
     lengths = []
@@ -289,7 +289,7 @@ def rethrow(seen):
     ],
     ids=lambda place: getattr(place, "name", place),
 )
-def test_a_failure_leaves_run_as_it_was_raised_and_nothing_happens_on_the_way(place, error):
+def test_failure_leaves_run_unchanged_without_side_effects(place, error):
     validation = Validation(lambda: None, every_steps=1, every_epochs=1, at_start=True)
     trainer = make_trainer(batches_of(4), accumulation=2, validation=validation)
     if place == "loss":
@@ -344,9 +344,7 @@ PLACES = [
 @pytest.mark.parametrize("make_data", DATA.values(), ids=DATA)
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: getattr(place, "name", place))
-def test_after_a_failure_in_any_batch_training_goes_on_to_the_weights_of_the_unbroken_run(
-    place, accumulation, make_data
-):
+def test_failure_in_any_batch_does_not_change_final_weights(place, accumulation, make_data):
     expected, unbroken = trained(make_data, accumulation=accumulation)
     failed = 0
     for number in range(1, 11):
@@ -384,9 +382,7 @@ def is_of_step(place):
     ],
     ids=lambda event: event.name,
 )
-def test_after_a_failure_between_batches_training_goes_on_to_the_same_weights(
-    event, accumulation, make_data
-):
+def test_failure_between_batches_does_not_change_final_weights(event, accumulation, make_data):
     expected, unbroken = trained(make_data, accumulation=accumulation)
     count = []
     record_all = make_trainer(make_data(), accumulation=accumulation)
@@ -483,7 +479,7 @@ def test_a_generator_that_stops_at_a_step_boundary_loses_nothing():
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_a_validation_that_waited_when_a_failure_came_is_not_done_by_the_next_run(number):
+def test_validation_pending_at_a_failure_is_not_done_later(number):
     validation = Validation(lambda: None, every_steps=1)
     trainer, validated = make_trainer(batches_of(4), validation=validation), []
     trainer.add_event_handler(
@@ -498,7 +494,7 @@ def test_a_validation_that_waited_when_a_failure_came_is_not_done_by_the_next_ru
     assert validated == [each for each in range(1, 9) if each != number]
 
 
-def test_other_data_after_a_stop_begins_at_its_beginning_even_if_it_fails():
+def test_new_data_after_a_stop_starts_over_even_if_it_fails():
     new = batches_of(4)
     trainer, order = make_trainer(), []
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.terminate)
@@ -515,7 +511,7 @@ def test_other_data_after_a_stop_begins_at_its_beginning_even_if_it_fails():
 
 @pytest.mark.parametrize("leave", [Engine.terminate, lambda engine: 1 / 0], ids=["stop", "failure"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_data_set_just_before_the_run_ends_is_begun_at_its_beginning(leave, accumulation):
+def test_data_set_just_before_the_run_ends_starts_over(leave, accumulation):
     new, order = batches_of(6), []
     trainer = make_trainer(batches_of(6), accumulation=accumulation)
 
@@ -539,7 +535,7 @@ def test_data_set_just_before_the_run_ends_is_begun_at_its_beginning(leave, accu
 @pytest.mark.parametrize(
     "event", [Events.STARTED, Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED, Events.COMPLETED]
 )
-def test_a_handler_of_exception_raised_is_called_once_and_ends_the_run_by_returning(event):
+def test_exception_raised_handler_is_called_once_and_ends_run(event):
     error, seen = Failure(), []
     trainer = make_trainer(batches_of(3))
     trainer.add_event_handler(event, fail_once(error))
@@ -559,7 +555,7 @@ def test_a_handler_of_exception_raised_is_called_once_and_ends_the_run_by_return
     assert_clean(trainer)
 
 
-def test_a_handler_of_exception_raised_that_raises_again_passes_the_same_object():
+def test_reraising_exception_handler_passes_the_same_object():
     error, seen = Failure(), []
     trainer = make_trainer(batches_of(3))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, fail_once(error))
@@ -596,7 +592,7 @@ def test_exception_raised_fires_inside_the_open_scopes():
     assert trainer.state.iteration == 2
 
 
-def test_a_handler_of_exception_raised_that_was_removed_swallows_nothing():
+def test_removed_exception_handler_swallows_nothing():
     error = Failure()
     trainer = make_trainer(batches_of(3))
     trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: None).remove()
@@ -632,9 +628,7 @@ def test_after_a_swallowed_failure_training_goes_on():
     ],
     ids=lambda event: event.name,
 )
-def test_a_run_that_is_stopped_at_any_batch_ends_in_the_weights_of_one_that_is_not(
-    event, accumulation, make_data
-):
+def test_stop_at_any_batch_does_not_change_final_weights(event, accumulation, make_data):
     expected, unbroken = trained(make_data, accumulation=accumulation)
     for number in range(1, 11):
         seed()
@@ -656,7 +650,7 @@ def test_a_run_that_is_stopped_at_any_batch_ends_in_the_weights_of_one_that_is_n
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_with_randomness_in_model_and_data_a_stop_at_a_step_boundary_changes_no_bit(accumulation):
+def test_stop_at_a_step_boundary_is_exact_despite_randomness(accumulation):
     expected, unbroken = trained(augmented, accumulation=accumulation, dropout=0.5)
     for number in range(1, unbroken.state.optimizer_step + 1):
         seed()
@@ -686,7 +680,7 @@ def test_a_stop_between_epochs_changes_no_bit(event):
 # Handlers that come and go
 
 
-def test_a_handler_that_removes_itself_keeps_no_other_from_its_turn():
+def test_handler_removing_itself_skips_no_other():
     trainer, calls = make_trainer(batches_of(2)), []
 
     def first():
@@ -707,7 +701,7 @@ NEEDS_ARGUMENTS = (Events.EXCEPTION_RAISED, Events.TERMINATE_SINGLE_EPOCH)
     [event for event in (*Events, *TrainEvents) if event not in NEEDS_ARGUMENTS],
     ids=lambda event: event.name,
 )
-def test_handlers_that_come_and_go_while_an_event_fires_change_no_ones_turn(event):
+def test_handlers_changed_while_firing_keep_the_others_turns(event):
     trainer = make_trainer()
     calls = []
 
@@ -735,7 +729,7 @@ def test_handlers_that_come_and_go_while_an_event_fires_change_no_ones_turn(even
 
 
 @pytest.mark.parametrize("event", [Events.STARTED, TrainEvents.GRADIENTS_CLEARED])
-def test_a_handler_that_comes_while_its_event_fires_has_its_turn_the_next_time(event):
+def test_handler_added_while_firing_is_called_the_next_time(event):
     trainer, calls = make_trainer(), []
 
     def come():
@@ -791,7 +785,7 @@ class InterruptAt:
 
 
 @pytest.mark.exhaustive
-def test_control_c_between_any_two_lines_of_the_loop_loses_no_batch():
+def test_ctrl_c_between_any_two_lines_loses_no_batch():
     def in_order():
         return DataLoader(samples(4), batch_size=2)
 
@@ -842,7 +836,7 @@ def test_the_end_of_the_data_is_fired_where_ignite_fires_it(limits):
 
 
 @pytest.mark.parametrize("epoch_length", [2, 3, 5])
-def test_other_data_can_be_set_when_the_old_is_used_up_as_in_ignite(epoch_length):
+def test_new_data_at_exhaustion_is_used_as_in_ignite(epoch_length):
     batches = [batches_of(3) for _ in range(9)]
     known = [batch for each in batches for batch in each]
     engine = Engine(lambda engine, batch: None)
@@ -884,7 +878,7 @@ def test_a_stop_without_data_goes_on_in_mid_epoch():
     assert (trainer.state.iteration, trainer.state.epoch) == (8, 2)
 
 
-def test_a_stop_iteration_of_a_handler_is_a_failure_and_not_the_end_of_the_data():
+def test_stop_iteration_of_a_handler_is_not_the_end_of_data():
     trainer = make_trainer(batches_of(3))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: next(iter(())))
     with pytest.raises((StopIteration, RuntimeError)):
@@ -895,7 +889,7 @@ def test_a_stop_iteration_of_a_handler_is_a_failure_and_not_the_end_of_the_data(
 # An epoch that is ended
 
 
-def test_handlers_of_terminate_single_epoch_are_told_how_many_batches_there_were():
+def test_terminate_single_epoch_handlers_get_the_batch_count():
     trainer = make_trainer(batches_of(4))
     told = []
     trainer.add_event_handler(
@@ -1146,7 +1140,7 @@ def noting_ends(trainer):
     ],
     ids=stable_id,
 )
-def test_what_is_to_be_done_at_the_end_is_done_once_at_a_boundary(limits, stop_at, expected):
+def test_end_callbacks_run_once_at_a_step_boundary(limits, stop_at, expected):
     trainer = make_trainer(batches_of(6), accumulation=2)
     names, _ = noting_ends(trainer)
     if stop_at is not None:
@@ -1193,7 +1187,7 @@ def test_a_failure_and_an_interruption_are_no_ends():
     assert names == []
 
 
-def test_an_epoch_is_being_left_from_its_first_batch_on_until_it_completes():
+def test_is_leaving_epoch_from_terminate_epoch_to_completion():
     trainer, seen = make_trainer(batches_of(4)), []
 
     def look(event):
@@ -1237,7 +1231,7 @@ def test_a_flag_can_be_patched_and_is_put_back(flag):
     assert isinstance(getattr(type(trainer), flag), Request)
 
 
-def test_the_flags_are_apart_from_each_other_and_from_those_of_other_engines():
+def test_flags_are_independent_of_each_other_and_other_engines():
     trainer, other = make_trainer(batches_of(2)), make_trainer(batches_of(2))
     trainer.terminate(skip_completed=True)
     trainer.interrupt()
@@ -1342,9 +1336,7 @@ def test_a_failing_callback_leaves_nothing_deferred():
         (Repeatable, {"max_iters": 2}, [2, 1]),
     ],
 )
-def test_the_batches_left_are_those_of_data_epoch_or_run_whichever_ends_first(
-    data, limits, expected
-):
+def test_batches_left_follow_the_first_end_of_data_epoch_or_run(data, limits, expected):
     trainer, left = make_trainer(), []
     trainer.add_event_handler(
         Events.ITERATION_STARTED, lambda engine: left.append(engine.batches_left)
@@ -1365,7 +1357,7 @@ def test_the_batches_left_are_those_of_data_epoch_or_run_whichever_ends_first(
     ids=stable_id,
 )
 @pytest.mark.parametrize("data", [list, Repeatable], ids=["list", "stream"])
-def test_a_window_closes_at_the_end_of_a_pass_of_an_epoch_and_of_the_run(limits, windows, data):
+def test_window_closes_at_the_end_of_pass_epoch_or_run(limits, windows, data):
     trainer, steps = make_trainer(accumulation=3), []
     trainer.add_event_handler(
         TrainEvents.GRADIENTS_CLEARED, lambda engine: steps.append(engine.state.iteration)

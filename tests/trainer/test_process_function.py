@@ -140,7 +140,7 @@ def test_output_transform_makes_the_output_as_in_ignite():
     assert loss.requires_grad
 
 
-def test_output_transform_with_a_batch_processor_gets_the_batch_and_no_target():
+def test_output_transform_of_a_batch_processor_gets_no_target():
     data = batches_of(1)
     trainer = make_trainer(
         data,
@@ -180,7 +180,7 @@ def test_the_output_is_what_ignites_metrics_and_handlers_need():
     assert float(metrics["loss"]) == pytest.approx(expected)
 
 
-def test_model_outputs_and_loss_are_in_the_state_while_the_batch_is():
+def test_state_holds_outputs_and_loss_as_long_as_the_batch():
     trainer = make_trainer(batches_of(2))
     seen = []
 
@@ -374,7 +374,7 @@ def test_a_model_given_in_eval_mode_trains_in_train_mode():
     assert seen == [[True] * 5] * 2
 
 
-def test_a_model_set_to_eval_mode_between_two_runs_trains_in_train_mode():
+def test_eval_mode_set_between_runs_is_reset_to_train_mode():
     trainer, seen = modes_while_training(make_model())
     trainer.model.eval()
     trainer.run()
@@ -418,7 +418,7 @@ def test_mixed_precision_of_the_accelerator_is_used():
     assert state.model_outputs.dtype == state.loss.dtype == torch.float32
 
 
-def test_a_pair_that_no_one_has_moved_is_moved_to_the_accelerators_device():
+def test_unmoved_pair_is_moved_to_the_accelerator_device():
     device, model = torch.device("meta"), torch.nn.Linear(2, 2, device="meta")
     forward = forward_with(
         F.mse_loss, None, unpack, apply_model, identity, device, non_blocking=False

@@ -161,7 +161,7 @@ def test_resumes_of_resumes_end_in_the_same_bits_too():
     assert torch.equal(weights(trainer.model), final)
 
 
-def test_a_finished_run_fires_no_event_and_goes_on_if_more_is_asked_for():
+def test_finished_run_fires_no_event_and_continues_if_extended():
     _, saved, final = whole_run("plain")
     trainer, _ = trainer_of("plain", number=2)
     load(trainer, saved[-1][1])
@@ -191,7 +191,7 @@ def test_the_limits_of_the_other_run_hold_only_where_none_is_given():
         assert other.state.optimizer_step == steps
 
 
-def test_when_it_has_gone_on_the_next_run_is_as_any_other():
+def test_run_after_a_continued_run_starts_from_scratch():
     trainer = make_trainer(batches_of(4))
     trainer.run(max_epochs=1)
     other = make_trainer(batches_of(4))
@@ -201,7 +201,7 @@ def test_when_it_has_gone_on_the_next_run_is_as_any_other():
     assert (other.state.epoch, other.state.iteration) == (1, 4)
 
 
-def test_a_new_beginning_that_is_asked_for_is_one():
+def test_removing_the_limit_restarts_a_resumed_trainer():
     trainer = make_trainer(batches_of(4))
     trainer.run(max_epochs=2)
     other = make_trainer(batches_of(4))
@@ -214,7 +214,7 @@ def test_a_new_beginning_that_is_asked_for_is_one():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_due_when_an_epoch_is_broken_off_waits_for_its_end():
+def test_deferred_callback_waits_for_the_end_of_a_broken_epoch():
     trainer, acted = make_trainer(batches_of(4)), []
 
     @trainer.on(Events.ITERATION_COMPLETED(once=2))

@@ -65,7 +65,7 @@ def test_epochs_and_iterations_exclude_each_other():
     Limits(max_iters=1, max_steps=1).check(Progress(), 0)
 
 
-def test_what_was_edited_on_the_state_counts():
+def test_limits_edited_on_the_state_take_effect():
     limits = Limits(max_steps=8)
     shown = Limits(max_epochs=2, max_steps=8)
     state = SimpleNamespace(max_epochs=2, max_iters=None, max_steps=8)
@@ -138,7 +138,7 @@ def test_rolls_back_to_the_last_step_boundary(batches, boundary):
     assert position.place.position == (0, boundary)
 
 
-def test_a_dropped_window_leaves_no_boundary_until_it_is_rolled_back():
+def test_dropped_window_has_no_boundary_until_rolled_back():
     position, step, data = begun(accumulation=2)
     advance(position, step, data, full_size=2)
     step.window.close()  # dropped, not stepped: the batch still counts in `taken`
@@ -249,7 +249,7 @@ def test_only_a_resumed_run_can_have_nothing_left_to_do(given, is_resumed, expec
     assert not position.is_finished(given, NONE)  # a new run was asked for
 
 
-def test_its_state_is_continued_by_another_position():
+def test_state_can_be_continued_by_another_position():
     position, step, data = begun(limits=Limits(max_epochs=3, max_steps=9))
     for _ in range(3):
         advance(position, step, data)

@@ -35,7 +35,7 @@ def counters(trainer):
 # The state
 
 
-def test_a_trainer_is_an_engine_whose_state_shows_all_before_the_first_run():
+def test_trainer_state_is_complete_before_the_first_run():
     trainer = make_trainer(batches_of(3))
     assert isinstance(trainer, Trainer)
     assert isinstance(trainer, Engine)
@@ -131,7 +131,7 @@ def test_usual_limits_are_those_of_a_run_that_is_given_none():
     assert counters(trainer) == (1, 5, 5)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_limits_it_had_not_to_the_usual_ones():
+def test_stopped_run_continues_to_its_own_limits():
     trainer = make_trainer(batches_of(5))
     trainer.set_limits(max_epochs=3)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.terminate)
@@ -175,7 +175,7 @@ def test_usual_limits_must_be_positive_integers(name, value):
 
 @pytest.mark.parametrize("name", ["max_steps", "max_epochs", "max_iters", "epoch_length"])
 @pytest.mark.parametrize("value", [0, -3, True, 2.0, "2"], ids=stable_id)
-def test_a_limit_that_is_no_positive_integer_is_an_error_before_anything_happens(name, value):
+def test_invalid_limit_is_an_error_before_anything_happens(name, value):
     trainer = make_trainer(batches_of(3))
     events = record(trainer, [*Events, *TrainEvents])
     with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got {value!r}"):
@@ -208,7 +208,7 @@ def test_a_limit_in_the_past_is_an_error_that_changes_nothing(limit):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("first", range(1, 6))
-def test_more_steps_later_see_the_batches_that_one_run_would_have_seen(first, accumulation):
+def test_more_steps_later_see_the_batches_of_one_long_run(first, accumulation):
     whole = seeded_trainer(accumulation=accumulation)
     whole.run(max_steps=6)
     trainer = seeded_trainer(accumulation=accumulation)
@@ -267,7 +267,7 @@ def test_a_limit_moved_on_the_state_between_runs_counts():
     assert counters(trainer) == (3, 9, 9)
 
 
-def test_max_iters_in_the_middle_of_a_window_closes_it_with_the_mean_of_its_losses():
+def test_max_iters_closes_the_open_window_with_its_mean_loss():
     batches = batches_of(4)
     trainer = make_trainer(batches, accumulation=4)
     trainer.run(max_iters=3)
@@ -354,7 +354,7 @@ def test_stop_reason_says_why_the_run_ended(run, reason):
     assert trainer.stop_reason == reason
 
 
-def test_stop_reason_is_known_to_the_handlers_of_the_end_and_is_that_of_this_run():
+def test_stop_reason_is_current_in_end_handlers():
     trainer, seen = make_trainer(batches_of(4)), []
     ends = Events.STARTED | Events.TERMINATE | Events.COMPLETED
     trainer.add_event_handler(ends, lambda engine: seen.append(engine.stop_reason))
@@ -387,7 +387,7 @@ def test_a_finished_run_goes_on_when_more_epochs_are_asked_for():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_root_in_eval_mode_trains_and_frozen_submodules_of_one_in_train_mode_stay(training):
+def test_root_trains_and_frozen_submodules_keep_their_mode(training):
     trainer = make_trainer(batches_of(2))
     trainer.model.train(training)
     trainer.model[2].eval()
@@ -473,7 +473,7 @@ def test_data_that_can_not_be_iterated_is_an_error():
         trainer.run(3)
 
 
-def test_without_data_batches_are_none_for_as_many_epochs_as_wanted():
+def test_without_data_batches_are_none_for_any_number_of_epochs():
     trainer, batches = make_trainer(**NO_DATA), []
     trainer.add_event_handler(
         Events.ITERATION_STARTED, lambda engine: batches.append(engine.state.batch)
@@ -551,7 +551,7 @@ def test_a_state_of_epochs_can_be_loaded():
     assert trainer.state.start_epoch == 2
 
 
-def test_a_failure_before_the_first_batch_of_a_loaded_run_moves_nothing():
+def test_failure_before_the_first_loaded_batch_moves_nothing():
     batches = batches_of(4)
     trainer, order = make_trainer(batches), []
     trainer.load_state_dict({"iteration": 2, "epoch_length": 4, "max_epochs": 1})
@@ -585,7 +585,7 @@ def test_a_trainer_that_has_run_can_load_a_state(limits, loaded):
     assert (trainer.state.start_epoch, trainer.state.start_step) == (1, 6)
 
 
-def test_the_place_of_a_loaded_finished_run_is_forgotten_when_training_begins_anew():
+def test_new_run_forgets_the_position_of_a_loaded_finished_run():
     batches, order = batches_of(4), []
     trainer = make_trainer(batches)
     trainer.load_state_dict({"iteration": 8, "epoch_length": 4, "max_epochs": 2})

@@ -160,7 +160,7 @@ def count(trainer, event):
 @pytest.mark.parametrize("validating", VALIDATING)
 @pytest.mark.parametrize("clip", CLIPPING)
 @pytest.mark.parametrize(("accumulation", "batches"), WINDOWS)
-def test_trains_as_the_plain_loop_does(
+def test_trainer_trains_like_the_plain_loop(
     accumulation, batches, clip, validating, length, optimizer, scheduler_at
 ):
     # Finding the end of data without a length takes a look ahead, which augmentation would feel.
@@ -187,9 +187,7 @@ def test_trains_as_the_plain_loop_does(
 
 @pytest.mark.parametrize("length", ["known", "unknown"])
 @pytest.mark.parametrize(("accumulation", "batches"), WINDOWS)
-def test_validation_by_a_hand_made_engine_on_a_prepared_loader_leaves_no_trace(
-    accumulation, batches, length
-):
+def test_validation_by_a_plain_ignite_engine_leaves_no_trace(accumulation, batches, length):
     augmented = length == "known"
     data = make_loader(batches, augmented)
     data = data if augmented else WithoutLength(data)
@@ -234,7 +232,7 @@ def test_an_iterable_data_set_trains_as_the_plain_loop_does(accumulation, batche
 @pytest.mark.parametrize("length", ["known", "unknown"])
 @pytest.mark.parametrize("clip", CLIPPING)
 @pytest.mark.parametrize(("accumulation", "batches"), WINDOWS)
-def test_the_path_through_accelerate_gives_the_bits_of_the_plain_one(
+def test_accelerate_path_gives_the_bits_of_the_plain_path(
     accumulation, batches, clip, length, optimizer, scheduler_at
 ):
     results = []

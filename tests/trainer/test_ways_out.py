@@ -173,7 +173,7 @@ FAILURES = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", ALL_AND_EACH)
 @pytest.mark.parametrize("way", CLEAN_WAYS)
-def test_all_that_was_entered_is_left_innermost_first_without_a_failure(way, channels, kind):
+def test_contexts_are_left_innermost_first_without_a_failure(way, channels, kind):
     trainer, log = trainer_with(channels, kind)
     arrange, limits = CLEAN_WAYS[way]
     arrange(trainer)
@@ -186,7 +186,7 @@ def test_all_that_was_entered_is_left_innermost_first_without_a_failure(way, cha
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", ALL_AND_EACH)
 @pytest.mark.parametrize("way", FAILURES)
-def test_all_that_was_open_at_a_failure_is_left_innermost_first_with_it(way, channels, kind):
+def test_contexts_open_at_a_failure_are_left_innermost_first(way, channels, kind):
     trainer, log = trainer_with(channels, kind)
     FAILURES[way](trainer)
     with pytest.raises((Broken, KeyboardInterrupt, SystemExit, GeneratorExit)) as caught:
@@ -199,7 +199,7 @@ def test_all_that_was_open_at_a_failure_is_left_innermost_first_with_it(way, cha
 
 
 @pytest.mark.parametrize("way", CLEAN_WAYS)
-def test_a_clean_stop_is_no_failure_in_any_sense(way):
+def test_contexts_see_no_exception_at_a_clean_stop(way):
     trainer, _ = trainer_with([])
     handled = []
     for channel in CHANNELS:
@@ -212,7 +212,7 @@ def test_a_clean_stop_is_no_failure_in_any_sense(way):
 
 
 @pytest.mark.parametrize("way", [way for way in FAILURES if way != "GeneratorExit"])
-def test_handlers_of_exception_raised_are_called_within_all_that_is_open(way):
+def test_exception_raised_handlers_run_within_open_contexts(way):
     trainer, log = trainer_with()
     FAILURES[way](trainer)
     seen = []
@@ -230,7 +230,7 @@ def test_handlers_of_exception_raised_are_called_within_all_that_is_open(way):
 
 
 @pytest.mark.parametrize("way", [way for way in FAILURES if way != "GeneratorExit"])
-def test_contexts_see_a_failure_that_a_handler_of_exception_raised_deals_with(way):
+def test_contexts_see_a_failure_handled_at_exception_raised(way):
     trainer, log = trainer_with()
     FAILURES[way](trainer)
     errors = []
@@ -248,7 +248,7 @@ def is_failure(entry):
 
 
 @pytest.mark.parametrize("event", IN_THE_LOOP, ids=lambda event: event.name)
-def test_a_terminated_epoch_is_left_before_terminates_handlers_and_the_loop_after_completeds(event):
+def test_terminate_leaves_epoch_before_handlers_and_loop_last(event):
     trainer, log = trainer_with()
     call("terminate", event)(trainer)
     open_at = {}
@@ -271,7 +271,7 @@ def test_a_terminated_epoch_is_left_before_terminates_handlers_and_the_loop_afte
     [Events.GET_BATCH_STARTED, Events.ITERATION_STARTED, Events.ITERATION_COMPLETED],
     ids=lambda event: event.name,
 )
-def test_a_step_that_ends_its_epoch_is_left_before_the_epoch_is_and_the_epoch_stays_open(event):
+def test_terminate_epoch_leaves_the_step_but_not_the_epoch(event):
     trainer, log = trainer_with()
     call("terminate_epoch", event, 2)(trainer)
     open_at = {}
@@ -320,9 +320,7 @@ def context_that_fails(side, times, log, error):
     ("channel", "times"),
     [("on_loop", 1), *((channel, times) for channel in CHANNELS[1:] for times in (1, 2))],
 )
-def test_after_a_context_that_failed_the_others_are_left_and_training_goes_on(
-    channel, side, times, unbroken
-):
+def test_failed_context_leaves_others_and_training_continues(channel, side, times, unbroken):
     trainer, log = trainer_with()
     error = Broken()
     trainer.hooks.register(channel, context_that_fails(side, times, log, error))
@@ -356,7 +354,7 @@ def notes_of(error):
     return getattr(error, "__notes__", [])
 
 
-def test_what_fails_on_the_way_out_of_a_failure_is_noted_on_it_and_the_others_are_left():
+def test_failures_on_the_way_out_of_a_failure_are_noted():
     trainer, log = trainer_with()
     later = [ValueError("of the step"), KeyboardInterrupt("of the loop")]
     trainer.hooks.register("on_step", fails_on_the_way_out(later[0]))
@@ -372,7 +370,7 @@ def test_what_fails_on_the_way_out_of_a_failure_is_noted_on_it_and_the_others_ar
         assert ["of the loop" in note for note in notes_of(caught.value)] == [False, True]
 
 
-def test_the_first_failure_on_a_clean_way_out_is_the_one_that_leaves():
+def test_first_failure_on_a_clean_way_out_is_raised():
     trainer, log = trainer_with()
     first, later = ValueError("of the epoch"), ValueError("of the loop")
     trainer.hooks.register("on_epoch", fails_on_the_way_out(first))
@@ -384,7 +382,7 @@ def test_the_first_failure_on_a_clean_way_out_is_the_one_that_leaves():
     assert log.open == []
 
 
-def test_a_failure_that_was_dealt_with_comes_back_if_a_context_fails_on_the_way_out():
+def test_handled_failure_returns_if_a_context_fails_on_exit():
     trainer, log = trainer_with()
     trainer.hooks.register("on_step", fails_on_the_way_out(ValueError("of the step")))
     FAILURES["MODEL_BACKWARD_STARTED"](trainer)
@@ -471,7 +469,7 @@ def test_a_context_can_make_a_clean_stop_of_a_failure(channel, context, unbroken
     assert torch.equal(weights(trainer.model), unbroken)
 
 
-def test_what_is_open_around_a_context_that_stops_is_left_as_at_a_stop():
+def test_stop_by_a_context_leaves_outer_contexts_as_at_a_stop():
     trainer, log = trainer_with()
     trainer.hooks.register("on_step", stopping)
     fail_at(TrainEvents.MODEL_FORWARD_STARTED, 2)(trainer)
@@ -519,7 +517,7 @@ def test_a_failure_is_not_swallowed_by_less_than_both(channel, context):
     assert log.open == []
 
 
-def test_a_stop_that_was_asked_for_before_the_failure_swallows_nothing():
+def test_stop_requested_before_a_failure_swallows_nothing():
     trainer, _ = trainer_with([])
     trainer.hooks.register("on_epoch", swallowing)
 
@@ -543,7 +541,7 @@ def test_a_failure_after_a_clean_stop_of_a_failure_is_a_failure():
     assert log.open == []
 
 
-def test_a_failure_stays_one_if_a_context_within_failed_on_the_way_out():
+def test_failure_remains_if_an_inner_context_failed_on_exit():
     trainer, log = trainer_with()
     trainer.hooks.register("on_epoch", stopping)
     trainer.hooks.register("on_step", fails_on_the_way_out(ValueError("of the step")))
@@ -664,7 +662,7 @@ def test_an_interrupted_run_that_is_given_up_is_left():
     assert trainer.state.iteration == 10
 
 
-def test_after_a_context_failed_when_a_run_was_given_up_the_next_run_runs():
+def test_run_works_after_a_context_failed_in_an_abandoned_run():
     trainer, log = trainer_with()
 
     @trainer.hooks.on("on_epoch")
@@ -737,7 +735,7 @@ def test_a_program_that_ends_with_an_interrupted_run_ends_quietly():
     assert done.stderr == ""
 
 
-def test_a_trainer_that_is_interrupted_and_dropped_leaves_its_contexts():
+def test_dropped_interrupted_trainer_leaves_its_contexts():
     trainer, _ = trainer_with([])
     left = []
     for channel in CHANNELS:

@@ -70,9 +70,7 @@ def directory(saved, tmp_path):
 
 
 @pytest.mark.parametrize("damage", WAYS)
-def test_whatever_happens_to_a_file_the_older_one_is_used_and_the_file_is_named(
-    saved, directory, damage, capsys
-):
+def test_damaged_file_is_named_and_older_checkpoint_is_used(saved, directory, damage, capsys):
     for name in saved[1]:
         path = directory / "step_00000005" / name
         content = path.read_bytes()
@@ -89,9 +87,7 @@ def test_whatever_happens_to_a_file_the_older_one_is_used_and_the_file_is_named(
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, make_a_folder_of])
-def test_a_manifest_that_can_not_be_read_is_said_and_the_older_one_is_used(
-    directory, damage, capsys
-):
+def test_unreadable_manifest_warns_and_older_checkpoint_is_used(directory, damage, capsys):
     damage(directory / "step_00000005" / "manifest.json")
     with pytest.warns(UserWarning, match="step_00000005"):
         trainer = trainer_of(directory)
@@ -114,7 +110,7 @@ def flips(content):
         yield place, 1 << (place % 8)
 
 
-def test_a_bit_of_the_manifest_that_flips_never_makes_another_checkpoint_of_it(directory):
+def test_bit_flip_in_manifest_never_goes_undetected(directory):
     """It is damaged, or the files do not fit it, or it is one that says of itself other things."""
     path = directory / "step_00000005" / "manifest.json"
     content = path.read_bytes()
@@ -133,7 +129,7 @@ def test_a_bit_of_the_manifest_that_flips_never_makes_another_checkpoint_of_it(d
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_one_bit, delete])
-def test_when_all_are_damaged_the_error_lists_each_and_nothing_is_loaded(directory, damage):
+def test_error_lists_all_damaged_checkpoints_and_loads_nothing(directory, damage):
     for folder in directory.iterdir():
         damage(folder / "optimizer.bin")
     trainer = make_trainer(dropout=0.5)

@@ -96,7 +96,7 @@ def remove_the_broken(directory):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("way", WAYS)
-def test_each_call_fails_in_turn(quick_path, way):
+def test_failure_of_any_call_of_a_save_loses_no_checkpoint(quick_path, way):
     disk = Disk()
     saving, stride = WAYS[way]
     trainer = trainer_of(quick_path, resumes=False, at_end=False, **saving)

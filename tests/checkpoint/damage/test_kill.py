@@ -77,15 +77,13 @@ def random_kills(job, random, number):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-def test_a_run_that_is_killed_again_and_again_ends_in_the_bits_of_one_that_is_not(
-    nursery, quick_path, final, background
-):
+def test_run_killed_repeatedly_ends_in_identical_bits(nursery, quick_path, final, background):
     random_kills(Job(nursery, quick_path, final, background=background), Random(1), 8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-def test_thirty_kills(nursery, quick_path, final, background):
+def test_run_killed_thirty_times_ends_in_identical_bits(nursery, quick_path, final, background):
     random_kills(Job(nursery, quick_path, final, background=background), Random(2), 30)
 
 
@@ -112,7 +110,7 @@ def assert_cleaned_up(nursery, directory):
     assert len(folders(directory)) == len(whole_steps(directory)) == 3
 
 
-def test_the_empty_folder_of_a_save_that_was_killed_at_once_is_cleaned_up(tmp_path):
+def test_empty_folder_of_a_killed_save_is_cleaned_up(tmp_path):
     (tmp_path / "step_00000001").mkdir()
     trainer_of(tmp_path, resumes=False).run(max_steps=2)
     assert folders(tmp_path) == ["step_00000001", "step_00000002"]
@@ -142,11 +140,11 @@ def assert_never_fewer_than_before(seen):
     assert [steps for steps in seen if 1 not in steps and 4 not in steps] == []
 
 
-def test_a_kill_at_any_call_of_a_save_leaves_what_was_there_or_what_is_new(nursery, quick_path):
+def test_kill_during_save_leaves_the_old_or_new_checkpoint(nursery, quick_path):
     assert_never_fewer_than_before(sweep(nursery, quick_path, range(3, 2000, 29), 2))
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_single_call_of_a_save(nursery, quick_path):
+def test_kill_at_every_call_of_a_save_loses_no_checkpoint(nursery, quick_path):
     seen = sweep(nursery, quick_path, range(1, 2000), 1)
     assert_never_fewer_than_before(seen)

@@ -52,7 +52,7 @@ def recording(request, tmp_path):
     return recording
 
 
-def test_what_the_manifest_lists_is_on_the_disk_before_the_manifest_is_there(recording):
+def test_listed_files_are_synced_before_the_manifest_exists(recording):
     folder = recording.directory / "step_00000004"
     manifest = Manifest.loads((folder / "manifest.json").read_bytes())
     commit = recording.place("rename", folder / "incomplete.json", folder / "manifest.json")
@@ -67,7 +67,7 @@ def test_what_the_manifest_lists_is_on_the_disk_before_the_manifest_is_there(rec
     assert Call("fsync", folder) in in_between, "the names of the files too"
 
 
-def test_the_manifest_is_whole_before_it_gets_its_name_and_the_name_is_synced(recording):
+def test_manifest_is_synced_before_rename_and_folder_after(recording):
     folder = recording.directory / "step_00000004"
     temporary, final = folder / "incomplete.json", folder / "manifest.json"
     commit = recording.place("rename", temporary, final)
@@ -79,7 +79,7 @@ def test_the_manifest_is_whole_before_it_gets_its_name_and_the_name_is_synced(re
     assert all(call.kind == "open" for call in on_it), "it is read only"
 
 
-def test_the_folder_is_known_to_the_disk_before_its_files_are_written(recording):
+def test_folder_is_synced_before_its_files_are_written(recording):
     folder = recording.directory / "step_00000004"
     made = recording.place("mkdir", folder)
     marked = recording.place("fsync", recording.directory)
@@ -92,7 +92,7 @@ def test_the_folder_is_known_to_the_disk_before_its_files_are_written(recording)
     assert marked < first_file
 
 
-def test_what_is_older_goes_after_the_commit_and_its_manifest_first(recording):
+def test_old_checkpoint_is_removed_after_commit_manifest_first(recording):
     new, old = recording.directory / "step_00000004", recording.directory / "step_00000001"
     commit = recording.place("rename", new / "incomplete.json", new / "manifest.json")
     synced = recording.calls.index(Call("fsync", new), commit)
@@ -110,7 +110,7 @@ def test_what_is_older_goes_after_the_commit_and_its_manifest_first(recording):
     assert on_old[-2:] == [Call("unlink", old / "incomplete.json"), Call("rmdir", old)]
 
 
-def test_nothing_else_is_renamed_or_removed(recording):
+def test_save_renames_and_removes_only_new_and_old_checkpoints(recording):
     changing = [call for call in recording.calls if call.kind in ("rename", "unlink", "rmdir")]
     folders = {call.path if call.kind == "rmdir" else call.path.parent for call in changing}
     names = sorted(folder.name for folder in folders)

@@ -25,7 +25,7 @@ POINTS = {
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_it_is_saved_at_the_next_boundary_and_the_run_ends(nursery, quick_path, final, point):
+def test_signal_saves_at_the_next_step_boundary_and_ends_run(nursery, quick_path, final, point):
     pause, step, saving = POINTS[point]
     task = {"directory": str(quick_path), "pauses": [pause], **NOTHING_DUE, **saving}
     with nursery.child("train_with_pauses", **task) as child:
@@ -45,7 +45,7 @@ def test_it_is_saved_at_the_next_boundary_and_the_run_ends(nursery, quick_path, 
     assert_resumes_exactly(quick_path, stopped_at, final)
 
 
-def test_in_the_last_validation_the_finished_run_is_saved(nursery, quick_path, final):
+def test_signal_in_the_last_validation_saves_the_finished_run(nursery, quick_path, final):
     task = {"directory": str(quick_path), "pauses": [("validation", STEPS)], **NOTHING_DUE}
     with nursery.child("train_with_pauses", **task) as child:
         assert child.until("at") == f"validation {STEPS}"
@@ -59,7 +59,7 @@ def test_in_the_last_validation_the_finished_run_is_saved(nursery, quick_path, f
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-def test_a_second_one_kills_as_it_did_before_and_older_ones_are_whole(
+def test_second_signal_kills_and_older_checkpoints_stay_whole(
     nursery, quick_path, final, background
 ):
     pauses = [("iteration", 7), ("save", 4)]
@@ -75,7 +75,7 @@ def test_a_second_one_kills_as_it_did_before_and_older_ones_are_whole(
     assert_resumes_exactly(quick_path, 3, final)
 
 
-def test_a_second_one_comes_to_the_handler_that_was_there(nursery, quick_path, final):
+def test_second_signal_reaches_the_previous_handler(nursery, quick_path, final):
     pauses = [("iteration", 7), ("save", 4)]
     task = {"directory": str(quick_path), "pauses": pauses, "has_own": True, **NOTHING_DUE}
     with nursery.child("train_with_pauses", **task) as child:
@@ -90,7 +90,7 @@ def test_a_second_one_comes_to_the_handler_that_was_there(nursery, quick_path, f
     assert_resumes_exactly(quick_path, 4, final)
 
 
-def test_without_a_signal_nothing_is_saved_and_the_handler_is_as_it_was(nursery, quick_path):
+def test_without_signal_nothing_is_saved_and_handler_is_restored(nursery, quick_path):
     child = nursery.run(
         "train_with_pauses", directory=str(quick_path), pauses=[], has_own=True, **NOTHING_DUE
     )
