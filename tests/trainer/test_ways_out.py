@@ -399,6 +399,10 @@ def test_handled_failure_returns_if_a_context_fails_on_exit():
     assert len(handled) == 1
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="contextlib of Python 3.10 keeps a failure that passes a generator in a cycle",
+)
 def test_a_failure_is_freed_as_soon_as_it_is_forgotten():
     trainer, _ = trainer_with([])
     for channel in CHANNELS:
