@@ -93,32 +93,32 @@ def seconds_file(coverage_file):
 
 
 def seconds_of(coverage_file):
-    """Returns the duration of each test that passed; nothing if none was recorded."""
+    """Returns the duration of each recorded test that passed; the others are not usable."""
     file = seconds_file(coverage_file)
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def tests_by_line(coverage_file):
-    """Returns the tests that execute each line, by file and number of line."""
+def tests_by_line(coverage_file, seconds):
+    """Returns the tests with known seconds that execute each line, by file and number of line."""
     data = coverage.CoverageData(coverage_file)
     data.read()
     found = {}
     for measured in data.measured_files():
         inside = str(measured).rpartition(f"{PACKAGE}/")[2]
         for line, contexts in data.contexts_by_lineno(measured).items():
-            if any(contexts):
-                found[f"{PACKAGE}/{inside}", line] = {test for test in contexts if test}
+            usable = seconds.keys() & set(contexts)
+            if usable:
+                found[f"{PACKAGE}/{inside}", line] = usable
     return found
 
 
 def chosen(tests, seconds, most):
     """Returns at most so many tests, the quickest case of each function before further cases."""
     groups = defaultdict(list)
-    for test in sorted(tests, key=lambda test: (seconds.get(test, 0), test)):
+    for test in sorted(tests, key=lambda test: (seconds[test], test)):
         groups[test.partition("[")[0]].append(test)
     rank = {test: number for group in groups.values() for number, test in enumerate(group)}
-    known = [test for test in rank if test in seconds or not seconds]
-    return sorted(known, key=lambda test: (rank[test], seconds.get(test, 0), test))[:most]
+    return sorted(rank, key=lambda test: (rank[test], seconds[test], test))[:most]
 
 
 def expressions_in(node):
@@ -182,7 +182,7 @@ def changes_of(source):
 
 
 def candidates(tests, paths):
-    """Returns the changes of each line under ``paths`` that a test executes."""
+    """Returns the changes of each line under ``paths`` that a usable test executes."""
     found = {}
     for file in sorted({file for file, _ in tests}):
         if any((ROOT / file).is_relative_to(path.resolve()) for path in paths):
@@ -221,6 +221,10 @@ def run_tests(tests, folder, limit, *options):
             process.wait()
 
 
+def limit_for(tests, seconds):
+    return STARTUP_SECONDS + SLOWER * sum(seconds[test] for test in tests)
+
+
 def failures_in(output):
     return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
 
@@ -236,9 +240,10 @@ def noticed(source, file, tests, limit, folder):
         path.write_text(before)
     if output is None:
         return f"no end within {limit:.0f} s"
-    if re.search(r"^\d+ passed", output, re.MULTILINE):  # pytest names failures before that
-        return ""
-    return next(iter(failures_in(output)), one_line(output[-200:]))
+    failures = failures_in(output)
+    if failures:
+        return failures[0]
+    return "" if re.search(r"^\d+ passed", output, re.MULTILINE) else one_line(output[-200:])
 
 
 def one_line(text, length=50):
@@ -247,8 +252,11 @@ def one_line(text, length=50):
 
 
 def mutate(given):
-    tests, seconds = tests_by_line(given.coverage), seconds_of(given.coverage)
+    seconds = seconds_of(given.coverage)
+    tests = tests_by_line(given.coverage, seconds)
     possible = candidates(tests, given.paths)
+    if not possible:
+        sys.exit(f"{given.coverage} has no tests of these paths: record some with --record")
     choice = random.Random(given.seed)
     lines = choice.sample(sorted(possible), min(given.lines, len(possible)))
     by = []
@@ -260,7 +268,7 @@ def mutate(given):
             for file, line in lines:
                 old, new, source = choice.choice(possible[file, line])
                 some = chosen(tests[file, line], seconds, given.most_tests)
-                limit = STARTUP_SECONDS + SLOWER * sum(seconds.get(test, 1) for test in some)
+                limit = limit_for(some, seconds)
                 begin = time.monotonic()
                 by.append(noticed(source, file, some, limit, tree))
                 took = time.monotonic() - begin
@@ -271,9 +279,8 @@ def mutate(given):
                 )
         finally:
             print(f"\n{sum(map(bool, by))} caught, {by.count('')} survived")
-        used = sorted({each for each in by if "::" in each})
-        limit = STARTUP_SECONDS + SLOWER * sum(seconds.get(test, 1) for test in used)
-        wrong = failures_in(run_tests(used, tree, limit) or "") if used else []
+        used = sorted(seconds.keys() & set(by))
+        wrong = failures_in(run_tests(used, tree, limit_for(used, seconds)) or "") if used else []
         print("\n".join(f"no verdict, it fails without a change: {test}" for test in wrong))
 
 
@@ -292,7 +299,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--record", nargs="+", metavar="TESTS", help="paths of tests to record")
     parser.add_argument("--coverage", type=Path, default=ROOT / ".coverage", metavar="FILE")
-    parser.add_argument("--paths", type=Path, nargs="+", default=[ROOT / PACKAGE])
+    parser.add_argument(
+        "--paths", type=Path, nargs="+", default=[ROOT / PACKAGE], help="what to change"
+    )
     parser.add_argument("--lines", type=int, default=60, help="how many lines to change")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most-tests", type=int, default=40, help="for each line")
