@@ -100,10 +100,12 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
 
 
 def note(error: BaseException, text: str) -> None:
-    """Adds ``text`` to what is shown of ``error``, where Python and the exception can do so."""
+    """Adds ``text`` to what is shown of ``error``; logs it on Python 3.10, which has no notes."""
     if sys.version_info >= (3, 11):
         with suppress(Exception):
             error.add_note(text)
+    else:
+        getLogger(__name__).error(text)
 
 
 def _note_later(error: BaseException, later: BaseException, scope: Scope) -> None:
@@ -115,10 +117,7 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
             f"While it was handled, closing {name} failed too: {later!r}, in {where.name} "
             f"({Path(where.filename).name}, line {where.lineno})"
         )
-        if sys.version_info >= (3, 11):
-            note(error, text)
-        else:
-            getLogger(__name__).error(text)
+        note(error, text)
 
 
 def _append_context(later: BaseException, first: BaseException) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from ignite_hooks.core.scopes import NOTHING
 from ignite_hooks.core.scopes import ScopeStack
+from ignite_hooks.core.scopes import note
 
 
 class Scope:
@@ -75,8 +76,8 @@ def test_failure_while_closing_is_noted_and_the_others_close():
     assert all(each.__context__ is first for each in later)
     if sys.version_info >= (3, 11):
         assert [
-            repr(failure) in note
-            for failure, note in zip(later[::-1], notes_of(first), strict=True)
+            repr(failure) in text
+            for failure, text in zip(later[::-1], notes_of(first), strict=True)
         ] == [
             True,
             True,
@@ -285,6 +286,12 @@ def test_a_stack_serves_again_after_a_failure():
 
 def fails_to_close():
     raise LookupError("the span is gone")
+
+
+def test_a_note_is_on_the_error_or_in_the_log(caplog):
+    error = KeyError("body")
+    note(error, "the disk is full")
+    assert [*notes_of(error), *caplog.messages] == ["the disk is full"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
