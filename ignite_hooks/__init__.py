@@ -58,9 +58,6 @@ _MODULES = {
     "ram_usage_metrics": "memory.ram_metrics",
 }
 
-__all__ = [*_MODULES]
-__getattr__ = lazy_names(__name__, _MODULES)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+if not TYPE_CHECKING:  # to a type checker the names imported above are the public ones
+    __all__ = [*_MODULES]
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)

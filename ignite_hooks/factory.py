@@ -101,8 +101,9 @@ def create_supervised_trainer(
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
     if isinstance(resume_from, str | Path):
         resume_from = ignite_hooks.checkpoint.ResumeCheckpoint(resume_from)
-    _check_arguments(model, optimizer, loss_fn, batch_processor, handlers)
+    _check_arguments(model, optimizer, loss_fn, batch_processor)
     _check_own_handlers(grad_clip, validation, checkpoint, resume_from)
+    _check_handlers(handlers)
     _check_unused(
         batch_processor,
         prepare_batch=(prepare_batch, unpack),
@@ -141,7 +142,6 @@ def _check_arguments(
     optimizer: Any,
     loss_fn: Any,
     batch_processor: Any,
-    handlers: Any,
 ) -> None:
     """Raises a TypeError or ValueError that names the argument, the rule and the remedy."""
     if not isinstance(model, torch.nn.Module):
@@ -156,7 +156,6 @@ def _check_arguments(
         )
     _check_one_loss(loss_fn, batch_processor)
     _check_parameters(model, optimizer, loss_fn)
-    _check_handlers(handlers)
 
 
 def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:

@@ -102,13 +102,13 @@ def tests_by_line(coverage_file, seconds):
     """Returns the tests with known seconds that execute each line, by file and number of line."""
     data = coverage.CoverageData(coverage_file)
     data.read()
-    found = {}
+    found = defaultdict(set)  # a combined file can know a line by several paths
     for measured in data.measured_files():
         inside = str(measured).rpartition(f"{PACKAGE}/")[2]
         for line, contexts in data.contexts_by_lineno(measured).items():
             usable = seconds.keys() & set(contexts)
             if usable:
-                found[f"{PACKAGE}/{inside}", line] = usable
+                found[f"{PACKAGE}/{inside}", line] |= usable
     return found
 
 

@@ -198,3 +198,8 @@ def test_functions_unused_by_a_batch_processor_are_refused(name):
     check(**{name: lambda *given: given})
     with pytest.raises(ValueError, match=f"`{name}` must not be given with `batch_processor`"):
         check(loss_fn=None, batch_processor=lambda model, batch: None, **{name: print})
+
+
+def test_the_first_wrong_argument_is_named():
+    with pytest.raises(TypeError, match="`grad_clip` must be a GradientClipping"):
+        check(grad_clip=1.0, handlers=5)

@@ -240,3 +240,32 @@ def test_what_a_handler_of_ones_own_needs_has_a_public_face():
         assert getattr(handlers, name).__class__ is not None
     own = {name for name, value in vars(handlers).items() if not name.startswith("_")}
     assert own - {"annotations"} == set(handlers.__all__)
+
+
+@pytest.mark.parametrize("room", ["checkpoint", "evaluation", "optim"])
+def test_a_room_lists_its_public_names_without_importing_them(room):
+    program = (
+        f"import sys, ignite_hooks.{room} as room\n"
+        "assert set(room.__all__) <= set(dir(room))\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert all(getattr(room, name).__name__ == name for name in room.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_handlers_need_no_accelerate_until_they_meet_it():
+    program = (
+        "import sys, ignite_hooks.core.engine, ignite_hooks.core.handler, ignite_hooks.handlers\n"
+        "assert ignite_hooks.Hooks().attach\n"
+        "assert 'accelerate' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_type_checkers_know_every_name(tmp_path):
+    program = tmp_path / "program.py"
+    names = [f"{name},\n" for name in ignite_hooks.__all__]
+    program.write_text("from ignite_hooks import *\nnames = (\n" + "".join(names) + ")\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Success" in done.stdout, done.stdout

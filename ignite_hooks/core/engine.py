@@ -84,7 +84,7 @@ def move_to_front(engine: Engine, event: Any) -> None:
         handlers = engine._event_handlers[each]  # which may be being called just now
         engine._event_handlers[each] = [handlers.pop(), *handlers]
     if isinstance(engine, QuickEngine):
-        engine.update_handlers()
+        engine._update_handlers()
 
 
 def is_interrupted(engine: AnyEngine) -> bool:
@@ -116,25 +116,25 @@ class QuickEngine(Engine):
     def register_events(self, *event_names: Any, event_to_attr: Any = None) -> None:
         """As in Ignite."""
         super().register_events(*event_names, event_to_attr=event_to_attr)
-        self.update_handlers()
+        self._update_handlers()
 
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Ignite."""
         handle = super().add_event_handler(event_name, handler, *args, **kwargs)
-        self.update_handlers()
+        self._update_handlers()
         return handle
 
     def remove_event_handler(self, handler: Any, event_name: Any) -> None:
         """As in Ignite."""
         super().remove_event_handler(handler, event_name)
-        self.update_handlers()
+        self._update_handlers()
 
     def fire_event(self, event_name: Any) -> None:
         """As in Ignite, for next to nothing when nobody listens."""
         is_event = isinstance(event_name, CallableEventWithFilter)
         handlers = self._heard.get(event_name._name_ if is_event else event_name)
         if handlers:
-            self.fire(event_name)
+            self._fire(event_name)
         elif handlers is None:
             super().fire_event(event_name)  # which says that it is none of this engine
         else:
@@ -159,7 +159,7 @@ class QuickEngine(Engine):
 
         return call_if_due
 
-    def update_handlers(self) -> None:
+    def _update_handlers(self) -> None:
         """Looks up which of the known events have handlers, and how those are called.
 
         The table is by name: events compare and hash in Python, which takes 4 µs for one look-up.
@@ -184,7 +184,7 @@ class QuickEngine(Engine):
 
         return call
 
-    def fire(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
+    def _fire(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Calls the handlers attached now: one that comes or goes meanwhile changes no one's turn.
 
         Unlike ``fire_event`` it takes for granted that the event is registered. Ignite's method
@@ -200,24 +200,19 @@ class QuickEngine(Engine):
             for handler in handlers:
                 handler(self)
 
-    _fire_event = fire  # what Ignite's own methods call
+    _fire_event = _fire  # the name that Ignite's own methods call; the loop calls the other
 
     @property
-    def process_function(self) -> Callable[[Engine, Any], Any]:
+    def _process(self) -> Callable[[Engine, Any], Any]:
         """The function that is called with the engine and each batch."""
         function: Callable[[Engine, Any], Any] = self._process_function
         return function
 
-    def clear_times(self) -> None:
+    def _clear_times(self) -> None:
         """Sets ``state.times`` to zero for a new run."""
         self._init_timers(self.state)
 
-    @property
-    def has_run(self) -> bool:
-        """True if the engine is in a run, or was interrupted in one."""
-        return self._internal_run_generator is not None
-
-    def drive(self, run: Generator[Any, None, State] | None = None) -> State:
+    def _drive(self, run: Generator[Any, None, State] | None = None) -> State:
         """Runs ``run``, or the interrupted run, until it ends or is interrupted.
 
         Args:
@@ -229,13 +224,14 @@ class QuickEngine(Engine):
         try:
             state: State = next(current)
             return state
-        except BaseException as end:
+        except StopIteration as end:
             self._internal_run_generator = None
-            if isinstance(end, StopIteration):
-                return end.value  # type: ignore[no-any-return]
+            return end.value  # type: ignore[no-any-return]
+        except BaseException:
+            self._close_interrupted()  # Ctrl-C may have come before it went on
             raise
 
-    def abandon_run(self) -> None:
+    def _close_interrupted(self) -> None:
         """Closes the run that was interrupted, if there is one: nothing will continue it."""
         run: Any = self._internal_run_generator
         self._internal_run_generator = None

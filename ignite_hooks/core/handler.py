@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+from typing import TypeAlias
 from typing import TypeVar
 from weakref import ref
 
@@ -17,10 +18,13 @@ from ignite_hooks.core.run_scope import Scope
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.timetable import Timetable
 from ignite_hooks.core.training_engine import AnyEngine
+from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["Attachment", "Handler", "Scheduled", "attached"]
 
 HandlerT = TypeVar("HandlerT", bound="Handler")
+Callback: TypeAlias = Callable[[Engine], Any] | Callable[[TrainingEngine], Any]
+RunScope: TypeAlias = Callable[[Engine], Scope] | Callable[[TrainingEngine], Scope]
 
 
 class Handler:
@@ -93,15 +97,16 @@ class Attachment:
         """Whether it was not removed yet."""
         return bool(self._undo)
 
-    def on(self, event: Any, act: Callable[[Any], Any], *, first: bool = False) -> None:
+    def on(self, event: Any, act: Callback, *, first: bool = False) -> None:
         """Calls ``act(engine)`` at each ``event``, if ``first`` before those attached so far."""
+        callback: Callable[[Any], Any] = act
 
         # Ignite removes handlers by equality: a function of its own is equal to no other.
         # It passes further arguments for some events, TERMINATE_SINGLE_EPOCH for instance.
         # One that an earlier handler of the same event removes is called all the same.
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
             if self._undo:
-                act(engine)
+                callback(engine)
 
         handler.__qualname__ = type(self.handler).__name__  # what profilers show
         self.add(event, handler)
@@ -115,13 +120,14 @@ class Attachment:
         """
         self.on_removal(self.engine.add_event_handler(event, handler).remove)
 
-    def during_run(self, scope: Callable[[Any], Scope]) -> None:
+    def during_run(self, scope: RunScope) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
         This is the one place to change the process for the time of a run: no event of Ignite is
         sure to come at the end of one that fails.
         """
-        self.on_removal(enter_at_each_run(self.engine, scope))
+        of_any_engine: Callable[[Any], Scope] = scope
+        self.on_removal(enter_at_each_run(self.engine, of_any_engine))
 
     def on_removal(self, act: Callable[[], None]) -> None:
         """Calls ``act`` when this is removed; what is added later is called earlier."""

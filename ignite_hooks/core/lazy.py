@@ -9,8 +9,12 @@ from typing import Any
 __all__ = ["lazy_names"]
 
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Returns a ``__getattr__`` for a package that imports a name on first use (PEP 562).
+def lazy_names(
+    package: str, modules: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Returns ``__getattr__`` and ``__dir__`` of a package that imports names on first use.
+
+    See PEP 562. A type checker runs neither: it needs the imports under TYPE_CHECKING.
 
     Args:
         package: the name of the package.
@@ -24,4 +28,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
         setattr(sys.modules[package], name, value)  # so that this is called once per name
         return value
 
-    return get
+    def list_names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return get, list_names

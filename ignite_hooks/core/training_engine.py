@@ -13,7 +13,6 @@ from typing import TypeAlias
 from typing import TypeGuard
 
 import torch
-from accelerate import Accelerator
 from ignite.engine import Engine
 
 from ignite_hooks.core.place import FeedPosition
@@ -36,7 +35,6 @@ class TrainingEngine(Protocol):
 
     Attributes:
         accelerator: owns device, mixed precision and processes.
-        model: the model as Accelerate prepared it.
         optimizer: the optimizer as Accelerate prepared it.
         lr_scheduler: the scheduler that the trainer moves, or None.
         state: Ignite's state.
@@ -45,9 +43,8 @@ class TrainingEngine(Protocol):
         resume_report: what was resumed, and how exactly; None if nothing was.
     """
 
-    accelerator: Accelerator
-    model: torch.nn.Module
-    optimizer: Any  # AcceleratedOptimizer, whose package has no types
+    accelerator: Any  # an Accelerator, whose package has no types
+    optimizer: Any  # an AcceleratedOptimizer
     lr_scheduler: Any  # a torch scheduler, or Accelerate's around one
     state: Any  # handlers of all kinds keep attributes there
     last_event_name: Any
@@ -92,7 +89,7 @@ class TrainingEngine(Protocol):
         """Calls the handlers of an event."""
 
     def terminate(self) -> None:
-        """Ends the run at the next step boundary."""
+        """Ends the run after the present event; an open window is dropped."""
 
     def defer(self, callback: Callable[[], None], turn: int = 0) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned."""
@@ -115,4 +112,5 @@ AnyEngine: TypeAlias = Engine | TrainingEngine
 
 def is_trainer(engine: AnyEngine) -> TypeGuard[TrainingEngine]:
     """Returns whether ``engine`` is a trainer, and not a plain Ignite engine."""
-    return hasattr(engine, "position_state_dict")
+    # Asked of the class: a stand-in that has every attribute is no trainer.
+    return hasattr(type(engine), "position_state_dict")

@@ -13,5 +13,6 @@ _MODULES = {
     "OptimizerStep": "optimizer_step",
 }
 
-__all__ = [*_MODULES]
-__getattr__ = lazy_names(__name__, _MODULES)
+if not TYPE_CHECKING:  # to a type checker the names imported above are the public ones
+    __all__ = [*_MODULES]
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)

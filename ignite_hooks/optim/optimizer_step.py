@@ -5,7 +5,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,12 +14,14 @@ from ignite.engine import Events
 from torch.optim import Optimizer
 
 from ignite_hooks.core.engine import has_handlers
+from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.scopes import NOTHING
 from ignite_hooks.core.timetable import Timetable
+from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.event_channels import channels_of
@@ -130,17 +131,16 @@ class OptimizerStep(Handler):
         no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return no_sync
 
-    def take_batch(self, engine: Engine, batches_left: Callable[[Engine], int | None]) -> None:
+    def take_batch(self, batches_left: Callable[[], int | None]) -> None:
         """Adds a batch to the window, and decides whether gradients are exchanged after it.
 
         Args:
-            engine: the engine.
-            batches_left: returns how many batches it has left from this one on, None where that is
-                not known; called only where windows have several batches.
+            batches_left: returns how many batches come from this one on, None where that is not
+                known; called only where windows have several batches.
         """
         gradient_state, window = self._gradient_state, self.window
         full_size = self._divisor = gradient_state.num_steps
-        window.take(full_size, batches_left(engine) if full_size > 1 else None)
+        window.take(full_size, batches_left() if full_size > 1 else None)
         gradient_state.sync_gradients = window.is_closing
         # What `accelerator.accumulate`, if the process function uses it, makes the same of.
         self.accelerator.step = full_size - 1 if window.is_closing else window.count - 1
@@ -221,12 +221,11 @@ class OptimizerStep(Handler):
 
     def _attach_to_trainer(self, attachment: Attachment) -> None:
         """Opens and closes windows; the trainer knows what data is left, and drops them itself."""
-        batches_left = attrgetter("batches_left")
 
         # By `add`, with two calls fewer in an iteration than by `on`: these are called in each.
-        def take(engine: Engine) -> None:
+        def take(trainer: TrainingEngine) -> None:
             if attachment.is_attached:
-                self.take_batch(engine, batches_left)
+                self.take_batch(lambda: trainer.batches_left)
 
         def close(engine: Engine) -> None:
             if self.window.is_closing and attachment.is_attached:
@@ -250,7 +249,7 @@ class OptimizerStep(Handler):
         def take(engine: Engine) -> None:
             state: Any = engine.state
             state.step_committed = False
-            self.take_batch(engine, data.batches_left)
+            self.take_batch(lambda: data.batches_left(engine))
 
         def close(engine: Engine) -> None:
             if self.window.is_closing:
@@ -290,5 +289,6 @@ class OptimizerStep(Handler):
         try:
             yield
         except BaseException:
-            self.drop_window()
+            if not is_interrupted(engine):  # it still is if run() refused its arguments
+                self.drop_window()
             raise

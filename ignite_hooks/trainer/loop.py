@@ -108,7 +108,7 @@ class TrainingLoop(QuickEngine):
     ) -> None:
         self._requests: dict[str, Any] = {}
         super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
-        self.position = RunPosition(optimizer_step)
+        self._position = RunPosition(optimizer_step)
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
         self._optimizer_step = optimizer_step
@@ -125,7 +125,7 @@ class TrainingLoop(QuickEngine):
         """The whole run, with what surrounds it; yields where the run is interrupted."""
         self.stop_reason = None
         self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
-        self.position.begin()
+        self._position.enter_run()
         self._batches = iter(self._present_feed)
         with self.hook_channels.scopes as scopes:
             scopes.enter(self._unwinding())
@@ -139,14 +139,14 @@ class TrainingLoop(QuickEngine):
         return self.state  # type: ignore[no-any-return]
 
     def _loop(self) -> Generator[State, None, None]:
-        self.clear_times()
+        self._clear_times()
         self._started = time.time()
         self._depth_in_loop = self._depth_in_epoch = 0  # not in it yet
         with self.hook_channels.on_loop:
             self._depth_in_loop = self._depth_in_epoch = len(self.hook_channels.scopes.open)
             try:
                 yield from self._epochs()
-                self.stop_reason = self.position.limit_reached
+                self.stop_reason = self._position.limit_reached
             except Terminate:
                 self._terminate(self.stop_reason or "terminate")
             except TerminateEpoch:
@@ -157,11 +157,11 @@ class TrainingLoop(QuickEngine):
             self._complete()
 
     def _epochs(self) -> Generator[State, None, None]:
-        position = self.position
+        position = self._position
         self.logger.info("Engine run starting with %s.", position.limits)
-        self.update_handlers()  # Ignite's profilers write to the table of handlers when attached …
-        self.fire(Events.STARTED)
-        self.update_handlers()  # … and at this event
+        self._update_handlers()  # Ignite's profilers write to the table of handlers when attached …
+        self._fire(Events.STARTED)
+        self._update_handlers()  # … and at this event
         yield from self._obey()
         self._deferred.call()
         position.restore_random_state(is_last_time=position.place.progress.batches == 0)
@@ -171,7 +171,7 @@ class TrainingLoop(QuickEngine):
             started = time.time()
             with self.hook_channels.on_epoch:
                 self._depth_in_epoch = len(self.hook_channels.scopes.open)
-                self.fire(Events.EPOCH_STARTED)
+                self._fire(Events.EPOCH_STARTED)
                 yield from self._obey()
                 position.restore_random_state(is_last_time=True)
                 yield from self._iterations()
@@ -183,8 +183,8 @@ class TrainingLoop(QuickEngine):
             yield from self._obey()
 
     def _iterations(self) -> Generator[State, None, None]:
-        state, fire, channels = self.state, self.fire, self.hook_channels
-        position, requests = self.position, self._requests
+        state, fire, channels = self.state, self._fire, self.hook_channels
+        position, requests = self._position, self._requests
         fire_of_data = fire if self._has_data else _fire_nothing
         try:
             while not position.place.progress.is_full:
@@ -208,8 +208,8 @@ class TrainingLoop(QuickEngine):
                     if requests:
                         yield from self._obey()
                     with channels.on_batch:
-                        state.output = self.process_function(self, state.batch)
-                    fire(Events.ITERATION_COMPLETED)
+                        state.output = self._process(self, state.batch)
+                    fire(Events.ITERATION_COMPLETED)  # the optimizer's step is its first handler
                     is_last = progress.is_full
                     limit = position.limit_reached
                     if limit is not None:
@@ -238,28 +238,28 @@ class TrainingLoop(QuickEngine):
 
     def _complete_epoch(self) -> None:
         self._present_feed.finish()
-        length_of_pass = self.position.complete_epoch()
+        length_of_pass = self._position.complete_epoch()
         if length_of_pass is not None:
             self.state.epoch_length = length_of_pass
         if self.should_terminate_single_epoch != "skip_epoch_completed":
-            self.fire(Events.EPOCH_COMPLETED)
-        self._call_deferred(is_over=self.position.limit_reached is not None)
+            self._fire(Events.EPOCH_COMPLETED)
+        self._call_deferred(is_over=self._position.limit_reached is not None)
 
     def _complete(self) -> None:
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
         if self.should_terminate != "skip_completed":
-            self.fire(Events.COMPLETED)
-            self.update_handlers()  # where profilers take back what they wrote
+            self._fire(Events.COMPLETED)
+            self._update_handlers()  # where profilers take back what they wrote
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
 
     def _show_max_epochs(self) -> None:
         """Shows, with ``max_steps`` alone, the epochs that it takes as far as can be told now."""
-        max_epochs = self.position.epochs_to_take
+        max_epochs = self._position.epochs_to_take
         if max_epochs is not None:
             self.state.max_epochs = max_epochs
-            self.position.show_max_epochs(max_epochs)
+            self._position.show_max_epochs(max_epochs)
 
     # The ways out
 
@@ -277,12 +277,12 @@ class TrainingLoop(QuickEngine):
             self.hook_channels.scopes.leave(self._depth_in_epoch)
             raise TerminateEpoch
         if self.should_interrupt:
-            self.fire(Events.INTERRUPT)
+            self._fire(Events.INTERRUPT)
             self.should_interrupt = False
             feed = self._present_feed
             with set_aside(feed.loader):
                 yield self.state
-            if feed is not self.position.feed:  # set_data, meanwhile
+            if feed is not self._position.feed:  # set_data, meanwhile
                 feed.deactivate()
 
     def _terminate(self, reason: str) -> None:
@@ -290,7 +290,7 @@ class TrainingLoop(QuickEngine):
         self.stop_reason = reason
         if self._depth_in_loop:
             self.hook_channels.scopes.leave(self._depth_in_loop)
-            self.fire(Events.TERMINATE)
+            self._fire(Events.TERMINATE)
 
     def _is_handled(self, error: BaseException) -> bool:
         """Returns whether handlers of EXCEPTION_RAISED, or an open context, handled a failure."""
@@ -299,7 +299,7 @@ class TrainingLoop(QuickEngine):
         if not has_handlers(self, Events.EXCEPTION_RAISED):
             return self._is_stopped_by_context(error)
         try:
-            self.fire(Events.EXCEPTION_RAISED, error)
+            self._fire(Events.EXCEPTION_RAISED, error)
         except BaseException as raised:
             if self._is_stopped_by_context(raised):
                 return True
@@ -330,18 +330,18 @@ class TrainingLoop(QuickEngine):
             raise
         finally:
             if not sys.is_finalizing():  # with an interrupted run; torch may be gone already
-                self.position.roll_back()
-                self.state.iteration = self.position.place.progress.iteration
+                self._position.roll_back()
+                self.state.iteration = self._position.place.progress.iteration
                 self._deferred.clear()
                 self._optimizer_step.drop_window()
-                self._present_feed.go_back_to(self.position.place.position)
+                self._present_feed.go_back_to(self._position.place.position)
                 self._present_feed.close()
 
     def _call_deferred(self, *, is_over: bool) -> None:
         """Calls what was deferred, and what is to be called where the run ends if it ends here."""
         self._deferred.call()
         is_over = is_over or bool(self.should_terminate)
-        if is_over and self.position.is_at_boundary and not self.is_leaving_epoch:
+        if is_over and self._position.is_at_boundary and not self.is_leaving_epoch:
             for callback in tuple(self._at_end):
                 callback()
 
@@ -356,27 +356,27 @@ class TrainingLoop(QuickEngine):
     @property
     def feed(self) -> DataFeed | None:
         """The source of the batches, with the position in the data; None without data yet."""
-        return self.position.feed
+        return self._position.feed
 
     @property
     def place(self) -> Place:
         """The counters and the position in the data. Handlers cannot change it."""
-        return self.position.place
+        return self._position.place
 
     @property
     def batches_left(self) -> int | None:
         """Batches from the present one on before data, epoch or run ends; None if not known."""
-        return self.position.batches_left
+        return self._position.batches_left
 
     @property
     def is_between_steps(self) -> bool:
         """True if no window is open and no batch is on its way: the place is a step boundary."""
-        return self.position.is_between_steps
+        return self._position.is_between_steps
 
     @property
     def is_leaving_epoch(self) -> bool:
         """True if the rest of the epoch is about to be skipped; deferred callbacks wait for it."""
-        return bool(self.should_terminate_single_epoch and self.position.place.progress.batches)
+        return bool(self.should_terminate_single_epoch and self._position.place.progress.batches)
 
     def defer(self, callback: Callable[[], None], turn: int = 0) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.
@@ -407,7 +407,7 @@ class TrainingLoop(QuickEngine):
         Returns:
             What undoes this.
         """
-        return self.position.call_on_resume(callback)
+        return self._position.call_on_resume(callback)
 
     def position_state_dict(self) -> dict[str, Any]:
         """Returns the position of the run: numbers, lists and tensors, for ``torch.load``.
@@ -416,7 +416,7 @@ class TrainingLoop(QuickEngine):
         and the random generators. To be called at a step boundary, when all callbacks have
         returned. Model, optimizer and scheduler have states of their own.
         """
-        return {**self.position.state_dict(), "validation": self.state.validation}
+        return {**self._position.state_dict(), "validation": self.state.validation}
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next run continue there, on data that is built as the data was built then.
@@ -426,13 +426,13 @@ class TrainingLoop(QuickEngine):
         run that is resumed. A run that was finished has nothing left to do: the next ``run``
         returns at once, unless a limit is given that lies further.
         """
-        self._abandon_run("load_position_state_dict()")
-        self.position.load_state_dict(state_dict)
+        self._prepare_to_load("load_position_state_dict()")
+        self._position.load_state_dict(state_dict)
         self._show_limits()
-        state, progress = self.state, self.position.place.progress
+        state, progress = self.state, self._position.place.progress
         state.iteration, state.epoch = progress.iteration, progress.epochs
-        state.epoch_length = self.position.epoch_length
-        state.optimizer_step = self.position.steps
+        state.epoch_length = self._position.epoch_length
+        state.optimizer_step = self._position.steps
         state.validation = state_dict["validation"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -441,30 +441,30 @@ class TrainingLoop(QuickEngine):
         Shuffled data has the order it had only if its sampler draws it from the number of the
         pass, as Accelerate's seedable sampler does.
         """
-        self._abandon_run("load_state_dict()")
+        self._prepare_to_load("load_state_dict()")
         super().load_state_dict({"optimizer_step": 0, **state_dict})
         state = self.state
         state.max_steps = None
         batches = state.iteration - state.epoch * (state.epoch_length or 0)
         progress = Progress(state.iteration, state.epoch, batches)
-        self.position.move_to(progress, state.optimizer_step, Limits.of(state), state.epoch_length)
+        self._position.move_to(progress, state.optimizer_step, Limits.of(state), state.epoch_length)
 
-    def _abandon_run(self, what: str) -> None:
+    def _prepare_to_load(self, what: str) -> None:
         self._check_not_running(what, "call terminate() first, and load after run()")
-        self.abandon_run()
+        self._close_interrupted()
 
     def _check_not_running(self, what: str, remedy: str) -> None:
         if is_running(self):
             raise RuntimeError(f"{what} must not be called while the trainer runs: {remedy}")
 
     def _show_limits(self) -> None:
-        for name, limit in vars(self.position.limits).items():
+        for name, limit in vars(self._position.limits).items():
             setattr(self.state, name, limit)
 
     @property
     def _present_feed(self) -> DataFeed:
-        assert self.position.feed is not None
-        return self.position.feed
+        assert self._position.feed is not None
+        return self._position.feed
 
 
 def _fire_nothing(event: Any) -> None:

@@ -141,7 +141,8 @@ class RunPosition:
     @property
     def batches_left(self) -> int | None:
         """Batches from the present one on before data, epoch or run ends; None if not known."""
-        assert self.feed is not None
+        if self.feed is None:
+            return None
         left = self.feed.batches_left
         progress = self.place.progress
         if self.epoch_length is not None:
@@ -161,8 +162,11 @@ class RunPosition:
     @property
     def is_between_steps(self) -> bool:
         """True if this is a step boundary with no batch on its way: it can be saved."""
-        assert self.feed is not None
-        return self.is_at_boundary and self.feed.position == self.place.position
+        return (
+            self.feed is not None
+            and self.is_at_boundary
+            and self.feed.position == self.place.position
+        )
 
     @property
     def epochs_to_take(self) -> int | None:
@@ -201,7 +205,7 @@ class RunPosition:
         taken = self._optimizer_step.window.taken
         self.place = self._boundary = Place(progress, self.feed.position, taken)
 
-    def begin(self) -> None:
+    def enter_run(self) -> None:
         """Marks the place where a run begins, or continues, as a step boundary."""
         self._has_dropped_batches = False
         self.mark_boundary(self.place.progress)
@@ -236,7 +240,7 @@ class RunPosition:
             on_state: the limits that the state shows now.
 
         Raises:
-            ValueError: a limit can not be used.
+            ValueError: a limit cannot be used.
         """
         before = self._edited(on_state)
         if before == Limits():
@@ -260,18 +264,19 @@ class RunPosition:
         limits = before if given == Limits() else given
         return limits.reached(self.place.progress, self.steps) is not None
 
-    def start(self, limits: Limits, epoch_length: int | None) -> None:
-        """Begins a new run at the next pass over the feed."""
-        assert self.feed is not None
-        self.feed.next_pass()
-        self.epoch_length = epoch_length or self.feed.length
+    def start_new_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
+        """Begins a new run at the next pass over ``feed``."""
+        self.feed = feed
+        feed.next_pass()
+        self.epoch_length = epoch_length or feed.length
         self.place = Place()
         self._seek = self._random = None
         self._on_resume = []
         self._optimizer_step.start_from(0)
         self.set_limits(limits)
+        self.is_resumed = False
 
-    def continue_with(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
+    def continue_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
         """Continues the run, on ``feed``: where it stopped, or with a new epoch on other data.
 
         Raises:
@@ -291,6 +296,7 @@ class RunPosition:
                 "max_iters, or max_steps) before run() to begin anew"
             )
         self.set_limits(limits)
+        self.is_resumed = False
 
     def _edited(self, on_state: Limits) -> Limits:
         return self.limits.edited(self.shown, on_state)
@@ -303,6 +309,7 @@ class RunPosition:
         To be called at a step boundary when all callbacks of that moment have returned.
         """
         assert self.feed is not None
+        random = RandomState.capture(self._optimizer_step.accelerator.device)
         return {
             "progress": list(self.place.progress),
             "limits": asdict(self.limits),
@@ -310,27 +317,28 @@ class RunPosition:
             "passed_length": self._length_of_pass,
             "optimizer_step": self.steps,
             "data": self.feed.state_dict(),
-            "random": RandomState.capture(self._optimizer_step.accelerator.device).state_dict(),
+            "random": random.state_dict(),
             "has_drawn_since": self._has_dropped_batches,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continues there with the next run, on data that is built as the data was built then."""
-        progress = Progress(*state_dict["progress"])
+        """Makes the next run continue there, on data that is built as the data was built then."""
+        progress, limits = Progress(*state_dict["progress"]), Limits(**state_dict["limits"])
+        device = self._optimizer_step.accelerator.device
+        random = RandomState.from_state_dict(state_dict["random"], device)
         self.place = self._boundary = Place(progress, taken=self._optimizer_step.window.taken)
-        self.set_limits(Limits(**state_dict["limits"]))
+        self.set_limits(limits)
         self.epoch_length = state_dict["epoch_length"]
         self._length_of_pass = state_dict["passed_length"]
         self._optimizer_step.start_from(state_dict["optimizer_step"])
-        device = self._optimizer_step.accelerator.device
-        self._random = RandomState.from_state_dict(state_dict["random"], device)
+        self._random = random
         self._seek = lambda feed: feed.load_state_dict(state_dict["data"])
         self.is_resumed = True
 
     def move_to(
         self, progress: Progress, steps: int, limits: Limits, epoch_length: int | None
     ) -> None:
-        """Continues at these counters with the next run, at the batch that they say."""
+        """Makes the next run continue at these counters, at the batch that they say."""
         self.set_limits(limits)
         self.place = Place(progress)
         self.epoch_length = epoch_length
@@ -349,7 +357,10 @@ class RunPosition:
         return forget
 
     def restore_random_state(self, *, is_last_time: bool) -> None:
-        """Undoes what handlers have drawn or reset since a resume; the other run has not.
+        """Restores the random generators of a resumed run, and calls the callbacks on resume.
+
+        Handlers of STARTED and EPOCH_STARTED have drawn numbers and reset states that they did not
+        draw and reset at this place in the run that is resumed.
 
         Args:
             is_last_time: whether nothing is left to be restored after this.

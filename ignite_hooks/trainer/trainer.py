@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import State
 
+from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import run_scopes
@@ -119,14 +120,14 @@ class Trainer(TrainingLoop):
             "run()", "call terminate() and run() after it, or set_data() to go on with other data"
         )
         given = Limits(max_epochs, max_iters, max_steps)
-        if given == Limits() and self.position.is_resumed:
+        if given == Limits() and self._position.is_resumed:
             given = self._usual_limits
         with run_scopes(self):
             return self._run(data, given, epoch_length)
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
-        position, run = self.position, None
-        if self.has_run:  # interrupted
+        position, run = self._position, None
+        if is_interrupted(self):
             limits = given | position.limits
             limits.check(position.place.progress, position.steps)
             position.set_limits(limits)
@@ -138,8 +139,10 @@ class Trainer(TrainingLoop):
             self._set_up(data, given, epoch_length)
             run = self._run_loop()
         try:
-            return self.drive(run)
+            return self._drive(run)
         except BaseException:
+            if is_interrupted(self):  # Ctrl-C before the run continued: it still can
+                raise
             with self.hook_channels.scopes:  # closes what a second Ctrl-C has left open
                 raise
 
@@ -165,28 +168,28 @@ class Trainer(TrainingLoop):
         if self.feed is not None:
             self.feed.close()
         feed = self._feed_of(data, None)
-        self.position.change_feed(feed)
+        self._position.change_feed(feed)
         self._batches = iter(feed)
 
     def _set_up(self, data: Any, given: Limits, epoch_length: int | None) -> None:
         """Settles where this run begins and ends, before anything happens."""
         if epoch_length is not None:
             whole_number("epoch_length", epoch_length, "leave it out for one pass over the data")
-        position, state = self.position, self.state
+        position, state = self._position, self.state
         limits = position.limits_to_continue(given, Limits.of(state))
         if limits is None:
             given.check(Progress(), 0)
             usual = Limits(max_epochs=1) if self._usual_limits == Limits() else self._usual_limits
-            position.feed = self._feed_of(data, epoch_length)
-            position.start(usual if given == Limits() else given, epoch_length)
-            state.iteration = state.epoch = state.validation = 0
+            feed = self._feed_of(data, epoch_length)
+            position.start_new_run(feed, usual if given == Limits() else given, epoch_length)
+            self._show_limits()
+            state.iteration = state.epoch = state.validation = state.optimizer_step = 0
         else:
             feed = self._feed_of(data, position.epoch_length)
-            position.continue_with(feed, limits, epoch_length)
-        position.is_resumed = False
-        self._show_limits()
+            position.continue_run(feed, limits, epoch_length)
+            self._show_limits()
         state.epoch_length = position.epoch_length
-        state.optimizer_step = state.start_step = position.steps
+        state.start_step = position.steps
         state.start_epoch = position.place.progress.epochs
         self._show_max_epochs()
         if not self.model.training:

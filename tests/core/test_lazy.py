@@ -12,7 +12,7 @@ def package(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "__init__.py").write_text(
         "from ignite_hooks.core.lazy import lazy_names\n"
-        "__getattr__ = lazy_names(__name__, {'answer': 'deep.thought'})\n"
+        "__getattr__, __dir__ = lazy_names(__name__, {'answer': 'deep.thought'})\n"
     )
     (folder / "deep").mkdir()
     (folder / "deep" / "__init__.py").touch()
@@ -47,4 +47,8 @@ def test_a_submodule_can_still_be_imported(package):
 
 def test_a_module_without_the_name_says_so(package):
     with pytest.raises(AttributeError, match=r"module 'lazily\.deep' has no attribute 'answer'"):
-        lazy_names("lazily", {"answer": "deep"})("answer")
+        lazy_names("lazily", {"answer": "deep"})[0]("answer")
+
+
+def test_its_names_are_listed(package):
+    assert {"answer", "__name__"} <= set(dir(package))

@@ -1,4 +1,5 @@
 import inspect
+from unittest import mock
 
 import pytest
 from ignite.engine import Engine
@@ -39,3 +40,14 @@ def test_a_trainer_has_each_attribute(name):
     trainer = make_trainer(batches_of(2))
     trainer.run()
     assert hasattr(trainer, name)
+
+
+def test_a_stand_in_with_every_attribute_is_no_trainer():
+    assert not is_trainer(mock.MagicMock())
+
+
+def test_without_data_nothing_is_left_and_nothing_can_be_saved():
+    trainer = make_trainer()
+    assert trainer.feed is None
+    assert trainer.batches_left is None
+    assert not trainer.is_between_steps

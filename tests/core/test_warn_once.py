@@ -32,3 +32,11 @@ def test_the_place_that_is_named_is_the_callers_caller():
     lines = {line for _, _, line in code.co_lines()}
     assert caught[0].filename == __file__
     assert caught[0].lineno in lines
+
+
+def test_as_an_error_it_is_raised_each_time():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(UserWarning, match="again"):
+                warn_once("again")

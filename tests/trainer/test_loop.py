@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
+from ignite_hooks.core import engine
 from ignite_hooks.trainer import loop
 from ignite_hooks.trainer import run_position
 from ignite_hooks.trainer.loop import DeferredCallbacks
@@ -721,10 +722,10 @@ def test_handlers_changed_while_firing_keep_the_others_turns(event):
     leaving = trainer.add_event_handler(event, leave)
     coming = trainer.add_event_handler(event, come)
     later = trainer.add_event_handler(event, last)
-    trainer.fire(event)
+    trainer._fire(event)
     assert calls == ["leave", "come", "last"]
     coming.remove()
-    trainer.fire(event)
+    trainer._fire(event)
     assert calls == ["leave", "come", "last", "new"]
 
 
@@ -1454,3 +1455,34 @@ def test_max_epochs_grows_when_steps_are_skipped():
     assert shown == [2, 3, 3]
     state = trainer.state
     assert (state.epoch, state.iteration, state.optimizer_step) == (3, 11, 8)
+
+
+def interrupted_within_an_iteration():
+    seed()
+    trainer = make_trainer(shuffled())
+    handle = trainer.add_event_handler(Events.ITERATION_STARTED(once=3), trainer.interrupt)
+    trainer.run(max_epochs=2)
+    handle.remove()
+    return trainer
+
+
+@pytest.mark.parametrize("lines", range(1, 16))
+def test_control_c_on_continuing_an_interruption_loses_nothing(lines):
+    expected, unbroken = trained(shuffled)
+    trainer = interrupted_within_an_iteration()
+    with pytest.raises(KeyboardInterrupt), InterruptAt(lines, {engine.__file__}):
+        trainer.run()
+    trainer.run()
+    assert torch.equal(weights(trainer.model), expected)
+    assert trainer.place.progress == unbroken.place.progress
+    assert_clean(trainer)
+
+
+def test_arguments_refused_while_interrupted_lose_no_step():
+    expected, unbroken = trained(shuffled)
+    trainer = interrupted_within_an_iteration()
+    with pytest.raises(ValueError, match="`max_steps` must be an integer"):
+        trainer.run(max_steps=0)
+    trainer.run()
+    assert torch.equal(weights(trainer.model), expected)
+    assert trainer.place.progress == unbroken.place.progress

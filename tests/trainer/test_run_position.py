@@ -100,8 +100,8 @@ def advance(position, step, data, full_size=1):
 
 def begun(batches=5, accumulation=1, limits=Limits(max_epochs=2), epoch_length=None):  # noqa: B008
     position, step = make_position(batches, accumulation)
-    position.start(limits, epoch_length)
-    position.begin()
+    position.start_new_run(position.feed, limits, epoch_length)
+    position.enter_run()
     return position, step, iter(position.feed)
 
 
@@ -262,7 +262,7 @@ def test_state_can_be_continued_by_another_position():
     assert other.is_resumed
     assert other.place.progress == position.place.progress
     assert (other.steps, other.limits) == (3, position.limits)
-    other.continue_with(other.feed, other.limits, None)
+    other.continue_run(other.feed, other.limits, None)
     assert other.feed.position == (0, 3)
     restored = []
     other.call_on_resume(lambda: restored.append(torch.rand(1)))
@@ -283,7 +283,7 @@ def test_a_new_run_forgets_what_was_to_be_resumed():
     other, _ = make_position()
     other.load_state_dict(position.state_dict())
     other.call_on_resume(lambda: pytest.fail("forgotten"))
-    other.start(Limits(max_epochs=1), None)
+    other.start_new_run(other.feed, Limits(max_epochs=1), None)
     other.restore_random_state(is_last_time=True)
     assert (other.place, other.steps, other.feed.position) == (Place(), 0, (0, 0))
 
@@ -291,20 +291,20 @@ def test_a_new_run_forgets_what_was_to_be_resumed():
 def test_an_epoch_that_was_begun_keeps_its_length():
     position, *_ = begun(epoch_length=4)
     with pytest.raises(ValueError, match="`epoch_length` must stay 4 when training goes on, got 3"):
-        position.continue_with(position.feed, Limits(max_epochs=2), 3)
+        position.continue_run(position.feed, Limits(max_epochs=2), 3)
 
 
 def test_other_data_begins_the_epoch_again():
     position, step, data = begun(batches=5)
     advance(position, step, data)
     other = DataFeed([torch.zeros(1, 2)] * 3)
-    position.continue_with(other, Limits(max_epochs=2), None)
+    position.continue_run(other, Limits(max_epochs=2), None)
     assert (position.place.progress, position.epoch_length) == (Progress(1), 3)
 
 
 def test_moves_to_the_batch_that_counters_say():
     position, _step = make_position()
     position.move_to(Progress(7, 1, 2), 7, Limits(max_epochs=3), 5)
-    position.continue_with(position.feed, position.limits, None)
+    position.continue_run(position.feed, position.limits, None)
     assert position.feed.position == (1, 2)
     assert (position.steps, position.is_resumed) == (7, False)
