@@ -1,4 +1,4 @@
-"""Sums of whatever a training has, that tell whether two are the same."""
+"""Digests of any state, which tell whether two are the same bit by bit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from xxhash import xxh3_128
 
-__all__ = ["sum_of"]
+__all__ = ["digest_of"]
 
 
-def sum_of(value: Any) -> str:
+def digest_of(value: Any) -> str:
     """The same for the same content, bit by bit, and another for any other."""
     total = xxh3_128()
     _add(value, total)
@@ -37,7 +37,7 @@ def _add(value: Any, total: Any) -> None:
             _add(each, total)
     elif isinstance(value, set | frozenset):
         total.update(f"<{len(value)}:".encode())
-        total.update("".join(sorted(map(sum_of, value))).encode())
+        total.update("".join(sorted(map(digest_of, value))).encode())
     elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
         total.update(f"{value!r};".encode())
     else:

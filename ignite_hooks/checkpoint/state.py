@@ -28,7 +28,7 @@ import torch
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import plain_part
-from ignite_hooks.checkpoint.digest import sum_of
+from ignite_hooks.checkpoint.digest import digest_of
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.core.accelerators import registered_objects
@@ -40,7 +40,7 @@ from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.evaluation.measured import measured_at
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["TrainingState", "rank_file", "set_training_id", "sums_of", "training_id"]
+__all__ = ["TrainingState", "digests_of", "rank_file", "set_training_id", "training_id"]
 
 SHARDED = "sharded"
 TRAINER = "trainer.pt"
@@ -124,7 +124,7 @@ class TrainingState:
         Args:
             rank: of this process.
             objects: its ``objects()``.
-            of_first: the ``sums_of`` those of the first process.
+            of_first: the ``digests_of`` those of the first process.
         """
         place = self.trainer.position_state_dict()
         if rank != 0:
@@ -189,10 +189,10 @@ class TrainingState:
         return [[names.get(id(each), "?") for each in group["params"]] for group in groups]
 
 
-def sums_of(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+def digests_of(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """A sum of each, to see which are the same in two processes."""
     return {
-        kind: {name: sum_of(state) for name, state in states.items()}
+        kind: {name: digest_of(state) for name, state in states.items()}
         for kind, states in objects.items()
     }
 
@@ -200,7 +200,7 @@ def sums_of(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str
 def _others(objects: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Those that have another sum."""
     found: dict[str, dict[str, Any]] = {}
-    for kind, ours in sums_of(objects).items():
+    for kind, ours in digests_of(objects).items():
         theirs = sums[kind]
         names = [name for name in ours if ours[name] != theirs.get(name)]
         found[kind] = {name: objects[kind][name] for name in names}

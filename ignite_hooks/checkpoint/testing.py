@@ -17,7 +17,7 @@ import torch
 from ignite.engine import Engine
 from ignite.engine import Events
 
-from ignite_hooks.checkpoint.digest import sum_of
+from ignite_hooks.checkpoint.digest import digest_of
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
@@ -116,25 +116,25 @@ class Trace:
 
     def _before(self) -> None:
         state = self._trainer.state
-        random = RandomState.capture(self._trainer.accelerator.device).state_dict()
+        generators = RandomState.capture(self._trainer.accelerator.device).state_dict()
         self.iterations[state.iteration] = {
             "the place (epoch, step)": str((state.epoch, state.optimizer_step)),
-            "the batch": sum_of(state.batch),
-            "the random generators": sum_of(random),
+            "the batch": digest_of(state.batch),
+            "the random generators": digest_of(generators),
         }
 
     def _after(self) -> None:
         trainer = self._trainer
         digests = self.iterations[trainer.state.iteration]
-        digests["the loss"] = sum_of(trainer.state.loss)
+        digests["the loss"] = digest_of(trainer.state.loss)
         for module_name, module in trainer.modules.items():
             for name, value in module.state_dict().items():
-                digests[f"{module_name}.{name} after the step"] = sum_of(value)
-        digests["the optimizer's state"] = sum_of(trainer.optimizer.state_dict())
+                digests[f"{module_name}.{name} after the step"] = digest_of(value)
+        digests["the optimizer's state"] = digest_of(trainer.optimizer.state_dict())
         if trainer.lr_scheduler is not None:
-            digests["the scheduler's state"] = sum_of(trainer.lr_scheduler.state_dict())
+            digests["the scheduler's state"] = digest_of(trainer.lr_scheduler.state_dict())
         for name, handler in handlers_with_state(trainer).items():
-            digests[f"the state of {name}"] = sum_of(handler.state_dict())
+            digests[f"the state of {name}"] = digest_of(handler.state_dict())
 
 
 def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:

@@ -28,7 +28,7 @@ class Saving:
     """What one ``SaveCheckpoint`` does on one trainer.
 
     Args:
-        options: those of the handler.
+        options: the options of the handler.
         trainer: the trainer; no strong reference is kept.
         announce: is called with each folder that has become a checkpoint, before CHECKPOINT_SAVED.
     """

@@ -8,11 +8,10 @@ import importlib.metadata
 import platform
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from datetime import timezone
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import Content
@@ -26,7 +25,7 @@ from ignite_hooks.checkpoint.options import SaveOptions
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
-from ignite_hooks.checkpoint.state import sums_of
+from ignite_hooks.checkpoint.state import digests_of
 from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.core.place import Progress
@@ -34,7 +33,7 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["BackgroundWriter", "Saver"]
 
-_THREAD_NAME_PREFIX = "ignite_hooks.checkpoint"
+_THREAD_NAME = "ignite_hooks.checkpoint"
 _PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
 
 
@@ -130,7 +129,7 @@ class Saver:
         def look() -> dict[str, Any]:
             state.check()
             objects.update(state.objects())
-            return {} if rank or is_alone else sums_of(objects)
+            return {} if rank or is_alone else digests_of(objects)
 
         of_first, *_ = self.ranks.agree(look)
         self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
@@ -199,33 +198,48 @@ class Saver:
 class BackgroundWriter:
     """Makes one call at a time in a thread; ``wait`` raises what the call has raised.
 
-    The interpreter waits for a call in progress before it ends.
+    The interpreter waits for a call in progress before it ends. The thread is a plain one because
+    an executor accepts no call once the main thread has ended, while a run in another thread still
+    goes on.
     """
 
     def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
-        self._call: Future[None] | None = None
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Returns whether the last call is still in progress."""
-        return self._call is not None and not self._call.done()
+        """True while the last call is in progress."""
+        return self._thread is not None and self._thread.is_alive()
 
     def start(self, call: Callable[[], None]) -> None:
         """Begins ``call``; the one before must have been waited for."""
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=_THREAD_NAME_PREFIX)
-        self._call = self._executor.submit(call)
-        self._executor.shutdown(wait=False)  # the thread ends with the call, also if nobody waits
+        thread = Thread(target=self._run, args=[call], name=_THREAD_NAME, daemon=False)
+        self._thread = thread  # before it starts: Ctrl-C may come right after
+        try:
+            thread.start()
+        except BaseException:
+            if thread.ident is None:  # it never ran: there is nothing to wait for
+                self._thread = None
+            raise
 
     def wait(self) -> bool:
         """Returns whether there was a call, when it is done; raises what it has raised."""
-        if self._executor is None:
+        thread = self._thread
+        if thread is None:
             return False
-        self._executor.shutdown()  # joins the thread
-        call, self._executor, self._call = self._call, None, None
-        if call is not None:
-            call.result()
+        thread.join()
+        self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         return True
+
+    def _run(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            self._error = error
 
 
 def _place(trainer: TrainingEngine) -> tuple[Progress, int]:

@@ -1,4 +1,4 @@
-"""Data as an Engine must see it: every pass begins, ends and continues where it should."""
+"""Feeds: data as an engine must see it, pass by pass, with a position that can be resumed."""
 
 import warnings
 import weakref

@@ -153,6 +153,6 @@ def channels_of(engine: AnyEngine) -> Channels:
 
 
 def _channels(engine: Engine) -> EventChannels:
-    channels = channels_of(engine)
-    assert isinstance(channels, EventChannels)
+    owner: Any = engine  # it was given the channels when it was attached to
+    channels: EventChannels = owner.hook_channels
     return channels

@@ -4,7 +4,7 @@ from collections import namedtuple
 import numpy as np
 import torch
 
-from ignite_hooks.checkpoint.digest import sum_of
+from ignite_hooks.checkpoint.digest import digest_of
 
 NOT_THE_SAME = [
     torch.tensor([1.0, 2.0]),
@@ -43,17 +43,17 @@ NOT_THE_SAME = [
 
 
 def test_different_values_have_different_digests():
-    sums = [sum_of(value) for value in NOT_THE_SAME]
+    sums = [digest_of(value) for value in NOT_THE_SAME]
     assert len(set(sums)) == len(NOT_THE_SAME)
-    assert sums == [sum_of(copy.deepcopy(value)) for value in NOT_THE_SAME]
+    assert sums == [digest_of(copy.deepcopy(value)) for value in NOT_THE_SAME]
 
 
 def test_the_order_of_a_set_does_not_matter():
-    assert sum_of({"a", "b", "c", 1}) == sum_of(frozenset([1, "c", "b", "a"]))
+    assert digest_of({"a", "b", "c", 1}) == digest_of(frozenset([1, "c", "b", "a"]))
 
 
 def test_digest_of_nan_equals_itself():
-    assert sum_of(torch.tensor(float("nan"))) == sum_of(torch.tensor(float("nan")))
+    assert digest_of(torch.tensor(float("nan"))) == digest_of(torch.tensor(float("nan")))
 
 
 class Holder:
@@ -62,5 +62,5 @@ class Holder:
 
 
 def test_digest_of_an_object_follows_its_attributes():
-    assert sum_of(Holder(torch.ones(2))) == sum_of(Holder(torch.ones(2)))
-    assert sum_of(Holder(torch.ones(2))) != sum_of(Holder(torch.zeros(2)))
+    assert digest_of(Holder(torch.ones(2))) == digest_of(Holder(torch.ones(2)))
+    assert digest_of(Holder(torch.ones(2))) != digest_of(Holder(torch.zeros(2)))

@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.state import TrainingState
+from ignite_hooks.checkpoint.state import digests_of
 from ignite_hooks.checkpoint.state import set_training_id
-from ignite_hooks.checkpoint.state import sums_of
 from ignite_hooks.checkpoint.state import training_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
@@ -40,7 +40,7 @@ def trainer_of(model, **options):
 
 def files(state, rank=0):
     objects = state.objects()
-    return state.files(rank, objects, sums_of(objects))
+    return state.files(rank, objects, digests_of(objects))
 
 
 def test_the_files_of_a_plain_training():
@@ -167,7 +167,7 @@ def test_another_process_writes_what_is_not_as_in_the_first():
     also = {"same": Box(1), "other": Box(2)}
     state = TrainingState(trainer, also)
     objects = state.objects()
-    of_first = sums_of(objects)
+    of_first = digests_of(objects)
     assert not any(files(state, 1)["rank_00001.pt"].content["objects"].values())
     of_first["metrics"].pop("new")
     for kind in ("metrics", "also"):

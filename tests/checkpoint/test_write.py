@@ -66,7 +66,7 @@ def disk(monkeypatch):
 
 
 def is_writer(thread):
-    return thread.name.startswith("ignite_hooks.checkpoint")
+    return thread.name == "ignite_hooks.checkpoint"
 
 
 def writing():
@@ -460,29 +460,74 @@ def test_a_failure_is_raised_once_and_the_next_call_can_begin(failure):
     assert done == [1]
 
 
-def test_the_interpreter_ends_when_the_call_is_done(tmp_path):
-    program = """
-import atexit
+AT_THE_END = """
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from pathlib import Path
 
 from ignite_hooks.checkpoint.write import BackgroundWriter
 
-file, other = Path(sys.argv[1]), ThreadPoolExecutor(1)
-
 def call():
-    try:
-        while True:
-            other.submit(int).result()
-    except RuntimeError:  # the script is at its end: the interpreter takes no more calls
-        sum(range(10**7))  # takes longer than an interpreter that does not wait would go on
-        file.write_text("whole")
+    threading.main_thread().join()  # the script is at its end
+    Path(sys.argv[1]).write_text("whole")
 
-atexit.register(lambda: print(file.exists()))
-BackgroundWriter().start(call)
 """
-    command = [sys.executable, "-c", program, tmp_path / "file"]
-    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
-    assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("is_daemon", [False, True])
+def test_the_interpreter_ends_when_the_call_is_done(tmp_path, is_daemon):
+    start = f"threading.Thread(target=BackgroundWriter().start, args=[call], daemon={is_daemon})"
+    program = f"{AT_THE_END}thread = {start}\nthread.start()\nthread.join()\n"
+    subprocess.run([sys.executable, "-c", program, tmp_path / "file"], check=True, timeout=120)
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_run_in_a_thread_saves_after_the_end_of_the_main_thread(tmp_path):
+    program = f"""{AT_THE_END}
+def run():
+    threading.main_thread().join()
+    writer = BackgroundWriter()
+    writer.start(call)
+    assert writer.wait()
+
+threading.Thread(target=run).start()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "file"],
+        check=True,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert (tmp_path / "file").read_text() == "whole", done.stderr
+
+
+def test_a_thread_that_cannot_start_leaves_nothing_to_wait_for(monkeypatch):
+    writer = BackgroundWriter()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail_with(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            writer.start(lambda: None)
+    assert not writer.wait()
+
+
+def test_ctrl_c_after_the_thread_started_loses_no_failure(monkeypatch):
+    writer, start = BackgroundWriter(), threading.Thread.start
+
+    def start_and_interrupt(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            writer.start(fail_with(Failure))
+    with pytest.raises(Failure):
+        writer.wait()
+
+
+def fail_with(failure):
+    def fail(*args):
+        raise failure
+
+    return fail
