@@ -1,5 +1,6 @@
 import gc
 import sys
+import time
 import warnings
 from contextlib import suppress
 from unittest import mock
@@ -172,6 +173,22 @@ def test_the_times_of_epochs_and_run_are_in_the_state():
     trainer = make_trainer(batches_of(3))
     trainer.run()
     assert trainer.state.times["COMPLETED"] >= trainer.state.times["EPOCH_COMPLETED"] > 0
+
+
+def test_times_include_the_handlers_of_their_events(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    trainer, within = make_trainer(batches_of(2)), {}
+
+    @trainer.on(Events.EPOCH_COMPLETED | Events.COMPLETED)
+    def note(engine):
+        name = engine.last_event_name.name
+        within[name] = engine.state.times[name]
+
+    trainer.run()
+    assert len(within) == 2
+    for name, seconds in within.items():
+        assert 0 < seconds < trainer.state.times[name]
 
 
 # Failures
