@@ -45,6 +45,7 @@ def test_every_kind_was_saved_at_every_step_and_resumed(found):
         assert len(resumed[kind]) == whole["steps"] >= 6
 
 
+@pytest.mark.exhaustive
 def test_resumed_runs_continue_like_the_unbroken_run(found):
     unbroken, resumed = found
     for kind, whole in unbroken.items():

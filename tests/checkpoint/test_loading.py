@@ -240,6 +240,7 @@ MISFITS = {
 }
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("kind", MISFITS)
 def test_mismatch_lists_differences_and_changes_nothing(tmp_path, kind):
     then, now, change, said = MISFITS[kind]
@@ -426,6 +427,7 @@ def _turned(linear):
     return linear
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("kind", MODELS)
 def test_each_model_comes_back_bit_by_bit(tmp_path, kind, safe):
@@ -470,6 +472,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_each_optimizer_comes_back_bit_by_bit(tmp_path, kind):
     folder, trainer = saved(tmp_path, optimizer=OPTIMIZERS[kind])
@@ -570,6 +573,7 @@ class Bomb:
         return os.mkdir, (str(self.folder),)
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("way", ["torch.save", "pickle"])
 @pytest.mark.parametrize(
     "name",

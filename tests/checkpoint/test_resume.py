@@ -129,6 +129,7 @@ KINDS = {
 }
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_result_is_that_of_a_training_that_was_not_interrupted(tmp_path, kind):
     options = KINDS[kind]
@@ -318,6 +319,7 @@ DAMAGES = {"truncated": cut, "flipped": flip, "deleted": Path.unlink}
 FILES = ["model.safetensors", "optimizer.bin", "trainer.pt", "rank_00000.pt"]
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, file, damage):

@@ -30,6 +30,7 @@ def strictly(text):
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
+@pytest.mark.exhaustive
 @given(documents)
 @settings(max_examples=100, deadline=None)
 def test_output_reads_the_same_with_other_parsers(data):

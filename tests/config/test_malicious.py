@@ -88,6 +88,7 @@ def test_document_is_refused_or_plain_data_without_side_effects(outcomes, group)
         assert outcome == {"became": document.becomes, "events": [], "modules": []}
 
 
+@pytest.mark.exhaustive
 def test_control_detects_executed_code_and_imports(outcomes, folder):
     assert "os.system" in outcomes["code"]["events"]
     assert (folder / "made_by_the_control").exists()

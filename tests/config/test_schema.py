@@ -59,6 +59,7 @@ def test_the_schema_is_one_of_the_draft_it_names():
     assert not validator(RunSettings).is_valid({"type": "clear_cache"})
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize(
     ("fields", "is_valid"),
     [

@@ -1124,6 +1124,7 @@ def _rest(feed, batches):
         yield tuple(feed.position), torch.cat([each.flatten() for each in tensors])
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("number", range(9))
 @pytest.mark.parametrize("kind", MOVABLE)
 def test_resumed_pass_equals_the_rest_from_every_position(kind, number):
@@ -1133,6 +1134,7 @@ def test_resumed_pass_equals_the_rest_from_every_position(kind, number):
     assert str(at_other_end) == str(at_end)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("number", [0, 2, 4, 5])
 @pytest.mark.parametrize("workers", WORKERS)
 def test_resumed_pass_with_workers_equals_the_rest(workers, number):

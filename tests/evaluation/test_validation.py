@@ -1093,7 +1093,7 @@ def _gradients_on():
     torch.set_grad_enabled(True)
 
 
-@pytest.mark.grid(5)
+@pytest.mark.grid(11)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", VALIDATIONS)
 def test_validation_does_not_change_training(name, moment):
@@ -1104,6 +1104,7 @@ def test_validation_does_not_change_training(name, moment):
     assert_undisturbed(training)
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("moment", ["every third step, at start", "before each batch"])
 @pytest.mark.parametrize(
     "name", ["draws", *(name for name in VALIDATIONS if "training loader" in name)]

@@ -451,6 +451,7 @@ def count_opened(log, channel):
     return sum(entry == f"+{channel}.a" for entry in log)
 
 
+@pytest.mark.grid(7)
 @some_channels
 @pytest.mark.parametrize("way", CLEAN_WAYS)
 def test_contexts_are_left_innermost_first_without_a_failure(way, channels):
@@ -896,6 +897,7 @@ def test_a_warning_that_is_an_error_changes_nothing(act):
     assert log == []
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("others", [0, 1])
 @some_channels
 @pytest.mark.parametrize("event", IN_THE_LOOP, ids=stable_id)

@@ -220,6 +220,7 @@ DATA = {
 }
 
 
+@pytest.mark.grid(11)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize(
     ("accumulation", "batches"), [(1, 3), (2, 4), (2, 5), (4, 8), (4, 6), (4, 2), (3, 5)]
@@ -274,6 +275,7 @@ def test_a_window_closes_where_data_epoch_or_run_end(accumulation, batches, limi
     assert torch.equal(weights(trainer.model), by_windows(windows, make_batches(batches)))
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("kind", ["list", "prepared loader", "feed of a prepared loader"])
 @pytest.mark.parametrize(("accumulation", "batches", "limits", "windows"), CLOSING)

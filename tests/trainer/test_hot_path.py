@@ -97,6 +97,7 @@ def make_trainer(data, **arguments):
     )
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("is_plain", [True, False])
 @pytest.mark.parametrize("kind", ["loader", "list", "iterator"])
 @pytest.mark.parametrize("clip", [{"max_norm": 0.1}, {"clip_value": 0.1}])

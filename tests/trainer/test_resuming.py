@@ -136,6 +136,7 @@ def whole_run(kind):
     return seen, saved, weights(trainer.model)
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_resuming_from_every_step_ends_in_the_same_bits(kind):
     seen, saved, final = whole_run(kind)

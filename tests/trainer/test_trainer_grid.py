@@ -153,7 +153,7 @@ def count(trainer, event):
     return fired
 
 
-@pytest.mark.grid(7)
+@pytest.mark.grid(17)
 @pytest.mark.parametrize("scheduler_at", ["step", "epoch"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("length", ["known", "unknown"])
@@ -252,6 +252,7 @@ def test_accelerate_path_gives_the_bits_of_the_plain_path(
     assert_same(*results)
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("clip", CLIPPING)
 @pytest.mark.parametrize(("accumulation", "batches"), WINDOWS)
 def test_with_a_listener_on_every_event_the_bits_are_the_same(accumulation, batches, clip):

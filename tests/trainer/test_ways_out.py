@@ -170,6 +170,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.grid(13)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", ALL_AND_EACH)
 @pytest.mark.parametrize("way", CLEAN_WAYS)
@@ -183,6 +184,7 @@ def test_contexts_are_left_innermost_first_without_a_failure(way, channels, kind
     assert trainer.hook_channels.scopes.open == []
 
 
+@pytest.mark.grid(11)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", ALL_AND_EACH)
 @pytest.mark.parametrize("way", FAILURES)

@@ -69,6 +69,7 @@ def directory(saved, tmp_path):
     return tmp_path / "saved"
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("damage", WAYS)
 def test_damaged_file_is_named_and_older_checkpoint_is_used(saved, directory, damage, capsys):
     for name in saved[1]:
