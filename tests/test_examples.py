@@ -188,7 +188,8 @@ def test_the_readme_commands_name_extras_and_files_that_exist():
     extras = metadata("ignite-hooks").get_all("Provides-Extra")
     assert commands() == [
         'pip install -c .ci/constraints.txt -e ".[examples]" && python examples/digits.py',
-        'pip install -c .ci/constraints.txt -e ".[test]" && python -m pytest -n auto',
+        'pip install -c .ci/constraints.txt -e ".[test]" && '
+        "python -m pytest -n auto --dist worksteal",
     ]
     for command in commands():
         (extra,) = re.findall(r"\[(\w+)\]", command)

@@ -59,6 +59,7 @@ def test_resumed_runs_continue_like_the_unbroken_run(found):
                     assert each["iterations"][iteration][what] == value, where
 
 
+@pytest.mark.exhaustive
 def test_handlers_and_metrics_end_as_in_the_unbroken_one(found):
     unbroken, resumed = found
     for kind, whole in unbroken.items():

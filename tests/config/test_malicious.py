@@ -96,6 +96,7 @@ def test_control_detects_executed_code_and_imports(outcomes, folder):
     assert outcomes["module"]["modules"] == ["this_module_is_made_by_the_test"]
 
 
+@pytest.mark.exhaustive
 def test_no_document_has_made_a_file(outcomes, folder):
     assert not (folder / "made_by_a_document").exists()
 

@@ -69,6 +69,7 @@ FULL = {
 }
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("format", ["json", "yaml", "toml"])
 def test_a_run_from_settings_has_the_bits_of_one_from_the_factory(tmp_path, format):
     settings = RunSettings(**FULL, checkpoint=SaveCheckpoint(tmp_path / "a", every_steps=3))

@@ -7,7 +7,7 @@ from ignite_hooks import ResumeCheckpoint
 from tests.checkpoint.damage.training import trainer_of
 from tests.distributed.launch import on_two_processes
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.exhaustive]
 
 STEPS = 6
 
