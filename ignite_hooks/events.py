@@ -32,8 +32,8 @@
 Three words: an *iteration* is one batch through the engine; a *step* is one committed optimizer
 step, the parameters changed; an *epoch* is Ignite's.
 
-On the right are the channels of ``hooks.py``, scopes that open ┐ before any handler of that moment
-and close ┘ after all of them.
+On the right are the channels of ``hooks/hooks.py``, scopes that open ┐ before any handler of that
+moment and close ┘ after all of them.
 
 The edges:
 
