@@ -11,7 +11,7 @@ from ignite_hooks.config.encoding import first_difference
 from ignite_hooks.config.kinds import fields_of
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
-from ignite_hooks.config.registry import close_to
+from ignite_hooks.core.rules import close_to
 
 __all__ = ["check_the_same", "from_dict", "replace", "to_dict"]
 

@@ -20,9 +20,9 @@ from ignite_hooks.config.problems import Problem
 from ignite_hooks.config.problems import at
 from ignite_hooks.config.registry import TAG
 from ignite_hooks.config.registry import all_tagged
-from ignite_hooks.config.registry import close_to
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import tagged
+from ignite_hooks.core.rules import close_to
 
 __all__ = ["decode"]
 

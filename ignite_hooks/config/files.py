@@ -15,7 +15,7 @@ from ignite_hooks.config.conversion import from_dict
 from ignite_hooks.config.conversion import to_dict
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
-from ignite_hooks.config.registry import close_to
+from ignite_hooks.core.rules import close_to
 
 __all__ = ["dumps", "load", "loads", "save"]
 

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Callable
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 from typing import TypeVar
 
@@ -29,7 +27,7 @@ from ignite_hooks.memory.ram_metrics import StreamMaxRAM
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["TAG", "all_tagged", "close_to", "register", "tag_of", "tagged", "why_it_is_no_data"]
+__all__ = ["TAG", "all_tagged", "register", "tag_of", "tagged", "why_it_is_no_data"]
 
 TAG = "type"
 """The key of a mapping that says which class it is of."""
@@ -120,15 +118,6 @@ def why_it_is_no_data(cls: type) -> str:
         f"a {cls.__name__} can not be written as data, its class has no tag: "
         f'put @register("…") above it if its fields are plain data'
     )
-
-
-def close_to(name: str, names: Iterable[str]) -> str:
-    """What may have been meant by a name that is none of ``names``: "did you mean …?"."""
-    names = list(names)
-    close = get_close_matches(name, names, n=3)
-    if close:
-        return f"did you mean {' or '.join(f'`{each}`' for each in close)}?"
-    return f"there are {', '.join(f'`{each}`' for each in names)}" if names else "there are none"
 
 
 def _check(tag: str, cls: Any) -> None:

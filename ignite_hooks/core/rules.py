@@ -1,8 +1,10 @@
-"""Rules for numbers: the predicates behind checked fields, and the check of a plain argument."""
+"""Rules for values, and what their error messages have in common."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["is_count", "is_integer", "is_number", "whole_number"]
+__all__ = ["close_to", "is_count", "is_integer", "is_number", "whole_number"]
 
 
 def is_number(value: Any) -> bool:
@@ -30,3 +32,12 @@ def whole_number(name: str, value: Any, remedy: str) -> None:
     """
     if not is_count(value):
         raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}: {remedy}")
+
+
+def close_to(name: str, names: Iterable[str]) -> str:
+    """Returns what may have been meant by a name that is none of ``names``: "did you mean …?"."""
+    names = list(names)
+    close = get_close_matches(name, names, n=3)
+    if close:
+        return f"did you mean {' or '.join(f'`{each}`' for each in close)}?"
+    return f"there are {', '.join(f'`{each}`' for each in names)}" if names else "there are none"

@@ -14,11 +14,11 @@ from ignite_hooks.config import RunSettings
 from ignite_hooks.config import register
 from ignite_hooks.config import registry
 from ignite_hooks.config.registry import all_tagged
-from ignite_hooks.config.registry import close_to
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import tagged
 from ignite_hooks.config.registry import why_it_is_no_data
 from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.rules import close_to
 from tests.config.aliases import NUMBERS
 from tests.config.strategies import OURS
 from tests.ids import stable_id
