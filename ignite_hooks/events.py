@@ -3,6 +3,7 @@
 ::
 
     STARTED                                                                            on_loop ┐
+      Validation(at_start)
       EPOCH_STARTED                                                                   on_epoch ┐
         GET_BATCH_STARTED … GET_BATCH_COMPLETED
         ITERATION_STARTED                                                              on_step ┐
@@ -14,19 +15,24 @@
               backward
             MODEL_BACKWARD_COMPLETED                                         on_model_backward ┘
           … is left                                                                   on_batch ┘
-        ITERATION_COMPLETED
-          OptimizerStep is its first handler. If the window is full (or the data ends):
+          if the window is full (or the data ends):
             OPTIMIZER_STEP_STARTED    gradients are whole and unscaled       on_optimizer_step ┐
-              GradientClipping, then the user's gradient handlers
+              the user's gradient handlers, then GradientClipping
             optimizer.step(), lr_scheduler.step()
-            OPTIMIZER_STEP_COMPLETED  only if committed; gradients are still there to look at
-            zero_grad                                                        on_optimizer_step ┘
-            GRADIENTS_CLEARED         only if committed; what is due on a step schedule acts now
-          … the user's own ITERATION_COMPLETED handlers, Ignite's metrics and loggers …
-          Validation, if due          (VALIDATION_STARTED … VALIDATION_COMPLETED)
-          SaveCheckpoint, if due, after every other handler     (CHECKPOINT_SAVED)     on_step ┘
-      EPOCH_COMPLETED   … then Validation, SaveCheckpoint (once, if a step
-                          schedule is due as well)                                    on_epoch ┘
+            OPTIMIZER_STEP_COMPLETED  only if committed                      on_optimizer_step ┘
+        ITERATION_COMPLETED           Ignite's metrics and loggers: parameters are new, and
+                                      gradients are still there to look at
+          when all its handlers have returned, if the window was full: gradients are zeroed, and
+          if the step was committed:
+            STEP_COMPLETED            loggers by step; what is due on a step schedule acts now
+            Validation, if due                                                   on_validation ┐
+              VALIDATION_STARTED … VALIDATION_COMPLETED                          on_validation ┘
+            SaveCheckpoint, if due    CHECKPOINT_SAVED
+          … is left                                                                    on_step ┘
+      EPOCH_COMPLETED                 Ignite's metrics compute theirs; then Validation, if due by
+                                      step or by epoch; then all other handlers, which see both
+        SaveCheckpoint, if due, when all its handlers have returned
+        … is left                                                                     on_epoch ┘
     COMPLETED                                                                          on_loop ┘
 
 Three words: an *iteration* is one batch through the engine; a *step* is one committed optimizer
@@ -40,18 +46,26 @@ The edges:
 - A window closes when it is full, when a pass over the data ends, at ``epoch_length`` and at
   ``max_iters``. ``terminate()``, ``terminate_epoch()`` and failures drop the open window and zero
   its gradients.
-- Validation runs when all handlers of the event have returned, whenever those were attached. At
-  the last batch of an epoch, and at one that ``terminate_epoch()`` makes the last, it waits for
-  EPOCH_COMPLETED.
+- All validations that are due by schedule at one moment are one. At the last batch of an epoch,
+  and at one that ``terminate_epoch()`` makes the last, validation and save wait for
+  EPOCH_COMPLETED. A Validation that is attached to an event acts in its turn there, by itself.
+- A scheduler by epoch moves after the validation and before the other handlers of EPOCH_COMPLETED;
+  one that takes a metric, which a handler may write, when all of them have returned.
+- Requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) that are made from the forward
+  pass to STEP_COMPLETED are obeyed when on_step has been left: the step, the validation and the
+  save come first.
 - A stop (``max_steps``, ``terminate()``) on the last batch of an epoch lets the epoch complete
   first; TERMINATE comes after that.
 - When a run is terminated ``on_epoch`` closes before TERMINATE's handlers. ``interrupt()`` leaves
   open what is open, until the run goes on.
-- EXCEPTION_RAISED handlers are called once, with all channels open as they were; then these close,
-  innermost first. If the handlers return, Ignite's idiom for "handled", the run ends there: no
-  further epoch, no EPOCH_COMPLETED, no COMPLETED.
+- EXCEPTION_RAISED handlers are called once, with all channels open as they were, but for
+  on_validation; then these close, innermost first. If the handlers return, Ignite's idiom for
+  "handled", the run ends there: no further epoch, no EPOCH_COMPLETED, no COMPLETED.
 - After a stop or a failure the next ``run()`` goes on from the last step boundary: the batches of
-  the broken window are given again.
+  the broken window are given again. After a failure that came when the step was committed, what
+  was left of that moment comes first, after STARTED: STEP_COMPLETED if it had not begun, step
+  schedules, the validation and the save.
+- ``last_event_name`` in a handler is that handler's event, whatever was fired within.
 """
 
 from ignite.engine import Engine
@@ -75,7 +89,7 @@ class TrainEvents(EventEnum):
     MODEL_BACKWARD_COMPLETED = "model_backward_completed"
     OPTIMIZER_STEP_STARTED = "optimizer_step_started"
     OPTIMIZER_STEP_COMPLETED = "optimizer_step_completed"
-    GRADIENTS_CLEARED = "gradients_cleared"
+    STEP_COMPLETED = "step_completed"
     VALIDATION_STARTED = "validation_started"
     VALIDATION_COMPLETED = "validation_completed"
     CHECKPOINT_SAVED = "checkpoint_saved"

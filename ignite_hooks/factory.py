@@ -40,7 +40,8 @@ def create_supervised_trainer(
     *,
     accelerator: Accelerator | None = None,
     lr_scheduler: Any = None,
-    scheduler_at: str = "step",
+    scheduler_at: "ignite_hooks.optim.lr_scheduler.SchedulerAt" = "step",
+    scheduler_metric: str | None = None,
     batch_processor: Callable[[torch.nn.Module, Any], tuple[Any, torch.Tensor]] | None = None,
     grad_clip: "ignite_hooks.optim.GradientClipping | None" = None,
     validation: "ignite_hooks.evaluation.Validation | None" = None,
@@ -76,12 +77,16 @@ def create_supervised_trainer(
         accelerator: default: a new ``Accelerator`` with the settings of those there are.
         lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes one from the
             prepared optimizer. It moves once per committed step for any number of processes.
-        scheduler_at: "step", or "epoch" to move the scheduler at the end of each epoch.
+        scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch" after
+            its validation, or after each "validation" but that before the first step.
+        scheduler_metric: the name in ``state.metrics`` that a ``ReduceLROnPlateau`` is given,
+            "val_loss" for instance.
         batch_processor: (model, batch) -> (outputs, loss), instead of ``loss_fn`` and the three
             functions that serve it. ``output_transform`` is then given (batch, None, outputs,
-            loss).
+            loss). With mixed precision all of it is in the accelerator's autocast.
         grad_clip: clips the gradient of each step.
-        validation: validates on its schedule.
+        validation: validates on its schedule. Others can be among the handlers; those that are due
+            at one moment are one validation.
         checkpoint: saves on its schedule.
         resume_from: a ``ResumeCheckpoint``, or the path of a checkpoint or of a directory of them.
             It is loaded when all else is built; the next ``run`` goes on from there.
@@ -115,15 +120,16 @@ def create_supervised_trainer(
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     with_loader = [data] if is_deepspeed and can_prepare(data) else []
     model, optimizer, *loaders = accelerator.prepare(model, optimizer, *with_loader)
-    optimizer_step = OptimizerStep(accelerator, optimizer, lr_scheduler, scheduler_at)
+    optimizer_step = OptimizerStep(
+        accelerator, optimizer, lr_scheduler, scheduler_at, scheduler_metric
+    )
     forward = forward_with(
         loss_fn,
         batch_processor,
         prepare_batch,
         model_fn,
         model_transform,
-        accelerator.device,
-        accelerator.non_blocking,
+        accelerator,
     )
     process_function = supervised_step(model, optimizer_step, forward, output_transform)
     feeds = Feeds(accelerator)

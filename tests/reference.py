@@ -153,11 +153,18 @@ def given(source, data_pass, skip):
         return list(source.batches(data_pass, skip))
 
 
-def make_trainer(data=None, *, accumulation=1, dropout=0.0, **options):
+def draw_each():
+    """Draws a number from each of the three global generators."""
+    random.random(), np.random.rand(), torch.rand(1)
+
+
+def make_trainer(
+    data=None, *, accumulation=1, dropout=0.0, model=None, accelerator=None, **options
+):
     """A trainer of ``make_model``, by SGD with momentum and the mean squared error."""
-    model = make_model(dropout)
+    model = make_model(dropout) if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    accelerator = accelerator or Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     if "batch_processor" not in options:
         options.setdefault("loss_fn", F.mse_loss)
     return create_supervised_trainer(

@@ -1,6 +1,7 @@
 """Whatever is wrong with an argument is said before the first batch, and how to put it right."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -283,7 +284,7 @@ BEFORE_THE_FIRST_BATCH = {
     "second OptimizerStep": (
         lambda data: attach_twice(data, lambda t: OptimizerStep(t.accelerator, t.optimizer)),
         ValueError,
-        ("one OptimizerStep", "has one already", "remove()"),
+        ("`engine` must not be a trainer", "OptimizerStep of its own", "to the factory"),
     ),
     "OptimizerStep of two engines": (
         step_for_two_engines,
@@ -298,7 +299,7 @@ BEFORE_THE_FIRST_BATCH = {
     "scheduler_at": (
         lambda data: train(data, scheduler_at="batch"),
         ValueError,
-        ("`scheduler_at`", 'must be "step" or "epoch"', "got 'batch'"),
+        ("`scheduler_at`", 'must be "step", "epoch" or "validation"', "got 'batch'"),
     ),
     "scheduler of another optimizer": (
         lambda data: train(data, lr_scheduler=StepLR(sgd(make_model()), 1)),
@@ -313,7 +314,22 @@ BEFORE_THE_FIRST_BATCH = {
     "scheduler that needs a metric": (
         lambda data: train(data, lr_scheduler=ReduceLROnPlateau),
         ValueError,
-        ("`lr_scheduler`", "without a metric", "got ReduceLROnPlateau", "VALIDATION_COMPLETED"),
+        ("`scheduler_at`", "with a ReduceLROnPlateau", 'got "step"', 'scheduler_at="validation"'),
+    ),
+    "scheduler without its metric": (
+        lambda data: train(data, lr_scheduler=ReduceLROnPlateau, scheduler_at="validation"),
+        ValueError,
+        ("`scheduler_metric` must be given as a text", "got None", "val_loss"),
+    ),
+    "metric without a scheduler": (
+        lambda data: train(data, scheduler_metric="val_loss"),
+        ValueError,
+        ("`scheduler_metric` must be left out", "got 'val_loss' with None", "take no metric"),
+    ),
+    "endless validation": (
+        lambda data: Validation(Engine(lambda e, b: None), itertools.count(), every_epochs=1),
+        ValueError,
+        ("`max_batches` must be given", "of unknown length", "a count", "largest number"),
     ),
     "scheduler of Ignite": (
         lambda data: train(data, lr_scheduler=IgniteScheduler(StepLR(sgd(make_model()), 1))),

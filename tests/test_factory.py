@@ -40,14 +40,15 @@ class Noting:
 
 
 @pytest.mark.parametrize("kind", [list, tuple, iter])
-def test_clipping_comes_first_and_handlers_follow_in_order(kind):
+def test_handlers_come_in_order_and_clipping_after_them(kind):
     log = []
     handlers = kind([Noting(log, "a"), Noting(log, "b")])
     trainer = make_trainer(
         DataLoader(Noisy(4), 2), grad_clip=GradientClipping(max_norm=1.0), handlers=handlers
     )
     trainer.run(max_steps=1)
-    assert log == [("a", True), ("b", True)]
+    assert log == [("a", False), ("b", False)]
+    assert "grad_norm" in trainer.state.metrics
 
 
 def test_handlers_of_this_package_are_known_to_the_trainer():

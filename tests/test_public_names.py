@@ -12,6 +12,7 @@ import ignite_hooks
 from ignite_hooks import config
 from ignite_hooks import handlers
 from ignite_hooks.core import fields
+from ignite_hooks.hooks.channels import CHANNELS
 
 OPTIONAL = ("sklearn", "tqdm", "matplotlib", "transformers", "pandas", "IPython")
 
@@ -231,6 +232,22 @@ def test_the_factory_names_the_classes_of_its_handlers():
     assert hints["validation"] == ignite_hooks.Validation | None
     assert hints["checkpoint"] == ignite_hooks.SaveCheckpoint | None
     assert ignite_hooks.ResumeCheckpoint in typing.get_args(hints["resume_from"])
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "values"),
+    [
+        (ignite_hooks.create_supervised_trainer, "scheduler_at", ("step", "epoch", "validation")),
+        (ignite_hooks.OptimizerStep.__init__, "scheduler_at", ("step", "epoch", "validation")),
+        (ignite_hooks.Hooks.register, "channel", CHANNELS),
+        (ignite_hooks.Hooks.on, "channel", CHANNELS),
+        (ignite_hooks.Hooks.begin, "channel", CHANNELS),
+    ],
+)
+def test_a_type_checker_finds_a_typo_in_a_choice(function, argument, values):
+    hint = typing.get_type_hints(function)[argument]
+    assert typing.get_origin(hint) is typing.Literal
+    assert typing.get_args(hint) == values
 
 
 def test_what_a_handler_of_ones_own_needs_has_a_public_face():

@@ -30,7 +30,8 @@ from ignite_hooks.checkpoint.state import rank_file
 from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.core.accelerators import registered_objects
-from ignite_hooks.evaluation.measured import measured_at
+from ignite_hooks.core.measured import forget_validations
+from ignite_hooks.core.measured import measured_at
 
 __all__ = ["LoadedState", "rolled_back_on_failure"]
 
@@ -194,6 +195,7 @@ class LoadedState:
         handlers, states = handlers_with_state(self._trainer), self._states["handlers"]
         for name in [name for name in handlers if name in states]:
             handlers[name].load_state_dict(copy.deepcopy(states[name]))
+        forget_validations(self._trainer)
         self._trainer.state.metrics.update(self._states["metrics"])
         measured_at(self._trainer).update(self._states["measured_at"])
         self._parts["handlers"] = part_of_named(handlers, states, "the trainer")

@@ -6,9 +6,13 @@ import numpy as np
 import torch
 from ignite.engine import Events
 
+from ignite_hooks.core.handler import attached
+from ignite_hooks.core.measured import measured_at
+from ignite_hooks.core.rules import close_to
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.warn_once import warn_once
-from ignite_hooks.evaluation.measured import measured_at
+from ignite_hooks.evaluation.validation import Validation
+from ignite_hooks.evaluation.validation import validations_to_come
 
 __all__ = ["MetricValue"]
 
@@ -38,6 +42,7 @@ class MetricValue:
 
         Raises:
             TypeError: it is no number.
+            ValueError: all validations have been run, and none has given it.
         """
         name = self._name
         if name is None:
@@ -45,11 +50,8 @@ class MetricValue:
         found = trainer.state.metrics.get(name)
         measured = measured_at(trainer).get(name)
         is_old = self._is_old(found) if measured is None else measured != trainer.state.iteration
-        if found is None:
-            warn_once(
-                f"`metric` must be one of state.metrics to tell the best checkpoint, got "
-                f"{name!r}: attach the metric, or save when it has been computed"
-            )
+        if found is None and measured is None:
+            _miss(name, trainer)
         if found is None or is_old:
             return None
         try:
@@ -70,6 +72,30 @@ class MetricValue:
         if isinstance(found, torch.Tensor):
             return found is self._old and self._version == _version(found) is not None
         return found is self._old and not isinstance(found, int)
+
+
+def _miss(name: str, trainer: TrainingEngine) -> None:
+    """Raises, or warns once, that the metric is not there, unless a validation is still to come."""
+    to_come = validations_to_come(trainer)
+    metrics = trainer.state.metrics
+    if to_come is None:
+        warn_once(
+            f"`metric` must be one of state.metrics to tell the best checkpoint, got {name!r}: "
+            "attach the metric, or save when it has been computed"
+        )
+    elif not to_come and (trainer.place.progress.epochs or _is_of_validation(name, trainer)):
+        raise ValueError(
+            "`metric` must be one of state.metrics when the first checkpoint is saved, got "
+            f"{name!r}: {close_to(name, metrics)} (If a handler of your own gives it later, set it "
+            "to NaN at STARTED.)"
+        )
+
+
+def _is_of_validation(name: str, trainer: TrainingEngine) -> bool:
+    """Returns whether nothing but a validation would give a metric of that name."""
+    return any(
+        each.prefix and name.startswith(each.prefix) for each in attached(trainer, Validation)
+    )
 
 
 def _replaced(value: Any) -> Any:

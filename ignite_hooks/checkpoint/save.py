@@ -32,6 +32,7 @@ from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
 
@@ -164,13 +165,18 @@ class SaveCheckpoint(Scheduled):
         assert is_trainer(trainer)  # check() has refused all others
         warn_if_full(Path(self.directory), trainer)
         saving = _saving(self, engine)
+        attachment.on_removal(lambda: trainer.cancel(saving.save))
         attachment.during_run(saving.watching)
         attachment.on(Events.STARTED, saving.start)
         if self.every_seconds or self.on_signals or self.background:
-            attachment.on(TrainEvents.GRADIENTS_CLEARED, saving.look)
+            attachment.on(TrainEvents.STEP_COMPLETED, saving.look)
         if self.at_end:
             attachment.on_removal(trainer.call_at_end(saving.save))
         return attachment
+
+    def attach_to(self, attachment: Attachment) -> None:
+        """Saves on its schedules; that one is due at the end of an epoch is noted first of all."""
+        self.on_schedule(attachment, self, turn_by_epoch=Turn.NOTE)
 
     def __call__(self, engine: Engine) -> None:
         """Saves when all other handlers of the moment are done; after a run at once.

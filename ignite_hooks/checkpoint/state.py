@@ -36,8 +36,8 @@ from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.measured import measured_at
 from ignite_hooks.core.training_engine import TrainingEngine
-from ignite_hooks.evaluation.measured import measured_at
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = ["TrainingState", "digests_of", "rank_file", "set_training_id", "training_id"]

@@ -181,7 +181,7 @@ def _saving(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
         n: o for each in attached(trainer, SaveCheckpoint) for n, o in (each.also or {}).items()
     }
     save = SaveCheckpoint(directory, at_end=False, keep_last="all", on_signals=(), also=also)
-    save.attach(trainer, TrainEvents.GRADIENTS_CLEARED(event_filter=lambda _, step: step in stops))
+    save.attach(trainer, TrainEvents.STEP_COMPLETED(event_filter=lambda _, step: step in stops))
     return trainer
 
 

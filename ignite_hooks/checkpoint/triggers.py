@@ -17,11 +17,10 @@ from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.scopes import note
 from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.events import TrainEvents
 
 __all__ = ["Saving"]
-
-_TURN = 1  # after validations, whose turn is 0
 
 
 class Saving:
@@ -40,7 +39,7 @@ class Saving:
         self._directory = Path(options.directory)
         self._signals = StopSignals(options.on_signals)
         self._last_time = monotonic()
-        self._is_wanted = False
+        self._is_after_failure = False
         engine = ref(trainer)
 
         def tell(folder: Path) -> None:
@@ -59,13 +58,12 @@ class Saving:
         enter_at_each_run(trainer, self._finishing)
 
     def defer(self, trainer: TrainingEngine) -> None:
-        """Has it saved when the handlers of the moment have returned, after a validation."""
-        self._is_wanted = True
-        trainer.defer(self.save, _TURN)
+        """Saves when the handlers of the present event have returned, after a validation."""
+        trainer.defer(self.save, Turn.CHECKPOINT)
 
     def start(self, trainer: TrainingEngine) -> None:
         """Before the first batch: a state that can not be saved is an error, none is new yet."""
-        self._saver.begin(trainer)
+        self._begin(trainer)
         self._saver.rehearse(trainer)
 
     def look(self, trainer: TrainingEngine) -> None:
@@ -97,7 +95,7 @@ class Saving:
         self._saver.warn_of_others(trainer)
         if not is_interrupted(trainer):
             self._signals.forget()
-            self._saver.begin(trainer)
+            self._begin(trainer)
         self._last_time = monotonic()
         with self._signals:
             with self._finishing(trainer):
@@ -106,6 +104,11 @@ class Saving:
                     self._saver.save(trainer)
             if _has_ended(trainer):
                 self._is_signalled(trainer)
+
+    def _begin(self, trainer: TrainingEngine) -> None:
+        """Notes that there is nothing to save yet, unless a failure left a save undone."""
+        if not self._is_after_failure:
+            self._saver.begin(trainer)
 
     def _is_signalled(self, trainer: TrainingEngine) -> bool:
         """Whether a signal has come; if so, that is why the run ends."""
@@ -119,11 +122,9 @@ class Saving:
     def _finishing(self, trainer: TrainingEngine) -> Iterator[None]:
         """Around a run: what a thread writes is complete, or its failure told, when it ends."""
         if not is_interrupted(trainer):
-            self._is_wanted = False
+            self._is_after_failure = trainer.stop_reason == "exception"
         try:
             yield
-            if self._is_wanted and _has_ended(trainer):  # at COMPLETED, say
-                self._save(trainer)
         except BaseException as error:
             try:
                 self._saver.wait()
@@ -140,10 +141,9 @@ class Saving:
             raise RuntimeError(
                 "a checkpoint must be taken between two steps, and this run was interrupted within "
                 "one: save at Events.INTERRUPT, which waits for the end of the step, or interrupt "
-                "at TrainEvents.GRADIENTS_CLEARED"
+                "at TrainEvents.STEP_COMPLETED"
             )
         else:
-            self._is_wanted = False
             self._saver.save(trainer)
             self._last_time = monotonic()
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Annotated
 from typing import Any
 from typing import Literal
+from typing import get_args
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from ignite_hooks.config.registry import register
 from ignite_hooks.config.schema import json_schema
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import shared_mixed_precision
+from ignite_hooks.core.fields import MetricName
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.fields import must_be
 from ignite_hooks.core.handler import Handler
@@ -27,6 +29,7 @@ from ignite_hooks.core.rules import is_integer
 from ignite_hooks.evaluation.validation import Validation
 from ignite_hooks.evaluation.validation import ValidationSchedule
 from ignite_hooks.factory import create_supervised_trainer
+from ignite_hooks.optim import lr_scheduler as schedulers
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.trainer.trainer import Trainer
 
@@ -70,10 +73,10 @@ MaxCount = Annotated[
 """What ends a run."""
 
 SchedulerAt = Annotated[
-    Literal["step", "epoch"],
+    schedulers.SchedulerAt,
     must_be(
-        '"step" or "epoch"',
-        lambda value: value in ("step", "epoch"),
+        '"step", "epoch" or "validation"',
+        lambda value: value in get_args(schedulers.SchedulerAt),
         "it says when the learning rate scheduler moves",
         may_be_none=False,
     ),
@@ -107,7 +110,8 @@ class RunSettings:
         max_epochs: epochs in all, for a ``trainer.run()`` that is given no limit itself.
         max_steps: committed optimizer steps in all; with ``max_epochs`` whichever comes first.
         grad_clip: clips the gradient of each step.
-        scheduler_at: "step", or "epoch" to move the scheduler at the end of each epoch.
+        scheduler_at: when the scheduler moves: after each "step", "epoch" or "validation".
+        scheduler_metric: the name of the metric that a ``ReduceLROnPlateau`` is given.
         validation: when to validate, and what the results are called.
         checkpoint: saves on its schedule.
         resume_from: what to go on from.
@@ -124,6 +128,7 @@ class RunSettings:
     max_steps: MaxCount | None = None
     grad_clip: GradientClipping | None = None
     scheduler_at: SchedulerAt = "step"
+    scheduler_metric: MetricName | None = None
     validation: ValidationSchedule | None = None
     checkpoint: SaveCheckpoint | None = None
     resume_from: ResumeCheckpoint | None = None
@@ -214,6 +219,7 @@ class RunSettings:
             accelerator=accelerator,
             lr_scheduler=lr_scheduler,
             scheduler_at=self.scheduler_at,
+            scheduler_metric=self.scheduler_metric,
             grad_clip=self.grad_clip,
             validation=self._validation(evaluator, validation_data),
             checkpoint=checkpoint,

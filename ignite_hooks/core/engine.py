@@ -17,31 +17,39 @@ its meaning.
 """
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterator
+from collections.abc import Sequence
 from inspect import GEN_RUNNING
 from inspect import GEN_SUSPENDED
 from inspect import getgeneratorstate
 from typing import Any
 
 from ignite.engine import Engine
+from ignite.engine import Events
 from ignite.engine import State
 from ignite.engine.events import CallableEventWithFilter
 from ignite.engine.events import EventsList
+from ignite.handlers import BasicTimeProfiler
+from ignite.metrics import Metric
 
 from ignite_hooks.core.training_engine import AnyEngine
+from ignite_hooks.core.training_engine import Turn
 
 __all__ = [
     "QuickEngine",
     "belongings",
+    "fire_within",
     "forget_run",
     "handlers_of",
     "has_handlers",
     "is_interrupted",
     "is_running",
     "move_to_front",
+    "set_turn",
 ]
 
 
@@ -80,11 +88,31 @@ def handlers_of(engine: AnyEngine) -> Iterator[Callable[..., Any]]:
 
 def move_to_front(engine: Engine, event: Any) -> None:
     """Has the handler that was just attached to ``event`` called first, from the next time on."""
-    for each in event if isinstance(event, EventsList) else [event]:
+    several = [*event] if isinstance(event, EventsList) else [event]
+    for each in several:
         handlers = engine._event_handlers[each]  # which may be being called just now
         engine._event_handlers[each] = [handlers.pop(), *handlers]
     if isinstance(engine, QuickEngine):
+        if engine._firing is not None:
+            del engine._added_while_firing[-len(several) :]
         engine._update_handlers()
+
+
+def fire_within(engine: AnyEngine, event: Any) -> None:
+    """Fires ``event`` from a handler of another event, which stays the engine's last event.
+
+    Ignite's ``global_step_from_engine`` and ``Checkpoint`` ask for ``last_event_name``, and would
+    count steps in a handler of ITERATION_COMPLETED otherwise.
+    """
+    if isinstance(engine, QuickEngine):
+        engine.fire_event(event)  # which puts it back itself
+        return
+    outer = engine.last_event_name
+    try:
+        engine.fire_event(event)
+    finally:
+        if is_running(engine):
+            engine.last_event_name = outer
 
 
 def is_interrupted(engine: AnyEngine) -> bool:
@@ -111,7 +139,11 @@ def forget_run(engine: Engine) -> None:
 class QuickEngine(Engine):
     """An engine on which an event that nobody listens to costs next to nothing."""
 
-    _heard: dict[Any, tuple[Callable[..., Any], ...]]
+    def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
+        self._heard: dict[Any, tuple[Callable[..., Any], ...]] = {}
+        self._firing: Any = None  # the innermost event whose handlers are being called
+        self._added_while_firing: list[tuple[Any, Any]] = []
+        super().__init__(process_function)
 
     def register_events(self, *event_names: Any, event_to_attr: Any = None) -> None:
         """As in Ignite."""
@@ -121,7 +153,11 @@ class QuickEngine(Engine):
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Ignite."""
         handle = super().add_event_handler(event_name, handler, *args, **kwargs)
-        self._update_handlers()
+        if not isinstance(event_name, EventsList):  # Ignite adds to each event by this method
+            if self._firing is not None:
+                added = self._event_handlers[event_name][-1]
+                self._added_while_firing.append((event_name, added))
+            self._update_handlers()
         return handle
 
     def remove_event_handler(self, handler: Any, event_name: Any) -> None:
@@ -137,7 +173,7 @@ class QuickEngine(Engine):
             self._fire(event_name)
         elif handlers is None:
             super().fire_event(event_name)  # which says that it is none of this engine
-        else:
+        elif self._firing is None:
             self.last_event_name = event_name
 
     def _handler_wrapper(self, handler: Any, event_name: Any, event_filter: Any) -> Any:
@@ -166,7 +202,9 @@ class QuickEngine(Engine):
         """
         attached = {_name(event): handlers for event, handlers in self._event_handlers.items()}
         self._heard = {
-            name: tuple(self._called_with_engine(*each) for each in attached.get(name, ()))
+            name: tuple(
+                self._called_with_engine(*each) for each in _in_turn(name, attached.get(name, ()))
+            )
             for name in map(_name, self._allowed_events)
         }
 
@@ -185,22 +223,64 @@ class QuickEngine(Engine):
         return call
 
     def _fire(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
-        """Calls the handlers attached now: one that comes or goes meanwhile changes no one's turn.
+        """Calls the handlers of an event that is registered, which ``fire_event`` checks.
 
-        Unlike ``fire_event`` it takes for granted that the event is registered. Ignite's method
-        formats a line for the log first.
+        A handler that removes itself, or adds another, changes no one's turn; one that is added to
+        this event is called at its end, as on Ignite's engine, whose profilers rely on it.
+        ``last_event_name`` is put back when the event was fired by a handler of another.
         """
-        self.last_event_name = event_name
         is_event = isinstance(event_name, CallableEventWithFilter)
-        handlers = self._heard.get(event_name._name_ if is_event else event_name, ())
-        if event_args or event_kwargs:
-            for handler in handlers:
-                handler(self, *event_args, **event_kwargs)
-        else:  # twice as quick
-            for handler in handlers:
-                handler(self)
+        name = event_name._name_ if is_event else event_name
+        handlers = self._heard.get(name, ())
+        outer = self._firing
+        if not handlers:
+            if outer is None:
+                self.last_event_name = event_name
+            return
+        self._firing = self.last_event_name = event_name
+        added_before = len(self._added_while_firing)
+        try:
+            if event_args or event_kwargs:
+                for handler in handlers:
+                    handler(self, *event_args, **event_kwargs)
+            else:  # twice as quick
+                for handler in handlers:
+                    handler(self)
+            if len(self._added_while_firing) > added_before:
+                self._call_added(name, added_before, event_args, event_kwargs)
+                if outer is None:
+                    self._added_while_firing.clear()
+        finally:
+            self._firing = outer
+            if outer is not None:
+                self.last_event_name = outer
 
     _fire_event = _fire  # the name that Ignite's own methods call; the loop calls the other
+
+    def _call_added(self, name: Any, begin: int, args: Any, kwargs: Any) -> None:
+        """Calls the handlers that were added to an event while it was fired, if they are left."""
+        added = self._added_while_firing
+        index = begin
+        while index < len(added):  # it may grow
+            event, entry = added[index]
+            index += 1
+            attached = self._event_handlers[event]
+            if _name(event) == name and any(entry[0] is function for function, *_ in attached):
+                self._called_with_engine(*entry)(self, *args, **kwargs)
+
+    def _fire_to_profilers(self, event: Any) -> None:
+        """Fires an event in Ignite's own way, by its table, and looks at that again.
+
+        At STARTED and COMPLETED its profilers write to the table of handlers, past any method.
+        """
+        outer, self._firing = self._firing, event
+        self._event_handlers[event] = _in_turn(_name(event), self._event_handlers[event])
+        try:
+            Engine._fire_event(self, event)
+        finally:
+            self._firing = outer
+            self._added_while_firing.clear()
+            self._update_handlers()
 
     @property
     def _process(self) -> Callable[[Engine, Any], Any]:
@@ -242,3 +322,39 @@ class QuickEngine(Engine):
 def _name(event: Any) -> Any:
     """What events are compared by. A text is its own, also one that is a member of an enum."""
     return event._name_ if isinstance(event, CallableEventWithFilter) else event
+
+
+def set_turn(handler: Callable[..., Any], turn: Turn) -> None:
+    """Has ``handler`` called in its turn among the handlers of an event of a trainer."""
+    setattr(handler, _TURN, turn)  # wrappers around it get this attribute too
+
+
+_TURN = "_ignite_hooks_turn"
+
+
+def _in_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
+    """Sorts the handlers of an event by their turns; those of one turn keep their order.
+
+    A timer that one of Ignite's profilers has put in front stays there, to measure the others.
+    """
+    is_epoch_end = event_name == Events.EPOCH_COMPLETED.name
+
+    def turn_of(entry: Any) -> Turn:
+        if is_epoch_end and _is_of(entry[0], Metric):
+            return Turn.METRICS
+        turn = getattr(entry[0], _TURN, None)
+        return turn if isinstance(turn, Turn) else Turn.OTHERS  # a mock has any attribute
+
+    head = [*itertools.takewhile(lambda entry: _is_of(entry[0], BasicTimeProfiler), entries)]
+    return head + sorted(entries[len(head) :], key=turn_of)
+
+
+def _is_of(function: Any, kind: type) -> bool:
+    """Returns whether a handler, wrapped or not, is a method of an object of this kind.
+
+    The method may be decorated in its class, as ``Metric.iteration_completed`` is: what it wraps is
+    bound to nothing.
+    """
+    while function is not None and not isinstance(getattr(function, "__self__", None), kind):
+        function = getattr(function, "__wrapped__", None)
+    return function is not None

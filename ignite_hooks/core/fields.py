@@ -19,6 +19,7 @@ from ignite_hooks.core.rules import is_number
 
 __all__ = [
     "Backend",
+    "Batches",
     "Count",
     "Directory",
     "Every",
@@ -78,6 +79,9 @@ Every = Annotated[
 
 Iterations = Annotated[int, must_be("an integer >= 1", is_count, "it counts iterations"), _COUNT]
 """A number of iterations."""
+
+Batches = Annotated[int, must_be("an integer >= 1", is_count, "leave it out for all"), _COUNT]
+"""At most so many batches."""
 
 Limit = Annotated[
     float,

@@ -14,11 +14,13 @@ from ignite.engine import Events
 
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import move_to_front
+from ignite_hooks.core.engine import set_turn
 from ignite_hooks.core.run_scope import Scope
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.timetable import Timetable
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.core.training_engine import Turn
 
 __all__ = ["Attachment", "Handler", "Scheduled", "attached"]
 
@@ -97,8 +99,17 @@ class Attachment:
         """Whether it was not removed yet."""
         return bool(self._undo)
 
-    def on(self, event: Any, act: Callback, *, first: bool = False) -> None:
-        """Calls ``act(engine)`` at each ``event``, if ``first`` before those attached so far."""
+    def on(
+        self, event: Any, act: Callback, *, first: bool = False, turn: Turn = Turn.OTHERS
+    ) -> None:
+        """Calls ``act(engine)`` at each ``event``.
+
+        Args:
+            event: the event, with or without a filter.
+            act: is called with the engine.
+            first: call it before the handlers that are attached by now.
+            turn: its turn among the handlers of the event, on a trainer.
+        """
         callback: Callable[[Any], Any] = act
 
         # Ignite removes handlers by equality: a function of its own is equal to no other.
@@ -109,6 +120,7 @@ class Attachment:
                 callback(engine)
 
         handler.__qualname__ = type(self.handler).__name__  # what profilers show
+        set_turn(handler, turn)
         self.add(event, handler)
         if first:
             move_to_front(self.engine, event)
@@ -182,10 +194,27 @@ class Scheduled(Handler):
         """Acts on the schedules."""
         self.on_schedule(attachment, self)
 
-    def on_schedule(self, attachment: Attachment, act: Callable[[Engine], Any]) -> None:
-        """Has ``act(engine)`` called whenever one of the schedules is due."""
+    def on_schedule(
+        self,
+        attachment: Attachment,
+        act: Callable[[Engine], Any],
+        *,
+        turn_by_epoch: Turn = Turn.OTHERS,
+    ) -> None:
+        """Has ``act(engine)`` called whenever one of the schedules is due.
+
+        Args:
+            attachment: the attachment.
+            act: is called with the engine.
+            turn_by_epoch: its turn at EPOCH_COMPLETED, on a trainer.
+        """
         if self.every_epochs is not None:
-            attachment.on(Events.EPOCH_COMPLETED(every=self.every_epochs), act)
+            event = Events.EPOCH_COMPLETED(every=self.every_epochs)
+            attachment.on(event, act, turn=turn_by_epoch)
+        self.on_steps(attachment, act)
+
+    def on_steps(self, attachment: Attachment, act: Callable[[Engine], Any]) -> None:
+        """Has ``act(engine)`` called whenever the schedule by step is due."""
         if self.every_steps is not None:
             every = self.every_steps
 
@@ -193,19 +222,26 @@ class Scheduled(Handler):
                 if attachment.is_attached:
                     act(engine)
 
-            attachment.during_run(lambda engine: _every_steps(engine, every, act_if_attached))
+            name = type(self).__name__
+            attachment.during_run(lambda engine: _every_steps(engine, every, act_if_attached, name))
 
 
 @contextmanager
-def _every_steps(engine: Engine, every: int, act: Callable[[Engine], Any]) -> Iterator[None]:
+def _every_steps(
+    engine: Engine, every: int, act: Callable[[Engine], Any], name: str
+) -> Iterator[None]:
     timetables = (handler.timetable for handler in attached(engine, Handler))
     timetable = next((each for each in timetables if each is not None), None)
     if timetable is not None:
         remove = timetable.add(every, lambda: act(engine))
     else:
-        remove = engine.add_event_handler(
-            Events.ITERATION_COMPLETED(every=every), lambda engine: act(engine)
-        ).remove
+
+        def handler(engine: Engine) -> None:
+            act(engine)
+
+        handler.__qualname__ = name  # what profilers show
+        event = Events.ITERATION_COMPLETED(every=every)
+        remove = engine.add_event_handler(event, handler).remove
     try:
         yield
     finally:

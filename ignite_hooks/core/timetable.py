@@ -1,29 +1,31 @@
-"""Who acts at which step, at the cost of one comparison a step while nobody is due."""
+"""Callbacks by step, at the cost of one comparison a step while none is due."""
 
 from collections.abc import Callable
 
 __all__ = ["Timetable"]
 
-Act = Callable[[], None]
+Callback = Callable[[], None]
 
 
 class Timetable:
-    """Calls each of its entries every so many steps, those of one step in order of attachment.
+    """Calls each of its callbacks every so many steps, those of one step in order of attachment.
 
-    ``next_due`` is the first step at which anything has to be done. Its owner compares the number
-    of steps with it and calls ``act`` when that is reached, however many entries wait.
+    Attributes:
+        next_due: the first step at which a callback is due. The owner compares the number of steps
+            with it, and calls ``call_due`` when it is reached, however many callbacks wait.
     """
 
     NEVER = 2**63
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, Act]] = []
+        self._entries: list[tuple[int, Callback]] = []
+        self._due: list[Callback] = []
         self._step = 0
         self.next_due = self.NEVER
 
-    def add(self, every: int, act: Act) -> Callable[[], None]:
-        """Has ``act`` called at each multiple of ``every``; returns what takes it out again."""
-        entry = (every, act)
+    def add(self, every: int, callback: Callback) -> Callable[[], None]:
+        """Has ``callback`` called at each multiple of ``every``; returns what undoes this."""
+        entry = (every, callback)
         self._entries.append(entry)
         self._look_up()
 
@@ -34,17 +36,26 @@ class Timetable:
         return remove
 
     def start_from(self, step: int) -> None:
-        """Says that ``step`` is done; what comes next is due after it."""
+        """Sets the step that is done; what comes next is due after it."""
+        self._due = []
         self._step = step
         self._look_up()
 
-    def act(self, step: int) -> None:
-        """Calls what is due at ``step``."""
-        due = [act for every, act in self._entries if step % every == 0]
-        self.start_from(step)
-        for act in due:
-            act()
+    def call_due(self, step: int) -> None:
+        """Calls what is due at ``step``, and what an earlier call has left because one failed.
+
+        A callback that fails is not called again, and those after it are called the next time.
+        """
+        if step > self._step:
+            self._due += [callback for every, callback in self._entries if step % every == 0]
+            self._step = step
+        try:
+            while self._due:
+                self._due.pop(0)()
+        finally:
+            self._look_up()
 
     def _look_up(self) -> None:
         after = self._step + 1
-        self.next_due = min((-(-after // n) * n for n, _ in self._entries), default=self.NEVER)
+        multiples = (-(-after // every) * every for every, _ in self._entries)
+        self.next_due = self._step if self._due else min(multiples, default=self.NEVER)

@@ -7,6 +7,7 @@ no more of it than these protocols.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any
 from typing import Protocol
 from typing import TypeAlias
@@ -18,7 +19,27 @@ from ignite.engine import Engine
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.core.place import Place
 
-__all__ = ["AnyEngine", "Feed", "TrainingEngine", "is_trainer"]
+__all__ = ["AnyEngine", "Feed", "TrainingEngine", "Turn", "is_trainer"]
+
+
+class Turn(IntEnum):
+    """The order of the handlers of one event on a trainer; those of one turn are in theirs.
+
+    First of all it is noted what is due, which a failure of a later handler then cannot hide. At
+    EPOCH_COMPLETED the metrics of Ignite come before the validation, and that before all other
+    handlers, so that these see both. At STEP_COMPLETED what is due by step comes after all other
+    handlers, the validation last; at STARTED too. A deferred callback (``TrainingEngine.defer``)
+    has a turn as well.
+    """
+
+    NOTE = 0
+    METRICS = 1
+    VALIDATION = 2
+    SCHEDULER = 3
+    OTHERS = 4
+    DUE_BY_STEP = 5
+    LATE_VALIDATION = 6
+    CHECKPOINT = 7
 
 
 class Feed(Protocol):
@@ -91,8 +112,16 @@ class TrainingEngine(Protocol):
     def terminate(self) -> None:
         """Ends the run after the present event; an open window is dropped."""
 
-    def defer(self, callback: Callable[[], None], turn: int = 0) -> None:
-        """Calls ``callback`` once, when all handlers of the present event have returned."""
+    def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
+        """Calls ``callback`` once, when all handlers of the present event have returned.
+
+        Args:
+            callback: is called without arguments.
+            turn: an earlier turn is called earlier.
+        """
+
+    def cancel(self, callback: Callable[[], None]) -> None:
+        """Takes off a deferred callback, if it is still to be called."""
 
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls ``callback`` at the last step boundary of each run; returns what undoes this."""

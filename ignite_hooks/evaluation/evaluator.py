@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,10 +22,39 @@ from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
 from ignite_hooks.data.batch import unpack
 from ignite_hooks.data.feed import Feeds
+from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.evaluation.modes import modes_kept
 from ignite_hooks.evaluation.modes import without_ddp
 
-__all__ = ["Evaluator", "create_supervised_evaluator"]
+__all__ = ["Evaluator", "FirstBatches", "create_supervised_evaluator"]
+
+
+class FirstBatches:
+    """The first batches of data, for an engine that would go through all of it.
+
+    Args:
+        data: an iterable of batches.
+        number: at most so many of them are given.
+    """
+
+    def __init__(self, data: Iterable[Any], number: int) -> None:
+        self._data = data
+        self._number = number
+
+    @property
+    def length(self) -> int | None:
+        """How many there are; None where that is not known."""
+        of_data = PlainIterable(self._data).length
+        return None if of_data is None else min(of_data, self._number)
+
+    def __len__(self) -> int:
+        length = self.length
+        if length is None:
+            raise TypeError(f"{type(self._data).__name__} has no certain number of batches")
+        return length
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self._data, self._number)
 
 
 class Evaluator(Engine):
@@ -50,8 +81,17 @@ class Evaluator(Engine):
         max_epochs: int | None = None,
         max_iters: int | None = None,
         epoch_length: int | None = None,
+        *,
+        max_batches: int | None = None,
     ) -> State:
-        """As Ignite's; the model is in eval mode meanwhile.
+        """Runs as Ignite's engine does; the model is in eval mode meanwhile.
+
+        Args:
+            data: the batches.
+            max_epochs: as in Ignite.
+            max_iters: as in Ignite.
+            epoch_length: as in Ignite, which begins shorter data again.
+            max_batches: ends the data after so many batches (in each process), if it is longer.
 
         Raises:
             ValueError: ``data`` is missing or empty, or its loader repeats samples.
@@ -67,8 +107,9 @@ class Evaluator(Engine):
             with modes_kept(self.model):
                 self.model.eval()
                 limits = {"max_iters": max_iters} if max_iters is not None else {}
-                length = epoch_length or feed.length or None
-                return super().run(feed, max_epochs, epoch_length=length, **limits)
+                batches = feed if max_batches is None else FirstBatches(feed, max_batches)
+                length = epoch_length or batches.length or None
+                return super().run(batches, max_epochs, epoch_length=length, **limits)
         finally:
             feed.close()
             if is_interrupted(self):
@@ -124,8 +165,7 @@ def create_supervised_evaluator(
         with torch.inference_mode() if inference_mode else torch.no_grad():
             x, y = prepare_batch(batch, device=device, non_blocking=non_blocking)
             with accelerator.autocast():
-                output = model_fn(model, x)
-            y_pred = model_transform(to_full_precision(output))
+                y_pred = model_transform(to_full_precision(model_fn(model, x)))
             return output_transform(x, y, y_pred)
 
     evaluator = Evaluator(process, model, accelerator)

@@ -1,13 +1,12 @@
 """Validates on schedule, and nothing in training can tell that it did."""
 
-import inspect
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import ExitStack
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 from ignite.engine import Engine
@@ -15,7 +14,13 @@ from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.core.accelerators import prepared_models
-from ignite_hooks.core.engine import forget_run
+from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import fire_within
+from ignite_hooks.core.engine import handlers_of
+from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.engine import set_turn
+from ignite_hooks.core.fields import Batches
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Prefix
@@ -23,20 +28,24 @@ from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.measured import completed_validations
+from ignite_hooks.core.measured import measured_at
+from ignite_hooks.core.training_engine import AnyEngine
+from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.data.active_loader import set_aside
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.prepare import source_of
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.sources import PlainIterable
-from ignite_hooks.evaluation.measured import measured_at
+from ignite_hooks.evaluation.evaluations import Evaluations
 from ignite_hooks.evaluation.modes import gradients_kept
 from ignite_hooks.evaluation.modes import modes_kept
-from ignite_hooks.evaluation.modes import without_ddp
 from ignite_hooks.events import TrainEvents
+from ignite_hooks.hooks.event_channels import channels_of
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["Validation", "ValidationSchedule"]
+__all__ = ["Validation", "ValidationSchedule", "validations_to_come"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
@@ -49,6 +58,7 @@ class ValidationSchedule:
         every_epochs: validate each time so many epochs were completed.
         at_start: validate before the first epoch; not when training is gone on with.
         prefix: what the names in ``state.metrics`` begin with.
+        max_batches: evaluate at most so many batches of each of the data, in each process.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -58,6 +68,7 @@ class ValidationSchedule:
     every_epochs: Every | None = None
     at_start: Flag = False
     prefix: Prefix = "val_"
+    max_batches: Batches | None = None
 
 
 @dataclass(frozen=True, eq=False, config=handler_config)
@@ -67,26 +78,38 @@ class Validation(ValidationSchedule, Scheduled):
     An evaluator on a prepared loader switches gradient accumulation off, ``model.train()`` after
     it wakes frozen submodules, and every random number that it draws shifts those of training.
     Here windows, data order, random generators and each submodule's mode are what they were, also
-    when the evaluation fails or breaks off. (On a hand-made engine that goes for the models that
-    are known: the evaluator's, the engine's ``model``, and those prepared with the accelerator of
-    its OptimizerStep.) It runs when all other handlers of its moment have
-    returned, once however many schedules are due, fires VALIDATION_STARTED and
-    VALIDATION_COMPLETED, and leaves the results in ``state.metrics``.
+    when the evaluation fails or breaks off, and also if handlers of the VALIDATION events draw
+    random numbers. The evaluation itself, of a callable too, is in eval mode and without
+    gradients; ``torch.enable_grad()`` within it gives some. (On a plain Ignite engine that goes for
+    the models that are known: the evaluator's, the engine's ``model``, and those prepared with the
+    accelerator of its OptimizerStep.)
+
+    All validations of an engine that are due by schedule at one moment are one: VALIDATION_STARTED
+    and VALIDATION_COMPLETED fire once, and the results are written to ``state.metrics`` together,
+    in place of those that earlier validations measured with other weights. On a trainer it runs
+    after STEP_COMPLETED, and at EPOCH_COMPLETED after Ignite's metrics and before all other
+    handlers. One that is attached to an event, ``attach(engine, event)``, acts by itself in its
+    turn among the handlers of that event.
 
     Args:
         evaluate: an evaluator engine, or a callable without argument or with the model as its one
-            argument; a mapping that it returns counts as its metrics.
-        data: what the evaluator runs on, or several by name. The metric ``m`` is then in
-            ``state.metrics`` as ``val_m``, or ``val_<name>_m``.
+            argument; a mapping that it returns counts as its metrics. Or several by name: the
+            metric ``m`` is then in ``state.metrics`` as ``val_<name>_m``.
+        data: what evaluators run on, or several by name. The metric ``m`` is then in
+            ``state.metrics`` as ``val_m``, or ``val_<name of the data>_m``; with several evaluators
+            as ``val_<name>_<name of the data>_m``.
         every_steps: validate each time so many steps were committed (on an engine without an
             OptimizerStep: so many iterations).
         every_epochs: validate each time so many epochs were completed.
         at_start: validate before the first epoch; not when training is gone on with.
         prefix: what the names in ``state.metrics`` begin with.
+        max_batches: evaluate at most so many batches of each of the data, in each process. Data of
+            unknown length, which may be endless, need it.
 
     Raises:
         TypeError: ``evaluate`` is neither an engine nor such a callable.
-        ValueError: an evaluator has no data, a callable has; no schedule and no event is given.
+        ValueError: an evaluator has no data, or data of unknown length without ``max_batches``; a
+            callable has data; no schedule and no event is given.
     """
 
     evaluate: Any
@@ -94,20 +117,12 @@ class Validation(ValidationSchedule, Scheduled):
 
     def __post_init__(self) -> None:
         """Checks that there is something to evaluate with, and on."""
-        if isinstance(self.evaluate, Engine):
-            _check_data(self.data)
-        elif not callable(self.evaluate) or isinstance(self.evaluate, torch.nn.Module):
-            raise TypeError(
-                "`evaluate` must be an engine or a callable, got "
-                f"{type(self.evaluate).__name__}: pass create_supervised_evaluator(model, metrics)"
-            )
-        elif self.data is not None:
-            raise ValueError(
-                "`data` must be left out with a callable, which takes none or the model: "
-                "evaluate on the data within it"
-            )
-        else:
-            _arguments_of(self.evaluate)
+        self.evaluations.check()
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """What it evaluates."""
+        return Evaluations(self.evaluate, self.data, self.prefix, self.max_batches)
 
     def check(self, engine: Engine, event: Any) -> None:
         """Something says when, and a callable that wants a model gets one."""
@@ -116,149 +131,225 @@ class Validation(ValidationSchedule, Scheduled):
                 "a Validation must have a schedule, `every_steps`, `every_epochs` and `at_start` "
                 "are not given: every_epochs=1 is the usual choice"
             )
-        if self.evaluate is engine:
+        if any(each is engine for each in self.evaluations.engines):
             raise ValueError(
                 "`evaluate` must be another engine than the one it is attached to: pass "
                 "create_supervised_evaluator(model, metrics)"
             )
-        wants_model = not isinstance(self.evaluate, Engine) and _arguments_of(self.evaluate)
-        if wants_model and not hasattr(engine, "model"):
+        if self.evaluations.wants_model and not hasattr(engine, "model"):
             raise ValueError(
                 "`evaluate` takes the model, and this engine has none to give: pass a callable "
                 "without argument, lambda: evaluate(model)"
             )
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
-        """As any handler; the VALIDATION events can be attached to from now on."""
+        """Attaches it; the VALIDATION events can be attached to from now on."""
         TrainEvents.register(engine)
+        channels_of(engine)
         return super().attach(engine, event)
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Validates on schedule; on a trainer after all other handlers of the event."""
-        last_at = [-1]
-
-        def validate() -> None:
-            self(attachment.engine)
-
-        def when_due(engine: Engine) -> None:
-            if is_trainer(engine):
-                engine.defer(validate)
-            elif last_at[0] != engine.state.iteration:
-                last_at[0] = engine.state.iteration
-                validate()
-
-        def at_start(engine: Engine) -> None:
-            last_at[0] = -1
-            if self.at_start and engine.state.iteration == 0:
-                when_due(engine)
-
-        attachment.on(Events.STARTED, at_start)
-        self.on_schedule(attachment, when_due)
+        """Validates on schedule, together with the others that are due."""
+        scheduled = _scheduled_on(attachment.engine)
+        scheduled.members.append(self)
+        attachment.on_removal(lambda: scheduled.drop(self))
+        # Each attachment calls these, and the first call does it for all: a later one finds
+        # nothing left to do.
+        attachment.during_run(scheduled.in_run)
+        attachment.on(Events.STARTED, scheduled.start, turn=Turn.LATE_VALIDATION)
+        self.on_steps(attachment, scheduled.end_step)
+        if is_trainer(attachment.engine):
+            attachment.on(Events.EPOCH_COMPLETED, scheduled.note_epoch, turn=Turn.NOTE)
+        attachment.on(Events.EPOCH_COMPLETED, scheduled.end_epoch, turn=Turn.VALIDATION)
+        if self.every_steps is not None and is_trainer(attachment.engine):
+            attachment.add(TrainEvents.STEP_COMPLETED, scheduled.run_after_step())
 
     def __call__(self, engine: Engine) -> None:
         """Validates now."""
-        TrainEvents.register(engine)
-        state: Any = engine.state
-        state.validation += 1
-        engine.fire_event(TrainEvents.VALIDATION_STARTED)
-        with self._without_trace(engine):
-            results = dict(self._results(engine))
-        state.metrics.update(results)
-        measured_at(engine).update(dict.fromkeys(results, state.iteration))
-        engine.fire_event(TrainEvents.VALIDATION_COMPLETED)
+        _validate(engine, [self])
 
-    def _results(self, engine: Engine) -> Iterator[tuple[str, Any]]:
-        if not isinstance(self.evaluate, Engine):
-            owner: Any = engine  # nothing is known of the model of a plain engine
-            arguments = [without_ddp(owner.model)] if _arguments_of(self.evaluate) else []
-            metrics = self.evaluate(*arguments)
-            yield from self._named("", metrics if isinstance(metrics, Mapping) else {})
-        elif isinstance(self.data, Mapping):
-            for name, data in self.data.items():
-                yield from self._named(f"{name}_", self._run_evaluator(data))
-        else:
-            yield from self._named("", self._run_evaluator(self.data))
 
-    def _run_evaluator(self, data: Any) -> Mapping[str, Any]:
-        self.evaluate.state.metrics = {}  # none of an earlier run, should this one break off
-        try:
-            self.evaluate.run(data)
-        except BaseException:
-            forget_run(self.evaluate)
-            raise
-        return dict(self.evaluate.state.metrics)
+class _ScheduledValidations:
+    """The validations of one engine that have a schedule; those due at one moment are one."""
 
-    def _named(self, loader: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        return ((f"{self.prefix}{loader}{name}", value) for name, value in metrics.items())
+    def __init__(self, engine: Engine) -> None:
+        self.members: list[Validation] = []
+        self._engine = ref(engine)
+        self._due: list[Validation] = []  # until they have been run without a failure
+        self._due_at = -1  # the iteration: what was due at another one is due no more
+        self._last_at: dict[Validation, int] = {}  # the iteration, in this run
 
-    def _evaluated_models(self, engine: Engine) -> list[torch.nn.Module]:
-        """Those that the evaluation may touch, as far as they are known."""
-        models = [getattr(owner, "model", None) for owner in (engine, self.evaluate)]
-        for step in attached(engine, OptimizerStep):
-            models += prepared_models(step.accelerator)
-        return [model for model in models if isinstance(model, torch.nn.Module)]
+    def drop(self, validation: Validation) -> None:
+        """Takes off one, also if it is due."""
+        self.members.remove(validation)
+        if validation not in self.members:  # it may be attached twice
+            self._due = [each for each in self._due if each is not validation]
 
     @contextmanager
-    def _without_trace(self, engine: Engine) -> Iterator[None]:
-        data = engine.feed if is_trainer(engine) else engine.state.dataloader
-        feed = data if isinstance(data, DataFeed) else source_of(data, None, even_batches=True)
-        steps = attached(engine, OptimizerStep)
-        owners = (engine, *steps, self.evaluate)
-        accelerators = (getattr(owner, "accelerator", None) for owner in owners)
-        accelerator = next((each for each in accelerators if each is not None), None)
-        with ExitStack() as kept:
-            for model in self._evaluated_models(engine):
+    def in_run(self, engine: Engine) -> Iterator[None]:
+        """Forgets, at the entry into a run, when the runs before have validated."""
+        if not (is_interrupted(engine) or is_running(engine)):  # when attached within a run
+            self._last_at = {}
+        yield
+
+    def start(self, engine: Engine) -> None:
+        """Validates before the first epoch; on a trainer as the last handler of STARTED."""
+        if engine.state.iteration == 0 and not engine.should_terminate:
+            # A trainer may go on from there, after a failure in the first window.
+            done = completed_validations(engine) if is_trainer(engine) else ()
+            self._trigger(engine, [e for e in self.members if e.at_start and e not in done])
+            self.run()
+
+    def end_step(self, engine: Engine) -> None:
+        """Validates after a step; on a trainer when all else that is due by step is done."""
+        counts = (step.steps for step in attached(engine, OptimizerStep))
+        steps = next(counts, engine.state.iteration)
+        due = [each for each in self.members if _divides(each.every_steps, steps)]
+        self._trigger(engine, due)
+
+    def note_epoch(self, engine: Engine) -> None:
+        """Notes what is due at the end of an epoch, before a handler can fail."""
+        epoch = engine.state.epoch
+        due = [each for each in self.members if _divides(each.every_epochs, epoch)]
+        self._trigger(engine, due)
+
+    def end_epoch(self, engine: Engine) -> None:
+        """Validates at EPOCH_COMPLETED, if a schedule by epoch or by step is due."""
+        self.note_epoch(engine)
+        self.run()
+
+    def _trigger(self, engine: Engine, due: list[Validation]) -> None:
+        iteration = engine.state.iteration
+        if self._due_at != iteration:  # what was due in a run that has been given up
+            self._due, self._due_at = [], iteration
+        due = [*self._due, *(each for each in due if self._last_at.get(each) != iteration)]
+        self._due = [each for each in dict.fromkeys(self.members) if each in due]
+        if self._due and is_trainer(engine):
+            engine.defer(self.run, Turn.VALIDATION)
+        elif self._due:
+            self.run()
+
+    def run_after_step(self) -> Callable[[TrainingEngine], None]:
+        """Returns a handler that runs what a step made due, unless the epoch ends with that step.
+
+        It is one of its own for each attachment, and called at each step.
+        """
+
+        def run(trainer: TrainingEngine) -> None:
+            if self._due and not (trainer.place.progress.is_full or trainer.is_leaving_epoch):
+                self.run()
+
+        run.__qualname__ = Validation.__name__  # what profilers show
+        set_turn(run, Turn.LATE_VALIDATION)
+        return run
+
+    def run(self) -> None:
+        """Runs what is due as one validation. It stays due if that fails."""
+        engine, iteration = self._engine(), self._due_at
+        assert engine is not None
+        if self._due and iteration == engine.state.iteration:
+            _validate(engine, self._due)
+            self._last_at.update(dict.fromkeys(self._due, iteration))
+        self._due = []
+
+
+def _divides(every: int | None, count: int) -> bool:
+    return every is not None and count % every == 0
+
+
+def _scheduled_on(engine: Engine) -> _ScheduledValidations:
+    kept = belongings(engine)
+    if "validations" not in kept:
+        kept["validations"] = _ScheduledValidations(engine)
+    scheduled: _ScheduledValidations = kept["validations"]
+    return scheduled
+
+
+def _validate(engine: Engine, validations: Sequence[Validation]) -> None:
+    """Runs one validation: the events, the evaluations, and the results of all of them."""
+    TrainEvents.register(engine)
+    state: Any = engine.state
+    state.validation += 1
+    is_complete = False
+    try:
+        # What handlers of the events and contexts draw is no more of training's than the rest.
+        with _data_and_generators_kept(engine, validations), channels_of(engine).on_validation:
+            fire_within(engine, TrainEvents.VALIDATION_STARTED)
+            results: dict[str, Any] = {}
+            with _models_kept(engine, validations):
+                for validation in validations:
+                    _add(dict(validation.evaluations.results(engine)), validation.prefix, results)
+            _write(engine, results)
+            fire_within(engine, TrainEvents.VALIDATION_COMPLETED)
+            is_complete = True
+    except BaseException:
+        state.validation -= 1
+        raise
+    if is_complete:  # and no context has made a clean stop of a failure
+        completed_validations(engine).update(validations)
+        are_more_to_come = bool(validations_to_come(engine))
+        for step in attached(engine, OptimizerStep):
+            step.after_validation(engine, are_more_to_come=are_more_to_come)
+
+
+def _add(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
+    twice = sorted(new.keys() & results.keys())
+    if twice:
+        raise ValueError(
+            f"`prefix` must tell apart two Validations that give the same metric, got {prefix!r} "
+            f"twice, and two values of {twice[0]!r}: choose another for one of them"
+        )
+    results.update(new)
+
+
+def validations_to_come(engine: AnyEngine) -> list[Validation] | None:
+    """Returns the validations of an engine that have given no result yet; None if it has none."""
+    handlers = (each for each in handlers_of(engine) if isinstance(each, Validation))
+    validations = [*attached(engine, Validation), *handlers]
+    if not validations:
+        return None
+    return [each for each in validations if each not in completed_validations(engine)]
+
+
+def _write(engine: Engine, results: dict[str, Any]) -> None:
+    """Writes the results of a validation, in place of those measured with older weights."""
+    metrics, measured, now = engine.state.metrics, measured_at(engine), engine.state.iteration
+    for name, iteration in measured.items():
+        if iteration != now:
+            metrics.pop(name, None)
+    metrics.update(results)
+    measured.update(dict.fromkeys(results, now))
+
+
+@contextmanager
+def _data_and_generators_kept(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
+    """Puts back training's random generators and its place in the loader."""
+    data = engine.feed if is_trainer(engine) else engine.state.dataloader
+    feed = data if isinstance(data, DataFeed) else source_of(data, None, even_batches=True)
+    owners = [engine, *attached(engine, OptimizerStep), *_evaluators(validations)]
+    accelerators = (getattr(owner, "accelerator", None) for owner in owners)
+    accelerator = next((each for each in accelerators if each is not None), None)
+    device = accelerator.device if accelerator is not None else None
+    with RandomState.preserved(device, feed.generators), set_aside(feed.loader):
+        yield
+
+
+@contextmanager
+def _models_kept(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
+    """Has the models in eval mode, and without gradients, for the time of the evaluation alone."""
+    owners = [engine, *_evaluators(validations)]
+    models = [getattr(owner, "model", None) for owner in owners]
+    for step in attached(engine, OptimizerStep):
+        models += prepared_models(step.accelerator)
+    with ExitStack() as kept:
+        for model in models:
+            if isinstance(model, torch.nn.Module):
                 kept.enter_context(modes_kept(model))
                 kept.enter_context(gradients_kept(model))
-            device = accelerator.device if accelerator is not None else None
-            kept.enter_context(RandomState.preserved(device, feed.generators))
-            kept.enter_context(set_aside(feed.loader))
-            yield
+                model.eval()
+        kept.enter_context(torch.no_grad())
+        yield
 
 
-def _check_data(data: Any) -> None:
-    """An evaluator must have data, and under each name."""
-    by_name = data if isinstance(data, Mapping) else {"": data}
-    if not by_name:
-        raise ValueError(
-            "`data` must be given with an evaluator engine, got {}: "
-            "Validation(evaluator, loader, every_epochs=1)"
-        )
-    for name, each in by_name.items():
-        where = f"`data` of {name!r}" if name else "`data`"
-        if each is None:
-            raise ValueError(
-                f"{where} must be given with an evaluator engine, got None: "
-                "Validation(evaluator, loader, every_epochs=1)"
-            )
-        if not isinstance(each, Iterable) or isinstance(each, str):
-            raise TypeError(
-                f"{where} must be an iterable of batches, got {type(each).__name__}: pass a "
-                "DataLoader or a list of batches"
-            )
-        if PlainIterable(each).length == 0:
-            raise ValueError(
-                f"{where} must give at least one batch, got an empty {type(each).__name__}: check "
-                "its data set"
-            )
-
-
-def _arguments_of(evaluate: Callable[..., Any]) -> int:
-    """How many arguments the callable must be given: none, or one for the model."""
-    try:
-        parameters = inspect.signature(evaluate).parameters.values()
-    except ValueError:
-        raise TypeError(
-            f"`evaluate` must have a signature that tells its arguments, {evaluate!r} has none: "
-            "put a function around it, lambda model: evaluate(model)"
-        ) from None
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in parameters if p.default is p.empty]
-    needed = [p for p in needed if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if len(needed) > 1 or any(p.kind not in kinds for p in needed):
-        names = ", ".join(p.name for p in needed)
-        raise TypeError(
-            f"`evaluate` must take no argument or the model, it needs ({names}): bind the others, "
-            "lambda model: evaluate(model, loader)"
-        )
-    return len(needed)
+def _evaluators(validations: Sequence[Validation]) -> list[Engine]:
+    return [each for validation in validations for each in validation.evaluations.engines]

@@ -15,6 +15,7 @@ pydantic dataclass with ``handler_config`` the field types check the values that
 """
 
 from ignite_hooks.core.fields import Backend
+from ignite_hooks.core.fields import Batches
 from ignite_hooks.core.fields import Count
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Every
@@ -42,6 +43,7 @@ from ignite_hooks.core.handler import Scheduled
 __all__ = [
     "Attachment",
     "Backend",
+    "Batches",
     "Count",
     "Directory",
     "Every",

@@ -1,28 +1,23 @@
-"""The seven channels of one engine, each a scope around a part of its loop."""
+"""The eight channels of one engine, each a scope around a part of its loop."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Any
+from typing import get_args
 from weakref import ref
 
 from ignite.engine import Engine
 
 from ignite_hooks.core.scopes import NOTHING
 from ignite_hooks.core.scopes import ScopeStack
+from ignite_hooks.hooks.context import ChannelName
 from ignite_hooks.hooks.context import Hook
 from ignite_hooks.hooks.context import HookScope
 
 __all__ = ["CHANNELS", "Channels"]
 
-CHANNELS = (
-    "on_loop",
-    "on_epoch",
-    "on_step",
-    "on_batch",
-    "on_model_forward",
-    "on_model_backward",
-    "on_optimizer_step",
-)
+CHANNELS: tuple[ChannelName, ...] = get_args(ChannelName)
 
 
 class Channels:
@@ -32,7 +27,8 @@ class Channels:
     and leaves them in reverse; while there are none it costs next to nothing.
 
     After a failure they stay open, for the handlers of EXCEPTION_RAISED to be called inside, and
-    whoever runs the engine closes them all with ``scopes``.
+    whoever runs the engine closes them all with ``scopes``. ``on_validation`` alone closes at once:
+    someone may catch the failure of a validation and train on.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -43,6 +39,7 @@ class Channels:
         self.on_model_forward = NOTHING
         self.on_model_backward = NOTHING
         self.on_optimizer_step = NOTHING
+        self.on_validation = NOTHING
         self.scopes = ScopeStack()
         self._engine = ref(engine)
         self._hooks: tuple[Hook, ...] = ()
@@ -68,10 +65,11 @@ class Channels:
         self._hooks = hooks
         for name in CHANNELS:
             own = tuple(hook for hook in hooks if hook.channel == name)
-            setattr(self, name, _Channel(own, self.scopes, self._engine) if own else NOTHING)
+            kind = _ChannelOfValidation if name == "on_validation" else _Channel
+            setattr(self, name, kind(own, self.scopes, self._engine) if own else NOTHING)
 
 
-class _Channel(AbstractContextManager[None, None]):
+class _Channel(AbstractContextManager[None, Any]):
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         self._hooks = hooks
         self._scopes = scopes
@@ -91,6 +89,59 @@ class _Channel(AbstractContextManager[None, None]):
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> bool | None:
         if error is None:
             self._scopes.leave(self._depth)
+        return None
+
+
+class _ChannelOfValidation(_Channel):
+    """Closes after a failure too, and ends that if one of its contexts calls ``terminate()``."""
+
+    def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
+        super().__init__(hooks, scopes, engine)
+        self._depths: list[int] = []  # a handler may validate within a validation
+
+    def __enter__(self) -> None:
+        depth = len(self._scopes.open)
+        try:
+            super().__enter__()
+        except BaseException as error:  # nothing can keep the validation from failing
+            self._close(error, depth)
+            raise
+        self._depths.append(depth)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        return self._close(error, self._depths.pop())
+
+    def _close(self, error: BaseException | None, depth: int) -> bool:
+        """Closes all, and returns whether a context has made a clean stop of a failure."""
+        if error is not None and not self._is_stopped_by_context(error, depth):
+            return False
+        try:
+            self._scopes.leave(depth)
+        except BaseException as first:
+            if not self._close(first, depth):
+                raise
+        return error is not None
+
+    def _is_stopped_by_context(self, error: BaseException, depth: int) -> bool:
+        """Closes open contexts until one calls ``terminate()`` to end the failure cleanly."""
+        engine: Any = self._engine()
+        scopes = self._scopes
+        later, scopes.later_failure = scopes.later_failure, None
+        requested, engine.should_terminate = engine.should_terminate, False
+        stop = False
+        for is_caught in scopes.unwind(error, depth):
+            stop, engine.should_terminate = engine.should_terminate, False
+            if is_caught and stop and scopes.later_failure is None:
+                break
+            stop = False
+        scopes.later_failure = later
+        engine.should_terminate = requested or stop
+        return bool(stop)

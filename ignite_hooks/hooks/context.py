@@ -11,12 +11,32 @@ from functools import partial
 from types import GeneratorType
 from types import TracebackType
 from typing import Any
+from typing import Literal
 
 from ignite.engine import Engine
 
 from ignite_hooks.core.scopes import note
 
-__all__ = ["Context", "Hook", "HookContext", "HookScope", "check_context", "name_of"]
+__all__ = [
+    "ChannelName",
+    "Context",
+    "Hook",
+    "HookContext",
+    "HookScope",
+    "check_context",
+    "name_of",
+]
+
+ChannelName = Literal[
+    "on_loop",
+    "on_epoch",
+    "on_step",
+    "on_batch",
+    "on_model_forward",
+    "on_model_backward",
+    "on_optimizer_step",
+    "on_validation",
+]
 
 Context = Callable[[Engine], Any]
 
@@ -85,7 +105,7 @@ def check_context(context: Any) -> None:
 class Hook:
     """One context on one channel. The same context twice makes two of them."""
 
-    def __init__(self, channel: str, context: Context) -> None:
+    def __init__(self, channel: ChannelName, context: Context) -> None:
         self.channel = channel
         self.context = context
         self.make = _undecorated(context)

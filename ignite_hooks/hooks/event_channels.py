@@ -44,7 +44,7 @@ class EventChannels(Channels):
         self._warn_once(hooks)
         engine = self._engine()
         if self._attachment is None and engine is not None:
-            self._attachment = _AtEvents().attach(engine)
+            self._attachment = HookChannels().attach(engine)
         self._sets += 1
         super().add(hooks)
 
@@ -114,7 +114,7 @@ class EventChannels(Channels):
             attachment.remove()
 
 
-class _AtEvents(Handler):
+class HookChannels(Handler):
     """Opens and closes the channels of an engine."""
 
     def attach_to(self, attachment: Attachment) -> None:

@@ -1,16 +1,19 @@
 """Contexts that are entered before a part of the loop and surely left after it.
 
 Events are moments. A context on a *channel* is a scope: a profiler's range, a timer, a temporary
-setting, a lock, a span of a trace. ``events.py`` draws where each of the seven begins and ends.
+setting, a lock, a span of a trace. ``events.py`` draws where each of the eight begins and ends.
 
 =====================  ============================================================================
 ``on_loop``            one run; an ``interrupt()`` leaves it open until the run goes on and ends
-``on_epoch``           one epoch, with the validation after it
+``on_epoch``           one epoch, with the validation and the save at its end
 ``on_step``            one iteration without the wait for its batch, with the step that it may make
+                       and what is due after that
 ``on_batch``           the process function: forward and backward
 ``on_model_forward``   the model and the loss
 ``on_model_backward``  the backward pass
-``on_optimizer_step``  the step of a full window: clipping, step, scheduler, zeroing the gradients
+``on_optimizer_step``  the step of a full window: clipping, step, scheduler
+``on_validation``      one validation with its events: the place for temporary weights; after a
+                       failure it is left at once, before EXCEPTION_RAISED
 =====================  ============================================================================
 
 A context is given the engine. On a trainer it finds there, at any time:
@@ -56,6 +59,7 @@ from ignite_hooks.core.handler import attached
 from ignite_hooks.core.scopes import ScopeStack
 from ignite_hooks.hooks.channels import CHANNELS
 from ignite_hooks.hooks.channels import Channels
+from ignite_hooks.hooks.context import ChannelName
 from ignite_hooks.hooks.context import Context
 from ignite_hooks.hooks.context import Hook
 from ignite_hooks.hooks.context import HookContext
@@ -110,7 +114,8 @@ class Hooks(Handler):
 
     On an engine that is not a trainer the channels open and close at its events: ``on_batch`` as
     ``on_step``, the model's two if the process function fires ``TrainEvents`` (or uses ``begin``),
-    ``on_optimizer_step`` if the engine has an ``OptimizerStep``. Contexts are entered before the
+    ``on_optimizer_step`` if the engine has an ``OptimizerStep``, ``on_validation`` if it has a
+    ``Validation``. Contexts are entered before the
     handlers of the first event and left in order of attachment with those of the last, so attach
     the set after them, and after the OptimizerStep; a first set attached within a run counts from
     the next run on. Such an engine does not tell when a failure has ended an epoch or the loop:
@@ -136,7 +141,7 @@ class Hooks(Handler):
             new += each
         return new
 
-    def register(self, channel: str, context: Context) -> Registration:
+    def register(self, channel: ChannelName, context: Context) -> Registration:
         """Has ``context`` entered and left with ``channel``.
 
         Returns:
@@ -150,7 +155,7 @@ class Hooks(Handler):
         check_context(context)
         return self._add([Hook(channel, context)])
 
-    def on(self, channel: str) -> Callable[[ContextT], ContextT]:
+    def on(self, channel: ChannelName) -> Callable[[ContextT], ContextT]:
         """``register`` as a decorator."""
         _check_channel(channel)
 
@@ -177,7 +182,7 @@ class Hooks(Handler):
         """Takes off all that is in this set. Other sets on the same engines stay."""
         self._drop(self._hooks)
 
-    def begin(self, channel: str, engine: Engine) -> AbstractContextManager[None]:
+    def begin(self, channel: ChannelName, engine: Engine) -> AbstractContextManager[None]:
         """The contexts of this set on ``channel``, around a part of one's own loop.
 
         A failure of the body passes, whatever they do to it.
@@ -186,7 +191,7 @@ class Hooks(Handler):
         return self._begun(channel, engine)
 
     @contextmanager
-    def _begun(self, channel: str, engine: Engine) -> Iterator[None]:
+    def _begun(self, channel: ChannelName, engine: Engine) -> Iterator[None]:
         with ScopeStack() as scopes:
             for hook in self._hooks:
                 if hook.channel == channel:

@@ -12,6 +12,7 @@ from ignite.engine import Events
 
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.memory.ledger import Measurement
 
 __all__ = ["Span"]
@@ -65,7 +66,7 @@ class Span:
     def between(self, began: Any, ended: Any) -> None:
         """Measures from the event ``began`` to the event ``ended``."""
         self._attachment.on(began, self._begin)
-        self._attachment.on(ended, self._end)
+        self._attachment.on(ended, self._end, turn=Turn.METRICS)  # before a validation
 
     def _begin(self, engine: Engine) -> None:
         if self._is_on:  # a handler made an end of a failure, and Ignite went on

@@ -14,8 +14,8 @@ __all__ = ["Upkeep"]
 class Upkeep(Scheduled):
     """Acts on a schedule of steps, of epochs, or both; without one at the end of each epoch.
 
-    On a schedule of steps it acts when the gradients are cleared, after committed steps only. If
-    both are due at the end of an epoch it acts once, on the step's schedule.
+    On a schedule of steps it acts at STEP_COMPLETED, when the gradients are zeroed. If both are due
+    at the end of an epoch it acts once, on the step's schedule.
     """
 
     def attach_to(self, attachment: Attachment) -> None:

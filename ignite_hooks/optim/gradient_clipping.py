@@ -1,4 +1,4 @@
-"""Clips the gradient once a window: whole, unscaled, before anyone else sees it."""
+"""Clips the gradient once a window: whole, unscaled, as the last change before the step."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
-from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.optim.optimizer_step import called_before_step
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
 
 __all__ = ["GradientClipping"]
@@ -23,10 +23,11 @@ class GradientClipping(Handler):
     """Keeps the gradient of a step within a limit, by its norm or by each of its values.
 
     By hand it is done per batch instead of per step, before the loss scaler's factor is taken out,
-    or with a short window counted short. Here it acts at OPTIMIZER_STEP_STARTED, when the gradient
-    is whole and unscaled, on the trainable parameters of the optimizer that have one. Clipping by
-    norm leaves the norm before clipping in ``state.metrics["grad_norm"]``, a tensor: nothing waits
-    for the device.
+    or with a short window counted short. Here it acts when the gradient is whole and unscaled and
+    all handlers of OPTIMIZER_STEP_STARTED have returned, whenever they were attached: who rescales
+    the gradient does so before it is clipped. It acts on the trainable parameters of the optimizer
+    that have a gradient. Clipping by norm leaves the norm before clipping in
+    ``state.metrics["grad_norm"]``, a tensor: nothing waits for the device.
 
     Args:
         max_norm: largest norm of all gradients together, as in ``torch.nn.utils.clip_grad_norm_``;
@@ -62,7 +63,7 @@ class GradientClipping(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Acts once a window, before the step."""
+        """Acts once a window, right before the step."""
         step = _optimizer_step_of(attachment.engine)
         stepping = step.attachment
 
@@ -73,7 +74,9 @@ class GradientClipping(Handler):
                 stepping = step.attachment
             self._clip(step.prepared, engine)
 
-        attachment.on(TrainEvents.OPTIMIZER_STEP_STARTED, clip)
+        callbacks = called_before_step(attachment.engine)
+        callbacks.append(clip)
+        attachment.on_removal(lambda: callbacks.remove(clip))
 
     def __call__(self, engine: Engine) -> None:
         """Clips the gradients that are there."""

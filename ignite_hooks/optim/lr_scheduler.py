@@ -1,23 +1,145 @@
-"""Learning rate schedulers: those that can move with the optimizer, and errors for the others."""
+"""Learning rate schedulers: which can be used, and when they move."""
 
 from typing import Any
+from typing import Literal
+from typing import get_args
 
 from accelerate.scheduler import AcceleratedScheduler
+from ignite.engine import Engine
 from ignite.handlers.param_scheduler import BaseParamScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-__all__ = ["scheduler_for"]
+from ignite_hooks.core.measured import measured_at
+from ignite_hooks.core.rules import close_to
+
+__all__ = ["SchedulerAt", "SchedulerDriver"]
+
+SchedulerAt = Literal["step", "epoch", "validation"]
 
 
-def scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
-    """The scheduler given, or the one that the callable given makes from the prepared optimizer.
+class SchedulerDriver:
+    """Moves a scheduler: after each step, at the end of each epoch, or after each validation.
+
+    Args:
+        lr_scheduler: a torch scheduler, a callable that makes one from the optimizer, or None.
+        optimizer: the optimizer as Accelerate prepared it.
+        at: when the scheduler moves.
+        metric: the name in ``state.metrics`` of the value that a ReduceLROnPlateau is given.
+
+    Attributes:
+        moves_by_step: whether ``OptimizerStep`` moves the scheduler after each committed step.
 
     Raises:
-        TypeError: it is no torch scheduler and makes none.
-        ValueError: it needs a metric, or belongs to another optimizer.
+        TypeError: ``lr_scheduler`` is no torch scheduler and makes none.
+        ValueError: it belongs to another optimizer, or does not go with ``at`` and ``metric``.
     """
+
+    def __init__(
+        self, lr_scheduler: Any, optimizer: Any, at: SchedulerAt, metric: str | None
+    ) -> None:
+        if at not in get_args(SchedulerAt):
+            raise ValueError(
+                f'`scheduler_at` must be "step", "epoch" or "validation", got {at!r}: '
+                "it says when the learning rate scheduler moves"
+            )
+        self.lr_scheduler = _scheduler_for(optimizer, lr_scheduler)
+        self.at = at
+        self._metric = metric
+        self.moves_by_step = at == "step" and self.lr_scheduler is not None
+        self._ended_epoch: int | None = None  # the iteration after which it began
+        _check_metric(self.lr_scheduler, at, metric)
+
+    @property
+    def takes_metric(self) -> bool:
+        """Whether the scheduler is given a metric."""
+        return self._metric is not None
+
+    def end_epoch(self, began_after: int) -> bool:
+        """Notes that an epoch has ended; returns whether the scheduler is to move now.
+
+        Args:
+            began_after: the number of iterations before the epoch, to tell a metric of this one.
+        """
+        moves = self.at == "epoch" and self.lr_scheduler is not None
+        self._ended_epoch = began_after if moves else None
+        return moves
+
+    def after_epoch(self, engine: Engine) -> None:
+        """Moves the scheduler if the end of an epoch was noted; a second call does nothing."""
+        began_after = self._ended_epoch
+        if began_after is None:
+            return
+        arguments = [] if self._metric is None else [self._value(engine, began_after)]
+        self._ended_epoch = None  # before: one that raises half-way cannot be repaired
+        self.lr_scheduler.step(*arguments)
+
+    def after_validation(self, engine: Engine, *, are_more_to_come: bool) -> None:
+        """Moves the scheduler if it moves by validation, and this one gave its metric.
+
+        Args:
+            engine: the engine.
+            are_more_to_come: whether another validation, not run yet, may be the one that gives it.
+        """
+        if self.at != "validation" or self.lr_scheduler is None:
+            return
+        arguments = []
+        if self._metric is not None:
+            measured = measured_at(engine).get(self._metric)
+            is_of_another = measured is not None and measured != engine.state.iteration
+            is_of_later = are_more_to_come and self._metric not in engine.state.metrics
+            if is_of_another or is_of_later:
+                return
+            arguments = [self._value(engine, -1)]
+        self.lr_scheduler.step(*arguments)
+
+    def start_new_run(self) -> None:
+        """Forgets an epoch that ended in the run before."""
+        self._ended_epoch = None
+
+    def _value(self, engine: Engine, after: int) -> Any:
+        """Returns the metric, which must have been measured after iteration ``after``."""
+        metrics, name = engine.state.metrics, self._metric
+        assert name is not None
+        measured = measured_at(engine).get(name)
+        if measured is not None and (measured <= after or name not in metrics):
+            raise ValueError(
+                f"`scheduler_metric` must be measured at the end of each epoch, {name!r} was last "
+                f"measured at iteration {measured}, and this is {engine.state.iteration}: use "
+                'scheduler_at="validation", or validate each epoch'
+            )
+        if name not in metrics:
+            raise ValueError(
+                "`scheduler_metric` must be one of state.metrics when the scheduler moves, got "
+                f"{name!r}: {close_to(name, metrics)}"
+            )
+        return metrics[name]
+
+
+def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
+    """Checks that a ReduceLROnPlateau, and no other scheduler, has a metric, and where."""
+    if not isinstance(lr_scheduler, ReduceLROnPlateau):
+        if metric is not None:
+            kind = "None" if lr_scheduler is None else type(lr_scheduler).__name__
+            raise ValueError(
+                f"`scheduler_metric` must be left out unless `lr_scheduler` is a "
+                f"ReduceLROnPlateau, got {metric!r} with {kind}: other schedulers take no metric"
+            )
+    elif at == "step":
+        raise ValueError(
+            '`scheduler_at` must be "epoch" or "validation" with a ReduceLROnPlateau, whose metric '
+            'is there then, got "step": pass scheduler_at="validation"'
+        )
+    elif not isinstance(metric, str):
+        raise ValueError(
+            "`scheduler_metric` must be given as a text with a ReduceLROnPlateau, got "
+            f'{metric!r}: name one of state.metrics, "val_loss" for instance'
+        )
+
+
+def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
+    """Returns the scheduler given, or the one that the callable given makes from the optimizer."""
     if lr_scheduler is None:
         return None
     if isinstance(lr_scheduler, BaseParamScheduler):
@@ -29,12 +151,6 @@ def scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
     made_here = not isinstance(lr_scheduler, LRScheduler | AcceleratedScheduler)
     scheduler = _made(lr_scheduler, optimizer) if made_here else lr_scheduler
     of_torch = scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler
-    if isinstance(of_torch, ReduceLROnPlateau):
-        raise ValueError(
-            "`lr_scheduler` must move without a metric, got ReduceLROnPlateau: step it where the "
-            "metric is, trainer.add_event_handler(TrainEvents.VALIDATION_COMPLETED, lambda engine: "
-            'scheduler.step(engine.state.metrics["val_loss"]))'
-        )
     if not isinstance(of_torch, LRScheduler):
         raise TypeError(
             "`lr_scheduler` must be a torch.optim.lr_scheduler.LRScheduler or make one from the "
@@ -47,7 +163,8 @@ def scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
             f"another {type(_innermost(of_torch.optimizer)).__name__}: build it on that one, or "
             "pass a callable that makes it from the prepared optimizer"
         )
-    return scheduler
+    # Accelerate's wrapper would step a ReduceLROnPlateau once per process.
+    return of_torch if isinstance(of_torch, ReduceLROnPlateau) else scheduler
 
 
 def _made(lr_scheduler: Any, optimizer: Optimizer) -> Any:

@@ -13,24 +13,33 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from torch.optim import Optimizer
 
+from ignite_hooks.core.engine import QuickEngine
+from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import fire_within
 from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.engine import set_turn
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.scopes import NOTHING
 from ignite_hooks.core.timetable import Timetable
-from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.core.training_engine import AnyEngine
+from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.event_channels import channels_of
-from ignite_hooks.optim.lr_scheduler import scheduler_for
+from ignite_hooks.optim.lr_scheduler import SchedulerAt
+from ignite_hooks.optim.lr_scheduler import SchedulerDriver
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
 from ignite_hooks.optim.window import RemainingData
 from ignite_hooks.optim.window import Window
 
 __all__ = ["OptimizerStep"]
+
+
+_STEPS_ITSELF = "steps_itself"
 
 
 class OptimizerStep(Handler):
@@ -41,20 +50,26 @@ class OptimizerStep(Handler):
     batches steps with the gradient of the mean of its k losses, whatever k; a skipped step moves
     neither counter nor scheduler; the scheduler moves once per committed step.
 
-    A trainer makes one. On a hand-made engine the process function does the forward pass and
-    ``accelerator.backward(loss)``, with or without ``accelerator.accumulate``. Whether the window
-    will close is decided at ITERATION_STARTED (``accelerator.sync_gradients``); the step is the
-    first handler of ITERATION_COMPLETED, so attach it before others of that event. It counts the
-    committed steps in ``state.optimizer_step``; ``state.step_committed`` says whether this
-    iteration made one. Gradients are unscaled when the OPTIMIZER_STEP_STARTED handlers see them:
-    they must not unscale again. (FSDP and DeepSpeed unscale where Accelerate has them do it.)
+    A trainer makes one, and steps before ITERATION_COMPLETED; its gradients are zeroed when all
+    handlers of that event have returned, and then STEP_COMPLETED fires. On a hand-made engine the
+    process function does the forward pass and ``accelerator.backward(loss)``, with or without
+    ``accelerator.accumulate``, and the step is the first handler of ITERATION_COMPLETED: attach it
+    before others of that event. There STEP_COMPLETED comes directly after the step, and the
+    gradients stay until the next iteration starts, or the epoch or the run ends.
+
+    Whether the window will close is decided at ITERATION_STARTED (``accelerator.sync_gradients``).
+    Committed steps are counted in ``state.optimizer_step``; ``state.step_committed`` says whether
+    this iteration made one. Gradients are unscaled when the OPTIMIZER_STEP_STARTED handlers see
+    them: they must not unscale again. (FSDP and DeepSpeed unscale where Accelerate has them do it.)
 
     Args:
         accelerator: its ``gradient_accumulation_steps`` is the size of the windows, in batches.
         optimizer: a torch optimizer, prepared or not.
         lr_scheduler: a torch scheduler on that optimizer, or a callable that makes one from the
             prepared optimizer. One that was prepared with Accelerate keeps Accelerate's own rule.
-        scheduler_at: "step", or "epoch" to move the scheduler at the end of each epoch instead.
+        scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch", or
+            after each "validation" but that before the first step.
+        scheduler_metric: the name in ``state.metrics`` that a ReduceLROnPlateau is given.
 
     Raises:
         TypeError: an argument is of a kind that can not be used.
@@ -66,17 +81,13 @@ class OptimizerStep(Handler):
         accelerator: Accelerator,
         optimizer: Optimizer,
         lr_scheduler: Any = None,
-        scheduler_at: str = "step",
+        scheduler_at: SchedulerAt = "step",
+        scheduler_metric: str | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}: "
                 "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
-            )
-        if scheduler_at not in ("step", "epoch"):
-            raise ValueError(
-                f'`scheduler_at` must be "step" or "epoch", got {scheduler_at!r}: '
-                "it says when the learning rate scheduler moves"
             )
         whole_number(
             "accelerator.gradient_accumulation_steps",
@@ -88,14 +99,19 @@ class OptimizerStep(Handler):
         self._gradient_state = accelerator.gradient_state
         self.is_distributed = accelerator.use_distributed
         self.prepared = PreparedOptimizer(accelerator, optimizer)
-        self.lr_scheduler = scheduler_for(self.optimizer, lr_scheduler)
-        self.scheduler_at = scheduler_at
+        self.scheduler = SchedulerDriver(
+            lr_scheduler, self.optimizer, scheduler_at, scheduler_metric
+        )
         self.steps = 0
         self.window = Window()
         self._divisor = 1
         self._timetable = Timetable()
+        self._completed_steps = 0
         self.is_stepping = False
         self.attachment: Attachment | None = None  # the last one
+        # Of the engine that it is attached to; looked up once.
+        self._called_before_step: list[Callable[[Engine], None]] = []
+        self._fire: Callable[..., None] = fire_within
 
     @property
     def optimizer(self) -> Any:
@@ -103,13 +119,18 @@ class OptimizerStep(Handler):
         return self.prepared.optimizer
 
     @property
+    def lr_scheduler(self) -> Any:
+        """The scheduler, or None."""
+        return self.scheduler.lr_scheduler
+
+    @property
     def timetable(self) -> Timetable:
-        """What is due after how many committed steps; it acts when the gradients are cleared."""
+        """The callbacks by step; they are called after STEP_COMPLETED."""
         return self._timetable
 
     def start_from(self, step: int) -> None:
-        """Sets the number of steps committed so far."""
-        self.steps = step
+        """Sets the number of steps committed so far; nothing is left to be done after them."""
+        self.steps = self._completed_steps = step
         self._timetable.start_from(step)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -145,8 +166,13 @@ class OptimizerStep(Handler):
         # What `accelerator.accumulate`, if the process function uses it, makes the same of.
         self.accelerator.step = full_size - 1 if window.is_closing else window.count - 1
 
-    def close_window(self, engine: Engine) -> None:
-        """Steps with the gradient of the mean over the window, and clears it."""
+    def close_window(self, engine: Engine) -> bool:
+        """Steps with the gradient of the mean over the window, and moves the scheduler.
+
+        Returns:
+            Whether the step was committed, and not skipped by the loss scaler. In either case the
+            gradients are still there, for ``zero_grad``.
+        """
         state: Any = engine.state
         self.is_stepping = True
         self._gradient_state.sync_gradients = True
@@ -154,22 +180,41 @@ class OptimizerStep(Handler):
             self.prepared.scale(self._divisor / self.window.count)
         self.prepared.unscale()
         with channels_of(engine).on_optimizer_step:
-            engine.fire_event(TrainEvents.OPTIMIZER_STEP_STARTED)
+            self._fire(engine, TrainEvents.OPTIMIZER_STEP_STARTED)
+            for callback in self._called_before_step:
+                callback(engine)
             committed = self.prepared.step()
             self.window.close()
             if committed:
                 self.steps += 1
                 state.optimizer_step = self.steps
                 state.step_committed = True
-                if self.lr_scheduler is not None and self.scheduler_at == "step":
-                    self.lr_scheduler.step()
-                engine.fire_event(TrainEvents.OPTIMIZER_STEP_COMPLETED)
-            self.prepared.zero_grad()
+                if self.scheduler.moves_by_step:
+                    self.scheduler.lr_scheduler.step()
+                self._fire(engine, TrainEvents.OPTIMIZER_STEP_COMPLETED)
         self.is_stepping = False
-        if committed:
-            engine.fire_event(TrainEvents.GRADIENTS_CLEARED)
-            if self.steps >= self._timetable.next_due:
-                self._timetable.act(self.steps)
+        return committed
+
+    def complete_step(self, engine: Engine) -> None:
+        """Fires STEP_COMPLETED for the last committed step, and calls what is due after that step.
+
+        What was begun by an earlier call is not done again, and what a failure kept from beginning
+        is: a handler that averages weights misses no step.
+        """
+        if self._completed_steps != self.steps:
+            self._completed_steps = self.steps
+            self._fire(engine, TrainEvents.STEP_COMPLETED)
+        if self.steps >= self._timetable.next_due:
+            self._timetable.call_due(self.steps)
+
+    def after_validation(self, engine: Engine, *, are_more_to_come: bool) -> None:
+        """Moves the scheduler if it moves by validation, and something was trained before that."""
+        if self.steps:
+            self.scheduler.after_validation(engine, are_more_to_come=are_more_to_come)
+
+    def zero_grad(self) -> None:
+        """Zeroes the gradients of a window that was stepped with."""
+        self.prepared.zero_grad()
 
     def drop_window(self) -> None:
         """Forgets the batches of the open window and zeroes their gradients."""
@@ -185,10 +230,15 @@ class OptimizerStep(Handler):
                 f"`event` must be left out, got {event}: OptimizerStep acts at the end of each "
                 "window; the accelerator's gradient_accumulation_steps makes windows longer"
             )
+        if belongings(engine).get(_STEPS_ITSELF):
+            raise ValueError(
+                "`engine` must not be a trainer, which steps with an OptimizerStep of its own: "
+                "give the optimizer and the scheduler to the factory"
+            )
         if attached(engine, OptimizerStep):
             raise ValueError(
-                "`engine` must have one OptimizerStep, and it has one already (a trainer makes its "
-                "own): remove() the other attachment first"
+                "`engine` must have one OptimizerStep, and it has one already: remove() the other "
+                "attachment first"
             )
         if self.attachment is not None and self.attachment.is_attached:
             raise ValueError(
@@ -197,98 +247,152 @@ class OptimizerStep(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Opens windows at ITERATION_STARTED and closes them at ITERATION_COMPLETED."""
+        """Opens windows at ITERATION_STARTED and closes them at ITERATION_COMPLETED.
+
+        The loop of a trainer does so itself, between the events.
+        """
         engine = attachment.engine
-        if has_handlers(engine, Events.ITERATION_COMPLETED):
-            warnings.warn(
-                "OptimizerStep was attached after other handlers of ITERATION_COMPLETED, which "
-                "will see the parameters before the step: attach it first",
-                stacklevel=3,
-            )
         TrainEvents.register(engine)
         channels_of(engine)  # attaches the channels of a plain engine, before a run
         state: Any = engine.state
         state.step_committed = False
         self.start_from(state.optimizer_step)
-        attachment.during_run(self._in_run)
+        self._called_before_step = called_before_step(engine)
+        self._fire = type(engine).fire_event if isinstance(engine, QuickEngine) else fire_within
         if is_trainer(engine):
+            belongings(engine)[_STEPS_ITSELF] = True
             self._attach_to_trainer(attachment)
         else:
-            self._attach_to_plain_engine(attachment)
-        if self.lr_scheduler is not None and self.scheduler_at == "epoch":
-            attachment.on(Events.EPOCH_COMPLETED, lambda engine: self.lr_scheduler.step())
+            if has_handlers(engine, Events.ITERATION_COMPLETED):
+                warnings.warn(
+                    "OptimizerStep was attached after other handlers of ITERATION_COMPLETED, which "
+                    "will see the parameters before the step: attach it first",
+                    stacklevel=3,
+                )
+            _PlainStepping(self).attach_to(attachment)
         self.attachment = attachment
 
     def _attach_to_trainer(self, attachment: Attachment) -> None:
-        """Opens and closes windows; the trainer knows what data is left, and drops them itself."""
+        """Has callbacks by step, and the scheduler, act in their turns among the handlers.
 
-        # By `add`, with two calls fewer in an iteration than by `on`: these are called in each.
-        def take(trainer: TrainingEngine) -> None:
-            if attachment.is_attached:
-                self.take_batch(lambda: trainer.batches_left)
+        The loop calls both too, should a failure keep these handlers from being called.
+        """
 
-        def close(engine: Engine) -> None:
-            if self.window.is_closing and attachment.is_attached:
-                self.close_window(engine)
+        def call_due(engine: Engine) -> None:
+            if self.steps >= self._timetable.next_due:
+                self._timetable.call_due(self.steps)
 
-        attachment.add(Events.ITERATION_STARTED, take)
-        attachment.add(Events.ITERATION_COMPLETED, close)
+        call_due.__qualname__ = type(self).__name__  # what profilers show
+        set_turn(call_due, Turn.DUE_BY_STEP)
+        attachment.add(TrainEvents.STEP_COMPLETED, call_due)  # cheaper than `on`, for each step
+        if self.scheduler.at == "epoch" and not self.scheduler.takes_metric:
+            move = self.scheduler.after_epoch
+            attachment.on(Events.EPOCH_COMPLETED, move, turn=Turn.SCHEDULER)
 
-    def _attach_to_plain_engine(self, attachment: Attachment) -> None:
-        """Opens, closes and drops windows at events: nothing tells for sure what data is left."""
-        data = RemainingData()
 
-        def start(engine: Engine) -> None:
-            state: Any = engine.state
-            data.run_starts(engine)
-            self.drop_window()
-            if state.iteration == 0:
-                self.start_from(0)
-                state.optimizer_step = 0
+class _PlainStepping:
+    """Opens, closes and drops windows at the events of a plain Ignite engine.
 
-        def take(engine: Engine) -> None:
-            state: Any = engine.state
-            state.step_committed = False
-            self.take_batch(lambda: data.batches_left(engine))
+    Nothing tells there for sure what data is left, or when a handler looks at gradients for the
+    last time. So those of a step stay until the next iteration starts, or the epoch or run ends.
+    """
 
-        def close(engine: Engine) -> None:
-            if self.window.is_closing:
-                self.close_window(engine)
+    def __init__(self, step: OptimizerStep) -> None:
+        self._step = step
+        self._data = RemainingData()
+        self._has_gradients = False  # of a window that was stepped with
+        self._moves_by_epoch = step.scheduler.at == "epoch"
+        self._moves_late = self._moves_by_epoch and step.scheduler.takes_metric
 
-        def end_epoch(engine: Engine) -> None:
-            # It is open after a failure that a handler swallowed, or if the end was not foreseen.
-            if self.is_stepping or self.window.is_closing or not data.is_whole(engine):
-                self.drop_window()
-            else:
-                self._close_late(engine)
-
-        attachment.on(Events.STARTED, start)
-        attachment.on(Events.EPOCH_STARTED, data.epoch_starts)
-        attachment.on(Events.ITERATION_STARTED, take)
-        attachment.on(Events.ITERATION_COMPLETED, close)
+    def attach_to(self, attachment: Attachment) -> None:
+        """Adds the handlers of all these events."""
+        attachment.during_run(self._in_run)
+        attachment.on(Events.STARTED, self._start)
+        attachment.on(Events.EPOCH_STARTED, self._data.epoch_starts)
+        attachment.on(Events.ITERATION_STARTED, self._take_batch)
+        attachment.on(Events.ITERATION_COMPLETED, self._close_if_full)
         attachment.on(Events.DATALOADER_STOP_ITERATION, self._close_late)
-        attachment.on(Events.TERMINATE, data.run_terminates)
+        attachment.on(Events.TERMINATE, self._data.run_terminates)
         dropping = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH
-        attachment.on(dropping, lambda engine: self.drop_window())
-        attachment.on(Events.EPOCH_COMPLETED, end_epoch)
+        attachment.on(dropping, lambda engine: self._step.drop_window())
+        attachment.on(Events.EPOCH_COMPLETED, self._end_epoch, first=True)
+        if self._moves_by_epoch and not self._moves_late:
+            attachment.on(Events.EPOCH_COMPLETED, self._move_scheduler)
+
+    @contextmanager
+    def _in_run(self, engine: Engine) -> Iterator[None]:
+        with Attachment(self._step, engine) as late:
+            if self._moves_late:  # added when the run begins, it follows the validation of an epoch
+                late.on(Events.EPOCH_COMPLETED, self._move_scheduler)
+            try:
+                yield
+            except BaseException:
+                if not is_interrupted(engine):  # it still is if run() refused its arguments
+                    self._step.drop_window()
+                raise
+            finally:
+                self._zero_gradients()
+
+    def _start(self, engine: Engine) -> None:
+        state: Any = engine.state
+        self._data.run_starts(engine)
+        self._step.drop_window()
+        if state.iteration == 0:
+            self._step.start_from(0)
+            self._step.scheduler.start_new_run()
+            state.optimizer_step = 0
+
+    def _take_batch(self, engine: Engine) -> None:
+        state: Any = engine.state
+        self._zero_gradients()
+        state.step_committed = False
+        self._step.take_batch(lambda: self._data.batches_left(engine))
+
+    def _close_if_full(self, engine: Engine) -> None:
+        if self._step.window.is_closing:
+            self._close(engine)
 
     def _close_late(self, engine: Engine) -> None:
         """Steps with an open window when the data ended and nothing had told that it would."""
-        if not self.window.count:
+        step = self._step
+        if not step.window.count:
             return
-        if self.accelerator.use_distributed:
+        if step.accelerator.use_distributed:
             raise RuntimeError(
                 "`data` must tell its last batch as the last, for the processes to reduce their "
                 f"gradients then; {type(engine.state.dataloader).__name__} does not: run the "
                 "engine on DataFeed(data, accelerator)"
             )
-        self.close_window(engine)
+        self._close(engine)
 
-    @contextmanager
-    def _in_run(self, engine: Engine) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            if not is_interrupted(engine):  # it still is if run() refused its arguments
-                self.drop_window()
-            raise
+    def _close(self, engine: Engine) -> None:
+        self._has_gradients = True
+        if self._step.close_window(engine):
+            self._step.complete_step(engine)
+
+    def _end_epoch(self, engine: Engine) -> None:
+        # It is open after a failure that a handler swallowed, or if the end was not foreseen.
+        step = self._step
+        if step.is_stepping or step.window.is_closing or not self._data.is_whole(engine):
+            step.drop_window()
+        else:
+            self._close_late(engine)
+        self._zero_gradients()
+
+    def _move_scheduler(self, engine: Engine) -> None:
+        self._step.scheduler.end_epoch(self._data.epoch_began_after)
+        self._step.scheduler.after_epoch(engine)
+
+    def _zero_gradients(self) -> None:
+        if self._has_gradients:
+            self._has_gradients = False
+            self._step.zero_grad()
+
+
+def called_before_step(engine: AnyEngine) -> list[Callable[[Engine], None]]:
+    """Returns what is called after all handlers of OPTIMIZER_STEP_STARTED, before the step.
+
+    It is kept with the engine, whose OptimizerStep may be replaced by another.
+    """
+    callbacks: list[Callable[[Engine], None]] = belongings(engine).setdefault("before_step", [])
+    return callbacks

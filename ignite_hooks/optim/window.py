@@ -48,10 +48,13 @@ class RemainingData:
 
     The batches of the epoch are counted here: after ``terminate_epoch()`` the remainder of
     ``iteration`` by ``epoch_length`` is no longer the place in the epoch.
+
+    Attributes:
+        epoch_began_after: the number of iterations before the present epoch.
     """
 
     def __init__(self) -> None:
-        self._epoch_began_after = 0
+        self.epoch_began_after = 0
         self._may_be_resumed = True
         self._was_terminated = False
 
@@ -68,12 +71,12 @@ class RemainingData:
         """Notes, at EPOCH_STARTED, where the epoch began; the first may be resumed half-way."""
         done = engine.state.iteration
         within = done % (engine.state.epoch_length or 1) if self._may_be_resumed else 0
-        self._epoch_began_after = done - within
+        self.epoch_began_after = done - within
         self._may_be_resumed = False
 
     def is_whole(self, engine: Engine) -> bool:
         """Returns whether the epoch that ends now had all its batches, as Ignite counts them."""
-        return engine.state.iteration - self._epoch_began_after == engine.state.epoch_length
+        return engine.state.iteration - self.epoch_began_after == engine.state.epoch_length
 
     def batches_left(self, engine: Engine) -> int | None:
         """Returns the batches from the present one on before data, epoch or run ends, or None."""
@@ -83,7 +86,7 @@ class RemainingData:
             state.dataloader.batches_left if isinstance(state.dataloader, DataFeed) else None,
             1 if _accelerate_sees_the_end(state.dataloader) else None,
             state.epoch_length
-            and self._epoch_began_after + state.epoch_length - state.iteration + 1,
+            and self.epoch_began_after + state.epoch_length - state.iteration + 1,
             max_iters and max_iters - state.iteration + 1,
         ]
         return min((end for end in ends if end is not None), default=None)

@@ -18,10 +18,12 @@ from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
+from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.data.active_loader import set_aside
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.hooks.channels import Channels
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.trainer.gradient_loggers import warn_of_gradient_logger
 from ignite_hooks.trainer.run_position import Limits
 from ignite_hooks.trainer.run_position import RunPosition
 
@@ -60,26 +62,40 @@ class Request:
         engine._requests.pop(self._name, None)
 
 
-class DeferredCallbacks:
-    """Callbacks that are called once each, when all handlers of an event have returned."""
+class DueList:
+    """Callbacks that are due when all handlers of an event have returned, each to be called once.
+
+    One that fails stays due, with those after it: the next run calls them first.
+    """
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, Callable[[], None]]] = []
+        self.entries: list[tuple[Turn, Callable[[], None]]] = []
 
-    def add(self, callback: Callable[[], None], turn: int) -> None:
-        """Adds ``callback`` unless it is there already; a smaller ``turn`` is called earlier."""
-        if all(callback is not other for _, other in self.waiting):
-            self.waiting.append((turn, callback))
+    def add(self, callback: Callable[[], None], turn: Turn) -> None:
+        """Adds ``callback`` unless it is there already; an earlier turn is called earlier."""
+        if all(callback != other for _, other in self.entries):
+            self.entries.append((turn, callback))
+
+    def drop(self, callback: Callable[[], None]) -> None:
+        """Drops one."""
+        self.entries = [entry for entry in self.entries if entry[1] != callback]
 
     def clear(self) -> None:
         """Drops all of them."""
-        self.waiting = []
+        self.entries = []
 
     def call(self) -> None:
-        """Calls those that are there now."""
-        waiting, self.waiting = self.waiting, []
-        for _, callback in sorted(waiting, key=lambda entry: entry[0]):
-            callback()
+        """Calls what is due, and what becomes due meanwhile; who asks again waits."""
+        called: list[Callable[[], None]] = []
+        while waiting := [entry for entry in self.entries if entry[1] not in called]:
+            entry = min(waiting, key=lambda each: each[0])
+            called.append(entry[1])
+            self.entries.remove(entry)
+            try:
+                entry[1]()
+            except BaseException:
+                self.add(entry[1], entry[0])
+                raise
 
 
 class TrainingLoop(QuickEngine):
@@ -112,7 +128,7 @@ class TrainingLoop(QuickEngine):
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
         self._optimizer_step = optimizer_step
-        self._deferred = DeferredCallbacks()
+        self._due = DueList()
         self._at_end: list[Callable[[], None]] = []
         self._batches: Iterator[Any] = iter(())
         self._has_data = False
@@ -160,19 +176,23 @@ class TrainingLoop(QuickEngine):
         position = self._position
         self.logger.info("Engine run starting with %s.", position.limits)
         self._update_handlers()  # Ignite's profilers write to the table of handlers when attached …
-        self._fire(Events.STARTED)
-        self._update_handlers()  # … and at this event
+        self._fire_to_profilers(Events.STARTED)  # … and at this event
         yield from self._obey()
-        self._deferred.call()
+        self._finish_boundary()
+        if self.is_leaving_epoch and not self.should_terminate:
+            self._cut_epoch()
+        elif not position.place.progress.is_full:  # else the epoch completes first
+            yield from self._obey()
         position.restore_random_state(is_last_time=position.place.progress.batches == 0)
-        while position.limit_reached is None:
+        while position.limit_reached is None or position.place.progress.is_full:
             self.state.epoch = position.place.progress.epochs + 1
             self._show_max_epochs()
             started = time.time()
             with self.hook_channels.on_epoch:
                 self._depth_in_epoch = len(self.hook_channels.scopes.open)
-                self._fire(Events.EPOCH_STARTED)
-                yield from self._obey()
+                if not position.has_epoch_to_complete:
+                    self._fire(Events.EPOCH_STARTED)
+                    yield from self._obey()
                 position.restore_random_state(is_last_time=True)
                 yield from self._iterations()
                 self.state.times[Events.EPOCH_COMPLETED.name] = time.time() - started
@@ -182,9 +202,23 @@ class TrainingLoop(QuickEngine):
             self.logger.info("Epoch[%d] complete, %.3f s.", self.state.epoch, took)
             yield from self._obey()
 
+    def _finish_boundary(self) -> None:
+        """Does what the run before left undone as it failed after a step, and validates at start.
+
+        If that was the last batch of an epoch, validation and save wait for the epoch to complete.
+        """
+        self._optimizer_step.complete_step(self)
+        position = self._position
+        progress, limit = position.place.progress, position.limit_reached
+        if limit is not None and progress.batches:
+            self._stop_at(limit, progress.is_full)
+        if not progress.is_full:
+            self._call_due(is_over=limit is not None)
+
     def _iterations(self) -> Generator[State, None, None]:
         state, fire, channels = self.state, self._fire, self.hook_channels
-        position, requests = self._position, self._requests
+        position, requests, optimizer_step = self._position, self._requests, self._optimizer_step
+        window = optimizer_step.window
         fire_of_data = fire if self._has_data else _fire_nothing
         try:
             while not position.place.progress.is_full:
@@ -203,29 +237,42 @@ class TrainingLoop(QuickEngine):
                     yield from self._obey()
                 progress = position.count_batch()
                 state.iteration = progress.iteration
+                optimizer_step.take_batch(self._count_batches_left)
+                is_closing = window.is_closing
                 with channels.on_step:
                     fire(Events.ITERATION_STARTED)
                     if requests:
                         yield from self._obey()
                     with channels.on_batch:
                         state.output = self._process(self, state.batch)
-                    fire(Events.ITERATION_COMPLETED)  # the optimizer's step is its first handler
+                    is_committed = is_closing and optimizer_step.close_window(self)
+                    fire(Events.ITERATION_COMPLETED)
+                    if is_closing:
+                        optimizer_step.zero_grad()
+                    if is_committed:
+                        optimizer_step.complete_step(self)
                     is_last = progress.is_full
                     limit = position.limit_reached
                     if limit is not None:
                         self._stop_at(limit, is_last)
-                    is_due = self._deferred.waiting or requests
+                    is_due = self._due.entries or requests
                     if is_due and not (is_last or self.is_leaving_epoch):
-                        self._call_deferred(is_over=False)
+                        self._call_due(is_over=False)
                 if is_last and self.should_terminate:
                     return  # the epoch completes first
                 if requests:
                     yield from self._obey()
         except TerminateEpoch:
-            fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=position.place.progress.batches)
-            self._optimizer_step.drop_window()
-            self._present_feed.next_pass()
-            self._batches = iter(self._present_feed)
+            self._cut_epoch()
+
+    def _cut_epoch(self) -> None:
+        """Ends the present epoch here: its open window and the rest of the pass are dropped."""
+        batches = self._position.place.progress.batches
+        self._optimizer_step.drop_window()
+        self._present_feed.next_pass()
+        self._batches = iter(self._present_feed)
+        self._position.cut_epoch()
+        self._fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=batches)
 
     def _enter_next_pass(self, fire: Callable[[Any], None]) -> Generator[State, None, None]:
         """Gets the first batch of a new pass over the data, as one has ended."""
@@ -238,19 +285,24 @@ class TrainingLoop(QuickEngine):
 
     def _complete_epoch(self) -> None:
         self._present_feed.finish()
+        progress = self._position.place.progress
         length_of_pass = self._position.complete_epoch()
         if length_of_pass is not None:
             self.state.epoch_length = length_of_pass
         if self.should_terminate_single_epoch != "skip_epoch_completed":
+            if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
+                self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._fire(Events.EPOCH_COMPLETED)
-        self._call_deferred(is_over=self._position.limit_reached is not None)
+        self._call_due(is_over=self._position.limit_reached is not None)
+
+    def _move_scheduler(self) -> None:
+        self._optimizer_step.scheduler.after_epoch(self)
 
     def _complete(self) -> None:
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
         if self.should_terminate != "skip_completed":
-            self._fire(Events.COMPLETED)
-            self._update_handlers()  # where profilers take back what they wrote
+            self._fire_to_profilers(Events.COMPLETED)  # where they take back what they wrote
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
 
@@ -267,7 +319,8 @@ class TrainingLoop(QuickEngine):
         """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""
         if limit == "max_steps" or (limit == "max_iters" and not is_last):
             self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
-            self.should_terminate = self.should_terminate or True
+            if not self.should_terminate:  # else a handler may have set it to "skip_completed"
+                self.should_terminate = True
 
     def _obey(self) -> Generator[State, None, None]:
         if self.should_terminate:
@@ -321,7 +374,10 @@ class TrainingLoop(QuickEngine):
 
     @contextmanager
     def _unwinding(self) -> Iterator[None]:
-        """Leaves nothing behind, and stands at the last step boundary."""
+        """Leaves nothing behind, and stands at the last step boundary.
+
+        What is due after the step of that boundary stays so if the run has failed.
+        """
         try:
             yield
         except BaseException as error:
@@ -330,20 +386,31 @@ class TrainingLoop(QuickEngine):
             raise
         finally:
             if not sys.is_finalizing():  # with an interrupted run; torch may be gone already
-                self._position.roll_back()
-                self.state.iteration = self._position.place.progress.iteration
-                self._deferred.clear()
-                self._optimizer_step.drop_window()
-                self._present_feed.go_back_to(self._position.place.position)
-                self._present_feed.close()
+                self._stand_at_boundary()
 
-    def _call_deferred(self, *, is_over: bool) -> None:
-        """Calls what was deferred, and what is to be called where the run ends if it ends here."""
-        self._deferred.call()
+    def _stand_at_boundary(self) -> None:
+        has_failed = self.stop_reason == "exception"
+        if has_failed and not self._position.is_at_boundary:
+            self._due.clear()  # its batches are given again, and their handlers ask again
+        self._position.roll_back(has_failed=has_failed)
+        self.state.iteration = self._position.place.progress.iteration
+        self._optimizer_step.drop_window()
+        self._present_feed.go_back_to(self._position.place.position)
+        self._present_feed.close()
+
+    def _call_due(self, *, is_over: bool) -> None:
+        """Calls what is due, and what is to be called where the run ends if it ends here."""
+        self._due.call()
         is_over = is_over or bool(self.should_terminate)
         if is_over and self._position.is_at_boundary and not self.is_leaving_epoch:
             for callback in tuple(self._at_end):
                 callback()
+
+    def _finish_due(self) -> None:
+        """Does what was asked for at COMPLETED, or in a window that was dropped at the end."""
+        if not self._position.has_failed:
+            self._due.call()
+            self._due.clear()
 
     # What handlers ask for: ``core/training_engine.py``
 
@@ -351,6 +418,7 @@ class TrainingLoop(QuickEngine):
         """Adds a handler; one of this package that cannot work here raises an error now."""
         if isinstance(handler, Handler):
             handler.check(self, event_name)
+        warn_of_gradient_logger(handler, event_name)
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     @property
@@ -368,6 +436,9 @@ class TrainingLoop(QuickEngine):
         """Batches from the present one on before data, epoch or run ends; None if not known."""
         return self._position.batches_left
 
+    def _count_batches_left(self) -> int | None:
+        return self._position.batches_left
+
     @property
     def is_between_steps(self) -> bool:
         """True if no window is open and no batch is on its way: the place is a step boundary."""
@@ -378,13 +449,18 @@ class TrainingLoop(QuickEngine):
         """True if the rest of the epoch is about to be skipped; deferred callbacks wait for it."""
         return bool(self.should_terminate_single_epoch and self._position.place.progress.batches)
 
-    def defer(self, callback: Callable[[], None], turn: int = 0) -> None:
+    def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.
 
-        That is after STARTED, after ITERATION_COMPLETED or, from the last batch of an epoch on,
-        after EPOCH_COMPLETED. A callback with a smaller ``turn`` is called earlier.
+        That is after STARTED, after STEP_COMPLETED (or ITERATION_COMPLETED, if no step was made)
+        or, from the last batch of an epoch on, after EPOCH_COMPLETED. A callback that fails after
+        a step is called again by the next run.
         """
-        self._deferred.add(callback, turn)
+        self._due.add(callback, turn)
+
+    def cancel(self, callback: Callable[[], None]) -> None:
+        """Takes off a deferred callback, if it is still to be called."""
+        self._due.drop(callback)
 
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls ``callback`` where a run ends: at its last step boundary, after deferred callbacks.
@@ -452,6 +528,7 @@ class TrainingLoop(QuickEngine):
     def _prepare_to_load(self, what: str) -> None:
         self._check_not_running(what, "call terminate() first, and load after run()")
         self._close_interrupted()
+        self._due.clear()
 
     def _check_not_running(self, what: str, remedy: str) -> None:
         if is_running(self):

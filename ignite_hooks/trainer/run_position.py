@@ -109,6 +109,7 @@ class RunPosition:
         shown: the limits as the state shows them: ``max_epochs`` may be derived from ``max_steps``.
         epoch_length: batches of an epoch; None if each pass over the data decides.
         is_resumed: whether the next run continues that of another process.
+        has_failed: whether the run ended in a failure, and so is not finished.
     """
 
     def __init__(self, optimizer_step: OptimizerStep) -> None:
@@ -117,11 +118,11 @@ class RunPosition:
         self.limits = Limits()
         self.shown = Limits()
         self.epoch_length: int | None = None
-        self.is_resumed = False
+        self.is_resumed = self.has_failed = False
         self._optimizer_step = optimizer_step
         self._boundary = self.place
         self._length_of_pass: int | None = None
-        self._has_dropped_batches = False
+        self._has_dropped_batches = self._is_cut = False
         self._seek: Callable[[DataFeed], None] | None = None
         self._random: RandomState | None = None
         self._on_resume: list[Callable[[], None]] = []
@@ -190,10 +191,21 @@ class RunPosition:
         self.place = Place(progress, feed.position, window.taken + 1)
         return progress
 
+    @property
+    def has_epoch_to_complete(self) -> bool:
+        """Whether an epoch has had all its batches in this process, and was not completed."""
+        return self.place.progress.is_full and self._random is None
+
+    def cut_epoch(self) -> None:
+        """Ends the present epoch here: it is to have no further batch."""
+        self._is_cut = True
+        self.mark_boundary(self.place.progress._replace(is_full=True))
+
     def complete_epoch(self) -> int | None:
         """Counts a complete epoch; returns the number of its batches if it was one whole pass."""
         progress = self.place.progress
-        whole = self.epoch_length is None and progress.is_full
+        whole = self.epoch_length is None and progress.is_full and not self._is_cut
+        self._is_cut = False
         if whole:
             self._length_of_pass = progress.batches
         self.mark_boundary(progress.with_epoch())
@@ -210,8 +222,9 @@ class RunPosition:
         self._has_dropped_batches = False
         self.mark_boundary(self.place.progress)
 
-    def roll_back(self) -> None:
-        """Goes back to the last step boundary."""
+    def roll_back(self, *, has_failed: bool) -> None:
+        """Goes back to the last step boundary, at the end of a run."""
+        self.has_failed = has_failed
         self._has_dropped_batches = not self.is_between_steps
         if not self.is_at_boundary:
             self.place = self._boundary
@@ -251,7 +264,7 @@ class RunPosition:
             before = given  # those of the other run were for that run
         further = given if given != Limits() else before
         if further.reached(progress, steps):
-            return None
+            return further if self.has_failed else None
         limits = given | before.without_reached(progress, steps)
         limits.check(progress, steps)
         return limits
@@ -272,7 +285,9 @@ class RunPosition:
         self.place = Place()
         self._seek = self._random = None
         self._on_resume = []
+        self._is_cut = False
         self._optimizer_step.start_from(0)
+        self._optimizer_step.scheduler.start_new_run()
         self.set_limits(limits)
         self.is_resumed = False
 
@@ -287,7 +302,9 @@ class RunPosition:
             self._seek(feed)
             self._seek = None
         elif feed is not before:
-            self.place = Place(self.place.progress.at_epoch_start())
+            progress = self.place.progress
+            # An epoch that has had all its batches is completed before the new data begin.
+            self.place = Place(progress if progress.is_full else progress.at_epoch_start())
             self.epoch_length = epoch_length or feed.length
         if epoch_length not in (None, self.epoch_length):
             raise ValueError(
@@ -334,6 +351,7 @@ class RunPosition:
         self._random = random
         self._seek = lambda feed: feed.load_state_dict(state_dict["data"])
         self.is_resumed = True
+        self.has_failed = self._is_cut = False
 
     def move_to(
         self, progress: Progress, steps: int, limits: Limits, epoch_length: int | None
@@ -345,6 +363,7 @@ class RunPosition:
         position = FeedPosition(progress.epochs, progress.batches)
         self._seek = lambda feed: feed.seek(position)
         self.is_resumed, self._random = False, None
+        self.has_failed = self._is_cut = False
         self._optimizer_step.start_from(steps)
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """The trainer: an engine whose runs begin, continue and end where they should."""
 
+import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import torch
 from ignite.engine import State
 
 from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.measured import forget_validations
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import run_scopes
@@ -67,7 +69,7 @@ class Trainer(TrainingLoop):
 
     @property
     def hooks(self) -> Hooks:
-        """The trainer's own set of contexts on the seven channels."""
+        """The trainer's own set of contexts on the eight channels."""
         return self._hooks
 
     @hooks.setter
@@ -122,6 +124,8 @@ class Trainer(TrainingLoop):
         given = Limits(max_epochs, max_iters, max_steps)
         if given == Limits() and self._position.is_resumed:
             given = self._usual_limits
+        if self._optimizer_step.scheduler.at == "validation":
+            _warn_without_validation(self)
         with run_scopes(self):
             return self._run(data, given, epoch_length)
 
@@ -139,12 +143,15 @@ class Trainer(TrainingLoop):
             self._set_up(data, given, epoch_length)
             run = self._run_loop()
         try:
-            return self._drive(run)
+            state = self._drive(run)
         except BaseException:
             if is_interrupted(self):  # Ctrl-C before the run continued: it still can
                 raise
             with self.hook_channels.scopes:  # closes what a second Ctrl-C has left open
                 raise
+        if not is_interrupted(self):
+            self._finish_due()
+        return state
 
     def set_limits(
         self,
@@ -182,6 +189,8 @@ class Trainer(TrainingLoop):
             usual = Limits(max_epochs=1) if self._usual_limits == Limits() else self._usual_limits
             feed = self._feed_of(data, epoch_length)
             position.start_new_run(feed, usual if given == Limits() else given, epoch_length)
+            self._due.clear()
+            forget_validations(self)
             self._show_limits()
             state.iteration = state.epoch = state.validation = state.optimizer_step = 0
         else:
@@ -211,3 +220,15 @@ class Trainer(TrainingLoop):
                 "list of batches, or an `epoch_length` to have batches of None"
             )
         return feed
+
+
+def _warn_without_validation(trainer: Trainer) -> None:
+    # Most trainers need not wait for this import, which takes 60 ms.
+    from ignite_hooks.evaluation.validation import validations_to_come
+
+    if validations_to_come(trainer) is None:
+        warnings.warn(
+            'no Validation is attached, and with scheduler_at="validation" the learning rate will '
+            "not change: give the factory a `validation`",
+            stacklevel=3,
+        )

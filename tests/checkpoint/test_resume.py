@@ -611,7 +611,7 @@ def test_background_save_does_not_follow_later_training(tmp_path, monkeypatch):
         return write(*args)
 
     monkeypatch.setattr(saver, "_write_files", write_later)
-    trainer.add_event_handler(TrainEvents.GRADIENTS_CLEARED(once=2), has_moved.set)
+    trainer.add_event_handler(TrainEvents.STEP_COMPLETED(once=2), has_moved.set)
     trainer.run(max_steps=2)
     first, second = (
         {name: record.checksum for name, record in read_manifest(folder).files.items()}
@@ -619,3 +619,32 @@ def test_background_save_does_not_follow_later_training(tmp_path, monkeypatch):
     )
     for name in ("model.safetensors", "optimizer.bin", "trainer.pt"):
         assert first[name] == second[name]
+
+
+@pytest.mark.parametrize("scheduler_at", ["epoch", "validation"])
+def test_plateau_scheduler_is_resumed_from_every_step(tmp_path, scheduler_at):
+    def make():
+        trainer = make_trainer(
+            batches_of(5),
+            accumulation=2,
+            lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, factor=0.5, patience=0),
+            scheduler_at=scheduler_at,
+            scheduler_metric="val_loss",
+        )
+        schedule = {"every_epochs": 1} if scheduler_at == "epoch" else {"every_steps": 2}
+        values = [3.0, 2.0, 2.5, 2.5, 1.0, 4.0, 5.0]
+        evaluate = lambda: {"loss": values[trainer.state.validation]}  # noqa: E731
+        Validation(evaluate, **schedule).attach(trainer)
+        return trainer
+
+    unbroken = make()
+    SaveCheckpoint(tmp_path, every_steps=1, keep_last="all").attach(unbroken)
+    unbroken.run(max_epochs=4)
+    assert unbroken.optimizer.param_groups[0]["lr"] < 0.1
+    for folder in sorted(tmp_path.iterdir()):
+        resumed = make()
+        ResumeCheckpoint(folder).attach(resumed)
+        resumed.run()
+        assert torch.equal(weights(resumed.model), weights(unbroken.model))
+        assert resumed.lr_scheduler.state_dict() == unbroken.lr_scheduler.state_dict()
+    assert len(list(tmp_path.iterdir())) == 12

@@ -333,19 +333,19 @@ def test_save_comes_after_validation_and_all_event_handlers(tmp_path):
         TrainEvents.VALIDATION_COMPLETED,
         Events.EPOCH_COMPLETED,
         Events.ITERATION_COMPLETED(once=2),
-        TrainEvents.GRADIENTS_CLEARED(once=2),
+        TrainEvents.STEP_COMPLETED(once=2),
         Events.TERMINATE,
         Events.COMPLETED,
     ]
     names = record(trainer, events)
     trainer.run(max_steps=4)
     assert [name for name, *_ in names] == [
-        "GRADIENTS_CLEARED",
         "ITERATION_COMPLETED",
+        "STEP_COMPLETED",
         "VALIDATION_COMPLETED",
         "CHECKPOINT_SAVED",
-        "EPOCH_COMPLETED",
         "VALIDATION_COMPLETED",
+        "EPOCH_COMPLETED",
         "CHECKPOINT_SAVED",
         "TERMINATE",
         "COMPLETED",
@@ -461,6 +461,46 @@ def test_missing_metric_warns_once_and_still_saves(tmp_path):
     assert len(caught) == 1
     assert steps(tmp_path) == [7, 8]
     assert [each.metric_value for each in saved(tmp_path)] == [None, None]
+
+
+@pytest.mark.parametrize("schedule", [{"every_steps": 1}, {"every_epochs": 1}])
+def test_metric_of_no_validation_is_an_error_at_the_first_save(tmp_path, schedule):
+    save = SaveCheckpoint(tmp_path, **schedule, keep_best=1, metric="val_acuracy")
+    trainer = trainer_of(save)
+    Validation(lambda: {"accuracy": 1.0}, **schedule).attach(trainer)
+    message = r"`metric` .* first checkpoint is saved, got 'val_acuracy': did you mean `val_accur"
+    with pytest.raises(ValueError, match=message):
+        trainer.run(max_epochs=2)
+    assert trainer.state.validation == 1
+    assert steps(tmp_path) == []
+
+
+def test_metric_without_the_prefix_is_an_error_when_an_epoch_is_complete(tmp_path):
+    trainer = trainer_of(SaveCheckpoint(tmp_path, every_steps=1, keep_best=1, metric="accuracy"))
+    Validation(lambda: {"accuracy": 1.0}, every_steps=1).attach(trainer)
+    with pytest.raises(ValueError, match="did you mean `val_accuracy`"):
+        trainer.run(max_epochs=2)
+    assert trainer.state.epoch == 1
+
+
+@pytest.mark.parametrize("later", [{"every_epochs": 1}, {"every_epochs": 2}])
+def test_metric_of_a_validation_still_to_come_is_waited_for(tmp_path, later):
+    trainer = trainer_of(SaveCheckpoint(tmp_path, every_steps=1, keep_best=1, metric="late_x"))
+    Validation(lambda: {"x": 1.0}, every_steps=1).attach(trainer)
+    Validation(lambda: {"x": 2.0}, prefix="late_", **later).attach(trainer)
+    trainer.run(max_epochs=2)
+    assert [each.metric_value for each in saved(tmp_path)][-1] == 2.0
+
+
+def test_metric_of_a_handler_may_begin_as_nan(tmp_path):
+    trainer = trainer_of(SaveCheckpoint(tmp_path, every_epochs=1, keep_best=1, metric="score"))
+    Validation(lambda: {"x": 1.0}, every_epochs=1).attach(trainer)
+    metrics = trainer.state.metrics
+    trainer.add_event_handler(Events.STARTED, lambda: metrics.update(score=float("nan")))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda: metrics.update(score=3.0))
+    trainer.run(max_epochs=3)
+    best = [each for each in saved(tmp_path) if each.metric_value == 3.0]
+    assert [each.epoch for each in best] == [2]
 
 
 def test_missing_metric_warns_once_as_other_metrics_appear(tmp_path):

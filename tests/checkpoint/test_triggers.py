@@ -412,7 +412,7 @@ def test_call_while_interrupted_within_a_step_is_an_error(tmp_path, where):
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        (TrainEvents.GRADIENTS_CLEARED(once=2), (0, 4, 2)),
+        (TrainEvents.STEP_COMPLETED(once=2), (0, 4, 2)),
         (Events.ITERATION_COMPLETED(once=4), (0, 4, 2)),
         (Events.EPOCH_COMPLETED(once=1), (1, 6, 3)),
         (Events.EPOCH_STARTED(once=2), (1, 6, 3)),
@@ -480,7 +480,7 @@ class Signalling:
         self.is_armed = False
 
     def attach(self, engine):
-        event = TrainEvents.GRADIENTS_CLEARED(once=1)
+        event = TrainEvents.STEP_COMPLETED(once=1)
         engine.add_event_handler(event, lambda: setattr(self, "is_armed", True))
 
     def state_dict(self):
@@ -497,7 +497,8 @@ SIGNALS = {
     "in the middle of a window": (Events.ITERATION_COMPLETED(once=3), (0, 4, 2)),
     "in a forward": (TrainEvents.MODEL_FORWARD_COMPLETED(once=2), (0, 2, 1)),
     "before the optimizer steps": (TrainEvents.OPTIMIZER_STEP_STARTED(once=1), (0, 4, 2)),
-    "after a step": (Events.ITERATION_COMPLETED(once=2), (0, 4, 2)),
+    "after a step": (Events.ITERATION_COMPLETED(once=2), (0, 2, 1)),
+    "when a step is completed": (TrainEvents.STEP_COMPLETED(once=1), (0, 4, 2)),
     "in a validation": (TrainEvents.VALIDATION_STARTED(once=1), (0, 4, 2)),
     "in a validation after an epoch": (TrainEvents.VALIDATION_STARTED(once=3), (1, 8, 4)),
     "before the first step": (Events.STARTED, (0, 2, 1)),

@@ -201,7 +201,7 @@ def test_background_save_holds_the_state_of_its_step_boundary(tmp_path, disk):
 
     trainer = trainer_of(in_background(tmp_path, every_steps=100))
     handler = in_background(tmp_path / "one")
-    handler.attach(trainer, TrainEvents.GRADIENTS_CLEARED(once=2))
+    handler.attach(trainer, TrainEvents.STEP_COMPLETED(once=2))
     disk.stall()
     at_iteration(trainer, 8, disk.finish)
     trainer.run(max_epochs=2)

@@ -31,6 +31,7 @@ BY_TYPE = [
     (fields.Count, st.integers(0, 9)),
     (fields.Directory, paths | paths.map(Path)),
     (fields.Every, counts),
+    (fields.Batches, counts),
     (fields.Flag, st.booleans()),
     (fields.Fraction, st.floats(0, 1)),
     (fields.Generation, st.integers(0, 2)),
@@ -49,7 +50,7 @@ BY_TYPE = [
     (run_settings.Accumulation, counts),
     (run_settings.MaxCount, counts),
     (run_settings.Precision, st.sampled_from(["no", "fp16", "bf16", "fp8"])),
-    (run_settings.SchedulerAt, st.sampled_from(["step", "epoch"])),
+    (run_settings.SchedulerAt, st.sampled_from(["step", "epoch", "validation"])),
     (run_settings.Seed, st.integers(0, 2**32 - 1)),
 ]
 JSON = st.recursive(

@@ -90,7 +90,13 @@ def test_handler_data_has_tag_first_then_fields_in_order():
         "clip_value": None,
         "norm_type": 2.0,
     }
-    assert list(data["validation"]) == ["every_steps", "every_epochs", "at_start", "prefix"]
+    assert list(data["validation"]) == [
+        "every_steps",
+        "every_epochs",
+        "at_start",
+        "prefix",
+        "max_batches",
+    ]
 
 
 def test_defaults_and_none_are_left_out_when_asked_for():

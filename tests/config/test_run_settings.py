@@ -359,7 +359,7 @@ def test_settings_of_ones_own_are_a_subclass_with_a_tag():
         ("gradient_accumulation_steps", 0, "an integer >= 1"),
         ("max_epochs", 0, "an integer >= 1"),
         ("max_steps", math.inf, "an integer >= 1"),
-        ("scheduler_at", None, '"step" or "epoch", got None'),
+        ("scheduler_at", None, '"step", "epoch" or "validation", got None'),
     ],
 )
 def test_a_wrong_value_is_named_with_the_rule(name, value, rule):

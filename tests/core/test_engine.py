@@ -5,9 +5,11 @@ import sys
 import time
 import weakref
 from contextlib import suppress
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from accelerate import Accelerator
 from ignite.engine import Engine
 from ignite.engine import EventEnum
 from ignite.engine import Events
@@ -23,17 +25,24 @@ from ignite.handlers import TerminateOnNan
 from ignite.handlers import Timer
 from ignite.metrics import Average
 from ignite.metrics import RunningAverage
+from ignite.metrics.metric import EpochWise
+from ignite.metrics.metric import MetricUsage
+from ignite.metrics.metric import RunningEpochWise
 from torch.optim.lr_scheduler import StepLR
 
+from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
 from ignite_hooks.core.engine import QuickEngine
 from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import fire_within
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import move_to_front
 from tests.ids import stable_id
 from tests.reference import batches_of
+from tests.reference import make_model
 from tests.reference import make_trainer
 from tests.reference import record
 from tests.reference import weights
@@ -311,6 +320,296 @@ def test_handler_moved_to_front_while_firing_starts_next_time(kind):
 
 
 @pytest.mark.parametrize("kind", [Engine, QuickEngine])
+@pytest.mark.parametrize("event", [Events.STARTED, Events.ITERATION_COMPLETED, Mine.FIRST])
+def test_handler_added_within_an_event_is_called_in_it(event, kind):
+    engine, calls = kind(nothing), []
+    engine.register_events(*Mine)
+
+    def leave():
+        calls.append("leaving")
+        leaving.remove()
+
+    def add(engine):
+        calls.append("adding")
+        engine.add_event_handler(event, calls.append, "added")
+        engine.add_event_handler(Mine.SECOND, calls.append, "of another event")
+        adding.remove()
+
+    adding = engine.add_event_handler(event, add)
+    leaving = engine.add_event_handler(event, leave)
+    engine.add_event_handler(event, calls.append, "last")
+    if event is Mine.FIRST:
+        engine.fire_event(event)
+    else:
+        engine.run([0])
+    assert calls == ["adding", "leaving", "last", "added"]
+    calls.clear()
+    engine.fire_event(event)
+    assert calls == ["last", "added"]
+
+
+def test_handler_added_after_a_removal_is_called_in_its_event():
+    """On Ignite's engine it would wait for the next time, if it was added after the removal."""
+    engine, calls = QuickEngine(nothing), []
+
+    def exchange(engine):
+        calls.append("exchanging")
+        exchanging.remove()
+        engine.add_event_handler(Events.STARTED, calls.append, "added")
+
+    exchanging = engine.add_event_handler(Events.STARTED, exchange)
+    engine.fire_event(Events.STARTED)
+    assert calls == ["exchanging", "added"]
+
+
+def test_handler_added_and_removed_within_an_event_is_not_called():
+    engine, calls = QuickEngine(nothing), []
+
+    def add(engine):
+        engine.add_event_handler(Events.STARTED, calls.append, "never")
+        engine.remove_event_handler(calls.append, Events.STARTED)
+        engine.add_event_handler(Events.STARTED, lambda: calls.append("added"))
+        engine.add_event_handler(Events.STARTED, lambda: handle.remove())
+        handle = engine.add_event_handler(Events.STARTED, lambda: calls.append("never"))
+        adding.remove()
+
+    adding = engine.add_event_handler(Events.STARTED, add)
+    for _ in range(2):
+        calls.clear()
+        engine.fire_event(Events.STARTED)
+        assert calls == ["added"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_handler_added_within_a_filtered_event_heeds_its_filter(kind):
+    engine, calls = kind(nothing), []
+
+    @engine.on(Events.ITERATION_STARTED(once=2))
+    def add(engine):
+        engine.add_event_handler(Events.ITERATION_STARTED(every=2), calls.append, "second")
+        engine.add_event_handler(Events.ITERATION_STARTED(every=3), calls.append, "third")
+
+    engine.run([0, 1, 2, 3])
+    assert calls == ["second", "third", "second"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_an_event_fired_within_itself_calls_each_handler_again(kind):
+    engine, calls = kind(nothing), []
+    engine.register_events(Mine.FIRST)
+
+    @engine.on(Mine.FIRST)
+    def again(engine):
+        calls.append("again")
+        if len(calls) < 3:
+            engine.fire_event(Mine.FIRST)
+
+    engine.add_event_handler(Mine.FIRST, calls.append, "last")
+    engine.fire_event(Mine.FIRST)
+    assert calls == ["again"] * 3 + ["last"] * 3
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_handler_added_at_an_inner_event_to_the_outer_is_called(kind):
+    engine, calls = kind(nothing), []
+    engine.register_events(*Mine)
+    engine.add_event_handler(Mine.FIRST, lambda engine: engine.fire_event(Mine.SECOND))
+
+    @engine.on(Mine.SECOND)
+    def add(engine):
+        engine.add_event_handler(Mine.FIRST, calls.append, "outer")
+        engine.add_event_handler(Mine.SECOND, calls.append, "inner")
+
+    engine.fire_event(Mine.FIRST)
+    assert calls == ["inner", "outer"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+def test_handler_added_before_a_failure_waits_for_the_next_time(kind):
+    engine, calls = kind(nothing), []
+
+    def add_and_fail(engine):
+        failing.remove()
+        engine.add_event_handler(Events.STARTED, calls.append, "added")
+        raise ZeroDivisionError
+
+    failing = engine.add_event_handler(Events.STARTED, add_and_fail)
+    with pytest.raises(ZeroDivisionError):
+        engine.fire_event(Events.STARTED)
+    assert calls == []
+    for _ in range(2):
+        engine.fire_event(Events.STARTED)
+    assert calls == ["added"] * 2
+
+
+# The last event
+
+
+def fail():
+    raise ZeroDivisionError
+
+
+FIRE = {Engine: fire_within, QuickEngine: QuickEngine.fire_event}
+"""How an event is fired within another: on Ignite's engine that goes for ours alone."""
+
+
+@pytest.mark.parametrize("kind", FIRE)
+@pytest.mark.parametrize("inner", ["heard", "unheard", "nested", "failing"])
+def test_the_last_event_is_that_of_the_handler_after_an_inner_one(inner, kind):
+    engine, last = kind(nothing), []
+    engine.register_events(*Mine)
+    if inner == "heard":
+        engine.add_event_handler(Mine.FIRST, lambda: last.append(engine.last_event_name))
+    elif inner == "nested":
+
+        @engine.on(Mine.FIRST)
+        def fire_another(engine):
+            FIRE[kind](engine, Mine.SECOND)
+            last.append(engine.last_event_name)
+
+    elif inner == "failing":
+        engine.add_event_handler(Mine.FIRST, fail)
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def fire(engine):
+        with suppress(ZeroDivisionError):
+            FIRE[kind](engine, Mine.FIRST)
+        last.append(engine.last_event_name)
+
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: last.append(engine.last_event_name)
+    )
+    engine.run([0])
+    own = [Mine.FIRST] if inner in ("heard", "nested") else []
+    assert last == own + [Events.ITERATION_COMPLETED] * 2
+
+
+@pytest.mark.parametrize("make", ["trainer", "plain engine"])
+def test_our_events_leave_the_last_event_to_the_users_handlers(make):
+    def validate():
+        raise ZeroDivisionError
+
+    if make == "trainer":
+        engine = make_trainer(batches_of(1))
+    else:
+        model, accelerator = make_model(dropout=0.0), Accelerator(cpu=True)
+        engine = Engine(lambda engine, batch: accelerator.backward(model(batch[0]).sum()))
+        OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1)).attach(engine)
+    last = []
+    validation = Validation(validate, every_steps=1)
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def look(engine):
+        last.append(engine.last_event_name)
+        with pytest.raises(ZeroDivisionError):
+            validation(engine)
+        last.append(engine.last_event_name)
+
+    engine.run(batches_of(1))
+    assert last == [Events.ITERATION_COMPLETED] * 2
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_an_event_fired_by_the_process_function_stays_the_last(is_heard, kind):
+    last = []
+
+    def process(engine, batch):
+        engine.fire_event(Mine.FIRST)
+        last.append(engine.last_event_name)
+
+    engine = kind(process)
+    engine.register_events(*Mine)
+    if is_heard:
+        engine.add_event_handler(Mine.FIRST, lambda engine: engine.last_event_name)
+    engine.run([0])
+    assert last == [Mine.FIRST]
+
+
+# The end of an epoch
+
+
+AT_EPOCH_END = {
+    "epoch-wise": EpochWise(),
+    "running": RunningEpochWise(),
+    "filtered": MetricUsage(
+        Events.EPOCH_STARTED, Events.EPOCH_COMPLETED(every=1), Events.ITERATION_COMPLETED
+    ),
+}
+
+
+@pytest.mark.parametrize("usage", AT_EPOCH_END)
+@pytest.mark.parametrize("profiler", [None, HandlersTimeProfiler, BasicTimeProfiler])
+def test_metrics_compute_before_other_handlers_of_epoch_end(profiler, usage):
+    trainer, seen = make_trainer(batches_of(2)), []
+
+    @trainer.on(Events.EPOCH_COMPLETED | Events.EPOCH_COMPLETED(every=1))
+    def look(engine):
+        seen.append("average" in engine.state.metrics)
+        engine.state.metrics["seen"] = True
+
+    validation = Validation(lambda: seen.append("average" in trainer.state.metrics), every_epochs=1)
+    validation.attach(trainer)
+    if profiler is not None:
+        profiler().attach(trainer)
+
+    class Other(Average):
+        def completed(self, engine, name):
+            assert "seen" not in engine.state.metrics
+            super().completed(engine, name)
+
+    metric = Other(output_transform=lambda loss: loss.item())
+    metric.attach(trainer, "average", usage=AT_EPOCH_END[usage])
+    trainer.run()
+    assert seen == [True] * 3
+
+
+def test_metrics_of_an_epoch_keep_their_order():
+    trainer, order = make_trainer(batches_of(2)), []
+
+    class Noting(Average):
+        def completed(self, engine, name):
+            order.append(name)
+
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: order.append("handler"))
+    for name in "abc":
+        Noting(output_transform=lambda loss: loss.item()).attach(trainer, name)
+    trainer.run()
+    assert order == ["a", "b", "c", "handler"]
+
+
+def test_mock_is_a_handler_of_epoch_end_like_any_other():
+    trainer, mock, order = make_trainer(batches_of(1)), MagicMock(), []
+    mock.side_effect = lambda engine: order.append("mock")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, mock)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: order.append("handler"))
+    trainer.run()
+    assert order == ["mock", "handler"]
+
+
+def test_timers_of_the_basic_profiler_stay_around_all_of_epoch_end():
+    trainer, order = make_trainer(batches_of(2)), []
+
+    class Noting(Average):
+        def completed(self, engine, name):
+            order.append("metric")
+
+    class Profiler(BasicTimeProfiler):
+        def _as_first_epoch_completed(self, engine):
+            order.append("first")
+
+        def _as_last_epoch_completed(self, engine):
+            order.append("last")
+
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: order.append("handler"))
+    Noting(output_transform=lambda loss: loss.item()).attach(trainer, "average")
+    Validation(lambda: order.append("validation"), every_epochs=1).attach(trainer)
+    Profiler().attach(trainer)
+    trainer.run()
+    assert order == ["first", "metric", "validation", "handler", "last"]
+
+
+@pytest.mark.parametrize("kind", [Engine, QuickEngine])
 def test_a_handler_of_several_events_is_put_first_at_each(kind):
     engine, calls = kind(nothing), []
     both = Events.STARTED | Events.COMPLETED
@@ -427,7 +726,7 @@ def test_a_handler_of_the_engine_gets_its_keywords_at_each_event(kind):
     assert seen == [(kind, "given")] * 2
 
 
-@pytest.mark.parametrize("event", ["text", Mine.FIRST, TrainEvents.GRADIENTS_CLEARED])
+@pytest.mark.parametrize("event", ["text", Mine.FIRST, TrainEvents.STEP_COMPLETED])
 def test_custom_events_fire_with_and_without_handlers(event):
     engine, calls = QuickEngine(nothing), []
     with pytest.raises(ValueError, match="not a valid event"):
@@ -576,7 +875,7 @@ def test_the_handlers_time_profiler_sees_every_handler(listening):
 
     trainer = trainer_of(accumulation=2)
     if listening:
-        for event in (Events.ITERATION_COMPLETED, TrainEvents.GRADIENTS_CLEARED):
+        for event in (Events.ITERATION_COMPLETED, TrainEvents.STEP_COMPLETED):
             trainer.add_event_handler(event, look)
     profiler = HandlersTimeProfiler()
     profiler.attach(trainer)
@@ -587,7 +886,7 @@ def test_the_handlers_time_profiler_sees_every_handler(listening):
     name = HandlersTimeProfiler._get_callable_name(look)
     if listening:
         assert len(profiler.event_handlers_times[Events.ITERATION_COMPLETED][name]) == 8
-        assert len(profiler.event_handlers_times[TrainEvents.GRADIENTS_CLEARED][name]) == 4
+        assert len(profiler.event_handlers_times[TrainEvents.STEP_COMPLETED][name]) == 4
     assert profiler.get_results()
 
 
@@ -595,7 +894,7 @@ def test_the_handlers_time_profiler_measures_nothing_after_the_run():
     def look(engine):
         time.perf_counter()
 
-    trainer, event = trainer_of(), TrainEvents.GRADIENTS_CLEARED
+    trainer, event = trainer_of(), TrainEvents.STEP_COMPLETED
     trainer.add_event_handler(event, look)
     profiler = HandlersTimeProfiler()
     profiler.attach(trainer)
@@ -766,14 +1065,14 @@ def test_a_checkpoint_of_ignite_brings_the_trainer_back(tmp_path):
 
 def test_loggers_that_ask_for_the_trainers_counters_find_them():
     trainer, seen = trainer_of(accumulation=2), []
-    events = [Events.ITERATION_COMPLETED, TrainEvents.GRADIENTS_CLEARED, Events.EPOCH_COMPLETED]
+    events = [Events.ITERATION_COMPLETED, TrainEvents.STEP_COMPLETED, Events.EPOCH_COMPLETED]
     for event in events:
         trainer.add_event_handler(
             event,
             lambda engine, event=event: seen.append(engine.state.get_event_attrib_value(event)),
         )
     trainer.run()
-    assert seen == [1, 1, 2, 3, 2, 4, 1]
+    assert seen == [1, 2, 1, 3, 4, 2, 1]
 
 
 def test_events_are_fired_once_however_many_listen():

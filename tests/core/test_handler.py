@@ -144,7 +144,7 @@ def test_every_steps_counts_committed_steps_on_a_trainer(accumulation):
     handler = Noting(every_steps=2)
     handler.attach(trainer)
     trainer.add_event_handler(
-        TrainEvents.GRADIENTS_CLEARED, lambda engine: steps.append(engine.state.iteration)
+        TrainEvents.STEP_COMPLETED, lambda engine: steps.append(engine.state.iteration)
     )
     run(trainer, batches=5)
     assert handler.iterations == steps[1::2]

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -47,7 +48,7 @@ class Driver:
         due = [name for name, (every, _) in self.entries.items() if self.step % every == 0]
         assert not due or self.timetable.next_due <= self.step
         if self.step >= self.timetable.next_due:
-            self.timetable.act(self.step)
+            self.timetable.call_due(self.step)
         assert self.timetable.next_due > self.step
         return self.acted, due
 
@@ -104,10 +105,10 @@ def test_equal_entries_are_removed_separately():
     timetable, acted = Timetable(), []
     act = lambda: acted.append(timetable.next_due)  # noqa: E731
     first, second = timetable.add(2, act), timetable.add(2, act)
-    timetable.act(2)
+    timetable.call_due(2)
     assert len(acted) == 2
     first()
-    timetable.act(4)
+    timetable.call_due(4)
     assert len(acted) == 3
     second()
     assert timetable.next_due == Timetable.NEVER
@@ -116,22 +117,54 @@ def test_equal_entries_are_removed_separately():
 def test_going_back_makes_due_again_what_lies_ahead():
     timetable, acted = Timetable(), []
     timetable.add(4, lambda: acted.append(True))
-    timetable.act(8)
+    timetable.call_due(8)
     timetable.start_from(3)
     assert timetable.next_due == 4
     timetable.start_from(4)
     assert timetable.next_due == 8
 
 
-def test_a_failing_act_is_not_due_again_at_the_same_step():
+def failing_once(called, name):
     def fail():
-        raise ZeroDivisionError
+        called.append(name)
+        if called.count(name) == 1:
+            raise ZeroDivisionError
 
-    timetable = Timetable()
-    timetable.add(1, fail)
-    try:
-        timetable.act(1)
-    except ZeroDivisionError:
-        assert timetable.next_due == 2
-    else:
-        raise AssertionError("the failure was swallowed")
+    return fail
+
+
+def test_those_after_a_failing_callback_are_called_the_next_time():
+    timetable, called = Timetable(), []
+    timetable.add(2, lambda: called.append("before"))
+    timetable.add(2, failing_once(called, "failing"))
+    timetable.add(2, lambda: called.append("after"))
+    timetable.add(3, lambda: called.append("later"))
+    with pytest.raises(ZeroDivisionError):
+        timetable.call_due(2)
+    assert called == ["before", "failing"]
+    assert timetable.next_due == 2
+    timetable.call_due(2)
+    assert called == ["before", "failing", "after"]
+    assert timetable.next_due == 3
+
+
+def test_what_a_failure_has_left_comes_before_what_is_due_next():
+    timetable, called = Timetable(), []
+    timetable.add(1, failing_once(called, "failing"))
+    timetable.add(2, lambda: called.append("left"))
+    with pytest.raises(ZeroDivisionError):
+        timetable.call_due(2)
+    timetable.call_due(3)
+    assert called == ["failing", "left", "failing"]
+
+
+def test_starting_from_a_step_forgets_what_a_failure_has_left():
+    timetable, called = Timetable(), []
+    timetable.add(1, failing_once(called, "failing"))
+    timetable.add(1, lambda: called.append("left"))
+    with pytest.raises(ZeroDivisionError):
+        timetable.call_due(4)
+    timetable.start_from(4)
+    assert timetable.next_due == 5
+    timetable.call_due(4)
+    assert called == ["failing"]

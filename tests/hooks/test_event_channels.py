@@ -19,6 +19,7 @@ from ignite.engine import Events
 from ignite_hooks import Hooks
 from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import forget_run
@@ -79,7 +80,7 @@ def evaluator():
 
 
 def hand_made(accumulation=1, *, scaler=None, step_at_once=True):
-    """An engine of one's own that fires the events of the model, with an ``OptimizerStep``."""
+    """An engine of one's own that fires the model's events, and steps and validates."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     accelerator.scaler = scaler
     model = make_model(dropout=0.0)
@@ -100,6 +101,7 @@ def hand_made(accumulation=1, *, scaler=None, step_at_once=True):
     engine.step = OptimizerStep(accelerator, optimizer)
     if step_at_once:
         engine.step.attach(engine)
+    Validation(lambda: None, every_steps=1).attach(engine)
     return engine
 
 
@@ -140,7 +142,11 @@ DRAWING = """
         OPTIMIZER_STEP_STARTED: early late
         OPTIMIZER_STEP_COMPLETED: early late
       -on_optimizer_step
-      GRADIENTS_CLEARED: early late
+      STEP_COMPLETED: early late
+      +on_validation
+        VALIDATION_STARTED: early late
+        VALIDATION_COMPLETED: early late
+      -on_validation
       ITERATION_COMPLETED: early
     -on_step
     ITERATION_COMPLETED: late
@@ -210,7 +216,8 @@ def test_each_channel_alone_is_entered_as_often_as_it_should_be(channel):
     engine, log = hand_made(2), Log()
     hooks_of(log, [channel]).attach(engine)
     engine.run(batches_of(3), max_epochs=2)
-    often = {"on_loop": 1, "on_epoch": 2, "on_optimizer_step": 4}.get(channel, 6)
+    by_step = {"on_optimizer_step": 4, "on_validation": 4}
+    often = {"on_loop": 1, "on_epoch": 2, **by_step}.get(channel, 6)
     assert log == passage(channel) * often
 
 
@@ -267,7 +274,7 @@ def test_optimizer_step_channel_works_attached_before_or_after(is_before):
     assert log == without + with_step + with_step
 
 
-def test_gradients_are_full_on_entry_and_zeroed_on_exit():
+def test_gradients_are_full_on_entry_and_exit_and_then_zeroed():
     engine, hooks, seen = hand_made(2), Hooks(), []
     before = weights(engine.model)
 
@@ -277,12 +284,16 @@ def test_gradients_are_full_on_entry_and_zeroed_on_exit():
         seen.append(all(p.grad is not None and p.grad.any() for p in parameters))
         seen.append(torch.equal(weights(engine.model), before))
         yield
-        seen.append(all(p.grad is None or not p.grad.any() for p in parameters))
+        seen.append(all(p.grad is not None and p.grad.any() for p in parameters))
         seen.append(not torch.equal(weights(engine.model), before))
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def look_again(engine):
+        seen.append(all(p.grad is None for p in engine.model.parameters()))
 
     hooks.attach(engine)
     engine.run(batches_of(2))
-    assert seen == [True] * 4
+    assert seen == [True] * 5
 
 
 def test_whether_the_step_was_committed_is_told_on_the_way_out():
@@ -388,7 +399,9 @@ IN_THE_EPOCH = [
     TrainEvents.MODEL_FORWARD_STARTED,
     TrainEvents.MODEL_BACKWARD_COMPLETED,
     TrainEvents.OPTIMIZER_STEP_STARTED,
-    TrainEvents.GRADIENTS_CLEARED,
+    TrainEvents.STEP_COMPLETED,
+    TrainEvents.VALIDATION_STARTED,
+    TrainEvents.VALIDATION_COMPLETED,
     Events.ITERATION_COMPLETED,
     Events.EPOCH_COMPLETED,
 ]
@@ -531,6 +544,13 @@ def test_after_a_failure_the_next_run_enters_and_leaves_as_ever(make, failure):
     assert log == passage("on_loop", passage("on_epoch", step, step))
 
 
+def assert_failed_in_validation_alone(log, *, has_failed):
+    """That channel does not wait for the handlers of EXCEPTION_RAISED."""
+    within = any("on_validation" in entry for entry in log if isinstance(entry, str))
+    names = [name.split(".")[0] for name, _ in log.failed]
+    assert set(names) == ({"-on_validation"} if has_failed and within else set())
+
+
 @some_channels
 @pytest.mark.parametrize("way", [*FAILURES, "the data"])
 def test_a_handler_that_swallows_the_failure_leaves_nothing_open(way, channels):
@@ -538,7 +558,8 @@ def test_a_handler_that_swallows_the_failure_leaves_nothing_open(way, channels):
     engine.add_event_handler(Events.EXCEPTION_RAISED, lambda error: None)
     FAILURES.get(way, both())(engine)
     run_to_the_end(engine, BreakingOnce() if way == "the data" else None)
-    assert log.open == log.failed == []
+    assert log.open == []
+    assert_failed_in_validation_alone(log, has_failed="VALIDATION" in way)
     assert engine.hook_channels.scopes.open == []
     if "on_epoch" in channels:
         assert count_opened(log, "on_epoch") == engine.state.epoch
@@ -692,7 +713,8 @@ def test_a_swallowed_failure_on_the_way_out_leaves_nothing_open(channel):
     hooks.attach(engine)
     engine.add_event_handler(Events.EXCEPTION_RAISED, lambda error: None)
     engine.run(batches_of(2), max_epochs=2)
-    assert log.open == log.failed == []
+    assert log.open == []
+    assert_failed_in_validation_alone(log, has_failed=channel == "on_validation")
     assert engine.hook_channels.scopes.open == []
 
 
@@ -1154,8 +1176,8 @@ def test_channel_without_a_guarantee_warns_at_the_call_site(channel, is_attached
     ids=["on", "register_all", "+="],
 )
 def test_warning_comes_however_the_context_is_added(add):
-    hooks = Hooks()
-    hooks.attach(plain_engine())
+    engine, hooks = plain_engine(), Hooks()
+    hooks.attach(engine)
     assert warned_by(lambda: add(hooks)) == [(__file__, add.__code__.co_firstlineno)]
 
 

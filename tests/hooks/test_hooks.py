@@ -25,6 +25,7 @@ from torch.utils.data import TensorDataset
 from ignite_hooks import HookContext
 from ignite_hooks import Hooks
 from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.hooks import hooks as hooks_module
 from ignite_hooks.hooks.channels import CHANNELS
@@ -403,7 +404,7 @@ BAD = {
         lambda hooks: hooks.register("on_stop", memory_span),
         ValueError,
         "`channel` must be one of on_loop, on_epoch, on_step, on_batch, on_model_forward, "
-        "on_model_backward, on_optimizer_step, got 'on_stop'",
+        "on_model_backward, on_optimizer_step, on_validation, got 'on_stop'",
     ),
     "an unknown channel for a decorator": (
         lambda hooks: hooks.on("step"),
@@ -551,7 +552,8 @@ UNUSABLE = {
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_unusable_context_is_named_with_its_file_when_used(case, channel):
     context, kind, message = UNUSABLE[case]
-    trainer, log = make_trainer(batches_of(1)), []
+    validation = Validation(lambda: None, every_epochs=1)
+    trainer, log = make_trainer(batches_of(1), validation=validation), []
     trainer.hooks.register("on_loop", recorder(log, "loop"))
     trainer.hooks.register(channel, context)
     where = rf"the context `.*` \({re.escape(__file__)}, line \d+\) on channel {channel} "
@@ -576,6 +578,8 @@ LIVE = {
     "-on_batch": (2, 5, 2, False, 1, True, "detached"),
     "+on_optimizer_step": (2, 5, 2, False, 1, True, "detached"),
     "-on_optimizer_step": (2, 5, 3, True, 1, True, "detached"),
+    "+on_validation": (2, 5, 3, True, 1, True, "detached"),
+    "-on_validation": (2, 5, 3, True, 1, True, "detached"),
     "-on_step": (2, 5, 3, True, 1, True, "detached"),
     "-on_epoch": (2, 6, 4, True, 2, True, "detached"),
     "-on_loop": (2, 6, 4, True, 2, True, "detached"),
@@ -591,7 +595,13 @@ def test_a_context_finds_all_that_it_needs_on_the_engine(moment):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     batches = DataLoader(TensorDataset(*samples(3)), batch_size=1)
     trainer = create_supervised_trainer(
-        model, optimizer, mse_loss, batches, accelerator=accelerator, lr_scheduler=scheduler
+        model,
+        optimizer,
+        mse_loss,
+        batches,
+        accelerator=accelerator,
+        lr_scheduler=scheduler,
+        validation=Validation(lambda: None, every_steps=1),
     )
     trainer.run()
     seen = []
@@ -694,7 +704,8 @@ def test_the_way_out_of_a_skipped_step_tells_that_it_was_skipped():
 
 
 def test_profiler_ranges_come_once_for_each_passage():
-    trainer = make_trainer(batches_of(4), accumulation=2)
+    validation = Validation(lambda: None, every_epochs=1)
+    trainer = make_trainer(batches_of(4), accumulation=2, validation=validation)
     for channel in CHANNELS:
         trainer.hooks.register(channel, lambda engine, channel=channel: record_function(channel))
     profiles = []
@@ -716,6 +727,7 @@ def test_profiler_ranges_come_once_for_each_passage():
         "on_model_forward": 8,
         "on_model_backward": 8,
         "on_optimizer_step": 4,
+        "on_validation": 2,
     }
 
 

@@ -77,7 +77,7 @@ def test_nothing_is_cleared_for_a_skipped_step_or_after_a_failure(clearings):
 def test_after_remove_nothing_is_cleared(clearings):
     trainer = make_trainer(batches_of(3))
     attachment = ClearCache(every_steps=1).attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), attachment.remove)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), attachment.remove)
     trainer.run()
     assert len(clearings) == 1
 

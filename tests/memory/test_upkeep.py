@@ -3,6 +3,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
+from ignite_hooks import TrainEvents
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.memory.upkeep import Upkeep
@@ -63,11 +64,13 @@ def test_without_an_optimizer_step_a_step_is_an_iteration():
     assert moments_of(engine, handler, data=[0] * 5, max_epochs=2) == [(1, 4), (2, 8)]
 
 
-def test_handler_due_by_both_schedules_acts_at_gradients_cleared():
+def test_handler_due_by_both_schedules_acts_when_the_step_completes():
     trainer = make_trainer(batches_of(2))
     acted = trainer.state.metrics["acted"] = []
     seen = []
     Noting(every_steps=2, every_epochs=1).attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(list(acted)))
+    for event in (Events.ITERATION_COMPLETED, TrainEvents.STEP_COMPLETED, Events.EPOCH_COMPLETED):
+        trainer.add_event_handler(event, lambda: seen.append(list(acted)))
     trainer.run()
-    assert seen == [[], [(1, 2)]]
+    assert seen == [[], [], [], [], [(1, 2)]]
+    assert acted == [(1, 2)]

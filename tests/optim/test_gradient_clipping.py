@@ -77,7 +77,7 @@ def make_trainer(limits, *, scaler=None, model=None, **arguments):
 def record_norms(engine):
     norms = []
     engine.add_event_handler(
-        TrainEvents.OPTIMIZER_STEP_STARTED,
+        TrainEvents.OPTIMIZER_STEP_COMPLETED,
         lambda engine: norms.append(engine.state.metrics.get("grad_norm")),
     )
     return norms
@@ -123,26 +123,51 @@ def test_clips_on_a_plain_ignite_engine(limits, accumulate):
     assert_norms(norms, expected_norms)
 
 
+def make_plain_engine():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = accelerator.prepare(make_model(dropout=0))
+    engine = Engine(
+        lambda engine, batch: accelerator.backward(F.mse_loss(model(batch[0]), batch[1]))
+    )
+    engine.model = model
+    OptimizerStep(accelerator, make_sgd(model)).attach(engine)
+    return engine
+
+
+@pytest.mark.parametrize("make", [make_plain_engine, lambda: make_trainer({})])
 @pytest.mark.parametrize("limits", [{"max_norm": 0.2}, {"clip_value": 0.02}])
-def test_clipping_runs_after_earlier_and_before_later_handlers(limits):
-    trainer = make_trainer({})
-    largest = []
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_clipping_acts_last_whenever_it_was_attached(place, limits, make):
+    engine, largest = make(), []
 
     def record(engine):
-        largest.append(max(parameter.grad.abs().max() for parameter in engine.model.parameters()))
+        largest.append(max(float(p.grad.abs().max()) for p in engine.model.parameters()))
 
-    trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, record)
-    GradientClipping(**limits).attach(trainer)
-    trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, record)
-    trainer.run()
-    before, after = largest[::2], largest[1::2]
-    assert all(a < b for a, b in zip(after, before, strict=True))
+    @engine.on(TrainEvents.OPTIMIZER_STEP_STARTED)
+    def rescale(engine):
+        for parameter in engine.model.parameters():
+            parameter.grad *= 3
 
-    trainer = make_trainer(limits)
-    largest.clear()
-    trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, record)
-    trainer.run()
-    assert largest == after
+    for number in range(3):
+        if number == place:
+            GradientClipping(**limits).attach(engine)
+        engine.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, record)
+    engine.add_event_handler(TrainEvents.OPTIMIZER_STEP_COMPLETED, record)
+    engine.run(make_batches())
+    for *before, after in (largest[:4], largest[4:]):
+        assert len(set(before)) == 1
+        assert before[0] > after
+    model = make_model(dropout=0)
+    clip, _ = clip_by_hand(limits)
+
+    def rescale_and_clip(parameters):
+        parameters = list(parameters)
+        for parameter in parameters:
+            parameter.grad *= 3
+        clip(parameters)
+
+    train_on_windows(model, make_sgd(model), make_batches(), WINDOWS, clip=rescale_and_clip)
+    assert torch.equal(weights(engine.model), weights(model))
 
 
 def test_an_attachment_is_removed_by_itself_and_by_its_context():

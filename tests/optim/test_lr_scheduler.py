@@ -8,6 +8,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from ignite.handlers.param_scheduler import LinearCyclicalScheduler
 from ignite.handlers.param_scheduler import LRScheduler as IgniteLRScheduler
+from ignite.metrics import Average
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.lr_scheduler import OneCycleLR
@@ -17,7 +18,7 @@ from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.optim.lr_scheduler import scheduler_for
+from ignite_hooks.optim.lr_scheduler import SchedulerDriver
 from tests.reference import Noisy
 from tests.reference import make_model
 from tests.reference import train_on_windows
@@ -152,7 +153,7 @@ def test_step_scheduler_moves_after_the_step_before_its_handlers():
     assert completed == [0.1, 0.05]
 
 
-def test_epoch_scheduler_precedes_epoch_handlers_and_validation():
+def test_epoch_scheduler_comes_after_validation_before_handlers():
     validated = []
 
     def validate():
@@ -163,7 +164,8 @@ def test_epoch_scheduler_precedes_epoch_handlers_and_validation():
     at_epoch = record_lr(trainer, Events.EPOCH_COMPLETED, trainer.optimizer)
     trainer.run(max_epochs=2)
     assert stepped == [0.2, 0.2, 0.1, 0.1]
-    assert at_epoch == validated == [0.1, 0.05]
+    assert at_epoch == [0.1, 0.05]
+    assert validated == [0.2, 0.1]
 
 
 def test_epoch_scheduler_moves_at_epoch_end_of_a_plain_engine():
@@ -184,29 +186,211 @@ def test_epoch_scheduler_moves_at_epoch_end_of_a_plain_engine():
     assert seen == [0.2, 0.2, 0.1, 0.1, 0.05, 0.05]
 
 
+# A scheduler that is given a metric
+
+
+def by_plateau(optimizer):
+    return ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+
+
+def measure(model):
+    (x, y), *_ = make_batches(4)[3:]
+    with torch.no_grad():
+        return F.mse_loss(model(x), y).item()
+
+
+def plateau_by_hand(scheduler_at, epochs=6):
+    """The weights after the loop that people write, and the rate of each of its steps."""
+    model, rates = make_model(dropout=0), []
+    optimizer = make_sgd(model)
+    scheduler = by_plateau(optimizer)
+
+    def after_step():
+        rates.append(optimizer.param_groups[0]["lr"])
+        if scheduler_at == "validation":
+            scheduler.step(measure(model))
+
+    for _ in range(epochs):
+        train_on_windows(model, optimizer, make_batches(), WINDOWS, after_step=after_step)
+        if scheduler_at == "epoch":
+            scheduler.step(measure(model))
+    assert 2 < len(set(rates)) < len(rates)
+    return weights(model), rates
+
+
+def validation_for(scheduler_at, model, **options):
+    every = {"every_epochs": 1} if scheduler_at == "epoch" else {"every_steps": 1}
+    return Validation(lambda: {"loss": measure(model)}, **every, **options)
+
+
+@pytest.mark.parametrize("built", ["from a callable", "on the raw optimizer", "prepared"])
+@pytest.mark.parametrize("scheduler_at", ["epoch", "validation"])
+def test_plateau_scheduler_trains_like_the_loop_by_hand(scheduler_at, built):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = make_model(dropout=0)
+    optimizer = make_sgd(model)
+    scheduler = by_plateau if built == "from a callable" else by_plateau(optimizer)
+    if built == "prepared":
+        optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
+    trainer = create_supervised_trainer(
+        model,
+        optimizer,
+        F.mse_loss,
+        make_batches(),
+        accelerator=accelerator,
+        lr_scheduler=scheduler,
+        scheduler_at=scheduler_at,
+        scheduler_metric="val_loss",
+        validation=validation_for(scheduler_at, model, at_start=True),
+    )
+    seen = record_lr(trainer, TrainEvents.OPTIMIZER_STEP_STARTED, trainer.optimizer)
+    trainer.run(max_epochs=6)
+    expected, rates = plateau_by_hand(scheduler_at)
+    assert seen == rates
+    assert torch.equal(weights(model), expected)
+
+
+def make_plain_engine():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = make_model(dropout=0)
+    engine = Engine(
+        lambda engine, batch: accelerator.backward(F.mse_loss(model(batch[0]), batch[1]))
+    )
+    return engine, model, accelerator
+
+
+@pytest.mark.parametrize("scheduler_at", ["epoch", "validation"])
+def test_plateau_scheduler_moves_on_a_plain_engine(scheduler_at):
+    engine, model, accelerator = make_plain_engine()
+    validation = validation_for(scheduler_at, model)
+    step = OptimizerStep(accelerator, make_sgd(model), by_plateau, scheduler_at, "val_loss")
+    step.attach(engine)
+    validation.attach(engine)
+    seen = record_lr(engine, TrainEvents.OPTIMIZER_STEP_STARTED, step.optimizer)
+    engine.run(make_batches(), max_epochs=6)
+    expected, rates = plateau_by_hand(scheduler_at)
+    assert seen == rates
+    assert torch.equal(weights(model), expected)
+
+
+def make_plateau_trainer(scheduler_metric="val_loss", scheduler_at="epoch", **arguments):
+    return make_trainer(by_plateau, scheduler_at, scheduler_metric=scheduler_metric, **arguments)
+
+
+def test_plateau_scheduler_can_follow_a_metric_of_ignite():
+    trainer, values = make_plateau_trainer("average"), []
+    Average(output_transform=lambda loss: loss.item()).attach(trainer, "average")
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def note(engine):
+        values.append(engine.state.metrics["average"])
+
+    trainer.run(max_epochs=3)
+    assert trainer.lr_scheduler.best == min(values)
+    assert len(values) == trainer.lr_scheduler.last_epoch == 3
+
+
+def test_plateau_scheduler_can_follow_a_metric_of_a_handler():
+    given = []
+
+    class Noting(ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            given.append(metrics)
+            super().step(metrics)
+
+    trainer = make_trainer(Noting, "epoch", scheduler_metric="mine")
+    trainer.state.metrics["mine"] = 9.0
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(mine=float(e.state.epoch))
+    )
+    trainer.run(max_epochs=3)
+    assert given == [1.0, 2.0, 3.0]
+
+
+def test_validation_at_start_moves_no_scheduler():
+    trainer = make_trainer(
+        halving, "validation", validation=Validation(lambda: None, every_epochs=1, at_start=True)
+    )
+    seen = record_lr(trainer, TrainEvents.OPTIMIZER_STEP_STARTED, trainer.optimizer)
+    trainer.run(max_epochs=2)
+    assert seen == [0.2, 0.2, 0.1, 0.1]
+
+
+def test_validation_without_the_metric_does_not_move_the_plateau():
+    trainer = make_plateau_trainer(
+        scheduler_at="validation",
+        validation=Validation(lambda: {"loss": 1.0}, every_epochs=1, at_start=True),
+    )
+    Validation(lambda: {"other": 1.0}).attach(trainer, TrainEvents.STEP_COMPLETED)
+    trainer.run(max_epochs=3)
+    assert trainer.lr_scheduler.last_epoch == 3
+
+
+def test_metric_of_a_validation_still_to_come_is_waited_for():
+    trainer = make_plateau_trainer(
+        scheduler_at="validation", validation=Validation(lambda: {"other": 1.0}, every_steps=1)
+    )
+    Validation(lambda: {"loss": 1.0}, every_epochs=1).attach(trainer)
+    trainer.run(max_epochs=2)
+    assert trainer.state.validation == 4
+    assert trainer.lr_scheduler.last_epoch == 2
+
+
+@pytest.mark.parametrize("scheduler_at", ["epoch", "validation"])
 @pytest.mark.parametrize(
-    "scheduler",
+    ("given", "remedy"),
+    [("val_lss", "did you mean `val_loss`?"), ("f1", "there are `val_loss`, `val_accuracy`")],
+)
+def test_missing_metric_names_those_that_there_are(given, remedy, scheduler_at):
+    trainer = make_plateau_trainer(
+        given,
+        scheduler_at,
+        validation=Validation(lambda: {"loss": 1.0, "accuracy": 0.5}, every_epochs=1),
+    )
+    message = rf"`scheduler_metric` must be one of state.metrics .*got '{given}': {remedy}"
+    with pytest.raises(ValueError, match=message):
+        trainer.run()
+
+
+def test_metric_of_before_the_epoch_is_refused_at_its_end():
+    trainer = make_plateau_trainer(
+        validation=Validation(lambda: {"loss": 1.0}, every_epochs=2, at_start=True)
+    )
+    message = (
+        r"measured at the end of each epoch, 'val_loss' was last measured at iteration {}, and "
+        r'this is {}: use scheduler_at="validation", or validate each epoch'
+    )
+    with pytest.raises(ValueError, match=message.format(0, 3)):
+        trainer.run()
+    trainer = make_plateau_trainer()
+    attachment = Validation(lambda: {"loss": 1.0}, every_epochs=1).attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), attachment.remove)
+    with pytest.raises(ValueError, match=message.format(3, 6)):
+        trainer.run(max_epochs=2)
+
+
+def test_new_run_forgets_where_the_epochs_of_the_last_one_began():
+    trainer = make_plateau_trainer(validation=Validation(lambda: {"loss": 1.0}, every_epochs=1))
+    for _ in range(2):
+        trainer.run(max_epochs=1)
+    assert trainer.lr_scheduler.last_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("lr_scheduler", "scheduler_at", "metric", "message"),
     [
-        ReduceLROnPlateau,
-        lambda o: ReduceLROnPlateau(o),
-        ReduceLROnPlateau(make_sgd(torch.nn.Linear(1, 1))),
+        (by_plateau, "step", "val_loss", '`scheduler_at` must be "epoch" or "validation" .*"step"'),
+        (by_plateau, "epoch", None, "`scheduler_metric` must be given .*None: name one of"),
+        (by_plateau, "validation", None, "`scheduler_metric` must be given .*None: name one of"),
+        (halving, "epoch", "val_loss", "must be left out unless .*'val_loss' with ExponentialLR"),
+        (None, "step", "val_loss", "must be left out unless .*got 'val_loss' with None"),
     ],
 )
-def test_reduce_lr_on_plateau_is_refused_with_the_remedy(scheduler):
-    message = r"`lr_scheduler` must move without a metric, got ReduceLROnPlateau: .*VALIDATION_COMP"
+def test_a_metric_goes_with_a_plateau_and_with_nothing_else(
+    lr_scheduler, scheduler_at, metric, message
+):
     with pytest.raises(ValueError, match=message):
-        make_step(scheduler)
-
-
-def test_the_remedy_for_reduce_lr_on_plateau_works():
-    trainer = make_trainer(None, validation=Validation(lambda: {"loss": 1.0}, every_epochs=1))
-    scheduler = ReduceLROnPlateau(trainer.optimizer, factor=0.5, patience=0)
-    trainer.add_event_handler(
-        TrainEvents.VALIDATION_COMPLETED,
-        lambda engine: scheduler.step(engine.state.metrics["val_loss"]),
-    )
-    trainer.run(max_epochs=2)
-    assert trainer.optimizer.param_groups[0]["lr"] == 0.1
+        make_trainer(lr_scheduler, scheduler_at, scheduler_metric=metric)
 
 
 def test_a_scheduler_of_another_optimizer_is_refused():
@@ -265,15 +449,15 @@ def test_object_that_is_no_scheduler_is_refused(given, kind):
         make_step(given)
 
 
-def test_scheduler_at_must_be_step_or_epoch():
-    with pytest.raises(
-        ValueError, match=r'`scheduler_at` must be "step" or "epoch", got \'batch\''
-    ):
+def test_scheduler_at_must_be_step_or_epoch_or_validation():
+    message = r'`scheduler_at` must be "step", "epoch" or "validation", got \'batch\''
+    with pytest.raises(ValueError, match=message):
         make_trainer(halving, "batch")
 
 
 def test_class_needing_more_arguments_is_refused_with_a_remedy():
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"StepLR needs more .*pass lambda optimizer: StepLR\("):
-        scheduler_for(optimizer, torch.optim.lr_scheduler.StepLR)
-    assert scheduler_for(optimizer, torch.optim.lr_scheduler.ConstantLR).optimizer is optimizer
+        SchedulerDriver(torch.optim.lr_scheduler.StepLR, optimizer, "step", None)
+    driver = SchedulerDriver(torch.optim.lr_scheduler.ConstantLR, optimizer, "step", None)
+    assert driver.lr_scheduler.optimizer is optimizer

@@ -14,10 +14,14 @@ from torch.utils.data import IterableDataset
 from torch.utils.data import TensorDataset
 
 from ignite_hooks import DataFeed
+from ignite_hooks import HookContext
 from ignite_hooks import OptimizerStep
+from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.core.engine import move_to_front
+from ignite_hooks.core.handler import attached
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -94,9 +98,10 @@ def by_windows(windows, batches):
     return weights(model)
 
 
-def make_engine(accumulation, *, accumulate=False, process=None, **step_arguments):
+def make_engine(accumulation, *, accumulate=False, process=None, scaler=None, **step_arguments):
     """A hand-made Ignite engine with an OptimizerStep."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    accelerator.scaler = scaler
     model = accelerator.prepare(make_model(dropout=0))
 
     def train(engine, batch):
@@ -163,7 +168,7 @@ def test_n_batches_make_ceil_of_n_over_accumulation_steps_an_epoch(accumulation,
         lambda engine: counted.append(engine.state.optimizer_step),
     )
     trainer.add_event_handler(
-        TrainEvents.GRADIENTS_CLEARED(every=2),
+        TrainEvents.STEP_COMPLETED(every=2),
         lambda engine: every_second.append(engine.state.optimizer_step),
     )
     trainer.run(max_epochs=2)
@@ -498,7 +503,7 @@ def test_accumulation_may_change_from_window_to_window():
     batches = make_batches(6)
     trainer = make_trainer(batches, accumulation=2)
 
-    @trainer.on(TrainEvents.GRADIENTS_CLEARED)
+    @trainer.on(TrainEvents.STEP_COMPLETED)
     def accumulate_more(engine):
         engine.accelerator.gradient_accumulation_steps = 4
 
@@ -575,16 +580,18 @@ def test_scaler_overflow_skips_the_step_but_not_the_next_window():
     )
     started = count(trainer, TrainEvents.OPTIMIZER_STEP_STARTED)
     completed = count(trainer, TrainEvents.OPTIMIZER_STEP_COMPLETED)
-    cleared = count(trainer, TrainEvents.GRADIENTS_CLEARED)
+    cleared = count(trainer, TrainEvents.STEP_COMPLETED)
     scheduled, committed, gradients = [], [], []
     trainer._optimizer_step.timetable.add(1, lambda: scheduled.append(trainer.state.iteration))
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def record(engine):
         committed.append(engine.state.step_committed)
-        if engine.state.iteration % 2 == 0:
-            gradients.append(has_no_gradient(engine.model))
+        gradients.append(has_no_gradient(engine.model))
 
+    trainer.hooks.register(
+        "on_step", HookContext(after=lambda engine: gradients.append(has_no_gradient(engine.model)))
+    )
     trainer.run()
     model = make_model(dropout=0)
     optimizer = make_sgd(model)
@@ -598,7 +605,8 @@ def test_scaler_overflow_skips_the_step_but_not_the_next_window():
     assert started == [2, 4, 6, 8]
     assert completed == cleared == scheduled == [2, 6, 8]
     assert committed == [False, True, False, False, False, True, False, True]
-    assert gradients == [True] * 4
+    assert gradients[::2] == [False] * 8
+    assert gradients[1::2] == [False, True] * 4
 
 
 @pytest.mark.parametrize("skipped", [(1,), (3,), (1, 2), (2, 4), (1, 2, 3, 4)])
@@ -704,7 +712,7 @@ def test_step_handlers_see_old_and_new_parameters_and_gradient(is_plain):
     for event in (
         TrainEvents.OPTIMIZER_STEP_STARTED,
         TrainEvents.OPTIMIZER_STEP_COMPLETED,
-        TrainEvents.GRADIENTS_CLEARED,
+        TrainEvents.STEP_COMPLETED,
     ):
         trainer.add_event_handler(event, look)
     trainer.run()
@@ -778,7 +786,7 @@ EVENTS = [
     TrainEvents.MODEL_FORWARD_STARTED,
     TrainEvents.OPTIMIZER_STEP_STARTED,
     TrainEvents.OPTIMIZER_STEP_COMPLETED,
-    TrainEvents.GRADIENTS_CLEARED,
+    TrainEvents.STEP_COMPLETED,
 ]
 
 
@@ -799,7 +807,7 @@ def test_a_handler_that_removes_itself_skips_no_other(event):
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_handler_added_while_firing_waits_and_doubles_no_other(event):
+def test_handler_added_while_firing_is_last_and_doubles_no_other(event):
     trainer = make_trainer(make_batches(1))
     called = []
 
@@ -811,7 +819,7 @@ def test_handler_added_while_firing_waits_and_doubles_no_other(event):
     trainer.add_event_handler(event, add)
     trainer.add_event_handler(event, lambda engine: called.append("last"))
     trainer.run(max_epochs=2)
-    assert called == ["add", "last", "add", "last", "added"]
+    assert called == ["add", "last", "added"] * 2
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -846,8 +854,13 @@ def test_an_engine_has_one_optimizer_step():
     second = OptimizerStep(made.accelerator, make_sgd(make_model()))
     with pytest.raises(ValueError, match=r"`engine` must have one OptimizerStep.*remove\(\)"):
         second.attach(made.engine)
-    with pytest.raises(ValueError, match=r"`engine` must have one OptimizerStep.*trainer makes"):
-        second.attach(make_trainer(make_batches(2)))
+    trainer = make_trainer(make_batches(2))
+    for own in attached(trainer, OptimizerStep):
+        own.attachment.remove()
+    with pytest.raises(
+        ValueError, match=r"`engine` must not be a trainer, which steps with an Opt"
+    ):
+        second.attach(trainer)
     made.attachment.remove()
     second.attach(made.engine)
 
@@ -881,7 +894,7 @@ def test_optimizer_step_cannot_be_attached_at_an_event():
     ("arguments", "error", "message"),
     [
         ({"optimizer": "SGD"}, TypeError, r"`optimizer` must be a .*Optimizer, got str: pass"),
-        ({"scheduler_at": "batch"}, ValueError, r'`scheduler_at` must be "step" or .*\'batch\': '),
+        ({"scheduler_at": "batch"}, ValueError, r'`scheduler_at` must be "step", .*\'batch\': '),
     ],
 )
 def test_arguments_that_can_not_be_used_are_named(arguments, error, message):
@@ -930,10 +943,153 @@ def test_window_sizes_follow_the_data_and_are_known_at_opening(batches, accumula
     [(Events.ITERATION_STARTED(once=3), 2, 2), (Events.ITERATION_COMPLETED(once=3), 3, 2)],
 )
 def test_step_removed_within_its_own_event_does_nothing_more(event, taken, steps):
-    trainer = make_trainer(batches_of(5))
-    step = trainer._optimizer_step
-    trainer.add_event_handler(event, lambda: step.attachment.remove())
-    move_to_front(trainer, event)
+    made = make_engine(1)
+    made.engine.add_event_handler(event, lambda: made.attachment.remove())
+    move_to_front(made.engine, event)
+    made.engine.run(make_batches(5))
+    assert made.step.window.taken == taken
+    assert made.engine.state.optimizer_step == steps
+
+
+# How long the gradients live
+
+
+def gradients_at(engine, model, *events):
+    """A list that grows by the name of the event, and whether gradients are there."""
+    seen = []
+    for event in events:
+
+        def look(engine, *args, event=event, **kwargs):
+            seen.append((event.name, not has_no_gradient(model)))
+
+        engine.add_event_handler(event, look)
+    return seen
+
+
+def test_gradients_live_through_the_handlers_of_the_iteration():
+    trainer = make_trainer(make_batches(3), accumulation=2)
+    events = (Events.ITERATION_COMPLETED, TrainEvents.STEP_COMPLETED, Events.ITERATION_STARTED)
+    seen = gradients_at(trainer, trainer.model, *events, Events.ITERATION_COMPLETED)
     trainer.run()
-    assert step.window.taken == taken
-    assert trainer.state.optimizer_step == steps
+    iteration = [("ITERATION_COMPLETED", True)] * 2
+    step = ("STEP_COMPLETED", False)
+    assert seen == [
+        ("ITERATION_STARTED", False),
+        *iteration,
+        ("ITERATION_STARTED", True),  # those of the open window
+        *iteration,
+        step,
+        ("ITERATION_STARTED", False),
+        *iteration,
+        step,
+    ]
+
+
+def test_validation_and_save_see_no_gradients(tmp_path):
+    trainer = make_trainer(
+        make_batches(2),
+        validation=Validation(lambda: None, every_steps=1),
+        checkpoint=SaveCheckpoint(tmp_path, every_steps=1),
+    )
+    events = [each for each in TrainEvents if each.name[:10] in ("VALIDATION", "CHECKPOINT")]
+    seen = gradients_at(trainer, trainer.model, *events)
+    trainer.run()
+    assert len(seen) == 6
+    assert not any(are_there for _, are_there in seen)
+
+
+def test_gradients_of_a_plain_engine_live_until_the_next_batch():
+    made = make_engine(2)
+    evaluator = Engine(lambda engine, batch: made.model(batch[0]))
+    made.engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: evaluator.run(make_batches(2))
+    )
+    events = (TrainEvents.STEP_COMPLETED, Events.ITERATION_COMPLETED, Events.ITERATION_STARTED)
+    seen = gradients_at(made.engine, made.model, *events, Events.EPOCH_COMPLETED)
+    made.engine.run(make_batches(3))
+    step = [("STEP_COMPLETED", True), ("ITERATION_COMPLETED", True)]
+    assert seen == [
+        ("ITERATION_STARTED", False),
+        ("ITERATION_COMPLETED", True),
+        ("ITERATION_STARTED", True),  # those of the open window
+        *step,
+        ("ITERATION_STARTED", False),
+        *step,
+        ("EPOCH_COMPLETED", False),
+    ]
+
+
+def test_step_of_a_plain_engine_is_complete_before_other_handlers():
+    made, calls = make_engine(1), []
+    made.step.timetable.add(1, lambda: calls.append("schedule"))
+    for event in (Events.ITERATION_COMPLETED, TrainEvents.STEP_COMPLETED):
+        made.engine.add_event_handler(event, lambda engine, name=event.name: calls.append(name))
+    made.engine.run(make_batches(2))
+    assert calls == ["STEP_COMPLETED", "schedule", "ITERATION_COMPLETED"] * 2
+
+
+@pytest.mark.parametrize(
+    ("event", "method"),
+    [
+        (Events.ITERATION_STARTED, None),
+        (Events.EPOCH_COMPLETED, None),
+        (Events.TERMINATE, "terminate"),
+        (Events.TERMINATE_SINGLE_EPOCH, "terminate_epoch"),
+    ],
+    ids=lambda each: getattr(each, "name", None),
+)
+def test_gradients_of_a_plain_engine_are_zeroed_by_the_next_event(event, method):
+    made = make_engine(1)
+    before = gradients_at(made.engine, made.model, Events.ITERATION_COMPLETED)
+    after = gradients_at(made.engine, made.model, event)
+    if method is not None:
+        made.engine.add_event_handler(
+            Events.ITERATION_COMPLETED(once=1), lambda engine: getattr(engine, method)()
+        )
+    made.engine.run(make_batches(2))
+    assert {are_there for _, are_there in before} == {True}
+    assert {are_there for _, are_there in after} == {False}
+
+
+@pytest.mark.parametrize(
+    "way", ["failure", "handled failure", "no EPOCH_COMPLETED", "terminate", "interrupt"]
+)
+def test_gradients_of_a_plain_engine_are_zeroed_when_its_run_ends(way):
+    made = make_engine(1)
+
+    @made.engine.on(Events.ITERATION_COMPLETED)
+    def act(engine):
+        assert not has_no_gradient(made.model)
+        if way == "no EPOCH_COMPLETED":
+            engine.terminate_epoch(skip_epoch_completed=True)
+        elif way == "terminate":
+            engine.terminate(skip_completed=True)
+        elif way == "interrupt":
+            engine.interrupt()
+        else:
+            raise ZeroDivisionError
+
+    if way == "handled failure":
+        made.engine.add_event_handler(Events.EXCEPTION_RAISED, lambda error: None)
+    with pytest.raises(ZeroDivisionError) if way == "failure" else nullcontext():
+        made.engine.run(make_batches(1))
+    assert has_no_gradient(made.model)
+
+
+@pytest.mark.parametrize("make", [make_trainer, None], ids=["trainer", "plain"])
+def test_a_skipped_step_completes_nothing_and_its_gradients_go(make):
+    batches = make_batches(7)
+    if make is None:
+        made = make_engine(2, scaler=FakeScaler(2))
+        engine, model = made.engine, made.model
+    else:
+        engine = make_trainer(batches, 2, scaler=FakeScaler(2))
+        model = engine.model
+    completed = count(engine, TrainEvents.STEP_COMPLETED)
+    started = gradients_at(engine, model, Events.ITERATION_STARTED)
+    stepped = gradients_at(engine, model, Events.ITERATION_COMPLETED(every=2))
+    engine.run(batches)
+    assert completed == [2, 6, 7]
+    assert [are_there for _, are_there in started] == [False, True] * 3 + [False]
+    assert [are_there for _, are_there in stepped] == [True] * 3
+    assert torch.equal(weights(model), by_windows([[0, 1], [4, 5], [6]], batches))

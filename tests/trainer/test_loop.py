@@ -18,7 +18,7 @@ from ignite_hooks import Validation
 from ignite_hooks.core import engine
 from ignite_hooks.trainer import loop
 from ignite_hooks.trainer import run_position
-from ignite_hooks.trainer.loop import DeferredCallbacks
+from ignite_hooks.trainer.loop import DueList
 from ignite_hooks.trainer.loop import Request
 from tests.ids import stable_id
 from tests.reference import NO_DATA
@@ -332,7 +332,7 @@ def test_failure_leaves_run_unchanged_without_side_effects(place, error):
         ("backward", 1),
         (TrainEvents.OPTIMIZER_STEP_STARTED, 1),
         (TrainEvents.OPTIMIZER_STEP_COMPLETED, 2),
-        (TrainEvents.GRADIENTS_CLEARED, 2),
+        (TrainEvents.STEP_COMPLETED, 2),
         (Events.ITERATION_COMPLETED, 2),
     ],
     ids=stable_id,
@@ -354,7 +354,7 @@ PLACES = [
     Events.ITERATION_COMPLETED,
     TrainEvents.OPTIMIZER_STEP_STARTED,
     TrainEvents.OPTIMIZER_STEP_COMPLETED,
-    TrainEvents.GRADIENTS_CLEARED,
+    TrainEvents.STEP_COMPLETED,
 ]
 
 
@@ -383,7 +383,7 @@ def test_failure_in_any_batch_does_not_change_final_weights(place, accumulation,
 
 
 def is_of_step(place):
-    return str(getattr(place, "name", "")).startswith(("OPTIMIZER", "GRADIENTS"))
+    return str(getattr(place, "name", "")).startswith(("OPTIMIZER", "STEP"))
 
 
 @pytest.mark.grid(3)
@@ -497,7 +497,7 @@ def test_a_generator_that_stops_at_a_step_boundary_loses_nothing():
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_validation_pending_at_a_failure_is_not_done_later(number):
+def test_validation_due_at_a_failure_comes_first_in_the_next_run(number):
     validation = Validation(lambda: None, every_steps=1)
     trainer, validated = make_trainer(batches_of(4), validation=validation), []
     trainer.add_event_handler(
@@ -509,7 +509,7 @@ def test_validation_pending_at_a_failure_is_not_done_later(number):
     with pytest.raises(Failure):
         trainer.run(max_epochs=2)
     trainer.run()
-    assert validated == [each for each in range(1, 9) if each != number]
+    assert validated == [*range(1, 9)]
 
 
 def test_new_data_after_a_stop_starts_over_even_if_it_fails():
@@ -705,8 +705,8 @@ def test_handler_removing_itself_skips_no_other():
         calls.append("first")
         handle.remove()
 
-    handle = trainer.add_event_handler(TrainEvents.GRADIENTS_CLEARED, first)
-    trainer.add_event_handler(TrainEvents.GRADIENTS_CLEARED, lambda: calls.append("second"))
+    handle = trainer.add_event_handler(TrainEvents.STEP_COMPLETED, first)
+    trainer.add_event_handler(TrainEvents.STEP_COMPLETED, lambda: calls.append("second"))
     trainer.run()
     assert calls == ["first", "second", "second"]
 
@@ -740,14 +740,14 @@ def test_handlers_changed_while_firing_keep_the_others_turns(event):
     coming = trainer.add_event_handler(event, come)
     later = trainer.add_event_handler(event, last)
     trainer._fire(event)
-    assert calls == ["leave", "come", "last"]
+    assert calls == ["leave", "come", "last", "new"]
     coming.remove()
     trainer._fire(event)
-    assert calls == ["leave", "come", "last", "new"]
+    assert calls == ["leave", "come", "last", "new", "new"]
 
 
-@pytest.mark.parametrize("event", [Events.STARTED, TrainEvents.GRADIENTS_CLEARED])
-def test_handler_added_while_firing_is_called_the_next_time(event):
+@pytest.mark.parametrize("event", [Events.STARTED, TrainEvents.STEP_COMPLETED])
+def test_handler_added_while_firing_is_called_last_and_from_then_on(event):
     trainer, calls = make_trainer(), []
 
     def come():
@@ -756,10 +756,10 @@ def test_handler_added_while_firing_is_called_the_next_time(event):
 
     coming = trainer.add_event_handler(event, come)
     trainer.fire_event(event)
-    assert calls == ["come"]
+    assert calls == ["come", "new"]
     coming.remove()
     trainer.fire_event(event)
-    assert calls == ["come", "new"]
+    assert calls == ["come", "new", "new"]
 
 
 # Interruption and Ctrl-C
@@ -1006,7 +1006,7 @@ def test_a_validation_that_is_due_comes_before_a_stop_is_obeyed():
     assert [name for name, *_ in names] == [*["VALIDATION_COMPLETED"] * 2, "TERMINATE"]
     del names[:]
     trainer.run(max_steps=3)
-    assert [name for name, *_ in names] == ["EPOCH_COMPLETED", "VALIDATION_COMPLETED", "TERMINATE"]
+    assert [name for name, *_ in names] == ["VALIDATION_COMPLETED", "EPOCH_COMPLETED", "TERMINATE"]
 
 
 # Interruption
@@ -1168,7 +1168,7 @@ def test_end_callbacks_run_once_at_a_step_boundary(limits, stop_at, expected):
     assert names == expected
 
 
-def test_at_the_end_comes_after_what_is_postponed_and_is_undone():
+def test_at_the_end_comes_after_what_is_due_and_is_undone():
     trainer, names = make_trainer(batches_of(2)), []
     trainer.add_event_handler(
         Events.EPOCH_COMPLETED, lambda: trainer.defer(lambda: names.append("postponed"), 9)
@@ -1181,7 +1181,7 @@ def test_at_the_end_comes_after_what_is_postponed_and_is_undone():
     assert names[3:] == ["postponed"]
 
 
-def test_a_stop_that_comes_from_what_is_postponed_is_an_end():
+def test_a_stop_that_comes_from_what_is_due_is_an_end():
     trainer = make_trainer(batches_of(4))
     names, _ = noting_ends(trainer)
     trainer.add_event_handler(
@@ -1278,65 +1278,84 @@ def test_a_flag_that_a_handler_sets_by_hand_ends_the_run_there(event, steps):
     assert (trainer.state.iteration, trainer.state.optimizer_step) == (steps, steps)
 
 
-# Deferred callbacks
+# What is due
 
 
-def test_deferred_callbacks_go_by_their_turn_then_in_order():
-    deferred, done = DeferredCallbacks(), []
+def test_due_callbacks_go_by_their_turn_then_in_order():
+    due, done = DueList(), []
     callbacks = [lambda name=name: done.append(name) for name in "abcd"]
     for callback, turn in zip(callbacks, (1, 0, 1, 0), strict=True):
-        deferred.add(callback, turn)
-    deferred.call()
+        due.add(callback, turn)
+    due.call()
     assert done == ["b", "d", "a", "c"]
 
 
-def test_a_callback_deferred_twice_is_called_once():
-    deferred, done = DeferredCallbacks(), []
+def test_a_callback_that_is_due_twice_is_called_once():
+    due, done = DueList(), []
 
     def callback():
         done.append(1)
 
-    deferred.add(callback, 0)
-    deferred.add(callback, 0)
-    assert deferred.waiting
-    deferred.call()
-    deferred.call()
+    due.add(callback, 0)
+    due.add(callback, 0)
+    assert due.entries
+    due.call()
+    due.call()
     assert done == [1]
-    assert not deferred.waiting
+    assert not due.entries
 
 
 def test_cleared_callbacks_are_never_called():
-    deferred = DeferredCallbacks()
-    deferred.add(lambda: pytest.fail("done"), 0)
-    deferred.clear()
-    deferred.call()
+    due = DueList()
+    due.add(lambda: pytest.fail("done"), 0)
+    due.clear()
+    due.call()
 
 
-def test_a_callback_that_defers_itself_waits_for_the_next_time():
-    deferred, done = DeferredCallbacks(), []
+def test_a_callback_that_asks_again_waits_for_the_next_time():
+    due, done = DueList(), []
 
     def callback():
         done.append(1)
-        deferred.add(callback, 0)
+        due.add(callback, 0)
 
-    deferred.add(callback, 0)
-    deferred.call()
+    due.add(callback, 0)
+    due.call()
     assert done == [1]
-    deferred.call()
+    due.call()
     assert done == [1, 1]
 
 
-def test_a_failing_callback_leaves_nothing_deferred():
-    deferred = DeferredCallbacks()
+def test_what_becomes_due_meanwhile_is_called_in_its_turn():
+    due, done = DueList(), []
 
-    def fail():
-        raise KeyError
+    def callback():
+        done.append("first")
+        due.add(lambda: done.append("third"), 3)
+        due.add(lambda: done.append("before all"), -1)
 
-    deferred.add(fail, 0)
-    deferred.add(lambda: pytest.fail("done"), 1)
+    due.add(callback, 0)
+    due.add(lambda: done.append("second"), 2)
+    due.call()
+    assert done == ["first", "before all", "second", "third"]
+
+
+def test_a_failing_callback_stays_due_with_those_after_it():
+    due, done = DueList(), []
+
+    def fail_once():
+        done.append("fails")
+        if len(done) == 2:
+            raise KeyError
+
+    due.add(lambda: done.append("before"), 0)
+    due.add(fail_once, 1)
+    due.add(lambda: done.append("after"), 2)
     with pytest.raises(KeyError):
-        deferred.call()
-    assert not deferred.waiting
+        due.call()
+    assert done == ["before", "fails"]
+    due.call()
+    assert done == ["before", "fails", "fails", "after"]
 
 
 # Counting, seen from handlers
@@ -1378,7 +1397,7 @@ def test_batches_left_follow_the_first_end_of_data_epoch_or_run(data, limits, ex
 def test_window_closes_at_the_end_of_pass_epoch_or_run(limits, windows, data):
     trainer, steps = make_trainer(accumulation=3), []
     trainer.add_event_handler(
-        TrainEvents.GRADIENTS_CLEARED, lambda engine: steps.append(engine.state.iteration)
+        TrainEvents.STEP_COMPLETED, lambda engine: steps.append(engine.state.iteration)
     )
     trainer.run(data(batches_of(5)), **limits)
     assert steps == windows

@@ -1,5 +1,6 @@
 from collections import namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -325,7 +326,7 @@ def test_handlers_are_anything_with_attach():
     assert timer.value() > 0
 
 
-def test_the_clipper_comes_before_the_handlers_whatever_these_are():
+def test_the_clipper_comes_after_the_handlers_whatever_these_are():
     class Noting:
         def attach(self, engine):
             engine.add_event_handler(
@@ -338,7 +339,8 @@ def test_the_clipper_comes_before_the_handlers_whatever_these_are():
         batches_of(1), handlers=[Noting()], grad_clip=GradientClipping(max_norm=1.0)
     )
     trainer.run()
-    assert seen == [True]
+    assert seen == [False]
+    assert "grad_norm" in trainer.state.metrics
 
 
 def test_a_clipper_among_the_handlers_is_as_good_as_grad_clip():
@@ -418,10 +420,77 @@ def test_mixed_precision_of_the_accelerator_is_used():
     assert state.model_outputs.dtype == state.loss.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss_fn": F.mse_loss, "model_fn": lambda model, x: model[3](model[0](x))},
+        {
+            "batch_processor": lambda model, batch: (
+                (outputs := model[3](model[0](batch[0]))),
+                F.mse_loss(outputs.float(), batch[1]),
+            )
+        },
+    ],
+    ids=["model_fn", "batch_processor"],
+)
+def test_mixed_precision_is_there_without_the_models_forward(options):
+    dtypes = []
+    model = make_model(0.0)
+    model[3].register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+    trainer = create_supervised_trainer(
+        model,
+        sgd(model),
+        data=batches_of(1),
+        accelerator=Accelerator(cpu=True, mixed_precision="bf16"),
+        **options,
+    )
+    outputs = trainer.run().model_outputs
+    assert dtypes == [torch.bfloat16]
+    of_user = "batch_processor" in options  # whose outputs are as they are
+    assert outputs.dtype == (torch.bfloat16 if of_user else torch.float32)
+
+
 def test_unmoved_pair_is_moved_to_the_accelerator_device():
     device, model = torch.device("meta"), torch.nn.Linear(2, 2, device="meta")
-    forward = forward_with(
-        F.mse_loss, None, unpack, apply_model, identity, device, non_blocking=False
-    )
+    accelerator = SimpleNamespace(device=device, non_blocking=False, native_amp=False)
+    forward = forward_with(F.mse_loss, None, unpack, apply_model, identity, accelerator)
     x, y, y_pred, loss = forward(model, (torch.ones(3, 2), torch.ones(3, 2)))
     assert x.device == y.device == y_pred.device == loss.device == device
+
+
+def test_a_batch_processor_may_change_weights_between_two_forwards():
+    seen = []
+
+    def double_between(model, batch):
+        first = model(batch[0])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(2)
+        second = model(batch[0])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.div_(2)
+        seen.append((first, second))
+        return first, F.mse_loss(first, batch[1]) + F.mse_loss(second, batch[1])
+
+    model = torch.nn.Linear(4, 2)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    trainer = make_trainer(
+        batches_of(2), model=model, accelerator=accelerator, batch_processor=double_between
+    )
+    trainer.run()
+    assert all(torch.equal(2 * first, second) for first, second in seen)
+
+
+def test_the_loss_function_is_not_in_autocast():
+    seen = []
+
+    def loss_fn(y_pred, y):
+        seen.append((torch.is_autocast_enabled("cpu"), y_pred.dtype))
+        return F.mse_loss(y_pred, y)
+
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    make_trainer(batches_of(1), accelerator=accelerator, loss_fn=loss_fn).run()
+    model_fn = lambda model, x: model(x)  # noqa: E731
+    make_trainer(batches_of(1), accelerator=accelerator, loss_fn=loss_fn, model_fn=model_fn).run()
+    assert seen == [(False, torch.float32), (False, torch.float32)]

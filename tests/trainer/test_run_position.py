@@ -11,6 +11,7 @@ from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
 from ignite_hooks.trainer.run_position import Limits
 from ignite_hooks.trainer.run_position import RunPosition
+from tests.reference import Repeatable
 
 
 def test_limits_that_are_reached_are_left_out():
@@ -133,7 +134,7 @@ def test_rolls_back_to_the_last_step_boundary(batches, boundary):
     for _ in range(batches):
         advance(position, step, data, full_size=2)
     assert position.is_at_boundary == (batches == boundary)
-    position.roll_back()
+    position.roll_back(has_failed=False)
     assert position.place.progress.iteration == boundary
     assert position.place.position == (0, boundary)
 
@@ -146,7 +147,7 @@ def test_dropped_window_has_no_boundary_until_rolled_back():
     next(data)
     assert position.is_at_boundary
     assert not position.is_between_steps  # a batch is on its way
-    position.roll_back()
+    position.roll_back(has_failed=False)
     assert position.state_dict()["has_drawn_since"]
 
 
@@ -187,7 +188,7 @@ def test_other_data_goes_on_from_the_same_counters():
     other = DataFeed([torch.zeros(1, 2)] * 3)
     position.change_feed(other)
     assert position.place == ((1, 0, 1, False), (0, 0), 1)
-    position.roll_back()
+    position.roll_back(has_failed=False)
     assert position.place.position == (0, 0)
 
 
@@ -213,6 +214,38 @@ def test_a_run_continues_if_its_limits_lie_further(given, is_resumed, expected):
     position.set_limits(Limits(max_epochs=4))
     position.is_resumed = is_resumed
     assert position.limits_to_continue(given, Limits(max_epochs=4)) == expected
+
+
+def test_a_run_that_failed_at_its_limit_is_continued():
+    position, step = make_position()
+    step.start_from(10)
+    position.place = Place(DONE_2_OF_4)
+    limits = Limits(max_epochs=2)
+    position.set_limits(limits)
+    position.roll_back(has_failed=True)
+    assert position.limits_to_continue(NONE, limits) == limits
+    position.roll_back(has_failed=False)
+    assert position.limits_to_continue(NONE, limits) is None
+
+
+def test_an_epoch_that_is_cut_is_full_and_no_measure_of_a_pass():
+    model = torch.nn.Linear(2, 2)
+    accelerator = Accelerator(cpu=True)
+    step = OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1))
+    position, batches = RunPosition(step), Repeatable([torch.ones(1, 2)] * 3)
+    feed = DataFeed(batches, accelerator)
+    position.start_new_run(feed, Limits(max_epochs=2), None)
+    data = iter(feed)
+    advance(position, step, data)
+    position.cut_epoch()
+    assert position.has_epoch_to_complete
+    assert position.complete_epoch() is None
+    assert not position.has_epoch_to_complete
+    feed.next_pass()
+    data = iter(feed)
+    for _ in range(3):
+        advance(position, step, data)
+    assert position.complete_epoch() == 3
 
 
 @pytest.mark.parametrize("on_state", [NONE, Limits(max_epochs=2)])

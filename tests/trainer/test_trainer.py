@@ -6,10 +6,12 @@ import torch
 from accelerate.state import GradientState
 from ignite.engine import Engine
 from ignite.engine import Events
+from torch.optim.lr_scheduler import StepLR
 
 from ignite_hooks import DataFeed
 from ignite_hooks import Trainer
 from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
 from tests.ids import stable_id
 from tests.reference import NO_DATA
 from tests.reference import Repeatable
@@ -616,3 +618,14 @@ def test_a_state_that_lacks_something_is_an_error(missing):
     trainer = make_trainer(batches_of(4))
     with pytest.raises(ValueError, match=missing):
         trainer.load_state_dict(state)
+
+
+def test_scheduler_that_no_validation_moves_is_told():
+    options = {"lr_scheduler": lambda o: StepLR(o, 1), "scheduler_at": "validation"}
+    trainer = make_trainer(batches_of(1), **options)
+    with pytest.warns(UserWarning, match="no Validation is attached, .* rate will not change"):
+        trainer.run()
+    trainer = make_trainer(batches_of(1), **options)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, Validation(lambda: None))
+    trainer.run()
+    assert trainer.lr_scheduler.last_epoch == 1

@@ -449,15 +449,20 @@ class Stopping:
         return True
 
 
+EVENT_WITHIN = {
+    "on_model_backward": TrainEvents.MODEL_BACKWARD_STARTED,
+    "on_optimizer_step": TrainEvents.OPTIMIZER_STEP_STARTED,
+    "on_validation": TrainEvents.VALIDATION_STARTED,
+}
+
+
 @pytest.mark.parametrize("context", [stopping, Stopping], ids=["generator", "class"])
 @pytest.mark.parametrize("channel", [c for c in CHANNELS if c != "on_model_backward"])
 def test_a_context_can_make_a_clean_stop_of_a_failure(channel, context, unbroken):
     trainer, log = trainer_with()
     stop = trainer.hooks.register(channel, context)
     trainer.hooks.register(channel, noting(log, "inner"))
-    is_step = channel == "on_optimizer_step"
-    event = TrainEvents.OPTIMIZER_STEP_STARTED if is_step else TrainEvents.MODEL_FORWARD_STARTED
-    fail_at(event, 2)(trainer)
+    fail_at(EVENT_WITHIN.get(channel, TrainEvents.MODEL_FORWARD_STARTED), 2)(trainer)
     ends = []
     for each in (Events.EXCEPTION_RAISED, Events.TERMINATE, Events.COMPLETED):
         trainer.add_event_handler(each, lambda *a, each=each: ends.append(each))
@@ -465,7 +470,9 @@ def test_a_context_can_make_a_clean_stop_of_a_failure(channel, context, unbroken
         trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: reraise(error))
     trainer.run(max_epochs=2)
     assert trainer.stop_reason == "terminate"
-    assert ends == [Events.EXCEPTION_RAISED, Events.TERMINATE, Events.COMPLETED]
+    is_over_before = channel == "on_validation"  # it is left at once
+    raised = [] if is_over_before else [Events.EXCEPTION_RAISED]
+    assert ends == [*raised, Events.TERMINATE, Events.COMPLETED]
     assert log.open == []
     *_, last = (number for number, entry in enumerate(log) if is_failure(entry))
     assert names(log)[last] == "-inner"
@@ -509,14 +516,7 @@ def test_a_failure_is_not_swallowed_by_less_than_both(channel, context):
     trainer, log = trainer_with()
     trainer.hooks.register(channel, context)
     trainer.hooks.register(channel, stopping_too_late)
-    event = {
-        "on_model_backward": TrainEvents.MODEL_BACKWARD_STARTED,
-        "on_optimizer_step": TrainEvents.OPTIMIZER_STEP_STARTED,
-    }.get(channel, TrainEvents.MODEL_FORWARD_STARTED)
-    fail_at(event)(trainer)
-    trainer.add_event_handler(
-        Events.ITERATION_STARTED(once=1), trainer.hook_channels.__init__
-    ) if 0 else None
+    fail_at(EVENT_WITHIN.get(channel, TrainEvents.MODEL_FORWARD_STARTED))(trainer)
     with pytest.raises(Broken):
         trainer.run()
     assert trainer.stop_reason == "exception"
@@ -608,7 +608,8 @@ def test_a_context_can_stop_the_run(channel, side):
     trainer.hooks.register(channel, HookContext(**{side: lambda engine: engine.terminate()}))
     trainer.run(max_epochs=2)
     # What is not stepped is taken back: a window has two batches.
-    stepped = {"on_loop": (0, 10), "on_epoch": (0, 5), "on_optimizer_step": (2, 2)}
+    after_step = {"on_optimizer_step": (2, 2), "on_validation": (2, 2)}
+    stepped = {"on_loop": (0, 10), "on_epoch": (0, 5), **after_step}
     assert trainer.state.iteration == stepped.get(channel, (0, 0))[side == "after"]
     assert trainer.stop_reason == (
         "max_epochs" if (channel, side) == ("on_loop", "after") else "terminate"

@@ -124,6 +124,7 @@ def validation():
             evaluator,
             {"raw": raw(ours, 5), "stream": stream(ours, 3), "long": stream(ours, 7)},
             every_steps=1,
+            max_batches=99,
         ),
     )
     means = []
