@@ -107,7 +107,7 @@ def fire():
 def fire_custom():
     """``fire_event`` looks for the event in a list, whose entries compare in Python."""
     plain, remedied = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
-    event = TrainEvents.GRADIENTS_CLEARED
+    event = TrainEvents.STEP_COMPLETED
     for engine in (plain, remedied):
         engine.register_events(*TrainEvents)
     remedied._allowed_events = set(remedied._allowed_events)
