@@ -66,8 +66,10 @@ def test_failed_write_on_one_process_raises_on_both_cleanly(findings, check):
             assert kind == "RuntimeError"
             assert f"process {failing}: OSError" in text
         assert finding["there"] == ["step_00000001"]
-        assert finding["steps"] == [1, 3, 4, 5, 6], "later saves work"
-        assert finding["folders"] == 5
+        # In the background the failure is raised by the next save: the one of step 2 is lost.
+        steps = [1, 3, 4, 5, 6] if "background" in check else [1, 2, 3, 4, 5, 6]
+        assert finding["steps"] == steps, "the save that failed is made up, later ones work"
+        assert finding["folders"] == len(steps)
         assert finding["same"]
 
 

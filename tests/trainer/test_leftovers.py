@@ -145,12 +145,13 @@ def test_a_save_that_failed_is_made_up(tmp_path):
 
 
 def with_a_save_due(folder):
-    """A trainer that failed before the save of its second step."""
+    """A trainer that failed before its second save, in the validation of the same step."""
     trainer = make_trainer(
         batches_of(6),
+        validation=Validation(lambda: None, every_steps=4),
         checkpoint=SaveCheckpoint(folder, every_steps=2, at_end=False, keep_last="all"),
     )
-    failing_once(trainer, TrainEvents.STEP_COMPLETED(once=4))
+    failing_once(trainer, TrainEvents.VALIDATION_STARTED)
     with pytest.raises(Failure):
         trainer.run(max_epochs=1)
     return trainer, record(trainer, [TrainEvents.CHECKPOINT_SAVED])
