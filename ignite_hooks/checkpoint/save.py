@@ -91,6 +91,8 @@ class SaveCheckpoint(Scheduled):
     Raises:
         ValueError: an argument is out of its range. When attached: the engine is no trainer; the
             directory can not be written to; objects are registered with the accelerator.
+            When the first checkpoint is saved: all validations have been run, and none has given
+            ``metric``.
         TypeError: an object in ``also`` has no state.
     """
 

@@ -1,4 +1,4 @@
-"""When a validation measured a value in ``state.metrics``: a stale one says nothing of now."""
+"""The iterations at which validations measured values in ``state.metrics``, to tell stale ones."""
 
 from typing import Any
 

@@ -23,13 +23,14 @@ __all__ = ["AnyEngine", "Feed", "TrainingEngine", "Turn", "is_trainer"]
 
 
 class Turn(IntEnum):
-    """The order of the handlers of one event on a trainer; those of one turn are in theirs.
+    """The order in which a trainer calls the handlers of one event.
 
-    First of all it is noted what is due, which a failure of a later handler then cannot hide. At
-    EPOCH_COMPLETED the metrics of Ignite come before the validation, and that before all other
-    handlers, so that these see both. At STEP_COMPLETED what is due by step comes after all other
-    handlers, the validation last; at STARTED too. A deferred callback (``TrainingEngine.defer``)
-    has a turn as well.
+    Handlers of the same turn are called in the order in which they were attached. Handlers that
+    only note what is due come first, so that a later failure cannot hide it. At EPOCH_COMPLETED
+    Ignite's metrics come before the validation, and the validation before all other handlers, which
+    see both. At STEP_COMPLETED callbacks by step come after all other handlers, and the validation
+    comes last; at STARTED it comes last too. Deferred callbacks (``TrainingEngine.defer``) are
+    called in the order of their turns.
     """
 
     NOTE = 0

@@ -1,4 +1,4 @@
-"""The evaluators and callables of one Validation: with what, on what, and under which names."""
+"""The evaluators and callables of a Validation, their data, and the names of their results."""
 
 import inspect
 from collections.abc import Callable
@@ -21,7 +21,7 @@ __all__ = ["Evaluations"]
 
 
 class Evaluations:
-    """What is evaluated at once, and the names of the results.
+    """The evaluators and callables that one validation runs, and the names of their results.
 
     Args:
         evaluate: an evaluator or callable, or several by name.

@@ -18,6 +18,7 @@ from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.rules import whole_number
 from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
 from ignite_hooks.data.batch import unpack
@@ -94,12 +95,15 @@ class Evaluator(Engine):
             max_batches: ends the data after so many batches (in each process), if it is longer.
 
         Raises:
-            ValueError: ``data`` is missing or empty, or its loader repeats samples.
+            ValueError: ``data`` is missing or empty, or its loader repeats samples;
+                ``max_batches`` is no positive integer.
         """
         if data is None:
             raise ValueError(
                 "`data` must be given, got None: run(loader), or Validation(evaluator, loader)"
             )
+        if max_batches is not None:
+            whole_number("max_batches", max_batches, "leave it out for all batches")
         feed = self._feeds.of(data)
         feed.next_pass()
         forget_run(self)

@@ -287,9 +287,10 @@ def _validate(engine: Engine, validations: Sequence[Validation]) -> None:
         raise
     if is_complete:  # and no context has made a clean stop of a failure
         completed_validations(engine).update(validations)
-        are_more_to_come = bool(validations_to_come(engine))
         for step in attached(engine, OptimizerStep):
-            step.after_validation(engine, are_more_to_come=are_more_to_come)
+            if step.scheduler.at == "validation":
+                are_more_to_come = bool(validations_to_come(engine))
+                step.after_validation(engine, are_more_to_come=are_more_to_come)
 
 
 def _add(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ __all__ = ["EventChannels", "channels_of"]
 
 
 class EventChannels(Channels):
-    """Channels that open and close at events; ``OptimizerStep`` opens its own itself.
+    """Channels that open and close at events; ``OptimizerStep`` and ``Validation`` open theirs.
 
     After a failure an event that would close a channel does not come. Then it is closed when the
     channel opens again, when one around it closes, or when ``engine.run`` is left. So nothing is

@@ -76,13 +76,13 @@ class SchedulerDriver:
         self.lr_scheduler.step(*arguments)
 
     def after_validation(self, engine: Engine, *, are_more_to_come: bool) -> None:
-        """Moves the scheduler if it moves by validation, and this one gave its metric.
+        """Moves a scheduler by validation, if this validation gave its metric.
 
         Args:
             engine: the engine.
             are_more_to_come: whether another validation, not run yet, may be the one that gives it.
         """
-        if self.at != "validation" or self.lr_scheduler is None:
+        if self.lr_scheduler is None:
             return
         arguments = []
         if self._metric is not None:

@@ -208,7 +208,7 @@ class OptimizerStep(Handler):
             self._timetable.call_due(self.steps)
 
     def after_validation(self, engine: Engine, *, are_more_to_come: bool) -> None:
-        """Moves the scheduler if it moves by validation, and something was trained before that."""
+        """Moves a scheduler by validation, unless nothing was trained before that one."""
         if self.steps:
             self.scheduler.after_validation(engine, are_more_to_come=are_more_to_come)
 
