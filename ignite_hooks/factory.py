@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ignite.engine
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -16,6 +17,8 @@ import ignite_hooks.evaluation
 import ignite_hooks.optim
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import is_prepared
+from ignite_hooks.core.ignite_arguments import check_no_device
+from ignite_hooks.core.ignite_arguments import explains_arguments_of
 from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
 from ignite_hooks.data.batch import unpack
@@ -32,6 +35,7 @@ from ignite_hooks.trainer.trainer import Trainer
 __all__ = ["create_supervised_trainer"]
 
 
+@explains_arguments_of(ignite.engine.create_supervised_trainer)
 def create_supervised_trainer(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -56,7 +60,7 @@ def create_supervised_trainer(
     """Builds a trainer: model, optimizer and data prepared with Accelerate, the handlers wired in.
 
     What is prepared already is used as it is. Gradient accumulation, mixed precision, device and
-    processes are the accelerator's::
+    processes are the accelerator's, and not arguments as in Ignite's factory::
 
         trainer = create_supervised_trainer(
             model, optimizer, F.cross_entropy, loader,
@@ -106,6 +110,7 @@ def create_supervised_trainer(
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
     if isinstance(resume_from, str | Path):
         resume_from = ignite_hooks.checkpoint.ResumeCheckpoint(resume_from)
+    check_no_device(data)
     _check_arguments(model, optimizer, loss_fn, batch_processor)
     _check_own_handlers(grad_clip, validation, checkpoint, resume_from)
     _check_handlers(handlers)

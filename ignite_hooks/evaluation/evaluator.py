@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+import ignite.engine
 import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
@@ -18,6 +19,7 @@ from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.ignite_arguments import explains_arguments_of
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
@@ -120,6 +122,7 @@ class Evaluator(Engine):
                 forget_run(self)  # nothing will go on with it
 
 
+@explains_arguments_of(ignite.engine.create_supervised_evaluator)
 def create_supervised_evaluator(
     model: torch.nn.Module,
     metrics: Mapping[str, Metric] | None = None,
