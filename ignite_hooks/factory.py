@@ -27,6 +27,7 @@ from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.prepare import can_prepare
 from ignite_hooks.hooks.context import HookContext
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.optim.prepared_optimizer import check_optimizer
 from ignite_hooks.trainer.process_function import forward_with
 from ignite_hooks.trainer.process_function import loss_alone
 from ignite_hooks.trainer.process_function import supervised_step
@@ -160,11 +161,7 @@ def _check_arguments(
             f"`model` must be a torch.nn.Module, got {type(model).__name__}: "
             "put several models into a torch.nn.ModuleDict"
         )
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}: "
-            "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
-        )
+    check_optimizer(optimizer)
     _check_one_loss(loss_fn, batch_processor)
     _check_parameters(model, optimizer, loss_fn)
 

@@ -48,6 +48,15 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
+def lbfgs(model):
+    return torch.optim.LBFGS(model.parameters())
+
+
+class Demanding(torch.optim.SGD):
+    def step(self, closure=None, *, loss, **more):
+        pass
+
+
 def cpu():
     return Accelerator(cpu=True)
 
@@ -380,6 +389,21 @@ BEFORE_THE_FIRST_BATCH = {
         lambda data: train(data, optimizer=lambda model: torch.optim.SGD),
         TypeError,
         ("`optimizer`", "must be a torch.optim.Optimizer", "got type", "torch.optim.SGD("),
+    ),
+    "optimizer with a closure": (
+        lambda data: train(data, optimizer=lbfgs),
+        TypeError,
+        ("`optimizer` must step without", "LBFGS.step() needs `closure`", "use an optimizer that"),
+    ),
+    "prepared optimizer with a closure": (
+        lambda data: train(data, optimizer=lambda model: cpu().prepare(lbfgs(model))),
+        TypeError,
+        ("`optimizer` must step without", "LBFGS.step() needs `closure`", "use an optimizer that"),
+    ),
+    "optimizer with a required keyword, without a trainer": (
+        lambda data: OptimizerStep(cpu(), Demanding(make_model().parameters())),
+        TypeError,
+        ("`optimizer` must step without", "Demanding.step() needs `loss`", "use an optimizer that"),
     ),
     "accelerator that is a device": (
         lambda data: train(data, accelerator="cpu"),

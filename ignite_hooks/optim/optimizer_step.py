@@ -33,6 +33,7 @@ from ignite_hooks.hooks.event_channels import channels_of
 from ignite_hooks.optim.lr_scheduler import SchedulerAt
 from ignite_hooks.optim.lr_scheduler import SchedulerDriver
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
+from ignite_hooks.optim.prepared_optimizer import check_optimizer
 from ignite_hooks.optim.window import RemainingData
 from ignite_hooks.optim.window import Window
 
@@ -84,11 +85,7 @@ class OptimizerStep(Handler):
         scheduler_at: SchedulerAt = "step",
         scheduler_metric: str | None = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}: "
-                "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
-            )
+        check_optimizer(optimizer)
         whole_number(
             "accelerator.gradient_accumulation_steps",
             accelerator.gradient_accumulation_steps,

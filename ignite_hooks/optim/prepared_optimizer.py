@@ -1,5 +1,6 @@
 """The optimizer as Accelerate prepared it, called directly where Accelerate adds nothing."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,35 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 
-__all__ = ["PreparedOptimizer"]
+__all__ = ["PreparedOptimizer", "check_optimizer"]
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Checks that there is an optimizer, and that it steps without a closure.
+
+    Raises:
+        TypeError: it is none, or its ``step`` needs an argument.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}: "
+            "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
+        )
+    of_torch: Any = optimizer
+    while isinstance(of_torch, AcceleratedOptimizer):
+        of_torch = of_torch.optimizer
+    try:
+        # Of the class: a scheduler wraps the method of the instance.
+        parameters = inspect.signature(type(of_torch).step).parameters
+    except (TypeError, ValueError):  # one that is not written in Python
+        return
+    for each in list(parameters.values())[1:]:
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+            raise TypeError(
+                f"`optimizer` must step without arguments, {type(of_torch).__name__}.step() needs "
+                f"`{each.name}`: a closure would run the model several times within a step, on "
+                "batches that are gone; use an optimizer that needs none, or a loop of your own"
+            )
 
 
 class PreparedOptimizer:
