@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def create_supervised_trainer(
     Args:
         model: the model to train. A root module in eval mode is set to train mode when a run
             starts; submodules of one in train mode keep their modes.
-        optimizer: an optimizer of the model's parameters, and of the loss function's if it is a
-            module.
+        optimizer: an optimizer of the model's parameters, and of those of a ``loss_fn``, a
+            ``batch_processor`` or another of the functions that is a module. Such a module is moved
+            to the device, and saved in checkpoints.
         loss_fn: (y_pred, y) -> scalar loss, the mean over the batch.
         data: the batches to train on; they can be given to ``run`` instead.
         accelerator: default: a new ``Accelerator`` with the settings of those there are.
@@ -106,13 +108,23 @@ def create_supervised_trainer(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: arguments that do not go together; a model without trainable parameters; an
-            optimizer or scheduler of other parameters; empty data.
+            optimizer or scheduler of other parameters; with several processes, a module beside the
+            model whose parameters the optimizer holds; empty data.
     """
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
     if isinstance(resume_from, str | Path):
         resume_from = ignite_hooks.checkpoint.ResumeCheckpoint(resume_from)
     check_no_device(data)
     _check_arguments(model, optimizer, loss_fn, batch_processor)
+    modules = _modules_beside(
+        model,
+        loss_fn=loss_fn,
+        batch_processor=batch_processor,
+        prepare_batch=prepare_batch,
+        model_fn=model_fn,
+        model_transform=model_transform,
+    )
+    _check_parameters(model, optimizer, modules)
     _check_own_handlers(grad_clip, validation, checkpoint, resume_from)
     _check_handlers(handlers)
     _check_unused(
@@ -122,6 +134,8 @@ def create_supervised_trainer(
         model_fn=(model_fn, apply_model),
     )
     accelerator = accelerator_or_default(accelerator)
+    _check_exchanged(model, modules, optimizer, accelerator)
+    _move_to_device(modules, accelerator)
     # DeepSpeed needs to see the loader together with the model, for the size of its batches.
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     with_loader = [data] if is_deepspeed and can_prepare(data) else []
@@ -139,7 +153,7 @@ def create_supervised_trainer(
     )
     process_function = supervised_step(model, optimizer_step, forward, output_transform)
     feeds = Feeds(accelerator)
-    trainer = Trainer(process_function, model, optimizer_step, feeds, loss_fn)
+    trainer = Trainer(process_function, model, optimizer_step, feeds, modules)
     if data is not None:
         feeds.add(data, DataFeed(loaders[0] if loaders else data, accelerator))
         trainer.set_data(data)
@@ -163,7 +177,6 @@ def _check_arguments(
         )
     check_optimizer(optimizer)
     _check_one_loss(loss_fn, batch_processor)
-    _check_parameters(model, optimizer, loss_fn)
 
 
 def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
@@ -249,8 +262,31 @@ def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
             )
 
 
+def _modules_beside(model: torch.nn.Module, **functions: Any) -> dict[str, torch.nn.Module]:
+    """Returns those of the functions that are modules, or methods of one, with their names.
+
+    The model, its parts, and a module that only holds the model are none of them: what they train
+    is the model's.
+    """
+    found: dict[str, torch.nn.Module] = {}
+    of_model = set(map(id, _tensors(model)))
+    for name, function in functions.items():
+        module = getattr(function, "__self__", function)
+        if isinstance(module, torch.nn.Module) and module not in found.values():
+            own = set(map(id, _tensors(module)))
+            if not own or own - of_model:
+                found[name] = module
+    return found
+
+
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
 def _check_parameters(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss_fn: Callable[..., Any] | None
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    modules: Mapping[str, torch.nn.Module],
 ) -> None:
     known = list(model.parameters())
     if not any(parameter.requires_grad for parameter in known):
@@ -260,17 +296,47 @@ def _check_parameters(
         )
     if _has_other_parameters(optimizer):
         return
-    if isinstance(loss_fn, torch.nn.Module):
-        known += loss_fn.parameters()
+    for module in modules.values():
+        known += module.parameters()
     ids = set(map(id, known))
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     foreign = sum(id(parameter) not in ids for parameter in own)
     if foreign:
         raise ValueError(
-            "`optimizer` must hold parameters of `model` (or of a `loss_fn` that is a module), "
-            f"{foreign} of its {len(own)} are not: make it from model.parameters() after the last "
-            "change to the model"
+            "`optimizer` must hold parameters of `model` (or of a `loss_fn`, `batch_processor` or "
+            f"other function that is a module), {foreign} of its {len(own)} are not: make it from "
+            "model.parameters() after the last change to the model"
         )
+
+
+def _check_exchanged(
+    model: torch.nn.Module,
+    modules: Mapping[str, torch.nn.Module],
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+) -> None:
+    """Raises a ValueError if several processes would train another module each for itself."""
+    if accelerator.num_processes == 1:
+        return
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own -= set(map(id, model.parameters()))
+    for name, module in modules.items():
+        if any(id(parameter) in own for parameter in module.parameters()):
+            raise ValueError(
+                f"`{name}` must have no parameters that `optimizer` holds with "
+                f"{accelerator.num_processes} processes, which exchange the gradients of `model` "
+                f"alone, got a {type(module).__name__} that has: make it a submodule of `model`, "
+                "whose forward calls it and may return (outputs, loss), with "
+                "batch_processor=lambda model, batch: model(batch)"
+            )
+
+
+def _move_to_device(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
+    """Moves modules from the CPU to the device; one that was put elsewhere stays there."""
+    for module in modules.values():
+        is_on_cpu = all(tensor.device.type == "cpu" for tensor in _tensors(module))
+        if accelerator.device_placement and is_on_cpu:
+            module.to(accelerator.device)
 
 
 def _has_other_parameters(optimizer: Any) -> bool:

@@ -11,10 +11,14 @@ from ignite_hooks import GradientClipping
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint import assert_resumable
 from ignite_hooks.core.handler import attached
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from tests.reference import Noisy
+from tests.reference import batches_of
 from tests.reference import make_model
+from tests.reference import seed
+from tests.reference import weights
 
 
 def make_trainer(data=None, **options):
@@ -204,3 +208,160 @@ def test_functions_unused_by_a_batch_processor_are_refused(name):
 def test_the_first_wrong_argument_is_named():
     with pytest.raises(TypeError, match="`grad_clip` must be a GradientClipping"):
         check(grad_clip=1.0, handlers=5)
+
+
+# Functions that are modules
+
+
+class Head(torch.nn.Module):
+    """Can be each of the functions: it multiplies by a parameter, with dropout."""
+
+    def __init__(self, model=None):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((1,), 1.5))
+        self.dropout = torch.nn.Dropout(0.2)
+        self.model = model
+
+    def forward(self, *given):
+        return self.dropout(self.scale * given[0])
+
+
+class LossHead(Head):
+    def forward(self, y_pred, y):
+        return F.mse_loss(super().forward(y_pred), y)
+
+
+class ProcessorHead(Head):
+    def forward(self, model, batch):
+        outputs = super().forward(model(batch[0]))
+        return outputs, F.mse_loss(outputs, batch[1])
+
+
+class InputHead(Head):
+    def forward(self, batch, device, non_blocking):
+        return super().forward(batch[0]), batch[1]
+
+
+class ModelHead(Head):
+    def forward(self, model, x):
+        return super().forward(model(x))
+
+
+HEADS = {
+    "loss_fn": LossHead,
+    "batch_processor": ProcessorHead,
+    "prepare_batch": InputHead,
+    "model_fn": ModelHead,
+    "model_transform": Head,
+}
+
+
+def trainer_with(name, head, data=None, model=None, **options):
+    model = make_model() if model is None else model
+    if name == "batch_processor":
+        options["loss_fn"] = None
+    given = {"loss_fn": F.mse_loss, "accelerator": Accelerator(cpu=True), **options}
+    given.setdefault(name, head)
+    if name == "loss_fn":
+        given["loss_fn"] = head
+    return create_supervised_trainer(model, sgd(model, head), data=data, **given)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_function_with_parameters_is_trained_and_resumed(name):
+    made = []
+
+    def make():
+        seed()
+        model, head = make_model(), HEADS[name]()
+        data = DataLoader(Noisy(10), 2, shuffle=True)
+        made.append(head)
+        return trainer_with(
+            name,
+            head,
+            data,
+            model,
+            accelerator=Accelerator(cpu=True, gradient_accumulation_steps=2),
+        )
+
+    assert list(make().modules) == ["model", name]
+    assert_resumable(make, max_steps=4, stops=[1, 3])
+    assert len({head.scale.item() for head in made[1:]}) == 1
+    assert made[1].scale.item() != 1.5
+
+
+def test_what_a_function_trains_is_what_a_plain_loop_trains():
+    model, head = make_model(), ProcessorHead()
+    optimizer = sgd(model, head)
+    data = batches_of(3)
+    seed()
+    for batch in data:
+        head(model, batch)[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    other = ProcessorHead()
+    trainer = trainer_with("batch_processor", other, data)
+    seed()
+    trainer.run()
+    assert torch.equal(weights(trainer.model), weights(model))
+    assert torch.equal(other.scale, head.scale)
+
+
+def test_the_method_of_a_module_counts_as_the_module():
+    head = ProcessorHead()
+    trainer = trainer_with("batch_processor", head, batch_processor=head.forward)
+    assert list(trainer.modules.values())[1] is head
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_function_that_holds_the_model_is_another_module_if_it_has_more(is_own):
+    model = make_model()
+    head = ProcessorHead(model) if is_own else torch.nn.Sequential(model)
+    function = head if is_own else lambda *given: None
+    options = {"batch_processor": function if is_own else head}
+    trainer = create_supervised_trainer(
+        model, sgd(*([head] if is_own else [model])), accelerator=Accelerator(cpu=True), **options
+    )
+    assert list(trainer.modules) == (["model", "batch_processor"] if is_own else ["model"])
+
+
+def test_a_frozen_function_needs_no_optimizer():
+    model, head = make_model(), InputHead().requires_grad_(False)
+    trainer = create_supervised_trainer(
+        model, sgd(model), F.mse_loss, prepare_batch=head, accelerator=Accelerator(cpu=True)
+    )
+    assert trainer.modules["prepare_batch"] is head
+
+
+def test_a_function_on_the_cpu_is_moved_to_the_device(monkeypatch):
+    monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
+    head = ModelHead()
+    trainer_with("model_fn", head)
+    assert head.scale.device.type == "meta"
+
+
+@pytest.mark.parametrize(("start", "placement"), [("meta", True), ("cpu", False)])
+def test_a_function_that_was_placed_by_hand_stays_there(start, placement, monkeypatch):
+    accelerator = Accelerator(cpu=True, device_placement=placement)
+    monkeypatch.setattr(Accelerator, "device", torch.device("cpu" if placement else "meta"))
+    head = ModelHead().to(start)
+    trainer_with("model_fn", head, accelerator=accelerator)
+    assert head.scale.device.type == start
+
+
+def test_several_processes_may_share_a_module_that_holds_the_model(monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    model = make_model()
+    head = ProcessorHead(model)
+    options = {"batch_processor": head, "accelerator": Accelerator(cpu=True)}
+    create_supervised_trainer(model, sgd(model), **options)
+    with pytest.raises(ValueError, match="`batch_processor` must have no parameters"):
+        create_supervised_trainer(model, sgd(head), **options)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_several_processes_do_not_exchange_what_a_function_learns(name, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    message = rf"`{name}` must have no parameters .* with 2 processes.*a submodule of `model`"
+    with pytest.raises(ValueError, match=message):
+        trainer_with(name, HEADS[name]())

@@ -83,8 +83,7 @@ class LoadedState:
             for kind, states in self._about.get("objects", {}).items()
         }
         self._modules = {}
-        for name in ("model", "loss_fn"):
-            about = self._about.get("modules", {}).get(name, {})
+        for name, about in self._about.get("modules", {}).items():
             state_dict = read_module(self.folder, name, names, about)
             if state_dict is not None:
                 self._modules[name] = state_dict

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -47,7 +48,7 @@ class Trainer(TrainingLoop):
         model: torch.nn.Module,
         optimizer_step: OptimizerStep,
         feeds: Feeds,
-        loss_fn: Any = None,
+        modules: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
         super().__init__(process_function, optimizer_step)
         self.accelerator = optimizer_step.accelerator
@@ -61,7 +62,7 @@ class Trainer(TrainingLoop):
         self.resume_report: ResumeReport | None = None
         self._usual_limits = Limits()
         self._feeds = feeds
-        self._loss_fn = loss_fn
+        self._modules = dict(modules or {})
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
         self._hooks = Hooks()
@@ -82,11 +83,14 @@ class Trainer(TrainingLoop):
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The trained modules by name, without wrappers: the model, and a loss with a state."""
-        modules = {"model": self.accelerator.unwrap_model(self.model, keep_torch_compile=False)}
-        if isinstance(self._loss_fn, torch.nn.Module) and self._loss_fn.state_dict():
-            modules["loss_fn"] = self._loss_fn
-        return modules
+        """The trained modules by name, without wrappers: the model, and others with a state.
+
+        The others are those that the factory was given as ``loss_fn``, ``batch_processor`` and so
+        on.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        others = {name: module for name, module in self._modules.items() if module.state_dict()}
+        return {"model": model, **others}
 
     def run(
         self,
