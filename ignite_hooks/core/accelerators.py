@@ -25,16 +25,38 @@ from accelerate.utils import GradientAccumulationPlugin
 
 __all__ = [
     "ITERATION_FLAGS",
+    "ShortWindow",
     "accelerator_or_default",
     "is_prepared",
     "prepared_models",
     "registered_objects",
     "shared_mixed_precision",
     "smallest_of_all",
+    "whole_accumulation",
 ]
 
 ITERATION_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iteration")
 """Attributes of a prepared loader that describe the one iteration it is in."""
+
+
+class ShortWindow(dict[str, Any]):
+    """Accelerate's settings of accumulation while a window of fewer batches is open.
+
+    They are swapped in for ``whole``, so that ``accelerator.backward`` divides by ``size``.
+    """
+
+    def __init__(self, whole: dict[str, Any], size: int) -> None:
+        super().__init__(whole, num_steps=size)
+        self.whole = whole
+        self.size = size
+
+
+def whole_accumulation(gradient_state: GradientState) -> dict[str, Any]:
+    """Returns the settings of accumulation of a full window, whichever window is open."""
+    settings: dict[str, Any] = gradient_state.plugin_kwargs
+    while isinstance(settings, ShortWindow):
+        settings = settings.whole
+    return settings
 
 
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:

@@ -30,6 +30,7 @@ from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.event_channels import channels_of
+from ignite_hooks.optim.accumulation import Accumulation
 from ignite_hooks.optim.lr_scheduler import SchedulerAt
 from ignite_hooks.optim.lr_scheduler import SchedulerDriver
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
@@ -101,7 +102,9 @@ class OptimizerStep(Handler):
         )
         self.steps = 0
         self.window = Window()
-        self._divisor = 1
+        self.accumulation = Accumulation(self._gradient_state, self.window)
+        self._divisor = 1  # of the losses of the window
+        self._divides_exactly = False
         self._timetable = Timetable()
         self._completed_steps = 0
         self.is_stepping = False
@@ -133,11 +136,11 @@ class OptimizerStep(Handler):
     def backward(self, loss: torch.Tensor) -> None:
         """Back-propagates ``loss`` with its share in the mean over the window.
 
-        Where the length of the data is known, so is the size of the window when it opens, and the
-        share is exact. ``accelerator.backward`` divides by the full size always; the gradient of
-        a short window is then scaled up at its end, which rounds differently.
+        In a trainer, where the length of the data is known, so is the size of the window when it
+        opens, and the share is exact, also that of ``accelerator.backward``. Else losses are
+        divided by the full size, and the gradient of a short window is scaled up at its end, which
+        rounds differently.
         """
-        self._divisor = self.window.size
         self.prepared.backward(loss, self._divisor)
 
     def synchronizing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
@@ -157,11 +160,14 @@ class OptimizerStep(Handler):
                 known; called only where windows have several batches.
         """
         gradient_state, window = self._gradient_state, self.window
-        full_size = self._divisor = gradient_state.num_steps
+        full_size = self._divisor = self.accumulation.full_size()
         window.take(full_size, batches_left() if full_size > 1 else None)
+        if window.size != full_size and self._divides_exactly:
+            self._divisor = window.size
+            self.accumulation.shorten(window.size)
         gradient_state.sync_gradients = window.is_closing
         # What `accelerator.accumulate`, if the process function uses it, makes the same of.
-        self.accelerator.step = full_size - 1 if window.is_closing else window.count - 1
+        self.accelerator.step = self._divisor - 1 if window.is_closing else window.count - 1
 
     def close_window(self, engine: Engine) -> bool:
         """Steps with the gradient of the mean over the window, and moves the scheduler.
@@ -175,13 +181,14 @@ class OptimizerStep(Handler):
         self._gradient_state.sync_gradients = True
         if self.window.count != self._divisor:
             self.prepared.scale(self._divisor / self.window.count)
+            self.accumulation.shorten(self.window.count)  # for losses of the handlers
         self.prepared.unscale()
         with channels_of(engine).on_optimizer_step:
             self._fire(engine, TrainEvents.OPTIMIZER_STEP_STARTED)
             for callback in self._called_before_step:
                 callback(engine)
             committed = self.prepared.step()
-            self.window.close()
+            self._end_window()
             if committed:
                 self.steps += 1
                 state.optimizer_step = self.steps
@@ -215,10 +222,14 @@ class OptimizerStep(Handler):
 
     def drop_window(self) -> None:
         """Forgets the batches of the open window and zeroes their gradients."""
-        self.window.close()
+        self._end_window()
         self.is_stepping = False
         self.accelerator.step = 0
         self.prepared.zero_grad()
+
+    def _end_window(self) -> None:
+        self.window.close()
+        self.accumulation.restore()
 
     def check(self, engine: Engine, event: Any) -> None:
         """One OptimizerStep for one engine, at the moments of its own."""
@@ -258,6 +269,8 @@ class OptimizerStep(Handler):
         self._fire = type(engine).fire_event if isinstance(engine, QuickEngine) else fire_within
         if is_trainer(engine):
             belongings(engine)[_STEPS_ITSELF] = True
+            # The process function of a plain engine may divide by a number of its own.
+            self._divides_exactly = True
             self._attach_to_trainer(attachment)
         else:
             if has_handlers(engine, Events.ITERATION_COMPLETED):

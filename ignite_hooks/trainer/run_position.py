@@ -175,7 +175,7 @@ class RunPosition:
         limits, length = self.limits, self.epoch_length or self._length_of_pass
         if limits.max_steps is None or limits.max_epochs is not None or length is None:
             return None
-        window = self._optimizer_step.accelerator.gradient_accumulation_steps
+        window = self._optimizer_step.accumulation.full_size()
         return self.place.progress.epochs_for(limits.max_steps - self.steps, window, length)
 
     def count_batch(self) -> Progress:

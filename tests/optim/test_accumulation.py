@@ -1,0 +1,352 @@
+"""Accelerate keeps one number of batches per step: whose it is, and in short windows."""
+
+import itertools
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks import OptimizerStep
+from ignite_hooks import TrainEvents
+from ignite_hooks import create_supervised_evaluator
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.optim import accumulation
+from ignite_hooks.optim import optimizer_step
+from tests.reference import Repeatable
+from tests.reference import batches_of
+from tests.reference import make_model
+from tests.reference import make_trainer
+from tests.reference import weights
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+# Losses that users back-propagate themselves
+
+
+def penalty(model):
+    return model[0].weight.pow(2).sum()
+
+
+def add_in_batch_processor(accelerator):
+    def process(model, batch):
+        accelerator.backward(penalty(model))
+        return (outputs := model(batch[0])), F.mse_loss(outputs, batch[1])
+
+    return {"loss_fn": None, "batch_processor": process}, lambda trainer: None
+
+
+def add_at(event):
+    def way(accelerator):
+        def attach(trainer):
+            trainer.add_event_handler(event, lambda t: accelerator.backward(penalty(t.model)))
+
+        return {}, attach
+
+    return way
+
+
+def add_in_hook(accelerator):
+    def after_backward(engine):
+        yield
+        accelerator.backward(penalty(engine.model))
+
+    return {}, lambda trainer: trainer.hooks.register("on_batch", after_backward)
+
+
+WAYS = {
+    "batch_processor": add_in_batch_processor,
+    "handler": add_at(TrainEvents.MODEL_BACKWARD_COMPLETED),
+    "hook": add_in_hook,
+}
+
+
+def by_hand(batches, accumulation, *, is_first=False, is_once=False, precision="no"):
+    """A plain loop whose every loss, the penalty included, counts as its share of the window."""
+    model = make_model(dropout=0)
+    optimizer = sgd(model)
+    for first in range(0, len(batches), accumulation):
+        window = batches[first : first + accumulation]
+        for index, (x, y) in enumerate(window):
+            if is_first:
+                (penalty(model) / len(window)).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                outputs = model(x)
+            (F.mse_loss(outputs.float(), y) / len(window)).backward()
+            if not is_first and (not is_once or index + 1 == len(window)):
+                (penalty(model) / len(window)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights(model)
+
+
+def trained(way, data, accumulation, *, is_plain=True, precision="no", is_left_at=None):
+    accelerator = Accelerator(
+        cpu=True, gradient_accumulation_steps=accumulation, mixed_precision=precision
+    )
+    model = make_model(dropout=0)
+    options, attach = way(accelerator)
+    trainer = create_supervised_trainer(
+        model, sgd(model), data=data, accelerator=accelerator, **{"loss_fn": F.mse_loss, **options}
+    )
+    trainer._optimizer_step.prepared.is_plain = is_plain
+    attach(trainer)
+    trainer.run()
+    assert accelerator.gradient_accumulation_steps == (is_left_at or accumulation)
+    return weights(trainer.model)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize(("accumulation", "number"), [(4, 6), (3, 5), (4, 3), (3, 4)])
+@pytest.mark.parametrize("way", WAYS)
+def test_another_loss_counts_as_much_as_the_first(way, accumulation, number, is_plain, precision):
+    if (way, precision) == ("batch_processor", "bf16"):
+        pytest.skip("all of a batch processor is in autocast, the penalty too")
+    data = batches_of(number)
+    found = trained(WAYS[way], data, accumulation, is_plain=is_plain, precision=precision)
+    is_first = way == "batch_processor"
+    assert torch.equal(found, by_hand(data, accumulation, is_first=is_first, precision=precision))
+
+
+@pytest.mark.parametrize(("accumulation", "number"), [(4, 6), (3, 5)])
+@pytest.mark.parametrize("way", WAYS)
+def test_another_loss_counts_as_much_where_the_end_is_not_known(way, accumulation, number):
+    data = batches_of(number)
+    found = trained(WAYS[way], Repeatable(data), accumulation)
+    expected = by_hand(data, accumulation, is_first=way == "batch_processor")
+    # Divided by 3 and multiplied by 3 / 2 is rounded twice more than divided by 2; 4 is exact.
+    tolerance = {"rtol": 0, "atol": 0} if accumulation == 4 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(found, expected, **tolerance)
+
+
+@pytest.mark.parametrize("kind", [list, Repeatable])
+def test_a_loss_added_before_the_step_counts_as_one_of_the_window(kind):
+    data = batches_of(6)
+    way = add_at(TrainEvents.OPTIMIZER_STEP_STARTED)
+    assert torch.equal(trained(way, kind(data), 4), by_hand(data, 4, is_once=True))
+
+
+def test_an_evaluator_made_in_a_short_window_leaves_its_number():
+    def way(accelerator):
+        options, attach = WAYS["handler"](accelerator)
+
+        def attach_both(trainer):
+            trainer.add_event_handler(
+                Events.ITERATION_STARTED, lambda t: create_supervised_evaluator(t.model)
+            )
+            attach(trainer)
+
+        return options, attach_both
+
+    data = batches_of(6)
+    assert torch.equal(trained(way, data, 4), by_hand(data, 4))
+
+
+def test_a_number_that_a_handler_sets_in_a_short_window_stays():
+    trainer = make_trainer(batches_of(6), accumulation=4)
+
+    @trainer.on(Events.ITERATION_STARTED(once=5))
+    def change(trainer):
+        trainer.accelerator.gradient_accumulation_steps = 3
+
+    trainer.run(max_epochs=2)
+    assert trainer.accelerator.gradient_accumulation_steps == 3
+    assert trainer.state.optimizer_step == 2 + 2
+
+
+def test_a_window_that_ends_before_its_size_has_the_number_of_its_batches():
+    trainer = make_trainer(accumulation=4)
+    step, seen = trainer._optimizer_step, []
+
+    def note(*_):
+        seen.append(trainer.accelerator.gradient_accumulation_steps)
+
+    trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, note)
+    for left in (3, 1):
+        step.take_batch(lambda left=left: left)
+        note()
+    step.close_window(trainer)
+    note()
+    assert seen == [3, 3, 2, 4]
+
+
+def test_epochs_are_counted_in_full_windows_within_a_short_one():
+    trainer, seen = make_trainer(batches_of(6), accumulation=4), []
+    for event in (Events.EPOCH_STARTED, Events.ITERATION_STARTED(once=5)):
+        trainer.add_event_handler(event, lambda t: seen.append(t._position.epochs_to_take))
+    trainer.run(max_steps=20)
+    assert set(seen) == {10}
+
+
+def test_another_training_within_a_short_window_has_full_ones():
+    data = batches_of(6)
+    alone = make_trainer(data, accumulation=4)
+    alone.run()
+    inner = make_trainer(data, accelerator=alone.accelerator)
+    outer = make_trainer(data, accelerator=alone.accelerator)
+    outer.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda _: inner.run())
+    outer.run()
+    assert torch.equal(weights(inner.model), weights(alone.model))
+    assert torch.equal(weights(outer.model), weights(alone.model))
+    assert alone.accelerator.gradient_accumulation_steps == 4
+
+
+def make_interruption():
+    """Has a training interrupted at the n-th line of the package that keeps the number."""
+    files = {accumulation.__file__, optimizer_step.__file__}
+
+    class Interruption:
+        def __init__(self, at):
+            self.left = at
+
+        def __call__(self, frame, event, argument):
+            if frame.f_code.co_filename not in files:
+                return None
+            if event == "line":
+                self.left -= 1
+                if self.left == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return self
+
+    return Interruption
+
+
+def test_an_interruption_leaves_the_number_as_it_was():
+    interruption_of, before = make_interruption(), sys.gettrace()
+    for at in itertools.count(1):
+        trainer = make_trainer(batches_of(2), accumulation=4)
+        interruption = interruption_of(at)
+        sys.settrace(interruption)
+        try:
+            trainer.run(max_epochs=1)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert trainer.accelerator.gradient_accumulation_steps == 4
+        if interruption.left > 0:
+            break
+    assert at > 60
+
+
+def test_a_number_left_behind_is_put_right_by_the_next_run():
+    trainer = make_trainer(batches_of(4), accumulation=4)
+    trainer._optimizer_step.accumulation.shorten(2)  # as two interruptions can leave it
+    seen = []
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED,
+        lambda trainer: seen.append(trainer.accelerator.gradient_accumulation_steps),
+    )
+    trainer.run()
+    assert (seen, trainer.state.optimizer_step) == ([4] * 4, 1)
+
+
+# A second accelerator
+
+
+def told(act):
+    """The warnings of ``act`` about accelerators."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        act()
+    return [str(each.message) for each in caught if "accelerators" in str(each.message)]
+
+
+def test_a_second_accelerator_with_another_number_is_told_once():
+    data = batches_of(8)
+    first = make_trainer(data, accumulation=4)
+    first.run()
+    second = make_trainer(data, accumulation=8)
+    assert told(second.run) == []
+    (message,) = told(first.run)
+    assert "Accelerator(4) was followed by an Accelerator(8)" in message
+    assert "built with 4, now takes 8 batches a step" in message
+    assert "accelerator.gradient_accumulation_steps = 4 before" in message
+    assert told(first.run) == told(second.run) == []
+    assert first.state.optimizer_step == 1
+
+
+def test_an_accelerator_made_during_a_run_is_told_in_it():
+    trainer = make_trainer(batches_of(8), accumulation=4)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), lambda _: Accelerator(cpu=True))
+    (message,) = told(trainer.run)
+    assert "Accelerator(4) was followed by an Accelerator(1)" in message
+
+
+def test_an_accelerator_made_in_a_short_window_is_told_and_keeps_its_number():
+    def way(accelerator):
+        options, attach = WAYS["handler"](accelerator)
+
+        def attach_both(trainer):
+            trainer.add_event_handler(
+                Events.ITERATION_COMPLETED(once=5),
+                lambda _: Accelerator(cpu=True, gradient_accumulation_steps=8),
+            )
+            attach(trainer)
+
+        return options, attach_both
+
+    data, found = batches_of(6), []
+    (message,) = told(lambda: found.append(trained(way, data, 4, is_left_at=8)))
+    assert "Accelerator(4) was followed by an Accelerator(8)" in message
+    assert torch.equal(*found, by_hand(data, 4))
+
+
+def test_an_accelerator_made_on_the_last_batch_is_told_to_the_next_run():
+    trainer = make_trainer(batches_of(6), accumulation=4)
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=6),
+        lambda _: Accelerator(cpu=True, gradient_accumulation_steps=8),
+    )
+    assert told(trainer.run) == []
+    assert trainer.accelerator.gradient_accumulation_steps == 8
+    assert len(told(trainer.run)) == 1
+
+
+def test_an_accelerator_of_an_evaluator_is_told_on_a_plain_engine_too():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = make_model(dropout=0)
+    engine = Engine(lambda engine, batch: accelerator.backward(model(batch[0]).sum()))
+    OptimizerStep(accelerator, sgd(model)).attach(engine)
+    create_supervised_evaluator(model, accelerator=Accelerator(cpu=True))
+    assert len(told(lambda: engine.run(batches_of(2)))) == 1
+
+
+@pytest.mark.parametrize("number", [7, 8])
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda trainer: setattr(trainer.accelerator, "gradient_accumulation_steps", 8),
+        lambda trainer: Accelerator(cpu=True, gradient_accumulation_steps=4),
+        lambda trainer: create_supervised_evaluator(trainer.model),
+    ],
+    ids=["set by hand", "same number", "default"],
+)
+def test_a_number_that_is_meant_is_not_told(meanwhile, number):
+    trainer = make_trainer(batches_of(number), accumulation=4)
+    trainer.run()
+    meanwhile(trainer)
+    assert told(trainer.run) == []
+
+
+def test_a_number_that_is_set_back_is_not_told():
+    trainer = make_trainer(batches_of(8), accumulation=4)
+    other = make_trainer(batches_of(8), accumulation=8)
+    assert told(other.run) == []
+    trainer.accelerator.gradient_accumulation_steps = 4
+    assert told(trainer.run) == []
+
+
+def test_trainings_one_after_the_other_are_not_told():
+    for number in (1, 4, 2):
+        trainer = make_trainer(batches_of(4), accumulation=number)
+        assert told(trainer.run) == []
