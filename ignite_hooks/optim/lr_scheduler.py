@@ -1,5 +1,6 @@
 """Learning rate schedulers: which can be used, and when they move."""
 
+import warnings
 from typing import Any
 from typing import Literal
 from typing import get_args
@@ -49,12 +50,47 @@ class SchedulerDriver:
         self._metric = metric
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
         self._ended_epoch: int | None = None  # the iteration after which it began
+        wrapped = self.lr_scheduler
+        is_prepared = isinstance(wrapped, AcceleratedScheduler)
+        self._of_torch = wrapped.scheduler if is_prepared else wrapped
+        self._left_at: int | None = None  # its `last_epoch` after our last step
+        self._has_warned = False
         _check_metric(self.lr_scheduler, at, metric)
 
     @property
     def takes_metric(self) -> bool:
         """Whether the scheduler is given a metric."""
         return self._metric is not None
+
+    def step(self, *metric: Any) -> None:
+        """Moves the scheduler; warns once if something else has moved it since the last time.
+
+        A scheduler that stands further back has had a state loaded.
+        """
+        left_at, found_at = self._left_at, self._place()
+        if left_at is not None and found_at > left_at and not self._has_warned:
+            self._warn(left_at, found_at)
+        self._left_at = None  # one that fails or is interrupted half-way has moved or has not
+        self.lr_scheduler.step(*metric)
+        self._left_at = self._place()
+
+    def _place(self) -> int:
+        place: int = getattr(self._of_torch, "last_epoch", 0)  # a ChainedScheduler has none
+        return place
+
+    def forget_place(self) -> None:
+        """Forgets where the scheduler stood: a state may have been loaded."""
+        self._left_at = None
+
+    def _warn(self, left_at: int, found_at: int) -> None:
+        self._has_warned = True
+        warnings.warn(
+            f"`lr_scheduler` must be stepped in one place: it is stepped after each {self.at} "
+            f"already, and in between its `last_epoch` went from {left_at} to {found_at}, so the "
+            "learning rate runs ahead. Remove the other lr_scheduler.step(), or do not give it as "
+            "`lr_scheduler`",
+            stacklevel=3,
+        )
 
     def end_epoch(self, began_after: int) -> bool:
         """Notes that an epoch has ended; returns whether the scheduler is to move now.
@@ -73,7 +109,7 @@ class SchedulerDriver:
             return
         arguments = [] if self._metric is None else [self._value(engine, began_after)]
         self._ended_epoch = None  # before: one that raises half-way cannot be repaired
-        self.lr_scheduler.step(*arguments)
+        self.step(*arguments)
 
     def after_validation(self, engine: Engine, *, are_more_to_come: bool) -> None:
         """Moves a scheduler by validation, if this validation gave its metric.
@@ -92,7 +128,7 @@ class SchedulerDriver:
             if is_of_another or is_of_later:
                 return
             arguments = [self._value(engine, -1)]
-        self.lr_scheduler.step(*arguments)
+        self.step(*arguments)
 
     def start_new_run(self) -> None:
         """Forgets an epoch that ended in the run before."""

@@ -132,6 +132,7 @@ class OptimizerStep(Handler):
         """Sets the number of steps committed so far; nothing is left to be done after them."""
         self.steps = self._completed_steps = step
         self._timetable.start_from(step)
+        self.scheduler.forget_place()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Back-propagates ``loss`` with its share in the mean over the window.
@@ -194,7 +195,7 @@ class OptimizerStep(Handler):
                 state.optimizer_step = self.steps
                 state.step_committed = True
                 if self.scheduler.moves_by_step:
-                    self.scheduler.lr_scheduler.step()
+                    self.scheduler.step()
                 self._fire(engine, TrainEvents.OPTIMIZER_STEP_COMPLETED)
         self.is_stepping = False
         return committed

@@ -1,3 +1,6 @@
+import copy
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,15 +9,19 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from ignite.engine import Engine
 from ignite.engine import Events
+from ignite.handlers import FastaiLRFinder
 from ignite.handlers.param_scheduler import LinearCyclicalScheduler
 from ignite.handlers.param_scheduler import LRScheduler as IgniteLRScheduler
 from ignite.metrics import Average
+from torch.optim.lr_scheduler import ChainedScheduler
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ignite_hooks import OptimizerStep
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
@@ -461,3 +468,132 @@ def test_class_needing_more_arguments_is_refused_with_a_remedy():
         SchedulerDriver(torch.optim.lr_scheduler.StepLR, optimizer, "step", None)
     driver = SchedulerDriver(torch.optim.lr_scheduler.ConstantLR, optimizer, "step", None)
     assert driver.lr_scheduler.optimizer is optimizer
+
+
+# A scheduler that is moved by another too
+
+
+def told(act):
+    """The warnings of ``act`` about the scheduler."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        act()
+    return [str(each.message) for each in caught if "`lr_scheduler`" in str(each.message)]
+
+
+def step_it(trainer):
+    trainer.lr_scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("scheduler_at", "event", "moves"),
+    [
+        ("step", Events.ITERATION_COMPLETED, "from 2 to 3"),
+        ("step", TrainEvents.OPTIMIZER_STEP_STARTED, "from 2 to 3"),
+        ("step", TrainEvents.STEP_COMPLETED, "from 1 to 2"),
+        ("step", Events.EPOCH_COMPLETED, "from 2 to 3"),
+        ("epoch", TrainEvents.STEP_COMPLETED, "from 3 to 5"),
+        ("validation", TrainEvents.STEP_COMPLETED, "from 3 to 5"),
+    ],
+)
+def test_a_scheduler_that_the_user_moves_too_is_told_once(scheduler_at, event, moves):
+    validation = Validation(lambda model: {}, every_epochs=1)
+    trainer = make_trainer(halving, scheduler_at, validation=validation)
+    trainer.add_event_handler(event, step_it)
+    (message,) = told(lambda: trainer.run(max_epochs=3))
+    assert f"stepped after each {scheduler_at} already" in message
+    assert f"`last_epoch` went {moves}, so the learning rate runs ahead" in message
+    assert "Remove the other lr_scheduler.step()" in message
+    assert told(lambda: trainer.run(max_epochs=4)) == []
+
+
+@pytest.mark.parametrize("make", [halving, lambda o: OneCycleLR(o, max_lr=0.5, total_steps=99)])
+def test_a_scheduler_wrapped_by_ignite_too_is_told(make):
+    trainer = make_trainer(make)
+    wrapped = IgniteLRScheduler(trainer.lr_scheduler)
+    trainer.add_event_handler(Events.ITERATION_STARTED, wrapped)
+    assert len(told(lambda: trainer.run(max_epochs=2))) == 1
+
+
+def test_a_scheduler_prepared_with_accelerate_and_moved_in_the_loop_is_told():
+    accelerator = Accelerator(cpu=True)
+    model = make_model(dropout=0)
+    optimizer = make_sgd(model)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, halving(optimizer))
+    engine = Engine(lambda engine, batch: (accelerator.backward(model(batch[0]).sum()), step()))
+
+    def step():
+        scheduler.step()
+
+    OptimizerStep(accelerator, optimizer, scheduler).attach(engine)
+    assert len(told(lambda: engine.run(make_batches()))) == 1
+
+
+def train_again(trainer):
+    trainer.run(max_epochs=1)
+
+
+def go_back(trainer):
+    first = copy.deepcopy(trainer.lr_scheduler.state_dict())
+    trainer.run(max_epochs=1)
+    trainer.lr_scheduler.load_state_dict(first)
+
+
+def load_a_later_state(trainer):
+    """A checkpoint of Ignite's, say, of a run that went further."""
+    further = make_trainer(halving)
+    further.run(max_epochs=3)
+    trainer.run(max_epochs=1)
+    trainer.load_state_dict(further.state_dict())
+    trainer.lr_scheduler.load_state_dict(further.lr_scheduler.state_dict())
+    trainer.run(max_epochs=5)
+
+
+def set_the_rate(trainer):
+    def halve(trainer):
+        trainer.optimizer.param_groups[0]["lr"] /= 2
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, halve)
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, LinearCyclicalScheduler(trainer.optimizer, "lr", 0.1, 0.2, 10)
+    )
+
+
+def find_the_rate(trainer):
+    finder = FastaiLRFinder()
+    to_save = {"model": trainer.model, "optimizer": trainer.optimizer}
+    with finder.attach(trainer, to_save=to_save, num_iter=2, end_lr=1.0) as with_finder:
+        with_finder.run(trainer.state.dataloader)
+
+
+def fail_in_the_scheduler(trainer):
+    trainer.run(max_epochs=1)
+    scheduler = trainer.lr_scheduler
+    get_lr = scheduler.get_lr
+    scheduler.get_lr = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.run(max_epochs=2)
+    scheduler.get_lr = get_lr
+
+
+@pytest.mark.parametrize(
+    "act",
+    [train_again, go_back, load_a_later_state, set_the_rate, find_the_rate, fail_in_the_scheduler],
+)
+def test_a_scheduler_that_only_the_trainer_moves_is_not_told(act):
+    trainer = make_trainer(halving)
+    assert told(lambda: (act(trainer), trainer.run(max_epochs=6))) == []
+
+
+def test_a_resumed_scheduler_is_not_told(tmp_path):
+    make_trainer(halving, checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=3)
+    trainer = make_trainer(halving)
+    trainer.run(max_epochs=1)
+    ResumeCheckpoint(tmp_path).attach(trainer)
+    assert told(lambda: trainer.run(max_epochs=5)) == []
+
+
+def test_a_chain_of_schedulers_which_counts_nothing_is_not_watched():
+    trainer = make_trainer(lambda optimizer: ChainedScheduler([halving(optimizer)]))
+    trainer.add_event_handler(TrainEvents.STEP_COMPLETED, step_it)
+    assert told(trainer.run) == []
