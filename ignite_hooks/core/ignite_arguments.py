@@ -1,4 +1,4 @@
-"""Arguments of Ignite's factories that ours have not: an error says what replaces each."""
+"""Arguments that only Ignite's factories have: an error says what replaces each."""
 
 import inspect
 from collections.abc import Callable
@@ -84,6 +84,6 @@ def check_no_device(data: Any) -> None:
 
 
 def _explanation_of(names: Iterable[str]) -> str:
-    """What there is here for arguments that were given in Ignite's order."""
+    """Returns what replaces each of the arguments that were given in Ignite's order."""
     parts = [f"`{name}`: {_REMEDIES.get(name, f'pass {name}=…')}" for name in names]
     return f". In Ignite's order they are {'; '.join(parts)}" if parts else ""

@@ -108,8 +108,6 @@ def trained(way, data, accumulation, *, is_plain=True, precision="no", is_left_a
 @pytest.mark.parametrize(("accumulation", "number"), [(4, 6), (3, 5), (4, 3), (3, 4)])
 @pytest.mark.parametrize("way", WAYS)
 def test_another_loss_counts_as_much_as_the_first(way, accumulation, number, is_plain, precision):
-    if (way, precision) == ("batch_processor", "bf16"):
-        pytest.skip("all of a batch processor is in autocast, the penalty too")
     data = batches_of(number)
     found = trained(WAYS[way], data, accumulation, is_plain=is_plain, precision=precision)
     is_first = way == "batch_processor"
