@@ -46,6 +46,15 @@ The edges:
 - A window closes when it is full, when a pass over the data ends, at ``epoch_length`` and at
   ``max_iters``. ``terminate()``, ``terminate_epoch()`` and failures drop the open window and zero
   its gradients.
+- An epoch is one pass over the data, however long that pass is, unless ``epoch_length`` is given.
+  ``state.epoch_length`` shows the length of the present pass, None until it is known.
+- Limits and ``epoch_length`` on the state are live: what a handler writes counts from the next look
+  of the loop: after STARTED, EPOCH_STARTED, each iteration and each epoch. A limit ends the run
+  when it is reached or passed, None lifts it, and no limit left is an error. None of it reopens or
+  splits a step: a window that the end finds open is dropped. Such limits belong to that run.
+- ``set_data`` takes the next batch from other data, and the present epoch ends with their pass, or
+  at ``epoch_length``. Data that are put on ``state.dataloader`` come at DATALOADER_STOP_ITERATION,
+  at EPOCH_STARTED, or with the next run.
 - All validations that are due by schedule at one moment are one. At the last batch of an epoch,
   and at one that ``terminate_epoch()`` makes the last, validation and save wait for
   EPOCH_COMPLETED. A Validation that is attached to an event acts in its turn there, by itself.
@@ -64,7 +73,7 @@ The edges:
 - After a stop or a failure the next ``run()`` goes on from the last step boundary: the batches of
   the broken window are given again. After a failure that came when the step was committed, what
   was left of that moment comes first, after STARTED: STEP_COMPLETED if it had not begun, step
-  schedules, the validation and the save.
+  schedules, the validation and the save. Ignite's running metrics go on as well.
 - ``last_event_name`` in a handler is that handler's event, whatever was fired within.
 """
 

@@ -159,11 +159,18 @@ def draw_each():
 
 
 def make_trainer(
-    data=None, *, accumulation=1, dropout=0.0, model=None, accelerator=None, **options
+    data=None,
+    *,
+    accumulation=1,
+    dropout=0.0,
+    model=None,
+    optimizer=None,
+    accelerator=None,
+    **options,
 ):
     """A trainer of ``make_model``, by SGD with momentum and the mean squared error."""
     model = make_model(dropout) if model is None else model
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     accelerator = accelerator or Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     if "batch_processor" not in options:
         options.setdefault("loss_fn", F.mse_loss)

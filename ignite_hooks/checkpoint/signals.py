@@ -2,10 +2,16 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from ignite_hooks.core.held_signals import handler_of
+from ignite_hooks.core.held_signals import replace_handler
+from ignite_hooks.core.restoring import restored
 
 __all__ = ["StopSignals"]
 
@@ -24,24 +30,38 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self.received: str | None = None
         self._names = {int(signal.Signals[name]): name for name in names}
         self._found: dict[int, Any] = {}
-        self._depth = 0
+        self._users: list[object] = []
 
     def __enter__(self) -> "StopSignals":
-        self._depth += 1
-        if self._depth > 1:
-            return self
-        if threading.current_thread() is threading.main_thread():
-            for number in self._names:
-                found = signal.getsignal(number)
-                if found is not None:
-                    self._found[number] = found
-                    signal.signal(number, self._note)
+        self._enter(object())
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._depth -= 1
-        if not self._depth:
+        self._leave(self._users[-1])
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Notes signals in the body, and leaves none of its handlers even if it breaks off."""
+        user = object()
+        with restored(lambda: self._leave(user), alone=True):
+            self._enter(user)
+            yield
+
+    def _enter(self, user: object) -> None:
+        self._users.append(user)
+        if len(self._users) > 1:
+            return
+        if threading.current_thread() is threading.main_thread():
+            for number in self._names:
+                found = handler_of(number)
+                if found is not None:
+                    self._found[number] = found
+                    replace_handler(number, self._note)
+
+    def _leave(self, user: object) -> None:
+        if self._users == [user]:
             self._put_back_all()
+        self._users = [each for each in self._users if each is not user]
 
     def forget(self) -> None:
         """Begins without a signal."""
@@ -59,6 +79,6 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             self._put_back(number)
 
     def _put_back(self, number: int) -> None:
-        found = self._found.pop(number)
-        if signal.getsignal(number) == self._note:  # else someone has set another meanwhile
-            signal.signal(number, found)
+        if handler_of(number) == self._note:  # else someone has set another meanwhile
+            replace_handler(number, self._found[number])
+        del self._found[number]

@@ -97,7 +97,7 @@ class Saving:
             self._signals.forget()
             self._begin(trainer)
         self._last_time = monotonic()
-        with self._signals:
+        with self._signals.noted():
             with self._finishing(trainer):
                 yield
                 if _has_ended(trainer) and (self._is_signalled(trainer) or self._options.at_end):

@@ -49,6 +49,7 @@ __all__ = [
     "is_interrupted",
     "is_running",
     "move_to_front",
+    "owner_of",
     "set_turn",
 ]
 
@@ -143,6 +144,7 @@ class QuickEngine(Engine):
         self._heard: dict[Any, tuple[Callable[..., Any], ...]] = {}
         self._firing: Any = None  # the innermost event whose handlers are being called
         self._added_while_firing: list[tuple[Any, Any]] = []
+        self._due_events: dict[Any, list[Any]] = {}
         super().__init__(process_function)
 
     def register_events(self, *event_names: Any, event_to_attr: Any = None) -> None:
@@ -203,10 +205,32 @@ class QuickEngine(Engine):
         attached = {_name(event): handlers for event, handlers in self._event_handlers.items()}
         self._heard = {
             name: tuple(
-                self._called_with_engine(*each) for each in _in_turn(name, attached.get(name, ()))
+                self._heard_as(name, *each) for each in _in_turn(name, attached.get(name, ()))
             )
             for name in map(_name, self._allowed_events)
         }
+        for name, due in self._due_events.items():
+            self._heard[name] = _emptying(due, self._heard[name])
+
+    def due_until_fired(self, event: Any) -> list[Any]:
+        """Returns a list that is emptied when the first handler of ``event`` is called.
+
+        Both are one line, so that an exception at any line leaves the event either due or begun.
+        Handlers that only note what is due come before: they may be called twice.
+        """
+        due: list[Any] = []
+        self._due_events[_name(event)] = due
+        self._update_handlers()
+        return due
+
+    def _forget_firing(self) -> None:
+        """Takes no event for one that is being fired, whatever broke off."""
+        self._firing = None
+        self._added_while_firing.clear()
+
+    def _heard_as(self, name: Any, function: Any, args: Any, kwargs: Any) -> Callable[..., Any]:
+        """What is called at the event ``name`` for a handler in the table."""
+        return self._called_with_engine(function, args, kwargs)
 
     def _called_with_engine(
         self, function: Callable[..., Any], args: Any, kwargs: Any
@@ -324,6 +348,21 @@ def _name(event: Any) -> Any:
     return event._name_ if isinstance(event, CallableEventWithFilter) else event
 
 
+def _emptying(
+    due: list[Any], handlers: tuple[Callable[..., Any], ...]
+) -> tuple[Callable[..., Any], ...]:
+    """Has the first handler that does not only note what is due empty a list when it is called."""
+    notes = sum(1 for each in handlers if getattr(each, _TURN, None) is Turn.NOTE)
+    if notes == len(handlers):
+        return handlers
+    first = handlers[notes]
+
+    def call_first(*args: Any, **kwargs: Any) -> None:
+        due.clear(), first(*args, **kwargs)  # type: ignore[func-returns-value]  # as one line
+
+    return (*handlers[:notes], call_first, *handlers[notes + 1 :])
+
+
 def set_turn(handler: Callable[..., Any], turn: Turn) -> None:
     """Has ``handler`` called in its turn among the handlers of an event of a trainer."""
     setattr(handler, _TURN, turn)  # wrappers around it get this attribute too
@@ -340,21 +379,24 @@ def _in_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
     is_epoch_end = event_name == Events.EPOCH_COMPLETED.name
 
     def turn_of(entry: Any) -> Turn:
-        if is_epoch_end and _is_of(entry[0], Metric):
+        if is_epoch_end and owner_of(entry[0], Metric) is not None:
             return Turn.METRICS
         turn = getattr(entry[0], _TURN, None)
         return turn if isinstance(turn, Turn) else Turn.OTHERS  # a mock has any attribute
 
-    head = [*itertools.takewhile(lambda entry: _is_of(entry[0], BasicTimeProfiler), entries)]
+    head = [*itertools.takewhile(lambda each: owner_of(each[0], BasicTimeProfiler), entries)]
     return head + sorted(entries[len(head) :], key=turn_of)
 
 
-def _is_of(function: Any, kind: type) -> bool:
-    """Returns whether a handler, wrapped or not, is a method of an object of this kind.
+def owner_of(function: Any, kind: type) -> Any:
+    """Returns the object of this kind whose method a handler, wrapped or not, is; else None.
 
     The method may be decorated in its class, as ``Metric.iteration_completed`` is: what it wraps is
     bound to nothing.
     """
-    while function is not None and not isinstance(getattr(function, "__self__", None), kind):
+    while function is not None:
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, kind):
+            return owner
         function = getattr(function, "__wrapped__", None)
-    return function is not None
+    return None

@@ -15,6 +15,7 @@ from ignite.engine import Events
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import move_to_front
 from ignite_hooks.core.engine import set_turn
+from ignite_hooks.core.restoring import restored
 from ignite_hooks.core.run_scope import Scope
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.timetable import Timetable
@@ -211,10 +212,18 @@ class Scheduled(Handler):
         if self.every_epochs is not None:
             event = Events.EPOCH_COMPLETED(every=self.every_epochs)
             attachment.on(event, act, turn=turn_by_epoch)
-        self.on_steps(attachment, act)
+        self.on_steps(attachment, act, is_note=turn_by_epoch is Turn.NOTE)
 
-    def on_steps(self, attachment: Attachment, act: Callable[[Engine], Any]) -> None:
-        """Has ``act(engine)`` called whenever the schedule by step is due."""
+    def on_steps(
+        self, attachment: Attachment, act: Callable[[Engine], Any], *, is_note: bool = False
+    ) -> None:
+        """Has ``act(engine)`` called whenever the schedule by step is due.
+
+        Args:
+            attachment: the attachment.
+            act: is called with the engine.
+            is_note: whether it only notes what is due; then it is called again if it broke off.
+        """
         if self.every_steps is not None:
             every = self.every_steps
 
@@ -223,26 +232,31 @@ class Scheduled(Handler):
                     act(engine)
 
             name = type(self).__name__
-            attachment.during_run(lambda engine: _every_steps(engine, every, act_if_attached, name))
+            attachment.during_run(
+                lambda engine: _every_steps(engine, every, act_if_attached, name, is_note)
+            )
 
 
 @contextmanager
 def _every_steps(
-    engine: Engine, every: int, act: Callable[[Engine], Any], name: str
+    engine: Engine, every: int, act: Callable[[Engine], Any], name: str, is_note: bool
 ) -> Iterator[None]:
     timetables = (handler.timetable for handler in attached(engine, Handler))
     timetable = next((each for each in timetables if each is not None), None)
     if timetable is not None:
-        remove = timetable.add(every, lambda: act(engine))
-    else:
 
-        def handler(engine: Engine) -> None:
+        def callback() -> None:
             act(engine)
 
-        handler.__qualname__ = name  # what profilers show
-        event = Events.ITERATION_COMPLETED(every=every)
-        remove = engine.add_event_handler(event, handler).remove
-    try:
+        with restored(lambda: timetable.drop(callback), alone=True):
+            timetable.add(every, callback, is_note=is_note)
+            yield
+        return
+
+    def handler(engine: Engine) -> None:
+        act(engine)
+
+    handler.__qualname__ = name  # what profilers show
+    handle = engine.add_event_handler(Events.ITERATION_COMPLETED(every=every), handler)
+    with restored(handle.remove, alone=True):
         yield
-    finally:
-        remove()

@@ -1,9 +1,8 @@
 """Scopes around ``engine.run``: entered with it, left with it, however it ends."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from contextlib import contextmanager
+from functools import partial
 from functools import wraps
 from typing import Any
 from typing import TypeVar
@@ -11,12 +10,14 @@ from weakref import ref
 
 from ignite_hooks.core.engine import QuickEngine
 from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.scopes import ScopeStack
 from ignite_hooks.core.training_engine import AnyEngine
 
-__all__ = ["Scope", "enter_at_each_run", "run_scopes"]
+__all__ = ["Scope", "enter_at_each_run", "run_in_scopes"]
 
 Scope = AbstractContextManager[Any, Any]
+ResultT = TypeVar("ResultT")
 EngineT = TypeVar("EngineT", bound=AnyEngine)
 
 
@@ -44,9 +45,9 @@ def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Cal
     return remove
 
 
-def run_scopes(engine: AnyEngine) -> AbstractContextManager[None]:
-    """What ``run`` of an engine that enters its scopes itself runs in."""
-    return _scopes_of(engine).entered()
+def run_in_scopes(engine: AnyEngine, run: Callable[[], ResultT]) -> ResultT:
+    """Calls ``run`` within the scopes of an engine whose own ``run`` does so."""
+    return _scopes_of(engine).call(run, engine)
 
 
 def _scopes_of(engine: AnyEngine) -> "_RunScopes":
@@ -65,14 +66,14 @@ class _RunScope(AbstractContextManager[None, None]):
     def __enter__(self) -> None:
         engine = self.engine()
         if engine is not None:
-            scope = self._scope(engine)
-            scope.__enter__()
-            self._entered = scope
+            self._entered = self._scope(engine)  # before it is entered, which may break off
+            self._entered.__enter__()
 
     def __exit__(self, *failure: Any) -> None:
-        scope, self._entered = self._entered, None
-        if scope is not None:
+        scope = self._entered
+        if scope is not None and not _is_executing(scope):  # it may remove itself
             scope.__exit__(*failure)
+            self._entered = None  # last: a call that broke off may be repeated
 
 
 class _RunScopes:
@@ -107,25 +108,37 @@ class _RunScopes:
         is_own = getattr(run, "__func__", None) is type(owner).run
         had = None if is_own else run
 
+        engine_of = ref(engine)
+
         @wraps(type(owner).run)
-        def run_in_scopes(*args: Any, **kwargs: Any) -> Any:
-            with self.entered():
-                return run(*args, **kwargs)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return self.call(partial(run, *args, **kwargs), engine_of())
 
-        run_in_scopes.had = had  # type: ignore[attr-defined]
-        owner.run = run_in_scopes
-        self._wrapper = ref(run_in_scopes)
+        wrapper.had = had  # type: ignore[attr-defined]
+        owner.run = wrapper
+        self._wrapper = ref(wrapper)
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        with ScopeStack() as stack:
-            self._running = stack
-            try:
+    def call(self, run: Callable[[], ResultT], engine: AnyEngine | None) -> ResultT:
+        """Calls ``run`` within the scopes; first leaves what a broken-off unwinding left open."""
+        outer = self._running
+        if outer is not None and engine is not None and not is_running(engine):
+            outer.abandon()
+            outer = None
+        stack = ScopeStack()
+        try:
+            with stack:
+                self._running = stack
                 for scope in self._scopes:
                     stack.enter(scope)
-                yield
-            finally:
-                self._running = None
+                return run()
+        finally:
+            if not stack.open:
+                self._running = outer
+
+
+def _is_executing(scope: Scope) -> bool:
+    generator = getattr(scope, "gen", None)  # of ``contextlib.contextmanager``
+    return generator is not None and generator.gi_running
 
 
 def _nothing() -> None:

@@ -90,9 +90,17 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
                 self._unwind_all(first)
                 raise
         else:
-            self._unwind_all(error)
+            try:
+                self._unwind_all(error)
+            except BaseException:  # Ctrl-C, between two scopes
+                self._unwind_all(error)
+                raise
             if isinstance(error, GeneratorExit) and self.later_failure is not None:
                 raise self.later_failure  # nobody would be told: it is the end of a generator
+
+    def abandon(self) -> None:
+        """Closes what an interrupted unwinding has left open."""
+        self._unwind_all(GeneratorExit())
 
     def _unwind_all(self, error: BaseException) -> None:
         for _ in self.unwind(error, 0):

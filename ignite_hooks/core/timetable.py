@@ -18,14 +18,20 @@ class Timetable:
     NEVER = 2**63
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, Callback]] = []
-        self._due: list[Callback] = []
+        self._entries: list[tuple[int, Callback, bool]] = []
+        self._due: list[tuple[Callback, bool]] = []
         self._step = 0
         self.next_due = self.NEVER
 
-    def add(self, every: int, callback: Callback) -> Callable[[], None]:
-        """Has ``callback`` called at each multiple of ``every``; returns what undoes this."""
-        entry = (every, callback)
+    def add(self, every: int, callback: Callback, *, is_note: bool = False) -> Callable[[], None]:
+        """Has ``callback`` called at each multiple of ``every``; returns what undoes this.
+
+        Args:
+            every: the number of steps.
+            callback: the callback.
+            is_note: whether it only notes what is due; then it is called again if it broke off.
+        """
+        entry = (every, callback, is_note)
         self._entries.append(entry)
         self._look_up()
 
@@ -34,6 +40,11 @@ class Timetable:
             self._look_up()
 
         return remove
+
+    def drop(self, callback: Callback) -> None:
+        """Takes off ``callback`` itself, if it is there."""
+        self._entries = [other for other in self._entries if other[1] is not callback]
+        self._look_up()
 
     def start_from(self, step: int) -> None:
         """Sets the step that is done; what comes next is due after it."""
@@ -44,18 +55,24 @@ class Timetable:
     def call_due(self, step: int) -> None:
         """Calls what is due at ``step``, and what an earlier call has left because one failed.
 
-        A callback that fails is not called again, and those after it are called the next time.
+        A callback that fails is not called again unless it is a note, and those after it are called
+        the next time.
         """
         if step > self._step:
-            self._due += [callback for every, callback in self._entries if step % every == 0]
-            self._step = step
+            new = [(call, is_note) for every, call, is_note in self._entries if step % every == 0]
+            self._due, self._step = self._due + new, step
         try:
             while self._due:
-                self._due.pop(0)()
+                callback, is_note = self._due[0]
+                if is_note:
+                    callback()
+                    del self._due[0]
+                else:
+                    self._due.pop(0)[0]()  # taken and begun in one line
         finally:
             self._look_up()
 
     def _look_up(self) -> None:
         after = self._step + 1
-        multiples = (-(-after // every) * every for every, _ in self._entries)
+        multiples = (-(-after // every) * every for every, *_ in self._entries)
         self.next_due = self._step if self._due else min(multiples, default=self.NEVER)

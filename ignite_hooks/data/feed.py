@@ -19,6 +19,7 @@ from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import device_of_batches
 from ignite_hooks.data.prepare import source_of
 from ignite_hooks.data.random_state import RandomGenerator
+from ignite_hooks.data.random_state import RandomState
 
 __all__ = ["DataFeed", "Feeds"]
 
@@ -39,6 +40,10 @@ class DataFeed:
     With several processes they agree, at the start of each pass, on the smallest of their numbers
     of batches. Where one of them does not know its number, they agree once for every
     ``gradient_accumulation_steps`` batches.
+
+    Attributes:
+        holds_iterator: whether an iterator is ended by ``close`` alone, and not when its user drops
+            it: Python swallows Ctrl-C while it deletes an object.
 
     Args:
         data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
@@ -71,6 +76,8 @@ class DataFeed:
         self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
         # Weak, so that an engine that drops its iterator ends it.
         self._giving: weakref.ref[Generator[Any, None, None]] | None = None
+        self._held: Generator[Any, None, None] | None = None
+        self.holds_iterator = False
         self._end = PassEnd(self._source, accelerator if agrees else None)
         self.is_last = False
         if self._end.length == 0 and not self._may_be_empty:
@@ -112,10 +119,12 @@ class DataFeed:
     def __iter__(self) -> Iterator[Any]:
         if self._now_giving() is not None:
             self.next_pass()
-        elif self.is_last:
+        elif self.is_last:  # its end broke off
+            self._source.end_pass(*self.position)
             self._leave_pass()
         giving = self._give()
         self._giving = weakref.ref(giving)
+        self._held = giving if self.holds_iterator else None
         return giving
 
     def _now_giving(self) -> Generator[Any, None, None] | None:
@@ -126,6 +135,17 @@ class DataFeed:
         """Whether no batch of this pass has been given."""
         return not self.position.batches
 
+    def settle(self) -> None:
+        """Asks how many batches the pass to come has, if it has not begun. Collective.
+
+        That may differ from pass to pass: a data set grows, a sampler draws. No random number is
+        taken by it: a ``set_epoch`` that draws is called again when the pass begins.
+        """
+        if self.at_start:
+            with RandomState.preserved(generators=self.generators):
+                self._source.tell_pass(self.position.data_pass)
+                self._end.settle()
+
     def seek(self, position: FeedPosition) -> None:
         """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
 
@@ -134,17 +154,16 @@ class DataFeed:
         batches up to ``position`` are not loaded.
         """
         if self.can_repeat:
-            self.position = FeedPosition(*position)
             self._end.ahead.clear()
-            self.is_last = False
+            self.is_last, self.position = False, FeedPosition(*position)  # one line: both or none
         self.close()
 
     def go_back_to(self, position: FeedPosition) -> None:
         """Has what came after ``position`` given again; an iterator can't, which is a warning."""
         lost = self.position.batches - position.batches
         if position == self.position:
-            return
-        if self.can_repeat:
+            self.close()
+        elif self.can_repeat:
             self.seek(position)
         elif lost > 0:
             warnings.warn(
@@ -167,11 +186,12 @@ class DataFeed:
 
     def close(self) -> None:
         """Ends the iteration: workers go, and the loader is no longer Accelerate's active one."""
-        giving, self._giving = self._now_giving(), None
+        giving = self._now_giving()
         if self.can_repeat:
             self._end.ahead.clear()
         if giving is not None:
             giving.close()
+        self._giving = self._held = None  # last: a call that broke off may be repeated
 
     def deactivate(self) -> None:
         """Takes the loader off Accelerate's references, where it was put back after ``close``."""
@@ -234,14 +254,18 @@ class DataFeed:
 
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""
-        if self._end.length is not None and self.position.batches >= self._end.length:
+        if not self.at_start and self.position.batches == self._end.length:
+            self._source.end_pass(*self.position)
             self._leave_pass()
         if self.can_repeat:
             self._end.ahead.clear()
+        length_before = self._end.length
         ahead, to_device, moves = self._end.ahead, self._to_device, self._device is not None
         with ExitStack() as stack:
             stack.enter_context(self._source.active(self.position.data_pass))
             self._end.settle()
+            if not self.at_start and self._end.length != length_before:
+                self._warn_of_change(length_before)
             batches = stack.enter_context(closing(self._source.batches(*self.position)))
             for is_last in self._end.fetch(batches, *self.position):
                 data_pass, given = self.position
@@ -257,14 +281,22 @@ class DataFeed:
         self._leave_pass()
 
     def _leave_pass(self) -> None:
-        self.position = FeedPosition(self.position.data_pass + 1, 0)
-        self.is_last = False
+        position = FeedPosition(self.position.data_pass + 1, 0)
+        self.is_last, self.position = False, position
         if hasattr(self.loader, "iteration"):
             self.loader.iteration = self.position.data_pass
 
     def _to_device(self, batch: Any) -> Any:
         non_blocking = self._accelerator is not None and self._accelerator.non_blocking
         return send_to_device(batch, self._device, non_blocking=non_blocking)
+
+    def _warn_of_change(self, length_before: int | None) -> None:
+        warnings.warn(
+            f"the data has {self._end.length} batches a pass now, and had {length_before} when the "
+            f"pass was begun that goes on after {self.position.batches}: samples can come twice in "
+            "it or not at all; change data between two passes",
+            stacklevel=2,
+        )
 
     def _no_batches(self) -> str:
         again = "" if self.can_repeat else "; an iterator is used up after one pass"

@@ -1,5 +1,6 @@
 """A loader with a sampler: it knows its length, and a pass is entered anywhere."""
 
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -89,6 +90,11 @@ class IndexedLoader(TorchLoader):
     def _stays(self) -> bool:
         # torchdata's loader keeps its last iterator in any case.
         return self.base.persistent_workers and getattr(self.base, "_iterator", None) is not None
+
+    def end_pass(self, data_pass: int, given: int) -> None:
+        """Has the samplers draw what they draw at their end."""
+        if self._begun is not None and self._begun[0] == data_pass:
+            deque(self.batches(data_pass, given), maxlen=0)
 
     def _open(self) -> Iterator[Any]:
         base = self.base

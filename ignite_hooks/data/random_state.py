@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
+from ignite_hooks.core.restoring import restored
+
 __all__ = ["RandomGenerator", "RandomState", "generators_in", "set_state", "state_of"]
 
 RandomGenerator: TypeAlias = (
@@ -201,8 +203,5 @@ class RandomState:
         cls, device: torch.device | None = None, generators: Mapping[str, RandomGenerator] = _NONE
     ) -> Iterator[None]:
         """Whatever the body draws, the generators are afterwards where they were before."""
-        before = cls.capture(device, generators)
-        try:
+        with restored(cls.capture(device, generators).restore):
             yield
-        finally:
-            before.restore()

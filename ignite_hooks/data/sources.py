@@ -64,6 +64,7 @@ class PlainIterable:
         self.even_batches = even_batches
         self._iterator = loader if isinstance(loader, Iterator) else None
         self._begun: tuple[int, RandomState] | None = None
+        self._opening: tuple[int, RandomState] | None = None  # until the first batch is there
 
     @property
     def can_repeat(self) -> bool:
@@ -93,11 +94,15 @@ class PlainIterable:
         """The random generators that the loader and the data have for themselves, by name."""
         return {} if self._iterator is not None else generators_in({"data": self.loader})
 
-    @contextmanager
-    def active(self, data_pass: int) -> Iterator[None]:
-        """Around one pass, or what is left of it: the loader knows which one it is, from 0."""
+    def tell_pass(self, data_pass: int) -> None:
+        """Tells the loader, its samplers and the data set which pass comes, from 0."""
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(data_pass)
+
+    @contextmanager
+    def active(self, data_pass: int) -> Iterator[None]:
+        """Around one pass, or what is left of it: the loader knows which one it is."""
+        self.tell_pass(data_pass)
         yield
 
     def mark_last(self) -> None:
@@ -118,8 +123,23 @@ class PlainIterable:
             yield from iterator
             self._end_reopened()
         else:
-            self._begun = (data_pass, RandomState.capture(generators=self.generators))
-            yield from self._reopen(skip) if skip else self._open()
+            iterator, first = self._begin(data_pass, skip), deque[Any]()
+            first.extend(islice(iterator, 1))  # samplers draw the order now
+            self._begun, self._opening = self._opening, None
+            if first:
+                yield first.popleft()  # by no name: it would be kept with it
+                yield from iterator
+
+    def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
+        """Begins a pass, with the random numbers of the first attempt if that broke off."""
+        if self._opening is not None and self._opening[0] == data_pass:
+            self._opening[1].restore()
+        else:
+            self._opening = (data_pass, RandomState.capture(generators=self.generators))
+        return self._reopen(skip) if skip else self._open()
+
+    def end_pass(self, data_pass: int, given: int) -> None:
+        """Ends a pass all of whose batches were given, and whose end broke off."""
 
     def facts(self) -> dict[str, int | None]:
         """What must be the same for another process to be given the same batches."""
@@ -144,7 +164,7 @@ class PlainIterable:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes that pass for begun here. Of the generators those are set that have a state."""
         generators, states = self.generators, state_dict["generators"]
-        self._begun = None
+        self._begun = self._opening = None
         if (begun := state_dict["begun"]) is not None:
             random = RandomState.from_state_dict(begun["random"], generators=generators)
             self._begun = begun["data_pass"], random
@@ -240,21 +260,28 @@ class TorchLoader(PlainIterable):
         if isinstance(self.loader, DataLoaderShard):
             self.loader.end_of_dataloader = True
 
+    def tell_pass(self, data_pass: int) -> None:
+        """As Accelerate's loader does; to one that is not prepared, all its parts are told."""
+        if isinstance(self.loader, DataLoaderShard):
+            self.loader.set_epoch(data_pass)
+            return
+        for each in parts_of(self.loader):
+            if hasattr(each, "set_epoch"):
+                each.set_epoch(data_pass)
+
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
         """As Accelerate's own iteration begins and ends; samplers and data set know the pass."""
         loader = self.loader
         if not isinstance(loader, DataLoaderShard):
-            for each in parts_of(loader):
-                if hasattr(each, "set_epoch"):
-                    each.set_epoch(data_pass)
+            self.tell_pass(data_pass)
             yield
             return
         if loader.rng_types is not None:
             synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
         with activated(loader):
             loader.begin()
-            loader.set_epoch(data_pass)
+            self.tell_pass(data_pass)
             yield
 
     def _open(self) -> Iterator[Any]:

@@ -108,6 +108,7 @@ class Evaluator(Engine):
             whole_number("max_batches", max_batches, "leave it out for all batches")
         feed = self._feeds.of(data)
         feed.next_pass()
+        feed.holds_iterator = True
         forget_run(self)
         try:
             with modes_kept(self.model):

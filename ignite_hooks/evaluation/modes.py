@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from ignite_hooks.core.restoring import restored
+
 __all__ = ["gradients_kept", "modes_kept", "without_ddp"]
 
 
@@ -16,26 +18,30 @@ def modes_kept(model: torch.nn.Module) -> Iterator[None]:
     ``model.train()`` would not do: it wakes the submodules that were frozen in eval mode.
     """
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for module, training in modes:
             module.training = training
+
+    with restored(restore):
+        yield
 
 
 @contextmanager
 def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
     """The body sees no gradients and leaves none; it may switch their recording on and off."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in gradients:
-        parameter.grad = None
     was_enabled = torch.is_grad_enabled()
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         torch.set_grad_enabled(was_enabled)
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+    with restored(restore):
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
 
 
 def without_ddp(model: torch.nn.Module) -> torch.nn.Module:

@@ -30,6 +30,7 @@ from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.measured import completed_validations
 from ignite_hooks.core.measured import measured_at
+from ignite_hooks.core.restoring import restored
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
@@ -157,7 +158,7 @@ class Validation(ValidationSchedule, Scheduled):
         # nothing left to do.
         attachment.during_run(scheduled.in_run)
         attachment.on(Events.STARTED, scheduled.start, turn=Turn.LATE_VALIDATION)
-        self.on_steps(attachment, scheduled.end_step)
+        self.on_steps(attachment, scheduled.end_step, is_note=True)
         if is_trainer(attachment.engine):
             attachment.on(Events.EPOCH_COMPLETED, scheduled.note_epoch, turn=Turn.NOTE)
         attachment.on(Events.EPOCH_COMPLETED, scheduled.end_epoch, turn=Turn.VALIDATION)
@@ -248,8 +249,8 @@ class _ScheduledValidations:
         engine, iteration = self._engine(), self._due_at
         assert engine is not None
         if self._due and iteration == engine.state.iteration:
-            _validate(engine, self._due)
             self._last_at.update(dict.fromkeys(self._due, iteration))
+            _validate(engine, [*self._due], self._due)
         self._due = []
 
 
@@ -265,13 +266,27 @@ def _scheduled_on(engine: Engine) -> _ScheduledValidations:
     return scheduled
 
 
-def _validate(engine: Engine, validations: Sequence[Validation]) -> None:
-    """Runs one validation: the events, the evaluations, and the results of all of them."""
+def _validate(
+    engine: Engine, validations: Sequence[Validation], due: list[Validation] | None = None
+) -> None:
+    """Runs one validation: the events, the evaluations, and the results of all of them.
+
+    Args:
+        engine: the engine.
+        validations: what is run.
+        due: is emptied when it has been run.
+    """
     TrainEvents.register(engine)
     state: Any = engine.state
-    state.validation += 1
-    is_complete = False
-    try:
+    before, due = state.validation, [*validations] if due is None else due
+
+    def discount() -> None:
+        if due:  # it broke off
+            state.validation = before
+
+    with restored(discount):
+        state.validation = before + 1
+        is_complete = False
         # What handlers of the events and contexts draw is no more of training's than the rest.
         with _data_and_generators_kept(engine, validations), channels_of(engine).on_validation:
             fire_within(engine, TrainEvents.VALIDATION_STARTED)
@@ -282,15 +297,14 @@ def _validate(engine: Engine, validations: Sequence[Validation]) -> None:
             _write(engine, results)
             fire_within(engine, TrainEvents.VALIDATION_COMPLETED)
             is_complete = True
-    except BaseException:
-        state.validation -= 1
-        raise
-    if is_complete:  # and no context has made a clean stop of a failure
-        completed_validations(engine).update(validations)
-        for step in attached(engine, OptimizerStep):
-            if step.scheduler.at == "validation":
-                are_more_to_come = bool(validations_to_come(engine))
-                step.after_validation(engine, are_more_to_come=are_more_to_come)
+        if is_complete:  # and no context has made a clean stop of a failure
+            completed_validations(engine).update(validations)
+            are_more_to_come = bool(validations_to_come(engine))
+            for step in attached(engine, OptimizerStep):
+                step.end_validation(are_more_to_come=are_more_to_come)
+        due.clear()  # it is done, but for the scheduler
+    for step in attached(engine, OptimizerStep):
+        step.scheduler.after_validation(engine)
 
 
 def _add(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:

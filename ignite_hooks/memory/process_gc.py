@@ -10,6 +10,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
+from ignite_hooks.core.restoring import restored
 from ignite_hooks.core.warn_once import warn_once
 
 __all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
@@ -20,32 +21,37 @@ class _Holding:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.users = 0
+        self.users: list[object] = []
         self.undo: Callable[[], None] = _nothing
 
 
 class _Shared:
     """A change of the process that is made by the first who needs it and undone by the last."""
 
-    def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
-        self._change = change
+    def __init__(self, look: Callable[[], tuple[Callable[[], None], Callable[[], None]]]) -> None:
+        self._look = look  # gives the change, and what undoes it
         self._holding = _Holding()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        holding = self._holding
-        with holding.lock:
-            if not holding.users:
-                holding.undo = self._change()
-            holding.users += 1
-        try:
-            yield
-        finally:
+        holding, user = self._holding, object()
+
+        def leave() -> None:
             if holding is self._holding:  # else this is a child, and its parent holds the change
                 with holding.lock:
-                    holding.users -= 1
-                    if not holding.users:
+                    if holding.users == [user]:
                         holding.undo()
+                    holding.users = [each for each in holding.users if each is not user]
+
+        with restored(leave, alone=True):
+            with holding.lock:
+                if not holding.users:
+                    change, holding.undo = self._look()
+                    holding.users.append(user)  # before: the change is undone if this breaks off
+                    change()
+                else:
+                    holding.users.append(user)
+            yield
 
     def begin_anew(self) -> Callable[[], None]:
         """In a forked child: nobody holds it. Returns what undoes what the parent has changed."""
@@ -57,10 +63,8 @@ def _nothing() -> None:
     return None
 
 
-def _disable() -> Callable[[], None]:
-    was_enabled = gc.isenabled()
-    gc.disable()
-    return gc.enable if was_enabled else _nothing
+def _disable() -> tuple[Callable[[], None], Callable[[], None]]:
+    return gc.disable, gc.enable if gc.isenabled() else _nothing
 
 
 _disabled = _Shared(_disable)
@@ -71,16 +75,19 @@ def automatic_collection_off() -> AbstractContextManager[None]:
     return _disabled.held()
 
 
-def _freeze() -> Callable[[], None]:
+def _freeze() -> tuple[Callable[[], None], Callable[[], None]]:
     if gc.get_freeze_count():
         warn_once(
             "`freeze_after` must find nothing frozen, and does nothing: what was frozen before "
             "would be thawed at the end of the run; leave it out, or call gc.unfreeze() first"
         )
-        return _nothing
-    gc.collect()
-    gc.freeze()
-    return gc.unfreeze
+        return _nothing, _nothing
+
+    def change() -> None:
+        gc.collect()
+        gc.freeze()
+
+    return change, gc.unfreeze
 
 
 _frozen = _Shared(_freeze)
@@ -115,11 +122,13 @@ def automatic_pauses(note: Callable[[float], Any]) -> Iterator[None]:
         elif phase == "stop" and began:
             note(perf_counter() - began.pop())
 
-    gc.callbacks.append(listen)
-    try:
+    def leave() -> None:
+        if listen in gc.callbacks:
+            gc.callbacks.remove(listen)
+
+    with restored(leave, alone=True):
+        gc.callbacks.append(listen)
         yield
-    finally:
-        gc.callbacks.remove(listen)
 
 
 def _is_automatic() -> bool:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ignite_hooks.core.held_signals import HeldSignals
 from ignite_hooks.core.measured import measured_at
 from ignite_hooks.core.rules import close_to
 
@@ -28,6 +29,7 @@ class SchedulerDriver:
         optimizer: the optimizer as Accelerate prepared it.
         at: when the scheduler moves.
         metric: the name in ``state.metrics`` of the value that a ReduceLROnPlateau is given.
+        signals: are held back while it moves.
 
     Attributes:
         moves_by_step: whether ``OptimizerStep`` moves the scheduler after each committed step.
@@ -38,7 +40,12 @@ class SchedulerDriver:
     """
 
     def __init__(
-        self, lr_scheduler: Any, optimizer: Any, at: SchedulerAt, metric: str | None
+        self,
+        lr_scheduler: Any,
+        optimizer: Any,
+        at: SchedulerAt,
+        metric: str | None,
+        signals: HeldSignals,
     ) -> None:
         if at not in get_args(SchedulerAt):
             raise ValueError(
@@ -48,8 +55,10 @@ class SchedulerDriver:
         self.lr_scheduler = _scheduler_for(optimizer, lr_scheduler)
         self.at = at
         self._metric = metric
+        self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
-        self._ended_epoch: int | None = None  # the iteration after which it began
+        self._ended_epoch: list[int] = []  # the iteration after which it began, if one has ended
+        self._validated: list[bool] = []  # whether more are to come, if a validation has ended
         wrapped = self.lr_scheduler
         is_prepared = isinstance(wrapped, AcceleratedScheduler)
         self._of_torch = wrapped.scheduler if is_prepared else wrapped
@@ -62,16 +71,18 @@ class SchedulerDriver:
         """Whether the scheduler is given a metric."""
         return self._metric is not None
 
-    def step(self, *metric: Any) -> None:
-        """Moves the scheduler; warns once if something else has moved it since the last time.
+    def watch(self) -> None:
+        """Before the scheduler is moved: warns once if something else has moved it meanwhile.
 
         A scheduler that stands further back has had a state loaded.
         """
         left_at, found_at = self._left_at, self._place()
+        self._left_at = None  # one that fails or is interrupted half-way has moved or has not
         if left_at is not None and found_at > left_at and not self._has_warned:
             self._warn(left_at, found_at)
-        self._left_at = None  # one that fails or is interrupted half-way has moved or has not
-        self.lr_scheduler.step(*metric)
+
+    def note_place(self) -> None:
+        """After the scheduler was moved: notes where it stands."""
         self._left_at = self._place()
 
     def _place(self) -> int:
@@ -99,40 +110,69 @@ class SchedulerDriver:
             began_after: the number of iterations before the epoch, to tell a metric of this one.
         """
         moves = self.at == "epoch" and self.lr_scheduler is not None
-        self._ended_epoch = began_after if moves else None
+        self._ended_epoch = [began_after] if moves else []
         return moves
 
     def after_epoch(self, engine: Engine) -> None:
         """Moves the scheduler if the end of an epoch was noted; a second call does nothing."""
-        began_after = self._ended_epoch
-        if began_after is None:
+        if not self._ended_epoch:
             return
+        began_after = self._ended_epoch[0]
         arguments = [] if self._metric is None else [self._value(engine, began_after)]
-        self._ended_epoch = None  # before: one that raises half-way cannot be repaired
-        self.step(*arguments)
+        self._move(self._ended_epoch, arguments)
 
-    def after_validation(self, engine: Engine, *, are_more_to_come: bool) -> None:
-        """Moves a scheduler by validation, if this validation gave its metric.
+    def end_validation(self, *, are_more_to_come: bool) -> None:
+        """Notes that a validation has ended.
 
         Args:
-            engine: the engine.
-            are_more_to_come: whether another validation, not run yet, may be the one that gives it.
+            are_more_to_come: whether another, not run yet, may be the one that gives the metric.
         """
-        if self.lr_scheduler is None:
+        moves = self.at == "validation" and self.lr_scheduler is not None
+        self._validated = [are_more_to_come] if moves else []
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether a validation has ended after which the scheduler is still to be moved."""
+        return bool(self._validated)
+
+    def after_validation(self, engine: Engine) -> None:
+        """Moves the scheduler if the end of a validation was noted that gave its metric."""
+        if not self._validated:
             return
-        arguments = []
+        are_more_to_come, arguments = self._validated[0], []
         if self._metric is not None:
             measured = measured_at(engine).get(self._metric)
             is_of_another = measured is not None and measured != engine.state.iteration
             is_of_later = are_more_to_come and self._metric not in engine.state.metrics
             if is_of_another or is_of_later:
+                self.forget_validation()
                 return
             arguments = [self._value(engine, -1)]
-        self.step(*arguments)
+        self._move(self._validated, arguments)
+
+    def forget_validation(self) -> None:
+        """Forgets a validation that ended."""
+        self._validated = []
 
     def start_new_run(self) -> None:
-        """Forgets an epoch that ended in the run before."""
-        self._ended_epoch = None
+        """Forgets an epoch and a validation that ended in the run before."""
+        self._ended_epoch = []
+        self._validated = []
+
+    def _move(self, due: list[Any], arguments: list[Any]) -> None:
+        """Moves the scheduler, with signals held back, and takes off ``due`` what made it due.
+
+        That is one line: a failure before leaves it due; one that raises half-way cannot be
+        repaired.
+        """
+        self.watch()
+        step = self.lr_scheduler.step
+        self._signals.is_holding = True
+        try:
+            due.pop(), step(*arguments)
+        finally:
+            self._signals.release()
+        self.note_place()
 
     def _value(self, engine: Engine, after: int) -> Any:
         """Returns the metric, which must have been measured after iteration ``after``."""

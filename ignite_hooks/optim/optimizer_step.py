@@ -22,6 +22,7 @@ from ignite_hooks.core.engine import set_turn
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.held_signals import HeldSignals
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.scopes import NOTHING
 from ignite_hooks.core.timetable import Timetable
@@ -97,16 +98,23 @@ class OptimizerStep(Handler):
         self._gradient_state = accelerator.gradient_state
         self.is_distributed = accelerator.use_distributed
         self.prepared = PreparedOptimizer(accelerator, optimizer)
+        self.signals = HeldSignals()
         self.scheduler = SchedulerDriver(
-            lr_scheduler, self.optimizer, scheduler_at, scheduler_metric
+            lr_scheduler, self.optimizer, scheduler_at, scheduler_metric, self.signals
         )
         self.steps = 0
+        # What must be one is one line: an exception can come between any two. A call that is due
+        # is on a list, and off it on the line that begins it.
+        self._to_step: list[Callable[[], Any]] | None = None  # while a step is under way
+        self._stepped: list[Any] = []  # the result of a step that is not counted yet
+        self._to_move: list[Callable[[], Any]] = []  # the scheduler's step, if it is due
+        self._number = 0  # of the step that is under way
+        self._uncompleted: list[int] = []  # the step of which STEP_COMPLETED has not been fired
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
         self._divisor = 1  # of the losses of the window
         self._divides_exactly = False
         self._timetable = Timetable()
-        self._completed_steps = 0
         self.is_stepping = False
         self.attachment: Attachment | None = None  # the last one
         # Of the engine that it is attached to; looked up once.
@@ -130,7 +138,11 @@ class OptimizerStep(Handler):
 
     def start_from(self, step: int) -> None:
         """Sets the number of steps committed so far; nothing is left to be done after them."""
-        self.steps = self._completed_steps = step
+        self.steps = step
+        self._to_step = None
+        self._stepped, self._to_move = [], []
+        self._uncompleted.clear()
+        self.signals.has_broken = False
         self._timetable.start_from(step)
         self.scheduler.forget_place()
 
@@ -188,34 +200,79 @@ class OptimizerStep(Handler):
             self._fire(engine, TrainEvents.OPTIMIZER_STEP_STARTED)
             for callback in self._called_before_step:
                 callback(engine)
-            committed = self.prepared.step()
-            self._end_window()
+            if self.scheduler.moves_by_step:
+                self.scheduler.watch()
+            before, signals = self.steps, self.signals
+            self._number = before + 1
+            self._to_move = []
+            self._to_step = [self.prepared.step]
+            if signals.is_stale:
+                signals.look()
+            signals.is_holding = True
+            try:
+                self._stepped.append(self._to_step.pop()())
+                self.count_step(state)
+                if self._to_move:
+                    self._to_move.pop()()
+            finally:
+                signals.is_holding = False
+                if signals.waiting:
+                    signals.release()
+            committed = self.steps != before
             if committed:
-                self.steps += 1
-                state.optimizer_step = self.steps
-                state.step_committed = True
                 if self.scheduler.moves_by_step:
-                    self.scheduler.step()
+                    self.scheduler.note_place()
                 self._fire(engine, TrainEvents.OPTIMIZER_STEP_COMPLETED)
         self.is_stepping = False
         return committed
+
+    def count_step(self, state: Any) -> None:
+        """Counts a step that was made and is not counted; a call that broke off can be repeated."""
+        if not self._stepped:
+            return
+        self._end_window()
+        if self.prepared.has_changed_parameters():
+            self.steps = state.optimizer_step = self._number
+            state.step_committed = True
+            self._uncompleted[:] = [self._number]
+            if self.scheduler.moves_by_step:
+                self._to_move = [self.scheduler.lr_scheduler.step]
+        self._to_step = None
+        self._stepped.clear()
+
+    @property
+    def is_half_done(self) -> bool:
+        """True if the last step broke off within: some parameters may have changed, others not."""
+        return self.signals.has_broken or (self._to_step == [] and not self._stepped)
 
     def complete_step(self, engine: Engine) -> None:
         """Fires STEP_COMPLETED for the last committed step, and calls what is due after that step.
 
         What was begun by an earlier call is not done again, and what a failure kept from beginning
-        is: a handler that averages weights misses no step.
+        is: the scheduler moves, and a handler that averages weights misses no step.
         """
-        if self._completed_steps != self.steps:
-            self._completed_steps = self.steps
+        if self._to_move:
+            self._move_scheduler()
+        if self._uncompleted:
             self._fire(engine, TrainEvents.STEP_COMPLETED)
+            self._uncompleted.clear()  # on a trainer done already, if there was a handler
         if self.steps >= self._timetable.next_due:
             self._timetable.call_due(self.steps)
 
-    def after_validation(self, engine: Engine, *, are_more_to_come: bool) -> None:
-        """Moves a scheduler by validation, unless nothing was trained before that one."""
+    def _move_scheduler(self) -> None:
+        self.signals.is_holding = True
+        try:
+            self._to_move.pop()()
+        finally:
+            self.signals.release()
+
+    def end_validation(self, *, are_more_to_come: bool) -> None:
+        """Notes that a validation has ended, unless nothing was trained before.
+
+        ``scheduler.after_validation`` moves the scheduler then.
+        """
         if self.steps:
-            self.scheduler.after_validation(engine, are_more_to_come=are_more_to_come)
+            self.scheduler.end_validation(are_more_to_come=are_more_to_come)
 
     def zero_grad(self) -> None:
         """Zeroes the gradients of a window that was stepped with."""
@@ -272,6 +329,8 @@ class OptimizerStep(Handler):
             belongings(engine)[_STEPS_ITSELF] = True
             # The process function of a plain engine may divide by a number of its own.
             self._divides_exactly = True
+            assert isinstance(engine, QuickEngine)
+            self._uncompleted = engine.due_until_fired(TrainEvents.STEP_COMPLETED)
             self._attach_to_trainer(attachment)
         else:
             if has_handlers(engine, Events.ITERATION_COMPLETED):

@@ -1,8 +1,7 @@
 """The optimizer as Accelerate prepared it, called directly where Accelerate adds nothing."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,8 +82,8 @@ class PreparedOptimizer:
             share = loss if window_size == 1 else loss / window_size
             share.backward()  # type: ignore[no-untyped-call]
         else:
-            with _accumulating(self.accelerator, window_size):
-                self.accelerator.backward(loss)
+            steps = self.accelerator.gradient_accumulation_steps  # by which Accelerate divides
+            self.accelerator.backward(loss if steps == window_size else loss * steps / window_size)
 
     def scale(self, factor: float) -> None:
         """Multiplies the gradients."""
@@ -95,8 +94,8 @@ class PreparedOptimizer:
     def unscale(self) -> None:
         """Takes the loss scaler's factor out of the gradients, if there is one."""
         if self.optimizer.scaler is not None and self.is_data_parallel:
+            self._is_unscaled = True  # before: ``zero_grad`` must know if this breaks off
             self.optimizer.scaler.unscale_(self.optimizer.optimizer)
-            self._is_unscaled = True
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
         """Clips by norm; returns the norm before."""
@@ -110,16 +109,19 @@ class PreparedOptimizer:
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         clip.clip_grad_value_(self.parameters, clip_value)
 
-    def step(self) -> bool:
-        """Steps; returns whether that changed the parameters."""
+    @property
+    def step(self) -> Callable[[], Any]:
+        """The function that steps."""
         if self.is_plain:
-            self.optimizer.optimizer.step()
             # A scheduler that was built on Accelerate's wrapper looks here.
             self.optimizer._opt_called = True
-            return True
-        self.optimizer.step()
+            return self.optimizer.optimizer.step  # type: ignore[no-any-return]
+        return self.optimizer.step  # type: ignore[no-any-return]
+
+    def has_changed_parameters(self) -> bool:
+        """Returns whether the last step was made, and not skipped by the loss scaler."""
         self._is_unscaled = False
-        return not self.optimizer.step_was_skipped
+        return self.is_plain or not self.optimizer.step_was_skipped
 
     def zero_grad(self) -> None:
         """Clears the gradients, also of a step that is not to be."""
@@ -129,14 +131,3 @@ class PreparedOptimizer:
             self._is_unscaled = False
         self.accelerator.gradient_state.sync_gradients = True  # else Accelerate's does nothing
         (self.optimizer.optimizer if self.is_plain else self.optimizer).zero_grad()
-
-
-@contextmanager
-def _accumulating(accelerator: Accelerator, steps: int) -> Iterator[None]:
-    """Has ``accelerator.backward`` divide by ``steps``."""
-    before = accelerator.gradient_accumulation_steps
-    accelerator.gradient_accumulation_steps = steps
-    try:
-        yield
-    finally:
-        accelerator.gradient_accumulation_steps = before

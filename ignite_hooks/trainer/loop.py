@@ -6,96 +6,40 @@ from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterator
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ignite.engine import Events
 from ignite.engine import State
+from ignite.metrics import Metric
 
 from ignite_hooks.core.engine import QuickEngine
+from ignite_hooks.core.engine import handlers_of
 from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.engine import owner_of
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
+from ignite_hooks.core.restoring import Changes
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.data.active_loader import set_aside
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.hooks.channels import Channels
 from ignite_hooks.optim.optimizer_step import OptimizerStep
-from ignite_hooks.trainer.gradient_loggers import warn_of_gradient_logger
-from ignite_hooks.trainer.run_position import Limits
+from ignite_hooks.trainer.due_list import DueList
+from ignite_hooks.trainer.ignite_handlers import warn_of_gradient_logger
+from ignite_hooks.trainer.ignite_handlers import warn_of_lr_finder
+from ignite_hooks.trainer.limits import Shown
+from ignite_hooks.trainer.requests import Request
+from ignite_hooks.trainer.requests import Terminate
+from ignite_hooks.trainer.requests import TerminateEpoch
 from ignite_hooks.trainer.run_position import RunPosition
+from ignite_hooks.trainer.running_metrics import RunningMetrics
 
 __all__ = ["TrainingLoop"]
 
-
-class Terminate(Exception):
-    """Ends the run."""
-
-
-class TerminateEpoch(Exception):
-    """Ends the epoch."""
-
-
-class Request:
-    """An attribute for one of Ignite's three flags.
-
-    Ignite's methods and any handler set it as on any engine; the engine keeps those that are set in
-    ``_requests``. So the loop, four times in an iteration, asks for all three at once: whether
-    ``_requests`` is empty.
-    """
-
-    def __set_name__(self, owner: type[Any], name: str) -> None:
-        self._name = name
-
-    def __get__(self, engine: "TrainingLoop | None", owner: type[Any] | None = None) -> Any:
-        return self if engine is None else engine._requests.get(self._name, False)
-
-    def __set__(self, engine: "TrainingLoop", value: Any) -> None:
-        if value:
-            engine._requests[self._name] = value
-        else:
-            self.__delete__(engine)
-
-    def __delete__(self, engine: "TrainingLoop") -> None:
-        engine._requests.pop(self._name, None)
-
-
-class DueList:
-    """Callbacks that are due when all handlers of an event have returned, each to be called once.
-
-    One that fails stays due, with those after it: the next run calls them first.
-    """
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[Turn, Callable[[], None]]] = []
-
-    def add(self, callback: Callable[[], None], turn: Turn) -> None:
-        """Adds ``callback`` unless it is there already; an earlier turn is called earlier."""
-        if all(callback != other for _, other in self.entries):
-            self.entries.append((turn, callback))
-
-    def drop(self, callback: Callable[[], None]) -> None:
-        """Drops one."""
-        self.entries = [entry for entry in self.entries if entry[1] != callback]
-
-    def clear(self) -> None:
-        """Drops all of them."""
-        self.entries = []
-
-    def call(self) -> None:
-        """Calls what is due, and what becomes due meanwhile; who asks again waits."""
-        called: list[Callable[[], None]] = []
-        while waiting := [entry for entry in self.entries if entry[1] not in called]:
-            entry = min(waiting, key=lambda each: each[0])
-            called.append(entry[1])
-            self.entries.remove(entry)
-            try:
-                entry[1]()
-            except BaseException:
-                self.add(entry[1], entry[0])
-                raise
+_AT_LIMIT = "limit"  # what ``should_terminate`` is then: a handler can still write a further limit
 
 
 class TrainingLoop(QuickEngine):
@@ -123,8 +67,15 @@ class TrainingLoop(QuickEngine):
         optimizer_step: OptimizerStep,
     ) -> None:
         self._requests: dict[str, Any] = {}
-        super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
+        self._running_metrics = RunningMetrics(self._metrics, optimizer_step.signals)
         self._position = RunPosition(optimizer_step)
+        super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
+        self._own_state = self.state
+        self._position.unannounced = self.due_until_fired(Events.EPOCH_COMPLETED)
+        self._changes = Changes()
+        self._changes_around: tuple[Callable[[], None], ...] = ()  # by scopes that surround the run
+        self._is_standing = True  # at a step boundary, with nothing left to be undone
+        self._leaves_epoch: Any = False  # the request to, of a run that has failed
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
         self._optimizer_step = optimizer_step
@@ -142,9 +93,12 @@ class TrainingLoop(QuickEngine):
         self.stop_reason = None
         self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
         self._position.enter_run()
+        self._running_metrics.enter(self._position.place.progress.iteration)
+        self._changes_around = self._changes.present
+        self._is_standing = False
         self._batches = iter(self._present_feed)
         with self.hook_channels.scopes as scopes:
-            scopes.enter(self._unwinding())
+            scopes.enter(_Unwinding(self))
             try:
                 yield from self._loop()
             except GeneratorExit:  # interrupted, and never continued
@@ -177,6 +131,8 @@ class TrainingLoop(QuickEngine):
         self.logger.info("Engine run starting with %s.", position.limits)
         self._update_handlers()  # Ignite's profilers write to the table of handlers when attached …
         self._fire_to_profilers(Events.STARTED)  # … and at this event
+        self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
+        self._look()
         yield from self._obey()
         self._finish_boundary()
         if self.is_leaving_epoch and not self.should_terminate:
@@ -186,14 +142,21 @@ class TrainingLoop(QuickEngine):
         position.restore_random_state(is_last_time=position.place.progress.batches == 0)
         while position.limit_reached is None or position.place.progress.is_full:
             self.state.epoch = position.place.progress.epochs + 1
-            self._show_max_epochs()
+            self._present_feed.settle()
+            self._show_lengths()
             started = time.time()
             with self.hook_channels.on_epoch:
                 self._depth_in_epoch = len(self.hook_channels.scopes.open)
                 if not position.has_epoch_to_complete:
                     self._fire(Events.EPOCH_STARTED)
+                    self._follow_data()
+                    self._look()
+                    if position.limit_reached is not None:  # now, not after the first batch
+                        self._stop_at(position.limit_reached)
+                    self._note_frozen()
                     yield from self._obey()
                 position.restore_random_state(is_last_time=True)
+                self._running_metrics.restore(self, is_last_time=True)
                 yield from self._iterations()
                 self.state.times[Events.EPOCH_COMPLETED.name] = time.time() - started
                 self._complete_epoch()
@@ -201,25 +164,29 @@ class TrainingLoop(QuickEngine):
             self.state.times[Events.EPOCH_COMPLETED.name] = took = time.time() - started
             self.logger.info("Epoch[%d] complete, %.3f s.", self.state.epoch, took)
             yield from self._obey()
+            self._look()  # it may have been interrupted meanwhile
 
     def _finish_boundary(self) -> None:
         """Does what the run before left undone as it failed after a step, and validates at start.
 
         If that was the last batch of an epoch, validation and save wait for the epoch to complete.
         """
-        self._optimizer_step.complete_step(self)
         position = self._position
-        progress, limit = position.place.progress, position.limit_reached
-        if limit is not None and progress.batches:
-            self._stop_at(limit, progress.is_full)
-        if not progress.is_full:
-            self._call_due(is_over=limit is not None)
+        if self._leaves_epoch and not position.place.progress.is_full:
+            self.should_terminate_single_epoch = self._leaves_epoch
+        if self._optimizer_step.scheduler.is_validated:
+            self.defer(self._move_scheduler, Turn.SCHEDULER)
+        self._optimizer_step.complete_step(self)
+        self._look()
+        if not position.place.progress.is_full:
+            self._call_due()
 
     def _iterations(self) -> Generator[State, None, None]:
         state, fire, channels = self.state, self._fire, self.hook_channels
         position, requests, optimizer_step = self._position, self._requests, self._optimizer_step
         window = optimizer_step.window
         fire_of_data = fire if self._has_data else _fire_nothing
+        optimizer_step.signals.is_stale = True  # loader workers may start, with a handler
         try:
             while not position.place.progress.is_full:
                 state.batch = state.model_outputs = state.loss = None
@@ -230,6 +197,9 @@ class TrainingLoop(QuickEngine):
                 try:
                     state.batch = next(self._batches)
                 except StopIteration:
+                    if position.has_lost_batches:
+                        self._cut_short()
+                        return
                     yield from self._enter_next_pass(fire_of_data)
                 state.output = None
                 fire_of_data(Events.GET_BATCH_COMPLETED)
@@ -237,7 +207,11 @@ class TrainingLoop(QuickEngine):
                     yield from self._obey()
                 progress = position.count_batch()
                 state.iteration = progress.iteration
+                if progress.batches == 1:
+                    self._show_lengths()
                 optimizer_step.take_batch(self._count_batches_left)
+                if window.count == 1 < window.size:
+                    self._running_metrics.open_window(progress.iteration - 1)
                 is_closing = window.is_closing
                 with channels.on_step:
                     fire(Events.ITERATION_STARTED)
@@ -251,17 +225,16 @@ class TrainingLoop(QuickEngine):
                         optimizer_step.zero_grad()
                     if is_committed:
                         optimizer_step.complete_step(self)
-                    is_last = progress.is_full
-                    limit = position.limit_reached
-                    if limit is not None:
-                        self._stop_at(limit, is_last)
+                    self._look()
+                    is_last = position.place.progress.is_full
                     is_due = self._due.entries or requests
                     if is_due and not (is_last or self.is_leaving_epoch):
-                        self._call_due(is_over=False)
+                        self._call_due()
                 if is_last and self.should_terminate:
                     return  # the epoch completes first
                 if requests:
                     yield from self._obey()
+                    self._look()  # it was interrupted
         except TerminateEpoch:
             self._cut_epoch()
 
@@ -271,31 +244,35 @@ class TrainingLoop(QuickEngine):
         self._optimizer_step.drop_window()
         self._present_feed.next_pass()
         self._batches = iter(self._present_feed)
-        self._position.cut_epoch()
+        self._position.cut_epoch(self.should_terminate_single_epoch)
         self._fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=batches)
 
     def _enter_next_pass(self, fire: Callable[[Any], None]) -> Generator[State, None, None]:
         """Gets the first batch of a new pass over the data, as one has ended."""
         ended = self._batches
         fire(Events.DATALOADER_STOP_ITERATION)
+        self._follow_data()
         yield from self._obey()
         if self._batches is ended:  # no handler has set other data
             self._batches = iter(self._present_feed)
+        self._optimizer_step.signals.is_stale = True  # loader workers may start
         self.state.batch = next(self._batches)
 
     def _complete_epoch(self) -> None:
         self._present_feed.finish()
         progress = self._position.place.progress
-        length_of_pass = self._position.complete_epoch()
-        if length_of_pass is not None:
-            self.state.epoch_length = length_of_pass
-        if self.should_terminate_single_epoch != "skip_epoch_completed":
+        self._show_lengths()
+        is_announced = self._position.cut != "skip_epoch_completed"
+        self._position.complete_epoch()
+        if is_announced:
             if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._fire(Events.EPOCH_COMPLETED)
-        self._call_due(is_over=self._position.limit_reached is not None)
+        self._position.unannounced.clear()  # done already, if there was a handler
+        self._call_due()
 
     def _move_scheduler(self) -> None:
+        self._optimizer_step.scheduler.after_validation(self)
         self._optimizer_step.scheduler.after_epoch(self)
 
     def _complete(self) -> None:
@@ -306,21 +283,100 @@ class TrainingLoop(QuickEngine):
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
 
-    def _show_max_epochs(self) -> None:
-        """Shows, with ``max_steps`` alone, the epochs that it takes as far as can be told now."""
-        max_epochs = self._position.epochs_to_take
-        if max_epochs is not None:
-            self.state.max_epochs = max_epochs
-            self._position.show_max_epochs(max_epochs)
+    def _note_frozen(self) -> None:
+        """Called when the handlers of EPOCH_STARTED have returned."""
+
+    # Limits and lengths, which handlers read and write on the state
+
+    def _look(self) -> None:
+        """Takes over what handlers wrote to limits and length, and ends the run if it is time."""
+        state, position = self.state, self._position
+        if state is not self._own_state:
+            raise RuntimeError(
+                "`trainer.state` must stay the object that it is while the trainer runs, and it "
+                "was replaced: write to its attributes, or replace it between two runs"
+            )
+        now = (state.max_epochs, state.max_iters, state.max_steps, state.epoch_length)
+        if now != position.shown:
+            self._take_over()
+        limit = position.limit_reached
+        if limit is not None:
+            progress = position.place.progress
+            # At the end of an epoch only `max_steps` says so by TERMINATE; the others are expected.
+            if progress.batches and (limit == "max_steps" or not progress.is_full):
+                self._stop_at(limit)
+        elif self._requests and self.stop_reason in vars(position.limits):
+            self.stop_reason = None  # it was reached, and now lies further
+            if self.should_terminate == _AT_LIMIT:
+                self.should_terminate = False
+
+    def _take_over(self) -> None:
+        position, optimizer_step = self._position, self._optimizer_step
+        now = Shown.on(self.state)
+        self._check_can_end(now)
+        if position.take_over(now):
+            optimizer_step.drop_window()
+            position.mark_boundary(position.place.progress)
+        self._show_lengths()
+
+    def _check_can_end(self, now: Shown) -> None:
+        if now.epoch_length is None and not self._has_data:
+            raise ValueError(
+                "`trainer.state.epoch_length` must stay a number without data, got None: an epoch "
+                "would never end"
+            )
+
+    def _show_limits(self) -> None:
+        """Shows the limits and the length of the present epoch on the state."""
+        position, state = self._position, self.state
+        shown = Shown(**vars(position.limits), epoch_length=position.length_of_epoch)
+        # One line: what is shown and not noted would be taken for what a user has written.
+        state.max_epochs, state.max_iters, state.max_steps, state.epoch_length = position.shown = (
+            shown
+        )
+        self._show_lengths()
+
+    def _show_lengths(self) -> None:
+        """Shows the length of the present epoch, and the epochs that ``max_steps`` alone takes.
+
+        What a handler has just written there stays, for the next look.
+        """
+        state, position = self.state, self._position
+        shown, length, max_epochs = position.shown, state.epoch_length, state.max_epochs
+        if length == shown.epoch_length:
+            length = position.length_of_epoch
+            shown = shown._replace(epoch_length=length)
+        epochs_to_take = position.epochs_to_take
+        if epochs_to_take is not None and max_epochs == shown.max_epochs:
+            max_epochs = epochs_to_take
+            shown = shown._replace(max_epochs=max_epochs)
+        # One line, as above.
+        state.epoch_length, state.max_epochs, position.shown = length, max_epochs, shown
+
+    def _follow_data(self) -> None:
+        """Goes on with data that a handler has put on the state, as Ignite's engine does."""
+        data = self._data_on_state
+        if data is not None:
+            self.set_data(data)
+
+    @property
+    def _data_on_state(self) -> Any:
+        """The data that someone has put on the state, if it is not what is shown there."""
+        data, feed = self.state.dataloader, self._position.feed
+        return None if feed is not None and data is feed.loader else data
 
     # The ways out
 
-    def _stop_at(self, limit: str, is_last: bool) -> None:
-        """Ends the run when it is time; at the end of an epoch ``max_iters`` needs no TERMINATE."""
-        if limit == "max_steps" or (limit == "max_iters" and not is_last):
-            self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
-            if not self.should_terminate:  # else a handler may have set it to "skip_completed"
-                self.should_terminate = True
+    def _stop_at(self, limit: str) -> None:
+        self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
+        if not self.should_terminate:  # else a handler may have set it to "skip_completed"
+            self.should_terminate = _AT_LIMIT
+
+    def _cut_short(self) -> None:
+        """Completes an epoch whose pass has fewer batches left than it had when it was begun."""
+        self._optimizer_step.drop_window()
+        progress = self._position.place.progress
+        self._position.mark_boundary(progress._replace(is_full=True))
 
     def _obey(self) -> Generator[State, None, None]:
         if self.should_terminate:
@@ -333,8 +389,12 @@ class TrainingLoop(QuickEngine):
             self._fire(Events.INTERRUPT)
             self.should_interrupt = False
             feed = self._present_feed
-            with set_aside(feed.loader):
-                yield self.state
+            try:
+                with set_aside(feed.loader, alone=True):  # the scopes of a run are left meanwhile
+                    yield self.state
+            except GeneratorExit:  # abandoned: the feed may have ended before this one
+                feed.deactivate()
+                raise
             if feed is not self._position.feed:  # set_data, meanwhile
                 feed.deactivate()
 
@@ -372,43 +432,48 @@ class TrainingLoop(QuickEngine):
             self.should_terminate = False
         return False
 
-    @contextmanager
-    def _unwinding(self) -> Iterator[None]:
+    def _stand_at_boundary(self) -> None:
         """Leaves nothing behind, and stands at the last step boundary.
 
-        What is due after the step of that boundary stays so if the run has failed.
+        What is due after the step of that boundary stays so if the run has failed. A call that
+        broke off may be repeated: the next run does so.
         """
-        try:
-            yield
-        except BaseException as error:
-            if not isinstance(error, GeneratorExit):  # of an interrupted run that is abandoned
-                self.stop_reason = "exception"
-            raise
-        finally:
-            if not sys.is_finalizing():  # with an interrupted run; torch may be gone already
-                self._stand_at_boundary()
-
-    def _stand_at_boundary(self) -> None:
+        if self._is_standing:
+            return
+        position, optimizer_step = self._position, self._optimizer_step
         has_failed = self.stop_reason == "exception"
-        if has_failed and not self._position.is_at_boundary:
+        self._changes.undo(self._changes_around)
+        self._forget_firing()
+        self._due.settle()
+        optimizer_step.count_step(self.state)
+        drops_window = not position.is_at_boundary
+        if has_failed and drops_window:
             self._due.clear()  # its batches are given again, and their handlers ask again
-        self._position.roll_back(has_failed=has_failed)
-        self.state.iteration = self._position.place.progress.iteration
-        self._optimizer_step.drop_window()
-        self._present_feed.go_back_to(self._position.place.position)
+            optimizer_step.scheduler.forget_validation()
+        is_leaving = has_failed and not drops_window and self.is_leaving_epoch
+        self._leaves_epoch = is_leaving and self.should_terminate_single_epoch
+        position.roll_back(has_failed=True)  # ``run`` has the last word
+        self.state.iteration = position.place.progress.iteration
+        self._running_metrics.leave(self.state.iteration, drops_window=drops_window)
+        optimizer_step.drop_window()
+        self._present_feed.go_back_to(position.place.position)
         self._present_feed.close()
+        self._changes.undo(self._changes_around)  # what the end of the feed has not
+        self._is_standing = True
 
-    def _call_due(self, *, is_over: bool) -> None:
+    def _call_due(self) -> None:
         """Calls what is due, and what is to be called where the run ends if it ends here."""
         self._due.call()
-        is_over = is_over or bool(self.should_terminate)
+        self._look()
+        is_over = bool(self.should_terminate or self._position.limit_reached)
         if is_over and self._position.is_at_boundary and not self.is_leaving_epoch:
             for callback in tuple(self._at_end):
                 callback()
+            self._look()  # a handler of CHECKPOINT_SAVED may have written another limit
 
     def _finish_due(self) -> None:
         """Does what was asked for at COMPLETED, or in a window that was dropped at the end."""
-        if not self._position.has_failed:
+        if self.stop_reason != "exception":
             self._due.call()
             self._due.clear()
 
@@ -419,7 +484,27 @@ class TrainingLoop(QuickEngine):
         if isinstance(handler, Handler):
             handler.check(self, event_name)
         warn_of_gradient_logger(handler, event_name)
+        accelerator = self._optimizer_step.accelerator
+        warn_of_lr_finder(handler, event_name, accelerator.gradient_accumulation_steps)
         return super().add_event_handler(event_name, handler, *args, **kwargs)
+
+    def _update_handlers(self) -> None:
+        self._running_metrics.forget_updates()
+        super()._update_handlers()
+
+    def _heard_as(self, name: Any, function: Any, args: Any, kwargs: Any) -> Callable[..., Any]:
+        handler = super()._heard_as(name, function, args, kwargs)
+        if name != Events.ITERATION_COMPLETED.name or owner_of(function, Metric) is None:
+            return handler
+        iteration = self._position.place.progress.iteration
+        return self._running_metrics.counted((function, args), handler, iteration)
+
+    def _metrics(self) -> Iterator[Metric]:
+        """Ignite's metrics that are attached, some of them several times."""
+        for function in handlers_of(self):
+            metric = owner_of(function, Metric)
+            if metric is not None:
+                yield metric
 
     @property
     def feed(self) -> DataFeed | None:
@@ -507,7 +592,6 @@ class TrainingLoop(QuickEngine):
         self._show_limits()
         state, progress = self.state, self._position.place.progress
         state.iteration, state.epoch = progress.iteration, progress.epochs
-        state.epoch_length = self._position.epoch_length
         state.optimizer_step = self._position.steps
         state.validation = state_dict["validation"]
 
@@ -517,31 +601,59 @@ class TrainingLoop(QuickEngine):
         Shuffled data has the order it had only if its sampler draws it from the number of the
         pass, as Accelerate's seedable sampler does.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                "`state_dict` must be a mapping, as state_dict() returns it, got "
+                f"{type(state_dict).__name__}: read it from its file first, with torch.load"
+            )
         self._prepare_to_load("load_state_dict()")
         super().load_state_dict({"optimizer_step": 0, **state_dict})
-        state = self.state
-        state.max_steps = None
+        self.state.max_steps = None
+        self._move_to_state()
+
+    def state_dict(self) -> Any:
+        """As Ignite's. Where the length of this epoch is not known, it is that of the last one."""
+        state = super().state_dict()
+        if state["epoch_length"] is None:
+            state["epoch_length"] = self._position.length_of_pass
+        return state
+
+    def _move_to_state(self) -> None:
+        """Makes the next run continue at the counters of the state, within its limits."""
+        state, position = self.state, self._position
         batches = state.iteration - state.epoch * (state.epoch_length or 0)
         progress = Progress(state.iteration, state.epoch, batches)
-        self._position.move_to(progress, state.optimizer_step, Limits.of(state), state.epoch_length)
+        shown = Shown.on(state)
+        position.move_to(progress, state.optimizer_step, shown.limits, state.epoch_length)
+        position.shown = shown
 
     def _prepare_to_load(self, what: str) -> None:
         self._check_not_running(what, "call terminate() first, and load after run()")
         self._close_interrupted()
         self._due.clear()
+        self._running_metrics.forget()
 
     def _check_not_running(self, what: str, remedy: str) -> None:
         if is_running(self):
             raise RuntimeError(f"{what} must not be called while the trainer runs: {remedy}")
 
-    def _show_limits(self) -> None:
-        for name, limit in vars(self._position.limits).items():
-            setattr(self.state, name, limit)
-
     @property
     def _present_feed(self) -> DataFeed:
         assert self._position.feed is not None
         return self._position.feed
+
+
+class _Unwinding(AbstractContextManager[None, None]):
+    """The outermost scope of a run. Not a generator, which a traceback could keep until later."""
+
+    def __init__(self, loop: TrainingLoop) -> None:
+        self._loop = loop
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None and not isinstance(error, GeneratorExit):  # of a run that is abandoned
+            self._loop.stop_reason = "exception"
+        if not sys.is_finalizing():  # with an interrupted run; torch may be gone already
+            self._loop._stand_at_boundary()
 
 
 def _fire_nothing(event: Any) -> None:

@@ -16,7 +16,7 @@ from ignite_hooks.data.batch import pair
 from ignite_hooks.data.batch import unpack
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
-from ignite_hooks.trainer.loop import TrainingLoop
+from ignite_hooks.trainer.trainer import Trainer
 
 __all__ = ["forward_with", "loss_alone", "supervised_step"]
 
@@ -28,13 +28,15 @@ def supervised_step(
     optimizer_step: OptimizerStep,
     forward: Forward,
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any],
-) -> Callable[[TrainingLoop, Any], Any]:
+) -> Callable[[Trainer, Any], Any]:
     """Returns the process function; the optimizer steps after it."""
     is_distributed = optimizer_step.is_distributed
     is_value = output_transform is loss_alone  # then there is no need to detach it twice
 
-    def process(engine: TrainingLoop, batch: Any) -> Any:
+    def process(engine: Trainer, batch: Any) -> Any:
         state, fire, channels = engine.state, engine.fire_event, engine.hook_channels
+        if not model.training:
+            engine.return_to_train_mode()
         with optimizer_step.synchronizing(model) if is_distributed else NOTHING:
             with channels.on_model_forward:
                 fire(TrainEvents.MODEL_FORWARD_STARTED)

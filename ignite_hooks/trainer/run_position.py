@@ -3,11 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import asdict
-from dataclasses import dataclass
-from dataclasses import replace
 from typing import Any
-
-from ignite.engine import State
 
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.core.place import Place
@@ -16,80 +12,10 @@ from ignite_hooks.core.rules import whole_number
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.trainer.limits import Limits
+from ignite_hooks.trainer.limits import Shown
 
-__all__ = ["Limits", "RunPosition"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a run: the first that is reached ends it. They count from its beginning.
-
-    Args:
-        max_epochs: complete epochs, or None for no such limit.
-        max_iters: batches, or None.
-        max_steps: committed optimizer steps, or None.
-    """
-
-    max_epochs: int | None = None
-    max_iters: int | None = None
-    max_steps: int | None = None
-
-    @classmethod
-    def of(cls, state: State) -> "Limits":
-        """Returns the limits that the state of an engine shows."""
-        shown: Any = state
-        return cls(shown.max_epochs, shown.max_iters, shown.max_steps)
-
-    def __or__(self, other: "Limits") -> "Limits":
-        """Returns these limits, and those of ``other`` where these have none."""
-        mine, theirs = vars(self), vars(other)
-        return Limits(**{name: theirs[name] if mine[name] is None else mine[name] for name in mine})
-
-    def edited(self, shown: "Limits", now: "Limits") -> "Limits":
-        """Returns these limits, shown on a state as ``shown``, after a user set that to ``now``.
-
-        Removing one (``state.max_epochs = None``, Ignite's way to ask for a new run) removes all.
-        """
-        mine, old, new = vars(self), vars(shown), vars(now)
-        if any(old[name] is not None and new[name] is None for name in mine):
-            return Limits()
-        return Limits(**{n: mine[n] if new[n] == old[n] else new[n] for n in mine})
-
-    def without_reached(self, progress: Progress, steps: int) -> "Limits":
-        """Returns the limits that are not reached yet."""
-        limits = self
-        while (name := limits.reached(progress, steps)) is not None:
-            limits = replace(limits, **{name: None})
-        return limits
-
-    def check(self, progress: Progress, steps: int) -> None:
-        """Raises a ValueError for a limit that is no positive integer or lies in the past."""
-        done = {"max_epochs": progress.epochs, "max_iters": progress.iteration, "max_steps": steps}
-        for name, value in vars(self).items():
-            if value is None:
-                continue
-            whole_number(name, value, "leave it out for no such limit")
-            if value < done[name]:
-                raise ValueError(
-                    f"`{name}` must be at least what is done already, {done[name]}, got {value}: "
-                    f"set trainer.state.{name} = None before run() to begin anew"
-                )
-        if self.max_epochs is not None and self.max_iters is not None:
-            raise ValueError(
-                "only one of `max_epochs` and `max_iters` must be given, got "
-                f"{self.max_epochs} and {self.max_iters}: leave one out (if it comes from the run "
-                "before, set it on trainer.state to None to begin anew)"
-            )
-
-    def reached(self, progress: Progress, steps: int) -> str | None:
-        """Returns the name of the limit that ends the run, or None."""
-        if self.max_steps is not None and steps >= self.max_steps:
-            return "max_steps"
-        if self.max_iters is not None and progress.iteration >= self.max_iters:
-            return "max_iters"
-        if self.max_epochs is not None and progress.epochs >= self.max_epochs:
-            return "max_epochs"
-        return None
+__all__ = ["RunPosition"]
 
 
 class RunPosition:
@@ -105,24 +31,30 @@ class RunPosition:
     Attributes:
         feed: the source of the batches; None as long as there is no data.
         place: the counters and the position in the data.
-        limits: the limits of the run.
-        shown: the limits as the state shows them: ``max_epochs`` may be derived from ``max_steps``.
-        epoch_length: batches of an epoch; None if each pass over the data decides.
+        limits: the limits of the run as they are now: handlers may have written others.
+        asked: the limits that the run was given, which hold again when it is over.
+        shown: what the state shows of the limits: ``max_epochs`` may be derived from ``max_steps``.
+        epoch_length: batches of an epoch where that is fixed; None if an epoch is one pass.
         is_resumed: whether the next run continues that of another process.
         has_failed: whether the run ended in a failure, and so is not finished.
+        cut: the request that ended the present epoch before its last batch, else False.
+        length_of_pass: batches of the last epoch that was one whole pass; None if there was none.
     """
 
     def __init__(self, optimizer_step: OptimizerStep) -> None:
         self.feed: DataFeed | None = None
         self.place = Place()
-        self.limits = Limits()
-        self.shown = Limits()
+        self.limits = self.asked = Limits()
+        self.shown = Shown()
         self.epoch_length: int | None = None
         self.is_resumed = self.has_failed = False
         self._optimizer_step = optimizer_step
         self._boundary = self.place
-        self._length_of_pass: int | None = None
-        self._has_dropped_batches = self._is_cut = False
+        self.length_of_pass: int | None = None
+        self._has_dropped_batches = False
+        self.cut: Any = False
+        # The end of an epoch, as it was before, until EPOCH_COMPLETED has begun.
+        self.unannounced: list[tuple[Place, Any]] = []
         self._seek: Callable[[DataFeed], None] | None = None
         self._random: RandomState | None = None
         self._on_resume: list[Callable[[], None]] = []
@@ -138,6 +70,20 @@ class RunPosition:
     def limit_reached(self) -> str | None:
         """The name of the limit that ends the run now, or None."""
         return self.limits.reached(self.place.progress, self._optimizer_step.steps)
+
+    @property
+    def length_of_epoch(self) -> int | None:
+        """Batches of the present epoch in all; None if that is not known yet."""
+        progress, feed = self.place.progress, self.feed
+        if self.epoch_length is not None or feed is None:
+            return self.epoch_length
+        if self.cut:
+            return self.shown.epoch_length
+        if progress.is_full:
+            return progress.batches
+        if feed.length is None or self._seek is not None:
+            return feed.length
+        return progress.batches + feed.length - feed.position.batches
 
     @property
     def batches_left(self) -> int | None:
@@ -172,7 +118,7 @@ class RunPosition:
     @property
     def epochs_to_take(self) -> int | None:
         """The epochs in all that ``max_steps`` alone takes, as far as can be told; else None."""
-        limits, length = self.limits, self.epoch_length or self._length_of_pass
+        limits, length = self.limits, self.length_of_epoch or self.length_of_pass
         if limits.max_steps is None or limits.max_epochs is not None or length is None:
             return None
         window = self._optimizer_step.accumulation.full_size()
@@ -196,20 +142,60 @@ class RunPosition:
         """Whether an epoch has had all its batches in this process, and was not completed."""
         return self.place.progress.is_full and self._random is None
 
-    def cut_epoch(self) -> None:
+    @property
+    def has_lost_batches(self) -> bool:
+        """Whether a pass that has ended was to have further batches, and its epoch with it."""
+        return self.epoch_length is None and self.place.progress.batches > 0
+
+    def cut_epoch(self, request: Any = True) -> None:
         """Ends the present epoch here: it is to have no further batch."""
-        self._is_cut = True
+        self.cut = request
         self.mark_boundary(self.place.progress._replace(is_full=True))
 
-    def complete_epoch(self) -> int | None:
-        """Counts a complete epoch; returns the number of its batches if it was one whole pass."""
+    def complete_epoch(self) -> None:
+        """Counts a complete epoch."""
         progress = self.place.progress
-        whole = self.epoch_length is None and progress.is_full and not self._is_cut
-        self._is_cut = False
-        if whole:
-            self._length_of_pass = progress.batches
+        if self.epoch_length is None and not self.cut:
+            self.length_of_pass = progress.batches
+        self.mark_boundary(progress)  # behind the data of the epoch
+        self.unannounced[:] = [(self.place, self.cut)]
         self.mark_boundary(progress.with_epoch())
-        return progress.batches if whole else None
+        self.cut = False
+
+    def take_over(self, now: Shown) -> bool:
+        """Takes over what has been written to the state since it was looked at last.
+
+        Returns:
+            Whether the epoch has become full in the middle of a window, which must be dropped.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        limits = self.limits.rewritten(self.shown.limits, now.limits)
+        if limits == Limits():
+            limits = now.limits  # max_epochs was derived from max_steps, which was lifted
+        limits.check_written()
+        self.take_over_length(now)
+        self.limits, self.shown = limits, now
+        return self.place.progress.is_full and not self.is_at_boundary
+
+    def take_over_length(self, now: Shown) -> None:
+        """Fixes the length of an epoch if one was written; the present epoch may be full by it.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        length = now.epoch_length
+        if length == self.shown.epoch_length:
+            return
+        if length is not None:
+            remedy = "write None for one pass over the data"
+            whole_number("trainer.state.epoch_length", length, remedy)
+        self.epoch_length = length
+        progress, feed = self.place.progress, self.feed
+        if progress.batches and not self.cut and feed is not None:
+            is_full = feed.is_last if length is None else progress.batches >= length
+            self.place = self.place._replace(progress=progress._replace(is_full=is_full))
 
     def mark_boundary(self, progress: Progress) -> None:
         """Stands at ``progress``, and makes it a step boundary: nothing before is done again."""
@@ -220,13 +206,17 @@ class RunPosition:
     def enter_run(self) -> None:
         """Marks the place where a run begins, or continues, as a step boundary."""
         self._has_dropped_batches = False
+        self.unannounced.clear()
         self.mark_boundary(self.place.progress)
 
     def roll_back(self, *, has_failed: bool) -> None:
         """Goes back to the last step boundary, at the end of a run."""
         self.has_failed = has_failed
-        self._has_dropped_batches = not self.is_between_steps
-        if not self.is_at_boundary:
+        self._has_dropped_batches = self._has_dropped_batches or not self.is_between_steps
+        if self.unannounced:  # the epoch is to be completed
+            self._boundary, self.cut = self.unannounced[0]
+            self.place = self._boundary
+        elif not self.is_at_boundary:
             self.place = self._boundary
 
     def change_feed(self, feed: DataFeed) -> None:
@@ -239,57 +229,68 @@ class RunPosition:
 
     def set_limits(self, limits: Limits) -> None:
         """Sets the limits of the run."""
-        self.limits = self.shown = limits
+        self.limits = self.asked = limits
 
-    def show_max_epochs(self, max_epochs: int) -> None:
-        """Notes that the state shows ``max_epochs`` for the limit that is not set."""
-        self.shown = replace(self.shown, max_epochs=max_epochs)
-
-    def limits_to_continue(self, given: Limits, on_state: Limits) -> Limits | None:
+    def limits_to_continue(self, given: Limits, now: Shown) -> Limits | None:
         """Returns the limits with which the run continues; None if a new run is to begin.
+
+        Those that a handler wrote hold as long as the run is not over.
 
         Args:
             given: the limits that the next run was given.
-            on_state: the limits that the state shows now.
+            now: the limits that the state shows now.
 
         Raises:
             ValueError: a limit cannot be used.
         """
-        before = self._edited(on_state)
-        if before == Limits():
-            return None
         progress, steps = self.place.progress, self.steps
-        given.check(progress, steps)
+        shown = self.shown.limits
+        live = self.limits.rewritten(shown, now.limits)
+        if self.shown.asks_for_new_run(now) or live == Limits():
+            return None
+        is_over = live.reached(progress, steps) is not None and not self.has_failed
+        if given == self.asked and not is_over:
+            given = Limits()
+        if is_over:  # fewer steps than were made begin a new run, and so do as many epochs
+            given.check(progress.at_epoch_start(), 0)
+        else:
+            given.check(progress, steps)
+        before = self.asked.rewritten(shown, now.limits) if is_over else live
         if self.is_resumed and given != Limits():
             before = given  # those of the other run were for that run
         further = given if given != Limits() else before
         if further.reached(progress, steps):
             return further if self.has_failed else None
         limits = given | before.without_reached(progress, steps)
-        limits.check(progress, steps)
+        limits.check_values(progress, steps)
         return limits
 
-    def is_finished(self, given: Limits, on_state: Limits) -> bool:
+    def is_finished(self, given: Limits, now: Shown) -> bool:
         """Returns whether the run that is resumed has nothing left to do within these limits."""
-        before = self._edited(on_state)
-        if not self.is_resumed or before == Limits():
+        live = self.limits.rewritten(self.shown.limits, now.limits)
+        if not self.is_resumed or self.shown.asks_for_new_run(now) or live == Limits():
             return False
-        limits = before if given == Limits() else given
+        limits = live if given in (Limits(), self.asked) else given
         return limits.reached(self.place.progress, self.steps) is not None
 
     def start_new_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
-        """Begins a new run at the next pass over ``feed``."""
+        """Begins a new run at the next pass over ``feed``.
+
+        The place moves last: if this breaks off before, the next ``run()`` begins a new run too.
+        """
         self.feed = feed
         feed.next_pass()
-        self.epoch_length = epoch_length or feed.length
-        self.place = Place()
+        feed.settle()
+        self.epoch_length = epoch_length
         self._seek = self._random = None
         self._on_resume = []
-        self._is_cut = False
+        self.cut = False
+        self.unannounced.clear()
         self._optimizer_step.start_from(0)
         self._optimizer_step.scheduler.start_new_run()
         self.set_limits(limits)
         self.is_resumed = False
+        self.place = Place()
 
     def continue_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
         """Continues the run, on ``feed``: where it stopped, or with a new epoch on other data.
@@ -305,18 +306,16 @@ class RunPosition:
             progress = self.place.progress
             # An epoch that has had all its batches is completed before the new data begin.
             self.place = Place(progress if progress.is_full else progress.at_epoch_start())
-            self.epoch_length = epoch_length or feed.length
-        if epoch_length not in (None, self.epoch_length):
+            self.epoch_length = epoch_length or self.epoch_length
+        feed.settle()
+        if epoch_length not in (None, length := self.length_of_epoch):
             raise ValueError(
-                f"`epoch_length` must stay {self.epoch_length} when training goes on, got "
+                f"`epoch_length` must stay {length} when training goes on, got "
                 f"{epoch_length}: leave it out, or set trainer.state.max_epochs = None (or "
                 "max_iters, or max_steps) before run() to begin anew"
             )
         self.set_limits(limits)
         self.is_resumed = False
-
-    def _edited(self, on_state: Limits) -> Limits:
-        return self.limits.edited(self.shown, on_state)
 
     # As data, for another process to continue
 
@@ -330,8 +329,9 @@ class RunPosition:
         return {
             "progress": list(self.place.progress),
             "limits": asdict(self.limits),
+            "asked": asdict(self.asked),
             "epoch_length": self.epoch_length,
-            "passed_length": self._length_of_pass,
+            "passed_length": self.length_of_pass,
             "optimizer_step": self.steps,
             "data": self.feed.state_dict(),
             "random": random.state_dict(),
@@ -340,18 +340,20 @@ class RunPosition:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next run continue there, on data that is built as the data was built then."""
-        progress, limits = Progress(*state_dict["progress"]), Limits(**state_dict["limits"])
+        progress = Progress(*state_dict["progress"])
         device = self._optimizer_step.accelerator.device
         random = RandomState.from_state_dict(state_dict["random"], device)
         self.place = self._boundary = Place(progress, taken=self._optimizer_step.window.taken)
-        self.set_limits(limits)
+        self.limits = Limits(**state_dict["limits"])
+        self.asked = Limits(**state_dict.get("asked", state_dict["limits"]))
         self.epoch_length = state_dict["epoch_length"]
-        self._length_of_pass = state_dict["passed_length"]
+        self.length_of_pass = state_dict["passed_length"]
         self._optimizer_step.start_from(state_dict["optimizer_step"])
         self._random = random
         self._seek = lambda feed: feed.load_state_dict(state_dict["data"])
         self.is_resumed = True
-        self.has_failed = self._is_cut = False
+        self.has_failed = self.cut = False
+        self.unannounced.clear()
 
     def move_to(
         self, progress: Progress, steps: int, limits: Limits, epoch_length: int | None
@@ -361,9 +363,16 @@ class RunPosition:
         self.place = Place(progress)
         self.epoch_length = epoch_length
         position = FeedPosition(progress.epochs, progress.batches)
-        self._seek = lambda feed: feed.seek(position)
+
+        def seek(feed: DataFeed) -> None:
+            feed.seek(position)
+            if feed.length == epoch_length:  # so it was one pass, as far as can be told
+                self.epoch_length = None
+
+        self._seek = seek
         self.is_resumed, self._random = False, None
-        self.has_failed = self._is_cut = False
+        self.has_failed = self.cut = False
+        self.unannounced.clear()
         self._optimizer_step.start_from(steps)
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:

@@ -1,9 +1,13 @@
 """The trainer: an engine whose runs begin, continue and end where they should."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -11,16 +15,19 @@ import torch
 from ignite.engine import State
 
 from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.handler import attached
 from ignite_hooks.core.measured import forget_validations
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.rules import whole_number
-from ignite_hooks.core.run_scope import run_scopes
+from ignite_hooks.core.run_scope import enter_at_each_run
+from ignite_hooks.core.run_scope import run_in_scopes
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.trainer.limits import Limits
+from ignite_hooks.trainer.limits import Shown
 from ignite_hooks.trainer.loop import TrainingLoop
-from ignite_hooks.trainer.run_position import Limits
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.report import ResumeReport
@@ -44,27 +51,27 @@ class Trainer(TrainingLoop):
 
     def __init__(
         self,
-        process_function: Callable[[TrainingLoop, Any], Any],
+        process_function: Callable[["Trainer", Any], Any],
         model: torch.nn.Module,
         optimizer_step: OptimizerStep,
         feeds: Feeds,
         modules: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
-        super().__init__(process_function, optimizer_step)
+        super().__init__(process_function, optimizer_step)  # type: ignore[arg-type]
         self.accelerator = optimizer_step.accelerator
         self.model = model
         self.optimizer = optimizer_step.optimizer
         self.lr_scheduler = optimizer_step.lr_scheduler
-        self.state.max_steps = None
-        self.state.max_iters = None  # which Ignite 0.5.4 does not do before a run
-        self.state.start_epoch = self.state.start_step = 0
-        self.state.model_outputs = self.state.loss = None
+        self._complete_state()
         self.resume_report: ResumeReport | None = None
         self._usual_limits = Limits()
         self._feeds = feeds
         self._modules = dict(modules or {})
+        self._frozen: list[torch.nn.Module] = []
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
+        enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
+        enter_at_each_run(self, lambda trainer: trainer._changes)
         self._hooks = Hooks()
         self._hooks.attach(self)
 
@@ -106,13 +113,13 @@ class Trainer(TrainingLoop):
         A run that was stopped or failed goes on where its last whole step ended, at the next batch
         of the same pass over the data. One that was finished goes on if a limit is given that lies
         further; else training begins anew, with the next pass. All limits count from the beginning
-        of the training.
+        of the training. A handler may write others to the state, for the rest of the run.
 
         Args:
             data: batches to train on, a DataLoader for instance; default: those of the factory, or
                 of the run before. Without any, ``epoch_length`` is needed and batches are None.
             max_epochs: number of epochs.
-            max_iters: number of batches. Not together with ``max_epochs``.
+            max_iters: number of batches. Not in one call with ``max_epochs``.
             epoch_length: number of batches of an epoch; default: one pass over the data.
             max_steps: number of committed optimizer steps.
 
@@ -126,21 +133,41 @@ class Trainer(TrainingLoop):
             "run()", "call terminate() and run() after it, or set_data() to go on with other data"
         )
         given = Limits(max_epochs, max_iters, max_steps)
+        self._adopt_state()
         if given == Limits() and self._position.is_resumed:
             given = self._usual_limits
+        if is_interrupted(self) and self._position.shown.asks_for_new_run(Shown.on(self.state)):
+            self._close_interrupted()
         if self._optimizer_step.scheduler.at == "validation":
             _warn_without_validation(self)
-        with run_scopes(self):
-            return self._run(data, given, epoch_length)
+        if not is_interrupted(self):
+            self._finish_unwinding()
+        state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
+        return self._finish_run() or state  # type: ignore[func-returns-value]  # as one line
+
+    def _finish_unwinding(self) -> None:
+        """Does what an exception kept the run before from doing on its way out."""
+        if self.hook_channels.scopes.open:
+            self.hook_channels.scopes.abandon()
+        self._stand_at_boundary()
+        self._changes.undo()
+        if self._optimizer_step.is_half_done:
+            raise RuntimeError(_half_done(self))
+
+    def _finish_run(self) -> None:
+        """Notes that a run has ended, or failed, as its very last act: it may break off before."""
+        if not is_interrupted(self):
+            self._position.has_failed = self.stop_reason == "exception"
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
         position, run = self._position, None
         if is_interrupted(self):
-            limits = given | position.limits
-            limits.check(position.place.progress, position.steps)
-            position.set_limits(limits)
-            self._show_limits()
-        elif position.is_finished(given, Limits.of(self.state)):
+            given.check(position.place.progress, position.steps)
+            position.asked = given | position.asked
+            for name, limit in vars(given).items():
+                if limit is not None:  # for the next look of the loop
+                    setattr(self.state, name, limit)
+        elif position.is_finished(given, Shown.on(self.state)):
             position.restore_random_state(is_last_time=False)
             return self.state  # type: ignore[no-any-return]
         else:
@@ -152,6 +179,8 @@ class Trainer(TrainingLoop):
             if is_interrupted(self):  # Ctrl-C before the run continued: it still can
                 raise
             with self.hook_channels.scopes:  # closes what a second Ctrl-C has left open
+                self.stop_reason = "exception"
+                self._stand_at_boundary()
                 raise
         if not is_interrupted(self):
             self._finish_due()
@@ -175,55 +204,128 @@ class Trainer(TrainingLoop):
         self._usual_limits = limits
 
     def set_data(self, data: Iterable[Any]) -> None:
-        """Takes the next batch from ``data``; the length of the epoch stays. As in Ignite."""
+        """Takes the next batch from ``data``.
+
+        Within a run the present epoch ends with the pass over ``data``, unless the run has an
+        ``epoch_length`` or a handler writes one to the state: that stays, as in Ignite.
+        """
         if self.feed is not None:
             self.feed.close()
         feed = self._feed_of(data, None)
+        feed.settle()
         self._position.change_feed(feed)
         self._batches = iter(feed)
+        self._show_lengths()
 
     def _set_up(self, data: Any, given: Limits, epoch_length: int | None) -> None:
         """Settles where this run begins and ends, before anything happens."""
         if epoch_length is not None:
             whole_number("epoch_length", epoch_length, "leave it out for one pass over the data")
         position, state = self._position, self.state
-        limits = position.limits_to_continue(given, Limits.of(state))
+        now = Shown.on(state)
+        limits = position.limits_to_continue(given, now)
         if limits is None:
             given.check(Progress(), 0)
             usual = Limits(max_epochs=1) if self._usual_limits == Limits() else self._usual_limits
+            if not self._has_data:
+                epoch_length = epoch_length or position.epoch_length
             feed = self._feed_of(data, epoch_length)
-            position.start_new_run(feed, usual if given == Limits() else given, epoch_length)
             self._due.clear()
+            self._running_metrics.forget()
             forget_validations(self)
-            self._show_limits()
             state.iteration = state.epoch = state.validation = state.optimizer_step = 0
+            position.start_new_run(feed, usual if given == Limits() else given, epoch_length)
         else:
+            self._check_can_end(now)
+            position.take_over_length(now)
             feed = self._feed_of(data, position.epoch_length)
             position.continue_run(feed, limits, epoch_length)
-            self._show_limits()
-        state.epoch_length = position.epoch_length
+        self._show_limits()
         state.start_step = position.steps
         state.start_epoch = position.place.progress.epochs
-        self._show_max_epochs()
         if not self.model.training:
             self.model.train()
+        self._note_frozen()
+
+    def return_to_train_mode(self) -> None:
+        """Sets the model to train mode, but for the submodules that were frozen as the epoch began.
+
+        Ignite's own trainer calls ``model.train()`` in each iteration, and so its users' handlers
+        leave the model in eval mode: ``ignite.engine.create_supervised_evaluator`` does.
+        """
+        self._frozen = [module for module in self._frozen if not module.training]  # one was thawed
+        self.model.train()
+        for module in self._frozen:
+            module.training = False
+
+    def _note_frozen(self) -> None:
+        if self.model.training:  # else all were left in eval mode
+            self._frozen = [module for module in self.model.modules() if not module.training]
+
+    def _adopt_state(self) -> None:
+        """Works with a state that a user has put in the place of the trainer's, as Ignite does."""
+        state = self.state
+        if state is self._own_state:
+            return
+        self._close_interrupted()
+        self._complete_state()
+        self._own_state = state
+        self._move_to_state()
+
+    def _complete_state(self) -> None:
+        """Gives the state what it shows in addition to Ignite's, as it is before a run."""
+        none = ("max_steps", "max_iters", "model_outputs", "loss")  # Ignite 0.5.4 has no max_iters
+        values = {**dict.fromkeys(none), "start_epoch": 0, "start_step": 0}
+        for name, value in values.items():
+            if not hasattr(self.state, name):
+                setattr(self.state, name, value)
 
     def _feed_of(self, data: Any, epoch_length: int | None) -> DataFeed:
         """Returns the feed of ``data``, or else that of the run before."""
         feed = self.feed
+        if data is None:
+            data = self._data_on_state
         if data is not None:
             feed = self._feeds.of(data)
             self._has_data = True
             self.state.dataloader = feed.loader
         elif not self._has_data and epoch_length is not None:
-            if feed is None or feed.length != epoch_length:
-                feed = DataFeed([None] * epoch_length, self.accelerator)
+            feed = feed or DataFeed(_NoData(), self.accelerator)
         elif feed is None:
             raise ValueError(
                 "`data` must be given to the factory or to run(), got None: pass a DataLoader or a "
                 "list of batches, or an `epoch_length` to have batches of None"
             )
         return feed
+
+
+class _NoData(Sequence[None]):
+    """Batches of None for as long as there can be an epoch."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: Any) -> Any:
+        return None
+
+    def __iter__(self) -> Iterator[None]:
+        return repeat(None)
+
+
+def _half_done(trainer: Trainer) -> str:
+    # Most trainers need not wait for this import.
+    from ignite_hooks.checkpoint.save import SaveCheckpoint
+
+    saved = (each.last_checkpoint for each in attached(trainer, SaveCheckpoint))
+    report = trainer.resume_report
+    last = next((each for each in saved if each is not None), report and report.checkpoint)
+    remedy = "make model, optimizer and trainer again"
+    if last is not None:
+        remedy += f" and resume from the last checkpoint, ResumeCheckpoint({str(last)!r})"
+    return (
+        f"the optimizer step after step {trainer.state.optimizer_step} broke off half-way: some "
+        f"parameters may have changed and others not, and it cannot be repeated; {remedy}"
+    )
 
 
 def _warn_without_validation(trainer: Trainer) -> None:

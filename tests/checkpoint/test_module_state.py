@@ -155,7 +155,8 @@ def test_what_a_handler_has_thawed_is_not_frozen_after_a_resume(
 
 
 def evaluate_all(trainer):
-    trainer.model.eval()
+    for child in trainer.model.children():
+        child.eval()
 
 
 def in_train_mode(**options):
@@ -175,7 +176,7 @@ def test_eval_mode_set_during_a_run_is_restored_on_resume(tmp_path):
     whole.run(max_epochs=2)
     resumed = in_eval_mode_at_start(event=event, resume_from=tmp_path / "step_00000005")
     resumed.run()
-    assert not resumed.model.training
+    assert flags_of(resumed.model)["eval"] == ["0", "1", "2", "3"]
     assert torch.equal(weights(resumed.model), weights(whole.model))
 
 
@@ -190,6 +191,6 @@ def test_model_saved_in_eval_mode_resumes_like_a_second_run(tmp_path, make):
     resumed = make(resume_from=tmp_path)
     resumed.run(max_epochs=2)
     assert resumed.resume_report.is_exact
-    assert resumed.model.training is whole.model.training is (make is in_train_mode)
+    assert (resumed.model[0].training, whole.model[0].training) == 2 * (make is in_train_mode,)
     assert flags_of(resumed.model) == flags_of(whole.model)
     assert torch.equal(weights(resumed.model), weights(whole.model))

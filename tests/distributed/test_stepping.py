@@ -75,15 +75,15 @@ def test_gradients_are_reduced_once_a_window(findings):
 def test_no_collective_within_a_pass_of_known_length(findings):
     for found in findings.of("collectives"):
         for name in ("known", "known, windows", "loader"):
-            assert sum(found[name]["all"].values()) <= 2, found[name]
+            # as data and run begin, and around EPOCH_STARTED, which shows the length
+            assert sum(found[name]["all"].values()) <= 4, found[name]
 
 
 def test_unknown_length_needs_at_most_one_collective_per_window(findings):
     for found in findings.of("collectives"):
         for name, steps in (("unknown", 7), ("unknown, windows", 3), ("generator, windows", 3)):
             assert found[name]["steps"] == steps
-            # and one at the beginning of the pass
-            assert sum(found[name]["all"].values()) <= steps + 2, found[name]
+            assert sum(found[name]["all"].values()) <= steps + 4, found[name]  # those too
 
 
 def test_no_loader_stays_the_active_one(findings):

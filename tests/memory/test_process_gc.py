@@ -190,7 +190,7 @@ def test_forked_child_leaving_parent_scopes_changes_nothing():
         left(scope)
         return gc.isenabled(), process_gc._disabled._holding.users
 
-    assert forked(leave) == (False, 0)
+    assert forked(leave) == (False, [])
     left(scope)
 
 

@@ -25,6 +25,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.core.held_signals import HeldSignals
 from ignite_hooks.optim.lr_scheduler import SchedulerDriver
 from tests.reference import Noisy
 from tests.reference import make_model
@@ -465,8 +466,10 @@ def test_scheduler_at_must_be_step_or_epoch_or_validation():
 def test_class_needing_more_arguments_is_refused_with_a_remedy():
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"StepLR needs more .*pass lambda optimizer: StepLR\("):
-        SchedulerDriver(torch.optim.lr_scheduler.StepLR, optimizer, "step", None)
-    driver = SchedulerDriver(torch.optim.lr_scheduler.ConstantLR, optimizer, "step", None)
+        SchedulerDriver(torch.optim.lr_scheduler.StepLR, optimizer, "step", None, HeldSignals())
+    driver = SchedulerDriver(
+        torch.optim.lr_scheduler.ConstantLR, optimizer, "step", None, HeldSignals()
+    )
     assert driver.lr_scheduler.optimizer is optimizer
 
 

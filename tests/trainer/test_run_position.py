@@ -1,5 +1,4 @@
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,73 +8,10 @@ from ignite_hooks import DataFeed
 from ignite_hooks import OptimizerStep
 from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
-from ignite_hooks.trainer.run_position import Limits
+from ignite_hooks.trainer.limits import Limits
+from ignite_hooks.trainer.limits import Shown
 from ignite_hooks.trainer.run_position import RunPosition
 from tests.reference import Repeatable
-
-
-def test_limits_that_are_reached_are_left_out():
-    limits = Limits(max_epochs=2, max_steps=7)
-    assert limits.without_reached(Progress(epochs=2), 6) == Limits(max_steps=7)
-    assert limits.without_reached(Progress(epochs=2), 7) == Limits()
-
-
-def test_limits_are_filled_up_with_those_of_before():
-    assert Limits(max_epochs=3) | Limits(max_epochs=2, max_steps=7) == Limits(
-        max_epochs=3, max_steps=7
-    )
-
-
-@pytest.mark.parametrize(
-    ("limits", "reached"),
-    [
-        (Limits(), None),
-        (Limits(max_epochs=2), "max_epochs"),
-        (Limits(max_epochs=3), None),
-        (Limits(max_iters=10), "max_iters"),
-        (Limits(max_iters=11), None),
-        (Limits(max_steps=5), "max_steps"),
-        (Limits(max_steps=6), None),
-        (Limits(max_epochs=3, max_steps=5), "max_steps"),
-        (Limits(max_epochs=2, max_steps=6), "max_epochs"),
-    ],
-)
-def test_whichever_limit_comes_first_is_reached(limits, reached):
-    assert limits.reached(Progress(iteration=10, epochs=2), 5) == reached
-
-
-@pytest.mark.parametrize("name", ["max_epochs", "max_iters", "max_steps"])
-@pytest.mark.parametrize("value", [0, -1, True, 1.0, "1"])
-def test_a_limit_is_an_integer_of_at_least_one(name, value):
-    with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got .*: leave it"):
-        Limits(**{name: value}).check(Progress(), 0)
-
-
-@pytest.mark.parametrize(
-    ("limits", "done"),
-    [(Limits(max_epochs=1), 2), (Limits(max_iters=9), 10), (Limits(max_steps=4), 5)],
-)
-def test_a_limit_in_the_past_names_what_is_done(limits, done):
-    with pytest.raises(ValueError, match=rf"at least what is done already, {done}, got"):
-        limits.check(Progress(iteration=10, epochs=2), 5)
-
-
-def test_epochs_and_iterations_exclude_each_other():
-    with pytest.raises(ValueError, match="only one of `max_epochs` and `max_iters`"):
-        Limits(max_epochs=1, max_iters=1).check(Progress(), 0)
-    Limits(max_iters=1, max_steps=1).check(Progress(), 0)
-
-
-def test_limits_edited_on_the_state_take_effect():
-    limits = Limits(max_steps=8)
-    shown = Limits(max_epochs=2, max_steps=8)
-    state = SimpleNamespace(max_epochs=2, max_iters=None, max_steps=8)
-    assert limits.edited(shown, Limits.of(state)) == limits
-    state.max_epochs = 5
-    assert limits.edited(shown, Limits.of(state)) == Limits(max_epochs=5, max_steps=8)
-    state.max_epochs = None
-    assert limits.edited(shown, Limits.of(state)) == Limits()
-
 
 # A position without an engine
 
@@ -112,7 +48,8 @@ def test_counts_batches_and_knows_the_last_of_an_epoch():
         advance(position, step, data)
         assert position.place.progress == (number, 0, number, number == 3)
         assert position.place.position == (0, number)
-    assert position.complete_epoch() is None  # the length was known from the start
+    position.complete_epoch()
+    assert position.length_of_pass == 3
     assert position.place.progress == Progress(3, epochs=1)
 
 
@@ -212,8 +149,9 @@ def test_a_run_continues_if_its_limits_lie_further(given, is_resumed, expected):
     step.start_from(10)
     position.place = Place(DONE_2_OF_4)
     position.set_limits(Limits(max_epochs=4))
+    position.shown = Shown(max_epochs=4)
     position.is_resumed = is_resumed
-    assert position.limits_to_continue(given, Limits(max_epochs=4)) == expected
+    assert position.limits_to_continue(given, position.shown) == expected
 
 
 def test_a_run_that_failed_at_its_limit_is_continued():
@@ -222,10 +160,11 @@ def test_a_run_that_failed_at_its_limit_is_continued():
     position.place = Place(DONE_2_OF_4)
     limits = Limits(max_epochs=2)
     position.set_limits(limits)
+    position.shown = Shown(max_epochs=2)
     position.roll_back(has_failed=True)
-    assert position.limits_to_continue(NONE, limits) == limits
+    assert position.limits_to_continue(NONE, position.shown) == limits
     position.roll_back(has_failed=False)
-    assert position.limits_to_continue(NONE, limits) is None
+    assert position.limits_to_continue(NONE, position.shown) is None
 
 
 def test_an_epoch_that_is_cut_is_full_and_no_measure_of_a_pass():
@@ -239,29 +178,31 @@ def test_an_epoch_that_is_cut_is_full_and_no_measure_of_a_pass():
     advance(position, step, data)
     position.cut_epoch()
     assert position.has_epoch_to_complete
-    assert position.complete_epoch() is None
+    position.complete_epoch()
+    assert position.length_of_pass is None
     assert not position.has_epoch_to_complete
     feed.next_pass()
     data = iter(feed)
     for _ in range(3):
         advance(position, step, data)
-    assert position.complete_epoch() == 3
+    position.complete_epoch()
+    assert position.length_of_pass == 3
 
 
-@pytest.mark.parametrize("on_state", [NONE, Limits(max_epochs=2)])
-def test_a_new_run_begins_when_the_limits_are_reached_or_removed(on_state):
+@pytest.mark.parametrize("now", [Shown(), Shown(max_epochs=2)])
+def test_a_new_run_begins_when_the_limits_are_reached_or_removed(now):
     position, _ = make_position()
     position.place = Place(DONE_2_OF_4)
     position.set_limits(Limits(max_epochs=2))
-    assert position.limits_to_continue(NONE, on_state) is None
+    position.shown = Shown(max_epochs=2)
+    assert position.limits_to_continue(NONE, now) is None
 
 
 def test_a_limit_that_only_shows_what_max_steps_takes_ends_nothing():
     position, _ = make_position()
     position.set_limits(Limits(max_steps=12))
-    position.show_max_epochs(3)
-    shown = Limits(max_epochs=3, max_steps=12)
-    assert position.limits_to_continue(NONE, shown) == Limits(max_steps=12)
+    position.shown = Shown(max_epochs=3, max_steps=12)
+    assert position.limits_to_continue(NONE, position.shown) == Limits(max_steps=12)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +218,10 @@ def test_only_a_resumed_run_can_have_nothing_left_to_do(given, is_resumed, expec
     position, _ = make_position()
     position.place = Place(DONE_2_OF_4)
     position.set_limits(Limits(max_epochs=2))
+    position.shown = Shown(max_epochs=2)
     position.is_resumed = is_resumed
-    assert position.is_finished(given, Limits(max_epochs=2)) == expected
-    assert not position.is_finished(given, NONE)  # a new run was asked for
+    assert position.is_finished(given, position.shown) == expected
+    assert not position.is_finished(given, Shown())  # a new run was asked for
 
 
 def test_state_can_be_continued_by_another_position():
@@ -332,7 +274,7 @@ def test_other_data_begins_the_epoch_again():
     advance(position, step, data)
     other = DataFeed([torch.zeros(1, 2)] * 3)
     position.continue_run(other, Limits(max_epochs=2), None)
-    assert (position.place.progress, position.epoch_length) == (Progress(1), 3)
+    assert (position.place.progress, position.length_of_epoch) == (Progress(1), 3)
 
 
 def test_moves_to_the_batch_that_counters_say():

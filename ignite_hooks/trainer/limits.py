@@ -1,0 +1,118 @@
+"""The limits of a run: what it was given, and what the state of its engine shows of them."""
+
+from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
+from typing import NamedTuple
+
+from ignite.engine import State
+
+from ignite_hooks.core.place import Progress
+from ignite_hooks.core.rules import is_integer
+from ignite_hooks.core.rules import whole_number
+
+__all__ = ["Limits", "Shown"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a run: the first that is reached ends it. They count from its beginning.
+
+    Args:
+        max_epochs: complete epochs, or None for no such limit.
+        max_iters: batches, or None.
+        max_steps: committed optimizer steps, or None.
+    """
+
+    max_epochs: int | None = None
+    max_iters: int | None = None
+    max_steps: int | None = None
+
+    def __or__(self, other: "Limits") -> "Limits":
+        """Returns these limits, and those of ``other`` where these have none."""
+        mine, theirs = vars(self), vars(other)
+        return Limits(**{name: theirs[name] if mine[name] is None else mine[name] for name in mine})
+
+    def rewritten(self, shown: "Limits", now: "Limits") -> "Limits":
+        """Returns these limits, shown by a state as ``shown``, after someone wrote ``now``."""
+        mine, old, new = vars(self), vars(shown), vars(now)
+        return Limits(**{n: mine[n] if new[n] == old[n] else new[n] for n in mine})
+
+    def without_reached(self, progress: Progress, steps: int) -> "Limits":
+        """Returns the limits that are not reached yet."""
+        limits = self
+        while (name := limits.reached(progress, steps)) is not None:
+            limits = replace(limits, **{name: None})
+        return limits
+
+    def check(self, progress: Progress, steps: int) -> None:
+        """Raises a ValueError for limits that ``run`` cannot be given."""
+        if self.max_epochs is not None and self.max_iters is not None:
+            raise ValueError(
+                "only one of `max_epochs` and `max_iters` must be given, got "
+                f"{self.max_epochs} and {self.max_iters}: leave one out"
+            )
+        self.check_values(progress, steps)
+
+    def check_values(self, progress: Progress, steps: int) -> None:
+        """Raises a ValueError for a limit that is no positive integer or lies in the past."""
+        begun = progress.epochs + (progress.batches > 0)
+        done = {"max_epochs": begun, "max_iters": progress.iteration, "max_steps": steps}
+        for name, value in vars(self).items():
+            if value is None:
+                continue
+            whole_number(name, value, "leave it out for no such limit")
+            if value < done[name]:
+                raise ValueError(
+                    f"`{name}` must be at least what is done already, {done[name]}, got {value}: "
+                    f"set trainer.state.{name} = None before run() to begin anew"
+                )
+
+    def check_written(self) -> None:
+        """Raises a ValueError for limits that a handler cannot write; one may lie in the past."""
+        for name, value in vars(self).items():
+            if value is not None and not (is_integer(value) and value >= 0):
+                raise ValueError(
+                    f"`trainer.state.{name}` must be an integer >= 0, or None for no such limit, "
+                    f"got {value!r}: write the number at which the run is to end"
+                )
+        if self == Limits():
+            raise ValueError(
+                "`trainer.state` must keep one of max_epochs, max_iters and max_steps while the "
+                "trainer runs, all are None: set one, or call terminate() to end the run"
+            )
+
+    def reached(self, progress: Progress, steps: int) -> str | None:
+        """Returns the name of the limit that ends the run, or None."""
+        if self.max_steps is not None and steps >= self.max_steps:
+            return "max_steps"
+        if self.max_iters is not None and progress.iteration >= self.max_iters:
+            return "max_iters"
+        if self.max_epochs is not None and progress.epochs >= self.max_epochs:
+            return "max_epochs"
+        return None
+
+
+class Shown(NamedTuple):
+    """What the state of an engine shows of the limits: a handler may have written to it."""
+
+    max_epochs: int | None = None
+    max_iters: int | None = None
+    max_steps: int | None = None
+    epoch_length: int | None = None
+
+    @classmethod
+    def on(cls, state: State) -> "Shown":
+        """Returns what ``state`` shows now."""
+        shown: Any = state
+        return cls(shown.max_epochs, shown.max_iters, shown.max_steps, shown.epoch_length)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits among it."""
+        return Limits(*self[:3])
+
+    def asks_for_new_run(self, now: "Shown") -> bool:
+        """Whether a limit has been removed (``state.max_epochs = None``), Ignite's way to ask."""
+        pairs = zip(self[:3], now[:3], strict=True)
+        return any(before is not None and after is None for before, after in pairs)

@@ -1,0 +1,175 @@
+"""Ignite's metrics of a run that is left in the middle: as they were, when the run goes on."""
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.metrics import Metric
+
+from ignite_hooks.core.held_signals import HeldSignals
+
+__all__ = ["RunningMetrics"]
+
+Update = Callable[[Any], Any]
+
+_LONGEST = 100
+
+
+class RunningMetrics:
+    """Keeps the metrics of an engine over the events that reset them when a run goes on.
+
+    A metric starts anew at STARTED or EPOCH_STARTED, which both are fired when a run goes on in the
+    middle of an epoch. And it has seen batches of a window that is dropped, and whose batches are
+    given again; or it has not seen the batch of a step after which the run broke off.
+
+    Args:
+        metrics: returns the metrics that the engine has now.
+        signals: are held back while a metric is updated.
+    """
+
+    def __init__(self, metrics: Callable[[], Iterable[Metric]], signals: HeldSignals) -> None:
+        self._metrics = metrics
+        self._signals = signals
+        self._found: list[Metric] | None = None  # all of them, until handlers come or go
+        self._updates: dict[Any, Update] = {}
+        self._seen: dict[Any, int] = {}  # the last iteration of each update
+        self._at_window: tuple[int, list[_Copy]] | None = None  # and the iteration before
+        self._kept: list[_Copy] | None = None
+        self._missed: list[Any] = []
+
+    def counted(self, key: Any, update: Update, iteration: int) -> Update:
+        """Returns ``update``, by which a metric sees an iteration, such that it is noted.
+
+        Args:
+            key: tells this update from others, also when the handlers are looked up again.
+            update: is called with the engine.
+            iteration: the present one; a metric that is attached now has nothing to see of it.
+        """
+        seen, signals = self._seen, self._signals
+        seen.setdefault(key, iteration)
+        self._updates[key] = update
+
+        def see(engine: Any) -> None:
+            iteration = engine.place.progress.iteration
+            signals.is_holding = True
+            try:
+                # One line: after an exception at any it is known whether the metric was updated.
+                seen[key] = (update(engine), iteration)[1]
+            finally:
+                signals.release()
+                signals.has_broken = False  # by a second Ctrl-C: it is no step that is half done
+
+        return see
+
+    def forget_updates(self) -> None:
+        """Forgets the updates, which are looked up again; which iteration they saw stays known."""
+        self._found, self._updates = None, {}
+
+    def open_window(self, iteration: int) -> None:
+        """Notes the metrics as they are before a window of several batches.
+
+        Args:
+            iteration: the last one before the window.
+        """
+        if self._updates:
+            if self._found is None:
+                self._found = _all_of(self._metrics())
+            self._at_window = iteration, [_Copy(metric) for metric in self._found]
+
+    def leave(self, iteration: int, *, drops_window: bool) -> None:
+        """Keeps the metrics for a run that goes on.
+
+        Args:
+            iteration: that of the last step boundary.
+            drops_window: whether batches after that are given again.
+        """
+        opened, kept = self._at_window or (None, [])
+        # A window of one batch, the last of a pass say, was not noted: no metric has seen it.
+        is_of_window = drops_window and opened == iteration
+        self._kept = kept if is_of_window else self._copies()
+        self._missed = [key for key in self._updates if self._seen[key] < iteration]
+
+    def forget(self) -> None:
+        """Begins anew: nothing is restored."""
+        self._kept = self._at_window = None
+        self._missed = []
+
+    def enter(self, iteration: int) -> None:
+        """Begins a run, or goes on, after ``iteration``."""
+        self._at_window = None
+        self._seen.clear()
+        self._seen.update(dict.fromkeys(self._updates, iteration))
+
+    def restore(self, engine: Any, *, is_last_time: bool) -> None:
+        """Puts the metrics back, and shows them the batch that they missed.
+
+        Args:
+            engine: the engine, whose state still has the output of that batch.
+            is_last_time: whether no event that starts metrics is to come before the next batch.
+        """
+        if self._kept is None:
+            return
+        for each in self._kept:
+            each.put_back()
+        if self._missed:
+            while self._missed:
+                update = self._updates.get(self._missed.pop(0))
+                if update is not None:
+                    update(engine)
+            self._kept = self._copies()
+        if is_last_time:
+            self._kept = None
+
+    def _copies(self) -> "list[_Copy]":
+        return [_Copy(metric) for metric in _all_of(self._metrics())]
+
+
+class _Copy:
+    """The attributes of a metric at one moment."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._attributes = _copied(vars(metric))
+
+    def put_back(self) -> None:
+        vars(self._metric).update(_copied(self._attributes))
+
+
+def _all_of(metrics: Iterable[Metric]) -> list[Metric]:
+    found: dict[int, Metric] = {}
+    for metric in metrics:
+        _find(metric, found)
+    return [*found.values()]
+
+
+def _find(value: Any, found: dict[int, Metric]) -> None:
+    """Finds a metric and those within it: a running average has one, and so on."""
+    if isinstance(value, Metric):
+        if id(value) not in found:
+            found[id(value)] = value
+            for attribute in vars(value).values():
+                _find(attribute, found)
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            if isinstance(each, Metric):
+                _find(each, found)
+    elif isinstance(value, list | tuple) and len(value) <= _LONGEST:  # else it is what was seen
+        for each in value:
+            if isinstance(each, Metric):
+                _find(each, found)
+
+
+def _copied(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a metric may change in place is copied: tensors, and collections, not their contents."""
+    return {name: _copy(value) for name, value in attributes.items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return copy(value) if isinstance(value, list | dict | set | deque | np.ndarray) else value
