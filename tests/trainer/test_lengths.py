@@ -1,0 +1,341 @@
+"""The length of an epoch: one pass over the data, asked anew in each, and data set within a run."""
+
+import pytest
+import torch
+from ignite.engine import Engine
+from ignite.engine import Events
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
+from torch.utils.data import IterableDataset
+from torch.utils.data import Sampler
+
+from ignite_hooks import Validation
+from tests.reference import NO_DATA
+from tests.reference import Repeatable
+from tests.reference import batches_of
+from tests.reference import make_trainer
+from tests.reference import position
+from tests.reference import samples
+from tests.reference import seed
+
+
+class Growing(Dataset):
+    """As large as it is told to be."""
+
+    def __init__(self, size):
+        self.size = size
+        self.all = samples(40)
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return self.all[index]
+
+
+class GrowingStream(IterableDataset):
+    """Two samples more in each pass; nobody knows how many."""
+
+    def __init__(self):
+        self.size = 2
+
+    def __iter__(self):
+        self.size += 2
+        data = Growing(self.size)
+        yield from (data[index] for index in range(len(data)))
+
+
+class FewerEachPass(Sampler):
+    """Batches of indices: five in the first pass, one less in each further one."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 5 - self.epoch
+
+    def __iter__(self):
+        return iter([[2 * number, 2 * number + 1] for number in range(len(self))])
+
+
+def shown_lengths(trainer, events):
+    """What ``state.epoch_length`` shows at each of the events, by epoch."""
+    shown = {}
+    for event in events:
+
+        def note(engine, event=event):
+            shown.setdefault(engine.state.epoch, {})[event.name] = engine.state.epoch_length
+
+        trainer.add_event_handler(event, note)
+    return shown
+
+
+EVENTS = [Events.EPOCH_STARTED, Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED]
+
+
+def all_of(length):
+    return {event.name: length for event in EVENTS}
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_data_set_that_grows_is_seen_whole_in_each_epoch(shuffle):
+    data = Growing(6)
+    trainer = make_trainer(DataLoader(data, batch_size=2, shuffle=shuffle), accumulation=2)
+    shown = shown_lengths(trainer, EVENTS)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def grow(engine):
+        data.size += 4
+
+    trainer.run(max_epochs=3)
+    assert shown == {1: all_of(3), 2: all_of(5), 3: all_of(7)}
+    assert (trainer.state.iteration, trainer.state.optimizer_step) == (15, 2 + 3 + 4)
+
+
+def test_a_data_set_that_grows_as_an_epoch_starts_is_seen_whole_in_it():
+    data = Growing(6)
+    trainer = make_trainer(DataLoader(data, batch_size=2))
+    shown = shown_lengths(trainer, EVENTS)
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: setattr(data, "size", 10))
+    trainer.run()
+    assert shown == {1: {**all_of(5), "EPOCH_STARTED": 3}}
+    assert trainer.state.iteration == 5
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 1}, {"max_epochs": 2}], ids=["anew", "goes on"])
+def test_a_data_set_that_grows_between_two_runs_is_seen_whole(limits):
+    data = Growing(6)
+    trainer = make_trainer(DataLoader(data, batch_size=2, shuffle=True))
+    trainer.run(max_epochs=1)
+    data.size = 10
+    seen = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.state.batch[0])
+    )
+    trainer.run(**limits)
+    assert trainer.state.epoch_length == len(seen) == 5
+    assert len(torch.cat(seen).unique(dim=0)) == 10
+
+
+def test_a_sampler_whose_batches_vary_by_pass_ends_each_epoch_with_its_pass():
+    loader = DataLoader(Growing(10), batch_sampler=FewerEachPass())
+    trainer = make_trainer(loader, accumulation=2)
+    shown = shown_lengths(trainer, EVENTS)
+    trainer.run(max_epochs=3)
+    assert shown == {1: all_of(5), 2: all_of(4), 3: all_of(3)}
+    assert trainer.state.optimizer_step == 3 + 2 + 2
+
+
+def test_a_stream_shows_the_length_of_a_pass_when_it_is_known():
+    trainer = make_trainer(DataLoader(GrowingStream(), batch_size=2))
+    shown = shown_lengths(trainer, EVENTS)
+    trainer.run(max_epochs=2)
+    assert {epoch: each["EPOCH_STARTED"] for epoch, each in shown.items()} == {1: None, 2: None}
+    assert {epoch: each["EPOCH_COMPLETED"] for epoch, each in shown.items()} == {1: 2, 2: 3}
+
+
+def test_the_state_of_a_stream_can_be_loaded_in_the_middle_of_a_pass():
+    trainer = make_trainer(Repeatable(batches_of(4)))
+    trainer.run(max_epochs=1)
+    trainer.run(max_steps=6)
+    assert trainer.state.epoch_length is None
+    state = trainer.state_dict()
+    assert state["epoch_length"] == 4
+    other = make_trainer(Repeatable(batches_of(4)))
+    other.load_state_dict({**state, "max_epochs": 3})
+    other.run()
+    assert (other.state.epoch, other.state.iteration) == (3, 12)
+
+
+def test_max_epochs_follows_what_max_steps_takes_of_growing_data():
+    data, shown = Growing(6), []
+    trainer = make_trainer(DataLoader(data, batch_size=2))
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def note_and_grow(engine):
+        shown.append(engine.state.max_epochs)
+        data.size = 12
+
+    trainer.run(max_steps=15)
+    assert shown == [5, 3, 3]  # it grew before the first batch, with which that is noticed
+    assert (trainer.state.epoch, trainer.state.iteration) == (3, 15)
+
+
+def test_data_that_shrank_in_the_middle_of_a_pass_end_it_with_a_warning():
+    data = Growing(10)
+    trainer = make_trainer(DataLoader(data, batch_size=2))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), Engine.terminate)
+    trainer.run(max_epochs=2)
+    data.size = 6
+    with pytest.warns(UserWarning, match="has 3 batches a pass now, and had 5 when the pass"):
+        trainer.run()
+    assert (trainer.state.epoch, trainer.state.iteration) == (2, 4 + 3)
+
+
+def test_data_that_become_empty_are_an_error():
+    data = Growing(4)
+    trainer = make_trainer(DataLoader(data, batch_size=2))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: setattr(data, "size", 0))
+    with pytest.raises(ValueError, match="`data` gave no batch in pass 2"):
+        trainer.run(max_epochs=2)
+
+
+# Other data within a run
+
+
+@pytest.mark.parametrize(
+    ("written", "expected", "length"),
+    [
+        (None, [0, 1, 10, 11, 12, 10, 11, 12], 5),  # with the pass over the new data
+        (4, [0, 1, 10, 11, 12, 10, 11, 12], 4),  # epochs of four batches, over the passes
+        (2, [0, 1, 10, 11], 2),  # it is full already
+    ],
+)
+def test_an_epoch_ends_with_the_pass_of_new_data_or_at_its_length(written, expected, length):
+    old, new = batches_of(4), batches_of(3)
+    trainer, order, lengths = make_trainer(old), [], []
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=2))
+    def change(engine):
+        engine.set_data(new)
+        if written is not None:
+            engine.state.epoch_length = written
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def note(engine):
+        batch = engine.state.batch
+        is_old = any(batch is each for each in old)
+        order.append(position(old, batch) if is_old else 10 + position(new, batch))
+
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED(once=1), lambda engine: lengths.append(engine.state.epoch_length)
+    )
+    trainer.run(max_epochs=2)
+    assert order == expected
+    assert lengths == [length]
+
+
+@pytest.mark.parametrize(
+    "event", [Events.EPOCH_STARTED, Events.DATALOADER_STOP_ITERATION, Events.EPOCH_COMPLETED]
+)
+@pytest.mark.parametrize("options", [{}, {"epoch_length": 3}], ids=["one pass", "length given"])
+def test_an_iterator_put_on_the_state_is_gone_on_with_as_in_ignite(event, options):
+    trainer, engine = make_trainer(), Engine(lambda engine, batch: None)
+    seen = []
+    for each in (trainer, engine):
+        numbers, order = iter(range(9)), []
+        known = batches_of(9)
+
+        def three(numbers=numbers, known=known):
+            for _ in range(3):
+                yield known[next(numbers)]
+
+        each.add_event_handler(
+            event, lambda engine, three=three: setattr(engine.state, "dataloader", three())
+        )
+
+        @each.on(Events.ITERATION_STARTED)
+        def note(engine, order=order, known=known):
+            order.append((engine.state.epoch, position(known, engine.state.batch)))
+
+        each.run(three(), max_epochs=3, **options)
+        seen.append(order)
+    assert seen[0] == seen[1] or event is Events.EPOCH_STARTED
+    assert [number for _, number in seen[0]] == [*range(9)]
+
+
+def test_data_put_on_the_state_as_an_epoch_starts_come_in_this_epoch():
+    trainer, other, seen = make_trainer(batches_of(5)), batches_of(2), []
+    trainer.add_event_handler(
+        Events.EPOCH_STARTED(once=2), lambda engine: setattr(engine.state, "dataloader", other)
+    )
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED,
+        lambda engine: seen.append(any(engine.state.batch is each for each in other)),
+    )
+    trainer.run(max_epochs=2, epoch_length=2)  # in the middle of the pass over the first data
+    assert seen == [False, False, True, True]
+
+
+def test_a_loader_put_on_the_state_between_two_runs_is_taken():
+    trainer, other = make_trainer(batches_of(4)), batches_of(2)
+    trainer.run()
+    trainer.state.dataloader = other
+    trainer.run(max_epochs=3)
+    assert trainer.state.iteration == 4 + 2 + 2
+    assert trainer.state.dataloader is other
+
+
+def test_a_validation_changes_neither_length_nor_data():
+    trainer = make_trainer(batches_of(4))
+    other = batches_of(3)
+    Validation(lambda: {"size": len(other)}, every_steps=1).attach(trainer)
+    shown = shown_lengths(trainer, EVENTS)
+    trainer.run(max_epochs=2)
+    assert shown == {1: all_of(4), 2: all_of(4)}
+
+
+class DrawsWhenTold:
+    """A sampler that draws its order when it is told the epoch, by torch's global generator."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def set_epoch(self, epoch):
+        self.order = torch.randperm(self.size).tolist()
+
+    def __iter__(self):
+        return iter(self.order)
+
+
+def test_asking_for_the_length_takes_no_random_number():
+    """``set_epoch`` may draw: the order is that of a loop which calls it once in each epoch."""
+    sampler = DrawsWhenTold(8)
+    loader = DataLoader(Growing(8), sampler=sampler, batch_size=2)
+    trainer, seen, expected = make_trainer(loader), [], []
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: seen.append(engine.state.batch[0])
+    )
+    seed()
+    trainer.run(max_epochs=2)
+    seed()
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        expected += [x for x, _ in loader]
+    assert torch.equal(torch.cat(seen), torch.cat(expected))
+
+
+@pytest.mark.parametrize("length", [0, 2.5, "2"])
+def test_a_length_written_between_two_runs_is_checked(length):
+    trainer = make_trainer(batches_of(4))
+    trainer.run(max_iters=3)
+    trainer.state.epoch_length = length
+    with pytest.raises(ValueError, match=rf"epoch_length` must be an integer >= 1, got {length!r}"):
+        trainer.run(max_iters=9)
+
+
+def test_a_length_written_between_two_runs_can_complete_the_epoch():
+    trainer, ends = make_trainer(batches_of(4)), []
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: ends.append(engine.state.iteration)
+    )
+    trainer.run(max_iters=3)
+    trainer.state.epoch_length = 2
+    trainer.run(max_iters=7)
+    assert ends == [3, 5, 7]
+
+
+def test_without_data_the_length_of_an_epoch_cannot_be_lifted():
+    trainer = make_trainer(**NO_DATA)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2),
+        lambda engine: setattr(engine.state, "epoch_length", None),
+    )
+    with pytest.raises(ValueError, match="epoch_length` must stay a number without data"):
+        trainer.run(epoch_length=3, max_epochs=2)
