@@ -1,0 +1,208 @@
+"""Metrics of Ignite when a run goes on in the middle of an epoch, in the same process."""
+
+import pytest
+import torch
+from ignite.engine import Engine
+from ignite.engine import Events
+from ignite.metrics import Average
+from ignite.metrics import EpochMetric
+from ignite.metrics import Metric
+from ignite.metrics import MetricGroup
+from ignite.metrics import RunningAverage
+from ignite.metrics.metric import RunningBatchWise
+
+from ignite_hooks import TrainEvents
+from tests.reference import batches_of
+from tests.reference import make_model
+from tests.reference import make_trainer
+
+
+class Failure(Exception):
+    pass
+
+
+class Sizes(Metric):
+    """A user's, which says nothing of its state, and changes it in place."""
+
+    def reset(self):
+        self.sizes, self.seen, self.total = {}, [], torch.zeros(1)
+
+    def update(self, output):
+        self.seen.append(round(output, 6))
+        self.sizes[len(self.seen)] = output
+        self.total += output
+
+    def compute(self):
+        return sum(self.sizes.values()) + len(self.seen) + float(self.total)
+
+
+def all_losses(predictions, targets):
+    return float(predictions.sum())
+
+
+def as_pair(loss):
+    return loss.reshape(1, 1), loss.reshape(1, 1)
+
+
+METRICS = {
+    "mean": lambda: Average(),
+    "running": lambda: RunningAverage(output_transform=float),
+    "all values": lambda: EpochMetric(all_losses, output_transform=as_pair, check_compute_fn=False),
+    "group": lambda: MetricGroup({"one more": 1 + Average()}),
+    "sum of two": lambda: Average() + Average(output_transform=lambda loss: 2 * loss),
+    "a user's": lambda: Sizes(output_transform=float),
+}
+
+
+def watched(accumulation, **options):
+    """A trainer with all metrics, and what it shows at the end of each epoch."""
+    trainer, shown = make_trainer(batches_of(7), accumulation=accumulation, **options), []
+    for name, make in METRICS.items():
+        make().attach(trainer, name)
+    Average().attach(trainer, "run", usage=RunningBatchWise())
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: shown.append({**engine.state.metrics})
+    )
+    return trainer, shown
+
+
+def unbroken(accumulation, **options):
+    trainer, shown = watched(accumulation, **options)
+    trainer.run(max_epochs=2)
+    return shown
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("number", [1, 3, 5, 6, 7, 8, 12, 14])
+def test_metrics_go_on_after_a_stop(number, accumulation):
+    trainer, shown = watched(accumulation)
+    stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=number), Engine.terminate)
+    trainer.run(max_epochs=2)
+    stop.remove()
+    if len(shown) < 2:
+        trainer.run()
+    assert shown == unbroken(accumulation)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(
+    "event",
+    [
+        Events.GET_BATCH_COMPLETED,
+        Events.ITERATION_STARTED,
+        TrainEvents.MODEL_FORWARD_COMPLETED,
+        TrainEvents.OPTIMIZER_STEP_STARTED,
+        TrainEvents.OPTIMIZER_STEP_COMPLETED,
+        Events.ITERATION_COMPLETED,
+        TrainEvents.STEP_COMPLETED,
+        Events.EPOCH_STARTED,
+        Events.EPOCH_COMPLETED,
+    ],
+    ids=lambda event: event.name,
+)
+@pytest.mark.parametrize("comes_first", [True, False])
+def test_metrics_go_on_after_a_failure(event, accumulation, comes_first):
+    def attach(trainer):
+        calls = []
+
+        @trainer.on(event)
+        def fail_sometimes(engine):
+            calls.append(engine.state.iteration)
+            if len(calls) in (2, 5, 6):
+                raise Failure
+
+    trainer, shown = make_trainer(batches_of(7), accumulation=accumulation), []
+    if comes_first:
+        attach(trainer)
+    for name, make in METRICS.items():
+        make().attach(trainer, name)
+    if not comes_first:
+        attach(trainer)
+    for _ in range(5):
+        try:
+            trainer.run(max_epochs=2)
+        except Failure:
+            continue
+        shown.append({**trainer.state.metrics})
+        break
+    expected = unbroken(accumulation)[-1]
+    expected.pop("run")
+    assert shown == [expected]
+
+
+def test_the_metrics_of_a_step_are_there_when_step_completed_is_made_up():
+    trainer, seen = make_trainer(batches_of(4)), []
+    calls = iter([False, True])
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def fail(engine):
+        if next(calls, False):
+            raise Failure
+
+    Sizes(output_transform=float).attach(trainer, "sizes", usage=RunningBatchWise())
+    trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED, lambda engine: seen.append(engine.state.metrics["sizes"])
+    )
+    with pytest.raises(Failure):
+        trainer.run()
+    trainer.run()
+    other, expected = make_trainer(batches_of(4)), []
+    Sizes(output_transform=float).attach(other, "sizes", usage=RunningBatchWise())
+    other.add_event_handler(
+        TrainEvents.STEP_COMPLETED,
+        lambda engine: expected.append(engine.state.metrics["sizes"]),
+    )
+    other.run()
+    assert seen == expected
+
+
+def test_a_new_run_begins_with_new_metrics():
+    trainer, shown = watched(3)
+    stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), Engine.terminate)
+    trainer.run(max_epochs=2)
+    stop.remove()
+    trainer.state.max_epochs = None
+    trainer.model.load_state_dict(make_model(0.0).state_dict())
+    trainer.optimizer.state.clear()
+    trainer.run(max_epochs=2)
+    assert shown == unbroken(3)
+
+
+def test_a_metric_that_is_attached_between_two_runs_sees_what_comes():
+    trainer = make_trainer(batches_of(4))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.terminate)
+    trainer.run()
+    metric = Sizes(output_transform=float)
+    metric.attach(trainer, "sizes")
+    trainer.run()
+    assert len(metric.seen) == 2
+
+
+def test_a_metric_that_is_attached_after_an_iteration_has_not_missed_it():
+    trainer, metric = make_trainer(batches_of(4)), Sizes(output_transform=float)
+
+    @trainer.on(TrainEvents.STEP_COMPLETED(once=2))
+    def attach_and_fail(engine):
+        metric.attach(engine, "sizes")
+        raise Failure
+
+    with pytest.raises(Failure):
+        trainer.run()
+    metric.reset()
+    trainer.run()
+    assert len(metric.seen) == 2
+
+
+def test_metrics_go_on_after_a_failure_in_a_last_window_of_one_batch():
+    """Seven batches by three: the window before was noted, and is not the one that is dropped."""
+    trainer, shown = watched(3)
+
+    def fail(engine):
+        failing.remove()
+        raise Failure
+
+    failing = trainer.add_event_handler(Events.ITERATION_STARTED(once=7), fail)
+    with pytest.raises(Failure):
+        trainer.run(max_epochs=2)
+    trainer.run()
+    assert shown == unbroken(3)
