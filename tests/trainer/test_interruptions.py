@@ -258,7 +258,7 @@ def test_failure_at_any_line_of_the_package(share):
 @each_share
 def test_ctrl_c_at_any_line(share):
     sweep = Sweep(of_package_and_libraries, *SETTINGS[share])
-    for place in sweep.places(share, of=19):
+    for place in sweep.places(share, of=29):
         sweep.break_off({place: press_ctrl_c})
     assert sweep.wrong == {}
 
@@ -270,7 +270,7 @@ def test_second_failure_while_a_run_is_left(share):
     first = sweep.places()[300 + 200 * share]
     second = first + 1
     while sweep.break_off({first: fail, second: fail}):
-        second += 2
+        second += 4
     assert sweep.wrong == {}
 
 
