@@ -88,6 +88,8 @@ class RunningMetrics:
             iteration: that of the last step boundary.
             drops_window: whether batches after that are given again.
         """
+        if self._kept is not None:
+            return  # this run has not come to where it puts them back
         opened, kept = self._at_window or (None, [])
         # A window of one batch, the last of a pass say, was not noted: no metric has seen it.
         is_of_window = drops_window and opened == iteration

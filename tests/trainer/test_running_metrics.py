@@ -130,6 +130,29 @@ def test_metrics_go_on_after_a_failure(event, accumulation, comes_first):
     assert shown == [expected]
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_metrics_go_on_after_runs_that_fail_before_they_train(accumulation):
+    """STARTED and EPOCH_STARTED have begun the metrics anew by then."""
+    trainer, shown = watched(accumulation)
+    stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), Engine.terminate)
+    trainer.run(max_epochs=2)
+    stop.remove()
+
+    def fail_once_at(event):
+        def fail(engine):
+            failing.remove()
+            raise Failure
+
+        failing = trainer.add_event_handler(event, fail)
+
+    for event in (Events.STARTED, Events.EPOCH_STARTED, Events.GET_BATCH_STARTED):
+        fail_once_at(event)
+        with pytest.raises(Failure):
+            trainer.run()
+    trainer.run()
+    assert shown == unbroken(accumulation)
+
+
 def test_the_metrics_of_a_step_are_there_when_step_completed_is_made_up():
     trainer, seen = make_trainer(batches_of(4)), []
     calls = iter([False, True])
