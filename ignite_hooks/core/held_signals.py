@@ -90,10 +90,7 @@ class _Holder:
             signals.waiting[number] = self, frame
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if callable(self.found):
-            self.found(number, frame)
-        elif self.found == signal.SIG_DFL:  # set meanwhile, by ``replace_handler``
-            signal.raise_signal(number)
+        self.found(number, frame)
 
 
 def handler_of(number: int) -> Any:
