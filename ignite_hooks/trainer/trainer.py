@@ -236,9 +236,9 @@ class Trainer(TrainingLoop):
             state.iteration = state.epoch = state.validation = state.optimizer_step = 0
             position.start_new_run(feed, usual if given == Limits() else given, epoch_length)
         else:
-            self._check_can_end(now)
             position.take_over_length(now)
             feed = self._feed_of(data, position.epoch_length)
+            self._check_can_end(now)
             position.continue_run(feed, limits, epoch_length)
         self._show_limits()
         state.start_step = position.steps

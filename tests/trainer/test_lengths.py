@@ -331,6 +331,14 @@ def test_a_length_written_between_two_runs_can_complete_the_epoch():
     assert ends == [3, 5, 7]
 
 
+def test_without_data_the_length_of_an_epoch_cannot_be_lifted_between_two_runs():
+    trainer = make_trainer(**NO_DATA)
+    trainer.run(epoch_length=3, max_iters=2)
+    trainer.state.epoch_length = None
+    with pytest.raises(ValueError, match="epoch_length` must stay a number without data"):
+        trainer.run(max_iters=9)
+
+
 def test_without_data_the_length_of_an_epoch_cannot_be_lifted():
     trainer = make_trainer(**NO_DATA)
     trainer.add_event_handler(
