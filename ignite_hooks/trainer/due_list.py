@@ -50,7 +50,6 @@ class DueList:
         if self._results:
             self.entries = [entry for entry in self.entries if entry is not called]
         elif called is not None:
-            same = [entry for entry in self.entries if entry[1] == called[1]]
-            self.entries = [entry for entry in self.entries if entry not in same[1:]]
+            self.entries = [each for each in self.entries if each is called or each[1] != called[1]]
         self._called = None
         self._results.clear()

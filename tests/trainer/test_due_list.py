@@ -1,0 +1,71 @@
+import pytest
+
+from ignite_hooks.core.training_engine import Turn
+from ignite_hooks.trainer.due_list import DueList
+
+
+class Failure(Exception):
+    """A failure of any kind."""
+
+
+def test_callbacks_are_called_once_an_earlier_turn_first():
+    due, called = DueList(), []
+    save, validate = (lambda: called.append("save")), (lambda: called.append("validate"))
+    due.add(save, Turn.CHECKPOINT)
+    due.add(validate, Turn.VALIDATION)
+    due.add(save, Turn.CHECKPOINT)
+    due.call()
+    due.call()
+    assert called == ["validate", "save"]
+
+
+def test_one_that_is_dropped_is_not_called():
+    due, called = DueList(), []
+    first, second = (lambda: called.append(1)), (lambda: called.append(2))
+    due.add(first, Turn.OTHERS)
+    due.add(second, Turn.OTHERS)
+    due.drop(first)
+    due.call()
+    assert called == [2]
+    due.add(first, Turn.OTHERS)
+    due.clear()
+    due.call()
+    assert called == [2]
+
+
+def test_what_becomes_due_meanwhile_is_called_and_who_asks_again_waits():
+    due, called = DueList(), []
+
+    def ask_again():
+        called.append("again")
+        due.add(ask_again, Turn.OTHERS)
+        due.add(other, Turn.CHECKPOINT)
+
+    def other():
+        called.append("other")
+
+    due.add(ask_again, Turn.OTHERS)
+    due.call()
+    assert called == ["again", "other"]
+    due.call()
+    assert called == ["again", "other", "again", "other"]
+
+
+@pytest.mark.parametrize("asks_again", [False, True])
+def test_one_that_fails_stays_due_once_with_those_after_it(asks_again):
+    due, called = DueList(), []
+
+    def fail_once():
+        called.append("failing")
+        if asks_again:
+            due.add(fail_once, Turn.OTHERS)
+        if len(called) == 1:
+            raise Failure
+
+    due.add(fail_once, Turn.OTHERS)
+    due.add(lambda: called.append("after"), Turn.CHECKPOINT)
+    with pytest.raises(Failure):
+        due.call()
+    due.call()
+    assert called == ["failing", "failing", "after"]
+    assert len(due.entries) == asks_again
