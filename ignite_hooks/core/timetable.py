@@ -23,26 +23,19 @@ class Timetable:
         self._step = 0
         self.next_due = self.NEVER
 
-    def add(self, every: int, callback: Callback, *, is_note: bool = False) -> Callable[[], None]:
-        """Has ``callback`` called at each multiple of ``every``; returns what undoes this.
+    def add(self, every: int, callback: Callback, *, is_note: bool = False) -> None:
+        """Has ``callback`` called at each multiple of ``every``.
 
         Args:
             every: the number of steps.
             callback: the callback.
             is_note: whether it only notes what is due; then it is called again if it broke off.
         """
-        entry = (every, callback, is_note)
-        self._entries.append(entry)
+        self._entries.append((every, callback, is_note))
         self._look_up()
 
-        def remove() -> None:
-            self._entries = [other for other in self._entries if other is not entry]
-            self._look_up()
-
-        return remove
-
     def drop(self, callback: Callback) -> None:
-        """Takes off ``callback`` itself, if it is there."""
+        """Drops ``callback``, if it is there; a second call does nothing."""
         self._entries = [other for other in self._entries if other[1] is not callback]
         self._look_up()
 

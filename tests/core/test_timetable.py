@@ -24,8 +24,9 @@ class Driver:
     def add(self, every):
         name = self.newest
         self.newest += 1
-        remove = self.timetable.add(every, lambda: self._act(name))
-        self.entries[name] = (every, remove)
+        callback = lambda: self._act(name)  # noqa: E731
+        self.timetable.add(every, callback)
+        self.entries[name] = (every, lambda: self.timetable.drop(callback))
 
     def remove(self, index):
         if self.entries:
@@ -94,23 +95,25 @@ def test_next_due_is_the_first_step_at_which_something_acts(schedules, start):
 def test_an_empty_timetable_is_never_due():
     timetable = Timetable()
     assert timetable.next_due == Timetable.NEVER
-    remove = timetable.add(3, lambda: None)
+    callback = lambda: None  # noqa: E731
+    timetable.add(3, callback)
     assert timetable.next_due == 3
-    remove()
-    remove()
+    timetable.drop(callback)
+    timetable.drop(callback)
     assert timetable.next_due == Timetable.NEVER
 
 
-def test_equal_entries_are_removed_separately():
+def test_callbacks_that_do_the_same_are_dropped_separately():
     timetable, acted = Timetable(), []
-    act = lambda: acted.append(timetable.next_due)  # noqa: E731
-    first, second = timetable.add(2, act), timetable.add(2, act)
+    first, second = ((lambda: acted.append(timetable.next_due)) for _ in range(2))
+    timetable.add(2, first)
+    timetable.add(2, second)
     timetable.call_due(2)
     assert len(acted) == 2
-    first()
+    timetable.drop(first)
     timetable.call_due(4)
     assert len(acted) == 3
-    second()
+    timetable.drop(second)
     assert timetable.next_due == Timetable.NEVER
 
 
