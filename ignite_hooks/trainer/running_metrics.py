@@ -17,8 +17,6 @@ __all__ = ["RunningMetrics"]
 
 Update = Callable[[Any], Any]
 
-_LONGEST = 100
-
 
 class RunningMetrics:
     """Keeps the metrics of an engine over the events that reset them when a run goes on.
@@ -119,11 +117,11 @@ class RunningMetrics:
         for each in self._kept:
             each.put_back()
         if self._missed:
-            while self._missed:
-                update = self._updates.get(self._missed.pop(0))
-                if update is not None:
-                    update(engine)
-            self._kept = self._copies()
+            for key in self._missed:
+                if key in self._updates:
+                    self._updates[key](engine)
+            # One line: if it breaks off before, they are put back and shown the batch again.
+            self._kept, self._missed = self._copies(), []
         if is_last_time:
             self._kept = None
 
@@ -156,12 +154,8 @@ def _find(value: Any, found: dict[int, Metric]) -> None:
             found[id(value)] = value
             for attribute in vars(value).values():
                 _find(attribute, found)
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            if isinstance(each, Metric):
-                _find(each, found)
-    elif isinstance(value, list | tuple) and len(value) <= _LONGEST:  # else it is what was seen
-        for each in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
             if isinstance(each, Metric):
                 _find(each, found)
 

@@ -21,6 +21,10 @@ class Failure(Exception):
     pass
 
 
+def raise_failure(engine):
+    raise Failure
+
+
 class Sizes(Metric):
     """A user's, which says nothing of its state, and changes it in place."""
 
@@ -229,3 +233,26 @@ def test_metrics_go_on_after_a_failure_in_a_last_window_of_one_batch():
         trainer.run(max_epochs=2)
     trainer.run()
     assert shown == unbroken(3)
+
+
+def test_a_batch_that_metrics_missed_is_shown_again_if_that_breaks_off():
+    trainer, failing = make_trainer(batches_of(4)), iter([False, True, True])
+
+    def transform(output):
+        if next(failing, False):
+            raise Failure
+        return float(output)
+
+    first, second = Sizes(output_transform=float), Sizes(output_transform=transform)
+    breaking = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), raise_failure)
+    first.attach(trainer, "first")
+    second.attach(trainer, "second")
+    with pytest.raises(Failure):
+        trainer.run()
+    breaking.remove()
+    with pytest.raises(Failure):  # the first has been shown the batch, the second breaks off
+        trainer.run()
+    with pytest.raises(Failure):
+        trainer.run()
+    trainer.run()
+    assert len(first.seen) == len(second.seen) == 4
