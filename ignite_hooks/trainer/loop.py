@@ -45,9 +45,9 @@ _AT_LIMIT = "limit"  # what ``should_terminate`` is then: a handler can still wr
 class TrainingLoop(QuickEngine):
     """Runs epochs over a ``DataFeed``, steered by a ``RunPosition``.
 
-    Every way out leads through ``_unwinding``: the open window is dropped, the loader is no longer
-    Accelerate's active one, and counters and data stand at the last step boundary, where the next
-    run continues.
+    However a run ends, ``_stand_at_boundary`` is called: the open window is dropped, the loader is
+    no longer Accelerate's active one, and counters and data stand at the last step boundary, where
+    the next run continues.
 
     Requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) are obeyed where Ignite obeys
     them: after the events that can make one. What is open in the loop or the epoch is left first,
@@ -289,7 +289,7 @@ class TrainingLoop(QuickEngine):
     # Limits and lengths, which handlers read and write on the state
 
     def _look(self) -> None:
-        """Takes over what handlers wrote to limits and length, and ends the run if it is time."""
+        """Adopts the limits and the length that handlers wrote, and ends the run at a limit."""
         state, position = self.state, self._position
         if state is not self._own_state:
             raise RuntimeError(
@@ -354,14 +354,14 @@ class TrainingLoop(QuickEngine):
         state.epoch_length, state.max_epochs, position.shown = length, max_epochs, shown
 
     def _follow_data(self) -> None:
-        """Goes on with data that a handler has put on the state, as Ignite's engine does."""
+        """Switches to data that a handler has assigned to ``state.dataloader``, as in Ignite."""
         data = self._data_on_state
         if data is not None:
             self.set_data(data)
 
     @property
     def _data_on_state(self) -> Any:
-        """The data that someone has put on the state, if it is not what is shown there."""
+        """The data assigned to ``state.dataloader``; None if it shows the present loader."""
         data, feed = self.state.dataloader, self._position.feed
         return None if feed is not None and data is feed.loader else data
 

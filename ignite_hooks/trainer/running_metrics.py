@@ -1,4 +1,4 @@
-"""Ignite's metrics of a run that is left in the middle: as they were, when the run goes on."""
+"""Ignite's running metrics, restored when a run continues in the middle of an epoch."""
 
 from collections import deque
 from collections.abc import Callable
@@ -19,11 +19,11 @@ Update = Callable[[Any], Any]
 
 
 class RunningMetrics:
-    """Keeps the metrics of an engine over the events that reset them when a run goes on.
+    """Restores the metrics of an engine when a run continues.
 
-    A metric starts anew at STARTED or EPOCH_STARTED, which both are fired when a run goes on in the
-    middle of an epoch. And it has seen batches of a window that is dropped, and whose batches are
-    given again; or it has not seen the batch of a step after which the run broke off.
+    Ignite resets a metric at STARTED or EPOCH_STARTED, and both are fired when a run continues in
+    the middle of an epoch. A metric may also have seen batches of a window that was dropped, which
+    are given again, or may have missed the batch of the last committed step.
 
     Args:
         metrics: returns the metrics that the engine has now.
@@ -41,12 +41,12 @@ class RunningMetrics:
         self._missed: list[Any] = []
 
     def counted(self, key: Any, update: Update, iteration: int) -> Update:
-        """Returns ``update``, by which a metric sees an iteration, such that it is noted.
+        """Returns ``update`` with a wrapper that notes in which iteration it was last called.
 
         Args:
-            key: tells this update from others, also when the handlers are looked up again.
-            update: is called with the engine.
-            iteration: the present one; a metric that is attached now has nothing to see of it.
+            key: identifies this update when the handlers are looked up again.
+            update: the handler by which a metric sees an iteration.
+            iteration: the present one; a metric that is attached now has not missed it.
         """
         seen, signals = self._seen, self._signals
         seen.setdefault(key, iteration)
@@ -65,7 +65,7 @@ class RunningMetrics:
         return see
 
     def forget_updates(self) -> None:
-        """Forgets the updates, which are looked up again; which iteration they saw stays known."""
+        """Forgets the updates, to be looked up again, but not which iterations they have seen."""
         self._found, self._updates = None, {}
 
     def open_window(self, iteration: int) -> None:
@@ -80,7 +80,7 @@ class RunningMetrics:
             self._at_window = iteration, [_Copy(metric) for metric in self._found]
 
     def leave(self, iteration: int, *, drops_window: bool) -> None:
-        """Keeps the metrics for a run that goes on.
+        """Copies the metrics at the end of a run, for the next run to restore.
 
         Args:
             iteration: that of the last step boundary.
@@ -95,12 +95,12 @@ class RunningMetrics:
         self._missed = [key for key in self._updates if self._seen[key] < iteration]
 
     def forget(self) -> None:
-        """Begins anew: nothing is restored."""
+        """Forgets the copies: a new run restores nothing."""
         self._kept = self._at_window = None
         self._missed = []
 
     def enter(self, iteration: int) -> None:
-        """Begins a run, or goes on, after ``iteration``."""
+        """Starts or continues a run after ``iteration``."""
         self._at_window = None
         self._seen.clear()
         self._seen.update(dict.fromkeys(self._updates, iteration))
