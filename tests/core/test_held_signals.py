@@ -85,6 +85,15 @@ def test_a_handler_that_is_set_over_it_is_held_after_another_look(seen):
     assert signal.getsignal(NUMBER) is other
 
 
+@pytest.fixture
+def _ctrl_c():
+    """Python's own handler, which a process in the background does not have."""
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, found)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_the_second_ctrl_c_is_handled_at_once():
     with HeldSignals() as signals:
         signals.is_holding = True
