@@ -21,6 +21,7 @@ from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.fields import AfterTerminate
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import OnMissing
@@ -44,7 +45,8 @@ class ResumeCheckpoint(Handler):
     The next ``run`` goes on with the next batch, in the same order, with the same random numbers:
     the result is that of a training that was never interrupted, bit by bit. What can not be so is
     said in ``trainer.resume_report``, and as a warning when the run starts. A training that was
-    finished runs nothing, unless more is asked for.
+    finished runs nothing, unless more is asked for. One that a handler ended for good runs nothing
+    either, and a warning names the handler; see ``after_terminate``.
 
     Every file is verified before anything is loaded. A checkpoint that is damaged is skipped for
     the next older one, with a warning. One of another model, optimizer or number of processes is an
@@ -64,6 +66,10 @@ class ResumeCheckpoint(Handler):
         verify: read every file and compare its checksum first.
         trust_pickle: load what was registered with ``accelerator.register_for_checkpointing`` too,
             and models that are split over processes, which can run code from the checkpoint.
+        after_terminate: what becomes of a run that a handler ended before its limit,
+            ``EarlyStopping`` for instance: "finish" trains nothing more, so that a job that is
+            started again does not train another epoch each time; "continue" trains on. Signals,
+            ``TimeLimit`` and ``trainer.terminate(resumable=True)`` end no run for good.
 
     Raises:
         FileNotFoundError: when attached: there is no checkpoint.
@@ -77,6 +83,7 @@ class ResumeCheckpoint(Handler):
     on_missing: OnMissing = "error"
     verify: Flag = True
     trust_pickle: Flag = False
+    after_terminate: AfterTerminate = "finish"
 
     def check(self, engine: Engine, event: Any) -> None:
         """It needs a trainer, and no event."""
@@ -108,6 +115,8 @@ class ResumeCheckpoint(Handler):
             return
         ranks.agree(lambda: _check(loaded))
         ranks.agree(lambda: setattr(trainer, "resume_report", loaded.apply()))
+        if self.after_terminate == "continue":
+            trainer.continue_after_terminate()
         logger.info("training is taken up from %s", loaded.folder)
         engine, told = ref(trainer), False
 

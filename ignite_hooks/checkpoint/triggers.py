@@ -85,7 +85,7 @@ class Saving:
             self.defer(trainer)
         if any(received):
             trainer.stop_reason = names[received.index(True)]
-            trainer.terminate()
+            trainer.terminate(resumable=True)
 
     @contextmanager
     def watching(self, trainer: TrainingEngine) -> Iterator[None]:

@@ -50,7 +50,7 @@ class Saver:
         self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks()
-        self._saved_at: tuple[Progress, int] | None = None
+        self._saved_at: tuple[Progress, int, Any] | None = None
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._announce = announce
@@ -242,9 +242,12 @@ class BackgroundWriter:
             self._error = error
 
 
-def _place(trainer: TrainingEngine) -> tuple[Progress, int]:
-    """Counters alone begin anew with a new training; the batches taken in this process do not."""
-    return trainer.place.progress, trainer.place.taken
+def _place(trainer: TrainingEngine) -> tuple[Progress, int, Any]:
+    """Counters alone begin anew with a new training; the batches taken in this process do not.
+
+    A request that finished the run after the last save makes that place a new one.
+    """
+    return trainer.place.progress, trainer.place.taken, trainer.ended_by
 
 
 def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecord]:

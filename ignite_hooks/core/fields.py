@@ -18,6 +18,7 @@ from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.rules import is_number
 
 __all__ = [
+    "AfterTerminate",
     "Backend",
     "Batches",
     "Count",
@@ -161,6 +162,17 @@ OnMissing = Annotated[
     ),
 ]
 """What to do when there is nothing to go on from."""
+
+AfterTerminate = Annotated[
+    Literal["finish", "continue"],
+    must_be(
+        '"finish" or "continue"',
+        lambda value: value in ("finish", "continue"),
+        '"continue" trains on after a run that a handler has ended for good',
+        may_be_none=False,
+    ),
+]
+"""What to do with a run that a handler, early stopping say, has ended before its limit."""
 
 Generation = Annotated[
     int,

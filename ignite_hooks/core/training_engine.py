@@ -110,8 +110,19 @@ class TrainingEngine(Protocol):
     def fire_event(self, event_name: Any) -> None:
         """Calls the handlers of an event."""
 
-    def terminate(self) -> None:
-        """Ends the run after the present event; an open window is dropped."""
+    @property
+    def ended_by(self) -> str | None:
+        """Names what finished the run before its limit; None for a limit or a resumable end."""
+
+    def terminate(self, *, resumable: bool = False) -> None:
+        """Ends the run after the present event; an open window is dropped.
+
+        Args:
+            resumable: whether a process that resumes from a checkpoint continues the run.
+        """
+
+    def continue_after_terminate(self) -> None:
+        """Makes the next run continue a resumed one that a final ``terminate()`` had finished."""
 
     def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.

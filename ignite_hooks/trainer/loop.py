@@ -32,6 +32,7 @@ from ignite_hooks.trainer.ignite_handlers import warn_of_gradient_logger
 from ignite_hooks.trainer.ignite_handlers import warn_of_lr_finder
 from ignite_hooks.trainer.limits import Shown
 from ignite_hooks.trainer.requests import Request
+from ignite_hooks.trainer.requests import Stop
 from ignite_hooks.trainer.requests import Terminate
 from ignite_hooks.trainer.requests import TerminateEpoch
 from ignite_hooks.trainer.run_position import RunPosition
@@ -67,6 +68,7 @@ class TrainingLoop(QuickEngine):
         optimizer_step: OptimizerStep,
     ) -> None:
         self._requests: dict[str, Any] = {}
+        self._stops: list[Stop] = []  # that asked for the end of the run, the first one first
         self._running_metrics = RunningMetrics(self._metrics, optimizer_step.signals)
         self._position = RunPosition(optimizer_step)
         super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
@@ -92,6 +94,7 @@ class TrainingLoop(QuickEngine):
         """The whole run, with what surrounds it; yields where the run is interrupted."""
         self.stop_reason = None
         self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
+        self._position.ended_by, self._stops = None, []
         self._position.enter_run()
         self._running_metrics.enter(self._position.place.progress.iteration)
         self._changes_around = self._changes.present
@@ -118,7 +121,7 @@ class TrainingLoop(QuickEngine):
                 yield from self._epochs()
                 self.stop_reason = self._position.limit_reached
             except Terminate:
-                self._terminate(self.stop_reason or "terminate")
+                self._terminate(self.stop_reason or self._stop.reason)
             except TerminateEpoch:
                 raise RuntimeError(
                     "terminate_epoch() must be called within an epoch, it was called at STARTED or "
@@ -368,7 +371,8 @@ class TrainingLoop(QuickEngine):
     # The ways out
 
     def _stop_at(self, limit: str) -> None:
-        self.stop_reason = self.stop_reason or ("terminate" if self.should_terminate else limit)
+        asked = self._stop.reason if self.should_terminate else limit
+        self.stop_reason = self.stop_reason or asked
         if not self.should_terminate:  # else a handler may have set it to "skip_completed"
             self.should_terminate = _AT_LIMIT
 
@@ -425,7 +429,7 @@ class TrainingLoop(QuickEngine):
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
-                self._terminate("terminate")
+                self._terminate(self._stop.reason)
                 if self._depth_in_loop:  # COMPLETED too comes only after STARTED
                     self._complete()
                 return True
@@ -529,6 +533,49 @@ class TrainingLoop(QuickEngine):
         """True if no window is open and no batch is on its way: the place is a step boundary."""
         return self._position.is_between_steps
 
+    def terminate(self, skip_completed: bool = False, *, resumable: bool = False) -> None:
+        """Ends the run after the present event; an open window is dropped.
+
+        The next ``run()`` of this process continues the run. Another process that resumes from its
+        checkpoints does so only if all that asked for the end are resumable, as Ignite's
+        ``TimeLimit`` and signals are: a run that ``EarlyStopping`` ended is finished.
+
+        Args:
+            skip_completed: as in Ignite: whether COMPLETED is left out.
+            resumable: whether a process that resumes from a checkpoint continues the run, for a
+                clock or a budget, or finds it finished.
+        """
+        if self.should_terminate in (False, _AT_LIMIT):
+            self._stops = []  # a request was withdrawn
+        caller = sys._getframe(1)
+        while caller.f_code.co_name == "terminate" and caller.f_back is not None:
+            caller = caller.f_back  # a method that overrides this one
+        self._stops.append(Stop.called_from(caller, resumable=resumable))
+        super().terminate(skip_completed)
+
+    @property
+    def _stop(self) -> Stop:
+        """The request that ends the run: the first final one, or else the first."""
+        final = [each for each in self._stops if each.is_final]
+        return (final or self._stops or [Stop()])[0]
+
+    @property
+    def ended_by(self) -> str | None:
+        """Names what finished the run before its limit; None for a limit or a resumable end."""
+        stop = self._final_stop
+        return None if stop is None else stop.caller
+
+    @property
+    def _final_stop(self) -> Stop | None:
+        if self._position.ended_by is not None or self.stop_reason == "exception":
+            return self._position.ended_by
+        is_asked = self.should_terminate not in (False, _AT_LIMIT)
+        return self._stop if is_asked and self._stop.is_final else None
+
+    def continue_after_terminate(self) -> None:
+        """Makes the next run continue a resumed one that a final ``terminate()`` had finished."""
+        self._position.ended_by = None
+
     @property
     def is_leaving_epoch(self) -> bool:
         """True if the rest of the epoch is about to be skipped; deferred callbacks wait for it."""
@@ -577,7 +624,10 @@ class TrainingLoop(QuickEngine):
         and the random generators. To be called at a step boundary, when all callbacks have
         returned. Model, optimizer and scheduler have states of their own.
         """
-        return {**self._position.state_dict(), "validation": self.state.validation}
+        stop = self._final_stop
+        ended_by = None if stop is None else [stop.reason, stop.caller]
+        own = {"validation": self.state.validation, "ended_by": ended_by}
+        return {**self._position.state_dict(), **own}
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next run continue there, on data that is built as the data was built then.
@@ -589,6 +639,8 @@ class TrainingLoop(QuickEngine):
         """
         self._prepare_to_load("load_position_state_dict()")
         self._position.load_state_dict(state_dict)
+        ended_by = state_dict.get("ended_by")
+        self._position.ended_by = None if ended_by is None else Stop(*ended_by)
         self._show_limits()
         state, progress = self.state, self._position.place.progress
         state.iteration, state.epoch = progress.iteration, progress.epochs

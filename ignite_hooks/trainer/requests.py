@@ -1,8 +1,13 @@
 """Requests to end a run or an epoch, or to interrupt a run: Ignite's three flags."""
 
+from types import FrameType
 from typing import Any
+from typing import NamedTuple
 
-__all__ = ["Request", "Terminate", "TerminateEpoch"]
+from ignite.engine import Engine
+from ignite.handlers import TimeLimit
+
+__all__ = ["Request", "Stop", "Terminate", "TerminateEpoch"]
 
 
 class Terminate(Exception):
@@ -11,6 +16,35 @@ class Terminate(Exception):
 
 class TerminateEpoch(Exception):
     """Ends the epoch."""
+
+
+class Stop(NamedTuple):
+    """A request to end the run.
+
+    Args:
+        reason: the class of the handler that made it; "terminate" if a function did.
+        caller: names the handler or the function to a person.
+        is_final: whether the run is finished by it; if not, another process continues the run.
+    """
+
+    reason: str = "terminate"
+    caller: str = "a handler that set `should_terminate`"
+    is_final: bool = True
+
+    @classmethod
+    def called_from(cls, frame: FrameType, *, resumable: bool) -> "Stop":
+        """Returns the request that the code of ``frame`` makes by calling ``terminate()``.
+
+        Handlers of Ignite do not say who they are, and nothing else tells an early stopping, after
+        which a run is over, from a time limit, after which the next job continues the run.
+        """
+        code = frame.f_code
+        is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
+        owner = frame.f_locals["self"] if is_method and "self" in frame.f_locals else None
+        if owner is None or isinstance(owner, Engine):
+            return cls("terminate", f"terminate() in {code.co_name}", not resumable)
+        name = type(owner).__name__
+        return cls(name, name, not (resumable or isinstance(owner, TimeLimit)))
 
 
 class Request:

@@ -14,6 +14,7 @@ from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import Shown
+from ignite_hooks.trainer.requests import Stop
 
 __all__ = ["RunPosition"]
 
@@ -39,6 +40,7 @@ class RunPosition:
         has_failed: whether the run ended in a failure, and so is not finished.
         cut: the request that ended the present epoch before its last batch, else False.
         length_of_pass: batches of the last epoch that was one whole pass; None if there was none.
+        ended_by: the request that finished the run which is resumed before its limit, or None.
     """
 
     def __init__(self, optimizer_step: OptimizerStep) -> None:
@@ -53,6 +55,7 @@ class RunPosition:
         self.length_of_pass: int | None = None
         self._has_dropped_batches = False
         self.cut: Any = False
+        self.ended_by: Stop | None = None
         # The end of an epoch, as it was before, until EPOCH_COMPLETED has begun.
         self.unannounced: list[tuple[Place, Any]] = []
         self._seek: Callable[[DataFeed], None] | None = None
@@ -270,6 +273,8 @@ class RunPosition:
         live = self.limits.rewritten(self.shown.limits, now.limits)
         if not self.is_resumed or self.shown.asks_for_new_run(now) or live == Limits():
             return False
+        if self.ended_by is not None:
+            return True
         limits = live if given in (Limits(), self.asked) else given
         return limits.reached(self.place.progress, self.steps) is not None
 
@@ -372,6 +377,7 @@ class RunPosition:
         self._seek = seek
         self.is_resumed, self._random = False, None
         self.has_failed = self.cut = False
+        self.ended_by = None
         self.unannounced.clear()
         self._optimizer_step.start_from(steps)
 

@@ -44,9 +44,12 @@ class Trainer(TrainingLoop):
     and ``start_step`` (where this run began), ``model_outputs`` and ``loss``.
 
     ``stop_reason`` says why the last run ended: "max_epochs", "max_iters", "max_steps",
-    "terminate", "exception" or, with a ``SaveCheckpoint``, the name of a signal. ``resume_report``
-    says what of an earlier run was resumed, and how exactly; None if nothing was. ``hooks``
-    has what is entered before and left after a part of the loop.
+    "exception", the class of the handler that called ``terminate()`` ("EarlyStopping"),
+    "terminate" where a function did or, with a ``SaveCheckpoint``, the name of a signal.
+    ``ended_by`` names what finished the run before its limit, in which case a process that resumes
+    it has nothing left to do. ``resume_report`` says what of an earlier run was resumed, and how
+    exactly; None if nothing was. ``hooks`` has what is entered before and left after a part of the
+    loop.
     """
 
     def __init__(
@@ -169,6 +172,7 @@ class Trainer(TrainingLoop):
                     setattr(self.state, name, limit)
         elif position.is_finished(given, Shown.on(self.state)):
             position.restore_random_state(is_last_time=False)
+            self._tell_finished(given)
             return self.state  # type: ignore[no-any-return]
         else:
             self._set_up(data, given, epoch_length)
@@ -185,6 +189,22 @@ class Trainer(TrainingLoop):
         if not is_interrupted(self):
             self._finish_due()
         return state
+
+    def _tell_finished(self, given: Limits) -> None:
+        """Says why a resumed run has nothing left to do."""
+        position, end = self._position, self._position.ended_by
+        if end is None:
+            self.stop_reason = (given | position.limits).reached(
+                position.place.progress, position.steps
+            )
+            return
+        self.stop_reason = end.reason
+        warnings.warn(
+            f"nothing is trained: {end.caller} ended this run in epoch {self.state.epoch}, after "
+            f"step {position.steps}, and the same command would end it again; to train on all the "
+            'same, say ResumeCheckpoint(after_terminate="continue")',
+            stacklevel=2,
+        )
 
     def set_limits(
         self,

@@ -1,0 +1,271 @@
+"""Who ends a run decides whether another process that resumes it trains on."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from ignite.engine import Events
+from ignite.handlers import EarlyStopping
+from ignite.handlers import TerminateOnNan
+from ignite.handlers import TimeLimit
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks.checkpoint import assert_resumable
+from tests.reference import make_trainer
+from tests.reference import shuffled
+from tests.reference import weights
+
+END = 6  # the iteration after which the first run is ended, of 15
+
+
+class Budget(TimeLimit):
+    """A user's own time limit."""
+
+
+class Patience:
+    """A user's own handler, which calls ``terminate()`` from a method of its own."""
+
+    def __call__(self, trainer):
+        self._end(trainer)
+
+    def _end(self, trainer):
+        trainer.terminate()
+
+
+def early_stopping(trainer):
+    scores = iter(range(0, -100, -1))
+    return EarlyStopping(1, lambda engine: next(scores), trainer)
+
+
+def expired(kind):
+    limit = kind(1)
+    limit.limit_sec = -1
+    return limit
+
+
+def nan(trainer):
+    return TerminateOnNan(output_transform=lambda loss: float("nan"))
+
+
+def stop_when_bored(trainer):
+    trainer.terminate()
+
+
+def set_the_flag(trainer):
+    trainer.should_terminate = True
+
+
+def resumable_flag(trainer):
+    trainer.terminate(resumable=True)
+
+
+def twice(trainer):
+    trainer.terminate(resumable=True)
+    trainer.terminate()
+
+
+def withdrawn(trainer):
+    trainer.terminate()
+    trainer.should_terminate = False
+    trainer.terminate(resumable=True)
+
+
+FINAL = {
+    "EarlyStopping": (early_stopping, "EarlyStopping"),
+    "TerminateOnNan": (nan, "TerminateOnNan"),
+    "a class": (lambda trainer: Patience(), "Patience"),
+    "a function": (lambda trainer: stop_when_bored, "terminate"),
+    "the flag": (lambda trainer: set_the_flag, "terminate"),
+    "terminate itself": (lambda trainer: trainer.terminate, "terminate"),
+    "a resumable request and a final one": (lambda trainer: twice, "terminate"),
+}
+RESUMABLE = {
+    "TimeLimit": (lambda trainer: expired(TimeLimit), "TimeLimit"),
+    "a subclass of TimeLimit": (lambda trainer: expired(Budget), "Budget"),
+    "terminate(resumable=True)": (lambda trainer: resumable_flag, "terminate"),
+    "a final request that was withdrawn": (lambda trainer: withdrawn, "terminate"),
+}
+
+
+def start(directory, *, end=None, event=None, after_terminate="finish", **options):
+    """Starts the command of a job: a trainer that saves there and resumes from there."""
+    torch.manual_seed(1)
+    trainer = make_trainer(
+        shuffled(),
+        dropout=0.5,
+        checkpoint=SaveCheckpoint(directory, **{"every_steps": 1, **options}),
+        resume_from=ResumeCheckpoint(
+            directory, on_missing="start", after_terminate=after_terminate
+        ),
+    )
+    if end is not None:
+        event = event or Events.ITERATION_COMPLETED
+        handler = end(trainer)
+        trainer.add_event_handler(
+            event(event_filter=lambda _, count: trainer.state.iteration >= END),
+            lambda: handler(trainer),
+        )
+    return trainer
+
+
+@pytest.fixture
+def unbroken(tmp_path):
+    trainer = start(tmp_path / "unbroken")
+    trainer.run(max_epochs=3)
+    return weights(trainer.model)
+
+
+@pytest.mark.parametrize("who", FINAL)
+def test_a_run_that_a_handler_ended_for_good_is_finished(who, tmp_path):
+    end, reason = FINAL[who]
+    first = start(tmp_path, end=end)
+    first.run(max_epochs=3)
+    assert first.stop_reason == reason
+    assert first.ended_by is not None
+    ended_at = first.state.iteration
+    assert ended_at < 15
+    for _ in range(2):
+        again = start(tmp_path, end=end)
+        with pytest.warns(UserWarning, match=f"{re.escape(first.ended_by)} ended this run"):
+            again.run(max_epochs=3)
+        assert (again.state.iteration, again.stop_reason) == (ended_at, reason)
+        assert torch.equal(weights(again.model), weights(first.model))
+
+
+@pytest.mark.parametrize("who", RESUMABLE)
+def test_a_run_that_a_clock_ended_is_continued_by_the_next_job(who, tmp_path, unbroken):
+    end, reason = RESUMABLE[who]
+    first = start(tmp_path / "run", end=end)
+    first.run(max_epochs=3)
+    assert (first.stop_reason, first.ended_by) == (reason, None)
+    assert first.state.iteration == END
+    again = start(tmp_path / "run")
+    again.run(max_epochs=3)
+    assert again.stop_reason == "max_epochs"
+    assert torch.equal(weights(again.model), unbroken)
+
+
+EVENTS = {
+    "in the window after a save": (Events.ITERATION_STARTED, {}),
+    "after a step": (TrainEvents.STEP_COMPLETED, {}),
+    "when it was saved": (TrainEvents.CHECKPOINT_SAVED, {}),
+    "after an epoch": (Events.EPOCH_COMPLETED, {}),
+    "with a save by epoch": (Events.EPOCH_COMPLETED, {"every_steps": None, "every_epochs": 1}),
+    "with a save at the end": (TrainEvents.STEP_COMPLETED, {"every_steps": None}),
+    "in the background": (TrainEvents.STEP_COMPLETED, {"background": True}),
+}
+
+
+@pytest.mark.parametrize("when", EVENTS)
+def test_the_last_checkpoint_knows_that_the_run_was_ended(when, tmp_path):
+    event, options = EVENTS[when]
+    first = start(tmp_path, end=lambda trainer: stop_when_bored, event=event, **options)
+    first.run(max_epochs=3)
+    again = start(tmp_path, **options)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        again.run(max_epochs=3)
+    ends = [each for each in told if "stop_when_bored ended this run" in str(each.message)]
+    assert len(ends) == 1
+    assert again.state.iteration == first.state.iteration
+
+
+def test_a_limit_and_a_signal_leave_no_such_request(tmp_path):
+    first = start(tmp_path)
+    first.run(max_steps=4)
+    assert first.ended_by is None
+    again = start(tmp_path)
+    again.run(max_steps=4)
+    assert (again.state.iteration, again.stop_reason) == (4, "max_steps")
+    again.run(max_epochs=1)
+    assert again.state.iteration == 5
+
+
+def test_continue_trains_on_as_if_nobody_had_ended_the_run(tmp_path, unbroken):
+    start(tmp_path / "run", end=early_stopping).run(max_epochs=3)
+    start(tmp_path / "run", after_terminate="continue").run(max_epochs=3)
+    again = start(tmp_path / "run")
+    again.run(max_epochs=3)
+    assert again.state.iteration == 15
+    assert torch.equal(weights(again.model), unbroken)
+
+
+def test_the_next_run_of_the_same_process_continues(tmp_path, unbroken):
+    trainer = start(tmp_path / "run")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=END), stop_when_bored)
+    trainer.run(max_epochs=3)
+    trainer.run(max_epochs=3)
+    assert (trainer.state.iteration, trainer.ended_by) == (15, None)
+    assert torch.equal(weights(trainer.model), unbroken)
+
+
+def test_other_limits_do_not_continue_a_run_that_was_ended(tmp_path):
+    start(tmp_path, end=early_stopping).run(max_epochs=3)
+    again = start(tmp_path)
+    with pytest.warns(UserWarning, match='say ResumeCheckpoint\\(after_terminate="continue"\\)'):
+        again.run(max_epochs=9)
+    assert again.state.iteration < 15
+    again.state.max_epochs = None
+    again.run(max_epochs=1)
+    assert (again.state.iteration, again.ended_by) == (5, None)
+
+
+def test_a_checkpoint_by_hand_knows_it_too(tmp_path):
+    first = make_trainer(shuffled())
+    save = SaveCheckpoint(tmp_path, at_end=False)
+    save.attach(first)
+    first.add_event_handler(Events.ITERATION_COMPLETED(once=END), stop_when_bored)
+    first.run(max_epochs=3)
+    save(first)
+    with pytest.warns(UserWarning, match="nothing is trained"):
+        start(tmp_path).run(max_epochs=3)
+
+
+def test_a_failure_is_no_end(tmp_path, unbroken):
+    first = start(tmp_path / "run", end=lambda trainer: twice)
+
+    @first.on(Events.ITERATION_COMPLETED(once=END))
+    def fail():
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        first.run(max_epochs=3)
+    assert first.ended_by is None
+    again = start(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again.run(max_epochs=3)
+    assert torch.equal(weights(again.model), unbroken)
+
+
+def test_early_stopping_by_validation_ends_the_job_wherever_it_is_started_again(tmp_path):
+    def job():
+        torch.manual_seed(1)
+        trainer = make_trainer(
+            shuffled(),
+            validation=Validation(lambda: {"score": -trainer.state.epoch}, every_epochs=1),
+            checkpoint=SaveCheckpoint(tmp_path, every_epochs=1),
+            resume_from=ResumeCheckpoint(tmp_path, on_missing="start"),
+        )
+        stopping = EarlyStopping(2, lambda engine: engine.state.metrics["val_score"], trainer)
+        trainer.add_event_handler(TrainEvents.VALIDATION_COMPLETED, stopping)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "nothing is trained")
+            trainer.run(max_epochs=20)
+        return trainer.state.epoch, stopping.counter, trainer.stop_reason
+
+    assert [job(), job(), job()] == [(3, 2, "EarlyStopping")] * 3
+
+
+def test_a_training_that_ends_early_can_be_tested(tmp_path):
+    def make():
+        torch.manual_seed(1)
+        trainer = make_trainer(shuffled())
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=END), stop_when_bored)
+        return trainer
+
+    assert_resumable(make, max_steps=10, stops=[2, END])
