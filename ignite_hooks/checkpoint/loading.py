@@ -54,7 +54,7 @@ class LoadedState:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
         self._rates: list[dict[str, Any]] = []
-        self.folder = checkpoint.folder
+        self.folder, self.manifest = checkpoint
         self._state = state
         self._trainer = state.trainer
         names = set(checkpoint.manifest.files)

@@ -64,6 +64,7 @@ class Manifest(BaseModel):
         world_size: how many processes have saved it.
         metric: the name of the metric that says which is best, if any.
         metric_value: its value then.
+        ended_by: names the handler that had finished the run before its limit, if any.
         versions: those of the packages, by their names.
         files: each file by its path in the folder, with ``/``.
         manifest_checksum: the checksum of all this, with nothing in its own place.
@@ -83,6 +84,7 @@ class Manifest(BaseModel):
     world_size: PositiveInt
     metric: str | None = None
     metric_value: Annotated[float, Field(strict=False)] | None = None  # "NaN" is one
+    ended_by: str | None = None
     versions: dict[str, str]
     files: dict[Annotated[str, AfterValidator(_within)], FileRecord]
     manifest_checksum: str = ""

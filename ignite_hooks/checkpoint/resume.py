@@ -115,8 +115,9 @@ class ResumeCheckpoint(Handler):
             return
         ranks.agree(lambda: _check(loaded))
         ranks.agree(lambda: setattr(trainer, "resume_report", loaded.apply()))
-        if self.after_terminate == "continue":
-            trainer.continue_after_terminate()
+        ended_by = loaded.manifest.ended_by
+        if ended_by is not None and self.after_terminate == "finish":
+            trainer.finish_resumed_run(ended_by)
         logger.info("training is taken up from %s", loaded.folder)
         engine, told = ref(trainer), False
 

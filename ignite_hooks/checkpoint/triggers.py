@@ -100,8 +100,10 @@ class Saving:
         with self._signals.noted():
             with self._finishing(trainer):
                 yield
-                if _has_ended(trainer) and (self._is_signalled(trainer) or self._options.at_end):
-                    self._saver.save(trainer)
+                if _has_ended(trainer):
+                    if self._is_signalled(trainer) or self._options.at_end:
+                        self._saver.save(trainer)
+                    self._saver.note_end(trainer)
             if _has_ended(trainer):
                 self._is_signalled(trainer)
 

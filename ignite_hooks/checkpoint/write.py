@@ -27,6 +27,7 @@ from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import digests_of
 from ignite_hooks.checkpoint.state import training_id
+from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.training_engine import TrainingEngine
@@ -50,7 +51,8 @@ class Saver:
         self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks()
-        self._saved_at: tuple[Progress, int, Any] | None = None
+        self._saved_at: tuple[Progress, int] | None = None
+        self._newest: Checkpoint | None = None  # of this run
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._announce = announce
@@ -84,6 +86,22 @@ class Saver:
         if not options.background:
             self._tell()
 
+    def note_end(self, trainer: TrainingEngine) -> None:
+        """Notes in the checkpoint of this place who has finished the run after it was saved."""
+        ended_by = trainer.ended_by
+        if ended_by is None or _place(trainer) != self._saved_at:
+            return
+        self.wait()
+
+        def amend() -> None:
+            if self._newest is not None and self._newest.manifest.ended_by is None:
+                folder, manifest = self._newest
+                manifest = manifest.model_copy(update={"ended_by": ended_by})
+                self._store.amend(folder, manifest)
+                self._newest = Checkpoint(folder, manifest)
+
+        self.ranks.first_alone(amend)
+
     def rehearse(self, trainer: TrainingEngine) -> None:
         """Raises what would keep the state from being saved later, as far as it shows by now."""
         self._capture(self._state(trainer))
@@ -91,6 +109,7 @@ class Saver:
     def begin(self, trainer: TrainingEngine) -> None:
         """Says that there is nothing to save yet: a run begins."""
         self._saved_at = _place(trainer)
+        self._newest = None
 
     def warn_of_others(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of another training, and none of this one."""
@@ -152,6 +171,7 @@ class Saver:
             world_size=self.ranks.size,
             metric=self._options.metric,
             metric_value=self._value.of(trainer),
+            ended_by=trainer.ended_by,
             versions={"python": platform.python_version(), **_versions()},
             files={},
         )
@@ -177,6 +197,7 @@ class Saver:
         number = self._store.next_number()
         manifest = draft.model_copy(update={"files": files, "number": number})
         self._store.commit(folder, manifest)
+        self._newest = Checkpoint(folder, manifest)
         options = self._options
         try:
             self._store.retain(
@@ -242,12 +263,9 @@ class BackgroundWriter:
             self._error = error
 
 
-def _place(trainer: TrainingEngine) -> tuple[Progress, int, Any]:
-    """Counters alone begin anew with a new training; the batches taken in this process do not.
-
-    A request that finished the run after the last save makes that place a new one.
-    """
-    return trainer.place.progress, trainer.place.taken, trainer.ended_by
+def _place(trainer: TrainingEngine) -> tuple[Progress, int]:
+    """Counters alone begin anew with a new training; the batches taken in this process do not."""
+    return trainer.place.progress, trainer.place.taken
 
 
 def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecord]:

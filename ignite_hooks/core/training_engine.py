@@ -121,8 +121,8 @@ class TrainingEngine(Protocol):
             resumable: whether a process that resumes from a checkpoint continues the run.
         """
 
-    def continue_after_terminate(self) -> None:
-        """Makes the next run continue a resumed one that a final ``terminate()`` had finished."""
+    def finish_resumed_run(self, ended_by: str) -> None:
+        """Leaves the next run nothing to do: ``ended_by`` has finished the one it resumes."""
 
     def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.

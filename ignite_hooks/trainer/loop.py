@@ -547,10 +547,7 @@ class TrainingLoop(QuickEngine):
         """
         if self.should_terminate in (False, _AT_LIMIT):
             self._stops = []  # a request was withdrawn
-        caller = sys._getframe(1)
-        while caller.f_code.co_name == "terminate" and caller.f_back is not None:
-            caller = caller.f_back  # a method that overrides this one
-        self._stops.append(Stop.called_from(caller, resumable=resumable))
+        self._stops.append(Stop.called_from(sys._getframe(1), resumable=resumable))
         super().terminate(skip_completed)
 
     @property
@@ -562,19 +559,14 @@ class TrainingLoop(QuickEngine):
     @property
     def ended_by(self) -> str | None:
         """Names what finished the run before its limit; None for a limit or a resumable end."""
-        stop = self._final_stop
-        return None if stop is None else stop.caller
-
-    @property
-    def _final_stop(self) -> Stop | None:
         if self._position.ended_by is not None or self.stop_reason == "exception":
             return self._position.ended_by
         is_asked = self.should_terminate not in (False, _AT_LIMIT)
-        return self._stop if is_asked and self._stop.is_final else None
+        return self._stop.caller if is_asked and self._stop.is_final else None
 
-    def continue_after_terminate(self) -> None:
-        """Makes the next run continue a resumed one that a final ``terminate()`` had finished."""
-        self._position.ended_by = None
+    def finish_resumed_run(self, ended_by: str) -> None:
+        """Leaves the next run nothing to do: ``ended_by`` has finished the one it resumes."""
+        self._position.ended_by = ended_by
 
     @property
     def is_leaving_epoch(self) -> bool:
@@ -624,10 +616,7 @@ class TrainingLoop(QuickEngine):
         and the random generators. To be called at a step boundary, when all callbacks have
         returned. Model, optimizer and scheduler have states of their own.
         """
-        stop = self._final_stop
-        ended_by = None if stop is None else [stop.reason, stop.caller]
-        own = {"validation": self.state.validation, "ended_by": ended_by}
-        return {**self._position.state_dict(), **own}
+        return {**self._position.state_dict(), "validation": self.state.validation}
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next run continue there, on data that is built as the data was built then.
@@ -639,8 +628,6 @@ class TrainingLoop(QuickEngine):
         """
         self._prepare_to_load("load_position_state_dict()")
         self._position.load_state_dict(state_dict)
-        ended_by = state_dict.get("ended_by")
-        self._position.ended_by = None if ended_by is None else Stop(*ended_by)
         self._show_limits()
         state, progress = self.state, self._position.place.progress
         state.iteration, state.epoch = progress.iteration, progress.epochs

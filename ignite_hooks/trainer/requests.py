@@ -9,6 +9,9 @@ from ignite.handlers import TimeLimit
 
 __all__ = ["Request", "Stop", "Terminate", "TerminateEpoch"]
 
+_FLAG = "a handler that set `should_terminate`"
+_FUNCTION = "terminate() in "
+
 
 class Terminate(Exception):
     """Ends the run."""
@@ -22,14 +25,18 @@ class Stop(NamedTuple):
     """A request to end the run.
 
     Args:
-        reason: the class of the handler that made it; "terminate" if a function did.
-        caller: names the handler or the function to a person.
+        caller: the class of the handler that made it, or a function in words.
         is_final: whether the run is finished by it; if not, another process continues the run.
     """
 
-    reason: str = "terminate"
-    caller: str = "a handler that set `should_terminate`"
+    caller: str = _FLAG
     is_final: bool = True
+
+    @property
+    def reason(self) -> str:
+        """The ``stop_reason`` of a run that it ends: the class of a handler, else "terminate"."""
+        is_function = self.caller == _FLAG or self.caller.startswith(_FUNCTION)
+        return "terminate" if is_function else self.caller
 
     @classmethod
     def called_from(cls, frame: FrameType, *, resumable: bool) -> "Stop":
@@ -42,9 +49,8 @@ class Stop(NamedTuple):
         is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
         owner = frame.f_locals["self"] if is_method and "self" in frame.f_locals else None
         if owner is None or isinstance(owner, Engine):
-            return cls("terminate", f"terminate() in {code.co_name}", not resumable)
-        name = type(owner).__name__
-        return cls(name, name, not (resumable or isinstance(owner, TimeLimit)))
+            return cls(f"{_FUNCTION}{code.co_name}", not resumable)
+        return cls(type(owner).__name__, not (resumable or isinstance(owner, TimeLimit)))
 
 
 class Request:

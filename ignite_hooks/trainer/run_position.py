@@ -14,7 +14,6 @@ from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import Shown
-from ignite_hooks.trainer.requests import Stop
 
 __all__ = ["RunPosition"]
 
@@ -40,7 +39,7 @@ class RunPosition:
         has_failed: whether the run ended in a failure, and so is not finished.
         cut: the request that ended the present epoch before its last batch, else False.
         length_of_pass: batches of the last epoch that was one whole pass; None if there was none.
-        ended_by: the request that finished the run which is resumed before its limit, or None.
+        ended_by: names what finished the run which is resumed before its limit; None if nothing.
     """
 
     def __init__(self, optimizer_step: OptimizerStep) -> None:
@@ -55,7 +54,7 @@ class RunPosition:
         self.length_of_pass: int | None = None
         self._has_dropped_batches = False
         self.cut: Any = False
-        self.ended_by: Stop | None = None
+        self.ended_by: str | None = None
         # The end of an epoch, as it was before, until EPOCH_COMPLETED has begun.
         self.unannounced: list[tuple[Place, Any]] = []
         self._seek: Callable[[DataFeed], None] | None = None
@@ -358,6 +357,7 @@ class RunPosition:
         self._seek = lambda feed: feed.load_state_dict(state_dict["data"])
         self.is_resumed = True
         self.has_failed = self.cut = False
+        self.ended_by = None
         self.unannounced.clear()
 
     def move_to(

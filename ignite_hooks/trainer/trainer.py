@@ -28,6 +28,7 @@ from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import Shown
 from ignite_hooks.trainer.loop import TrainingLoop
+from ignite_hooks.trainer.requests import Stop
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.report import ResumeReport
@@ -192,15 +193,15 @@ class Trainer(TrainingLoop):
 
     def _tell_finished(self, given: Limits) -> None:
         """Says why a resumed run has nothing left to do."""
-        position, end = self._position, self._position.ended_by
-        if end is None:
+        position, ended_by = self._position, self._position.ended_by
+        if ended_by is None:
             self.stop_reason = (given | position.limits).reached(
                 position.place.progress, position.steps
             )
             return
-        self.stop_reason = end.reason
+        self.stop_reason = Stop(ended_by).reason
         warnings.warn(
-            f"nothing is trained: {end.caller} ended this run in epoch {self.state.epoch}, after "
+            f"nothing is trained: {ended_by} ended this run in epoch {self.state.epoch}, after "
             f"step {position.steps}, and the same command would end it again; to train on all the "
             'same, say ResumeCheckpoint(after_terminate="continue")',
             stacklevel=2,

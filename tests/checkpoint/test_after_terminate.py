@@ -1,6 +1,7 @@
 """Who ends a run decides whether another process that resumes it trains on."""
 
 import re
+import signal
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.checkpoint import assert_resumable
+from ignite_hooks.checkpoint.__main__ import main
 from tests.reference import make_trainer
 from tests.reference import shuffled
 from tests.reference import weights
@@ -80,13 +82,13 @@ FINAL = {
     "a class": (lambda trainer: Patience(), "Patience"),
     "a function": (lambda trainer: stop_when_bored, "terminate"),
     "the flag": (lambda trainer: set_the_flag, "terminate"),
-    "terminate itself": (lambda trainer: trainer.terminate, "terminate"),
     "a resumable request and a final one": (lambda trainer: twice, "terminate"),
 }
 RESUMABLE = {
     "TimeLimit": (lambda trainer: expired(TimeLimit), "TimeLimit"),
     "a subclass of TimeLimit": (lambda trainer: expired(Budget), "Budget"),
     "terminate(resumable=True)": (lambda trainer: resumable_flag, "terminate"),
+    "a signal": (lambda trainer: lambda _: signal.raise_signal(signal.SIGTERM), "SIGTERM"),
     "a final request that was withdrawn": (lambda trainer: withdrawn, "terminate"),
 }
 
@@ -166,15 +168,32 @@ def test_the_last_checkpoint_knows_that_the_run_was_ended(when, tmp_path):
     first = start(tmp_path, end=lambda trainer: stop_when_bored, event=event, **options)
     first.run(max_epochs=3)
     again = start(tmp_path, **options)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    with pytest.warns(UserWarning, match=r"terminate\(\) in stop_when_bored ended this run"):
         again.run(max_epochs=3)
-    ends = [each for each in told if "stop_when_bored ended this run" in str(each.message)]
-    assert len(ends) == 1
     assert again.state.iteration == first.state.iteration
+    names = [path.name for path in tmp_path.iterdir()]
+    assert not [name for name in names if name.endswith("-2")]  # it is noted, not saved again
+    assert main(["verify", str(tmp_path)]) == 0
 
 
-def test_a_limit_and_a_signal_leave_no_such_request(tmp_path):
+def test_the_method_itself_may_be_the_handler(tmp_path):
+    first = start(tmp_path)
+    first.add_event_handler(Events.ITERATION_COMPLETED(once=END), first.terminate)
+    first.run(max_epochs=3)
+    assert (first.stop_reason, first.ended_by is None) == ("terminate", False)
+
+
+def test_the_requests_of_a_run_before_are_forgotten(tmp_path):
+    trainer = start(tmp_path)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), resumable_flag)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), set_the_flag)
+    trainer.run(max_epochs=3)
+    assert trainer.ended_by is None
+    trainer.run(max_epochs=3)
+    assert (trainer.state.iteration, trainer.ended_by is None) == (4, False)
+
+
+def test_a_limit_leaves_no_such_request(tmp_path):
     first = start(tmp_path)
     first.run(max_steps=4)
     assert first.ended_by is None
@@ -223,6 +242,18 @@ def test_a_checkpoint_by_hand_knows_it_too(tmp_path):
     save(first)
     with pytest.warns(UserWarning, match="nothing is trained"):
         start(tmp_path).run(max_epochs=3)
+
+
+def test_a_failure_that_a_handler_ends_the_run_for_is_no_end(tmp_path):
+    trainer = start(tmp_path)
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: trainer.terminate())
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=END))
+    def fail():
+        raise ArithmeticError
+
+    trainer.run(max_epochs=3)
+    assert (trainer.stop_reason, trainer.ended_by) == ("exception", None)
 
 
 def test_a_failure_is_no_end(tmp_path, unbroken):

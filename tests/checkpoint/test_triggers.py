@@ -168,7 +168,7 @@ def test_save_due_at_the_end_of_a_run_is_made(tmp_path, event, stop):
     all_of(tmp_path).attach(trainer, event)
     if stop is not None:
         trainer.add_event_handler(
-            Events.ITERATION_COMPLETED(once=stop), lambda: trainer.terminate()
+            Events.ITERATION_COMPLETED(once=stop), lambda: trainer.terminate(resumable=True)
         )
     trainer.run(max_epochs=2)
     if stop is not None:
@@ -184,7 +184,7 @@ def at(event, **options):
     """Has a trainer stop at the event."""
 
     def set_up(trainer):
-        trainer.add_event_handler(event, lambda: trainer.terminate())
+        trainer.add_event_handler(event, lambda: trainer.terminate(resumable=True))
 
     return set_up, options
 

@@ -136,7 +136,9 @@ def test_a_run_of_settings_that_was_stopped_is_gone_on_with(tmp_path):
         resume_from=ResumeCheckpoint(tmp_path / "parts", on_missing="start"),
     )
     first = built(settings)
-    first.add_event_handler(Events.ITERATION_COMPLETED(once=7), first.terminate)
+    first.add_event_handler(
+        Events.ITERATION_COMPLETED(once=7), lambda: first.terminate(resumable=True)
+    )
     first.run()
     second = built(replace(settings, max_epochs=3))
     second.run()

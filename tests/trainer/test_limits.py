@@ -364,7 +364,9 @@ def test_limits_that_a_handler_wrote_hold_until_the_run_is_over(again, tmp_path)
         return trainer
 
     trainer = make(checkpoint=SaveCheckpoint(tmp_path))
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=10), Engine.terminate)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=10), lambda: trainer.terminate(resumable=True)
+    )
     trainer.run(max_epochs=2)
     resumed = make(resume_from=ResumeCheckpoint(tmp_path))
     for each in (trainer, resumed):
