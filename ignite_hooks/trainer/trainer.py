@@ -200,6 +200,7 @@ class Trainer(TrainingLoop):
             )
             return
         self.stop_reason = Stop(ended_by).reason
+        position.ended_by = None  # a further run() continues, as it does where this one was ended
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {self.state.epoch}, after "
             f"step {position.steps}, and the same command would end it again; to train on all the "

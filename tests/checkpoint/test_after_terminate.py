@@ -228,9 +228,23 @@ def test_other_limits_do_not_continue_a_run_that_was_ended(tmp_path):
     with pytest.warns(UserWarning, match='say ResumeCheckpoint\\(after_terminate="continue"\\)'):
         again.run(max_epochs=9)
     assert again.state.iteration < 15
+
+
+def test_a_new_run_may_begin_where_one_was_ended(tmp_path):
+    start(tmp_path, end=early_stopping).run(max_epochs=3)
+    again = start(tmp_path)
     again.state.max_epochs = None
     again.run(max_epochs=1)
     assert (again.state.iteration, again.ended_by) == (5, None)
+
+
+def test_a_further_run_continues_as_in_the_process_that_was_ended(tmp_path, unbroken):
+    start(tmp_path / "run", end=early_stopping).run(max_epochs=3)
+    again = start(tmp_path / "run")
+    with pytest.warns(UserWarning, match="nothing is trained"):
+        again.run(max_epochs=3)
+    again.run(max_epochs=3)
+    assert torch.equal(weights(again.model), unbroken)
 
 
 def test_a_checkpoint_by_hand_knows_it_too(tmp_path):

@@ -157,7 +157,7 @@ def test_resumed_run_saves_in_place_and_can_resume_again(tmp_path):
         number = 1 if not (tmp_path / "parts").exists() else 2
         trainer = trainer_of(tmp_path / "parts", number=number, resume_from=resume)
         trainer.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda: trainer.terminate(resumable=True)
+            Events.ITERATION_COMPLETED, lambda engine: engine.terminate(resumable=True)
         )
         trainer.run(max_epochs=EPOCHS)
     assert torch.equal(weights(trainer.model), weights(whole.model))
