@@ -559,7 +559,7 @@ class TrainingLoop(QuickEngine):
     @property
     def ended_by(self) -> str | None:
         """Names what finished the run before its limit; None for a limit or a resumable end."""
-        if self._position.ended_by is not None or self.stop_reason == "exception":
+        if self._position.ended_by is not None:
             return self._position.ended_by
         is_asked = self.should_terminate not in (False, _AT_LIMIT)
         return self._stop.caller if is_asked and self._stop.is_final else None

@@ -176,9 +176,18 @@ def test_the_last_checkpoint_knows_that_the_run_was_ended(when, tmp_path):
     assert main(["verify", str(tmp_path)]) == 0
 
 
+def test_a_checkpoint_from_before_the_end_is_continued_to_the_end(tmp_path):
+    options = {"end": lambda trainer: stop_when_bored, "every_steps": 4, "at_end": False}
+    for _ in range(2):
+        trainer = start(tmp_path, **options)
+        assert trainer.state.iteration in (0, 4)
+        trainer.run(max_epochs=3)
+        assert (trainer.state.iteration, trainer.stop_reason) == (END, "terminate")
+
+
 def test_the_method_itself_may_be_the_handler(tmp_path):
     first = start(tmp_path)
-    first.add_event_handler(Events.ITERATION_COMPLETED(once=END), first.terminate)
+    first.add_event_handler(Events.EPOCH_COMPLETED, first.terminate)
     first.run(max_epochs=3)
     assert (first.stop_reason, first.ended_by is None) == ("terminate", False)
 
