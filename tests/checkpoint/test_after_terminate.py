@@ -176,6 +176,18 @@ def test_the_last_checkpoint_knows_that_the_run_was_ended(when, tmp_path):
     assert main(["verify", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize("way", ["another checkpoint", "a state of Ignite's"])
+def test_what_is_loaded_later_counts(way, tmp_path):
+    start(tmp_path, end=early_stopping).run(max_epochs=3)
+    trainer = start(tmp_path)
+    assert trainer.ended_by == "EarlyStopping"
+    if way == "another checkpoint":
+        ResumeCheckpoint(tmp_path, after_terminate="continue").attach(trainer)
+    else:
+        trainer.load_state_dict({"iteration": 7, "max_epochs": 3, "epoch_length": 5})
+    assert trainer.ended_by is None
+
+
 def test_a_checkpoint_from_before_the_end_is_continued_to_the_end(tmp_path):
     options = {"end": lambda trainer: stop_when_bored, "every_steps": 4, "at_end": False}
     for _ in range(2):
