@@ -62,3 +62,7 @@ class SaveOptions(Protocol):
     @property
     def trust_pickle(self) -> bool:
         """Returns whether objects registered with the accelerator are saved."""
+
+    @property
+    def grace_seconds(self) -> float:
+        """The time in which further signals are part of the first, in seconds."""

@@ -22,6 +22,7 @@ from ignite_hooks.core.fields import Count
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import GraceSeconds
 from ignite_hooks.core.fields import Kept
 from ignite_hooks.core.fields import MetricName
 from ignite_hooks.core.fields import Mode
@@ -59,7 +60,10 @@ class SaveCheckpoint(Scheduled):
     and what ``also`` names. ``ResumeCheckpoint`` goes on from it.
 
     One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
-    ``trainer.stop_reason`` is the signal's name. A second one does what it did before.
+    ``trainer.stop_reason`` is the signal's name. More signals within ``grace_seconds`` are the same
+    request; a later one, or one that comes when the save is complete, does what it did before.
+    Workers of a ``DataLoader`` ignore the signals meanwhile, so that one to all processes of a job
+    harms nothing.
 
     With several processes all of them save, and the directory must be one that all of them see.
     Each gets its own states of handlers and of ``also`` back; of a model's buffers, which
@@ -87,6 +91,8 @@ class SaveCheckpoint(Scheduled):
             must be made of tensors and plain data.
         trust_pickle: save what was registered with ``accelerator.register_for_checkpointing`` too,
             which has to be unpickled.
+        grace_seconds: how long after a signal further ones are taken for the same request: job
+            schedulers signal all processes, and launchers pass their own signal on.
 
     Raises:
         ValueError: an argument is out of its range. When attached: the engine is no trainer; the
@@ -111,6 +117,7 @@ class SaveCheckpoint(Scheduled):
     background: Flag = False
     also: Runtime = None
     trust_pickle: Flag = False
+    grace_seconds: GraceSeconds = 5.0
 
     def __post_init__(self) -> None:
         """Checks what goes together."""

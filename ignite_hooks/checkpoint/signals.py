@@ -1,35 +1,54 @@
 """Signals that ask a run to end well: noted, and obeyed at the next step boundary."""
 
+import math
 import signal
 import threading
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 from typing import Any
 
 from ignite_hooks.core.held_signals import handler_of
 from ignite_hooks.core.held_signals import replace_handler
 from ignite_hooks.core.restoring import restored
+from ignite_hooks.data.workers import ignored_by_workers
 
-__all__ = ["StopSignals"]
+__all__ = ["StopSignals", "is_death_of_worker"]
 
 
 class StopSignals(AbstractContextManager["StopSignals", None]):
-    """Notes the first of some signals while it is entered; a second does what it did before.
+    """Notes the first of some signals while it is entered; one that is to end at once does so.
+
+    A job scheduler signals every process, and a launcher passes its own signal on: several signals
+    within a moment are one request. A further one does what it did before when ``grace_seconds``
+    have passed since the first, or when what was asked for is done (``complete``).
 
     Off the main thread, where Python lets nobody handle signals, it notes nothing. A handler that
     was not set from Python can not be put back, and is left alone.
 
     Args:
         names: names of signals, "SIGTERM" for instance.
+        grace_seconds: the time after the first signal in which further ones are part of it.
+        clock: returns a time in seconds that never goes back.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        grace_seconds: float = 0.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.received: str | None = None
         self._names = {int(signal.Signals[name]): name for name in names}
-        self._found: dict[int, Any] = {}
+        self._grace_seconds = grace_seconds
+        self._clock = clock
+        self._ends_at = 0.0  # when a further signal is no longer part of the first
+        # By the number of a signal: the handler that was found, and the one that is set now.
+        self._replaced: dict[int, tuple[Any, Any]] = {}
         self._users: list[object] = []
 
     def __enter__(self) -> "StopSignals":
@@ -53,32 +72,68 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             return
         if threading.current_thread() is threading.main_thread():
             for number in self._names:
-                found = handler_of(number)
-                if found is not None:
-                    self._found[number] = found
-                    replace_handler(number, self._note)
+                self._replace(number, self._note)
+            ignored_by_workers[self] = tuple(self._replaced)
 
     def _leave(self, user: object) -> None:
         if self._users == [user]:
-            self._put_back_all()
+            ignored_by_workers.pop(self, None)
+            for number in tuple(self._replaced):
+                found, own = self._replaced[number]
+                if handler_of(number) == own:  # else someone has set another meanwhile
+                    replace_handler(number, found)
+                del self._replaced[number]
         self._users = [each for each in self._users if each is not user]
 
     def forget(self) -> None:
         """Begins without a signal."""
         self.received = None
 
+    def complete(self) -> None:
+        """Says that what a signal asked for is done: another one does what it did before."""
+        self._ends_at = -math.inf
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        outer = getattr(self._found.get(number), "__self__", None)
-        self.received = self._names[number]
-        self._put_back_all()
-        if isinstance(outer, StopSignals):  # the same signal asks both to end
-            outer._note(number, frame)
+        found, _ = self._replaced.get(number, (None, None))
+        if self.received is None:
+            # In this order: another signal may come between the two lines.
+            self._ends_at = self._clock() + self._grace_seconds
+            self.received = self._names[number]
+            if hasattr(signal, "SIGCHLD"):
+                self._silence_torch(signal.SIGCHLD)
+            if isinstance(getattr(found, "__self__", None), StopSignals):
+                found(number, frame)  # the same signal asks both to end
+        elif self._clock() >= self._ends_at:
+            if callable(found):
+                found(number, frame)
+            elif found == signal.SIG_DFL:
+                replace_handler(number, found)
+                signal.raise_signal(number)
 
-    def _put_back_all(self) -> None:
-        for number in tuple(self._found):
-            self._put_back(number)
+    def _silence_torch(self, number: int) -> None:
+        """Has torch not raise, in whatever line the main thread is, that a worker has died.
 
-    def _put_back(self, number: int) -> None:
-        if handler_of(number) == self._note:  # else someone has set another meanwhile
-            replace_handler(number, self._found[number])
-        del self._found[number]
+        The signal may have ended it. Who waits for its batches is told all the same.
+        """
+        tell = handler_of(number)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            try:
+                tell(number, frame)
+            except RuntimeError as error:
+                if not is_death_of_worker(error):
+                    raise
+
+        if callable(tell):
+            self._replace(number, handle)
+
+    def _replace(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        found = handler_of(number)
+        if found is not None:
+            self._replaced[number] = found, handler
+            replace_handler(number, handler)
+
+
+def is_death_of_worker(error: BaseException) -> bool:
+    """Returns whether torch says by ``error`` that a process of a loader has died."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")

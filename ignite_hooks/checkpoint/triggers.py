@@ -37,7 +37,8 @@ class Saving:
     ) -> None:
         self._options = options
         self._directory = Path(options.directory)
-        self._signals = StopSignals(options.on_signals)
+        self._signals = StopSignals(options.on_signals, options.grace_seconds)
+        self._is_stopping = False  # for a signal, once all processes know of it
         self._last_time = monotonic()
         self._is_after_failure = False
         engine = ref(trainer)
@@ -84,6 +85,7 @@ class Saving:
         if is_due or any(received):
             self.defer(trainer)
         if any(received):
+            self._is_stopping = True
             trainer.stop_reason = names[received.index(True)]
             trainer.terminate(resumable=True)
 
@@ -95,6 +97,7 @@ class Saving:
         self._saver.warn_of_others(trainer)
         if not is_interrupted(trainer):
             self._signals.forget()
+            self._is_stopping = False
             self._begin(trainer)
         self._last_time = monotonic()
         with self._signals.noted():
@@ -148,6 +151,8 @@ class Saving:
         else:
             self._saver.save(trainer)
             self._last_time = monotonic()
+            if self._is_stopping and not self._options.background:
+                self._signals.complete()
 
 
 def _has_ended(trainer: TrainingEngine) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "Flag",
     "Fraction",
     "Generation",
+    "GraceSeconds",
     "Iterations",
     "Kept",
     "Limit",
@@ -209,6 +210,18 @@ Seconds = Annotated[
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
 ]
 """A time between two looks."""
+
+GraceSeconds = Annotated[
+    float,
+    must_be(
+        "a finite number of seconds >= 0",
+        lambda value: is_number(value) and 0 <= value <= float_info.max,
+        "5.0 is the usual choice",
+        may_be_none=False,
+    ),
+    WithJsonSchema({"type": "number", "minimum": 0}),
+]
+"""A time to wait after a signal."""
 
 Backend = Annotated[
     Literal["auto", "kernel", "sampler"],

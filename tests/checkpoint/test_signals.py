@@ -24,6 +24,16 @@ def before():
         signal.signal(number, handler)
 
 
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self):
+        self.seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
+
+
 def test_second_signal_gets_its_old_handler(before):
     with StopSignals(["SIGTERM"]) as signals:
         assert signals.received is None
@@ -33,6 +43,101 @@ def test_second_signal_gets_its_old_handler(before):
         assert (signals.received, before) == ("SIGTERM", ["SIGTERM"])
     send("SIGTERM")
     assert before == ["SIGTERM"] * 2
+
+
+def test_signals_within_the_grace_are_part_of_the_first(before):
+    clock = Clock()
+    with StopSignals(["SIGTERM", "SIGUSR1"], 5.0, clock) as signals:
+        for seconds in (0, 4.9):
+            clock.seconds = 100 + seconds
+            for name in ("SIGTERM", "SIGUSR1", "SIGTERM"):
+                send(name)
+        assert (signals.received, before) == ("SIGTERM", [])
+        clock.seconds = 105.0
+        send("SIGUSR1")
+        send("SIGTERM")
+        assert (signals.received, before) == ("SIGTERM", ["SIGUSR1", "SIGTERM"])
+
+
+def test_signals_after_what_was_asked_for_act_as_before(before):
+    with StopSignals(["SIGTERM"], 5.0, Clock()) as signals:
+        signals.complete()
+        send("SIGTERM")
+        assert before == []
+        signals.complete()
+        send("SIGTERM")
+        assert before == ["SIGTERM"]
+
+
+def test_a_new_beginning_has_a_grace_of_its_own(before):
+    signals = StopSignals(["SIGTERM"], 5.0, Clock())
+    for _ in range(2):
+        signals.forget()
+        with signals:
+            send("SIGTERM")
+            send("SIGTERM")
+            assert (signals.received, before) == ("SIGTERM", [])
+            signals.complete()
+
+
+@pytest.mark.parametrize("graces", [(5.0, 9.0), (9.0, 5.0)])
+def test_nested_stop_signals_wait_for_the_longer_grace(before, graces):
+    clock = Clock()
+    outer, inner = (StopSignals(["SIGTERM"], grace, clock) for grace in graces)
+    with outer, inner:
+        send("SIGTERM")
+        assert outer.received == inner.received == "SIGTERM"
+        outer.complete() if graces[0] < graces[1] else inner.complete()
+        clock.seconds += 6
+        send("SIGTERM")
+        assert before == []
+        clock.seconds += 6
+        send("SIGTERM")
+        assert before == ["SIGTERM"]
+    send("SIGTERM")
+    assert before == ["SIGTERM"] * 2
+
+
+def test_a_signal_of_no_handler_ends_the_process_after_the_grace():
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        clock = Clock()
+        with StopSignals(["SIGTERM"], 5.0, clock):
+            send("SIGTERM")
+            send("SIGTERM")
+            clock.seconds += 5
+            send("SIGTERM")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+
+
+@pytest.fixture
+def _no_children():
+    """What is done when a child ends is put back."""
+    found = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, found)
+
+
+@pytest.mark.usefixtures("_no_children")
+def test_after_a_signal_torch_does_not_raise_of_a_dead_worker(before):
+    def raise_as_told(number, frame):
+        raise errors.pop()
+
+    signal.signal(signal.SIGCHLD, raise_as_told)
+    of_torch = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    errors = [of_torch, RuntimeError("another"), of_torch, of_torch]
+    with StopSignals(["SIGTERM"], 5.0):
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            send("SIGCHLD")
+        send("SIGTERM")
+        send("SIGCHLD")
+        with pytest.raises(RuntimeError, match="another"):
+            send("SIGCHLD")
+    assert signal.getsignal(signal.SIGCHLD) is raise_as_told
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        send("SIGCHLD")
 
 
 def test_only_named_signals_are_received(before):
@@ -52,7 +157,6 @@ def test_previous_handler_is_restored_after_signal_or_failure(before, found):
 
     with StopSignals(["SIGTERM"]):
         send("SIGTERM")
-        assert signal.getsignal(signal.SIGTERM) == found
     assert signal.getsignal(signal.SIGTERM) == found
 
     with pytest.raises(KeyError), StopSignals(["SIGTERM"]):
@@ -74,6 +178,7 @@ def test_handler_set_meanwhile_is_kept(before):
 def test_stop_signals_can_be_entered_again(before):
     signals = StopSignals(["SIGTERM"])
     for number in (1, 2):
+        signals.forget()
         with signals:
             send("SIGTERM")
             assert signals.received == "SIGTERM"

@@ -478,6 +478,7 @@ class Signalling:
 
     def __init__(self):
         self.is_armed = False
+        self.sends = None
 
     def attach(self, engine):
         event = TrainEvents.STEP_COMPLETED(once=1)
@@ -487,6 +488,8 @@ class Signalling:
         if self.is_armed:
             self.is_armed = False
             send()
+        if self.sends is not None:
+            self.sends()
         return {}
 
     def load_state_dict(self, state_dict):
@@ -573,8 +576,27 @@ def test_a_signal_that_is_not_named_does_what_it_did_before(tmp_path, before, na
     assert (trainer.stop_reason, before, saved(tmp_path)) == ("max_epochs", ["SIGTERM"], [LAST])
 
 
+@pytest.mark.parametrize("moment", ["in a window", "in the save", "at the end", "in the thread"])
+def test_further_signals_within_the_grace_are_one_request(tmp_path, before, moment):
+    it = Signalling()
+    options = {"also": {"it": it}, "background": moment == "in the thread"}
+    trainer = trainer_of(all_of(tmp_path, on_signals=("SIGTERM", "SIGUSR1"), **options))
+    storm = lambda: [send(name) for name in ("SIGUSR1", "SIGTERM") * 20]  # noqa: E731
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send())
+    if moment == "in a window":
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=2), storm)
+    elif moment == "in the save":
+        trainer.add_event_handler(TrainEvents.STEP_COMPLETED, lambda: setattr(it, "sends", storm))
+    else:
+        trainer.add_event_handler(Events.TERMINATE, storm)
+    trainer.run(max_epochs=2)
+    # When the state is on the disk another signal is one that means what it meant before.
+    assert before == (["SIGUSR1", "SIGTERM"] * 20 if moment == "at the end" else [])
+    assert (trainer.stop_reason, saved(tmp_path)) == ("SIGTERM", [(0, 2, 1)])
+
+
 def test_second_signal_gets_its_previous_handler(tmp_path, before):
-    trainer = trainer_of(all_of(tmp_path))
+    trainer = trainer_of(all_of(tmp_path, grace_seconds=0))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: (send(), send()))
     trainer.run(max_epochs=2)
     assert (trainer.stop_reason, before) == ("SIGTERM", ["SIGTERM"])
@@ -583,7 +605,8 @@ def test_second_signal_gets_its_previous_handler(tmp_path, before):
 
 def test_second_ctrl_c_raises_keyboard_interrupt_without_saving(tmp_path, before):
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    trainer = trainer_of(all_of(tmp_path, on_signals=("SIGINT",), at_end=True))
+    options = {"on_signals": ("SIGINT",), "grace_seconds": 0, "at_end": True}
+    trainer = trainer_of(all_of(tmp_path, **options))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: send("SIGINT"))
     trainer.add_event_handler(Events.ITERATION_STARTED(once=2), lambda: send("SIGINT"))
     with pytest.raises(KeyboardInterrupt):
@@ -663,7 +686,7 @@ def test_a_signal_that_comes_within_an_inner_trainer_ends_both(tmp_path, before)
 @pytest.mark.parametrize("signals", [1, 2])
 def test_two_handlers_both_save_and_count_signals_together(tmp_path, before, signals):
     ours = signal.getsignal(signal.SIGTERM)
-    handlers = [all_of(tmp_path / "one"), all_of(tmp_path / "other")]
+    handlers = [all_of(tmp_path / name, grace_seconds=0) for name in ("one", "other")]
     trainer = trainer_of(handlers=handlers)
     event = Events.ITERATION_COMPLETED(once=1)
     trainer.add_event_handler(event, lambda: [send() for _ in range(signals)])
