@@ -188,6 +188,9 @@ class LoadedState:
 
     def _report(self) -> ResumeReport:
         known = {name: part for name, part in self._parts.items() if part is not None}
+        for name, reason in self._about.get("uncertain", {}).items():
+            if known.get(name) == EXACT:
+                known[name] = ResumedPart("approximate", reason)
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
     def _load_handlers(self) -> None:

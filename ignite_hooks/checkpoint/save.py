@@ -63,7 +63,8 @@ class SaveCheckpoint(Scheduled):
     ``trainer.stop_reason`` is the signal's name. More signals within ``grace_seconds`` are the same
     request; a later one, or one that comes when the save is complete, does what it did before.
     Workers of a ``DataLoader`` ignore the signals meanwhile, so that one to all processes of a job
-    harms nothing.
+    harms nothing. If the run fails before that save, and there is one process, the last step
+    boundary is saved on the way out where it is known; the error has a note that says so.
 
     With several processes all of them save, and the directory must be one that all of them see.
     Each gets its own states of handlers and of ``also`` back; of a model's buffers, which
@@ -177,6 +178,7 @@ class SaveCheckpoint(Scheduled):
         attachment.on_removal(lambda: trainer.cancel(saving.save))
         attachment.during_run(saving.watching)
         attachment.on(Events.STARTED, saving.start)
+        attachment.on_removal(saving.end_runs_without_workers(trainer))
         if self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.STEP_COMPLETED, saving.look)
         if self.at_end:

@@ -72,12 +72,14 @@ class TrainingState:
         safe_serialization: whether the model goes into safetensors; else into ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved, which
             Accelerate unpickles.
+        uncertain: why a part may not be that of the step, by its name in the ``ResumeReport``.
     """
 
     trainer: TrainingEngine
     also: Mapping[str, Any] = field(default_factory=dict)
     safe_serialization: bool = True
     trust_pickle: bool = False
+    uncertain: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises a ValueError if something can not be saved safely."""
@@ -137,6 +139,7 @@ class TrainingState:
             "groups": self.groups(),
             "objects": objects,
             "modules": {},
+            "uncertain": dict(self.uncertain),
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():

@@ -1,16 +1,21 @@
 """When a trainer's checkpoints are taken: what is due, the end of a run, signals, and the clock."""
 
+import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 from weakref import ref
 
+from ignite_hooks.checkpoint.failure import uncertain_parts
+from ignite_hooks.checkpoint.failure import why_not_saved
 from ignite_hooks.checkpoint.options import SaveOptions
 from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.signals import StopSignals
+from ignite_hooks.checkpoint.signals import is_death_of_worker
 from ignite_hooks.checkpoint.write import Saver
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
@@ -19,6 +24,8 @@ from ignite_hooks.core.scopes import note
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.events import TrainEvents
+from ignite_hooks.hooks.context import Hook
+from ignite_hooks.hooks.event_channels import channels_of
 
 __all__ = ["Saving"]
 
@@ -39,11 +46,15 @@ class Saving:
         self._directory = Path(options.directory)
         self._signals = StopSignals(options.on_signals, options.grace_seconds)
         self._is_stopping = False  # for a signal, once all processes know of it
+        self._is_saving = False
+        self._uncertain: dict[str, str] = {}  # what a failure leaves unknown of the last boundary
+        self._newest: Path | None = None
         self._last_time = monotonic()
         self._is_after_failure = False
         engine = ref(trainer)
 
         def tell(folder: Path) -> None:
+            self._newest = folder
             announce(folder)
             engine().fire_event(TrainEvents.CHECKPOINT_SAVED)  # type: ignore[union-attr]
 
@@ -97,15 +108,22 @@ class Saving:
         self._saver.warn_of_others(trainer)
         if not is_interrupted(trainer):
             self._signals.forget()
-            self._is_stopping = False
+            self._is_stopping = self._is_saving = False
+            self._uncertain = {}
             self._begin(trainer)
         self._last_time = monotonic()
         with self._signals.noted():
             with self._finishing(trainer):
-                yield
+                try:
+                    yield
+                except BaseException as error:
+                    self._save_after_failure(trainer, error)
+                    raise
+                if trainer.stop_reason == "exception" and not is_interrupted(trainer):
+                    self._save_after_failure(trainer, None)
                 if _has_ended(trainer):
                     if self._is_signalled(trainer) or self._options.at_end:
-                        self._saver.save(trainer)
+                        self._save_now(trainer)
                     self._saver.note_end(trainer)
             if _has_ended(trainer):
                 self._is_signalled(trainer)
@@ -149,10 +167,64 @@ class Saving:
                 "at TrainEvents.STEP_COMPLETED"
             )
         else:
-            self._saver.save(trainer)
+            self._save_now(trainer)
             self._last_time = monotonic()
             if self._is_stopping and not self._options.background:
                 self._signals.complete()
+
+    def _save_now(self, trainer: TrainingEngine) -> None:
+        self._is_saving = True
+        self._saver.save(trainer, self._uncertain)
+        self._is_saving = False
+
+    def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:
+        """Ends a run after a signal where a worker of its loader is found dead: it has served.
+
+        Returns:
+            What undoes this.
+        """
+
+        def ending(engine: Any) -> Iterator[None]:  # it is the trainer
+            try:
+                yield
+            except RuntimeError as error:
+                is_alone = self._saver.ranks.size == 1
+                if not (is_alone and self._signals.received and is_death_of_worker(error)):
+                    raise
+                self._uncertain = uncertain_parts(engine, error)
+                engine.stop_reason = self._signals.received
+                engine.terminate()
+
+        channels, hooks = channels_of(trainer), [Hook("on_loop", ending)]
+        channels.add(hooks)
+        return lambda: channels.drop(hooks)
+
+    def _save_after_failure(self, trainer: TrainingEngine, error: BaseException | None) -> None:
+        """Saves the last step boundary if a signal had asked for it, and says what became of it."""
+        name = self._signals.received
+        if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
+            return
+        before, step = self._newest, trainer.state.optimizer_step
+        reason = why_not_saved(trainer, error, self._saver.ranks.size)
+        if self._is_saving:
+            reason = "it was the save that failed"
+        if reason is None:
+            self._uncertain = uncertain_parts(trainer, error)
+            try:
+                self._save_now(trainer)
+                self._saver.wait()
+            except Exception as failure:
+                reason = f"that failed too: {failure!r}"
+        if self._newest is not before:
+            text = f"{name} had come before: the state of step {step} was saved at {self._newest}"
+        elif reason is not None:
+            text = f"{name} had come before, but the state of step {step} was not saved: {reason}"
+        else:
+            return  # it had been saved before
+        if error is not None:
+            note(error, text)
+        else:
+            warnings.warn(text, stacklevel=2)
 
 
 def _has_ended(trainer: TrainingEngine) -> bool:

@@ -8,10 +8,12 @@ import importlib.metadata
 import platform
 import warnings
 from collections.abc import Callable
+from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import Content
@@ -35,6 +37,7 @@ from ignite_hooks.core.training_engine import TrainingEngine
 __all__ = ["BackgroundWriter", "Saver"]
 
 _THREAD_NAME = "ignite_hooks.checkpoint"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
 
 
@@ -61,8 +64,12 @@ class Saver:
         self._written: Path | None = None
         self._value = MetricValue(options.metric, trainer)
 
-    def save(self, trainer: TrainingEngine) -> None:
+    def save(self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NOTHING) -> None:
         """Takes a checkpoint now. The trainer must be at a step boundary.
+
+        Args:
+            trainer: the trainer.
+            uncertain: as in ``TrainingState``.
 
         Raises:
             OSError: it could not be written; the older ones are all there.
@@ -71,7 +78,7 @@ class Saver:
         if _place(trainer) == self._saved_at:
             return
         self.wait()
-        options, state = self._options, self._state(trainer)
+        options, state = self._options, self._state(trainer, uncertain)
         files = self._capture(state)
         draft = self.ranks.first_alone(lambda: self._draft(trainer))
         folder = self.ranks.first_alone(lambda: self._store.begin(draft.step))
@@ -134,10 +141,12 @@ class Saver:
         if not self._writer.is_busy:
             self.wait()
 
-    def _state(self, trainer: TrainingEngine) -> TrainingState:
+    def _state(
+        self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NOTHING
+    ) -> TrainingState:
         options = self._options
         return TrainingState(
-            trainer, options.also or {}, options.safe_serialization, options.trust_pickle
+            trainer, options.also or {}, options.safe_serialization, options.trust_pickle, uncertain
         )
 
     def _capture(self, state: TrainingState) -> dict[str, Content]:

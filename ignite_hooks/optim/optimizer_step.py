@@ -108,6 +108,8 @@ class OptimizerStep(Handler):
         self._to_step: list[Callable[[], Any]] | None = None  # while a step is under way
         self._stepped: list[Any] = []  # the result of a step that is not counted yet
         self._to_move: list[Callable[[], Any]] = []  # the scheduler's step, if it is due
+        self._broken_at = 0  # the step after which the scheduler's step has raised
+        self._version_after_step: int | None = None  # of the first parameter
         self._number = 0  # of the step that is under way
         self._uncompleted: list[int] = []  # the step of which STEP_COMPLETED has not been fired
         self.window = Window()
@@ -141,6 +143,7 @@ class OptimizerStep(Handler):
         self.steps = step
         self._to_step = None
         self._stepped, self._to_move = [], []
+        self._broken_at, self._version_after_step = 0, None
         self._uncompleted.clear()
         self.signals.has_broken = False
         self._timetable.start_from(step)
@@ -214,6 +217,9 @@ class OptimizerStep(Handler):
                 self.count_step(state)
                 if self._to_move:
                     self._to_move.pop()()
+            except BaseException:
+                self._broken_at = self._number
+                raise
             finally:
                 signals.is_holding = False
                 if signals.waiting:
@@ -233,6 +239,7 @@ class OptimizerStep(Handler):
         self._end_window()
         if self.prepared.has_changed_parameters():
             self.steps = state.optimizer_step = self._number
+            self._version_after_step = self.prepared.version
             state.step_committed = True
             self._uncompleted[:] = [self._number]
             if self.scheduler.moves_by_step:
@@ -244,6 +251,20 @@ class OptimizerStep(Handler):
     def is_half_done(self) -> bool:
         """True if the last step broke off within: some parameters may have changed, others not."""
         return self.signals.has_broken or (self._to_step == [] and not self._stepped)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if parameters, optimizer and scheduler are known to be those after the last step.
+
+        That is asked after a failure. A process function may have been changing parameters, to look
+        at the loss nearby say; what is written to ``parameter.data`` does not show here.
+        """
+        has_moved = not self._to_move and self._broken_at != self.steps
+        return (
+            not self.is_half_done
+            and has_moved
+            and self.prepared.version == self._version_after_step
+        )
 
     def complete_step(self, engine: Engine) -> None:
         """Fires STEP_COMPLETED for the last committed step, and calls what is due after that step.

@@ -429,7 +429,8 @@ class TrainingLoop(QuickEngine):
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
-                self._terminate(self._stop.reason)
+                reason = self.stop_reason if self.stop_reason != "exception" else None
+                self._terminate(reason or self._stop.reason)
                 if self._depth_in_loop:  # COMPLETED too comes only after STARTED
                     self._complete()
                 return True

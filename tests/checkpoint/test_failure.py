@@ -1,0 +1,320 @@
+"""A run that fails after a signal has asked for a save, and before that save."""
+
+import os
+import signal
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks.checkpoint.store import CheckpointStore
+from tests.reference import batches_of
+from tests.reference import make_model
+from tests.reference import make_trainer
+from tests.reference import weights
+
+# A report that is not all "exact" is a warning.
+pytestmark = pytest.mark.filterwarnings("ignore:resumed from:UserWarning")
+
+
+class Failure(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _process(monkeypatch):
+    """A process that handles the signal by itself, and a quick disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    found = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, found)
+
+
+def send():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Faulty:
+    """Fails at the n-th call of ``fail``; in the time before, it does nothing."""
+
+    def __init__(self, number=1, error=None):
+        self.left = number
+        self.error = error or Failure("told to")
+
+    def fail(self, *arguments):
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+
+class Data:
+    """A list of batches that fails with one of them."""
+
+    def __init__(self, faulty):
+        self.faulty = faulty
+
+    def __iter__(self):
+        for batch in batches_of(6):
+            self.faulty.fail()
+            yield batch
+
+    def __len__(self):
+        return 6
+
+
+def trainer_of(directory=None, data=None, **options):
+    if directory is not None:
+        saving = {"at_end": False, **options.pop("saving", {})}
+        options["checkpoint"] = SaveCheckpoint(directory, **saving)
+    return make_trainer(batches_of(6) if data is None else data, accumulation=2, **options)
+
+
+def saved(directory):
+    """The steps of its checkpoints, the oldest first."""
+    return [each.manifest.step for each in reversed(CheckpointStore(directory).checkpoints())]
+
+
+def notes_of(error):
+    return "\n".join(getattr(error, "__notes__", ["(Python 3.10 has none)"]))
+
+
+def run_into(trainer, error, **limits):
+    """Runs until that very error; returns what is noted on it."""
+    with pytest.raises(type(error)) as raised:
+        trainer.run(**(limits or {"max_epochs": 2}))
+    assert raised.value is error
+    return notes_of(error)
+
+
+def fails_at(event, number=1):
+    def arrange(directory, faulty):
+        faulty.left = number
+        trainer = trainer_of(directory)
+        trainer.add_event_handler(event, faulty.fail)
+        return trainer
+
+    return arrange
+
+
+def fails_in_data(directory, faulty):
+    faulty.left = 4
+    return trainer_of(directory, Data(faulty))
+
+
+def fails_in_forward(directory, faulty):
+    faulty.left = 4
+    model = make_model(0.0)
+    model[0].register_forward_pre_hook(lambda *_: faulty.fail())
+    return trainer_of(directory, model=model)
+
+
+def fails_in_validation(directory, faulty):
+    faulty.left = 2
+    return trainer_of(directory, validation=Validation(faulty.fail, every_steps=1))
+
+
+# The signal comes in the third iteration, in the window of the second step.
+FAILURES = {
+    "in the data": (fails_in_data, 1),
+    "in the forward": (fails_in_forward, 1),
+    "in a handler between batches": (fails_at(Events.GET_BATCH_STARTED, 4), 1),
+    "in a handler of a window": (fails_at(Events.ITERATION_COMPLETED(once=3)), 1),
+    "in a handler before the step": (fails_at(TrainEvents.OPTIMIZER_STEP_STARTED, 2), 1),
+    "in a handler after the step": (fails_at(Events.ITERATION_COMPLETED(once=4)), 2),
+    "in a handler of the step": (fails_at(TrainEvents.STEP_COMPLETED(once=2)), 2),
+    "in a validation": (fails_in_validation, 2),
+}
+
+
+@pytest.mark.parametrize("where", FAILURES)
+def test_the_last_boundary_is_saved_and_the_error_says_so(tmp_path, where):
+    arrange, step = FAILURES[where]
+    faulty = Faulty()
+    trainer = arrange(tmp_path, faulty)
+    sending = trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
+    text = run_into(trainer, faulty.error)
+    assert (trainer.stop_reason, saved(tmp_path)) == ("exception", [step])
+    if hasattr(faulty.error, "add_note"):
+        folder = tmp_path / f"step_{step:08d}"
+        assert text == f"SIGTERM had come before: the state of step {step} was saved at {folder}"
+    resumed, unbroken = trainer_of(resume_from=tmp_path), trainer_of()
+    report = resumed.resume_report
+    levels = [report.parts[name].level for name in ("model", "optimizer", "random generators")]
+    assert levels == ["exact", "exact", "approximate"]
+    resumed.run(max_epochs=2)
+    unbroken.run(max_epochs=2)
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+    sending.remove()
+    trainer.run(max_epochs=2)  # and the trainer itself runs on as after any failure
+    assert torch.equal(weights(trainer.model), weights(unbroken.model))
+
+
+AT_AN_END = {
+    "of the step that fills it": TrainEvents.STEP_COMPLETED(once=3),
+    "of its end": Events.EPOCH_COMPLETED(once=1),
+    "of the next one's beginning": Events.EPOCH_STARTED(once=2),
+    "of the end of all": Events.COMPLETED,
+}
+
+
+@pytest.mark.parametrize("where", AT_AN_END)
+def test_an_epoch_that_fails_at_its_end_goes_on_from_there(tmp_path, where):
+    faulty, step = Faulty(), 6 if where == "of the end of all" else 3
+    trainer = trainer_of(tmp_path)
+    event = AT_AN_END[where]
+    trainer.add_event_handler(event, lambda: send())
+    trainer.add_event_handler(event, faulty.fail)
+    run_into(trainer, faulty.error)
+    assert saved(tmp_path) == [step]
+    resumed, unbroken = trainer_of(resume_from=tmp_path), trainer_of()
+    counts = []
+    resumed.add_event_handler(Events.ITERATION_STARTED, lambda e: counts.append(e.state.iteration))
+    resumed.run(max_epochs=2)
+    unbroken.run(max_epochs=2)
+    assert counts == list(range(2 * step + 1, 13))
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+def half_a_step(trainer, faulty):
+    def step(*arguments, step=trainer.optimizer.optimizer.step):
+        step()
+        faulty.fail()
+
+    trainer.optimizer.optimizer.step = step
+
+
+def half_a_schedule(trainer, faulty):
+    trainer.lr_scheduler.get_lr = faulty.fail
+
+
+def changed_parameters(trainer, faulty):
+    @trainer.on(TrainEvents.MODEL_FORWARD_STARTED(once=3))
+    @torch.no_grad()
+    def look_nearby():
+        for parameter in trainer.model.parameters():
+            parameter.add_(1)
+        faulty.fail()
+
+
+@pytest.mark.parametrize("breaks", [half_a_step, half_a_schedule, changed_parameters])
+def test_what_is_not_known_to_be_a_step_is_not_saved(tmp_path, breaks):
+    faulty = Faulty()
+    trainer = trainer_of(
+        tmp_path, lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: breaks(trainer, faulty))
+    trainer.add_event_handler(TrainEvents.MODEL_FORWARD_STARTED(once=3), lambda: send())
+    text = run_into(trainer, faulty.error)
+    assert saved(tmp_path) == []
+    if hasattr(faulty.error, "add_note"):
+        step = 2 if breaks is half_a_schedule else 1
+        why = "the parameters are not known to be those of a step"
+        assert f"the state of step {step} was not saved: {why}" in text
+
+
+def test_an_iterator_that_cannot_go_back_is_not_saved(tmp_path):
+    trainer, faulty = trainer_of(tmp_path, iter(batches_of(6))), Faulty()
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
+    with pytest.warns(UserWarning, match="an iterator can not give them again"):
+        run_into(trainer, faulty.error, max_epochs=1)
+    assert saved(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=["Ctrl-C", "exit"])
+def test_who_ends_a_run_at_once_waits_for_no_save(tmp_path, error):
+    trainer, faulty = trainer_of(tmp_path), Faulty(error=error)
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
+    run_into(trainer, error)
+    assert saved(tmp_path) == []
+
+
+def test_a_failure_without_a_signal_saves_nothing(tmp_path):
+    trainer, faulty = trainer_of(tmp_path), Faulty()
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
+    run_into(trainer, faulty.error)
+    assert saved(tmp_path) == []
+    assert not hasattr(faulty.error, "__notes__")
+
+
+def test_a_failure_before_the_first_step_saves_nothing(tmp_path):
+    trainer, faulty = trainer_of(tmp_path), Faulty()
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: send())
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=2), faulty.fail)
+    run_into(trainer, faulty.error)
+    assert saved(tmp_path) == []
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_save_that_failed_is_not_tried_again(tmp_path, monkeypatch, background):
+    calls = []
+
+    def commit(*arguments):
+        calls.append(arguments)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(CheckpointStore, "commit", commit)
+    trainer = trainer_of(tmp_path, saving={"background": background})
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
+    with pytest.raises(OSError, match="the disk is full") as raised:
+        trainer.run(max_epochs=2)
+    assert len(calls) == 1
+    if hasattr(raised.value, "add_note") and not background:
+        assert "step 2 was not saved: it was the save that failed" in notes_of(raised.value)
+
+
+def test_an_error_that_a_handler_handles_has_the_boundary_saved_too(tmp_path):
+    trainer, faulty = trainer_of(tmp_path), Faulty()
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: None)
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
+    with pytest.warns(UserWarning, match="SIGTERM had come before: the state of step 1 was saved"):
+        trainer.run(max_epochs=2)
+    assert (trainer.stop_reason, saved(tmp_path)) == ("exception", [1])
+
+
+def test_buffers_that_saw_batches_since_are_not_called_exact(tmp_path):
+    make = lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))  # noqa: E731
+    trainer, faulty = trainer_of(tmp_path, model=make()), Faulty()
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
+    run_into(trainer, faulty.error)
+    report = trainer_of(model=make(), resume_from=ResumeCheckpoint(tmp_path)).resume_report
+    assert report.parts["model"].level == "approximate"
+    assert report.parts["optimizer"].level == "exact"
+
+
+DEATHS = [
+    "DataLoader worker (pid(s) 7) exited unexpectedly",
+    "DataLoader worker (pid 7) is killed by signal: Terminated. ",
+]
+
+
+@pytest.mark.parametrize("where", ["in the data", "in the forward", "in a validation"])
+@pytest.mark.parametrize("text", DEATHS)
+def test_a_worker_that_died_of_the_signal_ends_the_run_well(tmp_path, where, text):
+    arrange, step = FAILURES[where]
+    trainer, fired = arrange(tmp_path, Faulty(error=RuntimeError(text))), []
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
+    for event in (Events.TERMINATE, Events.COMPLETED):
+        trainer.add_event_handler(event, lambda e: fired.append(e.stop_reason))
+    trainer.run(max_epochs=2)
+    assert (trainer.stop_reason, fired) == ("SIGTERM", ["SIGTERM"] * 2)
+    assert saved(tmp_path) == [step]
+    resumed, unbroken = trainer_of(resume_from=tmp_path), trainer_of()
+    assert resumed.resume_report.parts["random generators"].level == "approximate"
+    resumed.run(max_epochs=2)
+    unbroken.run(max_epochs=2)
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+@pytest.mark.parametrize("text", DEATHS)
+def test_a_worker_that_dies_without_a_signal_is_a_failure(tmp_path, text):
+    faulty = Faulty(error=RuntimeError(text))
+    run_into(fails_in_data(tmp_path, faulty), faulty.error)
+    assert saved(tmp_path) == []
