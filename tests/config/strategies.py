@@ -35,6 +35,7 @@ BY_TYPE = [
     (fields.Flag, st.booleans()),
     (fields.Fraction, st.floats(0, 1)),
     (fields.Generation, st.integers(0, 2)),
+    (fields.GraceSeconds, st.floats(0, allow_infinity=False)),
     (fields.Iterations, counts),
     (fields.Kept, counts | st.just("all")),
     (fields.Limit, positive),

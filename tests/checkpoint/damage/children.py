@@ -12,6 +12,8 @@ import pytest
 import torch
 from accelerate import PartialState
 from ignite.engine import Events
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
@@ -26,6 +28,8 @@ from tests.checkpoint.damage.nursery import tell
 from tests.checkpoint.damage.training import EPOCHS
 from tests.checkpoint.damage.training import trainer_of
 from tests.checkpoint.damage.training import whole_steps
+from tests.reference import augmented
+from tests.reference import make_trainer
 from tests.reference import weights
 
 CALLS = {
@@ -89,6 +93,41 @@ def train_with_pauses(directory, pauses, has_own=False, epochs=EPOCHS, **saving)
         is_restored=signal.getsignal(signal.SIGTERM) is before,
         own=len(seen),
     )
+
+
+def train_with_workers(directory, pauses=(), signals=(), method="fork", dies=False, **loading):
+    """Trains in a process group of its own, with workers, and pauses at some iterations."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    data = LoaderProcesses(augmented=augmented().dataset, dies=dies)
+    workers = 2 if method == "fork" else 1  # others import for seconds
+    loader = DataLoader(data, 2, num_workers=workers, multiprocessing_context=method, **loading)
+    trainer = make_trainer(
+        loader,
+        accumulation=2,
+        checkpoint=SaveCheckpoint(directory, at_end=False, on_signals=signals),
+    )
+    for number in pauses:
+        pause_at_iteration(trainer, number)
+    try:
+        trainer.run(max_epochs=EPOCHS)
+    finally:
+        tell(stop_reason=trainer.stop_reason, step=trainer.state.optimizer_step)
+
+
+class LoaderProcesses(Dataset):
+    """Samples without noise. A worker that ``dies`` ignores no signal."""
+
+    def __init__(self, augmented, dies):
+        self.x, self.y, self.dies = augmented.x, augmented.y, dies
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        if self.dies:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return self.x[index], self.y[index]
 
 
 def pause_at_iteration(trainer, number):
@@ -167,9 +206,11 @@ def warm_up():
             trainer_of(directory).run(max_epochs=epochs)
 
 
+PROGRAMS = (train, train_with_pauses, train_with_workers, train_limited)
+
 if __name__ == "__main__":
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     PartialState(cpu=True)
     warm_up()
-    serve({each.__name__: each for each in (train, train_with_pauses, train_limited)})
+    serve({each.__name__: each for each in PROGRAMS})

@@ -49,6 +49,10 @@ class Child:
     def send(self, number=signal.SIGTERM):
         os.kill(self.pid, number)
 
+    def send_to_group(self, number):
+        """As a scheduler signals a job, or a terminal what runs in it. The child leads a group."""
+        os.killpg(self.pid, number)
+
     def go_on(self):
         """Lets it leave a ``pause``. A signal that was sent before has come by then."""
         self._process.stdin.write("\n")
@@ -71,12 +75,12 @@ class Nursery:
         )
 
     @contextmanager
-    def child(self, program, **task):
+    def child(self, program, *, patience=PATIENCE, **task):
         """Starts one of ``children``; it does not outlive the block."""
         self._process.stdin.write(json.dumps({"program": program, **task}) + "\n")
         self._process.stdin.flush()
         child = Child(self._process)
-        watchdog = Timer(PATIENCE, child.send, [signal.SIGKILL])
+        watchdog = Timer(patience, child.send, [signal.SIGKILL])
         watchdog.start()
         try:
             yield child
