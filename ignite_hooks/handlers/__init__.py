@@ -22,6 +22,7 @@ from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Fraction
 from ignite_hooks.core.fields import Generation
+from ignite_hooks.core.fields import GraceSeconds
 from ignite_hooks.core.fields import Iterations
 from ignite_hooks.core.fields import Kept
 from ignite_hooks.core.fields import Limit
@@ -50,6 +51,7 @@ __all__ = [
     "Flag",
     "Fraction",
     "Generation",
+    "GraceSeconds",
     "Handler",
     "Iterations",
     "Kept",

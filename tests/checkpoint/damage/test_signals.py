@@ -64,6 +64,7 @@ def test_second_signal_kills_and_older_checkpoints_stay_whole(
 ):
     pauses = [("iteration", 7), ("save", 4)]
     task = {"directory": str(quick_path), "pauses": pauses, "background": background}
+    task["grace_seconds"] = 0
     with nursery.child("train_with_pauses", **task) as child:
         assert child.until("at") == "iteration 7"
         child.send(SIGTERM)
@@ -78,6 +79,7 @@ def test_second_signal_kills_and_older_checkpoints_stay_whole(
 def test_second_signal_reaches_the_previous_handler(nursery, quick_path, final):
     pauses = [("iteration", 7), ("save", 4)]
     task = {"directory": str(quick_path), "pauses": pauses, "has_own": True, **NOTHING_DUE}
+    task["grace_seconds"] = 0
     with nursery.child("train_with_pauses", **task) as child:
         for _ in pauses:
             child.until("at")
