@@ -204,6 +204,8 @@ class Saving:
         name = self._signals.received
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
             return
+        if self._saver.has_saved(trainer):
+            return
         before, step = self._newest, trainer.state.optimizer_step
         reason = why_not_saved(trainer, error, self._saver.ranks.size)
         if self._is_saving:
@@ -217,10 +219,8 @@ class Saving:
                 reason = f"that failed too: {failure!r}"
         if self._newest is not before:
             text = f"{name} had come before: the state of step {step} was saved at {self._newest}"
-        elif reason is not None:
-            text = f"{name} had come before, but the state of step {step} was not saved: {reason}"
         else:
-            return  # it had been saved before
+            text = f"{name} had come before, but the state of step {step} was not saved: {reason}"
         if error is not None:
             note(error, text)
         else:

@@ -75,7 +75,7 @@ class Saver:
             OSError: it could not be written; the older ones are all there.
             TypeError: a state can not be saved without pickle.
         """
-        if _place(trainer) == self._saved_at:
+        if self.has_saved(trainer):
             return
         self.wait()
         options, state = self._options, self._state(trainer, uncertain)
@@ -93,10 +93,14 @@ class Saver:
         if not options.background:
             self._tell()
 
+    def has_saved(self, trainer: TrainingEngine) -> bool:
+        """Returns whether the trainer stands where it was saved last, or where its run began."""
+        return _place(trainer) == self._saved_at
+
     def note_end(self, trainer: TrainingEngine) -> None:
         """Notes in the checkpoint of this place who has finished the run after it was saved."""
         ended_by = trainer.ended_by
-        if ended_by is None or _place(trainer) != self._saved_at:
+        if ended_by is None or not self.has_saved(trainer):
             return
         self.wait()
 

@@ -119,8 +119,9 @@ def _blocked(numbers: set[int]) -> Iterator[None]:
     A worker can be hit before it gets to its ``worker_init_fn``, and with "spawn" that takes
     seconds. In this process a blocked signal is not lost: it is handled after the body.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with restored(lambda: _set_mask(before), alone=True):
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         yield
 
 

@@ -234,6 +234,19 @@ def test_who_ends_a_run_at_once_waits_for_no_save(tmp_path, error):
     assert saved(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), Failure("told to")], ids=["Ctrl-C", "error"]
+)
+@pytest.mark.parametrize("background", [False, True])
+def test_a_failure_after_the_save_is_not_said_to_have_lost_it(tmp_path, error, background):
+    trainer, faulty = trainer_of(tmp_path, saving={"background": background}), Faulty(error=error)
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
+    trainer.add_event_handler(Events.COMPLETED, faulty.fail)
+    run_into(trainer, error)
+    assert saved(tmp_path) == [2]
+    assert not getattr(error, "__notes__", [])
+
+
 def test_a_failure_without_a_signal_saves_nothing(tmp_path):
     trainer, faulty = trainer_of(tmp_path), Faulty()
     trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
