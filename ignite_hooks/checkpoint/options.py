@@ -56,6 +56,14 @@ class SaveOptions(Protocol):
         """Returns whether a thread writes while training continues."""
 
     @property
+    def on_busy(self) -> Literal["error", "wait"]:
+        """What to do while another run writes to the directory."""
+
+    @property
+    def wait_seconds(self) -> float | None:
+        """The longest wait for another run, in seconds; None for no limit."""
+
+    @property
     def also(self) -> Mapping[str, Any] | None:
         """The user's own objects with a state, by name."""
 

@@ -26,6 +26,7 @@ from ignite_hooks.core.fields import GraceSeconds
 from ignite_hooks.core.fields import Kept
 from ignite_hooks.core.fields import MetricName
 from ignite_hooks.core.fields import Mode
+from ignite_hooks.core.fields import OnBusy
 from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import SignalNames
@@ -66,6 +67,9 @@ class SaveCheckpoint(Scheduled):
     harms nothing. If the run fails before that save, and there is one process, the last step
     boundary is saved on the way out where it is known; the error has a note that says so.
 
+    One run at a time writes to a directory: a run holds a lock on it until it ends, and is refused,
+    or waits, while another holds it. An interrupted run keeps the lock.
+
     With several processes all of them save, and the directory must be one that all of them see.
     Each gets its own states of handlers and of ``also`` back; of a model's buffers, which
     ``DistributedDataParallel`` sends to all anyway, the first one's are saved. Where the model is
@@ -94,12 +98,17 @@ class SaveCheckpoint(Scheduled):
             which has to be unpickled.
         grace_seconds: how long after a signal further ones are taken for the same request: job
             schedulers signal all processes, and launchers pass their own signal on.
+        on_busy: what to do while another run writes to the directory. "error" refuses before the
+            first batch; "wait" is for a requeued job whose predecessor is about to end: the handler
+            waits for it when it is attached, before a resume, and when the run begins.
+        wait_seconds: the longest wait, with "wait"; None for no limit.
 
     Raises:
         ValueError: an argument is out of its range. When attached: the engine is no trainer; the
             directory can not be written to; objects are registered with the accelerator.
             When the first checkpoint is saved: all validations have been run, and none has given
             ``metric``.
+        RuntimeError: when a run begins: another run writes to the directory.
         TypeError: an object in ``also`` has no state.
     """
 
@@ -119,6 +128,8 @@ class SaveCheckpoint(Scheduled):
     also: Runtime = None
     trust_pickle: Flag = False
     grace_seconds: GraceSeconds = 5.0
+    on_busy: OnBusy = "error"
+    wait_seconds: Seconds | None = None
 
     def __post_init__(self) -> None:
         """Checks what goes together."""
@@ -126,6 +137,11 @@ class SaveCheckpoint(Scheduled):
             raise ValueError(
                 f"`metric` must be given with `keep_best`, which is {self.keep_best}, got None: "
                 'name one of state.metrics, "val_accuracy" for instance'
+            )
+        if self.wait_seconds is not None and self.on_busy != "wait":
+            raise ValueError(
+                f'`wait_seconds` must be given with on_busy="wait" alone, got {self.wait_seconds} '
+                f"with on_busy={self.on_busy!r}: leave it out, or wait"
             )
         objects = self.also if isinstance(self.also, Mapping) else {"also": self.also}
         for name, each in objects.items() if self.also is not None else ():
@@ -175,6 +191,8 @@ class SaveCheckpoint(Scheduled):
         assert is_trainer(trainer)  # check() has refused all others
         warn_if_full(Path(self.directory), trainer)
         saving = _saving(self, engine)
+        saving.wait_for_others()
+        attachment.on_removal(saving.release)
         attachment.on_removal(lambda: trainer.cancel(saving.save))
         attachment.during_run(saving.watching)
         attachment.on(Events.STARTED, saving.start)

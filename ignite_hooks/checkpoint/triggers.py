@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -50,7 +51,7 @@ class Saving:
         self._uncertain: dict[str, str] = {}  # what a failure leaves unknown of the last boundary
         self._newest: Path | None = None
         self._last_time = monotonic()
-        self._is_after_failure = False
+        self._is_after_failure = self.is_in_run = False
         engine = ref(trainer)
 
         def tell(folder: Path) -> None:
@@ -67,6 +68,7 @@ class Saving:
             is_alone and options.every_seconds is None and not options.background
         )
         self.save = save
+        enter_at_each_run(trainer, lambda trainer: _Owning(self, trainer))
         enter_at_each_run(trainer, self._finishing)
 
     def defer(self, trainer: TrainingEngine) -> None:
@@ -75,6 +77,9 @@ class Saving:
 
     def start(self, trainer: TrainingEngine) -> None:
         """Before the first batch: a state that can not be saved is an error, none is new yet."""
+        if not self._saver.lock.is_taken:  # a signal ended the wait for it
+            trainer.terminate(resumable=True)
+            return
         self._begin(trainer)
         self._saver.rehearse(trainer)
 
@@ -105,14 +110,15 @@ class Saving:
         """Around a run: signals are noted, and its last state is saved."""
         check_directory(self._directory)
         warn_if_full(self._directory, trainer)
-        self._saver.warn_of_others(trainer)
         if not is_interrupted(trainer):
             self._signals.forget()
             self._is_stopping = self._is_saving = False
             self._uncertain = {}
             self._begin(trainer)
-        self._last_time = monotonic()
         with self._signals.noted():
+            self._take(trainer)
+            self._saver.warn_of_others(trainer)
+            self._last_time = monotonic()
             with self._finishing(trainer):
                 try:
                     yield
@@ -121,12 +127,32 @@ class Saving:
                     raise
                 if trainer.stop_reason == "exception" and not is_interrupted(trainer):
                     self._save_after_failure(trainer, None)
-                if _has_ended(trainer):
+                if _has_ended(trainer) and self._saver.lock.is_taken:
                     if self._is_signalled(trainer) or self._options.at_end:
                         self._save_now(trainer)
                     self._saver.note_end(trainer)
             if _has_ended(trainer):
                 self._is_signalled(trainer)
+
+    def wait_for_others(self) -> None:
+        """Waits, if it is to, for a run that is about to end: what it saves last is resumed."""
+        lock = self._saver.lock
+        if self._options.on_busy == "wait" and not lock.is_taken:
+            lock.take()
+            lock.release()
+        self._saver.note_newest()
+
+    def _take(self, trainer: TrainingEngine) -> None:
+        """Takes the directory for a run, unless it was interrupted, or a signal ends the wait."""
+        lock = self._saver.lock
+        is_taken_anew = not lock.is_taken
+        if lock.take(lambda: self._signals.received is not None) and is_taken_anew:
+            self._saver.check_newest(trainer)
+
+    def release(self) -> None:
+        """Gives the directory back, unless a run goes on: then its end does so."""
+        if not (self.is_in_run or self._saver.is_writing):  # where Ctrl-C broke off the wait
+            self._saver.lock.release()
 
     def _begin(self, trainer: TrainingEngine) -> None:
         """Notes that there is nothing to save yet, unless a failure left a save undone."""
@@ -193,7 +219,7 @@ class Saving:
                     raise
                 self._uncertain = uncertain_parts(engine, error)
                 engine.stop_reason = self._signals.received
-                engine.terminate()
+                engine.terminate(resumable=True)
 
         channels, hooks = channels_of(trainer), [Hook("on_loop", ending)]
         channels.add(hooks)
@@ -225,6 +251,25 @@ class Saving:
             note(error, text)
         else:
             warnings.warn(text, stacklevel=2)
+
+
+class _Owning(AbstractContextManager[None, None]):
+    """Around all else of a run: gives the directory back at its end, unless it is interrupted.
+
+    Not a generator, whose end could not be repeated if Ctrl-C broke it off.
+    """
+
+    def __init__(self, saving: Saving, trainer: TrainingEngine) -> None:
+        self._saving = saving
+        self._trainer = trainer
+
+    def __enter__(self) -> None:
+        self._saving.is_in_run = True
+
+    def __exit__(self, *failure: object) -> None:
+        self._saving.is_in_run = False
+        if not is_interrupted(self._trainer):
+            self._saving.release()
 
 
 def _has_ended(trainer: TrainingEngine) -> bool:

@@ -11,15 +11,19 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
+from functools import wraps
 from pathlib import Path
 from threading import Thread
 from types import MappingProxyType
 from typing import Any
+from typing import Concatenate
+from typing import ParamSpec
 
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.durable import sync_tree
+from ignite_hooks.checkpoint.lock import DirectoryLock
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.metric_value import MetricValue
@@ -31,14 +35,39 @@ from ignite_hooks.checkpoint.state import digests_of
 from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
+from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["BackgroundWriter", "Saver"]
 
+Options = ParamSpec("Options")
 _THREAD_NAME = "ignite_hooks.checkpoint"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
+
+
+def _as_owner(
+    save: Callable[Concatenate["Saver", TrainingEngine, Options], None],
+) -> Callable[Concatenate["Saver", TrainingEngine, Options], None]:
+    """Has a save between runs take the lock for itself; within a run it is taken already."""
+
+    @wraps(save)
+    def save_as_owner(
+        saver: "Saver", trainer: TrainingEngine, /, *args: Options.args, **kwargs: Options.kwargs
+    ) -> None:
+        lock = saver.lock
+        is_between_runs = not (lock.is_taken or is_running(trainer))
+        lock.take()
+        try:
+            save(saver, trainer, *args, **kwargs)
+            if is_between_runs:
+                saver.wait()
+        finally:
+            if is_between_runs and not saver.is_writing:
+                lock.release()
+
+    return save_as_owner
 
 
 class Saver:
@@ -55,15 +84,20 @@ class Saver:
     ) -> None:
         self.ranks = Ranks()
         self._saved_at: tuple[Progress, int] | None = None
-        self._newest: Checkpoint | None = None  # of this run
+        self._last_saved: Checkpoint | None = None  # of this run
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
+        self.lock = DirectoryLock(
+            Path(options.directory), self.ranks, options.on_busy, options.wait_seconds
+        )
         self._announce = announce
         self._writer = BackgroundWriter()
         self._writing_ranks = Ranks() if options.background else self.ranks
         self._written: Path | None = None
+        self._newest: int | None = None  # the number of the newest checkpoint known of
         self._value = MetricValue(options.metric, trainer)
 
+    @_as_owner
     def save(self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NOTHING) -> None:
         """Takes a checkpoint now. The trainer must be at a step boundary.
 
@@ -73,6 +107,7 @@ class Saver:
 
         Raises:
             OSError: it could not be written; the older ones are all there.
+            RuntimeError: another run writes to the directory.
             TypeError: a state can not be saved without pickle.
         """
         if self.has_saved(trainer):
@@ -81,7 +116,7 @@ class Saver:
         options, state = self._options, self._state(trainer, uncertain)
         files = self._capture(state)
         draft = self.ranks.first_alone(lambda: self._draft(trainer))
-        folder = self.ranks.first_alone(lambda: self._store.begin(draft.step))
+        folder = self.ranks.first_alone(lambda: self._begin(draft.step))
         if state.is_sharded:
             state.write_sharded(folder)
         if options.background:
@@ -105,11 +140,11 @@ class Saver:
         self.wait()
 
         def amend() -> None:
-            if self._newest is not None and self._newest.manifest.ended_by is None:
-                folder, manifest = self._newest
+            if self._last_saved is not None and self._last_saved.manifest.ended_by is None:
+                folder, manifest = self._last_saved
                 manifest = manifest.model_copy(update={"ended_by": ended_by})
                 self._store.amend(folder, manifest)
-                self._newest = Checkpoint(folder, manifest)
+                self._last_saved = Checkpoint(folder, manifest)
 
         self.ranks.first_alone(amend)
 
@@ -120,7 +155,7 @@ class Saver:
     def begin(self, trainer: TrainingEngine) -> None:
         """Says that there is nothing to save yet: a run begins."""
         self._saved_at = _place(trainer)
-        self._newest = None
+        self._last_saved = None
 
     def warn_of_others(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of another training, and none of this one."""
@@ -135,8 +170,46 @@ class Saver:
                 stacklevel=2,
             )
 
+    def note_newest(self) -> None:
+        """Notes what the directory has, before a resume."""
+        if self.ranks.is_first:
+            self._newest = self._newest_number()
+
+    def check_newest(self, trainer: TrainingEngine) -> None:
+        """Refuses to train on from behind what another run has saved meanwhile. All ranks call it.
+
+        Raises:
+            RuntimeError: there are newer checkpoints than those that a resume could find.
+        """
+
+        def check() -> None:
+            directory, report = self._store.directory, trainer.resume_report
+            is_behind = self.lock.has_waited or (
+                report is not None
+                and Path(report.checkpoint).parent.resolve() == directory.resolve()
+            )
+            is_known = self._newest is None or self._newest_number() <= self._newest
+            if is_behind and not is_known:
+                raise RuntimeError(
+                    f"{directory} has checkpoints that another run saved after this trainer was "
+                    "made, and this run would start before them: make the trainer again, so that "
+                    "it resumes from the newest"
+                )
+
+        self.ranks.first_alone(check)
+
+    def _newest_number(self) -> int:
+        return max((each.manifest.number for each in self._store.checkpoints()), default=0)
+
+    @property
+    def is_writing(self) -> bool:
+        """Returns whether a thread is writing now."""
+        return self._writer.is_busy
+
     def wait(self) -> None:
         """Returns when nothing is being written any more; raises what became of it."""
+        if self.lock.is_of_parent:
+            return  # the thread is not in this process, nor are its checkpoints this one's
         if self._writer.wait():
             self._tell()
 
@@ -196,10 +269,14 @@ class Saver:
             records = ranks.agree(lambda: _write_files(folder, files))
             ranks.first_alone(lambda: self._commit(folder, records, draft))
         except Exception:
-            if ranks.is_first:
+            if ranks.is_first and self.lock.is_taken:
                 self._store.discard(folder)
             raise
         self._written = folder
+
+    def _begin(self, step: int) -> Path:
+        self.lock.check()
+        return self._store.begin(step)
 
     def _commit(self, folder: Path, records: list[dict[str, FileRecord]], draft: Manifest) -> None:
         files = {name: record for of_rank in records for name, record in of_rank.items()}
@@ -207,10 +284,11 @@ class Saver:
             sync_tree(folder / SHARDED)
             paths = sorted(path for path in (folder / SHARDED).rglob("*") if path.is_file())
             files |= {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
+        self.lock.check()
         number = self._store.next_number()
         manifest = draft.model_copy(update={"files": files, "number": number})
         self._store.commit(folder, manifest)
-        self._newest = Checkpoint(folder, manifest)
+        self._last_saved, self._newest = Checkpoint(folder, manifest), number
         options = self._options
         try:
             self._store.retain(

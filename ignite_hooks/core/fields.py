@@ -34,6 +34,7 @@ __all__ = [
     "MetricName",
     "Mode",
     "NormType",
+    "OnBusy",
     "OnMissing",
     "Prefix",
     "Runtime",
@@ -174,6 +175,17 @@ AfterTerminate = Annotated[
     ),
 ]
 """What to do with a run that a handler, early stopping say, has ended before its limit."""
+
+OnBusy = Annotated[
+    Literal["error", "wait"],
+    must_be(
+        '"error" or "wait"',
+        lambda value: value in ("error", "wait"),
+        '"wait" lets a requeued job begin when the one before has ended',
+        may_be_none=False,
+    ),
+]
+"""What to do while another run writes to the directory."""
 
 Generation = Annotated[
     int,

@@ -29,6 +29,7 @@ from ignite_hooks.core.fields import Limit
 from ignite_hooks.core.fields import MetricName
 from ignite_hooks.core.fields import Mode
 from ignite_hooks.core.fields import NormType
+from ignite_hooks.core.fields import OnBusy
 from ignite_hooks.core.fields import OnMissing
 from ignite_hooks.core.fields import Prefix
 from ignite_hooks.core.fields import Runtime
@@ -59,6 +60,7 @@ __all__ = [
     "MetricName",
     "Mode",
     "NormType",
+    "OnBusy",
     "OnMissing",
     "Prefix",
     "Runtime",

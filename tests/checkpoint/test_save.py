@@ -18,6 +18,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.lock import LOCK_NAME
 from ignite_hooks.checkpoint.store import CheckpointStore
 from tests.ids import stable_id
 from tests.reference import augmented
@@ -404,7 +405,7 @@ NAN = math.nan
 def test_newest_and_best_checkpoints_are_kept(tmp_path, options, values, expected):
     with_values(tmp_path, values, **options).run()
     assert steps(tmp_path) == expected
-    assert len(list(tmp_path.iterdir())) == len(expected)
+    assert len(list(tmp_path.glob("step_*"))) == len(expected)
 
 
 def test_metric_value_of_an_earlier_step_is_not_saved(tmp_path):
@@ -528,7 +529,7 @@ def test_other_files_in_the_directory_are_left_alone(tmp_path):
         (tmp_path / name / "manifest.json").write_text("{}")
     trainer_of(SaveCheckpoint(tmp_path, every_steps=1, keep_last=1)).run()
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["best", "notes.txt", "step_00000001.bak", "step_00000004", "step_1"]
+    assert names == [LOCK_NAME, "best", "notes.txt", "step_00000001.bak", "step_00000004", "step_1"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "best" / "manifest.json").read_text() == "{}"
 
@@ -567,7 +568,7 @@ def test_unsupported_object_in_state_is_refused_by_name(tmp_path, background):
         trainer.run()
     assert "odd" in str(caught.value)
     assert "Other" in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("step_*")) == []
 
 
 def test_the_refusal_of_a_handlers_state_names_the_handler(tmp_path):
@@ -669,4 +670,4 @@ def test_call_after_the_run_saves_at_once(tmp_path):
     save(trainer)
     assert save.last_checkpoint == tmp_path / "step_00000003"
     save(trainer)  # nothing has moved
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000003"]

@@ -42,6 +42,7 @@ BY_TYPE = [
     (fields.MetricName, st.text(min_size=1)),
     (fields.Mode, st.sampled_from(["max", "min"])),
     (fields.NormType, positive),
+    (fields.OnBusy, st.sampled_from(["error", "wait"])),
     (fields.OnMissing, st.sampled_from(["error", "start"])),
     (fields.Prefix, st.text()),
     (fields.Runtime, st.none()),

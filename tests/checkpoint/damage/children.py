@@ -26,6 +26,7 @@ from tests.checkpoint.damage.nursery import pause
 from tests.checkpoint.damage.nursery import serve
 from tests.checkpoint.damage.nursery import tell
 from tests.checkpoint.damage.training import EPOCHS
+from tests.checkpoint.damage.training import folders
 from tests.checkpoint.damage.training import trainer_of
 from tests.checkpoint.damage.training import whole_steps
 from tests.reference import augmented
@@ -171,7 +172,7 @@ def train_limited(directory, name, step, **saving):
         tell(error=[type(error).__name__, str(error)])
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     patched.undo()
-    tell(then=whole_steps(directory), folders=len(os.listdir(directory)))
+    tell(then=whole_steps(directory), folders=len(folders(directory)))
     trainer.run(max_epochs=EPOCHS)
     tell(step=trainer.state.optimizer_step)
 

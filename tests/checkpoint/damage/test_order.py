@@ -1,13 +1,12 @@
 """The order of the calls of a save, and the commit rule."""
 
-import os
-
 import pytest
 
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.manifest import Manifest
 from tests.checkpoint.damage.calls import Call
 from tests.checkpoint.damage.calls import calls_within
+from tests.checkpoint.damage.training import folders
 from tests.checkpoint.damage.training import trainer_of
 
 WAYS = {
@@ -48,7 +47,7 @@ def recording(request, tmp_path):
     recording = Recording(directory)
     with calls_within(directory, recording):
         trainer.run(max_steps=4)
-    assert sorted(os.listdir(directory)) == [f"step_0000000{step}" for step in (2, 3, 4)]
+    assert folders(directory) == [f"step_0000000{step}" for step in (2, 3, 4)]
     return recording
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch.optim.lr_scheduler import StepLR
 
+from ignite_hooks.checkpoint.lock import LOCK_NAME
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
@@ -70,4 +71,4 @@ def whole_steps(directory):
 
 
 def folders(directory):
-    return sorted(path.name for path in Path(directory).iterdir())
+    return sorted(path.name for path in Path(directory).iterdir() if path.name != LOCK_NAME)

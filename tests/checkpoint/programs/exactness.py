@@ -195,7 +195,7 @@ def resume(folder, part, parts):
     found = {}
     for training in TRAININGS[int(part) :: int(parts)]:
         place = folder / ", ".join(training)
-        for checkpoint in sorted(place.iterdir()):
+        for checkpoint in sorted(place.glob("step_*")):
             trainer, patience = make_trainer(*training, number=2)
             ResumeCheckpoint(checkpoint).attach(trainer)
             trace = Trace(trainer)
