@@ -83,6 +83,15 @@ def test_signal_to_one_process_stops_both_at_the_same_step(findings, check):
         assert finding["exact"]
 
 
+def test_busy_directory_is_refused_and_waited_for_on_both(findings):
+    for finding in findings.of("busy_directory"):
+        text, iteration = finding["refused"]
+        assert "must be written to by one run at a time" in text
+        assert iteration == 0
+        assert finding["stopped"] == ["SIGTERM", 0]
+        assert finding["steps"] == [1, 2]
+
+
 def test_the_clock_of_one_process_has_both_save(findings):
     for finding in findings.of("clock_of_one"):
         assert finding["steps"] == [2, 5]

@@ -1,10 +1,13 @@
 """Checkpoints of two processes: saved and resumed at every step, and failures of one of them."""
 
 import errno
+import fcntl
 import os
 import signal
 import sys
+import time
 import warnings
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +20,9 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint import lock
 from ignite_hooks.checkpoint import triggers as saving
+from ignite_hooks.checkpoint.lock import LOCK_NAME
 from ignite_hooks.checkpoint.ranks import Ranks
 from tests.checkpoint.damage.training import folders
 from tests.checkpoint.damage.training import whole_steps
@@ -204,6 +209,39 @@ def signal_to_one_in_the_background():
     return signalled("signal in the background", background=True)
 
 
+@contextmanager
+def taken_by_another(directory):
+    """As another run has it, on the machine of rank 0."""
+    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT)
+    if rank() == 0:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        Ranks().gather(None)
+        yield
+    finally:
+        os.close(descriptor)
+        Ranks().gather(None)
+
+
+def busy_directory():
+    """Rank 0 alone sees that it is busy, and rank 1 alone is told to stop waiting."""
+    directory, found = directory_of("busy_directory"), {}
+    trainer = trainer_of(directory)
+    with taken_by_another(directory):
+        with pytest.raises(RuntimeError) as caught:
+            trainer.run()
+        found["refused"] = [str(caught.value), trainer.state.iteration]
+    with pytest.MonkeyPatch.context() as patched:
+        waiting = trainer_of(directory, on_busy="wait", on_signals=("SIGTERM",))
+        stop = (lambda seconds: os.kill(os.getpid(), signal.SIGTERM)) if rank() else time.sleep
+        patched.setattr(lock, "sleep", stop)
+        with taken_by_another(directory):
+            waiting.run()
+    found["stopped"] = [waiting.stop_reason, waiting.state.iteration]
+    trainer.run(max_steps=2)
+    return {**found, "steps": whole_steps(directory)}
+
+
 def clock_of_one():
     """Hours pass at step 2 and at step 5, on one process only."""
     directory, now = directory_of("clock"), [0.0]
@@ -299,6 +337,7 @@ CHECKS = [
     failure_on_the_second_in_the_background,
     signal_to_one,
     signal_to_one_in_the_background,
+    busy_directory,
     clock_of_one,
     other_number_of_processes,
     damage_to_the_model,
