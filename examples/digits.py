@@ -179,7 +179,9 @@ def parse_args():
     parser.add_argument("--epochs", type=int, help="default: 10")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument(
-        "--output", type=Path, help="folder for the weights, summary.json and checkpoints"
+        "--output",
+        type=lambda text: Path(text).expanduser(),
+        help="folder for the weights, summary.json and checkpoints",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --output"

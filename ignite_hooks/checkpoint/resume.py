@@ -59,7 +59,7 @@ class ResumeCheckpoint(Handler):
 
     Args:
         source: a checkpoint; a directory of them, for the newest that is whole; or a URL of either,
-            read with fsspec.
+            read with fsspec. A relative path is made absolute now, with ``~`` expanded.
         cache_dir: the folder that a URL is downloaded to.
         on_missing: "error", or "start" to begin from scratch when there is no checkpoint yet: what
             a job needs that is started again each time it was stopped.

@@ -78,7 +78,8 @@ class SaveCheckpoint(Scheduled):
     ``trust_pickle``, because Accelerate unpickles there.
 
     Args:
-        directory: where the checkpoints are; it is made if it is not there.
+        directory: where the checkpoints are; it is made if it is not there. A relative path is made
+            absolute now, with ``~`` expanded: the working directory may change later.
         every_steps: save each time so many steps were committed.
         every_epochs: save each time so many epochs were completed.
         every_seconds: save at the first step after so many seconds.

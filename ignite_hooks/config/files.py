@@ -91,7 +91,7 @@ def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
         ValueError: the suffix is of no format.
         OSError: the file can not be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     text = dumps(obj, _format_of(path), exclude_defaults=exclude_defaults)
     draft = path.with_name(f".{path.name}.{token_hex(4)}")  # with the rights that new files get
     try:
@@ -114,7 +114,7 @@ def load(path: str | Path) -> Any:
         ValueError: the suffix is of no format.
         OSError: the file can not be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     format = _format_of(path)
     try:
         with path.open("rb") as file:

@@ -8,11 +8,17 @@ from typing import Annotated
 from typing import Any
 from typing import Literal
 
+from pydantic import AfterValidator
 from pydantic import BeforeValidator
 from pydantic import ConfigDict
 from pydantic import ValidationInfo
 from pydantic import WithJsonSchema
 
+from ignite_hooks.core.paths import absolute_path
+from ignite_hooks.core.paths import absolute_source
+from ignite_hooks.core.paths import is_url
+from ignite_hooks.core.paths import path_in_url
+from ignite_hooks.core.paths import url_of_path
 from ignite_hooks.core.rules import is_count
 from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.rules import is_number
@@ -292,22 +298,59 @@ _PATH = WithJsonSchema({"type": "string", "minLength": 1})
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str | Path) and value != ""
+    return isinstance(value, str | Path) and value != "" and "\0" not in str(value)
+
+
+def _made_absolute(
+    field: str | None, value: str | Path, absolute: Callable[[str | Path], str | Path]
+) -> str | Path:
+    """Returns the absolute path as a str where ``value`` is one."""
+    try:
+        found = absolute(value)
+    except ValueError as error:
+        raise ValueError(
+            f"`{field}` must be a path from a folder that is known, {error}"
+        ) from error
+    return str(found) if isinstance(value, str) else found
+
+
+def _absolute_directory(value: str | Path, info: ValidationInfo) -> str | Path:
+    url = str(value) if is_url(value) else url_of_path(value)
+    if url is None:
+        return _made_absolute(info.field_name, value, absolute_path)
+    path = path_in_url(url)
+    remedy = f"give the path itself, {path!r}"
+    if path is None:
+        remedy = "writing to URLs is not built yet: write to a local folder, and sync that one"
+    rule = "a folder on this machine"
+    raise ValueError(f"`{info.field_name}` must be {rule}, got {str(value)!r}; {remedy}")
+
+
+def _absolute_source(value: str | Path, info: ValidationInfo) -> str | Path:
+    url = None if is_url(value) else url_of_path(value)
+    if url is None:
+        return _made_absolute(info.field_name, value, absolute_source)
+    raise ValueError(
+        f"`{info.field_name}` must be a path or a URL, got {str(value)!r}, which is neither; "
+        f"give the URL as a str, {url!r}"
+    )
 
 
 Directory = Annotated[
     str | Path,
+    AfterValidator(_absolute_directory),
     must_be("a path", _is_path, 'a str or a Path, "checkpoints" for instance', may_be_none=False),
     _PATH,
 ]
-"""A folder on this machine."""
+"""A folder on this machine. It becomes absolute, with ``~`` expanded; a URL is refused."""
 
 SourcePath = Annotated[
     str | Path,
+    AfterValidator(_absolute_source),
     must_be("a path or a URL", _is_path, '"checkpoints" for instance', may_be_none=False),
     _PATH,
 ]
-"""Where checkpoints are looked for."""
+"""Where checkpoints are looked for. A path becomes absolute, with ``~`` expanded."""
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
 """Live objects: they are in no file, and are given in code."""

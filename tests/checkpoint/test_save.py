@@ -671,3 +671,34 @@ def test_call_after_the_run_saves_at_once(tmp_path):
     assert save.last_checkpoint == tmp_path / "step_00000003"
     save(trainer)  # nothing has moved
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000003"]
+
+
+# Paths
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_checkpoints_stay_in_place_when_the_working_directory_moves(
+    tmp_path, monkeypatch, background
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    handler = SaveCheckpoint("runs", every_steps=1, keep_last=2, background=background)
+    source = ResumeCheckpoint("runs")
+    trainer = trainer_of(handler)
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=2), lambda: os.chdir("elsewhere"))
+    trainer.run()
+    assert steps(tmp_path / "runs") == [3, 4]
+    assert handler.last_checkpoint == tmp_path / "runs" / "step_00000004"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    again = trainer_of(handler)
+    source.attach(again)
+    assert again.resume_report.step == 4
+
+
+def test_a_linked_directory_is_shown_as_it_was_named(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to("disk")
+    handler = SaveCheckpoint(tmp_path / "runs")
+    trainer_of(handler).run()
+    assert handler.last_checkpoint == tmp_path / "runs" / "step_00000004"
+    assert steps(tmp_path / "disk") == [4]

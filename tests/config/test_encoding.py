@@ -100,12 +100,12 @@ def test_handler_data_has_tag_first_then_fields_in_order():
 
 
 def test_defaults_and_none_are_left_out_when_asked_for():
-    settings = RunSettings(max_epochs=3, checkpoint=SaveCheckpoint("a", keep_last=1))
+    settings = RunSettings(max_epochs=3, checkpoint=SaveCheckpoint("/a", keep_last=1))
     short = Encoder(exclude_defaults=True, exclude_none=False).encode(settings)
     assert short == {
         "type": "run",
         "max_epochs": 3,
-        "checkpoint": {"type": "save_checkpoint", "directory": "a", "keep_last": 1},
+        "checkpoint": {"type": "save_checkpoint", "directory": "/a", "keep_last": 1},
     }
     without = Encoder(exclude_defaults=False, exclude_none=True).encode(settings)
     assert without["scheduler_at"] == "step"

@@ -350,5 +350,12 @@ def test_a_file_has_the_rights_that_new_files_get(tmp_path, clip):
 
 def test_other_readers_of_yaml_see_the_same(settings):
     read = yaml.safe_load(dumps(settings, "yaml"))
-    assert read["checkpoint"]["directory"] == "läufe/1:30"
+    assert read["checkpoint"]["directory"] == os.path.abspath("läufe/1:30")
     assert read["handlers"][0]["max_norm"] == math.inf
+
+
+def test_a_file_in_the_home_directory_can_be_named_by_tilde(tmp_path, monkeypatch, clip):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(clip, "~/run.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert equal(load("~/run.json"), clip)

@@ -26,6 +26,7 @@ from ignite_hooks.config import from_dict
 from ignite_hooks.config import load
 from ignite_hooks.config import loads
 from ignite_hooks.config import register
+from ignite_hooks.config import replace
 from ignite_hooks.config import save
 from ignite_hooks.config import to_dict
 from ignite_hooks.config.schema import json_schema
@@ -158,3 +159,23 @@ def test_all_handlers_survive_a_file(tmp_path, suffix):
     save(made, tmp_path / f"all.{suffix}")
     assert equal(load(tmp_path / f"all.{suffix}"), made)
     assert {"run", "save_checkpoint"} < set(made)
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("json", '{"type": "save_checkpoint", "directory": "runs"}'),
+        ("toml", 'type = "save_checkpoint"\ndirectory = "runs"'),
+        ("yaml", "type: save_checkpoint\ndirectory: runs"),
+    ],
+)
+def test_a_written_path_leads_to_the_same_folder_from_elsewhere(
+    tmp_path, monkeypatch, format, text
+):
+    """A file that is written by hand may say "runs": the folder from which it is read decides."""
+    monkeypatch.chdir(tmp_path)
+    handler = loads(text, format)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for again in (loads(dumps(handler, format), format), replace(handler, every_steps=2)):
+        assert again.directory == handler.directory == str(tmp_path / "runs")
