@@ -6,15 +6,22 @@ While the folder is being filled the manifest is called ``incomplete.json``; its
 commit. Taking a checkpoint away begins with renaming it back. So at every moment, whatever happens
 to the process or the machine, a folder is either a whole checkpoint or none at all.
 
+A checkpoint may have been moved elsewhere, with a symbolic link left in its place. Taking it away
+removes the link: nothing outside the directory is ever changed.
+
 One process calls ``CheckpointStore``; the others only put their files into the folder.
 """
 
 import os
 import re
 import shutil
+import stat
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
+from logging import getLogger
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +33,7 @@ from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 
 __all__ = [
+    "INCOMPLETE",
     "MANIFEST",
     "Checkpoint",
     "CheckpointStore",
@@ -39,6 +47,11 @@ MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete.json"
 _MAX_MANIFEST_BYTES = 2**24
 _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
+# Every checkpoint has such files. A folder without them and without a manifest is none, and was
+# none or has been removed: what is in it is a user's.
+_OWN_FILE = re.compile(r"trainer\.pt|rank_\d{5,}\.pt")
+
+logger = getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
@@ -114,10 +127,16 @@ class CheckpointStore:
         found = {}
         for folder in self._folders():
             try:
-                read_manifest(folder)
-            except OSError:
-                is_left_over = (folder / INCOMPLETE).exists()
-                found[folder] = "its save was not finished" if is_left_over else "no manifest"
+                if _has_manifest(folder):
+                    read_manifest(folder)
+                elif os.path.lexists(folder / MANIFEST):
+                    found[folder] = "its manifest is not a file"
+                elif _is_left_over(folder):
+                    found[folder] = "its save was not finished"
+                elif any(_OWN_FILE.fullmatch(name) for name in os.listdir(folder)):
+                    found[folder] = "no manifest"
+            except OSError as error:
+                found[folder] = f"it can not be read ({error.strerror})"
             except ValueError:
                 found[folder] = "its manifest is damaged"
         return found
@@ -125,26 +144,21 @@ class CheckpointStore:
     def damaged(self) -> dict[Path, str]:
         """Those among them that were checkpoints once: no save is going on there, or was."""
         broken = self.broken()
-        return {
-            folder: why
-            for folder, why in broken.items()
-            if any(folder.iterdir()) and not (folder / INCOMPLETE).exists()
-        }
+        return {folder: why for folder, why in broken.items() if not _is_left_over(folder)}
 
     def begin(self, step: int) -> Path:
         """Makes an empty folder for a checkpoint, after taking away what a killed save has left.
 
-        If there is a checkpoint of this step already, of a training that was begun anew for
-        instance, it stays, and the folder gets a number after its name.
+        If there is something of that name already, the same step of a training that was begun anew
+        for instance, it stays, and the folder gets a number after its name.
         """
         make_folder(self.directory)
         self._remove_leftovers()
-        folder = self.directory / f"step_{step:08d}"
-        again = 1
-        while folder.exists():
-            again += 1
-            folder = self.directory / f"step_{step:08d}-{again}"
-        folder.mkdir()
+        for again in count(1):
+            folder = self.directory / (f"step_{step:08d}" + (f"-{again}" if again > 1 else ""))
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
         (folder / INCOMPLETE).touch()
         sync(folder)
         sync(self.directory)
@@ -170,8 +184,10 @@ class CheckpointStore:
         """The number of the checkpoint that is committed next."""
         numbers = [0]
         for folder in self._folders():
-            with suppress(FileNotFoundError, ValueError):  # another failure could make it too small
-                numbers.append(read_manifest(folder).number)
+            # No checkpoint, or one of somebody else's. Another failure could make it too small.
+            with suppress(FileNotFoundError, PermissionError, ValueError):
+                if _has_manifest(folder):
+                    numbers.append(read_manifest(folder).number)
         return max(numbers) + 1
 
     def retain(
@@ -197,33 +213,73 @@ class CheckpointStore:
         kept = whole[:keep_last]
         oldest = min((each.manifest.number for each in kept), default=inf)
         kept += _best(whole, metric, mode)[:keep_best]
+        failures = []
         for checkpoint in newest_first:
             if checkpoint.manifest.number < oldest and checkpoint not in kept:
-                self.remove(checkpoint.folder)
+                try:
+                    self.remove(checkpoint.folder)
+                except OSError as error:  # one that can not go does not keep the others
+                    failures.append(error)
+        if failures:
+            raise failures[0]
 
     def remove(self, folder: Path) -> None:
-        """Takes a checkpoint away: first it is none any more, and then its files go."""
-        os.replace(folder / MANIFEST, folder / INCOMPLETE)
-        sync(folder)
-        _remove_leftover(folder)
+        """Takes a checkpoint away: first it is none any more, and then its files go.
+
+        Of one that is a symbolic link the link goes, and what it leads to stays as it is.
+        """
+        if folder.is_symlink():
+            target = os.path.realpath(folder)
+            folder.unlink()
+            sync(self.directory)
+            logger.info("the link %s was removed, and the checkpoint %s stays", folder, target)
+        else:
+            os.replace(folder / MANIFEST, folder / INCOMPLETE)
+            sync(folder)
+            _remove_leftover(folder)
 
     def discard(self, folder: Path) -> None:
         """Takes away what a failed save has left, as far as that can be done now."""
         with suppress(OSError):
-            if (folder / INCOMPLETE).exists():
+            if _is_left_over(folder):
                 _remove_leftover(folder)
 
     def _remove_leftovers(self) -> None:
         for folder in self._folders():
-            if (folder / INCOMPLETE).exists() and not (folder / MANIFEST).exists():
+            if folder.is_symlink():
+                continue
+            if not _is_left_over(folder):
+                with suppress(OSError):  # killed just after it was made, or just before it went
+                    _remove_if_empty(folder)
+                continue
+            try:
                 _remove_leftover(folder)
-            _remove_if_empty(folder)  # killed just after it was made, or just before it went
+            except OSError as error:
+                warnings.warn(
+                    f"the rest of a save or a removal that was broken off, {folder}, could not be "
+                    f"removed: {error}",
+                    stacklevel=2,
+                )
 
     def _folders(self) -> Iterator[Path]:
-        if self.directory.is_dir():
-            for path in sorted(self.directory.iterdir()):
-                if is_checkpoint_name(path.name) and path.is_dir() and not path.is_symlink():
-                    yield path
+        """Those whose names are of checkpoints, links to folders included, each folder once."""
+        if not os.path.isdir(self.directory):
+            return
+        paths = [path for path in sorted(self.directory.iterdir()) if is_checkpoint_name(path.name)]
+        folders = [
+            path for path in paths if os.path.isdir(path)
+        ]  # False, too, where it may not look
+        links = [path for path in folders if path.is_symlink()]
+        found = (
+            {os.path.realpath(path) for path in folders if path not in links} if links else set()
+        )
+        for path in folders:
+            if path in links:
+                target = os.path.realpath(path)
+                if target in found:
+                    continue
+                found.add(target)
+            yield path
 
 
 def _problem(path: Path, name: str, expected: FileRecord) -> str | None:
@@ -247,24 +303,75 @@ def _best(newest_first: list[Checkpoint], metric: str | None, mode: str) -> list
     return [checkpoint for _, checkpoint in sorted(valued, key=lambda each: each[0])]
 
 
+def _has_manifest(folder: Path) -> bool:
+    """Returns whether a file is in the manifest's place; opening a FIFO there would wait for ever.
+
+    Raises:
+        PermissionError: the folder may not be entered.
+    """
+    try:
+        return stat.S_ISREG((folder / MANIFEST).stat().st_mode)
+    except PermissionError:
+        raise
+    except OSError:
+        return False
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Returns whether a save, or a removal, was broken off there."""
+    try:
+        is_file = stat.S_ISREG((folder / INCOMPLETE).lstat().st_mode)
+    except OSError:
+        return False
+    return is_file and not os.path.lexists(folder / MANIFEST)
+
+
 def _remove_leftover(folder: Path) -> None:
     """Removes a folder that is no checkpoint; what a user has put into a whole one stays."""
     incomplete = folder / INCOMPLETE
+    with incomplete.open("rb") as file:
+        text = file.read(_MAX_MANIFEST_BYTES)
     try:
-        paths = [folder / name for name in Manifest.loads(incomplete.read_bytes()).files]
+        names = list(Manifest.loads(text).files)
     except ValueError:  # a save was killed: all in it is of that save
-        paths = [path for path in folder.iterdir() if path != incomplete]
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for parent in sorted({path.parent for path in paths} - {folder}, reverse=True):
-        _remove_if_empty(parent)
-    incomplete.unlink()  # last: what is left of a removal that is killed is known by it
-    _remove_if_empty(folder)
+        _remove_all(folder)
+    else:
+        _remove_listed(folder, names)
+    sync(folder)  # the list goes last: by it the rest of a removal that is broken off is known
+    incomplete.unlink()
+    if _remove_if_empty(folder):
+        sync(folder.parent)
+    else:
+        sync(folder)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def _remove_all(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # follows no link
+        elif path.name != INCOMPLETE:
+            path.unlink()
+
+
+def _remove_listed(folder: Path, names: list[str]) -> None:
+    """Removes files of these names, and sub-folders that are empty then."""
+    root, parents = Path(os.path.realpath(folder)), set()
+    for name in names:
+        path = folder / name
+        # A list may come from elsewhere, and a sub-folder may be a link to elsewhere.
+        is_within = Path(os.path.realpath(path.parent)) == (root / name).parent
+        if is_within and (path.is_symlink() or not path.is_dir()):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
+            parents |= {each for each in path.parents if folder in each.parents}
+    for parent in sorted(parents, reverse=True):
+        if parent.is_dir() and not _remove_if_empty(parent):
+            sync(parent)
+
+
+def _remove_if_empty(folder: Path) -> bool:
+    """Removes a folder, or returns False if something is in it."""
+    if any(folder.iterdir()):
+        return False
+    folder.rmdir()
+    return True

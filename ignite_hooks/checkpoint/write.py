@@ -20,6 +20,7 @@ from typing import Concatenate
 from typing import ParamSpec
 
 from ignite_hooks.checkpoint.contents import Content
+from ignite_hooks.checkpoint.durable import give_mode_of
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.durable import sync_tree
@@ -33,6 +34,7 @@ from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import digests_of
 from ignite_hooks.checkpoint.state import training_id
+from ignite_hooks.checkpoint.store import INCOMPLETE
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.core.engine import is_running
@@ -281,8 +283,9 @@ class Saver:
     def _commit(self, folder: Path, records: list[dict[str, FileRecord]], draft: Manifest) -> None:
         files = {name: record for of_rank in records for name, record in of_rank.items()}
         if (folder / SHARDED).is_dir():
-            sync_tree(folder / SHARDED)
             paths = sorted(path for path in (folder / SHARDED).rglob("*") if path.is_file())
+            give_mode_of(folder / INCOMPLETE, paths)
+            sync_tree(folder / SHARDED)
             files |= {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
         self.lock.check()
         number = self._store.next_number()
@@ -363,6 +366,7 @@ def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecor
     records = {}
     for name, content in files.items():
         content.write(folder / name)
+        give_mode_of(folder / INCOMPLETE, [folder / name])
         sync(folder / name)
         records[name] = record_of(folder / name)
     sync(folder)

@@ -1,4 +1,6 @@
+import errno
 import os
+import re
 
 import pytest
 from xxhash import xxh3_128
@@ -6,6 +8,7 @@ from xxhash import xxh3_128
 from ignite_hooks.checkpoint.durable import make_folder
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync_tree
+from ignite_hooks.core.warn_once import warn_once
 
 
 def test_a_record_has_the_size_and_the_published_checksum(tmp_path):
@@ -74,3 +77,50 @@ def test_a_new_folder_is_on_the_disk_with_those_that_it_is_in(tmp_path, monkeypa
     del synced[:]
     make_folder(folder)
     assert synced == []
+
+
+# File systems that cannot sync folders
+
+UNABLE = ["EINVAL", "ENOTSUP", "EBADF", "EACCES", "EPERM", "ENOSYS", "EISDIR"]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Has a call fail with an error: for folders, or for files."""
+    warn_once.cache_clear()
+
+    def fail(call, name, for_files=False):
+        real, number = getattr(os, call), getattr(errno, name)
+
+        def act(target, *rest, **options):
+            if os.path.isfile(target) == for_files:
+                raise OSError(number, os.strerror(number))
+            return real(target, *rest, **options)
+
+        monkeypatch.setattr(os, call, act)
+
+    yield fail
+    warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("call", ["open", "fsync"])
+@pytest.mark.parametrize("name", UNABLE)
+def test_folders_that_cannot_be_synced_are_told_once(tmp_path, failing, name, call):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "file").touch()
+    failing(call, name)
+    message = r"cannot sync folders \(.*\): a power loss may lose the newest .*, and keep_last=2"
+    with pytest.warns(UserWarning, match=message):
+        make_folder(tmp_path / "a" / "b" / "c")
+    sync_tree(tmp_path)
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "for_files"), [("EIO", False), ("ENOSPC", False), *((n, True) for n in UNABLE)]
+)
+def test_failures_of_the_disk_stay_errors(tmp_path, failing, name, for_files):
+    (tmp_path / "file").touch()
+    failing("fsync", name, for_files)
+    with pytest.raises(OSError, match=re.escape(os.strerror(getattr(errno, name)))):
+        sync_tree(tmp_path)

@@ -75,6 +75,7 @@ def test_a_list_shows_what_is_broken_as_far_as_a_look_tells(store, capsys):
     (save(store, 3) / "manifest.json").write_bytes(b"{")
     store.begin(5)
     (store.directory / "step_00000004").mkdir()
+    (store.directory / "step_00000004" / "trainer.pt").touch()
     assert main(["list", str(store.directory)]) == 0
     assert [(line.split()[0], line.split("  ")[-1].strip()) for line in lines(capsys)[1:]] == [
         ("step_00000002", "damaged"),

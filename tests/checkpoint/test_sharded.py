@@ -1,5 +1,8 @@
 """Models that are split over processes, as far as it goes with one that is not."""
 
+import os
+import stat
+
 import pytest
 import torch
 
@@ -54,6 +57,18 @@ def test_sharded_files_are_in_the_manifest_and_verified(tmp_path):
     with pytest.warns(UserWarning, match="sharded/optimizer.bin has"):
         ResumeCheckpoint(tmp_path, trust_pickle=True).attach(resumed)
     assert resumed.resume_report.step == 5
+
+
+@pytest.mark.usefixtures("split")
+def test_sharded_files_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        saved(tmp_path)
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "step_00000006").rglob("*") if path.is_file()]
+    assert len(files) > 4
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
 
 
 @pytest.mark.usefixtures("split")

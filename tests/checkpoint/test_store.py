@@ -268,8 +268,10 @@ def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
         f"unlink {one}/model.safetensors",
         f"unlink {one}/rank_0/rng.json",
         f"rmdir {one}/rank_0",
+        f"fsync {one}",
         f"unlink {one}/incomplete.json",
         f"rmdir {one}",
+        "fsync .",
     ]
 
 

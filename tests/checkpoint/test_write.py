@@ -1,6 +1,7 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -531,3 +532,29 @@ def fail_with(failure):
         raise failure
 
     return fail
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("umask", [0o022, 0o007, 0o077])
+def test_all_files_of_a_checkpoint_follow_the_umask(tmp_path, umask, background):
+    before = os.umask(umask)
+    try:
+        options = {"background": background, "safe_serialization": True}
+        trainer_of(SaveCheckpoint(tmp_path / "runs", **options)).run()
+    finally:
+        os.umask(before)
+    (checkpoint,) = CheckpointStore(tmp_path / "runs").checkpoints()
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in checkpoint.folder.iterdir()}
+    assert files == dict.fromkeys(files, 0o666 & ~umask)
+    for folder in (checkpoint.folder, checkpoint.folder.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
+
+
+def test_a_file_system_without_modes_costs_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "chmod", refuse)
+    trainer_of(SaveCheckpoint(tmp_path)).run()
+    assert steps(tmp_path) == [3]
+
+
+def refuse(*arguments, **options):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
