@@ -54,7 +54,8 @@ class Manifest(BaseModel):
         version: the layout, ``SCHEMA``.
         number: counts the checkpoints of a directory in the order of their commits, from 1. The
             newest has the largest, whatever its step: a training may have begun anew.
-        training: the name of the training, which a trainer that goes on from it takes over.
+        training: the name of the run of training. A trainer that resumes takes it over, or begins
+            a branch (``lineage.py``).
         saved_at: when it was taken, with its time zone.
         step: committed optimizer steps.
         epoch: complete epochs.

@@ -9,6 +9,7 @@ from weakref import ref
 from ignite.engine import Engine
 from pydantic.dataclasses import dataclass
 
+from ignite_hooks.checkpoint.lineage import lineage_of
 from ignite_hooks.checkpoint.loading import LoadedState
 from ignite_hooks.checkpoint.manifest import SCHEMA
 from ignite_hooks.checkpoint.ranks import Ranks
@@ -56,6 +57,10 @@ class ResumeCheckpoint(Handler):
     last). Random generators and the states of handlers, of those that are attached later too, are
     put back when the handlers of STARTED, and in mid-epoch of EPOCH_STARTED, have reset what they
     reset. The user's own objects are those of ``SaveCheckpoint(also=…)``.
+
+    With a directory as source the run of training there is continued, and a ``SaveCheckpoint`` into
+    that directory removes its old checkpoints. From a checkpoint that is given by its own name, or
+    from elsewhere, a branch begins: a run of its own, which removes its own checkpoints only.
 
     Args:
         source: a checkpoint; a directory of them, for the newest that is whole; or a URL of either,
@@ -118,6 +123,8 @@ class ResumeCheckpoint(Handler):
         ended_by = loaded.manifest.ended_by
         if ended_by is not None and self.after_terminate == "finish":
             trainer.finish_resumed_run(ended_by)
+        lineage = lineage_of(trainer)
+        ranks.first_alone(lambda: lineage.note_resumed(self.source, loaded.folder))
         logger.info("training is taken up from %s", loaded.folder)
         engine, told = ref(trainer), False
 

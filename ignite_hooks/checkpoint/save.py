@@ -84,7 +84,8 @@ class SaveCheckpoint(Scheduled):
         every_epochs: save each time so many epochs were completed.
         every_seconds: save at the first step after so many seconds.
         at_end: save where a run ends, unless it fails.
-        keep_last: how many of the newest of this training stay, or "all".
+        keep_last: how many of the newest of this run of training stay, or "all". Of a checkpoint
+            that is a symbolic link the link is removed, and what it leads to stays.
         keep_best: how many of the best by ``metric`` stay besides. A NaN is never among them.
         metric: the name in ``state.metrics`` of what says which is best.
         mode: whether "max" or "min" is best.

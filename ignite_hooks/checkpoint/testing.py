@@ -176,7 +176,7 @@ def _run(trainer: Engine, max_steps: int) -> Trace:
     trace = Trace(trainer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "resumed from")  # it is seen what comes of it
-        warnings.filterwarnings("ignore", ".* checkpoints of another training")  # its own ones
+        warnings.filterwarnings("ignore", ".* checkpoints of other runs")  # its own ones
         warnings.filterwarnings("ignore", "nothing is trained")  # resumed where a handler ended it
         trainer.run(max_steps=max_steps)
     return trace

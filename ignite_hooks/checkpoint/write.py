@@ -5,6 +5,7 @@ by the thread of a ``BackgroundWriter``.
 """
 
 import importlib.metadata
+import os
 import platform
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from ignite_hooks.checkpoint.durable import give_mode_of
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.durable import sync_tree
+from ignite_hooks.checkpoint.lineage import lineage_of
 from ignite_hooks.checkpoint.lock import DirectoryLock
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
@@ -89,6 +91,9 @@ class Saver:
         self._last_saved: Checkpoint | None = None  # of this run
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
+        self._lineage = lineage_of(trainer)
+        self._real_directory = os.path.realpath(options.directory)
+        self._lineage.directories.add(self._real_directory)
         self.lock = DirectoryLock(
             Path(options.directory), self.ranks, options.on_busy, options.wait_seconds
         )
@@ -160,15 +165,21 @@ class Saver:
         self._last_saved = None
 
     def warn_of_others(self, trainer: TrainingEngine) -> None:
-        """Warns if the directory has checkpoints of another training, and none of this one."""
+        """Warns if the directory has checkpoints of other runs of training, and none of this one.
+
+        Which run this one is, is decided first.
+        """
         if not self.ranks.is_first:
             return
-        found = [each.manifest.training for each in self._store.checkpoints()]
-        if found and training_id(trainer) not in found:
+        self._lineage.settle(trainer)
+        found = [each.manifest for each in self._store.checkpoints()]
+        if found and training_id(trainer) not in [each.training for each in found]:
+            directory = str(self._store.directory)
             warnings.warn(
-                f"{self._store.directory} has {len(found)} checkpoints of another training: they "
-                "stay, and the next resume from that directory takes the newest of all; go on with "
-                "them by resume_from, or give this training a directory of its own",
+                f"{directory} has {len(found)} checkpoints of other runs, the newest of step "
+                f"{found[0].step}: they stay, and a resume from the directory takes the newest of "
+                f"all; continue that run with resume_from=ResumeCheckpoint({directory!r}), or give "
+                "this run a directory of its own",
                 stacklevel=2,
             )
 
@@ -247,6 +258,8 @@ class Saver:
         feed = trainer.feed
         assert feed is not None  # its state has been captured
         position = feed.position
+        if self._lineage.resumed is not None:  # a save without a run
+            self._lineage.settle(trainer)
         return Manifest(
             number=1,
             training=training_id(trainer),
@@ -290,6 +303,7 @@ class Saver:
         self.lock.check()
         number = self._store.next_number()
         manifest = draft.model_copy(update={"files": files, "number": number})
+        self._lineage.known[self._real_directory] = number
         self._store.commit(folder, manifest)
         self._last_saved, self._newest = Checkpoint(folder, manifest), number
         options = self._options

@@ -256,7 +256,7 @@ def test_one_save_checkpoint_serves_two_trainers(tmp_path):
     for steps_of_run in (3, 2):
         trainer = trainer_of(handler)
         is_second = steps_of_run == 2
-        with pytest.warns(UserWarning, match="another") if is_second else nullcontext():
+        with pytest.warns(UserWarning, match="of other runs") if is_second else nullcontext():
             trainer.run(max_steps=steps_of_run)
         assert handler.last_checkpoint == tmp_path / f"step_{steps_of_run:08d}"
     assert steps(tmp_path) == [3, 2]
@@ -434,7 +434,9 @@ def test_a_trainer_that_goes_on_keeps_the_best_of_the_one_before(tmp_path):
 def test_new_run_keeps_checkpoints_of_another_run_and_warns(tmp_path):
     options = {"keep_last": 1, "keep_best": 1}
     with_values(tmp_path, [1, 5, 2, 3], **options).run()
-    with pytest.warns(UserWarning, match="has 2 checkpoints of another training: they stay"):
+    with pytest.warns(
+        UserWarning, match="has 2 checkpoints of other runs, the newest of step 4: they"
+    ):
         with_values(tmp_path, [9, 0, 0], **options).run()
     found = [(each.folder.name, each.manifest.metric_value) for each in whole(tmp_path)]
     assert found == [
