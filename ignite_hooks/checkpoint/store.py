@@ -331,13 +331,16 @@ def _remove_leftover(folder: Path) -> None:
     incomplete = folder / INCOMPLETE
     with incomplete.open("rb") as file:
         text = file.read(_MAX_MANIFEST_BYTES)
+    # Synced before the list goes: by it the rest of a removal that is broken off is known.
     try:
         names = list(Manifest.loads(text).files)
     except ValueError:  # a save was killed: all in it is of that save
         _remove_all(folder)
+        with suppress(OSError):  # the disk may be full, and there is nothing to lose
+            sync(folder)
     else:
         _remove_listed(folder, names)
-    sync(folder)  # the list goes last: by it the rest of a removal that is broken off is known
+        sync(folder)
     incomplete.unlink()
     if _remove_if_empty(folder):
         sync(folder.parent)
