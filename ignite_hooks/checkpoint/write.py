@@ -89,6 +89,7 @@ class Saver:
         self.ranks = Ranks()
         self._saved_at: tuple[Progress, int] | None = None
         self._last_saved: Checkpoint | None = None  # of this run
+        self._saving_at: tuple[Progress, int] | None = None
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._lineage = lineage_of(trainer)
@@ -118,7 +119,10 @@ class Saver:
             TypeError: a state can not be saved without pickle.
         """
         if self.has_saved(trainer):
+            if not self._options.background:
+                self._tell()  # unless a failure just after the commit kept it from being told
             return
+        self._saving_at = _place(trainer)
         self.wait()
         options, state = self._options, self._state(trainer, uncertain)
         files = self._capture(state)
@@ -306,6 +310,8 @@ class Saver:
         self._lineage.known[self._real_directory] = number
         self._store.commit(folder, manifest)
         self._last_saved, self._newest = Checkpoint(folder, manifest), number
+        if self.ranks.size == 1:  # whatever fails from here on, it need not be saved again
+            self._saved_at, self._written = self._saving_at, folder
         options = self._options
         try:
             self._store.retain(

@@ -558,3 +558,23 @@ def test_a_file_system_without_modes_costs_no_checkpoint(tmp_path, monkeypatch):
 
 def refuse(*arguments, **options):
     raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("every", ["every_steps", "every_epochs"])
+def test_failure_after_the_commit_saves_the_step_once(tmp_path, monkeypatch, every):
+    trainer = trainer_of(SaveCheckpoint(tmp_path, keep_last="all", at_end=False, **{every: 1}))
+    seen, retain = announced(trainer), CheckpointStore.retain
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(CheckpointStore, "retain", retain)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointStore, "retain", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(max_epochs=2)
+    trainer.run(max_epochs=2)
+    names = [
+        f"step_{step:08d}" for step in ((1, 2, 3, 4, 5, 6) if every == "every_steps" else (3, 6))
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [name for _, name in seen] == names
