@@ -50,6 +50,7 @@ _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
 # Every checkpoint has such files. A folder without them and without a manifest is none, and was
 # none or has been removed: what is in it is a user's.
 _OWN_FILE = re.compile(r"trainer\.pt|rank_\d{5,}\.pt")
+_UNFINISHED = "its save was not finished"
 
 logger = getLogger(__name__)
 
@@ -124,27 +125,12 @@ class CheckpointStore:
 
     def broken(self) -> dict[Path, str]:
         """The folders that are none and have the name of one, and why they are none."""
-        found = {}
-        for folder in self._folders():
-            try:
-                if _has_manifest(folder):
-                    read_manifest(folder)
-                elif os.path.lexists(folder / MANIFEST):
-                    found[folder] = "its manifest is not a file"
-                elif _is_left_over(folder):
-                    found[folder] = "its save was not finished"
-                elif any(_OWN_FILE.fullmatch(name) for name in os.listdir(folder)):
-                    found[folder] = "no manifest"
-            except OSError as error:
-                found[folder] = f"it can not be read ({error.strerror})"
-            except ValueError:
-                found[folder] = "its manifest is damaged"
-        return found
+        found = {folder: _why_broken(folder) for folder in self._folders()}
+        return {folder: why for folder, why in found.items() if why is not None}
 
     def damaged(self) -> dict[Path, str]:
         """Those among them that were checkpoints once: no save is going on there, or was."""
-        broken = self.broken()
-        return {folder: why for folder, why in broken.items() if not _is_left_over(folder)}
+        return {folder: why for folder, why in self.broken().items() if why != _UNFINISHED}
 
     def begin(self, step: int) -> Path:
         """Makes an empty folder for a checkpoint, after taking away what a killed save has left.
@@ -266,13 +252,9 @@ class CheckpointStore:
         if not os.path.isdir(self.directory):
             return
         paths = [path for path in sorted(self.directory.iterdir()) if is_checkpoint_name(path.name)]
-        folders = [
-            path for path in paths if os.path.isdir(path)
-        ]  # False, too, where it may not look
+        folders = [path for path in paths if os.path.isdir(path)]
         links = [path for path in folders if path.is_symlink()]
-        found = (
-            {os.path.realpath(path) for path in folders if path not in links} if links else set()
-        )
+        found = {os.path.realpath(path) for path in folders if links and path not in links}
         for path in folders:
             if path in links:
                 target = os.path.realpath(path)
@@ -301,6 +283,29 @@ def _best(newest_first: list[Checkpoint], metric: str | None, mode: str) -> list
         if checkpoint.manifest.metric == metric and value is not None and value == value:
             valued.append((sign * value, checkpoint))
     return [checkpoint for _, checkpoint in sorted(valued, key=lambda each: each[0])]
+
+
+def _why_broken(folder: Path) -> str | None:
+    """Returns why a folder is no checkpoint; None if it is one, or has nothing of one.
+
+    A save or a removal may go on there, so that each look is at one moment.
+    """
+    try:
+        if _has_manifest(folder):
+            read_manifest(folder)
+            return None
+        names = os.listdir(folder)
+    except FileNotFoundError:  # it was removed meanwhile
+        return None
+    except OSError as error:
+        return f"it can not be read ({error.strerror})"
+    except ValueError:
+        return "its manifest is damaged"
+    if MANIFEST in names:
+        return None if _has_manifest(folder) else "its manifest is not a file"
+    if INCOMPLETE in names:
+        return _UNFINISHED
+    return "no manifest" if any(map(_OWN_FILE.fullmatch, names)) else None
 
 
 def _has_manifest(folder: Path) -> bool:

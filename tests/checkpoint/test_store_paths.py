@@ -328,3 +328,31 @@ def test_a_checkpoint_that_cannot_be_removed_does_not_keep_the_others(store, mon
     with pytest.raises(PermissionError):
         store.retain(OURS, 1, 0, None, "max")
     assert steps(store) == [4, 3]
+
+
+@pytest.mark.parametrize("act", ["commit", "remove"])
+def test_folder_that_changes_while_it_is_looked_at_is_not_broken(store, monkeypatch, act):
+    folder = store.begin(1)
+    fill(folder)
+    manifest = manifest_of(store, folder, 1)
+    stat, listdir = Path.stat, os.listdir
+
+    def commit_and_list(path):
+        if path == folder:
+            store.commit(folder, manifest)
+        return listdir(path)
+
+    def stat_and_remove(path, **options):
+        found = stat(path, **options)
+        if path == folder / "manifest.json":
+            monkeypatch.undo()
+            store.remove(folder)
+        return found
+
+    if act == "commit":
+        (folder / "trainer.pt").touch()
+        monkeypatch.setattr(os, "listdir", commit_and_list)
+    else:
+        store.commit(folder, manifest)
+        monkeypatch.setattr(Path, "stat", stat_and_remove)
+    assert store.damaged() == {}
