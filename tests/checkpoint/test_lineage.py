@@ -59,9 +59,12 @@ def test_a_job_started_again_removes_its_old_checkpoints(runs):
 
 def test_a_link_to_the_directory_is_the_directory(runs, tmp_path):
     (tmp_path / "link").symlink_to(runs)
-    assert run_on(trainer_of(runs, tmp_path / "link"), 4) == []
     assert run_on(trainer_of(tmp_path / "link", runs), 4) == []
-    assert steps(runs) == [16, 18]
+    (runs / "step_00000014" / "trainer.pt").write_bytes(b"damaged")  # so 12 is resumed
+    with pytest.warns(UserWarning, match="a checkpoint is skipped"):
+        trainer = trainer_of(runs, tmp_path / "link")
+    assert run_on(trainer, 6) == []
+    assert (steps(runs), number_of_runs(runs)) == ([16, 18], 1)
 
 
 def test_job_that_falls_back_to_an_older_checkpoint_continues_its_run(runs):
