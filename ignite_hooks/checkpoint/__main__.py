@@ -8,19 +8,23 @@
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from datetime import timezone
 from pathlib import Path
 
+from ignite_hooks.checkpoint.candidates import SourceError
+from ignite_hooks.checkpoint.source import FolderSource
 from ignite_hooks.checkpoint.store import Checkpoint
-from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.store import has_its_files
-from ignite_hooks.checkpoint.store import read_manifest
+from ignite_hooks.checkpoint.store import is_still_there
 
 __all__ = ["main"]
+
+_REMOVED = "removed meanwhile"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("path", type=Path, help="a directory of checkpoints, or one of them")
         command.set_defaults(act=act)
     options = parser.parse_args(arguments)
-    if not options.path.is_dir():
+    if not os.path.isdir(options.path):  # of a path that may not be looked at, too
         parser.error(f"`path` must be a directory, got {options.path}: is it mounted?")
-    status: int = options.act(options.path)
+    try:
+        status: int = options.act(options.path)
+    except SourceError as error:
+        parser.error(str(error))
     return status
 
 
@@ -53,7 +60,10 @@ def _list(path: Path) -> int:
         metric = "-"
         if manifest.metric is not None and manifest.metric_value is not None:
             metric = f"{manifest.metric} {manifest.metric_value:.6g}"
-        state = "complete" if has_its_files(Checkpoint(folder, manifest)) else "damaged"
+        state = "complete"
+        if not has_its_files(Checkpoint(folder, manifest)):
+            is_there = is_still_there(Checkpoint(folder, manifest))
+            state = "damaged" if is_there else _REMOVED
         rows.append(
             (
                 folder.name,
@@ -97,6 +107,9 @@ def _verify(path: Path) -> int:
         print(f"{folder.name}: no checkpoint, {why}")
     for checkpoint in checkpoints:
         problems = find_problems(checkpoint)
+        if problems and not is_still_there(checkpoint):
+            print(f"{checkpoint.folder.name}: {_REMOVED}")
+            continue
         is_broken = is_broken or bool(problems)
         for problem in problems or ["every file is as it was written"]:
             print(f"{checkpoint.folder.name}: {problem}")
@@ -105,11 +118,10 @@ def _verify(path: Path) -> int:
 
 def _found(path: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     """What is in a directory, or is that directory."""
-    try:
-        return [Checkpoint(path, read_manifest(path))], {}
-    except (OSError, ValueError):
-        store = CheckpointStore(path)
-        return store.checkpoints(), store.broken()
+    look = FolderSource(path).find()
+    broken = {Path(name): why for name, why in (look.damaged | look.unfinished).items()}
+    checkpoints = [Checkpoint(Path(name), manifest) for name, manifest in look.candidates]
+    return checkpoints, dict(sorted(broken.items()))
 
 
 def _none(path: Path, broken: dict[Path, str]) -> int:

@@ -102,28 +102,31 @@ class Objects(Content):
         return Objects(content, self.what, may_pickle=True)  # it was looked at
 
 
-def load_objects(path: Path, *, trust_pickle: bool = False, mapped: bool = False) -> Any:
+def load_objects(
+    file: Path | io.BufferedReader, *, trust_pickle: bool = False, mapped: bool = False
+) -> Any:
     """What ``Objects`` has written, in the host's memory.
 
     Args:
-        path: the file.
+        file: the path of the file, or the file, open.
         trust_pickle: whether what is in it may run code.
-        mapped: whether tensors stay in the file until they are looked at.
+        mapped: whether tensors stay in the file until they are looked at; needs a path.
 
     Raises:
         ValueError: the file has something else in it, or is none of such files.
     """
+    name = Path(file if isinstance(file, Path) else file.name).name
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
+        return torch.load(file, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         if (refused := _refused(error)) is not None:
             raise ValueError(
-                f"{path.name} holds more than data, loading it would run code ({refused})"
+                f"{name} holds more than data, loading it would run code ({refused})"
             ) from error
         # Whatever the bytes of a damaged file lead to.
-        raise ValueError(f"{path.name} can not be read ({_first_line(error)})") from error
+        raise ValueError(f"{name} can not be read ({_first_line(error)})") from error
 
 
 def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from xxhash import xxh3_128
 
 from ignite_hooks.checkpoint.manifest import FileRecord
+from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.core.warn_once import warn_once
 
 __all__ = ["give_mode_of", "make_folder", "record_of", "sync", "sync_tree"]
@@ -88,7 +89,7 @@ def record_of(path: Path) -> FileRecord:
     """The size and the checksum of a file. XXH3 is faster than memory, and no proof of origin."""
     checksum, size, buffer = xxh3_128(), 0, bytearray(_CHUNK)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while count := file.readinto(buffer):
             checksum.update(view[:count])
             size += count

@@ -1,10 +1,12 @@
 """The way from the files of a checkpoint back into a trainer: all that is asked for, or nothing.
 
-``LoadedState`` reads everything and compares it with the trainer before it changes anything. What
-can be refused while it is loaded is loaded under ``rolled_back_on_failure``.
+``LoadedState`` reads everything and compares it with the trainer before it changes anything. From
+then on the folder is not needed any more, and may be pruned by the run that saves there. What can
+be refused while it is loaded is loaded under ``rolled_back_on_failure``.
 """
 
 import copy
+import io
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import set_flags
+from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import ResumeReport
@@ -58,6 +61,7 @@ class LoadedState:
         self._state = state
         self._trainer = state.trainer
         names = set(checkpoint.manifest.files)
+        self._is_sharded = any(name.startswith(f"{SHARDED}/") for name in names)
         registered = [name for name in names if name.startswith("custom_checkpoint_")]
         registered.sort(key=lambda name: (len(name), name))  # by their numbers
         pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
@@ -72,7 +76,7 @@ class LoadedState:
             for name in ("scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
             if name in names
         }
-        if OPTIMIZER in names:  # on a CPU it is read when the model's memory is free again
+        if OPTIMIZER in names:
             self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
         self._scheduler = self._objects.get("scheduler.bin")
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
@@ -87,6 +91,17 @@ class LoadedState:
             state_dict = read_module(self.folder, name, names, about)
             if state_dict is not None:
                 self._modules[name] = state_dict
+        # On a CPU the optimizer is read when the model's memory is free again. By then the folder
+        # may have been pruned; a file that is open stays readable. It is opened last: what fails
+        # before it leaves nothing open.
+        self._optimizer_file: io.BufferedReader | None = None
+        if OPTIMIZER in names and self._trainer.accelerator.device.type == "cpu":
+            self._optimizer_file = open_regular(self.folder / OPTIMIZER)
+
+    def close(self) -> None:
+        """Closes what ``apply`` has not read; it cannot be called then."""
+        if self._optimizer_file is not None:
+            self._optimizer_file.close()
 
     def differences(self) -> list[str]:
         """What keeps it from being loaded: each with what it was and what it is."""
@@ -96,7 +111,7 @@ class LoadedState:
                 found.append(f"{name} is missing")
         if not self._place:
             found.append("the counters of this process are missing")
-        if self._state.is_sharded != (self.folder / SHARDED).is_dir():
+        if self._state.is_sharded != self._is_sharded:
             found.append("one of both is split over processes (FSDP, DeepSpeed), the other is not")
         if found:
             return found
@@ -122,8 +137,9 @@ class LoadedState:
         self._modules = {}
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
-        elif trainer.accelerator.device.type == "cpu":  # else its tensors would stay in the file
-            trainer.optimizer.load_state_dict(load_objects(self.folder / OPTIMIZER))
+        elif self._optimizer_file is not None:  # else its tensors would stay in the file
+            trainer.optimizer.load_state_dict(load_objects(self._optimizer_file))
+            self.close()
         parts["optimizer"] = EXACT
         self._look_at_data()
         parts["random generators"] = self._random_report()

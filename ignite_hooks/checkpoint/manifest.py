@@ -1,5 +1,6 @@
 """What a checkpoint says of itself: the file that makes a folder a checkpoint."""
 
+import json
 import re
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -13,7 +14,7 @@ from pydantic import NonNegativeInt
 from pydantic import PositiveInt
 from xxhash import xxh3_128_hexdigest
 
-__all__ = ["SCHEMA", "FileRecord", "Manifest", "sealed"]
+__all__ = ["SCHEMA", "FileRecord", "Manifest", "is_foreign", "sealed"]
 
 SCHEMA = 1
 """The layout of a checkpoint; a reader refuses a larger number than its own."""
@@ -101,6 +102,21 @@ class Manifest(BaseModel):
         if len(_CHECKSUM.findall(text)) != 1 or text != sealed(text):
             raise ValueError("`manifest_checksum` must be that of the text, which has changed")
         return manifest.model_copy(update={"manifest_checksum": ""})
+
+
+def is_foreign(text: bytes) -> bool:
+    """Returns whether a file called ``manifest.json`` is another program's, not a damaged one.
+
+    Two names of fields are looked for, because damage may have hit one of them. A file that is
+    not JSON may be what is left of a manifest.
+    """
+    if b'"manifest_checksum"' in text or b'"data_pass"' in text:
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def sealed(text: bytes) -> bytes:

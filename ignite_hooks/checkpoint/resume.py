@@ -1,26 +1,29 @@
 """Goes on from a checkpoint as if the training had never been interrupted, or says what differs."""
 
 import warnings
+from contextlib import closing
 from dataclasses import KW_ONLY
 from logging import getLogger
 from typing import Any
 from weakref import ref
 
+from accelerate import PartialState
 from ignite.engine import Engine
 from pydantic.dataclasses import dataclass
 
+from ignite_hooks.checkpoint.candidates import Candidate
+from ignite_hooks.checkpoint.candidates import Source
+from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.lineage import lineage_of
 from ignite_hooks.checkpoint.loading import LoadedState
 from ignite_hooks.checkpoint.manifest import SCHEMA
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.report import ResumeReport
 from ignite_hooks.checkpoint.save import SaveCheckpoint
-from ignite_hooks.checkpoint.source import Candidate
-from ignite_hooks.checkpoint.source import Source
 from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import Checkpoint
-from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.checkpoint.store import is_still_there
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import AfterTerminate
 from ignite_hooks.core.fields import Directory
@@ -53,6 +56,10 @@ class ResumeCheckpoint(Handler):
     the next older one, with a warning. One of another model, optimizer or number of processes is an
     error that lists the differences, with the trainer as it was. No code from a checkpoint is run.
 
+    A checkpoint that is pruned while it is read, by a run that saves there, is not damaged: the
+    newest that is there then is read. A source that cannot be read, a server that cannot be reached
+    for instance, is an error, and is never taken for an empty one.
+
     Model, optimizer, scheduler and counters are loaded when this is attached (the factory does that
     last). Random generators and the states of handlers, of those that are attached later too, are
     put back when the handlers of STARTED, and in mid-epoch of EPOCH_STARTED, have reset what they
@@ -77,7 +84,9 @@ class ResumeCheckpoint(Handler):
             ``TimeLimit`` and ``trainer.terminate(resumable=True)`` end no run for good.
 
     Raises:
-        FileNotFoundError: when attached: there is no checkpoint.
+        FileNotFoundError: when attached: there is no checkpoint, or it was removed meanwhile.
+        ImportError: when attached: the package for the protocol of a URL is not installed.
+        OSError: when attached: the source cannot be read, or ``cache_dir`` cannot be written.
         ValueError: an argument is out of its range; when attached: the engine is no trainer; all
             checkpoints are damaged; the checkpoint does not fit the trainer.
     """
@@ -112,14 +121,13 @@ class ResumeCheckpoint(Handler):
         trainer = attachment.engine
         assert is_trainer(trainer)  # check() has refused all others
         ranks = Ranks()
-        source = source_at(self.source, self.cache_dir)
-        candidates, damaged = ranks.first_alone(source.find)
-        loaded = self._first_whole(source, candidates, damaged, ranks, trainer)
+        loaded = self._search(ranks, trainer)
         if loaded is None:
             logger.info("no checkpoint at %s yet: training begins from scratch", self.source)
             return
-        ranks.agree(lambda: _check(loaded))
-        ranks.agree(lambda: setattr(trainer, "resume_report", loaded.apply()))
+        with closing(loaded):
+            ranks.agree(lambda: _check(loaded))
+            ranks.agree(lambda: setattr(trainer, "resume_report", loaded.apply()))
         ended_by = loaded.manifest.ended_by
         if ended_by is not None and self.after_terminate == "finish":
             trainer.finish_resumed_run(ended_by)
@@ -137,30 +145,54 @@ class ResumeCheckpoint(Handler):
 
         attachment.on_removal(trainer.call_on_resume(complete))
 
-    def _first_whole(
-        self,
-        source: Source,
-        candidates: list[Candidate],
-        damaged: list[str],
-        ranks: Ranks,
-        trainer: TrainingEngine,
-    ) -> LoadedState | None:
-        """The newest that can be read; all processes read the same."""
-        for problem in damaged:
-            warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=2)
-        for candidate in candidates:
-            _check_fit(candidate, ranks)
-            try:
-                checkpoint = self._whole(source, candidate, ranks)
-                return _read(checkpoint, self._state(trainer), ranks)
-            except (OSError, ValueError, RuntimeError) as error:
-                problem = f"{candidate.name}: {error}"
-                damaged.append(problem)
-                warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=2)
+    def _search(self, ranks: Ranks, trainer: TrainingEngine) -> LoadedState | None:
+        """Finds the newest checkpoint that can be read; all processes read the same.
+
+        A checkpoint may be pruned by the run that saves there while it is read here. That is no
+        damage: there is a newer one then, and the search begins again.
+        """
+        made: list[Source] = []
+        ranks.agree(lambda: made.append(source_at(self.source, self.cache_dir)))
+        (source,) = made
+        damaged: dict[str, str] = {}
+        tried: set[tuple[str, bytes]] = set()
+        removed = ""
+        while True:
+            look = ranks.first_alone(source.find)
+            for name, why in look.damaged.items():
+                if name not in damaged:
+                    _warn_of_skipped(f"{name}: {why}")
+            damaged |= look.damaged
+            candidates = [each for each in look.candidates if each.key not in tried]
+            for candidate in candidates:
+                _check_fit(candidate, ranks)
+                try:
+                    loaded = self._read(source, candidate, ranks, trainer)
+                except (OSError, ValueError, RuntimeError) as error:
+                    if any(ranks.gather(isinstance(error, SourceError))):
+                        raise
+                    tried.add(candidate.key)
+                    damaged[candidate.name] = str(error)
+                    _warn_of_skipped(f"{candidate.name}: {error}")
+                    continue
+                if loaded is not None:
+                    return loaded
+                removed = candidate.name
+                logger.info("%s was removed while it was read: the search begins again", removed)
+                break
+            else:
+                break
         if damaged:
+            problems = "; ".join(f"{name}: {why}" for name, why in damaged.items())
             raise ValueError(
                 f"`source` must have a checkpoint that is whole, got {self.source}, where all are "
-                f"damaged: {'; '.join(damaged)}"
+                f"damaged: {problems}"
+            )
+        if removed:
+            raise FileNotFoundError(
+                f"`source` must keep its checkpoint while it is read, got {self.source}, where "
+                f"{removed} was removed meanwhile: give the directory, for the newest one, or a "
+                "checkpoint that stays"
             )
         if self.on_missing == "start":
             return None
@@ -169,17 +201,35 @@ class ResumeCheckpoint(Handler):
             'is none: mend the path, or say on_missing="start" to begin from scratch'
         )
 
-    def _whole(self, source: Source, candidate: Candidate, ranks: Ranks) -> Checkpoint:
-        def fetch() -> Checkpoint:
-            checkpoint = source.fetch(candidate)
-            problems = find_problems(checkpoint) if self.verify else []
-            if problems:
-                raise ValueError("; ".join(problems))
-            return checkpoint
+    def _read(
+        self, source: Source, candidate: Candidate, ranks: Ranks, trainer: TrainingEngine
+    ) -> LoadedState | None:
+        """Reads a checkpoint; returns None if it has been removed meanwhile.
 
-        checkpoint = ranks.first_alone(fetch)
-        # On another machine a download is still to be made.
-        ranks.agree(lambda: None if checkpoint.folder.is_dir() else source.fetch(candidate))
+        If it is still there, what fails in one process raises in all.
+        """
+        read: list[LoadedState] = []
+        state = self._state(trainer)
+        try:
+            checkpoint = self._fetch(source, candidate, ranks)
+            ranks.agree(lambda: read.append(LoadedState(checkpoint, state, ranks.rank)))
+            # All files are open now. Were they all of this checkpoint?
+            if ranks.first_alone(lambda: is_still_there(checkpoint)):
+                return read.pop()
+        except (OSError, ValueError, RuntimeError):
+            if ranks.first_alone(lambda: source.still_has(candidate)):
+                raise
+        finally:
+            for each in read:
+                each.close()
+        return None
+
+    def _fetch(self, source: Source, candidate: Candidate, ranks: Ranks) -> Checkpoint:
+        checkpoint = ranks.first_alone(lambda: source.fetch(candidate, verify=self.verify))
+        # Another machine has downloads of its own, to be made or verified by one process there.
+        is_elsewhere = not ranks.is_first and PartialState().local_process_index == 0
+        verify = self.verify and source.makes_copies
+        ranks.agree(lambda: source.fetch(candidate, verify=verify) if is_elsewhere else None)
         return checkpoint
 
     def _state(self, trainer: TrainingEngine) -> TrainingState:
@@ -189,10 +239,8 @@ class ResumeCheckpoint(Handler):
         return TrainingState(trainer, also, trust_pickle=self.trust_pickle)
 
 
-def _read(checkpoint: Checkpoint, state: TrainingState, ranks: Ranks) -> LoadedState:
-    read: list[LoadedState] = []
-    ranks.agree(lambda: read.append(LoadedState(checkpoint, state, ranks.rank)))
-    return read[0]
+def _warn_of_skipped(problem: str) -> None:
+    warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=2)
 
 
 def _check_fit(candidate: Candidate, ranks: Ranks) -> None:

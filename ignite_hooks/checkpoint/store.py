@@ -12,6 +12,7 @@ removes the link: nothing outside the directory is ever changed.
 One process calls ``CheckpointStore``; the others only put their files into the folder.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -31,21 +32,25 @@ from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.regular_file import NotRegularFileError
+from ignite_hooks.checkpoint.regular_file import open_regular
 
 __all__ = [
     "INCOMPLETE",
     "MANIFEST",
+    "MAX_MANIFEST_BYTES",
     "Checkpoint",
     "CheckpointStore",
     "find_problems",
     "has_its_files",
     "is_checkpoint_name",
+    "is_still_there",
     "read_manifest",
 ]
 
 MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete.json"
-_MAX_MANIFEST_BYTES = 2**24
+MAX_MANIFEST_BYTES = 2**24
 _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
 # Every checkpoint has such files. A folder without them and without a manifest is none, and was
 # none or has been removed: what is in it is a user's.
@@ -79,27 +84,54 @@ def read_manifest(folder: Path) -> Manifest:
         OSError: there is none, or it can not be read.
         ValueError: it is damaged.
     """
-    with (folder / MANIFEST).open("rb") as file:
-        text = file.read(_MAX_MANIFEST_BYTES + 1)
-    if len(text) > _MAX_MANIFEST_BYTES:
-        raise ValueError(f"{folder / MANIFEST} has more than {_MAX_MANIFEST_BYTES} bytes")
+    try:
+        with open_regular(folder / MANIFEST) as file:
+            text = file.read(MAX_MANIFEST_BYTES + 1)
+    except NotRegularFileError as error:
+        raise ValueError(f"{folder / MANIFEST} is not a file") from error
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"{folder / MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
     return Manifest.loads(text)
+
+
+def is_still_there(checkpoint: Checkpoint) -> bool:
+    """Returns whether the folder has not been removed, or replaced, since its manifest was read.
+
+    A removal renames the manifest before it touches a file. So all files that were opened before
+    this returned True were whole, and a file that fails after it returned False is not damaged.
+    """
+    try:
+        # As text, because a metric that is NaN does not equal itself.
+        return read_manifest(checkpoint.folder).dumps() == checkpoint.manifest.dumps()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+    except ValueError:
+        return True
 
 
 def has_its_files(checkpoint: Checkpoint) -> bool:
     """Whether each file is there, with its size: what can be told without reading it."""
-    folder, manifest = checkpoint
-    try:
-        return all((folder / n).stat().st_size == f.size for n, f in manifest.files.items())
-    except OSError:
-        return False
+    return not find_problems(checkpoint, reads=False)
 
 
-def find_problems(checkpoint: Checkpoint) -> list[str]:
-    """What is not as it was written: each file that is missing or damaged, and how."""
+def find_problems(checkpoint: Checkpoint, *, reads: bool = True) -> list[str]:
+    """What is not as it was written: each file that is missing or damaged, and how.
+
+    Args:
+        checkpoint: the checkpoint.
+        reads: whether the files are read; else their kinds and sizes are looked at.
+    """
     folder, manifest = checkpoint
+
+    def problem_of(name: str) -> str | None:
+        expected = manifest.files[name]
+        problem = _problem_of_size(folder / name, name, expected)
+        if problem is None and reads:
+            problem = _problem_of_content(folder / name, name, expected)
+        return problem
+
     with ThreadPoolExecutor() as pool:  # reading and the sums go on at once
-        found = pool.map(lambda file: _problem(folder / file[0], *file), manifest.files.items())
+        found = (pool.map if reads else map)(problem_of, manifest.files)
         return [problem for problem in found if problem is not None]
 
 
@@ -264,13 +296,25 @@ class CheckpointStore:
             yield path
 
 
-def _problem(path: Path, name: str, expected: FileRecord) -> str | None:
+def _problem_of_size(path: Path, name: str, expected: FileRecord) -> str | None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"{name} can not be read ({error.strerror})"
+    if stat.S_ISDIR(status.st_mode):
+        return f"{name} can not be read ({os.strerror(errno.EISDIR)})"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{name} can not be read (not a regular file)"
+    if status.st_size != expected.size:
+        return f"{name} has {status.st_size:,} bytes and had {expected.size:,}"
+    return None
+
+
+def _problem_of_content(path: Path, name: str, expected: FileRecord) -> str | None:
     try:
         found = record_of(path)
     except OSError as error:
         return f"{name} can not be read ({error.strerror})"
-    if found.size != expected.size:
-        return f"{name} has {found.size:,} bytes and had {expected.size:,}"
     return None if found == expected else f"{name} has changed since it was written"
 
 
@@ -335,7 +379,7 @@ def _remove_leftover(folder: Path) -> None:
     """Removes a folder that is no checkpoint; what a user has put into a whole one stays."""
     incomplete = folder / INCOMPLETE
     with incomplete.open("rb") as file:
-        text = file.read(_MAX_MANIFEST_BYTES)
+        text = file.read(MAX_MANIFEST_BYTES)
     # Synced before the list goes: by it the rest of a removal that is broken off is known.
     try:
         names = list(Manifest.loads(text).files)

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import random
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.loading import LoadedState
 from ignite_hooks.checkpoint.loading import rolled_back_on_failure
 from ignite_hooks.checkpoint.manifest import sealed
 from ignite_hooks.checkpoint.state import TrainingState
@@ -320,6 +323,34 @@ def test_the_optimizer_keeps_no_file_open(tmp_path):
         pytest.skip("this system does not tell what a process has mapped")
     assert trainer.optimizer.state
     assert str(folder / "optimizer.bin") not in maps.read_text()
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_all_files_are_open_before_the_trainer_changes(tmp_path, monkeypatch, safe):
+    folder, whole = saved(tmp_path, save={"safe_serialization": safe})
+    apply = LoadedState.apply
+
+    def pruned_first(loaded):
+        shutil.rmtree(folder)
+        return apply(loaded)
+
+    monkeypatch.setattr(LoadedState, "apply", pruned_first)
+    trainer = trainer_of(resume_from=folder)
+    assert everything(trainer)["modules"] == everything(whole)["modules"]
+    assert everything(trainer)["optimizer"] == everything(whole)["optimizer"]
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_no_file_stays_open_after_a_resume(tmp_path, is_refused):
+    folder, _ = saved(tmp_path, **({"model": lambda: Net(width=5)} if is_refused else {}))
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("this system does not tell what a process has open")
+    trainer = trainer_of()
+    with pytest.raises(ValueError, match="fit") if is_refused else nullcontext():
+        ResumeCheckpoint(folder).attach(trainer)
+    opened = [os.path.realpath(each) for each in descriptors.iterdir()]
+    assert not [path for path in opened if path.startswith(str(folder))]
 
 
 def test_trainer_trains_on_unaffected_after_a_refused_checkpoint(tmp_path):

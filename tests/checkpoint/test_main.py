@@ -7,6 +7,7 @@ from math import nan
 
 import pytest
 
+from ignite_hooks.checkpoint import __main__ as cli
 from ignite_hooks.checkpoint.__main__ import main
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.manifest import Manifest
@@ -132,6 +133,32 @@ def test_verify_reports_an_unfinished_save(store, capsys):
     store.begin(2)
     assert main(["verify", str(store.directory)]) == 1
     assert lines(capsys)[0] == "step_00000002: no checkpoint, its save was not finished"
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "said"),
+    [
+        ("list", "has_its_files", "  removed meanwhile"),
+        ("verify", "find_problems", "step_00000001: removed meanwhile"),
+    ],
+)
+def test_checkpoint_that_is_removed_meanwhile_is_not_damaged(
+    store, monkeypatch, capsys, command, name, said
+):
+    folder = save(store, 1)
+    save(store, 2)
+    real = getattr(cli, name)
+
+    def looked_at(checkpoint):
+        if checkpoint.folder == folder:
+            store.remove(folder)
+        return real(checkpoint)
+
+    monkeypatch.setattr(cli, name, looked_at)
+    assert main([command, str(store.directory)]) == 0
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert "damaged" not in shown
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])

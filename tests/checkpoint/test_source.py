@@ -1,8 +1,9 @@
 """Where checkpoints are found, and what a download leaves behind."""
 
+import io
 import json
+import os
 import shutil
-from pathlib import Path
 
 import fsspec
 import pytest
@@ -10,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
+from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.manifest import sealed
 from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.store import read_manifest
@@ -51,8 +53,9 @@ def step_of(number):
 
 
 def found(place, cache=None):
-    candidates, damaged = source_at(place, cache).find()
-    return [each.manifest.step for each in candidates], damaged
+    look = source_at(place, cache).find()
+    damaged = [f"{name}: {why}" for name, why in look.damaged.items()]
+    return [each.manifest.step for each in look.candidates], damaged
 
 
 def resumed(source, **options):
@@ -69,7 +72,9 @@ def renumber(folder, number):
 
 
 def files_of(cache):
-    return sorted(path.name for path in cache.iterdir()) if cache.exists() else []
+    """What has been downloaded, or is on its way."""
+    names = os.listdir(cache) if cache.exists() else []
+    return sorted(name for name in names if name != ".lock")
 
 
 def test_directory_lists_checkpoints_newest_first_by_number(directory):
@@ -159,25 +164,40 @@ def test_a_file_in_a_folder_of_the_checkpoint_is_downloaded_too(directory, tmp_p
     }
     (folder / "manifest.json").write_bytes(sealed(json.dumps(text).encode()))
     source = source_at(directory.as_uri(), tmp_path / "cache")
-    checkpoint = source.fetch(source.find()[0][0])
+    checkpoint = source.fetch(source.find().candidates[0], verify=True)
     assert (checkpoint.folder / "sharded" / "deep" / "part").exists()
 
 
 class Refusing:
-    """Has the downloads of a file system counted, and one of them fail."""
+    """Has the files opened of a file system counted, and one of them fail in the middle."""
 
     def __init__(self, monkeypatch, fails_at=None, error=None):
         self.count = 0
-        real = MemoryFileSystem.get_file
+        real = MemoryFileSystem.open
 
-        def get_file(fs, remote, local, **options):
+        def open_file(fs, path, *rest, **options):
+            if path.endswith("manifest.json"):
+                return real(fs, path, *rest, **options)
             self.count += 1
             if self.count == fails_at:
-                Path(local).write_bytes(b"half")
-                raise error
-            return real(fs, remote, local, **options)
+                return FailingFile(error)
+            return real(fs, path, *rest, **options)
 
-        monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
+        monkeypatch.setattr(MemoryFileSystem, "open", open_file)
+
+
+class FailingFile(io.BytesIO):
+    """Fails after the first bytes."""
+
+    def __init__(self, error):
+        super().__init__(b"half")
+        self.error = error
+
+    def read(self, size=-1):
+        content = super().read(size)
+        if not content:
+            raise self.error
+        return content
 
 
 @pytest.fixture
@@ -232,24 +252,24 @@ def test_a_download_that_breaks_off_leaves_nothing(
 ):
     cache = tmp_path / "cache"
     source = source_at(in_memory, cache)
-    candidate = source.find()[0][0]
+    candidate = source.find().candidates[0]
     with monkeypatch.context() as patched:
         Refusing(patched, fails_at, error)
-        with pytest.raises(type(error)):
-            source.fetch(candidate)
+        with pytest.raises((KeyboardInterrupt, SourceError)):
+            source.fetch(candidate, verify=True)
     assert files_of(cache) == []
-    assert source.fetch(candidate).folder.is_dir()
+    assert source.fetch(candidate, verify=True).folder.is_dir()
 
 
 def test_a_download_is_not_seen_under_its_name_before_it_is_whole(in_memory, tmp_path, monkeypatch):
     cache, seen = tmp_path / "cache", []
-    real = MemoryFileSystem.get_file
+    real = MemoryFileSystem.open
 
-    def get_file(fs, *rest, **options):
+    def open_file(fs, *rest, **options):
         seen.extend(files_of(cache))
         return real(fs, *rest, **options)
 
-    monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
+    monkeypatch.setattr(MemoryFileSystem, "open", open_file)
     resumed(in_memory, cache_dir=cache)
     assert seen
     assert all(name.startswith(".download-") for name in seen)

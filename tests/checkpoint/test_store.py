@@ -9,6 +9,7 @@ import pytest
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.store import has_its_files
+from ignite_hooks.checkpoint.store import is_still_there
 from ignite_hooks.checkpoint.store import read_manifest
 from tests.checkpoint.stored import FILES
 from tests.checkpoint.stored import OURS
@@ -313,3 +314,17 @@ def test_a_manifest_that_is_too_long_to_be_one_is_not_parsed(store):
     file.write_bytes(file.read_bytes() + b" " * 2**24)
     assert store.checkpoints() == []
     assert list(store.broken().values()) == ["its manifest is damaged"]
+
+
+def test_removed_or_replaced_checkpoint_is_told_from_a_damaged_one(store):
+    folder = save(store, 1, metric="loss", metric_value=nan)
+    (checkpoint,) = store.checkpoints()
+    assert is_still_there(checkpoint)
+    damaged(folder, "deleted")
+    assert is_still_there(checkpoint)
+    store.remove(folder)
+    assert not is_still_there(checkpoint)
+    assert save(store, 1) == folder
+    assert not is_still_there(checkpoint)
+    (folder / "manifest.json").write_text("{")
+    assert is_still_there(checkpoint)

@@ -127,6 +127,34 @@ def test_checkpoint_damaged_for_one_process_is_skipped_by_both(findings, check):
         assert finding["exact"]
 
 
+@pytest.mark.parametrize(
+    "check", ["pruned_before_the_second_has_read", "pruned_after_the_second_has_read"]
+)
+def test_checkpoint_pruned_while_it_is_read_has_both_read_the_next(findings, check):
+    for finding in findings.of(check):
+        assert finding["from"] == STEPS
+        assert finding["warned"] == []
+        assert finding["exact"]
+
+
+def test_network_that_fails_for_the_first_is_an_error_on_both(findings):
+    kinds = []
+    for finding in findings.of("network_that_fails"):
+        kind, text = finding["told"]
+        kinds.append(kind)
+        assert "SourceError" in f"{kind}: {text}"
+        assert "gone" in text
+        assert finding["same"]
+    assert sorted(kinds) == ["RuntimeError", "SourceError"]
+
+
+def test_one_process_of_each_machine_downloads_or_verifies(findings):
+    first, second = findings.of("downloads_of_two_machines")
+    assert first["together"] == first["apart"] == [True]
+    assert second["together"] == []
+    assert second["apart"] == [True]
+
+
 def test_all_processes_return_or_fail_together(findings):
     first, second = findings.of("agreement")
     for finding in (first, second):

@@ -200,6 +200,13 @@ def limit_when_written(patched, name, step):
     patched.setattr(Manifest, "dumps", dumps)
 
 
+def save_and_prune(directory):
+    """Saves after each step, and keeps the newest only, until it is killed."""
+    trainer = trainer_of(directory, keep_last=1)
+    trainer.add_event_handler(Events.STARTED, lambda: tell(started=True))
+    trainer.run(max_steps=10**9)
+
+
 def warm_up():
     """Imports what is imported at first use, which takes two seconds."""
     with tempfile.TemporaryDirectory() as directory:
@@ -207,7 +214,7 @@ def warm_up():
             trainer_of(directory).run(max_epochs=epochs)
 
 
-PROGRAMS = (train, train_with_pauses, train_with_workers, train_limited)
+PROGRAMS = (train, train_with_pauses, train_with_workers, train_limited, save_and_prune)
 
 if __name__ == "__main__":
     warnings.simplefilter("error")

@@ -10,6 +10,7 @@ import warnings
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,9 +22,13 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import lock
+from ignite_hooks.checkpoint import resume
 from ignite_hooks.checkpoint import triggers as saving
+from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.lock import LOCK_NAME
 from ignite_hooks.checkpoint.ranks import Ranks
+from ignite_hooks.checkpoint.remote import RemoteSource
+from ignite_hooks.checkpoint.store import CheckpointStore
 from tests.checkpoint.damage.training import folders
 from tests.checkpoint.damage.training import whole_steps
 from tests.distributed.programs.checks import accelerator
@@ -300,6 +305,85 @@ def damage_to_the_second_unverified():
     return falling_back("unverified second", "rank_00001.pt", verify=False)
 
 
+def pruned_while_it_is_read(name, *, after):
+    """The run that saves there is a step further when one process has read, or not yet."""
+    directory, final = directory_of(name), unbroken()
+    trainer_of(directory).run(max_epochs=EPOCHS)
+    newest, later = directory / f"step_{STEPS:08d}", directory / "later"
+    if rank() == 0:
+        newest.rename(later)
+    torch.distributed.barrier()
+    real = resume.LoadedState
+
+    def read(*arguments):
+        if later.exists() and rank() == 1:
+            loaded = real(*arguments) if after else None
+            later.rename(newest)
+            CheckpointStore(directory).remove(directory / f"step_{STEPS - 1:08d}")
+            return loaded or real(*arguments)
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        patched.setattr(resume, "LoadedState", read)
+        trainer = trainer_of(resume_from=directory, number=2)
+    trainer.run(max_epochs=EPOCHS)
+    return {
+        "from": trainer.resume_report.step,
+        "warned": [str(each.message) for each in warned],
+        "exact": torch.equal(weights(trainer.model), final),
+    }
+
+
+def pruned_before_the_second_has_read():
+    return pruned_while_it_is_read("pruned before", after=False)
+
+
+def pruned_after_the_second_has_read():
+    return pruned_while_it_is_read("pruned after", after=True)
+
+
+def network_that_fails():
+    """On the first process, in mid-download."""
+    directory = directory_of("network")
+    trainer_of(directory).run(max_steps=2)
+
+    def fail(*_):
+        raise SourceError("the network is gone")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RemoteSource, "_download", fail)
+        trainer = trainer_of()
+        before = weights(trainer.model)
+        source = ResumeCheckpoint(
+            directory.as_uri(), cache_dir=Path(sys.argv[1]) / "cache", on_missing="start"
+        )
+        failure = failed(lambda: str(source.attach(trainer)))
+    return {"told": failure, "same": torch.equal(weights(trainer.model), before)}
+
+
+def downloads_of_two_machines():
+    """How each process fetches, on one machine, and as if each were on its own."""
+    directory = directory_of("machines")
+    trainer_of(directory).run(max_steps=1)
+    cache, fetched, real = Path(sys.argv[1]) / "machines cache", [], RemoteSource.fetch
+
+    def fetch(source, candidate, *, verify):
+        fetched.append(verify)
+        return real(source, candidate, verify=verify)
+
+    def resumed():
+        del fetched[:]
+        ResumeCheckpoint(directory.as_uri(), cache_dir=cache).attach(trainer_of())
+        return list(fetched)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RemoteSource, "fetch", fetch)
+        together = resumed()
+        patched.setattr(resume, "PartialState", lambda: SimpleNamespace(local_process_index=0))
+        return {"together": together, "apart": resumed()}
+
+
 def failed(act):
     try:
         return ["returned", act()]
@@ -343,6 +427,10 @@ CHECKS = [
     damage_to_the_model,
     damage_to_the_second,
     damage_to_the_second_unverified,
+    pruned_before_the_second_has_read,
+    pruned_after_the_second_has_read,
+    network_that_fails,
+    downloads_of_two_machines,
     agreement,
 ]
 
