@@ -169,7 +169,11 @@ class SchedulerDriver:
         step = self.lr_scheduler.step
         self._signals.is_holding = True
         try:
-            due.pop(), step(*arguments)
+            with warnings.catch_warnings():
+                # A resumed run may begin with this move: torch knows of no step before it.
+                message = r"Detected call of `lr_scheduler\.step\(\)` before"
+                warnings.filterwarnings("ignore", message)
+                due.pop(), step(*arguments)
         finally:
             self._signals.release()
         self.note_place()
