@@ -69,3 +69,29 @@ def test_one_that_fails_stays_due_once_with_those_after_it(asks_again):
     due.call()
     assert called == ["failing", "failing", "after"]
     assert len(due.entries) == asks_again
+
+
+def test_what_is_broken_off_waits_for_the_next_run():
+    due, called = DueList(), []
+
+    def break_off():
+        called.append("broken off")
+        raise Failure
+
+    save, other = (lambda: called.append("save")), (lambda: called.append("other"))
+    due.add(break_off, Turn.VALIDATION)
+    due.add(save, Turn.CHECKPOINT)
+    with pytest.raises(Failure):
+        due.call()
+    due.break_off()
+    assert due.is_broken_off
+    due.add(save, Turn.CHECKPOINT)
+    due.call()
+    assert called == ["broken off", "save"]
+    due.drop(break_off)
+    due.add(other, Turn.OTHERS)
+    due.add(save, Turn.CHECKPOINT)
+    due.resume()
+    assert not due.is_broken_off
+    due.call()
+    assert called == ["broken off", "save", "other", "save"]
