@@ -74,6 +74,10 @@ The edges:
   the broken window are given again. After a failure that came when the step was committed, what
   was left of that moment comes first, after STARTED: STEP_COMPLETED if it had not begun, step
   schedules, the validation and the save. Ignite's running metrics go on as well.
+- A signal that asks to stop breaks off a validation between two batches of an evaluator. The
+  state is saved at once, without VALIDATION_COMPLETED and, at the end of an epoch, without the
+  other handlers of EPOCH_COMPLETED. The next run, also in another process, makes up the validation
+  and all that was to follow it.
 - ``last_event_name`` in a handler is that handler's event, whatever was fired within.
 """
 

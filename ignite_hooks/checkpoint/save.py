@@ -64,8 +64,9 @@ class SaveCheckpoint(Scheduled):
     ``trainer.stop_reason`` is the signal's name. More signals within ``grace_seconds`` are the same
     request; a later one, or one that comes when the save is complete, does what it did before.
     Workers of a ``DataLoader`` ignore the signals meanwhile, so that one to all processes of a job
-    harms nothing. If the run fails before that save, and there is one process, the last step
-    boundary is saved on the way out where it is known; the error has a note that says so.
+    harms nothing. A ``Validation`` in progress is broken off, and made up when the run is resumed.
+    If the run fails before that save, and there is one process, the last step boundary is saved on
+    the way out where it is known; the error has a note that says so.
 
     One run at a time writes to a directory: a run holds a lock on it until it ends, and is refused,
     or waits, while another holds it. An interrupted run keeps the lock.
@@ -196,6 +197,7 @@ class SaveCheckpoint(Scheduled):
         saving.wait_for_others()
         attachment.on_removal(saving.release)
         attachment.on_removal(lambda: trainer.cancel(saving.save))
+        attachment.on_removal(saving.break_off(trainer))
         attachment.during_run(saving.watching)
         attachment.on(Events.STARTED, saving.start)
         attachment.on_removal(saving.end_runs_without_workers(trainer))
@@ -220,7 +222,7 @@ class SaveCheckpoint(Scheduled):
         if is_running(engine) and engine.last_event_name == Events.EXCEPTION_RAISED:
             warnings.warn(f"nothing is saved at EXCEPTION_RAISED: {_NO_SAVE}", stacklevel=2)
         elif is_running(engine) and engine.last_event_name != Events.INTERRUPT:
-            saving.defer(engine)
+            saving.schedule(engine)
         else:
             saving.save()
 

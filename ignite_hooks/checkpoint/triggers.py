@@ -18,10 +18,13 @@ from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.signals import StopSignals
 from ignite_hooks.checkpoint.signals import is_death_of_worker
 from ignite_hooks.checkpoint.write import Saver
+from ignite_hooks.core.due_on_resume import add_due
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.scopes import note
+from ignite_hooks.core.stop_requests import StopWatch
+from ignite_hooks.core.stop_requests import add_stop_watch
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.events import TrainEvents
@@ -52,6 +55,7 @@ class Saving:
         self._newest: Path | None = None
         self._last_time = monotonic()
         self._is_after_failure = self.is_in_run = False
+        self._scheduled_at = -1  # the iteration at which a schedule asked for a save last
         engine = ref(trainer)
 
         def tell(folder: Path) -> None:
@@ -74,6 +78,38 @@ class Saving:
     def defer(self, trainer: TrainingEngine) -> None:
         """Saves when the handlers of the present event have returned, after a validation."""
         trainer.defer(self.save, Turn.CHECKPOINT)
+
+    def schedule(self, trainer: TrainingEngine) -> None:
+        """Saves as above, also once more if a validation of that moment is broken off."""
+        self._scheduled_at = trainer.place.progress.iteration
+        self.defer(trainer)
+
+    def break_off(self, trainer: TrainingEngine) -> Callable[[], None]:
+        """Has a signal break off validations; returns what undoes it."""
+        ranks = self._saver.ranks
+
+        def is_due() -> bool:
+            return self._scheduled_at == trainer.place.progress.iteration
+
+        def obey() -> None:
+            if not is_due():  # the save below is then the only one
+                trainer.cancel(self.save)
+            self.look(trainer)
+
+        watch = StopWatch(
+            lambda: self._signals.received is not None,
+            None if ranks.size == 1 else ranks.any_of,
+            obey,
+        )
+        undo = [add_due(trainer, "saves", is_due, lambda: self.schedule(trainer))]
+        if self._options.on_signals:
+            undo.append(add_stop_watch(trainer, watch))
+
+        def remove() -> None:
+            for each in undo:
+                each()
+
+        return remove
 
     def start(self, trainer: TrainingEngine) -> None:
         """Before the first batch: a state that can not be saved is an error, none is new yet."""

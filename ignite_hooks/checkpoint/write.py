@@ -87,9 +87,9 @@ class Saver:
         self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks()
-        self._saved_at: tuple[Progress, int] | None = None
+        self._saved_at: tuple[Progress, int, bool] | None = None
         self._last_saved: Checkpoint | None = None  # of this run
-        self._saving_at: tuple[Progress, int] | None = None
+        self._saving_at: tuple[Progress, int, bool] | None = None
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._lineage = lineage_of(trainer)
@@ -377,9 +377,12 @@ class BackgroundWriter:
             self._error = error
 
 
-def _place(trainer: TrainingEngine) -> tuple[Progress, int]:
-    """Counters alone begin anew with a new training; the batches taken in this process do not."""
-    return trainer.place.progress, trainer.place.taken
+def _place(trainer: TrainingEngine) -> tuple[Progress, int, bool]:
+    """Counters alone begin anew with a new training; the batches taken in this process do not.
+
+    A validation that was broken off is new when it has been made up.
+    """
+    return trainer.place.progress, trainer.place.taken, trainer.is_broken_off
 
 
 def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecord]:

@@ -98,6 +98,10 @@ class TrainingEngine(Protocol):
         """True if ``terminate_epoch()`` was called in an epoch that has begun."""
 
     @property
+    def is_broken_off(self) -> bool:
+        """True if a stop broke off what is due at this step boundary: it is made up later."""
+
+    @property
     def state_dict_user_keys(self) -> list[str]:
         """The attributes of ``state`` that ``state_dict`` includes."""
 

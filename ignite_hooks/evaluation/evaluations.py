@@ -13,6 +13,7 @@ from ignite.engine import Engine
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.data.sources import PlainIterable
+from ignite_hooks.evaluation.breaking_off import Breaker
 from ignite_hooks.evaluation.evaluator import Evaluator
 from ignite_hooks.evaluation.evaluator import FirstBatches
 from ignite_hooks.evaluation.modes import without_ddp
@@ -80,11 +81,16 @@ class Evaluations:
         """The evaluators that are engines."""
         return [each for each in self._evaluate.values() if isinstance(each, Engine)]
 
-    def results(self, engine: Engine) -> Iterator[tuple[str, Any]]:
-        """Evaluates; gives each metric with the name that it has in ``state.metrics``."""
+    def results(self, engine: Engine, breaker: Breaker) -> Iterator[tuple[str, Any]]:
+        """Evaluates; gives each metric with the name that it has in ``state.metrics``.
+
+        Raises:
+            BrokenOff: ``breaker`` has broken off an evaluator, or kept what follows from beginning.
+        """
         for name, evaluate in self._evaluate.items():
             prefix = f"{self._prefix}{name}_" if name != "" else self._prefix
             if not isinstance(evaluate, Engine):
+                breaker.look()
                 owner: Any = engine  # of a plain engine's model nothing is known
                 arguments = [without_ddp(owner.model)] if _arguments_of(evaluate) else []
                 metrics = evaluate(*arguments)
@@ -92,16 +98,18 @@ class Evaluations:
                 continue
             for of_data, data in self._data.items():
                 of_both = f"{prefix}{of_data}_" if of_data != "" else prefix
-                yield from _named(of_both, self._run(evaluate, data))
+                yield from _named(of_both, self._run(evaluate, data, breaker))
 
-    def _run(self, evaluator: Engine, data: Any) -> Mapping[str, Any]:
+    def _run(self, evaluator: Engine, data: Any, breaker: Breaker) -> Mapping[str, Any]:
+        breaker.look()
         evaluator.state.metrics = {}  # none of an earlier run, should this one break off
         try:
-            if isinstance(evaluator, Evaluator):
-                evaluator.run(data, max_batches=self._max_batches)
-            else:
-                limit = self._max_batches
-                evaluator.run(data if limit is None else FirstBatches(data, limit))
+            with breaker.breaking(evaluator):
+                if isinstance(evaluator, Evaluator):
+                    evaluator.run(data, max_batches=self._max_batches)
+                else:
+                    limit = self._max_batches
+                    evaluator.run(data if limit is None else FirstBatches(data, limit))
         except BaseException:
             forget_run(evaluator)
             raise

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import ExitStack
 from contextlib import contextmanager
+from contextlib import suppress
 from typing import Any
 from weakref import ref
 
@@ -14,6 +15,7 @@ from ignite.engine import Events
 from pydantic.dataclasses import dataclass
 
 from ignite_hooks.core.accelerators import prepared_models
+from ignite_hooks.core.due_on_resume import add_due
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import fire_within
 from ignite_hooks.core.engine import handlers_of
@@ -31,6 +33,7 @@ from ignite_hooks.core.handler import attached
 from ignite_hooks.core.measured import completed_validations
 from ignite_hooks.core.measured import measured_at
 from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.stop_requests import BrokenOff
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
@@ -39,6 +42,8 @@ from ignite_hooks.data.active_loader import set_aside
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.prepare import source_of
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.evaluation.breaking_off import NEVER
+from ignite_hooks.evaluation.breaking_off import Breaker
 from ignite_hooks.evaluation.evaluations import Evaluations
 from ignite_hooks.evaluation.modes import gradients_kept
 from ignite_hooks.evaluation.modes import modes_kept
@@ -91,6 +96,15 @@ class Validation(ValidationSchedule, Scheduled):
     after STEP_COMPLETED, and at EPOCH_COMPLETED after Ignite's metrics and before all other
     handlers. One that is attached to an event, ``attach(engine, event)``, acts by itself in its
     turn among the handlers of that event.
+
+    A signal that asks a trainer to stop (``SaveCheckpoint(on_signals=…)``) breaks an evaluator off
+    between two batches. The results are dropped, contexts on ``on_validation`` are left without an
+    exception, and neither VALIDATION_COMPLETED nor the evaluator's COMPLETED is fired. The state is
+    saved, with the validation still due: the run that resumes begins with it, or completes the
+    epoch with it, and calls the handlers of VALIDATION_STARTED and of the evaluators again. The
+    signal waits for what cannot be broken off or made up: a callable (the evaluator after it is
+    not begun), a validation at an event, evaluators that handlers run, and a validation for which
+    a handler of VALIDATION_STARTED has changed weights. Swap weights in a context instead.
 
     Args:
         evaluate: an evaluator engine, or a callable without argument or with the model as its one
@@ -154,6 +168,8 @@ class Validation(ValidationSchedule, Scheduled):
         scheduled = _scheduled_on(attachment.engine)
         scheduled.members.append(self)
         attachment.on_removal(lambda: scheduled.drop(self))
+        is_due, make_due = scheduled.due_on_resume(self)
+        attachment.on_removal(add_due(attachment.engine, "validations", is_due, make_due))
         # Each attachment calls these, and the first call does it for all: a later one finds
         # nothing left to do.
         attachment.during_run(scheduled.in_run)
@@ -195,11 +211,14 @@ class _ScheduledValidations:
 
     def start(self, engine: Engine) -> None:
         """Validates before the first epoch; on a trainer as the last handler of STARTED."""
+        if is_trainer(engine) and engine.is_broken_off:
+            return  # the loop has it made up when all is restored
         if engine.state.iteration == 0 and not engine.should_terminate:
             # A trainer may go on from there, after a failure in the first window.
             done = completed_validations(engine) if is_trainer(engine) else ()
             self._trigger(engine, [e for e in self.members if e.at_start and e not in done])
-            self.run()
+            with suppress(BrokenOff):  # the loop finds it due
+                self.run()
 
     def end_step(self, engine: Engine) -> None:
         """Validates after a step; on a trainer when all else that is due by step is done."""
@@ -238,20 +257,44 @@ class _ScheduledValidations:
 
         def run(trainer: TrainingEngine) -> None:
             if self._due and not (trainer.place.progress.is_full or trainer.is_leaving_epoch):
-                self.run()
+                with suppress(BrokenOff):  # the loop finds it due
+                    self.run()
 
         run.__qualname__ = Validation.__name__  # what profilers show
         set_turn(run, Turn.LATE_VALIDATION)
         return run
 
     def run(self) -> None:
-        """Runs what is due as one validation. It stays due if that fails."""
+        """Runs what is due as one validation. It stays due if that fails.
+
+        Raises:
+            BrokenOff: the run is to stop, and the validation stays due.
+        """
         engine, iteration = self._engine(), self._due_at
         assert engine is not None
         if self._due and iteration == engine.state.iteration:
+            breaker = Breaker(engine) if _evaluators(self._due) else NEVER
+            breaker.look()
             self._last_at.update(dict.fromkeys(self._due, iteration))
-            _validate(engine, [*self._due], self._due)
+            _validate(engine, [*self._due], self._due, breaker)
         self._due = []
+
+    def due_on_resume(
+        self, validation: Validation
+    ) -> tuple[Callable[[], bool], Callable[[], None]]:
+        """Returns what tells whether a validation is due, and what makes it due."""
+
+        def is_due() -> bool:
+            engine = self._engine()
+            assert engine is not None
+            return validation in self._due and self._due_at == engine.state.iteration
+
+        def make_due() -> None:
+            engine = self._engine()
+            assert engine is not None
+            self._trigger(engine, [validation])
+
+        return is_due, make_due
 
 
 def _divides(every: int | None, count: int) -> bool:
@@ -267,7 +310,10 @@ def _scheduled_on(engine: Engine) -> _ScheduledValidations:
 
 
 def _validate(
-    engine: Engine, validations: Sequence[Validation], due: list[Validation] | None = None
+    engine: Engine,
+    validations: Sequence[Validation],
+    due: list[Validation] | None = None,
+    breaker: Breaker = NEVER,
 ) -> None:
     """Runs one validation: the events, the evaluations, and the results of all of them.
 
@@ -275,6 +321,11 @@ def _validate(
         engine: the engine.
         validations: what is run.
         due: is emptied when it has been run.
+        breaker: breaks it off.
+
+    Raises:
+        BrokenOff: it was broken off: its results are dropped, and contexts are left without an
+            exception, as those of an epoch are when the run is terminated.
     """
     TrainEvents.register(engine)
     state: Any = engine.state
@@ -286,17 +337,27 @@ def _validate(
 
     with restored(discount):
         state.validation = before + 1
-        is_complete = False
+        is_complete = is_broken_off = False
         # What handlers of the events and contexts draw is no more of training's than the rest.
         with _data_and_generators_kept(engine, validations), channels_of(engine).on_validation:
-            fire_within(engine, TrainEvents.VALIDATION_STARTED)
+            with breaker.refusing_changes(engine, _models(engine, validations)):
+                fire_within(engine, TrainEvents.VALIDATION_STARTED)
+            put_back = breaker.noted(_evaluators(validations))
             results: dict[str, Any] = {}
-            with _models_kept(engine, validations):
-                for validation in validations:
-                    _add(dict(validation.evaluations.results(engine)), validation.prefix, results)
-            _write(engine, results)
-            fire_within(engine, TrainEvents.VALIDATION_COMPLETED)
-            is_complete = True
+            try:
+                with _models_kept(engine, validations):
+                    for validation in validations:
+                        new = dict(validation.evaluations.results(engine, breaker))
+                        _add(new, validation.prefix, results)
+            except BrokenOff:
+                is_broken_off = True
+            else:
+                _write(engine, results)
+                fire_within(engine, TrainEvents.VALIDATION_COMPLETED)
+                is_complete = True
+        if is_broken_off:
+            put_back()
+            raise BrokenOff
         if is_complete:  # and no context has made a clean stop of a failure
             completed_validations(engine).update(validations)
             are_more_to_come = bool(validations_to_come(engine))
@@ -352,18 +413,21 @@ def _data_and_generators_kept(engine: Engine, validations: Sequence[Validation])
 @contextmanager
 def _models_kept(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
     """Has the models in eval mode, and without gradients, for the time of the evaluation alone."""
+    with ExitStack() as kept:
+        for model in _models(engine, validations):
+            kept.enter_context(modes_kept(model))
+            kept.enter_context(gradients_kept(model))
+            model.eval()
+        kept.enter_context(torch.no_grad())
+        yield
+
+
+def _models(engine: Engine, validations: Sequence[Validation]) -> list[torch.nn.Module]:
     owners = [engine, *_evaluators(validations)]
     models = [getattr(owner, "model", None) for owner in owners]
     for step in attached(engine, OptimizerStep):
         models += prepared_models(step.accelerator)
-    with ExitStack() as kept:
-        for model in models:
-            if isinstance(model, torch.nn.Module):
-                kept.enter_context(modes_kept(model))
-                kept.enter_context(gradients_kept(model))
-                model.eval()
-        kept.enter_context(torch.no_grad())
-        yield
+    return [each for each in models if isinstance(each, torch.nn.Module)]
 
 
 def _evaluators(validations: Sequence[Validation]) -> list[Engine]:

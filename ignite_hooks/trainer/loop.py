@@ -13,6 +13,8 @@ from ignite.engine import Events
 from ignite.engine import State
 from ignite.metrics import Metric
 
+from ignite_hooks.core.due_on_resume import due_of
+from ignite_hooks.core.due_on_resume import make_due
 from ignite_hooks.core.engine import QuickEngine
 from ignite_hooks.core.engine import handlers_of
 from ignite_hooks.core.engine import has_handlers
@@ -22,6 +24,8 @@ from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.restoring import Changes
+from ignite_hooks.core.stop_requests import BrokenOff
+from ignite_hooks.core.stop_requests import stop_watches
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.data.active_loader import set_aside
 from ignite_hooks.data.feed import DataFeed
@@ -136,13 +140,15 @@ class TrainingLoop(QuickEngine):
         self._fire_to_profilers(Events.STARTED)  # … and at this event
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         self._look()
-        yield from self._obey()
+        if not (self.is_broken_off and self.should_terminate == _AT_LIMIT):  # that is not all yet
+            yield from self._obey()
         self._finish_boundary()
         if self.is_leaving_epoch and not self.should_terminate:
             self._cut_epoch()
         elif not position.place.progress.is_full:  # else the epoch completes first
             yield from self._obey()
         position.restore_random_state(is_last_time=position.place.progress.batches == 0)
+        self._call_due_on_resume()
         while position.limit_reached is None or position.place.progress.is_full:
             self.state.epoch = position.place.progress.epochs + 1
             self._present_feed.settle()
@@ -154,10 +160,11 @@ class TrainingLoop(QuickEngine):
                     self._fire(Events.EPOCH_STARTED)
                     self._follow_data()
                     self._look()
-                    if position.limit_reached is not None:  # now, not after the first batch
-                        self._stop_at(position.limit_reached)
                     self._note_frozen()
-                    yield from self._obey()
+                    if not position.place.progress.is_full:  # else the epoch completes first
+                        if position.limit_reached is not None:  # now, not after the first batch
+                            self._stop_at(position.limit_reached)
+                        yield from self._obey()
                 position.restore_random_state(is_last_time=True)
                 self._running_metrics.restore(self, is_last_time=True)
                 yield from self._iterations()
@@ -177,12 +184,27 @@ class TrainingLoop(QuickEngine):
         position = self._position
         if self._leaves_epoch and not position.place.progress.is_full:
             self.should_terminate_single_epoch = self._leaves_epoch
+        self._due.resume()
         if self._optimizer_step.scheduler.is_validated:
             self.defer(self._move_scheduler, Turn.SCHEDULER)
         self._optimizer_step.complete_step(self)
         self._look()
         if not position.place.progress.is_full:
             self._call_due()
+            if self._due.on_resume and self.should_terminate == _AT_LIMIT:  # no epoch is to come
+                position.restore_random_state(is_last_time=True)
+                self._call_due_on_resume()
+
+    def _call_due_on_resume(self) -> None:
+        """Does what a stop broke off in the run that is resumed, when all of it is restored.
+
+        If that was the last batch of an epoch, it waits for the epoch to complete.
+        """
+        if self._due.on_resume and self._position.is_restored:
+            make_due(self, self._due.on_resume)
+            self._due.on_resume = {}
+            if not self._position.place.progress.is_full:
+                self._call_due()
 
     def _iterations(self) -> Generator[State, None, None]:
         state, fire, channels = self.state, self._fire, self.hook_channels
@@ -191,6 +213,10 @@ class TrainingLoop(QuickEngine):
         fire_of_data = fire if self._has_data else _fire_nothing
         optimizer_step.signals.is_stale = True  # loader workers may start, with a handler
         try:
+            if self._due.on_resume:
+                self._call_due_on_resume()
+                if not position.place.progress.is_full:
+                    yield from self._obey()
             while not position.place.progress.is_full:
                 state.batch = state.model_outputs = state.loss = None
                 state.step_committed = False
@@ -270,9 +296,27 @@ class TrainingLoop(QuickEngine):
         if is_announced:
             if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
-            self._fire(Events.EPOCH_COMPLETED)
+            self._announce_epoch()
         self._position.unannounced.clear()  # done already, if there was a handler
         self._call_due()
+
+    def _announce_epoch(self) -> None:
+        """Fires EPOCH_COMPLETED; if the validation in it is broken off, the epoch stays open.
+
+        The other handlers, which see the results, are called when the validation is made up.
+        """
+        (before,) = self._position.unannounced
+        put_back = self._running_metrics.noted() if stop_watches(self) else _nothing
+        try:
+            self._fire(Events.EPOCH_COMPLETED)
+            return
+        except BrokenOff:
+            self._position.reopen_epoch(before)
+        put_back()  # they have computed
+        self.should_terminate_single_epoch = False  # the position knows it
+        self._stop_broken_off()
+        self.hook_channels.scopes.leave(self._depth_in_loop)
+        raise Terminate
 
     def _move_scheduler(self) -> None:
         self._optimizer_step.scheduler.after_validation(self)
@@ -468,7 +512,7 @@ class TrainingLoop(QuickEngine):
 
     def _call_due(self) -> None:
         """Calls what is due, and what is to be called where the run ends if it ends here."""
-        self._due.call()
+        self._try_due()
         self._look()
         is_over = bool(self.should_terminate or self._position.limit_reached)
         if is_over and self._position.is_at_boundary and not self.is_leaving_epoch:
@@ -479,8 +523,23 @@ class TrainingLoop(QuickEngine):
     def _finish_due(self) -> None:
         """Does what was asked for at COMPLETED, or in a window that was dropped at the end."""
         if self.stop_reason != "exception":
+            self._try_due()
+            self._due.entries = []
+
+    def _try_due(self) -> None:
+        try:
             self._due.call()
-            self._due.clear()
+        except BrokenOff:
+            self._stop_broken_off()
+
+    def _stop_broken_off(self) -> None:
+        """Stops, now that a validation was broken off for that: it stays due, and what follows."""
+        self._due.break_off()
+        if not self.should_terminate:
+            self.terminate(resumable=True)
+        for watch in stop_watches(self):
+            watch.obey()
+        self._due.call()
 
     # What handlers ask for: ``core/training_engine.py``
 
@@ -570,6 +629,11 @@ class TrainingLoop(QuickEngine):
         self._position.ended_by = ended_by
 
     @property
+    def is_broken_off(self) -> bool:
+        """True if a stop broke off what is due at this step boundary: it is made up later."""
+        return self._due.is_broken_off
+
+    @property
     def is_leaving_epoch(self) -> bool:
         """True if the rest of the epoch is about to be skipped; deferred callbacks wait for it."""
         return bool(self.should_terminate_single_epoch and self._position.place.progress.batches)
@@ -617,7 +681,8 @@ class TrainingLoop(QuickEngine):
         and the random generators. To be called at a step boundary, when all callbacks have
         returned. Model, optimizer and scheduler have states of their own.
         """
-        return {**self._position.state_dict(), "validation": self.state.validation}
+        due = self._due.on_resume or (due_of(self) if self._due.broken_off else {})
+        return {**self._position.state_dict(), "validation": self.state.validation, "due": due}
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next run continue there, on data that is built as the data was built then.
@@ -629,6 +694,7 @@ class TrainingLoop(QuickEngine):
         """
         self._prepare_to_load("load_position_state_dict()")
         self._position.load_state_dict(state_dict)
+        self._due.on_resume = state_dict.get("due", {})
         self._show_limits()
         state, progress = self.state, self._position.place.progress
         state.iteration, state.epoch = progress.iteration, progress.epochs
@@ -694,6 +760,10 @@ class _Unwinding(AbstractContextManager[None, None]):
             self._loop.stop_reason = "exception"
         if not sys.is_finalizing():  # with an interrupted run; torch may be gone already
             self._loop._stand_at_boundary()
+
+
+def _nothing() -> None:
+    """Does nothing."""
 
 
 def _fire_nothing(event: Any) -> None:

@@ -140,6 +140,11 @@ class RunPosition:
         return progress
 
     @property
+    def is_restored(self) -> bool:
+        """Whether nothing of a resumed run is still to be restored."""
+        return self._random is None
+
+    @property
     def has_epoch_to_complete(self) -> bool:
         """Whether an epoch has had all its batches in this process, and was not completed."""
         return self.place.progress.is_full and self._random is None
@@ -163,6 +168,15 @@ class RunPosition:
         self.unannounced[:] = [(self.place, self.cut)]
         self.mark_boundary(progress.with_epoch())
         self.cut = False
+
+    def reopen_epoch(self, before: tuple[Place, Any]) -> None:
+        """Takes back that the epoch is complete: it is to be completed again.
+
+        Args:
+            before: what ``unannounced`` held then.
+        """
+        self._boundary, self.cut = before
+        self.place = self._boundary
 
     def take_over(self, now: Shown) -> bool:
         """Takes over what has been written to the state since it was looked at last.
@@ -274,6 +288,8 @@ class RunPosition:
             return False
         if self.ended_by is not None:
             return True
+        if self.has_failed:  # what a stop broke off is still to be done
+            return False
         limits = live if given in (Limits(), self.asked) else given
         return limits.reached(self.place.progress, self.steps) is not None
 
@@ -340,6 +356,7 @@ class RunPosition:
             "data": self.feed.state_dict(),
             "random": random.state_dict(),
             "has_drawn_since": self._has_dropped_batches,
+            "cut": self.cut,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -356,7 +373,8 @@ class RunPosition:
         self._random = random
         self._seek = lambda feed: feed.load_state_dict(state_dict["data"])
         self.is_resumed = True
-        self.has_failed = self.cut = False
+        self.has_failed = bool(state_dict.get("due"))
+        self.cut = state_dict.get("cut", False)
         self.ended_by = None
         self.unannounced.clear()
 

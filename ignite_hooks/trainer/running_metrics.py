@@ -79,6 +79,16 @@ class RunningMetrics:
                 self._found = _all_of(self._metrics())
             self._at_window = iteration, [_Copy(metric) for metric in self._found]
 
+    def noted(self) -> Callable[[], None]:
+        """Notes the metrics as they are now; returns what puts them back."""
+        copies = self._copies()
+
+        def put_back() -> None:
+            for each in copies:
+                each.put_back()
+
+        return put_back
+
     def leave(self, iteration: int, *, drops_window: bool) -> None:
         """Copies the metrics at the end of a run, for the next run to restore.
 

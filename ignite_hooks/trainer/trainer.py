@@ -161,7 +161,7 @@ class Trainer(TrainingLoop):
     def _finish_run(self) -> None:
         """Notes that a run has ended, or failed, as its very last act: it may break off before."""
         if not is_interrupted(self):
-            self._position.has_failed = self.stop_reason == "exception"
+            self._position.has_failed = self.stop_reason == "exception" or self.is_broken_off
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
         position, run = self._position, None
