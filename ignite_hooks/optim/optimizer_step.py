@@ -239,7 +239,7 @@ class OptimizerStep(Handler):
         self._end_window()
         if self.prepared.has_changed_parameters():
             self.steps = state.optimizer_step = self._number
-            self._version_after_step = self.prepared.version
+            self._version_after_step = self.prepared.first_parameter._version
             state.step_committed = True
             self._uncompleted[:] = [self._number]
             if self.scheduler.moves_by_step:
@@ -263,7 +263,7 @@ class OptimizerStep(Handler):
         return (
             not self.is_half_done
             and has_moved
-            and self.prepared.version == self._version_after_step
+            and self.prepared.first_parameter._version == self._version_after_step
         )
 
     def complete_step(self, engine: Engine) -> None:

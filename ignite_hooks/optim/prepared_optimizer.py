@@ -56,7 +56,8 @@ class PreparedOptimizer:
         self.is_data_parallel = kind == DistributedType.NO or str(kind.value).startswith("MULTI_")
         self.is_plain = self._accelerate_adds_nothing()
         self._is_unscaled = False
-        self._first = next(iter(self.parameters), None)
+        # Its ``_version``, autograd's count of changes, tells whether parameters have changed.
+        self.first_parameter = next(iter(self.parameters), torch.empty(0))
 
     def _accelerate_adds_nothing(self) -> bool:
         """Whether Accelerate's backward, step and zero_grad come down to torch's.
@@ -76,11 +77,6 @@ class PreparedOptimizer:
         """The trainable parameters, in the order of the optimizer's groups."""
         groups = self.optimizer.param_groups
         return [p for group in groups for p in group["params"] if p.requires_grad]
-
-    @property
-    def version(self) -> int | None:
-        """The number of changes of the first parameter, as autograd counts them."""
-        return None if self._first is None else self._first._version
 
     def backward(self, loss: torch.Tensor, window_size: int) -> None:
         """Back-propagates the share of ``loss`` in the mean over a window."""
