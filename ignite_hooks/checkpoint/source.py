@@ -19,13 +19,14 @@ from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.store import is_checkpoint_name
 from ignite_hooks.checkpoint.store import is_still_there
 from ignite_hooks.checkpoint.store import read_manifest
+from ignite_hooks.core.paths import is_url
 
 __all__ = ["FolderSource", "source_at"]
 
 
 def source_at(place: str | Path, cache_dir: str | Path | None) -> Source:
     """The source at a path or a URL."""
-    if "://" not in str(place) or os.path.exists(place):
+    if not is_url(place):
         return FolderSource(Path(place))
     if cache_dir is None:
         raise ValueError(
