@@ -557,6 +557,21 @@ def test_run_that_lost_its_directory_writes_nothing_more(tmp_path, where, backgr
     assert json.loads((directory / LOCK_NAME).read_bytes())["host"] == "node7"
 
 
+def test_directory_that_is_lost_while_files_are_written_gets_no_checkpoint(tmp_path, monkeypatch):
+    begin = CheckpointStore.begin
+
+    def lose(store, step):
+        folder = begin(store, step)
+        record(tmp_path)
+        return folder
+
+    trainer = trainer_of(tmp_path)
+    monkeypatch.setattr(CheckpointStore, "begin", lose)
+    with pytest.raises(RuntimeError, match=r"no longer this run's: process 77 on node7"):
+        trainer.run()
+    assert steps(tmp_path) == []
+
+
 def test_lock_file_that_was_removed_is_made_again(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.add_event_handler(
