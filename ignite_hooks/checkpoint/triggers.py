@@ -266,7 +266,7 @@ class Saving:
         name = self._signals.received
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
             return
-        if self._saver.has_saved(trainer):
+        if self._saver.has_saved(trainer) or not self._saver.lock.is_taken:
             return
         before, step = self._newest, trainer.state.optimizer_step
         reason = why_not_saved(trainer, error, self._saver.ranks.size)
