@@ -22,9 +22,9 @@ from uuid import uuid4
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.state import training_id
+from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import is_checkpoint_name
-from ignite_hooks.checkpoint.store import read_manifest
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.training_engine import TrainingEngine
@@ -51,16 +51,16 @@ class Lineage:
     resumed: Manifest | None = None
     is_named: bool = False
 
-    def note_resumed(self, source: str | Path, folder: Path) -> None:
+    def note_resumed(self, source: str | Path, checkpoint: Checkpoint) -> None:
         """Notes that the trainer has resumed.
 
         Args:
             source: the path or the URL that was given.
-            folder: the checkpoint that was found there.
+            checkpoint: what was found there; its folder may have been removed since.
         """
         place = Path(source)
-        is_itself = folder == place
-        self.resumed, self.known = read_manifest(folder), {}
+        is_itself = checkpoint.folder == place
+        self.resumed, self.known = checkpoint.manifest, {}
         name = str(source).rstrip("/").rpartition("/")[2] if is_url(source) else place.name
         self.is_named = is_checkpoint_name(name) and (is_itself or is_url(source))
         if is_itself and not self.is_named:  # a link with a name of its own, "latest" for instance

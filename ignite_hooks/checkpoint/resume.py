@@ -132,7 +132,9 @@ class ResumeCheckpoint(Handler):
         if ended_by is not None and self.after_terminate == "finish":
             trainer.finish_resumed_run(ended_by)
         lineage = lineage_of(trainer)
-        ranks.first_alone(lambda: lineage.note_resumed(self.source, loaded.folder))
+        ranks.first_alone(
+            lambda: lineage.note_resumed(self.source, Checkpoint(loaded.folder, loaded.manifest))
+        )
         logger.info("training is taken up from %s", loaded.folder)
         engine, told = ref(trainer), False
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from time import monotonic
+from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,8 @@ from ignite_hooks.core.restoring import restored
 from ignite_hooks.data.workers import ignored_by_workers
 
 __all__ = ["StopSignals", "is_death_of_worker"]
+
+_LOADER = "torch.utils.data.dataloader"
 
 
 class StopSignals(AbstractContextManager["StopSignals", None]):
@@ -135,5 +138,15 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
 
 
 def is_death_of_worker(error: BaseException) -> bool:
-    """Returns whether torch says by ``error`` that a process of a loader has died."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    """Returns whether ``error`` is from a process of a loader that has died.
+
+    Torch says so, or its connection to the worker breaks while it fetches a batch.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    frames = walk_tb(error.__traceback__)
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    if not isinstance(error, OSError | EOFError) or _LOADER not in modules:
+        return False
+    within = modules[modules.index(_LOADER) :]
+    return any(each.startswith("multiprocessing.") for each in within)

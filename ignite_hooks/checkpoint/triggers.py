@@ -249,7 +249,7 @@ class Saving:
         def ending(engine: Any) -> Iterator[None]:  # it is the trainer
             try:
                 yield
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 is_alone = self._saver.ranks.size == 1
                 if not (is_alone and self._signals.received and is_death_of_worker(error)):
                     raise

@@ -340,7 +340,7 @@ def _validate(
         is_complete = is_broken_off = False
         # What handlers of the events and contexts draw is no more of training's than the rest.
         with _data_and_generators_kept(engine, validations), channels_of(engine).on_validation:
-            with breaker.refusing_changes(engine, _models(engine, validations)):
+            with breaker.refusing_changes(engine, _models_of(engine, validations)):
                 fire_within(engine, TrainEvents.VALIDATION_STARTED)
             put_back = breaker.noted(_evaluators(validations))
             results: dict[str, Any] = {}
@@ -414,7 +414,7 @@ def _data_and_generators_kept(engine: Engine, validations: Sequence[Validation])
 def _models_kept(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
     """Has the models in eval mode, and without gradients, for the time of the evaluation alone."""
     with ExitStack() as kept:
-        for model in _models(engine, validations):
+        for model in _models_of(engine, validations):
             kept.enter_context(modes_kept(model))
             kept.enter_context(gradients_kept(model))
             model.eval()
@@ -422,7 +422,7 @@ def _models_kept(engine: Engine, validations: Sequence[Validation]) -> Iterator[
         yield
 
 
-def _models(engine: Engine, validations: Sequence[Validation]) -> list[torch.nn.Module]:
+def _models_of(engine: Engine, validations: Sequence[Validation]) -> list[torch.nn.Module]:
     owners = [engine, *_evaluators(validations)]
     models = [getattr(owner, "model", None) for owner in owners]
     for step in attached(engine, OptimizerStep):

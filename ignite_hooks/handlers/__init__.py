@@ -14,6 +14,7 @@ pydantic dataclass with ``handler_config`` the field types check the values that
 ``must_be`` makes a field type of a rule of your own.
 """
 
+from ignite_hooks.core.fields import AfterTerminate
 from ignite_hooks.core.fields import Backend
 from ignite_hooks.core.fields import Batches
 from ignite_hooks.core.fields import Count
@@ -43,6 +44,7 @@ from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import Scheduled
 
 __all__ = [
+    "AfterTerminate",
     "Attachment",
     "Backend",
     "Batches",

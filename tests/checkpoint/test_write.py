@@ -576,5 +576,5 @@ def test_failure_after_the_commit_saves_the_step_once(tmp_path, monkeypatch, eve
     names = [
         f"step_{step:08d}" for step in ((1, 2, 3, 4, 5, 6) if every == "every_steps" else (3, 6))
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == names
     assert [name for _, name in seen] == names

@@ -1005,7 +1005,7 @@ def test_terminate_on_nan_stops_at_the_step_that_made_it():
     trainer = make_trainer(batches)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
     trainer.run(max_epochs=3)
-    assert trainer.stop_reason == "terminate"
+    assert trainer.stop_reason == "TerminateOnNan"
     assert trainer.state.iteration == 3
 
 
@@ -1016,7 +1016,7 @@ def test_early_stopping_stops_the_trainer():
     evaluator.add_event_handler(Events.COMPLETED, stopping)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
     trainer.run(max_epochs=9)
-    assert trainer.stop_reason == "terminate"
+    assert trainer.stop_reason == "EarlyStopping"
     assert trainer.state.epoch == 3
 
 
