@@ -262,7 +262,7 @@ class Saver:
         feed = trainer.feed
         assert feed is not None  # its state has been captured
         position = feed.position
-        if self._lineage.resumed is not None:  # a save without a run
+        if not is_running(trainer):  # another trainer may have continued the run meanwhile
             self._lineage.settle(trainer)
         return Manifest(
             number=1,

@@ -173,6 +173,17 @@ def test_a_save_after_a_resume_without_a_run_is_of_a_branch(runs):
     assert number_of_runs(runs) == 2
 
 
+def test_a_save_by_hand_behind_another_trainer_is_of_a_branch(runs):
+    handler = SaveCheckpoint(runs, every_steps=2, at_end=False, keep_last=1)
+    first = make_trainer(batches_of(10), checkpoint=handler, resume_from=ResumeCheckpoint(runs))
+    run_on(first, 3)
+    run_on(trainer_of(runs, runs), 4)
+    there = steps(runs)
+    handler(first)
+    assert steps(runs) == [*there, 13]
+    assert number_of_runs(runs) == 2
+
+
 def test_save_checkpoint_may_be_attached_after_the_resume(runs):
     trainer = make_trainer(batches_of(10), resume_from=ResumeCheckpoint(runs))
     SaveCheckpoint(runs, every_steps=2, keep_last=2).attach(trainer)
