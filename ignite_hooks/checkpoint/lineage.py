@@ -51,12 +51,13 @@ class Lineage:
     resumed: Manifest | None = None
     is_named: bool = False
 
-    def note_resumed(self, source: str | Path, checkpoint: Checkpoint) -> None:
-        """Notes that the trainer has resumed.
+    def note_resumed(self, source: str | Path, checkpoint: Checkpoint, newest: int) -> None:
+        """Notes that the trainer has resumed. The checkpoint may have been removed since.
 
         Args:
             source: the path or the URL that was given.
-            checkpoint: what was found there; its folder may have been removed since.
+            checkpoint: the checkpoint that was found there.
+            newest: the number of the newest that was there then, damaged or not.
         """
         place = Path(source)
         is_itself = checkpoint.folder == place
@@ -66,7 +67,7 @@ class Lineage:
         if is_itself and not self.is_named:  # a link with a name of its own, "latest" for instance
             self.known[os.path.dirname(os.path.realpath(place))] = self.resumed.number
         elif not is_url(source) and not is_itself:
-            self.known[os.path.realpath(place)] = CheckpointStore(place).next_number() - 1
+            self.known[os.path.realpath(place)] = newest
 
     def settle(self, trainer: TrainingEngine) -> None:
         """Decides which run the next checkpoints belong to: before a run, or a save without one."""

@@ -121,20 +121,20 @@ class ResumeCheckpoint(Handler):
         trainer = attachment.engine
         assert is_trainer(trainer)  # check() has refused all others
         ranks = Ranks()
-        loaded = self._search(ranks, trainer)
-        if loaded is None:
+        found = self._search(ranks, trainer)
+        if found is None:
             logger.info("no checkpoint at %s yet: training begins from scratch", self.source)
             return
+        loaded, newest = found
         with closing(loaded):
             ranks.agree(lambda: _check(loaded))
             ranks.agree(lambda: setattr(trainer, "resume_report", loaded.apply()))
         ended_by = loaded.manifest.ended_by
         if ended_by is not None and self.after_terminate == "finish":
             trainer.finish_resumed_run(ended_by)
-        lineage = lineage_of(trainer)
-        ranks.first_alone(
-            lambda: lineage.note_resumed(self.source, Checkpoint(loaded.folder, loaded.manifest))
-        )
+        if ranks.is_first:
+            checkpoint = Checkpoint(loaded.folder, loaded.manifest)
+            lineage_of(trainer).note_resumed(self.source, checkpoint, newest)
         logger.info("training is taken up from %s", loaded.folder)
         engine, told = ref(trainer), False
 
@@ -147,10 +147,10 @@ class ResumeCheckpoint(Handler):
 
         attachment.on_removal(trainer.call_on_resume(complete))
 
-    def _search(self, ranks: Ranks, trainer: TrainingEngine) -> LoadedState | None:
+    def _search(self, ranks: Ranks, trainer: TrainingEngine) -> tuple[LoadedState, int] | None:
         """Finds the newest checkpoint that can be read; all processes read the same.
 
-        A checkpoint may be pruned by the run that saves there while it is read here. That is no
+        Its state is returned, and the number of the newest, which may be damaged. A checkpoint may be pruned by the run that saves there while it is read here. That is no
         damage: there is a newer one then, and the search begins again.
         """
         made: list[Source] = []
@@ -178,7 +178,7 @@ class ResumeCheckpoint(Handler):
                     _warn_of_skipped(f"{candidate.name}: {error}")
                     continue
                 if loaded is not None:
-                    return loaded
+                    return loaded, max(each.manifest.number for each in look.candidates)
                 removed = candidate.name
                 logger.info("%s was removed while it was read: the search begins again", removed)
                 break
