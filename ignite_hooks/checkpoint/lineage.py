@@ -69,6 +69,10 @@ class Lineage:
         elif not is_url(source) and not is_itself:
             self.known[os.path.realpath(place)] = newest
 
+    def is_to_continue(self, directory: str) -> bool:
+        """Returns whether the trainer has resumed from a directory and has not run since."""
+        return self.resumed is not None and directory in self.known
+
     def settle(self, trainer: TrainingEngine) -> None:
         """Decides which run the next checkpoints belong to: before a run, or a save without one."""
         run = training_id(trainer)

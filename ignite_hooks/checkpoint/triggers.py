@@ -183,7 +183,7 @@ class Saving:
         lock = self._saver.lock
         is_taken_anew = not lock.is_taken
         if lock.take(lambda: self._signals.received is not None) and is_taken_anew:
-            self._saver.check_newest(trainer)
+            self._saver.check_newest()
 
     def release(self) -> None:
         """Gives the directory back, unless a run goes on: then its end does so."""

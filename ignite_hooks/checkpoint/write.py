@@ -192,7 +192,7 @@ class Saver:
         if self.ranks.is_first:
             self._newest = self._newest_number()
 
-    def check_newest(self, trainer: TrainingEngine) -> None:
+    def check_newest(self) -> None:
         """Refuses to train on from behind what another run has saved meanwhile. All ranks call it.
 
         Raises:
@@ -200,11 +200,9 @@ class Saver:
         """
 
         def check() -> None:
-            directory, report = self._store.directory, trainer.resume_report
-            is_behind = self.lock.has_waited or (
-                report is not None
-                and Path(report.checkpoint).parent.resolve() == directory.resolve()
-            )
+            directory, lineage = self._store.directory, self._lineage
+            # After a run of its own, or from a named checkpoint, a trainer begins a branch instead.
+            is_behind = self.lock.has_waited or lineage.is_to_continue(self._real_directory)
             is_known = self._newest is None or self._newest_number() <= self._newest
             if is_behind and not is_known:
                 raise RuntimeError(

@@ -132,10 +132,11 @@ def test_moved_and_linked_newest_checkpoint_is_continued(runs, tmp_path):
     assert steps(runs) == [14, 16]
 
 
-def test_a_trainer_whose_run_was_continued_by_another_branches_off(tmp_path):
-    runs = tmp_path / "runs"
-    first = trainer_of(runs)
-    run_on(first, 2)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_trainer_whose_run_was_continued_by_another_branches_off(runs, named):
+    first = trainer_of(runs, runs / "step_00000010" if named else runs)
+    if not named:
+        run_on(first, 2)
     second = trainer_of(runs, runs)
     run_on(second, 4)
     there = steps(runs)
