@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.source import FolderSource
+from ignite_hooks.checkpoint.store import UNFINISHED
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.store import has_its_files
@@ -102,7 +103,8 @@ def _verify(path: Path) -> int:
     checkpoints, broken = _found(path)
     if not checkpoints and not broken:
         return _none(path, broken)
-    is_broken = bool(broken)
+    # One may be in progress; what was broken off is removed before the next save.
+    is_broken = any(why != UNFINISHED for why in broken.values())
     for folder, why in broken.items():
         print(f"{folder.name}: no checkpoint, {why}")
     for checkpoint in checkpoints:

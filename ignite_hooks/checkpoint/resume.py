@@ -150,8 +150,9 @@ class ResumeCheckpoint(Handler):
     def _search(self, ranks: Ranks, trainer: TrainingEngine) -> tuple[LoadedState, int] | None:
         """Finds the newest checkpoint that can be read; all processes read the same.
 
-        Its state is returned, and the number of the newest, which may be damaged. A checkpoint may be pruned by the run that saves there while it is read here. That is no
-        damage: there is a newer one then, and the search begins again.
+        Its state is returned, and the number of the newest, which may be damaged. A checkpoint may
+        be pruned by the run that saves there while it is read here. That is no damage: there is a
+        newer one then, and the search begins again.
         """
         made: list[Source] = []
         ranks.agree(lambda: made.append(source_at(self.source, self.cache_dir)))

@@ -39,6 +39,7 @@ __all__ = [
     "INCOMPLETE",
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
+    "UNFINISHED",
     "Checkpoint",
     "CheckpointStore",
     "find_problems",
@@ -55,7 +56,7 @@ _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
 # Every checkpoint has such files. A folder without them and without a manifest is none, and was
 # none or has been removed: what is in it is a user's.
 _OWN_FILE = re.compile(r"trainer\.pt|rank_\d{5,}\.pt")
-_UNFINISHED = "its save was not finished"
+UNFINISHED = "its save, or its removal, is not finished"
 
 logger = getLogger(__name__)
 
@@ -162,7 +163,7 @@ class CheckpointStore:
 
     def damaged(self) -> dict[Path, str]:
         """Those among them that were checkpoints once: no save is going on there, or was."""
-        return {folder: why for folder, why in self.broken().items() if why != _UNFINISHED}
+        return {folder: why for folder, why in self.broken().items() if why != UNFINISHED}
 
     def begin(self, step: int) -> Path:
         """Makes an empty folder for a checkpoint, after taking away what a killed save has left.
@@ -348,7 +349,7 @@ def _why_broken(folder: Path) -> str | None:
     if MANIFEST in names:
         return None if _has_manifest(folder) else "its manifest is not a file"
     if INCOMPLETE in names:
-        return _UNFINISHED
+        return UNFINISHED
     return "no manifest" if any(map(_OWN_FILE.fullmatch, names)) else None
 
 

@@ -154,6 +154,7 @@ class Saver:
             if self._last_saved is not None and self._last_saved.manifest.ended_by is None:
                 folder, manifest = self._last_saved
                 manifest = manifest.model_copy(update={"ended_by": ended_by})
+                self.lock.check()
                 self._store.amend(folder, manifest)
                 self._last_saved = Checkpoint(folder, manifest)
 

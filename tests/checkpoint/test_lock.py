@@ -26,6 +26,7 @@ from ignite_hooks.checkpoint.lock import Owner
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems
+from ignite_hooks.events import TrainEvents
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import samples
@@ -570,6 +571,20 @@ def test_directory_that_is_lost_while_files_are_written_gets_no_checkpoint(tmp_p
     with pytest.raises(RuntimeError, match=r"no longer this run's: process 77 on node7"):
         trainer.run()
     assert steps(tmp_path) == []
+
+
+def test_run_that_lost_its_directory_notes_no_end_there(tmp_path):
+    trainer = trainer_of(tmp_path, every_steps=2)
+
+    def lose():
+        record(tmp_path)
+        trainer.terminate()
+
+    trainer.add_event_handler(TrainEvents.CHECKPOINT_SAVED, lose)
+    with pytest.raises(RuntimeError, match=r"no longer this run's: process 77 on node7"):
+        trainer.run()
+    (saved,) = CheckpointStore(tmp_path).checkpoints()
+    assert saved.manifest.ended_by is None
 
 
 def test_lock_file_that_was_removed_is_made_again(tmp_path):

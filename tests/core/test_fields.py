@@ -256,5 +256,7 @@ def test_what_is_no_path_is_refused(name, rule, value):
 
 
 def test_an_unknown_home_is_refused_by_field():
-    with pytest.raises(ValueError, match=r"`directory` must be a path .*, got .~no-such-user., whose"):
+    with pytest.raises(
+        ValueError, match=r"`directory` must be a path .*, got .~no-such-user., whose"
+    ):
         Places(directory="~no-such-user")
