@@ -35,6 +35,7 @@ from typing import NoReturn
 
 import psutil
 
+from ignite_hooks.checkpoint.durable import make_folder
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.core.warn_once import warn_once
 
@@ -212,7 +213,6 @@ class DirectoryLock:
             return
         if not file.path.exists():
             file.close()
-            file.path.parent.mkdir(parents=True, exist_ok=True)
             if self._is_free(monotonic()):
                 return
         raise RuntimeError(
@@ -414,9 +414,8 @@ class _LockFile:
         """Opens the file and locks it; a file that was replaced meanwhile is opened again."""
         while True:
             if self._descriptor is None:
-                _open_files.append(self)
                 self._has_flock = False
-                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+                self._descriptor = self._open()
             if self._has_flock is False:
                 self._has_flock = _flock(self._descriptor)
             if self._has_flock is None:
@@ -427,6 +426,19 @@ class _LockFile:
             if self._is_same:
                 return
             self.close()
+
+    def _open(self) -> int:
+        if self not in _open_files:
+            _open_files.append(self)
+        try:
+            make_folder(self.path.parent)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+        except OSError as error:
+            raise ValueError(
+                f"`directory` must have a file {self.path.name} that this run can write to, got "
+                f"{self.path.parent} ({type(error).__name__}: {error}): give this run another "
+                "directory, or its user the right to write that file"
+            ) from error
 
     @property
     def _is_same(self) -> bool:

@@ -587,6 +587,27 @@ def test_run_that_lost_its_directory_notes_no_end_there(tmp_path):
     assert saved.manifest.ended_by is None
 
 
+def test_save_by_hand_makes_a_directory_that_was_removed(tmp_path):
+    trainer = make_trainer(batches_of(4))
+    save = SaveCheckpoint(tmp_path / "saved")
+    save.attach(trainer)
+    (tmp_path / "saved").rmdir()
+    save(trainer)
+    assert steps(tmp_path / "saved") == [0]
+
+
+def test_lock_file_that_cannot_be_written_is_named(tmp_path):
+    """Of another user, for instance: of root a test has no such file, but a folder will do."""
+    (tmp_path / LOCK_NAME).mkdir()
+    trainer = trainer_of(tmp_path)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=rf"must have a file {LOCK_NAME} .* the right to write"
+        ):
+            trainer.run()
+    assert steps(tmp_path) == []
+
+
 def test_lock_file_that_was_removed_is_made_again(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.add_event_handler(
