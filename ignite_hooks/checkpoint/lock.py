@@ -12,6 +12,7 @@ other, and copies of a virtual machine too.
 """
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -244,6 +245,9 @@ class DirectoryLock:
             self._finalizer = weakref.finalize(self, self._file.close)
         file = self._file
         verdict = file.look()
+        if file.is_of_this_process and not self.has_waited:
+            gc.collect()  # it may be an interrupted trainer that nobody can reach any more
+            verdict = file.look()
         if verdict is _Verdict.FREE:
             file.hold()
             return True
@@ -269,7 +273,7 @@ class DirectoryLock:
         name, remedy = _name(file.owner), 'wait for it with SaveCheckpoint(..., on_busy="wait")'
         if file.is_of_this_process:
             name = f"another trainer of this process ({name}), which runs or is interrupted"
-            remedy = "end that run first"
+            remedy = "end that run first, with terminate() and run() if it is interrupted"
         elif waited is not None:
             name += f", after {waited:.0f} s of waiting still"
             remedy = "give a longer `wait_seconds`"

@@ -379,6 +379,26 @@ def test_interrupted_run_that_is_given_up_gives_the_directory_back(tmp_path, way
     assert is_free(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*checkpoints of other runs")
+def test_trainer_that_is_made_again_need_not_end_an_interrupted_one(tmp_path):
+    """As a cell of a notebook that is run twice does."""
+    gc.disable()
+    try:
+        for once in (2, 3):
+            trainer = trainer_of(tmp_path)
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(once=once), trainer.interrupt)
+            trainer.run()
+    finally:
+        gc.enable()
+    assert trainer.state.iteration == 3
+    other = trainer_of(tmp_path)
+    with pytest.raises(RuntimeError, match=r"with terminate\(\) and run\(\) if it is interrupted"):
+        other.run()
+    trainer.terminate()
+    trainer.run()
+    other.run()
+
+
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
 def test_save_between_runs_takes_the_directory_for_itself(tmp_path, background):
     trainer = make_trainer(batches_of(4))
