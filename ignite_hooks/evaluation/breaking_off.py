@@ -14,13 +14,11 @@ from ignite.engine import Events
 from ignite.metrics import Metric
 
 from ignite_hooks.core.engine import handlers_of
-from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import move_to_front
 from ignite_hooks.core.restoring import restored
 from ignite_hooks.core.stop_requests import BrokenOff
 from ignite_hooks.core.stop_requests import stop_watches
 from ignite_hooks.core.training_engine import AnyEngine
-from ignite_hooks.events import TrainEvents
 
 __all__ = ["NEVER", "Breaker"]
 
@@ -40,23 +38,18 @@ class Breaker:
     def __init__(self, engine: AnyEngine | None) -> None:
         self.watches = () if engine is None else stop_watches(engine)
         self._any_of = next((each.any_of for each in self.watches if each.any_of), None)
-        self._is_refused = False
+        self._models: Sequence[torch.nn.Module] = ()
+        self._norms: list[torch.Tensor] = []
 
-    @contextmanager
-    def refusing_changes(self, engine: Engine, models: Sequence[torch.nn.Module]) -> Iterator[None]:
-        """Refuses to break the validation off if VALIDATION_STARTED, in the body, changes weights.
+    def note_weights(self, models: Sequence[torch.nn.Module]) -> None:
+        """Notes the weights of training: the validation is not broken off while they are others.
 
-        Handlers that swap other weights in swap them out at VALIDATION_COMPLETED. Without it the
-        wrong ones would be saved, and trained on.
+        Handlers of VALIDATION_STARTED, or of the first events of an evaluator, that swap other
+        weights in swap them out at the event that is left out. The wrong ones would be saved, and
+        trained on.
         """
-        if not (self.watches and has_handlers(engine, TrainEvents.VALIDATION_STARTED)):
-            yield
-            return
-        before = _norms(models)
-        yield
-        self._is_refused = any(
-            not torch.equal(then, now) for then, now in zip(before, _norms(models), strict=False)
-        )
+        if self.watches:
+            self._models, self._norms = models, _norms(models)
 
     def noted(self, evaluators: Sequence[Engine]) -> Callable[[], None]:
         """Notes the results of evaluators and the states of their handlers, before they run.
@@ -112,10 +105,18 @@ class Breaker:
 
     def agree(self, *, is_busy: bool) -> list[bool]:
         """Returns whether the run is to stop, and whether any process is busy, as all see it."""
-        is_asked, is_refused = any(each.is_asked() for each in self.watches), self._is_refused
+        is_asked = any(each.is_asked() for each in self.watches)
         if self._any_of is not None:
-            is_asked, is_busy, is_refused = self._any_of(is_asked, is_busy, is_refused)
-        return [is_asked and not is_refused, is_busy]
+            is_asked, is_busy = self._any_of(is_asked, is_busy)
+        return [is_asked and not self._has_other_weights(), is_busy]
+
+    def _has_other_weights(self) -> bool:
+        """Returns whether a model has other weights, in any process, than those noted."""
+        now = _norms(self._models)
+        is_other = any(
+            not torch.equal(then, each) for then, each in zip(self._norms, now, strict=False)
+        )
+        return is_other if self._any_of is None else self._any_of(is_other)[0]
 
 
 class _Run:

@@ -103,8 +103,9 @@ class Validation(ValidationSchedule, Scheduled):
     saved, with the validation still due: the run that resumes begins with it, or completes the
     epoch with it, and calls the handlers of VALIDATION_STARTED and of the evaluators again. The
     signal waits for what cannot be broken off or made up: a callable (the evaluator after it is
-    not begun), a validation at an event, evaluators that handlers run, and a validation for which
-    a handler of VALIDATION_STARTED has changed weights. Swap weights in a context instead.
+    not begun), a validation at an event, evaluators that handlers run, and a validation while
+    handlers, of VALIDATION_STARTED or of an evaluator, have other weights swapped in. Swap weights
+    in a context instead.
 
     Args:
         evaluate: an evaluator engine, or a callable without argument or with the model as its one
@@ -340,8 +341,8 @@ def _validate(
         is_complete = is_broken_off = False
         # What handlers of the events and contexts draw is no more of training's than the rest.
         with _data_and_generators_kept(engine, validations), channels_of(engine).on_validation:
-            with breaker.refusing_changes(engine, _models_of(engine, validations)):
-                fire_within(engine, TrainEvents.VALIDATION_STARTED)
+            breaker.note_weights(_models_of(engine, validations))
+            fire_within(engine, TrainEvents.VALIDATION_STARTED)
             put_back = breaker.noted(_evaluators(validations))
             results: dict[str, Any] = {}
             try:

@@ -231,14 +231,36 @@ def test_contexts_are_left_without_an_exception(tmp_path):
     assert weights(run.trainer.model).any()
 
 
-def test_a_swap_by_events_has_the_signal_wait(tmp_path):
+SWAPS = {
+    "the validation": (TrainEvents.VALIDATION_STARTED, TrainEvents.VALIDATION_COMPLETED),
+    "the evaluator": (Events.STARTED, Events.COMPLETED),
+    "its epoch": (Events.EPOCH_STARTED, Events.EPOCH_COMPLETED),
+}
+
+
+@pytest.mark.parametrize("events", SWAPS)
+def test_a_swap_by_events_has_the_signal_wait(tmp_path, events):
     run = Run(tmp_path)
     swap_in, swap_out = swapping(run.trainer.model)
-    run.trainer.add_event_handler(TrainEvents.VALIDATION_STARTED, swap_in)
-    run.trainer.add_event_handler(TrainEvents.VALIDATION_COMPLETED, swap_out)
+    owner = run.trainer if events == "the validation" else run.evaluator
+    begin, end = SWAPS[events]
+    owner.add_event_handler(begin, swap_in)
+    owner.add_event_handler(end, swap_out)
     run.validate()
     run.stop_at_batch(2)
     assert run() == "<>ESSTC"
+    assert weights(run.trainer.model).any()
+
+
+def test_between_two_evaluators_that_swap_weights_it_is_broken_off(tmp_path):
+    run = Run(tmp_path)
+    swap_in, swap_out = swapping(run.trainer.model)
+    run.evaluator.add_event_handler(Events.STARTED, swap_in)
+    run.evaluator.add_event_handler(Events.COMPLETED, swap_out)
+    run.evaluator.add_event_handler(Events.COMPLETED, run.add, ".")
+    run.validate(data={"a": batches_of(3), "b": batches_of(3)})
+    run.stop_at_batch(2)
+    assert run() == "<.STC"
     assert weights(run.trainer.model).any()
 
 
