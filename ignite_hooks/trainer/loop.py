@@ -681,7 +681,9 @@ class TrainingLoop(QuickEngine):
         and the random generators. To be called at a step boundary, when all callbacks have
         returned. Model, optimizer and scheduler have states of their own.
         """
-        due = self._due.on_resume or (due_of(self) if self._due.broken_off else {})
+        has_failed = self.stop_reason == "exception"  # then what it left undone is due
+        is_due = self._due.broken_off or (self._due.entries and has_failed)
+        due = self._due.on_resume or (due_of(self) if is_due else {})
         return {**self._position.state_dict(), "validation": self.state.validation, "due": due}
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:

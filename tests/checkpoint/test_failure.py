@@ -153,6 +153,30 @@ def test_the_last_boundary_is_saved_and_the_error_says_so(tmp_path, where):
     assert torch.equal(weights(trainer.model), weights(unbroken.model))
 
 
+@pytest.mark.parametrize("schedule", [{"every_steps": 2}, {"every_epochs": 1}])
+def test_a_validation_that_failed_is_made_up_by_the_next_process(tmp_path, schedule):
+    def trainer_and_log(faulty, **options):
+        log = []
+        validation = Validation(lambda model: faulty.fail(), **schedule)
+        trainer = trainer_of(validation=validation, **options)
+        trainer.add_event_handler(
+            TrainEvents.VALIDATION_COMPLETED,
+            lambda: log.append((trainer.state.iteration, float(weights(trainer.model).sum()))),
+        )
+        return trainer, log
+
+    faulty = Faulty(number=2)
+    trainer, seen = trainer_and_log(faulty, directory=tmp_path)
+    trainer.add_event_handler(TrainEvents.VALIDATION_STARTED(once=2), lambda: send())
+    run_into(trainer, faulty.error)
+    resumed, made_up = trainer_and_log(Faulty(0), resume_from=tmp_path)
+    resumed.run(max_epochs=2)
+    unbroken, whole = trainer_and_log(Faulty(0))
+    unbroken.run(max_epochs=2)
+    assert seen + made_up == whole
+    assert resumed.stop_reason == "max_epochs"
+
+
 AT_AN_END = {
     "of the step that fills it": TrainEvents.STEP_COMPLETED(once=3),
     "of its end": Events.EPOCH_COMPLETED(once=1),
