@@ -73,6 +73,7 @@ class TrainingLoop(QuickEngine):
     ) -> None:
         self._requests: dict[str, Any] = {}
         self._stops: list[Stop] = []  # that asked for the end of the run, the first one first
+        self._is_over = False  # no request changes who ended the run
         self._running_metrics = RunningMetrics(self._metrics, optimizer_step.signals)
         self._position = RunPosition(optimizer_step)
         super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
@@ -98,7 +99,7 @@ class TrainingLoop(QuickEngine):
         """The whole run, with what surrounds it; yields where the run is interrupted."""
         self.stop_reason = None
         self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
-        self._position.ended_by, self._stops = None, []
+        self._position.ended_by, self._stops, self._is_over = None, [], False
         self._position.enter_run()
         self._running_metrics.enter(self._position.place.progress.iteration)
         self._changes_around = self._changes.present
@@ -124,6 +125,7 @@ class TrainingLoop(QuickEngine):
             try:
                 yield from self._epochs()
                 self.stop_reason = self._position.limit_reached
+                self._settle_end()
             except Terminate:
                 self._terminate(self.stop_reason or self._stop.reason)
             except TerminateEpoch:
@@ -449,9 +451,14 @@ class TrainingLoop(QuickEngine):
     def _terminate(self, reason: str) -> None:
         """Ends the run before its limit, with TERMINATE if STARTED has been fired."""
         self.stop_reason = reason
+        self._settle_end()
         if self._depth_in_loop:
             self.hook_channels.scopes.leave(self._depth_in_loop)
             self._fire(Events.TERMINATE)
+
+    def _settle_end(self) -> None:
+        """Notes who ended the run: ``terminate()`` at TERMINATE or COMPLETED has no effect."""
+        self._position.ended_by, self._is_over = self.ended_by, True
 
     def _is_handled(self, error: BaseException) -> bool:
         """Returns whether handlers of EXCEPTION_RAISED, or an open context, handled a failure."""
@@ -619,7 +626,7 @@ class TrainingLoop(QuickEngine):
     @property
     def ended_by(self) -> str | None:
         """Names what finished the run before its limit; None for a limit or a resumable end."""
-        if self._position.ended_by is not None:
+        if self._is_over or self._position.ended_by is not None:
             return self._position.ended_by
         is_asked = self.should_terminate not in (False, _AT_LIMIT)
         return self._stop.caller if is_asked and self._stop.is_final else None

@@ -121,6 +121,39 @@ def unbroken(tmp_path):
     return weights(trainer.model)
 
 
+ENDS = {
+    "a limit": lambda trainer: trainer.run(max_epochs=1),
+    "max_steps": lambda trainer: trainer.run(max_steps=4),
+    "a signal": lambda trainer: (end_at(trainer, 4, send), trainer.run(max_epochs=3)),
+    "a clock": lambda trainer: (
+        end_at(trainer, 4, lambda: resumable_flag(trainer)),
+        trainer.run(max_epochs=3),
+    ),
+}
+
+
+def send():
+    signal.raise_signal(signal.SIGTERM)
+
+
+def end_at(trainer, iteration, function):
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=iteration), lambda: function())
+
+
+@pytest.mark.parametrize("event", [Events.TERMINATE, Events.COMPLETED])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("way", [stop_when_bored, set_the_flag])
+def test_a_request_after_the_end_finishes_no_run(event, end, way, tmp_path, unbroken):
+    """An early stopping on the evaluator of a final test, say."""
+    first = start(tmp_path)
+    first.add_event_handler(event, way)
+    ENDS[end](first)
+    assert first.ended_by is None
+    again = start(tmp_path)
+    again.run(max_epochs=3)
+    assert torch.equal(weights(again.model), unbroken)
+
+
 @pytest.mark.parametrize("who", FINAL)
 def test_a_run_that_a_handler_ended_for_good_is_finished(who, tmp_path):
     end, reason = FINAL[who]
