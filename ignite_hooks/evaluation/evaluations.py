@@ -5,14 +5,18 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from ignite.engine import Engine
+from torch.utils.data import DataLoader
 
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.data.sources import PlainIterable
+from ignite_hooks.data.workers import starting_workers
 from ignite_hooks.evaluation.breaking_off import Breaker
 from ignite_hooks.evaluation.evaluator import Evaluator
 from ignite_hooks.evaluation.evaluator import FirstBatches
@@ -109,13 +113,21 @@ class Evaluations:
                     evaluator.run(data, max_batches=self._max_batches)
                 else:
                     limit = self._max_batches
-                    evaluator.run(data if limit is None else FirstBatches(data, limit))
+                    with _workers_kept(data):
+                        evaluator.run(data if limit is None else FirstBatches(data, limit))
         except BaseException:
             forget_run(evaluator)
             raise
         if is_interrupted(evaluator):  # else the next validation would go on with this one
             forget_run(evaluator)
         return dict(evaluator.state.metrics)
+
+
+def _workers_kept(data: Any) -> AbstractContextManager[None]:
+    """Has workers outlive signals where an engine of Ignite iterates over ``data`` by itself."""
+    loader = getattr(data, "base_dataloader", data)  # of one that Accelerate has prepared
+    is_torch = isinstance(loader, DataLoader)
+    return starting_workers(loader, blocks=False) if is_torch else nullcontext()
 
 
 def _named(prefix: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

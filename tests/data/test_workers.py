@@ -11,11 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from ignite.engine import Engine
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset
 from torch.utils.data import IterableDataset
 from torch.utils.data import _utils
 
+from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.workers import ignored_by_workers
@@ -94,6 +96,21 @@ def test_workers_ignore_what_is_asked_for_and_are_initialised(data, persistent, 
             assert all(row == [0, 1, 0, 0, 1] for row in rows(feed))
     assert loader.worker_init_fn is mark
     assert getattr(feed.loader, "base_dataloader", loader).worker_init_fn is mark
+
+
+@pytest.mark.parametrize("max_batches", [None, 1])
+@pytest.mark.parametrize("prepares", [False, True])
+def test_workers_of_an_engine_of_ignite_that_validates_ignore_them_too(max_batches, prepares):
+    loader = DataLoader(Seen(), 2, num_workers=1, worker_init_fn=mark)
+    data = accelerator().prepare(loader) if prepares else loader
+    given = []
+    evaluator = Engine(lambda engine, batch: given.extend(batch.tolist()))
+    trainer = Engine(lambda engine, batch: None)
+    Validation(evaluator, data, every_epochs=1, max_batches=max_batches).attach(trainer)
+    with asked_to_ignore(TERM, INT, USR1):
+        trainer.run([0])
+    assert given == [[1, 1, 1, 0, 1]] * len(given) != []
+    assert getattr(data, "base_dataloader", data).worker_init_fn is mark
 
 
 def test_a_pass_that_is_entered_again_has_such_workers_too():
