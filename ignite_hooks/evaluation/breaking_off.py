@@ -38,7 +38,7 @@ class Breaker:
     def __init__(self, engine: AnyEngine | None) -> None:
         self.watches = () if engine is None else stop_watches(engine)
         self._any_of = next((each.any_of for each in self.watches if each.any_of), None)
-        self._models: Sequence[torch.nn.Module] = ()
+        self._weighed: Sequence[torch.nn.Module] = ()
         self._norms: list[torch.Tensor] = []
 
     def note_weights(self, models: Sequence[torch.nn.Module]) -> None:
@@ -49,7 +49,7 @@ class Breaker:
         trained on.
         """
         if self.watches:
-            self._models, self._norms = models, _norms(models)
+            self._weighed, self._norms = models, _norms(models)
 
     def noted(self, evaluators: Sequence[Engine]) -> Callable[[], None]:
         """Notes the results of evaluators and the states of their handlers, before they run.
@@ -112,7 +112,7 @@ class Breaker:
 
     def _has_other_weights(self) -> bool:
         """Returns whether a model has other weights, in any process, than those noted."""
-        now = _norms(self._models)
+        now = _norms(self._weighed)
         is_other = any(
             not torch.equal(then, each) for then, each in zip(self._norms, now, strict=False)
         )

@@ -318,6 +318,11 @@ class Job:
 
     def _judge(self, group, statuses, was_hit, is_one):
         kind, told = self.kind, group.told[-12:]
+        is_alone = is_one and not all(
+            group.heard("resumed", rank) for rank in range(kind.processes)
+        )
+        if statuses is None and is_alone:
+            return  # torch waits for minutes for a peer that was killed before it connected
         if statuses is None:
             raise Problem(f"it hangs: {told}")
         for step in group.heard("resumed"):
