@@ -5,6 +5,7 @@ from typing import Any
 from typing import NamedTuple
 
 from ignite.engine import Engine
+from ignite.handlers import FastaiLRFinder
 from ignite.handlers import TimeLimit
 
 __all__ = ["Request", "Stop", "Terminate", "TerminateEpoch"]
@@ -50,7 +51,9 @@ class Stop(NamedTuple):
         owner = frame.f_locals["self"] if is_method and "self" in frame.f_locals else None
         if owner is None or isinstance(owner, Engine):
             return cls(f"{_FUNCTION}{code.co_name}", not resumable)
-        return cls(type(owner).__name__, not (resumable or isinstance(owner, TimeLimit)))
+        # After a search for a learning rate the training is still to come.
+        resumable = resumable or isinstance(owner, TimeLimit | FastaiLRFinder)
+        return cls(type(owner).__name__, not resumable)
 
 
 class Request:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from ignite.handlers import EarlyStopping
+from ignite.handlers import FastaiLRFinder
 from ignite.handlers import TerminateOnNan
 from ignite.handlers import TimeLimit
 
@@ -245,6 +246,15 @@ def test_the_requests_of_a_run_before_are_forgotten(tmp_path):
     assert trainer.ended_by is None
     trainer.run(max_epochs=3)
     assert (trainer.state.iteration, trainer.ended_by is None) == (4, False)
+
+
+def test_a_search_for_a_learning_rate_finishes_no_training(tmp_path):
+    trainer = start(tmp_path)
+    to_save = {"model": trainer.model, "optimizer": trainer.optimizer}
+    finder = FastaiLRFinder()
+    with finder.attach(trainer, to_save, num_iter=8, end_lr=1e6, diverge_th=1.5) as searching:
+        searching.run()
+    assert (trainer.stop_reason, trainer.ended_by) == ("FastaiLRFinder", None)
 
 
 def test_a_limit_leaves_no_such_request(tmp_path):
