@@ -40,4 +40,11 @@ def uncertain_parts(trainer: TrainingEngine, error: BaseException | None) -> dic
     names = ["random generators", "handlers", "also", "scheduler"]
     if any(True for module in trainer.modules.values() for _ in module.buffers()):
         names.append("model")  # of batch normalization, say, which has seen batches since
-    return dict.fromkeys(names, reason)
+    parts = dict.fromkeys(names, reason)
+    (optimizer_step,) = attached(trainer, OptimizerStep)
+    if not optimizer_step.is_completed:
+        parts["counters"] = (
+            f"{what} came before all was done that step {optimizer_step.steps} makes due: what is "
+            "left of STEP_COMPLETED, validations and saves by step is left out"
+        )
+    return parts

@@ -253,6 +253,11 @@ class OptimizerStep(Handler):
         return self.signals.has_broken or (self._to_step == [] and not self._stepped)
 
     @property
+    def is_completed(self) -> bool:
+        """True if STEP_COMPLETED was fired for the last step, and what it made due was called."""
+        return not self._uncompleted and self.steps < self._timetable.next_due
+
+    @property
     def is_whole(self) -> bool:
         """True if parameters, optimizer and scheduler are known to be those after the last step.
 

@@ -153,6 +153,26 @@ def test_the_last_boundary_is_saved_and_the_error_says_so(tmp_path, where):
     assert torch.equal(weights(trainer.model), weights(unbroken.model))
 
 
+@pytest.mark.parametrize(
+    ("event", "level"),
+    [
+        (Events.ITERATION_COMPLETED(once=4), "approximate"),
+        (TrainEvents.STEP_COMPLETED(once=2), "approximate"),
+        (Events.ITERATION_STARTED(once=5), "exact"),
+    ],
+)
+def test_what_the_last_step_made_due_and_is_left_out_is_named(tmp_path, event, level):
+    faulty = Faulty()
+    validation = Validation(lambda: {"score": 1.0}, every_steps=2)
+    trainer = trainer_of(tmp_path, validation=validation)
+    trainer.add_event_handler(event, lambda: (send(), faulty.fail()))
+    run_into(trainer, faulty.error)
+    assert saved(tmp_path) == [2]
+    report = trainer_of(validation=validation, resume_from=tmp_path).resume_report
+    assert report.parts["counters"].level == level
+    assert ("validations and saves by step" in str(report)) == (level == "approximate")
+
+
 @pytest.mark.parametrize("schedule", [{"every_steps": 2}, {"every_epochs": 1}])
 def test_a_validation_that_failed_is_made_up_by_the_next_process(tmp_path, schedule):
     def trainer_and_log(faulty, **options):
