@@ -221,8 +221,16 @@ def test_wait_ends_at_its_limit_with_an_error(tmp_path, clock, caplog):
     assert len(caplog.messages) == 1
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a process that was started in the background ignores it."""
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, found)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_signal_ends_the_wait_of_a_run(tmp_path, clock, name):
+def test_signal_ends_the_wait_of_a_run(tmp_path, clock, name, ctrl_c):
     trainer = trainer_of(tmp_path, on_busy="wait", on_signals=("SIGTERM",))
     batches = []
     trainer.add_event_handler(Events.ITERATION_STARTED, lambda: batches.append(1))
