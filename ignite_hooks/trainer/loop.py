@@ -195,6 +195,8 @@ class TrainingLoop(QuickEngine):
             self._call_due()
             if self._due.on_resume and self.should_terminate == _AT_LIMIT:  # no epoch is to come
                 position.restore_random_state(is_last_time=True)
+                if position.place.progress.batches:
+                    self.state.epoch = position.place.progress.epochs + 1
                 self._call_due_on_resume()
 
     def _call_due_on_resume(self) -> None:
