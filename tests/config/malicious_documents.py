@@ -84,7 +84,8 @@ GROUPS = {
         each
         for code in CODE
         for each in in_all(
-            {"type": "save_checkpoint", "directory": code, "every_epochs": 1}, "SaveCheckpoint"
+            {"type": "save_checkpoint", "directory": code, "every_epochs": 1},
+            "ConfigError" if "://" in code else "SaveCheckpoint",
         )
     ],
     "python tag": [Document("yaml", f"type: {tag}") for tag in TAGS]
