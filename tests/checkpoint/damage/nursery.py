@@ -11,6 +11,7 @@ import subprocess
 import sys
 import traceback
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 
@@ -126,4 +127,7 @@ def serve(programs):
                 tell(failure=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             finally:
                 os._exit(status)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with suppress(ProcessLookupError):  # a fork server and its workers, if it led a group
+            os.killpg(pid, signal.SIGKILL)
         tell(ended=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
