@@ -78,6 +78,12 @@ def must_be(
     return BeforeValidator(check)
 
 
+def _one_of(first: str, second: str, remedy: str) -> BeforeValidator:
+    """Refuses a value that is neither of two words."""
+    choices = (first, second)
+    return must_be(f'"{first}" or "{second}"', lambda v: v in choices, remedy, may_be_none=False)
+
+
 _COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
 _POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]})
 
@@ -151,45 +157,27 @@ Kept = Annotated[
 
 Mode = Annotated[
     Literal["max", "min"],
-    must_be(
-        '"max" or "min"',
-        lambda value: value in ("max", "min"),
-        "it says which value of the metric is the best",
-        may_be_none=False,
-    ),
+    _one_of("max", "min", "it says which value of the metric is the best"),
 ]
 """Whether more or less is better."""
 
 OnMissing = Annotated[
     Literal["error", "start"],
-    must_be(
-        '"error" or "start"',
-        lambda value: value in ("error", "start"),
-        '"start" begins from scratch when there is no checkpoint yet',
-        may_be_none=False,
-    ),
+    _one_of("error", "start", '"start" begins from scratch when there is no checkpoint yet'),
 ]
 """What to do when there is nothing to go on from."""
 
 AfterTerminate = Annotated[
     Literal["finish", "continue"],
-    must_be(
-        '"finish" or "continue"',
-        lambda value: value in ("finish", "continue"),
-        '"continue" trains on after a run that a handler has ended for good',
-        may_be_none=False,
+    _one_of(
+        "finish", "continue", '"continue" trains on after a run that a handler has ended for good'
     ),
 ]
 """What to do with a run that a handler, early stopping say, has ended before its limit."""
 
 OnBusy = Annotated[
     Literal["error", "wait"],
-    must_be(
-        '"error" or "wait"',
-        lambda value: value in ("error", "wait"),
-        '"wait" lets a requeued job begin when the one before has ended',
-        may_be_none=False,
-    ),
+    _one_of("error", "wait", '"wait" lets a requeued job begin when the one before has ended'),
 ]
 """What to do while another run writes to the directory."""
 
