@@ -195,16 +195,17 @@ class Trainer(TrainingLoop):
         """Says why a resumed run has nothing left to do."""
         position, ended_by = self._position, self._position.ended_by
         if ended_by is None:
-            self.stop_reason = (given | position.limits).reached(
-                position.place.progress, position.steps
-            )
+            limits = given | position.limits
+            self.stop_reason = limits.reached(position.place.progress, position.steps)
             return
         self.stop_reason = Stop(ended_by).reason
+        progress = position.place.progress
+        epoch = progress.epochs + (progress.batches > 0)
         position.ended_by = None  # a further run() continues, as it does where this one was ended
         warnings.warn(
-            f"nothing is trained: {ended_by} ended this run in epoch {self.state.epoch}, after "
-            f"step {position.steps}, and the same command would end it again; to train on all the "
-            'same, say ResumeCheckpoint(after_terminate="continue")',
+            f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
+            f"{position.steps}, and the same command would end it again; to train on all the same, "
+            'say ResumeCheckpoint(after_terminate="continue")',
             stacklevel=2,
         )
 
