@@ -74,12 +74,15 @@ def _parts(thing: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def state_of(generator: RandomGenerator) -> Any:
-    """Its state: a tensor for torch's, else numbers, strings, lists and dicts."""
+    """Returns its state: tensors, numbers, strings, and lists and dicts of them.
+
+    The hundreds of words of a Mersenne Twister are one tensor: as Python integers each of them
+    would be looked at whenever the state is saved.
+    """
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, random.Random):
-        version, words, gauss = generator.getstate()
-        return [version, list(words), gauss]
+        return _from_python(generator.getstate())
     if isinstance(generator, np.random.RandomState):
         return _plain(generator.get_state(legacy=False))
     return _plain(generator.bit_generator.state)
@@ -90,12 +93,11 @@ def set_state(generator: RandomGenerator, state: Any) -> None:
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
     elif isinstance(generator, random.Random):
-        version, words, gauss = state
-        generator.setstate((version, tuple(words), gauss))
+        generator.setstate(_to_python(state))
     elif isinstance(generator, np.random.RandomState):
-        generator.set_state(state)
+        generator.set_state(_to_numpy(state))
     else:
-        generator.bit_generator.state = state
+        generator.bit_generator.state = _to_numpy(state)
 
 
 def _kind(generator: RandomGenerator) -> str:
@@ -107,12 +109,31 @@ def _kind(generator: RandomGenerator) -> str:
     return type(generator).__name__
 
 
+def _from_python(state: Any) -> list[Any]:
+    """Converts what ``random.getstate`` has returned."""
+    version, words, gauss = state
+    return [version, torch.tensor(words, dtype=torch.int64), gauss]
+
+
+def _to_python(state: Any) -> tuple[Any, ...]:
+    version, words, gauss = state
+    return version, tuple(words.tolist()), gauss
+
+
 def _plain(value: Any) -> Any:
+    """Converts a state of numpy's: words of 32 bits to a tensor, the few of 64 bits to a list."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        is_long = value.dtype == np.uint32
+        return torch.from_numpy(value.astype(np.int64)) if is_long else value.tolist()
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _to_numpy(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {key: _to_numpy(each) for key, each in state.items()}
+    return state.numpy().astype(np.uint32) if isinstance(state, torch.Tensor) else state
 
 
 _NONE: Mapping[str, RandomGenerator] = MappingProxyType({})
@@ -126,8 +147,8 @@ class RandomState:
     on the host.
     """
 
-    python: Any
-    numpy: Any
+    python: tuple[Any, ...]
+    numpy: dict[str, Any]
     cpu: torch.Tensor
     device: tuple[torch.device, torch.Tensor] | None
     generators: Mapping[str, tuple[RandomGenerator, Any]]
@@ -147,7 +168,7 @@ class RandomState:
             of_device = (device, torch.get_device_module(device).get_rng_state(device))
         return cls(
             python=random.getstate(),
-            numpy=np.random.get_state(),
+            numpy=np.random.get_state(legacy=False),
             cpu=torch.get_rng_state(),
             device=of_device,
             generators={name: (each, state_of(each)) for name, each in generators.items()},
@@ -165,12 +186,10 @@ class RandomState:
             set_state(generator, state)
 
     def state_dict(self) -> dict[str, Any]:
-        """The same as numbers, lists and tensors, which ``torch.load`` takes without pickle."""
-        version, words, gauss = self.python
-        name, keys, position, has_gauss, cached_gauss = self.numpy
+        """Returns the same as numbers, lists, dicts and tensors, loaded without pickle."""
         return {
-            "python": [version, list(words), gauss],
-            "numpy": [name, keys.tolist(), int(position), int(has_gauss), float(cached_gauss)],
+            "python": _from_python(self.python),
+            "numpy": _plain(self.numpy),
             "cpu": self.cpu,
             "device": None if self.device is None else self.device[1],
             "generators": {name: state for name, (_, state) in self.generators.items()},
@@ -184,12 +203,10 @@ class RandomState:
         generators: Mapping[str, RandomGenerator] = _NONE,
     ) -> "RandomState":
         """What ``state_dict`` says, for the device and those generators that have a state in it."""
-        version, words, gauss = state_dict["python"]
-        name, keys, *rest = state_dict["numpy"]
         of_device, states = state_dict["device"], state_dict["generators"]
         return cls(
-            python=(version, tuple(words), gauss),
-            numpy=(name, np.array(keys, dtype=np.uint32), *rest),
+            python=_to_python(state_dict["python"]),
+            numpy=_to_numpy(state_dict["numpy"]),
             cpu=state_dict["cpu"],
             device=None if of_device is None or device is None else (device, of_device),
             generators={
