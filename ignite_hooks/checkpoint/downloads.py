@@ -25,8 +25,8 @@ from xxhash import xxh3_128_hexdigest
 
 from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.durable import sync_tree
+from ignite_hooks.checkpoint.layout import MANIFEST
 from ignite_hooks.checkpoint.manifest import Manifest
-from ignite_hooks.checkpoint.store import MANIFEST
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.store import read_manifest

@@ -15,6 +15,13 @@ from contextlib import suppress
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import load_objects
+from ignite_hooks.checkpoint.layout import OPTIMIZER
+from ignite_hooks.checkpoint.layout import SCALER
+from ignite_hooks.checkpoint.layout import SCHEDULER
+from ignite_hooks.checkpoint.layout import SHARDED
+from ignite_hooks.checkpoint.layout import TRAINER
+from ignite_hooks.checkpoint.layout import rank_file
+from ignite_hooks.checkpoint.layout import registered_files
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import give_to_module
@@ -26,10 +33,7 @@ from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import ResumeReport
 from ignite_hooks.checkpoint.report import part_of_named
 from ignite_hooks.checkpoint.report import some
-from ignite_hooks.checkpoint.state import SHARDED
-from ignite_hooks.checkpoint.state import TRAINER
 from ignite_hooks.checkpoint.state import TrainingState
-from ignite_hooks.checkpoint.state import rank_file
 from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.core.accelerators import registered_objects
@@ -37,8 +41,6 @@ from ignite_hooks.core.measured import forget_validations
 from ignite_hooks.core.measured import measured_at
 
 __all__ = ["LoadedState", "rolled_back_on_failure"]
-
-OPTIMIZER = "optimizer.bin"
 
 
 class LoadedState:
@@ -62,8 +64,7 @@ class LoadedState:
         self._trainer = state.trainer
         names = set(checkpoint.manifest.files)
         self._is_sharded = any(name.startswith(f"{SHARDED}/") for name in names)
-        registered = [name for name in names if name.startswith("custom_checkpoint_")]
-        registered.sort(key=lambda name: (len(name), name))  # by their numbers
+        registered = registered_files(names)
         pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
         if pickled and not state.trust_pickle:
             raise ValueError(
@@ -73,12 +74,12 @@ class LoadedState:
         self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
         self._objects = {
             name: load_objects(self.folder / name)
-            for name in ("scheduler.bin", "scaler.pt", TRAINER, rank_file(rank))
+            for name in (SCHEDULER, SCALER, TRAINER, rank_file(rank))
             if name in names
         }
         if OPTIMIZER in names:
             self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
-        self._scheduler = self._objects.get("scheduler.bin")
+        self._scheduler = self._objects.get(SCHEDULER)
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
         own = self._place.get("objects", {})
@@ -176,9 +177,9 @@ class LoadedState:
         elif now:
             parts["registered objects"] = EXACT
         self._load_user_state()
-        parts["scheduler"] = self._load_single("scheduler.bin", trainer.lr_scheduler)
+        parts["scheduler"] = self._load_single(SCHEDULER, trainer.lr_scheduler)
         if not self._state.is_sharded:
-            parts["scaler"] = self._load_single("scaler.pt", trainer.accelerator.scaler)
+            parts["scaler"] = self._load_single(SCALER, trainer.accelerator.scaler)
             self._rates = [_settings(group) for group in self._objects[OPTIMIZER]["param_groups"]]
             trainer.optimizer.load_state_dict(self._objects[OPTIMIZER])
 
@@ -204,9 +205,10 @@ class LoadedState:
 
     def _report(self) -> ResumeReport:
         known = {name: part for name, part in self._parts.items() if part is not None}
-        for name, reason in self._about.get("uncertain", {}).items():
-            if known.get(name) == EXACT:
-                known[name] = ResumedPart("approximate", reason)
+        for level, key in (("approximate", "uncertain"), ("unknown", "unknown")):
+            for name, reason in self._about.get(key, {}).items():
+                if known.get(name, EXACT) == EXACT:
+                    known[name] = ResumedPart(level, reason)
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
     def _load_handlers(self) -> None:

@@ -5,6 +5,7 @@ import re
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated
+from typing import Any
 
 from pydantic import AfterValidator
 from pydantic import BaseModel
@@ -16,8 +17,11 @@ from xxhash import xxh3_128_hexdigest
 
 __all__ = ["SCHEMA", "FileRecord", "Manifest", "is_foreign", "sealed"]
 
-SCHEMA = 1
-"""The layout of a checkpoint; a reader refuses a larger number than its own."""
+SCHEMA = 2
+"""The layout of a checkpoint; a reader refuses another number than its own.
+
+2: random states as tensors; settings, command line and names of the contents in the manifest.
+"""
 
 _CHECKSUM = re.compile(rb'("manifest_checksum": ")([0-9a-f]*)(")')
 
@@ -67,6 +71,10 @@ class Manifest(BaseModel):
         metric: the name of the metric that says which is best, if any.
         metric_value: its value then.
         ended_by: names the handler that had finished the run before its limit, if any.
+        global_batch: samples of one batch over all processes, if it is known.
+        settings: what the run was trained with, plain data by name.
+        contents: the names of what is inside, by kind: modules, handlers, metrics and so on.
+        command_line: how the program was started; values that look like secrets are left out.
         versions: those of the packages, by their names.
         files: each file by its path in the folder, with ``/``.
         manifest_checksum: the checksum of all this, with nothing in its own place.
@@ -87,6 +95,10 @@ class Manifest(BaseModel):
     metric: str | None = None
     metric_value: Annotated[float, Field(strict=False)] | None = None  # "NaN" is one
     ended_by: str | None = None
+    global_batch: PositiveInt | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    contents: dict[str, list[str]] = Field(default_factory=dict)
+    command_line: list[str] = Field(default_factory=list)
     versions: dict[str, str]
     files: dict[Annotated[str, AfterValidator(_within)], FileRecord]
     manifest_checksum: str = ""

@@ -20,6 +20,7 @@ from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import load_objects
+from ignite_hooks.checkpoint.layout import module_files
 
 __all__ = [
     "differences_of_module",
@@ -41,14 +42,15 @@ def module_file(
         "metadata": {key: dict(value) for key, value in versions.items()},
         "flags": flags_of(module),
     }
+    safe_file, pickle_file = module_files(name)
     if not safe_serialization:
-        return f"{name}.bin", Objects(dict(state), f"the {name}"), about
+        return pickle_file, Objects(dict(state), f"the {name}"), about
     tensors = {key: value for key, value in state.items() if _fits(value)}
     aliases = _aliases(tensors)
     about["aliases"] = aliases
     about["extra"] = {key: value for key, value in state.items() if key not in tensors}
     kept = {key: tensor for key, tensor in tensors.items() if key not in aliases}
-    return f"{name}.safetensors", Tensors(_apart(kept)), about
+    return safe_file, Tensors(_apart(kept)), about
 
 
 def read_module(
@@ -59,15 +61,16 @@ def read_module(
     Raises:
         ValueError: the file can not be read, or holds code.
     """
-    if f"{name}.bin" in files:
-        state: dict[str, Any] = load_objects(folder / f"{name}.bin", mapped=True)
+    safe_file, pickle_file = module_files(name)
+    if pickle_file in files:
+        state: dict[str, Any] = load_objects(folder / pickle_file, mapped=True)
         return state
-    if f"{name}.safetensors" not in files or not about:
+    if safe_file not in files or not about:
         return None
     try:
-        tensors = load_file(folder / f"{name}.safetensors")
+        tensors = load_file(folder / safe_file)
     except SafetensorError as error:
-        raise ValueError(f"{name}.safetensors can not be read ({error})") from error
+        raise ValueError(f"{safe_file} can not be read ({error})") from error
     aliases = {alias: tensors[first] for alias, first in about["aliases"].items()}
     return {**tensors, **aliases, **about["extra"]}
 

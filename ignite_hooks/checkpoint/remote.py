@@ -21,12 +21,12 @@ from ignite_hooks.checkpoint.candidates import Source
 from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.candidates import settled
 from ignite_hooks.checkpoint.downloads import Downloads
+from ignite_hooks.checkpoint.layout import MANIFEST
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.manifest import is_foreign
 from ignite_hooks.checkpoint.regular_file import NotRegularFileError
 from ignite_hooks.checkpoint.regular_file import open_regular
-from ignite_hooks.checkpoint.store import MANIFEST
 from ignite_hooks.checkpoint.store import MAX_MANIFEST_BYTES
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import is_checkpoint_name

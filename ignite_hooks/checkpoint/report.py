@@ -14,7 +14,8 @@ class ResumedPart:
     """One kind of state.
 
     Args:
-        level: "exact"; "approximate": it was taken up, but a difference can show; or "missing".
+        level: "exact"; "approximate": it was restored, but a difference can show; "unknown": it may
+            have a state that could not be saved; or "missing".
         reason: why it is not exact.
     """
 

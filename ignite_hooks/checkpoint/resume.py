@@ -248,10 +248,12 @@ def _warn_of_skipped(problem: str) -> None:
 
 def _check_fit(candidate: Candidate, ranks: Ranks) -> None:
     manifest = candidate.manifest
-    if manifest.version > SCHEMA:
+    if manifest.version != SCHEMA:
         raise ValueError(
             f"{candidate.name} has the layout {manifest.version}, and this version of ignite_hooks "
-            f"reads up to {SCHEMA}: install the one that wrote it, or a newer one"
+            f"resumes from layout {SCHEMA} alone: install the one that wrote it, ignite-hooks "
+            f"{manifest.versions.get('ignite-hooks', '?')}; its weights can be loaded with "
+            "ignite_hooks.checkpoint.load_weights"
         )
     if manifest.world_size != ranks.size:
         raise ValueError(

@@ -1,17 +1,4 @@
-"""All of a trainer that a checkpoint holds, as files.
-
-::
-
-    model.safetensors      the model, and loss_fn.safetensors if the loss function has a state
-    optimizer.bin          the optimizer, by torch.save as Accelerate does it
-    scheduler.bin          the scheduler, if there is one
-    scaler.pt              the gradient scaler, with mixed precision in float16
-    trainer.pt             handlers, objects of the user, and what is said about the rest
-    rank_00000.pt          of each process: counters, limits, place in the data, random generators,
-                           and of handlers and objects what is not as in the first process
-
-Where a process holds a part of the model only (FSDP, DeepSpeed, Megatron), ``sharded/`` is what
-``accelerator.save_state`` makes of model and optimizer. Such files are unpickled when loaded.
+"""All of a trainer that a checkpoint holds, as the contents of the files that ``layout`` names.
 
 The manifest of each checkpoint names the run of training that it is of, by ``training_id``.
 """
@@ -29,6 +16,13 @@ from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.digest import digest_of
+from ignite_hooks.checkpoint.layout import OPTIMIZER
+from ignite_hooks.checkpoint.layout import SCALER
+from ignite_hooks.checkpoint.layout import SCHEDULER
+from ignite_hooks.checkpoint.layout import SHARDED
+from ignite_hooks.checkpoint.layout import TRAINER
+from ignite_hooks.checkpoint.layout import rank_file
+from ignite_hooks.checkpoint.layout import registered_file
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.core.accelerators import registered_objects
@@ -40,10 +34,7 @@ from ignite_hooks.core.measured import measured_at
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["TrainingState", "digests_of", "rank_file", "set_training_id", "training_id"]
-
-SHARDED = "sharded"
-TRAINER = "trainer.pt"
+__all__ = ["TrainingState", "digests_of", "set_training_id", "training_id"]
 
 
 def training_id(trainer: TrainingEngine) -> str:
@@ -57,11 +48,6 @@ def set_training_id(trainer: TrainingEngine, identifier: str) -> None:
     belongings(trainer)["training"] = identifier
 
 
-def rank_file(rank: int) -> str:
-    """The file of one process."""
-    return f"rank_{rank:05d}.pt"
-
-
 @dataclass(frozen=True)
 class TrainingState:
     """What belongs to a trainer, and how each part of it becomes a file.
@@ -73,6 +59,8 @@ class TrainingState:
         trust_pickle: whether objects that were registered with the accelerator are saved, which
             Accelerate unpickles.
         uncertain: why a part may not be that of the step, by its name in the ``ResumeReport``.
+            ``unknown_parts`` of the trainer, which is saved beside it, says the same of what may
+            have a state that cannot be saved.
     """
 
     trainer: TrainingEngine
@@ -140,6 +128,7 @@ class TrainingState:
             "objects": objects,
             "modules": {},
             "uncertain": dict(self.uncertain),
+            "unknown": self.unknown_parts(),
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():
@@ -148,18 +137,22 @@ class TrainingState:
             )
             files[file] = content
         if not self.is_sharded:
-            files["optimizer.bin"] = Objects(self.trainer.optimizer.state_dict(), "the optimizer")
+            files[OPTIMIZER] = Objects(self.trainer.optimizer.state_dict(), "the optimizer")
             if (scaler := self.trainer.accelerator.scaler) is not None:
-                files["scaler.pt"] = Objects(scaler.state_dict(), "the gradient scaler")
+                files[SCALER] = Objects(scaler.state_dict(), "the gradient scaler")
         if (scheduler := self.trainer.lr_scheduler) is not None:
-            files["scheduler.bin"] = Objects(scheduler.state_dict(), "the scheduler")
+            files[SCHEDULER] = Objects(scheduler.state_dict(), "the scheduler")
         registered_here = [] if self.is_sharded else registered_objects(self.trainer.accelerator)
         for number, registered in enumerate(registered_here):
             name = type(registered).__name__
             content = Objects(registered.state_dict(), name, may_pickle=True)
-            files[f"custom_checkpoint_{number}.pkl"] = content
+            files[registered_file(number)] = content
         files[TRAINER] = Objects(about, "a handler, or of an object in `also`,")
         return files
+
+    def unknown_parts(self) -> dict[str, str]:
+        """Returns why parts of the report may have a state that cannot be saved, by their names."""
+        return {}
 
     def write_sharded(self, folder: Path) -> None:
         """Has Accelerate write model and optimizer, all processes together."""

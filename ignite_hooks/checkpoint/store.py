@@ -30,14 +30,15 @@ from typing import NamedTuple
 from ignite_hooks.checkpoint.durable import make_folder
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
+from ignite_hooks.checkpoint.layout import INCOMPLETE
+from ignite_hooks.checkpoint.layout import MANIFEST
+from ignite_hooks.checkpoint.layout import OWN_FILE
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.regular_file import NotRegularFileError
 from ignite_hooks.checkpoint.regular_file import open_regular
 
 __all__ = [
-    "INCOMPLETE",
-    "MANIFEST",
     "MAX_MANIFEST_BYTES",
     "UNFINISHED",
     "Checkpoint",
@@ -49,13 +50,8 @@ __all__ = [
     "read_manifest",
 ]
 
-MANIFEST = "manifest.json"
-INCOMPLETE = "incomplete.json"
 MAX_MANIFEST_BYTES = 2**24
 _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
-# Every checkpoint has such files. A folder without them and without a manifest is none, and was
-# none or has been removed: what is in it is a user's.
-_OWN_FILE = re.compile(r"trainer\.pt|rank_\d{5,}\.pt")
 UNFINISHED = "its save, or its removal, is not finished"
 
 logger = getLogger(__name__)
@@ -350,7 +346,7 @@ def _why_broken(folder: Path) -> str | None:
         return None if _has_manifest(folder) else "its manifest is not a file"
     if INCOMPLETE in names:
         return UNFINISHED
-    return "no manifest" if any(map(_OWN_FILE.fullmatch, names)) else None
+    return "no manifest" if any(map(OWN_FILE.fullmatch, names)) else None
 
 
 def _has_manifest(folder: Path) -> bool:

@@ -25,6 +25,8 @@ from ignite_hooks.checkpoint.durable import give_mode_of
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.durable import sync_tree
+from ignite_hooks.checkpoint.layout import INCOMPLETE
+from ignite_hooks.checkpoint.layout import SHARDED
 from ignite_hooks.checkpoint.lineage import lineage_of
 from ignite_hooks.checkpoint.lock import DirectoryLock
 from ignite_hooks.checkpoint.manifest import FileRecord
@@ -32,11 +34,9 @@ from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.metric_value import MetricValue
 from ignite_hooks.checkpoint.options import SaveOptions
 from ignite_hooks.checkpoint.ranks import Ranks
-from ignite_hooks.checkpoint.state import SHARDED
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import digests_of
 from ignite_hooks.checkpoint.state import training_id
-from ignite_hooks.checkpoint.store import INCOMPLETE
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.core.engine import is_running

@@ -179,7 +179,8 @@ SEQUENTIAL = {
 }
 
 MISFITS = {
-    "a newer layout": ({}, {}, lambda folder: rewrite(folder, version=2), "has the layout 2"),
+    "a newer layout": ({}, {}, lambda folder: rewrite(folder, version=3), "has the layout 3"),
+    "an older layout": ({}, {}, lambda folder: rewrite(folder, version=1), "has the layout 1, and"),
     "another world size": ({}, {}, lambda folder: rewrite(folder, world_size=2), "2 processes"),
     "another name": (
         {},
