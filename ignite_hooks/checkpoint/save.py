@@ -15,7 +15,7 @@ from ignite_hooks.checkpoint.members import has_state
 from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.state import TrainingState
-from ignite_hooks.checkpoint.triggers import Saving
+from ignite_hooks.checkpoint.triggers import CheckpointTriggers
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import Count
@@ -193,18 +193,18 @@ class SaveCheckpoint(Scheduled):
         trainer = attachment.engine
         assert is_trainer(trainer)  # check() has refused all others
         warn_if_full(Path(self.directory), trainer)
-        saving = _saving(self, engine)
-        saving.wait_for_others()
-        attachment.on_removal(saving.release)
-        attachment.on_removal(lambda: trainer.cancel(saving.save))
-        attachment.on_removal(saving.break_off(trainer))
-        attachment.during_run(saving.watching)
-        attachment.on(Events.STARTED, saving.start)
-        attachment.on_removal(saving.end_runs_without_workers(trainer))
+        triggers = _triggers_of(self, engine)
+        triggers.wait_for_others()
+        attachment.on_removal(triggers.release)
+        attachment.on_removal(lambda: trainer.cancel(triggers.save))
+        attachment.on_removal(triggers.break_off(trainer))
+        attachment.during_run(triggers.watching)
+        attachment.on(Events.STARTED, triggers.start)
+        attachment.on_removal(triggers.end_runs_without_workers(trainer))
         if self.every_seconds or self.on_signals or self.background:
-            attachment.on(TrainEvents.STEP_COMPLETED, saving.look)
+            attachment.on(TrainEvents.STEP_COMPLETED, triggers.look)
         if self.at_end:
-            attachment.on_removal(trainer.call_at_end(saving.save))
+            attachment.on_removal(trainer.call_at_end(triggers.save))
         return attachment
 
     def attach_to(self, attachment: Attachment) -> None:
@@ -217,28 +217,30 @@ class SaveCheckpoint(Scheduled):
         Raises:
             RuntimeError: the run was interrupted, and not between two steps.
         """
-        saving = _saving(self, engine)
+        triggers = _triggers_of(self, engine)
         assert is_trainer(engine)  # check() has refused all others
         if is_running(engine) and engine.last_event_name == Events.EXCEPTION_RAISED:
             warnings.warn(f"nothing is saved at EXCEPTION_RAISED: {_NO_SAVE}", stacklevel=2)
         elif is_running(engine) and engine.last_event_name != Events.INTERRUPT:
-            saving.schedule(engine)
+            triggers.schedule(engine)
         else:
-            saving.save()
+            triggers.save()
 
 
-def _saving(handler: SaveCheckpoint, engine: Engine) -> Saving:
+def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
     """What the handler does on this engine, kept with the engine."""
-    savings: dict[SaveCheckpoint, Saving] = belongings(engine).setdefault("savings", {})
-    if handler not in savings:
+    found: dict[SaveCheckpoint, CheckpointTriggers] = belongings(engine).setdefault(
+        "checkpoint_triggers", {}
+    )
+    if handler not in found:
         handler.check(engine, None)
         assert is_trainer(engine)  # check() has refused all others
 
         def announce(folder: Path) -> None:
             _last[handler] = folder
 
-        savings[handler] = Saving(handler, engine, announce)
-    return savings[handler]
+        found[handler] = CheckpointTriggers(handler, engine, announce)
+    return found[handler]
 
 
 _last: WeakKeyDictionary[SaveCheckpoint, Path] = WeakKeyDictionary()

@@ -17,7 +17,7 @@ from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.signals import StopSignals
 from ignite_hooks.checkpoint.signals import is_death_of_worker
-from ignite_hooks.checkpoint.write import Saver
+from ignite_hooks.checkpoint.write import CheckpointWriter
 from ignite_hooks.core.due_on_resume import add_due
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
@@ -31,10 +31,10 @@ from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.context import Hook
 from ignite_hooks.hooks.event_channels import channels_of
 
-__all__ = ["Saving"]
+__all__ = ["CheckpointTriggers"]
 
 
-class Saving:
+class CheckpointTriggers:
     """What one ``SaveCheckpoint`` does on one trainer.
 
     Args:
@@ -66,8 +66,8 @@ class Saving:
         def save() -> None:
             self._save(engine())  # type: ignore[arg-type]
 
-        self._saver = Saver(options, trainer, tell)
-        is_alone = self._saver.ranks.size == 1
+        self._writer = CheckpointWriter(options, trainer, tell)
+        is_alone = self._writer.ranks.size == 1
         self._waits_for_signals_only = (
             is_alone and options.every_seconds is None and not options.background
         )
@@ -86,7 +86,7 @@ class Saving:
 
     def break_off(self, trainer: TrainingEngine) -> Callable[[], None]:
         """Has a signal break off validations; returns what undoes it."""
-        ranks = self._saver.ranks
+        ranks = self._writer.ranks
 
         def is_due() -> bool:
             return self._scheduled_at == trainer.place.progress.iteration
@@ -113,19 +113,19 @@ class Saving:
 
     def start(self, trainer: TrainingEngine) -> None:
         """Before the first batch: a state that can not be saved is an error, none is new yet."""
-        if not self._saver.lock.is_taken:  # a signal ended the wait for it
+        if not self._writer.lock.is_taken:  # a signal ended the wait for it
             trainer.terminate(resumable=True)
             return
         self._begin(trainer)
-        self._saver.rehearse(trainer)
+        self._writer.rehearse(trainer)
 
     def look(self, trainer: TrainingEngine) -> None:
         """After a step: obeys a signal, minds the clock, and tells of what has been written."""
         if self._waits_for_signals_only and self._signals.received is None:
             return
-        options, is_alone = self._options, self._saver.ranks.size == 1
+        options, is_alone = self._options, self._writer.ranks.size == 1
         if options.background and is_alone:
-            self._saver.tell_if_done()
+            self._writer.tell_if_done()
         names, every = options.on_signals, options.every_seconds
         is_due = every is not None and monotonic() - self._last_time >= every
         if is_alone and not is_due and self._signals.received is None:
@@ -133,7 +133,7 @@ class Saving:
         if not (names or every):
             return
         received = [self._signals.received == name for name in names]
-        *received, is_due = self._saver.ranks.any_of(*received, is_due)
+        *received, is_due = self._writer.ranks.any_of(*received, is_due)
         if is_due or any(received):
             self.defer(trainer)
         if any(received):
@@ -153,7 +153,7 @@ class Saving:
             self._begin(trainer)
         with self._signals.noted():
             self._take(trainer)
-            self._saver.warn_of_others(trainer)
+            self._writer.warn_of_others(trainer)
             self._last_time = monotonic()
             with self._finishing(trainer):
                 try:
@@ -163,42 +163,42 @@ class Saving:
                     raise
                 if trainer.stop_reason == "exception" and not is_interrupted(trainer):
                     self._save_after_failure(trainer, None)
-                if _has_ended(trainer) and self._saver.lock.is_taken:
+                if _has_ended(trainer) and self._writer.lock.is_taken:
                     if self._is_signalled(trainer) or self._options.at_end:
                         self._save_now(trainer)
-                    self._saver.note_end(trainer)
+                    self._writer.note_end(trainer)
             if _has_ended(trainer):
                 self._is_signalled(trainer)
 
     def wait_for_others(self) -> None:
         """Waits, if it is to, for a run that is about to end: what it saves last is resumed."""
-        lock = self._saver.lock
+        lock = self._writer.lock
         if self._options.on_busy == "wait" and not lock.is_taken:
             lock.take()
             lock.release()
-        self._saver.note_newest()
+        self._writer.note_newest()
 
     def _take(self, trainer: TrainingEngine) -> None:
         """Takes the directory for a run, unless it was interrupted, or a signal ends the wait."""
-        lock = self._saver.lock
+        lock = self._writer.lock
         is_taken_anew = not lock.is_taken
         if lock.take(lambda: self._signals.received is not None) and is_taken_anew:
-            self._saver.check_newest()
+            self._writer.check_newest()
 
     def release(self) -> None:
         """Gives the directory back, unless a run goes on: then its end does so."""
-        if not (self.is_in_run or self._saver.is_writing):  # where Ctrl-C broke off the wait
-            self._saver.lock.release()
+        if not (self.is_in_run or self._writer.is_writing):  # where Ctrl-C broke off the wait
+            self._writer.lock.release()
 
     def _begin(self, trainer: TrainingEngine) -> None:
         """Notes that there is nothing to save yet, unless a failure left a save undone."""
         if not self._is_after_failure:
-            self._saver.begin(trainer)
+            self._writer.begin(trainer)
 
     def _is_signalled(self, trainer: TrainingEngine) -> bool:
         """Whether a signal has come; if so, that is why the run ends."""
         names = self._options.on_signals
-        received = self._saver.ranks.any_of(*(self._signals.received == name for name in names))
+        received = self._writer.ranks.any_of(*(self._signals.received == name for name in names))
         if any(received):
             trainer.stop_reason = names[received.index(True)]
         return any(received)
@@ -212,11 +212,11 @@ class Saving:
             yield
         except BaseException as error:
             try:
-                self._saver.wait()
+                self._writer.wait()
             except Exception as failure:
                 note(error, f"A checkpoint could not be written either: {failure!r}")
             raise
-        self._saver.wait()
+        self._writer.wait()
 
     def _save(self, trainer: TrainingEngine) -> None:
         # Ended by a validation, the epoch is to be completed first; and a window may be open.
@@ -236,7 +236,7 @@ class Saving:
 
     def _save_now(self, trainer: TrainingEngine) -> None:
         self._is_saving = True
-        self._saver.save(trainer, self._uncertain)
+        self._writer.save(trainer, self._uncertain)
         self._is_saving = False
 
     def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:
@@ -250,7 +250,7 @@ class Saving:
             try:
                 yield
             except (RuntimeError, OSError, EOFError) as error:
-                is_alone = self._saver.ranks.size == 1
+                is_alone = self._writer.ranks.size == 1
                 if not (is_alone and self._signals.received and is_death_of_worker(error)):
                     raise
                 self._uncertain = uncertain_parts(engine, error)
@@ -266,17 +266,17 @@ class Saving:
         name = self._signals.received
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
             return
-        if self._saver.has_saved(trainer) or not self._saver.lock.is_taken:
+        if self._writer.has_saved(trainer) or not self._writer.lock.is_taken:
             return
         before, step = self._newest, trainer.state.optimizer_step
-        reason = why_not_saved(trainer, error, self._saver.ranks.size)
+        reason = why_not_saved(trainer, error, self._writer.ranks.size)
         if self._is_saving:
             reason = "it was the save that failed"
         if reason is None:
             self._uncertain = uncertain_parts(trainer, error)
             try:
                 self._save_now(trainer)
-                self._saver.wait()
+                self._writer.wait()
             except Exception as failure:
                 reason = f"that failed too: {failure!r}"
         if self._newest is not before:
@@ -295,17 +295,17 @@ class _Owning(AbstractContextManager[None, None]):
     Not a generator, whose end could not be repeated if Ctrl-C broke it off.
     """
 
-    def __init__(self, saving: Saving, trainer: TrainingEngine) -> None:
-        self._saving = saving
+    def __init__(self, triggers: CheckpointTriggers, trainer: TrainingEngine) -> None:
+        self._triggers = triggers
         self._trainer = trainer
 
     def __enter__(self) -> None:
-        self._saving.is_in_run = True
+        self._triggers.is_in_run = True
 
     def __exit__(self, *failure: object) -> None:
-        self._saving.is_in_run = False
+        self._triggers.is_in_run = False
         if not is_interrupted(self._trainer):
-            self._saving.release()
+            self._triggers.release()
 
 
 def _has_ended(trainer: TrainingEngine) -> bool:

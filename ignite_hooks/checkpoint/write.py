@@ -1,7 +1,7 @@
 """Takes checkpoints of one trainer: captured at a boundary, written, committed, announced.
 
-``Saver`` does all of it. With ``background`` the files are written, and the checkpoint committed,
-by the thread of a ``BackgroundWriter``.
+``CheckpointWriter`` does all of it. With ``background`` the files are written, and the checkpoint
+committed, by the thread of a ``BackgroundWriter``.
 """
 
 import importlib.metadata
@@ -43,7 +43,7 @@ from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.training_engine import TrainingEngine
 
-__all__ = ["BackgroundWriter", "Saver"]
+__all__ = ["BackgroundWriter", "CheckpointWriter"]
 
 Options = ParamSpec("Options")
 _THREAD_NAME = "ignite_hooks.checkpoint"
@@ -52,29 +52,33 @@ _PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
 
 
 def _as_owner(
-    save: Callable[Concatenate["Saver", TrainingEngine, Options], None],
-) -> Callable[Concatenate["Saver", TrainingEngine, Options], None]:
+    save: Callable[Concatenate["CheckpointWriter", TrainingEngine, Options], None],
+) -> Callable[Concatenate["CheckpointWriter", TrainingEngine, Options], None]:
     """Has a save between runs take the lock for itself; within a run it is taken already."""
 
     @wraps(save)
     def save_as_owner(
-        saver: "Saver", trainer: TrainingEngine, /, *args: Options.args, **kwargs: Options.kwargs
+        writer: "CheckpointWriter",
+        trainer: TrainingEngine,
+        /,
+        *args: Options.args,
+        **kwargs: Options.kwargs,
     ) -> None:
-        lock = saver.lock
+        lock = writer.lock
         is_between_runs = not (lock.is_taken or is_running(trainer))
         lock.take()
         try:
-            save(saver, trainer, *args, **kwargs)
+            save(writer, trainer, *args, **kwargs)
             if is_between_runs:
-                saver.wait()
+                writer.wait()
         finally:
-            if is_between_runs and not saver.is_writing:
+            if is_between_runs and not writer.is_writing:
                 lock.release()
 
     return save_as_owner
 
 
-class Saver:
+class CheckpointWriter:
     """Saves what a trainer is, if it has moved since the last time.
 
     Args:

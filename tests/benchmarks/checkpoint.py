@@ -26,7 +26,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.durable import sync_tree
-from ignite_hooks.checkpoint.write import Saver
+from ignite_hooks.checkpoint.write import CheckpointWriter
 
 MIB = 2**20
 
@@ -55,21 +55,23 @@ def save_state(trainer, folder):
     new.rename(former)
 
 
-def saver_into(folder, trainer, **options):
-    saver = Saver(SaveCheckpoint(folder, keep_last=1, **options), trainer, lambda folder: None)
-    saver._saved_at = None  # as if a step had been since
-    return saver
+def writer_into(folder, trainer, **options):
+    writer = CheckpointWriter(
+        SaveCheckpoint(folder, keep_last=1, **options), trainer, lambda folder: None
+    )
+    writer._saved_at = None  # as if a step had been since
+    return writer
 
 
 def save(trainer, folder):
-    saver_into(folder / "ours", trainer).save(trainer)
+    writer_into(folder / "ours", trainer).save(trainer)
 
 
 def save_in_background(trainer, folder):
     """Returns what is left to wait for."""
-    saver = saver_into(folder / "behind", trainer, background=True)
-    saver.save(trainer)
-    return saver.wait
+    writer = writer_into(folder / "behind", trainer, background=True)
+    writer.save(trainer)
+    return writer.wait
 
 
 def load_state(trainer, folder):

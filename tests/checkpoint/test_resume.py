@@ -31,7 +31,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.checkpoint import write as saver
+from ignite_hooks.checkpoint import write as writing
 from ignite_hooks.checkpoint.store import read_manifest
 from tests.reference import augmented
 from tests.reference import batches_of
@@ -606,13 +606,13 @@ def test_background_save_does_not_follow_later_training(tmp_path, monkeypatch):
     plain = trainer_of(tmp_path / "plain", optimizer=adam_in_groups)
     plain.run(max_steps=1)
     trainer = trainer_of(tmp_path / "new", optimizer=adam_in_groups, save={"background": True})
-    has_moved, write = Event(), saver._write_files
+    has_moved, write = Event(), writing._write_files
 
     def write_later(*args):
         assert has_moved.wait(60)
         return write(*args)
 
-    monkeypatch.setattr(saver, "_write_files", write_later)
+    monkeypatch.setattr(writing, "_write_files", write_later)
     trainer.add_event_handler(TrainEvents.STEP_COMPLETED(once=2), has_moved.set)
     trainer.run(max_steps=2)
     first, second = (

@@ -17,7 +17,7 @@ from ignite_hooks import Validation
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.write import BackgroundWriter
-from ignite_hooks.checkpoint.write import Saver
+from ignite_hooks.checkpoint.write import CheckpointWriter
 from tests.ids import stable_id
 from tests.reference import augmented
 from tests.reference import make_trainer
@@ -152,16 +152,16 @@ def test_every_file_of_the_folder_is_in_the_manifest(tmp_path):
 
 def test_same_position_is_saved_once(tmp_path):
     trainer, folders = trainer_of(), []
-    saver = Saver(SaveCheckpoint(tmp_path), trainer, folders.append)
-    saver.begin(trainer)
-    saver.save(trainer)
+    writer = CheckpointWriter(SaveCheckpoint(tmp_path), trainer, folders.append)
+    writer.begin(trainer)
+    writer.save(trainer)
     assert folders == []  # nothing has moved
     trainer.run()
-    saver.save(trainer)
-    saver.save(trainer)
+    writer.save(trainer)
+    writer.save(trainer)
     assert [folder.name for folder in folders] == ["step_00000003"]
-    saver.begin(trainer)
-    saver.save(trainer)
+    writer.begin(trainer)
+    writer.save(trainer)
     assert len(folders) == 1
 
 
@@ -327,17 +327,17 @@ def test_an_error_surfaces_at_a_step_that_follows(tmp_path, disk):
 
 def test_an_error_surfaces_at_the_next_save(tmp_path, disk):
     trainer, folders = trainer_of(), []
-    saver = Saver(in_background(tmp_path), trainer, folders.append)
-    saver.lock.take()  # as a run does; else each save waits for its thread, and gives it back
+    writer = CheckpointWriter(in_background(tmp_path), trainer, folders.append)
+    writer.lock.take()  # as a run does; else each save waits for its thread, and gives it back
     disk.is_full_for = "thread"
     trainer.run(max_steps=2)
-    saver.save(trainer)
+    writer.save(trainer)
     trainer.run(max_steps=3)
     with pytest.raises(OSError, match="No space left"):
-        saver.save(trainer)
+        writer.save(trainer)
     disk.is_full_for = None
-    saver.save(trainer)
-    saver.wait()
+    writer.save(trainer)
+    writer.wait()
     assert (steps(tmp_path), [folder.name for folder in folders]) == ([3], ["step_00000003"])
 
 

@@ -23,7 +23,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import lock
 from ignite_hooks.checkpoint import resume
-from ignite_hooks.checkpoint import triggers as saving
+from ignite_hooks.checkpoint import triggers
 from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.lock import LOCK_NAME
 from ignite_hooks.checkpoint.ranks import Ranks
@@ -251,7 +251,7 @@ def clock_of_one():
     """Hours pass at step 2 and at step 5, on one process only."""
     directory, now = directory_of("clock"), [0.0]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(saving, "monotonic", lambda: now[0])
+        patched.setattr(triggers, "monotonic", lambda: now[0])
         trainer = trainer_of(directory, every_steps=None, every_seconds=3600, at_end=False)
 
         @trainer.on(Events.ITERATION_STARTED)
