@@ -1,7 +1,21 @@
-"""Takes checkpoints of one trainer: captured at a boundary, written, committed, announced.
+"""Takes checkpoints of one trainer: a save is one path of four stages.
 
-``CheckpointWriter`` does all of it. With ``background`` the files are written, and the checkpoint
-committed, by the thread of a ``BackgroundWriter``.
+=======  =================================  =================================================
+due      ``triggers.CheckpointTriggers``    a schedule, the clock, a signal or the end of the
+                                            run asks for a save, which waits until all other
+                                            handlers of the event have returned
+capture  ``state.TrainingState``            the whole state becomes the contents of files,
+                                            tensors and plain data; with ``background`` in a
+                                            copy
+write    ``contents.Content``,              the files, in a new folder; each is synchronized
+         ``durable``                        with the disk and hashed
+commit   ``store.CheckpointStore``          the renaming of the manifest makes the folder a
+                                            checkpoint; older ones are removed, and
+                                            CHECKPOINT_SAVED fires
+=======  =================================  =================================================
+
+``CheckpointWriter._save`` is the path from capture to commit. With ``background`` the thread of a
+``BackgroundWriter`` writes and commits while training continues.
 """
 
 import importlib.metadata
@@ -12,13 +26,11 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
-from functools import wraps
+from functools import cache
 from pathlib import Path
 from threading import Thread
 from types import MappingProxyType
 from typing import Any
-from typing import Concatenate
-from typing import ParamSpec
 
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.durable import give_mode_of
@@ -45,37 +57,9 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["BackgroundWriter", "CheckpointWriter"]
 
-Options = ParamSpec("Options")
 _THREAD_NAME = "ignite_hooks.checkpoint"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
-
-
-def _as_owner(
-    save: Callable[Concatenate["CheckpointWriter", TrainingEngine, Options], None],
-) -> Callable[Concatenate["CheckpointWriter", TrainingEngine, Options], None]:
-    """Has a save between runs take the lock for itself; within a run it is taken already."""
-
-    @wraps(save)
-    def save_as_owner(
-        writer: "CheckpointWriter",
-        trainer: TrainingEngine,
-        /,
-        *args: Options.args,
-        **kwargs: Options.kwargs,
-    ) -> None:
-        lock = writer.lock
-        is_between_runs = not (lock.is_taken or is_running(trainer))
-        lock.take()
-        try:
-            save(writer, trainer, *args, **kwargs)
-            if is_between_runs:
-                writer.wait()
-        finally:
-            if is_between_runs and not writer.is_writing:
-                lock.release()
-
-    return save_as_owner
 
 
 class CheckpointWriter:
@@ -109,9 +93,10 @@ class CheckpointWriter:
         self._newest: int | None = None  # the number of the newest checkpoint known of
         self._value = MetricValue(options.metric, trainer)
 
-    @_as_owner
     def save(self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NOTHING) -> None:
         """Takes a checkpoint now. The trainer must be at a step boundary.
+
+        A run holds the lock; a save between two runs takes it for itself.
 
         Args:
             trainer: the trainer.
@@ -122,26 +107,133 @@ class CheckpointWriter:
             RuntimeError: another run writes to the directory.
             TypeError: a state can not be saved without pickle.
         """
+        is_between_runs = not (self.lock.is_taken or is_running(trainer))
+        self.lock.take()
+        try:
+            self._save(trainer, uncertain)
+            if is_between_runs:
+                self.wait()
+        finally:
+            if is_between_runs and not self.is_writing:
+                self.lock.release()
+
+    def _save(self, trainer: TrainingEngine, uncertain: Mapping[str, str]) -> None:
+        is_background = self._options.background
         if self.has_saved(trainer):
-            if not self._options.background:
+            if not is_background:
                 self._tell()  # unless a failure just after the commit kept it from being told
             return
         self._saving_at = _place(trainer)
         self.wait()
-        options, state = self._options, self._state(trainer, uncertain)
+        state = self._state(trainer, uncertain)
         files = self._capture(state)
         draft = self.ranks.first_alone(lambda: self._draft(trainer))
         folder = self.ranks.first_alone(lambda: self._begin(draft.step))
         if state.is_sharded:
             state.write_sharded(folder)
-        if options.background:
-            files = {name: content.copied() for name, content in files.items()}
-            self._writer.start(lambda: self._write(folder, files, draft, self._writing_ranks))
+        if is_background:
+            copied = {name: content.copied() for name, content in files.items()}
+            ranks = self._writing_ranks
+            self._writer.start(lambda: self._write_and_commit(folder, copied, draft, ranks))
         else:
-            self._write(folder, files, draft, self.ranks)
+            self._write_and_commit(folder, files, draft, self.ranks)
         self._saved_at = _place(trainer)
-        if not options.background:
+        if not is_background:
             self._tell()
+
+    def _state(
+        self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NOTHING
+    ) -> TrainingState:
+        options = self._options
+        return TrainingState(
+            trainer, options.also or {}, options.safe_serialization, options.trust_pickle, uncertain
+        )
+
+    def _capture(self, state: TrainingState) -> dict[str, Content]:
+        files: dict[str, Content] = {}
+        objects: dict[str, Any] = {}
+        rank, is_alone = self.ranks.rank, self.ranks.size == 1
+
+        def look() -> dict[str, Any]:
+            state.check()
+            objects.update(state.objects())
+            return {} if rank or is_alone else digests_of(objects)
+
+        of_first, *_ = self.ranks.agree(look)
+        self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
+        return files
+
+    def _draft(self, trainer: TrainingEngine) -> Manifest:
+        """The manifest but for its number and its files."""
+        feed = trainer.feed
+        assert feed is not None  # its state has been captured
+        position = feed.position
+        if not is_running(trainer):  # another trainer may have continued the run meanwhile
+            self._lineage.settle(trainer)
+        return Manifest(
+            number=1,
+            training=training_id(trainer),
+            saved_at=datetime.now(timezone.utc),
+            step=trainer.state.optimizer_step,
+            epoch=trainer.place.progress.epochs,
+            iteration=trainer.place.progress.iteration,
+            data_pass=position.data_pass,
+            batches=position.batches,
+            world_size=self.ranks.size,
+            metric=self._options.metric,
+            metric_value=self._value.of(trainer),
+            ended_by=trainer.ended_by,
+            versions={"python": platform.python_version(), **_versions()},
+            files={},
+        )
+
+    def _begin(self, step: int) -> Path:
+        self.lock.check()
+        return self._store.begin(step)
+
+    def _write_and_commit(
+        self, folder: Path, files: dict[str, Content], draft: Manifest, ranks: Ranks
+    ) -> None:
+        try:
+            records = ranks.agree(lambda: _write_files(folder, files))
+            ranks.first_alone(lambda: self._commit(folder, records, draft))
+        except Exception:
+            if ranks.is_first and self.lock.is_taken:
+                self._store.discard(folder)
+            raise
+        self._written = folder
+
+    def _commit(self, folder: Path, records: list[dict[str, FileRecord]], draft: Manifest) -> None:
+        files = {name: record for of_rank in records for name, record in of_rank.items()}
+        if (folder / SHARDED).is_dir():
+            paths = sorted(path for path in (folder / SHARDED).rglob("*") if path.is_file())
+            give_mode_of(folder / INCOMPLETE, paths)
+            sync_tree(folder / SHARDED)
+            files |= {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
+        self.lock.check()
+        number = self._store.next_number()
+        manifest = draft.model_copy(update={"files": files, "number": number})
+        self._lineage.known[self._real_directory] = number
+        self._store.commit(folder, manifest)
+        self._last_saved, self._newest = Checkpoint(folder, manifest), number
+        if self.ranks.size == 1:  # whatever fails from here on, it need not be saved again
+            self._saved_at, self._written = self._saving_at, folder
+        options = self._options
+        try:
+            self._store.retain(
+                manifest.training,
+                None if options.keep_last == "all" else options.keep_last,
+                options.keep_best,
+                options.metric,
+                options.mode,
+            )
+        except OSError as error:
+            warnings.warn(f"an old checkpoint could not be removed: {error}", stacklevel=2)
+
+    def _tell(self) -> None:
+        folder, self._written = self._written, None
+        if folder is not None:
+            self._announce(folder)
 
     def has_saved(self, trainer: TrainingEngine) -> bool:
         """Returns whether the trainer stands where it was saved last, or where its run began."""
@@ -238,100 +330,6 @@ class CheckpointWriter:
         if not self._writer.is_busy:
             self.wait()
 
-    def _state(
-        self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NOTHING
-    ) -> TrainingState:
-        options = self._options
-        return TrainingState(
-            trainer, options.also or {}, options.safe_serialization, options.trust_pickle, uncertain
-        )
-
-    def _capture(self, state: TrainingState) -> dict[str, Content]:
-        files: dict[str, Content] = {}
-        objects: dict[str, Any] = {}
-        rank, is_alone = self.ranks.rank, self.ranks.size == 1
-
-        def look() -> dict[str, Any]:
-            state.check()
-            objects.update(state.objects())
-            return {} if rank or is_alone else digests_of(objects)
-
-        of_first, *_ = self.ranks.agree(look)
-        self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
-        return files
-
-    def _draft(self, trainer: TrainingEngine) -> Manifest:
-        """The manifest but for its number and its files."""
-        feed = trainer.feed
-        assert feed is not None  # its state has been captured
-        position = feed.position
-        if not is_running(trainer):  # another trainer may have continued the run meanwhile
-            self._lineage.settle(trainer)
-        return Manifest(
-            number=1,
-            training=training_id(trainer),
-            saved_at=datetime.now(timezone.utc),
-            step=trainer.state.optimizer_step,
-            epoch=trainer.place.progress.epochs,
-            iteration=trainer.place.progress.iteration,
-            data_pass=position.data_pass,
-            batches=position.batches,
-            world_size=self.ranks.size,
-            metric=self._options.metric,
-            metric_value=self._value.of(trainer),
-            ended_by=trainer.ended_by,
-            versions={"python": platform.python_version(), **_versions()},
-            files={},
-        )
-
-    def _write(
-        self, folder: Path, files: dict[str, Content], draft: Manifest, ranks: Ranks
-    ) -> None:
-        try:
-            records = ranks.agree(lambda: _write_files(folder, files))
-            ranks.first_alone(lambda: self._commit(folder, records, draft))
-        except Exception:
-            if ranks.is_first and self.lock.is_taken:
-                self._store.discard(folder)
-            raise
-        self._written = folder
-
-    def _begin(self, step: int) -> Path:
-        self.lock.check()
-        return self._store.begin(step)
-
-    def _commit(self, folder: Path, records: list[dict[str, FileRecord]], draft: Manifest) -> None:
-        files = {name: record for of_rank in records for name, record in of_rank.items()}
-        if (folder / SHARDED).is_dir():
-            paths = sorted(path for path in (folder / SHARDED).rglob("*") if path.is_file())
-            give_mode_of(folder / INCOMPLETE, paths)
-            sync_tree(folder / SHARDED)
-            files |= {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
-        self.lock.check()
-        number = self._store.next_number()
-        manifest = draft.model_copy(update={"files": files, "number": number})
-        self._lineage.known[self._real_directory] = number
-        self._store.commit(folder, manifest)
-        self._last_saved, self._newest = Checkpoint(folder, manifest), number
-        if self.ranks.size == 1:  # whatever fails from here on, it need not be saved again
-            self._saved_at, self._written = self._saving_at, folder
-        options = self._options
-        try:
-            self._store.retain(
-                manifest.training,
-                None if options.keep_last == "all" else options.keep_last,
-                options.keep_best,
-                options.metric,
-                options.mode,
-            )
-        except OSError as error:
-            warnings.warn(f"an old checkpoint could not be removed: {error}", stacklevel=2)
-
-    def _tell(self) -> None:
-        folder, self._written = self._written, None
-        if folder is not None:
-            self._announce(folder)
-
 
 class BackgroundWriter:
     """Makes one call at a time in a thread; ``wait`` raises what the call has raised.
@@ -399,5 +397,6 @@ def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecor
     return records
 
 
+@cache
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
