@@ -20,10 +20,12 @@ __all__ = ["MetricValue"]
 class MetricValue:
     """Tells the value in ``trainer.state.metrics``, and none that is left from earlier weights.
 
-    A ``Validation`` notes at which iteration it has measured. Of other metrics a value is an old
-    one if nobody has written it since the last iteration began: it is replaced there by an equal
-    object, which a writer does not have. Of a tensor that is written to in place the version tells.
-    An int can not be told from one that was written again, and is taken for new.
+    A ``Validation`` notes at which iteration it has measured. Of other metrics a value is stale if
+    it is the very object that was there when the iteration began, and nobody has written to it in
+    place since. Values of users are looked at, never replaced. So an equal value that was computed
+    again is a new one, and the same object stored again, ``1.0`` of a line of code or a small int,
+    cannot be told from one that nobody has stored: it is taken for stale, because a checkpoint
+    without a value does less harm than one with the value of other weights.
 
     Args:
         name: of the metric; None if no metric is asked for.
@@ -32,13 +34,13 @@ class MetricValue:
 
     def __init__(self, name: str | None, trainer: TrainingEngine) -> None:
         self._name = name
-        self._old: Any = None
-        self._version: int | None = None
+        self._seen: Any = None  # held, so that no other object can get its identity
+        self._content: Any = None
         if name is not None:
             trainer.add_event_handler(Events.ITERATION_STARTED, self._note)
 
     def of(self, trainer: TrainingEngine) -> float | None:
-        """The value now; None if there is none, or an old one.
+        """Returns the value now; None if there is none, or a stale one.
 
         Raises:
             TypeError: it is no number.
@@ -49,10 +51,12 @@ class MetricValue:
             return None
         found = trainer.state.metrics.get(name)
         measured = measured_at(trainer).get(name)
-        is_old = self._is_old(found) if measured is None else measured != trainer.state.iteration
+        is_stale = (
+            self._is_stale(found) if measured is None else measured != trainer.state.iteration
+        )
         if found is None and measured is None:
             _miss(name, trainer)
-        if found is None or is_old:
+        if found is None or is_stale:
             return None
         try:
             return float(found)
@@ -62,16 +66,11 @@ class MetricValue:
             ) from error
 
     def _note(self, trainer: TrainingEngine) -> None:
-        metrics, name = trainer.state.metrics, self._name
-        found = metrics.get(name)
-        if found is not None and found is not self._old:
-            self._old = metrics[name] = _replaced(found)
-        self._version = _version(found)
+        self._seen = trainer.state.metrics.get(self._name)
+        self._content = _content_of(self._seen)
 
-    def _is_old(self, found: Any) -> bool:
-        if isinstance(found, torch.Tensor):
-            return found is self._old and self._version == _version(found) is not None
-        return found is self._old and not isinstance(found, int)
+    def _is_stale(self, found: Any) -> bool:
+        return found is self._seen and bool(self._content == _content_of(found))
 
 
 def _miss(name: str, trainer: TrainingEngine) -> None:
@@ -98,17 +97,11 @@ def _is_of_validation(name: str, trainer: TrainingEngine) -> bool:
     )
 
 
-def _replaced(value: Any) -> Any:
-    """An equal object that nobody else has, where there can be one."""
-    if type(value) is float:
-        return value * 1.0
-    if isinstance(value, torch.Tensor):
-        return value.detach()  # of the same memory
-    return value.copy() if isinstance(value, np.generic) else value
-
-
-def _version(value: Any) -> int | None:
-    """How often a tensor was written to in place; None where that is not counted."""
+def _content_of(value: Any) -> Any:
+    """Returns what changes when a number is written to in place, without asking the device."""
     if isinstance(value, torch.Tensor) and not value.is_inference():
         return value._version
-    return None
+    # Nothing counts the writes to these; a copy of more than a number would cost time.
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.numel() == 1 else None
+    return value.copy() if isinstance(value, np.ndarray) and value.size == 1 else None

@@ -35,13 +35,18 @@ def trainer_of(directory, values, kind=float, event=Events.EPOCH_COMPLETED, **op
     return trainer
 
 
+def computed(value):
+    """A float of its own, as each computation gives one; ``float(value)`` is the value itself."""
+    return value * 1.0
+
+
 def saved(directory):
     found = [each.manifest for each in CheckpointStore(directory).checkpoints()]
     return {each.step: each.metric_value for each in found}
 
 
 @pytest.mark.parametrize(
-    "kind", [float, torch.tensor, np.float32], ids=["float", "tensor", "numpy"]
+    "kind", [computed, torch.tensor, np.float32], ids=["float", "tensor", "numpy"]
 )
 def test_stale_metric_value_is_not_saved(tmp_path, kind):
     values = [0.5, 0.5, 0.5]
@@ -54,25 +59,58 @@ def test_stale_metric_value_is_not_saved(tmp_path, kind):
     }
 
 
-@pytest.mark.parametrize("kind", [float, int, torch.tensor, np.float64])
-def test_newer_wins_a_tie_even_if_values_are_the_same_object(tmp_path, kind):
-    equal = kind(5)
+@pytest.mark.parametrize(
+    "kind",
+    [computed, torch.tensor, np.float64, lambda value: 1000 * int(value)],
+    ids=["float", "tensor", "numpy", "int"],
+)
+def test_newer_wins_a_tie_between_equal_values(tmp_path, kind):
     options = {"every_epochs": 1, "keep_last": 1, "keep_best": 1}
-    trainer_of(tmp_path, [equal, equal, 3], lambda value: value, **options).run(max_epochs=3)
-    assert saved(tmp_path) == {6: 5.0, 9: 3.0}
+    trainer_of(tmp_path, [5.0, 5.0, 3.0], kind, **options).run(max_epochs=3)
+    assert saved(tmp_path) == {6: float(kind(5.0)), 9: float(kind(3.0))}
 
 
-@pytest.mark.parametrize("is_inference", [False, True])
-def test_a_tensor_that_is_written_to_in_place_has_a_new_value(tmp_path, is_inference):
-    with torch.inference_mode(is_inference):
-        total = torch.zeros(())
+@pytest.mark.parametrize("value", [5.0, 5, True, torch.tensor(5.0), np.float64(5)])
+def test_same_object_stored_again_counts_as_stale(tmp_path, value):
+    trainer = trainer_of(tmp_path, [value, value, 3.0], lambda found: found, every_epochs=1)
+    trainer.run(max_epochs=3)
+    assert saved(tmp_path) == {3: float(value), 6: None, 9: 3.0}
+
+
+@pytest.mark.parametrize("value", [0.5, 5, 10**20, torch.tensor(0.5), np.float32(0.5), np.ones(())])
+def test_values_in_metrics_are_never_replaced(tmp_path, value):
+    trainer = trainer_of(tmp_path, [value], lambda found: found, Events.STARTED, every_steps=1)
+    metrics = trainer.state.metrics
+    trainer.run(max_epochs=2)
+    assert trainer.state.metrics is metrics
+    assert metrics["score"] is value
+
+
+def in_inference_mode():
+    with torch.inference_mode():
+        return torch.zeros(())
+
+
+def written_in_place(total):
+    """Writes a value into the one object."""
 
     def add(value):
-        with torch.inference_mode(is_inference):
-            return total.add_(value)
+        with torch.inference_mode(isinstance(total, torch.Tensor) and total.is_inference()):
+            total[...] += value
+            return total
 
-    trainer_of(tmp_path, [1.0, 2.0, 3.0], add, every_epochs=1).run(max_epochs=3)
-    assert saved(tmp_path) == {3: 1.0, 6: 3.0, 9: 6.0}
+    return add
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.zeros(()), lambda: torch.zeros(1), in_inference_mode, lambda: np.zeros(())],
+    ids=["tensor", "one element", "inference tensor", "array"],
+)
+def test_number_that_is_written_to_in_place_has_a_new_value(tmp_path, make):
+    options = {"every_steps": 1, "every_epochs": 1}
+    trainer_of(tmp_path, [1.0, 2.0, 3.0], written_in_place(make()), **options).run(max_epochs=3)
+    assert saved(tmp_path) == {**dict.fromkeys(range(1, 10), None), 3: 1.0, 6: 3.0, 9: 6.0}
 
 
 @pytest.mark.parametrize("value", [-0.0, math.inf, math.nan])
