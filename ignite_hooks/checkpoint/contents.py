@@ -5,6 +5,7 @@ import io
 import re
 from abc import ABC
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 __all__ = ["Content", "Objects", "Tensors", "load_objects", "plain_part"]
+
+_SCALARS = {bool, float, str, type(None)}
+_UNCHANGED = {*_SCALARS, int}
+_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+_DEVICES = {"cpu", "cuda"}
+_MAX_INT = 2**63
+_MAX_DEPTH = 100
 
 
 class Content(ABC):
@@ -70,7 +81,7 @@ class Objects(Content):
 
     def __post_init__(self) -> None:
         """Reads all but the tensors' values back, as it is read when training is resumed."""
-        if self.may_pickle:
+        if self.may_pickle or _is_plain(self.content):
             return
         file = io.BytesIO()
         try:
@@ -141,6 +152,42 @@ def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _is_plain(content: Any) -> bool:
+    """Returns whether content is of the most common types alone, which torch loads without pickle.
+
+    False means that torch has to be asked: it allows some more. One call looks at a whole level of
+    nested containers.
+    """
+    level = [content]
+    for _ in range(_MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            kind = type(value)
+            if kind in _SCALARS or (kind is int and -_MAX_INT <= value < _MAX_INT):
+                continue
+            if kind is list or kind is tuple:
+                inner += value
+            elif kind is dict:
+                inner += value.keys()
+                inner += value.values()
+            elif kind is OrderedDict:  # the state of a module has attributes of its own
+                inner += value.keys()
+                inner += value.values()
+                inner.append(vars(value))
+            elif not (
+                (kind is torch.Tensor or kind is torch.nn.Parameter)
+                and value.layout is torch.strided
+                and value.dtype in _DTYPES
+                and value.device.type in _DEVICES
+            ):
+                return False
+        if not inner:
+            return True
+        # What is there twice is looked at once: a list that contains itself would grow each level.
+        level = list({id(value): value for value in inner}.values())
+    return False
+
+
 def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) -> Any:
     """A copy with other tensors; lists, tuples and dicts are new, all else is the same."""
     if isinstance(content, torch.Tensor):
@@ -148,14 +195,17 @@ def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) 
     if isinstance(content, np.generic):
         return content.item()
     if isinstance(content, dict):
-        changed = copy.copy(content)
+        changed = content.copy() if type(content) is dict else copy.copy(content)
         for key, value in content.items():
-            changed[key] = _with_tensors(change, value)
+            if type(value) not in _UNCHANGED:
+                changed[key] = _with_tensors(change, value)
         return changed
     if isinstance(content, set | bytearray):
         return copy.copy(content)
     if type(content) in (list, tuple):
-        return type(content)(_with_tensors(change, value) for value in content)
+        return type(content)(
+            [v if type(v) in _UNCHANGED else _with_tensors(change, v) for v in content]
+        )
     return content
 
 

@@ -1,6 +1,7 @@
 """Only data goes into a file, it comes back as it was, and a copy stays what it was."""
 
 import collections
+import enum
 import io
 import math
 import os
@@ -92,6 +93,95 @@ def test_data_comes_back_as_it_was(tmp_path, kind):
 def test_objects_that_need_pickle_are_refused(content):
     with pytest.raises(TypeError, match="the state of the optimizer must be made of tensors"):
         Objects(content, "the optimizer")
+
+
+class Rate(float):
+    """A float that pickle makes by its class."""
+
+
+class Kind(enum.Enum):
+    ONE = 1
+
+
+Pair = collections.namedtuple("Pair", "one other")
+
+
+def with_attribute(content, value):
+    content.attribute = value
+    return content
+
+
+def nested(depth, content=0):
+    for _ in range(depth):
+        content = [content]
+    return content
+
+
+BORDERLINE = {
+    "64 bits": [2**63 - 1, 2**63, -(2**63), -(2**63) - 1],
+    "a very long int": 2**3000,
+    "half a character": "\ud800",
+    "a class of float": Rate(1),
+    "an Enum": Kind.ONE,
+    "a named tuple": Pair(1, 2),
+    "a defaultdict": collections.defaultdict(list),
+    "keys of all kinds": {None: 1, 2.5: 2, True: 3, (1, ("a",)): 4, "b": 5},
+    "a key that needs pickle": {frozenset([1]): 1},
+    "a number of numpy": np.float64(1),
+    "a key of numpy": {np.float64(1): 1},
+    "an array of numpy": np.zeros(2),
+    "a tensor as a key": {torch.zeros(1): 1},
+    "an OrderedDict with data": with_attribute(collections.OrderedDict(a=1), {"b": 2}),
+    "an OrderedDict with code": with_attribute(collections.OrderedDict(a=1), Custom()),
+    "a tensor with code": with_attribute(torch.zeros(1), Custom()),
+    "a parameter with code": with_attribute(torch.nn.Parameter(torch.zeros(1)), Custom()),
+    "complex": torch.zeros(1, dtype=torch.complex64),
+    "conjugated": torch.ones(1, dtype=torch.complex64).conj(),
+    "a negative view": torch.ones(1, dtype=torch.complex64).conj().imag,
+    "sparse": torch.eye(2).to_sparse(),
+    "uint16": torch.zeros(2, dtype=torch.uint16),
+    "meta": torch.zeros(2, device="meta"),
+    "nested 300 times": nested(300),
+    "nested too often": nested(100_000),
+    "the same list twice": [[1, 2]] * 2,
+}
+
+
+def is_loaded_without_pickle(content):
+    file = io.BytesIO()
+    try:
+        torch.save(content, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def as_it_is_written(content):
+    """Numbers of numpy become Python's, and what else is known of a tensor is left out."""
+    if isinstance(content, torch.Tensor):
+        return content.detach()
+    return content.item() if isinstance(content, np.generic) else content
+
+
+@pytest.mark.parametrize("kind", BORDERLINE)
+def test_exactly_what_torch_loads_without_pickle_is_let_through(kind):
+    content = BORDERLINE[kind]
+    try:
+        Objects(content, "it")
+        is_let_through = True
+    except TypeError:
+        is_let_through = False
+    assert is_let_through == is_loaded_without_pickle(as_it_is_written(content))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_list_that_contains_itself_is_refused(times):
+    content = [1]
+    content += [content] * times
+    with pytest.raises(TypeError, match="must be made of tensors"):
+        Objects(content, "it")
 
 
 def test_the_refusal_tells_what_it_is_that_is_refused():
