@@ -37,7 +37,7 @@ def sync(path: Path) -> None:
 
     Warns once, and goes on, where the file system cannot sync folders.
     """
-    is_folder = path.is_dir()
+    is_folder = os.path.isdir(path)
     try:
         descriptor = os.open(path, os.O_RDONLY if is_folder else _TO_SYNC)
         try:
@@ -56,6 +56,8 @@ def sync(path: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Makes a folder, and those that it is to be in, unless they are there; on the disk, too."""
+    if os.path.isdir(folder):
+        return
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in made:
@@ -78,18 +80,20 @@ def give_mode_of(model: Path, paths: Iterable[Path]) -> None:
     safetensors makes files that only their owner may read. The umask itself cannot be read without
     changing it for all threads, and a default ACL of the folder counts instead of it.
     """
-    mode = stat.S_IMODE(model.stat().st_mode)
+    mode = stat.S_IMODE(os.stat(model).st_mode)
     for path in paths:
-        if stat.S_IMODE(path.stat().st_mode) != mode:
+        if stat.S_IMODE(os.stat(path).st_mode) != mode:
             with suppress(OSError):  # a file system without modes is no reason to lose the save
                 path.chmod(mode)
 
 
 def record_of(path: Path) -> FileRecord:
     """The size and the checksum of a file. XXH3 is faster than memory, and no proof of origin."""
-    checksum, size, buffer = xxh3_128(), 0, bytearray(_CHUNK)
-    view = memoryview(buffer)
+    checksum, size = xxh3_128(), 0
     with open_regular(path) as file:
+        # Clearing a whole chunk takes longer than reading a small file.
+        buffer = bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 1))
+        view = memoryview(buffer)
         while count := file.readinto(buffer):
             checksum.update(view[:count])
             size += count

@@ -134,4 +134,5 @@ def is_foreign(text: bytes) -> bool:
 def sealed(text: bytes) -> bytes:
     """A manifest's JSON with the right ``manifest_checksum``."""
     without = _CHECKSUM.sub(rb"\1\3", text)
-    return _CHECKSUM.sub(rb"\g<1>%s\g<3>" % xxh3_128_hexdigest(without).encode(), without)
+    checksum = xxh3_128_hexdigest(without).encode()
+    return _CHECKSUM.sub(lambda found: found[1] + checksum + found[3], without)

@@ -47,6 +47,8 @@ class Ranks:
         Raises:
             RuntimeError: it failed elsewhere. A failure in this process is raised as it is.
         """
+        if self.size == 1:
+            return [act()]
         result, failure = None, None
         try:
             result = act()

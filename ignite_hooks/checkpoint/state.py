@@ -6,6 +6,7 @@ The manifest of each checkpoint names the run of training that it is of, by ``tr
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -80,19 +81,21 @@ class TrainingState:
                 "SaveCheckpoint(also={name: object}), or say trust_pickle=True"
             )
 
-    @property
+    @cached_property
     def is_sharded(self) -> bool:
         """Whether no process has the whole model."""
         (optimizer_step,) = attached(self.trainer, OptimizerStep)
         return not optimizer_step.prepared.is_data_parallel
 
+    @cached_property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The trainer's modules by name; taking the model out of its wrappers is slow."""
+        return self.trainer.modules
+
     @property
     def whole_modules(self) -> dict[str, torch.nn.Module]:
         """Those of which a process has all."""
-        modules = self.trainer.modules
-        if self.is_sharded:
-            del modules["model"]
-        return modules
+        return {k: v for k, v in self.modules.items() if not (self.is_sharded and k == "model")}
 
     def objects(self) -> dict[str, dict[str, Any]]:
         """The states of handlers and of what the user has named, of each kind by name."""
@@ -178,7 +181,7 @@ class TrainingState:
         """The names of the parameters of each group of the optimizer."""
         names = {
             id(parameter): f"{of}.{name}"
-            for of, module in self.trainer.modules.items()
+            for of, module in self.modules.items()
             for name, parameter in module.named_parameters()
         }
         groups = self.trainer.optimizer.param_groups

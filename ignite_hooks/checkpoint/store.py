@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
+from itertools import islice
 from logging import getLogger
 from math import inf
 from pathlib import Path
@@ -127,8 +128,10 @@ def find_problems(checkpoint: Checkpoint, *, reads: bool = True) -> list[str]:
             problem = _problem_of_content(folder / name, name, expected)
         return problem
 
+    if not reads:
+        return [problem for problem in map(problem_of, manifest.files) if problem is not None]
     with ThreadPoolExecutor() as pool:  # reading and the sums go on at once
-        found = (pool.map if reads else map)(problem_of, manifest.files)
+        found = pool.map(problem_of, manifest.files)
         return [problem for problem in found if problem is not None]
 
 
@@ -141,15 +144,14 @@ class CheckpointStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._known: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
 
     def checkpoints(self) -> list[Checkpoint]:
         """All that are whole as far as can be seen without reading them, the newest first."""
         found = []
         for folder in self._folders():
-            try:
-                found.append(Checkpoint(folder, read_manifest(folder)))
-            except (OSError, ValueError):
-                continue
+            with suppress(OSError, ValueError):
+                found.append(Checkpoint(folder, self._manifest_of(folder)))
         return sorted(found, key=lambda each: each.manifest.number, reverse=True)
 
     def broken(self) -> dict[Path, str]:
@@ -201,8 +203,7 @@ class CheckpointStore:
         for folder in self._folders():
             # No checkpoint, or one of somebody else's. Another failure could make it too small.
             with suppress(FileNotFoundError, PermissionError, ValueError):
-                if _has_manifest(folder):
-                    numbers.append(read_manifest(folder).number)
+                numbers.append(self._manifest_of(folder).number)
         return max(numbers) + 1
 
     def retain(
@@ -224,10 +225,9 @@ class CheckpointStore:
         if keep_last is None:
             return
         newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
-        whole = [each for each in newest_first if has_its_files(each)]
-        kept = whole[:keep_last]
+        kept = list(islice(filter(has_its_files, newest_first), keep_last))
         oldest = min((each.manifest.number for each in kept), default=inf)
-        kept += _best(whole, metric, mode)[:keep_best]
+        kept += islice(filter(has_its_files, _best(newest_first, metric, mode)), keep_best)
         failures = []
         for checkpoint in newest_first:
             if checkpoint.manifest.number < oldest and checkpoint not in kept:
@@ -252,6 +252,7 @@ class CheckpointStore:
             os.replace(folder / MANIFEST, folder / INCOMPLETE)
             sync(folder)
             _remove_leftover(folder)
+        self._known.pop(folder, None)
 
     def discard(self, folder: Path) -> None:
         """Takes away what a failed save has left, as far as that can be done now."""
@@ -259,9 +260,21 @@ class CheckpointStore:
             if _is_left_over(folder):
                 _remove_leftover(folder)
 
+    def _manifest_of(self, folder: Path) -> Manifest:
+        """Reads a manifest, once: a changed one is another file, as it is replaced as a whole."""
+        try:
+            status = os.stat(folder / MANIFEST)
+        except OSError:
+            return read_manifest(folder)  # an error that says why
+        version = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        known = self._known.get(folder)
+        if known is None or known[0] != version:
+            known = self._known[folder] = version, read_manifest(folder)
+        return known[1]
+
     def _remove_leftovers(self) -> None:
         for folder in self._folders():
-            if folder.is_symlink():
+            if os.path.lexists(folder / MANIFEST) or folder.is_symlink():
                 continue
             if not _is_left_over(folder):
                 with suppress(OSError):  # killed just after it was made, or just before it went
@@ -280,9 +293,10 @@ class CheckpointStore:
         """Those whose names are of checkpoints, links to folders included, each folder once."""
         if not os.path.isdir(self.directory):
             return
-        paths = [path for path in sorted(self.directory.iterdir()) if is_checkpoint_name(path.name)]
-        folders = [path for path in paths if os.path.isdir(path)]
-        links = [path for path in folders if path.is_symlink()]
+        with os.scandir(self.directory) as entries:
+            named = {each.path: each for each in entries if is_checkpoint_name(each.name)}
+        links = {path for path, each in named.items() if each.is_symlink()}
+        folders = [path for path in sorted(named) if os.path.isdir(path)]
         found = {os.path.realpath(path) for path in folders if links and path not in links}
         for path in folders:
             if path in links:
@@ -290,12 +304,12 @@ class CheckpointStore:
                 if target in found:
                     continue
                 found.add(target)
-            yield path
+            yield Path(path)
 
 
 def _problem_of_size(path: Path, name: str, expected: FileRecord) -> str | None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError as error:
         return f"{name} can not be read ({error.strerror})"
     if stat.S_ISDIR(status.st_mode):
@@ -408,11 +422,13 @@ def _remove_listed(folder: Path, names: list[str]) -> None:
     for name in names:
         path = folder / name
         # A list may come from elsewhere, and a sub-folder may be a link to elsewhere.
-        is_within = Path(os.path.realpath(path.parent)) == (root / name).parent
+        is_flat = path.parent == folder
+        is_within = is_flat or Path(os.path.realpath(path.parent)) == (root / name).parent
         if is_within and (path.is_symlink() or not path.is_dir()):
             with suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
-            parents |= {each for each in path.parents if folder in each.parents}
+            if not is_flat:
+                parents |= {each for each in path.parents if folder in each.parents}
     for parent in sorted(parents, reverse=True):
         if parent.is_dir() and not _remove_if_empty(parent):
             sync(parent)

@@ -387,14 +387,14 @@ def _place(trainer: TrainingEngine) -> tuple[Progress, int, bool]:
 
 
 def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecord]:
-    records = {}
+    paths = {name: folder / name for name in files}
     for name, content in files.items():
-        content.write(folder / name)
-        give_mode_of(folder / INCOMPLETE, [folder / name])
-        sync(folder / name)
-        records[name] = record_of(folder / name)
+        content.write(paths[name])
+    give_mode_of(folder / INCOMPLETE, paths.values())
+    for path in paths.values():
+        sync(path)
     sync(folder)
-    return records
+    return {name: record_of(path) for name, path in paths.items()}
 
 
 @cache
