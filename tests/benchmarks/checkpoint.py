@@ -31,14 +31,14 @@ from ignite_hooks.checkpoint.write import CheckpointWriter
 MIB = 2**20
 
 
-def make_trainer(layers, steps=1):
-    """Layers of 4.2 M parameters each."""
-    model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(layers)))
+def make_trainer(layers, steps=1, width=2048):
+    """Layers of 4.2 M parameters each, unless they are narrower."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers)))
     trainer = create_supervised_trainer(
         model,
         torch.optim.Adam(model.parameters(), lr=1e-6),
         torch.nn.functional.mse_loss,
-        [(torch.randn(1, 2048), torch.randn(1, 2048))],
+        [(torch.randn(1, width), torch.randn(1, width))],
         accelerator=Accelerator(cpu=True),
     )
     if steps:

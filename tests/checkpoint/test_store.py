@@ -6,6 +6,7 @@ from math import nan
 
 import pytest
 
+from ignite_hooks.checkpoint import store as store_module
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.store import has_its_files
@@ -223,6 +224,49 @@ def test_incomplete_checkpoint_does_not_count_but_ages_out(store, how):
     save(store, 5)
     store.retain(OURS, 2, 1, "f1", "max")
     assert sorted(steps(store)) == [2, 4, 5]
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The steps of the manifests that are read."""
+    steps, real = [], store_module.read_manifest
+
+    def note(folder):
+        manifest = real(folder)
+        steps.append(manifest.step)
+        return manifest
+
+    monkeypatch.setattr(store_module, "read_manifest", note)
+    return steps
+
+
+def test_each_manifest_is_read_once_however_many_saves_follow(store, read):
+    for step in range(1, 6):
+        save(store, step)
+        store.retain(OURS, 2, 0, None, "max")
+    assert sorted(read) == [1, 2, 3, 4, 5]
+
+
+def test_manifest_that_has_changed_is_read_again(store, read):
+    folder = save(store, 1)
+    (first,) = store.checkpoints()
+    manifest = first.manifest.model_copy(update={"ended_by": "somebody"})
+    CheckpointStore(store.directory).amend(folder, manifest)
+    (found,) = store.checkpoints()
+    assert (read, found.manifest.ended_by) == ([1, 1], "somebody")
+    (folder / "manifest.json").write_bytes(b"damaged")
+    assert store.checkpoints() == []
+
+
+def test_another_checkpoint_of_the_same_name_is_another(store):
+    folder = save(store, 1)
+    assert steps(store) == [1]
+    other = CheckpointStore(store.directory.parent / "other")
+    save(other, 1, training="theirs")
+    store.remove(folder)
+    (other.directory / folder.name).rename(folder)
+    (found,) = store.checkpoints()
+    assert found.manifest.training == "theirs"
 
 
 def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):

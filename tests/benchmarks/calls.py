@@ -1,0 +1,93 @@
+"""Counts what one save is made of: Python functions by stage, files of the package, fsyncs.
+
+python -m tests.benchmarks.calls
+"""
+
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from ignite.engine import Events
+
+import ignite_hooks
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
+from ignite_hooks.checkpoint.write import CheckpointWriter
+from tests.reference import batches_of
+from tests.reference import make_trainer
+
+__all__ = ["SaveProfile"]
+
+PACKAGE = str(Path(ignite_hooks.__file__).parent) + os.sep
+# A save is one path: each stage begins where the one before ends.
+BEGINNINGS = {
+    CheckpointWriter._capture.__code__: "capture",
+    CheckpointWriter._begin.__code__: "write",
+    CheckpointWriter._commit.__code__: "commit",
+}
+
+
+class SaveProfile:
+    """Counts the calls of a save, from the end of an iteration to CHECKPOINT_SAVED.
+
+    It is the sixth save of a run with a model of two layers, with ``keep_last=3``: one checkpoint
+    is removed. The calls in C are not counted.
+
+    Args:
+        directory: where to save.
+    """
+
+    def __init__(self, directory):
+        self.of_package, self.of_all = Counter(), Counter()  # by stage
+        self.by_file = Counter()
+        self.fsyncs = 0
+        self._stage = "due"
+        handler = SaveCheckpoint(directory, every_steps=1, keep_last=3, at_end=False)
+        trainer = make_trainer(batches_of(6), checkpoint=handler)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=6), self._begin)
+        trainer.add_event_handler(TrainEvents.CHECKPOINT_SAVED, self._end)
+        self._fsync = os.fsync
+        trainer.run(max_epochs=1)
+
+    def _begin(self):
+        os.fsync = self._count_fsync
+        sys.setprofile(self._count)
+
+    def _end(self):
+        sys.setprofile(None)
+        os.fsync = self._fsync
+
+    def _count_fsync(self, descriptor):
+        self.fsyncs += 1
+        self._fsync(descriptor)
+
+    def _count(self, frame, event, _):
+        code = frame.f_code
+        if event != "call" or code.co_filename == __file__:
+            return
+        self._stage = BEGINNINGS.get(code, self._stage)
+        self.of_all[self._stage] += 1
+        if code.co_filename.startswith(PACKAGE):
+            self.of_package[self._stage] += 1
+            self.by_file[code.co_filename.removeprefix(PACKAGE)] += 1
+
+    def table(self):
+        yield "| stage | calls of the package | calls of all Python functions |"
+        yield "|---|---|---|"
+        for stage in ("due", "capture", "write", "commit"):
+            yield f"| {stage} | {self.of_package[stage]:,} | {self.of_all[stage]:,} |"
+        yield f"| all | {self.of_package.total():,} | {self.of_all.total():,} |"
+        yield ""
+        most = ", ".join(f"{name} {calls}" for name, calls in self.by_file.most_common(6))
+        yield f"{len(self.by_file)} files of the package ({most}, …), {self.fsyncs} fsyncs"
+
+
+def main():
+    with tempfile.TemporaryDirectory() as directory:
+        print("\n".join(SaveProfile(directory).table()))
+
+
+if __name__ == "__main__":
+    main()

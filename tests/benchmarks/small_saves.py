@@ -1,0 +1,158 @@
+"""What a save of a small model costs, within a run, beside others'. From the root:
+
+python -m tests.benchmarks.small_saves
+
+Ten layers with Adam; the files hold three times the model. The ways take turns, one save of each
+at each step of one run, and the ratios are paired within a step. Each keeps the former save until
+the new one is on the disk. System calls are those of a process under strace, of all its threads,
+from the beginning of a save until nothing is being written any more.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ignite_hooks import TrainEvents
+from tests.benchmarks.checkpoint import make_trainer
+from tests.benchmarks.checkpoint import save_state
+from tests.benchmarks.checkpoint import writer_into
+
+MODELS = {"100 kB": 50, "10 MB": 500}  # the width of the layers
+LAYERS = 10
+MARKS = "/a save begins", "/a save has ended"  # looked for by name, which strace shows
+
+
+def torch_save(trainer, folder):
+    """Model and optimizer alone, in one file."""
+    new = folder / "torch-new.pt"
+    states = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
+    with new.open("wb") as file:
+        torch.save(states, file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(folder / "torch.pt")
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+class Ours:
+    """A ``SaveCheckpoint`` as it saves within a run, which holds the lock."""
+
+    def __init__(self, trainer, folder, **options):
+        self.writer = writer_into(folder, trainer, **options)
+        self.writer.lock.take()
+
+    def __call__(self, trainer, folder):
+        self.writer.save(trainer)
+        return self.writer.wait
+
+
+def ways_of(trainer, folder):
+    return {
+        "`save_state`, fsync": save_state,
+        "`torch.save`, fsync": torch_save,
+        "`SaveCheckpoint`": Ours(trainer, folder / "ours"),
+        "`SaveCheckpoint(background=True)`": Ours(trainer, folder / "behind", background=True),
+    }
+
+
+def at_each_step(width, steps, act):
+    """Calls ``act`` with a trainer, a folder and the ways at each step of a run."""
+    trainer = make_trainer(LAYERS, steps=0, width=width)
+    with tempfile.TemporaryDirectory() as folder:
+        ways = ways_of(trainer, Path(folder))
+        trainer.add_event_handler(
+            TrainEvents.STEP_COMPLETED, lambda: act(trainer, Path(folder), ways)
+        )
+        trainer.run(max_steps=steps)
+
+
+def milliseconds(width, rounds):
+    """What each way blocks for, at each step."""
+    found = []
+
+    def measure(trainer, folder, ways):
+        taken = {}
+        for name in reversed(ways) if len(found) % 2 else ways:
+            began = time.perf_counter()
+            wait = ways[name](trainer, folder)
+            taken[name] = 1000 * (time.perf_counter() - began)
+            if wait is not None:
+                wait()
+        found.append(taken)
+
+    at_each_step(width, rounds + 2, measure)
+    return found[2:]  # the first ones make folders, and remove none
+
+
+def save_between_marks(name, width):
+    """Saves three times in one way; the last time between two marks."""
+
+    def act(trainer, folder, ways):
+        if trainer.state.optimizer_step == 3:
+            os.path.exists(MARKS[0])
+        wait = ways[name](trainer, folder)
+        if wait is not None:
+            wait()
+        if trainer.state.optimizer_step == 3:
+            os.path.exists(MARKS[1])
+
+    at_each_step(width, 3, act)
+
+
+def system_calls(name, width):
+    """Returns the names of the system calls of a save; None without strace."""
+    if shutil.which("strace") is None:
+        return None
+    with tempfile.NamedTemporaryFile("r") as file:
+        command = ["strace", "-f", "-o", file.name, sys.executable, "-m", __spec__.name]
+        command += ["--save", name, "--width", str(width)]
+        subprocess.run(command, check=True)
+        lines = file.read().splitlines()
+    first, last = (next(i for i, line in enumerate(lines) if mark in line) for mark in MARKS)
+    found = (re.match(r"\d+ +(\w+)\(", line) for line in lines[first + 1 : last])
+    return [call[1] for call in found if call is not None]
+
+
+def table(width, rounds):
+    found = milliseconds(width, rounds)
+    base, *_ = found[0]
+    yield "| | ms | ratio | quartiles of the ratio | system calls | fsyncs |"
+    yield "|---|---|---|---|---|---|"
+    for name in found[0]:
+        middle = statistics.median(each[name] for each in found)
+        low, ratio, high = statistics.quantiles((r[name] / r[base] for r in found), n=4)
+        calls = system_calls(name, width)
+        counts = "| |" if calls is None else f"| {len(calls)} | {calls.count('fsync')} |"
+        yield f"| {name} | {middle:.1f} | {ratio:.2f} | {low:.2f} to {high:.2f} {counts}"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--save", help=argparse.SUPPRESS)
+    parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.save:
+        save_between_marks(options.save, options.width)
+        return
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
+    print(f"{machine}, Python {platform.python_version()}, torch {torch.__version__}")
+    for name, width in MODELS.items():
+        print(f"\na model of {name}\n")
+        print("\n".join(table(width, options.rounds)))
+
+
+if __name__ == "__main__":
+    main()
