@@ -88,7 +88,9 @@ class SaveCheckpoint(Scheduled):
         keep_last: how many of the newest of this run of training stay, or "all". Of a checkpoint
             that is a symbolic link the link is removed, and what it leads to stays.
         keep_best: how many of the best by ``metric`` stay besides. A NaN is never among them.
-        metric: the name in ``state.metrics`` of what says which is best.
+        metric: the name in ``state.metrics`` of what says which is best. Of a metric that is not a
+            validation's the value counts for the iteration in which it was stored; the very object
+            of an earlier iteration stored again counts as the old value.
         mode: whether "max" or "min" is best.
         on_signals: names of the signals that ask for a save and the end of the run.
         safe_serialization: whether the model is written with safetensors; else with ``torch.save``.

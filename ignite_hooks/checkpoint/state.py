@@ -1,4 +1,4 @@
-"""All of a trainer that a checkpoint holds, as the contents of the files that ``layout`` names.
+"""The second stage of a save, capture: all of a trainer as contents of the files of ``layout``.
 
 The manifest of each checkpoint names the run of training that it is of, by ``training_id``.
 """

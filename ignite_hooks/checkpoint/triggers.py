@@ -1,4 +1,7 @@
-"""When a trainer's checkpoints are taken: what is due, the end of a run, signals, and the clock."""
+"""The first stage of a save, due: a schedule, the clock, a signal or the end of a run asks for it.
+
+The stages that follow are drawn in ``write.py``.
+"""
 
 import warnings
 from collections.abc import Callable
