@@ -80,7 +80,7 @@ class Objects(Content):
     may_pickle: bool = False
 
     def __post_init__(self) -> None:
-        """Reads all but the tensors' values back, as it is read when training is resumed."""
+        """Checks that a resume can read the data; where types do not tell, by reading them back."""
         if self.may_pickle or _is_plain(self.content):
             return
         file = io.BytesIO()
