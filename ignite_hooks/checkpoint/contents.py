@@ -51,7 +51,11 @@ class Tensors(Content):
 
     def write(self, path: Path) -> None:
         """Whole tensors one after another: no two may share memory."""
-        dense = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        # The bytes are written: a lazy conjugation or negation, as of `z.conj().imag`, is none.
+        dense = {
+            name: tensor.resolve_conj().resolve_neg().contiguous()
+            for name, tensor in self.tensors.items()
+        }
         try:
             save_file(dense, path, metadata={"format": "pt"})
         except SafetensorError as error:

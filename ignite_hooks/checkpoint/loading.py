@@ -23,7 +23,8 @@ from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import rank_file
 from ignite_hooks.checkpoint.layout import registered_files
 from ignite_hooks.checkpoint.members import handlers_with_state
-from ignite_hooks.checkpoint.module_state import differences_of_module
+from ignite_hooks.checkpoint.module_state import fit_of_module
+from ignite_hooks.checkpoint.module_state import flags_renamed
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import set_flags
@@ -59,6 +60,7 @@ class LoadedState:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
         self._rates: list[dict[str, Any]] = []
+        self._renamed: dict[str, str] = {}  # parameters of this training, and how they were called
         self.folder, self.manifest = checkpoint
         self._state = state
         self._trainer = state.trainer
@@ -123,7 +125,13 @@ class LoadedState:
         for name in self._modules.keys() - self._state.whole_modules.keys():
             found.append(f"the checkpoint has a {name} with a state, this training has none")
         for name, module in self._state.whole_modules.items():
-            found += differences_of_module(name, self._modules.get(name), module)
+            about = self._about["modules"].get(name, {})
+            fit = fit_of_module(name, self._modules.get(name), about, module)
+            found += fit.differences
+            if fit.renamed:
+                about["flags"] = flags_renamed(about["flags"], fit.renamed)
+                for now, then in fit.renamed.items():
+                    self._renamed[f"{name}.{now}"] = f"{name}.{then}"
         if not self._state.is_sharded:
             found += self._differences_of_optimizer()
         return found
@@ -239,16 +247,22 @@ class LoadedState:
         ours = [len(group["params"]) for group in self._trainer.optimizer.param_groups]
         if theirs != ours:
             yield f"the optimizer had groups of {theirs} parameters, it has {ours}"
-        elif self._about["groups"] != self._state.groups():
+        elif self._about["groups"] != [
+            [self._renamed.get(parameter, parameter) for parameter in group]
+            for group in self._state.groups()
+        ]:
             yield "the optimizer had its parameters in another order"
 
     def _load_modules(self) -> ResumedPart:
-        changed: set[str] = set()
+        converted, unlike = set[str](), set[str]()
         for name, module in self._state.whole_modules.items():
-            changed |= give_to_module(module, self._modules[name], self._about["modules"][name])
-        if changed:
-            return ResumedPart("approximate", f"other number formats: {some(changed)}")
-        return EXACT
+            restored = give_to_module(module, self._modules[name], self._about["modules"][name])
+            converted |= restored.converted
+            unlike |= restored.unlike
+        reasons = [f"other number formats: {some(converted)}"] if converted else []
+        if unlike:
+            reasons.append(f"its own loading has changed or left out: {some(unlike)}")
+        return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
     def _load_single(self, file: str, target: Any) -> ResumedPart | None:
         content = self._objects.get(file)

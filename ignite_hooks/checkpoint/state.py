@@ -25,7 +25,10 @@ from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import rank_file
 from ignite_hooks.checkpoint.layout import registered_file
 from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.checkpoint.module_state import left_out_of_state
 from ignite_hooks.checkpoint.module_state import module_file
+from ignite_hooks.checkpoint.plain_names import PlainNames
+from ignite_hooks.checkpoint.report import some
 from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_interrupted
@@ -155,7 +158,11 @@ class TrainingState:
 
     def unknown_parts(self) -> dict[str, str]:
         """Returns why parts of the report may have a state that cannot be saved, by their names."""
-        return {}
+        modules = self.whole_modules.items()
+        left_out = [f"{of}.{each}" for of, module in modules for each in left_out_of_state(module)]
+        if not left_out:
+            return {}
+        return {"model": f"left out of the state_dict(): {some(left_out)}; build these as then"}
 
     def write_sharded(self, folder: Path) -> None:
         """Has Accelerate write model and optimizer, all processes together."""
@@ -179,11 +186,11 @@ class TrainingState:
 
     def groups(self) -> list[list[str]]:
         """The names of the parameters of each group of the optimizer."""
-        names = {
-            id(parameter): f"{of}.{name}"
-            for of, module in self.modules.items()
-            for name, parameter in module.named_parameters()
-        }
+        names: dict[int, str] = {}
+        for of, module in self.modules.items():
+            plain = PlainNames(module).plain
+            for name, parameter in module.named_parameters():
+                names.setdefault(id(parameter), f"{of}.{plain(name)}")
         groups = self.trainer.optimizer.param_groups
         return [[names.get(id(each), "?") for each in group["params"]] for group in groups]
 

@@ -6,7 +6,7 @@ from ignite.engine import Events
 
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.checkpoint.module_state import differences_of_module
+from ignite_hooks.checkpoint.module_state import fit_of_module
 from ignite_hooks.checkpoint.module_state import flags_of
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import module_file
@@ -39,8 +39,8 @@ def test_tensors_of_every_kind_come_back(tmp_path, safe_serialization):
     other = Odd()
     other.plain.zero_()
     other.wave.zero_()
-    assert list(differences_of_module("model", state, other)) == []
-    assert give_to_module(other, state, about) == set()
+    assert fit_of_module("model", state, about, other).differences == []
+    assert give_to_module(other, state, about) == (set(), set())
     assert torch.equal(other.plain, torch.arange(3.0))
     assert torch.equal(other.wave, torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128))
     assert torch.equal(other.sparse.to_dense(), torch.tensor([0.0, 4.0]))
@@ -48,16 +48,16 @@ def test_tensors_of_every_kind_come_back(tmp_path, safe_serialization):
 
 def test_missing_module_is_read_as_none_and_reported(tmp_path):
     assert read_module(tmp_path, "loss_fn", ["model.safetensors"], {}) is None
-    assert list(differences_of_module("loss_fn", None, Odd())) == [
+    assert fit_of_module("loss_fn", None, {}, Odd()).differences == [
         "the loss_fn is not in the checkpoint"
     ]
 
 
 def test_each_module_difference_is_reported(tmp_path):
-    state, _ = through_a_file(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
+    state, about = through_a_file(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
     other = torch.nn.Linear(2, 4, bias=False)
     other.register_buffer("more", torch.ones(1))
-    assert list(differences_of_module("model", state, other)) == [
+    assert fit_of_module("model", state, about, other).differences == [
         "the model has no bias, the checkpoint has",
         "the model has more, the checkpoint has not",
         "weight had the shape (3, 2), it has (4, 2)",
@@ -66,7 +66,10 @@ def test_each_module_difference_is_reported(tmp_path):
 
 def test_parameters_of_another_dtype_are_reported(tmp_path):
     state, about = through_a_file(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
-    assert give_to_module(torch.nn.Linear(2, 3).bfloat16(), state, about) == {"weight", "bias"}
+    assert give_to_module(torch.nn.Linear(2, 3).bfloat16(), state, about).converted == {
+        "weight",
+        "bias",
+    }
 
 
 # Frozen parameters and eval mode

@@ -1,0 +1,91 @@
+"""torch modules: wrappers around one, and modules that load a state in a way of their own.
+
+The members that torch keeps private, and what they are taken to mean:
+
+- ``OptimizedModule`` of ``torch._dynamo.eval_frame``: the class of what ``torch.compile`` makes of
+  a module, which is its child ``_orig_mod``.
+- ``_checkpoint_wrapped_module``: the child of a wrapper for activation checkpointing.
+- ``Module._load_from_state_dict``, ``Module._save_to_state_dict``: load and save a module without
+  its children; classes override them.
+- ``_load_state_dict_pre_hooks``, ``_load_state_dict_post_hooks``, ``_state_dict_hooks``,
+  ``_state_dict_pre_hooks``: the hooks of a module around these.
+- ``_buffers``: the buffers of a module by name; one that is registered without a value is None.
+- ``_non_persistent_buffers_set``: the names of the buffers that a state leaves out on purpose.
+
+``tests/core/test_torch_modules.py`` fails when one of them changes its meaning.
+"""
+
+import sys
+
+import torch
+
+__all__ = ["empty_buffers", "has_own_loading", "parts_to_save", "wrapped_child"]
+
+_WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+_RECHECKED = "_checkpoint_wrapped_module"
+_METHODS = ("_load_from_state_dict", "_save_to_state_dict", "set_extra_state", "state_dict")
+_HOOKS = (
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+)
+
+
+def wrapped_child(module: torch.nn.Module) -> str | None:
+    """Returns the name of the child that ``module`` is a mere wrapper of; None for other modules.
+
+    Wrappers are what ``torch.compile`` makes of a module, ``DistributedDataParallel``,
+    ``DataParallel``, and those of activation checkpointing. A module of a user with a child called
+    ``module`` is not one.
+    """
+    if isinstance(module, _WRAPPERS):
+        return "module"
+    # Importing it takes seconds; nothing is compiled unless somebody has.
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
+        return "_orig_mod"
+    return _RECHECKED if any(name == _RECHECKED for name, _ in module.named_children()) else None
+
+
+def has_own_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
+    """Returns whether names and shapes do not tell if ``module`` takes a state.
+
+    Its class or a hook has a say in how the module, without its children, is loaded or saved.
+
+    Args:
+        module: the module.
+        is_root: whether its ``load_state_dict`` is called, which is not called of children.
+    """
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        return True
+    methods = (*_METHODS, "load_state_dict") if is_root else _METHODS
+    return any(not _is_of_torch(getattr(module, name)) for name in methods)
+
+
+def parts_to_save(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the parameters and persistent buffers of a module and its children, by name."""
+    found: dict[str, torch.Tensor] = dict(module.named_parameters())
+    for path, each in module.named_modules():
+        left_out = each._non_persistent_buffers_set
+        for name, buffer in each.named_buffers(recurse=False):
+            if name not in left_out:
+                found[f"{path}.{name}" if path else name] = buffer
+    return found
+
+
+def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Returns the names of the persistent buffers that are None so far, and whose they are."""
+    return {
+        f"{path}.{name}" if path else name: each
+        for path, each in module.named_modules()
+        for name, buffer in each._buffers.items()
+        if buffer is None and name not in each._non_persistent_buffers_set
+    }
+
+
+def _is_of_torch(method: object) -> bool:
+    """Returns whether a method is one of torch's modules, which raise nothing half-way."""
+    function = getattr(method, "__func__", method)
+    of: str = getattr(function, "__module__", None) or ""
+    return of.startswith("torch.nn.modules.")
