@@ -89,7 +89,7 @@ class Objects(Content):
             return
         file = io.BytesIO()
         try:
-            torch.save(_with_tensors(lambda tensor: tensor.new_empty(0), self.content), file)
+            torch.save(_with_tensors(_emptied, self.content), file)
             file.seek(0)
             torch.load(file, weights_only=True)
         except Exception as error:
@@ -211,6 +211,12 @@ def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) 
             [v if type(v) in _UNCHANGED else _with_tensors(change, v) for v in content]
         )
     return content
+
+
+def _emptied(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor of the same kind without values, where there can be one."""
+    is_plain = tensor.layout == torch.strided and not tensor.is_quantized
+    return tensor.new_empty(0) if is_plain else tensor
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

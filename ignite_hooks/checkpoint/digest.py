@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128
 
 __all__ = ["digest_of"]
@@ -20,8 +21,16 @@ def digest_of(value: Any) -> str:
 def _add(value: Any, total: Any) -> None:
     """What kind of object it is does not matter, but for its content."""
     if isinstance(value, torch.Tensor):
-        plain = value.detach().cpu().contiguous()
-        total.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+        if is_lazy(value):
+            total.update(b"lazy")
+            return
+        total.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        plain = value.detach().cpu()
+        if plain.is_quantized:
+            plain = plain.dequantize()
+        elif plain.layout != torch.strided:
+            plain = plain.to_dense()
+        plain = plain.resolve_conj().resolve_neg().contiguous()
         total.update(plain.flatten().view(torch.uint8).numpy())
     elif isinstance(value, np.ndarray):
         total.update(f"{value.dtype}{value.shape}".encode())

@@ -220,7 +220,7 @@ def give_to_module(
     theirs = {key: state[key] for path in paths for key in _within(state, path)}
     ours = {key: now[key] for path in paths for key in _within(now, path)}
     unlike = (theirs.keys() ^ ours.keys()) | {
-        key for key in theirs.keys() & ours.keys() if not _is_same(theirs[key], ours[key])
+        key for key in theirs.keys() & ours.keys() if digest_of(theirs[key]) != digest_of(ours[key])
     }
     return Restored(converted, unlike - converted)
 
@@ -382,22 +382,6 @@ def _outside(state: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
 def _one_line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 400 else f"{text[:400]}…"
-
-
-def _is_same(theirs: Any, ours: Any) -> bool:
-    """Returns whether two values are the same, bit by bit."""
-    if is_lazy(theirs) or is_lazy(ours):
-        return is_lazy(theirs) and is_lazy(ours)
-    return digest_of(_dense(theirs)) == digest_of(_dense(ours))
-
-
-def _dense(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    if value.is_quantized:
-        return value.dequantize()
-    value = value if value.layout == torch.strided else value.to_dense()
-    return value.resolve_conj().resolve_neg()
 
 
 def _memory_of(value: Any) -> Any:

@@ -5,6 +5,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import torch
+from torch.nn.parameter import is_lazy
+
 from ignite_hooks.checkpoint.durable import make_folder
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.memory.mark import MIB
@@ -46,6 +49,11 @@ def _size_of_checkpoint(trainer: TrainingEngine) -> int:
     """In bytes: the model, and twice its trainable parameters for the optimizer, as Adam needs."""
     size = 0
     for module in trainer.modules.values():
-        size += sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-        size += 2 * sum(each.nbytes for each in module.parameters() if each.requires_grad)
+        size += sum(map(_size_of, (*module.parameters(), *module.buffers())))
+        size += 2 * sum(_size_of(each) for each in module.parameters() if each.requires_grad)
     return size
+
+
+def _size_of(tensor: torch.Tensor) -> int:
+    """In bytes, as far as it is known: a lazy tensor has no size yet, and sparse ones tell none."""
+    return 0 if is_lazy(tensor) or tensor.layout != torch.strided else tensor.nbytes
