@@ -1,4 +1,4 @@
-"""Checkpoints: saving, resuming, and a test that a training can be resumed."""
+"""Checkpoints: saving, resuming, using their weights, and a test that a run can be resumed."""
 
 from typing import TYPE_CHECKING
 
@@ -8,11 +8,17 @@ if TYPE_CHECKING:
     from ignite_hooks.checkpoint.resume import ResumeCheckpoint as ResumeCheckpoint
     from ignite_hooks.checkpoint.save import SaveCheckpoint as SaveCheckpoint
     from ignite_hooks.checkpoint.testing import assert_resumable as assert_resumable
+    from ignite_hooks.checkpoint.weights import checkpoints as checkpoints
+    from ignite_hooks.checkpoint.weights import export_weights as export_weights
+    from ignite_hooks.checkpoint.weights import load_weights as load_weights
 
 _MODULES = {
     "ResumeCheckpoint": "resume",
     "SaveCheckpoint": "save",
     "assert_resumable": "testing",
+    "checkpoints": "weights",
+    "export_weights": "weights",
+    "load_weights": "weights",
 }
 
 if not TYPE_CHECKING:  # to a type checker the names imported above are the public ones

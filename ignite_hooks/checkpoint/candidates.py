@@ -82,6 +82,10 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def address_of(self, candidate: Candidate) -> str:
+        """Returns the path or the URL that a source of this one checkpoint is made from."""
+
+    @abstractmethod
     def still_has(self, candidate: Candidate) -> bool:
         """Returns whether a checkpoint that was found has not been removed since.
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -48,6 +49,7 @@ class Tensors(Content):
     """Tensors by name, in the format of safetensors."""
 
     tensors: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
     def write(self, path: Path) -> None:
         """Whole tensors one after another: no two may share memory."""
@@ -57,7 +59,7 @@ class Tensors(Content):
             for name, tensor in self.tensors.items()
         }
         try:
-            save_file(dense, path, metadata={"format": "pt"})
+            save_file(dense, path, metadata=dict(self.metadata))
         except SafetensorError as error:
             raise OSError(f"{path.name} can not be written ({error})") from error
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated
 from typing import Any
+from typing import Literal
 
 from pydantic import AfterValidator
 from pydantic import BaseModel
@@ -70,6 +71,7 @@ class Manifest(BaseModel):
         world_size: how many processes have saved it.
         metric: the name of the metric that says which is best, if any.
         metric_value: its value then.
+        metric_mode: whether "max" or "min" of it is best; None without a metric.
         ended_by: names the handler that had finished the run before its limit, if any.
         global_batch: samples of one batch over all processes, if it is known.
         settings: what the run was trained with, plain data by name.
@@ -94,6 +96,7 @@ class Manifest(BaseModel):
     world_size: PositiveInt
     metric: str | None = None
     metric_value: Annotated[float, Field(strict=False)] | None = None  # "NaN" is one
+    metric_mode: Literal["max", "min"] | None = None
     ended_by: str | None = None
     global_batch: PositiveInt | None = None
     settings: dict[str, Any] = Field(default_factory=dict)

@@ -50,6 +50,7 @@ __all__ = [
     "module_file",
     "read_module",
     "set_flags",
+    "split_state",
 ]
 
 _LAZY = {"parameter": UninitializedParameter, "buffer": UninitializedBuffer}
@@ -73,10 +74,13 @@ class Restored(NamedTuple):
     Args:
         converted: the names of tensors of another dtype.
         unlike: the names of tensors that the module's own loading has changed or left out.
+        unmatched: where names need not match, those that the state lacks, and those that the
+            module lacks.
     """
 
     converted: set[str]
     unlike: set[str]
+    unmatched: tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def module_file(
@@ -100,12 +104,24 @@ def module_file(
     safe_file, pickle_file = module_files(name)
     if not safe_serialization:
         return pickle_file, Objects(state, f"the {name}"), about
+    tensors, about["aliases"], about["extra"] = split_state(state)
+    return safe_file, Tensors(tensors), about
+
+
+def split_state(
+    state: Mapping[str, Any],
+) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, Any]]:
+    """Splits a state into what safetensors can hold, and the rest.
+
+    Returns:
+        Tensors that share no memory; the names of those that are the same as one of them, tied
+        weights for instance, and its name; and all other values.
+    """
     tensors = {key: value for key, value in state.items() if _fits(value)}
     aliases = _aliases(tensors)
-    about["aliases"] = aliases
-    about["extra"] = {key: value for key, value in state.items() if key not in tensors}
+    extra = {key: value for key, value in state.items() if key not in tensors}
     kept = {key: tensor for key, tensor in tensors.items() if key not in aliases}
-    return safe_file, Tensors(_apart(kept)), about
+    return _apart(kept), aliases, extra
 
 
 def read_module(
@@ -137,6 +153,7 @@ def fit_of_module(
     about: Mapping[str, Any],
     module: torch.nn.Module,
     *,
+    strict: bool = True,
     keeps_parameters: bool = True,
 ) -> ModuleFit:
     """Returns what keeps a state from being this module's. The module is as before.
@@ -146,6 +163,7 @@ def fit_of_module(
         theirs: the state, None if the checkpoint has none.
         about: what is known besides, as ``module_file`` has returned it.
         module: the module.
+        strict: whether all names must be on both sides.
         keeps_parameters: whether a module that replaces its parameters when it is loaded is
             refused: an optimizer would go on with those that were there before.
     """
@@ -156,8 +174,17 @@ def fit_of_module(
     parts = list(_parts_with_own_loading(module))
     paths = [names.plain(path) for path, _ in parts]
     empty = {names.plain(key) for key in empty_buffers(module)} - ours.keys()
-    to_compare = {key: value for key, value in theirs.items() if key not in empty}
-    found = list(_differences(name, _outside(to_compare, paths), _outside(ours, paths)))
+    if any(isinstance(value, torch.Tensor) and value.is_meta for value in ours.values()):
+        return ModuleFit([f"the {name} is on the meta device: call its to_empty() first"], {})
+    common = theirs.keys() & ours.keys()
+    if not strict and not common and not paths:
+        return ModuleFit([f"the {name} has no name of the module's"], {})
+    compared = common if not strict else (theirs.keys() - empty) | ours.keys()
+    theirs_compared = {key: value for key, value in theirs.items() if key in compared}
+    ours_compared = {key: value for key, value in ours.items() if key in compared}
+    found = list(
+        _differences(name, _outside(theirs_compared, paths), _outside(ours_compared, paths))
+    )
     renamed: dict[str, str] = {}
     for (path, part), plain_path in zip(parts, paths, strict=True):
         state = names.actual_state(_within(theirs, plain_path), module.state_dict())
@@ -167,14 +194,17 @@ def fit_of_module(
             failure = None
             try:
                 with sources:
-                    _load(part, path, state, names.actual_metadata(about["metadata"]))
+                    metadata = names.actual_metadata(about["metadata"])
+                    _load(part, path, state, metadata, strict=strict)
             except Exception as error:  # whatever a user's code raises
                 failure = error
             now = {id(each) for each in part.parameters()}
             trained = {key: each for key, each in before.items() if each.requires_grad}
             lost = [key for key, each in trained.items() if id(each) not in now]
         if failure is not None:
-            found += _differences(name, _within(theirs, plain_path), _within(ours, plain_path))
+            found += _differences(
+                name, _within(theirs_compared, plain_path), _within(ours_compared, plain_path)
+            )
             where = f"{plain_path} of the {name}" if plain_path else f"the {name}"
             found.append(f"{where} does not take the state ({_one_line(failure)})")
         elif lost and keeps_parameters:
@@ -191,9 +221,20 @@ def fit_of_module(
 
 
 def give_to_module(
-    module: torch.nn.Module, state: Mapping[str, Any], about: Mapping[str, Any]
+    module: torch.nn.Module,
+    state: Mapping[str, Any],
+    about: Mapping[str, Any],
+    *,
+    strict: bool = True,
 ) -> Restored:
-    """Loads a state that fits the module; returns what is not as it was saved."""
+    """Loads a state that fits the module; returns what is not as it was saved.
+
+    Args:
+        module: the module.
+        state: the state.
+        about: what is known besides. Flags are set if they are in it.
+        strict: whether all names must be on both sides.
+    """
     names = PlainNames(module)
     before = names.plain_state(module.state_dict())
     converted = {
@@ -206,10 +247,17 @@ def give_to_module(
     own_state = names.actual_state(state, module.state_dict())
     sources = Sources(own_state)
     with sources:
-        _load(module, "", own_state, names.actual_metadata(about["metadata"]))
-    set_flags(module, about["flags"])
-    if not paths:
-        return Restored(converted, set())
+        metadata = names.actual_metadata(about["metadata"])
+        result = _load(module, "", own_state, metadata, strict=strict)
+    if "flags" in about:
+        set_flags(module, about["flags"])
+    missing, unexpected = (
+        tuple(map(names.plain, getattr(result, f"{kind}_keys", ())))
+        for kind in ("missing", "unexpected")
+    )
+    unmatched = missing, unexpected
+    if not (paths and strict):
+        return Restored(converted, set(), unmatched)
     now = names.plain_state(module.state_dict())
     for key, parameter in module.named_parameters():
         source, own_name = sources.of(parameter), names.plain(key)
@@ -222,7 +270,7 @@ def give_to_module(
     unlike = (theirs.keys() ^ ours.keys()) | {
         key for key in theirs.keys() & ours.keys() if digest_of(theirs[key]) != digest_of(ours[key])
     }
-    return Restored(converted, unlike - converted)
+    return Restored(converted, unlike - converted, unmatched)
 
 
 def left_out_of_state(module: torch.nn.Module) -> list[str]:
@@ -275,8 +323,13 @@ def flags_renamed(
 
 
 def _load(
-    module: torch.nn.Module, path: str, state: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> None:
+    module: torch.nn.Module,
+    path: str,
+    state: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    *,
+    strict: bool,
+) -> Any:
     """Loads the part of a state that belongs to the submodule at ``path``."""
     start = f"{path}." if path else ""
     versioned = OrderedDict((key.removeprefix(start), value) for key, value in state.items())
@@ -286,9 +339,8 @@ def _load(
         if key == path or key.startswith(start)
     }
     if path:  # torch does not call the method of a submodule, which may be another
-        torch.nn.Module.load_state_dict(module, versioned)
-    else:
-        module.load_state_dict(versioned)
+        return torch.nn.Module.load_state_dict(module, versioned, strict)
+    return module.load_state_dict(versioned) if strict else module.load_state_dict(versioned, False)
 
 
 def _make_buffers(module: torch.nn.Module, state: Mapping[str, Any], names: PlainNames) -> None:
@@ -343,8 +395,6 @@ def _looks(theirs: Any, ours: Any) -> tuple[str, str]:
         return "", ""
     if theirs.layout != ours.layout or theirs.is_quantized != ours.is_quantized:
         return f"the layout {_layout(theirs)}", _layout(ours)
-    if ours.is_meta and not theirs.is_meta:
-        return "values", "none on the meta device: call the module's to_empty() first"
     if _rank(theirs) > _rank(ours):  # torch would drop a part of each number
         return f"the dtype {theirs.dtype}", f"{ours.dtype}"
     return "", ""

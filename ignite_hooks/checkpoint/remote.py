@@ -95,6 +95,16 @@ class RemoteSource(Source):
         own_name = PurePosixPath(name).name or "checkpoint"
         return self._downloads.get(own_name, manifest, download, verify=verify)
 
+    def address_of(self, candidate: Candidate) -> str:
+        """Returns the URL of its folder."""
+        if candidate.name == self._root:
+            return self._url
+        # The first link of a chain that has a path is the one that is looked into.
+        links = self._url.split("::")
+        place = next(number for number, link in enumerate(links) if "://" in link)
+        links[place] = f"{links[place].rstrip('/')}/{PurePosixPath(candidate.name).name}"
+        return "::".join(links)
+
     def still_has(self, candidate: Candidate) -> bool:
         """Reads its manifest again."""
         self._fs.invalidate_cache()

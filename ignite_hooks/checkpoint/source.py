@@ -53,6 +53,10 @@ class FolderSource(Source):
             raise ValueError("; ".join(problems))
         return checkpoint
 
+    def address_of(self, candidate: Candidate) -> str:
+        """Returns the path of its folder."""
+        return candidate.name
+
     def still_has(self, candidate: Candidate) -> bool:
         """Reads its manifest again."""
         return is_still_there(Checkpoint(Path(candidate.name), candidate.manifest))

@@ -19,6 +19,7 @@ import shutil
 import stat
 import warnings
 from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
@@ -27,6 +28,8 @@ from logging import getLogger
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
+from typing import Protocol
+from typing import TypeVar
 
 from ignite_hooks.checkpoint.durable import make_folder
 from ignite_hooks.checkpoint.durable import record_of
@@ -44,6 +47,7 @@ __all__ = [
     "UNFINISHED",
     "Checkpoint",
     "CheckpointStore",
+    "best_first",
     "find_problems",
     "has_its_files",
     "is_checkpoint_name",
@@ -68,6 +72,17 @@ class Checkpoint(NamedTuple):
 
     folder: Path
     manifest: Manifest
+
+
+class _HasManifest(Protocol):
+    """Whatever has the manifest of a checkpoint."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest."""
+
+
+_Found = TypeVar("_Found", bound=_HasManifest)
 
 
 def is_checkpoint_name(name: str) -> bool:
@@ -227,7 +242,7 @@ class CheckpointStore:
         newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
         kept = list(islice(filter(has_its_files, newest_first), keep_last))
         oldest = min((each.manifest.number for each in kept), default=inf)
-        kept += islice(filter(has_its_files, _best(newest_first, metric, mode)), keep_best)
+        kept += islice(filter(has_its_files, best_first(newest_first, metric, mode)), keep_best)
         failures = []
         for checkpoint in newest_first:
             if checkpoint.manifest.number < oldest and checkpoint not in kept:
@@ -329,8 +344,14 @@ def _problem_of_content(path: Path, name: str, expected: FileRecord) -> str | No
     return None if found == expected else f"{name} has changed since it was written"
 
 
-def _best(newest_first: list[Checkpoint], metric: str | None, mode: str) -> list[Checkpoint]:
-    """Those with a value of ``metric``, the best first."""
+def best_first(newest_first: Sequence[_Found], metric: str | None, mode: str) -> list[_Found]:
+    """Returns those with a value of ``metric``, the best first; of equals the newer comes first.
+
+    Args:
+        newest_first: checkpoints with their manifests.
+        metric: the name that a manifest must give to the metric.
+        mode: "max" or "min".
+    """
     sign = 1 if mode == "min" else -1
     valued = []
     for checkpoint in newest_first:

@@ -182,6 +182,7 @@ class CheckpointWriter:
             world_size=self.ranks.size,
             metric=self._options.metric,
             metric_value=self._value.of(trainer),
+            metric_mode=None if self._options.metric is None else self._options.mode,
             ended_by=trainer.ended_by,
             versions={"python": platform.python_version(), **_versions()},
             files={},

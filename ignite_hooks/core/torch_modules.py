@@ -19,7 +19,7 @@ import sys
 
 import torch
 
-__all__ = ["empty_buffers", "has_own_loading", "parts_to_save", "wrapped_child"]
+__all__ = ["empty_buffers", "has_own_loading", "parts_to_save", "unwrapped", "wrapped_child"]
 
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 _RECHECKED = "_checkpoint_wrapped_module"
@@ -46,6 +46,13 @@ def wrapped_child(module: torch.nn.Module) -> str | None:
     if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
         return "_orig_mod"
     return _RECHECKED if any(name == _RECHECKED for name, _ in module.named_children()) else None
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns the module that is in the wrappers around it, if there are any."""
+    while (name := wrapped_child(module)) is not None:
+        module = module.get_submodule(name)
+    return module
 
 
 def has_own_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:

@@ -40,7 +40,7 @@ def test_tensors_of_every_kind_come_back(tmp_path, safe_serialization):
     other.plain.zero_()
     other.wave.zero_()
     assert fit_of_module("model", state, about, other).differences == []
-    assert give_to_module(other, state, about) == (set(), set())
+    assert give_to_module(other, state, about)[:2] == (set(), set())
     assert torch.equal(other.plain, torch.arange(3.0))
     assert torch.equal(other.wave, torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128))
     assert torch.equal(other.sparse.to_dense(), torch.tensor([0.0, 4.0]))
