@@ -38,6 +38,7 @@ from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.core.accelerators import registered_objects
+from ignite_hooks.core.borrowed_weights import forget_borrowed_weights
 from ignite_hooks.core.measured import forget_validations
 from ignite_hooks.core.measured import measured_at
 
@@ -143,6 +144,7 @@ class LoadedState:
             self._give_to_objects()
         # Modules are not rolled back: they were compared, and are big to copy.
         parts["model"] = self._load_modules()
+        forget_borrowed_weights(trainer)
         self._modules = {}
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))

@@ -30,6 +30,7 @@ from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.checkpoint.report import some
 from ignite_hooks.core.accelerators import registered_objects
+from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
@@ -75,6 +76,12 @@ class TrainingState:
 
     def check(self) -> None:
         """Raises a ValueError if something can not be saved safely."""
+        if (step := step_of_borrowed_weights(self.trainer)) is not None:
+            raise ValueError(
+                "a checkpoint must be of one step, and the model has the weights of step "
+                f"{step}, which load_best() has loaded, with the optimizer and the counters of "
+                f"step {self.trainer.state.optimizer_step}: save before load_best()"
+            )
         registered = registered_objects(self.trainer.accelerator)
         if registered and not self.trust_pickle:
             names = ", ".join(type(each).__name__ for each in registered)

@@ -35,6 +35,7 @@ from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.layout import SHARDED
 from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import module_files
+from ignite_hooks.checkpoint.module_state import Restored
 from ignite_hooks.checkpoint.module_state import fit_of_module
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import read_module
@@ -49,7 +50,16 @@ from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.torch_modules import unwrapped
 
-__all__ = ["CheckpointEntry", "LoadedWeights", "checkpoints", "export_weights", "load_weights"]
+__all__ = [
+    "CheckpointEntry",
+    "CheckpointReader",
+    "FoundPart",
+    "LoadedWeights",
+    "PreparedWeights",
+    "checkpoints",
+    "export_weights",
+    "load_weights",
+]
 
 logger = getLogger(__name__)
 
@@ -114,9 +124,9 @@ def checkpoints(source: str | Path) -> list[CheckpointEntry]:
         OSError: it cannot be read.
         ValueError: it is a file.
     """
-    place = _Place(source)
-    candidates = place.look()
-    return [place.entry_of(each, candidates) for each in candidates]
+    reader = CheckpointReader(source)
+    candidates = reader.look()
+    return [reader.entry_of(each, candidates) for each in candidates]
 
 
 def load_weights(
@@ -168,34 +178,13 @@ def load_weights(
             f"`module` must be a torch.nn.Module, got {type(module).__name__}: build the model "
             "first, the checkpoint has its weights alone"
         )
-    place = _Place(source, cache_dir)
-    entry, found = place.read(which, part, verify=verify)
-    module = unwrapped(module)
-    state = _named_as(module, found.state, is_object=found.about is None)
-    state = {name: _mapped(value, map_location) for name, value in state.items()}
-    about = {"metadata": found.about["metadata"] if found.about is not None else {}}
-    fit = fit_of_module(part, state, about, module, strict=strict, keeps_parameters=False)
-    if fit.differences:
-        raise ValueError(
-            f"{part!r} of {entry.path} does not fit the module, which is as it was: "
-            f"{_first_of(fit.differences, '; ')}: build the module as it was built then"
-            + (", or say strict=False to load what has the same names" if strict else "")
-        )
-    restored = give_to_module(module, state, about, strict=strict)
-    if restored.converted:
-        warnings.warn(
-            f"the module has other dtypes than {part!r} of {entry.path}, and the values are "
-            f"converted: {_first_of(sorted(restored.converted))}",
-            stacklevel=2,
-        )
-    if restored.unlike:
-        warnings.warn(
-            f"the loading of the module itself has changed or left out: "
-            f"{_first_of(sorted(restored.unlike))}",
-            stacklevel=2,
-        )
+    reader = CheckpointReader(source, cache_dir)
+    entry, found = reader.read(which, part, verify=verify)
+    prepared = PreparedWeights(
+        module, found, part, entry.path, strict=strict, map_location=map_location
+    )
+    missing, unexpected = prepared.load().unmatched
     logger.info("%s is loaded from %s", part, entry.path)
-    missing, unexpected = restored.unmatched
     return LoadedWeights(**vars(entry), missing=missing, unexpected=unexpected)
 
 
@@ -239,8 +228,8 @@ def export_weights(
         raise FileNotFoundError(
             f"`path` must be in a folder that is there, got {str(path)!r}: make the folder first"
         )
-    place = _Place(source, cache_dir)
-    entry, found = place.read(which, part, verify=verify)
+    reader = CheckpointReader(source, cache_dir)
+    entry, found = reader.read(which, part, verify=verify)
     kept, aliases, extra = split_state(found.state)
     if extra:
         kinds = [f"{name} ({_kind_of(value)})" for name, value in sorted(extra.items())]
@@ -248,7 +237,7 @@ def export_weights(
             f"{part!r} of {entry.path} must be made of tensors that safetensors can hold, got "
             f"{_first_of(kinds)}: load it with load_weights(), and save what you need of it"
         )
-    metadata = {"format": "pt", **_described(entry, place.versions), **aliases}
+    metadata = {"format": "pt", **_described(entry, reader.versions), **aliases}
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         draft, usual = Path(folder) / target.name, Path(folder) / "mode"
         Tensors(kept, metadata).write(draft)
@@ -260,7 +249,7 @@ def export_weights(
     return entry
 
 
-class _Found(NamedTuple):
+class FoundPart(NamedTuple):
     """The state of a part of a checkpoint; ``about`` is None for what is no module of a trainer."""
 
     state: dict[str, Any]
@@ -273,8 +262,67 @@ class _Arguments:
     cache_dir: Directory | None = None
 
 
-class _Place:
-    """A source of checkpoints, as users name it."""
+class PreparedWeights:
+    """Weights that fit a module, and are not loaded yet.
+
+    Args:
+        module: the module.
+        found: the state.
+        part: what it is of, for messages.
+        address: where it is from, for messages.
+        strict: whether all names must be on both sides.
+        map_location: as in ``load_weights``.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        found: FoundPart,
+        part: str,
+        address: Path | str,
+        *,
+        strict: bool = True,
+        map_location: MapLocation = None,
+    ) -> None:
+        self._module = unwrapped(module)
+        self._strict = strict
+        self._name = f"{part!r} of {address}"
+        state = _named_as(self._module, found.state, is_object=found.about is None)
+        self._state = {name: _mapped(value, map_location) for name, value in state.items()}
+        self._about = {"metadata": {} if found.about is None else found.about["metadata"]}
+        fit = fit_of_module(
+            part, self._state, self._about, self._module, strict=strict, keeps_parameters=False
+        )
+        if fit.differences:
+            raise ValueError(
+                f"{self._name} does not fit the module, which is as it was: "
+                f"{_first_of(fit.differences, '; ')}: build the module as it was built then"
+                + (", or say strict=False to load what has the same names" if strict else "")
+            )
+
+    def load(self) -> Restored:
+        """Loads them; warns of what is not, in the module, as it is in the checkpoint."""
+        restored = give_to_module(self._module, self._state, self._about, strict=self._strict)
+        if restored.converted:
+            warnings.warn(
+                f"the module has other dtypes than {self._name}, and the values are converted: "
+                f"{_first_of(sorted(restored.converted))}",
+                stacklevel=3,
+            )
+        if restored.unlike:
+            warnings.warn(
+                f"the loading of the module itself has changed or left out, of {self._name}: "
+                f"{_first_of(sorted(restored.unlike))}",
+                stacklevel=3,
+            )
+        return restored
+
+
+class CheckpointReader:
+    """Reads the checkpoints of a source, as users name it."""
 
     def __init__(self, source: str | Path, cache_dir: str | Path | None = None) -> None:
         try:
@@ -317,7 +365,7 @@ class _Place:
             number=manifest.number,
         )
 
-    def read(self, which: Which, part: str, *, verify: bool) -> tuple[CheckpointEntry, _Found]:
+    def read(self, which: Which, part: str, *, verify: bool) -> tuple[CheckpointEntry, FoundPart]:
         """Reads a part of a checkpoint.
 
         A checkpoint may be pruned while it is read, by the run that saves there. That is no damage:
@@ -336,7 +384,7 @@ class _Place:
             wanted = [each for each in self._choose(candidates, which) if each.name not in damaged]
             for candidate in wanted:
                 try:
-                    found = self._read(candidate, part, verify=verify)
+                    found = self.read_part(candidate, part, verify=verify)
                     if self._source.still_has(candidate):
                         self.versions = candidate.manifest.versions
                         return self.entry_of(candidate, candidates), found
@@ -359,7 +407,8 @@ class _Place:
                 problems = "; ".join(damaged.values())
                 raise ValueError(f"`source` must have a checkpoint that is whole, got: {problems}")
 
-    def _read(self, candidate: Candidate, part: str, *, verify: bool) -> _Found:
+    def read_part(self, candidate: Candidate, part: str, *, verify: bool) -> FoundPart:
+        """Reads a part of one checkpoint; ``verify`` compares the checksums of its files first."""
         manifest = candidate.manifest
         needed = {TRAINER, *module_files(part)} & manifest.files.keys()
         if part == "model" and any(name.startswith(f"{SHARDED}/") for name in manifest.files):
@@ -398,7 +447,8 @@ class _Place:
         if which == "last" or (which == "best" and is_one):
             return candidates
         if which == "best":
-            return [self._best(candidates)]
+            run = candidates[0].manifest.training
+            return [self._best([each for each in candidates if each.manifest.training == run])]
         if is_integer(which):
             found = [each for each in candidates if each.manifest.step == which]
             there = sorted({each.manifest.step for each in candidates})
@@ -415,22 +465,28 @@ class _Place:
             )
         return found[:1]
 
-    def _best(self, candidates: list[Candidate]) -> Candidate:
-        run = candidates[0].manifest.training
-        of_run = [each for each in candidates if each.manifest.training == run]
+    def best_of_run(self, run: str) -> tuple[Candidate, CheckpointEntry]:
+        """Returns the best checkpoint of a run."""
+        candidates = self.look()
+        best = self._best([each for each in candidates if each.manifest.training == run])
+        return best, self.entry_of(best, candidates)
+
+    def _best(self, of_run: list[Candidate]) -> Candidate:
         best = _best_of(of_run)
         if best is not None:
             return best
-        metrics = {each.manifest.metric for each in of_run} - {None}
-        if metrics:
-            why = f"none of them has a value of {', '.join(sorted(map(str, metrics)))} to go by"
-            if any(each.manifest.metric_mode is None for each in of_run):
-                why += ", or none says whether more is better"
-        else:
+        metrics = sorted({each.manifest.metric for each in of_run if each.manifest.metric})
+        if not of_run:
+            why = "there is none"
+        elif not metrics:
             why = "they were saved without a metric"
+        elif all(each.manifest.metric_mode is None for each in of_run):
+            why = f"they do not say whether more or less of {', '.join(metrics)} is better"
+        else:
+            why = f"none of them has a value of {', '.join(metrics)} to go by"
         raise ValueError(
-            f"`which` must be another than 'best' for {self._source_name}, whose newest run has "
-            f'{len(of_run)} checkpoints: {why}; say "last" or a step, and save with '
+            f"the best checkpoint must have a metric, got {self._source_name}, with {len(of_run)} "
+            f'of the run: {why}; say which="last" or a step, and save with '
             'SaveCheckpoint(metric="val_accuracy", mode="max"), for instance, to have a best one'
         )
 
@@ -475,19 +531,19 @@ def _check(which: Which, part: str) -> None:
         )
 
 
-def _part_of(about: Mapping[str, Any], part: str, folder: Path, files: Iterable[str]) -> _Found:
+def _part_of(about: Mapping[str, Any], part: str, folder: Path, files: Iterable[str]) -> FoundPart:
     """Finds a part in what a checkpoint says of itself."""
     modules, objects = about["modules"], about["objects"]
     if part in modules:
         state = read_module(folder, part, set(files), modules[part])
         if state is not None:
-            return _Found(state, modules[part])
+            return FoundPart(state, modules[part])
     kind, *path = part.split("/")
     found = objects.get(kind) if kind in ("also", "handlers") else None
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
     if path and isinstance(found, Mapping):
-        return _Found(dict(found), None)
+        return FoundPart(dict(found), None)
     names = [
         *modules,
         *(f"{kind}/{name}" for kind in ("also", "handlers") for name in objects[kind]),

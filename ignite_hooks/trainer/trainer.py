@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from ignite.engine import State
 
+from ignite_hooks.core.borrowed_weights import forget_borrowed_weights
+from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.measured import forget_validations
@@ -32,6 +34,7 @@ from ignite_hooks.trainer.requests import Stop
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.report import ResumeReport
+    from ignite_hooks.checkpoint.weights import CheckpointEntry
 
 __all__ = ["Trainer"]
 
@@ -137,6 +140,7 @@ class Trainer(TrainingLoop):
             "run()", "call terminate() and run() after it, or set_data() to go on with other data"
         )
         given = Limits(max_epochs, max_iters, max_steps)
+        self._take_borrowed_weights()
         self._adopt_state()
         if given == Limits() and self._position.is_resumed:
             given = self._usual_limits
@@ -148,6 +152,45 @@ class Trainer(TrainingLoop):
             self._finish_unwinding()
         state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
         return self._finish_run() or state  # type: ignore[func-returns-value]  # as one line
+
+    def load_best(self) -> "CheckpointEntry":
+        """Loads the weights of the best checkpoint of this run, for a test pass after it.
+
+        The model gets them, and a loss function with weights of its own; everything else stays as
+        it is: counters, optimizer, scheduler, metrics, modes and handlers. So nothing is saved
+        until training continues, and a run that does continue starts from these weights, with a
+        warning. To continue where the run ended, resume from its last checkpoint instead.
+
+        The best is that by the ``metric`` and the ``mode`` of the trainer's ``SaveCheckpoint``,
+        among the checkpoints of this run that are there (``keep_best=1`` keeps it). With several
+        processes all of them call this, and all load the same.
+
+        Returns:
+            The checkpoint that it was.
+
+        Raises:
+            OSError: the directory cannot be read.
+            RuntimeError: the trainer is running, or interrupted.
+            ValueError: there is no SaveCheckpoint with a metric, or no checkpoint with a value of
+                it; the checkpoint is damaged, or the model has changed since. The weights are as
+                they were.
+        """
+        # Most trainers need not wait for this import.
+        from ignite_hooks.checkpoint.best_weights import load_best_weights
+
+        return load_best_weights(self)
+
+    def _take_borrowed_weights(self) -> None:
+        """Warns of a run that continues with the weights of another step."""
+        step = step_of_borrowed_weights(self)
+        if step is not None:
+            forget_borrowed_weights(self)
+            warnings.warn(
+                f"the run starts from the weights of step {step}, which load_best() has loaded, "
+                f"with the optimizer of step {self.state.optimizer_step}; to continue where the "
+                "run ended, resume from its last checkpoint",
+                stacklevel=3,
+            )
 
     def _finish_unwinding(self) -> None:
         """Does what an exception kept the run before from doing on its way out."""

@@ -1,0 +1,64 @@
+"""The best weights of a trainer's own run, for a test pass when the run has ended."""
+
+from pathlib import Path
+
+from ignite_hooks.checkpoint.candidates import Candidate
+from ignite_hooks.checkpoint.ranks import Ranks
+from ignite_hooks.checkpoint.save import SaveCheckpoint
+from ignite_hooks.checkpoint.state import training_id
+from ignite_hooks.checkpoint.weights import CheckpointEntry
+from ignite_hooks.checkpoint.weights import CheckpointReader
+from ignite_hooks.checkpoint.weights import PreparedWeights
+from ignite_hooks.core.borrowed_weights import note_borrowed_weights
+from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.handler import attached
+from ignite_hooks.core.training_engine import TrainingEngine
+
+__all__ = ["load_best_weights"]
+
+
+def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
+    """Loads the weights of the best checkpoint of the trainer's run; see ``Trainer.load_best``."""
+    if is_running(trainer) or is_interrupted(trainer):
+        raise RuntimeError(
+            "load_best() must be called between runs, and the trainer is running or interrupted: "
+            "the run would continue with these weights; call it after run()"
+        )
+    reader = CheckpointReader(_directory_with_best(trainer))
+    ranks, modules = Ranks(), trainer.modules
+
+    def find() -> tuple[Candidate, CheckpointEntry]:
+        best, entry = reader.best_of_run(training_id(trainer))
+        for name in modules:
+            reader.read_part(best, name, verify=True)
+        return best, entry
+
+    best, entry = ranks.first_alone(find)
+    prepared: list[PreparedWeights] = []
+
+    def prepare() -> None:
+        for name, module in modules.items():
+            found = reader.read_part(best, name, verify=False)
+            prepared.append(PreparedWeights(module, found, name, entry.path))
+
+    ranks.agree(prepare)  # nothing is loaded on any rank unless all of it fits on every rank
+    for each in prepared:
+        each.load()
+    if entry.step != trainer.state.optimizer_step:
+        note_borrowed_weights(trainer, entry.step)
+    return entry
+
+
+def _directory_with_best(trainer: TrainingEngine) -> Path:
+    handlers = attached(trainer, SaveCheckpoint)
+    with_metric = [each for each in handlers if each.metric is not None]
+    if len(with_metric) == 1:
+        return Path(with_metric[0].directory)
+    found = ", ".join(str(each.directory) for each in with_metric or handlers)
+    raise ValueError(
+        "load_best() needs one SaveCheckpoint with a metric, which tells the best, got "
+        f"{len(with_metric)}{f' ({found})' if found else ''}: give the factory "
+        'checkpoint=SaveCheckpoint(directory, keep_best=1, metric="val_accuracy"), or name the '
+        "directory, ignite_hooks.checkpoint.load_weights(trainer.model, directory)"
+    )
