@@ -42,12 +42,14 @@ from ignite_hooks.core.torch_modules import parts_to_save
 __all__ = [
     "ModuleFit",
     "Restored",
+    "differences_of_module",
     "fit_of_module",
     "flags_of",
     "flags_renamed",
     "give_to_module",
     "left_out_of_state",
     "module_file",
+    "plain_state_of",
     "read_module",
     "set_flags",
     "split_state",
@@ -145,6 +147,18 @@ def read_module(
         raise ValueError(f"{safe_file} can not be read ({error})") from error
     aliases = {alias: tensors[first] for alias, first in about["aliases"].items()}
     return {**tensors, **aliases, **about["extra"], **lazy}
+
+
+def plain_state_of(module: torch.nn.Module) -> dict[str, Any]:
+    """Returns the state of a module with plain names."""
+    return PlainNames(module).plain_state(module.state_dict())
+
+
+def differences_of_module(
+    name: str, theirs: Mapping[str, Any], module: torch.nn.Module
+) -> list[str]:
+    """Returns what keeps a state with plain names from being this module's: names and shapes."""
+    return fit_of_module(name, theirs, {"metadata": {}}, module).differences
 
 
 def fit_of_module(

@@ -542,6 +542,8 @@ def _part_of(about: Mapping[str, Any], part: str, folder: Path, files: Iterable[
     found = objects.get(kind) if kind in ("also", "handlers") else None
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
+    if isinstance(found, Mapping) and {"module", "flags"} <= found.keys():
+        found = found["module"]
     if path and isinstance(found, Mapping):
         return FoundPart(dict(found), None)
     names = [
