@@ -96,7 +96,7 @@ def module_file(
     lazy = {key: value for key, value in state.items() if is_lazy(value)}
     about: dict[str, Any] = {
         "metadata": {names.plain(path): dict(value) for path, value in versions.items()},
-        "flags": flags_of(module),
+        "flags": flags_of(module, names),
         "lazy": {
             key: "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
             for key, value in lazy.items()
@@ -289,11 +289,9 @@ def give_to_module(
 
 def left_out_of_state(module: torch.nn.Module) -> list[str]:
     """Returns the names of parameters and persistent buffers that the module's state leaves out."""
-    state = module.state_dict()
-    if not has_own_loading(module, is_root=True) and not any(
-        has_own_loading(each) for each in module.modules()
-    ):
+    if not any(has_own_loading(each, is_root=each is module) for each in module.modules()):
         return []
+    state = module.state_dict()
     saved = {_memory_of(value) for value in state.values()}
     names = PlainNames(module)
     return [
@@ -303,9 +301,14 @@ def left_out_of_state(module: torch.nn.Module) -> list[str]:
     ]
 
 
-def flags_of(module: torch.nn.Module) -> dict[str, list[str]]:
-    """Returns the names of the frozen parameters and of the submodules in eval mode."""
-    plain = PlainNames(module).plain
+def flags_of(module: torch.nn.Module, names: PlainNames | None = None) -> dict[str, list[str]]:
+    """Returns the names of the frozen parameters and of the submodules in eval mode.
+
+    Args:
+        module: the module.
+        names: the plain names of what is in it, if they are known.
+    """
+    plain = (names or PlainNames(module)).plain
     modes = {plain(name): each.training for name, each in module.named_modules()}
     return {
         "frozen": [plain(n) for n, each in module.named_parameters() if not each.requires_grad],

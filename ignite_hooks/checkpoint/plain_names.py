@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ignite_hooks.core.torch_modules import has_wrappers
 from ignite_hooks.core.torch_modules import wrapped_child
 
 __all__ = ["PlainNames"]
@@ -26,6 +27,9 @@ class PlainNames:
     def __init__(self, module: torch.nn.Module) -> None:
         self._plain: dict[str, str] = {}  # the paths of modules
         self._actual: dict[str, str] = {}
+        self._has_wrappers = has_wrappers(module)
+        if not self._has_wrappers:
+            return
         wrapped: dict[str, str | None] = {}
         for path, each in module.named_modules(remove_duplicate=False):
             wrapped[path] = wrapped_child(each)
@@ -38,7 +42,6 @@ class PlainNames:
                 plain = _joined(self._plain[parent], name)
             self._plain[path] = plain
             self._actual[plain] = path  # of a wrapper and what is in it, the latter: it comes later
-        self._has_wrappers = any(wrapped.values())
 
     def plain(self, name: str) -> str:
         """Returns the plain name of a parameter, a buffer or a submodule."""
@@ -50,7 +53,9 @@ class PlainNames:
 
     def plain_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a state, or what else is known by names, with plain names."""
-        return {self.plain(name): value for name, value in state.items()}
+        if not self._has_wrappers:
+            return dict(state)
+        return {_translated(name, self._plain): value for name, value in state.items()}
 
     def actual_state(self, state: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
         """Returns a state with plain names as the module takes it.
@@ -60,7 +65,9 @@ class PlainNames:
             own: the names in the module's own state. What has none of them may be renamed, or
                 refused, when it is loaded.
         """
-        known = {self.plain(name): name for name in own} if self._has_wrappers else {}
+        if not self._has_wrappers:
+            return dict(state)
+        known = {self.plain(name): name for name in own}
         return {known.get(name) or self.actual(name): value for name, value in state.items()}
 
     def actual_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:

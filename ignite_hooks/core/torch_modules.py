@@ -9,6 +9,7 @@ The members that torch keeps private, and what they are taken to mean:
   its children; classes override them.
 - ``_load_state_dict_pre_hooks``, ``_load_state_dict_post_hooks``, ``_state_dict_hooks``,
   ``_state_dict_pre_hooks``: the hooks of a module around these.
+- ``_modules``: the children of a module by name.
 - ``_buffers``: the buffers of a module by name; one that is registered without a value is None.
 - ``_non_persistent_buffers_set``: the names of the buffers that a state leaves out on purpose.
 
@@ -16,10 +17,18 @@ The members that torch keeps private, and what they are taken to mean:
 """
 
 import sys
+from functools import cache
 
 import torch
 
-__all__ = ["empty_buffers", "has_own_loading", "parts_to_save", "unwrapped", "wrapped_child"]
+__all__ = [
+    "empty_buffers",
+    "has_own_loading",
+    "has_wrappers",
+    "parts_to_save",
+    "unwrapped",
+    "wrapped_child",
+]
 
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 _RECHECKED = "_checkpoint_wrapped_module"
@@ -41,11 +50,21 @@ def wrapped_child(module: torch.nn.Module) -> str | None:
     """
     if isinstance(module, _WRAPPERS):
         return "module"
+    if isinstance(module, _compiled_classes()):
+        return "_orig_mod"
+    return _RECHECKED if _RECHECKED in module._modules else None
+
+
+def has_wrappers(module: torch.nn.Module) -> bool:
+    """Returns whether a module is a wrapper, or has wrappers within."""
+    kinds = (*_WRAPPERS, *_compiled_classes())
+    return any(isinstance(each, kinds) or _RECHECKED in each._modules for each in module.modules())
+
+
+def _compiled_classes() -> tuple[type, ...]:
     # Importing it takes seconds; nothing is compiled unless somebody has.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
-        return "_orig_mod"
-    return _RECHECKED if any(name == _RECHECKED for name, _ in module.named_children()) else None
+    return () if dynamo is None else (dynamo.OptimizedModule,)
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
@@ -67,7 +86,16 @@ def has_own_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
     if any(getattr(module, hooks) for hooks in _HOOKS):
         return True
     methods = (*_METHODS, "load_state_dict") if is_root else _METHODS
-    return any(not _is_of_torch(getattr(module, name)) for name in methods)
+    own = vars(module)
+    overrides = _overrides(type(module), methods)  # type: ignore[arg-type]
+    return overrides or any(method in own for method in methods)
+
+
+@cache
+def _overrides(kind: type, methods: tuple[str, ...]) -> bool:
+    """Returns whether a class has methods that are not those of torch's own modules."""
+    found = (getattr(kind, method) for method in methods)
+    return not all(method.__module__.startswith("torch.nn.modules.") for method in found)
 
 
 def parts_to_save(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -89,10 +117,3 @@ def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
         for name, buffer in each._buffers.items()
         if buffer is None and name not in each._non_persistent_buffers_set
     }
-
-
-def _is_of_torch(method: object) -> bool:
-    """Returns whether a method is one of torch's modules, which raise nothing half-way."""
-    function = getattr(method, "__func__", method)
-    of: str = getattr(function, "__module__", None) or ""
-    return of.startswith("torch.nn.modules.")
