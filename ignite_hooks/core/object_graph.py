@@ -1,0 +1,422 @@
+"""Search through what objects hold, for random generators and for objects with a state.
+
+The search reads values where they are stored: in ``__dict__``, slots, containers, closures,
+defaults, and the globals that a function's code names. It evaluates no property and calls no code
+of the objects, so it changes nothing: all is read with the functions of the built-in types.
+"""
+
+import datetime
+import decimal
+import enum
+import fractions
+import gc
+import logging
+import re
+import sys
+import threading
+import types
+import uuid
+import weakref
+from collections import OrderedDict
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import chain
+from pathlib import PurePath
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+__all__ = ["MAX_OBJECTS", "UNORDERED", "ObjectSearch", "is_of_library"]
+
+MAX_OBJECTS = 10_000
+"""The number of objects that are looked into; a search that stops there is not complete."""
+
+UNORDERED = "{"
+"""Begins the names of the elements of a set, which another process may have in another order."""
+
+_MAX_NESTING = 16  # containers in containers that are looked through at once for plain data
+_MANY = 64  # from here on elements are looked at together before each is looked at alone
+_PLAIN_KINDS = (
+    *(bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), type(Ellipsis)),
+    *(range, slice, datetime.date, datetime.time, datetime.datetime, datetime.timedelta),
+    *(decimal.Decimal, fractions.Fraction, uuid.UUID, re.Pattern, types.CodeType),
+    *(type(NotImplemented), type(threading.Lock()), type(threading.RLock()), threading.Event),
+    *(torch.Tensor, torch.nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout),
+    *(torch.memory_format, np.random.SeedSequence),
+)
+_PLAIN_BASES = (enum.Enum, PurePath, np.generic, np.dtype, logging.Logger, logging.Handler)
+_SEQUENCES = (list, tuple, set, frozenset, deque)
+_MAPPINGS = (dict, OrderedDict)
+# Compared by identity: a metaclass of a user may define what equality and hashes of classes are.
+_PLAIN = frozenset(map(id, _PLAIN_KINDS))
+_CONTAINERS = frozenset(map(id, _SEQUENCES + _MAPPINGS))
+_KEYED = frozenset(map(id, _MAPPINGS))
+# Their code draws from the global generators, or from generators that their objects hold.
+_LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
+    *("accelerate", "apex", "bitsandbytes", "datasets", "deepspeed", "diffusers", "einops"),
+    *("evaluate", "huggingface_hub", "ignite", "ignite_hooks", "lightning", "lightning_utilities"),
+    *("matplotlib", "mlflow", "monai", "numba", "numpy", "omegaconf", "pandas", "peft", "psutil"),
+    *(
+        "pyarrow",
+        "pydantic",
+        "pydantic_core",
+        "pytest",
+        "pytorch_lightning",
+        "safetensors",
+        "scipy",
+    ),
+    *("sentencepiece", "skimage", "sklearn", "sympy", "tensorboard", "tensorboardX", "timm"),
+    *("tokenizers", "torch", "torchaudio", "torchdata", "torchmetrics", "torchtext", "torchvision"),
+    *("PIL", "cv2", "tqdm", "transformers", "triton", "typing_extensions", "wandb", "yaml"),
+}
+# What a class has besides the code and the data of its users.
+_OF_EACH_CLASS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
+_NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
+_MAX_KEY_LENGTH = 100
+_HEAP_TYPE = 1 << 9  # the flag of a class that was made while Python ran
+_CODE = (types.FunctionType, staticmethod, classmethod, property)
+_mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+_namespace: Callable[[type], Mapping[str, Any]] = type.__dict__["__dict__"].__get__
+_class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
+_flags: Callable[[type], int] = type.__dict__["__flags__"].__get__
+_module_of_class: Callable[[type], Any] = _namespace(type)["__module__"].__get__
+_self_of_builtin: Callable[[Any], Any] = _namespace(types.BuiltinMethodType)["__self__"].__get__
+_module_dict: Callable[[Any], dict[str, Any]] = _namespace(types.ModuleType)["__dict__"].__get__
+
+
+class ObjectSearch:
+    """Yields the objects that can be reached from some roots, nearest first, each once.
+
+    A name is the path to the object, "dataset.transforms.0.rng" for instance; a submodule has the
+    name that torch gives it. Numbers, texts, tensors, arrays, and containers of nothing else are
+    passed over and do not count; so does the code of well-known libraries.
+
+    Args:
+        roots: the objects, by the names that begin the names of what is in them.
+        max_objects: how many objects are looked into at most.
+        closed: objects that are neither yielded nor looked into.
+
+    Attributes:
+        is_complete: whether nothing was left out because of that bound, once all were yielded.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, Any],
+        max_objects: int = MAX_OBJECTS,
+        closed: Iterable[Any] = (),
+    ) -> None:
+        self._roots = roots
+        self._max_objects = max_objects
+        self._closed = list(closed)
+        self._layouts: dict[int, _Layout] = {}
+        self.is_complete = True
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        self.is_complete = True
+        # What is found is kept: the identity of an object that is gone may become another's.
+        seen: dict[int, Any] = {id(each): each for each in self._closed}
+        most = self._max_objects + len(seen)
+        waiting = deque[tuple[str, Any]]()
+        parts: Iterable[tuple[str, Any]] = [
+            (name, each) for name, each in self._roots.items() if not self._is_plain(each)
+        ]
+        while True:
+            for name, thing in parts:
+                if id(thing) in seen:
+                    continue
+                if len(seen) >= most:
+                    self.is_complete = False
+                    break
+                seen[id(thing)] = thing
+                waiting.append((name, thing))
+            if not waiting:
+                return
+            name, thing = waiting.popleft()
+            yield name, thing
+            prefix = name
+            parts = (
+                (prefix if part is None else f"{prefix}.{part}", each)
+                for part, each in self._parts(thing)
+            )
+
+    def _parts(self, thing: Any) -> Iterator[tuple[str | None, Any]]:
+        """Yields what an object holds but for plain data, by attribute, key or index."""
+        kind = type(thing)
+        if issubclass(kind, type):
+            yield from self._parts_of_class(thing)
+        elif kind is types.FunctionType:
+            yield from self._but_plain(_parts_of_function(thing))
+        elif kind is types.ModuleType or issubclass(kind, types.ModuleType):
+            yield from self._but_plain(_module_dict(thing).items())
+        elif kind is types.CellType:
+            yield from self._but_plain(_content_of_cell(thing))
+        elif kind is types.BuiltinMethodType:
+            yield from self._but_plain([("self", _self_of_builtin(thing))])
+        elif kind is types.GeneratorType:
+            yield from self._but_plain(_parts_of_generator(thing))
+        elif kind is weakref.ReferenceType:
+            yield from self._but_plain([(None, weakref.ReferenceType.__call__(thing))])
+        else:
+            yield from self._parts_of_instance(thing)
+
+    def _parts_of_instance(self, thing: Any) -> Iterator[tuple[str | None, Any]]:
+        layout = self._layout(type(thing))
+        yield from self._items(thing)
+        attributes = layout.attributes(thing)
+        is_module = issubclass(type(thing), torch.nn.Module)
+        for name, each in self._but_plain(attributes):
+            if is_module and name == "_modules" and type(each) is dict:
+                yield from self._but_plain(each.items())
+            else:
+                yield name, each
+        if layout.is_in_c:  # what the garbage collector sees of it
+            own = layout.read_dict and layout.read_dict(thing)
+            referents = (
+                e for e in gc.get_referents(thing) if e is not own and e is not type(thing)
+            )
+            yield from self._but_plain(enumerate(referents))
+        if not self._is_plain(type(thing)):
+            yield _class_name(type(thing)), type(thing)
+
+    def _items(self, thing: Any) -> Iterator[tuple[str | None, Any]]:
+        """Yields the elements of a container, read past what its class makes of them."""
+        kind = type(thing)
+        if issubclass(kind, dict):
+            items = list(dict.items(thing))
+            yield from self._but_plain((_key(key), value) for key, value in items)
+            yield from self._but_plain((f"key {_key(key)}", key) for key, _ in items)
+        elif issubclass(kind, set | frozenset):
+            base: Any = set if issubclass(kind, set) else frozenset
+            named = (
+                (f"{UNORDERED}{_class_name(type(each))}}}", each) for each in base.__iter__(thing)
+            )
+            yield from self._but_plain(named)
+        elif issubclass(kind, list | tuple | deque):
+            base = next(each for each in (list, tuple, deque) if issubclass(kind, each))
+            yield from self._but_plain(enumerate(list(base.__iter__(thing))))
+        elif issubclass(kind, np.ndarray) and np.ndarray.dtype.__get__(thing).hasobject:
+            yield from self._but_plain(enumerate([np.ndarray.tolist(thing)]))
+
+    def _parts_of_class(self, kind: type) -> Iterator[tuple[str | None, Any]]:
+        """Yields the class attributes and the methods of a class, and its bases."""
+        items = [
+            (name, value)
+            for name, value in _namespace(kind).items()
+            if name not in _OF_EACH_CLASS and (type(value) in _CODE or not name.startswith("__"))
+        ]
+        yield from self._but_plain(items)
+        bases = (each for each in (*_mro(kind)[1:], type(kind)) if not self._is_plain(each))
+        yield from ((_class_name(each), each) for each in bases)
+
+    def _but_plain(self, parts: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str | None, Any]]:
+        parts = list(parts)
+        if len(parts) > _MANY and self._are_plain([each for _, each in parts]):
+            return
+        for part, each in parts:
+            if not self._is_plain(each):
+                yield None if part is None else str(part), each
+
+    def _is_plain(self, thing: Any) -> bool:
+        kind = id(type(thing))
+        if kind in _PLAIN:
+            return True
+        if kind in _CONTAINERS:
+            return not thing or self._are_plain([thing])
+        layout = self._layout(type(thing))
+        return layout.is_plain or (layout.is_record and self._are_plain([thing])) or _is_dull(thing)
+
+    def _are_plain(self, things: list[Any]) -> bool:
+        """Returns whether objects hold neither a generator nor an object with a state.
+
+        Containers are gone through level by level, in the interpreter's own loops: a data set may
+        have a list of a million samples.
+        """
+        for _ in range(_MAX_NESTING):
+            all_kinds = set(map(id, map(type, things)))
+            kinds = all_kinds - _PLAIN
+            if not kinds:
+                return True
+            if others := kinds - _CONTAINERS:
+                classes = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
+                layouts = {each: self._layout(classes[each]) for each in others}
+                unclear = {k for k in others if not (layouts[k].is_plain or layouts[k].is_record)}
+                if unclear and not all(
+                    map(_is_dull, (each for each in things if id(type(each)) in unclear))
+                ):
+                    return False
+                kinds -= {each for each in others if not layouts[each].is_record}
+            is_all = kinds == all_kinds
+            containers = things if is_all else [e for e in things if id(type(e)) in kinds]
+            things = list(chain.from_iterable(containers))
+            if not kinds.isdisjoint(_KEYED):
+                mappings = [each for each in containers if id(type(each)) in _KEYED]
+                things += chain.from_iterable(map(dict.values, mappings))
+        return not things
+
+    def _layout(self, kind: type) -> "_Layout":
+        layout = self._layouts.get(id(kind))
+        if layout is None:
+            layout = self._layouts[id(kind)] = _Layout.of(kind)
+        return layout
+
+
+class _Layout(NamedTuple):
+    """Where the instances of a class store what they hold.
+
+    Args:
+        kind: the class, kept because it is known by its identity.
+        read_dict: reads ``__dict__``; None if the instances have none.
+        members: reads the slots, by name.
+        is_plain: whether the instances are plain data whatever they hold.
+        is_record: whether they are tuples of a class of their own, with no other attributes.
+        is_in_c: whether they may store more in the structures of an extension.
+    """
+
+    kind: type
+    read_dict: Callable[[Any], dict[str, Any]] | None
+    members: Mapping[str, Callable[[Any], Any]]
+    is_plain: bool
+    is_record: bool
+    is_in_c: bool
+
+    @classmethod
+    def of(cls, kind: type) -> "_Layout":
+        read_dict, iterates_itself = None, False
+        members: dict[str, Callable[[Any], Any]] = {}
+        for base in reversed(_mro(kind)):
+            namespace = _namespace(base)
+            stored: Any = namespace.get("__dict__")
+            if type(stored) in (types.GetSetDescriptorType, types.MemberDescriptorType):
+                read_dict = stored.__get__
+            iterates_itself = iterates_itself or (base is not tuple and "__iter__" in namespace)
+            members |= {
+                name: value.__get__
+                for name, value in namespace.items()
+                if type(value) is types.MemberDescriptorType and name not in _OF_EACH_CLASS
+            }
+        is_tensor = issubclass(kind, torch.Tensor) and is_of_library(kind)
+        is_tuple = issubclass(kind, tuple) and read_dict is None and not members
+        return cls(
+            kind,
+            read_dict,
+            members,
+            is_plain=is_tensor or issubclass(kind, _PLAIN_BASES),
+            is_record=is_tuple and not iterates_itself,
+            is_in_c=any(
+                not _flags(base) & _HEAP_TYPE
+                for base in _mro(kind)
+                if id(base) not in _CONTAINERS and base is not object
+            ),
+        )
+
+    def attributes(self, thing: Any) -> list[tuple[str, Any]]:
+        """Returns the attributes of an instance that have a value."""
+        found: list[tuple[str, Any]] = []
+        if self.read_dict is not None:
+            found += dict.items(self.read_dict(thing))
+        for name, read in self.members.items():
+            try:
+                found.append((name, read(thing)))
+            except AttributeError:
+                continue  # a slot without a value
+        return found
+
+
+def is_of_library(thing: Any) -> bool:
+    """Returns whether a class, a function or a module is of the standard or a known library."""
+    if issubclass(type(thing), type):
+        name = _module_of_class(thing)
+    elif type(thing) is types.FunctionType:
+        name = thing.__globals__.get("__name__")
+    else:
+        name = _module_dict(thing).get("__name__")
+    return type(name) is str and name.partition(".")[0] in _LIBRARIES
+
+
+def _is_dull(thing: Any) -> bool:
+    """Returns whether an object of a kind that may hold something holds nothing to look at."""
+    kind = type(thing)
+    if issubclass(kind, np.ndarray):
+        return not np.ndarray.dtype.__get__(thing).hasobject
+    if issubclass(kind, type | types.ModuleType):
+        return is_of_library(thing)
+    if kind is types.BuiltinMethodType:
+        return type(_self_of_builtin(thing)) in (types.ModuleType, type(None))
+    return False
+
+
+def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """Returns what a function holds, and the globals that its code names."""
+    code = function.__code__
+    parts = list(dict.items(function.__dict__))
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        parts += [(name, each) for _, each in _content_of_cell(cell)]
+    names = code.co_varnames[: code.co_argcount]
+    defaults = function.__defaults__ or ()
+    parts += zip(names[len(names) - len(defaults) :], defaults, strict=False)
+    parts += (function.__kwdefaults__ or {}).items()
+    if not is_of_library(function):
+        parts += _globals_named(code, function.__globals__)
+    return parts
+
+
+def _globals_named(code: types.CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the values of the globals that a function's code names, nested functions' too.
+
+    Of a module that is named, the attributes are looked up that the code names as well: which of
+    them belong together is not told apart.
+    """
+    names: dict[str, None] = {}
+    codes = [code]
+    while codes:
+        each = codes.pop()
+        names |= dict.fromkeys(each.co_names)
+        codes += [const for const in each.co_consts if type(const) is types.CodeType]
+    # A module that is imported within the function is not among the globals.
+    modules = {name: sys.modules[name] for name in names if name in sys.modules}
+    found = [(name, scope[name]) for name in names if name in scope]
+    found += [(name, each) for name, each in modules.items() if name not in scope]
+    seen: set[int] = set()
+    while found:
+        name, thing = found.pop(0)
+        if not issubclass(type(thing), types.ModuleType):
+            yield name, thing
+        elif id(thing) not in seen and not is_of_library(thing):
+            seen.add(id(thing))
+            inside = _module_dict(thing)
+            found += [(f"{name}.{part}", inside[part]) for part in names if part in inside]
+
+
+def _content_of_cell(cell: types.CellType) -> list[tuple[None, Any]]:
+    try:
+        return [(None, cell.cell_contents)]
+    except ValueError:  # an empty cell
+        return []
+
+
+def _parts_of_generator(generator: Any) -> list[tuple[str, Any]]:
+    """Returns the variables of a generator that has not ended, and the globals that it names."""
+    frame = generator.gi_frame
+    if frame is None:
+        return []
+    return [*frame.f_locals.items(), *_globals_named(frame.f_code, frame.f_globals)]
+
+
+def _key(key: Any) -> str:
+    """Returns a name for a key of a dictionary; that of an object must not be asked for one."""
+    kind = type(key)
+    if kind is str:
+        return str(key[:_MAX_KEY_LENGTH])
+    if kind is tuple:
+        return f"({', '.join(map(_key, key))})"
+    if id(kind) in _NAMED_BY_VALUE:
+        with suppress(ValueError):  # an integer of too many digits
+            return repr(key)[:_MAX_KEY_LENGTH]
+    return _class_name(kind)

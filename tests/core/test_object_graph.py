@@ -1,0 +1,439 @@
+"""The search reads what objects hold, wherever they hold it, and runs no code of theirs."""
+
+import functools
+import itertools
+import sys
+import types
+import weakref
+from collections import ChainMap
+from collections import OrderedDict
+from collections import defaultdict
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset
+
+from ignite_hooks.core.object_graph import ObjectSearch
+from ignite_hooks.core.object_graph import is_of_library
+
+
+class Wanted:
+    """The object that is looked for."""
+
+    def call(self):
+        """Does nothing."""
+
+
+class Holder:
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def call(self):
+        """Does nothing."""
+
+
+class Slots:
+    __slots__ = ("empty", "held")
+
+    def __init__(self, held):
+        self.held = held
+
+
+class MoreSlots(Slots):
+    __slots__ = ("other",)
+
+
+@dataclass(slots=True)
+class Record:
+    number: int
+    held: Any
+
+
+class Pair(NamedTuple):
+    number: int
+    held: Any
+
+
+class OwnList(list):
+    def __iter__(self):
+        raise AssertionError("its own iteration is not called")
+
+
+class OwnDict(dict):
+    def items(self):
+        raise AssertionError("its own items are not asked for")
+
+    __iter__ = __getitem__ = keys = values = items
+
+
+def closure(held):
+    def inner():
+        return held
+
+    return inner
+
+
+def nested_closure(held):
+    return closure(closure(held))
+
+
+def default(held):
+    def function(first, second=held):
+        return first, second
+
+    return function
+
+
+def keyword_default(held):
+    def function(*, second=held):
+        return second
+
+    return function
+
+
+def attribute_of_function(held):
+    def function():
+        """Does nothing."""
+
+    function.held = held
+    return function
+
+
+def wrapped(held):
+    @functools.wraps(closure(held))
+    def function():
+        """Does nothing."""
+
+    return function
+
+
+def of_class(**attributes):
+    return type("Made", (), attributes)()
+
+
+def with_base(held):
+    return type("Derived", (type("Base", (), {"held": held}),), {})()
+
+
+def with_metaclass(held):
+    return type("Meta", (type,), {"held": held})("Made", (), {})()
+
+
+def global_of(held, source, name="some_module", **others):
+    """Returns the function ``f`` that ``source`` defines, in a module with the global HELD."""
+    module = types.ModuleType(name)
+    vars(module).update(HELD=held, **others)
+    exec(source, vars(module))
+    return module.f
+
+
+def module_with(held):
+    module = types.ModuleType("held_module")
+    module.held = held
+    return module
+
+
+def running_generator(held):
+    def generate():
+        kept = held
+        yield 1
+        yield kept
+
+    generator = generate()
+    next(generator)
+    return generator
+
+
+def object_array(held):
+    array = np.empty((2, 2), dtype=object)
+    array[1, 0] = held
+    return array
+
+
+def submodule(held):
+    model = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(300)))
+    model[299].rng = held
+    return model
+
+
+def referred_weakly(held):
+    return Holder(weak=weakref.ref(held), strong=(1, [held]))
+
+
+PLACES = {
+    "attribute": (lambda held: Holder(held=held), "root.held"),
+    "list": (lambda held: [1, held], "root.1"),
+    "long list": (lambda held: [0] * 5000 + [held], "root.5000"),
+    "long list of holders": (
+        lambda held: [Holder() for _ in range(5000)] + [held],
+        "root.5000",
+    ),
+    "tuple in a list": (lambda held: [(1, 2), (3, held)], "root.1.1"),
+    "set": (lambda held: {1, held}, "root.{Wanted}"),
+    "frozenset": (lambda held: frozenset([1, held]), "root.{Wanted}"),
+    "deque": (lambda held: deque([1, held]), "root.1"),
+    "dict": (lambda held: {"a": 1, "b": held}, "root.b"),
+    "dict by numbers": (lambda held: {1: 1, 2: held}, "root.2"),
+    "dict by tuples": (lambda held: {(1, "a"): held}, "root.(1, a)"),
+    "dict by objects": (lambda held: {Holder: held}, "root.type"),
+    "key of a dict": (lambda held: {held: 1}, "root.key Wanted"),
+    "ordered dict": (lambda held: OrderedDict(a=held), "root.a"),
+    "default dict": (lambda held: defaultdict(int, a=held), "root.a"),
+    "factory of a default dict": (
+        lambda held: defaultdict(closure(held)),
+        "root.default_factory.held",
+    ),
+    "chain of maps": (lambda held: ChainMap({}, {"a": held}), "root.maps.1.a"),
+    "proxy of a dict": (lambda held: types.MappingProxyType({"a": held}), "root.0.a"),
+    "own list": (lambda held: OwnList([1, held]), "root.1"),
+    "own dict": (lambda held: OwnDict(a=held), "root.a"),
+    "named tuple": (lambda held: Pair(1, held), "root.1"),
+    "slots": (Slots, "root.held"),
+    "inherited slots": (MoreSlots, "root.held"),
+    "dataclass with slots": (lambda held: Record(1, held), "root.held"),
+    "simple namespace": (lambda held: types.SimpleNamespace(held=held), "root.held"),
+    "array of objects": (object_array, "root.0.1.0"),
+    "structured array": (
+        lambda held: np.array([(1, held)], dtype=[("a", int), ("b", object)]),
+        "root.0.0.1",
+    ),
+    "bound method": (lambda held: held.call, "root.__self__"),
+    "bound built-in method": (lambda held: [held].append, "root.self.0"),
+    "partial": (lambda held: functools.partial(print, held), "root.args.0"),
+    "keyword of a partial": (
+        lambda held: functools.partial(print, held=held),
+        "root.keywords.held",
+    ),
+    "partial of a method": (lambda held: functools.partial(held.call), "root.func.__self__"),
+    "partial method": (
+        lambda held: of_class(f=functools.partialmethod(print, held)),
+        "root.Made.f.args.0",
+    ),
+    "closure": (closure, "root.held"),
+    "closure in a closure": (nested_closure, "root.held.held"),
+    "default": (default, "root.second"),
+    "keyword default": (keyword_default, "root.second"),
+    "attribute of a function": (attribute_of_function, "root.held"),
+    "wrapped function": (wrapped, "root.__wrapped__.held"),
+    "cached function": (lambda held: functools.lru_cache(closure(held)), "root.__wrapped__.held"),
+    "global": (lambda held: global_of(held, "def f(): return HELD.x"), "root.HELD"),
+    "global of a lambda in a function": (
+        lambda held: global_of(held, "def f(): return [lambda: HELD]"),
+        "root.HELD",
+    ),
+    "global of a function that is called": (
+        lambda held: global_of(held, "def g(): return HELD\ndef f(): return g()"),
+        "root.g.HELD",
+    ),
+    "attribute of a module": (
+        lambda held: global_of(0, "def f(): return m.held.x", m=module_with(held)),
+        "root.m.held",
+    ),
+    "attribute of a module in a module": (
+        lambda held: global_of(
+            0,
+            "def f(): return m.held.held.x",
+            m=module_with(module_with(held)),
+        ),
+        "root.m.held.held",
+    ),
+    "global of a class that is named": (
+        lambda held: global_of(held, "class C:\n x = HELD\ndef f(): return C.x"),
+        "root.C.x",
+    ),
+    "module as an attribute": (lambda held: Holder(m=module_with(held)), "root.m.held"),
+    "class attribute": (lambda held: of_class(held=held), "root.Made.held"),
+    "class attribute of a base": (with_base, "root.Derived.Base.held"),
+    "attribute of a metaclass": (with_metaclass, "root.Made.Meta.held"),
+    "method": (lambda held: of_class(f=closure(held)), "root.Made.f.held"),
+    "special method": (lambda held: of_class(__call__=closure(held)), "root.Made.__call__.held"),
+    "static method": (
+        lambda held: of_class(f=staticmethod(closure(held))),
+        "root.Made.f.__func__.held",
+    ),
+    "class method": (
+        lambda held: of_class(f=classmethod(closure(held))),
+        "root.Made.f.__func__.held",
+    ),
+    "property": (lambda held: of_class(f=property(closure(held))), "root.Made.f.fget.held"),
+    "cached property": (
+        lambda held: of_class(f=functools.cached_property(closure(held))),
+        "root.Made.f.func.held",
+    ),
+    "generator that runs": (running_generator, "root.kept"),
+    "iterator": (lambda held: iter([held]), "root.0.0"),
+    "endless iterator": (lambda held: itertools.repeat(held), "root.0"),
+    "weak reference": (referred_weakly, "root.weak"),
+    "submodule": (submodule, "root.299.rng"),
+    "subset of a data set": (lambda held: Subset(Holder(held=held), [1, 2]), "root.dataset.held"),
+}
+
+
+def found(thing, **settings):
+    search = ObjectSearch({"root": thing}, **settings)
+    names = {id(each): name for name, each in search}
+    assert search.is_complete
+    return names
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_object_is_found_wherever_it_is_held(place):
+    make, name = PLACES[place]
+    wanted = Wanted()
+    thing = make(wanted)
+    assert found(thing)[id(wanted)] == name
+
+
+class Refuses:
+    """Raises whatever is done with it, but for what is read of it."""
+
+    def __init__(self, held):
+        object.__setattr__(self, "held", held)
+
+    def refuse(self, *arguments):
+        raise AssertionError("called")
+
+    __getattribute__ = __getattr__ = __setattr__ = __eq__ = __hash__ = __bool__ = refuse
+    __iter__ = __len__ = __repr__ = __str__ = __call__ = __get__ = __instancecheck__ = refuse
+    __class__ = property(refuse)
+    prop = property(refuse)
+
+
+class RefusingMeta(type):
+    def refuse(cls, *arguments):
+        raise AssertionError("called")
+
+    __getattribute__ = __eq__ = __hash__ = __instancecheck__ = __subclasscheck__ = refuse
+
+
+def test_no_code_of_the_objects_runs():
+    wanted = Wanted()
+    odd = type.__call__(RefusingMeta, "Odd", (), {"held": wanted})
+    thing = [Refuses(wanted), 1], {1: Refuses(odd), 2: Refuses(type.__call__(odd))}
+    assert found(thing)[id(wanted)] == "root.0.0.held"
+
+
+def test_an_empty_cell_and_an_empty_slot_hold_nothing():
+    def outer():
+        def inner():
+            return later
+
+        yield inner
+        later = 1
+
+    slots = Slots.__new__(Slots)
+    assert found([next(outer()), slots])[id(slots)] == "root.1"
+
+
+def test_each_object_is_yielded_once_by_its_shortest_name():
+    shared, cycle = Wanted(), []
+    cycle += [Holder(deep=Holder(shared=shared, cycle=cycle)), shared]
+    names = [name for name, _ in ObjectSearch({"root": cycle})]
+    assert names[:4] == ["root", "root.0", "root.1", "root.0.deep"]
+    assert len(names) == len(set(names))
+
+
+def test_objects_that_are_closed_are_not_looked_into():
+    wanted = Wanted()
+    closed = Holder(wanted=wanted)
+    assert found([closed], closed=[closed]).keys().isdisjoint({id(wanted), id(closed)})
+
+
+PLAIN_DATA = {
+    "samples of an image folder": lambda: [(f"{i}.png", i % 10) for i in range(100_000)],
+    "numbers": lambda: list(range(100_000)),
+    "lists of numbers": lambda: [[i, [i]] for i in range(20_000)],
+    "records": lambda: [{"text": "a", "tokens": [1, 2], "box": {"x": 1.0}} for _ in range(20_000)],
+    "named tuples": lambda: [Pair(i, "a") for i in range(20_000)],
+    "arrays": lambda: [np.zeros(1) for _ in range(20_000)],
+    "tensors": lambda: [torch.zeros(1)] * 20_000,
+    "a dict": lambda: {i: (i, "a") for i in range(20_000)},
+    "classes of a library": lambda: [torch.nn.Linear, np, np.ndarray, len] * 5000,
+    "an array of texts": lambda: np.array(["a"] * 20_000, dtype=object),
+    "buffers": lambda: torch.nn.Linear(10, 10),
+}
+
+
+@pytest.mark.parametrize("data", PLAIN_DATA)
+def test_plain_data_does_not_count(data):
+    wanted = Wanted()
+    holder = Holder(data=PLAIN_DATA[data](), wanted=wanted)
+    assert id(wanted) in found(holder, max_objects=8)
+
+
+@pytest.mark.parametrize("data", ["samples of an image folder", "records", "named tuples"])
+def test_plain_data_is_gone_through_by_the_interpreter(data):
+    """The number of Python calls does not depend on the length of the data."""
+    samples, calls = PLAIN_DATA[data](), []
+    sys.setprofile(lambda frame, event, _: event == "call" and calls.append(frame.f_code))
+    try:
+        found(samples)
+    finally:
+        sys.setprofile(None)
+    assert len(calls) < 1000
+
+
+def test_a_large_model_is_searched_completely():
+    wanted = Wanted()
+    model = torch.nn.Sequential(
+        *(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU()) for _ in range(1000))
+    )
+    model[999][1].rng = wanted
+    assert found(model)[id(wanted)] == "root.999.1.rng"
+
+
+def linked_list(length):
+    first = None
+    for _ in range(length):
+        first = Holder(next=first)
+    return first
+
+
+def nested_list(length):
+    first = [Wanted()]
+    for _ in range(length):
+        first = [first]
+    return first
+
+
+@pytest.mark.parametrize("make", [linked_list, nested_list])
+def test_a_deep_structure_ends_by_the_bound(make):
+    thing = make(100_000)
+    search = ObjectSearch({"root": thing})
+    assert sum(1 for _ in search) == 10_000
+    assert not search.is_complete
+    while isinstance(thing, list):  # Python itself recurses when it deletes what is nested
+        thing = thing.pop() if thing else None
+
+
+def test_a_search_that_the_bound_ends_says_so():
+    things = [Holder() for _ in range(100)]
+    search = ObjectSearch({"root": things}, max_objects=50)
+    assert len(list(search)) == 50
+    assert not search.is_complete
+    search = ObjectSearch({"root": things}, max_objects=104)  # list, class, methods
+    assert len(list(search)) == 104
+    assert search.is_complete
+
+
+def test_code_of_libraries_is_not_followed_and_their_data_is():
+    wanted = Wanted()
+    source = "def g(): return HELD\ndef f(): return g()"
+    assert id(wanted) not in found(global_of(wanted, source, "torch.some"))
+    assert is_of_library(torch.nn.Linear)
+    assert is_of_library(functools.wraps)
+    assert is_of_library(np.random)
+    assert not is_of_library(Holder)
+    assert found(torch.nn.Sequential(submodule(wanted)))[id(wanted)] == "root.0.299.rng"
+
+
+def test_keys_of_any_kind_have_short_names():
+    keys = ["a" * 1000, 10**5000, Holder, (1, (2.5, None)), b"a", True]
+    names = found({key: Wanted() for key in keys}).values()
+    assert max(map(len, names)) < 120
+    assert {"root.int", "root.(1, (2.5, None))", "root.b'a'", "root.True"} <= set(names)
