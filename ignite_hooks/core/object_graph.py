@@ -24,7 +24,12 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import chain
+from itertools import compress
+from itertools import repeat
+from operator import is_
+from operator import not_
 from pathlib import PurePath
 from typing import Any
 from typing import NamedTuple
@@ -41,6 +46,8 @@ UNORDERED = "{"
 """Begins the names of the elements of a set, which another process may have in another order."""
 
 _MAX_NESTING = 16  # containers in containers that are looked through at once for plain data
+_LONG = 1000
+_MUCH = 5_000_000
 _MANY = 64  # from here on elements are looked at together before each is looked at alone
 _PLAIN_KINDS = (
     *(bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), type(Ellipsis)),
@@ -116,7 +123,65 @@ class ObjectSearch:
         self._max_objects = max_objects
         self._closed = list(closed)
         self._layouts: dict[int, _Layout] = {}
+        self._watched: list[Callable[[], Any]] = []  # give the objects, or None if one is gone
+        self._globals: list[tuple[dict[str, Any], str]] = []
+        self._has_arrays = False
+        self._held: list[int] = []
         self.is_complete = True
+
+    def has_changed(self) -> bool:
+        """Returns whether an object holds other objects than when all were yielded.
+
+        This takes a few calls, whatever was searched: the garbage collector says what objects refer
+        to. Of a container of more than 1000 elements only their number is compared, and of numbers
+        and texts nothing. An object that is gone counts as a change; none is kept for this, unless
+        Python cannot refer to it weakly.
+        """
+        watched = [get() for get in self._watched]
+        is_one_gone = any(map(is_, watched, repeat(None)))
+        return self._has_arrays or is_one_gone or self._held != self._holds(watched)
+
+    def _holds(self, watched: list[Any]) -> list[int]:
+        """Returns the identities of the objects that some objects hold, and sizes."""
+        layouts = self._layouts.values()
+        plain = _PLAIN | {id(each.kind) for each in layouts if each.is_plain}
+        containers = _CONTAINERS | {id(each.kind) for each in layouts if each.is_record}
+        cell, found = id(types.CellType), list[int]()
+        held = gc.get_referents(*watched)
+        held += [scope.get(name) for scope, name in self._globals]
+        for _ in range(_MAX_NESTING):
+            kinds = list(map(id, map(type, held)))
+            others = compress(
+                held, map(not_, map((plain | containers | {cell}).__contains__, kinds))
+            )
+            found += map(id, others)
+            cells = list(compress(held, map(cell.__eq__, kinds)))
+            held = list(compress(held, map(containers.__contains__, kinds)))
+            sizes = list(map(len, held))
+            found += filter(_LONG.__lt__, sizes)
+            held = list(compress(held, map(_LONG.__ge__, sizes)))
+            if not held and not cells:
+                break
+            held = gc.get_referents(*held, *cells)
+        return found
+
+    def _watch(self, thing: Any) -> None:
+        kind = type(thing)
+        if kind is types.FunctionType:
+            function: types.FunctionType = thing
+            pieces = (function.__closure__, function.__defaults__, function.__kwdefaults__)
+            self._watched += [
+                partial(_given, each) for each in (*pieces, function.__dict__) if each is not None
+            ]
+            if not is_of_library(function):
+                places = _places_in_globals(function.__code__, function.__globals__)
+                self._globals += [(scope, name) for scope, name, _ in places]
+            return
+        self._has_arrays = self._has_arrays or issubclass(kind, np.ndarray)
+        try:
+            self._watched.append(weakref.ref(thing))
+        except TypeError:
+            self._watched.append(partial(_given, thing))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self.is_complete = True
@@ -127,6 +192,7 @@ class ObjectSearch:
         parts: Iterable[tuple[str, Any]] = [
             (name, each) for name, each in self._roots.items() if not self._is_plain(each)
         ]
+        self._watched, self._globals, self._has_arrays = [partial(_given, self._roots)], [], False
         while True:
             for name, thing in parts:
                 if id(thing) in seen:
@@ -137,9 +203,11 @@ class ObjectSearch:
                 seen[id(thing)] = thing
                 waiting.append((name, thing))
             if not waiting:
+                self._held = self._holds([get() for get in self._watched])
                 return
             name, thing = waiting.popleft()
             yield name, thing
+            self._watch(thing)
             prefix = name
             parts = (
                 (prefix if part is None else f"{prefix}.{part}", each)
@@ -254,6 +322,8 @@ class ObjectSearch:
                 kinds -= {each for each in others if not layouts[each].is_record}
             is_all = kinds == all_kinds
             containers = things if is_all else [e for e in things if id(type(e)) in kinds]
+            if sum(map(len, containers)) > _MUCH:  # one may be held a thousand times
+                containers = list(dict(zip(map(id, containers), containers, strict=True)).values())
             things = list(chain.from_iterable(containers))
             if not kinds.isdisjoint(_KEYED):
                 mappings = [each for each in containers if id(type(each)) in _KEYED]
@@ -295,7 +365,9 @@ class _Layout(NamedTuple):
             stored: Any = namespace.get("__dict__")
             if type(stored) in (types.GetSetDescriptorType, types.MemberDescriptorType):
                 read_dict = stored.__get__
-            iterates_itself = iterates_itself or (base is not tuple and "__iter__" in namespace)
+            iterates_itself = iterates_itself or (
+                base is not tuple and not namespace.keys().isdisjoint(("__iter__", "__len__"))
+            )
             members |= {
                 name: value.__get__
                 for name, value in namespace.items()
@@ -373,25 +445,38 @@ def _globals_named(code: types.CodeType, scope: dict[str, Any]) -> Iterator[tupl
     Of a module that is named, the attributes are looked up that the code names as well: which of
     them belong together is not told apart.
     """
+    for inside, name, path in _places_in_globals(code, scope):
+        thing = inside.get(name)
+        if not issubclass(type(thing), types.ModuleType):
+            yield path, thing
+
+
+def _places_in_globals(
+    code: types.CodeType, scope: dict[str, Any]
+) -> list[tuple[dict[str, Any], str, str]]:
+    """Returns where the globals of a function are: dictionary, key, and name for a person."""
     names: dict[str, None] = {}
     codes = [code]
     while codes:
         each = codes.pop()
         names |= dict.fromkeys(each.co_names)
         codes += [const for const in each.co_consts if type(const) is types.CodeType]
+    places = [(scope, name, name) for name in names]
     # A module that is imported within the function is not among the globals.
-    modules = {name: sys.modules[name] for name in names if name in sys.modules}
-    found = [(name, scope[name]) for name in names if name in scope]
-    found += [(name, each) for name, each in modules.items() if name not in scope]
-    seen: set[int] = set()
-    while found:
-        name, thing = found.pop(0)
-        if not issubclass(type(thing), types.ModuleType):
-            yield name, thing
-        elif id(thing) not in seen and not is_of_library(thing):
-            seen.add(id(thing))
-            inside = _module_dict(thing)
-            found += [(f"{name}.{part}", inside[part]) for part in names if part in inside]
+    places += [(sys.modules, name, name) for name in names if name not in scope]
+    seen = {id(scope)}
+    for inside, name, path in places:  # grows
+        thing = inside.get(name)
+        if issubclass(type(thing), types.ModuleType) and not is_of_library(thing):
+            of_module = _module_dict(thing)
+            if id(of_module) not in seen:
+                seen.add(id(of_module))
+                places += [(of_module, part, f"{path}.{part}") for part in names]
+    return places
+
+
+def _given(thing: Any) -> Any:
+    return thing
 
 
 def _content_of_cell(cell: types.CellType) -> list[tuple[None, Any]]:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import operator
 import sys
 import types
 import weakref
@@ -437,3 +438,69 @@ def test_keys_of_any_kind_have_short_names():
     names = found({key: Wanted() for key in keys}).values()
     assert max(map(len, names)) < 120
     assert {"root.int", "root.(1, (2.5, None))", "root.b'a'", "root.True"} <= set(names)
+
+
+def changing():
+    """Returns an object with places that can change, by name, each with what changes it."""
+    thing = Holder(number=1, later=None, texts=["a"], nested={"a": [{}]}, slots=Slots(None))
+    thing.model = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    thing.objects, thing.many = [Holder()], list(range(2000))
+    thing.closure, thing.function = closure([]), global_of(None, "def f(): return HELD, NEW")
+    thing.made, thing.cell = of_class(held=None), later_cell()
+    new = Wanted()
+    return thing, {
+        "an attribute": lambda: setattr(thing, "later", new),
+        "a new attribute": lambda: setattr(thing, "new", new),
+        "a list of texts": lambda: thing.texts.append(new),
+        "a dict deep in plain data": lambda: thing.nested["a"][0].update(new=new),
+        "a slot": lambda: setattr(thing.slots, "held", new),
+        "a submodule": lambda: thing.model.add_module("new", torch.nn.ReLU()),
+        "a hook": lambda: thing.model[0].register_forward_hook(closure(new)),
+        "an object in place of its like": lambda: operator.setitem(thing.objects, 0, Holder()),
+        "the length of a long list": lambda: thing.many.append(0),
+        "what a closure holds": lambda: thing.closure().append(new),
+        "a closure's variable": lambda: thing.cell(new),
+        "a global": lambda: thing.function.__globals__.update(HELD=new),
+        "a new global": lambda: thing.function.__globals__.update(NEW=new),
+        "a class attribute": lambda: setattr(type(thing.made), "held", new),
+        "an attribute of a function": lambda: setattr(thing.function, "new", new),
+        "a removed object": lambda: delattr(thing, "slots"),
+    }
+
+
+def later_cell():
+    held = None
+
+    def function(new=None):
+        nonlocal held
+        held = new
+
+    return function
+
+
+@pytest.mark.parametrize("change", changing()[1])
+def test_a_change_is_seen_without_another_search(change):
+    thing, changes = changing()
+    search = ObjectSearch({"root": thing})
+    assert len(list(search)) > 10
+    thing.number, thing.texts[0] = 2, "b"
+    assert not search.has_changed()
+    changes[change]()
+    assert search.has_changed()
+
+
+def test_looking_for_changes_takes_few_calls_and_keeps_nothing():
+    holder = Holder(model=torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(100))))
+    holder.output = Holder(tensor=torch.zeros(1))
+    search, calls = ObjectSearch({"root": holder}), []
+    assert len(list(search)) > 100
+    sys.setprofile(lambda _, event, __: calls.append(event))
+    try:
+        assert not search.has_changed()
+    finally:
+        sys.setprofile(None)
+    assert len(calls) < 150
+    gone = weakref.ref(holder.output)
+    del holder.output
+    assert gone() is None
+    assert search.has_changed()
