@@ -120,7 +120,7 @@ class ObjectSearch:
         closed: Iterable[Any] = (),
     ) -> None:
         self._roots = roots
-        self._max_objects = max_objects
+        self.max_objects = max_objects
         self._closed = list(closed)
         self._layouts: dict[int, _Layout] = {}
         self._watched: list[Callable[[], Any]] = []  # give the objects, or None if one is gone
@@ -187,7 +187,7 @@ class ObjectSearch:
         self.is_complete = True
         # What is found is kept: the identity of an object that is gone may become another's.
         seen: dict[int, Any] = {id(each): each for each in self._closed}
-        most = self._max_objects + len(seen)
+        most = self.max_objects + len(seen)
         waiting = deque[tuple[str, Any]]()
         parts: Iterable[tuple[str, Any]] = [
             (name, each) for name, each in self._roots.items() if not self._is_plain(each)

@@ -14,9 +14,9 @@ from accelerate.data_loader import BatchSamplerShard
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
+from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.random_state import generators_in
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
 from ignite_hooks.data.sources import PlainIterable
@@ -37,6 +37,7 @@ class IndexedLoader(TorchLoader):
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
+        self._search_data, self._search_order = GeneratorSearch(), GeneratorSearch()
         self._drew_seed = True
         self._had_workers = False
         self._at_end: list[tuple[RandomGenerator, Any]] = []
@@ -131,9 +132,9 @@ class IndexedLoader(TorchLoader):
 
     def _generators_of_order(self) -> list[RandomGenerator]:
         """Those that no sample is made with: a generator may be shared."""
-        of_data = [*map(id, generators_in(data_parts(self.base)).values())]
-        of_order = generators_in(order_parts(self.base)).values()
-        return [each for each in of_order if id(each) not in of_data]
+        of_data = self._search_data(data_parts(self.base)).named.values()
+        of_order = self._search_order(order_parts(self.base)).named.values()
+        return [each for each in of_order if all(each is not other for other in of_data)]
 
     @contextmanager
     def _even(self) -> Iterator[None]:

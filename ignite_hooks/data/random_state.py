@@ -1,17 +1,16 @@
 """Random generators: found in objects, their states taken at one moment and put back at another."""
 
 import random
-from collections import deque
+import re
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from types import FunctionType
+from dataclasses import field
+from itertools import chain
+from itertools import count
 from types import MappingProxyType
-from types import MethodType
-from types import ModuleType
 from typing import Any
 from typing import TypeAlias
 
@@ -19,58 +18,145 @@ import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
+from ignite_hooks.core.object_graph import MAX_OBJECTS
+from ignite_hooks.core.object_graph import UNORDERED
+from ignite_hooks.core.object_graph import ObjectSearch
+from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.core.restoring import restored
 
-__all__ = ["RandomGenerator", "RandomState", "generators_in", "set_state", "state_of"]
+__all__ = [
+    "GENERATOR_KINDS",
+    "FoundGenerators",
+    "GeneratorSearch",
+    "RandomGenerator",
+    "RandomState",
+    "generators_in",
+    "set_state",
+    "state_of",
+]
 
 RandomGenerator: TypeAlias = (
-    torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+    torch.Generator
+    | np.random.Generator
+    | np.random.RandomState
+    | np.random.BitGenerator
+    | random.Random
 )
+GENERATOR_KINDS = (
+    *(torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator),
+    random.Random,
+)
+_NAMES_OF_GENERATORS = re.compile("random|rng|generator", re.IGNORECASE)
 
-_DEEPEST = 5
-_LONGEST = 64
-_MOST = 1000
+
+@dataclass(frozen=True)
+class FoundGenerators:
+    """The random generators that some objects hold.
+
+    Args:
+        named: the generators, by place and kind: "dataset.rng (PCG64)" for instance.
+        doubts: why there may be others whose states are not known.
+    """
+
+    named: Mapping[str, RandomGenerator] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
-def generators_in(roots: Mapping[str, Any]) -> dict[str, RandomGenerator]:
-    """The generators of torch, numpy and Python that some objects hold, by place and kind.
+def generators_in(
+    roots: Mapping[str, Any], closed: Iterable[Any] = (), max_objects: int = MAX_OBJECTS
+) -> FoundGenerators:
+    """Returns the generators of torch, numpy and Python that some objects hold.
 
-    A data set with ``self.rng`` gives "dataset.rng (PCG64)". It goes through attributes, and
-    containers that are short, some steps deep: far enough for the transforms of nested data sets,
-    and not through the data. One that is held twice has the name where it is found first. Those of
-    Accelerate's seedable samplers are left out: each pass seeds them anew.
+    A generator that is held twice has the name where it is found first. Left out are the global
+    generators, which a ``RandomState`` has by itself, and those of Accelerate's seedable samplers,
+    which each pass seeds anew.
 
     Args:
         roots: the objects, by the names that begin the names of what is in them.
+        closed: objects that are not looked into.
+        max_objects: how many objects are looked into at most.
     """
+    return _generators_of(ObjectSearch(roots, max_objects, closed))
+
+
+def _generators_of(search: ObjectSearch) -> FoundGenerators:
     found: dict[str, RandomGenerator] = {}
-    seen: set[int] = set()
-    waiting = deque(roots.items())
-    while waiting and len(seen) < _MOST:
-        name, thing = waiting.popleft()
-        if id(thing) in seen:
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, RandomGenerator):
-            if not isinstance(thing, random.SystemRandom):  # which has no state
-                found[f"{name} ({_kind(thing)})"] = thing
-        elif name.count(".") < _DEEPEST:
-            waiting.extend((f"{name}.{part}", each) for part, each in _parts(thing))
-    return found
+    doubts: list[str] = []
+    closed: set[str] = set()  # the names of objects whose own parts are left out
+    known = set(map(id, _global_generators()))
+    for path, thing in search:
+        kind = type(thing)
+        if path.rpartition(".")[0] in closed:
+            closed.add(path)
+        elif issubclass(kind, SeedableRandomSampler):
+            closed |= {path, f"{path}.{kind.__name__}"}
+            known.add(id(vars(thing).get("generator")))
+        elif not issubclass(kind, GENERATOR_KINDS):
+            if _may_be_a_generator(kind):
+                doubts.append(f"{path} is a {kind.__name__}, whose state cannot be read")
+        elif issubclass(kind, random.SystemRandom) or id(thing) in known:
+            closed.add(path)  # it has no state, or is saved with the global ones
+        else:
+            closed.add(path)
+            name = f"{path} ({_kind(thing)})"
+            if name in found and UNORDERED in path:
+                doubts.append(f"{path} is in a set, which has another order in another process")
+            found[_free_name(name, found)] = thing
+    if not search.is_complete:
+        doubts.append(
+            f"there are more than {search.max_objects} objects to look for random generators in"
+        )
+    return FoundGenerators(found, tuple(doubts))
 
 
-def _parts(thing: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(thing, type | FunctionType | ModuleType | SeedableRandomSampler):
-        return ()
-    if isinstance(thing, MethodType):
-        return [("self", thing.__self__)]
-    if isinstance(thing, partial):
-        return [("func", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
-    if type(thing) is dict:  # what is derived from it may load what it is asked for
-        return thing.items() if len(thing) <= _LONGEST else ()
-    if type(thing) in (list, tuple):
-        return enumerate(thing) if len(thing) <= _LONGEST else ()
-    return getattr(thing, "__dict__", {}).items()
+class GeneratorSearch:
+    """Searches objects for random generators, and searches again only when they have changed.
+
+    A generator that was made since, at any place but a list of more than 1000 numbers or texts, is
+    found the next time.
+    """
+
+    def __init__(self) -> None:
+        self._roots: dict[str, Any] = {}
+        self._search: ObjectSearch | None = None
+        self._found = FoundGenerators()
+
+    def __call__(self, roots: Mapping[str, Any], closed: Iterable[Any] = ()) -> FoundGenerators:
+        """Returns what ``generators_in`` finds."""
+        is_same = roots.keys() == self._roots.keys() and all(
+            self._roots[name] is each for name, each in roots.items()
+        )
+        if self._search is None or not is_same or self._search.has_changed():
+            self._roots = dict(roots)
+            self._search = ObjectSearch(self._roots, closed=closed)
+            self._found = _generators_of(self._search)
+        return self._found
+
+
+def _global_generators() -> list[Any]:
+    """Returns the generators that belong to the libraries, whoever else holds them."""
+    of_python: Any = random.getstate
+    of_numpy: Any = np.random.get_state
+    of_devices: Any = torch.cuda.default_generators
+    return [of_python.__self__, of_numpy.__self__, torch.default_generator, *of_devices]
+
+
+def _may_be_a_generator(kind: type) -> bool:
+    """Returns whether objects of a class draw random numbers by a state that cannot be read.
+
+    Only an object whose class is of an extension and is named as random generators are is taken
+    for one: most extensions' objects (files, tokens, images) draw none.
+    """
+    if is_of_library(kind) or not _NAMES_OF_GENERATORS.search(kind.__name__):
+        return False
+    namespaces = [vars(base) for base in kind.__mro__]
+    is_in_python = any("__dict__" in each or "__slots__" in each for each in namespaces)
+    return not is_in_python or kind.__module__.startswith("cupy.")
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)
 
 
 def state_of(generator: RandomGenerator) -> Any:
@@ -85,7 +171,7 @@ def state_of(generator: RandomGenerator) -> Any:
         return _from_python(generator.getstate())
     if isinstance(generator, np.random.RandomState):
         return _plain(generator.get_state(legacy=False))
-    return _plain(generator.bit_generator.state)
+    return _plain(_bits_of(generator).state)
 
 
 def set_state(generator: RandomGenerator, state: Any) -> None:
@@ -97,7 +183,11 @@ def set_state(generator: RandomGenerator, state: Any) -> None:
     elif isinstance(generator, np.random.RandomState):
         generator.set_state(_to_numpy(state))
     else:
-        generator.bit_generator.state = _to_numpy(state)
+        _bits_of(generator).state = _to_numpy(state)
+
+
+def _bits_of(generator: Any) -> Any:
+    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
 
 
 def _kind(generator: RandomGenerator) -> str:

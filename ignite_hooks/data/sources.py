@@ -18,10 +18,12 @@ from accelerate.utils import synchronize_rng_states
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
 
+from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.data.active_loader import activated
+from ignite_hooks.data.random_state import FoundGenerators
+from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.random_state import generators_in
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
 from ignite_hooks.data.workers import started
@@ -65,6 +67,7 @@ class PlainIterable:
         self.loader = loader
         self.even_batches = even_batches
         self._iterator = loader if isinstance(loader, Iterator) else None
+        self._search_generators = GeneratorSearch()
         self._begun: tuple[int, RandomState] | None = None
         self._opening: tuple[int, RandomState] | None = None  # until the first batch is there
 
@@ -94,7 +97,17 @@ class PlainIterable:
     @property
     def generators(self) -> dict[str, RandomGenerator]:
         """The random generators that the loader and the data have for themselves, by name."""
-        return {} if self._iterator is not None else generators_in({"data": self.loader})
+        return dict(self.found_generators.named)
+
+    @property
+    def found_generators(self) -> FoundGenerators:
+        """The same, and why there may be others."""
+        return self._search_generators(self.roots)
+
+    @property
+    def roots(self) -> dict[str, Any]:
+        """The objects that batches come from, by name. A single iterator cannot be moved at all."""
+        return {} if self._iterator is not None else {"data": self.loader}
 
     def tell_pass(self, data_pass: int) -> None:
         """Tells the loader, its samplers and the data set which pass comes, from 0."""
@@ -189,9 +202,9 @@ class AdaptedLoader(PlainIterable):
     """A prepared loader that must iterate itself: it dispatches batches to the other processes."""
 
     @property
-    def generators(self) -> dict[str, RandomGenerator]:
-        """Those of the data and of (nested) samplers."""
-        return generators_in({**data_parts(self.loader), **order_parts(self.loader)})
+    def roots(self) -> dict[str, Any]:
+        """The data and the (nested) samplers."""
+        return {**data_parts(self.loader), **order_parts(self.loader)}
 
     @property
     def ends_itself(self) -> bool:
@@ -257,9 +270,10 @@ class TorchLoader(PlainIterable):
         return base
 
     @property
-    def generators(self) -> dict[str, RandomGenerator]:
-        """Those of the data and of (nested) samplers."""
-        return generators_in({**data_parts(self.base), **order_parts(self.base)})
+    def roots(self) -> dict[str, Any]:
+        """The data, the (nested) samplers, and a loader of a class of the user."""
+        own = {} if is_of_library(type(self.base)) else {"loader": self.base}
+        return {**data_parts(self.base), **order_parts(self.base), **own}
 
     @property
     def length(self) -> int | None:
