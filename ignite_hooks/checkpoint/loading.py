@@ -32,6 +32,7 @@ from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import ResumeReport
+from ignite_hooks.checkpoint.report import part_of_generators
 from ignite_hooks.checkpoint.report import part_of_named
 from ignite_hooks.checkpoint.report import some
 from ignite_hooks.checkpoint.state import TrainingState
@@ -204,6 +205,7 @@ class LoadedState:
             if not was_put_aside:  # else a run puts it in train mode, and then its handlers decide
                 set_flags(module, flags)
         self._look_at_data()
+        self._parts["random generators"] = self._random_report()
         return self._report()
 
     def _set_rates(self) -> None:
@@ -215,8 +217,14 @@ class LoadedState:
 
     def _report(self) -> ResumeReport:
         known = {name: part for name, part in self._parts.items() if part is not None}
-        for level, key in (("approximate", "uncertain"), ("unknown", "unknown")):
-            for name, reason in self._about.get(key, {}).items():
+        doubts = [
+            ("approximate", self._about.get("uncertain", {})),
+            ("unknown", self._about.get("unknown", {})),
+            ("unknown", self._place.get("unknown", {})),
+            ("unknown", self._trainer.unknown_parts()),
+        ]
+        for level, reasons in doubts:
+            for name, reason in reasons.items():
                 if known.get(name, EXACT) == EXACT:
                     known[name] = ResumedPart(level, reason)
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
@@ -284,7 +292,8 @@ class LoadedState:
         if has_device != (self._trainer.accelerator.device.type != "cpu"):
             reason = "another kind of device: its generator has no state of the other's"
             return ResumedPart("approximate", reason)
-        return EXACT
+        then, now = self._place["random"]["generators"].keys(), self._trainer.generators.keys()
+        return part_of_generators(then, now)
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EXACT", "ResumeReport", "ResumedPart", "part_of_named", "some"]
+__all__ = ["EXACT", "ResumeReport", "ResumedPart", "part_of_generators", "part_of_named", "some"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ def part_of_named(
     if reasons:
         return ResumedPart("missing", "; ".join(reasons))
     return EXACT if targets else None
+
+
+def part_of_generators(then: Set[str], now: Set[str]) -> ResumedPart:
+    """Returns the report on the random generators of a run besides the global ones, by name."""
+    reasons = [f"there is a random generator {name} only then" for name in sorted(then - now)]
+    reasons += [f"there is a random generator {name} only now" for name in sorted(now - then)]
+    return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
 
 def some(names: Iterable[str]) -> str:

@@ -41,6 +41,7 @@ from ignite_hooks.core.training_engine import Turn
 
 __all__ = [
     "QuickEngine",
+    "attached_calls",
     "belongings",
     "fire_within",
     "forget_run",
@@ -50,6 +51,7 @@ __all__ = [
     "is_running",
     "move_to_front",
     "owner_of",
+    "process_function_of",
     "set_turn",
 ]
 
@@ -85,6 +87,23 @@ def handlers_of(engine: AnyEngine) -> Iterator[Callable[..., Any]]:
         for function, *_ in table[event]:
             wrapped = getattr(function, "_parent", None)
             yield function if wrapped is None else wrapped()
+
+
+def attached_calls(engine: AnyEngine) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields what is called at events: (function, arguments, keywords), in the same order.
+
+    The function of a filtered event is the wrapper, which holds the filter too.
+    """
+    owner: Any = engine
+    table = owner._event_handlers
+    for event in sorted(table, key=lambda event: str(_name(event))):
+        yield from table[event]
+
+
+def process_function_of(engine: AnyEngine) -> Any:
+    """Returns the function that is called with each batch."""
+    owner: Any = engine
+    return owner._process_function
 
 
 def move_to_front(engine: Engine, event: Any) -> None:

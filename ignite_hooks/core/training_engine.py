@@ -78,6 +78,13 @@ class TrainingEngine(Protocol):
         """The trained modules by name, without wrappers: the model, and a loss with a state."""
 
     @property
+    def generators(self) -> Mapping[str, Any]:
+        """The random generators that model, functions and handlers have for themselves, by name."""
+
+    def unknown_parts(self) -> dict[str, str]:
+        """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
+
+    @property
     def feed(self) -> Feed | None:
         """The source of the batches, with its position; None as long as there is no data."""
 

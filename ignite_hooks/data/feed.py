@@ -18,6 +18,7 @@ from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import device_of_batches
 from ignite_hooks.data.prepare import source_of
+from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 
@@ -104,6 +105,16 @@ class DataFeed:
     def generators(self) -> dict[str, RandomGenerator]:
         """The random generators that the loader and the data have for themselves, by name."""
         return self._source.generators
+
+    @property
+    def found_generators(self) -> FoundGenerators:
+        """The same, and why there may be others."""
+        return self._source.found_generators
+
+    @property
+    def roots(self) -> dict[str, Any]:
+        """The objects that batches come from, by name."""
+        return self._source.roots
 
     @property
     def length(self) -> int | None:
@@ -210,6 +221,10 @@ class DataFeed:
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
         }
+
+    def doubts(self) -> tuple[str, ...]:
+        """Returns why the data may have a state that ``state_dict`` does not have."""
+        return self._source.found_generators.doubts
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """What keeps the batches from being those that the other feed gives next, if anything."""

@@ -42,6 +42,7 @@ from ignite_hooks.data.active_loader import set_aside
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.prepare import source_of
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.run_generators import generators_of_run
 from ignite_hooks.evaluation.breaking_off import NEVER
 from ignite_hooks.evaluation.breaking_off import Breaker
 from ignite_hooks.evaluation.evaluations import Evaluations
@@ -407,7 +408,14 @@ def _data_and_generators_kept(engine: Engine, validations: Sequence[Validation])
     accelerators = (getattr(owner, "accelerator", None) for owner in owners)
     accelerator = next((each for each in accelerators if each is not None), None)
     device = accelerator.device if accelerator is not None else None
-    with RandomState.preserved(device, feed.generators), set_aside(feed.loader):
+    if is_trainer(engine):
+        of_run = engine.generators
+    else:
+        closed = [feed, feed.loader, *feed.roots.values(), accelerator]
+        models = {f"model {n}": each for n, each in enumerate(_models_of(engine, validations))}
+        of_run = generators_of_run(engine, models, closed, feed.found_generators).named
+    generators = {**feed.generators, **of_run}
+    with RandomState.preserved(device, generators), set_aside(feed.loader):
         yield
 
 

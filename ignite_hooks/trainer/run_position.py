@@ -10,6 +10,7 @@ from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.data.feed import DataFeed
+from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.limits import Limits
@@ -39,6 +40,7 @@ class RunPosition:
         has_failed: whether the run ended in a failure, and so is not finished.
         cut: the request that ended the present epoch before its last batch, else False.
         length_of_pass: batches of the last epoch that was one whole pass; None if there was none.
+        find_generators: returns the generators of the run that are neither global nor the data's.
         ended_by: names what finished the run which is resumed before its limit; None if nothing.
     """
 
@@ -58,7 +60,8 @@ class RunPosition:
         # The end of an epoch, as it was before, until EPOCH_COMPLETED has begun.
         self.unannounced: list[tuple[Place, Any]] = []
         self._seek: Callable[[DataFeed], None] | None = None
-        self._random: RandomState | None = None
+        self.find_generators: Callable[[], FoundGenerators] = FoundGenerators
+        self._random: Mapping[str, Any] | None = None  # the states of a resumed run
         self._on_resume: list[Callable[[], None]] = []
 
     # During a run
@@ -345,7 +348,8 @@ class RunPosition:
         To be called at a step boundary when all callbacks of that moment have returned.
         """
         assert self.feed is not None
-        random = RandomState.capture(self._optimizer_step.accelerator.device)
+        device = self._optimizer_step.accelerator.device
+        random = RandomState.capture(device, self.find_generators().named)
         return {
             "progress": list(self.place.progress),
             "limits": asdict(self.limits),
@@ -357,20 +361,28 @@ class RunPosition:
             "random": random.state_dict(),
             "has_drawn_since": self._has_dropped_batches,
             "cut": self.cut,
+            "unknown": self.unknown_parts(),
         }
+
+    def unknown_parts(self) -> dict[str, str]:
+        """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
+        doubts = {"random generators": self.find_generators().doubts}
+        if self.feed is not None:
+            doubts["data"] = self.feed.doubts()
+        return {part: "; ".join(reasons) for part, reasons in doubts.items() if reasons}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next run continue there, on data that is built as the data was built then."""
         progress = Progress(*state_dict["progress"])
         device = self._optimizer_step.accelerator.device
-        random = RandomState.from_state_dict(state_dict["random"], device)
+        RandomState.from_state_dict(state_dict["random"], device)  # raises if it cannot be used
         self.place = self._boundary = Place(progress, taken=self._optimizer_step.window.taken)
         self.limits = Limits(**state_dict["limits"])
         self.asked = Limits(**state_dict.get("asked", state_dict["limits"]))
         self.epoch_length = state_dict["epoch_length"]
         self.length_of_pass = state_dict["passed_length"]
         self._optimizer_step.start_from(state_dict["optimizer_step"])
-        self._random = random
+        self._random = state_dict["random"]
         self._seek = lambda feed: feed.load_state_dict(state_dict["data"])
         self.is_resumed = True
         self.has_failed = bool(state_dict.get("due"))
@@ -420,6 +432,10 @@ class RunPosition:
         if self._random is not None:
             for callback in self._on_resume:
                 callback()
-            self._random.restore()
+            device, generators = (
+                self._optimizer_step.accelerator.device,
+                self.find_generators().named,
+            )
+            RandomState.from_state_dict(self._random, device, generators).restore()
             if is_last_time:
                 self._random, self._on_resume = None, []

@@ -25,6 +25,8 @@ from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.run_scope import run_in_scopes
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
+from ignite_hooks.data.random_state import FoundGenerators
+from ignite_hooks.data.run_generators import generators_of_run
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.limits import Limits
@@ -79,6 +81,7 @@ class Trainer(TrainingLoop):
         optimizer_step.attach(self)
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
+        self._position.find_generators = self._find_generators
         self._hooks = Hooks()
         self._hooks.attach(self)
 
@@ -105,6 +108,36 @@ class Trainer(TrainingLoop):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         others = {name: module for name, module in self._modules.items() if module.state_dict()}
         return {"model": model, **others}
+
+    @property
+    def generators(self) -> Mapping[str, Any]:
+        """The random generators that model, functions and handlers have for themselves, by name.
+
+        They are saved and restored with the global generators, and a validation leaves them where
+        they were. Those of the data belong to the place in the data.
+        """
+        return self._find_generators().named
+
+    def unknown_parts(self) -> dict[str, str]:
+        """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
+        return self._position.unknown_parts()
+
+    def _find_generators(self) -> FoundGenerators:
+        step, feed = self._optimizer_step, self.feed
+        others = {
+            "model": self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            **self._modules,
+            "optimizer": getattr(self.optimizer, "optimizer", self.optimizer),
+            "scheduler": getattr(self.lr_scheduler, "scheduler", self.lr_scheduler),
+            "hooks": self._hooks,
+        }
+        closed = [self.accelerator, step, self._position, self._feeds, self.model, self.optimizer]
+        of_data = FoundGenerators()
+        if feed is not None:
+            closed += [feed, feed.loader, *feed.roots.values()]
+            of_data = feed.found_generators
+        closed = [each for each in closed if all(each is not other for other in others.values())]
+        return generators_of_run(self, others, closed, of_data)
 
     def run(
         self,
