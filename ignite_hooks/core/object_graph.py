@@ -242,6 +242,11 @@ class ObjectSearch:
         for name, each in self._but_plain(attributes):
             if is_module and name == "_modules" and type(each) is dict:
                 yield from self._but_plain(each.items())
+            elif type(each) is OrderedDict and name is not None and name.endswith("_hooks"):
+                # Their keys count the hooks of the process.
+                yield from (
+                    (f"{name}.{part}", e) for part, e in self._but_plain(enumerate(each.values()))
+                )
             else:
                 yield name, each
         if layout.is_in_c:  # what the garbage collector sees of it

@@ -23,6 +23,11 @@ class Timetable:
         self._step = 0
         self.next_due = self.NEVER
 
+    @property
+    def callbacks(self) -> list[Callback]:
+        """All callbacks, in the order in which they were added."""
+        return [callback for _, callback, _ in self._entries]
+
     def add(self, every: int, callback: Callback, *, is_note: bool = False) -> None:
         """Has ``callback`` called at each multiple of ``every``.
 

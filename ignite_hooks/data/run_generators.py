@@ -1,20 +1,30 @@
 """The random generators of a run beside those of its data: in models, functions and handlers."""
 
 import functools
+import gc
 import types
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from itertools import chain
+from itertools import count
 from typing import Any
 
 from ignite_hooks.core.engine import attached_calls
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import process_function_of
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.handler import attached
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import GeneratorSearch
 
 __all__ = ["generators_of_run"]
+
+_NONE: Mapping[str, Any] = types.MappingProxyType({})
+_WRAPPERS = ("ignite_hooks.", "ignite.engine.")
+_WITH_OWN_STATE = "ignite_hooks.checkpoint."  # what is given as `also` is saved as such
 
 
 def generators_of_run(
@@ -42,31 +52,47 @@ def generators_of_run(
 def _handlers(engine: AnyEngine) -> dict[str, Any]:
     """Returns the handlers and their arguments, by names that another process gives them too."""
     named: dict[str, Any] = {}
-    numbers: dict[str, int] = {}
-    for function, positional, keywords in _calls_of_training(engine):
-        name = f"handler {_name_of(function)}"
-        number = numbers[name] = numbers.get(name, 0) + 1
-        name = name if number == 1 else f"{name}-{number}"
-        named[name] = function
+
+    def add(handler: Any, positional: Any = (), keywords: Any = _NONE) -> None:
+        name = _name_of(handler)
+        numbered = (f"{name}-{number}" for number in count(2))
+        name = next(each for each in chain([name], numbered) if each not in named)
+        named[name] = handler
         if positional:
             named[f"{name}(args)"] = positional
         if keywords:
             named[f"{name}(kwargs)"] = keywords
+
+    for handler in attached(engine, Handler):
+        if not type(handler).__module__.startswith(_WITH_OWN_STATE):
+            add(handler)
+        if handler.timetable is not None:
+            for callback in handler.timetable.callbacks:
+                deque(map(add, _of_users(callback)), maxlen=0)
+    for function, positional, keywords in attached_calls(engine):
+        for each in _of_users(function):
+            add(each, positional, keywords)
     return named
 
 
-def _calls_of_training(engine: AnyEngine) -> Iterator[tuple[Any, ...]]:
-    """Yields what is attached but for checkpoints, whose ``also`` has a state of its own."""
-    for call in attached_calls(engine):
-        owner = getattr(call[0], "__self__", call[0])
-        of = owner if isinstance(owner, types.FunctionType) else type(owner)
-        if not of.__module__.startswith("ignite_hooks.checkpoint"):
-            yield call
+def _of_users(function: Any) -> Iterator[Any]:
+    """Yields what a user attached: functions of ours and of Ignite's may be around it.
+
+    Methods of our handlers are left out, which are searched themselves.
+    """
+    owner = getattr(function, "__self__", function)
+    of = function if isinstance(function, types.FunctionType) else type(owner)
+    if not of.__module__.startswith(_WRAPPERS):
+        yield function
+    elif isinstance(function, types.FunctionType):
+        for each in gc.get_referents(*(function.__closure__ or ())):  # an empty cell has none
+            if isinstance(each, types.FunctionType | types.MethodType):
+                yield from _of_users(each)
 
 
 def _name_of(function: Any) -> str:
     if isinstance(function, functools.partial):
         return _name_of(function.func)
     if isinstance(function, types.FunctionType):
-        return function.__qualname__
-    return type(getattr(function, "__self__", function)).__name__
+        return f"handler {function.__qualname__}"
+    return f"handler {type(getattr(function, '__self__', function)).__name__}"

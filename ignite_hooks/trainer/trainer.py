@@ -129,9 +129,9 @@ class Trainer(TrainingLoop):
             **self._modules,
             "optimizer": getattr(self.optimizer, "optimizer", self.optimizer),
             "scheduler": getattr(self.lr_scheduler, "scheduler", self.lr_scheduler),
-            "hooks": self._hooks,
         }
         closed = [self.accelerator, step, self._position, self._feeds, self.model, self.optimizer]
+        closed.append(self.hook_channels)
         of_data = FoundGenerators()
         if feed is not None:
             closed += [feed, feed.loader, *feed.roots.values()]
