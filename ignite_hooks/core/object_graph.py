@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-__all__ = ["MAX_OBJECTS", "UNORDERED", "ObjectSearch", "is_of_library"]
+__all__ = ["MAX_OBJECTS", "UNORDERED", "ObjectSearch", "is_of_library", "stored_values"]
 
 MAX_OBJECTS = 10_000
 """The number of objects that are looked into; a search that stops there is not complete."""
@@ -111,6 +111,8 @@ class ObjectSearch:
 
     Attributes:
         is_complete: whether nothing was left out because of that bound, once all were yielded.
+        watched: the objects that were yielded, by name, each as a function that returns it, or None
+            if it is gone.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class ObjectSearch:
         self._has_arrays = False
         self._held: list[int] = []
         self.is_complete = True
+        self.watched: dict[str, Callable[[], Any]] = {}
 
     def has_changed(self) -> bool:
         """Returns whether an object holds other objects than when all were yielded.
@@ -165,23 +168,21 @@ class ObjectSearch:
             held = gc.get_referents(*held, *cells)
         return found
 
-    def _watch(self, thing: Any) -> None:
+    def _watch(self, name: str, thing: Any) -> None:
         kind = type(thing)
-        if kind is types.FunctionType:
-            function: types.FunctionType = thing
-            pieces = (function.__closure__, function.__defaults__, function.__kwdefaults__)
-            self._watched += [
-                partial(_given, each) for each in (*pieces, function.__dict__) if each is not None
-            ]
-            if not is_of_library(function):
-                places = _places_in_globals(function.__code__, function.__globals__)
-                self._globals += [(scope, name) for scope, name, _ in places]
-            return
-        self._has_arrays = self._has_arrays or issubclass(kind, np.ndarray)
-        try:
-            self._watched.append(weakref.ref(thing))
-        except TypeError:
-            self._watched.append(partial(_given, thing))
+        get: Callable[[], Any] = partial(_given, thing)
+        with suppress(TypeError):  # not every class allows it
+            get = weakref.ref(thing)
+        self.watched[name] = get
+        if kind is types.FunctionType:  # whose references are all globals of its module, too
+            held = [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
+            self._watched += [partial(_given, each) for each in held if each is not None]
+            if not is_of_library(thing):
+                places = _places_in_globals(thing.__code__, thing.__globals__)
+                self._globals += [(scope, key) for scope, key, _ in places]
+        else:
+            self._watched.append(get)
+            self._has_arrays = self._has_arrays or issubclass(kind, np.ndarray)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self.is_complete = True
@@ -192,6 +193,7 @@ class ObjectSearch:
         parts: Iterable[tuple[str, Any]] = [
             (name, each) for name, each in self._roots.items() if not self._is_plain(each)
         ]
+        self.watched = {}
         self._watched, self._globals, self._has_arrays = [partial(_given, self._roots)], [], False
         while True:
             for name, thing in parts:
@@ -207,7 +209,7 @@ class ObjectSearch:
                 return
             name, thing = waiting.popleft()
             yield name, thing
-            self._watch(thing)
+            self._watch(name, thing)
             prefix = name
             parts = (
                 (prefix if part is None else f"{prefix}.{part}", each)
@@ -404,6 +406,20 @@ class _Layout(NamedTuple):
             except AttributeError:
                 continue  # a slot without a value
         return found
+
+
+def stored_values(thing: Any) -> list[tuple[str, Any]]:
+    """Returns the attributes of an object, or the variables of a function, without evaluating any.
+
+    Those of a class are what its users' code has stored in it.
+    """
+    if issubclass(type(thing), type):
+        items = _namespace(thing).items()
+        return [(name, value) for name, value in items if not name.startswith("__")]
+    if type(thing) is types.FunctionType:
+        cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
+        return [(name, each) for name, cell in cells for _, each in _content_of_cell(cell)]
+    return _Layout.of(type(thing)).attributes(thing)
 
 
 def is_of_library(thing: Any) -> bool:

@@ -224,7 +224,7 @@ class DataFeed:
 
     def doubts(self) -> tuple[str, ...]:
         """Returns why the data may have a state that ``state_dict`` does not have."""
-        return self._source.found_generators.doubts
+        return (*self._source.found_generators.doubts, *self._source.own_states.doubts())
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """What keeps the batches from being those that the other feed gives next, if anything."""

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -56,10 +57,12 @@ class FoundGenerators:
     Args:
         named: the generators, by place and kind: "dataset.rng (PCG64)" for instance.
         doubts: why there may be others whose states are not known.
+        watched: all objects, by name, each as a function that returns it, or None if it is gone.
     """
 
     named: Mapping[str, RandomGenerator] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    watched: Mapping[str, Callable[[], Any]] = field(default_factory=dict, repr=False)
 
 
 def generators_in(
@@ -106,7 +109,7 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
         doubts.append(
             f"there are more than {search.max_objects} objects to look for random generators in"
         )
-    return FoundGenerators(found, tuple(doubts))
+    return FoundGenerators(found, tuple(doubts), search.watched)
 
 
 class GeneratorSearch:

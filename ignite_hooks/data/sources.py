@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset
 
 from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.data.active_loader import activated
+from ignite_hooks.data.own_states import OwnStates
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
@@ -68,6 +69,7 @@ class PlainIterable:
         self.even_batches = even_batches
         self._iterator = loader if isinstance(loader, Iterator) else None
         self._search_generators = GeneratorSearch()
+        self.own_states = OwnStates(self._objects)
         self._begun: tuple[int, RandomState] | None = None
         self._opening: tuple[int, RandomState] | None = None  # until the first batch is there
 
@@ -104,6 +106,11 @@ class PlainIterable:
         """The same, and why there may be others."""
         return self._search_generators(self.roots)
 
+    def _objects(self) -> Iterator[tuple[str, Any]]:
+        for name, get in self.found_generators.watched.items():
+            if (thing := get()) is not None:
+                yield name, thing
+
     @property
     def roots(self) -> dict[str, Any]:
         """The objects that batches come from, by name. A single iterator cannot be moved at all."""
@@ -112,7 +119,8 @@ class PlainIterable:
     def tell_pass(self, data_pass: int) -> None:
         """Tells the loader, its samplers and the data set which pass comes, from 0."""
         if hasattr(self.loader, "set_epoch"):
-            self.loader.set_epoch(data_pass)
+            with self.own_states.told():
+                self.loader.set_epoch(data_pass)
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
@@ -147,6 +155,7 @@ class PlainIterable:
 
     def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
         """Begins a pass, with the random numbers of the first attempt if that broke off."""
+        self.own_states.begin()
         if self._opening is not None and self._opening[0] == data_pass:
             self._opening[1].restore()
         else:
@@ -174,7 +183,7 @@ class PlainIterable:
             data_pass, random = self._begun
             begun = {"data_pass": data_pass, "random": random.state_dict()}
         states = {name: state_of(each) for name, each in self.generators.items()}
-        return {"begun": begun, "generators": states}
+        return {"begun": begun, "generators": states, "objects": self.own_states.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes that pass for begun here. Of the generators those are set that have a state."""
@@ -185,6 +194,7 @@ class PlainIterable:
             self._begun = begun["data_pass"], random
         for name in generators.keys() & states.keys():
             set_state(generators[name], states[name])
+        self.own_states.load_state_dict(state_dict.get("objects", {}))
 
     def _open(self) -> Iterator[Any]:
         return iter(self.loader)
@@ -287,12 +297,13 @@ class TorchLoader(PlainIterable):
 
     def tell_pass(self, data_pass: int) -> None:
         """As Accelerate's loader does; to one that is not prepared, all its parts are told."""
-        if isinstance(self.loader, DataLoaderShard):
-            self.loader.set_epoch(data_pass)
-            return
-        for each in parts_of(self.loader):
-            if hasattr(each, "set_epoch"):
-                each.set_epoch(data_pass)
+        with self.own_states.told():
+            if isinstance(self.loader, DataLoaderShard):
+                self.loader.set_epoch(data_pass)
+                return
+            for each in parts_of(self.loader):
+                if hasattr(each, "set_epoch"):
+                    each.set_epoch(data_pass)
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
