@@ -43,6 +43,7 @@ __all__ = [
     "QuickEngine",
     "attached_calls",
     "belongings",
+    "calls_of",
     "fire_within",
     "forget_run",
     "handlers_of",
@@ -81,12 +82,28 @@ def handlers_of(engine: AnyEngine) -> Iterator[Callable[..., Any]]:
 
     It goes by the names of the events, whichever of them had a handler first.
     """
+    return (handler for handler, *_ in calls_of(engine))
+
+
+def calls_of(engine: AnyEngine) -> Iterator[tuple[Callable[..., Any], list[Any]]]:
+    """Yields each handler as it was given, and what else its calls involve, in the same order.
+
+    That is the wrapper of a filter, which holds the filter, and the arguments; not the engine.
+    """
     owner: Any = engine
     table = owner._event_handlers
     for event in sorted(table, key=lambda event: str(_name(event))):
-        for function, *_ in table[event]:
+        for function, args, kwargs in table[event]:
             wrapped = getattr(function, "_parent", None)
-            yield function if wrapped is None else wrapped()
+            given = [each for each in (*args, *kwargs.values()) if not _is_reference(each, owner)]
+            if wrapped is None:
+                yield function, given
+            else:
+                yield wrapped(), [function, *given]
+
+
+def _is_reference(thing: Any, engine: Any) -> bool:
+    return isinstance(thing, weakref.ref) and thing() is engine
 
 
 def attached_calls(engine: AnyEngine) -> Iterator[tuple[Any, Any, Any]]:

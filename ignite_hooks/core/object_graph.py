@@ -108,6 +108,8 @@ class ObjectSearch:
         roots: the objects, by the names that begin the names of what is in them.
         max_objects: how many objects are looked into at most.
         closed: objects that are neither yielded nor looked into.
+        parts_of: returns what is looked at of an object instead of all that it holds, by name; None
+            for all.
 
     Attributes:
         is_complete: whether nothing was left out because of that bound, once all were yielded.
@@ -120,7 +122,9 @@ class ObjectSearch:
         roots: Mapping[str, Any],
         max_objects: int = MAX_OBJECTS,
         closed: Iterable[Any] = (),
+        parts_of: Callable[[Any], Iterable[tuple[str | None, Any]] | None] = lambda thing: None,
     ) -> None:
+        self._parts_of = parts_of
         self._roots = roots
         self.max_objects = max_objects
         self._closed = list(closed)
@@ -219,7 +223,9 @@ class ObjectSearch:
     def _parts(self, thing: Any) -> Iterator[tuple[str | None, Any]]:
         """Yields what an object holds but for plain data, by attribute, key or index."""
         kind = type(thing)
-        if issubclass(kind, type):
+        if (chosen := self._parts_of(thing)) is not None:
+            yield from self._but_plain(chosen)
+        elif issubclass(kind, type):
             yield from self._parts_of_class(thing)
         elif kind is types.FunctionType:
             yield from self._but_plain(_parts_of_function(thing))
@@ -409,16 +415,12 @@ class _Layout(NamedTuple):
 
 
 def stored_values(thing: Any) -> list[tuple[str, Any]]:
-    """Returns the attributes of an object, or the variables of a function, without evaluating any.
-
-    Those of a class are what its users' code has stored in it.
-    """
+    """Returns what a function, a class or an instance stores itself, plain data too, by name."""
+    if type(thing) is types.FunctionType:
+        return _parts_of_function(thing)
     if issubclass(type(thing), type):
         items = _namespace(thing).items()
-        return [(name, value) for name, value in items if not name.startswith("__")]
-    if type(thing) is types.FunctionType:
-        cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
-        return [(name, each) for name, cell in cells for _, each in _content_of_cell(cell)]
+        return [(n, v) for n, v in items if not (n.startswith("__") or type(v) in _CODE)]
     return _Layout.of(type(thing)).attributes(thing)
 
 

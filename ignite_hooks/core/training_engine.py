@@ -48,6 +48,10 @@ class Feed(Protocol):
 
     position: FeedPosition
 
+    @property
+    def loader(self) -> Any:
+        """What the batches come from."""
+
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns what keeps the batches from being those that ``state_dict`` was taken before."""
 
