@@ -22,6 +22,7 @@ from ignite_hooks.checkpoint.layout import SHARDED
 from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import rank_file
 from ignite_hooks.checkpoint.layout import registered_files
+from ignite_hooks.checkpoint.member_state import Member
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import fit_of_module
 from ignite_hooks.checkpoint.module_state import flags_renamed
@@ -61,6 +62,7 @@ class LoadedState:
     def __init__(self, checkpoint: Checkpoint, state: TrainingState, rank: int) -> None:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
+        self._missing: dict[str, str] = {}  # what of handlers could not be restored
         self._rates: list[dict[str, Any]] = []
         self._renamed: dict[str, str] = {}  # parameters of this training, and how they were called
         self.folder, self.manifest = checkpoint
@@ -77,7 +79,7 @@ class LoadedState:
             )
         self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
         self._objects = {
-            name: load_objects(self.folder / name)
+            name: load_objects(self.folder / name, mapped=name == TRAINER)
             for name in (SCHEDULER, SCALER, TRAINER, rank_file(rank))
             if name in names
         }
@@ -136,6 +138,9 @@ class LoadedState:
                     self._renamed[f"{name}.{now}"] = f"{name}.{then}"
         if not self._state.is_sharded:
             found += self._differences_of_optimizer()
+        for kind, members in self._members().items():
+            for name in members.keys() & self._states[kind].keys():
+                found += members[name].differences(f"{kind}/{name}", self._states[kind][name])
         return found
 
     def apply(self) -> ResumeReport:
@@ -146,6 +151,7 @@ class LoadedState:
         # Modules are not rolled back: they were compared, and are big to copy.
         parts["model"] = self._load_modules()
         forget_borrowed_weights(trainer)
+        self._load_members(are_modules=True)
         self._modules = {}
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
@@ -163,8 +169,8 @@ class LoadedState:
 
     def _objects_with_state(self) -> Iterator[Any]:
         trainer = self._trainer
-        yield from self._state.also.values()
-        yield from handlers_with_state(trainer).values()
+        for members in self._members().values():
+            yield from (each for each in members.values() if not each.is_module)
         yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
         if not trainer.optimizer.state:  # else it is big to copy, and it is the last to be asked
@@ -173,11 +179,9 @@ class LoadedState:
 
     def _give_to_objects(self) -> None:
         trainer, parts = self._trainer, self._parts
-        also, states = self._state.also, self._states["also"]
-        for name in [name for name in also if name in states]:
-            also[name].load_state_dict(states[name])
-        parts["also"] = part_of_named(also, states, "`also`")
-        self._load_handlers()
+        self._load_members(are_modules=False)
+        parts["also"] = part_of_named(self._state.also, self._states["also"], "`also`")
+        self._load_metrics()
         registered_here = registered_objects(trainer.accelerator)
         for registered, content in zip(registered_here, self._registered, strict=False):
             registered.load_state_dict(content)
@@ -196,7 +200,8 @@ class LoadedState:
 
     def complete(self) -> ResumeReport:
         """The same for handlers once more, which may have been reset, and for data given since."""
-        self._load_handlers()
+        self._load_members(kinds=["handlers"])
+        self._load_metrics()
         self._load_user_state()
         self._set_rates()
         for name, module in self._state.whole_modules.items():
@@ -229,14 +234,47 @@ class LoadedState:
                     known[name] = ResumedPart(level, reason)
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
-    def _load_handlers(self) -> None:
-        handlers, states = handlers_with_state(self._trainer), self._states["handlers"]
-        for name in [name for name in handlers if name in states]:
-            handlers[name].load_state_dict(copy.deepcopy(states[name]))
+    def _members(self) -> dict[str, dict[str, Member]]:
+        """Returns the objects of `also` and of handlers that there are now, by kind and name."""
+        trainer, also = self._trainer, self._state.also
+        saved_in_also = [each for name, each in also.items() if name in self._states["also"]]
+        kinds = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
+        return {
+            kind: {name: Member(each, trainer) for name, each in objects.items()}
+            for kind, objects in kinds.items()
+        }
+
+    def _load_members(
+        self, *, kinds: Iterable[str] = ("also", "handlers"), are_modules: bool | None = None
+    ) -> None:
+        """Gives objects their states: modules, others, or both."""
+        members = self._members()
+        missing: dict[str, str] = {}
+        for kind in kinds:
+            states = self._states[kind]
+            for name, member in members[kind].items():
+                if name not in states or are_modules not in (None, member.is_module):
+                    continue
+                try:
+                    member.load_state_dict(states[name])
+                except OSError as error:  # of files that another machine may not have
+                    if kind == "also":
+                        raise
+                    member.missing = str(error)
+                if member.missing:
+                    missing[name] = member.missing
+        self._missing |= missing
+        part = part_of_named(members["handlers"], self._states["handlers"], "the trainer")
+        if part is not None and self._missing:
+            reasons = [f"{name}: {why}" for name, why in self._missing.items()]
+            reasons = [part.reason, *reasons] if part.reason else reasons
+            part = ResumedPart("missing", "; ".join(reasons), part.names)
+        self._parts["handlers"] = part
+
+    def _load_metrics(self) -> None:
         forget_validations(self._trainer)
         self._trainer.state.metrics.update(self._states["metrics"])
         measured_at(self._trainer).update(self._states["measured_at"])
-        self._parts["handlers"] = part_of_named(handlers, states, "the trainer")
 
     def _load_user_state(self) -> None:
         for key, value in self._states["user_state"].items():

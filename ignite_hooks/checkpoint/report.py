@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Set
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ class ResumedPart:
         level: "exact"; "approximate": it was restored, but a difference can show; "unknown": it may
             have a state that could not be saved; or "missing".
         reason: why it is not exact.
+        names: the objects that were restored, if it is of several.
     """
 
     level: str
     reason: str = ""
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
-        return f"{self.level} ({self.reason})" if self.reason else self.level
+        inside = self.reason or ", ".join(self.names)
+        return f"{self.level} ({inside})" if inside else self.level
 
 
 EXACT = ResumedPart("exact")
@@ -61,9 +65,10 @@ def part_of_named(
     new, gone = targets.keys() - states.keys(), states.keys() - targets.keys()
     reasons = [f"not in the checkpoint: {some(new)}"] if new else []
     reasons += [f"not in {what} any more: {some(gone)}"] if gone else []
+    restored = tuple(sorted(targets.keys() & states.keys()))
     if reasons:
-        return ResumedPart("missing", "; ".join(reasons))
-    return EXACT if targets else None
+        return ResumedPart("missing", "; ".join(reasons), restored)
+    return ResumedPart("exact", names=restored) if targets else None
 
 
 def part_of_generators(then: Set[str], now: Set[str]) -> ResumedPart:

@@ -16,6 +16,7 @@ from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.triggers import CheckpointTriggers
+from ignite_hooks.checkpoint.unsaved import note_beginning
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import Count
@@ -202,6 +203,7 @@ class SaveCheckpoint(Scheduled):
         attachment.on_removal(triggers.break_off(trainer))
         attachment.during_run(triggers.watching)
         attachment.on(Events.STARTED, triggers.start)
+        attachment.on(Events.STARTED, note_beginning, turn=Turn.DUE_BY_STEP)
         attachment.on_removal(triggers.end_runs_without_workers(trainer))
         if self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.STEP_COMPLETED, triggers.look)

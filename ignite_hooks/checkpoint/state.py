@@ -24,11 +24,14 @@ from ignite_hooks.checkpoint.layout import SHARDED
 from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import rank_file
 from ignite_hooks.checkpoint.layout import registered_file
-from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.checkpoint.member_state import Member
+from ignite_hooks.checkpoint.members import Members
+from ignite_hooks.checkpoint.members import state_names_of_handlers
 from ignite_hooks.checkpoint.module_state import left_out_of_state
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.checkpoint.report import some
+from ignite_hooks.checkpoint.unsaved import unsaved_changes
 from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
 from ignite_hooks.core.engine import belongings
@@ -73,6 +76,7 @@ class TrainingState:
     safe_serialization: bool = True
     trust_pickle: bool = False
     uncertain: Mapping[str, str] = field(default_factory=dict)
+    _not_saved: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def check(self) -> None:
         """Raises a ValueError if something can not be saved safely."""
@@ -113,9 +117,27 @@ class TrainingState:
             "user_state": {name: getattr(self.trainer.state, name) for name in self.user_keys},
             "metrics": plain_part(self.trainer.state.metrics),
             "measured_at": dict(measured_at(self.trainer)),
-            "handlers": _states(handlers_with_state(self.trainer), "the handler {}"),
-            "also": _states(self.also, "{!r} in `also`"),
+            "handlers": {
+                **_states(self.members.attached, "the handler {}", self.trainer),
+                **self._held_states(),
+            },
+            "also": _states(self.also, "{!r} in `also`", self.trainer),
         }
+
+    @cached_property
+    def members(self) -> Members:
+        """What the handlers hold when this is asked for first."""
+        return Members.of(self.trainer, self.also.values())
+
+    def _held_states(self) -> dict[str, Any]:
+        """Returns the states of what handlers hold, but for those that cannot be saved."""
+        states: dict[str, Any] = {}
+        for name, each in self.members.held.items():
+            try:
+                states |= _states({name: each}, "{}", self.trainer)
+            except Exception as error:  # it was not attached, and may never be used
+                self._not_saved[name] = str(error)
+        return states
 
     def files(
         self, rank: int, objects: Mapping[str, Any], of_first: Mapping[str, Any]
@@ -165,11 +187,18 @@ class TrainingState:
 
     def unknown_parts(self) -> dict[str, str]:
         """Returns why parts of the report may have a state that cannot be saved, by their names."""
+        unknown = {}
         modules = self.whole_modules.items()
         left_out = [f"{of}.{each}" for of, module in modules for each in left_out_of_state(module)]
-        if not left_out:
-            return {}
-        return {"model": f"left out of the state_dict(): {some(left_out)}; build these as then"}
+        if left_out:
+            reason = f"left out of the state_dict(): {some(left_out)}; build these as then"
+            unknown["model"] = reason
+        reason = unsaved_changes(self.trainer, self.members)
+        reasons = [reason] if reason else []
+        reasons += [f"{name} could not be saved: {why}" for name, why in self._not_saved.items()]
+        if reasons:
+            unknown["handlers"] = "; ".join(reasons)
+        return unknown
 
     def write_sharded(self, folder: Path) -> None:
         """Has Accelerate write model and optimizer, all processes together."""
@@ -179,8 +208,9 @@ class TrainingState:
 
     @property
     def user_keys(self) -> list[str]:
-        """The attributes of ``trainer.state`` that the user has named to be saved."""
-        return [key for key in self.trainer.state_dict_user_keys if key != "optimizer_step"]
+        """The attributes of ``trainer.state`` that the user has named, and those of handlers."""
+        keys = [*self.trainer.state_dict_user_keys, *state_names_of_handlers(self.trainer)]
+        return [key for key in dict.fromkeys(keys) if key != "optimizer_step"]
 
     def kinds(self) -> dict[str, str | None]:
         """The classes of what is trained with: a state of another class means something else."""
@@ -220,8 +250,8 @@ def _others(objects: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, di
     return found
 
 
-def _states(objects: Mapping[str, Any], what: str) -> dict[str, Any]:
-    states = {name: each.state_dict() for name, each in objects.items()}
+def _states(objects: Mapping[str, Any], what: str, trainer: TrainingEngine) -> dict[str, Any]:
+    states = {name: Member(each, trainer).state_dict() for name, each in objects.items()}
     for name, state in states.items():
         Objects(state, what.format(name))
     return states

@@ -18,6 +18,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 
 from ignite_hooks.checkpoint.digest import digest_of
+from ignite_hooks.checkpoint.member_state import Member
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
@@ -140,7 +141,7 @@ class Trace:
         if trainer.lr_scheduler is not None:
             digests["the scheduler's state"] = digest_of(trainer.lr_scheduler.state_dict())
         for name, handler in handlers_with_state(trainer).items():
-            digests[f"the state of {name}"] = digest_of(handler.state_dict())
+            digests[f"the state of {name}"] = digest_of(Member(handler, trainer).state_dict())
 
 
 def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:

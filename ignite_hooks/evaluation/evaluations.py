@@ -85,6 +85,11 @@ class Evaluations:
         """The evaluators that are engines."""
         return [each for each in self._evaluate.values() if isinstance(each, Engine)]
 
+    @property
+    def callables(self) -> list[Callable[..., Any]]:
+        """Those that are no engines."""
+        return [each for each in self._evaluate.values() if not isinstance(each, Engine)]
+
     def results(self, engine: Engine, breaker: Breaker) -> Iterator[tuple[str, Any]]:
         """Evaluates; gives each metric with the name that it has in ``state.metrics``.
 

@@ -294,7 +294,7 @@ def test_late_handler_is_restored_and_reported_at_run_start(tmp_path):
     assert trainer.resume_report.parts["handlers"].level == "missing"
     box.attach(trainer)
     trainer.run(max_epochs=1)
-    assert str(trainer.resume_report.parts["handlers"]) == "exact"
+    assert str(trainer.resume_report.parts["handlers"]) == "exact (Box)"
     assert box.value == 5 + 1
 
 
