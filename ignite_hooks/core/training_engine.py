@@ -52,6 +52,10 @@ class Feed(Protocol):
     def loader(self) -> Any:
         """What the batches come from."""
 
+    @property
+    def facts(self) -> dict[str, int | None]:
+        """What must be the same for another process to be given the same batches."""
+
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns what keeps the batches from being those that ``state_dict`` was taken before."""
 

@@ -121,6 +121,11 @@ class DataFeed:
         """The number of batches in a pass; None where it is not certain."""
         return self._end.length
 
+    @property
+    def facts(self) -> dict[str, int | None]:
+        """What must be the same for another process to be given the same batches."""
+        return self._source.facts()
+
     def __len__(self) -> int:
         """The number of batches in a pass; a TypeError where it is not certain."""
         if not self._end.length:

@@ -16,7 +16,7 @@ from ignite_hooks.core.held_signals import HeldSignals
 from ignite_hooks.core.measured import measured_at
 from ignite_hooks.core.rules import close_to
 
-__all__ = ["SchedulerAt", "SchedulerDriver"]
+__all__ = ["SchedulerAt", "SchedulerDriver", "of_torch"]
 
 SchedulerAt = Literal["step", "epoch", "validation"]
 
@@ -32,6 +32,8 @@ class SchedulerDriver:
         signals: are held back while it moves.
 
     Attributes:
+        at: when the scheduler moves.
+        metric: the name of the metric that the scheduler is given, or None.
         moves_by_step: whether ``OptimizerStep`` moves the scheduler after each committed step.
 
     Raises:
@@ -54,14 +56,12 @@ class SchedulerDriver:
             )
         self.lr_scheduler = _scheduler_for(optimizer, lr_scheduler)
         self.at = at
-        self._metric = metric
+        self.metric = metric
         self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
         self._ended_epoch: list[int] = []  # the iteration after which it began, if one has ended
         self._validated: list[bool] = []  # whether more are to come, if a validation has ended
-        wrapped = self.lr_scheduler
-        is_prepared = isinstance(wrapped, AcceleratedScheduler)
-        self._of_torch = wrapped.scheduler if is_prepared else wrapped
+        self._of_torch = of_torch(self.lr_scheduler)
         self._left_at: int | None = None  # its `last_epoch` after our last step
         self._has_warned = False
         _check_metric(self.lr_scheduler, at, metric)
@@ -69,7 +69,7 @@ class SchedulerDriver:
     @property
     def takes_metric(self) -> bool:
         """Whether the scheduler is given a metric."""
-        return self._metric is not None
+        return self.metric is not None
 
     def watch(self) -> None:
         """Before the scheduler is moved: warns once if something else has moved it meanwhile.
@@ -118,7 +118,7 @@ class SchedulerDriver:
         if not self._ended_epoch:
             return
         began_after = self._ended_epoch[0]
-        arguments = [] if self._metric is None else [self._value(engine, began_after)]
+        arguments = [] if self.metric is None else [self._value(engine, began_after)]
         self._move(self._ended_epoch, arguments)
 
     def end_validation(self, *, are_more_to_come: bool) -> None:
@@ -140,10 +140,10 @@ class SchedulerDriver:
         if not self._validated:
             return
         are_more_to_come, arguments = self._validated[0], []
-        if self._metric is not None:
-            measured = measured_at(engine).get(self._metric)
+        if self.metric is not None:
+            measured = measured_at(engine).get(self.metric)
             is_of_another = measured is not None and measured != engine.state.iteration
-            is_of_later = are_more_to_come and self._metric not in engine.state.metrics
+            is_of_later = are_more_to_come and self.metric not in engine.state.metrics
             if is_of_another or is_of_later:
                 self.forget_validation()
                 return
@@ -180,7 +180,7 @@ class SchedulerDriver:
 
     def _value(self, engine: Engine, after: int) -> Any:
         """Returns the metric, which must have been measured after iteration ``after``."""
-        metrics, name = engine.state.metrics, self._metric
+        metrics, name = engine.state.metrics, self.metric
         assert name is not None
         measured = measured_at(engine).get(name)
         if measured is not None and (measured <= after or name not in metrics):
@@ -195,6 +195,12 @@ class SchedulerDriver:
                 f"{name!r}: {close_to(name, metrics)}"
             )
         return metrics[name]
+
+
+def of_torch(lr_scheduler: Any) -> Any:
+    """Returns the torch scheduler in Accelerate's wrapper, or ``lr_scheduler`` itself."""
+    is_prepared = isinstance(lr_scheduler, AcceleratedScheduler)
+    return lr_scheduler.scheduler if is_prepared else lr_scheduler
 
 
 def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
@@ -230,21 +236,21 @@ def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
         )
     made_here = not isinstance(lr_scheduler, LRScheduler | AcceleratedScheduler)
     scheduler = _made(lr_scheduler, optimizer) if made_here else lr_scheduler
-    of_torch = scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler
-    if not isinstance(of_torch, LRScheduler):
+    inner = of_torch(scheduler)
+    if not isinstance(inner, LRScheduler):
         raise TypeError(
             "`lr_scheduler` must be a torch.optim.lr_scheduler.LRScheduler or make one from the "
             f"optimizer, got {type(scheduler).__name__}: "
             "pass StepLR(optimizer, 10), or lambda optimizer: StepLR(optimizer, 10)"
         )
-    if _innermost(of_torch.optimizer) is not _innermost(optimizer):
+    if _innermost(inner.optimizer) is not _innermost(optimizer):
         raise ValueError(
             "`lr_scheduler` must be built on the optimizer that is trained with, its own is "
-            f"another {type(_innermost(of_torch.optimizer)).__name__}: build it on that one, or "
+            f"another {type(_innermost(inner.optimizer)).__name__}: build it on that one, or "
             "pass a callable that makes it from the prepared optimizer"
         )
     # Accelerate's wrapper would step a ReduceLROnPlateau once per process.
-    return of_torch if isinstance(of_torch, ReduceLROnPlateau) else scheduler
+    return inner if isinstance(inner, ReduceLROnPlateau) else scheduler
 
 
 def _made(lr_scheduler: Any, optimizer: Optimizer) -> Any:

@@ -1,0 +1,241 @@
+"""The settings that a run is trained with, as plain data: numbers, strings, None, lists and dicts.
+
+A checkpoint carries the settings as the script gave them, so that a script which resumes can be
+compared with it. Momentary values would not do: a schedule moves the learning rate, and handlers
+freeze layers.
+"""
+
+import functools
+import sys
+import types
+from collections import Counter
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Set
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import OneCycleLR
+from xxhash import xxh3_64_hexdigest
+
+from ignite_hooks.core.engine import handlers_of
+from ignite_hooks.core.handler import attached
+from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.optim.gradient_clipping import GradientClipping
+from ignite_hooks.optim.lr_scheduler import of_torch
+from ignite_hooks.optim.optimizer_step import OptimizerStep
+
+__all__ = ["plain", "settings_of"]
+
+MAX_DEPTH = 8
+"""Containers and closures within each other that ``plain`` enters."""
+
+MAX_ELEMENTS = 64
+"""Elements of a tensor that ``plain`` lists; a larger one becomes its shape."""
+
+# Of a scheduler: where it stands, and what follows from the optimizer's settings or from others.
+_NO_CONSTANTS = {
+    "T_cur",
+    "T_i",
+    "_anneal_func_type",
+    "_get_lr_called_within_step",
+    "_is_initial",
+    "_last_lr",
+    "_scale_fn_ref",
+    "_schedule_phases",
+    "_schedulers",
+    "_step_count",
+    "base_lrs",
+    "best",
+    "cooldown_counter",
+    "default_min_lr",
+    "last_epoch",
+    "mode_worse",
+    "num_bad_epochs",
+    "optimizer",
+    "verbose",
+}
+
+
+def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
+    """Returns what ``trainer`` trains with now: as the script gives it, if nothing was trained.
+
+    The learning rate is the one that a schedule starts from. Functions, of a ``LambdaLR`` for
+    instance, are described by their code and the plain values that they use. Hyperparameters of
+    modules, dropout for instance, are not known.
+    """
+    (step,) = attached(trainer, OptimizerStep)
+    accelerator, scheduler = trainer.accelerator, trainer.lr_scheduler
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    return {
+        "optimizer": {
+            "class": type(optimizer).__name__,
+            "groups": [_settings_of_group(trainer, each) for each in optimizer.param_groups],
+        },
+        "scheduler": None if scheduler is None else _constants_of(of_torch(scheduler)),
+        "scheduler_at": None if scheduler is None else step.scheduler.at,
+        "scheduler_metric": step.scheduler.metric,
+        "clipping": [
+            {name: plain(getattr(each, name)) for name in ("max_norm", "clip_value", "norm_type")}
+            for each in _clippings(trainer)
+        ],
+        "accumulation": accelerator.gradient_accumulation_steps,
+        "mixed_precision": str(accelerator.mixed_precision),
+        "processes": accelerator.num_processes,
+        "data": {} if trainer.feed is None else trainer.feed.facts,
+        "frozen": sorted(
+            f"{of}.{name}"
+            for of, module in trainer.modules.items()
+            for name, parameter in module.named_parameters()
+            if not parameter.requires_grad
+        ),
+    }
+
+
+def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a group of parameters, with the rate that a schedule starts from."""
+    settings = {
+        name: plain(value)
+        for name, value in group.items()
+        if name not in ("params", "param_names", "initial_lr", "min_lr")
+    }
+    if trainer.lr_scheduler is not None and "initial_lr" in group:
+        settings["lr"] = plain(group["initial_lr"])
+    return settings
+
+
+def _constants_of(scheduler: Any) -> dict[str, Any]:
+    """Returns the class of a torch scheduler and its constants, those within it included."""
+    attributes = vars(scheduler)
+    constants = {
+        name.lstrip("_"): plain(value)
+        for name, value in attributes.items()
+        if name not in _NO_CONSTANTS
+    }
+    if isinstance(scheduler, OneCycleLR):
+        constants |= _phases_of(scheduler)
+    within = attributes.get("_schedulers")
+    if isinstance(within, list | tuple):
+        constants["schedulers"] = [
+            _constants_of(each) if isinstance(each, LRScheduler) else plain(each) for each in within
+        ]
+    return {"class": type(scheduler).__name__, **constants}
+
+
+def _phases_of(scheduler: Any) -> dict[str, Any]:
+    """Returns the arguments of a OneCycleLR that it keeps in other words."""
+    phases = getattr(scheduler, "_schedule_phases", ())
+    if not phases:
+        return {}
+    return {
+        "pct_start": round((phases[0]["end_step"] + 1) / scheduler.total_steps, 6),
+        "three_phase": len(phases) == 3,
+        "anneal_strategy": plain(getattr(scheduler, "_anneal_func_type", None)),
+    }
+
+
+def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
+    """Gives the clippers: those on their own schedule, and those called at an event."""
+    own = attached(trainer, GradientClipping)
+    yield from own
+    for handler in handlers_of(trainer):
+        if isinstance(handler, GradientClipping) and not any(handler is each for each in own):
+            yield handler
+
+
+def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Returns ``value`` as plain data, which compares equal if the settings are the same.
+
+    What has no such form becomes the name of its class.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):  # a lone surrogate cannot be written as JSON
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int | float):  # and not a subclass, of numpy's say
+        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, torch.Tensor):
+        if value.numel() <= MAX_ELEMENTS and not value.is_meta:
+            return value.tolist()
+        return f"a tensor of shape {list(value.shape)}"
+    if depth == 0:
+        return type(value).__name__
+    within = functools.partial(plain, depth=depth - 1)
+    if isinstance(value, Counter):  # of a MultiStepLR, which was given a list
+        return within(sorted(value.elements()))
+    if isinstance(value, Mapping):
+        return {plain(str(key)): within(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [within(each) for each in value]
+    if isinstance(value, Set):
+        return sorted(map(within, value), key=repr)
+    if isinstance(value, Enum | PurePath):
+        return value.name if isinstance(value, Enum) else str(value)
+    if callable(value):
+        return _description_of(value, within)
+    item = getattr(type(value), "item", None)  # a scalar of numpy's
+    return within(value.item()) if item is not None else type(value).__name__
+
+
+def _description_of(function: Any, within: Any) -> Any:
+    """Describes a callable by its name, its code, and the plain values that it uses."""
+    if isinstance(function, functools.partial):
+        return {
+            "function": within(function.func),
+            "arguments": within(function.args),
+            **{name: within(each) for name, each in function.keywords.items()},
+        }
+    if isinstance(function, types.MethodType):
+        return within(function.__func__)
+    if not isinstance(function, types.FunctionType):
+        kind = function if isinstance(function, type) else type(function)
+        name = getattr(function, "__name__", kind.__name__)
+        attributes = {} if isinstance(function, type) else getattr(function, "__dict__", {})
+        return {"function": name, **{key: within(each) for key, each in attributes.items()}}
+    used = dict(zip(function.__code__.co_freevars, _contents(function), strict=False))
+    own = function.__globals__
+    names = {name for code in _codes(function.__code__) for name in code.co_names if name in own}
+    used |= {
+        name: own[name]
+        for name in sorted(names)
+        if isinstance(own[name], bool | int | float | str | list | tuple)
+    }
+    return {
+        "function": function.__qualname__,
+        "code": _digest_of(function.__code__),
+        "defaults": within(function.__defaults__),
+        **{name: within(each) for name, each in used.items()},
+    }
+
+
+def _contents(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # nothing is in it yet
+            yield None
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _digest_of(code: types.CodeType) -> str:
+    """Returns a digest of compiled code, for this version of Python alone."""
+    parts = [
+        repr((each.co_code, each.co_names, [_constant(c) for c in each.co_consts]))
+        for each in _codes(code)
+    ]
+    return f"{sys.implementation.cache_tag} {xxh3_64_hexdigest(repr(parts).encode())}"
+
+
+def _constant(constant: Any) -> str:
+    if isinstance(constant, types.CodeType):
+        return "code"  # its own part of the digest
+    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
