@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from ignite_hooks.checkpoint.members import has_state
 from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
+from ignite_hooks.checkpoint.settings import keep_record
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.triggers import CheckpointTriggers
 from ignite_hooks.checkpoint.unsaved import note_beginning
@@ -201,6 +202,7 @@ class SaveCheckpoint(Scheduled):
         attachment.on_removal(triggers.release)
         attachment.on_removal(lambda: trainer.cancel(triggers.save))
         attachment.on_removal(triggers.break_off(trainer))
+        keep_record(attachment)
         attachment.during_run(triggers.watching)
         attachment.on(Events.STARTED, triggers.start)
         attachment.on(Events.STARTED, note_beginning, turn=Turn.DUE_BY_STEP)

@@ -5,6 +5,7 @@ compared with it. Momentary values would not do: a schedule moves the learning r
 freeze layers.
 """
 
+import copy
 import functools
 import sys
 import types
@@ -12,23 +13,41 @@ from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Set
+from dataclasses import dataclass
+from dataclasses import field
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
+from typing import TypeAlias
 
 import torch
+from ignite.engine import Events
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import OneCycleLR
 from xxhash import xxh3_64_hexdigest
 
+from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import handlers_of
+from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.core.training_engine import Turn
+from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.optim.lr_scheduler import of_torch
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["plain", "settings_of"]
+__all__ = [
+    "SettingsRecord",
+    "keep_record",
+    "plain",
+    "rates_of",
+    "settings_of",
+    "settings_record",
+    "unrestored_settings_of",
+]
+
+Rates: TypeAlias = list[dict[str, Any]]
 
 MAX_DEPTH = 8
 """Containers and closures within each other that ``plain`` enters."""
@@ -67,8 +86,7 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
     instance, are described by their code and the plain values that they use. Hyperparameters of
     modules, dropout for instance, are not known.
     """
-    (step,) = attached(trainer, OptimizerStep)
-    accelerator, scheduler = trainer.accelerator, trainer.lr_scheduler
+    scheduler = trainer.lr_scheduler
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return {
         "optimizer": {
@@ -76,7 +94,22 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
             "groups": [_settings_of_group(trainer, each) for each in optimizer.param_groups],
         },
         "scheduler": None if scheduler is None else _constants_of(of_torch(scheduler)),
-        "scheduler_at": None if scheduler is None else step.scheduler.at,
+        "frozen": sorted(
+            f"{of}.{name}"
+            for of, module in trainer.modules.items()
+            for name, parameter in module.named_parameters()
+            if not parameter.requires_grad
+        ),
+        **unrestored_settings_of(trainer),
+    }
+
+
+def unrestored_settings_of(trainer: TrainingEngine) -> dict[str, Any]:
+    """Returns those of the settings that no state holds: a resumed run has what its script says."""
+    (step,) = attached(trainer, OptimizerStep)
+    accelerator = trainer.accelerator
+    return {
+        "scheduler_at": None if step.lr_scheduler is None else step.scheduler.at,
         "scheduler_metric": step.scheduler.metric,
         "clipping": [
             {name: plain(getattr(each, name)) for name in ("max_norm", "clip_value", "norm_type")}
@@ -86,13 +119,83 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
         "mixed_precision": str(accelerator.mixed_precision),
         "processes": accelerator.num_processes,
         "data": {} if trainer.feed is None else trainer.feed.facts,
-        "frozen": sorted(
-            f"{of}.{name}"
-            for of, module in trainer.modules.items()
-            for name, parameter in module.named_parameters()
-            if not parameter.requires_grad
-        ),
     }
+
+
+@dataclass
+class SettingsRecord:
+    """The settings of a run as its script gave them, kept with the trainer and in checkpoints.
+
+    Attributes:
+        given: the settings when the first ``SaveCheckpoint`` or ``ResumeCheckpoint`` was attached,
+            before anything was trained; of a run that was resumed, those that its checkpoint or the
+            script has decided.
+        started: the settings when the handlers of STARTED had returned, if that was seen.
+        writes: the settings of the optimizer's groups before and after the handlers of STARTED and
+            of the last EPOCH_STARTED, by the name of the event.
+    """
+
+    given: dict[str, Any]
+    started: dict[str, Any] | None = None
+    writes: dict[str, list[Rates]] = field(default_factory=dict)
+
+    def manifest(self, trainer: TrainingEngine) -> dict[str, Any]:
+        """Returns the settings for people to read."""
+        return {**self.given, **unrestored_settings_of(trainer)}
+
+    def state_dict(self, trainer: TrainingEngine) -> dict[str, Any]:
+        """Returns the record as plain data, with the settings of now that no state holds."""
+        return {
+            "given": self.given,
+            "started": self.started,
+            "writes": plain(self.writes),
+            "unrestored": unrestored_settings_of(trainer),
+        }
+
+
+def settings_record(trainer: TrainingEngine) -> SettingsRecord:
+    """Returns the record of the trainer's settings; on the first call it is made."""
+    kept = belongings(trainer)
+    if "settings" not in kept:
+        kept["settings"] = SettingsRecord(settings_of(trainer))
+    record: SettingsRecord = kept["settings"]
+    return record
+
+
+def keep_record(attachment: Attachment) -> None:
+    """Notes the settings now, and what the handlers of STARTED and EPOCH_STARTED write to them.
+
+    A run that continues keeps what was noted: what its handlers write there is not restored.
+    """
+    trainer = attachment.engine
+    assert is_trainer(trainer)
+    record = settings_record(trainer)
+    as_built = rates_of(trainer)
+
+    def note_started(trainer: TrainingEngine) -> None:
+        if trainer.place.progress.iteration == 0:
+            record.started = settings_of(trainer)
+            record.writes["STARTED"] = [as_built, rates_of(trainer)]
+
+    def note_epoch(trainer: TrainingEngine) -> None:
+        if trainer.place.progress.batches == 0:
+            record.writes["EPOCH_STARTED"] = [rates_of(trainer)]
+
+    def note_epoch_started(trainer: TrainingEngine) -> None:
+        if trainer.place.progress.batches == 0:
+            record.writes["EPOCH_STARTED"][1:] = [rates_of(trainer)]
+
+    attachment.on(Events.STARTED, note_started, turn=Turn.CHECKPOINT)
+    attachment.on(Events.EPOCH_STARTED, note_epoch, turn=Turn.NOTE)
+    attachment.on(Events.EPOCH_STARTED, note_epoch_started, turn=Turn.CHECKPOINT)
+
+
+def rates_of(trainer: TrainingEngine) -> Rates:
+    """Returns a copy of all settings of the optimizer's groups, momentary values included."""
+    return [
+        {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+        for group in trainer.optimizer.param_groups
+    ]
 
 
 def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dict[str, Any]:

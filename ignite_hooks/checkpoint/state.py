@@ -31,6 +31,7 @@ from ignite_hooks.checkpoint.module_state import left_out_of_state
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.checkpoint.report import some
+from ignite_hooks.checkpoint.settings import settings_record
 from ignite_hooks.checkpoint.unsaved import unsaved_changes
 from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
@@ -162,6 +163,7 @@ class TrainingState:
             "groups": self.groups(),
             "objects": objects,
             "modules": {},
+            "settings": settings_record(self.trainer).state_dict(self.trainer),
             "uncertain": dict(self.uncertain),
             "unknown": self.unknown_parts(),
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),

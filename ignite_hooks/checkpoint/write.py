@@ -46,7 +46,7 @@ from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.metric_value import MetricValue
 from ignite_hooks.checkpoint.options import SaveOptions
 from ignite_hooks.checkpoint.ranks import Ranks
-from ignite_hooks.checkpoint.settings import settings_of
+from ignite_hooks.checkpoint.settings import settings_record
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import digests_of
 from ignite_hooks.checkpoint.state import training_id
@@ -185,7 +185,7 @@ class CheckpointWriter:
             metric_value=self._value.of(trainer),
             metric_mode=None if self._options.metric is None else self._options.mode,
             ended_by=trainer.ended_by,
-            settings=settings_of(trainer),
+            settings=settings_record(trainer).manifest(trainer),
             versions={"python": platform.python_version(), **_versions()},
             files={},
         )
