@@ -10,10 +10,12 @@ import io
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import suppress
 from typing import Any
 
+from ignite_hooks.checkpoint.changed_settings import ChangedSettings
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.layout import OPTIMIZER
 from ignite_hooks.checkpoint.layout import SCALER
@@ -54,12 +56,19 @@ class LoadedState:
         checkpoint: the checkpoint.
         state: what belongs to the trainer.
         rank: the process.
+        override: the names of the settings that the script decides.
 
     Raises:
         ValueError: a file is not what it should be, or holds code.
     """
 
-    def __init__(self, checkpoint: Checkpoint, state: TrainingState, rank: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        state: TrainingState,
+        rank: int,
+        override: Sequence[str] = (),
+    ) -> None:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
         self._missing: dict[str, str] = {}  # what of handlers could not be restored
@@ -88,6 +97,9 @@ class LoadedState:
         self._scheduler = self._objects.get(SCHEDULER)
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
+        self._changed = ChangedSettings(self._trainer, self._about.get("settings"), override)
+        self._overrides_scheduler = "scheduler" in override
+        self._events = ["EPOCH_STARTED", "STARTED"]  # after which the rates are restored
         own = self._place.get("objects", {})
         self._states = {
             kind: {**states, **own.get(kind, {})}
@@ -124,7 +136,8 @@ class LoadedState:
             return found
         ours = self._state.kinds()
         for what, kind in self._about["kinds"].items():
-            if None not in (kind, ours[what]) and kind != ours[what]:
+            is_overridden = what == "scheduler" and self._overrides_scheduler
+            if None not in (kind, ours[what]) and kind != ours[what] and not is_overridden:
                 found.append(f"the {what} was a {kind}, it is a {ours[what]}")
         for name in self._modules.keys() - self._state.whole_modules.keys():
             found.append(f"the checkpoint has a {name} with a state, this training has none")
@@ -138,6 +151,7 @@ class LoadedState:
                     self._renamed[f"{name}.{now}"] = f"{name}.{then}"
         if not self._state.is_sharded:
             found += self._differences_of_optimizer()
+            found += self._changed.problems(self._objects[OPTIMIZER])
         for kind, members in self._members().items():
             for name in members.keys() & self._states[kind].keys():
                 found += members[name].differences(f"{kind}/{name}", self._states[kind][name])
@@ -146,6 +160,7 @@ class LoadedState:
     def apply(self) -> ResumeReport:
         """Gives it all to the trainer; if something refuses what it is given, nothing."""
         parts, trainer = self._parts, self._trainer
+        self._override()
         with rolled_back_on_failure(self._objects_with_state(), trainer.state):
             self._give_to_objects()
         # Modules are not rolled back: they were compared, and are big to copy.
@@ -155,8 +170,11 @@ class LoadedState:
         self._modules = {}
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
+            self._changed.override_groups(trainer.optimizer.param_groups)
         elif self._optimizer_file is not None:  # else its tensors would stay in the file
-            trainer.optimizer.load_state_dict(load_objects(self._optimizer_file))
+            content = load_objects(self._optimizer_file)
+            self._changed.override_groups(content["param_groups"])
+            trainer.optimizer.load_state_dict(content)
             self.close()
         parts["optimizer"] = EXACT
         self._look_at_data()
@@ -164,6 +182,7 @@ class LoadedState:
         trainer.load_position_state_dict(self._place)
         set_training_id(trainer, self._checkpoint.manifest.training)
         parts["counters"] = EXACT
+        self._changed.settle()
         self._objects, self._registered = {}, []  # this may stay for a while
         return self._report()
 
@@ -198,8 +217,19 @@ class LoadedState:
             self._rates = [_settings(group) for group in self._objects[OPTIMIZER]["param_groups"]]
             trainer.optimizer.load_state_dict(self._objects[OPTIMIZER])
 
+    def _override(self) -> None:
+        """Has the script win in what was read, where it is to."""
+        manifest = self._checkpoint.manifest
+        moves = {"step": manifest.step, "epoch": manifest.epoch}
+        moves["validation"] = self._place.get("validation", 0)
+        files, modules = (OPTIMIZER, SCHEDULER), self._about["modules"]
+        self._changed.override_states(self._objects, files, modules, moves)
+        self._scheduler = self._objects.get(SCHEDULER)
+
     def complete(self) -> ResumeReport:
         """The same for handlers once more, which may have been reset, and for data given since."""
+        if self._events:
+            self._changed.look_at_writes(self._rates, self._events.pop())
         self._load_members(kinds=["handlers"])
         self._load_metrics()
         self._load_user_state()
@@ -221,6 +251,7 @@ class LoadedState:
             self._trainer.lr_scheduler.load_state_dict(copy.deepcopy(self._scheduler))
 
     def _report(self) -> ResumeReport:
+        self._parts["settings"] = self._changed.part()
         known = {name: part for name, part in self._parts.items() if part is not None}
         doubts = [
             ("approximate", self._about.get("uncertain", {})),
@@ -319,7 +350,7 @@ class LoadedState:
             return None if content is None else ResumedPart("missing", reason)
         if content is None:
             return ResumedPart("missing", "the checkpoint has none: it begins anew")
-        target.load_state_dict(content)
+        target.load_state_dict(copy.deepcopy(content))  # CyclicLR takes entries out of it
         return EXACT
 
     def _random_report(self) -> ResumedPart:

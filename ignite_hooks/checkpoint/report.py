@@ -16,8 +16,9 @@ class ResumedPart:
     """One kind of state.
 
     Args:
-        level: "exact"; "approximate": it was restored, but a difference can show; "unknown": it may
-            have a state that could not be saved; or "missing".
+        level: "exact"; "approximate": it was restored, but a difference can show; "changed": the
+            script gives other settings than the run had; "unknown": it may have a state that could
+            not be saved; or "missing".
         reason: why it is not exact.
         names: the objects that were restored, if it is of several.
     """

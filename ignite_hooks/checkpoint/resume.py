@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from ignite_hooks.checkpoint.candidates import Candidate
 from ignite_hooks.checkpoint.candidates import Source
 from ignite_hooks.checkpoint.candidates import SourceError
+from ignite_hooks.checkpoint.changed_settings import check_override
 from ignite_hooks.checkpoint.lineage import lineage_of
 from ignite_hooks.checkpoint.loading import LoadedState
 from ignite_hooks.checkpoint.manifest import SCHEMA
@@ -29,6 +30,7 @@ from ignite_hooks.core.fields import AfterTerminate
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import OnMissing
+from ignite_hooks.core.fields import SettingNames
 from ignite_hooks.core.fields import SourcePath
 from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
@@ -82,6 +84,13 @@ class ResumeCheckpoint(Handler):
             ``EarlyStopping`` for instance: "finish" trains nothing more, so that a job that is
             started again does not train another epoch each time; "continue" trains on. Signals,
             ``TimeLimit`` and ``trainer.terminate(resumable=True)`` end no run for good.
+        override: the names of settings that the script decides, where it gives another value than
+            the run had, and not the checkpoint: settings of the optimizer's groups ("lr",
+            "weight_decay", "betas", "momentum", …), "scheduler", and "requires_grad" for which
+            parameters are frozen. "lr" sets the rate that a schedule starts from; the present one
+            becomes the script's times what the schedule has made of the checkpoint's so far.
+            "scheduler" moves the script's schedule from its beginning to the step of the
+            checkpoint; a ``ReduceLROnPlateau`` begins with no history.
 
     Raises:
         FileNotFoundError: when attached: there is no checkpoint, or it was removed meanwhile.
@@ -98,6 +107,7 @@ class ResumeCheckpoint(Handler):
     verify: Flag = True
     trust_pickle: Flag = False
     after_terminate: AfterTerminate = "finish"
+    override: SettingNames = ()
 
     def check(self, engine: Engine, event: Any) -> None:
         """It needs a trainer, and no event."""
@@ -110,6 +120,7 @@ class ResumeCheckpoint(Handler):
             raise ValueError(
                 f"`event` must be left out, got {event}: a ResumeCheckpoint acts when attached"
             )
+        check_override(engine, self.override)
         if is_running(engine):
             raise RuntimeError(
                 "a ResumeCheckpoint must not be attached while the trainer runs: call terminate(), "
@@ -215,7 +226,9 @@ class ResumeCheckpoint(Handler):
         state = self._state(trainer)
         try:
             checkpoint = self._fetch(source, candidate, ranks)
-            ranks.agree(lambda: read.append(LoadedState(checkpoint, state, ranks.rank)))
+            ranks.agree(
+                lambda: read.append(LoadedState(checkpoint, state, ranks.rank, self.override))
+            )
             # All files are open now. Were they all of this checkpoint?
             if ranks.first_alone(lambda: is_still_there(checkpoint)):
                 return read.pop()

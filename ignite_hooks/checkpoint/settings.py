@@ -38,6 +38,8 @@ from ignite_hooks.optim.lr_scheduler import of_torch
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = [
+    "OF_SCHEDULE",
+    "Rates",
     "SettingsRecord",
     "keep_record",
     "plain",
@@ -54,6 +56,9 @@ MAX_DEPTH = 8
 
 MAX_ELEMENTS = 64
 """Elements of a tensor that ``plain`` lists; a larger one becomes its shape."""
+
+OF_SCHEDULE = frozenset({"base_momentum", "max_lr", "max_momentum", "min_lr", "swa_lr"})
+"""What schedulers keep in the optimizer's groups, besides ``initial_lr``."""
 
 # Of a scheduler: where it stands, and what follows from the optimizer's settings or from others.
 _NO_CONSTANTS = {

@@ -1,5 +1,6 @@
 """The types of handlers' fields: each names its rule, and the remedy, when a value breaks it."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from signal import Signals
@@ -19,6 +20,7 @@ from ignite_hooks.core.paths import absolute_source
 from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.paths import path_in_url
 from ignite_hooks.core.paths import url_of_path
+from ignite_hooks.core.rules import close_to
 from ignite_hooks.core.rules import is_count
 from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.rules import is_number
@@ -45,6 +47,7 @@ __all__ = [
     "Prefix",
     "Runtime",
     "Seconds",
+    "SettingNames",
     "SignalNames",
     "SourcePath",
     "handler_config",
@@ -281,6 +284,42 @@ SignalNames = Annotated[
     ),
 ]
 """Signals of the operating system, by name."""
+
+
+def _setting_names() -> set[str]:
+    """Returns what may be overridden: the settings of all optimizers whose classes are loaded."""
+    from torch.optim import Optimizer  # most handlers need not wait for it
+
+    names, kinds = {"scheduler", "requires_grad"}, list(Optimizer.__subclasses__())
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        parameters = {*inspect.signature(kind).parameters} - {"params", "defaults"}
+        if "optimizer" not in parameters:  # else it wraps another
+            names |= parameters
+    return names
+
+
+def _check_setting_names(names: Any, info: ValidationInfo) -> Any:
+    is_list = isinstance(names, list | tuple)
+    known = _setting_names() if is_list else set()
+    wrong = [name for name in names if name not in known] if is_list else [names]
+    if is_list and not wrong and len(set(names)) == len(names):
+        return names
+    remedy = '("lr", "weight_decay") for instance, () is none'
+    if is_list and wrong and isinstance(wrong[0], str):
+        remedy = close_to(wrong[0], sorted(known))
+    raise ValueError(
+        f"`{info.field_name}` must be names of settings, each once, got {names!r}; {remedy}"
+    )
+
+
+SettingNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_check_setting_names),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}}),
+]
+"""Settings of an optimizer's groups, "scheduler" and "requires_grad"."""
 
 _PATH = WithJsonSchema({"type": "string", "minLength": 1})
 
