@@ -50,14 +50,7 @@ _STATE_FOR = {
     ("RMSprop", "momentum"): "momentum_buffer",
 }
 
-_NAMES = {
-    "scheduler": "scheduler",
-    "frozen": "requires_grad",
-    "max_lr": "lr",
-    "max_momentum": "scheduler",
-    "base_momentum": "scheduler",
-    "swa_lr": "scheduler",
-}
+_NAMES = {"scheduler": "scheduler", "frozen": "requires_grad"}
 
 
 class _Difference(NamedTuple):
@@ -70,8 +63,7 @@ class _Difference(NamedTuple):
     @property
     def name(self) -> str:
         """The name in ``override`` that lets the script win."""
-        first, last = self.path[0], str(self.path[-1])
-        return _NAMES.get(first) or _NAMES.get(last, last)
+        return _NAMES.get(self.path[0], str(self.path[-1]))
 
     @property
     def label(self) -> str:
@@ -189,13 +181,17 @@ class ChangedSettings:
         optimizer, scheduler = files
         groups = states[optimizer]["param_groups"] if optimizer in states else []
         if self._overridden & {"scheduler", "lr"}:
-            schedule = ScriptSchedule(self._trainer, self._script, self._bases(groups))
             state = states.pop(scheduler, None)
+            schedule = ScriptSchedule(self._trainer, self._script, self._bases(groups))
             if "scheduler" in self._overridden:
                 at = self._asked["scheduler_at"]
-                counted = state if at == self._given.get("scheduler_at") else None
-                keeps_bases = "lr" in self._override
-                state = schedule.moved(counted, moves.get(at, 0), keeps_bases=keeps_bases)
+                is_counted = at == self._given.get("scheduler_at")
+                state = schedule.moved(
+                    state,
+                    moves.get(at, 0),
+                    is_counted=is_counted,
+                    keeps_rates="lr" in self._override,
+                )
             elif state is not None:
                 state = schedule.rebased(state)
             if state is not None:
@@ -275,7 +271,10 @@ class ChangedSettings:
         unrestored = [
             each
             for each in _differences(self._unrestored, now, ())
-            if each.path and each.path[0] not in _COMPARED_ELSEWHERE
+            if each.path
+            and each.path[0] not in _COMPARED_ELSEWHERE
+            # Without a scheduler there is no such setting.
+            and (each.path != ("scheduler_at",) or None not in (each.then, each.now))
         ]
         decided = [*self._decided, *((each, True) for each in unrestored)]
         reasons = _sentences(decided, len(self._script))

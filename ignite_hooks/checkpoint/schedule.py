@@ -21,6 +21,7 @@ from ignite_hooks.optim.lr_scheduler import of_torch
 
 __all__ = ["ScriptSchedule"]
 
+_OWN_RATES = ("max_lrs", "_schedule_phases")  # of a CyclicLR, and of a OneCycleLR
 _RATES = ("initial_lr", "max_lr", "min_lr")
 
 
@@ -41,9 +42,11 @@ class ScriptSchedule:
         self._script = script
         self._bases = bases
         self._moved: Rates = []
-        self._is_replaced = self._is_rebased = False
+        self._is_replaced = self._is_rebased = self._had_momentum = False
 
-    def moved(self, state: Any, moves: int, *, keeps_bases: bool) -> dict[str, Any] | None:
+    def moved(
+        self, state: Any, moves: int, *, is_counted: bool, keeps_rates: bool
+    ) -> dict[str, Any] | None:
         """Returns the state of the script's scheduler after as many moves as the other has made.
 
         It is moved from its beginning, one call of ``step`` after the other: the rates are bit by
@@ -51,27 +54,27 @@ class ScriptSchedule:
         here with its own constants, because the metrics of the run so far are not known.
 
         Args:
-            state: the state of the checkpoint's scheduler, if it has moved as often as this one
-                would have.
-            moves: how often that is, where the state does not tell.
-            keeps_bases: whether the schedule starts from the script's learning rates, and not from
+            state: the state of the checkpoint's scheduler, or None.
+            moves: how often the schedule would have moved, where the state does not tell.
+            is_counted: whether the state tells: the other schedule was moved at the same events.
+            keeps_rates: whether the schedule starts from the script's learning rates, and not from
                 those that the checkpoint's schedule started from.
 
         Raises:
             ValueError: the schedule cannot be moved that far.
         """
         scheduler = self._scheduler
-        self._is_replaced = True
+        self._is_replaced, self._had_momentum = True, _is_anywhere(state, "cycle_momentum")
         if scheduler is None:
             return None
         if isinstance(scheduler, ReduceLROnPlateau):
             fresh: dict[str, Any] = copy.deepcopy(scheduler.state_dict())
             return fresh
-        reached = _place_of(state)
-        begins_at = _place_of(scheduler.state_dict()) or 0
-        moves = moves if reached is None else reached - begins_at
+        if is_counted and (reached := _place_of(state)) is not None:
+            moves = reached - (_place_of(scheduler.state_dict()) or 0)
         with self._moved_back():
-            if not (keeps_bases or self._owns_rates):
+            # A cyclic schedule names its rates itself: they are not the optimizer's.
+            if not (keeps_rates or self._owns_rates or _is_anywhere(state, *_OWN_RATES)):
                 self._start_from_bases()
             try:
                 with warnings.catch_warnings():
@@ -120,6 +123,8 @@ class ScriptSchedule:
         if self._is_replaced:
             for name in OF_SCHEDULE - script.keys():  # of the other schedule
                 group.pop(name, None)
+        if self._had_momentum:
+            group |= {n: copy.deepcopy(script[n]) for n in ("momentum", "betas") if n in script}
         if self._moved:
             group |= copy.deepcopy(self._moved[index])
         elif not keeps_rate:
@@ -202,6 +207,15 @@ def _all_within(scheduler: Any) -> Iterator[Any]:
     for each in getattr(scheduler, "_schedulers", ()):
         if isinstance(each, LRScheduler):
             yield from _all_within(each)
+
+
+def _is_anywhere(state: Any, *names: str) -> bool:
+    """Returns whether one of ``names`` is in the state of a scheduler, or of one within, and on."""
+    if not isinstance(state, Mapping):
+        return False
+    within = state.get("_schedulers")
+    is_within = isinstance(within, list) and any(_is_anywhere(each, *names) for each in within)
+    return is_within or any(state.get(name) for name in names)
 
 
 def _place_of(state: Any) -> int | None:

@@ -60,6 +60,8 @@ MAX_ELEMENTS = 64
 OF_SCHEDULE = frozenset({"base_momentum", "max_lr", "max_momentum", "min_lr", "swa_lr"})
 """What schedulers keep in the optimizer's groups, besides ``initial_lr``."""
 
+_NO_SETTINGS = {"params", "param_names", "initial_lr"} | OF_SCHEDULE
+
 # Of a scheduler: where it stands, and what follows from the optimizer's settings or from others.
 _NO_CONSTANTS = {
     "T_cur",
@@ -98,7 +100,7 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
             "class": type(optimizer).__name__,
             "groups": [_settings_of_group(trainer, each) for each in optimizer.param_groups],
         },
-        "scheduler": None if scheduler is None else _constants_of(of_torch(scheduler)),
+        "scheduler": None if scheduler is None else _schedule_of(of_torch(scheduler)),
         "frozen": sorted(
             f"{of}.{name}"
             for of, module in trainer.modules.items()
@@ -205,14 +207,17 @@ def rates_of(trainer: TrainingEngine) -> Rates:
 
 def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a group of parameters, with the rate that a schedule starts from."""
-    settings = {
-        name: plain(value)
-        for name, value in group.items()
-        if name not in ("params", "param_names", "initial_lr", "min_lr")
-    }
+    settings = {name: plain(value) for name, value in group.items() if name not in _NO_SETTINGS}
     if trainer.lr_scheduler is not None and "initial_lr" in group:
         settings["lr"] = plain(group["initial_lr"])
     return settings
+
+
+def _schedule_of(scheduler: Any) -> dict[str, Any]:
+    """Returns the constants of a scheduler, with those that it keeps in the optimizer's groups."""
+    groups = scheduler.optimizer.param_groups
+    kept = sorted(OF_SCHEDULE.intersection(*groups) - {"min_lr"})
+    return _constants_of(scheduler) | {name: [plain(g[name]) for g in groups] for name in kept}
 
 
 def _constants_of(scheduler: Any) -> dict[str, Any]:

@@ -53,6 +53,21 @@ class Progress(NamedTuple):
         in_each = ceil(epoch_length / window)
         return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / in_each)
 
+    def steps_in(self, batches: int, window: int, epoch_length: int | None) -> int:
+        """Returns the number of optimizer steps that ``batches`` more batches make, at least.
+
+        Args:
+            batches: batches still to come.
+            window: batches in a full window; one that an epoch ends has fewer.
+            epoch_length: batches in an epoch; None if that is not known.
+        """
+        if epoch_length is None:
+            return ceil(batches / window)
+        in_this_epoch = max(0, min(batches, epoch_length - self.batches))
+        epochs, rest = divmod(batches - in_this_epoch, epoch_length)
+        in_each = ceil(epoch_length / window)
+        return ceil(in_this_epoch / window) + epochs * in_each + ceil(rest / window)
+
 
 class Place(NamedTuple):
     """The place of a run: one value, so that Ctrl-C at any line never leaves half of a change.

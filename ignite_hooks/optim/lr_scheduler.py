@@ -1,16 +1,21 @@
 """Learning rate schedulers: which can be used, and when they move."""
 
 import warnings
+from collections.abc import Iterator
+from math import inf
 from typing import Any
 from typing import Literal
 from typing import get_args
 
+from accelerate import PartialState
 from accelerate.scheduler import AcceleratedScheduler
 from ignite.engine import Engine
 from ignite.handlers.param_scheduler import BaseParamScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import SequentialLR
 
 from ignite_hooks.core.held_signals import HeldSignals
 from ignite_hooks.core.measured import measured_at
@@ -70,6 +75,34 @@ class SchedulerDriver:
     def takes_metric(self) -> bool:
         """Whether the scheduler is given a metric."""
         return self.metric is not None
+
+    def check_length(self, moves: int, limits: str) -> None:
+        """Checks that a schedule which has an end, a OneCycleLR, lasts as long as the run.
+
+        Args:
+            moves: how often the run is to move the scheduler from now on, at least.
+            limits: the limits of the run, for the message.
+
+        Raises:
+            ValueError: the schedule would fail in the middle of the run.
+        """
+        wrapper, scheduler = self.lr_scheduler, self._of_torch
+        is_prepared = isinstance(wrapper, AcceleratedScheduler) and wrapper.step_with_optimizer
+        if is_prepared and not wrapper.split_batches:
+            if hasattr(scheduler, "total_steps"):
+                return  # Accelerate does not move it any more at its end
+            moves *= PartialState().num_processes
+        for schedule, left in _ends_of(scheduler):
+            if moves > left:
+                total = schedule.total_steps
+                raise ValueError(
+                    f"`lr_scheduler` must last as long as the run, got a {type(schedule).__name__} "
+                    f"with total_steps={total} that can be moved {left} more times, and this run "
+                    f"({limits}) moves it {moves} times, after each {self.at}: give it "
+                    f"total_steps={total - left + moves}, with "
+                    'ResumeCheckpoint(override=("scheduler",)) if a run is resumed, or end the run '
+                    "earlier"
+                )
 
     def watch(self) -> None:
         """Before the scheduler is moved: warns once if something else has moved it meanwhile.
@@ -201,6 +234,35 @@ def of_torch(lr_scheduler: Any) -> Any:
     """Returns the torch scheduler in Accelerate's wrapper, or ``lr_scheduler`` itself."""
     is_prepared = isinstance(lr_scheduler, AcceleratedScheduler)
     return lr_scheduler.scheduler if is_prepared else lr_scheduler
+
+
+def _ends_of(
+    scheduler: Any, until: float = inf, place: int | None = None
+) -> Iterator[tuple[Any, int]]:
+    """Gives the schedules that have an end, and how often the whole can be moved until then.
+
+    Args:
+        scheduler: a torch scheduler, which may be made of others.
+        until: how often it is moved at most before another takes its place.
+        place: how often it was moved; default: as often as it says.
+    """
+    if place is None:
+        place = getattr(scheduler, "last_epoch", None)
+    if isinstance(scheduler, OneCycleLR):
+        left = scheduler.total_steps - (place or 0)
+        if left < until:
+            yield scheduler, left
+    within = getattr(scheduler, "_schedulers", ())
+    if not isinstance(scheduler, SequentialLR):
+        for each in within:
+            yield from _ends_of(each, until, place)
+        return
+    place, milestones = place or 0, scheduler._milestones
+    for each, begin, end in zip(within, [0, *milestones], [*milestones, inf], strict=False):
+        to_come = max(0, begin - place)  # the call at a milestone begins the next schedule
+        last = min(until, end - 1 - place) - to_come
+        for inner, left in _ends_of(each, last, max(0, place - begin)):
+            yield inner, to_come + left
 
 
 def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:

@@ -1,5 +1,6 @@
 """The limits of a run: what it was given, and what the state of its engine shows of them."""
 
+import sys
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Any
@@ -81,6 +82,44 @@ class Limits:
                 "`trainer.state` must keep one of max_epochs, max_iters and max_steps while the "
                 "trainer runs, all are None: set one, or call terminate() to end the run"
             )
+
+    def steps_to_come(
+        self, progress: Progress, steps: int, window: int, epoch_length: int | None
+    ) -> int:
+        """Returns the number of optimizer steps until a limit, at least; 0 if it is not known.
+
+        Args:
+            progress: the counters.
+            steps: the committed optimizer steps so far.
+            window: batches in a full window.
+            epoch_length: batches in an epoch; None if that is not known.
+        """
+        counts = []
+        if self.max_steps is not None:
+            counts.append(self.max_steps - steps)
+        if self.max_iters is not None:
+            batches = self.max_iters - progress.iteration
+            counts.append(progress.steps_in(batches, window, epoch_length))
+        if self.max_epochs is not None:
+            length = epoch_length or 0
+            batches = (self.max_epochs - progress.epochs) * length - progress.batches
+            counts.append(progress.steps_in(max(0, batches), window, epoch_length))
+        return min(counts)
+
+    def epochs_to_come(
+        self, progress: Progress, steps: int, window: int, epoch_length: int | None
+    ) -> int:
+        """Returns the number of complete epochs until a limit, at least; as ``steps_to_come``."""
+        counts = [] if self.max_epochs is None else [self.max_epochs - progress.epochs]
+        length = epoch_length or sys.maxsize
+        if self.max_iters is not None:
+            batches = self.max_iters - progress.iteration
+            counts.append((progress.batches + batches) // length)
+        if self.max_steps is not None:
+            # The last of these epochs may not be complete.
+            epochs = progress.epochs_for(self.max_steps - steps + 1, window, length)
+            counts.append(epochs - 1 - progress.epochs)
+        return min(counts)
 
     def reached(self, progress: Progress, steps: int) -> str | None:
         """Returns the name of the limit that ends the run, or None."""

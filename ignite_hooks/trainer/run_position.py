@@ -129,6 +129,31 @@ class RunPosition:
         window = self._optimizer_step.accumulation.full_size()
         return self.place.progress.epochs_for(limits.max_steps - self.steps, window, length)
 
+    def check_schedule(
+        self, limits: Limits, feed: DataFeed, epoch_length: int | None, *, is_new: bool
+    ) -> None:
+        """Raises a ValueError for a learning rate schedule that ends before the run.
+
+        Args:
+            limits: the limits of the run that is about to begin, or to continue.
+            feed: the source of its batches.
+            epoch_length: batches of an epoch where that is fixed.
+            is_new: whether a new run begins.
+        """
+        step = self._optimizer_step
+        scheduler = step.scheduler
+        if scheduler.lr_scheduler is None or scheduler.at == "validation":
+            return
+        progress = Progress() if is_new else self.place.progress
+        length, window = epoch_length or feed.length, step.accumulation.full_size()
+        if progress.is_full and length is not None:  # a handler may have cut it
+            progress = progress._replace(batches=length)
+        by_step = scheduler.at == "step"
+        count = limits.steps_to_come if by_step else limits.epochs_to_come
+        moves = count(progress, 0 if is_new else self.steps, window, length)
+        given = {name: limit for name, limit in vars(limits).items() if limit is not None}
+        scheduler.check_length(moves, ", ".join(f"{name}={given[name]}" for name in given))
+
     def count_batch(self) -> Progress:
         """Counts the batch that the feed has just given; returns the counters with it."""
         window, place = self._optimizer_step.window, self.place

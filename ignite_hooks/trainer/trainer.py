@@ -329,15 +329,19 @@ class Trainer(TrainingLoop):
             if not self._has_data:
                 epoch_length = epoch_length or position.epoch_length
             feed = self._feed_of(data, epoch_length)
+            limits = usual if given == Limits() else given
+            position.check_schedule(limits, feed, epoch_length, is_new=True)
             self._due.clear()
             self._running_metrics.forget()
             forget_validations(self)
             state.iteration = state.epoch = state.validation = state.optimizer_step = 0
-            position.start_new_run(feed, usual if given == Limits() else given, epoch_length)
+            position.start_new_run(feed, limits, epoch_length)
         else:
             position.take_over_length(now)
             feed = self._feed_of(data, position.epoch_length)
             self._check_can_end(now)
+            length = epoch_length or position.epoch_length
+            position.check_schedule(limits, feed, length, is_new=False)
             position.continue_run(feed, limits, epoch_length)
         self._show_limits()
         state.start_step = position.steps

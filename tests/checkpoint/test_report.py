@@ -119,6 +119,7 @@ def test_exact_resume_is_logged_once_without_a_warning(tmp_path, caplog):
         "data",
         "random generators",
         "counters",
+        "settings",
     }
     told = [each for each in caplog.records if "counters: exact" in each.getMessage()]
     assert [each.levelno for each in told] == [logging.INFO]
