@@ -6,6 +6,7 @@ instance, is the script's. Either way the report names each difference, with bot
 """
 
 import copy
+import itertools
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -216,7 +217,8 @@ class ChangedSettings:
     def override_groups(self, groups: Rates) -> None:
         """Replaces what the script decides in the groups of a loaded optimizer."""
         for index, (group, script) in enumerate(zip(groups, self._script, strict=False)):
-            for name in self._overridden & script.keys() - {"lr"}:
+            of_schedule = (OF_SCHEDULE | {"initial_lr"}) - group.keys()  # if it is the only one
+            for name in script.keys() & (self._overridden - {"lr"} | of_schedule):
                 group[name] = copy.deepcopy(script[name])
             if self._schedule is not None:
                 self._schedule.write(group, index, keeps_rate="lr" not in self._overridden)
@@ -285,7 +287,9 @@ class ChangedSettings:
         if not reasons:
             return EXACT
         everything = [*decided, *self._written.values()]
+        there = {"scheduler", "requires_grad", *itertools.chain(*self._script)}
         lost = dict.fromkeys(each.name for each, is_ours in everything if not is_ours)
+        lost = dict.fromkeys(name for name in lost if name in there)
         if lost:
             names = "".join(f'"{name}", ' for name in lost)
             names = names.removesuffix(" " if len(lost) == 1 else ", ")
@@ -368,7 +372,8 @@ def _put(data: Any, path: tuple[Any, ...], value: Any) -> None:
     """Writes to plain data, if the path leads somewhere."""
     *way, last = path
     container = _at(data, tuple(way))
-    if isinstance(container, dict) or (isinstance(container, list) and last < len(container)):
+    is_item = isinstance(container, list) and isinstance(last, int) and last < len(container)
+    if is_item or isinstance(container, dict):
         container[last] = value
 
 

@@ -138,7 +138,8 @@ class LoadedState:
         for what, kind in self._about["kinds"].items():
             is_overridden = what == "scheduler" and self._overrides_scheduler
             if None not in (kind, ours[what]) and kind != ours[what] and not is_overridden:
-                found.append(f"the {what} was a {kind}, it is a {ours[what]}")
+                hint = '; override=("scheduler",) takes the new one' if what == "scheduler" else ""
+                found.append(f"the {what} was a {kind}, it is a {ours[what]}{hint}")
         for name in self._modules.keys() - self._state.whole_modules.keys():
             found.append(f"the checkpoint has a {name} with a state, this training has none")
         for name, module in self._state.whole_modules.items():

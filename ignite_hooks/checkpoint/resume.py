@@ -147,13 +147,14 @@ class ResumeCheckpoint(Handler):
             checkpoint = Checkpoint(loaded.folder, loaded.manifest)
             lineage_of(trainer).note_resumed(self.source, checkpoint, newest)
         logger.info("training is taken up from %s", loaded.folder)
-        engine, told = ref(trainer), False
+        engine = ref(trainer)
+        told: ResumeReport | None = None
 
         def complete() -> None:
             nonlocal told
             report = engine().resume_report = loaded.complete()  # type: ignore[union-attr]
-            if not told:
-                told = True
+            if report != told:  # handlers of EPOCH_STARTED may change it once more
+                told = report
                 _tell(report)
 
         attachment.on_removal(trainer.call_on_resume(complete))

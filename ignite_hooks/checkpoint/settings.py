@@ -144,7 +144,7 @@ class SettingsRecord:
 
     given: dict[str, Any]
     started: dict[str, Any] | None = None
-    writes: dict[str, list[Rates]] = field(default_factory=dict)
+    writes: dict[str, list[Any]] = field(default_factory=dict)
 
     def manifest(self, trainer: TrainingEngine) -> dict[str, Any]:
         """Returns the settings for people to read."""
@@ -155,7 +155,7 @@ class SettingsRecord:
         return {
             "given": self.given,
             "started": self.started,
-            "writes": plain(self.writes),
+            "writes": self.writes,
             "unrestored": unrestored_settings_of(trainer),
         }
 
@@ -177,20 +177,20 @@ def keep_record(attachment: Attachment) -> None:
     trainer = attachment.engine
     assert is_trainer(trainer)
     record = settings_record(trainer)
-    as_built = rates_of(trainer)
+    as_built = plain(rates_of(trainer))
 
     def note_started(trainer: TrainingEngine) -> None:
         if trainer.place.progress.iteration == 0:
             record.started = settings_of(trainer)
-            record.writes["STARTED"] = [as_built, rates_of(trainer)]
+            record.writes["STARTED"] = [as_built, plain(rates_of(trainer))]
 
     def note_epoch(trainer: TrainingEngine) -> None:
         if trainer.place.progress.batches == 0:
-            record.writes["EPOCH_STARTED"] = [rates_of(trainer)]
+            record.writes["EPOCH_STARTED"] = [plain(rates_of(trainer))]
 
     def note_epoch_started(trainer: TrainingEngine) -> None:
         if trainer.place.progress.batches == 0:
-            record.writes["EPOCH_STARTED"][1:] = [rates_of(trainer)]
+            record.writes.setdefault("EPOCH_STARTED", [None])[1:] = [plain(rates_of(trainer))]
 
     attachment.on(Events.STARTED, note_started, turn=Turn.CHECKPOINT)
     attachment.on(Events.EPOCH_STARTED, note_epoch, turn=Turn.NOTE)

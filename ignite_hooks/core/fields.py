@@ -286,6 +286,10 @@ SignalNames = Annotated[
 """Signals of the operating system, by name."""
 
 
+_NO_SETTINGS = {"defaults", "module", "named_parameters", "param_groups", "params", "process_group"}
+_WRAPPED = {"optim", "optimizer", "optimizer_class"}
+
+
 def _setting_names() -> set[str]:
     """Returns what may be overridden: the settings of all optimizers whose classes are loaded."""
     from torch.optim import Optimizer  # most handlers need not wait for it
@@ -294,10 +298,14 @@ def _setting_names() -> set[str]:
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
-        parameters = {*inspect.signature(kind).parameters} - {"params", "defaults"}
-        if "optimizer" not in parameters:  # else it wraps another
-            names |= parameters
+        parameters = inspect.signature(kind).parameters
+        if not _WRAPPED & parameters.keys():
+            named = (each for each in parameters.values() if each.kind not in _VARIADIC)
+            names |= {each.name for each in named} - _NO_SETTINGS
     return names
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _check_setting_names(names: Any, info: ValidationInfo) -> Any:
