@@ -10,11 +10,14 @@ from typing import Literal
 
 from pydantic import AfterValidator
 from pydantic import BaseModel
+from pydantic import BeforeValidator
 from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import NonNegativeInt
 from pydantic import PositiveInt
 from xxhash import xxh3_128_hexdigest
+
+from ignite_hooks.checkpoint.plain_data import plain_data
 
 __all__ = ["SCHEMA", "FileRecord", "Manifest", "is_foreign", "sealed"]
 
@@ -74,7 +77,7 @@ class Manifest(BaseModel):
         metric_mode: whether "max" or "min" of it is best; None without a metric.
         ended_by: names the handler that had finished the run before its limit, if any.
         global_batch: samples of one batch over all processes, if it is known.
-        settings: what the run was trained with, plain data by name.
+        settings: what the run was trained with, by name; made plain data here.
         contents: the names of what is inside, by kind: modules, handlers, metrics and so on.
         command_line: how the program was started; values that look like secrets are left out.
         versions: those of the packages, by their names.
@@ -99,7 +102,7 @@ class Manifest(BaseModel):
     metric_mode: Literal["max", "min"] | None = None
     ended_by: str | None = None
     global_batch: PositiveInt | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Annotated[dict[str, Any], BeforeValidator(plain_data)] = Field(default_factory=dict)
     contents: dict[str, list[str]] = Field(default_factory=dict)
     command_line: list[str] = Field(default_factory=list)
     versions: dict[str, str]

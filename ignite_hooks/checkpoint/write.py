@@ -18,21 +18,19 @@ commit   ``store.CheckpointStore``          the renaming of the manifest makes t
 ``BackgroundWriter`` writes and commits while training continues.
 """
 
-import importlib.metadata
 import os
-import platform
 import warnings
 from collections.abc import Callable
 from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
-from functools import cache
 from pathlib import Path
 from threading import Thread
 from types import MappingProxyType
 from typing import Any
 
 from ignite_hooks.checkpoint.contents import Content
+from ignite_hooks.checkpoint.description import description_of
 from ignite_hooks.checkpoint.durable import give_mode_of
 from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
@@ -60,7 +58,6 @@ __all__ = ["BackgroundWriter", "CheckpointWriter"]
 
 _THREAD_NAME = "ignite_hooks.checkpoint"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_PACKAGES = ("ignite-hooks", "torch", "accelerate", "pytorch-ignite")
 
 
 class CheckpointWriter:
@@ -128,7 +125,7 @@ class CheckpointWriter:
         self.wait()
         state = self._state(trainer, uncertain)
         files = self._capture(state)
-        draft = self.ranks.first_alone(lambda: self._draft(trainer))
+        draft = self.ranks.first_alone(lambda: self._draft(trainer, files))
         folder = self.ranks.first_alone(lambda: self._begin(draft.step))
         if state.is_sharded:
             state.write_sharded(folder)
@@ -164,7 +161,7 @@ class CheckpointWriter:
         self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
         return files
 
-    def _draft(self, trainer: TrainingEngine) -> Manifest:
+    def _draft(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:
         """The manifest but for its number and its files."""
         feed = trainer.feed
         assert feed is not None  # its state has been captured
@@ -186,8 +183,8 @@ class CheckpointWriter:
             metric_mode=None if self._options.metric is None else self._options.mode,
             ended_by=trainer.ended_by,
             settings=settings_record(trainer).manifest(trainer),
-            versions={"python": platform.python_version(), **_versions()},
             files={},
+            **description_of(trainer, files),
         )
 
     def _begin(self, step: int) -> Path:
@@ -398,8 +395,3 @@ def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecor
         sync(path)
     sync(folder)
     return {name: record_of(path) for name, path in paths.items()}
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -1,0 +1,111 @@
+"""The description of a run in a manifest: read by people, and by nothing that resumes."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from ignite_hooks.checkpoint.command_line import command_line
+from ignite_hooks.checkpoint.contents import Content
+from ignite_hooks.checkpoint.contents import Objects
+from ignite_hooks.checkpoint.layout import TRAINER
+from ignite_hooks.checkpoint.layout import rank_file
+from ignite_hooks.checkpoint.layout import registered_files
+from ignite_hooks.checkpoint.plain_data import plain_text
+from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.data.batch_size import global_batch_size
+
+__all__ = ["contents_of", "description_of", "versions"]
+
+MAX_NAMES = 100
+"""Names of one kind."""
+
+_PACKAGES = (
+    "ignite-hooks",
+    "torch",
+    "accelerate",
+    "pytorch-ignite",
+    "numpy",
+    "safetensors",
+)
+_GLOBAL_GENERATORS = ("python", "numpy", "cpu", "device")
+
+
+def description_of(trainer: TrainingEngine, files: Mapping[str, Content]) -> dict[str, Any]:
+    """Returns the fields of a manifest that describe a run, but for its settings.
+
+    Args:
+        trainer: the trainer.
+        files: what the first process is about to write, by name.
+    """
+    return {
+        "global_batch": _global_batch(trainer),
+        "contents": contents_of(trainer.modules, files),
+        "command_line": list(command_line()),
+        "versions": versions(),
+    }
+
+
+def contents_of(modules: Iterable[str], files: Mapping[str, Content]) -> dict[str, list[str]]:
+    """Returns the names of what is inside, by kind; kinds of which there is nothing are left out.
+
+    Args:
+        modules: the names of the modules, which several files may hold in part.
+        files: what the first process writes, by name.
+    """
+    about, place = _content(files, TRAINER), _content(files, rank_file(0))
+    objects, random = about.get("objects", {}), place.get("random") or {}
+    of_data = place.get("data", {}).get("source", {}).get("generators", {})
+    generators = [name for name in _GLOBAL_GENERATORS if random.get(name) is not None]
+    registered = [files[name] for name in registered_files(set(files))]
+    unknown = {**about.get("unknown", {}), **about.get("uncertain", {})}
+    found: dict[str, Iterable[Any]] = {
+        "modules": modules,
+        **{kind: [name] for kind, name in about.get("kinds", {}).items() if name is not None},
+        "handlers": objects.get("handlers", ()),
+        "also": objects.get("also", ()),
+        "metrics": objects.get("metrics", ()),
+        "user state": objects.get("user_state", ()),
+        "registered with the accelerator": [getattr(each, "what", "?") for each in registered],
+        "random generators": [*generators, *random.get("generators", ()), *of_data],
+        "unknown": [f"{part}: {reason}" for part, reason in unknown.items()],
+    }
+    named = {kind: _bounded(dict.fromkeys(names)) for kind, names in found.items()}
+    return {kind: names for kind, names in named.items() if names}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a checkpoint depends on."""
+    found = {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **found, "platform": platform.platform()}
+
+
+def _version(package: str) -> str:
+    """Returns the version of a package, which may have been copied and not installed."""
+    try:
+        return str(importlib.metadata.version(package))
+    except Exception:  # metadata that is damaged too
+        return "unknown"
+
+
+def _global_batch(trainer: TrainingEngine) -> int | None:
+    if trainer.feed is None:
+        return None
+    try:
+        return global_batch_size(trainer.feed.loader, trainer.accelerator.num_processes)
+    except Exception:  # a property of a user's loader or sampler: no reason not to save
+        return None
+
+
+def _content(files: Mapping[str, Content], name: str) -> Mapping[str, Any]:
+    """Returns the data of a file that holds a mapping; an empty one if the file is none."""
+    content = files.get(name)
+    return content.content if isinstance(content, Objects) else {}
+
+
+def _bounded(names: Mapping[Any, Any]) -> list[str]:
+    shown = [plain_text(name) for name in list(names)[:MAX_NAMES]]
+    return [*shown, f"... {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else shown
