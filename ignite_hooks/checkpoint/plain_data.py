@@ -6,13 +6,14 @@ fail, and a large one must not make every manifest large.
 
 import math
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from enum import Enum
 from itertools import islice
 from os import PathLike
 from typing import Any
 
-__all__ = ["plain_data", "plain_text"]
+__all__ = ["flattened", "plain_data", "plain_text"]
 
 MAX_TEXT = 200
 """Characters of a text."""
@@ -40,6 +41,23 @@ def plain_text(value: object, length: int = MAX_TEXT) -> str:
     """Returns a text of at most so many characters; lone surrogates, which UTF-8 lacks, escaped."""
     text = str(value).encode(errors="backslashreplace").decode()
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def flattened(value: Any, name: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """Yields the values in nested mappings and lists, with the names on the way to each.
+
+    A list of numbers and texts is one value, and so is an empty list or mapping.
+    """
+    within: Any = None
+    if isinstance(value, Mapping) and value:
+        within = value.items()
+    elif isinstance(value, list | tuple) and any(map(_is_no_scalar, value)):
+        within = enumerate(value)
+    if within is None:
+        yield name, value
+        return
+    for key, each in within:
+        yield from flattened(each, f"{name}{separator}{key}" if name else str(key), separator)
 
 
 class _Conversion:
@@ -94,6 +112,10 @@ class _Conversion:
         ordered: Iterable[Any] = values if is_ordered else sorted(values, key=repr)
         found = [self.of(each, depth - 1) for each in islice(ordered, MAX_ITEMS)]
         return [*found, _more(len(values))] if len(values) > MAX_ITEMS else found
+
+
+def _is_no_scalar(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple) or hasattr(value, "shape")
 
 
 def _more(count: int) -> str:
