@@ -399,11 +399,15 @@ def _run() -> int:
     """Runs the command; a reader that has closed the pipe, ``head`` for instance, ends it."""
     try:
         status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
+        if sys.stdout is not None:  # closed by the shell
+            sys.stdout.flush()
+    except OSError as error:
         # The interpreter flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell says of a program that SIGPIPE has ended
+        if isinstance(error, BrokenPipeError):
+            return 141  # as a shell says of a program that SIGPIPE has ended
+        _complain(f"error: {error}")
+        return 2
     return status
 
 
