@@ -15,7 +15,17 @@ from contextlib import contextmanager
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from ignite_hooks.checkpoint.changed_settings import ChangedSettings
+from ignite_hooks.checkpoint.content_checks import problem_of_moving
+from ignite_hooks.checkpoint.content_checks import problems_of_groups
+from ignite_hooks.checkpoint.content_checks import problems_of_modules
+from ignite_hooks.checkpoint.content_checks import problems_of_optimizer
+from ignite_hooks.checkpoint.content_checks import problems_of_rank
+from ignite_hooks.checkpoint.content_checks import problems_of_scaler
+from ignite_hooks.checkpoint.content_checks import problems_of_scheduler
+from ignite_hooks.checkpoint.content_checks import problems_of_trainer
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.layout import OPTIMIZER
 from ignite_hooks.checkpoint.layout import SCALER
@@ -23,6 +33,7 @@ from ignite_hooks.checkpoint.layout import SCHEDULER
 from ignite_hooks.checkpoint.layout import SHARDED
 from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import rank_file
+from ignite_hooks.checkpoint.layout import registered_file
 from ignite_hooks.checkpoint.layout import registered_files
 from ignite_hooks.checkpoint.member_state import Member
 from ignite_hooks.checkpoint.members import handlers_with_state
@@ -57,6 +68,10 @@ class LoadedState:
         state: what belongs to the trainer.
         rank: the process.
         override: the names of the settings that the script decides.
+
+    Attributes:
+        problems: what no checkpoint of this layout holds, by file and field, as far as it keeps the
+            rest from being read; then nothing else may be asked.
 
     Raises:
         ValueError: a file is not what it should be, or holds code.
@@ -94,6 +109,10 @@ class LoadedState:
         }
         if OPTIMIZER in names:
             self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
+        self._optimizer_file: io.BufferedReader | None = None
+        self.problems = [*self._problems_of_frame(rank_file(rank))]
+        if self.problems:
+            return
         self._scheduler = self._objects.get(SCHEDULER)
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
@@ -107,13 +126,16 @@ class LoadedState:
         }
         self._modules = {}
         for name, about in self._about.get("modules", {}).items():
-            state_dict = read_module(self.folder, name, names, about)
+            try:
+                state_dict = read_module(self.folder, name, names, about)
+            except KeyError as error:
+                self.problems.append(f"{TRAINER}: modules.{name}.aliases: {error} is no tensor")
+                return
             if state_dict is not None:
                 self._modules[name] = state_dict
         # On a CPU the optimizer is read when the model's memory is free again. By then the folder
         # may have been pruned; a file that is open stays readable. It is opened last: what fails
         # before it leaves nothing open.
-        self._optimizer_file: io.BufferedReader | None = None
         if OPTIMIZER in names and self._trainer.accelerator.device.type == "cpu":
             self._optimizer_file = open_regular(self.folder / OPTIMIZER)
 
@@ -121,6 +143,42 @@ class LoadedState:
         """Closes what ``apply`` has not read; it cannot be called then."""
         if self._optimizer_file is not None:
             self._optimizer_file.close()
+
+    def _problems_of_frame(self, own_file: str) -> Iterator[str]:
+        """Yields the problems of the files that say how the others are to be read."""
+        if TRAINER in self._objects:
+            yield from problems_of_trainer(self._objects[TRAINER])
+        if own_file in self._objects:
+            yield from problems_of_rank(own_file, self._objects[own_file], self.manifest)
+        if OPTIMIZER in self._objects:
+            yield from problems_of_groups(self._objects[OPTIMIZER])
+
+    def problems_of_states(self) -> Iterator[str]:
+        """Yields the problems of states that are of objects like those of the trainer."""
+        trainer, ours, theirs = self._trainer, self._state.kinds(), self._about["kinds"]
+        is_same_torch = self.manifest.versions.get("torch") == torch.__version__
+        is_same_scheduler = theirs["scheduler"] == ours["scheduler"]
+        is_used = not self._overrides_scheduler and trainer.lr_scheduler is not None
+        yield from problems_of_modules(self._modules)
+        if OPTIMIZER in self._objects:
+            yield from problems_of_optimizer(
+                self._objects[OPTIMIZER],
+                trainer.optimizer,
+                is_same_torch=is_same_torch,
+                is_same_scheduler=is_same_scheduler,
+            )
+        if self._scheduler is not None and is_used:
+            found = [
+                *problems_of_scheduler(
+                    self._scheduler, trainer.lr_scheduler, is_same_torch=is_same_torch
+                )
+            ]
+            of_optimizer = self._objects.get(OPTIMIZER, {})  # where it is split it is elsewhere
+            groups = of_optimizer.get("param_groups", trainer.optimizer.param_groups)
+            yield from found or problem_of_moving(self._scheduler, trainer.lr_scheduler, groups)
+        scaler = trainer.accelerator.scaler
+        if SCALER in self._objects and scaler is not None:
+            yield from problems_of_scaler(self._objects[SCALER], scaler)
 
     def differences(self) -> list[str]:
         """What keeps it from being loaded: each with what it was and what it is."""
@@ -203,8 +261,9 @@ class LoadedState:
         parts["also"] = part_of_named(self._state.also, self._states["also"], "`also`")
         self._load_metrics()
         registered_here = registered_objects(trainer.accelerator)
-        for registered, content in zip(registered_here, self._registered, strict=False):
-            registered.load_state_dict(content)
+        pairs = zip(registered_here, self._registered, strict=False)
+        for number, (registered, content) in enumerate(pairs):
+            _load(registered, content, registered_file(number))
         then, now = len(self._registered), len(registered_here)
         if then != now:
             reason = f"{then} registered objects then, {now} now"
@@ -216,7 +275,7 @@ class LoadedState:
         if not self._state.is_sharded:
             parts["scaler"] = self._load_single(SCALER, trainer.accelerator.scaler)
             self._rates = [_settings(group) for group in self._objects[OPTIMIZER]["param_groups"]]
-            trainer.optimizer.load_state_dict(self._objects[OPTIMIZER])
+            _load(trainer.optimizer, self._objects[OPTIMIZER], OPTIMIZER)
 
     def _override(self) -> None:
         """Has the script win in what was read, where it is to."""
@@ -288,7 +347,7 @@ class LoadedState:
                 if name not in states or are_modules not in (None, member.is_module):
                     continue
                 try:
-                    member.load_state_dict(states[name])
+                    _load(member, states[name], f"{TRAINER}: objects.{kind}.{name}")
                 except OSError as error:  # of files that another machine may not have
                     if kind == "also":
                         raise
@@ -351,7 +410,7 @@ class LoadedState:
             return None if content is None else ResumedPart("missing", reason)
         if content is None:
             return ResumedPart("missing", "the checkpoint has none: it begins anew")
-        target.load_state_dict(copy.deepcopy(content))  # CyclicLR takes entries out of it
+        _load(target, copy.deepcopy(content), file)  # CyclicLR takes entries out of it
         return EXACT
 
     def _random_report(self) -> ResumedPart:
@@ -364,6 +423,19 @@ class LoadedState:
             return ResumedPart("approximate", reason)
         then, now = self._place["random"]["generators"].keys(), self._trainer.generators.keys()
         return part_of_generators(then, now)
+
+
+def _load(target: Any, state: Any, path: str) -> None:
+    """Has an object take a state over; what it raises is told with the place of the state."""
+    try:
+        target.load_state_dict(state)
+    except OSError:  # of other files, which may be elsewhere
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} must be a state that a {type(target).__name__} loads, which says: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 @contextmanager

@@ -277,11 +277,24 @@ def _check_fit(candidate: Candidate, ranks: Ranks) -> None:
 
 
 def _check(loaded: LoadedState) -> None:
+    _refuse(loaded, loaded.problems)
     differences = loaded.differences()
     if differences:
         raise ValueError(
             f"{loaded.folder} does not fit this trainer, which is as it was: "
-            f"{'; '.join(differences)}: build the trainer as it was built for the checkpoint"
+            f"{'; '.join(differences)}: build the trainer as it was built for the checkpoint, or "
+            "take the weights alone, by ignite_hooks.checkpoint.load_weights"
+        )
+    _refuse(loaded, [*loaded.problems_of_states()])
+
+
+def _refuse(loaded: LoadedState, problems: list[str]) -> None:
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{loaded.folder} holds what no checkpoint of layout {SCHEMA} does, although its "
+            f"hashes are right: {'; '.join(problems[:3])}{more}; was it edited, or written by "
+            "another version of ignite_hooks? The trainer is as it was"
         )
 
 

@@ -237,7 +237,7 @@ class DataFeed:
             return ["an iterator can not be moved: it goes on from where it is"]
         before, now = state_dict["facts"], self._source.facts()
         found = [
-            f"{before[name]} {name} then, {now[name]} now"
+            f"{before[name]} {name} then, {now.get(name)} now"
             for name in before
             if before[name] != now.get(name)
         ]

@@ -78,10 +78,11 @@ class IndexedLoader(TorchLoader):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As its base does."""
         super().load_state_dict(state_dict)
-        for sampler, seed in zip(self._seedable_samplers, state_dict["seeds"], strict=False):
+        seeds = state_dict.get("seeds", ())  # data of another kind have none
+        for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
-        self._drew_seed = state_dict["drew_seed"]
-        self._had_workers = state_dict["has_workers"]
+        self._drew_seed = state_dict.get("drew_seed", self._drew_seed)
+        self._had_workers = state_dict.get("has_workers", False)
 
     @property
     def _has_workers(self) -> bool:

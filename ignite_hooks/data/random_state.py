@@ -32,6 +32,7 @@ __all__ = [
     "RandomGenerator",
     "RandomState",
     "generators_in",
+    "new_generator",
     "set_state",
     "state_of",
 ]
@@ -202,6 +203,21 @@ def _kind(generator: RandomGenerator) -> str:
     return type(generator).__name__
 
 
+def new_generator(name: str) -> RandomGenerator | None:
+    """Returns a generator of the kind that a name of ``generators_in`` tells.
+
+    None for a kind that cannot be made here: of a device, or of a class of the user.
+    """
+    kind = name.rpartition(" (")[2].removesuffix(")")
+    if kind == "torch.Generator, cpu":
+        return torch.Generator()
+    if kind in ("Random", "RandomState"):
+        return random.Random() if kind == "Random" else np.random.RandomState()
+    made = getattr(np.random, kind, None) if kind.isidentifier() else None
+    is_made = isinstance(made, type) and issubclass(made, np.random.BitGenerator)
+    return np.random.Generator(made()) if is_made and made is not None else None
+
+
 def _from_python(state: Any) -> list[Any]:
     """Converts what ``random.getstate`` has returned."""
     version, words, gauss = state
@@ -297,6 +313,8 @@ class RandomState:
     ) -> "RandomState":
         """What ``state_dict`` says, for the device and those generators that have a state in it."""
         of_device, states = state_dict["device"], state_dict["generators"]
+        if device is None or device.type in ("cpu", "meta"):
+            of_device = None  # it was taken on another kind of device
         return cls(
             python=_to_python(state_dict["python"]),
             numpy=_to_numpy(state_dict["numpy"]),

@@ -1,0 +1,307 @@
+"""A checkpoint that was edited, and sealed rightly, is refused as a whole, by file and field."""
+
+import copy
+import json
+import random
+import shutil
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import LinearLR
+from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import SequentialLR
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
+from torch.utils.data import TensorDataset
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.digest import digest_of
+from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.manifest import sealed
+
+TRAINER, RANK = "trainer.pt", "rank_00000.pt"
+OPTIMIZER, SCHEDULER = "optimizer.bin", "scheduler.bin"
+DELETED, GROWN = "deleted", "grown"
+
+
+def adam(parameters):
+    return torch.optim.AdamW(parameters, lr=0.01)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+MAKERS = {
+    "StepLR": (adam, lambda o: StepLR(o, 2, 0.7)),
+    "OneCycleLR": (sgd, lambda o: OneCycleLR(o, 0.1, total_steps=30)),
+    "SequentialLR": (adam, lambda o: SequentialLR(o, [LinearLR(o), CosineAnnealingLR(o, 9)], [3])),
+    "MultiStepLR": (sgd, lambda o: MultiStepLR(o, [2, 4])),
+}
+
+
+def build(schedule="StepLR", directory=None):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.3), torch.nn.Linear(3, 2)
+    )
+    make_optimizer, make_scheduler = MAKERS[schedule]
+    generator = torch.Generator().manual_seed(2)
+    data = TensorDataset(torch.randn(20, 4), torch.randn(20, 2))
+    also = {"noise": torch.nn.Linear(1, 1)}
+    return create_supervised_trainer(
+        model,
+        make_optimizer(model.parameters()),
+        F.mse_loss,
+        DataLoader(data, 4, shuffle=True, generator=generator),
+        accelerator=Accelerator(cpu=True),
+        lr_scheduler=make_scheduler,
+        checkpoint=directory and SaveCheckpoint(directory, also=also),
+    )
+
+
+def state_of(trainer):
+    """All that must be as it was when a checkpoint is refused."""
+    state = trainer.state
+    shown = ("epoch", "iteration", "optimizer_step", "max_epochs", "max_steps", "epoch_length")
+    return digest_of(
+        [
+            trainer.model.state_dict(),
+            trainer.optimizer.state_dict(),
+            trainer.lr_scheduler.state_dict(),
+            trainer.position_state_dict(),
+            {name: getattr(state, name) for name in shown},
+            dict(state.metrics),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a checkpoint for each schedule; nobody changes it."""
+    folders = {}
+    for schedule in MAKERS:
+        directory = tmp_path_factory.mktemp(schedule)
+        build(schedule, directory).run(max_steps=3)
+        (folders[schedule],) = directory.glob("step_*")
+    return folders
+
+
+def edited(folder, target, file, change):
+    """A copy of a checkpoint in which one file is changed, and the manifest tells its hash."""
+    shutil.copytree(folder, target)
+    path = target / file
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["files"][file] = record_of(path).model_dump()
+    (target / "manifest.json").write_bytes(sealed(json.dumps(manifest, indent=1).encode()))
+    return target
+
+
+def put(path, value):
+    """What puts a value at a place in some content, or deletes or lengthens what is there."""
+
+    def change(content):
+        if not path:
+            return value
+        inner = content
+        for key in path[:-1]:
+            inner = inner[key]
+        last = path[-1]
+        if value is DELETED:
+            del inner[last]
+        elif value is GROWN:
+            found = inner[last]
+            found.update(bogus=1) if isinstance(found, dict) else found.append(1)
+        else:
+            inner[last] = value
+        return content
+
+    return change
+
+
+REFUSED = {
+    "no dict": (RANK, (), [1], "must be a valid dictionary"),
+    "empty": (TRAINER, (), {}, "kinds is missing"),
+    "no objects": (TRAINER, ("objects",), None, "objects must be a valid dictionary"),
+    "no flags": (TRAINER, ("modules", "model", "flags"), {}, r"model\.flags\.frozen is missing"),
+    "a version that is a text": (
+        TRAINER,
+        ("modules", "model", "metadata", "1", "version"),
+        "x",
+        r"metadata\.1\.version must be a valid integer",
+    ),
+    "an alias of nothing": (
+        TRAINER,
+        ("modules", "model", "aliases"),
+        {"a": "b"},
+        r"modules\.model\.aliases: 'b' is no tensor",
+    ),
+    "an attribute of the engine": (
+        TRAINER,
+        ("objects", "user_state"),
+        {"max_epochs": 9},
+        "max_epochs is an attribute of the engine's own",
+    ),
+    "a state that is refused": (
+        TRAINER,
+        ("objects", "also", "noise"),
+        {},
+        r"objects\.also\.noise must be a state that a Linear loads",
+    ),
+    "an unknown limit": (RANK, ("limits",), GROWN, r"limits\.bogus is no field"),
+    "a limit that is a text": (RANK, ("limits", "max_epochs"), "x", r"limits\.max_epochs must be"),
+    "negative counters": (RANK, ("progress",), [-5, -1, -2, False], "progress must be three"),
+    "more epochs than batches": (RANK, ("progress",), [3, 9, 3, False], "as many iterations"),
+    "another step": (RANK, ("optimizer_step",), 2, "step is 2, and 3 in the manifest"),
+    "no step": (RANK, ("optimizer_step",), None, "optimizer_step must be a valid integer"),
+    "no random states": (RANK, ("random",), {}, "python must be a state of a Random"),
+    "a shorter random state": (
+        RANK,
+        ("random", "numpy", "state", "key"),
+        torch.zeros(3, dtype=torch.int64),
+        "numpy must be a state of a RandomState",
+    ),
+    "a generator of the data": (
+        RANK,
+        ("data", "source", "generators", "generator (torch.Generator, cpu)"),
+        -1,
+        r"source\.generators generator \(torch\.Generator, cpu\) must be a state",
+    ),
+    "no facts": (RANK, ("data", "facts"), None, r"data\.facts must be a valid dictionary"),
+    "no position": (RANK, ("data", "position"), [1], "must be a pass and a number of batches"),
+    "no groups": (OPTIMIZER, (), {}, "param_groups is missing"),
+    "parameters in another order": (
+        OPTIMIZER,
+        ("param_groups", 0, "params", 0),
+        5,
+        "must number the parameters from 0",
+    ),
+    "a rate that is a text": (OPTIMIZER, ("param_groups", 0, "lr"), "0.1", "lr must be a number"),
+    "a negative rate": (OPTIMIZER, ("param_groups", 0, "lr"), -0.1, "Invalid learning rate: -0.1"),
+    "one beta": (OPTIMIZER, ("param_groups", 0, "betas"), (0.9,), "betas must be a list"),
+    "a setting less": (OPTIMIZER, ("param_groups", 0, "eps"), DELETED, "eps is missing"),
+    "a moment of another shape": (
+        OPTIMIZER,
+        ("state", 0, "exp_avg"),
+        torch.zeros(2),
+        r"state\.0\.exp_avg must be a tensor of its parameter's shape, \(3, 4\)",
+    ),
+    "a moment less": (OPTIMIZER, ("state", 0, "exp_avg_sq"), DELETED, "exp_avg_sq must be a tens"),
+    "a negative count": (OPTIMIZER, ("state", 1, "step"), -1, "step must be a number of at least"),
+    "a state too many": (OPTIMIZER, ("state", 77), {}, r"state\.77 is of no parameter"),
+    "a schedule that is a list": (SCHEDULER, (), [1], "must be a dict"),
+    "a method": (SCHEDULER, ("step",), 5, "'step' is no field of a StepLR"),
+    "another optimizer": (SCHEDULER, ("optimizer",), {}, "'optimizer' is no field of a StepLR"),
+    "no place": (SCHEDULER, ("last_epoch",), None, "last_epoch must be"),
+    "a phase with an unknown end": (
+        SCHEDULER,
+        ("_schedule_phases", 0, "start_lr"),
+        "x",
+        "must be a state that a OneCycleLR can move from",
+    ),
+    "a rate too many": (SCHEDULER, ("base_lrs",), GROWN, "base_lrs must have a rate for each of 1"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_edited_content_is_refused_by_file_and_field(tmp_path, saved, kind):
+    file, path, value, said = REFUSED[kind]
+    schedule = "OneCycleLR" if "_schedule_phases" in path else "StepLR"
+    folder = edited(saved[schedule], tmp_path / "step_00000003", file, put(path, value))
+    trainer = build(schedule, tmp_path / "new")
+    trainer.run(max_steps=1)
+    before = state_of(trainer)
+    with pytest.raises(ValueError, match=said) as caught:
+        ResumeCheckpoint(folder).attach(trainer)
+    assert file in str(caught.value)
+    assert state_of(trainer) == before
+
+
+def test_only_three_problems_are_shown(tmp_path, saved):
+    folder = edited(saved["StepLR"], tmp_path / "step_00000003", TRAINER, put((), {}))
+    with pytest.raises(ValueError, match=r"and \d+ more; was it edited") as caught:
+        ResumeCheckpoint(folder).attach(build())
+    assert str(caught.value).count("is missing") == 3
+
+
+def test_scheduler_of_another_torch_may_lack_fields(tmp_path, saved):
+    change = put(("_is_initial",), DELETED)
+    folder = edited(saved["StepLR"], tmp_path / "step_00000003", SCHEDULER, change)
+    with pytest.raises(ValueError, match="_is_initial is missing"):
+        ResumeCheckpoint(folder).attach(build())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "2.6.0"
+    (folder / "manifest.json").write_bytes(sealed(json.dumps(manifest).encode()))
+    trainer = build()
+    ResumeCheckpoint(folder).attach(trainer)
+    assert trainer.lr_scheduler.state_dict()["last_epoch"] == 3
+
+
+def test_random_state_of_a_device_is_left_out_on_a_cpu(tmp_path, saved):
+    state = torch.zeros(16, dtype=torch.uint8)
+    change = put(("random", "device"), state)
+    folder = edited(saved["StepLR"], tmp_path / "step_00000003", RANK, change)
+    trainer = build()
+    ResumeCheckpoint(folder).attach(trainer)
+    with pytest.warns(UserWarning, match="another kind of device"):
+        trainer.run(max_steps=4)
+    assert trainer.state.optimizer_step == 4
+
+
+ODD = [
+    *[None, "x", -1, [], {}, 1.5, True, 10**30, float("nan"), [1, 2, 3], {"a": 1}, b"b", (1,)],
+    *[torch.zeros(3), DELETED, GROWN],
+]
+
+
+def places_in(content, path=()):
+    yield path
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from places_in(value, (*path, key))
+    elif isinstance(content, list):
+        for index, value in enumerate(content):
+            yield from places_in(value, (*path, index))
+
+
+@pytest.mark.grid(8)
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("file", [TRAINER, RANK, OPTIMIZER, SCHEDULER])
+@pytest.mark.parametrize("schedule", MAKERS)
+def test_odd_values_anywhere_are_refused_or_harmless(tmp_path, saved, schedule, file, part):
+    """Puts odd values at a part of the places: what is not refused can be trained with."""
+    content = torch.load(saved[schedule] / file, weights_only=True)
+    cases = [(path, value) for path in places_in(content) for value in ODD]
+    chosen = zlib.crc32(f"{schedule}{file}{part}".encode())
+    for path, value in random.Random(chosen).sample(cases, 12):
+        try:
+            change = put(path, value)(copy.deepcopy(content))
+        except (AttributeError, KeyError, TypeError):
+            continue  # there is nothing to delete or to lengthen
+        folder = edited(saved[schedule], tmp_path / "step_00000003", file, lambda _, c=change: c)
+        trainer = build(schedule)
+        trainer.run(max_steps=1)
+        before = state_of(trainer)
+        refusal = None
+        try:
+            ResumeCheckpoint(folder).attach(trainer)
+        except ValueError as error:
+            refusal = str(error)
+        if refusal is not None:
+            assert file in refusal or "does not fit" in refusal, (path, value)
+            assert state_of(trainer) == before, (path, value)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                trainer.run(max_steps=5)
+        shutil.rmtree(folder)
