@@ -56,6 +56,7 @@ from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.borrowed_weights import forget_borrowed_weights
 from ignite_hooks.core.measured import forget_validations
 from ignite_hooks.core.measured import measured_at
+from ignite_hooks.data.random_state import GeneratorState
 
 __all__ = ["LoadedState", "rolled_back_on_failure"]
 
@@ -291,6 +292,9 @@ class LoadedState:
         if self._events:
             self._changed.look_at_writes(self._rates, self._events.pop())
         self._load_members(kinds=["handlers"])
+        for name, each in self._state.also.items():
+            if isinstance(each, GeneratorState) and name in self._states["also"]:
+                each.load_state_dict(self._states["also"][name])  # handlers of STARTED have drawn
         self._load_metrics()
         self._load_user_state()
         self._set_rates()

@@ -38,6 +38,7 @@ from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
+from ignite_hooks.data.random_state import GENERATOR_KINDS
 from ignite_hooks.events import TrainEvents
 
 __all__ = ["SaveCheckpoint"]
@@ -99,8 +100,8 @@ class SaveCheckpoint(Scheduled):
         background: have a thread write, from a copy in the host's memory, while training goes on.
             What goes wrong is raised at the next save or the end of the run. With a model that is
             split over processes, its part is written at once all the same.
-        also: further objects with ``state_dict`` and ``load_state_dict``, by name. Their states
-            must be made of tensors and plain data.
+        also: further objects with ``state_dict`` and ``load_state_dict``, by name, whose states
+            must be made of tensors and plain data; or random generators of torch, numpy or Python.
         trust_pickle: save what was registered with ``accelerator.register_for_checkpointing`` too,
             which has to be unpickled.
         grace_seconds: how long after a signal further ones are taken for the same request: job
@@ -152,10 +153,12 @@ class SaveCheckpoint(Scheduled):
             )
         objects = self.also if isinstance(self.also, Mapping) else {"also": self.also}
         for name, each in objects.items() if self.also is not None else ():
-            if not isinstance(self.also, Mapping) or not has_state(each):
+            is_generator = isinstance(each, GENERATOR_KINDS)
+            if not isinstance(self.also, Mapping) or not (is_generator or has_state(each)):
                 raise TypeError(
-                    "`also` must be a dict of objects with state_dict() and load_state_dict(), got "
-                    f"{type(each).__name__} for {name!r}: give the objects by name"
+                    "`also` must be a dict of objects with state_dict() and load_state_dict(), or "
+                    f"of random generators, got {type(each).__name__} for {name!r}: give the "
+                    "objects by name"
                 )
 
     @property

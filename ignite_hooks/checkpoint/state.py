@@ -41,6 +41,8 @@ from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.measured import measured_at
 from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.data.random_state import GENERATOR_KINDS
+from ignite_hooks.data.random_state import GeneratorState
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = ["TrainingState", "digests_of", "set_training_id", "training_id"]
@@ -63,7 +65,7 @@ class TrainingState:
 
     Args:
         trainer: the trainer.
-        also: objects of the user with a state, by name.
+        also: objects of the user with a state, and random generators, by name.
         safe_serialization: whether the model goes into safetensors; else into ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved, which
             Accelerate unpickles.
@@ -78,6 +80,14 @@ class TrainingState:
     trust_pickle: bool = False
     uncertain: Mapping[str, str] = field(default_factory=dict)
     _not_saved: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Gives random generators in ``also`` the methods that other objects have."""
+        also = {
+            name: GeneratorState(each) if isinstance(each, GENERATOR_KINDS) else each
+            for name, each in self.also.items()
+        }
+        object.__setattr__(self, "also", also)
 
     def check(self) -> None:
         """Raises a ValueError if something can not be saved safely."""

@@ -29,6 +29,7 @@ __all__ = [
     "GENERATOR_KINDS",
     "FoundGenerators",
     "GeneratorSearch",
+    "GeneratorState",
     "RandomGenerator",
     "RandomState",
     "generators_in",
@@ -192,6 +193,41 @@ def set_state(generator: RandomGenerator, state: Any) -> None:
 
 def _bits_of(generator: Any) -> Any:
     return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+
+
+class GeneratorState:
+    """Gives a random generator ``state_dict`` and ``load_state_dict``, as other objects have them.
+
+    Args:
+        generator: the generator.
+    """
+
+    def __init__(self, generator: RandomGenerator) -> None:
+        self._generator = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the kind and the state, without pickle."""
+        return {"kind": _kind(self._generator), "state": state_of(self._generator)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores the state of a generator of the same kind.
+
+        Raises:
+            ValueError: the state is of another kind, or damaged.
+        """
+        kind = _kind(self._generator)
+        if state_dict.get("kind") != kind:
+            raise ValueError(
+                f"the state must be that of a random generator {kind}, got one of "
+                f"{state_dict.get('kind')}: give a generator of the kind that was saved"
+            )
+        try:
+            set_state(self._generator, state_dict["state"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the state must be that of a random generator {kind}, got one that it refuses "
+                f"({error}): take another checkpoint"
+            ) from error
 
 
 def _kind(generator: RandomGenerator) -> str:

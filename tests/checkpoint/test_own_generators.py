@@ -5,15 +5,18 @@ another process, and resumed; the weights are those of the unbroken run.
 """
 
 import functools
+import random
 import sys
 import types
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from torch.utils.data import BatchSampler
 from torch.utils.data import ChainDataset
 from torch.utils.data import ConcatDataset
@@ -25,6 +28,8 @@ from torch.utils.data import Subset
 
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks.core.object_graph import ObjectSearch
 from tests.reference import make_model
 from tests.reference import make_trainer
 from tests.reference import samples
@@ -442,3 +447,147 @@ def test_a_generator_is_resumed_wherever_it_is(place, tmp_path):
     resumed.run(max_epochs=2)
     assert resumed.resume_report.is_exact, resumed.resume_report
     assert torch.equal(weights(whole.model), weights(resumed.model))
+
+
+KINDS_IN_ALSO = {
+    "torch": lambda: torch.Generator().manual_seed(3),
+    "numpy": new_rng,
+    "legacy numpy": lambda: np.random.RandomState(3),
+    "Python": lambda: random.Random(3),
+}
+
+
+def draw(rng):
+    if isinstance(rng, torch.Generator):
+        return float(torch.rand(1, generator=rng))
+    return float(rng.random() if hasattr(rng, "random") else rng.rand())
+
+
+@pytest.mark.parametrize("kind", KINDS_IN_ALSO)
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_generator_can_be_given_in_also(kind, steps, tmp_path):
+    def run(directory, *, resume=False, **limits):
+        rng = KINDS_IN_ALSO[kind]()
+        vars(sys)["_hidden_rng"] = rng
+
+        def scale(engine):
+            for parameter in engine.model.parameters():
+                parameter.grad *= draw(vars(sys)["_hidden_rng"])
+
+        seed()
+        trainer = make_trainer(
+            loader(Samples()),
+            handlers=[Attaching(scale)],
+            checkpoint=SaveCheckpoint(directory, also={"noise": rng}),
+            resume_from=directory if resume else None,
+        )
+        trainer.add_event_handler(Events.STARTED, lambda: draw(rng) and None)
+        trainer.run(**limits)
+        return trainer
+
+    whole = run(tmp_path / "whole", max_epochs=2)
+    run(tmp_path / "broken", max_steps=steps)
+    resumed = run(tmp_path / "broken", resume=True, max_epochs=2)
+    del vars(sys)["_hidden_rng"]
+    assert resumed.resume_report.is_exact, resumed.resume_report
+    assert torch.equal(weights(whole.model), weights(resumed.model))
+
+
+def test_another_kind_of_generator_in_also_is_an_error(tmp_path):
+    save = SaveCheckpoint(tmp_path, also={"noise": new_rng()})
+    make_trainer(loader(Samples()), checkpoint=save).run()
+    other = SaveCheckpoint(tmp_path, also={"noise": random.Random()})
+    with pytest.raises(ValueError, match="random generator Random, got one of PCG64"):
+        make_trainer(loader(Samples()), checkpoint=other, resume_from=tmp_path)
+
+
+def lazy_model():
+    class Lazy(Noise):
+        def __init__(self):
+            super().__init__()
+            self.rng, self.calls = None, 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls > 3 and self.rng is None:
+                self.rng = torch.Generator().manual_seed(4)
+            return x if self.rng is None else super().forward(x)
+
+    return noisy_model(Lazy())
+
+
+def test_a_generator_that_is_made_late_is_named(tmp_path):
+    made(with_model(lazy_model), tmp_path).run(max_steps=6)
+    resumed = made(with_model(lazy_model), tmp_path, resume_from=tmp_path)
+    with pytest.warns(UserWarning, match=r"a random generator model\.0\.rng .* only then"):
+        resumed.run(max_epochs=2)
+    assert not resumed.resume_report.is_exact
+
+
+def with_many(where):
+    def make():
+        many = [Jitter() for _ in range(10_001)]
+        data, model = Samples(), make_model(0.0)
+        (data if where == "data" else model).many = many
+        return {"data": loader(data), "model": model}
+
+    return make
+
+
+@pytest.mark.parametrize(("where", "part"), [("data", "data"), ("model", "random generators")])
+def test_more_objects_than_are_searched_are_reported_as_unknown(where, part, tmp_path):
+    made(with_many(where), tmp_path).run(max_steps=1)
+    resumed = made(with_many(where), tmp_path, resume_from=tmp_path)
+    with pytest.warns(UserWarning, match="resumed from"):
+        resumed.run(max_steps=2)
+    (found,) = (each for each in resumed.resume_report.parts.values() if each.level != "exact")
+    assert found is resumed.resume_report.parts[part]
+    assert found.level == "unknown"
+    assert found.reason == "there are more than 10000 objects to look for random generators in"
+
+
+def test_a_counter_of_a_data_set_is_reported_as_unknown(tmp_path):
+    class Counting:
+        calls = 0
+
+        def __call__(self):
+            self.calls += 1
+            return 0.001 * self.calls
+
+    make = augmented_by(Counting)
+    made(make, tmp_path).run(max_steps=2)
+    resumed = made(make, tmp_path, resume_from=tmp_path)
+    with pytest.warns(UserWarning, match=r"data: unknown \(dataset\.augment\.calls has changed"):
+        resumed.run(max_steps=3)
+
+
+@pytest.mark.parametrize("place", ["the model", "the loss", "a handler", "data and model together"])
+def test_a_validation_leaves_the_generators_where_they_were(place):
+    def run(*, validates):
+        seed()
+        trainer = make_trainer(**PLACES[place]())
+
+        def evaluate():
+            for each in rngs.values():
+                draw(each)
+            return {"mean": float(trainer.model(torch.zeros(2, 4)).mean())}
+
+        rngs = {**trainer.generators, **trainer.feed.generators}
+        assert rngs
+        if validates:
+            Validation(evaluate, every_steps=1).attach(trainer)
+        trainer.run(max_epochs=2)
+        return weights(trainer.model)
+
+    assert torch.equal(run(validates=False), run(validates=True))
+
+
+def test_a_search_is_made_once_as_long_as_nothing_changes(tmp_path):
+    trainer = make_trainer(
+        **PLACES["a handler"](), checkpoint=SaveCheckpoint(tmp_path, every_steps=1)
+    )
+    for step in (2, 3):
+        trainer.run(max_steps=step)
+    with mock.patch.object(ObjectSearch, "__iter__", side_effect=AssertionError("searched")):
+        trainer.run(max_steps=6)
+    assert trainer.state.optimizer_step == 6

@@ -1,6 +1,7 @@
 import io
 import random
 from functools import partial
+from functools import reduce
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Subset
 
+from ignite_hooks.data.random_state import GeneratorSearch
+from ignite_hooks.data.random_state import GeneratorState
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import generators_in
 from ignite_hooks.data.random_state import set_state
@@ -47,7 +50,7 @@ def drawn_from(generator):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_of_each_kind_goes_through_a_file_without_pickle(kind):
     ours, theirs = KINDS[kind](1), KINDS[kind](2)
-    assert list(generators_in({"it": ours})) == [f"it ({kind})"]
+    assert list(generators_in({"it": ours}).named) == [f"it ({kind})"]
     drawn_from(ours)
     file = io.BytesIO()
     torch.save(state_of(ours), file)
@@ -68,7 +71,7 @@ class Loaded:
 
 
 def places_in(thing):
-    return [name.split(" ")[0] for name in generators_in({"data": thing})]
+    return [name.split(" ")[0] for name in generators_in({"data": thing}).named]
 
 
 WHERE = {
@@ -77,8 +80,15 @@ WHERE = {
     "a subset": (lambda: Subset(Loaded(), [0]), "data.dataset._rng"),
     "data sets": (lambda: SimpleNamespace(datasets=[[1], Loaded()]), "data.datasets.1._rng"),
     "a dict": (lambda: {"train": Loaded()}, "data.train._rng"),
-    "a bound method": (lambda: Loaded().collate, "data.self._rng"),
+    "a bound method": (lambda: Loaded().collate, "data.__self__._rng"),
     "a partial": (lambda: partial(print, Loaded()), "data.args.0._rng"),
+    "a long list": (lambda: [0] * 1000 + [Loaded()], "data.1000._rng"),
+    "bits": (lambda: SimpleNamespace(bits=np.random.PCG64()), "data.bits"),
+    "one of a set": (lambda: {random.Random()}, "data.{Random}"),
+    "far down": (
+        lambda: reduce(Subset, [[0]] * 20, Loaded()),
+        f"data{'.dataset' * 20}._rng",
+    ),
     "a keyword": (lambda: partial(print, rng=random.Random()), "data.keywords.rng"),
 }
 
@@ -97,13 +107,13 @@ def test_generator_held_twice_is_found_at_its_nearest_place():
 
 NOT_FOUND = {
     "nothing": lambda: None,
-    "a class": lambda: Loaded,
+    "a class without one": lambda: Loaded,
     "a module": lambda: np.random,
-    "a function": lambda: drawn_from,
     "one without a state": random.SystemRandom,
     "a seedable sampler": lambda: SeedableRandomSampler([1], generator=torch.Generator()),
-    "what is long": lambda: [Loaded() for _ in range(65)],
-    "what is far": lambda: Subset(Subset(Subset(Subset(Subset(Loaded(), []), []), []), []), []),
+    "the global one of Python": lambda: random.random,
+    "the global one of numpy": lambda: [np.random.rand, np.random.mtrand._rand],
+    "the global one of torch": lambda: torch.default_generator,
 }
 
 
@@ -129,19 +139,61 @@ def test_search_ends_on_circular_references():
     assert places_in(one) == ["data.rng"]
 
 
-def test_the_search_is_bounded():
-    class Telling:
-        asked = 0
+def test_a_search_that_is_not_complete_is_a_doubt():
+    found = generators_in({"data": [Loaded() for _ in range(10)]}, max_objects=5)
+    assert found.doubts == ("there are more than 5 objects to look for random generators in",)
+    assert generators_in({"data": Loaded()}).doubts == ()
 
-        @property
-        def __dict__(self):
-            Telling.asked += 1
-            if Telling.asked > 1000:
-                pytest.fail("it does not end")
-            return {f"part{number}": Telling() for number in range(40)}
 
-    generators_in({"data": Telling()})
-    assert Telling.asked > 100
+def test_several_generators_of_a_set_are_a_doubt():
+    found = generators_in({"data": {random.Random(), random.Random()}})
+    assert len(found.named) == 2
+    assert found.doubts == (
+        "data.{Random} is in a set, which has another order in another process",
+    )
+
+
+def test_generators_of_one_name_get_numbers():
+    rngs = {1: random.Random(), "1": random.Random()}
+    assert list(generators_in({"data": rngs}).named) == [
+        "data.1 (Random)",
+        "data.1 (Random)-2",
+    ]
+
+
+def test_objects_that_are_closed_are_not_searched():
+    loaded = Loaded()
+    assert not generators_in({"data": [loaded]}, closed=[loaded]).named
+
+
+def test_objects_are_searched_again_when_they_have_changed():
+    search, thing = GeneratorSearch(), SimpleNamespace(rng=None)
+    first = search({"data": thing})
+    assert search({"data": thing}) is first
+    thing.rng = random.Random()
+    assert list(search({"data": thing}).named) == ["data.rng (Random)"]
+    assert list(search({"other": thing}).named) == ["other.rng (Random)"]
+    thing.rng, old = random.Random(), thing.rng
+    assert search({"other": thing}).named["other.rng (Random)"] is not old
+
+
+def test_a_generator_of_an_extension_that_cannot_be_read_is_a_doubt():
+    kind = type("RandomState", (), {"__module__": "cupy.random._generator"})
+    assert generators_in({"data": [kind()]}).doubts == (
+        "data.0 is a RandomState, whose state cannot be read",
+    )
+    assert generators_in({"data": [type("RandomState", (), {})()]}).doubts == ()
+
+
+def test_a_generator_has_the_methods_of_an_object_with_a_state():
+    ours, theirs = random.Random(1), random.Random(2)
+    GeneratorState(theirs).load_state_dict(GeneratorState(ours).state_dict())
+    assert ours.random() == theirs.random()
+    with pytest.raises(ValueError, match="of a random generator RandomState, got one of Random"):
+        GeneratorState(np.random.RandomState()).load_state_dict(GeneratorState(ours).state_dict())
+    for damaged in ({}, {"kind": "Random"}, {"kind": "Random", "state": [1]}):
+        with pytest.raises(ValueError, match="the state must be that of a random generator Random"):
+            GeneratorState(theirs).load_state_dict(damaged)
 
 
 # States of the global generators, and of others.
