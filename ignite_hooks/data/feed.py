@@ -227,9 +227,9 @@ class DataFeed:
             "facts": self._source.facts(),
         }
 
-    def doubts(self) -> tuple[str, ...]:
+    def doubts(self) -> list[str]:
         """Returns why the data may have a state that ``state_dict`` does not have."""
-        return (*self._source.found_generators.doubts, *self._source.own_states.doubts())
+        return self._source.doubts()
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """What keeps the batches from being those that the other feed gives next, if anything."""

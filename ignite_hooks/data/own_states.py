@@ -39,43 +39,43 @@ _NO_VALUE, _OBJECT = object(), object()
 # own beside it would be applied twice.
 _MADE_BY = ("dataset", "collate_fn")
 
-Named = Callable[[], Iterable[tuple[str, Any]]]
+Objects = Mapping[str, Callable[[], Any]]
 
 
 class OwnStates:
     """The states that the objects of a loader have beside its random generators.
 
-    Args:
-        objects: returns the objects that batches come from, with their names.
+    The methods are given the objects that batches come from, as a search has found them now.
     """
 
-    def __init__(self, objects: Named) -> None:
-        self._objects = objects
+    def __init__(self) -> None:
         self._first: dict[str, Any] | None = None
         self._set_by_epoch: set[str] = set()
 
-    def begin(self) -> None:
+    def begin(self, objects: Objects) -> None:
         """Notes the values from which the run begins, if that was not done."""
         if self._first is None:
-            self._first = self._values()
+            self._first = _values(_present(objects))
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def told(self, objects: Objects) -> Iterator[None]:
         """Around ``set_epoch``: what it changes is restored when it is called again."""
-        self.begin()
-        if not any(hasattr(type(each), "set_epoch") for _, each in self._objects()):
+        self.begin(objects)
+        present = _present(objects)
+        if not any(hasattr(type(each), "set_epoch") for _, each in present):
             yield
             return
-        before = self._values()
+        before = _values(present)
         yield
-        self._set_by_epoch |= _changed(before, self._values())
+        self._set_by_epoch |= _changed(before, _values(present))
 
-    def doubts(self) -> list[str]:
+    def doubts(self, objects: Objects) -> list[str]:
         """Returns what has changed since the run began and is not restored on a resume."""
         if self._first is None:
             return []
-        names = sorted(_changed(self._first, self._values()) - self._set_by_epoch)
-        names += [name for name, each in self._stateful() if not _is_plain(each.state_dict())]
+        present = _present(objects)
+        names = sorted(_changed(self._first, _values(present)) - self._set_by_epoch)
+        names += [name for name, each in _stateful(present) if not _is_plain(each.state_dict())]
         if not names:
             return []
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
@@ -85,39 +85,49 @@ class OwnStates:
             "no state_dict that is saved"
         ]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, objects: Objects) -> dict[str, Any]:
         """Returns the states of the objects that have one."""
-        states = {name: each.state_dict() for name, each in self._stateful()}
+        states = {name: each.state_dict() for name, each in _stateful(_present(objects))}
         return {name: state for name, state in states.items() if _is_plain(state)}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, objects: Objects, state_dict: Mapping[str, Any]) -> None:
         """Restores those that are here too."""
-        for name, each in list(self._stateful()):
+        for name, each in _stateful(_present(objects)):
             if name in state_dict:
                 each.load_state_dict(state_dict[name])
 
-    def _stateful(self) -> Iterator[tuple[str, Any]]:
-        streams: tuple[str, ...] = ()
-        for name, each in self._objects():
-            kind = type(each)
-            if issubclass(kind, IterableDataset):
-                streams += (name, f"{name}.")
-            elif name.startswith(_MADE_BY) and not name.startswith(streams) and _has_state(each):
-                yield name, each
 
-    def _values(self) -> dict[str, Any]:
-        stateful = {id(each) for _, each in self._stateful()}
-        found: dict[str, Any] = {"": _OBJECT}
-        for name, each in self._objects():
-            if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):
-                found[name] = _frozen(each)
-            elif id(each) not in stateful and not _is_foreign(each):
-                found[name] = _OBJECT
-                for part, value in stored_values(each):
-                    frozen = _frozen(value)
-                    if frozen is not _NO_VALUE:
-                        found[f"{name}.{part}"] = frozen
-        return found
+def _present(objects: Objects) -> list[tuple[str, Any]]:
+    """Returns the objects that are still there."""
+    found = ((name, get()) for name, get in objects.items())
+    return [(name, each) for name, each in found if each is not None]
+
+
+def _stateful(present: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Returns the objects that samples are made by and that have a state of their own."""
+    found: list[tuple[str, Any]] = []
+    streams: tuple[str, ...] = ()
+    for name, each in present:
+        if issubclass(type(each), IterableDataset):
+            streams += (name, f"{name}.")
+        elif name.startswith(_MADE_BY) and not name.startswith(streams) and _has_state(each):
+            found.append((name, each))
+    return found
+
+
+def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
+    stateful = {id(each) for _, each in _stateful(present)}
+    found: dict[str, Any] = {"": _OBJECT}
+    for name, each in present:
+        if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):
+            found[name] = _frozen(each)
+        elif id(each) not in stateful and not _is_foreign(each):
+            found[name] = _OBJECT
+            for part, value in stored_values(each):
+                frozen = _frozen(value)
+                if frozen is not _NO_VALUE:
+                    found[f"{name}.{part}"] = frozen
+    return found
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:

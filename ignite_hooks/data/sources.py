@@ -69,7 +69,7 @@ class PlainIterable:
         self.even_batches = even_batches
         self._iterator = loader if isinstance(loader, Iterator) else None
         self._search_generators = GeneratorSearch()
-        self.own_states = OwnStates(self._objects)
+        self.own_states = OwnStates()
         self._begun: tuple[int, RandomState] | None = None
         self._opening: tuple[int, RandomState] | None = None  # until the first batch is there
 
@@ -106,11 +106,6 @@ class PlainIterable:
         """The same, and why there may be others."""
         return self._search_generators(self.roots)
 
-    def _objects(self) -> Iterator[tuple[str, Any]]:
-        for name, get in self.found_generators.watched.items():
-            if (thing := get()) is not None:
-                yield name, thing
-
     @property
     def roots(self) -> dict[str, Any]:
         """The objects that batches come from, by name. A single iterator cannot be moved at all."""
@@ -119,7 +114,7 @@ class PlainIterable:
     def tell_pass(self, data_pass: int) -> None:
         """Tells the loader, its samplers and the data set which pass comes, from 0."""
         if hasattr(self.loader, "set_epoch"):
-            with self.own_states.told():
+            with self.own_states.told(self.found_generators.watched):
                 self.loader.set_epoch(data_pass)
 
     @contextmanager
@@ -155,7 +150,7 @@ class PlainIterable:
 
     def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
         """Begins a pass, with the random numbers of the first attempt if that broke off."""
-        self.own_states.begin()
+        self.own_states.begin(self.found_generators.watched)
         if self._opening is not None and self._opening[0] == data_pass:
             self._opening[1].restore()
         else:
@@ -182,8 +177,17 @@ class PlainIterable:
         if self._begun is not None:
             data_pass, random = self._begun
             begun = {"data_pass": data_pass, "random": random.state_dict()}
-        states = {name: state_of(each) for name, each in self.generators.items()}
-        return {"begun": begun, "generators": states, "objects": self.own_states.state_dict()}
+        found = self.found_generators
+        return {
+            "begun": begun,
+            "generators": {name: state_of(each) for name, each in found.named.items()},
+            "objects": self.own_states.state_dict(found.watched),
+        }
+
+    def doubts(self) -> list[str]:
+        """Returns why there may be a state that ``state_dict`` does not have."""
+        found = self.found_generators
+        return [*found.doubts, *self.own_states.doubts(found.watched)]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes that pass for begun here. Of the generators those are set that have a state."""
@@ -194,7 +198,8 @@ class PlainIterable:
             self._begun = begun["data_pass"], random
         for name in generators.keys() & states.keys():
             set_state(generators[name], states[name])
-        self.own_states.load_state_dict(state_dict.get("objects", {}))
+        objects = self.found_generators.watched
+        self.own_states.load_state_dict(objects, state_dict.get("objects", {}))
 
     def _open(self) -> Iterator[Any]:
         return iter(self.loader)
@@ -297,7 +302,7 @@ class TorchLoader(PlainIterable):
 
     def tell_pass(self, data_pass: int) -> None:
         """As Accelerate's loader does; to one that is not prepared, all its parts are told."""
-        with self.own_states.told():
+        with self.own_states.told(self.found_generators.watched):
             if isinstance(self.loader, DataLoaderShard):
                 self.loader.set_epoch(data_pass)
                 return

@@ -374,7 +374,8 @@ class RunPosition:
         """
         assert self.feed is not None
         device = self._optimizer_step.accelerator.device
-        random = RandomState.capture(device, self.find_generators().named)
+        found = self.find_generators()
+        random = RandomState.capture(device, found.named)
         return {
             "progress": list(self.place.progress),
             "limits": asdict(self.limits),
@@ -386,12 +387,17 @@ class RunPosition:
             "random": random.state_dict(),
             "has_drawn_since": self._has_dropped_batches,
             "cut": self.cut,
-            "unknown": self.unknown_parts(),
+            "unknown": self.unknown_parts(found),
         }
 
-    def unknown_parts(self) -> dict[str, str]:
-        """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
-        doubts = {"random generators": self.find_generators().doubts}
+    def unknown_parts(self, found: FoundGenerators | None = None) -> dict[str, str]:
+        """Returns why parts of a ``ResumeReport`` may not be restored, by their names.
+
+        Args:
+            found: the generators of the run; default: they are searched.
+        """
+        found = self.find_generators() if found is None else found
+        doubts = {"random generators": list(found.doubts)}
         if self.feed is not None:
             doubts["data"] = self.feed.doubts()
         return {part: "; ".join(reasons) for part, reasons in doubts.items() if reasons}

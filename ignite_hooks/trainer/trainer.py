@@ -81,6 +81,8 @@ class Trainer(TrainingLoop):
         optimizer_step.attach(self)
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
+        # To unwrap takes hundreds of calls, too many for each save.
+        self._bare_model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._position.find_generators = self._find_generators
         self._hooks = Hooks()
         self._hooks.attach(self)
@@ -125,7 +127,7 @@ class Trainer(TrainingLoop):
     def _find_generators(self) -> FoundGenerators:
         step, feed = self._optimizer_step, self.feed
         others = {
-            "model": self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            "model": self._bare_model,
             **self._modules,
             "optimizer": getattr(self.optimizer, "optimizer", self.optimizer),
             "scheduler": getattr(self.lr_scheduler, "scheduler", self.lr_scheduler),

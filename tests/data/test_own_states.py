@@ -235,9 +235,9 @@ UNCHANGING = {
 @pytest.mark.parametrize("what", UNCHANGING)
 def test_what_does_not_change_is_not_named(what):
     feed = after_a_pass(UNCHANGING[what]())
-    assert feed.doubts() == ()
+    assert feed.doubts() == []
     list(feed)
-    assert feed.doubts() == ()
+    assert feed.doubts() == []
 
 
 class Stateful:
@@ -256,7 +256,7 @@ class Stateful:
 
 def test_the_state_of_a_data_sets_part_is_saved_and_restored():
     feed = after_a_pass(loader(Data(Stateful())))
-    assert feed.doubts() == ()
+    assert feed.doubts() == []
     other = Data(Stateful())
     DataFeed(loader(other)).load_state_dict(feed.state_dict())
     assert other.change.calls == 4
