@@ -325,8 +325,7 @@ class LoadedState:
         ]
         for level, reasons in doubts:
             for name, reason in reasons.items():
-                if known.get(name, EXACT) == EXACT:
-                    known[name] = ResumedPart(level, reason)
+                known[name] = known.get(name, EXACT).doubted(level, reason)
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
     def _members(self) -> dict[str, dict[str, Member]]:

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import flags_of
-from ignite_hooks.checkpoint.module_state import set_flags
+from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["Member", "plain_state"]
@@ -58,8 +58,14 @@ class Member:
         """Returns the state; its tensors are those of the object."""
         thing = self._thing
         if isinstance(thing, torch.nn.Module):
-            shared = _shared(thing, self._trainer)
-            return {"module": thing.state_dict(), "flags": flags_of(thing), "shared": shared}
+            state = thing.state_dict()
+            versions = getattr(state, "_metadata", {})
+            return {
+                "module": dict(state),
+                "metadata": {key: dict(value) for key, value in versions.items()},
+                "flags": flags_of(thing),
+                "shared": _shared(thing, self._trainer),
+            }
         if isinstance(thing, EpochOutputStore):
             return {"data": list(thing.data)}
         return plain_state(thing)
@@ -88,7 +94,7 @@ class Member:
             state: the state.
         """
         if isinstance(self._thing, torch.nn.Module):
-            if isinstance(state, Mapping) and state.keys() == {"module", "flags", "shared"}:
+            if isinstance(state, Mapping) and "module" in state:
                 yield from differences_of_module(name, state["module"], self._thing)
             else:
                 yield f"the {name} had another kind of state, it is a module"
@@ -109,8 +115,7 @@ def _give_to_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine
             tensor.data = source.data
         elif name in shared_now:  # else loading would write to the model
             tensor.data = tensor.data.clone()
-    module.load_state_dict(state["module"])
-    set_flags(module, state["flags"])
+    give_to_module(module, state["module"], state)
 
 
 def _shared(module: torch.nn.Module, trainer: TrainingEngine) -> dict[str, str]:
@@ -151,7 +156,7 @@ def _is_code(value: Any) -> bool:
 
 def _completed(state: Any, current: Any) -> Any:
     """Returns a state with what ``_without_code`` has left out, as it is now."""
-    if isinstance(state, Mapping) and isinstance(current, Mapping):
+    if type(state) in (dict, OrderedDict) and isinstance(current, Mapping):
         own = {key: _completed(value, current.get(key)) for key, value in state.items()}
         return {**current, **own}
     is_list = type(state) in (list, tuple) and type(state) is type(current)

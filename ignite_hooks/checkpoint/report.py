@@ -27,6 +27,14 @@ class ResumedPart:
     reason: str = ""
     names: tuple[str, ...] = field(default=(), compare=False)
 
+    def doubted(self, level: str, reason: str) -> "ResumedPart":
+        """Returns the part with one more reason why it is not exact."""
+        if self.level == "exact":
+            return ResumedPart(level, reason, self.names)
+        if reason in self.reason:
+            return self
+        return ResumedPart(self.level, f"{self.reason}; {reason}", self.names)
+
     def __str__(self) -> str:
         inside = self.reason or ", ".join(self.names)
         return f"{self.level} ({inside})" if inside else self.level

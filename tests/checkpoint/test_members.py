@@ -1,18 +1,58 @@
-"""Which handlers have a state, and by what names they are found again."""
+"""Which handlers and held objects have a state, their names, and that a resume restores them."""
 
+import copy
+import functools
+
+import pytest
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from ignite.engine import Engine
 from ignite.engine import Events
+from ignite.handlers import ConcatScheduler
+from ignite.handlers import CosineAnnealingScheduler
 from ignite.handlers import EarlyStopping
+from ignite.handlers import EMAHandler
+from ignite.handlers import EpochOutputStore
+from ignite.handlers import ExpStateScheduler
+from ignite.handlers import LambdaStateScheduler
+from ignite.handlers import LinearCyclicalScheduler
+from ignite.handlers import LRScheduler
+from ignite.handlers import ParamGroupScheduler
+from ignite.handlers import PiecewiseLinear
+from ignite.handlers import ReduceLROnPlateauScheduler
+from ignite.handlers import create_lr_scheduler_with_warmup
+from ignite.metrics import Average
 from ignite.metrics import RunningAverage
+from torch.optim.lr_scheduler import ChainedScheduler
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import SequentialLR
 from torch.optim.lr_scheduler import StepLR
+from torch.optim.swa_utils import SWALR
+from torch.optim.swa_utils import AveragedModel
 
 from ignite_hooks import ClearCache
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks import create_supervised_evaluator
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.digest import digest_of
+from ignite_hooks.checkpoint.members import Members
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.members import has_state
 from ignite_hooks.core.handler import Handler
 from tests.reference import batches_of
 from tests.reference import make_trainer
+from tests.reference import seed
+from tests.reference import shuffled
+
+STEP = TrainEvents.STEP_COMPLETED
 
 
 class Count:
@@ -139,4 +179,428 @@ def test_removed_handlers_are_not_found():
     assert len(handlers_with_state(trainer)) == 2
     handle.remove()
     attachment.remove()
+    assert handlers_with_state(trainer) == {}
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden = torch.nn.Linear(4, 4)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.out = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.norm(self.hidden(x)).tanh())
+
+
+class Stepper:
+    """A user's handler that holds schedulers and has no state_dict of its own."""
+
+    def __init__(self, *schedulers):
+        self.first, self.others = schedulers[0], list(schedulers[1:])
+
+    def __call__(self, engine):
+        self.step()
+
+    def step(self):
+        self.first.step()
+        for each in self.others:
+            each.step()
+
+
+class Averager:
+    """A user's averaging handler, whose own state has that of the module in it."""
+
+    def __init__(self, model):
+        self.average, self.model, self.number = copy.deepcopy(model), model, 0
+
+    def __call__(self, engine):
+        self.number += 1
+        with torch.no_grad():
+            for mean, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(new, 1 / (self.number + 1))
+
+    def state_dict(self):
+        return {"average": self.average.state_dict(), "number": self.number}
+
+    def load_state_dict(self, state_dict):
+        self.average.load_state_dict(state_dict["average"])
+        self.number = state_dict["number"]
+
+
+def half(optimizer):
+    return StepLR(optimizer, 2, 0.5)
+
+
+def plateau_in_lambda(trainer, model, optimizer):
+    scheduler = ReduceLROnPlateau(optimizer, patience=1)
+    trainer.add_event_handler(STEP, lambda engine: scheduler.step(1.0))
+
+
+def plateau_in_partial(trainer, model, optimizer):
+    def step(scheduler, engine):
+        scheduler.step(1.0)
+
+    trainer.add_event_handler(
+        STEP, functools.partial(step, ReduceLROnPlateau(optimizer, patience=1))
+    )
+
+
+def bound_method_in_a_default(trainer, model, optimizer):
+    step = half(optimizer).step
+    trainer.add_event_handler(STEP, lambda engine, step=step: step())
+
+
+def argument_of_a_handler(trainer, model, optimizer):
+    trainer.add_event_handler(STEP, lambda engine, each: each.step(), half(optimizer))
+
+
+def keyword_of_a_handler(trainer, model, optimizer):
+    trainer.add_event_handler(STEP, lambda engine, each: each.step(), each=half(optimizer))
+
+
+def attribute_of_a_handler(trainer, model, optimizer):
+    trainer.add_event_handler(STEP, Stepper(half(optimizer)))
+
+
+def attributes_of_a_bound_method(trainer, model, optimizer):
+    stepper = Stepper(half(optimizer), ExponentialLR(optimizer, 0.9), ExponentialLR(optimizer, 0.8))
+    trainer.add_event_handler(STEP, stepper.step)
+
+
+def several_in_a_list(trainer, model, optimizer):
+    schedulers = [half(optimizer), StepLR(optimizer, 3, 0.9)]
+    trainer.add_event_handler(STEP, lambda: [each.step() for each in schedulers])
+
+
+def deep_in_closures(trainer, model, optimizer):
+    box = {"a": [({"scheduler": half(optimizer)},)]}
+
+    def outer():
+        def inner():
+            box["a"][0][0]["scheduler"].step()
+
+        return inner
+
+    inner = outer()
+    trainer.add_event_handler(STEP, lambda: inner())
+
+
+def in_a_filter(trainer, model, optimizer):
+    count, scheduler = Count(), half(optimizer)
+
+    def is_due(engine, event):
+        count()
+        return count.number % 3 == 0
+
+    trainer.add_event_handler(STEP(event_filter=is_due), lambda: scheduler.step())
+
+
+def in_a_hook(trainer, model, optimizer):
+    scheduler = half(optimizer)
+
+    @trainer.hooks.on("on_batch")
+    def step_after_batch(engine):
+        yield
+        scheduler.step()
+
+
+def of_a_module(trainer, model, optimizer):
+    global module_scheduler
+    module_scheduler = half(optimizer)
+    trainer.add_event_handler(STEP, step_of_a_module)
+
+
+def step_of_a_module():
+    module_scheduler.step()
+
+
+def sequential(trainer, model, optimizer):
+    inner = [half(optimizer), MultiStepLR(optimizer, [1, 3], 0.5)]
+    scheduler = SequentialLR(optimizer, inner, [3])
+    trainer.add_event_handler(STEP, lambda: scheduler.step())
+
+
+def chained(trainer, model, optimizer):
+    scheduler = ChainedScheduler([half(optimizer), LambdaLR(optimizer, lambda step: 0.9**step)])
+    trainer.add_event_handler(STEP, lambda: scheduler.step())
+
+
+def averaged_model(trainer, model, optimizer):
+    average, scheduler = AveragedModel(model), SWALR(optimizer, 0.01, anneal_epochs=5)
+
+    def update(engine):
+        average.update_parameters(model)
+        scheduler.step()
+
+    trainer.add_event_handler(STEP, update)
+    return average.state_dict
+
+
+def user_average(trainer, model, optimizer):
+    averager = Averager(model)
+    trainer.add_event_handler(STEP, lambda engine: averager(engine))
+    return averager.state_dict
+
+
+def ema(every=1, name="ema_momentum", **options):
+    def attach(trainer, model, optimizer):
+        handler = EMAHandler(model, **options)
+        handler.attach(trainer, name, event=Events.ITERATION_COMPLETED(every=every))
+        return lambda: [handler.ema_model.state_dict(), getattr(trainer.state, name)]
+
+    return attach
+
+
+def two_emas(trainer, model, optimizer):
+    one, two = EMAHandler(model.hidden, momentum=0.1), EMAHandler(model.out, momentum=0.3)
+    one.attach(trainer, "one")
+    two.attach(trainer, "two", event=STEP)
+    return lambda: [one.ema_model.state_dict(), two.ema_model.state_dict()]
+
+
+def driven_at(event, make):
+    """A scheduler of Ignite's, attached to ``event``."""
+
+    def attach(trainer, model, optimizer):
+        scheduler = make(optimizer)
+        trainer.add_event_handler(event, scheduler)
+        return lambda: getattr(trainer.state, "param_history", None)
+
+    return attach
+
+
+def concat(optimizer):
+    linear = LinearCyclicalScheduler(optimizer, "lr", 0.1, 0.01, 6)
+    cosine = CosineAnnealingScheduler(optimizer, "lr", 0.1, 0.02, 4)
+    return ConcatScheduler([linear, cosine], [4])
+
+
+def grouped(optimizer):
+    return ParamGroupScheduler(
+        [
+            LinearCyclicalScheduler(optimizer, "lr", 0.1, 0.01, 6, param_group_index=0),
+            PiecewiseLinear(optimizer, "lr", [(1, 0.1), (6, 0.02)], param_group_index=1),
+        ]
+    )
+
+
+def warmed_up(scheduler):
+    return lambda optimizer: create_lr_scheduler_with_warmup(scheduler(optimizer), 0.0, 4, 0.1)
+
+
+def ignite_plateau(trainer, model, optimizer):
+    @trainer.on(STEP)
+    def measure(engine):
+        engine.state.metrics["x"] = 1.0
+
+    trainer.add_event_handler(STEP, ReduceLROnPlateauScheduler(optimizer, "x", patience=1))
+
+
+def state_scheduler(event, make):
+    def attach(trainer, model, optimizer):
+        make().attach(trainer, event)
+        return lambda: trainer.state.temperature
+
+    return attach
+
+
+def second_optimizer(trainer, model, optimizer):
+    head = torch.nn.Linear(4, 2)
+    other = torch.optim.Adam(head.parameters(), lr=0.01)
+    scheduler = half(other)
+
+    def train_head(engine):
+        x, y = engine.state.batch
+        other.zero_grad()
+        F.mse_loss(head(x), y).backward()
+        other.step()
+        scheduler.step()
+
+    trainer.add_event_handler(STEP, train_head)
+    return lambda: [head.state_dict(), other.state_dict()]
+
+
+def outputs_of_an_epoch(trainer, model, optimizer):
+    store = EpochOutputStore()
+    store.attach(trainer, "outputs")
+    return lambda: store.data
+
+
+def metrics(trainer, model, optimizer):
+    RunningAverage(output_transform=float).attach(trainer, "running")
+    mean = Average()
+    trainer.add_event_handler(STEP, lambda engine: mean.update(float(engine.state.loss)))
+    return lambda: [trainer.state.metrics, mean.compute()]
+
+
+def evaluator_run_by_a_handler(trainer, model, optimizer):
+    evaluator = create_supervised_evaluator(model, accelerator=trainer.accelerator)
+    stopping = EarlyStopping(9, lambda engine: 1.0, trainer)
+    evaluator.add_event_handler(Events.COMPLETED, stopping)
+    data = batches_of(1)
+    trainer.add_event_handler(STEP, lambda: evaluator.run(data))
+    return stopping.state_dict
+
+
+def evaluator_and_callable_by_name(trainer, model, optimizer):
+    evaluator = create_supervised_evaluator(model, accelerator=trainer.accelerator)
+    stopping, count = EarlyStopping(9, lambda engine: 1.0, trainer), Count()
+    evaluator.add_event_handler(Events.COMPLETED, stopping)
+    several = {"a": evaluator, "b": lambda model: count()}
+    Validation(several, batches_of(1), every_steps=1).attach(trainer)
+    return lambda: [stopping.state_dict(), count.number]
+
+
+AT_START, AT_EPOCH = Events.ITERATION_STARTED, Events.EPOCH_STARTED
+CASES = {
+    plateau_in_lambda: ["ReduceLROnPlateau"],
+    plateau_in_partial: ["ReduceLROnPlateau"],
+    bound_method_in_a_default: ["StepLR"],
+    argument_of_a_handler: ["StepLR"],
+    keyword_of_a_handler: ["StepLR"],
+    attribute_of_a_handler: ["Stepper"],
+    attributes_of_a_bound_method: ["Stepper.first", "Stepper.others.0", "Stepper.others.1"],
+    several_in_a_list: ["StepLR-schedulers.0", "StepLR-schedulers.1"],
+    deep_in_closures: ["StepLR"],
+    in_a_filter: ["Count", "StepLR"],
+    in_a_hook: ["StepLR"],
+    of_a_module: ["StepLR"],
+    sequential: ["SequentialLR"],
+    chained: ["ChainedScheduler"],
+    averaged_model: ["AveragedModel", "SWALR"],
+    user_average: ["Averager"],
+    ema(momentum=0.1): ["EMAHandler"],
+    ema(every=3, momentum=0.1): ["EMAHandler"],
+    ema(every=2, momentum=0.1, handle_buffers="update", name="other"): ["EMAHandler"],
+    ema(every=2, momentum=0.1, handle_buffers="ema_train"): ["EMAHandler"],
+    ema(momentum=0.01, momentum_warmup=0.2, warmup_iters=6): ["EMAHandler", "LambdaStateScheduler"],
+    two_emas: ["EMAHandler", "EMAHandler-2"],
+    driven_at(AT_START, concat): ["ConcatScheduler"],
+    driven_at(AT_START, grouped): ["ParamGroupScheduler"],
+    driven_at(AT_START, warmed_up(half)): ["ConcatScheduler"],
+    driven_at(AT_START, warmed_up(lambda o: CosineAnnealingWarmRestarts(o, 3))): [
+        "ConcatScheduler",
+        "ConcatScheduler.CosineAnnealingWarmRestarts",
+    ],
+    driven_at(AT_START, lambda o: LRScheduler(half(o), save_history=True)): ["LRScheduler"],
+    driven_at(AT_EPOCH, lambda o: PiecewiseLinear(o, "lr", [(0, 0.1), (2, 0.01)])): [
+        "PiecewiseLinear"
+    ],
+    ignite_plateau: ["ReduceLROnPlateauScheduler"],
+    state_scheduler(
+        AT_EPOCH, lambda: ExpStateScheduler(1.0, 0.5, "temperature", create_new=True)
+    ): ["ExpStateScheduler"],
+    state_scheduler(
+        STEP(every=3), lambda: LambdaStateScheduler(float, "temperature", create_new=True)
+    ): ["LambdaStateScheduler"],
+    second_optimizer: ["Adam", "Linear", "StepLR"],
+    outputs_of_an_epoch: ["EpochOutputStore"],
+    metrics: ["Average", "RunningAverage"],
+    evaluator_run_by_a_handler: ["EarlyStopping"],
+    evaluator_and_callable_by_name: ["Count", "EarlyStopping"],
+}
+ENDS = (2, 3, 7)  # in an epoch, at its end, and in a later one
+
+
+def trained(attach, *handlers):
+    """A trainer with three batches an epoch, and what gives all that must not differ."""
+    seed()
+    model = Net()
+    groups = [model.hidden, torch.nn.ModuleList([model.norm, model.out])]
+    optimizer = torch.optim.SGD([{"params": g.parameters()} for g in groups], lr=0.1, momentum=0.9)
+    trainer = create_supervised_trainer(
+        model, optimizer, F.mse_loss, shuffled(3), accelerator=Accelerator(cpu=True)
+    )
+    probe = attach(trainer, model, optimizer) or (lambda: None)
+    for handler in handlers:
+        handler.attach(trainer)
+
+    def everything():
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return digest_of([model.state_dict(), optimizer.state_dict(), rates, probe()])
+
+    return trainer, everything
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
+@pytest.mark.filterwarnings("ignore:Attribute 'ema_momentum'")
+@pytest.mark.parametrize(("attach", "names"), CASES.items(), ids=lambda each: each)
+def test_what_handlers_hold_is_resumed_bit_by_bit(attach, names, tmp_path):
+    expected = []
+    for end in ENDS:
+        trainer, everything = trained(attach)
+        trainer.run(max_steps=end)
+        expected.append(everything())
+    save = functools.partial(SaveCheckpoint, tmp_path, on_signals=())
+    trainer, everything = trained(attach, save())
+    trainer.run(max_steps=ENDS[0])
+    assert everything() == expected[0]
+    for end, value in zip(ENDS[1:], expected[1:], strict=True):
+        trainer, everything = trained(attach, save(), ResumeCheckpoint(tmp_path))
+        trainer.run(max_steps=end)
+        part = trainer.resume_report.parts["handlers"]
+        assert str(part) == f"exact ({', '.join(names)})"
+        assert trainer.resume_report.is_exact
+        assert everything() == value
+
+
+def test_names_survive_a_further_handler_without_a_state():
+    def two_in_a_handler(trainer, model, optimizer):
+        a, b = StepLR(optimizer, 2), StepLR(optimizer, 3)
+        trainer.add_event_handler(STEP, lambda: (a.step(), b.step()))
+        return lambda: (a, b)
+
+    def logged_too(trainer, model, optimizer):
+        trainer.add_event_handler(Events.COMPLETED, lambda: None)
+        probe = two_in_a_handler(trainer, model, optimizer)
+        _, b = probe()
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: b.get_last_lr())
+        return probe
+
+    for attach in (two_in_a_handler, logged_too):
+        trainer, _ = trained(attach)
+        found = handlers_with_state(trainer)
+        assert {name: each.step_size for name, each in found.items()} == {
+            "StepLR-a": 2,
+            "StepLR-b": 3,
+        }
+
+
+def test_what_a_checkpoint_has_elsewhere_is_left_out():
+    def attach(trainer, model, optimizer):
+        wrapped, loss = torch.nn.Sequential(model.hidden, model.out), torch.nn.MSELoss()
+        loader, scaler = trainer.feed.loader, trainer.accelerator.scaler
+        held = [wrapped, model.norm, loss, optimizer, trainer.optimizer, loader, scaler, trainer]
+        held += [trainer.accelerator, loader.dataset, count]
+        trainer.add_event_handler(STEP, lambda: held)
+
+    count = Count()
+    trainer, _ = trained(attach)
+    assert handlers_with_state(trainer) == {"Count": count}
+    assert handlers_with_state(trainer, [count]) == {}
+
+
+def test_objects_in_a_set_have_no_names():
+    def attach(trainer, model, optimizer):
+        several, one = {Count(), Count()}, {OtherCount()}
+        trainer.add_event_handler(STEP, lambda: (several, one))
+
+    trainer, _ = trained(attach)
+    members = Members.of(trainer)
+    assert [*members.with_state] == ["OtherCount"]
+    assert members.unnamed == ["<lambda>.several.{Count}"]
+
+
+def test_search_runs_no_code_of_what_it_finds():
+    class Touchy:
+        @property
+        def state_dict(self):
+            raise AssertionError
+
+        def __getattr__(self, name):
+            raise AssertionError(name)
+
+    trainer, touchy = make_trainer(batches_of(1)), Touchy()
+    trainer.add_event_handler(STEP, lambda: touchy)
     assert handlers_with_state(trainer) == {}

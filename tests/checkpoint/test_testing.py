@@ -135,7 +135,7 @@ def test_objects_named_by_own_checkpoints_are_saved_too(tmp_path_factory, is_nam
 
     def make():
         trainer = make_trainer()
-        fading = FadingWithState(trainer)
+        fading = FadingWithState(trainer) if is_named else Fading(trainer)
         trainer.add_event_handler(Events.ITERATION_STARTED, lambda: fading())
         also = {"fading": fading} if is_named else None
         SaveCheckpoint(folder, every_steps=4, at_end=False, also=also).attach(trainer)

@@ -1,0 +1,391 @@
+"""What changes in a run without a state is named, and nothing else is."""
+
+import argparse
+import collections
+import enum
+import io
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from ignite.handlers import BasicTimeProfiler
+from ignite.handlers import Checkpoint
+from ignite.handlers import EarlyStopping
+from ignite.handlers import EpochOutputStore
+from ignite.handlers import HandlersTimeProfiler
+from ignite.handlers import ProgressBar
+from ignite.handlers import TerminateOnNan
+from ignite.handlers import TimeLimit
+from ignite.handlers import Timer
+from ignite.handlers import global_step_from_engine
+from ignite.handlers.base_logger import BaseLogger
+from ignite.handlers.base_logger import BaseOutputHandler
+from ignite.metrics import Average
+from ignite.metrics import RunningAverage
+
+from ignite_hooks import EpochMaxRAM
+from ignite_hooks import GarbageCollector
+from ignite_hooks import GradientClipping
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import Validation
+from ignite_hooks import create_supervised_evaluator
+from ignite_hooks.checkpoint.members import Members
+from ignite_hooks.checkpoint.unsaved import note_beginning
+from ignite_hooks.checkpoint.unsaved import unsaved_changes
+from ignite_hooks.handlers import Handler
+from tests.reference import batches_of
+from tests.reference import make_trainer
+from tests.reference import shuffled
+
+EACH = Events.ITERATION_COMPLETED
+
+
+def reason_after_run(attach, tmp_path):
+    """What is said after two batches of three, of what ``attach`` attaches."""
+    trainer = make_trainer(batches_of(3))
+    attach(trainer, tmp_path)
+    SaveCheckpoint(tmp_path / "run", every_steps=9, at_end=False, on_signals=()).attach(trainer)
+    trainer.run(max_steps=2)
+    return unsaved_changes(trainer, Members.of(trainer))
+
+
+class Log(BaseLogger):
+    """As Ignite's loggers are: a writer, and handlers made by it."""
+
+    def __init__(self):
+        self.writer = io.StringIO()
+
+    def close(self):
+        self.writer.close()
+
+    def _create_output_handler(self, *args, **kwargs):
+        return Output(*args, **kwargs)
+
+    def _create_opt_params_handler(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+class Output(BaseOutputHandler):
+    def __call__(self, engine, logger, event_name):
+        logger.writer.write(str(self._setup_output_metrics_state_attrs(engine)))
+
+
+def logger(trainer, tmp_path):
+    Log().attach_output_handler(
+        trainer,
+        EACH,
+        tag="training",
+        output_transform=lambda loss: {"loss": loss},
+        global_step_transform=global_step_from_engine(trainer),
+    )
+
+
+def evaluator(trainer, tmp_path):
+    engine = create_supervised_evaluator(
+        trainer.model, {"x": Average(output_transform=lambda _: 1.0)}
+    )
+    EpochOutputStore().attach(engine)
+    Validation(engine, batches_of(1), every_steps=1).attach(trainer)
+
+
+def user_keys(trainer, tmp_path):
+    trainer.state.best = 0
+    trainer.state_dict_user_keys.append("best")
+
+    @trainer.on(EACH)
+    def count(engine):
+        engine.state.best += 1
+
+
+def reset_when_started(trainer, tmp_path):
+    class Rows:
+        def start(self):
+            self.rows = []
+
+        def show(self):
+            return len(self.rows)
+
+    rows = Rows()
+    trainer.add_event_handler(Events.STARTED, rows.start)
+    trainer.add_event_handler(EACH, rows.show)
+
+
+def settings(trainer, tmp_path):
+    arguments = argparse.Namespace(lr=0.1, path=Path("x"), names=["a"], limits={"a": np.zeros(3)})
+    trainer.add_event_handler(EACH, lambda: arguments.lr * 2)
+
+
+def files(tmp_path):
+    saver = {"to_save": {"x": torch.nn.Linear(1, 1)}, "save_handler": tmp_path / "files"}
+    return Checkpoint(**saver, n_saved=2)
+
+
+SILENT = {
+    "ProgressBar": lambda t, p: ProgressBar(file=io.StringIO()).attach(t),
+    "Timer": lambda t, p: Timer(average=True).attach(t, resume=EACH, step=EACH),
+    "BasicTimeProfiler": lambda t, p: BasicTimeProfiler().attach(t),
+    "HandlersTimeProfiler": lambda t, p: HandlersTimeProfiler().attach(t),
+    "TerminateOnNan": lambda t, p: t.add_event_handler(EACH, TerminateOnNan()),
+    "TimeLimit": lambda t, p: t.add_event_handler(EACH, TimeLimit(1000)),
+    "EpochOutputStore": lambda t, p: EpochOutputStore().attach(t, "outputs"),
+    "EarlyStopping": lambda t, p: t.add_event_handler(EACH, EarlyStopping(9, lambda e: 1.0, t)),
+    "Checkpoint": lambda t, p: t.add_event_handler(EACH, files(p)),
+    "RunningAverage": lambda t, p: RunningAverage(output_transform=float).attach(t, "loss"),
+    "a logger": logger,
+    "an evaluator": evaluator,
+    "a callable": lambda t, p: Validation(lambda model: {"x": 1}, every_steps=1).attach(t),
+    "handlers of this package": lambda t, p: [
+        each.attach(t)
+        for each in (GarbageCollector(every_steps=1), EpochMaxRAM(), GradientClipping(max_norm=1.0))
+    ],
+    "an attribute of the state that is saved": user_keys,
+    "what STARTED sets again": reset_when_started,
+    "settings": settings,
+    "a file": lambda t, p: calling(io.StringIO, lambda file: file.write("x"))(t, p),
+}
+
+
+@pytest.mark.parametrize("attach", SILENT.values(), ids=SILENT)
+def test_nothing_is_said_of(attach, tmp_path):
+    assert reason_after_run(attach, tmp_path) == ""
+
+
+class Counter:
+    number = 0
+
+    def __init__(self):
+        self.inner = {"a": [self.Inner()]}
+
+    class Inner:
+        def __init__(self):
+            self.number = 0
+
+    def count(self, engine):
+        self.number += 1
+
+    def count_inside(self, engine):
+        self.inner["a"][0].number += 1
+
+    def count_on_the_class(self, engine):
+        Counter.number += 1
+
+
+class Slotted:
+    __slots__ = ("__weakref__", "number")
+
+    def __init__(self):
+        self.number = 0
+
+    def __call__(self, engine):
+        self.number += 1
+
+
+@dataclass
+class Data:
+    last: object = None
+
+    def __call__(self, engine):
+        self.last = engine.state.loss
+
+
+class Phase(enum.Enum):
+    FIRST = 1
+    SECOND = 2
+
+
+class Counting(Handler):
+    number = 0
+
+    def __call__(self, engine):
+        self.number += 1
+
+
+class CountingInside(Handler):
+    def attach_to(self, attachment):
+        number = 0
+
+        def count(engine):
+            nonlocal number
+            number += 1
+
+        attachment.on(EACH, count)
+
+
+def nonlocal_number(trainer, tmp_path):
+    number = 0
+
+    @trainer.on(EACH)
+    def count():
+        nonlocal number
+        number += 1
+
+
+def calling(make, act):
+    """A handler that does something with a value in its closure."""
+
+    def attach(trainer, tmp_path):
+        value = make()
+
+        @trainer.on(EACH)
+        def call(engine):
+            act(value)
+
+    return attach
+
+
+def add_at(key):
+    def add(value):
+        value[key] = value[key] + 1
+
+    return add
+
+
+numbers_of_module = []
+
+
+def module_global(trainer, tmp_path):
+    trainer.add_event_handler(EACH, count_globally)
+
+
+def count_globally(engine):
+    numbers_of_module.append(1)
+
+
+def attribute_of_a_function(trainer, tmp_path):
+    def count():
+        count.number += 1
+
+    count.number = 0
+    trainer.add_event_handler(EACH, count)
+
+
+def default(trainer, tmp_path):
+    def count(engine, seen=[]):  # noqa: B006
+        seen.append(1)
+
+    trainer.add_event_handler(EACH, count)
+
+
+def attribute_of_the_state(trainer, tmp_path):
+    @trainer.on(EACH)
+    def count(engine):
+        engine.state.number = getattr(engine.state, "number", 0) + 1
+
+
+def callable_of_a_validation(trainer, tmp_path):
+    seen = []
+    Validation(lambda model: seen.append(1), every_steps=1).attach(trainer)
+
+
+def hook(trainer, tmp_path):
+    seen = []
+
+    @trainer.hooks.on("on_batch")
+    def note(engine):
+        seen.append(1)
+        yield
+
+
+def phase(trainer, tmp_path):
+    class Phases:
+        phase = Phase.FIRST
+
+        def go_on(self):
+            self.phase = Phase.SECOND
+
+    trainer.add_event_handler(EACH, Phases().go_on)
+
+
+def on(handler):
+    return lambda trainer, tmp_path: trainer.add_event_handler(EACH, handler)
+
+
+NAMED = {
+    "an attribute": (lambda t, p: on(Counter().count)(t, p), "Counter.number"),
+    "an object in an attribute": (
+        lambda t, p: on(Counter().count_inside)(t, p),
+        "Counter.inner.a.0.number",
+    ),
+    "a class": (lambda t, p: on(Counter().count_on_the_class)(t, p), "Counter.Counter.number"),
+    "slots": (lambda t, p: on(Slotted())(t, p), "Slotted.number"),
+    "the last loss": (lambda t, p: on(Data())(t, p), "Data.last"),
+    "an enum": (phase, "Phases.phase"),
+    "a Handler": (lambda t, p: Counting().attach(t, EACH), "Counting.number"),
+    "a closure of a Handler": (lambda t, p: CountingInside().attach(t), "handler.number"),
+    "a nonlocal number": (nonlocal_number, "count.number"),
+    "a list": (calling(list, lambda value: value.append(1.0)), "call.value"),
+    "a method of a list": (lambda t, p: on([].append)(t, p), "list"),
+    "an element of a long list": (calling(lambda: [0] * 50_000, add_at(33_333)), "call.value"),
+    "a list in a dict": (calling(lambda: {"a": [0]}, lambda v: add_at(0)(v["a"])), "call.value"),
+    "a deque": (calling(collections.deque, lambda value: value.append("a")), "call.value"),
+    "a Counter": (calling(collections.Counter, lambda value: value.update("a")), "call.value"),
+    "a set": (calling(set, lambda value: value.add(len(value))), "call.value"),
+    "a tensor": (calling(lambda: torch.zeros(3), lambda value: value.add_(1)), "call.value"),
+    "an array": (calling(lambda: np.zeros((300, 300)), add_at((3, 200))), "call.value"),
+    "a count": (calling(itertools.count, next), "call.value"),
+    "a cycle": (calling(lambda: itertools.cycle([1, 2]), next), "call.value"),
+    "an iterator": (calling(lambda: iter([1, 2, 3]), next), "call.value"),
+    "a generator": (calling(lambda: (each for each in range(9)), next), "call.value"),
+    "an iterator of a loader": (calling(lambda: iter(shuffled(5)), next), "call.value"),
+    "a global": (module_global, "count_globally.numbers_of_module"),
+    "an attribute of a function": (attribute_of_a_function, "count.number"),
+    "a default": (default, "count.seen"),
+    "a hook": (hook, "Hooks._hooks.0.context.seen"),
+    "a callable that validates": (callable_of_a_validation, "<lambda>.seen"),
+    "an attribute of the trainer's state": (attribute_of_the_state, "trainer.state.number"),
+}
+
+
+@pytest.mark.parametrize(("attach", "path"), NAMED.values(), ids=NAMED)
+def test_a_change_is_named_of(attach, path, tmp_path):
+    assert f"{path} changed" in reason_after_run(attach, tmp_path)
+
+
+def test_what_is_too_much_to_look_at_is_said(tmp_path):
+    many = [Data() for _ in range(11_000)]
+    reason = reason_after_run(calling(lambda: many, len), tmp_path)
+    assert "handlers hold too many objects to look at all of them" in reason
+
+
+def test_a_value_that_did_not_change_is_not_named():
+    trainer, values = make_trainer(batches_of(3)), [1, float("nan"), "a", [None], {1, 2}, iter([1])]
+    trainer.add_event_handler(EACH, lambda: len(values))
+    note_beginning(trainer)
+    values[3] = [None]
+    assert unsaved_changes(trainer, Members.of(trainer)) == ""
+    values[3] = [0]
+    assert "<lambda>.values changed" in unsaved_changes(trainer, Members.of(trainer))
+
+
+def test_values_are_compared_with_the_first_run_of_the_process(tmp_path):
+    trainer, counter = make_trainer(batches_of(2)), Counter()
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), counter.count)
+    SaveCheckpoint(tmp_path, on_signals=()).attach(trainer)
+    trainer.run(max_epochs=1)
+    trainer.run(max_epochs=2)
+    assert "Counter.number changed" in unsaved_changes(trainer, Members.of(trainer))
+
+
+def test_the_report_names_what_was_not_saved_and_what_was(tmp_path):
+    def make():
+        trainer, counter = make_trainer(batches_of(2)), Counter()
+        trainer.add_event_handler(EACH, counter.count)
+        trainer.add_event_handler(EACH, EarlyStopping(9, lambda engine: 1.0, trainer))
+        SaveCheckpoint(tmp_path, on_signals=()).attach(trainer)
+        return trainer
+
+    make().run()
+    trainer = make()
+    ResumeCheckpoint(tmp_path).attach(trainer)
+    part = trainer.resume_report.parts["handlers"]
+    assert part.level == "unknown"
+    assert part.reason == (
+        "Counter.number changed and cannot be saved: give the object state_dict() and "
+        "load_state_dict(), or keep the value in one that has them"
+    )
+    assert part.names == ("EarlyStopping",)
