@@ -204,9 +204,10 @@ def fit_of_module(
         state = names.actual_state(_within(theirs, plain_path), module.state_dict())
         sources = Sources(state)
         before = dict(part.named_parameters())
-        with put_back(part):
+        with put_back(part), torch.random.fork_rng(devices=[]):
             failure = None
             try:
+                _make_buffers(module, _within(theirs, plain_path), names)
                 with sources:
                     metadata = names.actual_metadata(about["metadata"])
                     _load(part, path, state, metadata, strict=strict)
@@ -227,9 +228,8 @@ def fit_of_module(
                 "its loading copy into the parameters that are there"
             )
         for key, parameter in before.items():
-            own_name = names.plain(_joined(path, key))
-            source = sources.of(parameter)
-            if source is not None and names.plain(source) != own_name:
+            own_name, source = names.plain(_joined(path, key)), sources.of(parameter)
+            if source is not None and _is_renamed(theirs, own_name, names.plain(source)):
                 renamed[own_name] = names.plain(source)
     return ModuleFit(found, renamed)
 
@@ -257,7 +257,7 @@ def give_to_module(
         if key in before and getattr(value, "dtype", None) != getattr(before[key], "dtype", None)
     }
     paths = [names.plain(path) for path, _ in _parts_with_own_loading(module)]
-    _make_buffers(module, _outside(state, paths), names)
+    _make_buffers(module, state, names)
     own_state = names.actual_state(state, module.state_dict())
     sources = Sources(own_state)
     with sources:
@@ -275,10 +275,8 @@ def give_to_module(
     now = names.plain_state(module.state_dict())
     for key, parameter in module.named_parameters():
         source, own_name = sources.of(parameter), names.plain(key)
-        if source is not None and own_name in now:
-            now[names.plain(source)] = now[own_name]
-            if names.plain(source) != own_name and own_name not in state:
-                del now[own_name]
+        if source is not None and own_name in now and own_name not in state:
+            now[names.plain(source)] = now.pop(own_name)
     theirs = {key: state[key] for path in paths for key in _within(state, path)}
     ours = {key: now[key] for path in paths for key in _within(now, path)}
     unlike = (theirs.keys() ^ ours.keys()) | {
@@ -365,7 +363,7 @@ def _make_buffers(module: torch.nn.Module, state: Mapping[str, Any], names: Plai
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     for key, owner in empty_buffers(module).items():
         value = state.get(names.plain(key))
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and not has_own_loading(owner):
             setattr(owner, key.rpartition(".")[2], torch.empty_like(value, device=device))
 
 
@@ -390,6 +388,14 @@ def _has_odd_tensors(module: torch.nn.Module) -> bool:
         for tensor in tensors
         if not is_lazy(tensor)
     )
+
+
+def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
+    """Returns whether a parameter is loaded from another tensor than that of its name.
+
+    Tied weights have two names for one tensor.
+    """
+    return name != source and _memory_of(state.get(name)) != _memory_of(state[source])
 
 
 def _differences(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
