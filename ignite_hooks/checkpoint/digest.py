@@ -10,6 +10,8 @@ from xxhash import xxh3_128
 
 __all__ = ["digest_of"]
 
+_CHUNK = 2**24
+
 
 def digest_of(value: Any) -> str:
     """The same for the same content, bit by bit, and another for any other."""
@@ -31,7 +33,9 @@ def _add(value: Any, total: Any) -> None:
         elif plain.layout != torch.strided:
             plain = plain.to_dense()
         plain = plain.resolve_conj().resolve_neg().contiguous()
-        total.update(plain.flatten().view(torch.uint8).numpy())
+        for part in plain.flatten().view(torch.uint8).split(_CHUNK):
+            # Of a copy: torch never resizes memory again that numpy has seen.
+            total.update(part.clone().numpy())
     elif isinstance(value, np.ndarray):
         total.update(f"{value.dtype}{value.shape}".encode())
         total.update(np.ascontiguousarray(value).tobytes())

@@ -320,7 +320,7 @@ def set_flags(module: torch.nn.Module, flags: Mapping[str, Any]) -> None:
     for name, parameter in module.named_parameters():
         is_trained = plain(name) not in flags["frozen"]
         if parameter.requires_grad != is_trained:
-            parameter.requires_grad_(is_trained)
+            parameter.requires_grad = is_trained  # the method refuses lazy ones
     for name, each in module.named_modules():
         each.training = plain(name) not in flags["eval"]
 

@@ -118,6 +118,6 @@ def _tensor(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable[[], None
                 now.resize_(before.nbytes())
             now.copy_(before)
         if tensor.requires_grad != is_trained:
-            tensor.requires_grad_(is_trained)
+            tensor.requires_grad = is_trained  # the method refuses lazy ones
 
     return restore

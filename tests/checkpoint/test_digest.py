@@ -64,3 +64,26 @@ class Holder:
 def test_digest_of_an_object_follows_its_attributes():
     assert digest_of(Holder(torch.ones(2))) == digest_of(Holder(torch.ones(2)))
     assert digest_of(Holder(torch.ones(2))) != digest_of(Holder(torch.zeros(2)))
+
+
+def test_tensors_of_every_kind_have_a_digest():
+    wave = torch.tensor([1 + 2j, 3 - 1j])
+    values = [
+        wave,
+        wave.conj(),
+        wave.conj().imag,
+        torch.eye(2).to_sparse(),
+        torch.eye(2).to_sparse_csr(),
+        torch.eye(3).to_sparse(),
+        torch.ones(2, dtype=torch.float8_e4m3fn),
+        torch.nn.parameter.UninitializedParameter(),
+    ]
+    assert len({digest_of(value) for value in values}) == len(values) - 1
+    assert digest_of(values[3]) == digest_of(values[4])  # the same values
+    assert digest_of(wave.conj()) == digest_of(wave.conj().resolve_conj())
+
+
+def test_a_tensor_can_be_resized_after_its_digest():
+    tensor = torch.ones(2)
+    digest_of(tensor)
+    assert tensor.resize_(100).numel() == 100

@@ -1,17 +1,25 @@
+import warnings
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from ignite.engine import Events
+from safetensors.torch import load_file
 
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint import module_state
+from ignite_hooks.checkpoint.contents import load_objects
+from ignite_hooks.checkpoint.digest import digest_of
 from ignite_hooks.checkpoint.module_state import fit_of_module
 from ignite_hooks.checkpoint.module_state import flags_of
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import set_flags
+from ignite_hooks.checkpoint.module_trial import put_back
 from tests.reference import batches_of
 from tests.reference import seed
 from tests.reference import weights
@@ -70,6 +78,418 @@ def test_parameters_of_another_dtype_are_reported(tmp_path):
         "weight",
         "bias",
     }
+
+
+def test_values_that_would_be_cut_are_a_difference(tmp_path):
+    for value, dtype in ((torch.ones(2) * 1j, torch.float32), (torch.ones(2), torch.int64)):
+        module, other = torch.nn.Module(), torch.nn.Module()
+        module.register_buffer("value", value)
+        other.register_buffer("value", torch.zeros(2, dtype=dtype))
+        state, about = through_a_file(tmp_path, module, safe_serialization=True)
+        assert fit_of_module("model", state, about, other).differences == [
+            f"value had the dtype {value.dtype}, it has {dtype}"
+        ]
+
+
+DTYPES = (
+    *("float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"),
+    *("float8_e5m2fnuz", "float8_e8m0fnu", "complex64", "complex128", "bool", "uint8", "uint16"),
+    *("uint32", "uint64", "int8", "int16", "int32", "int64"),
+)
+
+
+class Kinds(torch.nn.Module):
+    """A buffer of every kind, some of them in one storage."""
+
+    def __init__(self, start=0.0):
+        super().__init__()
+        base = torch.arange(start, start + 6)
+        wave = torch.complex(base, base + 1)
+        for dtype in DTYPES:
+            self.register_buffer(dtype, base.abs().to(getattr(torch, dtype)))
+        for name, value in {
+            "empty": torch.empty(0, 3),
+            "scalar": torch.tensor(start),
+            "sparse": base.to_sparse(),
+            "csr": base.view(2, 3).to_sparse_csr(),
+            "wave": wave,
+            "conjugate": wave.conj(),
+            "negated": wave.conj().imag,
+            "view": base[1:4],
+            "transposed": base.view(2, 3).t(),
+            "channels_last": base.view(1, 3, 2, 1).contiguous(memory_format=torch.channels_last),
+            "of_base": base,
+            "tied": base,
+        }.items():
+            self.register_buffer(name, value)
+
+
+@pytest.mark.parametrize("safe_serialization", [True, False])
+def test_a_buffer_of_each_kind_comes_back_bit_by_bit(tmp_path, safe_serialization):
+    module, other = Kinds(3.0), Kinds(9.0)
+    state, about = through_a_file(tmp_path, module, safe_serialization=safe_serialization)
+    before = digest_of(other.state_dict())
+    assert fit_of_module("model", state, about, other).differences == []
+    assert digest_of(other.state_dict()) == before != digest_of(module.state_dict())
+    give_to_module(other, state, about)
+    for name, value in module.state_dict().items():
+        assert digest_of(other.state_dict()[name]) == digest_of(value), name
+        assert other.state_dict()[name].layout == value.layout
+
+
+# Modules with a say in how they are loaded
+
+
+class Growing(torch.nn.Module):
+    """A memory that grows with each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+        self.register_buffer("seen", torch.empty(0))
+
+    def forward(self, x):
+        self.seen = torch.cat([self.seen, x.detach().mean().view(1)])
+        return self.layer(x) * (1 + self.seen.mean() / 100)
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        self.seen = torch.empty_like(state[f"{prefix}seen"])
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class Lazily(Growing):
+    """A buffer that is None until the first batch; torch itself does not load it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = None
+
+    def forward(self, x):
+        self.seen = x.detach().mean() if self.seen is None else self.seen + x.detach().mean()
+        return self.layer(x) * (1 + self.seen / 100)
+
+    _load_from_state_dict = torch.nn.Module._load_from_state_dict
+
+
+class Counting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.batches = torch.nn.Linear(4, 2), 0
+
+    def forward(self, x):
+        self.batches += 1
+        return self.layer(x) / self.batches
+
+    def get_extra_state(self):
+        return {"batches": self.batches}
+
+    def set_extra_state(self, state):
+        self.batches = state["batches"]
+
+
+class Renaming(torch.nn.Module):
+    """Its layers were called otherwise in an older version."""
+
+    def __init__(self, name="layer_"):
+        super().__init__()
+        self.name = name
+        for number in range(3):
+            setattr(self, f"{name}{number}", torch.nn.Linear(4, 4))
+        self.last = torch.nn.Linear(4, 2)
+        self.register_load_state_dict_pre_hook(self.rename)
+
+    @staticmethod
+    def rename(module, state, prefix, *rest):
+        for key in [key for key in state if key.startswith(f"{prefix}old_")]:
+            state[key.replace("old_", module.name)] = state.pop(key)
+
+    def forward(self, x):
+        for number in range(3):
+            x = getattr(self, f"{self.name}{number}")(x)
+        return self.last(x)
+
+
+class Partial(torch.nn.Module):
+    """A base that is left out of the state, as with adapters."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = torch.nn.Linear(4, 4).requires_grad_(False)
+        self.last = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.base(x))
+
+    def state_dict(self, *args, **options):
+        state = super().state_dict(*args, **options)
+        return {name: value for name, value in state.items() if not name.startswith("base.")}
+
+    def load_state_dict(self, state, strict=True):
+        return super().load_state_dict(state, strict=False)
+
+
+def observed():
+    """As quantization-aware training has it: observers resize their buffers when loaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.ao import quantization
+
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+        return quantization.prepare_qat(model.train())
+
+
+def lazy():
+    return torch.nn.Sequential(torch.nn.LazyLinear(3), torch.nn.LazyLinear(2))
+
+
+def half_lazy():
+    """A part of it has seen no batch when it is saved."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    model[0].never = torch.nn.LazyLinear(2)
+    return model
+
+
+def normed():
+    norms = torch.nn.utils.parametrizations
+    return torch.nn.Sequential(
+        norms.weight_norm(torch.nn.Linear(4, 4)), norms.spectral_norm(torch.nn.Linear(4, 2))
+    )
+
+
+def tied_with_hook():
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(3)))
+    model[1].weight = model[0].weight
+    model.register_load_state_dict_pre_hook(lambda *args: None)
+    return torch.nn.Sequential(model, torch.nn.Linear(4, 2))
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def plain():
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)
+    )
+
+
+def compiled_layers():
+    model = plain()
+    model[0], model[1] = compiled(model[0]), compiled(model[1])
+    return model
+
+
+def compiled_lazily():
+    return torch.nn.Sequential(compiled(Lazily()))
+
+
+def any_trainer(model, **options):
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=0.01),
+        F.mse_loss,
+        batches_of(4),
+        accelerator=Accelerator(cpu=True),
+        **options,
+    )
+    seed(3)
+    return trainer
+
+
+def resumed(folder, make_first, make_second, **options):
+    """Two trainers: one that trained eight steps, one that resumed after four."""
+    seed()
+    first = make_first()
+    any_trainer(
+        first, checkpoint=SaveCheckpoint(folder, every_steps=4, keep_last="all", **options)
+    ).run(max_epochs=2)
+    seed(2)
+    trainer = any_trainer(make_second(), resume_from=folder / "step_00000004")
+    trainer.run(max_epochs=2)
+    return first, trainer
+
+
+MODELS = {
+    "growing": (Growing, Growing),
+    "lazily": (Lazily, Lazily),
+    "extra state": (Counting, Counting),
+    "renamed": (lambda: Renaming("old_"), Renaming),
+    "observed": (observed, observed),
+    "lazy": (lazy, lazy),
+    "half lazy": (half_lazy, half_lazy),
+    "normed": (normed, normed),
+    "tied": (tied_with_hook, tied_with_hook),
+    "compiled": (lambda: compiled(plain()), plain),
+    "not compiled": (plain, compiled_layers),
+    "layers compiled": (compiled_layers, lambda: compiled(plain())),
+    "lazily, compiled": (compiled_lazily, compiled_lazily),
+    "not compiled, lazily": (lambda: torch.nn.Sequential(Lazily()), compiled_lazily),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*lazy.*:UserWarning", "ignore:.*Lazy.*:UserWarning")
+@pytest.mark.parametrize("safe_serialization", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_module_resumes_that_loads_in_its_own_way(tmp_path, name, safe_serialization):
+    first, trainer = resumed(tmp_path, *MODELS[name], safe_serialization=safe_serialization)
+    assert trainer.resume_report.is_exact
+    states = [each.state_dict() for each in (first, trainer.model)]
+    assert len(states[0]) == len(states[1])
+    for value, other in zip(*(state.values() for state in states), strict=True):
+        assert digest_of(value) == digest_of(other)
+
+
+@pytest.mark.parametrize("name", ["compiled", "layers compiled"])
+def test_names_in_files_are_without_those_of_wrappers(tmp_path, name):
+    resumed(tmp_path, *MODELS[name])
+    folder = tmp_path / "step_00000008"
+    assert sorted(load_file(folder / "model.safetensors")) == sorted(plain().state_dict())
+    about = load_objects(folder / "trainer.pt")
+    assert "_orig_mod" not in str(about["groups"])
+    assert "_orig_mod" not in str(about["modules"])
+
+
+def test_flags_cross_between_compiled_and_plain_models():
+    model = compiled_layers()
+    model[0].requires_grad_(False)
+    model[1].eval()
+    assert flags_of(model) == {"frozen": ["0.weight", "0.bias"], "eval": ["1"]}
+    other = compiled(plain())
+    set_flags(other, flags_of(model))
+    assert flags_of(other) == flags_of(model)
+    third = compiled_layers()
+    set_flags(third, flags_of(other))
+    assert flags_of(third) == flags_of(model)
+
+
+def test_flags_of_renamed_layers_are_theirs(tmp_path):
+    def old():
+        model = Renaming("old_")
+        model.old_1.requires_grad_(False)
+        model.old_2.eval()
+        return model
+
+    def new():
+        model = Renaming()
+        model.layer_1.requires_grad_(False)
+        return model
+
+    _, trainer = resumed(tmp_path, old, new)
+    assert flags_of(trainer.model) == {
+        "frozen": ["layer_1.weight", "layer_1.bias"],
+        "eval": ["layer_2"],
+    }
+
+
+def test_what_a_state_leaves_out_is_not_called_exact(tmp_path):
+    _, trainer = resumed(tmp_path, Partial, Partial)
+    assert str(trainer.resume_report.parts["model"]) == (
+        "unknown (left out of the state_dict(): model.base.bias, model.base.weight; "
+        "build these as then)"
+    )
+
+
+class Ignoring(Growing):
+    """Loads all but one of its parameters."""
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        state[f"{prefix}layer.bias"] = state[f"{prefix}layer.bias"] * 0
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def test_what_loading_has_changed_is_not_called_exact(tmp_path):
+    def make():
+        return torch.nn.Sequential(Ignoring())
+
+    _, trainer = resumed(tmp_path, make, make)
+    assert trainer.resume_report.parts["model"].level == "approximate"
+    assert "changed or left out: 0.layer.bias" in str(trainer.resume_report)
+
+
+class Failing(Growing):
+    """Raises when half of it is loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_load_state_dict_post_hook(self.fail)
+
+    @staticmethod
+    def fail(module, keys):
+        raise OverflowError("no more of this")
+
+
+class Replacing(Growing):
+    def _load_from_state_dict(self, state, prefix, *rest):
+        super()._load_from_state_dict(state, prefix, *rest)
+        self.layer = torch.nn.Linear(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Failing, r"does not take the state \(OverflowError: no more of this\)"),
+        (Replacing, "loading the model replaces layer.weight, layer.bias, which the optimizer"),
+        (lambda: torch.nn.Sequential(Failing()), "has 0.layer.bias, the checkpoint has not"),
+        (lambda: Renaming("other_"), "the model has no seen, the checkpoint has"),
+    ],
+)
+def test_a_module_that_refuses_is_as_it_was(tmp_path, make, message):
+    seed()
+    any_trainer(Growing(), checkpoint=SaveCheckpoint(tmp_path)).run()
+    model = make()
+    model.eval()
+    before = digest_of(model.state_dict()), [id(each) for each in model.parameters()]
+    randomness = torch.get_rng_state()
+    with pytest.raises(ValueError, match=message):
+        any_trainer_unseeded(model, resume_from=tmp_path)
+    assert (digest_of(model.state_dict()), [id(each) for each in model.parameters()]) == before
+    assert torch.equal(torch.get_rng_state(), randomness)
+    assert not model.training
+
+
+def any_trainer_unseeded(model, **options):
+    return create_supervised_trainer(
+        model,
+        torch.optim.Adam(model.parameters()),
+        F.mse_loss,
+        batches_of(4),
+        accelerator=Accelerator(cpu=True),
+        **options,
+    )
+
+
+def test_a_swap_of_names_is_no_renaming_of_an_optimizers_parameters(tmp_path):
+    """The optimizer's states would be those of the other layer."""
+
+    def swapping():
+        def swap(module, state, prefix, *rest):
+            for key in ("weight", "bias"):
+                one, other = f"{prefix}0.{key}", f"{prefix}1.{key}"
+                state[one], state[other] = state[other], state[one]
+
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), Growing())
+        model.register_load_state_dict_pre_hook(swap)
+        return model
+
+    with pytest.raises(ValueError, match="parameters in another order"):
+        resumed(tmp_path, swapping, swapping)
+
+
+def test_only_a_part_with_its_own_loading_is_copied(monkeypatch):
+    copied = []
+
+    @contextmanager
+    def put_back_noting(module):
+        copied.append(module)
+        with put_back(module):
+            yield
+
+    monkeypatch.setattr(module_state, "put_back", put_back_noting)
+    model = torch.nn.Sequential(plain(), Growing())
+    _, _, about = module_file("model", model, safe_serialization=True)
+    assert fit_of_module("model", model.state_dict(), about, model).differences == []
+    assert copied == [model[1]]
 
 
 # Frozen parameters and eval mode

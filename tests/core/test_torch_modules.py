@@ -1,0 +1,129 @@
+"""Members that torch keeps private mean what they are taken to mean."""
+
+import functools
+
+import pytest
+import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+from ignite_hooks.core.torch_modules import empty_buffers
+from ignite_hooks.core.torch_modules import has_own_loading
+from ignite_hooks.core.torch_modules import has_wrappers
+from ignite_hooks.core.torch_modules import parts_to_save
+from ignite_hooks.core.torch_modules import unwrapped
+from ignite_hooks.core.torch_modules import wrapped_child
+
+
+class WithModule(torch.nn.Module):
+    """A module of a user with a child of a wrapper's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (lambda module: torch.compile(module, backend="eager"), "_orig_mod"),
+        (torch.nn.DataParallel, "module"),
+        (checkpoint_wrapper, "_checkpoint_wrapped_module"),
+    ],
+)
+def test_a_wrapper_is_known_and_taken_off(wrap, name):
+    inner = WithModule()
+    wrapper = wrap(inner)
+    assert wrapped_child(wrapper) == name
+    assert has_wrappers(torch.nn.Sequential(wrapper))
+    assert unwrapped(wrapper) is inner
+    assert unwrapped(torch.nn.DataParallel(wrapper)) is inner
+
+
+def test_a_users_child_called_module_is_no_wrapping():
+    assert wrapped_child(WithModule()) is None
+    assert not has_wrappers(WithModule())
+    assert unwrapped(WithModule().compile() or WithModule()) is not None
+
+
+class Overriding(torch.nn.Linear):
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+
+
+class Saving(torch.nn.Linear):
+    def _save_to_state_dict(self, *args):
+        super()._save_to_state_dict(*args)
+
+
+class Extra(torch.nn.Linear):
+    def get_extra_state(self):
+        return 1
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Partial(torch.nn.Linear):
+    def load_state_dict(self, state, strict=True):
+        return super().load_state_dict(state, strict=False)
+
+
+def with_hook(register):
+    module = torch.nn.Linear(2, 2)
+    getattr(module, register)(lambda *args: None)
+    return module
+
+
+def patched():
+    module = torch.nn.Linear(2, 2)
+    module.state_dict = functools.partial(torch.nn.Module.state_dict, module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Overriding(2, 2),
+        Saving(2, 2),
+        Extra(2, 2),
+        torch.nn.LazyLinear(2),
+        with_hook("register_load_state_dict_pre_hook"),
+        with_hook("register_load_state_dict_post_hook"),
+        with_hook("register_state_dict_post_hook"),
+        with_hook("register_state_dict_pre_hook"),
+        patched(),
+    ],
+)
+def test_modules_with_a_say_in_their_loading_are_known(module):
+    assert has_own_loading(module)
+
+
+def test_only_a_root_is_asked_by_its_load_state_dict():
+    assert has_own_loading(Partial(2, 2), is_root=True)
+    assert not has_own_loading(Partial(2, 2))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        torch.nn.BatchNorm1d(2),
+        torch.nn.LSTM(2, 2),
+        torch.nn.MultiheadAttention(2, 1),
+        torch.nn.TransformerEncoderLayer(2, 1),
+        torch.nn.Embedding(2, 2),
+        torch.compile(torch.nn.Linear(2, 2), backend="eager"),
+    ],
+)
+def test_torchs_own_modules_are_told_by_names_and_shapes(module):
+    assert not any(has_own_loading(each, is_root=True) for each in module.modules())
+
+
+def test_buffers_are_told_by_whether_they_are_saved():
+    module = torch.nn.Module()
+    module.register_buffer("kept", torch.ones(1))
+    module.register_buffer("left_out", torch.ones(1), persistent=False)
+    module.register_buffer("empty", None)
+    module.register_buffer("empty_and_left_out", None, persistent=False)
+    root = torch.nn.Sequential(module)
+    assert list(parts_to_save(root)) == ["0.kept"] == list(root.state_dict())
+    assert empty_buffers(root) == {"0.empty": module}
