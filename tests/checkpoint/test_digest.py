@@ -2,6 +2,7 @@ import copy
 from collections import namedtuple
 
 import numpy as np
+import pytest
 import torch
 
 from ignite_hooks.checkpoint.digest import digest_of
@@ -66,6 +67,7 @@ def test_digest_of_an_object_follows_its_attributes():
     assert digest_of(Holder(torch.ones(2))) != digest_of(Holder(torch.zeros(2)))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_tensors_of_every_kind_have_a_digest():
     wave = torch.tensor([1 + 2j, 3 - 1j])
     values = [

@@ -24,6 +24,9 @@ from tests.reference import batches_of
 from tests.reference import seed
 from tests.reference import weights
 
+# What torch.compile itself warns of while it reads torch's own code.
+IGNORING_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+
 
 class Odd(torch.nn.Module):
     """Buffers that safetensors can not hold, beside one that it can."""
@@ -106,7 +109,7 @@ class Kinds(torch.nn.Module):
         base = torch.arange(start, start + 6)
         wave = torch.complex(base, base + 1)
         for dtype in DTYPES:
-            self.register_buffer(dtype, base.abs().to(getattr(torch, dtype)))
+            self.register_buffer(f"of_{dtype}", base.abs().to(getattr(torch, dtype)))
         for name, value in {
             "empty": torch.empty(0, 3),
             "scalar": torch.tensor(start),
@@ -124,6 +127,7 @@ class Kinds(torch.nn.Module):
             self.register_buffer(name, value)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("safe_serialization", [True, False])
 def test_a_buffer_of_each_kind_comes_back_bit_by_bit(tmp_path, safe_serialization):
     module, other = Kinds(3.0), Kinds(9.0)
@@ -328,7 +332,7 @@ MODELS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*lazy.*:UserWarning", "ignore:.*Lazy.*:UserWarning")
+@IGNORING_DYNAMO
 @pytest.mark.parametrize("safe_serialization", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_module_resumes_that_loads_in_its_own_way(tmp_path, name, safe_serialization):
@@ -340,6 +344,7 @@ def test_a_module_resumes_that_loads_in_its_own_way(tmp_path, name, safe_seriali
         assert digest_of(value) == digest_of(other)
 
 
+@IGNORING_DYNAMO
 @pytest.mark.parametrize("name", ["compiled", "layers compiled"])
 def test_names_in_files_are_without_those_of_wrappers(tmp_path, name):
     resumed(tmp_path, *MODELS[name])
@@ -383,7 +388,8 @@ def test_flags_of_renamed_layers_are_theirs(tmp_path):
 
 
 def test_what_a_state_leaves_out_is_not_called_exact(tmp_path):
-    _, trainer = resumed(tmp_path, Partial, Partial)
+    with pytest.warns(UserWarning, match="resumed from"):
+        _, trainer = resumed(tmp_path, Partial, Partial)
     assert str(trainer.resume_report.parts["model"]) == (
         "unknown (left out of the state_dict(): model.base.bias, model.base.weight; "
         "build these as then)"
@@ -402,7 +408,8 @@ def test_what_loading_has_changed_is_not_called_exact(tmp_path):
     def make():
         return torch.nn.Sequential(Ignoring())
 
-    _, trainer = resumed(tmp_path, make, make)
+    with pytest.warns(UserWarning, match="resumed from"):
+        _, trainer = resumed(tmp_path, make, make)
     assert trainer.resume_report.parts["model"].level == "approximate"
     assert "changed or left out: 0.layer.bias" in str(trainer.resume_report)
 
