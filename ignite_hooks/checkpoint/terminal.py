@@ -50,7 +50,8 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 def size_text(size: int) -> str:
     """Returns a number of bytes, however large, with four digits and a unit."""
     power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    return f"{Decimal(size) / 1024**power:.4g} {_UNITS[power]}"
+    number = float(Decimal(size) / 1024**power)  # a division of integers may overflow
+    return f"{number:.4g} {_UNITS[power]}"
 
 
 def age_text(then: datetime, now: datetime) -> str:
