@@ -2,9 +2,10 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterable
+from collections.abc import Collection
 from collections.abc import Mapping
 from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from ignite_hooks.checkpoint.command_line import command_line
@@ -33,26 +34,28 @@ _PACKAGES = (
 _GLOBAL_GENERATORS = ("python", "numpy", "cpu", "device")
 
 
-def description_of(trainer: TrainingEngine, files: Mapping[str, Content]) -> dict[str, Any]:
+def description_of(
+    trainer: TrainingEngine, files: Mapping[str, Content], processes: int
+) -> dict[str, Any]:
     """Returns the fields of a manifest that describe a run, but for its settings.
 
     Args:
         trainer: the trainer.
         files: what the first process is about to write, by name.
+        processes: the number of processes.
     """
     return {
-        "global_batch": _global_batch(trainer),
-        "contents": contents_of(trainer.modules, files),
+        "global_batch": _global_batch(trainer, processes),
+        "contents": contents_of(files),
         "command_line": list(command_line()),
         "versions": versions(),
     }
 
 
-def contents_of(modules: Iterable[str], files: Mapping[str, Content]) -> dict[str, list[str]]:
+def contents_of(files: Mapping[str, Content]) -> dict[str, list[str]]:
     """Returns the names of what is inside, by kind; kinds of which there is nothing are left out.
 
     Args:
-        modules: the names of the modules, which several files may hold in part.
         files: what the first process writes, by name.
     """
     about, place = _content(files, TRAINER), _content(files, rank_file(0))
@@ -61,8 +64,8 @@ def contents_of(modules: Iterable[str], files: Mapping[str, Content]) -> dict[st
     generators = [name for name in _GLOBAL_GENERATORS if random.get(name) is not None]
     registered = [files[name] for name in registered_files(set(files))]
     unknown = {**about.get("unknown", {}), **about.get("uncertain", {})}
-    found: dict[str, Iterable[Any]] = {
-        "modules": modules,
+    found: dict[str, Collection[Any]] = {
+        "modules": {"model": None, **about.get("modules", {})},  # it may be split over processes
         **{kind: [name] for kind, name in about.get("kinds", {}).items() if name is not None},
         "handlers": objects.get("handlers", ()),
         "also": objects.get("also", ()),
@@ -72,8 +75,7 @@ def contents_of(modules: Iterable[str], files: Mapping[str, Content]) -> dict[st
         "random generators": [*generators, *random.get("generators", ()), *of_data],
         "unknown": [f"{part}: {reason}" for part, reason in unknown.items()],
     }
-    named = {kind: _bounded(dict.fromkeys(names)) for kind, names in found.items()}
-    return {kind: names for kind, names in named.items() if names}
+    return {kind: list(_bounded(tuple(names))) for kind, names in found.items() if names}
 
 
 @cache
@@ -91,11 +93,11 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _global_batch(trainer: TrainingEngine) -> int | None:
+def _global_batch(trainer: TrainingEngine, processes: int) -> int | None:
     if trainer.feed is None:
         return None
     try:
-        return global_batch_size(trainer.feed.loader, trainer.accelerator.num_processes)
+        return global_batch_size(trainer.feed.loader, processes)
     except Exception:  # a property of a user's loader or sampler: no reason not to save
         return None
 
@@ -106,6 +108,9 @@ def _content(files: Mapping[str, Content], name: str) -> Mapping[str, Any]:
     return content.content if isinstance(content, Objects) else {}
 
 
-def _bounded(names: Mapping[Any, Any]) -> list[str]:
-    shown = [plain_text(name) for name in list(names)[:MAX_NAMES]]
-    return [*shown, f"... {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else shown
+@lru_cache(64)  # most are the same at each save
+def _bounded(names: tuple[Any, ...]) -> list[str]:
+    """Returns each name once, as a text; what is beyond the bound is counted."""
+    own = dict.fromkeys(names)
+    shown = [plain_text(name) for name in list(own)[:MAX_NAMES]]
+    return [*shown, f"... {len(own) - MAX_NAMES} more"] if len(own) > MAX_NAMES else shown

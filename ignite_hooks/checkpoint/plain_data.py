@@ -5,11 +5,9 @@ fail, and a large one must not make every manifest large.
 """
 
 import math
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from enum import Enum
-from itertools import islice
 from os import PathLike
 from typing import Any
 
@@ -39,7 +37,9 @@ def plain_data(value: Any) -> Any:
 
 def plain_text(value: object, length: int = MAX_TEXT) -> str:
     """Returns a text of at most so many characters; lone surrogates, which UTF-8 lacks, escaped."""
-    text = str(value).encode(errors="backslashreplace").decode()
+    text = str(value)
+    if not text.isascii():
+        text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
@@ -67,9 +67,7 @@ class _Conversion:
         self._left = MAX_VALUES
 
     def of(self, value: Any, depth: int) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            return "..."
+        """Returns the plain form of a value that has containers of that depth in it at most."""
         try:
             return self._converted(value, depth)
         except Exception:  # a user's property, key or iterator
@@ -80,7 +78,7 @@ class _Conversion:
             return plain_text(value.name)
         if getattr(value, "ndim", None) == 0:  # a scalar of numpy's or torch's
             value = value.item()
-        if value is None or isinstance(value, bool):
+        if isinstance(value, bool | None):
             return value
         if isinstance(value, int):
             return int(value) if abs(value) < _MAX_EXACT else plain_text(_digits(value))
@@ -89,37 +87,53 @@ class _Conversion:
         if isinstance(value, str | PathLike | complex):
             return plain_text(value)
         if isinstance(value, Mapping):
-            return self._mapping(value, depth)
-        if isinstance(value, list | tuple | set | frozenset):
-            return self._list(value, depth)
+            return "..." if depth == 0 else self._mapping(value, depth - 1)
+        if isinstance(value, list | tuple):
+            return "..." if depth == 0 else self._list(value, depth - 1)
+        if isinstance(value, set | frozenset):
+            return self._converted(sorted(value, key=repr), depth)
         if hasattr(value, "shape") and hasattr(value, "dtype"):
             return plain_text(f"{type(value).__name__} {tuple(value.shape)} {value.dtype}")
         if type(value).__module__ == "torch":  # a dtype, a device
             return plain_text(value)
         return plain_text(getattr(value, "__qualname__", type(value).__name__))
 
-    def _mapping(self, values: Mapping[Any, Any], depth: int) -> Any:
-        if depth == 0:
-            return "..."
-        shown = islice(values.items(), MAX_ITEMS)
-        found = {plain_text(key): self.of(each, depth - 1) for key, each in shown}
-        return {**found, "...": _more(len(values))} if len(values) > MAX_ITEMS else found
+    def _mapping(self, values: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            if len(found) == MAX_ITEMS or self._left <= 0:
+                found["..."] = f"... {len(values) - len(found)} more"
+                break
+            self._left -= 1
+            name = key if type(key) is str and _is_plain(key) else plain_text(key)
+            found[name] = value if _is_plain(value) else self.of(value, depth)
+        return found
 
-    def _list(self, values: Any, depth: int) -> Any:
-        if depth == 0:
-            return "..."
-        is_ordered = isinstance(values, list | tuple)
-        ordered: Iterable[Any] = values if is_ordered else sorted(values, key=repr)
-        found = [self.of(each, depth - 1) for each in islice(ordered, MAX_ITEMS)]
-        return [*found, _more(len(values))] if len(values) > MAX_ITEMS else found
+    def _list(self, values: Any, depth: int) -> list[Any]:
+        found: list[Any] = []
+        for value in values:
+            if len(found) == MAX_ITEMS or self._left <= 0:
+                found.append(f"... {len(values) - len(found)} more")
+                break
+            self._left -= 1
+            found.append(value if _is_plain(value) else self.of(value, depth))
+        return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether a value stays as it is, as most do: a save shall make few calls."""
+    kind = type(value)
+    if kind is float:
+        return bool(value - value == 0)  # neither infinite nor NaN
+    if kind is int:
+        return bool(-_MAX_EXACT < value < _MAX_EXACT)
+    if kind is str:
+        return len(value) <= MAX_TEXT and value.isascii()
+    return value is None or kind is bool
 
 
 def _is_no_scalar(value: Any) -> bool:
     return isinstance(value, Mapping | list | tuple) or hasattr(value, "shape")
-
-
-def _more(count: int) -> str:
-    return f"... {count - MAX_ITEMS} more"
 
 
 def _not_finite(value: float) -> str:

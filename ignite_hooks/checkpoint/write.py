@@ -184,7 +184,7 @@ class CheckpointWriter:
             ended_by=trainer.ended_by,
             settings=settings_record(trainer).manifest(trainer),
             files={},
-            **description_of(trainer, files),
+            **description_of(trainer, files, self.ranks.size),
         )
 
     def _begin(self, step: int) -> Path:

@@ -156,7 +156,7 @@ def objects(**kinds):
 
 def test_names_of_any_kind_and_number_are_bounded_texts():
     names = {3: 1, "\ud800": 1, "x" * 10**5: 1, **{f"m{i}": 1 for i in range(1000)}}
-    found = contents_of(["model"], objects(metrics=names))["metrics"]
+    found = contents_of(objects(metrics=names))["metrics"]
     assert found[:2] == ["3", "\\ud800"]
     assert found[-1] == f"... {1003 - description.MAX_NAMES} more"
     assert len(json.dumps(found)) < 10_000
@@ -180,7 +180,7 @@ def test_unknown_and_uncertain_parts_and_registered_objects_are_named():
         ),
         "custom_checkpoint_0.pkl": Objects({}, "Counter", may_pickle=True),
     }
-    assert contents_of(["model"], files) == {
+    assert contents_of(files) == {
         "modules": ["model"],
         "optimizer": ["SGD"],
         "scaler": ["GradScaler"],
