@@ -232,7 +232,9 @@ class ChangedSettings:
         self._decided = []
         for each in self._differences:
             is_ours = _is_same(_at(effective, each.path), each.now)
-            self._decided.append((each, is_ours))
+            is_missing = each.path == ("scheduler",) and None in (each.then, each.now)
+            if not is_missing or "scheduler" in self._overridden:  # else another part says so
+                self._decided.append((each, is_ours))
             for settings in (given, started) if is_ours else ():
                 _put(settings, each.path, each.now)
         record = settings_record(self._trainer)
@@ -397,9 +399,8 @@ def _shown(value: Any) -> str:
     """Returns plain data for a message: a class or a function by its name, a long list cut."""
     if isinstance(value, dict):
         name = value.get("class", value.get("function"))
-        return str(name) if name is not None else repr(value)
+        parts = (f"{key}={each}" for key, each in value.items() if each is not None)
+        return str(name) if name is not None else ", ".join(parts)
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         return some(value)
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        return ", ".join(f"{name}={each}" for name, each in value[0].items() if each is not None)
     return "none" if value is None or value == [] else str(value)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import CyclicLR
-from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ignite_hooks.checkpoint.settings import OF_SCHEDULE
 from ignite_hooks.checkpoint.settings import Rates
+from ignite_hooks.checkpoint.settings import all_within
 from ignite_hooks.checkpoint.settings import plain
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.optim.lr_scheduler import of_torch
@@ -142,7 +142,7 @@ class ScriptSchedule:
     @property
     def _owns_rates(self) -> bool:
         """Whether a scheduler says from which rates it starts, and the optimizer does not."""
-        is_cyclic = any(isinstance(each, CyclicLR) for each in _all_within(self._scheduler))
+        is_cyclic = any(isinstance(each, CyclicLR) for each in all_within(self._scheduler))
         return is_cyclic or any("max_lr" in group for group in self._groups)
 
     def _start_from_bases(self) -> None:
@@ -154,15 +154,13 @@ class ScriptSchedule:
             factor = plain(group["lr"]) / plain(before) if plain(before) else 1.0
             _set(group, "lr", plain(base) if factor == 1.0 else plain(base) * factor)
             _set(group, "initial_lr", plain(base))
-        for each in _all_within(self._scheduler):
+        for each in all_within(self._scheduler):
             if hasattr(each, "base_lrs"):
                 each.base_lrs = [copy.deepcopy(_base(group)) for group in self._groups]
 
     def _written(self, group: Mapping[str, Any], script: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what a schedule writes to a group: the rate, and a momentum that it cycles."""
-        cycles = any(
-            getattr(each, "cycle_momentum", False) for each in _all_within(self._scheduler)
-        )
+        cycles = any(getattr(each, "cycle_momentum", False) for each in all_within(self._scheduler))
         names = {"lr", *_RATES, *OF_SCHEDULE, *(("momentum", "betas") if cycles else ())}
         names |= {n for n in group.keys() & script.keys() if plain(group[n]) != plain(script[n])}
         return {n: copy.deepcopy(group[n]) for n in names - {"params"} if n in group}
@@ -173,7 +171,7 @@ class ScriptSchedule:
         scheduler, groups = self._scheduler, self._groups
         state = copy.deepcopy(scheduler.state_dict())
         bases = [
-            (each, each.base_lrs) for each in _all_within(scheduler) if hasattr(each, "base_lrs")
+            (each, each.base_lrs) for each in all_within(scheduler) if hasattr(each, "base_lrs")
         ]
         try:
             yield
@@ -199,14 +197,6 @@ def _set(group: dict[str, Any], name: str, value: Any) -> None:
         present.copy_(torch.as_tensor(value))
     else:
         group[name] = copy.deepcopy(value)
-
-
-def _all_within(scheduler: Any) -> Iterator[Any]:
-    """Gives a scheduler, and those that it is made of."""
-    yield scheduler
-    for each in getattr(scheduler, "_schedulers", ()):
-        if isinstance(each, LRScheduler):
-            yield from _all_within(each)
 
 
 def _is_anywhere(state: Any, *names: str) -> bool:

@@ -41,6 +41,7 @@ __all__ = [
     "OF_SCHEDULE",
     "Rates",
     "SettingsRecord",
+    "all_within",
     "keep_record",
     "plain",
     "rates_of",
@@ -115,13 +116,12 @@ def unrestored_settings_of(trainer: TrainingEngine) -> dict[str, Any]:
     """Returns those of the settings that no state holds: a resumed run has what its script says."""
     (step,) = attached(trainer, OptimizerStep)
     accelerator = trainer.accelerator
+    names = ("max_norm", "clip_value", "norm_type")
+    clippings = [{n: plain(getattr(each, n)) for n in names} for each in _clippings(trainer)]
     return {
         "scheduler_at": None if step.lr_scheduler is None else step.scheduler.at,
         "scheduler_metric": step.scheduler.metric,
-        "clipping": [
-            {name: plain(getattr(each, name)) for name in ("max_norm", "clip_value", "norm_type")}
-            for each in _clippings(trainer)
-        ],
+        "clipping": clippings[0] if len(clippings) == 1 else clippings or None,
         "accumulation": accelerator.gradient_accumulation_steps,
         "mixed_precision": str(accelerator.mixed_precision),
         "processes": accelerator.num_processes,
@@ -210,6 +210,12 @@ def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dic
     settings = {name: plain(value) for name, value in group.items() if name not in _NO_SETTINGS}
     if trainer.lr_scheduler is not None and "initial_lr" in group:
         settings["lr"] = plain(group["initial_lr"])
+    schedulers = all_within(of_torch(trainer.lr_scheduler))
+    if any(getattr(each, "cycle_momentum", False) for each in schedulers):
+        # They are the schedule's, which writes them at each step.
+        settings.pop("momentum", None)
+        if "betas" in settings:
+            settings["betas"] = [None, *settings["betas"][1:]]
     return settings
 
 
@@ -218,6 +224,14 @@ def _schedule_of(scheduler: Any) -> dict[str, Any]:
     groups = scheduler.optimizer.param_groups
     kept = sorted(OF_SCHEDULE.intersection(*groups) - {"min_lr"})
     return _constants_of(scheduler) | {name: [plain(g[name]) for g in groups] for name in kept}
+
+
+def all_within(scheduler: Any) -> Iterator[Any]:
+    """Gives a torch scheduler, and those that it is made of."""
+    yield scheduler
+    for each in getattr(scheduler, "_schedulers", ()):
+        if isinstance(each, LRScheduler):
+            yield from all_within(each)
 
 
 def _constants_of(scheduler: Any) -> dict[str, Any]:

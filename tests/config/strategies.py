@@ -49,6 +49,7 @@ BY_TYPE = [
     (fields.Prefix, st.text()),
     (fields.Runtime, st.none()),
     (fields.Seconds, st.floats(0, exclude_min=True, allow_infinity=False)),
+    (fields.SettingNames, st.sets(st.sampled_from(["lr", "betas", "scheduler"])).map(tuple)),
     (fields.SignalNames, st.lists(st.sampled_from(["SIGTERM", "SIGINT", "SIGUSR1"])).map(tuple)),
     (fields.SourcePath, paths | paths.map(Path)),
     (run_settings.Accumulation, counts),

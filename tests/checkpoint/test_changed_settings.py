@@ -1,0 +1,444 @@
+"""A script that resumes gives other settings: each is named, and the right one is used."""
+
+import functools
+import re
+
+import pytest
+import torch
+from ignite.engine import Events
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import SequentialLR
+from torch.optim.lr_scheduler import StepLR
+
+from ignite_hooks import GradientClipping
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import TrainEvents
+from tests.checkpoint.trained import make_trainer
+from tests.checkpoint.trained import rates
+from tests.checkpoint.trained import resumed
+from tests.checkpoint.trained import trained
+
+SGD = {"kind": torch.optim.SGD}
+
+
+def scaled(factor):
+    return lambda optimizer: LambdaLR(optimizer, lambda step: factor / (step + 1))
+
+
+def in_partial(warmup):
+    def rise(step, warmup):
+        return min(1.0, (step + 1) / warmup)
+
+    return lambda optimizer: LambdaLR(optimizer, functools.partial(rise, warmup=warmup))
+
+
+def cosine(steps, **settings):
+    return lambda optimizer: CosineAnnealingLR(optimizer, steps, **settings)
+
+
+def by_milestone(optimizer, gamma=0.5):
+    schedulers = [CosineAnnealingLR(optimizer, 5), StepLR(optimizer, 3, gamma)]
+    return SequentialLR(optimizer, schedulers, [5])
+
+
+def clipping(**limits):
+    return {"arguments": {"grad_clip": GradientClipping(**limits)}}
+
+
+def at(scheduler_at):
+    return {"schedule": cosine(20), "arguments": {"scheduler_at": scheduler_at}}
+
+
+REPLACED = {  # by the checkpoint's: the script before and now, and the sentence about it
+    "lr": ({}, {"lr": 0.01}, "optimizer: lr 0.01 given, 0.1 of the checkpoint is used"),
+    "lr of a schedule": (
+        {"schedule": cosine(20)},
+        {"schedule": cosine(20), "lr": 0.01},
+        "optimizer: lr 0.01 given, 0.1 of the checkpoint is used",
+    ),
+    "weight decay": ({}, {"weight_decay": 0.3}, "optimizer: weight_decay 0.3 given, 0.01 of the"),
+    "betas": ({}, {"betas": (0.8, 0.9)}, "optimizer: betas [0.8, 0.9] given, [0.9, 0.999] of the"),
+    "momentum": (SGD, {**SGD, "momentum": 0.9}, "optimizer: momentum 0.9 given, 0 of the"),
+    "nesterov": (
+        {**SGD, "momentum": 0.9},
+        {**SGD, "momentum": 0.9, "nesterov": True},
+        "optimizer: nesterov True given, False of the",
+    ),
+    "amsgrad": ({}, {"amsgrad": True}, "optimizer: amsgrad True given, False of the"),
+    "one group": (
+        {"groups": [0.1, 0.2]},
+        {"groups": [0.1, 0.3]},
+        "optimizer: lr of group 1 0.3 given, 0.2 of the checkpoint is used",
+    ),
+    "all groups": (
+        {"groups": [0.1, 0.1]},
+        {"groups": [0.3, 0.3]},
+        "optimizer: lr 0.3 given, 0.1 of the checkpoint is used",
+    ),
+    "T_max": (
+        {"schedule": cosine(20)},
+        {"schedule": cosine(40)},
+        "scheduler: T_max 40 given, 20 of the checkpoint is used",
+    ),
+    "eta_min": (
+        {"schedule": cosine(20)},
+        {"schedule": cosine(20, eta_min=0.01)},
+        "scheduler: eta_min 0.01 given, 0.0 of the checkpoint is used",
+    ),
+    "total_steps": (
+        {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=30)},
+        {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=60)},
+        "scheduler: total_steps 60 given, 30 of the checkpoint is used",
+    ),
+    "max_lr": (
+        {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=30)},
+        {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.2, total_steps=30)},
+        "scheduler: max_lr [0.2] given, [0.1] of the checkpoint is used",
+    ),
+    "pct_start": (
+        {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=30)},
+        {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=30, pct_start=0.5)},
+        "scheduler: pct_start 0.5 given, 0.3 of the checkpoint is used",
+    ),
+    "a schedule within": (
+        {"schedule": by_milestone},
+        {"schedule": lambda optimizer: by_milestone(optimizer, gamma=0.1)},
+        "scheduler: schedulers[1].gamma 0.1 given, 0.5 of the checkpoint is used",
+    ),
+    "frozen": (
+        {},
+        {"frozen": ["0.weight"]},
+        "frozen parameters model.0.weight given, none of the checkpoint is used",
+    ),
+    "no longer frozen": (
+        {"frozen": ["0.weight"]},
+        {},
+        "frozen parameters none given, model.0.weight of the checkpoint is used",
+    ),
+}
+KEPT = {  # the script's, which no state replaces
+    "accumulation": ({}, {"accumulate": 2}, "accumulation 2 as given is used, 1 in the checkpoint"),
+    "clipping": (
+        clipping(max_norm=1.0),
+        clipping(max_norm=2.0),
+        "clipping: max_norm 2.0 as given is used, 1.0 in the checkpoint",
+    ),
+    "no clipping": (clipping(clip_value=1.0), {}, "clipping none as given is used, clip_value=1.0"),
+    "scheduler_at": (at("step"), at("epoch"), "scheduler_at epoch as given is used, step in the"),
+    "code": (
+        {"schedule": lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (step + 1))},
+        {"schedule": lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (step + 2))},
+        "scheduler: lr_lambdas[0] has other code than the one in the checkpoint: the function as",
+    ),
+    "closure": (
+        {"schedule": scaled(1.0)},
+        {"schedule": scaled(0.5)},
+        "scheduler: lr_lambdas[0].factor 0.5 as given is used, 1.0 in the checkpoint",
+    ),
+    "partial": (
+        {"schedule": in_partial(10)},
+        {"schedule": in_partial(20)},
+        "scheduler: lr_lambdas[0].warmup 20 as given is used, 10 in the checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [*REPLACED, *KEPT])
+def test_each_setting_that_changed_is_told_with_both_values(tmp_path, case):
+    before, now, sentence = {**REPLACED, **KEPT}[case]
+    trained(tmp_path, **before)
+    trainer, told = resumed(tmp_path, 17, **now)
+    part = trainer.resume_report.parts["settings"]
+    assert part.level == "changed"
+    assert sentence in part.reason
+    assert not trainer.resume_report.is_exact
+    assert len(told) == 1
+    assert sentence in told[0]
+    assert ("lets the script win" in part.reason) == (case in REPLACED)
+    assert ("the run differs from one" in part.reason) == (case in KEPT)
+    # The checkpoint's setting is told of as long as the script asks for another.
+    trainer, told = resumed(tmp_path, 18, **now)
+    assert bool(told) == (case in REPLACED)
+
+
+@pytest.mark.parametrize("case", [*REPLACED, *KEPT])
+def test_the_same_script_is_exact_whatever_has_moved_meanwhile(tmp_path, case):
+    before, *_ = {**REPLACED, **KEPT}[case]
+    trained(tmp_path, **before)
+    for steps in (17, 19):
+        trainer, told = resumed(tmp_path, steps, **before)
+        assert not told
+        assert trainer.resume_report.is_exact
+
+
+@pytest.mark.parametrize("name", ["foreach", "fused"])
+def test_how_the_same_numbers_are_computed_is_no_difference(tmp_path, name):
+    trained(tmp_path)
+    trainer, told = resumed(tmp_path, 17, **{name: True})
+    assert not told
+    assert trainer.resume_report.is_exact
+
+
+# Override
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "betas", "eps"])
+def test_an_override_lets_the_script_win_once_and_for_good(tmp_path, name):
+    values = {"lr": 0.01, "weight_decay": 0.3, "betas": (0.8, 0.9), "eps": 1e-5}
+    script = {name: values[name]}
+    trained(tmp_path)
+    trainer, (told,) = resumed(tmp_path, 17, override=(name,), **script)
+    assert f"optimizer: {name} {values[name]}".replace("(", "[").rstrip(")") in told
+    assert rates(trainer, name) == [values[name]]
+    for override in ((name,), ()):
+        trainer, told = resumed(tmp_path, trainer.state.optimizer_step + 2, override, **script)
+        assert not told
+        assert trainer.resume_report.is_exact
+        assert rates(trainer, name) == [values[name]]
+
+
+def test_others_than_those_named_stay_the_checkpoints(tmp_path):
+    trained(tmp_path)
+    trainer, (told,) = resumed(tmp_path, 17, ("lr",), lr=0.01, weight_decay=0.3)
+    assert rates(trainer) == [0.01]
+    assert rates(trainer, "weight_decay") == [0.01]
+    assert 'ResumeCheckpoint(override=("weight_decay",)) lets the script win' in told
+
+
+def test_an_overridden_run_is_that_of_a_hand_written_loop(tmp_path):
+    trained(tmp_path, weight_decay=0.0)
+    trainer, _ = resumed(tmp_path, 20, ("lr", "weight_decay"), lr=0.01, weight_decay=0.3)
+
+    reference = make_trainer(tmp_path / "reference", weight_decay=0.0)
+
+    @reference.on(TrainEvents.STEP_COMPLETED(once=15))
+    def change(engine):
+        for group in engine.optimizer.param_groups:
+            group.update(lr=0.01, weight_decay=0.3)
+
+    reference.run(max_steps=20)
+    for ours, theirs in zip(trainer.model.parameters(), reference.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("lr", [0.2, 0.01])
+def test_the_rate_of_a_schedule_goes_on_in_proportion(tmp_path, lr):
+    script = {"schedule": cosine(20, eta_min=0.001)}
+    trained(tmp_path, **script)
+    before, _ = resumed(tmp_path, **script)
+    trainer, _ = resumed(tmp_path, override=("lr",), lr=lr, **script)
+    assert rates(trainer) == [lr * (rates(before)[0] / 0.1)]
+    assert rates(trainer, "initial_lr") == trainer.lr_scheduler.base_lrs == [lr]
+    with pytest.warns(UserWarning, match=f"optimizer: lr {lr} as given is used"):
+        trainer.run(max_steps=17)
+    once = rates(trainer)
+    again, told = resumed(tmp_path, override=("lr",), lr=lr, **script)
+    assert not told
+    assert rates(again) == once
+
+
+def test_the_rates_within_a_schedule_of_several_are_set_too(tmp_path):
+    trained(tmp_path, schedule=by_milestone)
+    trainer, _ = resumed(tmp_path, 17, ("lr",), lr=0.01, schedule=by_milestone)
+    assert [each.base_lrs for each in trainer.lr_scheduler._schedulers] == [[0.01], [0.01]]
+
+
+def test_an_override_without_a_change_keeps_what_a_handler_wrote(tmp_path):
+    def halve_once(trainer):
+        @trainer.on(TrainEvents.STEP_COMPLETED(once=5))
+        def halve(engine):
+            engine.optimizer.param_groups[0]["lr"] /= 2
+
+    trained(tmp_path, prepare=halve_once)
+    for steps in (17, 19):
+        trainer, told = resumed(tmp_path, steps, ("lr", "weight_decay"), prepare=halve_once)
+        assert rates(trainer) == [0.05]
+        assert not told
+
+
+def test_frozen_parameters_are_the_scripts_if_they_are_named(tmp_path):
+    def flags(trainer):
+        return [each.requires_grad for each in trainer.model.parameters()]
+
+    trained(tmp_path)
+    kept, _ = resumed(tmp_path, 17, frozen=["0.weight"])
+    assert flags(kept) == [True, True, True, True]
+    trainer, _ = resumed(tmp_path, 19, ("requires_grad",), frozen=["0.weight"])
+    assert flags(trainer) == [False, True, True, True]
+    trainer, told = resumed(tmp_path, 20, frozen=["0.weight"])
+    assert flags(trainer) == [False, True, True, True]
+    assert not told
+    trainer, _ = resumed(tmp_path, 21, ("requires_grad",))
+    assert flags(trainer) == [True, True, True, True]
+
+
+def test_layers_that_a_handler_thaws_stay_so(tmp_path):
+    def thaw_later(trainer):
+        @trainer.on(Events.EPOCH_STARTED(once=2))
+        def thaw(engine):
+            engine.model[0].weight.requires_grad_(True)
+
+    script = {"frozen": ["0.weight"], "prepare": thaw_later}
+    trained(tmp_path, **script)
+    trainer, told = resumed(tmp_path, 17, ("requires_grad",), **script)
+    assert trainer.model[0].weight.requires_grad
+    assert not told
+
+
+# Handlers, and code between the factory and the run
+
+
+def setting(event, rate):
+    def prepare(trainer):
+        @trainer.on(event)
+        def write(engine):
+            for group in engine.optimizer.param_groups:
+                group["lr"] = rate(group["lr"], engine.state.epoch)
+
+    return prepare
+
+
+def before_run(rate):
+    def prepare(trainer):
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = rate(group["lr"], 0)
+
+    return prepare
+
+
+WRITES = {
+    "STARTED, a value": (setting(Events.STARTED, lambda lr, epoch: 0.05), 0.05),
+    "STARTED, a factor": (setting(Events.STARTED, lambda lr, epoch: lr / 2), 0.05),
+    "before run(), a value": (before_run(lambda lr, epoch: 0.05), 0.05),
+    "before run(), a factor": (before_run(lambda lr, epoch: lr / 2), 0.05),
+    "EPOCH_STARTED, by number": (setting(Events.EPOCH_STARTED, lambda lr, n: 0.1 / n), 0.05),
+    "EPOCH_STARTED, a factor": (setting(Events.EPOCH_STARTED, lambda lr, n: lr / 4), 0.1 / 16),
+}
+
+
+@pytest.mark.parametrize("case", WRITES)
+def test_a_write_that_the_other_run_made_too_is_no_change(tmp_path, case):
+    prepare, rate = WRITES[case]
+    trained(tmp_path, prepare=prepare)
+    for steps in (17, 19):
+        trainer, told = resumed(tmp_path, steps, prepare=prepare)
+        assert rates(trainer) == [rate]
+        assert not told
+
+
+@pytest.mark.parametrize("case", WRITES)
+@pytest.mark.parametrize("override", [(), ("lr",)])
+def test_a_write_of_another_value_is_told(tmp_path, case, override):
+    first, rate = WRITES[case]
+    trained(tmp_path, prepare=first)
+    event = Events.EPOCH_STARTED if "EPOCH" in case else Events.STARTED
+    now = setting(event, lambda lr, epoch: 0.003)
+    if "before" in case:
+        now = before_run(lambda lr, epoch: 0.003)
+    trainer, told = resumed(tmp_path, 17, override, prepare=now)
+    assert rates(trainer) == [0.003 if override else rate]
+    assert f"written until {event.name}" in told[-1]
+    assert "optimizer: lr 0.003" in told[-1]
+    if override:
+        trainer, told = resumed(tmp_path, 18, override, prepare=now)
+        assert rates(trainer) == [0.003]
+        assert not told
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("lrr",), "did you mean `lr`?"),
+        (("learning_rate",), "there are"),
+        ("lr", '("lr", "weight_decay") for instance'),
+        (("lr", "lr"), "each once"),
+        ((1,), "must be names of settings"),
+        (None, "must be names of settings"),
+    ],
+)
+def test_a_name_that_no_optimizer_has_is_an_error_at_once(override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ResumeCheckpoint("checkpoints", override=override)
+
+
+def test_settings_of_an_optimizer_of_ones_own_can_be_named():
+    class Own(torch.optim.SGD):
+        def __init__(self, params, lr, trust=1.0):
+            super().__init__(params, lr)
+
+    assert ResumeCheckpoint("checkpoints", override=("trust",)).override == ("trust",)
+
+
+@pytest.mark.parametrize("on_missing", ["error", "start"])
+def test_a_name_that_this_optimizer_lacks_is_an_error_when_attached(tmp_path, on_missing):
+    trained(tmp_path)
+    source = tmp_path if on_missing == "error" else tmp_path / "none"
+    resume = ResumeCheckpoint(source, override=("momentum",), on_missing=on_missing)
+    trainer = make_trainer(tmp_path, lr=0.01)
+    with pytest.raises(ValueError, match=r"`override` must name .* 'momentum' with AdamW: there"):
+        resume.attach(trainer)
+    assert rates(trainer) == [0.01]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (torch.optim.AdamW, "amsgrad", True),
+        (torch.optim.RMSprop, "centered", True),
+        (torch.optim.RMSprop, "momentum", 0.9),
+    ],
+)
+def test_a_setting_whose_state_is_missing_cannot_be_overridden(tmp_path, kind, name, value):
+    trained(tmp_path, kind=kind)
+    trainer = make_trainer(tmp_path, kind=kind, **{name: value})
+    with pytest.raises(ValueError, match=f"leave '{name}' out of `override`"):
+        ResumeCheckpoint(tmp_path, override=(name,)).attach(trainer)
+    assert trainer.state.optimizer_step == 0
+
+
+def test_another_scheduler_is_an_error_that_names_the_override(tmp_path):
+    trained(tmp_path, schedule=cosine(20))
+    with pytest.raises(ValueError, match=re.escape('override=("scheduler",) takes the new one')):
+        make_trainer(tmp_path, tmp_path, schedule=lambda optimizer: StepLR(optimizer, 5))
+
+
+def test_another_optimizer_is_an_error_with_an_override_too(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ValueError, match="the optimizer was a AdamW, it is a SGD"):
+        resumed(tmp_path, override=("lr", "scheduler"), kind=torch.optim.SGD)
+
+
+def test_a_schedule_too_short_for_the_step_is_an_error_that_changes_nothing(tmp_path):
+    trained(tmp_path, schedule=cosine(20))
+    short = lambda optimizer: OneCycleLR(optimizer, 0.2, total_steps=10)  # noqa: E731
+    trainer = make_trainer(tmp_path, schedule=short)
+    before = rates(trainer), trainer.lr_scheduler.state_dict()
+    with pytest.raises(ValueError, match="the OneCycleLR of the script cannot be moved 15 times"):
+        ResumeCheckpoint(tmp_path, override=("scheduler",)).attach(trainer)
+    assert (rates(trainer), trainer.lr_scheduler.state_dict()) == before
+    assert trainer.state.optimizer_step == 0
+
+
+def test_a_plateau_begins_with_the_scripts_constants(tmp_path):
+    def plateau(patience):
+        arguments = {"scheduler_at": "epoch", "scheduler_metric": "loss"}
+
+        def measure(trainer):
+            @trainer.on(Events.EPOCH_COMPLETED)
+            def write(engine):
+                engine.state.metrics["loss"] = 1.0
+
+        schedule = lambda optimizer: ReduceLROnPlateau(optimizer, patience=patience)  # noqa: E731
+        return {"schedule": schedule, "arguments": arguments, "prepare": measure}
+
+    trained(tmp_path, 30, **plateau(1))
+    trainer, (told,) = resumed(tmp_path, 31, ("scheduler",), **plateau(5))
+    assert (trainer.lr_scheduler.patience, trainer.lr_scheduler.num_bad_epochs) == (5, 0)
+    assert rates(trainer) == [pytest.approx(0.01)]  # what the run had come down to
+    assert "scheduler: patience 5 as given is used, 1 in the checkpoint" in told
