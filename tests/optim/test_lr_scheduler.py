@@ -16,8 +16,10 @@ from ignite.metrics import Average
 from torch.optim.lr_scheduler import ChainedScheduler
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LinearLR
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import SequentialLR
 
 from ignite_hooks import OptimizerStep
 from ignite_hooks import ResumeCheckpoint
@@ -600,3 +602,122 @@ def test_a_chain_of_schedulers_which_counts_nothing_is_not_watched():
     trainer = make_trainer(lambda optimizer: ChainedScheduler([halving(optimizer)]))
     trainer.add_event_handler(TrainEvents.STEP_COMPLETED, step_it)
     assert told(trainer.run) == []
+
+
+# A schedule that ends before the run
+
+
+def one_cycle(steps):
+    return lambda optimizer: OneCycleLR(optimizer, 0.2, total_steps=steps)
+
+
+def after(warmup, steps):
+    return lambda optimizer: SequentialLR(
+        optimizer, [LinearLR(optimizer), one_cycle(steps)(optimizer)], [warmup]
+    )
+
+
+def before(steps, milestone):
+    return lambda optimizer: SequentialLR(
+        optimizer, [one_cycle(steps)(optimizer), LinearLR(optimizer)], [milestone]
+    )
+
+
+def among(steps):
+    return lambda optimizer: ChainedScheduler([halving(optimizer), one_cycle(steps)(optimizer)])
+
+
+ENDS = [  # an epoch has 3 batches, and windows of 2: it has 2 steps
+    (one_cycle(4), "step", {"max_steps": 4}, True),
+    (one_cycle(4), "step", {"max_steps": 5}, False),
+    (one_cycle(4), "step", {"max_epochs": 2}, True),
+    (one_cycle(4), "step", {"max_epochs": 3}, False),
+    (one_cycle(4), "step", {"max_iters": 6}, True),
+    (one_cycle(4), "step", {"max_iters": 7}, False),
+    (one_cycle(4), "step", {"max_steps": 4, "max_epochs": 9}, True),
+    (one_cycle(4), "step", {"max_steps": 9, "max_epochs": 2}, True),
+    (one_cycle(2), "epoch", {"max_epochs": 2}, True),
+    (one_cycle(2), "epoch", {"max_epochs": 3}, False),
+    (one_cycle(2), "epoch", {"max_steps": 5}, True),
+    (one_cycle(2), "epoch", {"max_steps": 6}, False),
+    (one_cycle(2), "epoch", {"max_iters": 8}, True),
+    (one_cycle(2), "epoch", {"max_iters": 9}, False),
+    (after(2, 4), "step", {"max_steps": 6}, True),
+    (after(2, 4), "step", {"max_steps": 7}, False),
+    (before(4, 5), "step", {"max_steps": 9}, True),
+    (before(4, 6), "step", {"max_steps": 9}, False),
+    (before(4, 6), "step", {"max_steps": 4}, True),
+    (among(4), "step", {"max_steps": 4}, True),
+    (among(4), "step", {"max_steps": 5}, False),
+]
+
+
+@pytest.mark.parametrize("row", ENDS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_a_schedule_must_last_as_long_as_the_run(row, monkeypatch):
+    schedule, at, limits, lasts = row
+    trainer = make_trainer(schedule, at)
+    if lasts:
+        trainer.run(**limits)
+        return
+    with pytest.raises(ValueError, match="`lr_scheduler` must last as long as the run"):
+        trainer.run(**limits)
+    assert trainer.state.iteration == 0
+    # Without the check the same run fails in its middle.
+    monkeypatch.setattr(SchedulerDriver, "check_length", lambda *arguments: None)
+    trainer = make_trainer(schedule, at)
+    with pytest.raises(ValueError, match="Tried to step"):
+        trainer.run(**limits)
+    assert trainer.state.iteration > 0
+
+
+def test_the_error_names_the_length_that_is_needed():
+    trainer = make_trainer(one_cycle(4))
+    trainer.run(max_steps=3)
+    with pytest.raises(ValueError, match=r"total_steps=4 that can be moved 1 more times") as error:
+        trainer.run(max_steps=9)
+    assert "this run (max_steps=9) moves it 6 times, after each step" in str(error.value)
+    assert "give it total_steps=9" in str(error.value)
+    trainer.run(max_steps=4)  # the run can still be continued
+
+
+def test_a_run_whose_steps_are_not_known_begins():
+    class Stream:
+        def __iter__(self):
+            return iter(make_batches())
+
+    trainer = make_trainer(one_cycle(1))
+    with pytest.raises(ValueError, match="Tried to step"):
+        trainer.run(Stream(), max_epochs=1)
+    assert trainer.state.optimizer_step > 0
+
+
+def test_a_resumed_run_is_checked_with_the_steps_that_are_left(tmp_path):
+    make_trainer(one_cycle(6), checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=4)
+    trainer = make_trainer(one_cycle(6), resume_from=tmp_path)
+    trainer.run(max_steps=6)
+    trainer = make_trainer(one_cycle(6), resume_from=tmp_path)
+    with pytest.raises(ValueError, match=r"2 more times, and this run \(max_steps=9\) moves it 5"):
+        trainer.run(max_steps=9)
+    resume = ResumeCheckpoint(tmp_path, override=("scheduler",))
+    trainer = make_trainer(one_cycle(9), resume_from=resume)
+    with pytest.warns(UserWarning, match="total_steps 9 as given is used, 6 in the checkpoint"):
+        trainer.run(max_steps=9)
+    assert trainer.state.optimizer_step == 9
+
+
+def test_a_prepared_schedule_that_accelerate_ends_is_no_error():
+    accelerator = Accelerator(cpu=True)
+    model = make_model(dropout=0)
+    model, optimizer = accelerator.prepare(model, make_sgd(model))
+    scheduler = accelerator.prepare(one_cycle(2)(optimizer))
+    trainer = create_supervised_trainer(
+        model,
+        optimizer,
+        F.mse_loss,
+        make_batches(),
+        accelerator=accelerator,
+        lr_scheduler=scheduler,
+    )
+    trainer.run(max_steps=4)
+    assert trainer.state.optimizer_step == 4
