@@ -191,9 +191,13 @@ class CheckpointStore:
             with suppress(FileExistsError):
                 folder.mkdir()
                 break
-        (folder / INCOMPLETE).touch()
-        sync(folder)
-        sync(self.directory)
+        try:
+            (folder / INCOMPLETE).touch()
+            sync(folder)
+            sync(self.directory)
+        except OSError:
+            self.discard(folder)
+            raise
         return folder
 
     def commit(self, folder: Path, manifest: Manifest) -> None:
@@ -274,6 +278,8 @@ class CheckpointStore:
         with suppress(OSError):
             if _is_left_over(folder):
                 _remove_leftover(folder)
+            else:
+                _remove_if_empty(folder)
 
     def _manifest_of(self, folder: Path) -> Manifest:
         """Reads a manifest, once: a changed one is another file, as it is replaced as a whole."""

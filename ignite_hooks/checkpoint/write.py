@@ -126,15 +126,16 @@ class CheckpointWriter:
         state = self._state(trainer, uncertain)
         files = self._capture(state)
         draft = self.ranks.first_alone(lambda: self._draft(trainer, files))
-        folder = self.ranks.first_alone(lambda: self._begin(draft.step))
-        if state.is_sharded:
+        folder = None
+        if state.is_sharded:  # Accelerate writes, so that training has to wait
+            folder = self._begin(draft, self.ranks)
             state.write_sharded(folder)
         if is_background:
             copied = {name: content.copied() for name, content in files.items()}
             ranks = self._writing_ranks
-            self._writer.start(lambda: self._write_and_commit(folder, copied, draft, ranks))
+            self._writer.start(lambda: self._write_and_commit(copied, draft, ranks, folder))
         else:
-            self._write_and_commit(folder, files, draft, self.ranks)
+            self._write_and_commit(files, draft, self.ranks, folder)
         self._saved_at = _place(trainer)
         if not is_background:
             self._tell()
@@ -187,13 +188,18 @@ class CheckpointWriter:
             **description_of(trainer, files, self.ranks.size),
         )
 
-    def _begin(self, step: int) -> Path:
-        self.lock.check()
-        return self._store.begin(step)
+    def _begin(self, draft: Manifest, ranks: Ranks) -> Path:
+        def begin() -> Path:
+            self.lock.check()
+            return self._store.begin(draft.step)
+
+        return ranks.first_alone(begin)
 
     def _write_and_commit(
-        self, folder: Path, files: dict[str, Content], draft: Manifest, ranks: Ranks
+        self, files: dict[str, Content], draft: Manifest, ranks: Ranks, folder: Path | None
     ) -> None:
+        if folder is None:
+            folder = self._begin(draft, ranks)
         try:
             records = ranks.agree(lambda: _write_files(folder, files))
             ranks.first_alone(lambda: self._commit(folder, records, draft))

@@ -226,6 +226,19 @@ def test_incomplete_checkpoint_does_not_count_but_ages_out(store, how):
     assert sorted(steps(store)) == [2, 4, 5]
 
 
+@pytest.mark.parametrize(("owner", "call"), [(os, "fsync"), (pathlib.Path, "touch")])
+def test_folder_that_cannot_be_begun_is_not_left(store, monkeypatch, owner, call):
+    store.directory.mkdir(parents=True)
+
+    def fail(*args, **options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(owner, call, fail)
+    with pytest.raises(OSError, match="No space left"):
+        store.begin(1)
+    assert names(store) == []
+
+
 @pytest.fixture
 def read(monkeypatch):
     """The steps of the manifests that are read."""

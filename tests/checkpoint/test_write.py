@@ -277,6 +277,13 @@ def test_mutable_states_are_saved_as_they_were_at_the_boundary(tmp_path, disk):
     assert again.of_set == {1, 2, 3, 4}
 
 
+def test_background_save_leaves_the_disk_to_its_thread(tmp_path, disk):
+    trainer = trainer_of(in_background(tmp_path, every_steps=1))
+    at_iteration(trainer, 1, lambda: setattr(disk, "is_full_for", "main"))
+    trainer.run(max_epochs=1)
+    assert steps(tmp_path) == [1, 2, 3]
+
+
 def test_background_save_is_announced_when_complete(tmp_path, disk):
     handler = in_background(tmp_path, every_steps=1)
     trainer = trainer_of(handler)
