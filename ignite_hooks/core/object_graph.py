@@ -86,12 +86,10 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
 _OF_EACH_CLASS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
 _NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
 _MAX_KEY_LENGTH = 100
-_HEAP_TYPE = 1 << 9  # the flag of a class that was made while Python ran
 _CODE = (types.FunctionType, staticmethod, classmethod, property)
 _mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 _namespace: Callable[[type], Mapping[str, Any]] = type.__dict__["__dict__"].__get__
 _class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
-_flags: Callable[[type], int] = type.__dict__["__flags__"].__get__
 _module_of_class: Callable[[type], Any] = _namespace(type)["__module__"].__get__
 _self_of_builtin: Callable[[Any], Any] = _namespace(types.BuiltinMethodType)["__self__"].__get__
 _module_dict: Callable[[Any], dict[str, Any]] = _namespace(types.ModuleType)["__dict__"].__get__
@@ -257,7 +255,7 @@ class ObjectSearch:
                 )
             else:
                 yield name, each
-        if layout.is_in_c:  # what the garbage collector sees of it
+        if id(type(thing)) not in _CONTAINERS:  # extensions store more, which only this tells
             own = layout.read_dict and layout.read_dict(thing)
             referents = (
                 e for e in gc.get_referents(thing) if e is not own and e is not type(thing)
@@ -359,7 +357,6 @@ class _Layout(NamedTuple):
         members: reads the slots, by name.
         is_plain: whether the instances are plain data whatever they hold.
         is_record: whether they are tuples of a class of their own, with no other attributes.
-        is_in_c: whether they may store more in the structures of an extension.
     """
 
     kind: type
@@ -367,7 +364,6 @@ class _Layout(NamedTuple):
     members: Mapping[str, Callable[[Any], Any]]
     is_plain: bool
     is_record: bool
-    is_in_c: bool
 
     @classmethod
     def of(cls, kind: type) -> "_Layout":
@@ -394,11 +390,6 @@ class _Layout(NamedTuple):
             members,
             is_plain=is_tensor or issubclass(kind, _PLAIN_BASES),
             is_record=is_tuple and not iterates_itself,
-            is_in_c=any(
-                not _flags(base) & _HEAP_TYPE
-                for base in _mro(kind)
-                if id(base) not in _CONTAINERS and base is not object
-            ),
         )
 
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
@@ -406,6 +397,8 @@ class _Layout(NamedTuple):
         found: list[tuple[str, Any]] = []
         if self.read_dict is not None:
             found += dict.items(self.read_dict(thing))
+        if issubclass(self.kind, threading.local):  # of this thread
+            found += threading.local.__getattribute__(thing, "__dict__").items()
         for name, read in self.members.items():
             try:
                 found.append((name, read(thing)))

@@ -49,6 +49,7 @@ GENERATOR_KINDS = (
     *(torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator),
     random.Random,
 )
+_SPAWNED = "spawned"  # in the state of a generator of numpy: how many others it has spawned
 _NAMES_OF_GENERATORS = re.compile("random|rng|generator", re.IGNORECASE)
 
 
@@ -176,7 +177,9 @@ def state_of(generator: RandomGenerator) -> Any:
         return _from_python(generator.getstate())
     if isinstance(generator, np.random.RandomState):
         return _plain(generator.get_state(legacy=False))
-    return _plain(_bits_of(generator).state)
+    bits = _bits_of(generator)
+    spawned = getattr(_seeds_of(bits), "n_children_spawned", 0)
+    return {**_plain(bits.state), **({_SPAWNED: spawned} if spawned else {})}
 
 
 def set_state(generator: RandomGenerator, state: Any) -> None:
@@ -188,7 +191,17 @@ def set_state(generator: RandomGenerator, state: Any) -> None:
     elif isinstance(generator, np.random.RandomState):
         generator.set_state(_to_numpy(state))
     else:
-        _bits_of(generator).state = _to_numpy(state)
+        bits = _bits_of(generator)
+        bits.state = _to_numpy({name: each for name, each in state.items() if name != _SPAWNED})
+        seeds = _seeds_of(bits)
+        missing = state.get(_SPAWNED, 0) - getattr(seeds, "n_children_spawned", 0)
+        if missing > 0:  # generators that it has spawned are not spawned once more
+            seeds.spawn(missing)
+
+
+def _seeds_of(bits: Any) -> Any:
+    """Returns the seed sequence of a bit generator, private before numpy 1.25."""
+    return getattr(bits, "seed_seq", None) or getattr(bits, "_seed_seq", None)
 
 
 def _bits_of(generator: Any) -> Any:

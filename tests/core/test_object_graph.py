@@ -4,6 +4,7 @@ import functools
 import itertools
 import operator
 import sys
+import threading
 import types
 import weakref
 from collections import ChainMap
@@ -150,6 +151,19 @@ def running_generator(held):
     return generator
 
 
+def cached_result(held):
+    results = [held]
+    cached = functools.lru_cache(maxsize=None)(results.pop)
+    cached()
+    return cached
+
+
+def thread_variable(held):
+    local = threading.local()
+    local.held = held
+    return local
+
+
 def object_array(held):
     array = np.empty((2, 2), dtype=object)
     array[1, 0] = held
@@ -222,6 +236,8 @@ PLACES = {
     "attribute of a function": (attribute_of_function, "root.held"),
     "wrapped function": (wrapped, "root.__wrapped__.held"),
     "cached function": (lambda held: functools.lru_cache(closure(held)), "root.__wrapped__.held"),
+    "result in a cache": (cached_result, "root.0.()"),
+    "variable of this thread": (thread_variable, "root.held"),
     "global": (lambda held: global_of(held, "def f(): return HELD.x"), "root.HELD"),
     "global of a lambda in a function": (
         lambda held: global_of(held, "def f(): return [lambda: HELD]"),

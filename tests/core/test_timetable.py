@@ -171,3 +171,11 @@ def test_starting_from_a_step_forgets_what_a_failure_has_left():
     assert timetable.next_due == 5
     timetable.call_due(4)
     assert called == ["failing"]
+
+
+def test_the_callbacks_are_listed_in_order():
+    timetable = Timetable()
+    calls = [lambda: None, lambda: None]
+    for callback in calls:
+        timetable.add(2, callback)
+    assert timetable.callbacks == calls

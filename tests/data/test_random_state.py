@@ -60,6 +60,14 @@ def test_the_state_of_each_kind_goes_through_a_file_without_pickle(kind):
     assert [drawn_from(theirs) for _ in range(5)] == expected
 
 
+def test_a_generator_spawns_others_than_before():
+    ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
+    ours.spawn(3)
+    set_state(theirs, state_of(ours))
+    assert theirs.spawn(1)[0].random() == ours.spawn(1)[0].random()
+    set_state(theirs, state_of(np.random.default_rng(1)))  # does not spawn the same once more
+
+
 class Loaded:
     """A data set with a generator, and a method that collates."""
 

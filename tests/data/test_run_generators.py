@@ -1,0 +1,108 @@
+"""The generators of a run are found in what its user attached, under names that stay the same."""
+
+import functools
+import random
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks import TrainEvents
+from ignite_hooks.core.handler import Scheduled
+from ignite_hooks.data.random_state import FoundGenerators
+from ignite_hooks.data.run_generators import generators_of_run
+from tests.reference import batches_of
+from tests.reference import make_trainer
+
+
+class Drawing:
+    def __init__(self):
+        self.rng = random.Random(1)
+
+    def call(self, engine):
+        """Draws nothing."""
+
+
+class OnSchedule(Scheduled):
+    """Draws in a closure that the package calls on its schedule."""
+
+    every_steps, every_epochs = 2, None
+
+    def attach_to(self, attachment):
+        rng = random.Random(2)
+        self.on_schedule(attachment, lambda engine: rng.random())
+
+
+def names_in(engine, **others):
+    found = generators_of_run(engine, others, [], FoundGenerators())
+    assert found.doubts == ()
+    return [*found.named]
+
+
+def take_all(*args, **kwargs):
+    """Does nothing."""
+
+
+def draw(rng):
+    return lambda *_: rng.random()
+
+
+def test_handlers_of_any_kind_are_searched():
+    engine = Engine(draw(np.random.default_rng()))
+    engine.add_event_handler(Events.STARTED, Drawing().call)
+    engine.add_event_handler(Events.STARTED, Drawing().call)
+    engine.add_event_handler(Events.STARTED, functools.partial(Drawing().call))
+    engine.add_event_handler(Events.EPOCH_STARTED(every=2), draw(random.Random()))
+    engine.add_event_handler(Events.COMPLETED, take_all, random.Random(), rng=random.Random())
+    assert sorted(names_in(engine)) == [
+        "handler Drawing-2.__self__.rng (Random)",
+        "handler Drawing-3.func.__self__.rng (Random)",
+        "handler Drawing.__self__.rng (Random)",
+        "handler take_all(args).0 (Random)",
+        "handler take_all(kwargs).rng (Random)",
+        "handler draw.<locals>.<lambda>.rng (Random)",
+        "process_function.rng (PCG64)",
+    ]
+
+
+def test_an_event_filter_is_searched():
+    engine, rng = Engine(print), random.Random()
+    event = Events.EPOCH_STARTED(event_filter=lambda engine, epoch: rng.random() < 0.5)
+    engine.add_event_handler(event, lambda: None)
+    (name,) = names_in(engine)
+    assert name.endswith("rng (Random)")
+
+
+def test_schedules_and_contexts_are_searched():
+    trainer, rng = make_trainer(batches_of(4)), random.Random()
+
+    @trainer.hooks.on("on_step")
+    def context(engine):
+        rng.random()
+        yield
+
+    OnSchedule().attach(trainer)
+    seen = []
+    trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED, lambda: seen.append([*trainer.generators])
+    )
+    trainer.run()
+    of_schedule = [name for name in seen[0] if "OnSchedule.attach_to" in name]
+    assert len(of_schedule) == 1 + 1  # by step and by epoch they are two
+    assert [name for name in seen[0] if "_hooks" in name]
+
+
+def test_a_generator_of_the_data_is_not_counted_twice():
+    rng = random.Random()
+    of_data = FoundGenerators({"dataset.rng (Random)": rng})
+    assert not generators_of_run(Engine(draw(rng)), {}, [], of_data).named
+
+
+def test_what_is_closed_is_not_searched():
+    model = torch.nn.Linear(1, 1)
+    model.rng = random.Random()
+    engine = Engine(lambda engine, batch: model)
+    assert names_in(engine) == ["process_function.model.rng (Random)"]
+    assert not generators_of_run(engine, {"x": 1}, [model], FoundGenerators()).named
+    assert names_in(engine, model=model) == ["model.rng (Random)"]
