@@ -349,7 +349,7 @@ class ObjectSearch:
 
 
 class _Layout(NamedTuple):
-    """Where the instances of a class store what they hold.
+    """The places where instances of a class store what they hold.
 
     Args:
         kind: the class, kept because it is known by its identity.

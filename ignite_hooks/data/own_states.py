@@ -149,7 +149,7 @@ def _has_state(thing: Any) -> bool:
 
 
 def _is_foreign(thing: Any) -> bool:
-    """Returns whether an object is none of a user's class, function or the like."""
+    """Returns whether an object is of a library, not of a user's class or function."""
     kind = type(thing)
     is_code = issubclass(kind, type) or kind is types.FunctionType
     return is_of_library(thing if is_code else kind)
