@@ -7,6 +7,7 @@ be refused while it is loaded is loaded under ``rolled_back_on_failure``.
 
 import copy
 import io
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -271,7 +272,7 @@ class LoadedState:
             parts["registered objects"] = ResumedPart("missing", reason)
         elif now:
             parts["registered objects"] = EXACT
-        self._load_user_state()
+        self._load_user_state(self._trainer.state_dict_user_keys)
         parts["scheduler"] = self._load_single(SCHEDULER, trainer.lr_scheduler)
         if not self._state.is_sharded:
             parts["scaler"] = self._load_single(SCALER, trainer.accelerator.scaler)
@@ -370,9 +371,14 @@ class LoadedState:
         self._trainer.state.metrics.update(self._states["metrics"])
         measured_at(self._trainer).update(self._states["measured_at"])
 
-    def _load_user_state(self) -> None:
+    def _load_user_state(self, keys: Collection[str] | None = None) -> None:
+        """Sets attributes of the state: all, or some of them.
+
+        Handlers of Ignite that are attached later refuse a state that has theirs already.
+        """
         for key, value in self._states["user_state"].items():
-            setattr(self._trainer.state, key, copy.deepcopy(value))
+            if keys is None or key in keys:
+                setattr(self._trainer.state, key, copy.deepcopy(value))
 
     def _look_at_data(self) -> None:
         feed = self._trainer.feed

@@ -136,7 +136,8 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _place(tensor: torch.Tensor) -> Any:
-    if tensor.layout != torch.strided or not tensor.numel():
+    has_memory = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta
+    if not has_memory or tensor.layout != torch.strided or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 

@@ -210,6 +210,7 @@ def _owners(evaluator: AnyEngine) -> list[Any]:
 def _saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
     """Yields what a checkpoint has besides the states of handlers, or what has none."""
     yield trainer
+    yield trainer.state
     yield trainer.accelerator
     yield from registered_objects(trainer.accelerator)
     yield from trainer.modules.values()

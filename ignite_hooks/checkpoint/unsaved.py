@@ -47,7 +47,7 @@ __all__ = ["note_beginning", "unsaved_changes"]
 _MAX_DEPTH = 8
 _MAX_ELEMENTS = 10_000
 _MAX_NUMBERS = 1_000_000
-_COMPARED = (Namespace, SimpleNamespace, State, UserDict, UserList, FastaiLRFinder)
+_COMPARED = (Namespace, SimpleNamespace, UserDict, UserList, FastaiLRFinder)
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, np.generic)
 _OF_TRAINER = {
     *vars(State()),
@@ -115,22 +115,20 @@ def _noted(trainer: TrainingEngine) -> Values:
 def _values(trainer: TrainingEngine, members: Members) -> Values:
     """Returns digests of the values that handlers hold: by the path to the holder, and by name."""
     values: Values = {}
-    for path, holder in [*members.stateless, (_STATE.rstrip("."), trainer.state)]:
-        stored = _stored_by(holder)
-        if stored is None:
-            continue
-        of_holder = values.setdefault(path, {})
-        for name, value in stored:
-            of_holder.setdefault(name, []).append(_digest(value))
+    for path, holder in members.stateless:
+        if (stored := _stored_by(holder)) is not None:
+            of_holder = values.setdefault(path, {})
+            for name, value in stored:
+                of_holder.setdefault(name, []).append(_digest(value))
     known = {
         *_OF_TRAINER,
         *trainer.state_dict_user_keys,
         *state_names_of_handlers(trainer),
         *_names_of_stores(trainer),
     }
-    of_state = values[_STATE.rstrip(".")]
-    for name in known & of_state.keys():
-        del of_state[name]
+    values[_STATE.rstrip(".")] = {
+        name: [_digest(value)] for name, value in vars(trainer.state).items() if name not in known
+    }
     return values
 
 

@@ -545,6 +545,38 @@ def test_what_handlers_hold_is_resumed_bit_by_bit(attach, names, tmp_path):
         assert everything() == value
 
 
+@pytest.mark.filterwarnings("error")
+def test_handlers_that_make_an_attribute_of_the_state_are_attached_after_a_resume(tmp_path):
+    def make(**options):
+        trainer, model = make_trainer(batches_of(2), **options), torch.nn.Linear(1, 1)
+        ExpStateScheduler(1.0, 0.5, "temperature", create_new=True).attach(trainer, AT_EPOCH)
+        EMAHandler(model).attach(trainer)
+        trainer.add_event_handler(AT_EPOCH, LRScheduler(half(trainer.optimizer), save_history=True))
+        SaveCheckpoint(tmp_path, on_signals=()).attach(trainer)
+        return trainer
+
+    make().run(max_epochs=2)
+    trainer = make(resume_from=tmp_path)
+    seen = []
+    trainer.add_event_handler(STEP, lambda: seen.append(trainer.state.temperature))
+    trainer.run(max_epochs=3)
+    assert seen == [0.125, 0.125]
+    assert len(trainer.state.param_history["lr"]) == 3
+
+
+def test_an_output_that_cannot_be_saved_is_named(tmp_path):
+    def make():
+        trainer = make_trainer(batches_of(2))
+        EpochOutputStore(lambda output: object()).attach(trainer)
+        SaveCheckpoint(tmp_path).attach(trainer)
+        return trainer
+
+    make().run(max_steps=1)
+    trainer = make()
+    ResumeCheckpoint(tmp_path).attach(trainer)
+    assert "EpochOutputStore could not be saved" in str(trainer.resume_report)
+
+
 def test_names_survive_a_further_handler_without_a_state():
     def two_in_a_handler(trainer, model, optimizer):
         a, b = StepLR(optimizer, 2), StepLR(optimizer, 3)

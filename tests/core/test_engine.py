@@ -35,6 +35,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.core.engine import QuickEngine
 from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import calls_of
 from ignite_hooks.core.engine import fire_within
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import has_handlers
@@ -1080,3 +1081,23 @@ def test_events_are_fired_once_however_many_listen():
     one, two = record(trainer, Events), record(trainer, Events)
     trainer.run()
     assert one == two
+
+
+def test_calls_of_has_filters_and_arguments_but_not_the_engine():
+    engine, extra, named = Engine(lambda engine, batch: None), object(), object()
+
+    def is_due(engine, event):
+        return True
+
+    def plain(engine, each, *, key):
+        """Does nothing."""
+
+    def filtered():
+        """Does nothing."""
+
+    engine.add_event_handler(Events.COMPLETED, plain, extra, key=named)
+    engine.add_event_handler(Events.STARTED(event_filter=is_due), filtered)
+    (first, given), (second, wrapper) = calls_of(engine)
+    assert (first, given) == (plain, [extra, named])
+    assert second is filtered
+    assert is_due in [cell.cell_contents for cell in wrapper[0].__closure__]

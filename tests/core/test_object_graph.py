@@ -22,6 +22,7 @@ from torch.utils.data import Subset
 
 from ignite_hooks.core.object_graph import ObjectSearch
 from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.core.object_graph import stored_values
 
 
 class Wanted:
@@ -520,3 +521,34 @@ def test_looking_for_changes_takes_few_calls_and_keeps_nothing():
     del holder.output
     assert gone() is None
     assert search.has_changed()
+
+
+def test_parts_can_be_chosen_instead_of_all_that_an_object_holds():
+    left, right = Wanted(), Wanted()
+    holder = Holder(left=left, right=right)
+    search = ObjectSearch(
+        {"a": holder}, parts_of=lambda each: [("x", right)] if each is holder else None
+    )
+    assert {name: each for name, each in search if isinstance(each, Wanted)} == {"a.x": right}
+
+
+def test_stored_values_are_those_of_a_function_a_class_or_an_instance():
+    def function(default=1):
+        return closed_over
+
+    class Slotted:
+        __slots__ = ("slot",)
+        number = 2
+
+        def method(self):
+            """Is code, not a value."""
+
+    closed_over, slotted = 3, Slotted()
+    slotted.slot = 4
+    function.attribute = 5
+    values = dict(stored_values(function))
+    assert (values["default"], values["closed_over"], values["attribute"]) == (1, 3, 5)
+    assert dict(stored_values(Holder(a=6))) == {"a": 6}
+    assert dict(stored_values(slotted)) == {"slot": 4}
+    assert dict(stored_values(Slotted))["number"] == 2
+    assert "method" not in dict(stored_values(Slotted))
