@@ -46,7 +46,7 @@ from ignite_hooks.hooks.context import Hook
 from ignite_hooks.hooks.context import HookContext
 from ignite_hooks.hooks.hooks import Hooks
 
-__all__ = ["Members", "handlers_with_state", "has_state", "state_names_of_handlers"]
+__all__ = ["Members", "can_be_saved", "handlers_with_state", "has_state", "state_names_of_handlers"]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
 # Containers, calls and handlers of these are looked into; what others hold is their own.
@@ -123,7 +123,7 @@ class Members:
         for path, each in search:
             if id(each) in is_attached_one:
                 found.append((path, each))
-            elif not _can_be_saved(each):
+            elif not can_be_saved(each):
                 stateless.append((path, each))
             elif not is_of_trainer(each):
                 found.append((path, each))
@@ -274,7 +274,7 @@ def _is_closed(thing: Any) -> bool:
     return issubclass(kind, type | Engine | DataLoader)
 
 
-def _can_be_saved(thing: Any) -> bool:
+def can_be_saved(thing: Any) -> bool:
     """Returns whether an object that was found has a state; none of its code is called."""
     if _is_closed(thing):
         return False

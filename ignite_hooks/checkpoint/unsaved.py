@@ -34,6 +34,7 @@ from ignite.handlers import FastaiLRFinder
 
 from ignite_hooks.checkpoint.digest import digest_of
 from ignite_hooks.checkpoint.members import Members
+from ignite_hooks.checkpoint.members import can_be_saved
 from ignite_hooks.checkpoint.members import state_names_of_handlers
 from ignite_hooks.checkpoint.report import some
 from ignite_hooks.core.engine import belongings
@@ -178,7 +179,7 @@ def _plain(value: Any, budget: list[int], depth: int) -> Any:
 def _plain_container(value: Any, budget: list[int], depth: int) -> Any:
     kind = type(value)
     if not is_of_library(kind):
-        return kind.__qualname__, len(value)
+        return kind.__qualname__, None if can_be_saved(value) else len(value)
     elements = list(value.items() if issubclass(kind, Mapping) else value)
     if len(elements) <= _MAX_NUMBERS and {*map(type, elements)} <= {bool, int, float, str}:
         in_order = sorted(elements, key=repr) if issubclass(kind, set | frozenset) else elements

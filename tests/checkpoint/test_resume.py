@@ -33,6 +33,7 @@ from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import write as writing
 from ignite_hooks.checkpoint.store import read_manifest
+from tests.reference import Notes
 from tests.reference import augmented
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -87,7 +88,7 @@ def trainer_of(directory=None, *, number=1, optimizer=sgd, save=None, **options)
 
 
 def losses(trainer):
-    seen = []
+    seen = Notes()
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED,
         lambda engine: seen.append((engine.state.iteration, float(engine.state.output))),
@@ -469,17 +470,17 @@ def test_metrics_go_on_where_they_were(tmp_path, metric, step):
             Average().attach(trainer, "loss")
         else:
             RunningAverage(output_transform=lambda output: output).attach(trainer, "loss")
-        values, state = {}, trainer.state
+        values, state = Notes(), trainer.state
         event = Events.EPOCH_COMPLETED if metric == "Average" else Events.ITERATION_COMPLETED
         trainer.add_event_handler(
-            event, lambda: values.update({state.iteration: float(state.metrics["loss"])})
+            event, lambda: values.append((state.iteration, float(state.metrics["loss"])))
         )
         trainer.run(max_epochs=EPOCHS)
         return values
 
     whole = run(tmp_path / "whole")
     values = run(number=2, resume_from=tmp_path / "whole" / step_of(step))
-    assert values == {iteration: each for iteration, each in whole.items() if iteration > step}
+    assert values == [(iteration, each) for iteration, each in whole if iteration > step]
     assert values
 
 
@@ -500,7 +501,7 @@ def test_metrics_of_the_state_are_restored(tmp_path):
 
 def test_ignites_parameter_scheduler_goes_on(tmp_path):
     def run(directory=None, **options):
-        trainer, rates = trainer_of(directory, **options), []
+        trainer, rates = trainer_of(directory, **options), Notes()
         scheduler = LinearCyclicalScheduler(trainer.optimizer, "lr", 0.1, 0.01, 6)
         trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, scheduler)
         trainer.add_event_handler(

@@ -419,6 +419,7 @@ def test_metric_value_of_an_earlier_step_is_not_saved(tmp_path):
     assert steps(tmp_path) == [2, 4]
 
 
+@pytest.mark.filterwarnings("ignore:resumed from")  # the iterator of the values begins again
 def test_a_trainer_that_goes_on_keeps_the_best_of_the_one_before(tmp_path):
     options = {"keep_last": 1, "keep_best": 1}
     with_values(tmp_path, [1, 5, 2, 3], **options).run()

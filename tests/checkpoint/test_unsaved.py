@@ -38,6 +38,7 @@ from ignite_hooks.checkpoint.members import Members
 from ignite_hooks.checkpoint.unsaved import note_beginning
 from ignite_hooks.checkpoint.unsaved import unsaved_changes
 from ignite_hooks.handlers import Handler
+from tests.reference import Notes
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import shuffled
@@ -125,6 +126,19 @@ def files(tmp_path):
     return Checkpoint(**saver, n_saved=2)
 
 
+def calling(make, act):
+    """A handler that does something with a value in its closure."""
+
+    def attach(trainer, tmp_path):
+        value = make()
+
+        @trainer.on(EACH)
+        def call(engine):
+            act(value)
+
+    return attach
+
+
 SILENT = {
     "ProgressBar": lambda t, p: ProgressBar(file=io.StringIO()).attach(t),
     "Timer": lambda t, p: Timer(average=True).attach(t, resume=EACH, step=EACH),
@@ -146,6 +160,7 @@ SILENT = {
     "an attribute of the state that is saved": user_keys,
     "what STARTED sets again": reset_when_started,
     "settings": settings,
+    "a list of a class with a state": calling(Notes, lambda value: value.append(1)),
     "a file": lambda t, p: calling(io.StringIO, lambda file: file.write("x"))(t, p),
 }
 
@@ -223,19 +238,6 @@ def nonlocal_number(trainer, tmp_path):
     def count():
         nonlocal number
         number += 1
-
-
-def calling(make, act):
-    """A handler that does something with a value in its closure."""
-
-    def attach(trainer, tmp_path):
-        value = make()
-
-        @trainer.on(EACH)
-        def call(engine):
-            act(value)
-
-    return attach
 
 
 def add_at(key):
