@@ -33,7 +33,7 @@ def _add(value: Any, total: Any) -> None:
         elif plain.layout != torch.strided:
             plain = plain.to_dense()
         plain = plain.resolve_conj().resolve_neg().contiguous()
-        for part in plain.flatten().view(torch.uint8).split(_CHUNK):
+        for part in torch.split(plain.flatten().view(torch.uint8), _CHUNK):
             # Of a copy: torch never resizes memory again that numpy has seen.
             total.update(part.clone().numpy())
     elif isinstance(value, np.ndarray):

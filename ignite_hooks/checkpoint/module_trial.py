@@ -111,7 +111,11 @@ def _tensor(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable[[], None
     def restore() -> None:
         if type(tensor) is not kind:
             tensor.__class__ = kind
-        tensor.data = data
+        if data.layout in (torch.strided, torch.sparse_coo):
+            tensor.data = data
+        else:  # setting the data of compressed ones changes nothing
+            with torch.no_grad():
+                tensor.copy_(data)
         if memory is not None:
             now, before = memory
             if now.nbytes() != before.nbytes():
