@@ -117,7 +117,8 @@ class _States:
         rest = {
             kind: states for kind, states in objects.items() if kind not in ("handlers", "also")
         }
-        others = {name: each for name, each in about.items() if name not in ("objects", "modules")}
+        elsewhere = ("objects", "modules", "settings")  # the manifest has the settings too
+        others = {name: each for name, each in about.items() if name not in elsewhere}
         flags = {name: each["flags"] for name, each in about.get("modules", {}).items()}
         self._add("trainer", {**rest, "flags": flags, **others})
         self.files.add(TRAINER)
