@@ -263,7 +263,7 @@ def _part_lines(name: str, part: Part, most: int | None) -> Iterator[str]:
 def _found(place: str, cache_dir: Path | None = None) -> tuple[Source, Look]:
     """Looks into a source. Nothing is downloaded, so that a URL needs no folder for that yet."""
     if not is_url(place) and not os.path.isdir(place):  # of a path that may not be looked at, too
-        raise ValueError(f"`path` must be a directory, got {place}: is it mounted?")
+        raise ValueError(f"`source` must be a directory, got {place}: is it mounted?")
     source = source_at(place if is_url(place) else Path(place), cache_dir or Path(os.devnull))
     return source, source.find()
 
@@ -326,7 +326,7 @@ def _short_names(runs: Iterable[str]) -> dict[str, str]:
 
 
 def _pairs(values: Mapping[str, Any]) -> list[str]:
-    """Returns names and values in two columns; long values go on in the second."""
+    """Returns names and values in two columns; long values fill several lines."""
     names = {name: _cell(name) for name in values}
     heads = table([[f"  {shown}", "|"] for shown in names.values()]) if names else []
     lines = []

@@ -32,7 +32,7 @@ def chosen(newest_first: Sequence[Candidate], which: str, source: str) -> Candid
     """Returns the checkpoint that ``which`` names: "best" of the newest run, "last", step or name.
 
     Raises:
-        ValueError: there is none, or no such one.
+        ValueError: there is no checkpoint, or none of that name or step.
     """
     if not newest_first:
         raise ValueError(f"there is no checkpoint in {source}")

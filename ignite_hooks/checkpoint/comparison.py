@@ -174,7 +174,7 @@ class _Tensors:
             try:
                 self._file = safe_open(self._path, framework="pt")
             except SafetensorError as error:
-                raise ValueError(f"{self._path} can not be read ({error})") from error
+                raise ValueError(f"{self._path} cannot be read ({error})") from error
         return self._file
 
 

@@ -41,7 +41,7 @@ def description_of(
 
     Args:
         trainer: the trainer.
-        files: what the first process is about to write, by name.
+        files: the contents of the files that rank 0 is about to write, by name.
         processes: the number of processes.
     """
     return {
@@ -56,7 +56,7 @@ def contents_of(files: Mapping[str, Content]) -> dict[str, list[str]]:
     """Returns the names of what is inside, by kind; kinds of which there is nothing are left out.
 
     Args:
-        files: what the first process writes, by name.
+        files: the contents of the files that rank 0 writes, by name.
     """
     about, place = _content(files, TRAINER), _content(files, rank_file(0))
     objects, random = about.get("objects", {}), place.get("random") or {}
@@ -103,7 +103,7 @@ def _global_batch(trainer: TrainingEngine, processes: int) -> int | None:
 
 
 def _content(files: Mapping[str, Content], name: str) -> Mapping[str, Any]:
-    """Returns the data of a file that holds a mapping; an empty one if the file is none."""
+    """Returns the data of a file that holds a mapping; an empty one for other files."""
     content = files.get(name)
     return content.content if isinstance(content, Objects) else {}
 

@@ -121,7 +121,7 @@ class _Conversion:
 
 
 def _is_plain(value: Any) -> bool:
-    """Returns whether a value stays as it is, as most do: a save shall make few calls."""
+    """Returns whether a value needs no conversion. Most do not, and a save makes few calls then."""
     kind = type(value)
     if kind is float:
         return bool(value - value == 0)  # neither infinite nor NaN

@@ -1,6 +1,6 @@
 """Text for a terminal: values from a checkpoint cannot steer it, and tables stay in columns.
 
-Names, versions and command lines in a manifest come from whoever wrote the checkpoint. Printed as
+Names, versions and command lines in a manifest come from the writer of the checkpoint. Printed as
 they are, an escape sequence clears the screen, a newline invents a line of the table, and U+202E
 turns the rest of the line around.
 """

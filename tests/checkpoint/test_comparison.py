@@ -254,7 +254,7 @@ def test_other_content_is_an_error_that_names_the_file(saved, content):
 def test_damaged_safetensors_are_an_error(saved):
     whole, other = saved(torch.nn.Linear(1, 1)), saved(torch.nn.Linear(1, 1), 2)
     (other.folder / "model.safetensors").write_bytes(b"{}")
-    with pytest.raises(ValueError, match=r"model\.safetensors can not be read"):
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
         compared(whole, other)
 
 
