@@ -11,6 +11,7 @@ import pytest
 import ignite_hooks
 from ignite_hooks.core import accelerators
 from ignite_hooks.core import engine
+from ignite_hooks.core import torch_schedulers
 
 ROOT = Path(ignite_hooks.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -90,12 +91,17 @@ PRIVATE = {
     "core/accelerators.py": {
         "_models",
         "_optimizers",
-        "_schedulers",
         "_dataloaders",
         "_custom_objects",
         "_shared_state",
         "_is_accelerate_prepared",
         "_stop_iteration",
+    },
+    "core/torch_schedulers.py": {
+        "_anneal_func_type",
+        "_milestones",
+        "_schedule_phases",
+        "_schedulers",
     },
 }
 
@@ -116,7 +122,7 @@ def test_private_members_of_libraries_are_used_in_one_file(home):
         assert not used or path == ROOT / home, f"{path} uses {used}"
 
 
-@pytest.mark.parametrize("module", [engine, accelerators])
+@pytest.mark.parametrize("module", [engine, accelerators, torch_schedulers])
 def test_each_private_member_in_use_is_listed_in_the_docstring(module):
     home = Path(module.__file__)
     used = PRIVATE[home.relative_to(ROOT).as_posix()] & set(names_in(home))

@@ -14,14 +14,16 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ignite_hooks.checkpoint.settings import OF_SCHEDULE
 from ignite_hooks.checkpoint.settings import Rates
-from ignite_hooks.checkpoint.settings import all_within
 from ignite_hooks.checkpoint.settings import plain
+from ignite_hooks.core.torch_schedulers import all_within
+from ignite_hooks.core.torch_schedulers import states_within
+from ignite_hooks.core.torch_schedulers import with_states_within
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.optim.lr_scheduler import of_torch
 
 __all__ = ["ScriptSchedule"]
 
-_OWN_RATES = ("max_lrs", "_schedule_phases")  # of a CyclicLR, and of a OneCycleLR
+_OWN_RATES = ("max_lrs", "total_steps")  # of a CyclicLR, and of a OneCycleLR
 _RATES = ("initial_lr", "max_lr", "min_lr")
 
 
@@ -104,12 +106,7 @@ class ScriptSchedule:
         rebased = dict(copy.deepcopy(state))
         if "base_lrs" in rebased:
             rebased["base_lrs"] = [_base(each) for each in self._script]
-        within = rebased.get("_schedulers")
-        if isinstance(within, list):
-            rebased["_schedulers"] = [
-                self.rebased(each) if isinstance(each, Mapping) else each for each in within
-            ]
-        return rebased
+        return with_states_within(rebased, [self.rebased(each) for each in states_within(state)])
 
     def write(self, group: dict[str, Any], index: int, *, keeps_rate: bool) -> None:
         """Writes to a group of the checkpoint's optimizer where it is now with this schedule.
@@ -201,18 +198,13 @@ def _set(group: dict[str, Any], name: str, value: Any) -> None:
 
 def _is_anywhere(state: Any, *names: str) -> bool:
     """Returns whether one of ``names`` is in the state of a scheduler, or of one within, and on."""
-    if not isinstance(state, Mapping):
-        return False
-    within = state.get("_schedulers")
-    is_within = isinstance(within, list) and any(_is_anywhere(each, *names) for each in within)
-    return is_within or any(state.get(name) for name in names)
+    is_within = any(_is_anywhere(each, *names) for each in states_within(state))
+    return is_within or (isinstance(state, Mapping) and any(state.get(name) for name in names))
 
 
 def _place_of(state: Any) -> int | None:
     """Returns how often the scheduler of a state was moved; None if it does not tell."""
-    if not isinstance(state, Mapping):
-        return None
-    if isinstance(state.get("last_epoch"), int):
+    if isinstance(state, Mapping) and isinstance(state.get("last_epoch"), int):
         return int(state["last_epoch"])
-    within = state.get("_schedulers")  # of a ChainedScheduler, which moves all of them
-    return _place_of(within[0]) if isinstance(within, list) and within else None
+    within = states_within(state)  # of a ChainedScheduler, which moves all of them
+    return _place_of(within[0]) if within else None

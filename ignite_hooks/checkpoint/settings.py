@@ -22,7 +22,6 @@ from typing import TypeAlias
 
 import torch
 from ignite.engine import Events
-from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import OneCycleLR
 from xxhash import xxh3_64_hexdigest
 
@@ -30,6 +29,9 @@ from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import handlers_of
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.torch_schedulers import all_within
+from ignite_hooks.core.torch_schedulers import one_cycle_constants
+from ignite_hooks.core.torch_schedulers import schedulers_within
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
@@ -41,7 +43,6 @@ __all__ = [
     "OF_SCHEDULE",
     "Rates",
     "SettingsRecord",
-    "all_within",
     "keep_record",
     "plain",
     "rates_of",
@@ -67,13 +68,10 @@ _NO_SETTINGS = {"params", "param_names", "initial_lr"} | OF_SCHEDULE
 _NO_CONSTANTS = {
     "T_cur",
     "T_i",
-    "_anneal_func_type",
     "_get_lr_called_within_step",
     "_is_initial",
     "_last_lr",
     "_scale_fn_ref",
-    "_schedule_phases",
-    "_schedulers",
     "_step_count",
     "base_lrs",
     "best",
@@ -226,42 +224,19 @@ def _schedule_of(scheduler: Any) -> dict[str, Any]:
     return _constants_of(scheduler) | {name: [plain(g[name]) for g in groups] for name in kept}
 
 
-def all_within(scheduler: Any) -> Iterator[Any]:
-    """Gives a torch scheduler, and those that it is made of."""
-    yield scheduler
-    for each in getattr(scheduler, "_schedulers", ()):
-        if isinstance(each, LRScheduler):
-            yield from all_within(each)
-
-
 def _constants_of(scheduler: Any) -> dict[str, Any]:
     """Returns the class of a torch scheduler and its constants, those within it included."""
-    attributes = vars(scheduler)
     constants = {
         name.lstrip("_"): plain(value)
-        for name, value in attributes.items()
-        if name not in _NO_CONSTANTS
+        for name, value in vars(scheduler).items()
+        if name not in _NO_CONSTANTS and not name.startswith(("_anneal", "_schedule"))
     }
     if isinstance(scheduler, OneCycleLR):
-        constants |= _phases_of(scheduler)
-    within = attributes.get("_schedulers")
-    if isinstance(within, list | tuple):
-        constants["schedulers"] = [
-            _constants_of(each) if isinstance(each, LRScheduler) else plain(each) for each in within
-        ]
+        constants |= one_cycle_constants(scheduler)
+    within = [_constants_of(each) for each in schedulers_within(scheduler)]
+    if within:
+        constants["schedulers"] = within
     return {"class": type(scheduler).__name__, **constants}
-
-
-def _phases_of(scheduler: Any) -> dict[str, Any]:
-    """Returns the arguments of a OneCycleLR that it keeps in other words."""
-    phases = getattr(scheduler, "_schedule_phases", ())
-    if not phases:
-        return {}
-    return {
-        "pct_start": round((phases[0]["end_step"] + 1) / scheduler.total_steps, 6),
-        "three_phase": len(phases) == 3,
-        "anneal_strategy": plain(getattr(scheduler, "_anneal_func_type", None)),
-    }
 
 
 def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:

@@ -35,6 +35,7 @@ from ignite_hooks.core.fields import OnMissing
 from ignite_hooks.core.fields import Prefix
 from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.fields import Seconds
+from ignite_hooks.core.fields import SettingNames
 from ignite_hooks.core.fields import SignalNames
 from ignite_hooks.core.fields import SourcePath
 from ignite_hooks.core.fields import handler_config
@@ -68,6 +69,7 @@ __all__ = [
     "Runtime",
     "Scheduled",
     "Seconds",
+    "SettingNames",
     "SignalNames",
     "SourcePath",
     "handler_config",

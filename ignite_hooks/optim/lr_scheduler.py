@@ -20,6 +20,8 @@ from torch.optim.lr_scheduler import SequentialLR
 from ignite_hooks.core.held_signals import HeldSignals
 from ignite_hooks.core.measured import measured_at
 from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.torch_schedulers import milestones_of
+from ignite_hooks.core.torch_schedulers import schedulers_within
 
 __all__ = ["SchedulerAt", "SchedulerDriver", "of_torch"]
 
@@ -252,12 +254,12 @@ def _ends_of(
         left = scheduler.total_steps - (place or 0)
         if left < until:
             yield scheduler, left
-    within = getattr(scheduler, "_schedulers", ())
+    within = schedulers_within(scheduler)
     if not isinstance(scheduler, SequentialLR):
         for each in within:
             yield from _ends_of(each, until, place)
         return
-    place, milestones = place or 0, scheduler._milestones
+    place, milestones = place or 0, milestones_of(scheduler)
     for each, begin, end in zip(within, [0, *milestones], [*milestones, inf], strict=False):
         to_come = max(0, begin - place)  # the call at a milestone begins the next schedule
         last = min(until, end - 1 - place) - to_come
