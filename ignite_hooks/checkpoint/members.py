@@ -1,8 +1,9 @@
 """Which handlers of a trainer, and objects that they hold, have a state that a checkpoint carries.
 
-The objects are found where handlers store them: in attributes, closures, partials, arguments of
-handlers, globals that their code names, and in containers of such. What a checkpoint has in another
-place, the model and the optimizer for instance, is left out, and so is what is in it.
+The objects are found where handlers, and the functions that a step calls, store them: in
+attributes, closures, partials, arguments of handlers, globals that their code names, and in
+containers of such. What a checkpoint has in another place, the model and the optimizer for
+instance, is left out, and so is what is in it.
 """
 
 import inspect
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader
 from ignite_hooks.checkpoint.member_state import plain_state
 from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.engine import calls_of
+from ignite_hooks.core.engine import process_function_of
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.object_graph import MAX_OBJECTS
@@ -198,6 +200,22 @@ def _roots(trainer: TrainingEngine) -> Roots:
             yield _name_of(each), each, False
     for function, given in calls:
         yield from ((_name_of(function), each, False) for each in given)
+    for each in _called_by(process_function_of(trainer)):
+        yield _name_of(each), each, False
+
+
+def _called_by(function: Any) -> Iterator[Any]:
+    """Yields the functions and objects of a user behind a process function.
+
+    That of a supervised trainer calls ``loss_fn``, ``batch_processor`` and so on by functions of
+    this package. A second optimizer, of a GAN for instance, is there.
+    """
+    if not (isinstance(function, FunctionType) and _is_ours(function)):
+        yield function
+        return
+    for cell in function.__closure__ or ():
+        if callable(cell.cell_contents) and cell.cell_contents is not function:
+            yield from _called_by(cell.cell_contents)
 
 
 def _owners(evaluator: AnyEngine) -> list[Any]:
