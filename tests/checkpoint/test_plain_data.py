@@ -62,6 +62,7 @@ def nested(depth):
         (PurePosixPath("a/b"), "a/b"),
         (1j, "1j"),
         ((0.9, 0.999), [0.9, 0.999]),
+        ([math.nan, {"a": -math.inf}, 10**20], ["NaN", {"a": "-Infinity"}, str(10**20)]),
         ({"b", "a"}, ["a", "b"]),
         (MappingProxyType({1: {Color.RED: 2}}), {"1": {"Color.RED": 2}}),
         (torch.nn.functional.relu, "relu"),
@@ -86,8 +87,9 @@ def test_any_value_becomes_data_that_json_holds(value, plain):
         {str(i): [0] * 1000 for i in range(1000)},
         nested(500),
         [[[[0] * 99] * 99] * 99] * 99,
+        {str(i): {str(j): {str(k): 0 for k in range(99)} for j in range(99)} for i in range(99)},
     ],
-    ids=["texts", "mapping", "depth", "product"],
+    ids=["texts", "mapping", "depth", "product", "product of mappings"],
 )
 def test_large_data_is_bounded(value):
     text = json.dumps(plain_data(value))

@@ -140,7 +140,7 @@ def test_the_manifest_tells_where_in_the_training_it_was_taken(tmp_path):
         assert manifest.world_size == 1
         assert manifest.saved_at.tzinfo is not None
     assert [each.number for each in (two, four, six)] == [1, 2, 3]
-    assert {"python", "torch", "accelerate", "pytorch-ignite", "ignite-hooks"} == set(two.versions)
+    assert {"python", "torch", "accelerate", "pytorch-ignite", "ignite-hooks"} <= set(two.versions)
 
 
 def test_every_file_of_the_folder_is_in_the_manifest(tmp_path):
