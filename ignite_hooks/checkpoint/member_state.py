@@ -27,6 +27,7 @@ from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import flags_of
 from ignite_hooks.checkpoint.module_state import give_to_module
+from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["Member", "plain_state"]
@@ -59,10 +60,10 @@ class Member:
         thing = self._thing
         if isinstance(thing, torch.nn.Module):
             state = thing.state_dict()
-            versions = getattr(state, "_metadata", {})
+            versions, names = getattr(state, "_metadata", {}), PlainNames(thing)
             return {
-                "module": dict(state),
-                "metadata": {key: dict(value) for key, value in versions.items()},
+                "module": names.plain_state(state),
+                "metadata": {names.plain(key): dict(value) for key, value in versions.items()},
                 "flags": flags_of(thing),
                 "shared": _shared(thing, self._trainer),
             }

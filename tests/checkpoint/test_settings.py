@@ -162,7 +162,7 @@ class Kind(Enum):
         (Kind.COS, "COS"),
         (Path("a/b"), "a/b"),
         ("\ud800", "\\ud800"),
-        (object(), "object"),
+        pytest.param(object(), "object", id="object"),
         (Rule, {"function": "Rule"}),
     ],
     ids=str,
