@@ -49,7 +49,6 @@ __all__ = [
     "give_to_module",
     "left_out_of_state",
     "module_file",
-    "plain_state_of",
     "read_module",
     "set_flags",
     "split_state",
@@ -147,11 +146,6 @@ def read_module(
         raise ValueError(f"{safe_file} can not be read ({error})") from error
     aliases = {alias: tensors[first] for alias, first in about["aliases"].items()}
     return {**tensors, **aliases, **about["extra"], **lazy}
-
-
-def plain_state_of(module: torch.nn.Module) -> dict[str, Any]:
-    """Returns the state of a module with plain names."""
-    return PlainNames(module).plain_state(module.state_dict())
 
 
 def differences_of_module(
