@@ -438,7 +438,7 @@ def _load(target: Any, state: Any, path: str) -> None:
     """Has an object take a state over; what it raises is told with the place of the state."""
     try:
         target.load_state_dict(state)
-    except OSError:  # of other files, which may be elsewhere
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # none of the state's making
         raise
     except Exception as error:
         raise ValueError(
