@@ -8,12 +8,11 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-
-from ignite.engine import Events
+from unittest.mock import patch
 
 import ignite_hooks
 from ignite_hooks import SaveCheckpoint
-from ignite_hooks import TrainEvents
+from ignite_hooks.checkpoint.triggers import CheckpointTriggers
 from ignite_hooks.checkpoint.write import CheckpointWriter
 from tests.reference import batches_of
 from tests.reference import make_trainer
@@ -30,10 +29,11 @@ BEGINNINGS = {
 
 
 class SaveProfile:
-    """Counts the calls of a save, from the end of an iteration to CHECKPOINT_SAVED.
+    """Counts the calls of a save, from where it is due to CHECKPOINT_SAVED.
 
     It is the sixth save of a run with a model of two layers, with ``keep_last=3``: one checkpoint
-    is removed. The calls in C are not counted.
+    is removed. The calls in C are not counted. The counting is no handler of the trainer: a save
+    looks into handlers.
 
     Args:
         directory: where to save.
@@ -46,18 +46,22 @@ class SaveProfile:
         self._stage = "due"
         handler = SaveCheckpoint(directory, every_steps=1, keep_last=3, at_end=False)
         trainer = make_trainer(batches_of(6), checkpoint=handler)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=6), self._begin)
-        trainer.add_event_handler(TrainEvents.CHECKPOINT_SAVED, self._end)
-        self._fsync = os.fsync
-        trainer.run(max_epochs=1)
+        self._fsync, schedule, tell = os.fsync, CheckpointTriggers.schedule, CheckpointWriter._tell
 
-    def _begin(self):
-        os.fsync = self._count_fsync
-        sys.setprofile(self._count)
+        def begin(*arguments):
+            if trainer.state.optimizer_step == 6:
+                os.fsync = self._count_fsync
+                sys.setprofile(self._count)
+            schedule(*arguments)
 
-    def _end(self):
-        sys.setprofile(None)
-        os.fsync = self._fsync
+        def end(*arguments):
+            tell(*arguments)
+            sys.setprofile(None)
+            os.fsync = self._fsync
+
+        of_triggers = patch.object(CheckpointTriggers, "schedule", begin)
+        with of_triggers, patch.object(CheckpointWriter, "_tell", end):
+            trainer.run(max_epochs=1)
 
     def _count_fsync(self, descriptor):
         self.fsyncs += 1
