@@ -203,7 +203,10 @@ def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) 
     if isinstance(content, dict):
         changed = content.copy() if type(content) is dict else copy.copy(content)
         for key, value in content.items():
-            if type(value) not in _UNCHANGED:
+            kind = type(value)
+            if kind is torch.Tensor or kind is torch.nn.Parameter:  # the most, without a call more
+                changed[key] = change(value)
+            elif kind not in _UNCHANGED:
                 changed[key] = _with_tensors(change, value)
         return changed
     if isinstance(content, set | bytearray):

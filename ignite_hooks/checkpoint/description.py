@@ -37,14 +37,16 @@ _GLOBAL_GENERATORS = ("python", "numpy", "cpu", "device")
 def description_of(
     trainer: TrainingEngine, files: Mapping[str, Content], processes: int
 ) -> dict[str, Any]:
-    """Returns the fields of a manifest that describe a run, but for its settings.
+    """Returns the fields of a manifest that describe a run.
 
     Args:
         trainer: the trainer.
         files: the contents of the files that rank 0 is about to write, by name.
         processes: the number of processes.
     """
+    settings = _content(files, TRAINER).get("settings", {})
     return {
+        "settings": {**settings.get("given", {}), **settings.get("unrestored", {})},
         "global_batch": _global_batch(trainer, processes),
         "contents": contents_of(files),
         "command_line": list(command_line()),

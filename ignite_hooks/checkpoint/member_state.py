@@ -63,8 +63,8 @@ class Member:
             versions, names = getattr(state, "_metadata", {}), PlainNames(thing)
             return {
                 "module": names.plain_state(state),
-                "metadata": {names.plain(key): dict(value) for key, value in versions.items()},
-                "flags": flags_of(thing),
+                "metadata": {k: dict(value) for k, value in names.plain_state(versions).items()},
+                "flags": flags_of(thing, names),
                 "shared": _shared(thing, self._trainer),
             }
         if isinstance(thing, EpochOutputStore):

@@ -85,16 +85,27 @@ class Restored(NamedTuple):
 
 
 def module_file(
-    name: str, module: torch.nn.Module, *, safe_serialization: bool
+    name: str,
+    module: torch.nn.Module,
+    *,
+    safe_serialization: bool,
+    names: PlainNames | None = None,
 ) -> tuple[str, Content, dict[str, Any]]:
-    """The file of a module, its content, and what is to be known besides to read it."""
+    """Returns the file of a module, its content, and what is to be known besides to read it.
+
+    Args:
+        name: of the module.
+        module: the module.
+        safe_serialization: whether the file is one of safetensors.
+        names: the plain names of what is in the module, if they are known.
+    """
     own_state: dict[str, Any] = module.state_dict()
-    names = PlainNames(module)
+    names = names or PlainNames(module)
     state = names.plain_state(own_state)
     versions = getattr(own_state, "_metadata", {})
     lazy = {key: value for key, value in state.items() if is_lazy(value)}
     about: dict[str, Any] = {
-        "metadata": {names.plain(path): dict(value) for path, value in versions.items()},
+        "metadata": {k: dict(value) for k, value in names.plain_state(versions).items()},
         "flags": flags_of(module, names),
         "lazy": {
             key: "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
@@ -279,13 +290,18 @@ def give_to_module(
     return Restored(converted, unlike - converted, unmatched)
 
 
-def left_out_of_state(module: torch.nn.Module) -> list[str]:
-    """Returns the names of parameters and persistent buffers that the module's state leaves out."""
-    if not any(has_own_loading(each, is_root=each is module) for each in module.modules()):
+def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) -> list[str]:
+    """Returns the names of parameters and persistent buffers that the module's state leaves out.
+
+    Args:
+        module: the module.
+        names: the plain names of what is in it, if they are known.
+    """
+    names = names or PlainNames(module)
+    if not any([has_own_loading(each, is_root=each is module) for _, each in names.modules]):
         return []
     state = module.state_dict()
     saved = {_memory_of(value) for value in state.values()}
-    names = PlainNames(module)
     return [
         names.plain(name)
         for name, tensor in parts_to_save(module).items()
@@ -300,11 +316,12 @@ def flags_of(module: torch.nn.Module, names: PlainNames | None = None) -> dict[s
         module: the module.
         names: the plain names of what is in it, if they are known.
     """
-    plain = (names or PlainNames(module)).plain
-    modes = {plain(name): each.training for name, each in module.named_modules()}
+    names = names or PlainNames(module)
+    modes = names.plain_state({path: each.training for path, each in names.modules})
+    trained = names.plain_state({name: each.requires_grad for name, each in names.parameters})
     return {
-        "frozen": [plain(n) for n, each in module.named_parameters() if not each.requires_grad],
-        "eval": [name for name, is_training in modes.items() if not is_training],
+        "frozen": [name for name, is_trained in trained.items() if not is_trained],
+        "eval": [path for path, is_training in modes.items() if not is_training],
     }
 
 

@@ -32,7 +32,8 @@ def plain_data(value: Any) -> Any:
     their classes: their own ``repr`` may have any length, and addresses that differ in each run.
     What is beyond the bounds is left out, and "..." stands in its place.
     """
-    return _Conversion().of(value, MAX_DEPTH)
+    copied = _copy_if_plain(value)
+    return _Conversion().of(value, MAX_DEPTH) if copied is None else copied
 
 
 def plain_text(value: object, length: int = MAX_TEXT) -> str:
@@ -58,6 +59,41 @@ def flattened(value: Any, name: str = "", separator: str = ".") -> Iterator[tupl
         return
     for key, each in within:
         yield from flattened(each, f"{name}{separator}{key}" if name else str(key), separator)
+
+
+def _copy_if_plain(value: Any) -> dict[str, Any] | None:
+    """Returns a copy of a mapping that is plain data within the bounds; None for all else.
+
+    Settings are, and this is one call, however much is in them.
+    """
+    if type(value) is not dict:
+        return None
+    whole = dict(value)
+    waiting: list[tuple[Any, int]] = [(whole, MAX_DEPTH)]
+    left = MAX_VALUES
+    while waiting:
+        part, depth = waiting.pop()
+        left -= len(part)
+        if len(part) > MAX_ITEMS or left < 0 or depth == 0:
+            return None
+        is_mapping = type(part) is dict
+        for key, each in [*(part.items() if is_mapping else enumerate(part))]:
+            kind = type(each)
+            if kind is dict or kind is list:
+                part[key] = inner = kind(each)
+                waiting.append((inner, depth - 1))
+            elif not (
+                kind is bool
+                or each is None
+                or (kind is str and len(each) <= MAX_TEXT and each.isascii())
+                or (kind is int and -_MAX_EXACT < each < _MAX_EXACT)
+                or (kind is float and each - each == 0)  # neither infinite nor NaN
+            ):
+                return None
+            is_name = type(key) is str and len(key) <= MAX_TEXT and key.isascii()
+            if is_mapping and not is_name:
+                return None
+    return whole
 
 
 class _Conversion:
@@ -105,8 +141,7 @@ class _Conversion:
                 found["..."] = f"... {len(values) - len(found)} more"
                 break
             self._left -= 1
-            name = key if type(key) is str and _is_plain(key) else plain_text(key)
-            found[name] = value if _is_plain(value) else self.of(value, depth)
+            found[plain_text(key)] = self.of(value, depth)
         return found
 
     def _list(self, values: Any, depth: int) -> list[Any]:
@@ -116,20 +151,8 @@ class _Conversion:
                 found.append(f"... {len(values) - len(found)} more")
                 break
             self._left -= 1
-            found.append(value if _is_plain(value) else self.of(value, depth))
+            found.append(self.of(value, depth))
         return found
-
-
-def _is_plain(value: Any) -> bool:
-    """Returns whether a value needs no conversion. Most do not, and a save makes few calls then."""
-    kind = type(value)
-    if kind is float:
-        return bool(value - value == 0)  # neither infinite nor NaN
-    if kind is int:
-        return bool(-_MAX_EXACT < value < _MAX_EXACT)
-    if kind is str:
-        return len(value) <= MAX_TEXT and value.isascii()
-    return value is None or kind is bool
 
 
 def _is_no_scalar(value: Any) -> bool:

@@ -7,7 +7,9 @@ model, so that one that was written with compiled blocks can be loaded without, 
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
+from typing import TypeVar
 
 import torch
 
@@ -16,18 +18,23 @@ from ignite_hooks.core.torch_modules import wrapped_child
 
 __all__ = ["PlainNames"]
 
+ValueT = TypeVar("ValueT")
+
 
 class PlainNames:
     """The plain names of all that is in a module, which may be wrapped, or have wrapped children.
+
+    What is in the module is looked up once: names are asked for and thrown away.
 
     Args:
         module: the module.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
         self._plain: dict[str, str] = {}  # the paths of modules
         self._actual: dict[str, str] = {}
-        self._has_wrappers = has_wrappers(module)
+        self._has_wrappers = has_wrappers([each for _, each in self.modules])
         if not self._has_wrappers:
             return
         wrapped: dict[str, str | None] = {}
@@ -43,6 +50,16 @@ class PlainNames:
             self._plain[path] = plain
             self._actual[plain] = path  # of a wrapper and what is in it, the latter: it comes later
 
+    @cached_property
+    def modules(self) -> list[tuple[str, torch.nn.Module]]:
+        """The module and all within, by their paths in the module."""
+        return list(self._module.named_modules())
+
+    @cached_property
+    def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The parameters, by their names in the module."""
+        return list(self._module.named_parameters())
+
     def plain(self, name: str) -> str:
         """Returns the plain name of a parameter, a buffer or a submodule."""
         return _translated(name, self._plain) if self._has_wrappers else name
@@ -51,7 +68,7 @@ class PlainNames:
         """Returns the name in the module of what has this plain name."""
         return _translated(name, self._actual) if self._has_wrappers else name
 
-    def plain_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def plain_state(self, state: Mapping[str, ValueT]) -> dict[str, ValueT]:
         """Returns a state, or what else is known by names, with plain names."""
         if not self._has_wrappers:
             return dict(state)

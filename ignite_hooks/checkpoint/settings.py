@@ -144,10 +144,6 @@ class SettingsRecord:
     started: dict[str, Any] | None = None
     writes: dict[str, list[Any]] = field(default_factory=dict)
 
-    def manifest(self, trainer: TrainingEngine) -> dict[str, Any]:
-        """Returns the settings for people to read."""
-        return {**self.given, **unrestored_settings_of(trainer)}
-
     def state_dict(self, trainer: TrainingEngine) -> dict[str, Any]:
         """Returns the record as plain data, with the settings of now that no state holds."""
         return {

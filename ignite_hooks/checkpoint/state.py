@@ -114,8 +114,13 @@ class TrainingState:
 
     @cached_property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The trainer's modules by name; taking the model out of its wrappers is slow."""
+        """The trainer's modules by name."""
         return self.trainer.modules
+
+    @cached_property
+    def plain_names(self) -> dict[str, PlainNames]:
+        """The plain names of what is in each of the modules."""
+        return {name: PlainNames(module) for name, module in self.modules.items()}
 
     @property
     def whole_modules(self) -> dict[str, torch.nn.Module]:
@@ -180,7 +185,10 @@ class TrainingState:
         }
         for name, module in self.whole_modules.items():
             file, content, about["modules"][name] = module_file(
-                name, module, safe_serialization=self.safe_serialization
+                name,
+                module,
+                safe_serialization=self.safe_serialization,
+                names=self.plain_names[name],
             )
             files[file] = content
         if not self.is_sharded:
@@ -201,7 +209,11 @@ class TrainingState:
         """Returns why parts of the report may have a state that cannot be saved, by their names."""
         unknown = {}
         modules = self.whole_modules.items()
-        left_out = [f"{of}.{each}" for of, module in modules for each in left_out_of_state(module)]
+        left_out = [
+            f"{of}.{each}"
+            for of, module in modules
+            for each in left_out_of_state(module, self.plain_names[of])
+        ]
         if left_out:
             reason = f"left out of the state_dict(): {some(left_out)}; build these as then"
             unknown["model"] = reason
@@ -236,10 +248,9 @@ class TrainingState:
     def groups(self) -> list[list[str]]:
         """The names of the parameters of each group of the optimizer."""
         names: dict[int, str] = {}
-        for of, module in self.modules.items():
-            plain = PlainNames(module).plain
-            for name, parameter in module.named_parameters():
-                names.setdefault(id(parameter), f"{of}.{plain(name)}")
+        for of, each in self.plain_names.items():
+            for name, parameter in each.plain_state(dict(each.parameters)).items():
+                names.setdefault(id(parameter), f"{of}.{name}")
         groups = self.trainer.optimizer.param_groups
         return [[names.get(id(each), "?") for each in group["params"]] for group in groups]
 

@@ -44,7 +44,6 @@ from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.metric_value import MetricValue
 from ignite_hooks.checkpoint.options import SaveOptions
 from ignite_hooks.checkpoint.ranks import Ranks
-from ignite_hooks.checkpoint.settings import settings_record
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import digests_of
 from ignite_hooks.checkpoint.state import training_id
@@ -183,7 +182,6 @@ class CheckpointWriter:
             metric_value=self._value.of(trainer),
             metric_mode=None if self._options.metric is None else self._options.mode,
             ended_by=trainer.ended_by,
-            settings=settings_record(trainer).manifest(trainer),
             files={},
             **description_of(trainer, files, self.ranks.size),
         )

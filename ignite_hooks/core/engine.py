@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from inspect import GEN_RUNNING
 from inspect import GEN_SUSPENDED
 from inspect import getgeneratorstate
+from operator import itemgetter
 from typing import Any
 
 from ignite.engine import Engine
@@ -77,44 +78,47 @@ def has_handlers(engine: Engine, event: Any) -> bool:
     return bool(engine._event_handlers.get(event))
 
 
-def handlers_of(engine: AnyEngine) -> Iterator[Callable[..., Any]]:
-    """All that is attached, as it was given: without the wrappers of filters.
+def handlers_of(engine: AnyEngine) -> list[Callable[..., Any]]:
+    """Returns all that is attached, as it was given: without the wrappers of filters.
 
-    It goes by the names of the events, whichever of them had a handler first.
+    The order is that of the names of the events, whichever of them had a handler first.
     """
-    return (handler for handler, *_ in calls_of(engine))
+    return [handler for handler, _ in calls_of(engine)]
 
 
-def calls_of(engine: AnyEngine) -> Iterator[tuple[Callable[..., Any], list[Any]]]:
-    """Yields each handler as it was given, and what else its calls involve, in the same order.
+def calls_of(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
+    """Returns each handler as it was given, and what else its calls involve, in the same order.
 
     That is the wrapper of a filter, which holds the filter, and the arguments; not the engine.
     """
-    owner: Any = engine
-    table = owner._event_handlers
-    for event in sorted(table, key=lambda event: str(_name(event))):
-        for function, args, kwargs in table[event]:
-            wrapped = getattr(function, "_parent", None)
-            given = [each for each in (*args, *kwargs.values()) if not _is_reference(each, owner)]
-            if wrapped is None:
-                yield function, given
-            else:
-                yield wrapped(), [function, *given]
+    calls: list[tuple[Callable[..., Any], list[Any]]] = []
+    for function, args, kwargs in attached_calls(engine):
+        wrapped = getattr(function, "_parent", None)
+        given = [] if wrapped is None else [function]
+        for each in (*args, *kwargs.values()):
+            if not (isinstance(each, weakref.ref) and each() is engine):
+                given.append(each)
+        calls.append((function if wrapped is None else wrapped(), given))
+    return calls
 
 
-def _is_reference(thing: Any, engine: Any) -> bool:
-    return isinstance(thing, weakref.ref) and thing() is engine
-
-
-def attached_calls(engine: AnyEngine) -> Iterator[tuple[Any, Any, Any]]:
-    """Yields what is called at events: (function, arguments, keywords), in the same order.
+def attached_calls(engine: AnyEngine) -> list[tuple[Any, Any, Any]]:
+    """Returns what is called at events: (function, arguments, keywords), in the same order.
 
     The function of a filtered event is the wrapper, which holds the filter too.
     """
     owner: Any = engine
-    table = owner._event_handlers
-    for event in sorted(table, key=lambda event: str(_name(event))):
-        yield from table[event]
+    calls: list[tuple[Any, Any, Any]] = []
+    for _, of_event in sorted(_handlers_by_name(owner._event_handlers), key=itemgetter(0)):
+        calls += of_event
+    return calls
+
+
+def _handlers_by_name(table: Any) -> list[tuple[str, Any]]:
+    return [
+        (str(event._name_ if isinstance(event, CallableEventWithFilter) else event), handlers)
+        for event, handlers in table.items()
+    ]
 
 
 def process_function_of(engine: AnyEngine) -> Any:

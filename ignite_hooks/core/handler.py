@@ -172,8 +172,7 @@ class Attachment:
 
 def attached(engine: AnyEngine, kind: type[HandlerT]) -> list[HandlerT]:
     """The handlers of one kind that are attached to ``engine``, in order of attachment."""
-    handlers = (attachment.handler for attachment in _attachments(engine))
-    return [handler for handler in handlers if isinstance(handler, kind)]
+    return [e.handler for e in _attachments(engine) if isinstance(e.handler, kind)]
 
 
 def _attachments(engine: AnyEngine) -> list[Attachment]:

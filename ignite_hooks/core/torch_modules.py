@@ -17,7 +17,9 @@ The members that torch keeps private, and what they are taken to mean:
 """
 
 import sys
+from collections.abc import Iterable
 from functools import cache
+from itertools import repeat
 
 import torch
 
@@ -55,10 +57,10 @@ def wrapped_child(module: torch.nn.Module) -> str | None:
     return _RECHECKED if _RECHECKED in module._modules else None
 
 
-def has_wrappers(module: torch.nn.Module) -> bool:
-    """Returns whether a module is a wrapper, or has wrappers within."""
+def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
+    """Returns whether one of some modules is a wrapper."""
     kinds = (*_WRAPPERS, *_compiled_classes())
-    return any(isinstance(each, kinds) or _RECHECKED in each._modules for each in module.modules())
+    return any([isinstance(each, kinds) or _RECHECKED in each._modules for each in modules])
 
 
 def _compiled_classes() -> tuple[type, ...]:
@@ -83,12 +85,11 @@ def has_own_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
         module: the module.
         is_root: whether its ``load_state_dict`` is called, which is not called of children.
     """
-    if any(getattr(module, hooks) for hooks in _HOOKS):
+    if any(map(getattr, repeat(module), _HOOKS)):
         return True
     methods = (*_METHODS, "load_state_dict") if is_root else _METHODS
-    own = vars(module)
-    overrides = _overrides(type(module), methods)  # type: ignore[arg-type]
-    return overrides or any(method in own for method in methods)
+    overrides: bool = _overrides(type(module), methods)  # type: ignore[arg-type]
+    return overrides or not vars(module).keys().isdisjoint(methods)
 
 
 @cache

@@ -81,8 +81,7 @@ class Trainer(TrainingLoop):
         optimizer_step.attach(self)
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
-        # To unwrap takes hundreds of calls, too many for each save.
-        self._bare_model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        self._unwrapped: tuple[Any, Any] = (None, None)  # the model, and what is in its wrappers
         self._position.find_generators = self._find_generators
         self._hooks = Hooks()
         self._hooks.attach(self)
@@ -107,9 +106,17 @@ class Trainer(TrainingLoop):
         The others are those that the factory was given as ``loss_fn``, ``batch_processor`` and so
         on.
         """
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         others = {name: module for name, module in self._modules.items() if module.state_dict()}
-        return {"model": model, **others}
+        return {"model": self._bare_model(), **others}
+
+    def _bare_model(self) -> torch.nn.Module:
+        """Returns the model without wrappers."""
+        if self._unwrapped[0] is not self.model:
+            # Accelerate takes hundreds of calls for it, too many for each save.
+            bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            self._unwrapped = (self.model, bare)
+        bare_model: torch.nn.Module = self._unwrapped[1]
+        return bare_model
 
     @property
     def generators(self) -> Mapping[str, Any]:
@@ -127,7 +134,7 @@ class Trainer(TrainingLoop):
     def _find_generators(self) -> FoundGenerators:
         step, feed = self._optimizer_step, self.feed
         others = {
-            "model": self._bare_model,
+            "model": self._bare_model(),
             **self._modules,
             "optimizer": getattr(self.optimizer, "optimizer", self.optimizer),
             "scheduler": getattr(self.lr_scheduler, "scheduler", self.lr_scheduler),
@@ -138,7 +145,8 @@ class Trainer(TrainingLoop):
         if feed is not None:
             closed += [feed, feed.loader, *feed.roots.values()]
             of_data = feed.found_generators
-        closed = [each for each in closed if all(each is not other for other in others.values())]
+        searched = {*map(id, others.values())}
+        closed = [each for each in closed if id(each) not in searched]
         return generators_of_run(self, others, closed, of_data)
 
     def run(

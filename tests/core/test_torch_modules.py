@@ -34,14 +34,14 @@ def test_a_wrapper_is_known_and_taken_off(wrap, name):
     inner = WithModule()
     wrapper = wrap(inner)
     assert wrapped_child(wrapper) == name
-    assert has_wrappers(torch.nn.Sequential(wrapper))
+    assert has_wrappers(torch.nn.Sequential(wrapper).modules())
     assert unwrapped(wrapper) is inner
     assert unwrapped(torch.nn.DataParallel(wrapper)) is inner
 
 
 def test_a_users_child_called_module_is_no_wrapping():
     assert wrapped_child(WithModule()) is None
-    assert not has_wrappers(WithModule())
+    assert not has_wrappers(WithModule().modules())
     assert unwrapped(WithModule().compile() or WithModule()) is not None
 
 
