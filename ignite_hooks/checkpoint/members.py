@@ -9,9 +9,11 @@ instance, is left out, and so is what is in it.
 import inspect
 from collections import Counter
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -33,6 +35,7 @@ from torch.utils.data import DataLoader
 
 from ignite_hooks.checkpoint.member_state import plain_state
 from ignite_hooks.core.accelerators import registered_objects
+from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import calls_of
 from ignite_hooks.core.engine import process_function_of
 from ignite_hooks.core.handler import Handler
@@ -41,6 +44,8 @@ from ignite_hooks.core.object_graph import MAX_OBJECTS
 from ignite_hooks.core.object_graph import UNORDERED
 from ignite_hooks.core.object_graph import ObjectSearch
 from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.core.object_graph import reference_to
+from ignite_hooks.core.torch_modules import tensors_in
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.evaluation.validation import Validation
@@ -69,7 +74,7 @@ _PARTS_OF_DATA = (
     "generator",
 )
 _CONTAINERS = (list, dict, set, deque)
-Roots = Iterator[tuple[str, Any, bool]]
+Root = tuple[str, Any, bool]
 Found = list[tuple[str, Any]]
 
 
@@ -93,56 +98,111 @@ class Members:
 
     @classmethod
     def of(cls, trainer: TrainingEngine, also: Iterable[Any] = ()) -> "Members":
-        """Returns what the handlers of ``trainer`` hold, but for the objects in ``also``."""
-        elsewhere = [*_saved_elsewhere(trainer), *also]
-        seen = {id(each) for each in elsewhere}
-        tensors: list[set[int]] = []  # those of the trainer, when the first module is met
+        """Returns what the handlers of ``trainer`` hold, but for the objects in ``also``.
 
-        def is_of_trainer(thing: Any) -> bool:
-            if not issubclass(type(thing), torch.nn.Module):
-                return False
-            if not tensors:
-                tensors.append(_tensors_of(*trainer.modules.values()))
-            return _tensors_of(thing) <= tensors[0]
-
-        attached_ones: dict[str, Any] = {}
-        roots: dict[str, Any] = {}
-        for name, root, is_attached in _roots(trainer):
-            if id(root) not in seen:
-                seen.add(id(root))
-                _add(roots, name, root)
-                if (
-                    is_attached
-                    and has_state(root)
-                    and not (_is_closed(root) or is_of_trainer(root))
-                ):
-                    _add(attached_ones, type(root).__name__, root)
-        is_attached_one = {id(each) for each in attached_ones.values()}
-        found: list[tuple[str, Any]] = []
-        # A handler may be a method of a container, `losses.append` for instance.
-        stateless = [(name, root) for name, root in roots.items() if type(root) in _CONTAINERS]
-        search = ObjectSearch(roots, MAX_OBJECTS, elsewhere, _parts_of)
-        for path, each in search:
-            if id(each) in is_attached_one:
-                found.append((path, each))
-            elif not can_be_saved(each):
-                stateless.append((path, each))
-            elif not is_of_trainer(each):
-                found.append((path, each))
-        kept = [
-            (path, each)
-            for path, each in found
-            if id(each) not in is_attached_one and not _is_saved_by_owner(path, each, found)
-        ]
-        unnamed = _without_order(kept)
-        kept = [(path, each) for path, each in kept if path not in unnamed]
-        held = _named(kept, roots, attached_ones)
-        return cls(attached_ones, held, stateless, sorted(unnamed), search.is_complete)
+        The search is kept with the trainer, and made again when what it has found may be another.
+        """
+        kept = belongings(trainer)
+        roots, elsewhere = _roots(trainer), [*_saved_elsewhere(trainer), *also]
+        search: _Search | None = kept.get("members")
+        if search is None or not search.is_of(trainer, roots, elsewhere):
+            search = kept["members"] = _Search(trainer, roots, elsewhere)
+        return search.members()
 
     @property
     def with_state(self) -> dict[str, Any]:
         """All that have a state and a name."""
         return {**self.attached, **self.held}
+
+
+class _Search:
+    """A search through what the handlers of a trainer hold.
+
+    Args:
+        trainer: the trainer.
+        roots: where it begins.
+        elsewhere: what is left out.
+    """
+
+    def __init__(self, trainer: TrainingEngine, roots: list[Root], elsewhere: list[Any]) -> None:
+        self._begins_at = _identities(roots, elsewhere)  # the search keeps these objects
+        self._modules: list[tuple[Callable[[], Any], tuple[bool, bool]]] = []
+        self._attached: dict[str, Any] = {}
+        self._roots: dict[str, Any] = {}
+        theirs = tensors_in(*trainer.modules.values()).keys()
+        seen = {id(each) for each in elsewhere}
+        for name, root, is_attached in roots:
+            if id(root) not in seen:
+                seen.add(id(root))
+                _add(self._roots, name, root)
+                if (
+                    is_attached
+                    and has_state(root)
+                    and not (_is_closed(root) or self._is_of_trainer(root, theirs))
+                ):
+                    _add(self._attached, type(root).__name__, root)
+        self._attached_ones = {id(each) for each in self._attached.values()}
+        # A handler may be a method of a container, `losses.append` for instance.
+        stateless = [(n, root) for n, root in self._roots.items() if type(root) in _CONTAINERS]
+        found: Found = []
+        self._search = ObjectSearch(self._roots, MAX_OBJECTS, elsewhere, _parts_of)
+        for path, each in self._search:
+            is_of_trainer = self._is_of_trainer(each, theirs)
+            if id(each) in self._attached_ones:
+                found.append((path, each))
+            elif not can_be_saved(each):
+                stateless.append((path, each))
+            elif not is_of_trainer:
+                found.append((path, each))
+        self._found = [(path, reference_to(each)) for path, each in found]
+        self._stateless = [(path, reference_to(each)) for path, each in stateless]
+
+    def _is_of_trainer(self, thing: Any, theirs: Set[int]) -> bool:
+        """Returns whether an object is a module that has tensors of the trainer's modules alone."""
+        if not issubclass(type(thing), torch.nn.Module):
+            return False
+        standing = _standing(thing, theirs)
+        self._modules.append((reference_to(thing), standing))
+        return standing[1]
+
+    def is_of(self, trainer: TrainingEngine, roots: list[Root], elsewhere: list[Any]) -> bool:
+        """Returns whether another search would find the same."""
+        if _identities(roots, elsewhere) != self._begins_at or self._search.has_changed():
+            return False
+        if not self._modules:
+            return True
+        # The search for changes passes over tensors.
+        theirs = tensors_in(*trainer.modules.values()).keys()
+        return not [was for get, was in self._modules if _standing(get(), theirs) != was]
+
+    def members(self) -> Members:
+        """Returns what was found. Which states contain which, is decided by those of now."""
+        found = [(path, get()) for path, get in self._found]
+        kept = [
+            (path, each)
+            for path, each in found
+            if id(each) not in self._attached_ones and not _is_saved_by_owner(path, each, found)
+        ]
+        unnamed = _without_order(kept) if kept else set()
+        held: dict[str, Any] = {}
+        if kept:
+            named = [(path, each) for path, each in kept if path not in unnamed]
+            held = _named(named, self._roots, self._attached)
+        stateless = [(path, get()) for path, get in self._stateless]
+        is_complete = self._search.is_complete
+        return Members({**self._attached}, held, stateless, sorted(unnamed), is_complete)
+
+
+def _identities(roots: list[Root], elsewhere: list[Any]) -> list[Any]:
+    return [(name, id(root), is_attached) for name, root, is_attached in roots] + [
+        *map(id, elsewhere)
+    ]
+
+
+def _standing(module: torch.nn.Module, theirs: Set[int]) -> tuple[bool, bool]:
+    """Returns whether a module has tensors, and whether they are all among those of a trainer."""
+    tensors = tensors_in(module).keys()
+    return bool(tensors), tensors <= theirs
 
 
 def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> dict[str, Any]:
@@ -165,8 +225,10 @@ def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> di
 
 def has_state(candidate: Any) -> bool:
     """Returns whether an object can return its state and load one."""
-    return not isinstance(candidate, type) and all(
-        callable(getattr(candidate, name, None)) for name in ("state_dict", "load_state_dict")
+    return (
+        not isinstance(candidate, type)
+        and callable(getattr(candidate, "state_dict", None))
+        and callable(getattr(candidate, "load_state_dict", None))
     )
 
 
@@ -184,9 +246,9 @@ def state_names_of_handlers(trainer: TrainingEngine) -> list[str]:
     return [name for name in names if hasattr(trainer.state, name)]
 
 
-def _roots(trainer: TrainingEngine) -> Roots:
-    """Yields where the search begins: a name, an object, and whether it is an attached handler."""
-    calls = [*calls_of(trainer)]
+def _roots(trainer: TrainingEngine) -> list[Root]:
+    """Returns where a search begins: name, object, and whether it is an attached handler."""
+    calls = calls_of(trainer)
     handlers = [*attached(trainer, Handler), *(function for function, _ in calls)]
     validations = [each for each in handlers if isinstance(each, Validation)]
     owners = [getattr(each, "__self__", each) for each in handlers]
@@ -194,34 +256,35 @@ def _roots(trainer: TrainingEngine) -> Roots:
     for validation in validations:
         for engine in validation.evaluations.engines:
             owners += _owners(engine)
-    yield from ((_name_of(each), each, True) for each in owners)
+    roots = [(_name_of(each), each, True) for each in owners]
     for validation in validations:
-        for each in validation.evaluations.callables:
-            yield _name_of(each), each, False
+        roots += [(_name_of(each), each, False) for each in validation.evaluations.callables]
     for function, given in calls:
-        yield from ((_name_of(function), each, False) for each in given)
-    for each in _called_by(process_function_of(trainer)):
-        yield _name_of(each), each, False
+        if given:
+            name = _name_of(function)
+            roots += [(name, each, False) for each in given]
+    functions = _called_by(process_function_of(trainer))
+    return roots + [(_name_of(each), each, False) for each in functions]
 
 
-def _called_by(function: Any) -> Iterator[Any]:
-    """Yields the functions and objects of a user behind a process function.
+def _called_by(function: Any) -> list[Any]:
+    """Returns the functions and objects of a user behind a process function.
 
     That of a supervised trainer calls ``loss_fn``, ``batch_processor`` and so on by functions of
     this package. A second optimizer, of a GAN for instance, is there.
     """
     if not (isinstance(function, FunctionType) and _is_ours(function)):
-        yield function
-        return
+        return [function]
+    found = []
     for cell in function.__closure__ or ():
         if callable(cell.cell_contents) and cell.cell_contents is not function:
-            yield from _called_by(cell.cell_contents)
+            found += _called_by(cell.cell_contents)
+    return found
 
 
 def _owners(evaluator: AnyEngine) -> list[Any]:
     """Returns what an evaluator's events call but for what each of its runs resets."""
-    functions = (function for function, _ in calls_of(evaluator))
-    owners = [getattr(each, "__self__", each) for each in functions]
+    owners = [getattr(each, "__self__", each) for each, _ in calls_of(evaluator)]
     return [each for each in owners if not isinstance(each, Metric | EpochOutputStore)]
 
 
@@ -269,9 +332,9 @@ def _parts_of(thing: Any) -> Iterable[tuple[str | None, Any]] | None:
 
 def _callbacks(function: FunctionType) -> list[tuple[str | None, Any]]:
     """Returns the functions that a function of this package calls for a handler of a user."""
-    cells = (each.cell_contents for each in function.__closure__ or ())
-    called = (each for each in cells if isinstance(each, FunctionType | MethodType | partial))
-    return [(None, each) for each in called if not _is_ours(each)]
+    cells = [each.cell_contents for each in function.__closure__ or ()]
+    called = [each for each in cells if isinstance(each, FunctionType | MethodType | partial)]
+    return [(None, each) for each in called if not _is_ours(each)] if called else []
 
 
 def _is_ours(thing: Any) -> bool:
@@ -286,7 +349,7 @@ def _is_closed(thing: Any) -> bool:
     """Returns whether the state of an object, if it has one, is not that of a handler."""
     kind = type(thing)
     if issubclass(kind, torch.nn.Module):
-        return not _tensors_of(thing)
+        return not tensors_in(thing)
     if is_of_library(kind) and kind.__module__.partition(".")[0] in _DATA_LIBRARIES:
         return True
     return issubclass(kind, type | Engine | DataLoader)
@@ -375,10 +438,6 @@ def _is_handler_object(root: Any) -> bool:
 
 def _name_of(root: Any) -> str:
     return root.__name__ if type(root) is FunctionType else type(root).__name__
-
-
-def _tensors_of(*modules: torch.nn.Module) -> set[int]:
-    return {id(each) for m in modules for each in (*m.parameters(), *m.buffers())}
 
 
 def _add(named: dict[str, Any], name: str, thing: Any) -> None:

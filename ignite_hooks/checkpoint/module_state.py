@@ -298,7 +298,7 @@ def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) 
         names: the plain names of what is in it, if they are known.
     """
     names = names or PlainNames(module)
-    if not any([has_own_loading(each, is_root=each is module) for _, each in names.modules]):
+    if not [p for p, each in names.modules if has_own_loading(each, is_root=each is module)]:
         return []
     state = module.state_dict()
     saved = {_memory_of(value) for value in state.values()}

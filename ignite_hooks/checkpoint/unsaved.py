@@ -31,6 +31,7 @@ import torch
 from ignite.engine import State
 from ignite.handlers import EpochOutputStore
 from ignite.handlers import FastaiLRFinder
+from xxhash import xxh3_128_hexdigest
 
 from ignite_hooks.checkpoint.digest import digest_of
 from ignite_hooks.checkpoint.members import Members
@@ -48,6 +49,8 @@ __all__ = ["note_beginning", "unsaved_changes"]
 _MAX_DEPTH = 8
 _MAX_ELEMENTS = 10_000
 _MAX_NUMBERS = 1_000_000
+_MAX_TEXT = 200
+_MAX_INT = 2**63
 _COMPARED = (Namespace, SimpleNamespace, UserDict, UserList, FastaiLRFinder)
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, np.generic)
 _OF_TRAINER = {
@@ -120,7 +123,14 @@ def _values(trainer: TrainingEngine, members: Members) -> Values:
         if (stored := _stored_by(holder)) is not None:
             of_holder = values.setdefault(path, {})
             for name, value in stored:
-                of_holder.setdefault(name, []).append(_digest(value))
+                kind = type(value)  # most values are numbers, which need no call
+                is_short = (
+                    kind is float
+                    or kind is bool
+                    or value is None
+                    or (kind is int and -_MAX_INT < value < _MAX_INT)
+                )
+                of_holder.setdefault(name, []).append(repr(value) if is_short else _digest(value))
     known = {
         *_OF_TRAINER,
         *trainer.state_dict_user_keys,
@@ -138,7 +148,8 @@ def _stored_by(holder: Any) -> list[tuple[str, Any]] | None:
     kind = type(holder)
     if kind in (list, dict, set, deque):
         return [("", holder)]
-    is_users = not is_of_library(holder if kind is FunctionType else _class_of(holder))
+    is_code = kind is FunctionType or issubclass(kind, type)
+    is_users = not is_of_library(holder if is_code else kind)
     return stored_values(holder) if is_users or issubclass(kind, _COMPARED) else None
 
 
@@ -150,15 +161,18 @@ def _names_of_stores(trainer: TrainingEngine) -> Iterator[str]:
             yield owner.name
 
 
-def _class_of(thing: Any) -> type:
-    return thing if issubclass(type(thing), type) else type(thing)
-
-
 def _digest(value: Any) -> str:
     """Returns a digest of plain data, iterators and containers; of other objects, of the class."""
     budget = [_MAX_ELEMENTS]
     plain = _plain(value, budget, 0)
-    return _UNKNOWN if plain is None else digest_of(plain)
+    if plain is None:
+        return _UNKNOWN
+    if type(plain) is bytes:
+        return xxh3_128_hexdigest(plain)
+    is_name = type(plain) is tuple and len(plain) == 2 and {*map(type, plain)} == {str}
+    if is_name and len(plain[1]) <= _MAX_TEXT:
+        return str(plain)
+    return digest_of(plain)
 
 
 def _plain(value: Any, budget: list[int], depth: int) -> Any:
@@ -166,7 +180,8 @@ def _plain(value: Any, budget: list[int], depth: int) -> Any:
     kind = type(value)
     budget[0] -= 1
     if issubclass(kind, _SCALARS):
-        return kind.__name__, repr(value)
+        # Python refuses to write very long integers in decimal digits.
+        return kind.__name__, hex(value) if kind is int else repr(value)
     if issubclass(kind, torch.Tensor | np.ndarray):
         return _sample(value)
     if issubclass(kind, list | tuple | set | frozenset | deque | Mapping):

@@ -21,7 +21,6 @@ import itertools
 import weakref
 from collections.abc import Callable
 from collections.abc import Generator
-from collections.abc import Iterator
 from collections.abc import Sequence
 from inspect import GEN_RUNNING
 from inspect import GEN_SUSPENDED

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache
 from itertools import chain
 from itertools import compress
 from itertools import repeat
@@ -37,7 +37,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-__all__ = ["MAX_OBJECTS", "UNORDERED", "ObjectSearch", "is_of_library", "stored_values"]
+__all__ = [
+    "MAX_OBJECTS",
+    "UNORDERED",
+    "ObjectSearch",
+    "is_of_library",
+    "reference_to",
+    "stored_values",
+]
 
 MAX_OBJECTS = 10_000
 """The number of objects that are looked into; a search that stops there is not complete."""
@@ -48,6 +55,7 @@ UNORDERED = "{"
 _MAX_NESTING = 16  # containers in containers that are looked through at once for plain data
 _LONG = 1000
 _MUCH = 5_000_000
+_MAX_LAYOUTS = 10_000
 _MANY = 64  # from here on elements are looked at together before each is looked at alone
 _PLAIN_KINDS = (
     *(bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), type(Ellipsis)),
@@ -107,7 +115,7 @@ class ObjectSearch:
         max_objects: how many objects are looked into at most.
         closed: objects that are neither yielded nor looked into.
         parts_of: returns what is looked at of an object instead of all that it holds, by name; None
-            for all.
+            for all. An empty tuple says that nothing ever is.
 
     Attributes:
         is_complete: whether nothing was left out because of that bound, once all were yielded.
@@ -128,6 +136,8 @@ class ObjectSearch:
         self._closed = list(closed)
         self._layouts: dict[int, _Layout] = {}
         self._watched: list[Callable[[], Any]] = []  # give the objects, or None if one is gone
+        self._chosen: list[Callable[[], Any]] = []  # those with parts of their own, too
+        self._closed_ones: list[Callable[[], Any]] = []
         self._globals: list[tuple[dict[str, Any], str]] = []
         self._has_arrays = False
         self._held: list[int] = []
@@ -142,16 +152,20 @@ class ObjectSearch:
         and texts nothing. An object that is gone counts as a change; none is kept for this, unless
         Python cannot refer to it weakly.
         """
+        if self._has_arrays:
+            return True
         watched = [get() for get in self._watched]
-        is_one_gone = any(map(is_, watched, repeat(None)))
-        return self._has_arrays or is_one_gone or self._held != self._holds(watched)
+        chosen = [get() for get in self._chosen]
+        things = chain(watched, chosen, [get() for get in self._closed_ones])
+        return any(map(is_, things, repeat(None))) or self._held != self._holds(watched, chosen)
 
-    def _holds(self, watched: list[Any]) -> list[int]:
+    def _holds(self, watched: list[Any], chosen: list[Any]) -> list[int]:
         """Returns the identities of the objects that some objects hold, and sizes."""
         layouts = self._layouts.values()
         plain = _PLAIN | {id(each.kind) for each in layouts if each.is_plain}
         containers = _CONTAINERS | {id(each.kind) for each in layouts if each.is_record}
-        cell, found = id(types.CellType), list[int]()
+        cell = id(types.CellType)
+        found = [id(part) for each in chosen for _, part in self._parts_of(each) or ()]
         held = gc.get_referents(*watched)
         held += [scope.get(name) for scope, name in self._globals]
         for _ in range(_MAX_NESTING):
@@ -170,15 +184,18 @@ class ObjectSearch:
             held = gc.get_referents(*held, *cells)
         return found
 
-    def _watch(self, name: str, thing: Any) -> None:
+    def _watch(self, name: str, thing: Any, chosen: Any) -> None:
         kind = type(thing)
-        get: Callable[[], Any] = partial(_given, thing)
-        with suppress(TypeError):  # not every class allows it
-            get = weakref.ref(thing)
+        get = reference_to(thing)
         self.watched[name] = get
-        if kind is types.FunctionType:  # whose references are all globals of its module, too
+        if type(chosen) is tuple and not chosen:
+            self._closed_ones.append(get)
+        elif chosen is not None and kind not in (types.MethodType, types.FunctionType):
+            self._chosen.append(get)
+        elif kind is types.FunctionType:  # whose references are all globals of its module, too
+            self._closed_ones.append(get)
             held = [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
-            self._watched += [partial(_given, each) for each in held if each is not None]
+            self._watched += [_given(each) for each in held if each is not None]
             if not is_of_library(thing):
                 places = _places_in_globals(thing.__code__, thing.__globals__)
                 self._globals += [(scope, key) for scope, key, _ in places]
@@ -196,7 +213,8 @@ class ObjectSearch:
             (name, each) for name, each in self._roots.items() if not self._is_plain(each)
         ]
         self.watched = {}
-        self._watched, self._globals, self._has_arrays = [partial(_given, self._roots)], [], False
+        self._watched, self._globals, self._has_arrays = [_given(self._roots)], [], False
+        self._chosen, self._closed_ones = [], []
         while True:
             for name, thing in parts:
                 if id(thing) in seen:
@@ -207,21 +225,24 @@ class ObjectSearch:
                 seen[id(thing)] = thing
                 waiting.append((name, thing))
             if not waiting:
-                self._held = self._holds([get() for get in self._watched])
+                self._held = self._holds(
+                    [get() for get in self._watched], [get() for get in self._chosen]
+                )
                 return
             name, thing = waiting.popleft()
             yield name, thing
-            self._watch(name, thing)
+            chosen = self._parts_of(thing)
+            self._watch(name, thing, chosen)
             prefix = name
             parts = (
                 (prefix if part is None else f"{prefix}.{part}", each)
-                for part, each in self._parts(thing)
+                for part, each in self._parts(thing, chosen)
             )
 
-    def _parts(self, thing: Any) -> Iterator[tuple[str | None, Any]]:
+    def _parts(self, thing: Any, chosen: Any) -> Iterator[tuple[str | None, Any]]:
         """Yields what an object holds but for plain data, by attribute, key or index."""
         kind = type(thing)
-        if (chosen := self._parts_of(thing)) is not None:
+        if chosen is not None:
             yield from self._but_plain(chosen)
         elif issubclass(kind, type):
             yield from self._parts_of_class(thing)
@@ -348,6 +369,9 @@ class ObjectSearch:
         return layout
 
 
+_layouts: dict[int, "_Layout"] = {}  # a layout keeps its class, and with it the identity
+
+
 class _Layout(NamedTuple):
     """The places where instances of a class store what they hold.
 
@@ -367,6 +391,16 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, kind: type) -> "_Layout":
+        """Returns the layout of a class, which never changes."""
+        known = _layouts.get(id(kind))
+        if known is None:
+            if len(_layouts) > _MAX_LAYOUTS:  # of classes that a program makes again and again
+                _layouts.clear()
+            known = _layouts[id(kind)] = cls._read(kind)
+        return known
+
+    @classmethod
+    def _read(cls, kind: type) -> "_Layout":
         read_dict, iterates_itself = None, False
         members: dict[str, Callable[[Any], Any]] = {}
         for base in reversed(_mro(kind)):
@@ -445,7 +479,8 @@ def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
     code = function.__code__
     parts = list(dict.items(function.__dict__))
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        parts += [(name, each) for _, each in _content_of_cell(cell)]
+        with suppress(ValueError):  # an empty cell
+            parts.append((name, cell.cell_contents))
     names = code.co_varnames[: code.co_argcount]
     defaults = function.__defaults__ or ()
     parts += zip(names[len(names) - len(defaults) :], defaults, strict=False)
@@ -455,28 +490,21 @@ def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
     return parts
 
 
-def _globals_named(code: types.CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields the values of the globals that a function's code names, nested functions' too.
+def _globals_named(code: types.CodeType, scope: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the values of the globals that a function's code names, nested functions' too.
 
     Of a module that is named, the attributes are looked up that the code names as well: which of
     them belong together is not told apart.
     """
-    for inside, name, path in _places_in_globals(code, scope):
-        thing = inside.get(name)
-        if not issubclass(type(thing), types.ModuleType):
-            yield path, thing
+    named = [(path, inside.get(name)) for inside, name, path in _places_in_globals(code, scope)]
+    return [each for each in named if not issubclass(type(each[1]), types.ModuleType)]
 
 
 def _places_in_globals(
     code: types.CodeType, scope: dict[str, Any]
 ) -> list[tuple[dict[str, Any], str, str]]:
     """Returns where the globals of a function are: dictionary, key, and name for a person."""
-    names: dict[str, None] = {}
-    codes = [code]
-    while codes:
-        each = codes.pop()
-        names |= dict.fromkeys(each.co_names)
-        codes += [const for const in each.co_consts if type(const) is types.CodeType]
+    names = _names_in(code)
     places = [(scope, name, name) for name in names]
     # A module that is imported within the function is not among the globals.
     places += [(sys.modules, name, name) for name in names if name not in scope]
@@ -491,8 +519,32 @@ def _places_in_globals(
     return places
 
 
-def _given(thing: Any) -> Any:
-    return thing
+@lru_cache(1024)
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    """Returns the names of globals and attributes in a function's code, nested functions' too."""
+    names: dict[str, None] = {}
+    codes = [code]
+    while codes:
+        each = codes.pop()
+        names |= dict.fromkeys(each.co_names)
+        codes += [const for const in each.co_consts if type(const) is types.CodeType]
+    return tuple(names)
+
+
+def reference_to(thing: Any) -> Callable[[], Any]:
+    """Returns a function that returns ``thing``, or None if it is gone.
+
+    An object that Python cannot refer to weakly is kept.
+    """
+    try:
+        return weakref.ref(thing)
+    except TypeError:
+        return _given(thing)
+
+
+def _given(thing: Any) -> Callable[[], Any]:
+    """Returns a function that returns ``thing``, and is no call of Python's."""
+    return repeat(thing).__next__
 
 
 def _content_of_cell(cell: types.CellType) -> list[tuple[None, Any]]:

@@ -10,6 +10,7 @@ The members that torch keeps private, and what they are taken to mean:
 - ``_load_state_dict_pre_hooks``, ``_load_state_dict_post_hooks``, ``_state_dict_hooks``,
   ``_state_dict_pre_hooks``: the hooks of a module around these.
 - ``_modules``: the children of a module by name.
+- ``_parameters``: the parameters of a module by name, None for one that is registered without.
 - ``_buffers``: the buffers of a module by name; one that is registered without a value is None.
 - ``_non_persistent_buffers_set``: the names of the buffers that a state leaves out on purpose.
 
@@ -28,6 +29,7 @@ __all__ = [
     "has_own_loading",
     "has_wrappers",
     "parts_to_save",
+    "tensors_in",
     "unwrapped",
     "wrapped_child",
 ]
@@ -60,7 +62,8 @@ def wrapped_child(module: torch.nn.Module) -> str | None:
 def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
     """Returns whether one of some modules is a wrapper."""
     kinds = (*_WRAPPERS, *_compiled_classes())
-    return any([isinstance(each, kinds) or _RECHECKED in each._modules for each in modules])
+    found = [e for e in modules if isinstance(e, kinds) or _RECHECKED in e._modules]
+    return bool(found)
 
 
 def _compiled_classes() -> tuple[type, ...]:
@@ -107,6 +110,24 @@ def parts_to_save(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         for name, buffer in each.named_buffers(recurse=False):
             if name not in left_out:
                 found[f"{path}.{name}" if path else name] = buffer
+    return found
+
+
+def tensors_in(*modules: torch.nn.Module) -> dict[int, torch.Tensor]:
+    """Returns the parameters and buffers of modules and their children, by identity.
+
+    This is one call; torch's methods take several for each module.
+    """
+    found: dict[int, torch.Tensor] = {}
+    waiting: list[torch.nn.Module | None] = [*modules]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            waiting += each._modules.values()
+            held = (*each._parameters.values(), *each._buffers.values())
+            found |= {id(tensor): tensor for tensor in held if tensor is not None}
     return found
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import sys
 
 import pytest
 import torch
@@ -636,3 +637,100 @@ def test_search_runs_no_code_of_what_it_finds():
     trainer, touchy = make_trainer(batches_of(1)), Touchy()
     trainer.add_event_handler(STEP, lambda: touchy)
     assert handlers_with_state(trainer) == {}
+
+
+class Holding:
+    """A handler without a state, with anything as attributes."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def __call__(self):
+        pass
+
+
+def changes(trainer):
+    """Returns what changes the objects that handlers hold, each with what is found then, or not."""
+    first = trainer.model[0]
+    shared, own, lacking = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), torch.nn.ReLU()
+    shared.weight, shared.bias = first.weight, first.bias
+    evaluator = create_supervised_evaluator(trainer.model)
+    holder = Holding(
+        held=Count(),
+        empty=[],
+        deep={"a": [{}]},
+        number=1,
+        bare=Holding(),
+        modules=[shared, own, lacking],
+        evaluator=evaluator,
+    )
+    new, handler = OtherCount(), trainer.add_event_handler(STEP, holder)
+    own_then = torch.nn.Parameter(torch.zeros(8, 4))
+
+    def give_away():
+        own.weight, own.bias = first.weight, first.bias
+
+    def hold_state():
+        holder.bare.state_dict, holder.bare.load_state_dict = dict, print
+
+    return {
+        "an attribute": (lambda: setattr(holder, "held", new), [new], [holder.held]),
+        "an empty list": (lambda: holder.empty.append(new), [new], []),
+        "a dict deep within": (lambda: holder.deep["a"][0].update(b=new), [new], []),
+        "a number before": (lambda: setattr(holder, "number", new), [new], []),
+        "methods": (hold_state, [holder.bare], []),
+        "a parameter": (lambda: setattr(shared, "weight", own_then), [shared], []),
+        "the first parameter": (lambda: setattr(lacking, "p", own_then), [lacking], []),
+        "parameters of the model": (give_away, [], [own]),
+        "a handler of an evaluator": (
+            lambda: evaluator.add_event_handler(Events.STARTED, new),
+            [new],
+            [],
+        ),
+        "a removed handler": (handler.remove, [], [holder.held, own]),
+        "another handler": (lambda: trainer.add_event_handler(STEP, new), [new], []),
+    }
+
+
+@pytest.mark.parametrize("change", changes(make_trainer(batches_of(1))))
+def test_what_handlers_hold_is_looked_for_again_when_it_changes(change):
+    trainer = make_trainer(batches_of(1))
+    act, new, gone = changes(trainer)[change]
+
+    def found():
+        return {*map(id, handlers_with_state(trainer).values())}
+
+    before = found()
+    assert len(before) == 2  # the count, and the module with parameters of its own
+    act()
+    assert found() == (before | {*map(id, new)}) - {*map(id, gone)}
+
+
+def test_another_search_is_made_only_after_a_change():
+    trainer = make_trainer(batches_of(1))
+    held = [Holding(count=Count(), texts=["a"], number=1) for _ in range(100)]
+    holder = Holding(held=held)
+    trainer.add_event_handler(STEP, holder)
+    first, calls = Members.of(trainer), []
+    held[0].number, held[0].texts[0] = 2, "b"  # what is stored itself is read at each save
+    sys.setprofile(lambda frame, event, _: calls.append(frame) if event == "call" else None)
+    try:
+        again = Members.of(trainer)
+    finally:
+        sys.setprofile(None)
+    assert again == first
+    # Five for each of the hundred, whose owners are looked for; a search takes many more.
+    assert len([each for each in calls if "object_graph" in each.f_code.co_filename]) < 100
+    held[99].count = OtherCount()
+    assert OtherCount in map(type, handlers_with_state(trainer).values())
+
+
+def test_states_that_are_equal_by_chance_are_told_apart_later():
+    """Both count from 0: what is in whose state is decided at each save."""
+    owner = Count()
+    owner.part = OtherCount()
+    trainer = make_trainer(batches_of(1))
+    trainer.add_event_handler(STEP, Holding(owner=owner))
+    assert [*map(type, handlers_with_state(trainer).values())] == [Count]
+    owner.part.number = 5
+    assert {*map(type, handlers_with_state(trainer).values())} == {Count, OtherCount}

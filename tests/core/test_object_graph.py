@@ -532,6 +532,29 @@ def test_parts_can_be_chosen_instead_of_all_that_an_object_holds():
     assert {name: each for name, each in search if isinstance(each, Wanted)} == {"a.x": right}
 
 
+def test_a_change_is_seen_in_the_parts_that_are_chosen():
+    """What else an object holds is not looked at for changes either."""
+    parts, holder, closed = [Wanted()], Holder(), Holder(left=Wanted())
+
+    def parts_of(thing):
+        if type(thing) is Wanted:
+            return ()
+        return {id(closed): (), id(holder): [("x", parts[0])]}.get(id(thing))
+
+    things = [holder, closed, Wanted()]
+    search = ObjectSearch({"things": things}, parts_of=parts_of)
+    assert len([*search]) == 5  # and the part of the holder
+    holder.other, closed.left = Wanted(), Wanted()
+    assert not search.has_changed()
+    parts.insert(0, Wanted())
+    assert search.has_changed()
+    del parts[0]
+    assert not search.has_changed()
+    things.pop()
+    things.append(Wanted())  # often at the same address
+    assert search.has_changed()
+
+
 def test_stored_values_are_those_of_a_function_a_class_or_an_instance():
     def function(default=1):
         return closed_over

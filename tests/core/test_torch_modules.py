@@ -10,6 +10,7 @@ from ignite_hooks.core.torch_modules import empty_buffers
 from ignite_hooks.core.torch_modules import has_own_loading
 from ignite_hooks.core.torch_modules import has_wrappers
 from ignite_hooks.core.torch_modules import parts_to_save
+from ignite_hooks.core.torch_modules import tensors_in
 from ignite_hooks.core.torch_modules import unwrapped
 from ignite_hooks.core.torch_modules import wrapped_child
 
@@ -116,6 +117,16 @@ def test_only_a_root_is_asked_by_its_load_state_dict():
 )
 def test_torchs_own_modules_are_told_by_names_and_shapes(module):
     assert not any(has_own_loading(each, is_root=True) for each in module.modules())
+
+
+def test_tensors_are_those_of_torchs_own_methods():
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2, bias=False))
+    module.append(module[0])
+    module.register_buffer("empty", None)
+    module.register_module("none", None)
+    expected = {*map(id, module.parameters()), *map(id, module.buffers())}
+    assert len(expected) == 6
+    assert tensors_in(module).keys() == tensors_in(module, module[1]).keys() == expected
 
 
 def test_buffers_are_told_by_whether_they_are_saved():
