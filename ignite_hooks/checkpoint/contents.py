@@ -203,9 +203,13 @@ def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) 
     if isinstance(content, dict):
         changed = content.copy() if type(content) is dict else copy.copy(content)
         for key, value in content.items():
-            kind = type(value)
-            if kind is torch.Tensor or kind is torch.nn.Parameter:  # the most, without a call more
+            kind = type(value)  # the most common are seen to here: each call counts at each save
+            if kind is torch.Tensor or kind is torch.nn.Parameter:
                 changed[key] = change(value)
+            elif (kind is dict or kind is list) and _UNCHANGED.issuperset(
+                map(type, value.values() if kind is dict else value)
+            ):
+                changed[key] = value.copy()
             elif kind not in _UNCHANGED:
                 changed[key] = _with_tensors(change, value)
         return changed

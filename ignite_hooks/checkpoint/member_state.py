@@ -122,7 +122,7 @@ def _give_to_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine
 def _shared(module: torch.nn.Module, trainer: TrainingEngine) -> dict[str, str]:
     """Returns, by name, which tensors of a module are in the memory of one of the trainer's."""
     theirs = {_place(tensor): name for name, tensor in _named_tensors(trainer).items()}
-    named = ((name, theirs.get(_place(tensor))) for name, tensor in _tensors(module))
+    named = [(name, theirs.get(_place(tensor))) for name, tensor in _tensors(module)]
     return {name: source for name, source in named if source is not None}
 
 
@@ -131,9 +131,8 @@ def _named_tensors(trainer: TrainingEngine) -> dict[str, torch.Tensor]:
     return {f"{of}.{name}": tensor for of, each in modules for name, tensor in _tensors(each)}
 
 
-def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _place(tensor: torch.Tensor) -> Any:

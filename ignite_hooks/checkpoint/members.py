@@ -303,15 +303,15 @@ def _saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
             yield inner
             inner = vars(inner).get(name)
     waiting = [getattr(trainer.feed, "loader", None)]
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
     while waiting:
         part = waiting.pop()
         if part is not None and id(part) not in seen:
-            seen.add(id(part))
-            yield part
+            seen[id(part)] = part
             held = getattr(part, "__dict__", {})
             for each in map(held.get, _PARTS_OF_DATA):
                 waiting += each if isinstance(each, list) else [each]
+    yield from seen.values()
 
 
 def _parts_of(thing: Any) -> Iterable[tuple[str | None, Any]] | None:

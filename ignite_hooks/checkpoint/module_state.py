@@ -189,7 +189,8 @@ def fit_of_module(
     if theirs is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
     names = PlainNames(module)
-    ours = names.plain_state(module.state_dict())
+    own_state = module.state_dict()
+    ours = names.plain_state(own_state)
     parts = list(_parts_with_own_loading(module))
     paths = [names.plain(path) for path, _ in parts]
     empty = {names.plain(key) for key in empty_buffers(module)} - ours.keys()
@@ -206,7 +207,7 @@ def fit_of_module(
     )
     renamed: dict[str, str] = {}
     for (path, part), plain_path in zip(parts, paths, strict=True):
-        state = names.actual_state(_within(theirs, plain_path), module.state_dict())
+        state = names.actual_state(_within(theirs, plain_path), own_state)
         sources = Sources(state)
         before = dict(part.named_parameters())
         with put_back(part), torch.random.fork_rng(devices=[]):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from itertools import chain
 from itertools import count
+from operator import is_
 from types import MappingProxyType
 from typing import Any
 from typing import TypeAlias
@@ -129,9 +130,8 @@ class GeneratorSearch:
 
     def __call__(self, roots: Mapping[str, Any], closed: Iterable[Any] = ()) -> FoundGenerators:
         """Returns what ``generators_in`` finds."""
-        is_same = roots.keys() == self._roots.keys() and all(
-            self._roots[name] is each for name, each in roots.items()
-        )
+        former = map(self._roots.get, roots)
+        is_same = roots.keys() == self._roots.keys() and all(map(is_, roots.values(), former))
         if self._search is None or not is_same or self._search.has_changed():
             self._roots = dict(roots)
             self._search = ObjectSearch(self._roots, closed=closed)

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from itertools import chain
-from itertools import count
 from typing import Any
 
 from ignite_hooks.core.engine import attached_calls
@@ -54,9 +52,10 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
     named: dict[str, Any] = {}
 
     def add(handler: Any, positional: Any = (), keywords: Any = _NONE) -> None:
-        name = _name_of(handler)
-        numbered = (f"{name}-{number}" for number in count(2))
-        name = next(each for each in chain([name], numbered) if each not in named)
+        number, name = 1, (plain := _name_of(handler))
+        while name in named:
+            number += 1
+            name = f"{plain}-{number}"
         named[name] = handler
         if positional:
             named[f"{name}(args)"] = positional

@@ -706,6 +706,18 @@ def test_what_handlers_hold_is_looked_for_again_when_it_changes(change):
     assert found() == (before | {*map(id, new)}) - {*map(id, gone)}
 
 
+def test_a_module_without_tensors_left_is_no_module_of_the_trainer():
+    class Counting(torch.nn.Module):
+        number = 0
+
+    trainer, module = make_trainer(batches_of(1)), Counting()
+    module.weight = trainer.model[0].weight
+    trainer.add_event_handler(STEP, Holding(module=module))
+    assert not any(each is module for _, each in Members.of(trainer).stateless)
+    del module.weight
+    assert any(each is module for _, each in Members.of(trainer).stateless)
+
+
 def test_another_search_is_made_only_after_a_change():
     trainer = make_trainer(batches_of(1))
     held = [Holding(count=Count(), texts=["a"], number=1) for _ in range(100)]
@@ -719,7 +731,7 @@ def test_another_search_is_made_only_after_a_change():
     finally:
         sys.setprofile(None)
     assert again == first
-    # Five for each of the hundred, whose owners are looked for; a search takes many more.
+    # A search takes some for each of the hundred.
     assert len([each for each in calls if "object_graph" in each.f_code.co_filename]) < 100
     held[99].count = OtherCount()
     assert OtherCount in map(type, handlers_with_state(trainer).values())

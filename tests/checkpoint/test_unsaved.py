@@ -354,6 +354,30 @@ def test_what_is_too_much_to_look_at_is_said(tmp_path):
     assert "handlers hold too many objects to look at all of them" in reason
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (1, True),
+        (0.0, -0.0),
+        (None, "None"),
+        (1, 1.0),
+        (2**70, 2**70 + 1),
+        (10**5000, 10**5000 + 1),  # more digits than Python writes
+        ("a" * 1000, "a" * 999 + "b"),
+        (b"a", "a"),
+    ],
+    ids=["bool", "zero", "None", "float", "integer", "long integer", "text", "bytes"],
+)
+def test_values_that_differ_in_bits_or_kind_are_named(before, after):
+    trainer, holder = make_trainer(batches_of(1)), Counter()
+    trainer.add_event_handler(EACH, holder.count)
+    holder.number = before
+    note_beginning(trainer)
+    assert unsaved_changes(trainer, Members.of(trainer)) == ""
+    holder.number = after
+    assert "Counter.number changed" in unsaved_changes(trainer, Members.of(trainer))
+
+
 def test_a_value_that_did_not_change_is_not_named():
     trainer, values = make_trainer(batches_of(3)), [1, float("nan"), "a", [None], {1, 2}, iter([1])]
     trainer.add_event_handler(EACH, lambda: len(values))

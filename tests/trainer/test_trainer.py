@@ -649,3 +649,21 @@ def test_an_evaluator_of_ignite_leaves_frozen_and_thawed_submodules_as_they_are(
     trainer.run(max_epochs=5)
     frozen, thawed = (True, True, False), (True, True, True)
     assert modes == 4 * [frozen] + 6 * [thawed]
+
+
+def test_the_model_is_taken_out_of_its_wrappers_once(monkeypatch):
+    trainer, unwrapped = make_trainer(batches_of(1)), []
+    unwrap = trainer.accelerator.unwrap_model
+
+    def noted(model, **options):
+        unwrapped.append(model)
+        return unwrap(model, **options)
+
+    monkeypatch.setattr(trainer.accelerator, "unwrap_model", noted)
+    plain = trainer.modules["model"]
+    assert trainer.modules["model"] is plain
+    trainer.model = torch.compile(plain, backend="eager")
+    assert trainer.modules["model"] is plain
+    other = trainer.model = make_model()
+    assert trainer.modules["model"] is other
+    assert len(unwrapped) == 3
