@@ -18,6 +18,7 @@ from ignite_hooks.checkpoint.settings import keep_record
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.triggers import CheckpointTriggers
 from ignite_hooks.checkpoint.unsaved import note_beginning
+from ignite_hooks.checkpoint.unsaved_attributes import note_attributes
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import Count
@@ -209,6 +210,7 @@ class SaveCheckpoint(Scheduled):
         attachment.during_run(triggers.watching)
         attachment.on(Events.STARTED, triggers.start)
         attachment.on(Events.STARTED, note_beginning, turn=Turn.DUE_BY_STEP)
+        attachment.on(Events.STARTED, note_attributes, turn=Turn.DUE_BY_STEP)
         attachment.on_removal(triggers.end_runs_without_workers(trainer))
         if self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.STEP_COMPLETED, triggers.look)

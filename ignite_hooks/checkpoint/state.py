@@ -33,6 +33,7 @@ from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.checkpoint.report import some
 from ignite_hooks.checkpoint.settings import settings_record
 from ignite_hooks.checkpoint.unsaved import unsaved_changes
+from ignite_hooks.checkpoint.unsaved_attributes import unsaved_attributes
 from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
 from ignite_hooks.core.engine import belongings
@@ -217,6 +218,8 @@ class TrainingState:
         if left_out:
             reason = f"left out of the state_dict(): {some(left_out)}; build these as then"
             unknown["model"] = reason
+        for part, reason in unsaved_attributes(self.trainer).items():
+            unknown[part] = f"{unknown[part]}; {reason}" if part in unknown else reason
         reason = unsaved_changes(self.trainer, self.members)
         reasons = [reason] if reason else []
         reasons += [f"{name} could not be saved: {why}" for name, why in self._not_saved.items()]

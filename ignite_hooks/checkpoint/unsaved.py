@@ -44,7 +44,7 @@ from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.core.object_graph import stored_values
 from ignite_hooks.core.training_engine import TrainingEngine
 
-__all__ = ["note_beginning", "unsaved_changes"]
+__all__ = ["UNKNOWN", "digest_of_value", "note_beginning", "stored_by_user", "unsaved_changes"]
 
 _MAX_DEPTH = 8
 _MAX_ELEMENTS = 10_000
@@ -80,7 +80,7 @@ def unsaved_changes(trainer: TrainingEngine, members: Members) -> str:
         changed += [
             f"{path}.{name}" if name else path
             for name, value in values.items()
-            if before.get(name) != value or _UNKNOWN in value
+            if before.get(name) != value or UNKNOWN in value
         ]
     of_state = [path for path in changed if path.startswith(_STATE)]
     of_handlers = [path for path in changed if not path.startswith(_STATE)]
@@ -107,7 +107,8 @@ def unsaved_changes(trainer: TrainingEngine, members: Members) -> str:
 
 
 _STATE = "trainer.state."
-_UNKNOWN = "?"  # of an iterator whose place cannot be told
+UNKNOWN = "?"
+"""The digest of an iterator whose place cannot be told."""
 Values = dict[str, dict[str, list[str]]]
 
 
@@ -120,7 +121,7 @@ def _values(trainer: TrainingEngine, members: Members) -> Values:
     """Returns digests of the values that handlers hold: by the path to the holder, and by name."""
     values: Values = {}
     for path, holder in members.stateless:
-        if (stored := _stored_by(holder)) is not None:
+        if (stored := stored_by_user(holder)) is not None:
             of_holder = values.setdefault(path, {})
             for name, value in stored:
                 kind = type(value)  # most values are numbers, which need no call
@@ -130,7 +131,8 @@ def _values(trainer: TrainingEngine, members: Members) -> Values:
                     or value is None
                     or (kind is int and -_MAX_INT < value < _MAX_INT)
                 )
-                of_holder.setdefault(name, []).append(repr(value) if is_short else _digest(value))
+                digest = repr(value) if is_short else digest_of_value(value)
+                of_holder.setdefault(name, []).append(digest)
     known = {
         *_OF_TRAINER,
         *trainer.state_dict_user_keys,
@@ -138,12 +140,14 @@ def _values(trainer: TrainingEngine, members: Members) -> Values:
         *_names_of_stores(trainer),
     }
     values[_STATE.rstrip(".")] = {
-        name: [_digest(value)] for name, value in vars(trainer.state).items() if name not in known
+        name: [digest_of_value(value)]
+        for name, value in vars(trainer.state).items()
+        if name not in known
     }
     return values
 
 
-def _stored_by(holder: Any) -> list[tuple[str, Any]] | None:
+def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
     """Returns what an object of a user stores; None for one whose changes do not matter."""
     kind = type(holder)
     if kind in (list, dict, set, deque):
@@ -161,12 +165,16 @@ def _names_of_stores(trainer: TrainingEngine) -> Iterator[str]:
             yield owner.name
 
 
-def _digest(value: Any) -> str:
+def _class_of(thing: Any) -> type:
+    return thing if issubclass(type(thing), type) else type(thing)
+
+
+def digest_of_value(value: Any) -> str:
     """Returns a digest of plain data, iterators and containers; of other objects, of the class."""
     budget = [_MAX_ELEMENTS]
     plain = _plain(value, budget, 0)
     if plain is None:
-        return _UNKNOWN
+        return UNKNOWN
     if type(plain) is bytes:
         return xxh3_128_hexdigest(plain)
     is_name = type(plain) is tuple and len(plain) == 2 and {*map(type, plain)} == {str}

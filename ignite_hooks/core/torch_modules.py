@@ -13,6 +13,8 @@ The members that torch keeps private, and what they are taken to mean:
 - ``_parameters``: the parameters of a module by name, None for one that is registered without.
 - ``_buffers``: the buffers of a module by name; one that is registered without a value is None.
 - ``_non_persistent_buffers_set``: the names of the buffers that a state leaves out on purpose.
+- the attributes of a new ``Module`` and of a new optimizer, and ``_compiled_call_impl``: torch's.
+- ``weight_orig``, ``weight_g``: the parameters that torch computes an attribute ``weight`` from.
 
 ``tests/core/test_torch_modules.py`` fails when one of them changes its meaning.
 """
@@ -21,15 +23,20 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 from itertools import repeat
+from typing import Any
 
 import torch
 
 __all__ = [
+    "attributes_beside_state",
+    "attributes_of_optimizer",
     "empty_buffers",
     "has_own_loading",
+    "has_own_state",
     "has_wrappers",
     "parts_to_save",
     "tensors_in",
+    "unsaved_buffers",
     "unwrapped",
     "wrapped_child",
 ]
@@ -43,6 +50,11 @@ _HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
 )
+
+_OF_TORCH = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
+_OF_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
+    *("step", "_opt_called", "_step_count"),  # of schedulers, which wrap the method
+}
 
 
 def wrapped_child(module: torch.nn.Module) -> str | None:
@@ -129,6 +141,37 @@ def tensors_in(*modules: torch.nn.Module) -> dict[int, torch.Tensor]:
             held = (*each._parameters.values(), *each._buffers.values())
             found |= {id(tensor): tensor for tensor in held if tensor is not None}
     return found
+
+
+def has_own_state(module: torch.nn.Module) -> bool:
+    """Returns whether a module adds to its state, or leaves out of it, by code of its own."""
+    names = ("get_extra_state", "state_dict", "_save_to_state_dict")
+    return bool(module._state_dict_hooks) or _overrides(type(module), names)  # type: ignore[arg-type]
+
+
+def attributes_beside_state(module: torch.nn.Module) -> dict[str, Any]:
+    """Returns the attributes of a module that its state leaves out, without torch's own."""
+    computed = {
+        name.removesuffix(end)
+        for name in module._parameters
+        for end in ("_orig", "_g")
+        if name.endswith(end)
+    }
+    own = {n: each for n, each in vars(module).items() if n not in _OF_TORCH and n not in computed}
+    return own | unsaved_buffers(module)
+
+
+def unsaved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the buffers of a module without its children that its state leaves out, by name."""
+    buffers = module._buffers
+    names = module._non_persistent_buffers_set
+    found = ((name, buffers.get(name)) for name in sorted(names))
+    return {name: buffer for name, buffer in found if buffer is not None}
+
+
+def attributes_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Returns the attributes of an optimizer that its state leaves out, without torch's own."""
+    return {n: each for n, each in vars(optimizer).items() if n not in _OF_OPTIMIZER}
 
 
 def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:

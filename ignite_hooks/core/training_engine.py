@@ -89,6 +89,10 @@ class TrainingEngine(Protocol):
     def generators(self) -> Mapping[str, Any]:
         """The random generators that model, functions and handlers have for themselves, by name."""
 
+    @property
+    def searched(self) -> Mapping[str, Callable[[], Any]]:
+        """The objects in which ``generators`` were searched last, each behind a function."""
+
     def unknown_parts(self) -> dict[str, str]:
         """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
 

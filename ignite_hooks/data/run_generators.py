@@ -44,7 +44,7 @@ def generators_of_run(
     found = search(roots, [engine, engine.state, *closed])
     theirs = set(map(id, of_data.named.values()))
     named = {name: each for name, each in found.named.items() if id(each) not in theirs}
-    return FoundGenerators(named, found.doubts)
+    return FoundGenerators(named, found.doubts, found.watched)
 
 
 def _handlers(engine: AnyEngine) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class Trainer(TrainingLoop):
         enter_at_each_run(self, lambda trainer: trainer._changes)
         self._unwrapped: tuple[Any, Any] = (None, None)  # the model, and what is in its wrappers
         self._position.find_generators = self._find_generators
+        self._found = FoundGenerators()
         self._hooks = Hooks()
         self._hooks.attach(self)
 
@@ -127,6 +128,16 @@ class Trainer(TrainingLoop):
         """
         return self._find_generators().named
 
+    @property
+    def searched(self) -> Mapping[str, Callable[[], Any]]:
+        """What the last search for random generators has looked into, by name.
+
+        The names begin with "model", "optimizer", "process_function" and so on. Each value is a
+        function that returns the object, or None if it is gone. It is the same mapping until
+        another object is found.
+        """
+        return self._found.watched
+
     def unknown_parts(self) -> dict[str, str]:
         """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
         return self._position.unknown_parts()
@@ -147,7 +158,8 @@ class Trainer(TrainingLoop):
             of_data = feed.found_generators
         searched = {*map(id, others.values())}
         closed = [each for each in closed if id(each) not in searched]
-        return generators_of_run(self, others, closed, of_data)
+        self._found = generators_of_run(self, others, closed, of_data)
+        return self._found
 
     def run(
         self,

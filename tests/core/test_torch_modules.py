@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from ignite_hooks.core.torch_modules import attributes_beside_state
+from ignite_hooks.core.torch_modules import attributes_of_optimizer
 from ignite_hooks.core.torch_modules import empty_buffers
 from ignite_hooks.core.torch_modules import has_own_loading
 from ignite_hooks.core.torch_modules import has_wrappers
@@ -138,3 +140,17 @@ def test_buffers_are_told_by_whether_they_are_saved():
     root = torch.nn.Sequential(module)
     assert list(parts_to_save(root)) == ["0.kept"] == list(root.state_dict())
     assert empty_buffers(root) == {"0.empty": module}
+
+
+def test_attributes_beside_the_state_are_those_of_the_user():
+    module = torch.nn.utils.spectral_norm(torch.nn.Linear(2, 2))
+    module.register_buffer("left_out", torch.ones(1), persistent=False)
+    module.number = 1
+    module.compile(backend="eager")
+    own = {"in_features", "out_features", "number", "left_out"}
+    assert attributes_beside_state(module).keys() == own
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.step()
+    optimizer.number = 1
+    assert attributes_of_optimizer(optimizer) == {"number": 1}

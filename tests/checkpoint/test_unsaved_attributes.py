@@ -1,0 +1,264 @@
+"""What modules and optimizers keep outside their states is named, and nothing else is."""
+
+from collections import deque
+from itertools import count
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.utils import parametrizations
+from torch.nn.utils import prune
+from torch.nn.utils import spectral_norm
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.checkpoint.unsaved_attributes import unsaved_attributes
+from tests.reference import batches_of
+from tests.reference import shuffled
+
+
+class Net(torch.nn.Module):
+    """A layer, within another module, that does something at each forward pass."""
+
+    def __init__(self, make=None, act=None):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+        self.act = act
+        if make is not None:
+            make(self)
+
+    def forward(self, x):
+        if self.act is not None:
+            self.act(self)
+        return self.layer(x)
+
+
+class Outer(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Bank:
+    def __init__(self):
+        self.rows = []
+
+
+class Saving(Net):
+    """Saves the counter itself."""
+
+    def __init__(self):
+        super().__init__(lambda m: setattr(m, "number", 0), adding)
+        self.bank = Bank()
+
+    def get_extra_state(self):
+        return {"number": self.number}
+
+    def set_extra_state(self, state):
+        self.number = state["number"]
+
+    def forward(self, x):
+        self.bank.rows.append(1)
+        return super().forward(x)
+
+
+class Recurrent(torch.nn.LSTM):
+    def forward(self, x):
+        return super().forward(x[None])[0][0]
+
+
+def adding(module):
+    module.number += 1
+
+
+def setting(name, make):
+    return lambda module: setattr(module, name, make())
+
+
+def trainer_of(model, loss_fn=F.mse_loss, optimizer=None, **options):
+    return create_supervised_trainer(
+        model,
+        optimizer or torch.optim.SGD(model.parameters(), lr=0.1),
+        None if "batch_processor" in options else loss_fn,
+        batches_of(3),
+        **options,
+    )
+
+
+def after_run(trainer, folder):
+    """What is said after two steps."""
+    SaveCheckpoint(folder, every_steps=9, at_end=False, on_signals=()).attach(trainer)
+    trainer.run(max_steps=2)
+    return unsaved_attributes(trainer)
+
+
+def buffer(module):
+    module.register_buffer("memory", torch.zeros(3), persistent=False)
+
+
+def changing_buffer_of_a_library():
+    layer = torch.nn.Linear(4, 2)
+    layer.register_buffer("memory", torch.zeros(3), persistent=False)
+    layer.register_forward_pre_hook(lambda module, _: setattr(module, "memory", torch.ones(3)))
+    return torch.nn.Sequential(layer)
+
+
+def hooked(act):
+    net = Net()
+    net.layer.register_forward_hook(lambda *_: act())
+    return net
+
+
+NAMED = {
+    "number": (setting("number", int), adding),
+    "new": (None, setting("new", lambda: 1)),
+    "memory": (buffer, lambda m: m.memory.add_(1)),
+    "mask": (setting("mask", lambda: None), setting("mask", lambda: torch.ones(2))),
+    "tensor": (setting("tensor", lambda: torch.zeros(2)), lambda m: m.tensor.add_(1)),
+    "copy": (
+        setting("copy", lambda: torch.zeros(2, 4)),
+        lambda m: m.copy.copy_(m.layer.weight.detach()),
+    ),
+    "tensors": (setting("tensors", list), lambda m: m.tensors.append(torch.ones(2))),
+    "counts": (setting("counts", dict), lambda m: m.counts.update(a=len(m.counts))),
+    "queue": (setting("queue", lambda: deque(maxlen=3)), lambda m: m.queue.append(1.0)),
+    "place": (setting("place", count), lambda m: next(m.place)),
+    "bank.rows": (setting("bank", Bank), lambda m: m.bank.rows.append(1)),
+    "batches": (setting("batches", lambda: iter(shuffled(3))), lambda m: next(m.batches)),
+    "mode": (setting("mode", lambda: "warm-up"), setting("mode", lambda: "train")),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_change_of_a_module_is_named(name, tmp_path):
+    said = after_run(trainer_of(Outer(Net(*NAMED[name]))), tmp_path)
+    assert f"changed: model.net.{name};" in said["model"]
+
+
+def test_a_buffer_of_a_library_module_is_named(tmp_path):
+    said = after_run(trainer_of(changing_buffer_of_a_library()), tmp_path)
+    assert "changed: model.0.memory;" in said["model"]
+
+
+def test_what_a_hook_of_a_module_collects_is_named(tmp_path):
+    seen = []
+    said = after_run(trainer_of(hooked(lambda: seen.append(1))), tmp_path)
+    assert "changed: model.layer._forward_hooks.0.act.seen;" in said["model"]
+
+
+def test_a_counter_of_a_class_is_named(tmp_path):
+    class Counted(Net):
+        steps = 0
+
+        def forward(self, x):
+            Counted.steps += 1
+            return super().forward(x)
+
+    said = after_run(trainer_of(Counted()), tmp_path)
+    assert "changed: model.Counted.steps;" in said["model"]
+
+
+class Loss(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def forward(self, outputs, y):
+        self.number += 1
+        return F.mse_loss(outputs, y)
+
+
+def test_a_counter_of_a_loss_module_without_a_state_is_named(tmp_path):
+    assert "loss_fn.number" in after_run(trainer_of(Net(), Loss()), tmp_path)["model"]
+
+
+def test_a_counter_of_a_module_that_batch_processor_calls_is_named(tmp_path):
+    loss = Loss()
+    loss.scale = torch.nn.Parameter(torch.ones(1))  # it has a state, too
+
+    def process(model, batch):
+        outputs = model(batch[0])
+        return outputs, loss(outputs, batch[1])
+
+    said = after_run(trainer_of(Net(), batch_processor=process), tmp_path)
+    assert "loss.number" in said["model"]
+
+
+class Lookahead(torch.optim.SGD):
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.number = 0
+
+    def step(self, closure=None):
+        self.number += 1
+        return super().step(closure)
+
+
+class SavedLookahead(Lookahead):
+    def state_dict(self):
+        return {**super().state_dict(), "number": self.number}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Lookahead, "optimizer.number"), (SavedLookahead, None)]
+)
+def test_a_counter_of_an_optimizer_is_named_unless_it_saves_itself(kind, said, tmp_path):
+    model = Net()
+    found = after_run(trainer_of(model, optimizer=kind(model.parameters())), tmp_path)
+    assert said in found["optimizer"] if said else found == {}
+
+
+def with_weight(kind=torch.nn.Module):
+    """A user's module with a parameter that torch's functions replace by an attribute."""
+
+    class Own(Net):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(4, 4))
+
+        def forward(self, x):
+            return super().forward(x @ self.weight)
+
+    return Own()
+
+
+SILENT = {
+    "layers": lambda: torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.BatchNorm1d(2)),
+    "a module of a user": Net,
+    "a compiled module": lambda: torch.compile(Net(), backend="eager"),
+    "a counter in get_extra_state": Saving,
+    "spectral_norm": lambda: spectral_norm(with_weight()),
+    "a parametrization": lambda: parametrizations.weight_norm(with_weight()),
+    "pruned weights": lambda: prune.l1_unstructured(with_weight(), "weight", 0.5),
+    "weights of a recurrent layer": lambda: Recurrent(4, 2),
+    "a tied weight": lambda: Net(lambda m: setattr(m, "tied", [m.layer.weight.data])),
+    "a mask that stays": lambda: Net(buffer),
+    "a parameter that is frozen": lambda: Net(None, lambda m: m.layer.bias.requires_grad_(False)),
+    "an inner module in eval mode": lambda: Net(None, lambda m: m.layer.eval()),
+}
+
+
+@pytest.mark.parametrize("make", SILENT.values(), ids=SILENT)
+def test_nothing_is_said_of(make, tmp_path):
+    assert after_run(trainer_of(make()), tmp_path) == {}
+
+
+def test_the_report_names_the_attribute_and_the_remedy(tmp_path):
+    def make():
+        net = Net(setting("number", int), adding)
+        return trainer_of(net, checkpoint=SaveCheckpoint(tmp_path, on_signals=()))
+
+    make().run()
+    trainer = make()
+    ResumeCheckpoint(tmp_path).attach(trainer)
+    part = trainer.resume_report.parts["model"]
+    assert part.level == "unknown"
+    assert part.reason == (
+        "in no state_dict(), and changed: model.number; register tensors as buffers, and return "
+        "other values from get_extra_state(); what each forward() sets before it is read needs "
+        "nothing"
+    )
