@@ -148,9 +148,10 @@ class ObjectSearch:
         """Returns whether an object holds other objects than when all were yielded.
 
         This takes a few calls, whatever was searched: the garbage collector says what objects refer
-        to. Of a container of more than 1000 elements only their number is compared, and of numbers
-        and texts nothing. An object that is gone counts as a change; none is kept for this, unless
-        Python cannot refer to it weakly.
+        to. Of a container of more than 1000 elements those are compared that may hold something,
+        but not what they hold, and of one of more than 10,000 their number and classes. Numbers and
+        texts are not compared. An object that is gone counts as a change; none is kept for this,
+        unless Python cannot refer to it weakly.
         """
         if self._has_arrays:
             return True
@@ -177,7 +178,8 @@ class ObjectSearch:
             cells = list(compress(held, map(cell.__eq__, kinds)))
             held = list(compress(held, map(containers.__contains__, kinds)))
             sizes = list(map(len, held))
-            found += filter(_LONG.__lt__, sizes)
+            for long in compress(held, map(_LONG.__lt__, sizes)):
+                found += _digests_of_long(long, plain)
             held = list(compress(held, map(_LONG.__ge__, sizes)))
             if not held and not cells:
                 break
@@ -439,6 +441,20 @@ class _Layout(NamedTuple):
             except AttributeError:
                 continue  # a slot without a value
         return found
+
+
+def _digests_of_long(container: Any, plain: set[int]) -> list[int]:
+    """Returns numbers that change with what a long container holds, but for plain data."""
+    base: Any = next(each for each in _mro(type(container)) if id(each) in _CONTAINERS)
+    elements = base.__iter__(container)
+    if base in _MAPPINGS:
+        elements = chain(elements, list(dict.values(container)))
+    elements, number = list(elements), len(container)
+    others = set(map(id, map(type, elements))) - plain
+    if not others or number > MAX_OBJECTS:
+        return [number, hash(frozenset(others))]
+    held = compress(elements, map(others.__contains__, map(id, map(type, elements))))
+    return [number, hash(tuple(map(id, held)))]
 
 
 def stored_values(thing: Any) -> list[tuple[str, Any]]:

@@ -119,8 +119,8 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
 class GeneratorSearch:
     """Searches objects for random generators, and searches again only when they have changed.
 
-    A generator that was made since, at any place but a list of more than 1000 numbers or texts, is
-    found the next time.
+    A generator that was made since is found the next time, but for one within an element of a list
+    of more than 1000, or of a mapping.
     """
 
     def __init__(self) -> None:

@@ -462,6 +462,8 @@ def changing():
     thing = Holder(number=1, later=None, texts=["a"], nested={"a": [{}]}, slots=Slots(None))
     thing.model = torch.nn.Sequential(torch.nn.Linear(1, 1))
     thing.objects, thing.many = [Holder()], list(range(2000))
+    thing.pairs, thing.by_name = [(1, "a")] * 2000, {n: [1] for n in range(2000)}
+    thing.huge = [0] * 20_000
     thing.closure, thing.function = closure([]), global_of(None, "def f(): return HELD, NEW")
     thing.made, thing.cell = of_class(held=None), later_cell()
     new = Wanted()
@@ -475,6 +477,11 @@ def changing():
         "a hook": lambda: thing.model[0].register_forward_hook(closure(new)),
         "an object in place of its like": lambda: operator.setitem(thing.objects, 0, Holder()),
         "the length of a long list": lambda: thing.many.append(0),
+        "an element of a long list": lambda: operator.setitem(thing.many, 5, new),
+        "a tuple of a long list": lambda: operator.setitem(thing.pairs, 5, (new, "a")),
+        "a value of a long dict": lambda: operator.setitem(thing.by_name, 5, [new]),
+        "a key of a long dict": lambda: thing.by_name.update({new: thing.by_name.pop(5)}),
+        "an element of a huge list": lambda: operator.setitem(thing.huge, 5, new),
         "what a closure holds": lambda: thing.closure().append(new),
         "a closure's variable": lambda: thing.cell(new),
         "a global": lambda: thing.function.__globals__.update(HELD=new),
@@ -500,7 +507,7 @@ def test_a_change_is_seen_without_another_search(change):
     thing, changes = changing()
     search = ObjectSearch({"root": thing})
     assert len(list(search)) > 10
-    thing.number, thing.texts[0] = 2, "b"
+    thing.number, thing.texts[0], thing.many[7] = 2, "b", 3.0
     assert not search.has_changed()
     changes[change]()
     assert search.has_changed()
