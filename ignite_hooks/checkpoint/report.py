@@ -2,13 +2,22 @@
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from collections.abc import Set
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EXACT", "ResumeReport", "ResumedPart", "part_of_generators", "part_of_named", "some"]
+__all__ = [
+    "EXACT",
+    "ResumeReport",
+    "ResumedPart",
+    "part_of_generators",
+    "part_of_named",
+    "reasons_of_all",
+    "some",
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,20 @@ class ResumedPart:
         return f"{self.level} ({inside})" if inside else self.level
 
 
+def reasons_of_all(of_ranks: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Returns the reasons of all processes by part: those that not all have, with the process."""
+    reasons: dict[str, list[str]] = {}
+    for rank, of_rank in enumerate(of_ranks):
+        for part, reason in of_rank.items():
+            if rank == 0 or reason != of_ranks[0].get(part):
+                reasons.setdefault(part, []).append(_on(rank, reason) if rank else reason)
+    return {part: "; ".join(of_part) for part, of_part in reasons.items()}
+
+
+def _on(rank: int, reason: str) -> str:
+    return f"on process {rank}: {reason}"
+
+
 EXACT = ResumedPart("exact")
 
 
@@ -61,6 +84,21 @@ class ResumeReport:
     def is_exact(self) -> bool:
         """Whether nobody can tell from the result that the training was interrupted."""
         return all(part.level == "exact" for part in self.parts.values())
+
+    def with_others(self, reports: Sequence["ResumeReport"]) -> "ResumeReport":
+        """Returns the report with what is not exact on other processes alone.
+
+        Args:
+            reports: those of all processes, in their order.
+        """
+        parts = dict(self.parts)
+        for rank, report in enumerate(reports):
+            for name, part in report.parts.items():
+                own = self.parts.get(name, EXACT)
+                if part.level != "exact" and part != own:
+                    reason = _on(rank, part.reason)
+                    parts[name] = parts.get(name, own).doubted(part.level, reason)
+        return ResumeReport(self.checkpoint, self.step, parts)
 
     def __str__(self) -> str:
         lines = [f"resumed from {self.checkpoint}, step {self.step}"]

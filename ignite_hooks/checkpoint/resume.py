@@ -139,7 +139,8 @@ class ResumeCheckpoint(Handler):
         loaded, newest = found
         with closing(loaded):
             ranks.agree(lambda: _check(loaded))
-            ranks.agree(lambda: setattr(trainer, "resume_report", loaded.apply()))
+            reports = ranks.agree(loaded.apply)
+        trainer.resume_report = reports[ranks.rank].with_others(reports)
         ended_by = loaded.manifest.ended_by
         if ended_by is not None and self.after_terminate == "finish":
             trainer.finish_resumed_run(ended_by)
@@ -152,7 +153,9 @@ class ResumeCheckpoint(Handler):
 
         def complete() -> None:
             nonlocal told
-            report = engine().resume_report = loaded.complete()  # type: ignore[union-attr]
+            reports = ranks.agree(loaded.complete)
+            report = reports[ranks.rank].with_others(reports)
+            engine().resume_report = report  # type: ignore[union-attr]
             if report != told:  # handlers of EPOCH_STARTED may change it once more
                 told = report
                 _tell(report)

@@ -4,6 +4,7 @@ The manifest of each checkpoint names the run of training that it is of, by ``tr
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from functools import cached_property
@@ -30,6 +31,7 @@ from ignite_hooks.checkpoint.members import state_names_of_handlers
 from ignite_hooks.checkpoint.module_state import left_out_of_state
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.plain_names import PlainNames
+from ignite_hooks.checkpoint.report import reasons_of_all
 from ignite_hooks.checkpoint.report import some
 from ignite_hooks.checkpoint.settings import settings_record
 from ignite_hooks.checkpoint.unsaved import unsaved_changes
@@ -157,7 +159,11 @@ class TrainingState:
         return states
 
     def files(
-        self, rank: int, objects: Mapping[str, Any], of_first: Mapping[str, Any]
+        self,
+        rank: int,
+        objects: Mapping[str, Any],
+        of_first: Mapping[str, Any],
+        unknown: Sequence[Mapping[str, str]] = (),
     ) -> dict[str, Content]:
         """Those that the process ``rank`` writes, by name. Every process must ask for its own.
 
@@ -167,6 +173,7 @@ class TrainingState:
             rank: of this process.
             objects: its ``objects()``.
             of_first: the ``digests_of`` those of the first process.
+            unknown: the ``unknown_parts`` of each process, for the first to save.
         """
         place = self.trainer.position_state_dict()
         if rank != 0:
@@ -181,7 +188,7 @@ class TrainingState:
             "modules": {},
             "settings": settings_record(self.trainer).state_dict(self.trainer),
             "uncertain": dict(self.uncertain),
-            "unknown": self.unknown_parts(),
+            "unknown": reasons_of_all([{**place["unknown"], **self.unknown_parts()}, *unknown[1:]]),
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():

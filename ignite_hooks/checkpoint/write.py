@@ -152,13 +152,17 @@ class CheckpointWriter:
         objects: dict[str, Any] = {}
         rank, is_alone = self.ranks.rank, self.ranks.size == 1
 
-        def look() -> dict[str, Any]:
+        def look() -> tuple[dict[str, Any], dict[str, str]]:
             state.check()
             objects.update(state.objects())
-            return {} if rank or is_alone else digests_of(objects)
+            if is_alone:
+                return {}, {}
+            unknown = {**state.trainer.unknown_parts(), **state.unknown_parts()}
+            return ({}, unknown) if rank else (digests_of(objects), {})
 
-        of_first, *_ = self.ranks.agree(look)
-        self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first)))
+        looks = self.ranks.agree(look)
+        of_first, unknown = looks[0][0], [of_rank for _, of_rank in looks]
+        self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first, unknown)))
         return files
 
     def _draft(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:

@@ -443,7 +443,7 @@ class _Layout(NamedTuple):
         return found
 
 
-def _digests_of_long(container: Any, plain: set[int]) -> list[int]:
+def _digests_of_long(container: Any, plain: frozenset[int]) -> list[int]:
     """Returns numbers that change with what a long container holds, but for plain data."""
     base: Any = next(each for each in _mro(type(container)) if id(each) in _CONTAINERS)
     elements = base.__iter__(container)

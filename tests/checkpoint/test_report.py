@@ -14,8 +14,10 @@ from torch.utils.data import IterableDataset
 from ignite_hooks import DataFeed
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
+from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import ResumeReport
+from ignite_hooks.checkpoint.report import reasons_of_all
 from tests.reference import Noisy
 from tests.reference import Repeatable
 from tests.reference import batches_of
@@ -330,3 +332,26 @@ def test_numbers_drawn_for_batches_that_were_given_up_are_said(tmp_path, event, 
     part = resumed.resume_report.parts["random generators"]
     assert (part.level == "exact") == is_exact
     assert is_exact or "batches were drawn that no step was made with" in part.reason
+
+
+def test_reasons_of_processes_are_told_once_each_with_the_process():
+    of_ranks = [{"data": "a"}, {"data": "a", "model": "b"}, {"data": "c"}]
+    assert reasons_of_all(of_ranks) == {
+        "data": "a; on process 2: c",
+        "model": "on process 1: b",
+    }
+
+
+def test_what_is_not_exact_on_another_process_is_in_the_report():
+    exact, doubted = (
+        ResumeReport(Path("x"), 3, {"model": EXACT, "data": part})
+        for part in (EXACT, ResumedPart("approximate", "a"))
+    )
+    reports = [exact, doubted]
+    first, second = (each.with_others(reports) for each in reports)
+    assert (str(first.parts["data"]), first.parts["model"]) == (
+        "approximate (on process 1: a)",
+        EXACT,
+    )
+    assert second == doubted
+    assert exact.with_others([exact, exact]) == exact

@@ -169,3 +169,26 @@ def test_all_processes_return_or_fail_together(findings):
     assert second["fails on 1"] == ["OSError", "[Errno 5] gone"]
     assert first["first fails"] == ["OSError", "[Errno 5] gone"]
     assert second["first fails"] == ["RuntimeError", f"process 0: {told}"]
+
+
+def test_generators_and_averages_of_each_process_are_restored(findings):
+    first, second = findings.of("generators_and_averages_of_each_process")
+    for finding in (first, second):
+        assert finding["exact"] == finding["told"] == [True] * (STEPS - 1)
+    assert first["average"] != second["average"]
+
+
+def test_what_is_unknown_on_one_process_is_in_the_report_of_both(findings):
+    for finding in findings.of("unknown_on_the_second_alone"):
+        at_once, at_the_start = finding["parts"]
+        assert at_once["handlers"].startswith("unknown (on process 1: <lambda>.seen changed")
+        assert "only now" in at_once["random generators"]
+        assert at_the_start == at_once
+
+
+def test_a_refusal_on_one_process_leaves_both_trainers_as_they_were(findings):
+    for finding in findings.of("a_check_fails_on_one_process"):
+        for kind, text, is_same in finding["found"]:
+            assert kind in ("ValueError", "RuntimeError")
+            assert "x: is odd" in text
+            assert is_same

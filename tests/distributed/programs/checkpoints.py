@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import random
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import lock
 from ignite_hooks.checkpoint import resume
@@ -384,6 +386,105 @@ def downloads_of_two_machines():
         return {"together": together, "apart": resumed()}
 
 
+class Masked(torch.nn.Module):
+    """Drops features by a generator of its own, which another seed gives on each process."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.inner = make_model(dropout=0.0)
+        self.rng = torch.Generator().manual_seed(100 * number + rank())
+
+    def forward(self, x):
+        return self.inner(x * (torch.rand(4, generator=self.rng) > 0.3))
+
+
+def averaging(directory, resume_from=None, number=1):
+    """A trainer with an average of the weights in a closure, moved by random amounts."""
+    model = Masked(number)
+    average = torch.optim.swa_utils.AveragedModel(model.inner)
+    rng = random.Random(10 * number + rank())
+    also = {"rng": rng}
+    seed(10 * number + rank())
+    save = SaveCheckpoint(directory, every_steps=1, keep_last="all", on_signals=(), also=also)
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        torch.nn.functional.mse_loss,
+        augmented(10),
+        accelerator=accelerator(2),
+        checkpoint=save,
+    )
+
+    @trainer.on(TrainEvents.STEP_COMPLETED)
+    def move():
+        average.update_parameters(trainer.accelerator.unwrap_model(trainer.model).inner)
+        with torch.no_grad():
+            for each in average.parameters():
+                each.add_(rng.random())
+
+    if resume_from:
+        ResumeCheckpoint(resume_from).attach(trainer)
+    return trainer, average, rng
+
+
+def generators_and_averages_of_each_process():
+    directory = directory_of("generators")
+    trainer, average, rng = averaging(directory)
+    trainer.run(max_epochs=EPOCHS)
+    expected = [weights(trainer.model).tolist(), weights(average).tolist(), rng.random()]
+    exact, told = [], []
+    for step in whole_steps(directory)[:-1]:
+        trainer, average, rng = averaging(
+            directory_of(f"from {step}"), directory / f"step_{step:08d}", number=2
+        )
+        trainer.run(max_epochs=EPOCHS)
+        found = [weights(trainer.model).tolist(), weights(average).tolist(), rng.random()]
+        exact.append(found == expected)
+        told.append(trainer.resume_report.is_exact)
+    return {"exact": exact, "told": told, "average": expected[1]}
+
+
+def unknown_on_the_second_alone():
+    """A handler counts on one process, and a part differs there when it is resumed."""
+    directory, parts = directory_of("unknown on one"), []
+
+    def make(resume_from=None):
+        trainer, seen = trainer_of(None if resume_from else directory), []
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: rank() and seen.append(1))
+        if resume_from:
+            if rank():
+                trainer.add_event_handler(Events.EPOCH_COMPLETED, random.Random().random)
+            ResumeCheckpoint(resume_from).attach(trainer)
+        return trainer
+
+    make().run(max_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = make(directory)
+        parts.append(trainer.resume_report.parts)
+        trainer.run(max_steps=2)
+        parts.append(trainer.resume_report.parts)
+    names = ("handlers", "random generators")
+    return {"parts": [{name: str(of[name]) for name in names} for of in parts]}
+
+
+def a_check_fails_on_one_process():
+    """What is refused on one process leaves the trainers of both as they were."""
+    directory, found = directory_of("refused on one"), []
+    trainer_of(directory).run(max_steps=1)
+    for failing in (0, 1):
+        trainer = trainer_of(number=2)
+        before = weights(trainer.model)
+        with pytest.MonkeyPatch.context() as patched:
+            if rank() == failing:
+                patched.setattr(
+                    resume.LoadedState, "problems_of_states", lambda self: iter(["x: is odd"])
+                )
+            told = failed(lambda t=trainer: ResumeCheckpoint(directory).attach(t))
+        found.append([*told, torch.equal(weights(trainer.model), before)])
+    return {"found": found}
+
+
 def failed(act):
     try:
         return ["returned", act()]
@@ -431,6 +532,9 @@ CHECKS = [
     pruned_after_the_second_has_read,
     network_that_fails,
     downloads_of_two_machines,
+    generators_and_averages_of_each_process,
+    unknown_on_the_second_alone,
+    a_check_fails_on_one_process,
     agreement,
 ]
 
