@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,11 @@ from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.rules import whole_number
+from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import is_trainer
+from ignite_hooks.data.random_state import GENERATOR_KINDS
+from ignite_hooks.data.random_state import GeneratorState
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.events import TrainEvents
 
@@ -123,11 +127,12 @@ class Trace:
 
     def _before(self) -> None:
         state = self._trainer.state
-        generators = RandomState.capture(self._trainer.accelerator.device).state_dict()
+        trainer = self._trainer
+        generators = RandomState.capture(trainer.accelerator.device, trainer.generators)
         self.iterations[state.iteration] = {
             "the place (epoch, step)": str((state.epoch, state.optimizer_step)),
             "the batch": digest_of(state.batch),
-            "the random generators": digest_of(generators),
+            "the random generators": digest_of(generators.state_dict()),
         }
 
     def _after(self) -> None:
@@ -140,8 +145,9 @@ class Trace:
         digests["the optimizer's state"] = digest_of(trainer.optimizer.state_dict())
         if trainer.lr_scheduler is not None:
             digests["the scheduler's state"] = digest_of(trainer.lr_scheduler.state_dict())
-        for name, handler in handlers_with_state(trainer).items():
-            digests[f"the state of {name}"] = digest_of(Member(handler, trainer).state_dict())
+        also = _also(trainer)
+        for name, each in {**handlers_with_state(trainer, also.values()), **also}.items():
+            digests[f"the state of {name}"] = digest_of(Member(each, trainer).state_dict())
 
 
 def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
@@ -185,12 +191,21 @@ def _run(trainer: Engine, max_steps: int) -> Trace:
 
 def _saving(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
     """Saves at the stops, wherever the trainer's own handlers save."""
-    also = {
-        n: o for each in attached(trainer, SaveCheckpoint) for n, o in (each.also or {}).items()
-    }
-    save = SaveCheckpoint(directory, at_end=False, keep_last="all", on_signals=(), also=also)
+    save = SaveCheckpoint(
+        directory, at_end=False, keep_last="all", on_signals=(), also=_also(trainer)
+    )
     save.attach(trainer, TrainEvents.STEP_COMPLETED(event_filter=lambda _, step: step in stops))
     return trainer
+
+
+def _also(trainer: AnyEngine) -> dict[str, Any]:
+    """Returns the objects in ``also`` of the trainer's own handlers, by name."""
+    handlers = attached(trainer, SaveCheckpoint)
+    also = {name: each for handler in handlers for name, each in (handler.also or {}).items()}
+    return {
+        name: GeneratorState(each) if isinstance(each, GENERATOR_KINDS) else each
+        for name, each in also.items()
+    }
 
 
 def _resumed(trainer: Engine, directory: Path, stop: int) -> Engine:

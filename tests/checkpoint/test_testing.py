@@ -1,6 +1,7 @@
 import copy
 import itertools
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +115,63 @@ def test_a_draw_in_the_wrong_place_is_found_out_by_the_generators():
 
     with pytest.raises(AssertionError, match="the random generators of iteration 2 differs"):
         assert_resumable(make, max_steps=4, stops=[1])
+
+
+class Drawing(torch.nn.Module):
+    """Draws from a generator of its own, to no effect on the weights."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.rng = inner, torch.Generator().manual_seed(3)
+
+    def forward(self, x):
+        torch.rand(1, generator=self.rng)
+        return self.inner(x)
+
+
+def drawing(draw=lambda trainer: None, **options):
+    seed(1)
+    model = Drawing(make_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = torch.nn.functional.mse_loss
+    trainer = create_supervised_trainer(model, optimizer, loss, batches_of(5), **options)
+    draw(trainer)
+    return trainer
+
+
+def test_a_generator_of_the_model_is_compared():
+    assert_resumable(drawing, max_steps=4, stops=[2])
+    starts = itertools.count()
+
+    def draw(trainer):
+        number = 1 + (next(starts) > 1)
+
+        @trainer.on(Events.ITERATION_STARTED)
+        def draw_more():
+            torch.rand(number, generator=trainer.model.rng)
+
+    with pytest.raises(AssertionError, match="the random generators of iteration 3 differs"):
+        assert_resumable(lambda: drawing(draw), max_steps=4, stops=[2])
+
+
+def test_an_object_in_also_is_compared(tmp_path):
+    starts = itertools.count()
+
+    def make(change):
+        tally = FadingWithState(SimpleNamespace(optimizer=None))
+        also, options = {"tally": tally}, {"on_signals": (), "at_end": False, "every_steps": 99}
+        trainer = drawing(checkpoint=SaveCheckpoint(tmp_path / "own", also=also, **options))
+        number = 1 + (change and next(starts) > 1)
+
+        @trainer.on(Events.ITERATION_STARTED)
+        def count():
+            tally.steps += number
+
+        return trainer
+
+    assert_resumable(lambda: make(False), max_steps=4, stops=[2])
+    with pytest.raises(AssertionError, match="the state of tally of iteration 3 differs"):
+        assert_resumable(lambda: make(True), max_steps=4, stops=[2])
 
 
 def test_resumed_run_that_ends_too_early_is_reported():
