@@ -30,6 +30,7 @@ from ignite_hooks.checkpoint.members import Members
 from ignite_hooks.checkpoint.members import state_names_of_handlers
 from ignite_hooks.checkpoint.module_state import left_out_of_state
 from ignite_hooks.checkpoint.module_state import module_file
+from ignite_hooks.checkpoint.open_contexts import late_changes
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.checkpoint.report import reasons_of_all
 from ignite_hooks.checkpoint.report import some
@@ -230,6 +231,8 @@ class TrainingState:
         reason = unsaved_changes(self.trainer, self.members)
         reasons = [reason] if reason else []
         reasons += [f"{name} could not be saved: {why}" for name, why in self._not_saved.items()]
+        carried = [*self.members.with_state.values(), *self.also.values()]
+        reasons += filter(None, [late_changes(self.trainer, carried)])
         if reasons:
             unknown["handlers"] = "; ".join(reasons)
         return unknown

@@ -1,5 +1,6 @@
 """One context of a hook: what it may be given as, and how it is entered and left."""
 
+import dis
 import inspect
 from collections.abc import Callable
 from collections.abc import Generator
@@ -41,6 +42,7 @@ ChannelName = Literal[
 Context = Callable[[Engine], Any]
 
 _ENDED = object()
+_ACTING = ("CALL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL", "STORE_SUBSCR")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,6 +141,28 @@ class HookScope(AbstractContextManager[None, bool]):
         self._hook = hook
         self._engine = engine
         self._generator: Generator[Any, None, Any] | None = None
+
+    @property
+    def channel(self) -> ChannelName:
+        """The channel of the context."""
+        return self._hook.channel
+
+    @property
+    def context(self) -> Context:
+        """The context as it was given."""
+        return self._hook.context
+
+    @property
+    def acts_on_way_out(self) -> bool:
+        """True if the context, which is open, calls or sets something after its ``yield``."""
+        if isinstance(self.context, HookContext):
+            return self.context.after is not None
+        frame = getattr(self._generator, "gi_frame", None)
+        if frame is None:
+            return False
+        code = dis.get_instructions(frame.f_code)
+        left = (each.opname for each in code if each.offset > frame.f_lasti)
+        return any(each.startswith(_ACTING) and "INTRINSIC" not in each for each in left)
 
     def __enter__(self) -> None:
         try:
