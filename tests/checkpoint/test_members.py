@@ -746,3 +746,109 @@ def test_states_that_are_equal_by_chance_are_told_apart_later():
     assert [*map(type, handlers_with_state(trainer).values())] == [Count]
     owner.part.number = 5
     assert {*map(type, handlers_with_state(trainer).values())} == {Count, OtherCount}
+
+
+def adversarial(directory, resumes):
+    """A GAN, whose discriminator is trained by ``batch_processor``."""
+    seed(1)
+    generator, discriminator = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=0.01)
+    schedule = StepLR(optimizer, 3)
+
+    def step(model, batch):
+        optimizer.zero_grad()
+        fake = model(batch[0])
+        (discriminator(batch[0]).mean() - discriminator(fake.detach()).mean()).backward()
+        optimizer.step()
+        schedule.step()
+        return None, -discriminator(fake).mean()
+
+    trainer = create_supervised_trainer(
+        generator,
+        torch.optim.Adam(generator.parameters()),
+        data=shuffled(10),
+        batch_processor=step,
+        checkpoint=SaveCheckpoint(directory, on_signals=()),
+        resume_from=directory if resumes else None,
+    )
+    return trainer, discriminator, optimizer, schedule
+
+
+def test_what_batch_processor_trains_besides_is_resumed_bit_by_bit(tmp_path):
+    whole, *expected = adversarial(tmp_path / "whole", resumes=False)
+    whole.run(max_steps=12)
+    adversarial(tmp_path / "stopped", resumes=False)[0].run(max_steps=7)
+    trainer, *found = adversarial(tmp_path / "stopped", resumes=True)
+    assert trainer.resume_report.is_exact
+    assert trainer.resume_report.parts["handlers"].names == ("Adam", "Linear", "StepLR")
+    trainer.run(max_steps=12)
+    assert digest_of(trainer.model.state_dict()) == digest_of(whole.model.state_dict())
+    for one, other in zip(found, expected, strict=True):
+        assert digest_of(one.state_dict()) == digest_of(other.state_dict())
+
+
+class Weighted:
+    """A loss that is a plain object, and weights later steps more."""
+
+    def __init__(self):
+        self.weight = 1.0
+
+    def __call__(self, outputs, y):
+        self.weight += 0.5
+        return self.weight * F.mse_loss(outputs, y)
+
+
+class SavedWeighted(Weighted):
+    def state_dict(self):
+        return {"weight": self.weight}
+
+    def load_state_dict(self, state_dict):
+        self.weight = state_dict["weight"]
+
+
+def counting_outputs():
+    seen = []
+
+    def transform(x, y, y_pred, loss):
+        seen.append(1)
+        return loss
+
+    return transform
+
+
+FUNCTIONS = {
+    "a loss with a state": (lambda: {"loss_fn": SavedWeighted()}, None),
+    "a method of one": (lambda: {"loss_fn": SavedWeighted().__call__}, None),
+    "a loss without": (lambda: {"loss_fn": Weighted()}, "Weighted.weight"),
+    "a partial of one": (
+        lambda: {"loss_fn": functools.partial(Weighted())},
+        "partial.func.weight",
+    ),
+    "output_transform": (lambda: {"output_transform": counting_outputs()}, "transform.seen"),
+}
+
+
+@pytest.mark.parametrize(("options", "named"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_functions_of_a_step_are_resumed_or_named(options, named, tmp_path):
+    def make(directory, resumes=False):
+        seed(1)
+        model = torch.nn.Linear(4, 2)
+        return create_supervised_trainer(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            data=shuffled(4),
+            checkpoint=SaveCheckpoint(directory, on_signals=()),
+            resume_from=directory if resumes else None,
+            **{"loss_fn": F.mse_loss, **options()},
+        )
+
+    whole = make(tmp_path / "whole")
+    whole.run(max_steps=6)
+    make(tmp_path / "stopped").run(max_steps=3)
+    trainer = make(tmp_path / "stopped", resumes=True)
+    if named:
+        assert f"{named} changed" in trainer.resume_report.parts["handlers"].reason
+        return
+    assert trainer.resume_report.is_exact
+    trainer.run(max_steps=6)
+    assert torch.equal(trainer.model.weight, whole.model.weight)
