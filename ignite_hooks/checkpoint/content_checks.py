@@ -40,6 +40,7 @@ from ignite_hooks.data.random_state import new_generator
 from ignite_hooks.data.random_state import set_state
 
 __all__ = [
+    "asks_user",
     "problem_of_moving",
     "problems_of_groups",
     "problems_of_modules",
@@ -264,7 +265,12 @@ def problems_of_groups(content: Any) -> Iterator[str]:
 
 
 def problems_of_optimizer(
-    content: Any, optimizer: Any, *, is_same_torch: bool, is_same_scheduler: bool
+    content: Any,
+    optimizer: Any,
+    *,
+    is_same_torch: bool,
+    is_same_scheduler: bool,
+    has_free_rates: bool = False,
 ) -> Iterator[str]:
     """Yields the problems of the optimizer's state, for one of the same class and groups.
 
@@ -275,6 +281,7 @@ def problems_of_optimizer(
             which torch fills in.
         is_same_scheduler: whether its scheduler had the class that it has now. Schedulers keep
             settings of their own there.
+        has_free_rates: whether the user makes the learning rates. They may have any sign.
     """
     inner = _inner(optimizer)
     theirs, ours = content["param_groups"], optimizer.param_groups
@@ -291,9 +298,12 @@ def problems_of_optimizer(
         if found:
             yield from found
             continue
+        tried = {**group, "lr": own["lr"]} if has_free_rates else group
         try:
-            expected = _state_of_torch(group, own, type(inner))
+            expected = _state_of_torch(tried, own, type(inner))
         except Exception as error:
+            if _refuses_its_own(own, type(inner)):
+                continue
             yield f"{path} must have settings of a {type(inner).__name__}: {error}"
             continue
         for index, parameter in zip(group["params"], own["params"], strict=True):
@@ -339,9 +349,11 @@ def problem_of_moving(content: Any, scheduler: Any, groups: Any) -> Iterator[str
     checkpoint's groups. A scheduler that asks a function of the user is not tried.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)
-    if not type(scheduler).__module__.startswith("torch.") or _asks_user(scheduler):
+    if asks_user(scheduler):
         return
-    like = [{"params": [torch.zeros(1)], **_without_parameters(group)} for group in groups]
+    # A copy: schedulers write to a rate that is a tensor in place.
+    settings = [copy.deepcopy(_without_parameters(group)) for group in groups]
+    like = [{"params": [torch.zeros(1)], **each} for each in settings]
     stand_in = torch.optim.SGD(like, lr=0.1)
     replaced = {id(scheduler.optimizer): stand_in, id(_inner(scheduler.optimizer)): stand_in}
     tried = copy.deepcopy(scheduler, replaced)
@@ -359,9 +371,14 @@ def problem_of_moving(content: Any, scheduler: Any, groups: Any) -> Iterator[str
         )
 
 
-def _asks_user(scheduler: Any) -> bool:
+def asks_user(scheduler: Any) -> bool:
+    """Returns whether a function or a class of the user makes the rates of a scheduler."""
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    if scheduler is None:
+        return False
+    is_own = not type(scheduler).__module__.startswith("torch.")
     inner = getattr(scheduler, "_schedulers", ())
-    return hasattr(scheduler, "lr_lambdas") or any(map(_asks_user, inner))
+    return is_own or hasattr(scheduler, "lr_lambdas") or any(map(asks_user, inner))
 
 
 def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -419,6 +436,19 @@ def _state_of_torch(group: Mapping[str, Any], own: Mapping[str, Any], kind: type
     with suppress(Exception):
         one.step()
     return dict(one.state[parameter])
+
+
+def _refuses_its_own(own: Mapping[str, Any], kind: type) -> bool:
+    """Returns whether torch cannot make an optimizer with what this one has come to have.
+
+    A schedule may have written there what a constructor refuses and a step takes: a number into
+    ``betas`` that are tensors, for instance.
+    """
+    try:
+        _state_of_torch(own, own, kind)
+    except Exception:
+        return True
+    return False
 
 
 def _problems_of_state(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ignite_hooks.checkpoint.changed_settings import ChangedSettings
+from ignite_hooks.checkpoint.content_checks import asks_user
 from ignite_hooks.checkpoint.content_checks import problem_of_moving
 from ignite_hooks.checkpoint.content_checks import problems_of_groups
 from ignite_hooks.checkpoint.content_checks import problems_of_modules
@@ -168,6 +169,7 @@ class LoadedState:
                 trainer.optimizer,
                 is_same_torch=is_same_torch,
                 is_same_scheduler=is_same_scheduler,
+                has_free_rates=asks_user(trainer.lr_scheduler),
             )
         if self._scheduler is not None and is_used:
             found = [
