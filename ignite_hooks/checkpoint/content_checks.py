@@ -43,6 +43,7 @@ __all__ = [
     "asks_user",
     "problem_of_moving",
     "problems_of_groups",
+    "problems_of_module_of_user",
     "problems_of_modules",
     "problems_of_optimizer",
     "problems_of_rank",
@@ -207,6 +208,13 @@ class _Module(_Checked):
     extra: dict[str, Any] = {}
 
 
+class _ModuleOfUser(_Checked):
+    module: dict[str, Any]
+    metadata: dict[str, _Metadata]
+    flags: _Flags
+    shared: _Names
+
+
 class _Trainer(_Checked):
     kinds: _Kinds
     groups: list[list[str]]
@@ -257,6 +265,16 @@ def problems_of_modules(modules: Mapping[str, Any]) -> Iterator[str]:
     for name, state in modules.items():
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
             yield f"the {name} must be tensors by name, got {_shown(state)}"
+
+
+def problems_of_module_of_user(path: str, content: Any) -> Iterator[str]:
+    """Yields the problems of the state of a module in ``also`` or of a handler, in ``trainer.pt``.
+
+    Args:
+        path: the fields that lead to the state.
+        content: the state.
+    """
+    yield from _problems(f"{TRAINER}: {path}", _ModuleOfUser, content)
 
 
 def problems_of_groups(content: Any) -> Iterator[str]:

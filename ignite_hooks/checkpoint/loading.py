@@ -22,6 +22,7 @@ from ignite_hooks.checkpoint.changed_settings import ChangedSettings
 from ignite_hooks.checkpoint.content_checks import asks_user
 from ignite_hooks.checkpoint.content_checks import problem_of_moving
 from ignite_hooks.checkpoint.content_checks import problems_of_groups
+from ignite_hooks.checkpoint.content_checks import problems_of_module_of_user
 from ignite_hooks.checkpoint.content_checks import problems_of_modules
 from ignite_hooks.checkpoint.content_checks import problems_of_optimizer
 from ignite_hooks.checkpoint.content_checks import problems_of_rank
@@ -38,6 +39,7 @@ from ignite_hooks.checkpoint.layout import rank_file
 from ignite_hooks.checkpoint.layout import registered_file
 from ignite_hooks.checkpoint.layout import registered_files
 from ignite_hooks.checkpoint.member_state import Member
+from ignite_hooks.checkpoint.member_state import has_module
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import fit_of_module
 from ignite_hooks.checkpoint.module_state import flags_renamed
@@ -155,6 +157,14 @@ class LoadedState:
             yield from problems_of_rank(own_file, self._objects[own_file], self.manifest)
         if OPTIMIZER in self._objects:
             yield from problems_of_groups(self._objects[OPTIMIZER])
+
+    def problems_of_members(self) -> Iterator[str]:
+        """Yields the problems of the states of modules in `also` and of handlers."""
+        for kind, members in self._members().items() if self._states else ():
+            for name in members.keys() & self._states[kind].keys():
+                state = self._states[kind][name]
+                if members[name].is_module and has_module(state):
+                    yield from problems_of_module_of_user(f"objects.{kind}.{name}", state)
 
     def problems_of_states(self) -> Iterator[str]:
         """Yields the problems of states that are of objects like those of the trainer."""
@@ -353,7 +363,7 @@ class LoadedState:
                 if name not in states or are_modules not in (None, member.is_module):
                     continue
                 try:
-                    _load(member, states[name], f"{TRAINER}: objects.{kind}.{name}")
+                    _load(member, states[name], f"{TRAINER}: objects.{kind}.{name}", member.kind)
                 except OSError as error:  # of files that another machine may not have
                     if kind == "also":
                         raise
@@ -436,15 +446,22 @@ class LoadedState:
         return part_of_generators(then, now)
 
 
-def _load(target: Any, state: Any, path: str) -> None:
-    """Has an object take a state over; what it raises is told with the place of the state."""
+def _load(target: Any, state: Any, path: str, kind: str | None = None) -> None:
+    """Has an object take a state over; what it raises is told with the place of the state.
+
+    Args:
+        target: the object.
+        state: its state.
+        path: where the state is.
+        kind: the name of the object's class, if ``target`` only stands for it.
+    """
     try:
         target.load_state_dict(state)
     except (OSError, MemoryError, torch.OutOfMemoryError):  # none of the state's making
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} must be a state that a {type(target).__name__} loads, which says: "
+            f"{path} must be a state that a {kind or type(target).__name__} loads, which says: "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -24,13 +24,14 @@ from ignite.handlers.param_scheduler import BaseParamScheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from ignite_hooks.checkpoint.contents import plain_part
+from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import flags_of
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.core.training_engine import TrainingEngine
 
-__all__ = ["Member", "plain_state"]
+__all__ = ["Member", "has_module", "plain_state"]
 
 _DATA = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
 _SCHEDULERS = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
@@ -49,6 +50,11 @@ class Member:
         self._trainer = trainer
         self.missing = ""
         """What could not be restored by the last ``load_state_dict``, if anything."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the object's class."""
+        return type(self._thing).__name__
 
     @property
     def is_module(self) -> bool:
@@ -95,10 +101,15 @@ class Member:
             state: the state.
         """
         if isinstance(self._thing, torch.nn.Module):
-            if isinstance(state, Mapping) and "module" in state:
+            if has_module(state):
                 yield from differences_of_module(name, state["module"], self._thing)
             else:
-                yield f"the {name} had another kind of state, it is a module"
+                yield f"the {name} has no state of a module in {TRAINER}, it is a {self.kind}"
+
+
+def has_module(state: Any) -> bool:
+    """Returns whether a state that was captured is that of a module."""
+    return isinstance(state, Mapping) and "module" in state
 
 
 def plain_state(thing: Any) -> Any:

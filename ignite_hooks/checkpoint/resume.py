@@ -280,7 +280,7 @@ def _check_fit(candidate: Candidate, ranks: Ranks) -> None:
 
 
 def _check(loaded: LoadedState) -> None:
-    _refuse(loaded, loaded.problems)
+    _refuse(loaded, loaded.problems or [*loaded.problems_of_members()])
     differences = loaded.differences()
     if differences:
         raise ValueError(

@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from ignite.engine import Events
+from ignite.handlers import EMAHandler
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.lr_scheduler import LinearLR
@@ -76,6 +78,16 @@ LEGAL = {
 MAKERS |= LEGAL
 
 
+class Plain:
+    """An object of a user's, which asks for one entry."""
+
+    def state_dict(self):
+        return {"count": 3}
+
+    def load_state_dict(self, state):
+        state["count"] += 1
+
+
 def build(schedule="StepLR", directory=None):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     model = torch.nn.Sequential(
@@ -84,8 +96,8 @@ def build(schedule="StepLR", directory=None):
     make_optimizer, make_scheduler = MAKERS[schedule]
     generator = torch.Generator().manual_seed(2)
     data = TensorDataset(torch.randn(20, 4), torch.randn(20, 2))
-    also = {"noise": torch.nn.Linear(1, 1)}
-    return create_supervised_trainer(
+    also = {"noise": torch.nn.Linear(1, 1), "plain": Plain()}
+    trainer = create_supervised_trainer(
         model,
         make_optimizer(model.parameters()),
         F.mse_loss,
@@ -94,6 +106,8 @@ def build(schedule="StepLR", directory=None):
         lr_scheduler=make_scheduler,
         checkpoint=directory and SaveCheckpoint(directory, also=also),
     )
+    EMAHandler(model).attach(trainer, event=Events.ITERATION_COMPLETED)
+    return trainer
 
 
 def state_of(trainer):
@@ -183,7 +197,37 @@ REFUSED = {
         TRAINER,
         ("objects", "also", "noise"),
         {},
-        r"objects\.also\.noise must be a state that a Linear loads",
+        r"also/noise has no state of a module in trainer\.pt, it is a Linear",
+    ),
+    "a module's tensors as a list": (
+        TRAINER,
+        ("objects", "also", "noise", "module"),
+        [],
+        r"objects\.also\.noise: module must be a valid dictionary",
+    ),
+    "a module's versions as a number": (
+        TRAINER,
+        ("objects", "also", "noise", "metadata", ""),
+        1,
+        r"objects\.also\.noise: metadata\. must be",
+    ),
+    "a module's flags less one": (
+        TRAINER,
+        ("objects", "also", "noise", "flags", "eval"),
+        DELETED,
+        r"objects\.also\.noise: flags\.eval is missing",
+    ),
+    "a handler's module that shares a list": (
+        TRAINER,
+        ("objects", "handlers", "EMAHandler", "shared", "1.running_mean"),
+        [1],
+        r"objects\.handlers\.EMAHandler: shared\.1\.running_mean must be a valid string",
+    ),
+    "a state of a user's that is refused": (
+        TRAINER,
+        ("objects", "also", "plain"),
+        {},
+        r"objects\.also\.plain must be a state that a Plain loads",
     ),
     "an unknown limit": (RANK, ("limits",), GROWN, r"limits\.bogus is no field"),
     "a limit that is a text": (RANK, ("limits", "max_epochs"), "x", r"limits\.max_epochs must be"),
