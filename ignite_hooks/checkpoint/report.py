@@ -68,7 +68,7 @@ EXACT = ResumedPart("exact")
 
 @dataclass(frozen=True)
 class ResumeReport:
-    """What of a training was taken up again. Printed, it is one line for each kind of state.
+    """What of a run was restored. Printed, it is one line for each kind of state, exact ones last.
 
     Args:
         checkpoint: the folder it was read from.
@@ -101,8 +101,10 @@ class ResumeReport:
         return ResumeReport(self.checkpoint, self.step, parts)
 
     def __str__(self) -> str:
+        # A warning is read from its beginning, and its end may be cut: what matters comes first.
+        parts = sorted(self.parts.items(), key=lambda item: item[1].level == "exact")
         lines = [f"resumed from {self.checkpoint}, step {self.step}"]
-        return "\n  ".join([*lines, *(f"{name}: {part}" for name, part in self.parts.items())])
+        return "\n  ".join([*lines, *(f"{name}: {part}" for name, part in parts)])
 
 
 def part_of_named(

@@ -65,12 +65,19 @@ def resumed(directory, data=shuffled, **options):
 
 
 def test_report_prints_a_line_for_each_part():
-    parts = {"model": ResumedPart("exact"), "data": ResumedPart("approximate", "it is other data")}
+    parts = {
+        "model": ResumedPart("exact"),
+        "data": ResumedPart("approximate", "it is other data"),
+        "counters": ResumedPart("exact"),
+        "also": ResumedPart("missing", "it is gone"),
+    }
     report = ResumeReport(Path("runs/step_00000007"), 7, parts)
     assert str(report).splitlines() == [
         "resumed from runs/step_00000007, step 7",
-        "  model: exact",
         "  data: approximate (it is other data)",
+        "  also: missing (it is gone)",
+        "  model: exact",
+        "  counters: exact",
     ]
     assert not report.is_exact
 
