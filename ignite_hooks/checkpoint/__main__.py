@@ -104,11 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("--all", action="store_true", help="all differences, not the largest alone")
     for each, default in ((show, "last"), (export, "best"), (diff, "last")):
         each.add_argument(
-            "--which", default=default, help=f"best, last, a step or a name; {default} if not given"
+            "--which",
+            type=_which,
+            default=default,
+            help=f"best, last, a step or a name; {default} if not given",
         )
     for each in (verify, export, diff):
         each.add_argument("--cache-dir", type=Path, help="where a URL is downloaded to")
     return parser
+
+
+def _which(text: str) -> int | str:
+    """Returns a step as a number, and what else ``--which`` names as it is."""
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -138,10 +146,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    _, look = _found(options.source)
+    source, look = _found(options.source)
     if not look.candidates:
         return _none(options.source, look)
-    name, manifest = chosen(look.candidates, options.which, options.source)
+    name, manifest = chosen(look.candidates, options.which, source, options.source)[0]
     _say(printable(name))
     facts = {
         "run": manifest.training,
@@ -197,10 +205,12 @@ def _export(options: argparse.Namespace) -> int:
 
     if os.path.lexists(options.path) and not options.force:
         raise ValueError(f"{options.path} is there already: give another name, or say --force")
-    is_step = options.which.isascii() and options.which.isdigit()
-    which = int(options.which) if is_step else options.which
     entry = export_weights(
-        options.source, options.path, which=which, part=options.part, cache_dir=options.cache_dir
+        options.source,
+        options.path,
+        which=options.which,
+        part=options.part,
+        cache_dir=options.cache_dir,
     )
     metric = "" if entry.metric_value is None else f", {entry.metric} {entry.metric_value:.6g}"
     best = ", the best" if entry.is_best else ""
@@ -236,7 +246,7 @@ def _diff(options: argparse.Namespace) -> int:
 def _whole(place: str, options: argparse.Namespace) -> Checkpoint:
     """Returns the chosen checkpoint of a source, each file as it was written."""
     source, look = _found_to_read(place, options.cache_dir)
-    candidate = chosen(look.candidates, options.which, place)
+    candidate = chosen(look.candidates, options.which, source, place)[0]
     try:
         return source.fetch(candidate, verify=True)
     except SourceError:

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from logging import getLogger
 from pathlib import Path
-from pathlib import PurePath
 from typing import Any
-from typing import Literal
 from typing import NamedTuple
 from typing import TypeAlias
 
@@ -28,6 +26,11 @@ from torch.nn.parameter import is_lazy
 from ignite_hooks.checkpoint.candidates import Candidate
 from ignite_hooks.checkpoint.candidates import Source
 from ignite_hooks.checkpoint.candidates import SourceError
+from ignite_hooks.checkpoint.choice import Which
+from ignite_hooks.checkpoint.choice import best_of_each_run
+from ignite_hooks.checkpoint.choice import best_of_run
+from ignite_hooks.checkpoint.choice import chosen
+from ignite_hooks.checkpoint.choice import first_of
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.durable import give_mode_of
@@ -42,7 +45,6 @@ from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import split_state
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.checkpoint.source import source_at
-from ignite_hooks.checkpoint.store import best_first
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import SourcePath
 from ignite_hooks.core.fields import handler_config
@@ -63,10 +65,8 @@ __all__ = [
 
 logger = getLogger(__name__)
 
-Which: TypeAlias = Literal["best", "last"] | int | str | Path
 MapLocation: TypeAlias = str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None
 
-_MAX_SHOWN = 8
 _WRAPPERS = {"module", "_orig_mod"}
 
 
@@ -235,7 +235,7 @@ def export_weights(
         kinds = [f"{name} ({_kind_of(value)})" for name, value in sorted(extra.items())]
         raise ValueError(
             f"{part!r} of {entry.path} must be made of tensors that safetensors can hold, got "
-            f"{_first_of(kinds)}: load it with load_weights(), and save what you need of it"
+            f"{first_of(kinds)}: load it with load_weights(), and save what you need of it"
         )
     metadata = {"format": "pt", **_described(entry, reader.versions), **aliases}
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
@@ -299,7 +299,7 @@ class PreparedWeights:
         if fit.differences:
             raise ValueError(
                 f"{self._name} does not fit the module, which is as it was: "
-                f"{_first_of(fit.differences, '; ')}: build the module as it was built then"
+                f"{first_of(fit.differences, '; ')}: build the module as it was built then"
                 + (", or say strict=False to load what has the same names" if strict else "")
             )
 
@@ -309,13 +309,13 @@ class PreparedWeights:
         if restored.converted:
             warnings.warn(
                 f"the module has other dtypes than {self._name}, and the values are converted: "
-                f"{_first_of(sorted(restored.converted))}",
+                f"{first_of(sorted(restored.converted))}",
                 stacklevel=3,
             )
         if restored.unlike:
             warnings.warn(
                 f"the loading of the module itself has changed or left out, of {self._name}: "
-                f"{_first_of(sorted(restored.unlike))}",
+                f"{first_of(sorted(restored.unlike))}",
                 stacklevel=3,
             )
         return restored
@@ -351,7 +351,7 @@ class CheckpointReader:
     def entry_of(self, candidate: Candidate, others: list[Candidate]) -> CheckpointEntry:
         """Describes a checkpoint among the others of its source."""
         manifest = candidate.manifest
-        best = _best_of([each for each in others if each.manifest.training == manifest.training])
+        best = best_of_each_run(others).get(manifest.training)
         address = self._source.address_of(candidate)
         return CheckpointEntry(
             step=manifest.step,
@@ -381,8 +381,8 @@ class CheckpointReader:
         damaged: dict[str, str] = {}
         while True:
             candidates = self.look()
-            wanted = [each for each in self._choose(candidates, which) if each.name not in damaged]
-            for candidate in wanted:
+            wanted = chosen(candidates, which, self._source, str(self._source_name))
+            for candidate in (each for each in wanted if each.name not in damaged):
                 try:
                     found = self.read_part(candidate, part, verify=verify)
                     if self._source.still_has(candidate):
@@ -437,66 +437,11 @@ class CheckpointReader:
                 f"content ({type(error).__name__}: {error})"
             ) from error
 
-    def _choose(self, candidates: list[Candidate], which: Which) -> list[Candidate]:
-        """Returns the checkpoints to try, one after another."""
-        if not candidates:
-            raise FileNotFoundError(
-                f"`source` must have a checkpoint, got {self._source_name}, where there is none"
-            )
-        is_one = self._source.address_of(candidates[0]) == str(self._source_name)
-        if which == "last" or (which == "best" and is_one):
-            return candidates
-        if which == "best":
-            run = candidates[0].manifest.training
-            return [self._best([each for each in candidates if each.manifest.training == run])]
-        if is_integer(which):
-            found = [each for each in candidates if each.manifest.step == which]
-            there = sorted({each.manifest.step for each in candidates})
-            shown = _first_of([str(step) for step in there])
-            rule = "a step that was saved"
-        else:
-            found = [each for each in candidates if self._is_named(each, str(which))]
-            shown = _first_of([PurePath(each.name).name for each in candidates])
-            rule = "the name or path of a checkpoint in `source`"
-        if not found:
-            raise ValueError(
-                f"`which` must be {rule}, got {which!r}; {self._source_name} has {shown}: name one "
-                'of these, or say "last" or "best"'
-            )
-        return found[:1]
-
     def best_of_run(self, run: str) -> tuple[Candidate, CheckpointEntry]:
         """Returns the best checkpoint of a run."""
         candidates = self.look()
-        best = self._best([each for each in candidates if each.manifest.training == run])
+        best = best_of_run(candidates, run, str(self._source_name))
         return best, self.entry_of(best, candidates)
-
-    def _best(self, of_run: list[Candidate]) -> Candidate:
-        best = _best_of(of_run)
-        if best is not None:
-            return best
-        metrics = sorted({each.manifest.metric for each in of_run if each.manifest.metric})
-        if not of_run:
-            why = "there is none"
-        elif not metrics:
-            why = "they were saved without a metric"
-        elif all(each.manifest.metric_mode is None for each in of_run):
-            why = f"they do not say whether more or less of {', '.join(metrics)} is better"
-        else:
-            why = f"none of them has a value of {', '.join(metrics)} to go by"
-        raise ValueError(
-            f"the best checkpoint must have a metric, got {self._source_name}, with {len(of_run)} "
-            f'of the run: {why}; say which="last" or a step, and save with '
-            'SaveCheckpoint(metric="val_accuracy", mode="max"), for instance, to have a best one'
-        )
-
-    def _is_named(self, candidate: Candidate, name: str) -> bool:
-        address = self._source.address_of(candidate)
-        if name in (PurePath(candidate.name).name, candidate.name, address):
-            return True
-        return not self._is_remote and os.path.realpath(
-            os.path.expanduser(name)
-        ) == os.path.realpath(candidate.name)
 
     def _warn_of_skipped(self, problem: str) -> None:
         if problem not in self._told:
@@ -506,16 +451,6 @@ class CheckpointReader:
 
 class _DamagedError(ValueError):
     """A file of a checkpoint is not as it was written."""
-
-
-def _best_of(of_run: list[Candidate]) -> Candidate | None:
-    """Returns the best checkpoint of a run by the metric of the newest that has one."""
-    for each in of_run:
-        manifest = each.manifest
-        if manifest.metric is not None and manifest.metric_mode is not None:
-            best = best_first(of_run, manifest.metric, manifest.metric_mode)
-            return best[0] if best else None
-    return None
 
 
 def _check(which: Which, part: str) -> None:
@@ -552,7 +487,7 @@ def _part_of(about: Mapping[str, Any], part: str, folder: Path, files: Iterable[
     ]
     raise ValueError(
         f"`part` must be one that was saved with a state, got {part!r}; {folder.name} has "
-        f"{_first_of(names)}"
+        f"{first_of(names)}"
     )
 
 
@@ -593,13 +528,6 @@ def _mapped(value: Any, location: MapLocation) -> Any:
         return value
     empty = torch.empty(0, dtype=value.dtype, device=storage.device)
     return empty.set_(storage, value.storage_offset(), value.size(), value.stride())
-
-
-def _first_of(texts: list[str], separator: str = ", ") -> str:
-    """The first of some texts, and how many more there are."""
-    more = len(texts) - _MAX_SHOWN
-    shown = texts[:_MAX_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-    return separator.join(shown)
 
 
 def _described(entry: CheckpointEntry, versions: Mapping[str, str]) -> dict[str, str]:

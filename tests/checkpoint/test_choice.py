@@ -1,6 +1,7 @@
 from datetime import datetime
 from datetime import timezone
 from math import nan
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,9 @@ from ignite_hooks.checkpoint.candidates import Candidate
 from ignite_hooks.checkpoint.choice import best_of_each_run
 from ignite_hooks.checkpoint.choice import chosen
 from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.source import source_at
+
+LOCAL = source_at(Path("runs"), Path("unused"))
 
 
 def candidates(*entries, mode="max"):
@@ -53,27 +57,33 @@ def test_best_of_each_run_is_found(entries, mode, best):
 
 
 @pytest.mark.parametrize(
-    ("which", "step"), [("last", 4), ("best", 2), ("3", 3), ("03", 3), ("step_00000002", 2)]
+    ("which", "step"),
+    [
+        *[("last", 4), ("best", 2), (3, 3), ("step_00000002", 2), ("runs/step_00000003", 3)],
+        *[("./runs/../runs/step_00000003/", 3), (Path("runs/step_00000003").absolute(), 3)],
+    ],
 )
 def test_one_is_chosen_by_what_names_it(which, step):
     found = candidates((4, "a", 0.1), (3, "b", 0.9), (2, "a", 0.2))
-    assert chosen(found, which, "runs").manifest.step == step
+    assert chosen(found, which, LOCAL, "runs")[0].manifest.step == step
 
 
-def test_one_alone_is_the_best_without_a_metric():
-    assert chosen(candidates((4, "a", None)), "best", "runs").manifest.step == 4
+@pytest.mark.parametrize("place", ["runs/step_00000004", "./runs/step_00000004/"])
+def test_a_place_that_is_one_checkpoint_has_no_better_one(place):
+    assert chosen(candidates((4, "a", None)), "best", LOCAL, place)[0].manifest.step == 4
 
 
 @pytest.mark.parametrize(
     ("entries", "which", "message"),
     [
-        ([], "last", "no checkpoint in runs"),
-        ([(2, "a", None), (1, "a", None)], "best", "no value of a metric"),
-        ([(2, "a", None)], "7", r"got 7; runs has the steps 2 \(step_00000002\)$"),
-        ([(2, "a", None)], "²", "got ²; runs has the steps 2"),
-        ([(n, "a", None) for n in range(10, 0, -1)], "0", "and 2 more$"),
+        ([], "last", "must have a checkpoint, got runs"),
+        ([(2, "a", None)], "best", "with 1 of the run: they were saved without a metric"),
+        ([(2, "a", nan)], "best", "none of them has a value of acc"),
+        ([(2, "a", None)], 7, "a step that was saved, got 7; runs has 2: name one"),
+        ([(2, "a", None)], "²", "name or path of a checkpoint in `source`, got '²'; runs has step"),
+        ([(n, "a", None) for n in range(10, 0, -1)], 0, "and 2 more: name"),
     ],
 )
 def test_what_is_not_there_is_an_error_that_says_what_is(entries, which, message):
-    with pytest.raises(ValueError, match=message):
-        chosen(candidates(*entries), which, "runs")
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        chosen(candidates(*entries), which, LOCAL, "runs")
