@@ -52,13 +52,18 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
 
 def _directory_with_best(trainer: TrainingEngine) -> Path:
     handlers = attached(trainer, SaveCheckpoint)
-    with_metric = [each for each in handlers if each.metric is not None]
-    if len(with_metric) == 1:
-        return Path(with_metric[0].directory)
-    found = ", ".join(str(each.directory) for each in with_metric or handlers)
+    # Another removes the best, and the best of what stays would pass for it.
+    with_best = [each for each in handlers if each.keep_best or _keeps_all_with_metric(each)]
+    if len(with_best) == 1:
+        return Path(with_best[0].directory)
+    found = ", ".join(str(each.directory) for each in with_best or handlers)
     raise ValueError(
-        "load_best() needs one SaveCheckpoint with a metric, which tells the best, got "
-        f"{len(with_metric)}{f' ({found})' if found else ''}: give the factory "
+        "load_best() needs one SaveCheckpoint that keeps the best by a metric, got "
+        f"{len(with_best)}{f' ({found})' if found else ''}: give the factory "
         'checkpoint=SaveCheckpoint(directory, keep_best=1, metric="val_accuracy"), or name the '
         "directory, ignite_hooks.checkpoint.load_weights(trainer.model, directory)"
     )
+
+
+def _keeps_all_with_metric(handler: SaveCheckpoint) -> bool:
+    return handler.metric is not None and handler.keep_last == "all"

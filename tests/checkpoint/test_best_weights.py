@@ -131,9 +131,9 @@ def test_the_best_of_another_run_in_the_directory_is_not_taken(tmp_path):
 
 
 def test_what_there_is_no_best_of_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"needs one SaveCheckpoint with a metric.*got 0"):
+    with pytest.raises(ValueError, match=r"needs one SaveCheckpoint that keeps the best.*got 0"):
         make_trainer().load_best()
-    with pytest.raises(ValueError, match=r"needs one SaveCheckpoint with a metric.*got 0"):
+    with pytest.raises(ValueError, match=r"needs one SaveCheckpoint that keeps the best.*got 0"):
         make_trainer(checkpoint=SaveCheckpoint(tmp_path / "0")).load_best()
     two = [save_best(tmp_path / name) for name in "12"]
     with pytest.raises(ValueError, match=r"got 2 .*/1, .*/2"):
@@ -170,3 +170,16 @@ def test_a_trainer_in_a_run_is_refused(tmp_path, is_interrupted):
     if is_interrupted:
         with pytest.raises(RuntimeError, match="between runs"):
             trainer.load_best()
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "step"), [(1, 0, None), (2, 0, None), ("all", 0, 8), (1, 1, 8)]
+)
+def test_the_best_of_what_happens_to_stay_is_not_taken(tmp_path, keep_last, keep_best, step):
+    trainer = trained(tmp_path, keep_last=keep_last, keep_best=keep_best)
+    if step is not None:
+        assert trainer.load_best().step == step
+        return
+    with pytest.raises(ValueError, match="that keeps the best by a metric, got 0"):
+        trainer.load_best()
+    assert digest(trainer) == trainer.digests[12]
