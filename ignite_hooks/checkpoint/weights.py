@@ -178,6 +178,12 @@ def load_weights(
             f"`module` must be a torch.nn.Module, got {type(module).__name__}: build the model "
             "first, the checkpoint has its weights alone"
         )
+    is_place = map_location is None or isinstance(map_location, str | torch.device | Mapping)
+    if not is_place and not callable(map_location):
+        raise TypeError(
+            "`map_location` must be a device, a mapping of devices or a function, as for "
+            f"torch.load, got {map_location!r}"
+        )
     reader = CheckpointReader(source, cache_dir)
     entry, found = reader.read(which, part, verify=verify)
     prepared = PreparedWeights(
@@ -291,7 +297,13 @@ class PreparedWeights:
         self._strict = strict
         self._name = f"{part!r} of {address}"
         state = _named_as(self._module, found.state, is_object=found.about is None)
-        self._state = {name: _mapped(value, map_location) for name, value in state.items()}
+        try:
+            self._state = {name: _mapped(value, map_location) for name, value in state.items()}
+        except (AssertionError, RuntimeError) as error:  # as torch says it of a device
+            raise ValueError(
+                f"`map_location` must be a place that there is, got {map_location!r} ({error}): "
+                'say "cpu", or leave it out'
+            ) from error
         self._about = {"metadata": {} if found.about is None else found.about["metadata"]}
         fit = fit_of_module(
             part, self._state, self._about, self._module, strict=strict, keeps_parameters=False

@@ -240,6 +240,22 @@ def test_flags_and_devices_of_the_module_stay(run):
 
 
 @pytest.mark.parametrize(
+    ("place", "error", "said"),
+    [
+        (5, TypeError, "`map_location` must be a device, .* got 5"),
+        ("nowhere", ValueError, "`map_location` must be a place that there is, got 'nowhere'"),
+        ("cuda:99", ValueError, "`map_location` must be a place that there is, got 'cuda:99'"),
+    ],
+)
+def test_map_location_that_is_not_there_is_an_error(run, place, error, said):
+    module = Model()
+    before = digest(module)
+    with pytest.raises(error, match=said):
+        load_weights(module, run[0], map_location=place)
+    assert digest(module) == before
+
+
+@pytest.mark.parametrize(
     "map_location",
     [
         None,
