@@ -37,6 +37,15 @@ def test_resuming_from_every_step_ends_in_the_same_bits(findings, check):
         assert finding["references"]
 
 
+def test_both_processes_load_the_best_weights_or_neither(findings):
+    for finding in findings.of("best_weights"):
+        assert finding["step"] == 4
+        assert finding["same"]
+        assert finding["others"]
+        assert "is damaged: model.safetensors has" in finding["damaged"][1]
+        assert finding["kept"]
+
+
 def test_each_process_restores_its_own_handlers_and_objects(findings):
     first, second = findings.of("each_process_gets_its_own_states_back")
     for finding in (first, second):

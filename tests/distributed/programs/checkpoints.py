@@ -513,7 +513,36 @@ def agreement():
     }
 
 
+def best_weights():
+    """Both processes load the best of their run; then the file of the model is damaged."""
+    directory = directory_of("best")
+    saving = {"every_steps": 2, "keep_last": 1, "keep_best": 1, "metric": "score"}
+    trainer, found = trainer_of(directory, **saving), {}
+
+    @trainer.on(TrainEvents.STEP_COMPLETED)
+    def note(engine):
+        step = engine.state.optimizer_step
+        engine.state.metrics["score"] = float(step == 4)
+        found[step] = weights(engine.model)
+
+    trainer.run(max_epochs=EPOCHS)
+    entry = trainer.load_best()
+    best = weights(trainer.model)
+    PartialState().wait_for_everyone()
+    if rank() == 0:
+        (entry.path / "model.safetensors").write_bytes(b"damaged")
+    PartialState().wait_for_everyone()
+    return {
+        "step": entry.step,
+        "same": torch.equal(best, found[4]),
+        "others": not torch.equal(best, found[STEPS]),
+        "damaged": failed(trainer.load_best),
+        "kept": torch.equal(weights(trainer.model), best),
+    }
+
+
 CHECKS = [
+    best_weights,
     resume_at_every_step,
     resume_at_every_step_in_the_background,
     each_process_gets_its_own_states_back,
