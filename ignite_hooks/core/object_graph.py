@@ -41,6 +41,7 @@ __all__ = [
     "MAX_OBJECTS",
     "UNORDERED",
     "ObjectSearch",
+    "Unsearched",
     "is_of_library",
     "reference_to",
     "stored_values",
@@ -51,6 +52,17 @@ MAX_OBJECTS = 10_000
 
 UNORDERED = "{"
 """Begins the names of the elements of a set, which another process may have in another order."""
+
+
+class Unsearched:
+    """Base of classes whose instances are passed over: they hold what another search found.
+
+    The objects of a search lead to the globals of all functions that it has met, and from there to
+    all modules of the process.
+    """
+
+    __slots__ = ()
+
 
 _MAX_NESTING = 16  # containers in containers that are looked through at once for plain data
 _LONG = 1000
@@ -65,7 +77,15 @@ _PLAIN_KINDS = (
     *(torch.Tensor, torch.nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout),
     *(torch.memory_format, np.random.SeedSequence),
 )
-_PLAIN_BASES = (enum.Enum, PurePath, np.generic, np.dtype, logging.Logger, logging.Handler)
+_PLAIN_BASES = (
+    enum.Enum,
+    PurePath,
+    np.generic,
+    np.dtype,
+    logging.Logger,
+    logging.Handler,
+    Unsearched,
+)
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _MAPPINGS = (dict, OrderedDict)
 # Compared by identity: a metaclass of a user may define what equality and hashes of classes are.
@@ -103,7 +123,7 @@ _self_of_builtin: Callable[[Any], Any] = _namespace(types.BuiltinMethodType)["__
 _module_dict: Callable[[Any], dict[str, Any]] = _namespace(types.ModuleType)["__dict__"].__get__
 
 
-class ObjectSearch:
+class ObjectSearch(Unsearched):
     """Yields the objects that can be reached from some roots, nearest first, each once.
 
     A name is the path to the object, "dataset.transforms.0.rng" for instance; a submodule has the

@@ -23,6 +23,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from ignite_hooks.core.object_graph import MAX_OBJECTS
 from ignite_hooks.core.object_graph import UNORDERED
 from ignite_hooks.core.object_graph import ObjectSearch
+from ignite_hooks.core.object_graph import Unsearched
 from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.core.restoring import restored
 
@@ -55,7 +56,7 @@ _NAMES_OF_GENERATORS = re.compile("random|rng|generator", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class FoundGenerators:
+class FoundGenerators(Unsearched):
     """The random generators that some objects hold.
 
     Args:
@@ -116,7 +117,7 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
     return FoundGenerators(found, tuple(doubts), search.watched)
 
 
-class GeneratorSearch:
+class GeneratorSearch(Unsearched):
     """Searches objects for random generators, and searches again only when they have changed.
 
     A generator that was made since is found the next time, but for one within an element of a list
