@@ -582,3 +582,10 @@ def test_stored_values_are_those_of_a_function_a_class_or_an_instance():
     assert dict(stored_values(slotted)) == {"slot": 4}
     assert dict(stored_values(Slotted))["number"] == 2
     assert "method" not in dict(stored_values(Slotted))
+
+
+def test_what_another_search_has_found_is_passed_over():
+    wanted = Wanted()
+    search = ObjectSearch({"root": [Holder(rng=wanted)]})
+    assert len(list(search)) > 1
+    assert found([search]).keys().isdisjoint({id(search), id(wanted)})
