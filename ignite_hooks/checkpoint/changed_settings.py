@@ -127,11 +127,29 @@ class ChangedSettings:
         self._schedule: ScriptSchedule | None = None
         self._decided: list[tuple[_Difference, bool]] = []  # and whether the script's is used
         self._written: dict[tuple[Any, ...], tuple[_Difference, bool]] = {}  # by handlers
+        self._compare()
+
+    def _compare(self) -> None:
         self._differences = list(self._of_restored()) if self._given else []
         changed = {each.name for each in self._differences}
         if self._asked["scheduler_at"] != self._given.get("scheduler_at"):
             changed.add("scheduler")
-        self._overridden = {each for each in override if each in changed or not self._given}
+        self._overridden = {each for each in self._override if each in changed or not self._given}
+
+    def follow_names(self, renamed: Mapping[str, str]) -> None:
+        """Takes parameters for the same that a module's own loading renames.
+
+        Args:
+            renamed: how the parameters were called, by their names now.
+        """
+        now = dict(zip(renamed.values(), renamed, strict=True))
+        for record in (self._given, self._started):
+            names = record.get("frozen")
+            if isinstance(names, list):
+                found = {now.get(each, each) for each in names}
+                order = [each for each in self._asked["frozen"] if each in found]
+                record["frozen"] = [*order, *sorted(map(str, found - {*order}))]
+        self._compare()
 
     def _of_restored(self) -> Iterator[_Difference]:
         """Gives the differences in what the checkpoint restores.

@@ -28,6 +28,7 @@ from pydantic import Field
 from pydantic import NonNegativeInt
 from pydantic import PositiveInt
 from pydantic import ValidationError
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ignite_hooks.checkpoint.layout import OPTIMIZER
@@ -35,6 +36,7 @@ from ignite_hooks.checkpoint.layout import SCALER
 from ignite_hooks.checkpoint.layout import SCHEDULER
 from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.core.torch_schedulers import schedulers_within
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import new_generator
 from ignite_hooks.data.random_state import set_state
@@ -326,7 +328,7 @@ def problems_of_optimizer(
             continue
         for index, parameter in zip(group["params"], own["params"], strict=True):
             state = content["state"].get(index, {})
-            if state:
+            if state and not is_lazy(parameter):
                 yield from _problems_of_state(
                     f"{OPTIMIZER}: state.{index}", state, expected, parameter
                 )
@@ -395,7 +397,7 @@ def asks_user(scheduler: Any) -> bool:
     if scheduler is None:
         return False
     is_own = not type(scheduler).__module__.startswith("torch.")
-    inner = getattr(scheduler, "_schedulers", ())
+    inner = schedulers_within(scheduler)
     return is_own or hasattr(scheduler, "lr_lambdas") or any(map(asks_user, inner))
 
 

@@ -33,7 +33,10 @@ def _add(value: Any, total: Any) -> None:
         elif plain.layout != torch.strided:
             plain = plain.to_dense()
         plain = plain.resolve_conj().resolve_neg().contiguous()
-        for part in torch.split(plain.flatten().view(torch.uint8), _CHUNK):
+        flat = plain.reshape(-1)
+        if flat.stride() != (1,):  # of one element, which counts as contiguous whatever its stride
+            flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
+        for part in torch.split(flat.view(torch.uint8), _CHUNK):
             # Of a copy: torch never resizes memory again that numpy has seen.
             total.update(part.clone().numpy())
     elif isinstance(value, np.ndarray):

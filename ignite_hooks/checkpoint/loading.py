@@ -222,6 +222,8 @@ class LoadedState:
                 about["flags"] = flags_renamed(about["flags"], fit.renamed)
                 for now, then in fit.renamed.items():
                     self._renamed[f"{name}.{now}"] = f"{name}.{then}"
+        if self._renamed:
+            self._changed.follow_names(self._renamed)
         if not self._state.is_sharded:
             found += self._differences_of_optimizer()
             found += self._changed.problems(self._objects[OPTIMIZER])

@@ -21,6 +21,9 @@ from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import weights
 
+# What these tests note in lists is not in a checkpoint, and a resume says so.
+pytestmark = pytest.mark.filterwarnings("ignore:resumed from")
+
 MARKS = {
     TrainEvents.VALIDATION_STARTED: "<",
     TrainEvents.VALIDATION_COMPLETED: ">",

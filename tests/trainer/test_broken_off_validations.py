@@ -130,6 +130,12 @@ class Script:
         metrics = {name: float(value) for name, value in state.metrics.items()}
         self.log.append((name, counts, rate, self._stopping.counter, metrics))
 
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state_dict):
+        """Keeps what was noted: it is compared with an unbroken run."""
+
     def run(self):
         self.trainer.run(**self._run_options)
         return self

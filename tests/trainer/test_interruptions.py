@@ -421,6 +421,7 @@ def test_a_step_broken_off_within_is_an_error_of_the_next_run(action, error, tmp
             trainer.run(max_epochs=2)
 
 
+@pytest.mark.filterwarnings("ignore:resumed from")  # the optimizer counts its calls itself
 def test_loading_a_checkpoint_heals_a_step_broken_off(tmp_path, unbroken):
     trainer = with_watched_step(at_step(3, fail))
     SaveCheckpoint(tmp_path, every_steps=2).attach(trainer)
