@@ -144,7 +144,9 @@ def test_the_last_boundary_is_saved_and_the_error_says_so(tmp_path, where):
     resumed, unbroken = trainer_of(resume_from=tmp_path), trainer_of()
     report = resumed.resume_report
     levels = [report.parts[name].level for name in ("model", "optimizer", "random generators")]
-    assert levels == ["exact", "exact", "approximate"]
+    # The module that fails counts its calls in an attribute, which no state has.
+    of_model = "unknown" if where == "in the forward" else "exact"
+    assert levels == [of_model, "exact", "approximate"]
     resumed.run(max_epochs=2)
     unbroken.run(max_epochs=2)
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
