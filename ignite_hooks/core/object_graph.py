@@ -102,6 +102,9 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
         "pydantic",
         "pydantic_core",
         "pytest",
+        "_pytest",
+        "pluggy",
+        "pygments",
         "pytorch_lightning",
         "safetensors",
         "scipy",
@@ -555,7 +558,7 @@ def _places_in_globals(
     return places
 
 
-@lru_cache(1024)
+@lru_cache(2 * MAX_OBJECTS)
 def _names_in(code: types.CodeType) -> tuple[str, ...]:
     """Returns the names of globals and attributes in a function's code, nested functions' too."""
     names: dict[str, None] = {}
