@@ -92,7 +92,7 @@ def test_every_name_stands_in_the_described_table():
 def test_names_of_files_are_written_nowhere_else():
     name = re.compile(
         r'"(manifest\.json|incomplete\.json|optimizer\.bin|scheduler\.bin|scaler\.pt|trainer\.pt|'
-        r"sharded|[^\"]*\.safetensors|rank_[^\"]*|custom_checkpoint[^\"]*)\""
+        r"sharded|[a-z_]+\.safetensors|rank_[^\"]*|custom_checkpoint[^\"]*)\""
     )
     found = {
         path.name: name.findall(path.read_text())
