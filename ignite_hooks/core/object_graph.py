@@ -50,6 +50,8 @@ __all__ = [
 MAX_OBJECTS = 10_000
 """The number of objects that are looked into; a search that stops there is not complete."""
 
+_MAX_REFERENTS = 20 * MAX_OBJECTS
+
 UNORDERED = "{"
 """Begins the names of the elements of a set, which another process may have in another order."""
 
@@ -76,6 +78,8 @@ _PLAIN_KINDS = (
     *(type(NotImplemented), type(threading.Lock()), type(threading.RLock()), threading.Event),
     *(torch.Tensor, torch.nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout),
     *(torch.memory_format, np.random.SeedSequence),
+    # Those of an exception that is kept lead to all variables of the program.
+    *(types.TracebackType, types.FrameType),
 )
 _PLAIN_BASES = (
     enum.Enum,
@@ -163,7 +167,7 @@ class ObjectSearch(Unsearched):
         self._closed_ones: list[Callable[[], Any]] = []
         self._globals: list[tuple[dict[str, Any], str]] = []
         self._has_arrays = False
-        self._held: list[int] = []
+        self._held: list[int] | None = None
         self.is_complete = True
         self.watched: dict[str, Callable[[], Any]] = {}
 
@@ -181,10 +185,16 @@ class ObjectSearch(Unsearched):
         watched = [get() for get in self._watched]
         chosen = [get() for get in self._chosen]
         things = chain(watched, chosen, [get() for get in self._closed_ones])
-        return any(map(is_, things, repeat(None))) or self._held != self._holds(watched, chosen)
+        if any(map(is_, things, repeat(None))):
+            return True
+        held = self._holds(watched, chosen)
+        return held is None or held != self._held
 
-    def _holds(self, watched: list[Any], chosen: list[Any]) -> list[int]:
-        """Returns the identities of the objects that some objects hold, and sizes."""
+    def _holds(self, watched: list[Any], chosen: list[Any]) -> list[int] | None:
+        """Returns the identities of the objects that some objects hold, and sizes.
+
+        None if there are too many: the frames of an exception lead to all variables of a program.
+        """
         layouts = self._layouts.values()
         plain = _PLAIN | {id(each.kind) for each in layouts if each.is_plain}
         containers = _CONTAINERS | {id(each.kind) for each in layouts if each.is_record}
@@ -204,6 +214,8 @@ class ObjectSearch(Unsearched):
             for long in compress(held, map(_LONG.__lt__, sizes)):
                 found += _digests_of_long(long, plain)
             held = list(compress(held, map(_LONG.__ge__, sizes)))
+            if len(found) + sum(filter(_LONG.__ge__, sizes)) > _MAX_REFERENTS:
+                return None
             if not held and not cells:
                 break
             held = gc.get_referents(*held, *cells)

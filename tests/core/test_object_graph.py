@@ -589,3 +589,19 @@ def test_what_another_search_has_found_is_passed_over():
     search = ObjectSearch({"root": [Holder(rng=wanted)]})
     assert len(list(search)) > 1
     assert found([search]).keys().isdisjoint({id(search), id(wanted)})
+
+
+def test_an_exception_that_is_kept_leads_to_no_frames():
+    class Keeper:
+        error = None
+
+    keeper = Keeper()
+    try:
+        raise ValueError("kept", np.random.default_rng(1))
+    except ValueError as error:
+        keeper.error = error
+    search = ObjectSearch({"keeper": keeper})
+    found = list(search)
+    assert any(isinstance(each, np.random.Generator) for _, each in found)
+    assert len(found) < 20
+    assert not search.has_changed()
