@@ -16,8 +16,11 @@ from math import isclose
 from typing import Any
 from typing import NamedTuple
 
+from ignite.handlers import ParamGroupScheduler
 from ignite.handlers.param_scheduler import BaseParamScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
+from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import some
@@ -29,13 +32,13 @@ from ignite_hooks.checkpoint.settings import rates_of
 from ignite_hooks.checkpoint.settings import settings_of
 from ignite_hooks.checkpoint.settings import settings_record
 from ignite_hooks.checkpoint.settings import unrestored_settings_of
-from ignite_hooks.core.engine import handlers_of
-from ignite_hooks.core.engine import owner_of
 from ignite_hooks.core.rules import close_to
 from ignite_hooks.core.rules import is_number
 from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["ChangedSettings", "check_override"]
+
+_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler, LRScheduler)
 
 # They choose how the same numbers are computed.
 _IMPLEMENTATION = {"capturable", "differentiable", "foreach", "fused"}
@@ -268,7 +271,8 @@ class ChangedSettings:
             event: the name of the event.
         """
         record, present = settings_record(self._trainer), rates_of(self._trainer)
-        if any(owner_of(each, BaseParamScheduler) for each in handlers_of(self._trainer)):
+        held = handlers_with_state(self._trainer).values()
+        if any(isinstance(each, _SCHEDULERS) for each in held):
             present = []  # its state, which it writes from, is restored too
         for index, (group, now) in enumerate(zip(groups, present, strict=False)):
             for name in sorted(group.keys() & now.keys() - _IMPLEMENTATION):
