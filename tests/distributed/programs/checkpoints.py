@@ -149,8 +149,8 @@ def failing_on(failing_rank, name, *, background):
     fsync, errors = os.fsync, []
 
     def failing(descriptor):
-        is_own = os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/rank_0000{rank()}.pt")
-        if rank() == failing_rank and is_own and trainer.state.optimizer_step >= 2:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if rank() == failing_rank and path.endswith(f"/step_00000002/rank_0000{rank()}.pt"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
