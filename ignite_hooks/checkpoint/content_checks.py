@@ -56,6 +56,8 @@ __all__ = [
 
 MAX_SHOWN = 60
 """The longest value that is shown in a message, in characters."""
+MAX_REPEATS = 1000
+"""The most often that a schedule may name one milestone."""
 MAX_BITS = 63
 """The largest integer that torch computes with."""
 
@@ -519,7 +521,10 @@ def _is_like(theirs: Any, ours: Any) -> bool:
         return theirs is None or theirs in (0, 1) if not isinstance(theirs, torch.Tensor) else False
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         if not all(isinstance(key, str) for key in ours):  # MultiStepLR's milestones, say
-            return all(isinstance(key, int | float) for key in theirs)
+            are_counts = all(
+                type(each) is int and 0 <= each <= MAX_REPEATS for each in theirs.values()
+            )
+            return are_counts and all(isinstance(key, int | float) for key in theirs)
         return all(key in theirs and _is_like(theirs[key], ours[key]) for key in ours)
     if isinstance(ours, tuple | list) and isinstance(theirs, tuple | list):
         has_its_length = len(theirs) == len(ours)
@@ -548,5 +553,8 @@ def _kind(value: Any) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # a Counter compares its values for this
+        return f"a {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -354,7 +354,8 @@ def places_in(content, path=()):
     yield path
     if isinstance(content, dict):
         for key, value in content.items():
-            yield from places_in(value, (*path, key))
+            if key not in ("frozen", "objects"):  # what only their owners can tell
+                yield from places_in(value, (*path, key))
     elif isinstance(content, list):
         for index, value in enumerate(content):
             yield from places_in(value, (*path, index))
