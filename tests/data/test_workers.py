@@ -21,6 +21,7 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.workers import ignored_by_workers
+from tests.memory.spikes import forked
 from tests.reference import make_model
 
 TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
@@ -192,9 +193,12 @@ class Hit(Seen):
 
 
 def test_a_signal_before_a_spawned_worker_is_initialised_is_dropped():
-    loader = DataLoader(Hit(), 4, num_workers=1, multiprocessing_context="spawn")
-    with asked_to_ignore(TERM):
-        assert rows(DataFeed(loader)) == [[1, 1, 0, 0, 0]] * 4
+    def in_child():  # which multiprocessing's resource tracker ends with
+        loader = DataLoader(Hit(), 4, num_workers=1, multiprocessing_context="spawn")
+        with asked_to_ignore(TERM):
+            return rows(DataFeed(loader))
+
+    assert forked(in_child) == [[1, 1, 0, 0, 0]] * 4
 
 
 class Stuck(Seen):
