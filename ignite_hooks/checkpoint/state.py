@@ -234,6 +234,7 @@ class TrainingState:
         carried = [*self.members.with_state.values(), *self.also.values()]
         reasons += filter(None, [late_changes(self.trainer, carried)])
         if reasons:
+            reasons += filter(None, [unknown.get("handlers")])
             unknown["handlers"] = "; ".join(reasons)
         return unknown
 

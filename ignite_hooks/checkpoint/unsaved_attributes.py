@@ -3,8 +3,8 @@
 A ``state_dict`` has the parameters and the persistent buffers of a module. An attribute that a
 forward pass changes, or a buffer with ``persistent=False``, begins anew in the process that
 resumes, and the report names it. So does that of a loss function, of the modules that
-``batch_processor`` calls, and of an optimizer of a user's class. A module that saves in a way of
-its own, by ``get_extra_state`` for instance, is taken to save all that it needs.
+``batch_processor`` calls or handlers hold, and of an optimizer of a user's class. A module that
+saves in a way of its own, by ``get_extra_state`` for instance, is taken to save all that it needs.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,20 @@ from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.core.torch_modules import attributes_beside_state
 from ignite_hooks.core.torch_modules import attributes_of_optimizer
 from ignite_hooks.core.torch_modules import has_own_state
+from ignite_hooks.core.torch_modules import tensors_in
 from ignite_hooks.core.torch_modules import unsaved_buffers
 from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["note_attributes", "unsaved_attributes"]
 
-_FUNCTIONS = "process_function"
+_HANDLER = "handler "
+_OF_MODULES = (
+    "register tensors as buffers, and return other values from get_extra_state(); what each "
+    "forward() sets before it is read needs nothing"
+)
 _REMEDIES = {
-    "model": (
-        "register tensors as buffers, and return other values from get_extra_state(); what each "
-        "forward() sets before it is read needs nothing"
-    ),
+    "model": _OF_MODULES,
+    "handlers": _OF_MODULES,
     "optimizer": "keep the value in `state` or in a group of parameters, which are saved",
 }
 Holder = tuple[str, Callable[[], Any]]
@@ -55,12 +58,15 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
     Looked at are the objects of the last search for ``trainer.generators``, which a save makes.
     """
     noted = _noted(trainer)
-    changed: dict[str, list[str]] = {"model": [], "optimizer": []}
+    changed: dict[str, list[str]] = {part: [] for part in _REMEDIES}
     for path, values in _values(trainer):
         before = noted.setdefault(path, values)
-        part = "optimizer" if path.partition(".")[0] == "optimizer" else "model"
+        holder = path.removeprefix(_HANDLER)
+        part = "handlers" if holder != path else "model"
+        if path.partition(".")[0] == "optimizer":
+            part = "optimizer"
         changed[part] += [
-            f"{path}.{name}" if name else path
+            f"{holder}.{name}" if name else holder
             for name, value in values.items()
             if before.get(name) != value or value == UNKNOWN
         ]
@@ -79,10 +85,11 @@ def _noted(trainer: TrainingEngine) -> Values:
 def _values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields what can be compared of each object: a path, and digests by name."""
     memory: set[int] = set()
-    for path, get in _holders(trainer):
+    holders = _holders(trainer)
+    for path, get in holders:
         attributes = _attributes(get())
         if any(_tensors_in(value) for value in attributes.values()) and not memory:
-            memory = _memory_of_states(trainer)
+            memory = _memory_of_states(trainer, holders)
         yield (
             path,
             {
@@ -108,9 +115,11 @@ def _chosen(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holder]:
     outer: dict[str, bool] = {}  # modules, and whether they save in a way of their own
     for path, get in searched.items():
         thing, root = get(), path.partition(".")[0]
-        if root == "scheduler" or root.startswith("handler "):
+        if root == "scheduler":
             continue
         if issubclass(type(thing), torch.nn.Module):
+            if root.startswith(_HANDLER) and not tensors_in(thing):
+                continue  # it is compared as any object of a handler is
             outer[path] = has_own_state(thing)
         elif issubclass(type(thing), Optimizer):
             outer[path] = type(thing).state_dict is not Optimizer.state_dict
@@ -136,9 +145,11 @@ def _attributes(thing: Any) -> dict[str, Any]:
     return dict(stored_by_user(thing) or ())
 
 
-def _memory_of_states(trainer: TrainingEngine) -> set[int]:
-    """Returns where the tensors are that the states of the trainer's modules have."""
-    states = [module.state_dict() for module in trainer.modules.values()]
+def _memory_of_states(trainer: TrainingEngine, holders: list[Holder]) -> set[int]:
+    """Returns where the tensors are that the states of modules have."""
+    of_handlers = [get() for path, get in holders if path.startswith(_HANDLER)]
+    modules = [each for each in of_handlers if issubclass(type(each), torch.nn.Module)]
+    states = [module.state_dict() for module in (*trainer.modules.values(), *modules)]
     return {place for state in states for each in state.values() for place in _tensors_in(each)}
 
 

@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 import torch
 import torch.nn.functional as F
+from ignite.engine import Events
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune
 from torch.nn.utils import spectral_norm
@@ -186,6 +187,57 @@ def test_a_counter_of_a_module_that_batch_processor_calls_is_named(tmp_path):
 
     said = after_run(trainer_of(Net(), batch_processor=process), tmp_path)
     assert "loss.number" in said["model"]
+
+
+class Holder:
+    """A handler with a module that it calls at each step."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, engine):
+        with torch.no_grad():
+            self.module(torch.zeros(2, 4))
+
+
+def reason_of_handlers(module, folder):
+    trainer = trainer_of(Net())
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, Holder(module))
+    SaveCheckpoint(folder, every_steps=1, on_signals=()).attach(trainer)
+    trainer.run(max_steps=2)
+    other = trainer_of(Net())
+    other.add_event_handler(Events.ITERATION_COMPLETED, Holder(module))
+    ResumeCheckpoint(folder).attach(other)
+    assert other.resume_report.parts["model"].level == "exact"
+    return other.resume_report.parts["handlers"].reason
+
+
+def test_a_counter_of_a_module_that_a_handler_holds_is_named(tmp_path):
+    reason = reason_of_handlers(Outer(Net(setting("number", int), adding)), tmp_path)
+    assert reason.startswith("in no state_dict(), and changed: Holder.module.net.number; register")
+
+
+def test_a_counter_of_a_module_without_tensors_is_named_once(tmp_path):
+    net = Net(setting("number", int), adding)
+    net.layer = torch.nn.Identity()
+    reason = reason_of_handlers(net, tmp_path)
+    assert reason.startswith("Holder.module.number changed and cannot be saved")
+    assert reason.count("number") == 1
+
+
+def test_attributes_that_the_state_of_a_handlers_module_has_are_not_named(tmp_path):
+    assert reason_of_handlers(Recurrent(4, 2), tmp_path) == ""
+
+
+def test_a_module_that_comes_later_is_compared(tmp_path):
+    model = Outer(Net())
+    trainer = trainer_of(model)
+    SaveCheckpoint(tmp_path, every_steps=1, on_signals=()).attach(trainer)
+    trainer.run(max_steps=1)
+    model.net = Net(setting("number", int), adding)
+    trainer.run(max_steps=2)
+    trainer.run(max_steps=3)
+    assert "model.net.number" in unsaved_attributes(trainer)["model"]
 
 
 class Lookahead(torch.optim.SGD):
