@@ -68,10 +68,16 @@ def save(trainer, folder):
 
 
 def save_in_background(trainer, folder):
-    """Returns what is left to wait for."""
+    """As within a run, which holds the lock: a save between runs waits for its end."""
     writer = writer_into(folder / "behind", trainer, background=True)
+    writer.lock.take()
     writer.save(trainer)
-    return writer.wait
+
+    def wait():
+        writer.wait()
+        writer.lock.release()
+
+    return wait
 
 
 def load_state(trainer, folder):
