@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from ignite.engine import Events
+from ignite.handlers import CosineAnnealingScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.lr_scheduler import OneCycleLR
@@ -342,10 +343,22 @@ def test_a_write_of_another_value_is_told(tmp_path, case, override):
     assert rates(trainer) == [0.003 if override else rate]
     assert f"written until {event.name}" in told[-1]
     assert "optimizer: lr 0.003" in told[-1]
-    if override:
-        trainer, told = resumed(tmp_path, 18, override, prepare=now)
-        assert rates(trainer) == [0.003]
-        assert not told
+    again, told = resumed(tmp_path, 18, override, prepare=now)
+    assert rates(again) == rates(trainer)
+    assert bool(told) == (not override)  # what is not used is told each time
+
+
+def test_what_a_scheduler_of_a_handler_writes_is_no_change(tmp_path):
+    def prepare(trainer):
+        scheduler = CosineAnnealingScheduler(trainer.optimizer.optimizer, "lr", 0.1, 0.0, 9)
+        trainer.add_event_handler(Events.EPOCH_STARTED, scheduler)
+
+    trained(tmp_path, prepare=prepare)
+    trainer, told = resumed(tmp_path, 25, prepare=prepare)
+    trained(tmp_path / "whole", 25, prepare=prepare)
+    whole, _ = resumed(tmp_path / "whole", prepare=prepare)
+    assert rates(trainer) == rates(whole)
+    assert not told
 
 
 # Errors

@@ -133,10 +133,19 @@ def test_every_schedule_is_resumed_as_it_is(tmp_path, case):
     assert settings(trainer.optimizer) == settings(whole.optimizer)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: ChainedScheduler([LinearLR(o, 0.5), ExponentialLR(o, 0.8)]),
+        lambda o: LambdaLR(o, lambda step: 1 / (step + 1)),
+    ],
+    ids=["from the present rate", "from the base rate"],
+)
 @pytest.mark.parametrize(("override", "base"), [(("scheduler",), 0.1), (("scheduler", "lr"), 0.02)])
-def test_the_schedule_starts_from_the_scripts_rate_only_if_that_is_named(tmp_path, override, base):
+def test_the_schedule_starts_from_the_scripts_rate_only_if_that_is_named(
+    tmp_path, override, base, schedule
+):
     trained(tmp_path, 20, schedule=lambda o: ExponentialLR(o, 0.9))
-    schedule = lambda o: ChainedScheduler([LinearLR(o, 0.5), ExponentialLR(o, 0.8)])  # noqa: E731
     trainer, _ = resumed(tmp_path, override=override, schedule=schedule, lr=0.02)
     optimizer, _ = moved_by_hand(schedule, 20, base)
     assert settings(trainer.optimizer) == settings(optimizer)
@@ -145,10 +154,11 @@ def test_the_schedule_starts_from_the_scripts_rate_only_if_that_is_named(tmp_pat
 @pytest.mark.parametrize(
     ("before", "now", "moves"), [("epoch", "epoch", 2), ("step", "epoch", 2), ("epoch", "step", 25)]
 )
-def test_a_schedule_by_epoch_has_moved_once_an_epoch(tmp_path, before, now, moves):
+@pytest.mark.parametrize("gamma", [0.8, 0.9], ids=["another schedule", "the same schedule"])
+def test_a_schedule_by_epoch_has_moved_once_an_epoch(tmp_path, before, now, moves, gamma):
     script = {"schedule": lambda o: ExponentialLR(o, 0.9)}
     trained(tmp_path, 2 * LENGTH + 5, **script, arguments={"scheduler_at": before})
-    script = {"schedule": lambda o: ExponentialLR(o, 0.8), "arguments": {"scheduler_at": now}}
+    script = {"schedule": lambda o: ExponentialLR(o, gamma), "arguments": {"scheduler_at": now}}
     trainer, _ = resumed(tmp_path, override=("scheduler",), **script)
     assert trainer.lr_scheduler.last_epoch == moves
     assert rates(trainer) == rates_of_optimizer(moved_by_hand(script["schedule"], moves)[0])
@@ -177,6 +187,15 @@ def test_a_rate_that_is_a_tensor_is_moved_like_a_number(tmp_path):
     assert rates(trainer) == rates_of_optimizer(optimizer)
     trainer, _ = resumed(tmp_path, override=("lr",), **{**script(40), "lr": torch.tensor(0.2)})
     assert float(*rates(trainer)) == pytest.approx(2 * float(*rates_of_optimizer(optimizer)))
+
+
+def test_a_rate_that_is_a_tensor_stays_one_when_it_starts_from_another(tmp_path):
+    trained(tmp_path, 15, schedule=lambda o: ExponentialLR(o, 0.9), lr=torch.tensor(0.1))
+    script = {"schedule": lambda o: ExponentialLR(o, 0.8), "lr": torch.tensor(0.2)}
+    trainer, _ = resumed(tmp_path, override=("scheduler",), **script)
+    (rate,) = rates(trainer)
+    optimizer, _ = moved_by_hand(script["schedule"], 15, torch.tensor(0.1))
+    assert torch.equal(rate, *rates_of_optimizer(optimizer))
 
 
 def test_a_failure_while_loading_leaves_the_schedule_as_it_was(tmp_path, monkeypatch):

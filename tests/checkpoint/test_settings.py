@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.lr_scheduler import LinearLR
@@ -90,13 +94,35 @@ def test_the_constants_of_a_schedule_do_not_move_with_it(tmp_path, schedule, exp
     assert settings_of(trainer)["scheduler"] == expected
 
 
-def test_settings_do_not_move_with_a_cycle(tmp_path):
-    trainer = make_trainer(tmp_path, schedule=lambda o: OneCycleLR(o, 0.1, total_steps=30))
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, functools.partial(SGD, momentum=0.9)])
+def test_settings_do_not_move_with_a_cycle(tmp_path, kind):
+    schedule = lambda o: OneCycleLR(o, 0.1, total_steps=30)  # noqa: E731
+    trainer = make_trainer(tmp_path, kind=kind, schedule=schedule)
     before = settings_of(trainer)
     trainer.run(max_steps=7)
     assert settings_of(trainer) == before
     assert before["scheduler"]["max_lr"] == [0.1]
     assert before["scheduler"]["pct_start"] == 0.3
+
+
+DESCRIBE = """
+from ignite_hooks.checkpoint.settings import plain
+print(plain(lambda step: step in {"warm-up", "train", "cool-down", "end"}))
+"""
+
+
+def test_a_function_is_described_alike_whatever_the_order_of_its_sets():
+    described = {
+        subprocess.run(
+            [sys.executable, "-c", DESCRIBE],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(described) == 1
 
 
 def make_function(offset):

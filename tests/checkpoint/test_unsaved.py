@@ -303,6 +303,10 @@ def phase(trainer, tmp_path):
     trainer.add_event_handler(EACH, Phases().go_on)
 
 
+class Rows(list):
+    """A list of a user's class, without a state."""
+
+
 def on(handler):
     return lambda trainer, tmp_path: trainer.add_event_handler(EACH, handler)
 
@@ -324,6 +328,7 @@ NAMED = {
     "a method of a list": (lambda t, p: on([].append)(t, p), "list"),
     "an element of a long list": (calling(lambda: [0] * 50_000, add_at(33_333)), "call.value"),
     "a list in a dict": (calling(lambda: {"a": [0]}, lambda v: add_at(0)(v["a"])), "call.value"),
+    "a list of a user's class": (calling(lambda: [Rows()], lambda v: v[0].append(1)), "call.value"),
     "a deque": (calling(collections.deque, lambda value: value.append("a")), "call.value"),
     "a Counter": (calling(collections.Counter, lambda value: value.update("a")), "call.value"),
     "a set": (calling(set, lambda value: value.add(len(value))), "call.value"),
@@ -386,6 +391,31 @@ def test_a_value_that_did_not_change_is_not_named():
     assert unsaved_changes(trainer, Members.of(trainer)) == ""
     values[3] = [0]
     assert "<lambda>.values changed" in unsaved_changes(trainer, Members.of(trainer))
+
+
+@pytest.mark.parametrize("make", [int, lambda number: (number, (number,))], ids=["int", "tuple"])
+def test_the_order_of_a_set_is_no_change(make):
+    before, after = next(
+        (pair, pair[::-1])
+        for pair in itertools.combinations(map(make, range(99)), 2)
+        if [*set(pair)] != [*{pair[1], pair[0]}]  # as Python lays them out
+    )
+    trainer, holder = make_trainer(batches_of(1)), Counter()
+    trainer.add_event_handler(EACH, holder.count)
+    holder.number = set(before)
+    note_beginning(trainer)
+    holder.number = set(after)
+    assert unsaved_changes(trainer, Members.of(trainer)) == ""
+
+
+def test_objects_without_an_order_are_named(tmp_path):
+    several = {Timer(), Timer()}
+    reason = reason_after_run(on(lambda: several), tmp_path)
+    assert "have no order that another process repeats" not in reason  # they have no state
+
+    stores = {EarlyStopping(1, float, make_trainer(batches_of(1))) for _ in range(2)}
+    reason = reason_after_run(on(lambda: stores), tmp_path)
+    assert "<lambda>.stores.{EarlyStopping} have no order that another process repeats" in reason
 
 
 def test_values_are_compared_with_the_first_run_of_the_process(tmp_path):

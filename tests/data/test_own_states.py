@@ -219,9 +219,16 @@ def keeping(data):
     data.cache[len(data.cache)] = torch.zeros(1)
 
 
+def late(data):
+    """A file is opened by the process that reads it, say."""
+    if not hasattr(data, "reader"):
+        data.reader = Data(size=4)
+
+
 UNCHANGING = {
     "a data set without a state": lambda: loader(Data(size=4, names=["a"], table={"a": [1]})),
     "an epoch that is told": lambda: loader(TellsEpoch(), sampler=SeedsAfresh()),
+    "an object that is made late": lambda: loader(Data(late)),
     "a sampler of torch": lambda: loader(Data(), shuffle=True),
     "a replacing sampler of torch": lambda: loader(
         Data(), sampler=RandomSampler(range(4), True, generator=torch.Generator())
@@ -284,6 +291,16 @@ def test_the_place_of_a_sampler_is_not_restored_a_second_time():
     feed = after_a_pass(loader(Data(), sampler=Resumable()))
     assert "sampler.passes" in feed.doubts()[0]
     DataFeed(loader(Data(), sampler=Resumable())).load_state_dict(feed.state_dict())
+
+
+class StatefulStream(CountingStream):
+    def __init__(self):
+        self.inner = Resumable()
+
+
+def test_a_part_of_a_stream_is_not_restored_a_second_time():
+    feed = after_a_pass(loader(StatefulStream()))
+    assert feed.state_dict()["source"]["objects"] == {}
 
 
 def test_many_changes_are_named_in_short():

@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Engine
 from ignite.engine import Events
 
+from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.data.random_state import FoundGenerators
@@ -64,6 +65,13 @@ def test_handlers_of_any_kind_are_searched():
         "handler take_all(kwargs).rng (Random)",
         "process_function.rng (PCG64)",
     ]
+
+
+def test_a_generator_that_is_saved_by_name_is_not_counted_twice(tmp_path):
+    trainer = make_trainer(batches_of(1))
+    rng = torch.Generator()
+    SaveCheckpoint(tmp_path, every_steps=1, also={"noise": rng}, on_signals=()).attach(trainer)
+    assert dict(trainer.generators) == {}
 
 
 def test_an_event_filter_is_searched():
