@@ -4,6 +4,9 @@ No checkpoint can restore it, so the report of a resume names it. Values are com
 the beginning of the first run, when the handlers of STARTED have set what they set: what is the
 same then is the same in the process that resumes. Objects of libraries are not compared; their
 values are clocks, files and connections.
+
+A ``state_dict`` that a class inherits from Ignite has what Ignite knows of. What a metric keeps
+besides, for instance, is lost with a resume in the middle of an epoch.
 """
 
 import io
@@ -28,9 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Events
 from ignite.engine import State
 from ignite.handlers import EpochOutputStore
 from ignite.handlers import FastaiLRFinder
+from ignite.handlers.param_scheduler import BaseParamScheduler
+from ignite.metrics import Frequency
+from ignite.metrics import GpuInfo
+from ignite.metrics import Metric
 from xxhash import xxh3_128_hexdigest
 
 from ignite_hooks.checkpoint.digest import digest_of
@@ -40,6 +48,7 @@ from ignite_hooks.checkpoint.members import state_names_of_handlers
 from ignite_hooks.checkpoint.report import some
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import calls_of
+from ignite_hooks.core.engine import is_called_at
 from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.core.object_graph import stored_values
 from ignite_hooks.core.training_engine import TrainingEngine
@@ -53,6 +62,8 @@ _MAX_TEXT = 200
 _MAX_INT = 2**63
 _COMPARED = (Namespace, SimpleNamespace, UserDict, UserList, FastaiLRFinder)
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, np.generic)
+# Of a metric of Ignite: what it finds out from the first batch, and what it has computed.
+_NO_STATE = {"_is_reduced", "_num_classes", "_result", "_type"}
 _OF_TRAINER = {
     *vars(State()),
     *("loss", "max_steps", "model_outputs", "optimizer_step", "start_epoch", "start_step"),
@@ -63,7 +74,8 @@ _OF_TRAINER = {
 def note_beginning(trainer: TrainingEngine) -> None:
     """Notes the values that a run begins with, of what was not noted in this process yet."""
     noted = _noted(trainer)
-    for path, values in _values(trainer, Members.of(trainer)).items():
+    members = Members.of(trainer)
+    for path, values in (_values(trainer, members) | _values_beside_state(members)).items():
         noted.setdefault(path, values)
 
 
@@ -84,11 +96,17 @@ def unsaved_changes(trainer: TrainingEngine, members: Members) -> str:
         ]
     of_state = [path for path in changed if path.startswith(_STATE)]
     of_handlers = [path for path in changed if not path.startswith(_STATE)]
+    beside = _changed_beside_state(trainer, members)
     reasons = []
     if of_handlers:
         reasons.append(
             f"{some(of_handlers)} changed and cannot be saved: give the object state_dict() and "
             "load_state_dict(), or keep the value in one that has them"
+        )
+    if beside:
+        reasons.append(
+            f"{some(beside)} changed and is in no state_dict(): a value computed from it is wrong "
+            "until it is reset; a class can name such attributes in _state_dict_all_req_keys"
         )
     if of_state:
         names = ", ".join(repr(path.removeprefix(_STATE)) for path in sorted(of_state))
@@ -107,6 +125,7 @@ def unsaved_changes(trainer: TrainingEngine, members: Members) -> str:
 
 
 _STATE = "trainer.state."
+_BESIDE = " beside its state"
 UNKNOWN = "?"
 """The digest of an iterator whose place cannot be told."""
 Values = dict[str, dict[str, list[str]]]
@@ -145,6 +164,61 @@ def _values(trainer: TrainingEngine, members: Members) -> Values:
         if name not in known
     }
     return values
+
+
+def _values_beside_state(members: Members) -> Values:
+    """Returns digests of what objects store that their state, inherited from Ignite, has not."""
+    return {
+        f"{path}{_BESIDE}": {name: [digest_of_value(value)] for name, value in _beside_state(each)}
+        for path, each in members.with_state.items()
+        if _inherits_state(type(each))
+    }
+
+
+def _changed_beside_state(trainer: TrainingEngine, members: Members) -> list[str]:
+    """Returns what of it has changed, but for metrics that are reset before they are used next."""
+    noted, things, changed = _noted(trainer), members.with_state, []
+    for path, values in _values_beside_state(members).items():
+        before, name = noted.setdefault(path, values), path.removesuffix(_BESIDE)
+        if not _is_reset_next(trainer, things[name]):
+            changed += [f"{name}.{each}" for each, now in values.items() if before.get(each) != now]
+    return changed
+
+
+def _inherits_state(kind: type) -> bool:
+    """Returns whether a class has the ``state_dict`` of one of Ignite, which may not know all."""
+    source = next((each for each in kind.__mro__ if "state_dict" in vars(each)), object)
+    if source.__module__.partition(".")[0] != "ignite":
+        return False
+    if not is_of_library(kind):
+        return True
+    is_clock = issubclass(kind, Frequency | GpuInfo)
+    return source is Metric and not _names_in_state(kind) and not is_clock
+
+
+def _names_in_state(kind: type) -> tuple[str, ...]:
+    return getattr(kind, "_state_dict_all_req_keys", ())
+
+
+def _beside_state(thing: Any) -> Iterator[tuple[str, Any]]:
+    kind = type(thing)
+    known = {*_NO_STATE, *_names_in_state(kind)}
+    if issubclass(kind, BaseParamScheduler):
+        known |= {*thing._state_attrs}
+    for name, value in stored_values(thing):
+        if name not in known:
+            yield name, value
+            if issubclass(type(value), Metric):  # one within, of a kappa for instance
+                yield from ((f"{name}.{n}", each) for n, each in stored_values(value))
+
+
+def _is_reset_next(trainer: TrainingEngine, thing: Any) -> bool:
+    """Returns whether an object is a metric that begins afresh with the next batch."""
+    if not issubclass(type(thing), Metric):
+        return False
+    is_between_epochs = trainer.place.progress.batches == 0
+    events = (Events.ITERATION_STARTED, *([Events.EPOCH_STARTED] if is_between_epochs else []))
+    return any(is_called_at(trainer, each, thing.started) for each in events)
 
 
 def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:

@@ -120,6 +120,17 @@ def _handlers_by_name(table: Any) -> list[tuple[str, Any]]:
     ]
 
 
+def is_called_at(engine: AnyEngine, event: Any, function: Callable[..., Any]) -> bool:
+    """Returns whether a function is a handler of an event, at each of them or at some."""
+    owner: Any = engine
+    for name, of_event in _handlers_by_name(owner._event_handlers):
+        for attached_one, *_ in of_event if name == event.name else ():
+            wrapped = getattr(attached_one, "_parent", None)
+            if (attached_one if wrapped is None else wrapped()) == function:
+                return True
+    return False
+
+
 def process_function_of(engine: AnyEngine) -> Any:
     """Returns the function that is called with each batch."""
     owner: Any = engine

@@ -17,6 +17,7 @@ from ignite.handlers import Checkpoint
 from ignite.handlers import EarlyStopping
 from ignite.handlers import EpochOutputStore
 from ignite.handlers import HandlersTimeProfiler
+from ignite.handlers import LinearCyclicalScheduler
 from ignite.handlers import ProgressBar
 from ignite.handlers import TerminateOnNan
 from ignite.handlers import TimeLimit
@@ -24,7 +25,11 @@ from ignite.handlers import Timer
 from ignite.handlers import global_step_from_engine
 from ignite.handlers.base_logger import BaseLogger
 from ignite.handlers.base_logger import BaseOutputHandler
+from ignite.metrics import Accuracy
 from ignite.metrics import Average
+from ignite.metrics import CohenKappa
+from ignite.metrics import Frequency
+from ignite.metrics import Metric
 from ignite.metrics import RunningAverage
 
 from ignite_hooks import EpochMaxRAM
@@ -351,6 +356,91 @@ NAMED = {
 @pytest.mark.parametrize(("attach", "path"), NAMED.values(), ids=NAMED)
 def test_a_change_is_named_of(attach, path, tmp_path):
     assert f"{path} changed" in reason_after_run(attach, tmp_path)
+
+
+class Total(Metric):
+    """A metric whose author has not named its state."""
+
+    def reset(self):
+        self.total = 0.0
+
+    def update(self, output):
+        self.total += float(output)
+
+    def compute(self):
+        return self.total
+
+
+class NamedTotal(Total):
+    _state_dict_all_req_keys = ("total",)
+
+
+class OwnAccuracy(Accuracy):
+    """Knows the kind of its data from the first batch on, as Ignite's does."""
+
+
+class Impatient(EarlyStopping):
+    """Counts what its base class does not know of."""
+
+    calls = 0
+
+    def __call__(self, engine):
+        self.calls += 1
+
+
+class Countdown(LinearCyclicalScheduler):
+    def get_param(self):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().get_param()
+
+
+def metric(make, usage="epoch_wise"):
+    return lambda trainer, tmp_path: make().attach(trainer, "metric", usage=usage)
+
+
+def labels(output):
+    return torch.tensor([1, 0]), torch.tensor([1, 1])
+
+
+def countdown(trainer, tmp_path):
+    trainer.add_event_handler(EACH, Countdown(trainer.optimizer.optimizer, "lr", 0.1, 0.0, 20))
+
+
+def in_closure(trainer, tmp_path):
+    total = Total()
+    trainer.add_event_handler(EACH, lambda engine: total.update(1.0))
+
+
+BESIDE_STATES = {
+    "a metric": (metric(lambda: Total(float)), "Total.total"),
+    "a metric that nobody attaches": (in_closure, "Total.total"),
+    "a metric of Ignite": (
+        metric(lambda: CohenKappa(labels)),
+        "CohenKappa._impl._predictions, CohenKappa._impl._targets",
+    ),
+    "a handler": (lambda t, p: on(Impatient(1, float, t))(t, p), "Impatient.calls"),
+    "a scheduler of parameters": (countdown, "Countdown.calls"),
+    "a metric that names it": (metric(lambda: NamedTotal(float)), ""),
+    "a metric of one batch": (metric(lambda: Total(float), "batch_wise"), ""),
+    "what a metric finds out": (metric(lambda: OwnAccuracy(labels)), ""),
+    "a clock": (lambda t, p: Frequency(lambda output: 2).attach(t, "rate"), ""),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE_STATES)
+def test_what_a_state_of_ignite_does_not_have_is_named(what, tmp_path):
+    attach, path = BESIDE_STATES[what]
+    reason = reason_after_run(attach, tmp_path)
+    assert reason.startswith(f"{path} changed and is in no state_dict()") if path else not reason
+
+
+def test_a_metric_is_not_named_where_it_begins_afresh(tmp_path):
+    trainer, total = make_trainer(batches_of(3)), Total(float)
+    total.attach(trainer, "total")
+    SaveCheckpoint(tmp_path, every_steps=9, at_end=False, on_signals=()).attach(trainer)
+    trainer.run(max_epochs=1)
+    assert total.total > 0.0
+    assert unsaved_changes(trainer, Members.of(trainer)) == ""
 
 
 def test_what_is_too_much_to_look_at_is_said(tmp_path):
