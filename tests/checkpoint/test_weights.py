@@ -245,6 +245,7 @@ def test_flags_and_devices_of_the_module_stay(run):
         (5, TypeError, "`map_location` must be a device, .* got 5"),
         ("nowhere", ValueError, "`map_location` must be a place that there is, got 'nowhere'"),
         ("cuda:99", ValueError, "`map_location` must be a place that there is, got 'cuda:99'"),
+        ({"cpu": "cuda:99"}, ValueError, "`map_location` must be a place .*, got {'cpu': 'cuda"),
     ],
 )
 def test_map_location_that_is_not_there_is_an_error(run, place, error, said):
@@ -432,14 +433,16 @@ def test_only_the_files_of_the_part_are_verified(run, tmp_path):
     assert load_weights(Model(), folder).step == BEST
 
 
-def test_a_checkpoint_that_is_pruned_meanwhile_is_no_damage(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_read", [False, True], ids=["before it is read", "after it"])
+def test_a_checkpoint_that_is_pruned_meanwhile_is_no_damage(run, tmp_path, monkeypatch, is_read):
     folder = shutil.copytree(run[0], tmp_path / "copy")
     read = weights_module.read_module
 
     def remove(path, *args):
+        state = read(path, *args) if is_read else None
         if path.name == "step_00000020":
             shutil.rmtree(path)
-        return read(path, *args)
+        return state or read(path, *args)
 
     monkeypatch.setattr(weights_module, "read_module", remove)
     with warnings.catch_warnings():
@@ -457,13 +460,14 @@ def test_a_split_model_is_refused(run, tmp_path):
         load_weights(Model(), tmp_path, "last")
 
 
-def test_a_state_in_a_state_is_found_by_its_path(tmp_path):
+@pytest.mark.parametrize("wrap", [lambda module: module, compiled], ids=["plain", "compiled"])
+def test_a_state_in_a_state_is_found_by_its_path(tmp_path, wrap):
     class Teacher:
         def __init__(self):
             self.net = torch.nn.Linear(2, 2)
 
         def state_dict(self):
-            return {"net": self.net.state_dict(), "age": 3}
+            return {"net": wrap(self.net).state_dict(), "age": 3}
 
         def load_state_dict(self, state):
             pass
