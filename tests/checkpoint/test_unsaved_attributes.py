@@ -190,7 +190,7 @@ def test_a_counter_of_a_module_that_batch_processor_calls_is_named(tmp_path):
 
 
 class Holder:
-    """A handler with a module that it calls at each step."""
+    """A handler with a module that it calls, and changes, at each step."""
 
     def __init__(self, module):
         self.module = module
@@ -198,15 +198,25 @@ class Holder:
     def __call__(self, engine):
         with torch.no_grad():
             self.module(torch.zeros(2, 4))
+            for parameter in self.module.parameters():
+                parameter.add_(1)
 
 
-def reason_of_handlers(module, folder):
+class CountingHolder(Holder):
+    calls = 0
+
+    def __call__(self, engine):
+        super().__call__(engine)
+        self.calls += 1
+
+
+def reason_of_handlers(module, folder, kind=Holder):
     trainer = trainer_of(Net())
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, Holder(module))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, kind(module))
     SaveCheckpoint(folder, every_steps=1, on_signals=()).attach(trainer)
     trainer.run(max_steps=2)
     other = trainer_of(Net())
-    other.add_event_handler(Events.ITERATION_COMPLETED, Holder(module))
+    other.add_event_handler(Events.ITERATION_COMPLETED, kind(module))
     ResumeCheckpoint(folder).attach(other)
     assert other.resume_report.parts["model"].level == "exact"
     return other.resume_report.parts["handlers"].reason
@@ -215,6 +225,13 @@ def reason_of_handlers(module, folder):
 def test_a_counter_of_a_module_that_a_handler_holds_is_named(tmp_path):
     reason = reason_of_handlers(Outer(Net(setting("number", int), adding)), tmp_path)
     assert reason.startswith("in no state_dict(), and changed: Holder.module.net.number; register")
+
+
+def test_a_handler_and_its_module_are_both_named(tmp_path):
+    module = Net(setting("number", int), adding)
+    reason = reason_of_handlers(module, tmp_path, CountingHolder)
+    assert reason.startswith("CountingHolder.calls changed")
+    assert "in no state_dict(), and changed: CountingHolder.module.number;" in reason
 
 
 def test_a_counter_of_a_module_without_tensors_is_named_once(tmp_path):
