@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from ignite_hooks import TrainEvents
 from tests.benchmarks.checkpoint import make_trainer
 from tests.benchmarks.checkpoint import save_state
 from tests.benchmarks.checkpoint import writer_into
@@ -68,14 +67,16 @@ def ways_of(trainer, folder):
 
 
 def at_each_step(width, steps, act):
-    """Calls ``act`` with a trainer, a folder and the ways at each step of a run."""
+    """Calls ``act`` with a trainer, a folder and the ways after each step.
+
+    It is no handler: a save looks into those, and would find the ways, which change each time.
+    """
     trainer = make_trainer(LAYERS, steps=0, width=width)
     with tempfile.TemporaryDirectory() as folder:
         ways = ways_of(trainer, Path(folder))
-        trainer.add_event_handler(
-            TrainEvents.STEP_COMPLETED, lambda: act(trainer, Path(folder), ways)
-        )
-        trainer.run(max_steps=steps)
+        for step in range(1, steps + 1):
+            trainer.run(max_steps=step)
+            act(trainer, Path(folder), ways)
 
 
 def milliseconds(width, rounds):
