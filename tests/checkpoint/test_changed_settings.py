@@ -421,6 +421,14 @@ def test_another_scheduler_is_an_error_that_names_the_override(tmp_path):
         make_trainer(tmp_path, tmp_path, schedule=lambda optimizer: StepLR(optimizer, 5))
 
 
+@pytest.mark.parametrize(("then", "now"), [(None, cosine(20)), (cosine(20), None)])
+def test_a_scheduler_that_is_new_or_gone_is_told_once(tmp_path, then, now):
+    trained(tmp_path, schedule=then)
+    _, (told,) = resumed(tmp_path, 17, ("scheduler",), schedule=now)
+    assert "CosineAnnealingLR" in told
+    assert "scheduler_at" not in told
+
+
 def test_another_optimizer_is_an_error_with_an_override_too(tmp_path):
     trained(tmp_path)
     with pytest.raises(ValueError, match="the optimizer was a AdamW, it is a SGD"):
