@@ -101,8 +101,9 @@ class RunningMetrics:
         opened, kept = self._at_window or (None, [])
         # A window of one batch, the last of a pass say, was not noted: no metric has seen it.
         is_of_window = drops_window and opened == iteration
-        self._kept = kept if is_of_window else self._copies()
-        self._missed = [key for key in self._updates if self._seen[key] < iteration]
+        missed = [key for key in self._updates if self._seen[key] < iteration]
+        # One line: a leaving that breaks off is repeated, unless the metrics are kept.
+        self._kept, self._missed = kept if is_of_window else self._copies(), missed
 
     def forget(self) -> None:
         """Forgets the copies: a new run restores nothing."""
