@@ -19,7 +19,6 @@ from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
-from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import data_parts
 from ignite_hooks.data.sources import order_parts
@@ -38,15 +37,13 @@ class IndexedLoader(TorchLoader):
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._search_data, self._search_order = GeneratorSearch(), GeneratorSearch()
-        self._drew_seed = True
-        self._had_workers = False
         self._at_end: list[tuple[RandomGenerator, Any]] = []
 
     @property
     def length(self) -> int | None:
         """The number of index batches of this process."""
         with self._even():
-            return PlainIterable.length.fget(self)  # type: ignore[attr-defined, no-any-return]
+            return self.promised_length
 
     @property
     def is_entered_exactly(self) -> bool:
@@ -64,15 +61,13 @@ class IndexedLoader(TorchLoader):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """And what its samplers are seeded with, and whether there are workers that stay.
+        """And what its samplers are seeded with.
 
         Accelerate's seedable samplers take the seed that torch had when the loader was prepared.
         """
         return {
             **super().state_dict(),
             "seeds": [sampler.initial_seed for sampler in self._seedable_samplers],
-            "drew_seed": self._drew_seed,
-            "has_workers": self._has_workers,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -81,34 +76,11 @@ class IndexedLoader(TorchLoader):
         seeds = state_dict.get("seeds", ())  # data of another kind have none
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
-        self._drew_seed = state_dict.get("drew_seed", self._drew_seed)
-        self._had_workers = state_dict.get("has_workers", False)
-
-    @property
-    def _has_workers(self) -> bool:
-        """Whether workers stay from pass to pass and are there already, or were where this was."""
-        return self._had_workers or self._stays
-
-    @property
-    def _stays(self) -> bool:
-        # torchdata's loader keeps its last iterator in any case.
-        return self.base.persistent_workers and getattr(self.base, "_iterator", None) is not None
 
     def end_pass(self, data_pass: int, given: int) -> None:
         """Has the samplers draw what they draw at their end."""
         if self._begun is not None and self._begun[0] == data_pass:
             deque(self.batches(data_pass, given), maxlen=0)
-
-    def _open(self) -> Iterator[Any]:
-        base = self.base
-        self._drew_seed = not self._has_workers  # those that are there are not given a new one
-        if self._drew_seed or self._stays:
-            return started(base)
-        generator, base.generator = base.generator, torch.Generator()
-        try:
-            return started(base)  # begins workers, whose seed is drawn from that generator
-        finally:
-            base.generator = generator
 
     def _reopen(self, skip: int) -> Iterator[Any]:
         base = self.base

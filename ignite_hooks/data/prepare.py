@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderAdapter
 from accelerate.data_loader import DataLoaderShard
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
@@ -13,16 +14,23 @@ from torch.utils.data import IterableDataset
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.data.indexed_source import IndexedLoader
 from ignite_hooks.data.sources import AdaptedLoader
+from ignite_hooks.data.sources import OwnLoader
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
 
-__all__ = ["can_prepare", "device_of_batches", "source_of"]
+__all__ = ["can_prepare", "changes_iteration", "device_of_batches", "source_of"]
+
+_KNOWN = {"torch", "torchdata"}  # the libraries whose loaders can be made again
+_ITERATION = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
 
 
 def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
     """Prepares ``data`` if it is a loader that is not prepared yet, and finds the kind it is of."""
     if not isinstance(data, DataLoader):
         return PlainIterable(data, even_batches)
+    if changes_iteration(data):
+        _refuse_own_iteration(data, accelerator)
+        return OwnLoader(data, even_batches)
     loader: Any = data
     if accelerator is not None:
         _refuse_undivided(data, accelerator)
@@ -36,9 +44,25 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
     return (TorchLoader if is_stream else IndexedLoader)(loader, even_batches)
 
 
+def changes_iteration(loader: DataLoader[Any]) -> bool:
+    """Returns whether the class of a loader iterates in a way of its own.
+
+    Accelerate would make another loader of its data set and sampler, which iterates as torch does.
+    """
+    if isinstance(loader, DataLoaderAdapter):
+        return False  # it was made already
+    kind = type(loader)
+    known = next(each for each in kind.__mro__ if each.__module__.partition(".")[0] in _KNOWN)
+    is_own = any(getattr(kind, name) is not getattr(known, name) for name in _ITERATION)
+    return is_own or not _ITERATION.isdisjoint(vars(loader))
+
+
 def can_prepare(data: Any) -> bool:
-    """Whether Accelerate prepares ``data`` without harm: it loses samplers of single samples."""
-    if not isinstance(data, DataLoader):
+    """Whether Accelerate prepares ``data`` without harm: it loses samplers of single samples.
+
+    It also loses the iteration of a class that has one of its own.
+    """
+    if not isinstance(data, DataLoader) or changes_iteration(data):
         return False
     has_batches = data.batch_sampler is not None or isinstance(data.dataset, IterableDataset)
     return is_prepared(data) or has_batches
@@ -48,8 +72,20 @@ def device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.dev
     """Where batches must be moved to; None if they are there already."""
     if accelerator is None or not accelerator.device_placement or accelerator.device.type == "cpu":
         return None
-    device: torch.device | None = getattr(loader, "device", accelerator.device)
-    return device
+    # That of a loader that is not prepared is its user's business.
+    is_theirs = isinstance(loader, DataLoaderAdapter)
+    return loader.device if is_theirs else accelerator.device  # type: ignore[no-any-return]
+
+
+def _refuse_own_iteration(loader: DataLoader[Any], accelerator: Accelerator | None) -> None:
+    is_divided = isinstance(loader.sampler, DistributedSampler)
+    if accelerator is not None and accelerator.num_processes > 1 and not is_divided:
+        raise ValueError(
+            f"`data` must be divided over {accelerator.num_processes} processes, got a "
+            f"{type(loader).__name__}, whose class iterates in its own way, and Accelerate would "
+            "leave that out: give it a sampler of torch.utils.data.DistributedSampler, or pass an "
+            "iterable that gives each process its own batches"
+        )
 
 
 def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None:

@@ -122,9 +122,16 @@ class GeneratorSearch(Unsearched):
 
     A generator that was made since is found the next time, but for one within an element of a list
     of more than 1000, or of a mapping.
+
+    Args:
+        parts_of: as in ``ObjectSearch``.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        parts_of: Callable[[Any], Iterable[tuple[str | None, Any]] | None] = lambda thing: None,
+    ) -> None:
+        self._parts_of = parts_of
         self._roots: dict[str, Any] = {}
         self._search: ObjectSearch | None = None
         self._found = FoundGenerators()
@@ -135,7 +142,7 @@ class GeneratorSearch(Unsearched):
         is_same = roots.keys() == self._roots.keys() and all(map(is_, roots.values(), former))
         if self._search is None or not is_same or self._search.has_changed():
             self._roots = dict(roots)
-            self._search = ObjectSearch(self._roots, closed=closed)
+            self._search = ObjectSearch(self._roots, closed=closed, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
         return self._found
 

@@ -2,14 +2,21 @@
 
 from collections import deque
 from collections.abc import Generator
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import MappingView
 from collections.abc import Sequence
+from collections.abc import Set
 from collections.abc import Sized
+from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from contextlib import contextmanager
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
+import torch
 from accelerate.data_loader import DataLoaderDispatcher
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import find_batch_size
@@ -17,6 +24,7 @@ from accelerate.utils import slice_tensors
 from accelerate.utils import synchronize_rng_states
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.data.active_loader import activated
@@ -30,7 +38,15 @@ from ignite_hooks.data.random_state import state_of
 from ignite_hooks.data.workers import started
 from ignite_hooks.data.workers import starting_workers
 
-__all__ = ["AdaptedLoader", "PlainIterable", "TorchLoader", "data_parts", "order_parts", "parts_of"]
+__all__ = [
+    "AdaptedLoader",
+    "OwnLoader",
+    "PlainIterable",
+    "TorchLoader",
+    "data_parts",
+    "order_parts",
+    "parts_of",
+]
 
 
 def parts_of(loader: Any) -> list[Any]:
@@ -56,6 +72,15 @@ def order_parts(loader: Any) -> dict[str, Any]:
     return {name: getattr(loader, name, None) for name in names}
 
 
+# What these have is what they give.
+_CERTAIN = (Sequence, Set, Mapping, MappingView, torch.Tensor)
+
+
+def _parts_of(thing: Any) -> tuple[()] | None:
+    """Says that nothing is in an iterator of torch: where it stands is told by the position."""
+    return () if issubclass(type(thing), _BaseDataLoaderIter) else None
+
+
 class PlainIterable:
     """Any iterable of batches. Base of the other kinds.
 
@@ -68,7 +93,7 @@ class PlainIterable:
         self.loader = loader
         self.even_batches = even_batches
         self._iterator = loader if isinstance(loader, Iterator) else None
-        self._search_generators = GeneratorSearch()
+        self._search_generators = GeneratorSearch(_parts_of)
         self.own_states = OwnStates()
         self._begun: tuple[int, RandomState] | None = None
         self._opening: tuple[int, RandomState] | None = None  # until the first batch is there
@@ -81,6 +106,11 @@ class PlainIterable:
     @property
     def length(self) -> int | None:
         """The number of batches in a pass, or None where it is not certain."""
+        return self.promised_length if isinstance(self.loader, _CERTAIN) else None
+
+    @property
+    def promised_length(self) -> int | None:
+        """What ``len()`` says, which is to be shown, not to be relied on; None if there is none."""
         try:
             return len(self.loader) if isinstance(self.loader, Sized) else None
         except TypeError:
@@ -112,10 +142,27 @@ class PlainIterable:
         return {} if self._iterator is not None else {"data": self.loader}
 
     def tell_pass(self, data_pass: int) -> None:
-        """Tells the loader, its samplers and the data set which pass comes, from 0."""
+        """Tells the loader, its samplers and the data set which pass comes, from 0.
+
+        They may be anywhere in a loader of loaders. What has ``set_epoch`` tells what is within it.
+        """
+        with self.own_states.told(self.found_generators.watched):
+            for each in self._to_tell():
+                each.set_epoch(data_pass)
+
+    def _to_tell(self) -> list[Any]:
         if hasattr(self.loader, "set_epoch"):
-            with self.own_states.told(self.found_generators.watched):
-                self.loader.set_epoch(data_pass)
+            return [self.loader]
+        return [*self._found_to_tell().values()]
+
+    def _found_to_tell(self) -> dict[str, Any]:
+        outermost: dict[str, Any] = {}
+        for path, get in self.found_generators.watched.items():
+            each = get()
+            is_within = any(path.startswith(f"{above}.") for above in outermost)
+            if callable(getattr(type(each), "set_epoch", None)) and not is_within:
+                outermost[path] = each
+        return outermost
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
@@ -133,7 +180,8 @@ class PlainIterable:
         generators as they were when it began, and then they are put back as they are now.
         """
         if self._iterator is not None:
-            yield from islice(self._iterator, None)  # not closed with this generator
+            # One that can begin again does so when it is asked for its iterator.
+            yield from _without_closing(self._iterator if skip else iter(self._iterator))
         elif self._begun is not None and self._begun[0] == data_pass:
             with RandomState.preserved(generators=self.generators):
                 self._begun[1].restore()
@@ -187,7 +235,13 @@ class PlainIterable:
     def doubts(self) -> list[str]:
         """Returns why there may be a state that ``state_dict`` does not have."""
         found = self.found_generators
-        return [*found.doubts, *self.own_states.doubts(found.watched)]
+        staying = [
+            f"{path} has workers that stay from pass to pass, and a process that resumes starts "
+            "others, with a random number more: without persistent_workers there is no difference"
+            for path, loader in self._loaders_within()
+            if loader.persistent_workers and getattr(loader, "_iterator", None) is not None
+        ]
+        return [*found.doubts, *self.own_states.doubts(found.watched), *staying]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes that pass for begun here. Of the generators those are set that have a state."""
@@ -201,8 +255,17 @@ class PlainIterable:
         objects = self.found_generators.watched
         self.own_states.load_state_dict(objects, state_dict.get("objects", {}))
 
+    def _loaders_within(self) -> list[tuple[str, DataLoader[Any]]]:
+        """Returns the loaders with workers in a loader of loaders, by the path to each."""
+        if isinstance(self.loader, DataLoader):
+            return []
+        found = [(path, get()) for path, get in self.found_generators.watched.items()]
+        loaders = [(path, each) for path, each in found if isinstance(each, DataLoader)]
+        return [(path, each) for path, each in loaders if each.num_workers]
+
     def _open(self) -> Iterator[Any]:
-        return iter(self.loader)
+        loaders = [each for _, each in self._loaders_within()]
+        return _started_late(self.loader, loaders) if loaders else iter(self.loader)
 
     def _reopen(self, skip: int) -> Iterator[Any]:
         iterator = self._open()
@@ -230,7 +293,7 @@ class AdaptedLoader(PlainIterable):
     def length(self) -> int | None:
         """An iterable data set's length is a promise; without padding, each process has its own."""
         is_stream = isinstance(self.loader.dataset, IterableDataset)
-        return super().length if self.even_batches and not is_stream else None
+        return self.promised_length if self.even_batches and not is_stream else None
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
@@ -240,17 +303,8 @@ class AdaptedLoader(PlainIterable):
             yield
 
     def _open(self) -> Iterator[Any]:
-        batches = self._from_workers()
+        batches = _started_late(self.loader, [self.loader.base_dataloader])
         return batches if self.even_batches else self._without_padding(batches)
-
-    def _from_workers(self) -> Iterator[Any]:
-        """The loader begins its iteration, and with it its workers, at the first batch."""
-        batches, first = iter(self.loader), deque[Any]()
-        with starting_workers(self.loader.base_dataloader, blocks=False):
-            first.extend(islice(batches, 1))
-        while first:
-            yield first.popleft()  # by no name: it would be kept with it
-        yield from batches
 
     def _without_padding(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -273,6 +327,8 @@ class TorchLoader(PlainIterable):
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
+        self._drew_seed = True  # for the workers of the pass that was begun last
+        self._had_workers = False
         if hasattr(self.base, "load_state_dict"):
             # torchdata's: Accelerate has asked for its state, which began an iterator, and with it
             # drew its random numbers, before any pass.
@@ -300,15 +356,13 @@ class TorchLoader(PlainIterable):
         if isinstance(self.loader, DataLoaderShard):
             self.loader.end_of_dataloader = True
 
-    def tell_pass(self, data_pass: int) -> None:
-        """As Accelerate's loader does; to one that is not prepared, all its parts are told."""
-        with self.own_states.told(self.found_generators.watched):
-            if isinstance(self.loader, DataLoaderShard):
-                self.loader.set_epoch(data_pass)
-                return
-            for each in parts_of(self.loader):
-                if hasattr(each, "set_epoch"):
-                    each.set_epoch(data_pass)
+    def _to_tell(self) -> list[Any]:
+        """A prepared loader tells its parts, but not what is within them."""
+        parts, direct = parts_of(self.base), [self.loader]
+        if not isinstance(self.loader, DataLoaderShard):
+            direct = [each for each in parts if hasattr(each, "set_epoch")]
+        found = self._found_to_tell().values()
+        return direct + [each for each in found if all(each is not part for part in parts)]
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
@@ -325,6 +379,109 @@ class TorchLoader(PlainIterable):
             self.tell_pass(data_pass)
             yield
 
+    def state_dict(self) -> dict[str, Any]:
+        """And whether there are workers that stay."""
+        return {
+            **super().state_dict(),
+            "drew_seed": self._drew_seed,
+            "has_workers": self._has_workers,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As its base does."""
+        super().load_state_dict(state_dict)
+        self._drew_seed = state_dict.get("drew_seed", self._drew_seed)
+        self._had_workers = state_dict.get("has_workers", False)
+
+    @property
+    def _has_workers(self) -> bool:
+        """Whether workers stay from pass to pass and are there already, or were where this was."""
+        return self._had_workers or self._stays
+
+    @property
+    def _stays(self) -> bool:
+        # torchdata's loader keeps its last iterator in any case.
+        has_iterator = getattr(self.base, "_iterator", None) is not None
+        return self.base.persistent_workers and has_iterator and not self._is_data_told
+
+    @property
+    def _is_data_told(self) -> bool:
+        """Whether the data set is told the pass, of which its copies in workers do not hear."""
+        dataset = self.base.dataset
+        paths = [path.partition(".")[0] for path in self._found_to_tell()]
+        return hasattr(dataset, "set_epoch") or "dataset" in paths
+
+    def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
+        if self.base.persistent_workers and self._is_data_told:
+            self.base._iterator = None  # which ends its workers
+        self._drew_seed = not self._has_workers  # those that are there are not given a new one
+        return super()._begin(data_pass, skip)
+
+    @contextmanager
+    def _as_seeded(self) -> Iterator[None]:
+        """While an iteration begins: as many numbers are drawn for workers as in the other one."""
+        base = self.base
+        if self._drew_seed == (not self._stays):
+            yield
+        elif self._drew_seed:
+            torch.empty((), dtype=torch.int64).random_(generator=base.generator)
+            yield
+        else:
+            generator, base.generator = base.generator, torch.Generator()
+            try:
+                yield  # begins workers, whose seed is drawn from that generator
+            finally:
+                base.generator = generator
+
     def _open(self) -> Iterator[Any]:
         skipped = getattr(self.loader, "skip_batches", 0)
-        return islice(started(self.base), skipped, None) if skipped else started(self.base)
+        with self._as_seeded():
+            batches = started(self.base)
+        return islice(batches, skipped, None) if skipped else batches
+
+
+class OwnLoader(TorchLoader):
+    """A loader of a class that changes how it iterates: it is iterated as it is.
+
+    Its number of batches is a promise. No batch is left out but by asking for it.
+    """
+
+    def _to_tell(self) -> list[Any]:
+        """The loader alone, if it can be told: it may tell its parts another number."""
+        return [self.loader] if hasattr(self.loader, "set_epoch") else super()._to_tell()
+
+    def _open(self) -> Iterator[Any]:
+        return _started_late(self.loader, [self.loader], self._as_seeded())
+
+
+def _without_closing(iterator: Iterator[Any]) -> Iterator[Any]:
+    """Yields what an iterator gives from here on, and does not ask it to begin again."""
+    while True:
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
+
+
+def _started_late(
+    loader: Any,
+    with_workers: Iterable[Any],
+    beginning: AbstractContextManager[None] | None = None,
+) -> Iterator[Any]:
+    """Yields the batches of a loader that may begin its iteration, and workers, with the first.
+
+    Args:
+        loader: the loader.
+        with_workers: the loaders of torch whose workers begin then.
+        beginning: is entered around that.
+    """
+    first = deque[Any]()
+    with ExitStack() as stack:
+        stack.enter_context(beginning or nullcontext())
+        for each in with_workers:
+            stack.enter_context(starting_workers(each, blocks=False))
+        batches = iter(loader)
+        first.extend(islice(batches, 1))
+    while first:
+        yield first.popleft()  # by no name: it would be kept with it
+    yield from batches

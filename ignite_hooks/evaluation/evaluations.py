@@ -164,7 +164,7 @@ def _check_data(by_name: Mapping[Any, Any], max_batches: int | None, evaluators:
                 f"{type(each).__name__}, which would give each of them other batches: pass a "
                 "DataLoader or a list of batches"
             )
-        length = PlainIterable(each).length
+        length = PlainIterable(each).promised_length
         if length == 0:
             raise ValueError(
                 f"{where} must give at least one batch, got an empty {type(each).__name__}: check "

@@ -58,7 +58,7 @@ DEPARTURES = {
     "data that end too early are an error": "An iterator that has nothing to give is an error. "
     "Ignite counts empty epochs, or warns and ends the run.",
     "a loader is prepared": "state.dataloader is the loader that Accelerate made of a DataLoader, "
-    "with the same data set.",
+    "with the same data set. One whose class iterates in its own way stays as it is.",
     "a resumed epoch skips what it has had": "A loaded state continues at its batch. Ignite "
     "gives as many batches as are left, but the first ones of the data.",
     # Events and state

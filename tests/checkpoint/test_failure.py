@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -51,6 +52,7 @@ class Faulty:
             raise self.error
 
 
+@Sequence.register
 class Data:
     """A list of batches that fails with one of them."""
 

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -34,6 +36,11 @@ class Promising(Drawn):
         return self.promised
 
 
+@Sequence.register
+class Listed(Promising):
+    """Is believed, as lists are."""
+
+
 def told(end, source, given=0, data_pass=0):
     """Each batch of a pass, whether it was told as the last, and how many were drawn by then."""
     drawn = source.loader.numbers if isinstance(source.loader, Drawn) else []
@@ -43,14 +50,15 @@ def told(end, source, given=0, data_pass=0):
 
 
 def test_certain_length_is_counted_without_fetching_ahead():
-    source = PlainIterable(Promising(3, promised=3))
+    source = PlainIterable(Listed(3, promised=3))
     end = PassEnd(source)
     assert end.length == 3
     assert list(told(end, source)) == [(0, False, 1), (1, False, 2), (2, True, 3)]
 
 
-def test_uncertain_length_fetches_one_batch_ahead():
-    source = PlainIterable(Drawn(3))
+@pytest.mark.parametrize("data", [Drawn(3), Promising(3, promised=99)], ids=["drawn", "promising"])
+def test_uncertain_length_fetches_one_batch_ahead(data):
+    source = PlainIterable(data)
     end = PassEnd(source)
     assert end.length is None
     assert list(told(end, source)) == [(0, False, 2), (1, False, 3), (2, True, 3)]
@@ -69,7 +77,7 @@ def test_loader_aware_of_its_end_needs_no_fetching_ahead():
     assert passed == [(False, 0), (False, 0), (True, 0)]
 
 
-@pytest.mark.parametrize("data", [Drawn(4), Promising(4, 4)], ids=["drawn", "promising"])
+@pytest.mark.parametrize("data", [Drawn(4), Listed(4, 4)], ids=["drawn", "listed"])
 def test_reentered_pass_ends_at_the_same_batch(data):
     source = PlainIterable(data)
     rest = [(number, is_last) for number, is_last, _ in told(PassEnd(source), source, given=2)]
@@ -80,7 +88,7 @@ def test_reentered_pass_ends_at_the_same_batch(data):
     ("gives", "promised", "given"), [(2, 3, "only 2"), (4, 3, "more"), (0, 3, "only 0")]
 )
 def test_wrong_promised_length_is_an_error_naming_the_pass(gives, promised, given):
-    source = PlainIterable(Promising(gives, promised))
+    source = PlainIterable(Listed(gives, promised))
     end = PassEnd(source)
     with pytest.raises(RuntimeError, match=rf"which is 3; it gave {given} in pass 5: correct"):
         list(told(end, source, data_pass=4))
@@ -112,12 +120,12 @@ class TestAgreeing:
     @pytest.mark.parametrize(("theirs", "length"), [(2, 2), (5, 3), (-1, None)])
     def test_the_length_is_the_smallest_or_unknown_to_all(self, theirs, length, others):
         others[0].append(theirs)
-        end = PassEnd(PlainIterable(Promising(3, 3)), Accelerator(cpu=True))
+        end = PassEnd(PlainIterable(Listed(3, 3)), Accelerator(cpu=True))
         assert end.length == length
 
     def test_process_ends_its_pass_with_the_shortest_process(self, others):
         others[0].append(2)
-        source = PlainIterable(Promising(3, 3))
+        source = PlainIterable(Listed(3, 3))
         end = PassEnd(source, Accelerator(cpu=True))
         assert list(told(end, source)) == [(0, False, 1), (1, True, 2)]
 
