@@ -35,6 +35,7 @@ from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.workers import forget_dead_workers
 from ignite_hooks.data.workers import started
 from ignite_hooks.data.workers import starting_workers
 
@@ -421,6 +422,7 @@ class TorchLoader(PlainIterable):
     def _as_seeded(self) -> Iterator[None]:
         """While an iteration begins: as many numbers are drawn for workers as in the other one."""
         base = self.base
+        forget_dead_workers(base)
         if self._drew_seed == (not self._stays):
             yield
         elif self._drew_seed:

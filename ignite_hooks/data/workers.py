@@ -31,7 +31,7 @@ from weakref import ref
 
 from ignite_hooks.core.restoring import restored
 
-__all__ = ["ignored_by_workers", "started", "starting_workers"]
+__all__ = ["forget_dead_workers", "ignored_by_workers", "started", "starting_workers"]
 
 ignored_by_workers: WeakKeyDictionary[object, tuple[int, ...]] = WeakKeyDictionary()
 """The signals that workers ignore from their first moment on, by who asks for that."""
@@ -74,6 +74,16 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
         stack.enter_context(restored(lambda: _set_init(loader, found), alone=True))
         _set_init(loader, _Sparing(asked | _handled(), found))
         yield
+
+
+def forget_dead_workers(loader: Any) -> None:
+    """Has a loader start workers afresh if one of those that should have stayed is dead.
+
+    torch would ask it for batches in each further pass, and fail each time.
+    """
+    iterator = getattr(loader, "_iterator", None)
+    if any(not worker.is_alive() for worker in getattr(iterator, "_workers", ())):
+        loader._iterator = None
 
 
 class _Sparing:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -220,6 +221,76 @@ def test_a_stuck_worker_is_killed_where_the_iteration_ends(monkeypatch, dispatch
         (worker,) = (each for each in multiprocessing.active_children() if each.pid == pid)
         feed.close()
     assert worker.exitcode == -signal.SIGKILL
+
+
+class Pids(Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.tensor([index, os.getpid()])
+
+
+class OwnLoader(DataLoader):
+    def __iter__(self):
+        yield from super().__iter__()
+
+
+class LoaderOfLoader:
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+@pytest.mark.parametrize(
+    ("make", "persistent"),
+    [
+        (DataLoader, False),
+        (DataLoader, True),
+        (lambda data, **options: accelerator().prepare(DataLoader(data, **options)), True),
+        (lambda data, **options: accelerator(True).prepare(DataLoader(data, **options)), False),
+        (OwnLoader, False),
+        (OwnLoader, True),
+        (lambda data, **options: LoaderOfLoader(DataLoader(data, **options)), False),
+    ],
+)
+def test_a_dead_worker_is_one_failure(make, persistent):
+    def new_feed():
+        torch.manual_seed(1)
+        loader = make(Pids(), shuffle=True, num_workers=1, persistent_workers=persistent)
+        return DataFeed(loader, accelerator())
+
+    def take(feed, count, pids):
+        taken, batches = [], iter(feed)
+        for _ in range(count):
+            ((index, pid),) = next(batches).tolist()
+            pids.append(pid)
+            taken.append((index, float(torch.rand(()))))  # as dropout draws
+        feed.finish()
+        return taken, batches
+
+    pids, whole = [], new_feed()
+    expected = [take(whole, 6, pids)[0] for _ in range(3)]
+    feed = new_feed()
+    assert take(feed, 6, pids)[0] == expected[0]
+    taken, batches = take(feed, 2, pids)
+    assert taken == expected[1][:2]
+    (worker,) = (each for each in multiprocessing.active_children() if each.pid == pids[-1])
+    random = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
+        kill_and_go_on(worker, batches)
+    feed.seek((1, 2))
+    torch.set_rng_state(random)
+    assert take(feed, 4, pids)[0] == expected[1][2:]
+    assert take(feed, 6, pids)[0] == expected[2]
+
+
+def kill_and_go_on(worker, batches):
+    worker.kill()
+    worker.join()  # torch's handler of SIGCHLD raises here, or in the next batch
+    deque(batches, maxlen=0)
 
 
 EXIT = """
