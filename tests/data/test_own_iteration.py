@@ -253,14 +253,17 @@ def test_the_data_set_within_a_data_set_knows_the_pass(accelerator, options, kin
     assert [values(feed) for _ in range(3)] == [[[0.0, 5.0]], [[10.0, 15.0]], [[20.0, 25.0]]]
 
 
-def test_what_tells_its_parts_itself_is_told_alone(accelerator):
+@pytest.mark.parametrize("wrap", [lambda loader: loader, Zipped], ids=["itself", "within another"])
+def test_what_tells_its_parts_itself_is_told_alone(accelerator, wrap):
     class Late(Zipped):
         def set_epoch(self, epoch):
             for loader in self.loaders:
                 loader.dataset.set_epoch(epoch + 7)
 
-    feed = DataFeed(Late(DataLoader(Numbers(1))), accelerator)
+    numbers = Numbers(1)
+    feed = DataFeed(wrap(Late(DataLoader(numbers))), accelerator)
     assert [values(feed), values(feed)] == [[[70.0]], [[80.0]]]
+    assert {*numbers.told} == {0, 7, 8}
 
 
 def test_a_promised_length_is_not_relied_on(accelerator):
