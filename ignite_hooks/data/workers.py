@@ -10,7 +10,8 @@ A worker that ignores SIGTERM is not ended by ``Process.terminate``, which torch
 One private member of Python is used here: ``multiprocessing.forkserver._forkserver``, whose
 ``_preload_modules`` are the modules that a fork server imports as it starts; there is a public
 function to set them, and none to read them. ``tests/data/test_workers.py`` fails when that changes
-its meaning.
+its meaning. Two of torch are: ``DataLoader._iterator``, the iterator whose workers stay, and its
+``_workers``, the processes; the same tests fail with these.
 """
 
 import functools
