@@ -1,7 +1,6 @@
 """A loader with a sampler: it knows its length, and a pass is entered anywhere."""
 
 from collections import deque
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -14,16 +13,23 @@ from accelerate.data_loader import BatchSamplerShard
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
+from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.random_state import set_state
-from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.sample_order import batches_behind
+from ignite_hooks.data.sample_order import entered
+from ignite_hooks.data.sample_order import entered_at_sample
+from ignite_hooks.data.sample_order import samples_a_batch
+from ignite_hooks.data.sample_order import samples_of
 from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import data_parts
 from ignite_hooks.data.sources import order_parts
 from ignite_hooks.data.sources import parts_of
+from ignite_hooks.data.workers import forget_dead_workers
+from ignite_hooks.data.workers import keep_workers
 from ignite_hooks.data.workers import started
+from ignite_hooks.data.workers import started_over
 
 __all__ = ["IndexedLoader"]
 
@@ -31,19 +37,31 @@ __all__ = ["IndexedLoader"]
 class IndexedLoader(TorchLoader):
     """One with a sampler: its length is certain if the sampler's is, and no pass begins in vain.
 
-    A pass is entered anywhere without loading the batches before.
+    A pass is entered anywhere without loading the batches before. With torch's ``BatchSampler``
+    the place is a number of samples, of all processes together and without those that are given
+    twice to make batches even: so the rest of a pass can come in batches of another size.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._search_data, self._search_order = GeneratorSearch(), GeneratorSearch()
-        self._at_end: list[tuple[RandomGenerator, Any]] = []
+        self._data_pass = 0  # that was told last
+        # A place whose samples are known, if they are not those of so many batches of now.
+        self._known_place: tuple[FeedPosition, int] | None = None
 
     @property
     def length(self) -> int | None:
         """The number of index batches of this process."""
         with self._even():
-            return self.promised_length
+            if self._known_place is not None and self._known_place[0].data_pass == self._data_pass:
+                position, samples = self._known_place
+                return position.batches + batches_behind(self._order, samples)
+            return self._length_of_pass
+
+    @property
+    def _length_of_pass(self) -> int | None:
+        is_known = samples_of(self._order) is not None
+        return batches_behind(self._order, 0) if is_known else self.promised_length
 
     @property
     def is_entered_exactly(self) -> bool:
@@ -51,8 +69,17 @@ class IndexedLoader(TorchLoader):
         return self.length is not None
 
     @property
+    def _order(self) -> Any:
+        return self.base.sampler if self.base.batch_sampler is None else self.base.batch_sampler
+
+    @property
     def _seedable_samplers(self) -> list[SeedableRandomSampler]:
         return [part for part in parts_of(self.base) if isinstance(part, SeedableRandomSampler)]
+
+    def tell_pass(self, data_pass: int) -> None:
+        """As its base does."""
+        super().tell_pass(data_pass)
+        self._data_pass = data_pass
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
@@ -77,31 +104,94 @@ class IndexedLoader(TorchLoader):
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
 
+    def facts(self) -> dict[str, int | None]:
+        """And how many samples a pass has."""
+        with self._even():
+            length = self._length_of_pass
+        return {
+            **super().facts(),
+            "batches a pass": length,
+            "samples a pass": samples_of(self._order),
+        }
+
+    def samples_before(self, position: FeedPosition) -> int | None:
+        """Returns how many samples of the pass come before a place; None if that is not certain."""
+        a_batch = samples_a_batch(self._order)
+        if a_batch is None:
+            return None
+        known, samples = FeedPosition(position.data_pass, 0), 0
+        if self._known_place is not None and self._known_place[0].data_pass == position.data_pass:
+            known, samples = self._known_place
+        return samples + (position.batches - known.batches) * a_batch
+
+    def batches_behind(self, samples: int) -> int | None:
+        """Returns how many batches of this process come behind so many samples."""
+        with self._even():
+            is_known = samples_of(self._order) is not None
+            return batches_behind(self._order, samples) if is_known else None
+
+    def place_samples(self, position: FeedPosition, samples: int) -> None:
+        """Says how many samples of the pass come before a place."""
+        self._known_place = None
+        if samples != self.samples_before(position):
+            self._known_place = position, samples
+
     def end_pass(self, data_pass: int, given: int) -> None:
         """Has the samplers draw what they draw at their end."""
         if self._begun is not None and self._begun[0] == data_pass:
-            deque(self.batches(data_pass, given), maxlen=0)
+            with self._as_begun(self._begun[1]):
+                rest = self._draw_rest(data_pass, given)
+            deque(rest, maxlen=0)
 
-    def _reopen(self, skip: int) -> Iterator[Any]:
-        base = self.base
-        begun = RandomState.capture(generators=self.generators)
+    def _reopen(self, data_pass: int, skip: int) -> Iterator[Any]:
+        # Before the order is drawn: workers are seeded as they were when the pass began.
+        seeds, of_loader = torch.Generator(), self.base.generator
+        seeds.set_state((torch.default_generator if of_loader is None else of_loader).get_state())
+        return self._load(self._draw_rest(data_pass, skip), seeds)
+
+    def _draw_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
+        """Draws what was drawn to get to that place, and returns the index batches behind it."""
         if self._drew_seed:
-            torch.empty((), dtype=torch.int64).random_(generator=base.generator)
-        indices = iter(base.sampler if base.batch_sampler is None else base.batch_sampler)
-        remaining: Iterable[Any] = islice(indices, skip, None)
-        if self.length is None:
-            remaining = chain(list(islice(remaining, 1)), remaining)  # drawn from now on
+            torch.empty((), dtype=torch.int64).random_(generator=self.base.generator)
+        samples = self.samples_before(FeedPosition(data_pass, skip))
+        if samples is None:
+            _, rest = entered(self._order, skip)
         else:
-            remaining = list(remaining)
-        self._at_end = [(each, state_of(each)) for each in self._generators_of_order()]
-        begun.restore()
-        return started(_over(base, remaining))
+            rest = entered_at_sample(self._order, samples)
+        return chain([*islice(rest, self._count_asked(data_pass, skip))], rest)
 
-    def _end_reopened(self) -> None:
-        """Samplers may have drawn at their end, from generators that are not global."""
-        if self.length is not None:
-            for generator, state in self._at_end:
-                set_state(generator, state)
+    def _count_asked(self, data_pass: int, skip: int) -> int:
+        """Returns how many index batches behind a place had been asked for, and so were drawn."""
+        asked = self.base.num_workers * (self.base.prefetch_factor or 0)
+        if self.length is None:
+            asked += 1
+        if self.furthest.data_pass == data_pass:
+            asked += max(0, self.furthest.batches - skip)
+        return asked if skip else max(asked, 1)
+
+    def _load(self, rest: Iterator[Any], seeds: torch.Generator) -> Iterator[Any]:
+        """Yields the batches of these indices. Workers that stay are there, or stay from now on."""
+        base = self.base
+        forget_dead_workers(base)
+        if not base.persistent_workers or hasattr(base, "load_state_dict"):  # torchdata's
+            yield from started(_over(base, rest, seeds))
+            return
+        self._renew_told_workers()
+        if base._iterator is not None:
+            yield from started_over(base, rest)
+            return
+        iterator = started(_over(base, rest, seeds, persistent_workers=True))
+        keep_workers(iterator, base, self._order)
+        yield from iterator
+
+    @contextmanager
+    def _as_begun(self, begun: RandomState) -> Iterator[None]:
+        """Generators of the order alone stay where they are drawn up to: it goes on from there."""
+        own = {id(each) for each in self._generators_of_order()}
+        others = {name: each for name, each in self.generators.items() if id(each) not in own}
+        with RandomState.preserved(generators=others):
+            begun.restore()
+            yield
 
     def _generators_of_order(self) -> list[RandomGenerator]:
         """Those that no sample is made with: a generator may be shared."""
@@ -126,7 +216,13 @@ class IndexedLoader(TorchLoader):
                 shard.even_batches = even_batches
 
 
-def _over(base: DataLoader[Any], indices: Iterable[Any]) -> DataLoader[Any]:
+def _over(
+    base: DataLoader[Any],
+    indices: Iterator[Any],
+    generator: torch.Generator,
+    *,
+    persistent_workers: bool = False,
+) -> DataLoader[Any]:
     """A loader like ``base`` that goes over ``indices`` and then ends."""
     order = {"sampler": indices, "batch_size": None}
     if base.batch_sampler is not None:
@@ -140,7 +236,8 @@ def _over(base: DataLoader[Any], indices: Iterable[Any]) -> DataLoader[Any]:
         timeout=base.timeout,
         worker_init_fn=base.worker_init_fn,
         multiprocessing_context=base.multiprocessing_context,
-        generator=base.generator,
+        generator=generator,
         prefetch_factor=base.prefetch_factor,
         in_order=base.in_order,
+        persistent_workers=persistent_workers,
     )

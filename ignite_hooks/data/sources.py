@@ -27,6 +27,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.active_loader import activated
 from ignite_hooks.data.own_states import OwnStates
 from ignite_hooks.data.random_state import FoundGenerators
@@ -96,6 +97,7 @@ class PlainIterable:
         self._iterator = loader if isinstance(loader, Iterator) else None
         self._search_generators = GeneratorSearch(_parts_of)
         self.own_states = OwnStates()
+        self.furthest = FeedPosition(0, 0)  # that was come to before going back
         self._begun: tuple[int, RandomState] | None = None
         self._opening: tuple[int, RandomState] | None = None  # until the first batch is there
 
@@ -184,11 +186,9 @@ class PlainIterable:
             # One that can begin again does so when it is asked for its iterator.
             yield from _without_closing(self._iterator if skip else iter(self._iterator))
         elif self._begun is not None and self._begun[0] == data_pass:
-            with RandomState.preserved(generators=self.generators):
-                self._begun[1].restore()
-                iterator = self._reopen(skip)
+            with self._as_begun(self._begun[1]):
+                iterator = self._reopen(data_pass, skip)
             yield from iterator
-            self._end_reopened()
         else:
             iterator, first = self._begin(data_pass, skip), deque[Any]()
             first.extend(islice(iterator, 1))  # samplers draw the order now
@@ -204,7 +204,14 @@ class PlainIterable:
             self._opening[1].restore()
         else:
             self._opening = (data_pass, RandomState.capture(generators=self.generators))
-        return self._reopen(skip) if skip else self._open()
+        return self._reopen(data_pass, skip) if skip else self._open()
+
+    @contextmanager
+    def _as_begun(self, begun: RandomState) -> Iterator[None]:
+        """While a pass is entered again: random numbers are drawn as they were when it began."""
+        with RandomState.preserved(generators=self.generators):
+            begun.restore()
+            yield
 
     def end_pass(self, data_pass: int, given: int) -> None:
         """Ends a pass all of whose batches were given, and whose end broke off."""
@@ -232,6 +239,17 @@ class PlainIterable:
             "generators": {name: state_of(each) for name, each in found.named.items()},
             "objects": self.own_states.state_dict(found.watched),
         }
+
+    def samples_before(self, position: FeedPosition) -> int | None:
+        """Returns how many samples of the pass come before a place; None if that is not certain."""
+        return None
+
+    def batches_behind(self, samples: int) -> int | None:
+        """Returns how many batches come behind so many samples; None if that is not known."""
+        return None
+
+    def place_samples(self, position: FeedPosition, samples: int) -> None:
+        """Says how many samples of the pass come before a place."""
 
     def doubts(self) -> list[str]:
         """Returns why there may be a state that ``state_dict`` does not have."""
@@ -268,13 +286,10 @@ class PlainIterable:
         loaders = [each for _, each in self._loaders_within()]
         return _started_late(self.loader, loaders) if loaders else iter(self.loader)
 
-    def _reopen(self, skip: int) -> Iterator[Any]:
+    def _reopen(self, data_pass: int, skip: int) -> Iterator[Any]:
         iterator = self._open()
         deque(islice(iterator, skip), maxlen=0)
         return iterator
-
-    def _end_reopened(self) -> None:
-        """After the last batch of a pass that was entered again."""
 
 
 class AdaptedLoader(PlainIterable):
@@ -413,10 +428,13 @@ class TorchLoader(PlainIterable):
         return hasattr(dataset, "set_epoch") or "dataset" in paths
 
     def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
-        if self.base.persistent_workers and self._is_data_told:
-            self.base._iterator = None  # which ends its workers
+        self._renew_told_workers()
         self._drew_seed = not self._has_workers  # those that are there are not given a new one
         return super()._begin(data_pass, skip)
+
+    def _renew_told_workers(self) -> None:
+        if self.base.persistent_workers and self._is_data_told:
+            self.base._iterator = None  # which ends its workers
 
     @contextmanager
     def _as_seeded(self) -> Iterator[None]:

@@ -10,8 +10,9 @@ A worker that ignores SIGTERM is not ended by ``Process.terminate``, which torch
 One private member of Python is used here: ``multiprocessing.forkserver._forkserver``, whose
 ``_preload_modules`` are the modules that a fork server imports as it starts; there is a public
 function to set them, and none to read them. ``tests/data/test_workers.py`` fails when that changes
-its meaning. Two of torch are: ``DataLoader._iterator``, the iterator whose workers stay, and its
-``_workers``, the processes; the same tests fail with these.
+its meaning. Three of torch are: ``DataLoader._iterator``, the iterator whose workers stay, its
+``_workers``, the processes, and its ``_index_sampler``, which it iterates to know what to have
+loaded; the same tests fail with these.
 """
 
 import functools
@@ -32,7 +33,14 @@ from weakref import ref
 
 from ignite_hooks.core.restoring import restored
 
-__all__ = ["forget_dead_workers", "ignored_by_workers", "started", "starting_workers"]
+__all__ = [
+    "forget_dead_workers",
+    "ignored_by_workers",
+    "keep_workers",
+    "started",
+    "started_over",
+    "starting_workers",
+]
 
 ignored_by_workers: WeakKeyDictionary[object, tuple[int, ...]] = WeakKeyDictionary()
 """The signals that workers ignore from their first moment on, by who asks for that."""
@@ -85,6 +93,31 @@ def forget_dead_workers(loader: Any) -> None:
     iterator = getattr(loader, "_iterator", None)
     if any(not worker.is_alive() for worker in getattr(iterator, "_workers", ())):
         loader._iterator = None
+
+
+def started_over(loader: Any, indices: Iterator[Any]) -> Iterator[Any]:
+    """Has the workers that stay with a loader load these indices, this once."""
+    iterator = loader._iterator
+    whole = iterator._index_sampler
+
+    def restore() -> None:
+        iterator._index_sampler = whole
+
+    with restored(restore):
+        iterator._index_sampler = indices
+        return started(loader)
+
+
+def keep_workers(iterator: Any, loader: Any, order: Any) -> None:
+    """Has the workers of an iterator stay with another loader.
+
+    Args:
+        iterator: an iterator of a loader whose workers stay.
+        loader: the loader that they stay with from now on.
+        order: what the workers load in a whole pass of it.
+    """
+    iterator._index_sampler = order
+    loader._iterator = iterator
 
 
 class _Sparing:

@@ -4,8 +4,10 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from torch.utils.data import DistributedSampler
+from torch.utils.data import get_worker_info
 
 from ignite_hooks.data.indexed_source import IndexedLoader
+from ignite_hooks.data.indexed_source import _over
 from tests.reference import Epochs
 from tests.reference import given
 
@@ -106,10 +108,21 @@ def test_the_loader_keeps_its_own_even_batches(even):
     assert IndexedLoader(loader).length == (3 if even else 2)
 
 
-def test_the_rest_of_a_pass_is_loaded_as_its_beginning_was():
+class Seeds(torch.utils.data.Dataset):
+    """What a worker is seeded with, beside the index."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return index, get_worker_info().seed
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_the_rest_of_a_pass_is_loaded_as_its_beginning_was(persistent_workers):
     calls = []
     loader = DataLoader(
-        range(8),
+        Seeds(),
         batch_size=2,
         num_workers=1,
         collate_fn=tuple,
@@ -117,17 +130,37 @@ def test_the_rest_of_a_pass_is_loaded_as_its_beginning_was():
         worker_init_fn=calls.append,
         prefetch_factor=3,
         multiprocessing_context="fork",
-        in_order=True,
+        persistent_workers=persistent_workers,
         generator=torch.Generator().manual_seed(5),
     )
     source = IndexedLoader(loader)
-    seed = iter(loader)._base_seed
-    loader.generator.manual_seed(5)
-    rest = source._reopen(1)
-    assert type(rest) is type(iter(loader))
-    assert rest._prefetch_factor == 3
-    assert rest._timeout == 30
-    assert rest._base_seed == seed
-    assert list(rest) == [(2, 3), (4, 5), (6, 7)]
-    assert rest._collate_fn is loader.collate_fn
+    batches = source.batches(0, 0)
+    first = next(batches)
+    batches.close()
+    assert [first, *source.batches(0, 1)] == [*IndexedLoader(again(loader)).batches(0, 0)]
     assert loader.worker_init_fn == calls.append
+
+
+def again(loader):
+    """The same loader, not iterated yet."""
+    loader.generator.manual_seed(5)
+    return DataLoader(
+        loader.dataset, 2, num_workers=1, collate_fn=tuple, generator=loader.generator
+    )
+
+
+def test_the_loader_of_the_rest_is_like_the_whole_one():
+    settings = {
+        "num_workers": 1,
+        "collate_fn": tuple,
+        "timeout": 30,
+        "worker_init_fn": print,
+        "prefetch_factor": 3,
+        "in_order": False,
+        "pin_memory": True,
+    }
+    loader = DataLoader(range(8), 2, multiprocessing_context="fork", **settings)
+    rest = _over(loader, iter([[2, 3]]), torch.Generator())
+    assert {name: getattr(rest, name) for name in settings} == settings
+    assert rest.dataset is loader.dataset
+    assert rest.multiprocessing_context.get_start_method() == "fork"

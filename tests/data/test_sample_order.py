@@ -1,0 +1,209 @@
+from itertools import chain
+from itertools import islice
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import BatchSampler
+from torch.utils.data import DistributedSampler
+from torch.utils.data import RandomSampler
+from torch.utils.data import SequentialSampler
+from torch.utils.data import SubsetRandomSampler
+from torch.utils.data import WeightedRandomSampler
+
+from ignite_hooks.data.sample_order import batches_behind
+from ignite_hooks.data.sample_order import entered
+from ignite_hooks.data.sample_order import entered_at_sample
+from ignite_hooks.data.sample_order import gone_through
+from ignite_hooks.data.sample_order import samples_a_batch
+from ignite_hooks.data.sample_order import samples_of
+
+SIZE = 40
+
+
+class Countdown:
+    """A sampler of a user's class."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __len__(self):
+        return SIZE
+
+    def __iter__(self):
+        for number in range(SIZE, 0, -1):
+            yield number + int(torch.randint(9, (), generator=self.generator))
+        torch.rand((), generator=self.generator)
+
+
+def seedable(generator):
+    sampler = SeedableRandomSampler(range(SIZE), generator=generator, data_seed=3)
+    sampler.set_epoch(2)
+    return sampler
+
+
+SAMPLERS = {
+    "in order": lambda generator: SequentialSampler(range(SIZE)),
+    "shuffled": lambda generator: RandomSampler(range(SIZE), generator=generator),
+    "fewer than there are": lambda generator: RandomSampler(
+        range(SIZE), num_samples=13, generator=generator
+    ),
+    "more than there are": lambda generator: RandomSampler(
+        range(12), num_samples=SIZE, generator=generator
+    ),
+    "a multiple of what there is": lambda generator: RandomSampler(
+        range(20), num_samples=SIZE, generator=generator
+    ),
+    "with replacement": lambda generator: RandomSampler(
+        range(9), replacement=True, num_samples=3 * 32 + 5, generator=generator
+    ),
+    "with replacement, in whole draws": lambda generator: RandomSampler(
+        range(9), replacement=True, num_samples=2 * 32, generator=generator
+    ),
+    "a subset": lambda generator: SubsetRandomSampler(range(3, 25), generator),
+    "by weight": lambda generator: WeightedRandomSampler(
+        torch.arange(1.0, 9.0), SIZE, generator=generator
+    ),
+    "by weight, each once": lambda generator: WeightedRandomSampler(
+        torch.arange(1.0, 9.0), 7, replacement=False, generator=generator
+    ),
+    "seeded by the pass": seedable,
+    "distributed": lambda generator: DistributedSampler(range(SIZE), 2, 1, seed=4),
+    "a list": lambda generator: [*range(SIZE, 0, -1)],
+    "a range": lambda generator: range(3, SIZE, 2),
+    "of a user's class": Countdown,
+}
+HAS_GENERATOR = [False, True]
+
+
+def state(generator):
+    """What is drawn next, from the generator and from the global one."""
+    return [each.get_state().tolist() for each in (generator, torch.default_generator) if each]
+
+
+def gone_through_by_torch(order, start, first):
+    iterator = iter(order)
+    before = [*islice(iterator, start)]
+    return before[:first], iterator
+
+
+@pytest.mark.parametrize("has_generator", HAS_GENERATOR)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_order_is_entered_as_if_it_had_been_gone_through(name, has_generator):
+    """The same numbers, drawn at the same moments, from the first number on and after the last."""
+    torch.manual_seed(0)
+    for start in range(1, sum(1 for _ in SAMPLERS[name](None)) + 1):
+        traces = []
+        for enter in (gone_through_by_torch, entered):
+            torch.manual_seed(5)
+            generator = torch.Generator().manual_seed(7) if has_generator else None
+            first, rest = enter(SAMPLERS[name](generator), start, min(start, 5))
+            trace = [first, state(generator)]
+            for number in rest:
+                trace += [number, state(generator)]
+            traces.append([*trace, state(generator)])
+        assert traces[0] == traces[1], start
+
+
+def test_numbers_that_were_drawn_are_drawn_again_in_few_calls():
+    start = 1_950_017
+    orders = []
+    for enter in (gone_through_by_torch, entered):
+        sampler = RandomSampler(
+            range(1000),
+            replacement=True,
+            num_samples=start + 70,
+            generator=torch.Generator().manual_seed(7),
+        )
+        first, rest = enter(sampler, start, 50)
+        orders.append([first, list(rest), state(sampler.generator)])
+    assert orders[0] == orders[1]
+
+
+SHARDS = [
+    (processes, split, even, drop_last)
+    for processes in (1, 2, 3)
+    for split in (False, True)
+    for even in (True, False)
+    for drop_last in (False, True)
+]
+
+
+def batches_of_process(size, processes, rank, split, even, drop_last, batch_size=6):
+    batches = BatchSampler(RandomSampler(range(size)), batch_size, drop_last)
+    return BatchSamplerShard(batches, processes, rank, split_batches=split, even_batches=even)
+
+
+@pytest.mark.parametrize(("processes", "split", "even", "drop_last"), SHARDS)
+@pytest.mark.parametrize("size", [5, 6, 17, 36, 40, 41])
+def test_the_batches_of_a_process_are_entered_with_those_that_fill_the_last(
+    size, processes, split, even, drop_last
+):
+    for rank in range(processes):
+        options = (size, processes, rank, split, even, drop_last)
+        torch.manual_seed(5)
+        whole = list(batches_of_process(*options))
+        for start in range(1, len(whole) + 1):
+            torch.manual_seed(5)
+            order = batches_of_process(*options)
+            assert list(entered(order, start)[1]) == whole[start:]
+            behind = min(start * samples_a_batch(order), size)
+            assert batches_behind(order, behind) == len(whole) - start
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 4, 9, 50])
+def test_the_rest_of_a_pass_comes_in_batches_of_another_size(batch_size, drop_last):
+    torch.manual_seed(5)
+    numbers = list(RandomSampler(range(SIZE)))
+    for samples in range(1, SIZE):
+        torch.manual_seed(5)
+        order = BatchSampler(RandomSampler(range(SIZE)), batch_size, drop_last)
+        batches = list(entered_at_sample(order, samples))
+        assert batches == list(BatchSampler(numbers[samples:], batch_size, drop_last))
+        assert batches_behind(order, samples) == len(batches)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 30])
+def test_the_rest_of_a_pass_is_divided_over_processes_in_batches_of_another_size(batch_size):
+    torch.manual_seed(5)
+    numbers = list(RandomSampler(range(SIZE)))
+    for samples in (1, 12, 39):
+        given, lengths = [], set()
+        for rank in range(2):
+            torch.manual_seed(5)
+            order = batches_of_process(SIZE, 2, rank, False, True, False, batch_size)
+            batches = list(entered_at_sample(order, samples))
+            assert {len(batch) for batch in batches} == {batch_size}
+            lengths |= {len(batches), batches_behind(order, samples)}
+            given += chain.from_iterable(batches)
+        assert set(given) >= set(numbers[samples:])
+        assert len(lengths) == 1
+
+
+def test_batches_of_another_class_have_no_place_in_samples():
+    class Own(BatchSampler):
+        pass
+
+    own = Own(range(9), 2, False)
+    for order in (own, BatchSamplerShard(own, 2, 0), range(9), Countdown(None)):
+        assert samples_a_batch(order) is samples_of(order) is None
+    assert [*entered(own, 2)[1]] == [[4, 5], [6, 7], [8]]
+    assert [*entered(BatchSamplerShard(own, 2, 0), 1)[1]] == [[4, 5], [8, 0]]
+
+
+def test_samples_are_counted_over_all_processes():
+    options = {"size": 20, "rank": 1, "even": True, "drop_last": False}
+    for processes, split, a_batch in ((1, False, 6), (2, False, 12), (2, True, 6)):
+        order = batches_of_process(processes=processes, split=split, **options)
+        assert (samples_a_batch(order), samples_of(order)) == (a_batch, 20)
+    assert samples_of(BatchSampler(iter(range(9)), 2, False)) is None
+
+
+def test_a_sampler_that_is_gone_through_is_told():
+    own = Countdown(None)
+    for order in (own, BatchSampler(own, 2, False), BatchSamplerShard(BatchSampler(own, 2, False))):
+        assert gone_through(order) is own
+    for name, make in SAMPLERS.items():
+        assert (gone_through(BatchSampler(make(None), 2, False)) is None) == ("user" not in name)
