@@ -148,6 +148,7 @@ class _Source(_Checked):
 
 class _Data(_Checked):
     position: Annotated[list[NonNegativeInt], AfterValidator(_pair)]
+    samples: NonNegativeInt | None = None
     source: _Source
     facts: dict[str, int | str | None]
 

@@ -398,11 +398,10 @@ class LoadedState:
         feed = self._trainer.feed
         if feed is None:
             return
+        changes = feed.changes(self._place["data"])
         differences = feed.differences(self._place["data"])
-        if differences:
-            self._parts["data"] = ResumedPart("approximate", "; ".join(differences))
-        else:
-            self._parts["data"] = EXACT
+        level = "approximate" if differences else "changed" if changes else "exact"
+        self._parts["data"] = ResumedPart(level, "; ".join([*changes, *differences]))
 
     def _differences_of_optimizer(self) -> Iterator[str]:
         theirs = [len(group["params"]) for group in self._objects[OPTIMIZER]["param_groups"]]

@@ -15,6 +15,7 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
 from ignite_hooks.core.place import FeedPosition
+from ignite_hooks.data.changed_data import ChangedData
 from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import device_of_batches
 from ignite_hooks.data.prepare import source_of
@@ -158,9 +159,12 @@ class DataFeed:
         taken by it: a ``set_epoch`` that draws is called again when the pass begins.
         """
         if self.at_start:
-            with RandomState.preserved(generators=self.generators):
-                self._source.tell_pass(self.position.data_pass)
-                self._end.settle()
+            self._settle()
+
+    def _settle(self) -> None:
+        with RandomState.preserved(generators=self.generators):
+            self._source.tell_pass(self.position.data_pass)
+            self._end.settle()
 
     def seek(self, position: FeedPosition) -> None:
         """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
@@ -171,6 +175,7 @@ class DataFeed:
         """
         if self.can_repeat:
             self._end.ahead.clear()
+            self._source.furthest = self.position
             self.is_last, self.position = False, FeedPosition(*position)  # one line: both or none
         self.close()
 
@@ -223,6 +228,7 @@ class DataFeed:
         position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
         return {
             "position": list(position),
+            "samples": self._source.samples_before(position),
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
         }
@@ -231,21 +237,37 @@ class DataFeed:
         """Returns why the data may have a state that ``state_dict`` does not have."""
         return self._source.doubts()
 
+    def begins_anew(self, state_dict: Mapping[str, Any]) -> bool:
+        """Whether that place has no meaning in these data, so that their next pass begins."""
+        return self.can_repeat and self._changed(state_dict).begins_anew
+
+    def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """What is not as it was for the other feed, each with its consequence."""
+        return self._changed(state_dict).reasons() if self.can_repeat else []
+
+    def _changed(self, state_dict: Mapping[str, Any]) -> ChangedData:
+        samples, accelerator = state_dict.get("samples"), self._accelerator
+        return ChangedData(
+            then=state_dict["facts"],
+            now=self.facts,
+            batches=state_dict["position"][1],
+            samples=samples,
+            batches_left=None if samples is None else self._source.batches_behind(samples),
+            window=accelerator.gradient_accumulation_steps if accelerator else 1,
+        )
+
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """What keeps the batches from being those that the other feed gives next, if anything."""
         if not self._source.can_repeat:
             return ["an iterator can not be moved: it goes on from where it is"]
-        before, now = state_dict["facts"], self._source.facts()
-        found = [
-            f"{before[name]} {name} then, {now.get(name)} now"
-            for name in before
-            if before[name] != now.get(name)
-        ]
+        found = []
         generators = state_dict["source"]["generators"].keys()
         for name in sorted(generators ^ self._source.generators.keys()):
             when = "then" if name in generators else "now"
             found.append(f"there is a random generator {name} only {when}")
-        is_within, has_workers = state_dict["position"][1], state_dict["source"].get("has_workers")
+        begins_anew = self._changed(state_dict).begins_anew
+        is_within = state_dict["position"][1] and not begins_anew
+        has_workers = state_dict["source"].get("has_workers")
         if is_within and not self._source.is_entered_exactly:
             found.append(
                 "batches that were given are gone through again: what they draw at random is drawn "
@@ -256,7 +278,7 @@ class DataFeed:
                 "what the data set draws at random in workers that stay is drawn anew; without "
                 "such draws it is exact"
             )
-        elif now["workers"] and is_within:
+        elif self.facts["workers"] and is_within:
             found.append(
                 "what the data set draws at random in its workers is drawn anew until this pass "
                 "ends; without such draws it is exact"
@@ -266,11 +288,18 @@ class DataFeed:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
 
-        It holds for data that is built the same way; the batches before are not loaded where the
-        loader has a sampler. An iterator stays where it is.
+        The batches before are not loaded where the loader has a sampler. With torch's batch sampler
+        they may have another size now. Where the place has no meaning in these data, it goes to the
+        next pass. An iterator stays where it is.
         """
         self._source.load_state_dict(state_dict["source"])
-        self.seek(FeedPosition(*state_dict["position"]))
+        position, changed = FeedPosition(*state_dict["position"]), self._changed(state_dict)
+        if changed.begins_anew:
+            position = FeedPosition(position.data_pass + 1, 0)
+        elif changed.keeps_samples and changed.samples is not None:
+            self._source.place_samples(position, changed.samples)
+        self.seek(position)
+        self._settle()
 
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""

@@ -414,7 +414,14 @@ class RunPosition:
         self.length_of_pass = state_dict["passed_length"]
         self._optimizer_step.start_from(state_dict["optimizer_step"])
         self._random = state_dict["random"]
-        self._seek = lambda feed: feed.load_state_dict(state_dict["data"])
+
+        def seek(feed: DataFeed) -> None:
+            begins_anew = feed.begins_anew(state_dict["data"])
+            feed.load_state_dict(state_dict["data"])
+            if begins_anew and self.epoch_length is None:
+                self.place = self.place._replace(progress=progress.at_epoch_start())
+
+        self._seek = seek
         self.is_resumed = True
         self.has_failed = bool(state_dict.get("due"))
         self.cut = state_dict.get("cut", False)

@@ -153,25 +153,28 @@ DIFFERENCES = {
         loader,
         lambda: loader(batch=4),
         {},
-        "data: approximate .*4 batches a pass then, 2 now; 2 samples a batch then, 4 now",
+        r"data: changed \(2 samples a batch then, 4 now: the 4 samples left of this pass come in 1 "
+        r"batch \(1 step\), and from the next on a pass has 2 batches \(2 steps\), and had 4 "
+        r"batches \(4 steps\)\)",
     ),
     "another number of samples": (
         loader,
         lambda: loader(size=12),
         {},
-        r"data: approximate \(4 batches a pass then, 6 now\)",
+        r"data: changed \(8 samples a pass then, 12 now: the pass that was begun is left after 2 "
+        r"batches, and the next one begins, with it the epoch anew unless its length is fixed; it",
     ),
     "a list of another length": (
         lambda: batches_of(4),
         lambda: batches_of(5),
         {},
-        r"data: approximate \(4 batches a pass then, 5 now\)",
+        r"data: changed \(4 batches a pass then, 5 now: the pass that was begun is left after 2 ",
     ),
     "other workers": (
         loader,
         lambda: loader(num_workers=1),
         {},
-        "data: approximate .*0 workers then, 1 now",
+        "data: approximate .*0 workers then, 1 now: what the data set draws at random is drawn by",
     ),
     "workers in the middle of a pass": (
         lambda: loader(num_workers=1),
@@ -294,7 +297,7 @@ def test_data_that_is_given_to_the_run_is_looked_at_then(tmp_path):
     assert str(trainer.resume_report.parts["data"]) == "exact"
 
     trainer = make_trainer(None, resume_from=tmp_path)
-    with pytest.warns(UserWarning, match="4 batches a pass then, 2 now"):
+    with pytest.warns(UserWarning, match="2 samples a batch then, 4 now: the 4 samples left of"):
         trainer.run(loader(batch=4), max_epochs=2)
 
 

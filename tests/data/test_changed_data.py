@@ -1,0 +1,285 @@
+"""A run goes on with batches of another size, or with other data, where a checkpoint was saved."""
+
+from itertools import chain
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from ignite.engine import Events
+from torch.utils.data import BatchSampler
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
+from torch.utils.data import RandomSampler
+from torch.utils.data import SequentialSampler
+from torch.utils.data import TensorDataset
+
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:resumed from")
+
+SIZE = 24
+
+
+def numbers(size=SIZE):
+    return TensorDataset(torch.arange(float(size))[:, None], torch.zeros(size, 1))
+
+
+def generator():
+    return torch.Generator().manual_seed(9)
+
+
+def with_replacement(batch_size, **options):
+    sampler = RandomSampler(
+        range(SIZE), replacement=True, num_samples=SIZE + 16, generator=generator()
+    )
+    return DataLoader(numbers(), batch_size, sampler=sampler, **options)
+
+
+ORDERS = {
+    "in order": lambda batch_size, **options: DataLoader(numbers(), batch_size, **options),
+    "shuffled": lambda batch_size, **options: DataLoader(
+        numbers(), batch_size, shuffle=True, **options
+    ),
+    "by a generator of its own": lambda batch_size, **options: DataLoader(
+        numbers(), batch_size, shuffle=True, generator=generator(), **options
+    ),
+    "with replacement": with_replacement,
+}
+
+
+def trainer_of(data, *, seedable=False, accumulation=1, **options):
+    torch.manual_seed(4)
+    model = torch.nn.Linear(1, 1)
+    accelerator = Accelerator(
+        cpu=True,
+        gradient_accumulation_steps=accumulation,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=seedable),
+    )
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=1e-6),
+        F.mse_loss,
+        data,
+        accelerator=accelerator,
+        **options,
+    )
+    seen = trainer.seen = {}
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def note(engine):
+        x = engine.state.batch[0] if isinstance(engine.state.batch, list) else engine.state.batch
+        seen.setdefault(engine.state.epoch, []).append(x.flatten().tolist())
+
+    return trainer
+
+
+def samples(seen):
+    return {epoch: [*chain(*batches)] for epoch, batches in seen.items()}
+
+
+def sizes(seen):
+    return {epoch: [len(batch) for batch in batches] for epoch, batches in seen.items()}
+
+
+@pytest.mark.parametrize("seedable", [False, True])
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_rest_of_a_pass_comes_in_its_order_in_batches_of_another_size(name, seedable, tmp_path):
+    """And of it, after a second change of the size, the rest; each sample once in each epoch."""
+    make = ORDERS[name]
+    whole = trainer_of(make(4), seedable=seedable)
+    whole.run(max_epochs=3)
+    order = samples(whole.seen)
+
+    save = SaveCheckpoint(tmp_path, keep_last="all")
+    trainer_of(make(4), seedable=seedable, checkpoint=save).run(max_steps=len(whole.seen[1]) + 2)
+    again = trainer_of(
+        make(3), seedable=seedable, checkpoint=SaveCheckpoint(tmp_path), resume_from=tmp_path
+    )
+    assert again.resume_report.parts["data"].level == "changed"
+    again.run(max_steps=len(whole.seen[1]) + 2 + 2)
+    assert samples(again.seen) == {2: order[2][8:14]}
+    assert sizes(again.seen) == {2: [3, 3]}
+    last = trainer_of(make(7), seedable=seedable, resume_from=tmp_path)
+    last.run(max_epochs=3)
+    assert samples(last.seen) == {2: order[2][14:], 3: order[3]}
+    rest = len(order[2]) - 14
+    assert sizes(last.seen)[2] == [7] * (rest // 7) + ([rest % 7] if rest % 7 else [])
+
+
+def saved_in_the_second_pass(data, folder, **options):
+    """After two batches of it."""
+    trainer = trainer_of(data, checkpoint=SaveCheckpoint(folder), **options)
+    trainer.run(max_epochs=1)
+    trainer.run(max_steps=trainer.state.optimizer_step + 2)
+    return trainer
+
+
+def test_the_state_shows_how_long_the_epochs_are(tmp_path):
+    saved_in_the_second_pass(DataLoader(numbers(), 4, shuffle=True), tmp_path)
+    trainer = trainer_of(DataLoader(numbers(), 8, shuffle=True), resume_from=tmp_path)
+    shown = []
+    trainer.add_event_handler(
+        Events.EPOCH_STARTED | Events.ITERATION_COMPLETED,
+        lambda engine: shown.append(engine.state.epoch_length),
+    )
+    trainer.run(max_epochs=3)
+    assert shown == [2 + 2] * 3 + [3] * 4
+    assert (trainer.state.epoch, trainer.state.iteration) == (3, 6 + 4 + 3)
+
+
+def test_the_last_window_of_a_changed_pass_ends_with_it(tmp_path):
+    options = {"accumulation": 2}
+    data = DataLoader(numbers(), 3)
+    trainer = trainer_of(data, checkpoint=SaveCheckpoint(tmp_path), **options)
+    trainer.run(max_steps=1)
+    trainer = trainer_of(DataLoader(numbers(), 4), resume_from=tmp_path, **options)
+    told = str(trainer.resume_report.parts["data"])
+    assert "the 18 samples left of this pass come in 5 batches (3 steps)" in told
+    trainer.run(max_epochs=1)
+    assert sizes(trainer.seen) == {1: [4, 4, 4, 4, 2]}
+    assert trainer.state.optimizer_step == 1 + 3
+
+
+def test_a_last_batch_that_is_dropped_no_more_is_given(tmp_path):
+    def make(drop_last):
+        return DataLoader(numbers(), 5, drop_last=drop_last)
+
+    saved_in_the_second_pass(make(True), tmp_path)
+    trainer = trainer_of(make(False), resume_from=tmp_path)
+    part = trainer.resume_report.parts["data"]
+    assert str(part) == (
+        "changed (4 batches a pass then, 5 now: the 14 samples left of this pass come in 3 batches "
+        "(3 steps), and from the next on a pass has 5 batches (5 steps), and had 4 batches "
+        "(4 steps))"
+    )
+    trainer.run(max_epochs=3)
+    assert sizes(trainer.seen) == {2: [5, 5, 4], 3: [5, 5, 5, 5, 4]}
+
+
+def test_at_the_start_of_an_epoch_another_size_of_batches_is_told_with_its_steps(tmp_path):
+    trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
+    trainer = trainer_of(DataLoader(numbers(), 8), resume_from=tmp_path)
+    assert str(trainer.resume_report.parts["data"]) == (
+        "changed (4 samples a batch then, 8 now: a pass has 3 batches (3 steps), and had 6 batches "
+        "(6 steps))"
+    )
+    trainer.run(max_epochs=2)
+    assert sizes(trainer.seen) == {2: [8, 8, 8]}
+
+
+class Own(BatchSampler):
+    """Its batches are its own business."""
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(float(SIZE))[:, None])
+
+
+def of_own_batches(batch_size):
+    return DataLoader(numbers(), batch_sampler=Own(SequentialSampler(numbers()), batch_size, False))
+
+
+OTHER_DATA = {
+    "fewer samples": (
+        DataLoader(numbers(), 4),
+        DataLoader(numbers(12), 4),
+        "24 samples a pass then, 12 now",
+        3,
+    ),
+    "more samples in other batches": (
+        DataLoader(numbers(), 4),
+        DataLoader(numbers(48), 8),
+        "24 samples a pass then, 48 now",
+        6,
+    ),
+    "batches of a user's sampler": (
+        of_own_batches(4),
+        of_own_batches(8),
+        "4 samples a batch then, 8 now",
+        3,
+    ),
+    "a list": (
+        [torch.ones(2, 1)] * 5,
+        [torch.ones(2, 1)] * 4,
+        "5 batches a pass then, 4 now",
+        4,
+    ),
+    "a stream in other batches": (
+        DataLoader(Stream(), 4),
+        DataLoader(Stream(), 6),
+        "4 samples a batch then, 6 now",
+        4,
+    ),
+}
+BY_BATCH = {
+    "loss_fn": None,
+    "batch_processor": lambda model, batch: (
+        None,
+        model(batch[0] if isinstance(batch, list) else batch).sum(),
+    ),
+}
+
+
+def trainer_by_batch(data, **options):
+    torch.manual_seed(4)
+    model = torch.nn.Linear(1, 1)
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=1e-6),
+        data=data,
+        accelerator=Accelerator(cpu=True),
+        **BY_BATCH,
+        **options,
+    )
+    seen = trainer.seen = []
+    for event in (Events.EPOCH_STARTED, Events.ITERATION_STARTED):
+        trainer.add_event_handler(
+            event, lambda engine: seen.append((engine.state.epoch, engine.state.iteration))
+        )
+    return trainer
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_where_the_place_has_no_meaning_the_epoch_begins_anew(name, tmp_path):
+    then, now, told, length = OTHER_DATA[name]
+    trainer = trainer_by_batch(then, checkpoint=SaveCheckpoint(tmp_path))
+    trainer.run(max_epochs=1)
+    trainer.run(max_steps=trainer.state.optimizer_step + 2)
+    done = trainer.state.iteration
+    trainer = trainer_by_batch(now, resume_from=tmp_path)
+    part = trainer.resume_report.parts["data"]
+    assert part.level == "changed"
+    assert part.reason == (
+        f"{told}: the pass that was begun is left after 2 batches, and the next one begins, with "
+        "it the epoch anew unless its length is fixed; iterations and steps are counted on"
+    )
+    with pytest.warns(UserWarning, match=told):
+        trainer.run(max_epochs=3)
+    counts = [done + number for number in range(2 * length + 1)]
+    assert trainer.seen == [
+        (2, done),
+        *((2, number) for number in counts[1 : length + 1]),
+        (3, counts[length]),
+        *((3, number) for number in counts[length + 1 :]),
+    ]
+    assert trainer.state.optimizer_step == done + 2 * length
+
+
+def test_other_data_at_the_start_of_an_epoch_are_nothing_to_speak_of(tmp_path):
+    trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
+    trainer = trainer_of(DataLoader(numbers(32), 4), resume_from=tmp_path)
+    assert str(trainer.resume_report.parts["data"]) == "exact"
+    trainer.run(max_epochs=2)
+    assert sizes(trainer.seen) == {2: [4] * 8}
+
+
+def test_a_fixed_epoch_goes_on_with_the_next_pass_of_other_data(tmp_path):
+    trainer = trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path))
+    trainer.run(max_steps=4, epoch_length=5)
+    trainer = trainer_of(DataLoader(numbers(16), 4), resume_from=tmp_path)
+    trainer.run(max_epochs=2)
+    assert samples(trainer.seen) == {1: [0, 1, 2, 3], 2: [*range(4, 16), *range(8)]}
