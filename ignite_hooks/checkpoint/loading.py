@@ -401,7 +401,8 @@ class LoadedState:
         changes = feed.changes(self._place["data"])
         differences = feed.differences(self._place["data"])
         level = "approximate" if differences else "changed" if changes else "exact"
-        self._parts["data"] = ResumedPart(level, "; ".join([*changes, *differences]))
+        reasons = [*changes, *differences, *feed.remarks(self._place["data"])]
+        self._parts["data"] = ResumedPart(level, "; ".join(reasons))
 
     def _differences_of_optimizer(self) -> Iterator[str]:
         theirs = [len(group["params"]) for group in self._objects[OPTIMIZER]["param_groups"]]

@@ -28,7 +28,7 @@ class ResumedPart:
         level: "exact"; "approximate": it was restored, but a difference can show; "changed": the
             script gives other settings than the run had; "unknown": it may have a state that could
             not be saved; or "missing".
-        reason: why it is not exact.
+        reason: why it is not exact, or what it takes to restore it.
         names: the objects that were restored, if it is of several.
     """
 

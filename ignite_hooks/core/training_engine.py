@@ -59,6 +59,9 @@ class Feed(Protocol):
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns what keeps the batches from being those that ``state_dict`` was taken before."""
 
+    def remarks(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Returns what it takes to go to the place of ``state_dict``, where that may take long."""
+
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns what is not as it was when ``state_dict`` was taken, with its consequence."""
 

@@ -245,6 +245,15 @@ class DataFeed:
         """What is not as it was for the other feed, each with its consequence."""
         return self._changed(state_dict).reasons() if self.can_repeat else []
 
+    def remarks(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """What it takes to go to that place, where that may take long."""
+        batches = state_dict["position"][1]
+        found = self._source.gone_through
+        if not batches or found is None or self.begins_anew(state_dict):
+            return []
+        what = f"the {state_dict['samples']} samples" if state_dict.get("samples") else "all"
+        return [f"a {type(found).__name__} is asked again for {what} before the place"]
+
     def _changed(self, state_dict: Mapping[str, Any]) -> ChangedData:
         samples, accelerator = state_dict.get("samples"), self._accelerator
         return ChangedData(

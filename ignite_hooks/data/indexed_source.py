@@ -20,6 +20,7 @@ from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.sample_order import batches_behind
 from ignite_hooks.data.sample_order import entered
 from ignite_hooks.data.sample_order import entered_at_sample
+from ignite_hooks.data.sample_order import gone_through
 from ignite_hooks.data.sample_order import samples_a_batch
 from ignite_hooks.data.sample_order import samples_of
 from ignite_hooks.data.sources import TorchLoader
@@ -123,6 +124,11 @@ class IndexedLoader(TorchLoader):
         if self._known_place is not None and self._known_place[0].data_pass == position.data_pass:
             known, samples = self._known_place
         return samples + (position.batches - known.batches) * a_batch
+
+    @property
+    def gone_through(self) -> Any:
+        """A sampler of a class that does not come with torch or Accelerate."""
+        return gone_through(self._order)
 
     def batches_behind(self, samples: int) -> int | None:
         """Returns how many batches of this process come behind so many samples."""

@@ -351,6 +351,16 @@ class RandomState:
         for generator, state in self.generators.values():
             set_state(generator, state)
 
+    def has_moved(self) -> bool:
+        """Returns whether one of the global generators of the CPU is elsewhere now."""
+        words, place = (np.random.get_state(legacy=False)["state"][each] for each in ("key", "pos"))
+        then = self.numpy["state"]
+        return (
+            self.python != random.getstate()
+            or (then["pos"], then["key"].tobytes()) != (place, words.tobytes())
+            or not torch.equal(self.cpu, torch.get_rng_state())
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the same as numbers, lists, dicts and tensors, loaded without pickle."""
         return {

@@ -13,6 +13,7 @@ gone through, but for a list or a range, which have places.
 """
 
 import copy
+import warnings
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -31,6 +32,8 @@ from torch.utils.data import RandomSampler
 from torch.utils.data import SequentialSampler
 from torch.utils.data import SubsetRandomSampler
 from torch.utils.data import WeightedRandomSampler
+
+from ignite_hooks.data.random_state import RandomState
 
 __all__ = [
     "batches_behind",
@@ -151,9 +154,18 @@ def _enter_any(order: Iterable[Any], start: int, first: int) -> _Entered:
             return list(sequence[:first]), iter(sequence[start:])
         iterator.__setstate__(start)
         return list(sequence[:first]), iterator
-    before = list(islice(iterator, first))
-    deque(islice(iterator, start - first), maxlen=0)
-    return before, iterator
+    before = list(islice(iterator, max(first, min(start, 1))))
+    begun = RandomState.capture()
+    deque(islice(iterator, start - len(before)), maxlen=0)
+    if begun.has_moved():
+        warnings.warn(
+            f"{type(order).__name__} draws from the global random generators while it is gone "
+            f"through: the {start} numbers before the place of this run are drawn again without "
+            "the random numbers that others drew in between, so those that follow may be others. "
+            "Give it a generator of its own, or state_dict() and load_state_dict()",
+            stacklevel=2,
+        )
+    return before[:first], iterator
 
 
 def _enter_random(sampler: RandomSampler, start: int, first: int) -> _Entered:

@@ -244,6 +244,11 @@ class PlainIterable:
         """Returns how many samples of the pass come before a place; None if that is not certain."""
         return None
 
+    @property
+    def gone_through(self) -> Any:
+        """What is asked again for the indices before a place; None if nothing is."""
+        return None
+
     def batches_behind(self, samples: int) -> int | None:
         """Returns how many batches come behind so many samples; None if that is not known."""
         return None

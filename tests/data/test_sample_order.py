@@ -1,6 +1,8 @@
+import random
 from itertools import chain
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -12,6 +14,7 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data import SubsetRandomSampler
 from torch.utils.data import WeightedRandomSampler
 
+from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.sample_order import batches_behind
 from ignite_hooks.data.sample_order import entered
 from ignite_hooks.data.sample_order import entered_at_sample
@@ -88,6 +91,7 @@ def gone_through_by_torch(order, start, first):
     return before[:first], iterator
 
 
+@pytest.mark.filterwarnings("ignore:Countdown draws from the global random generators")
 @pytest.mark.parametrize("has_generator", HAS_GENERATOR)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_an_order_is_entered_as_if_it_had_been_gone_through(name, has_generator):
@@ -207,3 +211,25 @@ def test_a_sampler_that_is_gone_through_is_told():
         assert gone_through(order) is own
     for name, make in SAMPLERS.items():
         assert (gone_through(BatchSampler(make(None), 2, False)) is None) == ("user" not in name)
+
+
+class Buffered(Countdown):
+    """Takes its numbers from a buffer, in an order that it draws as it goes."""
+
+    def __iter__(self):
+        waiting = [*range(SIZE)]
+        while waiting:
+            yield waiting.pop(random.randrange(len(waiting)))
+
+
+def test_a_sampler_that_draws_from_a_global_generator_as_it_goes_is_told():
+    with pytest.warns(UserWarning, match="Buffered draws from the global random generators while"):
+        entered(BatchSampler(Buffered(None), 4, False), 3)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1)])
+def test_each_global_generator_is_watched(draw):
+    state = RandomState.capture()
+    assert not state.has_moved()
+    draw()
+    assert state.has_moved()
