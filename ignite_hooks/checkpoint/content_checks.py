@@ -146,9 +146,20 @@ class _Source(_Checked):
     generators: Annotated[dict[str, Any], AfterValidator(_generators)]
 
 
+class _WorkerState(_Checked):
+    random: _RandomDict
+    objects: dict[str, Any]
+
+
+class _Workers(_Checked):
+    first: NonNegativeInt
+    states: list[_WorkerState | None]
+
+
 class _Data(_Checked):
     position: Annotated[list[NonNegativeInt], AfterValidator(_pair)]
     samples: NonNegativeInt | None = None
+    workers: _Workers | None = None
     source: _Source
     facts: dict[str, int | str | None]
 

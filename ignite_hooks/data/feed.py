@@ -229,6 +229,7 @@ class DataFeed:
         return {
             "position": list(position),
             "samples": self._source.samples_before(position),
+            "workers": self._source.workers_before(position),
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
         }
@@ -282,7 +283,9 @@ class DataFeed:
                 "batches that were given are gone through again: what they draw at random is drawn "
                 "anew until this pass ends; without such draws it is exact"
             )
-        if has_workers:
+        if self._workers_of(state_dict) is not None:
+            pass  # they go on from their states
+        elif has_workers:
             found.append(
                 "what the data set draws at random in workers that stay is drawn anew; without "
                 "such draws it is exact"
@@ -293,6 +296,12 @@ class DataFeed:
                 "ends; without such draws it is exact"
             )
         return found
+
+    def _workers_of(self, state_dict: Mapping[str, Any]) -> Any:
+        """Returns the states that the workers go on from; None if they begin anew."""
+        states, changed = state_dict.get("workers"), self._changed(state_dict)
+        is_same = not changed.reasons() and not changed.begins_anew
+        return states if is_same and self._source.takes_workers(states) else None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
@@ -307,6 +316,7 @@ class DataFeed:
             position = FeedPosition(position.data_pass + 1, 0)
         elif changed.keeps_samples and changed.samples is not None:
             self._source.place_samples(position, changed.samples)
+        self._source.place_workers(position, self._workers_of(state_dict))
         self.seek(position)
         self._settle()
 

@@ -1,12 +1,14 @@
 """A loader with a sampler: it knows its length, and a pass is entered anywhere."""
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
 from itertools import chain
 from itertools import islice
 from typing import Any
+from weakref import ref
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -27,10 +29,12 @@ from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import data_parts
 from ignite_hooks.data.sources import order_parts
 from ignite_hooks.data.sources import parts_of
+from ignite_hooks.data.worker_states import WorkerStates
+from ignite_hooks.data.worker_states import as_data
+from ignite_hooks.data.worker_states import from_data
 from ignite_hooks.data.workers import forget_dead_workers
 from ignite_hooks.data.workers import keep_workers
 from ignite_hooks.data.workers import started
-from ignite_hooks.data.workers import started_over
 
 __all__ = ["IndexedLoader"]
 
@@ -49,6 +53,8 @@ class IndexedLoader(TorchLoader):
         self._data_pass = 0  # that was told last
         # A place whose samples are known, if they are not those of so many batches of now.
         self._known_place: tuple[FeedPosition, int] | None = None
+        self._workers = WorkerStates()
+        self._own_workers: Callable[[], Any] = lambda: None  # the iterator with those that stay
 
     @property
     def length(self) -> int | None:
@@ -149,21 +155,103 @@ class IndexedLoader(TorchLoader):
                 rest = self._draw_rest(data_pass, given)
             deque(rest, maxlen=0)
 
+    def workers_before(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the states of the workers at a place; None if there are none, or not known."""
+        if not self._can_follow or not (position.batches or self._stays):
+            return None
+        found = self._workers.at(*position)
+        if found is None and not position.batches:
+            found = 0, self._workers.after(position.data_pass - 1, self.length)
+        if found is None or not found[1]:
+            return None
+        return {"first": found[0], "states": [as_data(each) for each in found[1]]}
+
+    def takes_workers(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether workers can go on from these states."""
+        if state_dict is None or not self._can_follow:
+            return False
+        return len(state_dict["states"]) == self.base.num_workers
+
+    def place_workers(
+        self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
+    ) -> None:
+        """Says from which states workers go on at a place; None if that is not known."""
+        first, states = position.batches, list[bytes | None]()
+        if state_dict is not None:
+            first, states = state_dict["first"], [*map(from_data, state_dict["states"])]
+        self._workers.begin(position.data_pass, first, states)
+
+    @property
+    def _can_follow(self) -> bool:
+        """Whether it is certain which worker loads which batch."""
+        base = self.base
+        is_torchdata = hasattr(base, "load_state_dict")
+        return base.num_workers > 0 and base.in_order and not is_torchdata and not self._skipped
+
+    def _open(self) -> Iterator[Any]:
+        base = self.base
+        if not self._can_follow:
+            return super()._open()
+        forget_dead_workers(base)
+        found = base._iterator
+        if found is not None and found is not self._own_workers():
+            self._workers.begin(self._data_pass, 0, ())  # their user has started them
+            return super()._open()
+        _, states = self._workers.at(self._data_pass, 0) or (0, [None] * base.num_workers)
+        if found is not None:
+            states = self._workers.after(self._data_pass - 1)
+        with self._workers.starting(base, states):
+            batches = super()._open()
+        self._workers.begin(self._data_pass, 0, states)
+        self._own_workers = ref(batches)
+        return self._workers.follow(batches, 0)
+
     def _reopen(self, data_pass: int, skip: int) -> Iterator[Any]:
         # Before the order is drawn: workers are seeded as they were when the pass began.
         seeds, of_loader = torch.Generator(), self.base.generator
         seeds.set_state((torch.default_generator if of_loader is None else of_loader).get_state())
-        return self._load(self._draw_rest(data_pass, skip), seeds)
+        followed = self._workers.at(data_pass, skip) if self._can_follow else None
+        first, states = followed or (skip, [None] * self.base.num_workers)
+        batches = self._load(self._draw_rest(data_pass, first), seeds, data_pass, first, states)
+        return islice(batches, skip - first, None)
+
+    def _load(
+        self,
+        rest: Iterator[Any],
+        seeds: torch.Generator,
+        data_pass: int,
+        first: int,
+        states: list[bytes | None],
+    ) -> Iterator[Any]:
+        """Yields the batches of these indices, loaded by workers that begin with these states."""
+        base, stays = self.base, self.base.persistent_workers
+        if not self._can_follow:
+            yield from started(_over(base, rest, seeds))
+            return
+        base._iterator = None  # which ends workers that have stayed: they are too far
+        loader = _over(base, rest, seeds, persistent_workers=stays)
+        with self._workers.starting(loader, states):
+            batches = started(loader)
+        self._workers.begin(data_pass, first, states)
+        if stays:
+            keep_workers(batches, base, self._order)
+            self._own_workers = ref(batches)
+        yield from self._workers.follow(batches, first)
 
     def _draw_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
         """Draws what was drawn to get to that place, and returns the index batches behind it."""
+        base, order = self.base, self._order
+        is_others = gone_through(order) is order
+        whole = iter(order) if is_others else order  # which may draw already
         if self._drew_seed:
-            torch.empty((), dtype=torch.int64).random_(generator=self.base.generator)
+            torch.empty((), dtype=torch.int64).random_(generator=base.generator)
+        if is_others and base.num_workers:
+            whole = iter(order)  # torch asks for it twice
         samples = self.samples_before(FeedPosition(data_pass, skip))
         if samples is None:
-            _, rest = entered(self._order, skip)
+            _, rest = entered(whole, skip)
         else:
-            rest = entered_at_sample(self._order, samples)
+            rest = entered_at_sample(order, samples)
         return chain([*islice(rest, self._count_asked(data_pass, skip))], rest)
 
     def _count_asked(self, data_pass: int, skip: int) -> int:
@@ -175,20 +263,10 @@ class IndexedLoader(TorchLoader):
             asked += max(0, self.furthest.batches - skip)
         return asked if skip else max(asked, 1)
 
-    def _load(self, rest: Iterator[Any], seeds: torch.Generator) -> Iterator[Any]:
-        """Yields the batches of these indices. Workers that stay are there, or stay from now on."""
-        base = self.base
-        forget_dead_workers(base)
-        if not base.persistent_workers or hasattr(base, "load_state_dict"):  # torchdata's
-            yield from started(_over(base, rest, seeds))
-            return
-        self._renew_told_workers()
-        if base._iterator is not None:
-            yield from started_over(base, rest)
-            return
-        iterator = started(_over(base, rest, seeds, persistent_workers=True))
-        keep_workers(iterator, base, self._order)
-        yield from iterator
+    def doubts(self) -> list[str]:
+        """And what has changed in workers, as long as they are there."""
+        is_over = self._workers.is_over(self.length) and not self._stays
+        return [*super().doubts(), *(() if is_over else self._workers.doubts)]
 
     @contextmanager
     def _as_begun(self, begun: RandomState) -> Iterator[None]:

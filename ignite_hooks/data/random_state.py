@@ -302,6 +302,14 @@ def _to_numpy(state: Any) -> Any:
     return state.numpy().astype(np.uint32) if isinstance(state, torch.Tensor) else state
 
 
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping):
+        return all(_is_same(each, other[key]) for key, each in one.items())
+    if isinstance(one, list):
+        return all(map(_is_same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
 _NONE: Mapping[str, RandomGenerator] = MappingProxyType({})
 
 
@@ -317,7 +325,7 @@ class RandomState:
     numpy: dict[str, Any]
     cpu: torch.Tensor
     device: tuple[torch.device, torch.Tensor] | None
-    generators: Mapping[str, tuple[RandomGenerator, Any]]
+    generators: Mapping[str, tuple[Any, Any]]
 
     @classmethod
     def capture(
@@ -342,23 +350,28 @@ class RandomState:
 
     def restore(self) -> None:
         """Puts every generator back to what was taken."""
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.cpu)
+        self.restore_global()
         if self.device is not None:
             device, state = self.device
             torch.get_device_module(device).set_rng_state(state, device)
         for generator, state in self.generators.values():
             set_state(generator, state)
 
+    def restore_global(self) -> None:
+        """Puts the global generators of the CPU back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+
     def has_moved(self) -> bool:
-        """Returns whether one of the global generators of the CPU is elsewhere now."""
+        """Returns whether a generator, but for that of the device, is elsewhere now."""
         words, place = (np.random.get_state(legacy=False)["state"][each] for each in ("key", "pos"))
         then = self.numpy["state"]
         return (
             self.python != random.getstate()
             or (then["pos"], then["key"].tobytes()) != (place, words.tobytes())
             or not torch.equal(self.cpu, torch.get_rng_state())
+            or any(not _is_same(state_of(each), was) for each, was in self.generators.values())
         )
 
     def state_dict(self) -> dict[str, Any]:

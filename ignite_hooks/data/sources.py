@@ -256,6 +256,19 @@ class PlainIterable:
     def place_samples(self, position: FeedPosition, samples: int) -> None:
         """Says how many samples of the pass come before a place."""
 
+    def workers_before(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the states of the workers at a place; None if there are none, or not known."""
+        return None
+
+    def takes_workers(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether workers can go on from these states."""
+        return False
+
+    def place_workers(
+        self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
+    ) -> None:
+        """Says from which states workers go on at a place; None if that is not known."""
+
     def doubts(self) -> list[str]:
         """Returns why there may be a state that ``state_dict`` does not have."""
         found = self.found_generators
@@ -433,13 +446,10 @@ class TorchLoader(PlainIterable):
         return hasattr(dataset, "set_epoch") or "dataset" in paths
 
     def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
-        self._renew_told_workers()
-        self._drew_seed = not self._has_workers  # those that are there are not given a new one
-        return super()._begin(data_pass, skip)
-
-    def _renew_told_workers(self) -> None:
         if self.base.persistent_workers and self._is_data_told:
             self.base._iterator = None  # which ends its workers
+        self._drew_seed = not self._has_workers  # those that are there are not given a new one
+        return super()._begin(data_pass, skip)
 
     @contextmanager
     def _as_seeded(self) -> Iterator[None]:
@@ -458,11 +468,15 @@ class TorchLoader(PlainIterable):
             finally:
                 base.generator = generator
 
+    @property
+    def _skipped(self) -> int:
+        """The batches that its user has Accelerate leave out."""
+        return getattr(self.loader, "skip_batches", 0)
+
     def _open(self) -> Iterator[Any]:
-        skipped = getattr(self.loader, "skip_batches", 0)
         with self._as_seeded():
             batches = started(self.base)
-        return islice(batches, skipped, None) if skipped else batches
+        return islice(batches, self._skipped, None) if self._skipped else batches
 
 
 class OwnLoader(TorchLoader):

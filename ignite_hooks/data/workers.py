@@ -11,11 +11,12 @@ One private member of Python is used here: ``multiprocessing.forkserver._forkser
 ``_preload_modules`` are the modules that a fork server imports as it starts; there is a public
 function to set them, and none to read them. ``tests/data/test_workers.py`` fails when that changes
 its meaning. Three of torch are: ``DataLoader._iterator``, the iterator whose workers stay, its
-``_workers``, the processes, and its ``_index_sampler``, which it iterates to know what to have
-loaded; the same tests fail with these.
+``_workers``, the processes, and its ``_index_sampler``, which it iterates to know what they are to
+load; the same tests fail with these.
 """
 
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -38,7 +39,6 @@ __all__ = [
     "ignored_by_workers",
     "keep_workers",
     "started",
-    "started_over",
     "starting_workers",
 ]
 
@@ -95,19 +95,6 @@ def forget_dead_workers(loader: Any) -> None:
         loader._iterator = None
 
 
-def started_over(loader: Any, indices: Iterator[Any]) -> Iterator[Any]:
-    """Has the workers that stay with a loader load these indices, this once."""
-    iterator = loader._iterator
-    whole = iterator._index_sampler
-
-    def restore() -> None:
-        iterator._index_sampler = whole
-
-    with restored(restore):
-        iterator._index_sampler = indices
-        return started(loader)
-
-
 def keep_workers(iterator: Any, loader: Any, order: Any) -> None:
     """Has the workers of an iterator stay with another loader.
 
@@ -135,6 +122,9 @@ class _Sparing:
 
     def __call__(self, worker_id: int) -> None:
         if os.getpid() != self._main:  # else the worker is a thread
+            # A loader with workers that stay and that nobody holds would be collected here too, as
+            # a copy: it would tell its workers, which are not those of this process, to end.
+            gc.freeze()
             for number in self._ignored:
                 signal.signal(number, signal.SIG_IGN)
             # They were blocked when this process was started; what has come meanwhile is dropped.

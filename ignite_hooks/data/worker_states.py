@@ -1,0 +1,251 @@
+"""What the workers of a loader draw from, batch by batch, so that others go on where they were.
+
+torch seeds the global random generators of each worker when it starts, and each has a copy of the
+data set, with its random generators and its state. How far these have come depends on the samples,
+which the main process does not see: so a worker tells it with each batch, if they have changed. The
+batches that the user of the loader sees are not touched.
+
+Worker ``w`` of ``W`` loads the batches ``w``, ``w + W``, and so on. To go on at any batch, up to
+``W - 1`` batches before it are loaded once more, so that the pass is taken up with worker 0.
+"""
+
+import os
+import pickle
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import ExitStack
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import get_worker_info
+
+from ignite_hooks.core.restoring import restored
+from ignite_hooks.data.own_states import OwnStates
+from ignite_hooks.data.random_state import GeneratorSearch
+from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.random_state import set_state
+
+__all__ = ["WorkerStates", "as_data", "from_data"]
+
+_KEPT = 256  # batches, for going back: a window of the optimizer at most
+
+
+class WorkerStates:
+    """Follows the workers of one loader through its passes.
+
+    Attributes:
+        doubts: what workers have changed in their copies of the data set that is in no state.
+    """
+
+    def __init__(self) -> None:
+        self.doubts: dict[str, None] = {}
+        self._data_pass = 0
+        self._first = 0  # the batch of this pass that worker 0 has loaded first
+        # The numbers of batches, each with the state behind it, by worker.
+        self._behind: list[deque[tuple[int, bytes | None]]] = []
+        self._next, self._is_over = 0, False
+        # Shared with the workers: they tell their states if it is not 0, and all of it if it is
+        # another number than before.
+        self._iteration: torch.Tensor = torch.zeros((), dtype=torch.int64)
+        self._iteration.share_memory_()  # type: ignore[no-untyped-call]
+        self._iterations = 0
+
+    @contextmanager
+    def starting(self, loader: Any, states: Sequence[bytes | None]) -> Iterator[None]:
+        """While a ``DataLoader`` starts workers: they go on from these states, and tell theirs.
+
+        Args:
+            loader: the loader. It is afterwards as it was.
+            states: one for each worker; None for one that begins as torch seeds it.
+        """
+        worker = _Worker(loader.collate_fn, loader.worker_init_fn, self._iteration, states)
+        self._iterations += 1
+        self._iteration.fill_(self._iterations)
+        with ExitStack() as stack:
+            for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
+                # Alone: a feed, whose generator this may be in, can be closed at any time.
+                undo = _setting(loader, name, getattr(loader, name))
+                stack.enter_context(restored(undo, alone=True))
+                setattr(loader, name, function)
+            yield
+
+    def begin(self, data_pass: int, first: int, states: Iterable[bytes | None]) -> None:
+        """Says that the workers begin with a pass, or with the rest of one.
+
+        Args:
+            data_pass: the pass.
+            first: the batch of it that worker 0 loads.
+            states: one for each worker; none at all if they are not known.
+        """
+        given = [*states]
+        self._data_pass, self._first, self._next = data_pass, first, first
+        self._is_over = False
+        self._behind = [deque([(first - 1, each)], 2 + _KEPT // len(given)) for each in given]
+
+    def follow(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
+        """Yields the batches that workers have sent with their states, the first number first."""
+        try:
+            yield from map(self._note, batches, count(first))  # by no name: it would be kept
+            self._is_over = True
+        finally:
+            self._iteration.fill_(0)
+
+    def _note(self, loaded: Any, number: int) -> Any:
+        self._next = number + 1
+        if not isinstance(loaded, _Loaded):  # by a thread
+            self._behind = []
+            return loaded
+        if self._behind:
+            behind = self._behind[(number - self._first) % len(self._behind)]
+            behind.append((number, behind[-1][1] if loaded.state is None else loaded.state))
+        self.doubts |= dict.fromkeys(loaded.doubts)
+        return loaded.batch
+
+    def at(self, data_pass: int, number: int) -> tuple[int, list[bytes | None]] | None:
+        """Returns how a pass is taken up at its batch ``number``: None if that is not known.
+
+        Returns:
+            The batch to begin with, and the state of each worker there.
+        """
+        if data_pass != self._data_pass or number < self._first or not self._behind:
+            return None
+        start = number - (number - self._first) % len(self._behind)
+        before = [[each for each in behind if each[0] < start] for behind in self._behind]
+        return (start, [each[-1][1] for each in before]) if all(before) else None
+
+    def after(self, data_pass: int, length: int | None = None) -> list[bytes | None]:
+        """Returns the states of the workers when a pass is over; none at all if not known.
+
+        Workers load batches ahead: of a pass that was left before its end they have loaded more.
+
+        Args:
+            data_pass: the pass.
+            length: how many batches it has, if that is certain.
+        """
+        newest = [behind[-1][1] for behind in self._behind]
+        is_over = data_pass == self._data_pass and self.is_over(length)
+        return newest if is_over and None not in newest else []
+
+    def is_over(self, length: int | None = None) -> bool:
+        """Returns whether the pass has come to its end."""
+        return self._is_over or self._next == length
+
+
+def _setting(loader: Any, name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(loader, name, value)
+
+
+class _Loaded(NamedTuple):
+    """What a worker sends. A tuple, because torch pins the memory of what is in tuples."""
+
+    batch: Any
+    state: bytes | None
+    doubts: tuple[str, ...]
+
+
+class _Worker:
+    """The ``collate_fn`` and the ``worker_init_fn`` of a loader whose workers are followed.
+
+    Args:
+        collate: the user's ``collate_fn``.
+        init: the user's ``worker_init_fn``, or None.
+        iteration: the number of the iteration, 0 for one that is not followed; shared memory.
+        states: the states to begin with, by worker.
+    """
+
+    def __init__(
+        self,
+        collate: Callable[[Any], Any],
+        init: Callable[[int], Any] | None,
+        iteration: torch.Tensor,
+        states: Sequence[bytes | None],
+    ) -> None:
+        self._collate = collate
+        self._init = init
+        self._iteration = iteration
+        self._states = [*states]
+        self._main = os.getpid()
+
+    def init(self, worker_id: int) -> None:
+        """Calls the user's function, and then goes on from the state that there is."""
+        if self._init is not None:
+            self._init(worker_id)
+        if os.getpid() == self._main:  # the worker is a thread
+            return
+        info = get_worker_info()
+        assert info is not None
+        self._roots = {"dataset": info.dataset, "collate_fn": self._collate}
+        self._search, self._own = GeneratorSearch(), OwnStates()
+        self._found = self._search(self._roots)
+        self._own.begin(self._found.watched)
+        self._loaded, self._told_in = 0, 0
+        self._told, self._told_objects = RandomState.capture(), b""
+        if worker_id < len(self._states) and (state := self._states[worker_id]) is not None:
+            self._restore(state)
+
+    def collate(self, samples: Any) -> Any:
+        """Calls the user's function; tells the state behind what it returns."""
+        batch = self._collate(samples)
+        iteration = 0 if os.getpid() == self._main else int(self._iteration)
+        if not iteration:
+            return batch
+        self._loaded += 1
+        doubts = self._doubts() if not self._loaded & (self._loaded - 1) else ()  # 1, 2, 4, 8, …
+        return _Loaded(batch, self._state(iteration), doubts)
+
+    def _state(self, iteration: int) -> bytes | None:
+        """Returns the state, or None if it is what was told last in this iteration."""
+        objects = pickle.dumps(self._own.state_dict(self._found.watched))
+        is_told = iteration == self._told_in and not self._told.has_moved()
+        if is_told and objects == self._told_objects:
+            return None
+        self._told = RandomState.capture(generators=self._found.named)
+        self._told_objects, self._told_in = objects, iteration
+        states = {name: state for name, (_, state) in self._told.generators.items()}
+        random = (self._told.python, self._told.numpy, self._told.cpu.numpy(), states)
+        return pickle.dumps((random, objects))
+
+    def _restore(self, packed: bytes) -> None:
+        random, objects = _unpacked(packed)
+        self._own.load_state_dict(self._found.watched, objects)
+        random.restore_global()
+        for name in self._found.named.keys() & random.generators.keys():
+            set_state(self._found.named[name], random.generators[name][1])
+
+    def _doubts(self) -> tuple[str, ...]:
+        now = self._search(self._roots)
+        made = now.named.keys() - self._found.named.keys()
+        return (
+            *(f"in workers: {each}" for each in self._own.doubts(now.watched)),
+            *(f"{name} is made in the workers, and has no state that is saved" for name in made),
+        )
+
+
+def _unpacked(packed: bytes) -> tuple[RandomState, dict[str, Any]]:
+    (python, numpy, cpu, states), objects = pickle.loads(packed)
+    generators = {name: (None, state) for name, state in states.items()}
+    random = RandomState(python, numpy, torch.from_numpy(cpu), None, generators)
+    return random, pickle.loads(objects)
+
+
+def as_data(packed: bytes | None) -> dict[str, Any] | None:
+    """Returns a state as plain data, for a checkpoint."""
+    if packed is None:
+        return None
+    random, objects = _unpacked(packed)
+    return {"random": random.state_dict(), "objects": objects}
+
+
+def from_data(state: Any) -> bytes | None:
+    """Returns the state that ``as_data`` has returned as plain data."""
+    if state is None:
+        return None
+    random = RandomState.from_state_dict(state["random"])
+    told = (random.python, random.numpy, random.cpu.numpy(), state["random"]["generators"])
+    return pickle.dumps((told, pickle.dumps(state["objects"])))
