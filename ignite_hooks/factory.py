@@ -18,6 +18,7 @@ import ignite_hooks.evaluation
 import ignite_hooks.optim
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import is_prepared
+from ignite_hooks.core.accelerators import prepared_for
 from ignite_hooks.core.ignite_arguments import check_no_device
 from ignite_hooks.core.ignite_arguments import explains_arguments_of
 from ignite_hooks.data.batch import apply_model
@@ -139,7 +140,10 @@ def create_supervised_trainer(
     # DeepSpeed needs to see the loader together with the model, for the size of its batches.
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     with_loader = [data] if is_deepspeed and can_prepare(data) else []
-    model, optimizer, *loaders = accelerator.prepare(model, optimizer, *with_loader)
+    feeds = Feeds(accelerator)
+    model, optimizer, *loaders = prepared_for(
+        feeds, accelerator, accelerator.prepare, model, optimizer, *with_loader
+    )
     optimizer_step = OptimizerStep(
         accelerator, optimizer, lr_scheduler, scheduler_at, scheduler_metric
     )
@@ -152,7 +156,6 @@ def create_supervised_trainer(
         accelerator,
     )
     process_function = supervised_step(model, optimizer_step, forward, output_transform)
-    feeds = Feeds(accelerator)
     trainer = Trainer(process_function, model, optimizer_step, feeds, modules)
     if data is not None:
         feeds.add(data, DataFeed(loaders[0] if loaders else data, accelerator))

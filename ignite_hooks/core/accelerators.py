@@ -2,7 +2,9 @@
 
 The private members used here, and what they are taken to mean:
 
-- ``Accelerator._models``: the models prepared with this accelerator, as ``prepare`` returned them.
+- ``Accelerator._models``, ``_optimizers``, ``_dataloaders``: what was prepared with this
+  accelerator, as ``prepare`` returned it. Accelerate adds to these lists; only ``free_memory()``,
+  which begins new ones, takes anything off them.
 - ``Accelerator._custom_objects``: the objects given to ``register_for_checkpointing``, in order.
 - ``_is_accelerate_prepared``: True on each model, optimizer, scheduler and loader that ``prepare``
   returned; missing or False on all others.
@@ -14,6 +16,11 @@ The private members used here, and what they are taken to mean:
 ``tests/core/test_accelerators.py`` fails when one of them changes its meaning.
 """
 
+import functools
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ignite.distributed as idist
@@ -28,12 +35,18 @@ __all__ = [
     "ShortWindow",
     "accelerator_or_default",
     "is_prepared",
+    "list_loader",
+    "prepared_for",
     "prepared_models",
     "registered_objects",
     "shared_mixed_precision",
     "smallest_of_all",
+    "unlist_loader",
+    "unlisted",
     "whole_accumulation",
 ]
+
+_LISTS = ("_models", "_optimizers", "_dataloaders")
 
 ITERATION_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iteration")
 """Attributes of a prepared loader that describe the one iteration it is in."""
@@ -95,6 +108,130 @@ def smallest_of_all(number: int, accelerator: Accelerator) -> int:
 def prepared_models(accelerator: Accelerator) -> list[torch.nn.Module]:
     """Returns the models that were prepared with ``accelerator``, as it prepared them."""
     return list(accelerator._models)
+
+
+def prepared_for(
+    owner: object, accelerator: Accelerator, prepare: Callable[..., Any], *things: Any
+) -> Any:
+    """Returns ``prepare(*things)``, a call that adds to the lists of an accelerator.
+
+    What it adds there is taken off when ``owner`` is gone, and every other owner of the same
+    object. What a user has prepared stays.
+
+    Args:
+        owner: what uses the objects. Nothing on these lists may refer to it.
+        accelerator: whose lists they are.
+        prepare: ``accelerator.prepare``, or one of its parts.
+        things: its arguments.
+    """
+    before = _Listed(accelerator)
+    prepared = prepare(*things)
+    results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
+    for thing in _listed(accelerator):
+        if id(thing) in results or not before.has(thing):
+            _lend(owner, accelerator, thing, is_new=not before.has(thing))
+    return prepared
+
+
+@contextmanager
+def unlisted(accelerator: Accelerator) -> Iterator[None]:
+    """What the body adds to the lists of an accelerator is taken off them after it."""
+    before = _Listed(accelerator)
+    try:
+        yield
+    finally:
+        for thing in before.added():
+            _take_off(accelerator, thing)
+
+
+def list_loader(owner: object, accelerator: Accelerator, loader: Any) -> None:
+    """Has a prepared loader on the accelerator's list, at least as long as ``owner`` is there."""
+    is_new = not _Listed(accelerator).has(loader)
+    if is_new:
+        accelerator._dataloaders = [*accelerator._dataloaders, loader]
+    _lend(owner, accelerator, loader, is_new=is_new)
+
+
+def unlist_loader(owner: object, accelerator: Accelerator, loader: Any) -> None:
+    """Takes a loader off the list if it is there for ``owner`` alone."""
+    loan = _loan_of(accelerator, loader)
+    if loan is not None:
+        loan.owners = [each for each in loan.owners if each() is not owner]
+        _settle(weakref.ref(accelerator))
+
+
+class _Listed:
+    """What was on the lists of an accelerator at one time, all of which is kept."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._things = {id(each): each for each in _listed(accelerator)}
+
+    def has(self, thing: object) -> bool:
+        """Returns whether ``thing`` was among it."""
+        return id(thing) in self._things
+
+    def added(self) -> list[Any]:
+        """Returns what has come since."""
+        return [each for each in _listed(self._accelerator) if not self.has(each)]
+
+
+class _Loan:
+    """An object that is on an accelerator's lists for some owners, none of which it keeps."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = weakref.ref(thing)
+        self.owners: list[weakref.ref[object]] = []
+
+    def is_over(self) -> bool:
+        """Returns whether all owners are gone."""
+        return all(each() is None for each in self.owners)
+
+
+# By identity: a module may define what equality is.
+_loans: "weakref.WeakKeyDictionary[Accelerator, dict[int, _Loan]]" = weakref.WeakKeyDictionary()
+
+
+def _listed(accelerator: Accelerator) -> list[Any]:
+    return [each for name in _LISTS for each in getattr(accelerator, name)]
+
+
+def _loan_of(accelerator: Accelerator, thing: Any) -> _Loan | None:
+    loan = _loans.get(accelerator, {}).get(id(thing))
+    return loan if loan is not None and loan.thing() is thing else None
+
+
+def _lend(owner: object, accelerator: Accelerator, thing: Any, *, is_new: bool) -> None:
+    """Notes an owner of an object that is ours; what was there before, unlent, is a user's."""
+    loan = _loan_of(accelerator, thing)
+    if loan is None:
+        if not is_new:
+            return
+        loan = _loans.setdefault(accelerator, {})[id(thing)] = _Loan(thing)
+    if all(each() is not owner for each in loan.owners):
+        settle = functools.partial(_settle, weakref.ref(accelerator))
+        loan.owners.append(weakref.ref(owner, settle))
+
+
+def _settle(of_accelerator: "weakref.ref[Accelerator]", owner: object = None) -> None:
+    """Takes off what no owner is left of. It may be called by any garbage collection."""
+    accelerator = of_accelerator()
+    if accelerator is None:
+        return
+    loans = _loans.get(accelerator, {})
+    for key in list(loans):
+        loan = loans.get(key)
+        if loan is not None and loan.is_over():
+            loans.pop(key, None)
+            _take_off(accelerator, loan.thing())
+
+
+def _take_off(accelerator: Accelerator, thing: Any) -> None:
+    """Replaces the lists: Accelerate may be going through one of them now."""
+    for name in _LISTS:
+        things = getattr(accelerator, name)
+        if any(each is thing for each in things):
+            setattr(accelerator, name, [each for each in things if each is not thing])
 
 
 def is_prepared(obj: object) -> bool:

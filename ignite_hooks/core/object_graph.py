@@ -190,6 +190,10 @@ class ObjectSearch(Unsearched):
         held = self._holds(watched, chosen)
         return held is None or held != self._held
 
+    def forget_closed(self) -> None:
+        """Keeps the closed objects no longer; all others must have been yielded."""
+        self._closed = []
+
     def _holds(self, watched: list[Any], chosen: list[Any]) -> list[int] | None:
         """Returns the identities of the objects that some objects hold, and sizes.
 

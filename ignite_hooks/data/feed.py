@@ -1,7 +1,6 @@
 """Feeds: data as an engine must see it, pass by pass, with a position that can be resumed."""
 
 import warnings
-import weakref
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -9,14 +8,20 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from contextlib import closing
 from typing import Any
+from weakref import WeakKeyDictionary
+from weakref import ref
 
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
+from ignite_hooks.core.accelerators import list_loader
+from ignite_hooks.core.accelerators import unlist_loader
+from ignite_hooks.core.object_graph import Unsearched
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.changed_data import ChangedData
 from ignite_hooks.data.pass_end import PassEnd
+from ignite_hooks.data.prepare import can_prepare
 from ignite_hooks.data.prepare import device_of_batches
 from ignite_hooks.data.prepare import source_of
 from ignite_hooks.data.random_state import FoundGenerators
@@ -70,6 +75,8 @@ class DataFeed:
             )
         self._accelerator = accelerator
         self._source = source_of(data, accelerator, even_batches)
+        self._is_listed = can_prepare(data)
+        self.use_for(self)
         several = accelerator is not None and accelerator.num_processes > 1
         agrees = several and even_batches and not self._source.ends_itself
         self._may_be_empty = several and not even_batches  # other processes have batches then
@@ -77,7 +84,7 @@ class DataFeed:
         # Which pass this is, and how many of its batches have been given.
         self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
         # Weak, so that an engine that drops its iterator ends it.
-        self._giving: weakref.ref[Generator[Any, None, None]] | None = None
+        self._giving: ref[Generator[Any, None, None]] | None = None
         self._held: Generator[Any, None, None] | None = None
         self.holds_iterator = False
         self._end = PassEnd(self._source, accelerator if agrees else None)
@@ -89,6 +96,16 @@ class DataFeed:
     def loader(self) -> Any:
         """The prepared loader, or the iterable of batches."""
         return self._source.loader
+
+    def use_for(self, user: object) -> None:
+        """Has Accelerate know the loader, as what it prepared, as long as ``user`` is there."""
+        if self._accelerator is not None and self._is_listed:
+            list_loader(user, self._accelerator, self.loader)
+
+    def leave(self, user: object) -> None:
+        """Takes back what ``use_for`` has done for ``user``. The loader works as before."""
+        if self._accelerator is not None:
+            unlist_loader(user, self._accelerator, self.loader)
 
     @property
     def can_repeat(self) -> bool:
@@ -140,7 +157,7 @@ class DataFeed:
             self._source.end_pass(*self.position)
             self._leave_pass()
         giving = self._give()
-        self._giving = weakref.ref(giving)
+        self._giving = ref(giving)
         self._held = giving if self.holds_iterator else None
         return giving
 
@@ -377,7 +394,8 @@ class DataFeed:
 class Feeds:
     """The feeds of an engine: no loader is prepared twice, and each goes on where it was left.
 
-    Loaders are remembered as long as the engine is, as Accelerate remembers what it prepared.
+    A loader keeps its own feed, for as long as anyone has the loader; the engine keeps the newest.
+    Of loaders that Accelerate prepared for the engine, that one is on Accelerate's list.
 
     Args:
         accelerator: prepares the loaders.
@@ -387,7 +405,6 @@ class Feeds:
     def __init__(self, accelerator: Accelerator, even_batches: bool = True) -> None:
         self._accelerator = accelerator
         self._even_batches = even_batches
-        self._of_loaders: dict[Any, DataFeed] = {}
         self._newest: tuple[Any, DataFeed | None] = (None, None)
 
     def of(self, data: Any) -> DataFeed:
@@ -397,7 +414,7 @@ class Feeds:
         newest, feed = self._newest
         if feed is not None and data is newest:
             return feed
-        known = self._of_loaders.get(data) if isinstance(data, DataLoader) else None
+        known = _feeds_of(data).get(self) if isinstance(data, DataLoader) else None
         if known is None:
             known = DataFeed(data, self._accelerator, even_batches=self._even_batches)
         self.add(data, known)
@@ -405,10 +422,37 @@ class Feeds:
 
     def add(self, data: Any, feed: DataFeed) -> None:
         """Says that ``feed`` is the one of ``data``."""
+        _, former = self._newest
         self._newest = data, feed
         for loader in (data, feed.loader):
             if isinstance(loader, DataLoader):
-                self._of_loaders[loader] = feed
+                _feeds_of(loader)[self] = feed
+        feed.use_for(self)
+        feed.leave(feed)  # which its loader now keeps
+        if former is not None and former is not feed:
+            former.leave(self)
+
+
+class _FeedsOfLoader(Unsearched):
+    """The feeds of one loader, by their engines' ``Feeds``: an attribute of the loader.
+
+    A feed refers to its loader. In a table of ours neither would ever be freed; like this they are
+    a circle, which a garbage collection frees. A copy of the loader has none of them.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = ref(loader)
+        self.feeds: WeakKeyDictionary[Feeds, DataFeed] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+def _feeds_of(loader: Any) -> "WeakKeyDictionary[Feeds, DataFeed]":
+    known = vars(loader).get("_ignite_hooks_feeds")
+    if known is None or known.loader() is not loader:
+        known = loader._ignite_hooks_feeds = _FeedsOfLoader(loader)
+    return known.feeds  # type: ignore[no-any-return]
 
 
 def _kind_of(loader: Any) -> str:

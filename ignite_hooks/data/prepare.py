@@ -12,6 +12,7 @@ from torch.utils.data import DistributedSampler
 from torch.utils.data import IterableDataset
 
 from ignite_hooks.core.accelerators import is_prepared
+from ignite_hooks.core.accelerators import unlisted
 from ignite_hooks.data.indexed_source import IndexedLoader
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import OwnLoader
@@ -25,7 +26,10 @@ _ITERATION = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
 
 
 def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
-    """Prepares ``data`` if it is a loader that is not prepared yet, and finds the kind it is of."""
+    """Prepares ``data`` if it is a loader that is not prepared yet, and finds the kind it is of.
+
+    The accelerator's list of loaders stays as it is: see ``list_loader``.
+    """
     if not isinstance(data, DataLoader):
         return PlainIterable(data, even_batches)
     if changes_iteration(data):
@@ -105,7 +109,8 @@ def _prepare(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
     if is_alone:
         config.dispatch_batches = False
     try:
-        return accelerator.prepare_data_loader(loader)
+        with unlisted(accelerator):
+            return accelerator.prepare_data_loader(loader)
     finally:
         if is_alone:
             config.dispatch_batches = None

@@ -144,6 +144,7 @@ class GeneratorSearch(Unsearched):
             self._roots = dict(roots)
             self._search = ObjectSearch(self._roots, closed=closed, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
+            self._search.forget_closed()  # of an engine, the loader of that time is one of them
         return self._found
 
 

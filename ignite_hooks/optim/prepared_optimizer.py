@@ -10,6 +10,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 
+from ignite_hooks.core.accelerators import prepared_for
+
 __all__ = ["PreparedOptimizer", "check_optimizer"]
 
 
@@ -51,7 +53,9 @@ class PreparedOptimizer:
 
     def __init__(self, accelerator: Accelerator, optimizer: Optimizer) -> None:
         self.accelerator = accelerator
-        self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
+        self.optimizer: Any = prepared_for(
+            self, accelerator, accelerator.prepare_optimizer, optimizer
+        )
         kind = accelerator.distributed_type
         self.is_data_parallel = kind == DistributedType.NO or str(kind.value).startswith("MULTI_")
         self.is_plain = self._accelerate_adds_nothing()

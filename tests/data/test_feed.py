@@ -944,7 +944,7 @@ def test_a_loader_is_prepared_once_and_goes_on_where_it_was_left(accelerator):
         assert feeds.of(loaders[1]) is not first
         assert feeds.of(loaders[0]) is first
     assert first.position == (0, 1)
-    assert len(accelerator._dataloaders) == 2
+    assert accelerator._dataloaders == [first.loader]
 
 
 def test_the_prepared_loader_has_the_feed_of_the_raw_one(accelerator):

@@ -93,10 +93,10 @@ def test_prepared_loader_is_not_prepared_again(accelerator):
     assert accelerator._dataloaders == [loader]
 
 
-def test_unprepared_loader_is_prepared_once(accelerator):
+def test_unprepared_loader_is_prepared_and_not_listed(accelerator):
     source = source_of(map_style(), accelerator, True)
     assert isinstance(source.loader, DataLoaderShard)
-    assert accelerator._dataloaders == [source.loader]
+    assert accelerator._dataloaders == []
 
 
 def test_single_samples_are_left_to_torch(accelerator):

@@ -250,10 +250,13 @@ def test_a_raw_loader_is_prepared_once():
     accelerator = cpu()
     evaluator = create_supervised_evaluator(make_model(), accelerator=accelerator)
     loaders = [DataLoader(Numbers(), 2), DataLoader(Numbers(), 3)]
+    prepared = set()
     for _ in range(3):
         for loader in loaders:
             evaluator.run(loader)
-    assert len(accelerator._dataloaders) == 2
+            prepared |= {*accelerator._dataloaders}
+            assert len(accelerator._dataloaders) == 1
+    assert len(prepared) == 2
 
 
 def test_a_prepared_loader_is_not_prepared_again():
