@@ -200,8 +200,8 @@ class ObjectSearch(Unsearched):
         None if there are too many: the frames of an exception lead to all variables of a program.
         """
         layouts = self._layouts.values()
-        plain = _PLAIN | {id(each.kind) for each in layouts if each.is_plain}
-        containers = _CONTAINERS | {id(each.kind) for each in layouts if each.is_record}
+        plain = _PLAIN | {id(each.kind()) for each in layouts if each.is_plain}
+        containers = _CONTAINERS | {id(each.kind()) for each in layouts if each.is_record}
         cell = id(types.CellType)
         found = [id(part) for each in chosen for _, part in self._parts_of(each) or ()]
         held = gc.get_referents(*watched)
@@ -318,7 +318,7 @@ class ObjectSearch(Unsearched):
             else:
                 yield name, each
         if id(type(thing)) not in _CONTAINERS:  # extensions store more, which only this tells
-            own = layout.read_dict and layout.read_dict(thing)
+            own = layout.dict_of(thing)
             referents = (
                 e for e in gc.get_referents(thing) if e is not own and e is not type(thing)
             )
@@ -405,28 +405,30 @@ class ObjectSearch(Unsearched):
 
     def _layout(self, kind: type) -> "_Layout":
         layout = self._layouts.get(id(kind))
-        if layout is None:
+        if layout is None or layout.kind() is not kind:
             layout = self._layouts[id(kind)] = _Layout.of(kind)
         return layout
 
 
-_layouts: dict[int, "_Layout"] = {}  # a layout keeps its class, and with it the identity
+_layouts: dict[int, "_Layout"] = {}  # by the identities of the classes, some of which are gone
 
 
 class _Layout(NamedTuple):
-    """The places where instances of a class store what they hold.
+    """The places where instances of a class store what they hold. It does not keep the class.
+
+    A place is the number of a base, in the order of the class's bases, and a name in it.
 
     Args:
-        kind: the class, kept because it is known by its identity.
-        read_dict: reads ``__dict__``; None if the instances have none.
-        members: reads the slots, by name.
+        kind: a weak reference to the class.
+        of_dict: where ``__dict__`` is read; None if the instances have none.
+        members: where the slots are read, by name.
         is_plain: whether the instances are plain data whatever they hold.
         is_record: whether they are tuples of a class of their own, with no other attributes.
     """
 
-    kind: type
-    read_dict: Callable[[Any], dict[str, Any]] | None
-    members: Mapping[str, Callable[[Any], Any]]
+    kind: "weakref.ref[type]"
+    of_dict: int | None
+    members: Mapping[str, int]
     is_plain: bool
     is_record: bool
 
@@ -434,7 +436,7 @@ class _Layout(NamedTuple):
     def of(cls, kind: type) -> "_Layout":
         """Returns the layout of a class, which never changes."""
         known = _layouts.get(id(kind))
-        if known is None:
+        if known is None or known.kind() is not kind:
             if len(_layouts) > _MAX_LAYOUTS:  # of classes that a program makes again and again
                 _layouts.clear()
             known = _layouts[id(kind)] = cls._read(kind)
@@ -442,44 +444,53 @@ class _Layout(NamedTuple):
 
     @classmethod
     def _read(cls, kind: type) -> "_Layout":
-        read_dict, iterates_itself = None, False
-        members: dict[str, Callable[[Any], Any]] = {}
-        for base in reversed(_mro(kind)):
+        of_dict, iterates_itself = None, False
+        members: dict[str, int] = {}
+        for number, base in reversed([*enumerate(_mro(kind))]):
             namespace = _namespace(base)
             stored: Any = namespace.get("__dict__")
             if type(stored) in (types.GetSetDescriptorType, types.MemberDescriptorType):
-                read_dict = stored.__get__
+                of_dict = number
             iterates_itself = iterates_itself or (
                 base is not tuple and not namespace.keys().isdisjoint(("__iter__", "__len__"))
             )
             members |= {
-                name: value.__get__
+                name: number
                 for name, value in namespace.items()
                 if type(value) is types.MemberDescriptorType and name not in _OF_EACH_CLASS
             }
         is_tensor = issubclass(kind, torch.Tensor) and is_of_library(kind)
-        is_tuple = issubclass(kind, tuple) and read_dict is None and not members
+        is_tuple = issubclass(kind, tuple) and of_dict is None and not members
         return cls(
-            kind,
-            read_dict,
+            weakref.ref(kind),
+            of_dict,
             members,
             is_plain=is_tensor or issubclass(kind, _PLAIN_BASES),
             is_record=is_tuple and not iterates_itself,
         )
 
+    def dict_of(self, thing: Any) -> dict[str, Any] | None:
+        """Returns the ``__dict__`` of an instance; None if it has none."""
+        if self.of_dict is None:
+            return None
+        return _read(thing, self.of_dict, "__dict__")  # type: ignore[no-any-return]
+
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
         """Returns the attributes of an instance that have a value."""
-        found: list[tuple[str, Any]] = []
-        if self.read_dict is not None:
-            found += dict.items(self.read_dict(thing))
-        if issubclass(self.kind, threading.local):  # of this thread
+        found = [*dict.items(self.dict_of(thing) or {})]
+        if issubclass(type(thing), threading.local):  # of this thread
             found += threading.local.__getattribute__(thing, "__dict__").items()
-        for name, read in self.members.items():
+        for name, number in self.members.items():
             try:
-                found.append((name, read(thing)))
+                found.append((name, _read(thing, number, name)))
             except AttributeError:
                 continue  # a slot without a value
         return found
+
+
+def _read(thing: Any, number: int, name: str) -> Any:
+    """Reads what the descriptor ``name`` of a base reads, found anew: it would keep its class."""
+    return _namespace(_mro(type(thing))[number])[name].__get__(thing)
 
 
 def _digests_of_long(container: Any, plain: frozenset[int]) -> list[int]:

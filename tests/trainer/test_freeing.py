@@ -49,6 +49,7 @@ def loader_of(size=4, **options):
 
 def alive(references):
     gc.collect()
+    gc.collect()  # classes, whose instances had finalizers
     return [number for number, each in enumerate(references) if each() is not None]
 
 
@@ -111,6 +112,20 @@ def test_of_twelve_trainers_with_one_accelerator_nothing_stays(accelerator, tmp_
     for references in zip(*gone, strict=True):
         assert alive(references) == []
     assert lists_of(accelerator) == [0, 0, 0]
+
+
+def test_classes_that_a_cell_makes_anew_are_freed(accelerator):
+    def cell():
+        class Local(Noisy):
+            def __getitem__(self, index):
+                return held_in_closure[index]
+
+        held_in_closure = Noisy()
+        trainer_of(accelerator, data=DataLoader(Local(4), 2)).run()
+        return weakref.ref(held_in_closure), weakref.ref(Local)
+
+    gone = [each for _ in range(3) for each in cell()]
+    assert alive(gone) == []
 
 
 def test_what_its_user_prepared_stays_with_the_accelerator(accelerator):
