@@ -47,7 +47,8 @@ The edges:
   ``max_iters``. ``terminate()``, ``terminate_epoch()`` and failures drop the open window and zero
   its gradients.
 - An epoch is one pass over the data, however long that pass is, unless ``epoch_length`` is given.
-  ``state.epoch_length`` shows the length of the present pass, None until it is known.
+  ``state.epoch_length`` shows the length of the present pass; until that is known, what the data
+  promise, on which nothing relies, or None.
 - Limits and ``epoch_length`` on the state are live: what a handler writes counts from the next look
   of the loop: after STARTED, EPOCH_STARTED, each iteration and each epoch. A limit ends the run
   when it is reached or passed, None lifts it, and no limit left is an error. None of it reopens or

@@ -51,6 +51,8 @@ class DataFeed:
     Attributes:
         holds_iterator: whether an iterator is ended by ``close`` alone, and not when its user drops
             it: Python swallows Ctrl-C while it deletes an object.
+        promised_length: the number of batches that ``len(data)`` promises for the pass that was
+            settled last, to be shown; None without a promise. Nothing relies on it.
 
     Args:
         data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
@@ -89,6 +91,7 @@ class DataFeed:
         self.holds_iterator = False
         self._end = PassEnd(self._source, accelerator if agrees else None)
         self.is_last = False
+        self.promised_length: int | None = None
         if self._end.length == 0 and not self._may_be_empty:
             raise ValueError(self._no_batches())
 
@@ -170,18 +173,19 @@ class DataFeed:
         return not self.position.batches
 
     def settle(self) -> None:
-        """Asks how many batches the pass to come has, if it has not begun. Collective.
+        """Asks how many batches this pass has; of one that has begun, what is promised. Collective.
 
         That may differ from pass to pass: a data set grows, a sampler draws. No random number is
         taken by it: a ``set_epoch`` that draws is called again when the pass begins.
         """
-        if self.at_start:
-            self._settle()
-
-    def _settle(self) -> None:
         with RandomState.preserved(generators=self.generators):
-            self._source.tell_pass(self.position.data_pass)
-            self._end.settle()
+            if self.at_start:
+                self._ask_length()
+            self.promised_length = self._source.promised_length
+
+    def _ask_length(self) -> None:
+        self._source.tell_pass(self.position.data_pass)
+        self._end.settle()
 
     def seek(self, position: FeedPosition) -> None:
         """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
@@ -335,7 +339,8 @@ class DataFeed:
             self._source.place_samples(position, changed.samples)
         self._source.place_workers(position, self._workers_of(state_dict))
         self.seek(position)
-        self._settle()
+        with RandomState.preserved(generators=self.generators):
+            self._ask_length()
 
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""

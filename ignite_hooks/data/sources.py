@@ -116,7 +116,7 @@ class PlainIterable:
         """What ``len()`` says, which is to be shown, not to be relied on; None if there is none."""
         try:
             return len(self.loader) if isinstance(self.loader, Sized) else None
-        except TypeError:
+        except (TypeError, NotImplementedError):
             return None
 
     @property

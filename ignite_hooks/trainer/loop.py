@@ -395,7 +395,7 @@ class TrainingLoop(QuickEngine):
         state, position = self.state, self._position
         shown, length, max_epochs = position.shown, state.epoch_length, state.max_epochs
         if length == shown.epoch_length:
-            length = position.length_of_epoch
+            length = position.length_to_show
             shown = shown._replace(epoch_length=length)
         epochs_to_take = position.epochs_to_take
         if epochs_to_take is not None and max_epochs == shown.max_epochs:
@@ -730,9 +730,11 @@ class TrainingLoop(QuickEngine):
 
     def state_dict(self) -> Any:
         """As Ignite's. Where the length of this epoch is not known, it is that of the last one."""
-        state = super().state_dict()
-        if state["epoch_length"] is None:
-            state["epoch_length"] = self._position.length_of_pass
+        state, position = super().state_dict(), self._position
+        length = state["epoch_length"]
+        if length is not None and length == position.shown.epoch_length:
+            length = position.length_of_epoch  # without one it is only promised
+        state["epoch_length"] = length or position.length_of_pass
         return state
 
     def _move_to_state(self) -> None:

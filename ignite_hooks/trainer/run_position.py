@@ -83,12 +83,27 @@ class RunPosition:
         if self.epoch_length is not None or feed is None:
             return self.epoch_length
         if self.cut:
-            return self.shown.epoch_length
+            return None if feed.length is None else self.shown.epoch_length
         if progress.is_full:
             return progress.batches
-        if feed.length is None or self._seek is not None:
-            return feed.length
-        return progress.batches + feed.length - feed.position.batches
+        return self._with_rest_of_pass(feed.length)
+
+    @property
+    def length_to_show(self) -> int | None:
+        """The same, or else what the data promise, on which nothing relies; None without either."""
+        length, feed = self.length_of_epoch, self.feed
+        if length is not None or feed is None:
+            return length
+        if self.cut:
+            return self.shown.epoch_length
+        return self._with_rest_of_pass(feed.promised_length)
+
+    def _with_rest_of_pass(self, length: int | None) -> int | None:
+        """Returns the batches of this epoch in all if it ends with a pass of so many batches."""
+        assert self.feed is not None
+        if not length or self._seek is not None:
+            return length or None
+        return self.place.progress.batches + length - self.feed.position.batches
 
     @property
     def batches_left(self) -> int | None:

@@ -1,9 +1,12 @@
 """The length of an epoch: one pass over the data, asked anew in each, and data set within a run."""
 
+import io
+
 import pytest
 import torch
 from ignite.engine import Engine
 from ignite.engine import Events
+from ignite.handlers import ProgressBar
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset
 from torch.utils.data import IterableDataset
@@ -17,6 +20,7 @@ from tests.reference import make_trainer
 from tests.reference import position
 from tests.reference import samples
 from tests.reference import seed
+from tests.reference import weights
 
 
 class Growing(Dataset):
@@ -103,6 +107,148 @@ def test_a_data_set_that_grows_as_an_epoch_starts_is_seen_whole_in_it():
     trainer.run()
     assert shown == {1: {**all_of(5), "EPOCH_STARTED": 3}}
     assert trainer.state.iteration == 5
+
+
+# A length that is only promised
+
+
+class Promising(Repeatable):
+    """Promises a number of batches, and draws random numbers for it."""
+
+    def __init__(self, promised, batches=None):
+        super().__init__(batches_of(4) if batches is None else batches)
+        self.promised = promised
+
+    def __len__(self):
+        torch.rand(3)
+        return self.promised
+
+
+class PromisingLoader(DataLoader):
+    def __init__(self, promised):
+        self.promised = promised
+        super().__init__(samples(8), batch_size=2)
+
+    def __iter__(self):
+        yield from super().__iter__()
+
+    def __len__(self):
+        return self.promised
+
+
+class PromisingStream(IterableDataset):
+    def __init__(self, promised):
+        self.promised = promised
+
+    def __iter__(self):
+        data = samples(8)
+        yield from (data[index] for index in range(len(data)))
+
+    def __len__(self):
+        return 2 * self.promised
+
+
+PROMISES = {
+    "an iterable": Promising,
+    "a loader": PromisingLoader,
+    "a stream": lambda promised: DataLoader(PromisingStream(promised), batch_size=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Length of IterableDataset")
+@pytest.mark.parametrize("promised", [4, 2, 9])
+@pytest.mark.parametrize("kind", PROMISES)
+def test_a_promised_length_is_shown_and_not_relied_on(kind, promised):
+    def trained(data):
+        seed()
+        trainer = make_trainer(data, accumulation=3)
+        shown = shown_lengths(trainer, EVENTS)
+        trainer.run(max_epochs=2)
+        return trainer.state.optimizer_step, weights(trainer.model), shown
+
+    steps, trained_weights, shown = trained(PROMISES[kind](promised))
+    expected = trained(Repeatable(batches_of(4) if kind == "an iterable" else batches_in(8)))
+    of_each = {**all_of(promised), "EPOCH_COMPLETED": 4}
+    assert shown == {1: of_each, 2: of_each}
+    assert steps == expected[0] == 4
+    assert torch.equal(trained_weights, expected[1])
+
+
+def batches_in(number):
+    return [*DataLoader(samples(number), batch_size=2)]
+
+
+def test_a_progress_bar_works_with_a_promise():
+    trainer = make_trainer(Promising(3))
+    stream = io.StringIO()
+    ProgressBar(persist=True, file=stream).attach(trainer)
+    trainer.run(max_epochs=2)
+    assert "[1/3]" in stream.getvalue()
+
+
+def test_a_promise_is_neither_saved_nor_continued_with():
+    trainer = make_trainer(Promising(3))
+    trainer.run(max_steps=2)
+    assert trainer.state.epoch_length == 3
+    assert trainer.state.max_epochs is None
+    assert trainer.state_dict()["epoch_length"] is None
+    trainer.run(max_steps=9)
+    assert trainer.state.epoch == 3
+    assert trainer.state_dict()["epoch_length"] == 4
+    other = make_trainer(None)
+    other.load_position_state_dict(trainer.position_state_dict())
+    shown = shown_lengths(other, EVENTS)
+    other.run(Promising(3), max_epochs=3)
+    assert shown == {3: {**all_of(3), "EPOCH_COMPLETED": 4}}
+
+
+def test_an_epoch_that_is_cut_leaves_a_promise_a_promise():
+    trainer = make_trainer(Promising(3))
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate_epoch()
+    )
+    shown, max_epochs = shown_lengths(trainer, [Events.EPOCH_COMPLETED]), []
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: max_epochs.append(engine.state.max_epochs)
+    )
+    trainer.run(max_steps=9)
+    assert max_epochs == [None, 3]
+    assert shown == {1: {"EPOCH_COMPLETED": 3}, 2: {"EPOCH_COMPLETED": 4}}
+    assert trainer.state.iteration == 9
+
+
+def test_data_that_are_set_within_an_epoch_promise_the_rest_of_it():
+    trainer = make_trainer(Promising(3))
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda engine: engine.set_data(Promising(5))
+    )
+    shown = shown_lengths(trainer, EVENTS)
+    trainer.run()
+    assert shown == {
+        1: {"EPOCH_STARTED": 3, "ITERATION_COMPLETED": 2 + 5, "EPOCH_COMPLETED": 2 + 4}
+    }
+
+
+def test_another_value_than_the_promised_one_fixes_the_length():
+    trainer = make_trainer(Promising(3))
+    trainer.add_event_handler(
+        Events.EPOCH_STARTED(once=1), lambda engine: setattr(engine.state, "epoch_length", 2)
+    )
+    trainer.run(max_epochs=3)
+    assert (trainer.state.iteration, trainer.state.epoch_length) == (6, 2)
+    assert trainer.state_dict()["epoch_length"] == 2
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
+def test_a_length_that_is_refused_is_not_shown(error):
+    class Refusing(Repeatable):
+        def __len__(self):
+            raise error
+
+    trainer = make_trainer(Refusing(batches_of(2)))
+    shown = shown_lengths(trainer, [Events.EPOCH_STARTED, Events.EPOCH_COMPLETED])
+    trainer.run()
+    assert shown == {1: {"EPOCH_STARTED": None, "EPOCH_COMPLETED": 2}}
 
 
 @pytest.mark.parametrize("limits", [{"max_epochs": 1}, {"max_epochs": 2}], ids=["anew", "goes on"])
