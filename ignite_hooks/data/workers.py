@@ -10,9 +10,9 @@ A worker that ignores SIGTERM is not ended by ``Process.terminate``, which torch
 One private member of Python is used here: ``multiprocessing.forkserver._forkserver``, whose
 ``_preload_modules`` are the modules that a fork server imports as it starts; there is a public
 function to set them, and none to read them. ``tests/data/test_workers.py`` fails when that changes
-its meaning. Three of torch are: ``DataLoader._iterator``, the iterator whose workers stay, its
-``_workers``, the processes, and its ``_index_sampler``, which it iterates to know what they are to
-load; the same tests fail with these.
+its meaning. Four of torch are: ``DataLoader._iterator``, the iterator whose workers stay, its
+``_workers``, the processes, its ``_index_queues``, by which they are told to end, and its
+``_index_sampler``, which it iterates to know what they are to load; the same tests fail with these.
 """
 
 import functools
@@ -30,6 +30,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 from weakref import WeakKeyDictionary
 from weakref import WeakSet
+from weakref import finalize
 from weakref import ref
 
 from ignite_hooks.core.restoring import restored
@@ -77,6 +78,7 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
     _prepare_start(loader.multiprocessing_context or multiprocessing)
     with ExitStack() as stack:
         stack.callback(_adopt_workers, before)
+        stack.callback(_keep_queues, loader)
         if blocks:
             stack.enter_context(_blocked(asked))
         # Alone: a feed, whose generator this may be in, can be closed at any time.
@@ -194,6 +196,17 @@ def _adopt_workers(before: set[BaseProcess]) -> None:
             worker.terminate = functools.partial(_kill, of_worker)  # type: ignore[method-assign]
             _own.add(worker)
             _kill_at_exit(os.getpid())
+
+
+def _keep_queues(loader: Any) -> None:
+    """Has a garbage collection of the loader end the workers that stay.
+
+    It would close their queues before the iterator tells them to end, and wait 5 seconds for each.
+    """
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        # What holds the queues until then is no garbage, and so neither are they.
+        finalize(iterator, list.clear, [*getattr(iterator, "_index_queues", ())]).atexit = False
 
 
 def _kill(of_worker: "ref[BaseProcess]") -> None:

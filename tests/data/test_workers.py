@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import signal
@@ -51,6 +52,17 @@ class Seen(Dataset):
 class Stream(IterableDataset):
     def __iter__(self):
         yield from (seen_here() for _ in range(2))
+
+
+def test_workers_that_stay_end_as_they_are_told_to_when_freed():
+    loader = DataLoader(Seen(), num_workers=2, persistent_workers=True)
+    loader.itself = loader  # a circle, as a trainer is, which a garbage collection frees
+    feed = DataFeed(loader)
+    assert len([*feed]) == 4
+    workers = loader._iterator._workers
+    del feed, loader
+    gc.collect()
+    assert [worker.exitcode for worker in workers] == [0, 0]  # not killed, after 5 seconds each
 
 
 class Asking:
