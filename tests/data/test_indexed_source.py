@@ -55,6 +55,31 @@ def test_reentered_pass_does_not_rewind_the_data_generator():
     assert len(set(map(tuple, places))) == 3
 
 
+class AtOnce:
+    """An order of samples, or of batches, that is drawn when it is asked for."""
+
+    def __init__(self, batched):
+        self.batched = batched
+
+    def __iter__(self):
+        return iter(torch.randperm(8).view(4, 2).tolist() if self.batched else torch.randperm(8))
+
+    def __len__(self):
+        return 4 if self.batched else 8
+
+
+@pytest.mark.parametrize(
+    "order",
+    [{"batch_sampler": AtOnce(True)}, {"sampler": AtOnce(False), "batch_size": None}],
+    ids=["batches", "samples"],
+)
+def test_a_pass_is_reentered_in_the_order_that_was_drawn_at_once(order):
+    source = IndexedLoader(DataLoader(range(8), **order))
+    whole = [each.tolist() for each in map(torch.as_tensor, given(source, 0, 0))]
+    rest = [each.tolist() for each in map(torch.as_tensor, given(source, 0, 1))]
+    assert rest == whole[1:]
+
+
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_the_epoch_of_a_sampler_is_set(batch_size):
     sampler = DistributedSampler(range(8), num_replicas=2, rank=0, seed=3)
