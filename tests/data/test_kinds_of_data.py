@@ -1,0 +1,316 @@
+"""What a resume is for each kind of data: the table of README, and each row of it tried."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
+from torch.utils.data import IterableDataset
+from torch.utils.data import RandomSampler
+from torch.utils.data import Sampler
+from torch.utils.data import get_worker_info
+
+from ignite_hooks import ResumeCheckpoint
+from ignite_hooks import SaveCheckpoint
+from tests.reference import make_trainer
+from tests.reference import seed
+from tests.reference import weights
+
+BATCHES = 4  # in a pass
+
+
+class Still(Dataset):
+    """Draws no random number."""
+
+    def __init__(self, size=2 * BATCHES):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.full((4,), index / 10)
+
+
+class Drawing(Still):
+    def __getitem__(self, index):
+        return super().__getitem__(index) + torch.rand(4)
+
+
+class Stream(IterableDataset):
+    """The samples of a data set, divided over the workers."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return (self.data[index] for index in range(first, len(self.data), step))
+
+
+class Shuffled(Sampler):
+    """Draws the order of a pass as it begins."""
+
+    def __iter__(self):
+        return iter(torch.randperm(2 * BATCHES).tolist())
+
+    def __len__(self):
+        return 2 * BATCHES
+
+
+class DrawingEach(Shuffled):
+    """Draws each index when it is asked for."""
+
+    def __iter__(self):
+        return (int(torch.randint(2 * BATCHES, ())) for _ in range(2 * BATCHES))
+
+
+class Varying(Sampler):
+    """Batches of one to three samples."""
+
+    def __iter__(self):
+        order = torch.randperm(2 * BATCHES).tolist()
+        return iter([order[:1], order[1:3], order[3:6], order[6:]])
+
+    def __len__(self):
+        return BATCHES
+
+
+class OwnLoader(DataLoader):
+    def __iter__(self):
+        return (batch / 2 for batch in super().__iter__())
+
+
+class Repeatable:
+    """Batches that can be iterated again; their number is a promise."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return (torch.stack([self.data[i], self.data[i + 1]]) for i in range(0, 2 * BATCHES, 2))
+
+    def __len__(self):
+        return BATCHES
+
+
+def none_or_empty(samples):
+    """Nothing is left of the batches of two samples."""
+    found = {round(10 * float(each[0])) for each in samples}
+    if 0 in found:
+        return None
+    return torch.empty(0, 4) if 1 in found else torch.stack(samples)
+
+
+def loader(data=None, **options):
+    return DataLoader(data or Still(), **{"batch_size": 2, "shuffle": True, **options})
+
+
+def unshuffled(data, **options):
+    return DataLoader(data, batch_size=2, **options)
+
+
+@dataclass
+class Kind:
+    """A row of the table.
+
+    Args:
+        name: what README calls the data.
+        make: makes them.
+        between: the level of the report on a resume between two passes, and whether the weights
+            are then those of the unbroken run, bit by bit.
+        within: the same of a resume in the middle of a pass.
+        why: of the reason that the report has.
+        epoch_length: what the run is given.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    between: tuple[str, bool] = ("exact", True)
+    within: tuple[str, bool] = ("exact", True)
+    why: str = ""
+    epoch_length: int | None = None
+
+    @property
+    def row(self) -> str:
+        """As it stands in README."""
+        return f"| {self.name} | {told(*self.between)} | {told(*self.within)} | {self.why} |"
+
+
+def told(level: str, same: bool) -> str:
+    """The words of a cell."""
+    return (
+        level if (level == "exact") == same else f"{level}, {'the same' if same else 'other'} bits"
+    )
+
+
+def trained_kind(kind, **options):
+    """A trainer of the kind's data, and of batches of any kind."""
+    return make_trainer(kind.make(), dropout=0.5, batch_processor=batch_loss, **options)
+
+
+def batch_loss(model, batch):
+    """The loss of the weights alone where there is no sample."""
+    if batch is None or not len(batch):
+        return None, sum(p.pow(2).sum() for p in model.parameters())
+    return None, model(batch).pow(2).mean()
+
+
+EXACT, SAME, OTHER = ("exact", True), ("approximate", True), ("approximate", False)
+AGAIN = "batches that were given are gone through again"
+ANEW = "what the data set draws at random in its workers is drawn anew until this pass ends"
+STAY = "what the data set draws at random in workers that stay is drawn anew"
+MOVED = "an iterator can not be moved: it goes on from where it is"
+STAYING = {"num_workers": 2, "persistent_workers": True}
+
+KINDS = [
+    Kind("`DataLoader(shuffle=True)`", lambda: loader(Drawing())),
+    Kind("… the last batch smaller", lambda: loader(Drawing(2 * BATCHES - 1))),
+    Kind("… `drop_last=True`", lambda: loader(Drawing(2 * BATCHES + 1), drop_last=True)),
+    Kind("… `pin_memory=True`", lambda: loader(Drawing(), pin_memory=True)),
+    Kind("… `batch_size=None`", lambda: loader(Drawing(BATCHES), batch_size=None)),
+    Kind("… batches that are None or empty", lambda: loader(collate_fn=none_or_empty)),
+    Kind(
+        "… `sampler=RandomSampler(…, replacement=True)`",
+        lambda: unshuffled(Drawing(), sampler=RandomSampler(Still(), replacement=True)),
+    ),
+    Kind(
+        "… a sampler of your own class, which draws the order as a pass begins",
+        lambda: unshuffled(Drawing(), sampler=Shuffled()),
+    ),
+    Kind(
+        "… one that draws each index from a global generator just when it is asked for it",
+        lambda: unshuffled(Drawing(), sampler=DrawingEach()),
+        within=("exact", False),
+        why="nothing: it cannot be told",
+    ),
+    Kind(
+        "… a batch sampler of your own class",
+        lambda: DataLoader(Drawing(), batch_sampler=Varying()),
+    ),
+    Kind(
+        "… `num_workers=2`",
+        lambda: loader(num_workers=2),
+        within=SAME,
+        why=ANEW,
+    ),
+    Kind(
+        "… `num_workers=2`, and the data set draws random numbers",
+        lambda: loader(Drawing(), num_workers=2),
+        within=OTHER,
+        why=ANEW,
+    ),
+    Kind(
+        "… `persistent_workers=True`",
+        lambda: loader(**STAYING),
+        between=SAME,
+        within=SAME,
+        why=STAY,
+    ),
+    Kind(
+        "… `persistent_workers=True`, and the data set draws random numbers",
+        lambda: loader(Drawing(), **STAYING),
+        between=OTHER,
+        within=OTHER,
+        why=STAY,
+    ),
+    Kind(
+        "`DataLoader` of an `IterableDataset`",
+        lambda: unshuffled(Stream(Still())),
+        within=SAME,
+        why=AGAIN,
+    ),
+    Kind(
+        "… and it draws random numbers",
+        lambda: unshuffled(Stream(Drawing())),
+        within=OTHER,
+        why=AGAIN,
+    ),
+    Kind(
+        "… `num_workers=2`, and it draws random numbers",
+        lambda: unshuffled(Stream(Drawing()), num_workers=2),
+        within=SAME,
+        why=AGAIN,
+    ),
+    Kind(
+        "a `DataLoader` of your own class, with its own `__iter__`",
+        lambda: OwnLoader(Still(), 2, shuffle=True),
+        within=SAME,
+        why=AGAIN,
+    ),
+    Kind(
+        "… and the data set draws random numbers",
+        lambda: OwnLoader(Drawing(), 2, shuffle=True),
+        within=OTHER,
+        why=AGAIN,
+    ),
+    Kind("a list of batches", lambda: [*Repeatable(Still())]),
+    Kind(
+        "an iterable of your own class",
+        lambda: Repeatable(Still()),
+        within=SAME,
+        why=AGAIN,
+    ),
+    Kind(
+        "… and it draws random numbers",
+        lambda: Repeatable(Drawing()),
+        within=OTHER,
+        why=AGAIN,
+    ),
+    Kind(
+        "a generator, begun anew",
+        lambda: (torch.full((2, 4), number / 10) for number in range(2 * BATCHES)),
+        between=OTHER,
+        within=OTHER,
+        why=MOVED,
+        epoch_length=BATCHES,
+    ),
+]
+
+ERRORS = [
+    ("data that are empty", list, "it must give at least one"),
+    (
+        "a generator that ends before the run",
+        lambda: iter([*Repeatable(Still())]),
+        "an iterator is used up after one pass",
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+@pytest.mark.filterwarnings("ignore:resumed from")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_resume_is_what_the_table_says(kind, tmp_path):
+    seed()
+    whole = trained_kind(kind, checkpoint=SaveCheckpoint(tmp_path, every_steps=1, keep_last=99))
+    whole.run(max_epochs=2, epoch_length=kind.epoch_length)
+    assert whole.state.optimizer_step == 2 * BATCHES
+    found = {"between": set(), "within": set()}
+    for step in range(1, 2 * BATCHES):
+        seed(5)  # what was not restored shows
+        checkpoint = tmp_path / f"step_{step:08d}"
+        resumed = trained_kind(kind, resume_from=ResumeCheckpoint(checkpoint))
+        resumed.run(max_epochs=2)
+        part = resumed.resume_report.parts["data"]
+        assert part.level == "exact" or kind.why in part.reason
+        same = torch.equal(weights(resumed.model), weights(whole.model))
+        found["within" if step % BATCHES else "between"].add((part.level, same))
+    assert found == {"between": {kind.between}, "within": {kind.within}}
+
+
+@pytest.mark.parametrize(("make", "message"), [each[1:] for each in ERRORS])
+def test_what_cannot_be_trained_on_is_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(make(), batch_processor=batch_loss).run(max_epochs=2)
+
+
+def test_readme_has_the_table():
+    rows = [kind.row for kind in KINDS]
+    rows += [f"| {name} | error | error | {message} |" for name, _, message in ERRORS]
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert "\n".join(rows) in readme
