@@ -156,11 +156,22 @@ class _Workers(_Checked):
     states: list[_WorkerState | None]
 
 
+class _PlaceOfData(_Checked):
+    of: str
+    ahead: NonNegativeInt
+    is_cut: bool
+    keeper: Any
+    objects: dict[str, Any]
+    random: _RandomDict
+    generators: Annotated[dict[str, Any], AfterValidator(_generators)]
+
+
 class _Data(_Checked):
     position: Annotated[list[NonNegativeInt], AfterValidator(_pair)]
     samples: NonNegativeInt | None = None
     workers: _Workers | None = None
     source: _Source
+    place: _PlaceOfData | None = None
     facts: dict[str, int | str | None]
 
 

@@ -20,6 +20,7 @@ class ChangedData:
         samples: how many samples of all processes these are; None if that is not certain.
         batches_left: how many batches the pass has behind these samples now; None if not known.
         window: batches in a full window of the optimizer.
+        has_state: whether the data have a state that tells the place.
     """
 
     then: Facts
@@ -28,6 +29,7 @@ class ChangedData:
     samples: int | None
     batches_left: int | None
     window: int
+    has_state: bool = False
 
     @property
     def keeps_samples(self) -> bool:
@@ -37,7 +39,7 @@ class ChangedData:
     @property
     def begins_anew(self) -> bool:
         """Whether the place has no meaning in the data of now, and so the next pass begins."""
-        if not self.batches or self.keeps_samples:
+        if not self.batches or self.keeps_samples or self.has_state:
             return False
         names = ("samples a pass", "samples a batch", "batches a pass")
         return any(self._differs(name) for name in names)
@@ -73,6 +75,8 @@ class ChangedData:
         passes = f"a pass has {self._steps(self.now)}, and had {self._steps(self.then)}"
         if not self.batches:
             return passes
+        if not self.keeps_samples:
+            return "the data go on from their state"
         left = (self.now["samples a pass"] or 0) - (self.samples or 0)
         return (
             f"the {left} samples left of this pass come in {self._steps_of(self.batches_left)}, "

@@ -90,6 +90,8 @@ class DataFeed:
         self._held: Generator[Any, None, None] | None = None
         self.holds_iterator = False
         self._end = PassEnd(self._source, accelerator if agrees else None)
+        if accelerator is not None:
+            self._source.places.window = accelerator.gradient_accumulation_steps
         self.is_last = False
         self.promised_length: int | None = None
         if self._end.length == 0 and not self._may_be_empty:
@@ -253,11 +255,12 @@ class DataFeed:
             "workers": self._source.workers_before(position),
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
+            "place": self._source.places.state_dict(self._source, position),
         }
 
     def doubts(self) -> list[str]:
         """Returns why the data may have a state that ``state_dict`` does not have."""
-        return self._source.doubts()
+        return [*self._source.doubts(), *self._source.places.doubts(self._source)]
 
     def begins_anew(self, state_dict: Mapping[str, Any]) -> bool:
         """Whether that place has no meaning in these data, so that their next pass begins."""
@@ -285,6 +288,7 @@ class DataFeed:
             samples=samples,
             batches_left=None if samples is None else self._source.batches_behind(samples),
             window=accelerator.gradient_accumulation_steps if accelerator else 1,
+            has_state=self._source.places.takes(self._source, state_dict.get("place")),
         )
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
@@ -292,17 +296,21 @@ class DataFeed:
         if not self._source.can_repeat:
             return ["an iterator can not be moved: it goes on from where it is"]
         found = []
+        places, place = self._source.places, state_dict.get("place")
         generators = state_dict["source"]["generators"].keys()
         for name in sorted(generators ^ self._source.generators.keys()):
-            when = "then" if name in generators else "now"
-            found.append(f"there is a random generator {name} only {when}")
+            if not places.restores(self._source, place, name):
+                when = "then" if name in generators else "now"
+                found.append(f"there is a random generator {name} only {when}")
         begins_anew = self._changed(state_dict).begins_anew
         is_within = state_dict["position"][1] and not begins_anew
         has_workers = state_dict["source"].get("has_workers")
-        if is_within and not self._source.is_entered_exactly:
+        found += places.differences(self._source, place)
+        is_placed = self._source.is_entered_exactly or places.takes(self._source, place)
+        if is_within and not is_placed:
             found.append(
                 "batches that were given are gone through again: what they draw at random is drawn "
-                "anew until this pass ends; without such draws it is exact"
+                f"anew until this pass ends; without such draws it is exact{self._source.remedy}"
             )
         if self._workers_of(state_dict) is not None:
             pass  # they go on from their states
@@ -332,12 +340,14 @@ class DataFeed:
         next pass. An iterator stays where it is.
         """
         self._source.load_state_dict(state_dict["source"])
-        position, changed = FeedPosition(*state_dict["position"]), self._changed(state_dict)
+        position, place = FeedPosition(*state_dict["position"]), state_dict.get("place")
+        changed = self._changed(state_dict)
         if changed.begins_anew:
-            position = FeedPosition(position.data_pass + 1, 0)
+            position, place = FeedPosition(position.data_pass + 1, 0), None
         elif changed.keeps_samples and changed.samples is not None:
             self._source.place_samples(position, changed.samples)
         self._source.place_workers(position, self._workers_of(state_dict))
+        self._source.places.load_state_dict(self._source, position, place)
         self.seek(position)
         with RandomState.preserved(generators=self.generators):
             self._ask_length()

@@ -25,7 +25,7 @@ from torch.utils.data import IterableDataset
 from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.core.object_graph import stored_values
 
-__all__ = ["OwnStates"]
+__all__ = ["Objects", "OwnStates", "is_plain"]
 
 _MAX_ELEMENTS = 64  # of a container or a tensor whose values are compared; else their number is
 _MAX_DEPTH = 3
@@ -75,7 +75,7 @@ class OwnStates:
             return []
         present = _present(objects)
         names = sorted(_changed(self._first, _values(present)) - self._set_by_epoch)
-        names += [name for name, each in _stateful(present) if not _is_plain(each.state_dict())]
+        names += [name for name, each in _stateful(present) if not is_plain(each.state_dict())]
         if not names:
             return []
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
@@ -85,10 +85,15 @@ class OwnStates:
             "no state_dict that is saved"
         ]
 
+    @staticmethod
+    def stateful(objects: Objects) -> dict[str, Any]:
+        """Returns the objects that have a state which is saved."""
+        return dict(_stateful(_present(objects)))
+
     def state_dict(self, objects: Objects) -> dict[str, Any]:
         """Returns the states of the objects that have one."""
-        states = {name: each.state_dict() for name, each in _stateful(_present(objects))}
-        return {name: state for name, state in states.items() if _is_plain(state)}
+        states = {name: each.state_dict() for name, each in self.stateful(objects).items()}
+        return {name: state for name, state in states.items() if is_plain(state)}
 
     def load_state_dict(self, objects: Objects, state_dict: Mapping[str, Any]) -> None:
         """Restores those that are here too."""
@@ -189,7 +194,7 @@ def _frozen_array(value: Any) -> Any:
     )
 
 
-def _is_plain(state: Any) -> bool:
+def is_plain(state: Any) -> bool:
     """Returns whether a state is made of what is loaded without running code."""
     waiting = [state]
     while waiting:

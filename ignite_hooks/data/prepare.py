@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.accelerators import unlisted
 from ignite_hooks.data.indexed_source import IndexedLoader
+from ignite_hooks.data.place_states import has_state
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import OwnLoader
 from ignite_hooks.data.sources import PlainIterable
@@ -23,6 +24,7 @@ __all__ = ["can_prepare", "changes_iteration", "device_of_batches", "source_of"]
 
 _KNOWN = {"torch", "torchdata"}  # the libraries whose loaders can be made again
 _ITERATION = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
+_STATE = {"state_dict", "load_state_dict"}
 
 
 def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
@@ -34,6 +36,9 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
         return PlainIterable(data, even_batches)
     if changes_iteration(data):
         _refuse_own_iteration(data, accelerator)
+        return OwnLoader(data, even_batches)
+    is_alone = accelerator is None or accelerator.num_processes == 1
+    if is_alone and _has_own_state(data):  # which a loader that is made again has not
         return OwnLoader(data, even_batches)
     loader: Any = data
     if accelerator is not None:
@@ -55,10 +60,20 @@ def changes_iteration(loader: DataLoader[Any]) -> bool:
     """
     if isinstance(loader, DataLoaderAdapter):
         return False  # it was made already
+    return _overrides(loader, _ITERATION) or not _ITERATION.isdisjoint(vars(loader))
+
+
+def _has_own_state(loader: DataLoader[Any]) -> bool:
+    if isinstance(loader, DataLoaderAdapter):
+        return False
+    return has_state(loader) and _overrides(loader, _STATE)
+
+
+def _overrides(loader: DataLoader[Any], names: set[str]) -> bool:
+    """Returns whether the class of a loader has others of these methods than its library's."""
     kind = type(loader)
     known = next(each for each in kind.__mro__ if each.__module__.partition(".")[0] in _KNOWN)
-    is_own = any(getattr(kind, name) is not getattr(known, name) for name in _ITERATION)
-    return is_own or not _ITERATION.isdisjoint(vars(loader))
+    return any(getattr(kind, name, None) is not getattr(known, name, None) for name in names)
 
 
 def can_prepare(data: Any) -> bool:

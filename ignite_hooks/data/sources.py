@@ -13,12 +13,14 @@ from contextlib import AbstractContextManager
 from contextlib import ExitStack
 from contextlib import contextmanager
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher
 from accelerate.data_loader import DataLoaderShard
+from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import find_batch_size
 from accelerate.utils import slice_tensors
 from accelerate.utils import synchronize_rng_states
@@ -29,7 +31,14 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.active_loader import activated
+from ignite_hooks.data.own_states import Objects
 from ignite_hooks.data.own_states import OwnStates
+from ignite_hooks.data.place_states import PlaceKeeper
+from ignite_hooks.data.place_states import PlaceStates
+from ignite_hooks.data.place_states import has_state
+from ignite_hooks.data.place_states import is_stateful_loader
+from ignite_hooks.data.place_states import keeper_of
+from ignite_hooks.data.place_states import stateful_loader
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
@@ -74,6 +83,14 @@ def order_parts(loader: Any) -> dict[str, Any]:
     return {name: getattr(loader, name, None) for name in names}
 
 
+_PADDED = (
+    "the samples that Accelerate repeats to fill the last batch of this pass are the first ones "
+    "after the place it goes on from; with drop_last=True none are"
+)
+_WITH_TORCHDATA = (
+    " (with torchdata installed a StatefulDataLoader asks the data set's copies in the workers for "
+    "their states instead)"
+)
 # What these have is what they give.
 _CERTAIN = (Sequence, Set, Mapping, MappingView, torch.Tensor)
 
@@ -98,13 +115,25 @@ class PlainIterable:
         self._search_generators = GeneratorSearch(_parts_of)
         self.own_states = OwnStates()
         self.furthest = FeedPosition(0, 0)  # that was come to before going back
+        self.places = PlaceStates()
         self._begun: tuple[int, RandomState] | None = None
         self._opening: tuple[int, RandomState] | None = None  # until the first batch is there
 
     @property
     def can_repeat(self) -> bool:
-        """Whether batches that were given can be given again; an iterator's can not."""
-        return self._iterator is None
+        """Whether batches that were given can be given again; an iterator needs a state for it."""
+        return self._iterator is None or self.keeper is not None
+
+    @property
+    def keeper(self) -> PlaceKeeper | None:
+        """The object whose state tells the place in the data, if there is one."""
+        has_place = has_state(self.loader) and not isinstance(self.loader, _CERTAIN)
+        return keeper_of(self.loader, ("data",)) if has_place else None
+
+    @property
+    def remedy(self) -> str:
+        """What would have the place told by a state, where that is known; else nothing."""
+        return ""
 
     @property
     def length(self) -> int | None:
@@ -141,15 +170,23 @@ class PlainIterable:
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The objects that batches come from, by name. A single iterator cannot be moved at all."""
-        return {} if self._iterator is not None else {"data": self.loader}
+        """The objects that batches come from, by name; none of what cannot be moved at all."""
+        return {"data": self.loader} if self.can_repeat else {}
+
+    @property
+    def beside_keeper(self) -> Objects:
+        """The objects whose states are not in that of the object that keeps the place."""
+        watched, keeper = self.found_generators.watched, self.keeper
+        if keeper is None:
+            return watched
+        return {name: get for name, get in watched.items() if not keeper.has(name)}
 
     def tell_pass(self, data_pass: int) -> None:
         """Tells the loader, its samplers and the data set which pass comes, from 0.
 
         They may be anywhere in a loader of loaders. What has ``set_epoch`` tells what is within it.
         """
-        with self.own_states.told(self.found_generators.watched):
+        with self.own_states.told(self.beside_keeper):
             for each in self._to_tell():
                 each.set_epoch(data_pass)
 
@@ -177,7 +214,16 @@ class PlainIterable:
         """Tells Accelerate that the batch to come is the last of the pass."""
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """The batches of pass ``data_pass`` (from 0) but the first ``skip``.
+        """Returns the batches of pass ``data_pass`` (from 0) but the first ``skip``.
+
+        Data that tell their place are given the state that they had there.
+        """
+        if self.keeper is None:
+            return self.replayed(data_pass, skip)
+        return self.places.batches(self, FeedPosition(data_pass, skip))
+
+    def replayed(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
+        """Yields the batches of a pass but the first ``skip``, without the help of a state.
 
         A pass that was begun before is entered again: the order of its samples is drawn from the
         generators as they were when it began, and then they are put back as they are now.
@@ -199,7 +245,7 @@ class PlainIterable:
 
     def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
         """Begins a pass, with the random numbers of the first attempt if that broke off."""
-        self.own_states.begin(self.found_generators.watched)
+        self.own_states.begin(self.beside_keeper)
         if self._opening is not None and self._opening[0] == data_pass:
             self._opening[1].restore()
         else:
@@ -212,6 +258,30 @@ class PlainIterable:
         with RandomState.preserved(generators=self.generators):
             begun.restore()
             yield
+
+    def continued(self, skip: int) -> Iterator[Any]:
+        """Returns the batches that follow a state which the data were given just now.
+
+        Args:
+            skip: how many batches of its pass come before that state.
+        """
+        loaders = [*self._loaders_within().values()] if skip else []
+        if loaders:
+            with_workers = [each for each in loaders if each.num_workers]
+            return _started_late(self.loader, with_workers, _seeded_aside(loaders))
+        if self._iterator is None:
+            return self._open()
+        return _without_closing(self._iterator if skip else iter(self._iterator))
+
+    def begun_with(self, data_pass: int) -> RandomState | None:
+        """Returns the global generators as they were when a pass began, if that is known."""
+        if self._begun is None or self._begun[0] != data_pass:
+            return None
+        return replace(self._begun[1], generators={})
+
+    def forget_pass(self) -> None:
+        """Takes no pass for begun."""
+        self._begun = self._opening = None
 
     def end_pass(self, data_pass: int, given: int) -> None:
         """Ends a pass all of whose batches were given, and whose end broke off."""
@@ -237,7 +307,7 @@ class PlainIterable:
         return {
             "begun": begun,
             "generators": {name: state_of(each) for name, each in found.named.items()},
-            "objects": self.own_states.state_dict(found.watched),
+            "objects": self.own_states.state_dict(self.beside_keeper),
         }
 
     def samples_before(self, position: FeedPosition) -> int | None:
@@ -275,10 +345,10 @@ class PlainIterable:
         staying = [
             f"{path} has workers that stay from pass to pass, and a process that resumes starts "
             "others, with a random number more: without persistent_workers there is no difference"
-            for path, loader in self._loaders_within()
+            for path, loader in self._loaders_within().items()
             if loader.persistent_workers and getattr(loader, "_iterator", None) is not None
         ]
-        return [*found.doubts, *self.own_states.doubts(found.watched), *staying]
+        return [*found.doubts, *self.own_states.doubts(self.beside_keeper), *staying]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes that pass for begun here. Of the generators those are set that have a state."""
@@ -289,19 +359,18 @@ class PlainIterable:
             self._begun = begun["data_pass"], random
         for name in generators.keys() & states.keys():
             set_state(generators[name], states[name])
-        objects = self.found_generators.watched
+        objects = self.beside_keeper
         self.own_states.load_state_dict(objects, state_dict.get("objects", {}))
 
-    def _loaders_within(self) -> list[tuple[str, DataLoader[Any]]]:
-        """Returns the loaders with workers in a loader of loaders, by the path to each."""
+    def _loaders_within(self) -> dict[str, DataLoader[Any]]:
+        """Returns the loaders in a loader of loaders, by the path to each."""
         if isinstance(self.loader, DataLoader):
-            return []
-        found = [(path, get()) for path, get in self.found_generators.watched.items()]
-        loaders = [(path, each) for path, each in found if isinstance(each, DataLoader)]
-        return [(path, each) for path, each in loaders if each.num_workers]
+            return {}
+        found = {path: get() for path, get in self.found_generators.watched.items()}
+        return {path: each for path, each in found.items() if isinstance(each, DataLoader)}
 
     def _open(self) -> Iterator[Any]:
-        loaders = [each for _, each in self._loaders_within()]
+        loaders = [each for each in self._loaders_within().values() if each.num_workers]
         return _started_late(self.loader, loaders) if loaders else iter(self.loader)
 
     def _reopen(self, data_pass: int, skip: int) -> Iterator[Any]:
@@ -312,6 +381,11 @@ class PlainIterable:
 
 class AdaptedLoader(PlainIterable):
     """A prepared loader that must iterate itself: it dispatches batches to the other processes."""
+
+    @property
+    def keeper(self) -> PlaceKeeper | None:
+        """None: one process reads for all."""
+        return None
 
     @property
     def roots(self) -> dict[str, Any]:
@@ -360,19 +434,56 @@ class TorchLoader(PlainIterable):
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
+        self._stateful: DataLoader[Any] | None = None
         super().__init__(loader, even_batches)
+        self._stateful = self._made_stateful()
         self._drew_seed = True  # for the workers of the pass that was begun last
         self._had_workers = False
-        if hasattr(self.base, "load_state_dict"):
-            # torchdata's: Accelerate has asked for its state, which began an iterator, and with it
-            # drew its random numbers, before any pass.
-            self.base.load_state_dict({})
+        self._is_continued = False
+        base: Any = self.base
+        if is_stateful_loader(base):
+            # Accelerate has asked for its state, which began an iterator, and with it drew its
+            # random numbers, before any pass.
+            base.load_state_dict({})
 
     @property
     def base(self) -> DataLoader[Any]:
         """The torch loader under Accelerate's adapter."""
         base: DataLoader[Any] = getattr(self.loader, "base_dataloader", self.loader)
-        return base
+        return base if self._stateful is None else self._stateful
+
+    def _made_stateful(self) -> DataLoader[Any] | None:
+        """Returns a loader that is iterated in place of torch's, which cannot ask its workers."""
+        base = self.base
+        if type(base) is not DataLoader or not base.num_workers or not self._is_stateful_stream:
+            return None
+        return None if _is_shard(base.dataset) else stateful_loader(base)
+
+    @property
+    def _is_stateful_stream(self) -> bool:
+        stream = _unsharded(self.base.dataset)
+        return isinstance(stream, IterableDataset) and has_state(stream)
+
+    @property
+    def keeper(self) -> PlaceKeeper | None:
+        """A stream with a state of its own, or the loader whose workers have copies of it."""
+        base: Any = self.base
+        dataset = base.dataset
+        if not self._is_stateful_stream or _is_seeded(dataset):
+            return None
+        if base.num_workers:
+            is_asked = is_stateful_loader(base) and not _is_shard(dataset)
+            return keeper_of(base, ("loader", "dataset"), base.num_workers) if is_asked else None
+        if not _is_shard(dataset):
+            return PlaceKeeper(dataset, ("dataset",))
+        pads = dataset.num_processes > 1 and not dataset.drop_last
+        return PlaceKeeper(dataset.dataset, ("dataset.dataset",), caveat=_PADDED if pads else None)
+
+    @property
+    def remedy(self) -> str:
+        """Where workers could be asked for the states of their copies of the data set."""
+        can_be_asked = self._is_stateful_stream and not _is_shard(self.base.dataset)
+        return _WITH_TORCHDATA if can_be_asked and self.keeper is None else ""
 
     @property
     def roots(self) -> dict[str, Any]:
@@ -451,12 +562,23 @@ class TorchLoader(PlainIterable):
         self._drew_seed = not self._has_workers  # those that are there are not given a new one
         return super()._begin(data_pass, skip)
 
+    def continued(self, skip: int) -> Iterator[Any]:
+        """As its base does."""
+        self._is_continued = skip > 0
+        try:
+            return self._open()
+        finally:
+            self._is_continued = False
+
     @contextmanager
-    def _as_seeded(self) -> Iterator[None]:
+    def _as_seeded(self, *, is_continued: bool = False) -> Iterator[None]:
         """While an iteration begins: as many numbers are drawn for workers as in the other one."""
         base = self.base
         forget_dead_workers(base)
-        if self._drew_seed == (not self._stays):
+        if is_continued:
+            with _seeded_aside([base]):
+                yield
+        elif self._drew_seed == (not self._stays):
             yield
         elif self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
@@ -474,7 +596,7 @@ class TorchLoader(PlainIterable):
         return getattr(self.loader, "skip_batches", 0)
 
     def _open(self) -> Iterator[Any]:
-        with self._as_seeded():
+        with self._as_seeded(is_continued=self._is_continued):
             batches = started(self.base)
         return islice(batches, self._skipped, None) if self._skipped else batches
 
@@ -485,12 +607,42 @@ class OwnLoader(TorchLoader):
     Its number of batches is a promise. No batch is left out but by asking for it.
     """
 
+    @property
+    def keeper(self) -> PlaceKeeper | None:
+        """The loader: its class may hold samples that its data set has given."""
+        is_stream = isinstance(self.base.dataset, IterableDataset)
+        # torchdata's goes through a stream again that has no state.
+        is_asked = not (is_stream and is_stateful_loader(self.base)) or self._is_stateful_stream
+        paths = ("loader", *data_parts(self.base), *order_parts(self.base))
+        has_place = has_state(self.loader) and is_asked
+        return keeper_of(self.loader, paths, self.base.num_workers) if has_place else None
+
+    def _made_stateful(self) -> None:
+        """Returns None: the loader is iterated as it is."""
+
     def _to_tell(self) -> list[Any]:
         """The loader alone, if it can be told: it may tell its parts another number."""
         return [self.loader] if hasattr(self.loader, "set_epoch") else super()._to_tell()
 
     def _open(self) -> Iterator[Any]:
-        return _started_late(self.loader, [self.loader], self._as_seeded())
+        return _started_late(
+            self.loader, [self.loader], self._as_seeded(is_continued=self._is_continued)
+        )
+
+
+def _is_shard(dataset: Any) -> bool:
+    return isinstance(dataset, IterableDatasetShard)
+
+
+def _unsharded(dataset: Any) -> Any:
+    return dataset.dataset if _is_shard(dataset) else dataset
+
+
+def _is_seeded(dataset: Any) -> bool:
+    """Returns whether Accelerate seeds a generator of a stream whenever it is iterated."""
+    stream = _unsharded(dataset)
+    has_generator = isinstance(getattr(stream, "generator", None), torch.Generator)
+    return _is_shard(dataset) and has_generator and not hasattr(stream, "set_epoch")
 
 
 def _without_closing(iterator: Iterator[Any]) -> Iterator[Any]:
@@ -500,6 +652,24 @@ def _without_closing(iterator: Iterator[Any]) -> Iterator[Any]:
             yield next(iterator)
         except StopIteration:
             return
+
+
+@contextmanager
+def _seeded_aside(loaders: Iterable[Any]) -> Iterator[None]:
+    """While an iteration begins that had begun before: loaders draw no seed for their workers.
+
+    They draw it from a generator that nobody else uses.
+    """
+    found = [(each, each.generator) for each in loaders]
+    for loader, generator in found:
+        state = torch.get_rng_state() if generator is None else generator.get_state()
+        loader.generator = torch.Generator()
+        loader.generator.set_state(state)
+    try:
+        yield
+    finally:
+        for loader, generator in found:
+            loader.generator = generator
 
 
 def _started_late(

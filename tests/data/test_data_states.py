@@ -1,0 +1,294 @@
+"""Data with a state of their own are asked for it, and nothing is gone through again."""
+
+import io
+
+import pytest
+import torch
+import torchdata.nodes
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
+from torch.utils.data import get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from ignite_hooks import DataFeed
+
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
+
+SIZE = 5  # samples, or batches, of a pass
+
+
+class Walk:
+    """Goes on over all passes: its samples are the steps of one random walk."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(1)
+        self.place = torch.zeros(1)
+        self.index = self.drawn = 0
+
+    def __iter__(self):
+        while self.index < SIZE:
+            self.index += 1
+            self.drawn += 1
+            self.place += torch.rand(1, generator=self.generator)  # in place: its state is copied
+            yield self.place + torch.rand(1)  # augmented
+        self.index = 0
+
+    def state_dict(self):
+        return {
+            "place": self.place,
+            "index": self.index,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state):
+        self.place, self.index = state["place"], state["index"]
+        self.generator.set_state(state["generator"])
+
+
+class Skipping(Walk):
+    """Each pass begins at 0, but for the one after a state was loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = 0
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        for self.index in range(start + 1, SIZE + 1):
+            self.drawn += 1
+            yield torch.tensor([float(self.index)]) + torch.rand(1)
+
+    def state_dict(self):
+        return {"index": self.index}
+
+    def load_state_dict(self, state):
+        self.index = self.start = state["index"]
+
+
+class Seeded(Walk):
+    """``set_epoch`` seeds a generator; the order is drawn from it when a pass begins."""
+
+    def set_epoch(self, epoch):
+        self.generator.manual_seed(epoch)
+
+    def __iter__(self):
+        self.start = getattr(self, "start", 0)
+        self.before = self.generator.get_state()
+        start, self.start = self.start, 0
+        order = torch.randperm(SIZE, generator=self.generator)
+        for self.index in range(start + 1, SIZE + 1):
+            self.drawn += 1
+            yield order[self.index - 1 :][:1] + torch.rand(1)
+
+    def state_dict(self):
+        return {"index": self.index, "before": getattr(self, "before", self.generator.get_state())}
+
+    def load_state_dict(self, state):
+        self.index = self.start = state["index"]
+        self.generator.set_state(state["before"])
+
+
+class Itself(Walk):
+    """An iterator that begins its next pass when it is asked for itself."""
+
+    def __iter__(self):
+        self.index = 0
+        return self
+
+    def __next__(self):
+        if self.index == SIZE:
+            raise StopIteration
+        self.index += 1
+        self.drawn += 1
+        self.place += torch.rand(1, generator=self.generator)
+        return self.place + torch.rand(1)
+
+
+class Samples(Walk, IterableDataset):
+    pass
+
+
+class Passes(Seeded, IterableDataset):
+    pass
+
+
+class Split(Skipping, IterableDataset):
+    """Gives each worker its own samples."""
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        shift = 10.0 * get_worker_info().id
+        for self.index in range(start + 1, SIZE + 1):
+            yield torch.tensor([shift + self.index])
+
+
+class Counting:
+    """A ``collate_fn`` with a state that is not in that of the samples."""
+
+    def __init__(self):
+        self.batches = 0
+
+    def __call__(self, samples):
+        self.batches += 1
+        return torch.cat([*samples, torch.tensor([float(self.batches)])])
+
+    def state_dict(self):
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state):
+        self.batches = state["batches"]
+
+
+class Streaming(DataLoader):
+    """Tells its place by itself, as loaders of sharded data on disks of others do."""
+
+    def state_dict(self):
+        return {"dataset": self.dataset.state_dict()}
+
+    def load_state_dict(self, state):
+        self.dataset.load_state_dict(state["dataset"])
+
+
+class HalvingStateful(StatefulDataLoader):
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield batch / 2
+
+
+class Halving(Streaming):
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield batch / 2
+
+
+def nodes(dataset):
+    sampler = torch.utils.data.RandomSampler(range(SIZE))
+    node = torchdata.nodes.SamplerWrapper(sampler)
+    return torchdata.nodes.Loader(torchdata.nodes.Batcher(node, 2, drop_last=False))
+
+
+def with_generator(dataset):
+    return DataLoader(dataset, 2, generator=torch.Generator().manual_seed(3))
+
+
+KINDS = {
+    "a stream of batches": (Walk, lambda data: data),
+    "a stream that skips": (Skipping, lambda data: data),
+    "a stream that is seeded": (Seeded, lambda data: data),
+    "an iterator": (Itself, lambda data: data),
+    "torchdata's nodes": (Skipping, nodes),
+    "a loader": (Samples, lambda data: DataLoader(data, 2)),
+    "a loader of single samples": (Samples, lambda data: DataLoader(data, batch_size=None)),
+    "a loader with a generator": (Samples, with_generator),
+    "a loader with a stateful collate_fn": (
+        Samples,
+        lambda data: DataLoader(data, 2, collate_fn=Counting()),
+    ),
+    "a loader of a stream that is seeded": (Passes, lambda data: DataLoader(data, 2)),
+    "torchdata's loader": (Samples, lambda data: StatefulDataLoader(data, 2)),
+    "torchdata's loader that iterates": (Samples, lambda data: HalvingStateful(data, 2)),
+    "torchdata's loader of a shuffled data set": (
+        Skipping,
+        lambda data: HalvingStateful(torch.arange(SIZE), 2, shuffle=True),
+    ),
+    "a loader with a state": (Samples, lambda data: Streaming(data, 2)),
+    "a loader with a state that iterates": (Samples, lambda data: Halving(data, 2)),
+}
+WORKERS = {
+    "a loader with workers": (Split, lambda data: DataLoader(data, 2, num_workers=2)),
+    "torchdata's loader with workers": (
+        Split,
+        lambda data: StatefulDataLoader(data, 2, num_workers=2),
+    ),
+    "a loader with workers that stay": (
+        Split,
+        lambda data: DataLoader(data, 2, num_workers=1, persistent_workers=True),
+    ),
+}
+
+
+def take(feed, count, taken=None):
+    """Gives ``count`` batches, each with a number that a model draws."""
+    taken, batches = [] if taken is None else taken, iter(feed)
+    while len(taken) < count:
+        for batch in batches:
+            taken.append(torch.as_tensor(batch).flatten().tolist() + torch.rand(1).tolist())
+            if len(taken) == count:
+                break
+        else:
+            batches = iter(feed)
+    if feed.is_last:
+        feed.finish()
+    feed.close()
+    return taken
+
+
+def carried(state):
+    """A state as a checkpoint has it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def an_accelerator(name):
+    config = DataLoaderConfiguration(use_stateful_dataloader=name == "stateful")
+    return None if name == "none" else Accelerator(cpu=True, dataloader_config=config)
+
+
+def resumes(kind, wrap, accelerator, count):
+    """Yields a resumed feed and what it gives, for each place in ``count`` batches."""
+
+    def feed():
+        data = kind()
+        return data, DataFeed(wrap(data), accelerator)
+
+    torch.manual_seed(1)
+    whole = take(feed()[1], count)
+    for given in range(count):
+        torch.manual_seed(1)
+        _, first = feed()
+        assert take(first, given) == whole[:given]
+        state, random = carried(first.state_dict()), torch.get_rng_state()
+        assert first.doubts() == []
+        data, other = feed()
+        differences = other.differences(state)
+        other.load_state_dict(state)
+        torch.set_rng_state(random)
+        assert take(other, count - given) == whole[given:], given
+        yield given, data, differences
+        # A resumed feed can be left and resumed too.
+        torch.set_rng_state(random)
+        other.load_state_dict(state)
+        further = (given + count) // 2
+        taken = take(other, further - given)
+        state, random = carried(other.state_dict()), torch.get_rng_state()
+        assert take(other, count - further) == whole[further:]  # or continued
+        _, third = feed()
+        third.load_state_dict(state)
+        torch.set_rng_state(random)
+        assert taken + take(third, count - further) == whole[given:]
+
+
+@pytest.mark.parametrize("name", ["none", "prepared", "stateful"])
+@pytest.mark.parametrize(("kind", "wrap"), KINDS.values(), ids=KINDS)
+def test_a_resumed_feed_goes_on_without_a_replay(name, kind, wrap):
+    accelerator = an_accelerator(name)
+    passes = 3
+    per_pass = len(take_pass(DataFeed(wrap(kind()), accelerator)))
+    for given, data, differences in resumes(kind, wrap, accelerator, passes * per_pass):
+        assert differences == []
+        assert data.drawn <= passes * SIZE - SIZE * given // per_pass + 2
+
+
+def take_pass(feed):
+    return [*feed]
+
+
+@pytest.mark.parametrize("name", ["prepared", "stateful"])
+@pytest.mark.parametrize(("kind", "wrap"), WORKERS.values(), ids=WORKERS)
+def test_workers_are_asked_for_their_states(name, kind, wrap):
+    for _, _, differences in resumes(kind, wrap, an_accelerator(name), 8):
+        assert all("its workers" in each or "workers that stay" in each for each in differences)
