@@ -250,6 +250,12 @@ REFUSED = {
     ),
     "no facts": (RANK, ("data", "facts"), None, r"data\.facts must be a valid dictionary"),
     "no position": (RANK, ("data", "position"), [1], "must be a pass and a number of batches"),
+    "a place in the data without its state": (
+        RANK,
+        ("data", "place"),
+        {"of": "data (Stream)", "ahead": -1},
+        r"data\.place\.ahead must be greater than or equal to 0",
+    ),
     "no groups": (OPTIMIZER, (), {}, "param_groups is missing"),
     "parameters in another order": (
         OPTIMIZER,

@@ -1,18 +1,23 @@
 """Data with a state of their own are asked for it, and nothing is gone through again."""
 
 import io
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchdata.nodes
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from ignite.engine import Events
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
 from torch.utils.data import get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ignite_hooks import DataFeed
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
 
@@ -21,6 +26,8 @@ SIZE = 5  # samples, or batches, of a pass
 
 class Walk:
     """Goes on over all passes: its samples are the steps of one random walk."""
+
+    noise = 1.0
 
     def __init__(self):
         self.generator = torch.Generator().manual_seed(1)
@@ -32,7 +39,7 @@ class Walk:
             self.index += 1
             self.drawn += 1
             self.place += torch.rand(1, generator=self.generator)  # in place: its state is copied
-            yield self.place + torch.rand(1)  # augmented
+            yield self.place + self.noise * torch.rand(1)  # augmented
         self.index = 0
 
     def state_dict(self):
@@ -292,3 +299,162 @@ def take_pass(feed):
 def test_workers_are_asked_for_their_states(name, kind, wrap):
     for _, _, differences in resumes(kind, wrap, an_accelerator(name), 8):
         assert all("its workers" in each or "workers that stay" in each for each in differences)
+
+
+# In a trainer
+
+
+def a_trainer(data, accumulation=2, dropout=0.5, **options):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(1, 4), torch.nn.Dropout(dropout), torch.nn.Linear(4, 1)
+    model = torch.nn.Sequential(*layers)
+    return create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        data=data,
+        batch_processor=lambda model, x: (x, F.mse_loss(model(x.view(-1, 1)), x.view(-1, 1))),
+        accelerator=Accelerator(cpu=True, gradient_accumulation_steps=accumulation),
+        **options,
+    )
+
+
+def weights(trainer):
+    return torch.cat([each.detach().flatten() for each in trainer.model.parameters()]).tolist()
+
+
+TRAINED = ("a stream of batches", "a loader", "torchdata's loader that iterates")
+IN_TRAINING = {name: KINDS[name] for name in TRAINED}
+
+
+@pytest.mark.parametrize(("kind", "wrap"), IN_TRAINING.values(), ids=IN_TRAINING)
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, kind, wrap):
+    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last=99)
+    whole = a_trainer(wrap(kind()), checkpoint=save)
+    whole.run(max_epochs=2)
+    folders = sorted(tmp_path.glob("step_*"))
+    assert len(folders) == whole.state.optimizer_step
+    for folder in folders:
+        resumed = a_trainer(wrap(kind()), resume_from=folder)
+        resumed.run(max_epochs=2)
+        assert weights(resumed) == weights(whole)
+        assert resumed.resume_report.is_exact
+
+
+class Broken(Exception):
+    pass
+
+
+def break_off(trainer, iteration, **limits):
+    """Runs, and fails as that iteration starts."""
+
+    def fail(engine):
+        raise Broken
+
+    failing = trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), fail)
+    with failing, pytest.raises(Broken):
+        trainer.run(**limits)
+
+
+@pytest.mark.parametrize(("kind", "wrap"), IN_TRAINING.values(), ids=IN_TRAINING)
+def test_a_failed_run_goes_on_from_its_last_step(kind, wrap):
+    def run(fails_at=None):
+        data = kind()
+        data.noise = 0.0  # random numbers that a broken window has drawn are drawn
+        trainer = a_trainer(wrap(data), accumulation=3, dropout=0.0)
+        if fails_at is not None:
+            break_off(trainer, fails_at, max_epochs=2)
+        trainer.run(max_epochs=2)
+        assert data.drawn <= 2 * SIZE + (0 if fails_at is None else 2 * 4)
+        return weights(trainer), trainer.state.iteration
+
+    whole = run()
+    for fails_at in range(1, whole[1] + 1):
+        assert run(fails_at) == whole
+
+
+class Endless(Walk):
+    def __iter__(self):
+        while True:
+            self.drawn += 1
+            self.place += torch.rand(1, generator=self.generator)
+            yield self.place.clone()
+
+
+def test_an_endless_stream_is_not_gone_through_again():
+    data = Endless()
+    trainer = a_trainer(data, accumulation=4)
+    trainer.run(max_steps=10)
+    assert data.drawn == 41
+    break_off(trainer, 55, max_steps=20)
+    assert data.drawn == 57  # one was ahead when the first run ended
+    trainer.run(max_steps=20)
+    assert data.drawn == 57 + 81 - 52
+
+
+# What cannot be done
+
+
+def test_a_checkpoint_without_a_state_is_resumed_as_before():
+    torch.manual_seed(1)
+    whole = take(DataFeed(Skipping(), None), 8)
+    torch.manual_seed(1)
+    first = DataFeed(Skipping(), None)
+    take(first, 3)
+    state, random = carried(first.state_dict()), torch.get_rng_state()
+    del state["place"]
+    data = Skipping()
+    feed = DataFeed(data, None)
+    (difference,) = feed.differences(state)
+    assert "gone through again" in difference
+    feed.load_state_dict(state)
+    torch.set_rng_state(random)
+    data.noise = 0
+    assert [int(batch[0]) for batch in take(feed, 5)] == [int(batch[0]) for batch in whole[3:]]
+    assert data.drawn == 3 + 2 + 4
+    assert DataFeed(data, None).differences(carried(feed.state_dict())) == []
+
+
+class Pickled(Skipping):
+    def state_dict(self):
+        return {"index": self.index, "more": range(3)}
+
+
+def test_a_state_that_needs_pickle_is_named():
+    feed = DataFeed(Pickled(), None)
+    take(feed, 2)
+    (doubt,) = feed.doubts()
+    assert "state_dict of data (Pickled) has more in it" in doubt
+    assert feed.state_dict()["place"] is None
+
+
+def test_a_state_of_another_kind_is_named():
+    first = DataFeed(Walk(), None)
+    take(first, 2)
+    state = carried(first.state_dict())
+    of_another, _ = DataFeed(Skipping(), None).differences(state)
+    assert of_another.startswith("the state of data (Walk) is not restored, there is data (Skip")
+    of_none = DataFeed([[1]] * 5, None).differences(state)
+    assert any("there is nothing with a state now" in each for each in of_none)
+
+
+def test_a_pass_that_was_left_in_its_middle_is_named():
+    first = DataFeed(Walk(), None)
+    take(first, 2)
+    first.next_pass()
+    (difference,) = DataFeed(Walk(), None).differences(carried(first.state_dict()))
+    assert difference.startswith("the pass before was left in its middle: data (Walk) begins the")
+
+
+def test_workers_are_not_asked_without_torchdata(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdata.stateful_dataloader", None)
+    torch.manual_seed(1)
+    whole = take(DataFeed(DataLoader(Split(), 2, num_workers=2), None), 6)
+    torch.manual_seed(1)
+    first = DataFeed(DataLoader(Split(), 2, num_workers=2), None)
+    take(first, 2)
+    state, random = carried(first.state_dict()), torch.get_rng_state()
+    feed = DataFeed(DataLoader(Split(), 2, num_workers=2), None)
+    assert any("with torchdata installed" in each for each in feed.differences(state))
+    feed.load_state_dict(state)
+    torch.set_rng_state(random)
+    assert take(feed, 4) == whole[2:]
