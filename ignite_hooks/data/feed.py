@@ -305,7 +305,7 @@ class DataFeed:
         begins_anew = self._changed(state_dict).begins_anew
         is_within = state_dict["position"][1] and not begins_anew
         has_workers = state_dict["source"].get("has_workers")
-        found += places.differences(self._source, place)
+        found += places.differences(self._source, FeedPosition(*state_dict["position"]), place)
         is_placed = self._source.is_entered_exactly or places.takes(self._source, place)
         if is_within and not is_placed:
             found.append(

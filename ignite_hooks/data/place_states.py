@@ -400,7 +400,10 @@ class PlaceStates:
         keeper = source.keeper
         return self.takes(source, state_dict) and keeper is not None and keeper.has(name)
 
-    def differences(self, source: Source, state_dict: Mapping[str, Any] | None) -> list[str]:
+    @staticmethod
+    def differences(
+        source: Source, position: FeedPosition, state_dict: Mapping[str, Any] | None
+    ) -> list[str]:
         """Returns what keeps batches from being those that followed the place that was saved."""
         keeper = source.keeper
         if state_dict is None:
@@ -413,7 +416,7 @@ class PlaceStates:
                 f"the pass before was left in its middle: {keeper.name} begins the next one where "
                 "its state says, and may give what was left of it first"
             ]
-        return [] if keeper.caveat is None else [keeper.caveat]
+        return [keeper.caveat] if keeper.caveat is not None and position.batches else []
 
     def doubts(self, source: Source) -> list[str]:
         """Returns why the place is not saved."""

@@ -1,0 +1,110 @@
+"""Data with a state of their own, on two processes: each has its own state."""
+
+import torch
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
+
+from ignite_hooks import DataFeed
+from tests.distributed.programs.checks import accelerator
+from tests.distributed.programs.checks import run
+
+
+class Stream:
+    """One random walk over all passes, of another length on each process."""
+
+    def __init__(self, length, seed):
+        self.length, self.index, self.drawn = length, 0, 0
+        self.rng = torch.Generator().manual_seed(seed)
+
+    def __iter__(self):
+        self.index = 0 if self.index == self.length else self.index
+        while self.index < self.length:
+            self.index += 1
+            self.drawn += 1
+            yield torch.rand(1, generator=self.rng) + torch.rand(1)
+
+    def state_dict(self):
+        return {"index": self.index, "generator": self.rng.get_state()}
+
+    def load_state_dict(self, state):
+        self.index = state["index"]
+        self.rng.set_state(state["generator"])
+
+
+class Samples(Stream, IterableDataset):
+    pass
+
+
+def take(feed, count):
+    taken, batches = [], iter(feed)
+    while len(taken) < count:
+        for batch in batches:
+            taken.append(batch.flatten().tolist() + torch.rand(1).tolist())
+            if len(taken) == count:
+                break
+        else:
+            batches = iter(feed)
+    if feed.is_last:
+        feed.finish()
+    feed.close()
+    return taken
+
+
+def resumed(make, ours, count):
+    """The places between two steps from which a resumed feed gives other batches."""
+    steps = ours.gradient_accumulation_steps
+    torch.manual_seed(ours.process_index)
+    whole = take(DataFeed(make(), ours), count)
+    wrong, said, drawn = [], set(), []
+    for given in range(0, count, steps):
+        torch.manual_seed(ours.process_index)
+        first = DataFeed(make(), ours)
+        take(first, given)
+        state, random = first.state_dict(), torch.get_rng_state()
+        data = make()
+        feed = DataFeed(data, ours)
+        said |= {*feed.differences(state)}
+        feed.load_state_dict(state)
+        torch.set_rng_state(random)
+        if take(feed, count - given) != whole[given:]:
+            wrong.append(given)
+        drawn.append(getattr(data, "dataset", data).drawn)
+    return {"wrong": wrong, "said": sorted(said), "drawn": drawn}
+
+
+def streams():
+    found = {}
+    for accumulation in (1, 3):
+        ours = accelerator(accumulation)
+        rank = ours.process_index
+        found[str(accumulation)] = resumed(lambda: Stream(50, rank), ours, 10)  # noqa: B023
+    return found
+
+
+def of_equal_length():
+    ours = accelerator(2)
+    return resumed(lambda: Stream(4, ours.process_index), ours, 10)
+
+
+def of_unequal_length():
+    ours = accelerator(1)
+    return resumed(lambda: Stream(4 + ours.process_index, ours.process_index), ours, 8)
+
+
+def shared():
+    """Accelerate has each process read all samples, and take its own."""
+    config = DataLoaderConfiguration(dispatch_batches=False)
+    ours = accelerator(1, dataloader_config=config)
+    return {
+        str(drop_last): resumed(
+            lambda: DataLoader(Samples(15, 5), 2, drop_last=drop_last),  # noqa: B023
+            ours,
+            8,
+        )
+        for drop_last in (False, True)
+    }
+
+
+if __name__ == "__main__":
+    run(streams, of_equal_length, of_unequal_length, shared)

@@ -1,0 +1,43 @@
+"""Each process asks its data for their state, and gives them its own back."""
+
+import pytest
+
+from tests.distributed.launch import on_two_processes
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    return on_two_processes("data_states", tmp_path_factory.mktemp("data_states"))
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_stream_of_each_process_goes_on(findings, accumulation):
+    for found in findings.of("streams"):
+        of_all = found[str(accumulation)]
+        assert (of_all["wrong"], of_all["said"]) == ([], [])
+        # Batches of a window, and one, are fetched ahead.
+        whole, *others = of_all["drawn"]
+        assert others == [whole - accumulation * number for number, _ in enumerate(others, start=1)]
+
+
+def test_a_pass_goes_on_in_the_next(findings):
+    for found in findings.of("of_equal_length"):
+        assert (found["wrong"], found["said"]) == ([], [])
+
+
+def test_a_pass_that_another_process_ends_is_named(findings):
+    shorter, longer = findings.of("of_unequal_length")
+    assert (shorter["wrong"], shorter["said"]) == ([], [])
+    (said,) = longer["said"]
+    assert said.startswith("the pass before was left in its middle")
+
+
+def test_samples_that_all_processes_read(findings):
+    padded = "the samples that Accelerate repeats to fill the last batch of this pass are the first"
+    for found in findings.of("shared"):
+        assert (found["True"]["wrong"], found["True"]["said"]) == ([], [])
+        (said,) = found["False"]["said"]
+        assert said.startswith(padded)
+        assert found["True"]["drawn"][1] < found["True"]["drawn"][0]
