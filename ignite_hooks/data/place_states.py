@@ -25,6 +25,7 @@ from typing import Protocol
 from typing import TypeVar
 
 import torch
+from torch.utils.data import BatchSampler
 from torch.utils.data import DataLoader
 
 from ignite_hooks.core.place import FeedPosition
@@ -42,10 +43,12 @@ __all__ = [
     "has_state",
     "is_stateful_loader",
     "keeper_of",
+    "sampler_keeper",
     "stateful_loader",
 ]
 
 _T = TypeVar("_T")
+_NOWHERE = FeedPosition(-1, 0)
 _DATA_SET = "data set"  # the only state in that of a loader between two passes
 
 
@@ -177,6 +180,23 @@ def keeper_of(holder: Any, paths: tuple[str, ...], workers: int = 0) -> PlaceKee
     return (_NodesKeeper if is_of_nodes else PlaceKeeper)(holder, paths, workers)
 
 
+def sampler_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
+    """Returns the outermost sampler of a loader that has a state; None if there is none.
+
+    Workers are given samples ahead of the batches that have come, and Accelerate's samplers for
+    several processes draw ahead: where these draw, a state would be of a later batch.
+    """
+    if loader.num_workers:
+        return None
+    batches = loader.batch_sampler
+    if batches is not None and has_state(batches):
+        return PlaceKeeper(batches, ("batch_sampler",))
+    # That of a loader of Accelerate has the sampler within its batch sampler alone.
+    samples: Any = batches.sampler if type(batches) is BatchSampler else loader.sampler
+    is_asked = (batches is None or type(batches) is BatchSampler) and has_state(samples)
+    return PlaceKeeper(samples, ("batch_sampler.sampler", "sampler")) if is_asked else None
+
+
 @dataclass(frozen=True)
 class PlaceState:
     """What the rest of a pass is made with.
@@ -267,9 +287,11 @@ class PlaceStates:
 
     def batches(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
         """Yields the batches that follow ``position``, and notes the place before each."""
+        if position.batches and self._is_live(position):
+            self._note(position, _place_of(source))
         kept = (each for each in self._before if each.data_pass == position.data_pass)
         start = max((each for each in kept if each <= position), default=None)
-        if start is None:
+        if start is None or not self._is_told(start):
             if not position.batches:
                 self._note(position, _place_of(source, is_at_start=True))
             yield from self._noting(source, source.replayed(*position), position)
@@ -356,6 +378,16 @@ class PlaceStates:
         if former.batches > 0:
             self._before.pop(former, None)
 
+    def _is_live(self, position: FeedPosition) -> bool:
+        """Returns whether the data are at ``position`` now, with nothing fetched behind it."""
+        is_there = position == self._fetched and not self._is_fetching
+        return is_there and position not in self._before
+
+    def _is_told(self, position: FeedPosition) -> bool:
+        """Returns whether the state at ``position`` is another than that of one batch before."""
+        former = self._before.get(position._replace(batches=position.batches - 1))
+        return former is None or not _is_same(former.keeper, self._before[position].keeper)
+
     def _ahead_of(self, position: FeedPosition) -> int:
         """Returns how many batches were fetched after ``position``; the end counts as one."""
         is_of_pass = self._fetched.data_pass == position.data_pass
@@ -363,10 +395,17 @@ class PlaceStates:
 
     def state_dict(self, source: Source, position: FeedPosition) -> dict[str, Any] | None:
         """Returns the place at ``position``; None where there is none that can be saved."""
-        place, keeper = self._before.get(position), source.keeper
-        if place is None and not position.batches and keeper is not None:
+        keeper = source.keeper
+        if keeper is None:
+            return None
+        if self._is_live(position) and position.batches:
+            self._note(position, _place_of(source))
+        place = self._before.get(position)
+        if place is None and not position.batches:
             place = _place_of(source, is_at_start=True)
-        if place is None or keeper is None or not is_plain(place.keeper):
+        elif place is None or not self._is_told(position):
+            return None
+        if not is_plain(place.keeper):
             return None
         return {
             **place.state_dict(),
@@ -381,7 +420,7 @@ class PlaceStates:
         """Goes on at ``position`` with the state that was saved there, if it is of such data."""
         self._before.clear()
         self._note_left(source.generators)
-        self._fetched, self._has_ended, self._is_fetching = position, True, False
+        self._fetched, self._has_ended, self._is_fetching = _NOWHERE, True, False
         self._is_untold = not position.batches
         if self.takes(source, state_dict):
             assert state_dict is not None
@@ -420,13 +459,20 @@ class PlaceStates:
 
     def doubts(self, source: Source) -> list[str]:
         """Returns why the place is not saved."""
-        newest = next(reversed(self._before.values()), None)
-        if source.keeper is None or newest is None or is_plain(newest.keeper):
+        newest = next(reversed(self._before), None)
+        if source.keeper is None or newest is None:
             return []
-        return [
-            f"the state_dict of {source.keeper.name} has more in it than tensors, numbers, texts, "
-            "lists and dicts, and is not saved: batches are gone through again instead"
-        ]
+        if not is_plain(self._before[newest].keeper):
+            return [
+                f"the state_dict of {source.keeper.name} has more in it than tensors, numbers, "
+                "texts, lists and dicts, and is not saved: batches are gone through again instead"
+            ]
+        if not self._is_told(newest):
+            return [
+                f"the state_dict of {source.keeper.name} is the same after a batch as before it, "
+                "and is not saved: batches are gone through again instead"
+            ]
+        return []
 
 
 def _place_of(
@@ -467,6 +513,19 @@ def _set_generators(source: Source, states: Mapping[str, Any]) -> None:
     for name, generator in source.generators.items():
         if name in states:
             set_state(generator, states[name])
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Compares states by value."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(is_plain(one) and one == other)
 
 
 def _first_of(first: deque[Any], rest: Generator[Any, None, None]) -> Generator[Any, None, None]:

@@ -38,6 +38,7 @@ from ignite_hooks.data.place_states import PlaceStates
 from ignite_hooks.data.place_states import has_state
 from ignite_hooks.data.place_states import is_stateful_loader
 from ignite_hooks.data.place_states import keeper_of
+from ignite_hooks.data.place_states import sampler_keeper
 from ignite_hooks.data.place_states import stateful_loader
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import GeneratorSearch
@@ -466,9 +467,11 @@ class TorchLoader(PlainIterable):
 
     @property
     def keeper(self) -> PlaceKeeper | None:
-        """A stream with a state of its own, or the loader whose workers have copies of it."""
+        """A stream or sampler with a state, or the loader whose workers have copies of a stream."""
         base: Any = self.base
         dataset = base.dataset
+        if not isinstance(self.base.dataset, IterableDataset):
+            return sampler_keeper(base)
         if not self._is_stateful_stream or _is_seeded(dataset):
             return None
         if base.num_workers:

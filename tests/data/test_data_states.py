@@ -11,13 +11,17 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from ignite.engine import Events
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 from torch.utils.data import IterableDataset
+from torch.utils.data import Sampler
 from torch.utils.data import get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from ignite_hooks import DataFeed
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
+from tests.reference import Notes
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
 
@@ -301,6 +305,83 @@ def test_workers_are_asked_for_their_states(name, kind, wrap):
         assert all("its workers" in each or "workers that stay" in each for each in differences)
 
 
+# Samplers
+
+
+class Numbers(Dataset):
+    """Samples with augmentation; counts those that it has made."""
+
+    def __init__(self):
+        self.indices = Notes()
+
+    def __len__(self):
+        return 2 * SIZE
+
+    @property
+    def drawn(self):
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        self.indices.append(index)
+        return torch.tensor([float(index)]) + torch.rand(1)
+
+
+class Carried(Sampler):
+    """Draws as it goes; each pass is drawn with the numbers that follow those of the one before."""
+
+    def __init__(self, size=1):
+        self.size, self.shift, self.index = size, 0, 0
+        self.generator = torch.Generator().manual_seed(1)
+
+    def __len__(self):
+        return 2 * SIZE // self.size
+
+    def __iter__(self):
+        while self.index < len(self):
+            self.index += 1
+            drawn = torch.randint(2 * SIZE, (self.size,), generator=self.generator) + self.shift
+            drawn = (drawn % (2 * SIZE)).tolist()
+            yield drawn if self.size > 1 else drawn[0]
+        self.index = 0
+        self.shift += 1
+
+    def state_dict(self):
+        return {
+            "index": self.index,
+            "shift": self.shift,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state):
+        self.index, self.shift = state["index"], state["shift"]
+        self.generator.set_state(state["generator"])
+
+
+def distributed(data, **options):
+    sampler = StatefulDistributedSampler(data, num_replicas=1, rank=0)
+    return DataLoader(data, 2, sampler=sampler, **options)
+
+
+SAMPLERS = {
+    "a sampler": lambda data: DataLoader(data, 2, sampler=Carried()),
+    "a sampler of single samples": lambda data: DataLoader(
+        data, batch_size=None, sampler=Carried()
+    ),
+    "a batch sampler": lambda data: DataLoader(data, batch_sampler=Carried(2)),
+    "torchdata's sampler": distributed,
+}
+
+
+@pytest.mark.parametrize("name", ["none", "prepared", "stateful"])
+@pytest.mark.parametrize("wrap", SAMPLERS.values(), ids=SAMPLERS)
+def test_samplers_are_asked_for_their_states(name, wrap):
+    accelerator = an_accelerator(name)
+    loader = wrap(Numbers())
+    for given, data, differences in resumes(Numbers, wrap, accelerator, 2 * len(loader)):
+        assert differences == []
+        assert data.drawn == 2 * 2 * SIZE - given * 2 * SIZE // len(loader)
+
+
 # In a trainer
 
 
@@ -425,6 +506,36 @@ def test_a_state_that_needs_pickle_is_named():
     (doubt,) = feed.doubts()
     assert "state_dict of data (Pickled) has more in it" in doubt
     assert feed.state_dict()["place"] is None
+
+
+class Placeless(Carried):
+    """Has a state that tells of passes alone."""
+
+    def __iter__(self):
+        self.shift += 1
+        return iter(torch.randperm(2 * SIZE, generator=self.generator).tolist())
+
+    def state_dict(self):
+        return {"shift": self.shift}
+
+    def load_state_dict(self, state):
+        self.shift = state["shift"]
+
+
+def test_a_state_without_a_place_is_named():
+    def feed():
+        return DataFeed(DataLoader(torch.arange(2 * SIZE), 2, sampler=Placeless()), None)
+
+    whole = take(feed(), 5)
+    for given in (2, 4):
+        first = feed()
+        assert [batch[:2] for batch in take(first, given)] == [b[:2] for b in whole[:given]]
+        state = carried(first.state_dict())
+        (doubt,) = first.doubts()
+        assert "is the same after a batch as before it" in doubt
+        for other in (first, feed()):
+            other.load_state_dict(state)
+            assert [batch[:2] for batch in take(other, 5 - given)] == [b[:2] for b in whole[given:]]
 
 
 def test_a_state_of_another_kind_is_named():

@@ -278,7 +278,7 @@ def test_a_state_that_would_have_to_be_unpickled_is_named():
 
 
 class Resumable(CountingSampler):
-    """Would go on in the middle of a pass, where the feed has skipped what was given already."""
+    """Tells no place in the pass."""
 
     def state_dict(self):
         return {"passes": self.passes}
@@ -287,10 +287,12 @@ class Resumable(CountingSampler):
         pytest.fail("a place in the pass would be applied twice")
 
 
-def test_the_place_of_a_sampler_is_not_restored_a_second_time():
-    feed = after_a_pass(loader(Data(), sampler=Resumable()))
+def test_the_place_of_a_sampler_of_workers_is_not_restored_a_second_time():
+    feed = after_a_pass(loader(Data(), sampler=Resumable(), num_workers=1))
     assert "sampler.passes" in feed.doubts()[0]
-    DataFeed(loader(Data(), sampler=Resumable())).load_state_dict(feed.state_dict())
+    other = DataFeed(loader(Data(), sampler=Resumable(), num_workers=1))
+    other.load_state_dict(feed.state_dict())
+    assert len(list(other)) == 2
 
 
 class StatefulStream(CountingStream):
