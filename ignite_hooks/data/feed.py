@@ -361,6 +361,7 @@ class DataFeed:
             self._end.ahead.clear()
         length_before = self._end.length
         ahead, to_device, moves = self._end.ahead, self._to_device, self._device is not None
+        self._source.places.arrive(self._source)
         with ExitStack() as stack:
             stack.enter_context(self._source.active(self.position.data_pass))
             self._end.settle()

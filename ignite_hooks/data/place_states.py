@@ -214,9 +214,11 @@ class PlaceState:
     generators: dict[str, Any]
 
     def restore(self, source: "Source", *, is_at_start: bool) -> None:
-        """Restores it all; the object that keeps the place comes last: it may set generators."""
+        """Restores all but the global generators.
+
+        The object that keeps the place comes last: it may set generators.
+        """
         assert source.keeper is not None
-        self.random.restore()
         _set_generators(source, self.generators)
         source.own_states.load_state_dict(source.beside_keeper, copy.deepcopy(self.objects))
         source.keeper.load_state_dict(self.keeper, is_at_start=is_at_start)
@@ -283,7 +285,12 @@ class PlaceStates:
         self._has_ended = True  # whether the last pass was gone through to its end
         self._is_fetching = False  # whether a batch was asked for and has not come
         self._is_untold = False  # whether the place before the pass is from before ``set_epoch``
-        self._left: dict[str, Any] = {}  # the generators when the pass was left
+        self._left: dict[str, Any] | None = None  # the generators as they were left
+
+    def arrive(self, source: Source) -> None:
+        """Notes the generators of the data, before a pass is entered that ``set_epoch`` begins."""
+        if self._left is None and source.keeper is not None:
+            self._left = {name: state_of(each) for name, each in source.generators.items()}
 
     def batches(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
         """Yields the batches that follow ``position``, and notes the place before each."""
@@ -309,7 +316,7 @@ class PlaceStates:
         of then.
         """
         place, ahead = self._before[start], self._ahead_of(position)
-        left = self._left
+        left = self._left or {}
         if not ahead or self._is_fetching:  # the others are where the state has put them
             left = _beside(source, left)
         with RandomState.preserved():
@@ -347,10 +354,9 @@ class PlaceStates:
         self, source: Source, iterator: Iterator[Any], position: FeedPosition
     ) -> Generator[Any, None, None]:
         generators, objects = source.generators, source.own_states.stateful(source.beside_keeper)
-        fetched, self._left = deque[Any](), {}
+        fetched, self._left = deque[Any](), None
         is_noted = position in self._before  # asked now, some objects would begin an iteration
         with ExitStack() as stack:
-            stack.callback(self._note_left, generators)
             if (close := getattr(iterator, "close", None)) is not None:
                 stack.callback(close)
             while True:
@@ -365,9 +371,6 @@ class PlaceStates:
                 if not fetched:
                     return
                 yield fetched.popleft()  # by no name: it would be kept with it
-
-    def _note_left(self, generators: Mapping[str, RandomGenerator]) -> None:
-        self._left = {name: state_of(each) for name, each in generators.items()}
 
     def _note(self, position: FeedPosition, place: PlaceState) -> None:
         if not position.batches:
@@ -419,7 +422,8 @@ class PlaceStates:
     ) -> None:
         """Goes on at ``position`` with the state that was saved there, if it is of such data."""
         self._before.clear()
-        self._note_left(source.generators)
+        self._left = None
+        self.arrive(source)
         self._fetched, self._has_ended, self._is_fetching = _NOWHERE, True, False
         self._is_untold = not position.batches
         if self.takes(source, state_dict):

@@ -1,5 +1,6 @@
 """Data with a state of their own are asked for it, and nothing is gone through again."""
 
+import gc
 import io
 import sys
 
@@ -21,6 +22,7 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from ignite_hooks import DataFeed
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.data.place_states import PlaceState
 from tests.reference import Notes
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
@@ -56,6 +58,16 @@ class Walk:
     def load_state_dict(self, state):
         self.place, self.index = state["place"], state["index"]
         self.generator.set_state(state["generator"])
+
+
+class Forgetful(Walk):
+    """Its generator is not in its state."""
+
+    def state_dict(self):
+        return {"place": self.place, "index": self.index}
+
+    def load_state_dict(self, state):
+        self.place, self.index = state["place"], state["index"]
 
 
 class Skipping(Walk):
@@ -186,6 +198,7 @@ def with_generator(dataset):
 
 KINDS = {
     "a stream of batches": (Walk, lambda data: data),
+    "a stream without its generator": (Forgetful, lambda data: data),
     "a stream that skips": (Skipping, lambda data: data),
     "a stream that is seeded": (Seeded, lambda data: data),
     "an iterator": (Itself, lambda data: data),
@@ -264,6 +277,7 @@ def resumes(kind, wrap, accelerator, count):
         assert take(first, given) == whole[:given]
         state, random = carried(first.state_dict()), torch.get_rng_state()
         assert first.doubts() == []
+        assert state["place"] is not None
         data, other = feed()
         differences = other.differences(state)
         other.load_state_dict(state)
@@ -276,6 +290,7 @@ def resumes(kind, wrap, accelerator, count):
         further = (given + count) // 2
         taken = take(other, further - given)
         state, random = carried(other.state_dict()), torch.get_rng_state()
+        assert state["place"] is not None
         assert take(other, count - further) == whole[further:]  # or continued
         _, third = feed()
         third.load_state_dict(state)
@@ -357,6 +372,33 @@ class Carried(Sampler):
         self.generator.set_state(state["generator"])
 
 
+class Ordered(Sampler):
+    """Draws the order as it is asked for its first number, and remembers from where."""
+
+    def __init__(self):
+        self.generator, self.index, self.start = torch.Generator().manual_seed(1), 0, 0
+        self.before = self.generator.get_state()
+
+    def __len__(self):
+        return 2 * SIZE
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        self.before = self.generator.get_state()
+        order = torch.randperm(2 * SIZE, generator=self.generator).tolist()
+        for self.index in range(start + 1, 2 * SIZE + 1):
+            yield order[self.index - 1]
+        self.index, self.before = 0, self.generator.get_state()
+
+    def state_dict(self):
+        return {"index": self.index, "before": self.before}
+
+    def load_state_dict(self, state):
+        self.index = self.start = state["index"]
+        self.before = state["before"]
+        self.generator.set_state(self.before)
+
+
 def distributed(data, **options):
     sampler = StatefulDistributedSampler(data, num_replicas=1, rank=0)
     return DataLoader(data, 2, sampler=sampler, **options)
@@ -367,6 +409,7 @@ SAMPLERS = {
     "a sampler of single samples": lambda data: DataLoader(
         data, batch_size=None, sampler=Carried()
     ),
+    "a sampler that draws its order again": lambda data: DataLoader(data, 2, sampler=Ordered()),
     "a batch sampler": lambda data: DataLoader(data, batch_sampler=Carried(2)),
     "torchdata's sampler": distributed,
 }
@@ -380,6 +423,58 @@ def test_samplers_are_asked_for_their_states(name, wrap):
     for given, data, differences in resumes(Numbers, wrap, accelerator, 2 * len(loader)):
         assert differences == []
         assert data.drawn == 2 * 2 * SIZE - given * 2 * SIZE // len(loader)
+
+
+def test_a_feed_that_was_left_goes_on_where_it_is():
+    data = Numbers()
+    feed = DataFeed(SAMPLERS["a sampler"](data), None)
+    for _ in range(2 * SIZE):
+        take(feed, 1)
+    assert data.drawn == 2 * 2 * SIZE
+
+
+def test_a_generator_may_be_shared_with_a_model():
+    def values(data, feed, count):
+        taken = []
+        for _ in range(count):
+            taken += take(feed, 1)[0][:-1]
+            taken += torch.rand(1, generator=data.generator).tolist()
+        return taken
+
+    def made():
+        data = Endless()
+        return data, DataFeed(data, None)
+
+    first = made()
+    whole = values(*first, 6)
+    data, feed = made()
+    values(data, feed, 3)
+    other = made()
+    other[1].load_state_dict(carried(feed.state_dict()))
+    assert values(*other, 3) == values(data, feed, 3) == whole[6:]
+
+
+def test_only_states_of_some_last_batches_are_kept():
+    feed = DataFeed(Endless(), None)
+    take(feed, 100)
+    assert sum(type(each) is PlaceState for each in gc.get_objects()) < 10
+
+
+def test_a_loader_tells_what_its_data_set_does_not():
+    feed = DataFeed(Streaming(Samples(), 2), Accelerator(cpu=True))
+    take(feed, 1)
+    assert feed.state_dict()["place"]["of"] == "loader (Streaming)"
+
+
+def test_torchdatas_loader_of_a_stream_without_a_state_tells_none():
+    class Stateless(IterableDataset):
+        def __iter__(self):
+            return iter(torch.arange(SIZE))
+
+    for kind in (StatefulDataLoader, HalvingStateful):
+        feed = DataFeed(kind(Stateless(), 2), None)
+        take(feed, 1)
+        assert feed.state_dict()["place"] is None
 
 
 # In a trainer
