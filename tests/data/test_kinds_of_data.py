@@ -53,6 +53,28 @@ class Stream(IterableDataset):
         return (self.data[index] for index in range(first, len(self.data), step))
 
 
+class StatefulStream(Stream):
+    """The same, and it tells its place."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.given = 0
+
+    def __iter__(self):
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        while first + self.given * step < len(self.data):
+            self.given += 1
+            yield self.data[first + (self.given - 1) * step]
+        self.given = 0
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict):
+        self.given = state_dict["given"]
+
+
 class Shuffled(Sampler):
     """Draws the order of a pass as it begins."""
 
@@ -97,6 +119,26 @@ class Repeatable:
 
     def __len__(self):
         return BATCHES
+
+
+class StatefulRepeatable(Repeatable):
+    """The same, and it tells its place."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.given = 0
+
+    def __iter__(self):
+        while self.given < BATCHES:
+            self.given += 1
+            yield torch.stack([self.data[2 * self.given - 2], self.data[2 * self.given - 1]])
+        self.given = 0
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict):
+        self.given = state_dict["given"]
 
 
 def none_or_empty(samples):
@@ -164,9 +206,7 @@ def batch_loss(model, batch):
 EXACT, SAME, OTHER = ("exact", True), ("approximate", True), ("approximate", False)
 AGAIN = "batches that were given are gone through again"
 ANEW = "what the data set draws at random in its workers is drawn anew until this pass ends"
-STAY = "what the data set draws at random in workers that stay is drawn anew"
 MOVED = "an iterator can not be moved: it goes on from where it is"
-STAYING = {"num_workers": 2, "persistent_workers": True}
 
 KINDS = [
     Kind("`DataLoader(shuffle=True)`", lambda: loader(Drawing())),
@@ -186,38 +226,19 @@ KINDS = [
     Kind(
         "… one that draws each index from a global generator just when it is asked for it",
         lambda: unshuffled(Drawing(), sampler=DrawingEach()),
-        within=("exact", False),
-        why="nothing: it cannot be told",
+        why="a warning: others draw in between, so what its class keeps (a buffer) may differ",
     ),
     Kind(
         "… a batch sampler of your own class",
         lambda: DataLoader(Drawing(), batch_sampler=Varying()),
     ),
     Kind(
-        "… `num_workers=2`",
-        lambda: loader(num_workers=2),
-        within=SAME,
-        why=ANEW,
-    ),
-    Kind(
         "… `num_workers=2`, and the data set draws random numbers",
         lambda: loader(Drawing(), num_workers=2),
-        within=OTHER,
-        why=ANEW,
-    ),
-    Kind(
-        "… `persistent_workers=True`",
-        lambda: loader(**STAYING),
-        between=SAME,
-        within=SAME,
-        why=STAY,
     ),
     Kind(
         "… `persistent_workers=True`, and the data set draws random numbers",
-        lambda: loader(Drawing(), **STAYING),
-        between=OTHER,
-        within=OTHER,
-        why=STAY,
+        lambda: loader(Drawing(), num_workers=2, persistent_workers=True),
     ),
     Kind(
         "`DataLoader` of an `IterableDataset`",
@@ -236,6 +257,16 @@ KINDS = [
         lambda: unshuffled(Stream(Drawing()), num_workers=2),
         within=SAME,
         why=AGAIN,
+    ),
+    Kind(
+        "… with `state_dict` and `load_state_dict`, and it draws random numbers",
+        lambda: unshuffled(StatefulStream(Drawing())),
+    ),
+    Kind(
+        "… with these and `num_workers=2`",
+        lambda: unshuffled(StatefulStream(Still()), num_workers=2),
+        within=SAME,
+        why=ANEW,
     ),
     Kind(
         "a `DataLoader` of your own class, with its own `__iter__`",
@@ -263,6 +294,10 @@ KINDS = [
         why=AGAIN,
     ),
     Kind(
+        "… with `state_dict` and `load_state_dict`, and it draws random numbers",
+        lambda: StatefulRepeatable(Drawing()),
+    ),
+    Kind(
         "a generator, begun anew",
         lambda: (torch.full((2, 4), number / 10) for number in range(2 * BATCHES)),
         between=OTHER,
@@ -284,6 +319,8 @@ ERRORS = [
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 @pytest.mark.filterwarnings("ignore:resumed from")
+@pytest.mark.filterwarnings("ignore:DrawingEach draws from the global random generators")
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_resume_is_what_the_table_says(kind, tmp_path):
     seed()
