@@ -73,6 +73,7 @@ class LoadedState:
         state: what belongs to the trainer.
         rank: the process.
         override: the names of the settings that the script decides.
+        replay: whether batches may be gone through again to get to the place in the data.
 
     Attributes:
         problems: what no checkpoint of this layout holds, by file and field, as far as it keeps the
@@ -88,6 +89,7 @@ class LoadedState:
         state: TrainingState,
         rank: int,
         override: Sequence[str] = (),
+        replay: bool = True,
     ) -> None:
         self._checkpoint = checkpoint
         self._parts: dict[str, ResumedPart | None] = {}
@@ -120,6 +122,8 @@ class LoadedState:
             return
         self._scheduler = self._objects.get(SCHEDULER)
         self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
+        if "data" in self._place:
+            self._place = {**self._place, "data": {**self._place["data"], "replay": replay}}
         self._about: dict[str, Any] = self._objects.get(TRAINER, {})
         self._changed = ChangedSettings(self._trainer, self._about.get("settings"), override)
         self._overrides_scheduler = "scheduler" in override

@@ -84,6 +84,10 @@ class ResumeCheckpoint(Handler):
             ``EarlyStopping`` for instance: "finish" trains nothing more, so that a job that is
             started again does not train another epoch each time; "continue" trains on. Signals,
             ``TimeLimit`` and ``trainer.terminate(resumable=True)`` end no run for good.
+        replay: whether data that tell no place are gone through again, up to the place in their
+            pass, as an iterable without ``state_dict`` must be. If not, the run goes on with their
+            next pass, and the epoch begins anew with it; what is entered without loading the
+            batches before, or has a state, goes on at its place as ever.
         override: the names of settings that the script decides, where it gives another value than
             the run had, and not the checkpoint: settings of the optimizer's groups ("lr",
             "weight_decay", "betas", "momentum", …), "scheduler", and "requires_grad" for which
@@ -107,6 +111,7 @@ class ResumeCheckpoint(Handler):
     verify: Flag = True
     trust_pickle: Flag = False
     after_terminate: AfterTerminate = "finish"
+    replay: Flag = True
     override: SettingNames = ()
 
     def check(self, engine: Engine, event: Any) -> None:
@@ -231,7 +236,9 @@ class ResumeCheckpoint(Handler):
         try:
             checkpoint = self._fetch(source, candidate, ranks)
             ranks.agree(
-                lambda: read.append(LoadedState(checkpoint, state, ranks.rank, self.override))
+                lambda: read.append(
+                    LoadedState(checkpoint, state, ranks.rank, self.override, self.replay)
+                )
             )
             # All files are open now. Were they all of this checkpoint?
             if ranks.first_alone(lambda: is_still_there(checkpoint)):

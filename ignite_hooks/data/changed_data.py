@@ -21,6 +21,8 @@ class ChangedData:
         batches_left: how many batches the pass has behind these samples now; None if not known.
         window: batches in a full window of the optimizer.
         has_state: whether the data have a state that tells the place.
+        is_given_up: whether only the batches before would lead there, and are not to be gone
+            through.
     """
 
     then: Facts
@@ -30,6 +32,7 @@ class ChangedData:
     batches_left: int | None
     window: int
     has_state: bool = False
+    is_given_up: bool = False
 
     @property
     def keeps_samples(self) -> bool:
@@ -41,6 +44,8 @@ class ChangedData:
         """Whether the place has no meaning in the data of now, and so the next pass begins."""
         if not self.batches or self.keeps_samples or self.has_state:
             return False
+        if self.is_given_up:
+            return True
         names = ("samples a pass", "samples a batch", "batches a pass")
         return any(self._differs(name) for name in names)
 
@@ -50,6 +55,8 @@ class ChangedData:
         what = next((each for each in _SIZES if self._differs(each)), None)
         if what == "samples a batch" or (what is not None and self.batches):
             found.append(f"{self._change(what)}: {self._consequence()}")
+        elif self.begins_anew:
+            found.append(f"replay=False: {self._consequence()}")
         if self._differs("workers"):
             found.append(
                 f"{self._change('workers')}: what the data set draws at random is drawn by other "

@@ -289,6 +289,7 @@ class DataFeed:
             batches_left=None if samples is None else self._source.batches_behind(samples),
             window=accelerator.gradient_accumulation_steps if accelerator else 1,
             has_state=self._source.places.takes(self._source, state_dict.get("place")),
+            is_given_up=not state_dict.get("replay", True) and self._source.is_replayed,
         )
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
@@ -337,7 +338,8 @@ class DataFeed:
 
         The batches before are not loaded where the loader has a sampler. With torch's batch sampler
         they may have another size now. Where the place has no meaning in these data, it goes to the
-        next pass. An iterator stays where it is.
+        next pass; so it does if ``state_dict["replay"]`` is False and only giving the batches
+        before again would lead there. An iterator stays where it is.
         """
         self._source.load_state_dict(state_dict["source"])
         position, place = FeedPosition(*state_dict["position"]), state_dict.get("place")

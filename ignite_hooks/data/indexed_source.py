@@ -76,6 +76,11 @@ class IndexedLoader(TorchLoader):
         return self.length is not None
 
     @property
+    def is_replayed(self) -> bool:
+        """Only the indices are asked for again, if anything is."""
+        return False
+
+    @property
     def _order(self) -> Any:
         return self.base.sampler if self.base.batch_sampler is None else self.base.batch_sampler
 

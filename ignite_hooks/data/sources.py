@@ -155,6 +155,11 @@ class PlainIterable:
         return isinstance(self.loader, Sequence)
 
     @property
+    def is_replayed(self) -> bool:
+        """Whether a pass is entered, without a state, by loading the batches before again."""
+        return not isinstance(self.loader, Sequence)
+
+    @property
     def ends_itself(self) -> bool:
         """Whether the loader knows its last batch by itself (``end_of_dataloader``)."""
         return False

@@ -15,6 +15,7 @@ from torch.utils.data import RandomSampler
 from torch.utils.data import SequentialSampler
 from torch.utils.data import TensorDataset
 
+from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 
@@ -283,3 +284,74 @@ def test_a_fixed_epoch_goes_on_with_the_next_pass_of_other_data(tmp_path):
     trainer = trainer_of(DataLoader(numbers(16), 4), resume_from=tmp_path)
     trainer.run(max_epochs=2)
     assert samples(trainer.seen) == {1: [0, 1, 2, 3], 2: [*range(4, 16), *range(8)]}
+
+
+class Counted:
+    """Endless batches, or some, of no known length, which count how often they were asked for."""
+
+    def __init__(self, batches=10**9):
+        self.batches, self.given = batches, 0
+
+    def __iter__(self):
+        for number in range(self.batches):
+            self.given += 1
+            yield torch.full((2, 1), float(number))
+
+
+class Placed(Counted):
+    """The same, and it goes on at its place."""
+
+    def __iter__(self):
+        while self.given < self.batches:
+            self.given += 1
+            yield torch.full((2, 1), float(self.given - 1))
+        self.given = 0
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict):
+        self.given = state_dict["given"]
+
+
+def resumed_after(steps, data, now, folder, **options):
+    trainer_by_batch(data, checkpoint=SaveCheckpoint(folder)).run(max_steps=steps)
+    return trainer_by_batch(now, resume_from=ResumeCheckpoint(folder, **options))
+
+
+def test_endless_data_without_a_state_go_on_with_new_samples_if_asked(tmp_path):
+    data = Counted()
+    trainer = resumed_after(7, Counted(), data, tmp_path, replay=False)
+    part = trainer.resume_report.parts["data"]
+    assert part.level == "changed"
+    assert part.reason.startswith("replay=False: the pass that was begun is left after 7 batches")
+    trainer.run(max_steps=9)
+    assert data.given == 3  # with the one that is looked ahead
+    assert (trainer.state.epoch, trainer.state.iteration) == (1, 9)
+
+    data = Counted()
+    resumed_after(7, Counted(), data, tmp_path / "again").run(max_steps=9)
+    assert data.given == 10
+
+
+def test_the_epoch_of_a_pass_that_is_not_replayed_begins_anew(tmp_path):
+    trainer = resumed_after(7, Counted(5), Counted(5), tmp_path, replay=False)
+    trainer.run(max_epochs=2)
+    assert trainer.seen == [(2, 7), *((2, number) for number in range(8, 13))]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Placed, lambda: DataLoader(numbers(), 2), lambda: [torch.ones(2, 1)] * 9],
+    ids=["with a state", "with a sampler", "a list"],
+)
+def test_what_need_not_be_replayed_goes_on_at_its_place(make, tmp_path):
+    trainer = resumed_after(7, make(), make(), tmp_path, replay=False)
+    assert str(trainer.resume_report.parts["data"]) == "exact"
+    trainer.run(max_steps=9)
+    assert (trainer.state.epoch, trainer.state.iteration) == (1, 9)
+
+
+def test_between_two_passes_there_is_nothing_to_replay(tmp_path):
+    trainer = resumed_after(5, Counted(5), Counted(5), tmp_path, replay=False)
+    assert "replay" not in trainer.resume_report.parts["data"].reason
