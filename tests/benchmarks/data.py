@@ -1,0 +1,185 @@
+"""What it costs to enter a pass over the data at any place, beside its beginning. From the root:
+
+python -m tests.benchmarks.data --rounds 11
+
+A feed of a loader that gives indices of no data, until its first batch is there: at the beginning
+of a pass, at its middle and before its last batch. Each is measured in a process of its own, forked
+from one that has all imported, which has begun another pass already: CPU seconds, the growth of the
+peak of resident memory, and how many random numbers were drawn (a permutation of n counts n). The
+places take turns within a round, and a ratio is that to the beginning in the same round; the median
+is shown, and the quartiles.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
+from torch.utils.data import DistributedSampler
+from torch.utils.data import RandomSampler
+from torch.utils.data import Sampler
+from torch.utils.data import SequentialSampler
+from torch.utils.data import SubsetRandomSampler
+from torch.utils.data import WeightedRandomSampler
+
+from ignite_hooks.data.feed import DataFeed
+from tests.benchmarks.machine import describe_machine
+
+SIZES = (10**3, 10**5, 10**7)
+BATCH = 50
+PLACES = {"beginning": 0.0, "middle": 0.5, "last batch": 1.0}
+
+
+class Indices(Dataset):
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return index
+
+
+class GoneThrough(Sampler):
+    """A sampler of a user's class."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        yield from range(self.size)
+
+
+SAMPLERS = {
+    "SequentialSampler": SequentialSampler,
+    "RandomSampler": RandomSampler,
+    "RandomSampler(replacement=True)": lambda data: RandomSampler(data, replacement=True),
+    "SubsetRandomSampler": lambda data: SubsetRandomSampler(range(len(data))),
+    "SeedableRandomSampler": SeedableRandomSampler,
+    "DistributedSampler": lambda data: DistributedSampler(data, 1, 0),
+    "of a user's class": lambda data: GoneThrough(len(data)),
+}
+# torch draws from up to 2**24 categories.
+SAMPLERS["WeightedRandomSampler"] = lambda data: WeightedRandomSampler(
+    torch.ones(len(data)), len(data)
+)
+
+
+def peak():
+    """Of resident memory, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+class Draws:
+    """Counts the numbers that samplers draw."""
+
+    def __init__(self):
+        self.count = 0
+        for name in ("randperm", "randint", "multinomial"):
+            setattr(torch, name, self.counting(getattr(torch, name)))
+
+    def counting(self, draw):
+        def drawing(*args, **options):
+            drawn = draw(*args, **options)
+            self.count += drawn.numel()
+            return drawn
+
+        return drawing
+
+
+def enter(name, size, share):
+    """What the first batch at a place of the pass takes."""
+    torch.manual_seed(1)
+    data = Indices(size)
+    loader = DataLoader(data, BATCH, sampler=SAMPLERS[name](data))
+    feed = DataFeed(loader)
+    place = None
+    begun = DataFeed(DataLoader(Indices(BATCH), BATCH, shuffle=True))
+    next(iter(begun))
+    if share:
+        batches = min(int(share * size / BATCH), size // BATCH - 1)
+        state = feed.state_dict()
+        state["source"]["begun"] = begun.state_dict()["source"]["begun"]
+        place = {**state, "position": [0, batches], "samples": batches * BATCH}
+    draws = Draws()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = peak(), time.process_time()
+    if place is not None:
+        feed.load_state_dict(place)
+    next(iter(feed))
+    return {
+        "seconds": time.process_time() - start,
+        "mib": peak() - before,
+        "drawn": draws.count,
+    }
+
+
+def in_a_process(*arguments):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write, json.dumps(enter(*arguments)).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        found = json.load(pipe)
+    os.waitpid(child, 0)
+    return found
+
+
+def quartiles(values):
+    if len(values) < 2:
+        return values * 2
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
+
+
+def measure(name, size, rounds):
+    """Rows of the table for one sampler and one size."""
+    found = {place: [] for place in PLACES}
+    for number in range(rounds):
+        places = [*PLACES.items()]
+        for place, share in places[number % 3 :] + places[: number % 3]:
+            found[place].append(in_a_process(name, size, share))
+    for place, each in found.items():
+        pairs = zip(each, found["beginning"], strict=True)
+        ratios = [one["seconds"] / other["seconds"] for one, other in pairs]
+        low, high = quartiles(ratios)
+        seconds = statistics.median(one["seconds"] for one in each)
+        mib = statistics.median(one["mib"] for one in each)
+        yield (
+            f"| {name} | {size:,} | {place} | {1000 * seconds:.1f} | "
+            f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}) | {mib:.0f} | "
+            f"{each[0]['drawn']:,} |"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--samplers", nargs="+", default=[*SAMPLERS], choices=[*SAMPLERS])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(describe_machine())
+    print("\n| sampler | samples | place | ms of CPU | ratio | MiB more | numbers drawn |")
+    print("|---|---|---|---|---|---|---|")
+    for name in options.samplers:
+        for size in options.sizes:
+            for row in measure(name, size, options.rounds):
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
