@@ -119,12 +119,7 @@ class IndexedLoader(TorchLoader):
     def facts(self) -> dict[str, int | None]:
         """And how many samples a pass has."""
         with self._even():
-            length = self._length_of_pass
-        return {
-            **super().facts(),
-            "batches a pass": length,
-            "samples a pass": samples_of(self._order),
-        }
+            return {**super().facts(), "samples a pass": samples_of(self._order)}
 
     def samples_before(self, position: FeedPosition) -> int | None:
         """Returns how many samples of the pass come before a place; None if that is not certain."""

@@ -55,9 +55,13 @@ _DATA_SET = "data set"  # the only state in that of a loader between two passes
 def has_state(thing: Any) -> bool:
     """Returns whether an object can be asked for its state and be given it back."""
     kind = type(thing)
-    names = ("state_dict", "load_state_dict")
-    has_methods = all(callable(getattr(kind, name, None)) for name in names)
-    return has_methods and not issubclass(kind, torch.nn.Module)
+    has_methods = hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
+    return (
+        has_methods
+        and callable(kind.state_dict)
+        and callable(kind.load_state_dict)
+        and not issubclass(kind, torch.nn.Module)
+    )
 
 
 def is_stateful_loader(loader: Any) -> bool:

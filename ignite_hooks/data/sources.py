@@ -128,7 +128,7 @@ class PlainIterable:
     @property
     def keeper(self) -> PlaceKeeper | None:
         """The object whose state tells the place in the data, if there is one."""
-        has_place = has_state(self.loader) and not isinstance(self.loader, _CERTAIN)
+        has_place = not isinstance(self.loader, _CERTAIN) and has_state(self.loader)
         return keeper_of(self.loader, ("data",)) if has_place else None
 
     @property
@@ -140,6 +140,11 @@ class PlainIterable:
     def length(self) -> int | None:
         """The number of batches in a pass, or None where it is not certain."""
         return self.promised_length if isinstance(self.loader, _CERTAIN) else None
+
+    @property
+    def _length_of_pass(self) -> int | None:
+        """That of any pass that is begun with its first batch."""
+        return self.length
 
     @property
     def promised_length(self) -> int | None:
@@ -298,7 +303,7 @@ class PlainIterable:
         sampler = getattr(base, "batch_sampler", None)
         sized = base if sampler is None else sampler
         return {
-            "batches a pass": self.length,
+            "batches a pass": self._length_of_pass,
             "samples a batch": getattr(sized, "batch_size", None),
             "workers": getattr(base, "num_workers", 0),
         }

@@ -167,7 +167,7 @@ def test_same_position_is_saved_once(tmp_path):
 
 
 def test_save_of_a_small_model_makes_few_calls(tmp_path):
-    """About 820 in the package and 4,300 in all, of which torch.save makes half."""
+    """About 1,040 in the package and 4,500 in all, of which torch.save makes half."""
     profile = SaveProfile(tmp_path)
     assert profile.of_package.total() < 1050
     assert profile.of_all.total() < 5500
