@@ -172,6 +172,7 @@ class _Data(_Checked):
     workers: _Workers | None = None
     source: _Source
     place: _PlaceOfData | None = None
+    draws_in_workers: bool = False
     facts: dict[str, int | str | None]
 
 

@@ -256,6 +256,7 @@ class DataFeed:
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
             "place": self._source.places.state_dict(self._source, position),
+            "draws_in_workers": self._source.draws_in_workers,
         }
 
     def doubts(self) -> list[str]:
@@ -313,7 +314,10 @@ class DataFeed:
                 "batches that were given are gone through again: what they draw at random is drawn "
                 f"anew until this pass ends; without such draws it is exact{self._source.remedy}"
             )
-        if self._workers_of(state_dict) is not None:
+        is_drawn = self._source.draws_in_workers and state_dict.get("draws_in_workers", False)
+        if self._workers_of(state_dict) is not None or (
+            is_drawn and places.takes(self._source, place)
+        ):
             pass  # they go on from their states
         elif has_workers:
             found.append(

@@ -48,9 +48,9 @@ __all__ = [
 _Entered: TypeAlias = tuple[list[Any], Iterator[Any]]
 
 _DRAWN_AT_ONCE = 32  # by a RandomSampler with replacement
-_REDRAWN_AT_ONCE = 32 * 30_000
+_REDRAWN_AT_ONCE = 10**6
 _WITH_PLACES = (SequentialSampler, DistributedSampler, list, tuple, range)
-_LIST, _TUPLE, _RANGE = (type(iter(each)) for each in (list[int](), (0,), range(0)))
+_WITH_INDEX = tuple(type(iter(each)) for each in (list[int](), (0,), range(0)))
 
 
 def entered(order: Any, start: int, first: int = 0) -> _Entered:
@@ -148,10 +148,8 @@ def gone_through(order: Any) -> Any:
 
 def _enter_any(order: Iterable[Any], start: int, first: int) -> _Entered:
     iterator: Any = iter(order)
-    if type(iterator) in (_LIST, _TUPLE, _RANGE):
+    if type(iterator) in _WITH_INDEX:
         sequence = iterator.__reduce__()[1][0]
-        if type(iterator) is _RANGE:
-            return list(sequence[:first]), iter(sequence[start:])
         iterator.__setstate__(start)
         return list(sequence[:first]), iterator
     before = list(islice(iterator, max(first, min(start, 1))))

@@ -46,6 +46,7 @@ from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.worker_states import with_random_state
 from ignite_hooks.data.workers import forget_dead_workers
 from ignite_hooks.data.workers import started
 from ignite_hooks.data.workers import starting_workers
@@ -130,6 +131,11 @@ class PlainIterable:
         """The object whose state tells the place in the data, if there is one."""
         has_place = not isinstance(self.loader, _CERTAIN) and has_state(self.loader)
         return keeper_of(self.loader, ("data",)) if has_place else None
+
+    @property
+    def draws_in_workers(self) -> bool:
+        """Whether the state that tells the place has what workers draw from in it."""
+        return False
 
     @property
     def remedy(self) -> str:
@@ -608,8 +614,17 @@ class TorchLoader(PlainIterable):
         """The batches that its user has Accelerate leave out."""
         return getattr(self.loader, "skip_batches", 0)
 
+    @property
+    def draws_in_workers(self) -> bool:
+        """Whether the state that tells the place has what workers draw from in it."""
+        keeper = self.keeper
+        return keeper is not None and keeper.workers > 0
+
     def _open(self) -> Iterator[Any]:
-        with self._as_seeded(is_continued=self._is_continued):
+        with ExitStack() as stack:
+            stack.enter_context(self._as_seeded(is_continued=self._is_continued))
+            if self.draws_in_workers:
+                stack.enter_context(with_random_state(self.base))
             batches = started(self.base)
         return islice(batches, self._skipped, None) if self._skipped else batches
 
@@ -619,6 +634,11 @@ class OwnLoader(TorchLoader):
 
     Its number of batches is a promise. No batch is left out but by asking for it.
     """
+
+    @property
+    def draws_in_workers(self) -> bool:
+        """False: its class may start workers whenever it wants."""
+        return False
 
     @property
     def keeper(self) -> PlaceKeeper | None:

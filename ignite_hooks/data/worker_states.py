@@ -31,8 +31,9 @@ from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import set_state
 
-__all__ = ["WorkerStates", "as_data", "from_data"]
+__all__ = ["WorkerStates", "as_data", "from_data", "with_random_state"]
 
+_STREAM, _RANDOM = "stream", "random"
 _KEPT = 256  # batches, for going back: a window of the optimizer at most
 
 
@@ -135,6 +136,66 @@ class WorkerStates:
     def is_over(self, length: int | None = None) -> bool:
         """Returns whether the pass has come to its end."""
         return self._is_over or self._next == length
+
+
+@contextmanager
+def with_random_state(loader: Any) -> Iterator[None]:
+    """While a ``StatefulDataLoader`` starts workers: the states of their streams have more in them.
+
+    That are the random generators which a worker draws from. torchdata asks each worker for the
+    state of its copy of the stream behind each batch, and gives it back before that is iterated.
+    """
+    found = loader.worker_init_fn
+    with restored(_setting(loader, "worker_init_fn", found), alone=True):
+        loader.worker_init_fn = _StreamInit(found)
+        yield
+
+
+class _StreamInit:
+    """The ``worker_init_fn`` of a loader of streams that have a state.
+
+    Args:
+        init: the user's ``worker_init_fn``, or None.
+    """
+
+    def __init__(self, init: Callable[[int], Any] | None) -> None:
+        self._init = init
+        self._main = os.getpid()
+
+    def __call__(self, worker_id: int) -> None:
+        if self._init is not None:
+            self._init(worker_id)
+        if os.getpid() == self._main:  # the worker is a thread
+            return
+        info = get_worker_info()
+        assert info is not None
+        stream: Any = info.dataset  # a copy, of this worker alone
+        states = _StreamStates(stream)
+        stream.state_dict, stream.load_state_dict = states.state_dict, states.load_state_dict
+
+
+class _StreamStates:
+    """The methods of a stream in a worker.
+
+    Args:
+        stream: the stream, of a class that has them.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._state_dict, self._load_state_dict = stream.state_dict, stream.load_state_dict
+        self._generators = GeneratorSearch()({"dataset": stream}).named
+
+    def state_dict(self) -> dict[str, Any]:
+        random = RandomState.capture(generators=self._generators)
+        return {_STREAM: self._state_dict(), _RANDOM: random.state_dict()}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        if state_dict.keys() != {_STREAM, _RANDOM}:  # of workers that others have started
+            self._load_state_dict(state_dict)
+            return
+        random = RandomState.from_state_dict(state_dict[_RANDOM], generators=self._generators)
+        random.restore()
+        self._load_state_dict(state_dict[_STREAM])
 
 
 def _setting(loader: Any, name: str, value: Any) -> Callable[[], None]:

@@ -205,7 +205,6 @@ def batch_loss(model, batch):
 
 EXACT, SAME, OTHER = ("exact", True), ("approximate", True), ("approximate", False)
 AGAIN = "batches that were given are gone through again"
-ANEW = "what the data set draws at random in its workers is drawn anew until this pass ends"
 MOVED = "an iterator can not be moved: it goes on from where it is"
 
 KINDS = [
@@ -263,10 +262,8 @@ KINDS = [
         lambda: unshuffled(StatefulStream(Drawing())),
     ),
     Kind(
-        "… with these and `num_workers=2`",
-        lambda: unshuffled(StatefulStream(Still()), num_workers=2),
-        within=SAME,
-        why=ANEW,
+        "… with these, `num_workers=2`, and torchdata installed",
+        lambda: unshuffled(StatefulStream(Drawing()), num_workers=2),
     ),
     Kind(
         "a `DataLoader` of your own class, with its own `__iter__`",
