@@ -1,4 +1,4 @@
-"""What becomes of a place in the data when the data, or their batches, are others now."""
+"""Decides where a resumed run continues when the data or the batch size have changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,18 +11,17 @@ Facts = Mapping[str, int | None]
 
 @dataclass(frozen=True)
 class ChangedData:
-    """Compares the data that a place was in with those that there are now.
+    """Compares the data of a checkpoint with those of the present run.
 
     Args:
-        then: the facts of the feed whose place it is.
-        now: those of the feed that is to go there.
-        batches: how many batches of the pass come before the place.
-        samples: how many samples of all processes these are; None if that is not certain.
-        batches_left: how many batches the pass has behind these samples now; None if not known.
-        window: batches in a full window of the optimizer.
-        has_state: whether the data have a state that tells the place.
-        is_given_up: whether only the batches before would lead there, and are not to be gone
-            through.
+        then: the facts of the feed that was saved.
+        now: the facts of the feed that resumes.
+        batches: batches of the current pass that were given.
+        samples: samples of all processes in these batches; None if the number is not certain.
+        batches_left: batches that the pass has after these samples now; None if not known.
+        window: batches in a full accumulation window.
+        has_state: whether the position is restored from a state of the data.
+        is_given_up: whether the position could only be reached by a replay, which is not wanted.
     """
 
     then: Facts
@@ -36,12 +35,12 @@ class ChangedData:
 
     @property
     def keeps_samples(self) -> bool:
-        """Whether the place is a number of samples, which batches of another size go on behind."""
+        """Returns whether the position counts samples, so that the batch size may change."""
         return self.batches_left is not None and not self._differs("samples a pass")
 
     @property
-    def begins_anew(self) -> bool:
-        """Whether the place has no meaning in the data of now, and so the next pass begins."""
+    def starts_over(self) -> bool:
+        """Returns whether the position cannot be resumed, and the next pass starts instead."""
         if not self.batches or self.keeps_samples or self.has_state:
             return False
         if self.is_given_up:
@@ -50,22 +49,22 @@ class ChangedData:
         return any(self._differs(name) for name in names)
 
     def reasons(self) -> list[str]:
-        """Returns what has changed, with its consequence in batches and optimizer steps."""
+        """Returns each change with its consequence in samples, batches and optimizer steps."""
         found = []
         what = next((each for each in _SIZES if self._differs(each)), None)
         if what == "samples a batch" or (what is not None and self.batches):
             found.append(f"{self._change(what)}: {self._consequence()}")
-        elif self.begins_anew:
+        elif self.starts_over:
             found.append(f"replay=False: {self._consequence()}")
         if self._differs("workers"):
             found.append(
-                f"{self._change('workers')}: what the data set draws at random is drawn by other "
-                "processes; without such draws nothing changes"
+                f"{self._change('workers')}: random numbers that the data set draws come from "
+                "other processes; without such draws nothing changes"
             )
         return found
 
     def _differs(self, name: str) -> bool:
-        """A fact that one of them does not know is no difference."""
+        """Returns whether a fact differs; one that is unknown on either side does not."""
         then, now = self.then.get(name), self.now.get(name)
         return then != now and None not in (then, now)
 
@@ -73,17 +72,17 @@ class ChangedData:
         return f"{self.then[name]} {name} then, {self.now[name]} now"
 
     def _consequence(self) -> str:
-        if self.begins_anew:
+        if self.starts_over:
             return (
-                f"the pass that was begun is left after {_number(self.batches, 'batch', 'batches')}"
-                ", and the next one begins, with it the epoch anew unless its length is fixed; "
-                "iterations and steps are counted on"
+                f"the current pass is dropped after {_number(self.batches, 'batch', 'batches')} "
+                "and the next one starts; an epoch without a fixed length starts again with it, "
+                "and iterations and steps keep counting"
             )
         passes = f"a pass has {self._steps(self.now)}, and had {self._steps(self.then)}"
         if not self.batches:
             return passes
         if not self.keeps_samples:
-            return "the data go on from their state"
+            return "the data resume from their own state"
         left = (self.now["samples a pass"] or 0) - (self.samples or 0)
         return (
             f"the {left} samples left of this pass come in {self._steps_of(self.batches_left)}, "

@@ -263,22 +263,22 @@ class DataFeed:
         """Returns why the data may have a state that ``state_dict`` does not have."""
         return [*self._source.doubts(), *self._source.places.doubts(self._source)]
 
-    def begins_anew(self, state_dict: Mapping[str, Any]) -> bool:
-        """Whether that place has no meaning in these data, so that their next pass begins."""
-        return self.can_repeat and self._changed(state_dict).begins_anew
+    def starts_over(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether that position is void in these data, so that their next pass starts."""
+        return self.can_repeat and self._changed(state_dict).starts_over
 
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """What is not as it was for the other feed, each with its consequence."""
+        """Returns each change from the saved feed, with its consequence."""
         return self._changed(state_dict).reasons() if self.can_repeat else []
 
     def remarks(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """What it takes to go to that place, where that may take long."""
+        """Returns what has to be iterated again to resume there, which may take long."""
         batches = state_dict["position"][1]
         found = self._source.gone_through
-        if not batches or found is None or self.begins_anew(state_dict):
+        if not batches or found is None or self.starts_over(state_dict):
             return []
         what = f"the {state_dict['samples']} samples" if state_dict.get("samples") else "all"
-        return [f"a {type(found).__name__} is asked again for {what} before the place"]
+        return [f"a {type(found).__name__} is iterated again over {what} before this position"]
 
     def _changed(self, state_dict: Mapping[str, Any]) -> ChangedData:
         samples, accelerator = state_dict.get("samples"), self._accelerator
@@ -304,8 +304,8 @@ class DataFeed:
             if not places.restores(self._source, place, name):
                 when = "then" if name in generators else "now"
                 found.append(f"there is a random generator {name} only {when}")
-        begins_anew = self._changed(state_dict).begins_anew
-        is_within = state_dict["position"][1] and not begins_anew
+        starts_over = self._changed(state_dict).starts_over
+        is_within = state_dict["position"][1] and not starts_over
         has_workers = state_dict["source"].get("has_workers")
         found += places.differences(self._source, FeedPosition(*state_dict["position"]), place)
         is_placed = self._source.is_entered_exactly or places.takes(self._source, place)
@@ -318,7 +318,7 @@ class DataFeed:
         if self._workers_of(state_dict) is not None or (
             is_drawn and places.takes(self._source, place)
         ):
-            pass  # they go on from their states
+            pass  # the workers continue from their states
         elif has_workers:
             found.append(
                 "what the data set draws at random in workers that stay is drawn anew; without "
@@ -332,23 +332,23 @@ class DataFeed:
         return found
 
     def _workers_of(self, state_dict: Mapping[str, Any]) -> Any:
-        """Returns the states that the workers go on from; None if they begin anew."""
+        """Returns the states from which the workers continue; None if they start from scratch."""
         states, changed = state_dict.get("workers"), self._changed(state_dict)
-        is_same = not changed.reasons() and not changed.begins_anew
+        is_same = not changed.reasons() and not changed.starts_over
         return states if is_same and self._source.takes_workers(states) else None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
 
-        The batches before are not loaded where the loader has a sampler. With torch's batch sampler
-        they may have another size now. Where the place has no meaning in these data, it goes to the
-        next pass; so it does if ``state_dict["replay"]`` is False and only giving the batches
-        before again would lead there. An iterator stays where it is.
+        Earlier batches are not loaded if the loader has a sampler. With torch's ``BatchSampler``
+        the batch size may have changed. If the position is void in these data, or could only be
+        reached by a replay and ``state_dict["replay"]`` is False, the feed moves to the next pass.
+        An iterator stays where it is.
         """
         self._source.load_state_dict(state_dict["source"])
         position, place = FeedPosition(*state_dict["position"]), state_dict.get("place")
         changed = self._changed(state_dict)
-        if changed.begins_anew:
+        if changed.starts_over:
             position, place = FeedPosition(position.data_pass + 1, 0), None
         elif changed.keeps_samples and changed.samples is not None:
             self._source.place_samples(position, changed.samples)

@@ -40,18 +40,18 @@ __all__ = ["IndexedLoader"]
 
 
 class IndexedLoader(TorchLoader):
-    """One with a sampler: its length is certain if the sampler's is, and no pass begins in vain.
+    """A loader with a sampler: its length is certain if the sampler's is.
 
-    A pass is entered anywhere without loading the batches before. With torch's ``BatchSampler``
-    the place is a number of samples, of all processes together and without those that are given
-    twice to make batches even: so the rest of a pass can come in batches of another size.
+    A pass is entered at any position without loading earlier batches. With torch's ``BatchSampler``
+    the position counts samples of all processes, without the duplicates that even out the batches,
+    so the rest of a pass can have another batch size.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._search_data, self._search_order = GeneratorSearch(), GeneratorSearch()
-        self._data_pass = 0  # that was told last
-        # A place whose samples are known, if they are not those of so many batches of now.
+        self._data_pass = 0  # the pass that was announced last
+        # A position, and the samples before it where these are not a multiple of the batch size.
         self._known_place: tuple[FeedPosition, int] | None = None
         self._workers = WorkerStates()
         self._own_workers: Callable[[], Any] = lambda: None  # the iterator with those that stay
@@ -77,7 +77,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def is_replayed(self) -> bool:
-        """Only the indices are asked for again, if anything is."""
+        """Returns False: indices may be drawn again, but no batch is loaded again."""
         return False
 
     @property
@@ -117,12 +117,12 @@ class IndexedLoader(TorchLoader):
             sampler.initial_seed = seed
 
     def facts(self) -> dict[str, int | None]:
-        """And how many samples a pass has."""
+        """Returns the facts of the base class, and how many samples a pass has."""
         with self._even():
             return {**super().facts(), "samples a pass": samples_of(self._order)}
 
     def samples_before(self, position: FeedPosition) -> int | None:
-        """Returns how many samples of the pass come before a place; None if that is not certain."""
+        """Returns the samples of the pass before a position; None if not certain."""
         a_batch = samples_a_batch(self._order)
         if a_batch is None:
             return None
@@ -133,17 +133,17 @@ class IndexedLoader(TorchLoader):
 
     @property
     def gone_through(self) -> Any:
-        """A sampler of a class that does not come with torch or Accelerate."""
+        """The sampler that has to be iterated to enter a pass; None for those of torch."""
         return gone_through(self._order)
 
     def batches_behind(self, samples: int) -> int | None:
-        """Returns how many batches of this process come behind so many samples."""
+        """Returns how many batches of this process come after that many samples."""
         with self._even():
             is_known = samples_of(self._order) is not None
             return batches_behind(self._order, samples) if is_known else None
 
     def place_samples(self, position: FeedPosition, samples: int) -> None:
-        """Says how many samples of the pass come before a place."""
+        """Sets how many samples of the pass come before a position."""
         self._known_place = None
         if samples != self.samples_before(position):
             self._known_place = position, samples
@@ -156,7 +156,7 @@ class IndexedLoader(TorchLoader):
             deque(rest, maxlen=0)
 
     def workers_before(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the states of the workers at a place; None if there are none, or not known."""
+        """Returns the states of the workers at a position; None without any, or if not known."""
         if not self._can_follow or not (position.batches or self._stays):
             return None
         found = self._workers.at(*position)
@@ -167,7 +167,7 @@ class IndexedLoader(TorchLoader):
         return {"first": found[0], "states": [as_data(each) for each in found[1]]}
 
     def takes_workers(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether workers can go on from these states."""
+        """Returns whether workers can continue from these states."""
         if state_dict is None or not self._can_follow:
             return False
         return len(state_dict["states"]) == self.base.num_workers
@@ -175,7 +175,7 @@ class IndexedLoader(TorchLoader):
     def place_workers(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Says from which states workers go on at a place; None if that is not known."""
+        """Sets the states from which workers continue at a position; None if not known."""
         first, states = position.batches, list[bytes | None]()
         if state_dict is not None:
             first, states = state_dict["first"], [*map(from_data, state_dict["states"])]
@@ -183,7 +183,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _can_follow(self) -> bool:
-        """Whether it is certain which worker loads which batch."""
+        """Returns whether it is certain which worker loads which batch."""
         base = self.base
         is_torchdata = hasattr(base, "load_state_dict")
         return base.num_workers > 0 and base.in_order and not is_torchdata and not self._skipped
@@ -195,7 +195,7 @@ class IndexedLoader(TorchLoader):
         forget_dead_workers(base)
         found = base._iterator
         if found is not None and found is not self._own_workers():
-            self._workers.begin(self._data_pass, 0, ())  # their user has started them
+            self._workers.begin(self._data_pass, 0, ())  # started by the user
             return super()._open()
         _, states = self._workers.at(self._data_pass, 0) or (0, [None] * base.num_workers)
         if found is not None:
@@ -207,7 +207,7 @@ class IndexedLoader(TorchLoader):
         return self._workers.follow(batches, 0)
 
     def _reopen(self, data_pass: int, skip: int) -> Iterator[Any]:
-        # Before the order is drawn: workers are seeded as they were when the pass began.
+        # Taken before the order is drawn: workers are seeded as they were when the pass began.
         seeds, of_loader = torch.Generator(), self.base.generator
         seeds.set_state((torch.default_generator if of_loader is None else of_loader).get_state())
         followed = self._workers.at(data_pass, skip) if self._can_follow else None
@@ -223,12 +223,12 @@ class IndexedLoader(TorchLoader):
         first: int,
         states: list[bytes | None],
     ) -> Iterator[Any]:
-        """Yields the batches of these indices, loaded by workers that begin with these states."""
+        """Yields the batches of these indices, from workers that begin with these states."""
         base, stays = self.base, self.base.persistent_workers
         if not self._can_follow:
             yield from started(_over(base, rest, seeds))
             return
-        base._iterator = None  # which ends workers that have stayed: they are too far
+        base._iterator = None  # ends persistent workers, which have prefetched too far
         loader = _over(base, rest, seeds, persistent_workers=stays)
         with self._workers.starting(loader, states):
             batches = started(loader)
@@ -239,14 +239,14 @@ class IndexedLoader(TorchLoader):
         yield from self._workers.follow(batches, first)
 
     def _draw_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Draws what was drawn to get to that place, and returns the index batches behind it."""
+        """Draws what was drawn up to a position, and returns the index batches after it."""
         base, order = self.base, self._order
         is_others = gone_through(order) is order
-        whole = iter(order) if is_others else order  # which may draw already
+        whole = iter(order) if is_others else order  # may draw, before torch draws the seed
         if self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
         if is_others and base.num_workers:
-            whole = iter(order)  # torch asks for it twice
+            whole = iter(order)  # torch asks for the iterator twice
         samples = self.samples_before(FeedPosition(data_pass, skip))
         if samples is None:
             _, rest = entered(whole, skip)
@@ -255,7 +255,7 @@ class IndexedLoader(TorchLoader):
         return chain([*islice(rest, self._count_asked(data_pass, skip))], rest)
 
     def _count_asked(self, data_pass: int, skip: int) -> int:
-        """Returns how many index batches behind a place had been asked for, and so were drawn."""
+        """Returns how many index batches after a position had been drawn already."""
         asked = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
             asked += 1
@@ -264,13 +264,13 @@ class IndexedLoader(TorchLoader):
         return asked if skip else max(asked, 1)
 
     def doubts(self) -> list[str]:
-        """And what has changed in workers, as long as they are there."""
+        """Returns those of the base class, and what has changed in the present workers."""
         is_over = self._workers.is_over(self.length) and not self._stays
         return [*super().doubts(), *(() if is_over else self._workers.doubts)]
 
     @contextmanager
     def _as_begun(self, begun: RandomState) -> Iterator[None]:
-        """Generators of the order alone stay where they are drawn up to: it goes on from there."""
+        """Leaves the generators that only the order draws from where the draws leave them."""
         own = {id(each) for each in self._generators_of_order()}
         others = {name: each for name, each in self.generators.items() if id(each) not in own}
         with RandomState.preserved(generators=others):
@@ -278,7 +278,7 @@ class IndexedLoader(TorchLoader):
             yield
 
     def _generators_of_order(self) -> list[RandomGenerator]:
-        """Those that no sample is made with: a generator may be shared."""
+        """Returns the generators that only the order draws from, and no sample."""
         of_data = self._search_data(data_parts(self.base)).named.values()
         of_order = self._search_order(order_parts(self.base)).named.values()
         return [each for each in of_order if all(each is not other for other in of_data)]

@@ -1,15 +1,15 @@
-"""The order of the samples of a pass, entered at any place for what its beginning costs.
+"""Enters the order of the samples of a pass at any position, at the cost of its beginning.
 
-A sampler of torch tells its numbers one after the other, so the place ``n`` is reached by asking
-for ``n`` of them. But of the samplers that come with torch and Accelerate it is known how they
-draw: one permutation for all samples, 32 numbers at a time, or one draw of all. They are entered
-here by the same draws, which give the same numbers and leave the generator in the same state;
-nothing is listed that a pass from its beginning does not list. Numbers that are drawn one after
-the other are drawn again by few large calls: ``randint`` gives the same numbers in one call as in
-many. ``tests/data/test_sample_order.py`` fails when a sampler comes to draw otherwise.
+A sampler yields its indices one by one, so position ``n`` is reached by asking for ``n`` indices.
+The samplers of torch and Accelerate draw in a known way: one permutation of all samples, 32 indices
+at a time, or all at once. This module makes the same draws, which gives the same indices and leaves
+the generator in the same state, and builds no list that a fresh pass does not build. Indices that a
+sampler draws 32 at a time are drawn again in few large calls: ``torch.randint`` gives the same
+numbers in one call as in many. ``tests/data/test_sample_order.py`` fails if a sampler changes how
+it draws.
 
-That holds for these classes alone, not for a class that is derived from one. Any other order is
-gone through, but for a list or a range, which have places.
+Only these exact classes are treated so, not their subclasses. Any other order is iterated up to the
+position, except for the iterators of lists, tuples and ranges, which have an index.
 """
 
 import copy
@@ -54,19 +54,18 @@ _WITH_INDEX = tuple(type(iter(each)) for each in (list[int](), (0,), range(0)))
 
 
 def entered(order: Any, start: int, first: int = 0) -> _Entered:
-    """Enters an order behind its first ``start`` elements.
+    """Enters an order after its first ``start`` elements.
 
-    The random numbers for these are drawn now, from the generators as they are: call it with the
-    generators of the moment when the pass began. Those for the rest are drawn as the sampler does,
-    when they are asked for.
+    The random numbers for these elements are drawn now, so the generators must be in the state in
+    which the pass began. Later random numbers are drawn lazily, as the sampler draws them.
 
     Args:
         order: a sampler, a batch sampler, or any iterable.
-        start: how many of the elements come before the place.
-        first: how many of these are returned, from the first on; at most ``start``.
+        start: number of elements before the position.
+        first: number of elements to return from the start of the order; at most ``start``.
 
     Returns:
-        Those elements, and an iterator over all behind the place.
+        The first elements, and an iterator over the elements after the position.
     """
     if type(order) in (BatchSampler, BatchSamplerShard) and not first:
         size = samples_a_batch(order)
@@ -77,9 +76,9 @@ def entered(order: Any, start: int, first: int = 0) -> _Entered:
 
 
 def samples_a_batch(order: Any) -> int | None:
-    """Returns how many samples an index batch takes, of all processes together.
+    """Returns how many samples of all processes one index batch takes.
 
-    None where that is not certain: the batches of a batch sampler of another class may differ.
+    Returns None if the number is not certain: other classes may yield batches of varying size.
     """
     if type(order) is BatchSampler:
         return order.batch_size
@@ -90,7 +89,7 @@ def samples_a_batch(order: Any) -> int | None:
 
 
 def samples_of(order: Any) -> int | None:
-    """Returns how many samples a pass has, of all processes together; None if it is not known."""
+    """Returns how many samples of all processes a pass has; None if the number is not known."""
     if samples_a_batch(order) is None:
         return None
     batches = order.batch_sampler if type(order) is BatchSamplerShard else order
@@ -101,17 +100,17 @@ def samples_of(order: Any) -> int | None:
 
 
 def entered_at_sample(order: Any, samples: int) -> Iterator[Any]:
-    """Enters an order of batches behind its first ``samples`` samples, with its next batch there.
+    """Enters an order of batches after its first ``samples`` samples: the next batch starts there.
 
     Args:
-        order: one for which ``samples_a_batch`` returns a number.
-        samples: how many samples of all processes come before the place.
+        order: an order for which ``samples_a_batch`` returns a number.
+        samples: samples of all processes before the position.
     """
     if type(order) is BatchSampler:
         _, rest = entered(order.sampler, samples)
         return iter(BatchSampler(rest, order.batch_size, order.drop_last))
-    # The shard fills the last batches up with the first samples of the pass: it is shown the first
-    # batch of each process as well. Where none was full, the rest is a pass of its own.
+    # The shard pads the last batches with the first samples of the pass, so it needs the first
+    # batch of each process as well. If these were not full, the rest is divided as a pass is.
     whole, a_batch = order.batch_sampler, samples_a_batch(order) or 0
     is_filled = order.even_batches and not order.drop_last and samples >= a_batch
     first, rest = entered(whole.sampler, samples, a_batch if is_filled else 0)
@@ -121,7 +120,7 @@ def entered_at_sample(order: Any, samples: int) -> Iterator[Any]:
 
 
 def batches_behind(order: Any, samples: int) -> int:
-    """Returns how many batches ``entered_at_sample`` gives of an order of a known length."""
+    """Returns how many batches ``entered_at_sample`` yields, for an order of known length."""
     whole: Any = order.batch_sampler if type(order) is BatchSamplerShard else order
     count = max(0, len(whole.sampler) - samples)
     left = BatchSampler(range(count), whole.batch_size, whole.drop_last)
@@ -138,7 +137,7 @@ def batches_behind(order: Any, samples: int) -> int:
 
 
 def gone_through(order: Any) -> Any:
-    """Returns the sampler that is asked again for what comes before a place; None if none is."""
+    """Returns the sampler that is iterated from its start to enter the order; None if none is."""
     if type(order) is BatchSamplerShard:
         return gone_through(order.batch_sampler)
     if type(order) is BatchSampler:
@@ -157,10 +156,10 @@ def _enter_any(order: Iterable[Any], start: int, first: int) -> _Entered:
     deque(islice(iterator, start - len(before)), maxlen=0)
     if begun.has_moved():
         warnings.warn(
-            f"{type(order).__name__} draws from the global random generators while it is gone "
-            f"through: the {start} numbers before the place of this run are drawn again without "
-            "the random numbers that others drew in between, so those that follow may be others. "
-            "Give it a generator of its own, or state_dict() and load_state_dict()",
+            f"{type(order).__name__} draws from the global random generators while it is iterated: "
+            f"its first {start} elements are drawn again without the random numbers that others "
+            "drew in between, so the elements that follow may differ. Give it its own generator, "
+            "or state_dict() and load_state_dict()",
             stacklevel=2,
         )
     return before[:first], iterator
@@ -193,7 +192,7 @@ def _enter_random(sampler: RandomSampler, start: int, first: int) -> _Entered:
     for done in range(0, behind, at_once):
         drawn = draw(min(at_once, behind - done))
         before += drawn[: first - len(before)].tolist()
-    # The last one is drawn even if nothing is left for it.
+    # torch draws the last block even if it is empty.
     blocks = (
         draw(block if done < whole else count % block) for done in range(behind, whole + 1, block)
     )
@@ -209,7 +208,7 @@ def _in_one(blocks: Iterator[torch.Tensor]) -> Iterator[int]:
 
 
 def _enter_seedable(sampler: SeedableRandomSampler, start: int, first: int) -> _Entered:
-    """It is seeded anew for each pass, by the feed's number of the pass."""
+    """Seeds the sampler as it does itself at the start of each pass, from the pass number."""
     if sampler.generator is None:
         sampler.generator = torch.Generator(device=torch.get_default_device())
     sampler.generator.manual_seed(sampler.epoch + sampler.initial_seed)

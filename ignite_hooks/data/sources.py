@@ -167,7 +167,7 @@ class PlainIterable:
 
     @property
     def is_replayed(self) -> bool:
-        """Whether a pass is entered, without a state, by loading the batches before again."""
+        """Returns whether a pass without a state is entered by loading its earlier batches."""
         return not isinstance(self.loader, Sequence)
 
     @property
@@ -271,7 +271,7 @@ class PlainIterable:
 
     @contextmanager
     def _as_begun(self, begun: RandomState) -> Iterator[None]:
-        """While a pass is entered again: random numbers are drawn as they were when it began."""
+        """Puts the generators back to where a pass began while its order is drawn again."""
         with RandomState.preserved(generators=self.generators):
             begun.restore()
             yield
@@ -328,33 +328,33 @@ class PlainIterable:
         }
 
     def samples_before(self, position: FeedPosition) -> int | None:
-        """Returns how many samples of the pass come before a place; None if that is not certain."""
+        """Returns the samples of the pass before a position; None if not certain."""
         return None
 
     @property
     def gone_through(self) -> Any:
-        """What is asked again for the indices before a place; None if nothing is."""
+        """The sampler that has to be iterated to enter a pass; None if there is none."""
         return None
 
     def batches_behind(self, samples: int) -> int | None:
-        """Returns how many batches come behind so many samples; None if that is not known."""
+        """Returns how many batches come after that many samples; None if not known."""
         return None
 
     def place_samples(self, position: FeedPosition, samples: int) -> None:
-        """Says how many samples of the pass come before a place."""
+        """Sets how many samples of the pass come before a position."""
 
     def workers_before(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the states of the workers at a place; None if there are none, or not known."""
+        """Returns the states of the workers at a position; None without any, or if not known."""
         return None
 
     def takes_workers(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether workers can go on from these states."""
+        """Returns whether workers can continue from these states."""
         return False
 
     def place_workers(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Says from which states workers go on at a place; None if that is not known."""
+        """Sets the states from which workers continue at a position; None if not known."""
 
     def doubts(self) -> list[str]:
         """Returns why there may be a state that ``state_dict`` does not have."""

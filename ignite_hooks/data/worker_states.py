@@ -1,12 +1,12 @@
-"""What the workers of a loader draw from, batch by batch, so that others go on where they were.
+"""Tracks the random states of loader workers batch by batch, so that new workers can continue.
 
-torch seeds the global random generators of each worker when it starts, and each has a copy of the
-data set, with its random generators and its state. How far these have come depends on the samples,
-which the main process does not see: so a worker tells it with each batch, if they have changed. The
-batches that the user of the loader sees are not touched.
+torch seeds the global random generators of each worker when it starts, and each worker has a copy
+of the data set, with its own random generators and state. How far these have moved depends on the
+samples, which the main process does not see. So a worker sends its states along with a batch
+whenever they have changed. The batches themselves are left as they are.
 
-Worker ``w`` of ``W`` loads the batches ``w``, ``w + W``, and so on. To go on at any batch, up to
-``W - 1`` batches before it are loaded once more, so that the pass is taken up with worker 0.
+Worker ``w`` of ``W`` loads the batches ``w``, ``w + W``, and so on. To continue at any batch, up to
+``W - 1`` batches before it are loaded again, so that the iteration starts with worker 0.
 """
 
 import os
@@ -34,36 +34,36 @@ from ignite_hooks.data.random_state import set_state
 __all__ = ["WorkerStates", "as_data", "from_data", "with_random_state"]
 
 _STREAM, _RANDOM = "stream", "random"
-_KEPT = 256  # batches, for going back: a window of the optimizer at most
+_KEPT = 256  # batches whose states are kept, to roll back to the last step boundary
 
 
 class WorkerStates:
-    """Follows the workers of one loader through its passes.
+    """The states of the workers of one loader, pass by pass.
 
     Attributes:
-        doubts: what workers have changed in their copies of the data set that is in no state.
+        doubts: changes in the workers' copies of the data set that no state holds.
     """
 
     def __init__(self) -> None:
         self.doubts: dict[str, None] = {}
         self._data_pass = 0
-        self._first = 0  # the batch of this pass that worker 0 has loaded first
-        # The numbers of batches, each with the state behind it, by worker.
+        self._first = 0  # the batch of this pass that worker 0 loaded first
+        # For each worker the numbers of its batches, each with the state after it.
         self._behind: list[deque[tuple[int, bytes | None]]] = []
         self._next, self._is_over = 0, False
-        # Shared with the workers: they tell their states if it is not 0, and all of it if it is
-        # another number than before.
+        # In shared memory: workers send their states while it is not 0, and send the whole state
+        # when the number has changed.
         self._iteration: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._iteration.share_memory_()  # type: ignore[no-untyped-call]
         self._iterations = 0
 
     @contextmanager
     def starting(self, loader: Any, states: Sequence[bytes | None]) -> Iterator[None]:
-        """While a ``DataLoader`` starts workers: they go on from these states, and tell theirs.
+        """Has workers that a ``DataLoader`` starts in the body begin with states, and send theirs.
 
         Args:
-            loader: the loader. It is afterwards as it was.
-            states: one for each worker; None for one that begins as torch seeds it.
+            loader: the loader; its attributes are restored afterwards.
+            states: one for each worker; None for a worker that begins as torch seeds it.
         """
         worker = _Worker(loader.collate_fn, loader.worker_init_fn, self._iteration, states)
         self._iterations += 1
@@ -77,12 +77,12 @@ class WorkerStates:
             yield
 
     def begin(self, data_pass: int, first: int, states: Iterable[bytes | None]) -> None:
-        """Says that the workers begin with a pass, or with the rest of one.
+        """Notes that the workers start a pass, or the rest of one.
 
         Args:
             data_pass: the pass.
-            first: the batch of it that worker 0 loads.
-            states: one for each worker; none at all if they are not known.
+            first: the batch of the pass that worker 0 loads first.
+            states: one for each worker; empty if they are not known.
         """
         given = [*states]
         self._data_pass, self._first, self._next = data_pass, first, first
@@ -90,9 +90,10 @@ class WorkerStates:
         self._behind = [deque([(first - 1, each)], 2 + _KEPT // len(given)) for each in given]
 
     def follow(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
-        """Yields the batches that workers have sent with their states, the first number first."""
+        """Yields the batches that workers send with their states; ``first`` is the first number."""
         try:
-            yield from map(self._note, batches, count(first))  # by no name: it would be kept
+            # Without a name: a suspended frame would keep the last batch alive.
+            yield from map(self._note, batches, count(first))
             self._is_over = True
         finally:
             self._iteration.fill_(0)
@@ -109,10 +110,10 @@ class WorkerStates:
         return loaded.batch
 
     def at(self, data_pass: int, number: int) -> tuple[int, list[bytes | None]] | None:
-        """Returns how a pass is taken up at its batch ``number``: None if that is not known.
+        """Returns how to continue a pass at its batch ``number``; None if that is not known.
 
         Returns:
-            The batch to begin with, and the state of each worker there.
+            The batch to start with, and the state of each worker there.
         """
         if data_pass != self._data_pass or number < self._first or not self._behind:
             return None
@@ -121,29 +122,30 @@ class WorkerStates:
         return (start, [each[-1][1] for each in before]) if all(before) else None
 
     def after(self, data_pass: int, length: int | None = None) -> list[bytes | None]:
-        """Returns the states of the workers when a pass is over; none at all if not known.
+        """Returns the states of the workers after a whole pass; an empty list if not known.
 
-        Workers load batches ahead: of a pass that was left before its end they have loaded more.
+        Workers prefetch, so after a pass that was left early their states have moved further.
 
         Args:
             data_pass: the pass.
-            length: how many batches it has, if that is certain.
+            length: its number of batches, if that is certain.
         """
         newest = [behind[-1][1] for behind in self._behind]
         is_over = data_pass == self._data_pass and self.is_over(length)
         return newest if is_over and None not in newest else []
 
     def is_over(self, length: int | None = None) -> bool:
-        """Returns whether the pass has come to its end."""
+        """Returns whether all batches of the pass have been given."""
         return self._is_over or self._next == length
 
 
 @contextmanager
 def with_random_state(loader: Any) -> Iterator[None]:
-    """While a ``StatefulDataLoader`` starts workers: the states of their streams have more in them.
+    """Adds the random states of a worker to the state of its stream.
 
-    That are the random generators which a worker draws from. torchdata asks each worker for the
-    state of its copy of the stream behind each batch, and gives it back before that is iterated.
+    torchdata asks each worker for the state of its copy of the stream after each batch, and loads
+    it before the copy is iterated. This holds for the workers of a ``StatefulDataLoader`` that are
+    started in the body.
     """
     found = loader.worker_init_fn
     with restored(_setting(loader, "worker_init_fn", found), alone=True):
@@ -203,7 +205,7 @@ def _setting(loader: Any, name: str, value: Any) -> Callable[[], None]:
 
 
 class _Loaded(NamedTuple):
-    """What a worker sends. A tuple, because torch pins the memory of what is in tuples."""
+    """A batch with the state of its worker. A tuple, because torch pins the contents of tuples."""
 
     batch: Any
     state: bytes | None
@@ -234,7 +236,7 @@ class _Worker:
         self._main = os.getpid()
 
     def init(self, worker_id: int) -> None:
-        """Calls the user's function, and then goes on from the state that there is."""
+        """Calls the user's function, then restores the state of this worker if there is one."""
         if self._init is not None:
             self._init(worker_id)
         if os.getpid() == self._main:  # the worker is a thread
@@ -251,7 +253,7 @@ class _Worker:
             self._restore(state)
 
     def collate(self, samples: Any) -> Any:
-        """Calls the user's function; tells the state behind what it returns."""
+        """Calls the user's function; adds the state of the worker to what it returns."""
         batch = self._collate(samples)
         iteration = 0 if os.getpid() == self._main else int(self._iteration)
         if not iteration:
@@ -261,7 +263,7 @@ class _Worker:
         return _Loaded(batch, self._state(iteration), doubts)
 
     def _state(self, iteration: int) -> bytes | None:
-        """Returns the state, or None if it is what was told last in this iteration."""
+        """Returns the state; None if it equals the one sent last in this iteration."""
         objects = pickle.dumps(self._own.state_dict(self._found.watched))
         is_told = iteration == self._told_in and not self._told.has_moved()
         if is_told and objects == self._told_objects:
@@ -284,7 +286,7 @@ class _Worker:
         made = now.named.keys() - self._found.named.keys()
         return (
             *(f"in workers: {each}" for each in self._own.doubts(now.watched)),
-            *(f"{name} is made in the workers, and has no state that is saved" for name in made),
+            *(f"{name} is made in the workers, and its state is not saved" for name in made),
         )
 
 

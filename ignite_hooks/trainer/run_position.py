@@ -431,9 +431,9 @@ class RunPosition:
         self._random = state_dict["random"]
 
         def seek(feed: DataFeed) -> None:
-            begins_anew = feed.begins_anew(state_dict["data"])
+            starts_over = feed.starts_over(state_dict["data"])
             feed.load_state_dict(state_dict["data"])
-            if begins_anew and self.epoch_length is None:
+            if starts_over and self.epoch_length is None:
                 self.place = self.place._replace(progress=progress.at_epoch_start())
 
         self._seek = seek

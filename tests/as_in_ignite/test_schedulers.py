@@ -237,7 +237,7 @@ def test_the_finder_gives_all_its_points(side, num_iter, points, step_mode):
 
 
 @pytest.mark.filterwarnings(LR_FINDER)
-def test_after_the_finder_training_begins_anew(side):
+def test_after_the_finder_training_starts_over(side):
     made = side.supervised(lr=0.1)
     find(made, batches_of(6), num_iter=4)
     made.engine.run(batches_of(6), max_epochs=2)

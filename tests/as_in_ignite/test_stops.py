@@ -242,7 +242,7 @@ def test_a_run_may_be_interrupted_many_times(side):
     assert seen == [("STARTED", 0, 0)]
 
 
-def test_without_a_limit_the_run_after_interrupt_begins_anew(side):
+def test_without_a_limit_the_run_after_interrupt_starts_over(side):
     engine = side.engine()
     handle = engine.add_event_handler(Events.ITERATION_COMPLETED(every=6), engine.interrupt)
     data = range(4)

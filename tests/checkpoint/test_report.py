@@ -161,20 +161,20 @@ DIFFERENCES = {
         loader,
         lambda: loader(size=12),
         {},
-        r"data: changed \(8 samples a pass then, 12 now: the pass that was begun is left after 2 "
-        r"batches, and the next one begins, with it the epoch anew unless its length is fixed; it",
+        r"data: changed \(8 samples a pass then, 12 now: the current pass is dropped after 2 "
+        r"batches and the next one starts; an epoch without a fixed length starts again with it",
     ),
     "a list of another length": (
         lambda: batches_of(4),
         lambda: batches_of(5),
         {},
-        r"data: changed \(4 batches a pass then, 5 now: the pass that was begun is left after 2 ",
+        r"data: changed \(4 batches a pass then, 5 now: the current pass is dropped after 2 ",
     ),
     "other workers": (
         loader,
         lambda: loader(num_workers=1),
         {},
-        "data: approximate .*0 workers then, 1 now: what the data set draws at random is drawn by",
+        "data: approximate .*0 workers then, 1 now: random numbers that the data set draws",
     ),
     "workers in any order, in the middle of a pass": (
         lambda: loader(num_workers=1, in_order=False),

@@ -167,7 +167,7 @@ def test_ignite_does_nothing_after_a_failure():
     assert batches == [0, 1]
 
 
-def test_a_run_that_is_forgotten_after_a_failure_begins_anew():
+def test_a_run_that_is_forgotten_after_a_failure_starts_over():
     engine, batches = Engine(nothing), []
     engine.add_event_handler(Events.ITERATION_STARTED, lambda e: batches.append(e.state.batch))
     handle = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)

@@ -1,4 +1,4 @@
-"""A run goes on with batches of another size, or with other data, where a checkpoint was saved."""
+"""Resumes with another batch size, or with other data, from the middle of a pass."""
 
 from itertools import chain
 
@@ -245,7 +245,7 @@ def trainer_by_batch(data, **options):
 
 
 @pytest.mark.parametrize("name", OTHER_DATA)
-def test_where_the_place_has_no_meaning_the_epoch_begins_anew(name, tmp_path):
+def test_the_epoch_starts_again_where_the_position_is_void(name, tmp_path):
     then, now, told, length = OTHER_DATA[name]
     trainer = trainer_by_batch(then, checkpoint=SaveCheckpoint(tmp_path))
     trainer.run(max_epochs=1)
@@ -255,8 +255,8 @@ def test_where_the_place_has_no_meaning_the_epoch_begins_anew(name, tmp_path):
     part = trainer.resume_report.parts["data"]
     assert part.level == "changed"
     assert part.reason == (
-        f"{told}: the pass that was begun is left after 2 batches, and the next one begins, with "
-        "it the epoch anew unless its length is fixed; iterations and steps are counted on"
+        f"{told}: the current pass is dropped after 2 batches and the next one starts; an epoch "
+        "without a fixed length starts again with it, and iterations and steps keep counting"
     )
     with pytest.warns(UserWarning, match=told):
         trainer.run(max_epochs=3)
@@ -324,7 +324,7 @@ def test_endless_data_without_a_state_go_on_with_new_samples_if_asked(tmp_path):
     trainer = resumed_after(7, Counted(), data, tmp_path, replay=False)
     part = trainer.resume_report.parts["data"]
     assert part.level == "changed"
-    assert part.reason.startswith("replay=False: the pass that was begun is left after 7 batches")
+    assert part.reason.startswith("replay=False: the current pass is dropped after 7 batches")
     trainer.run(max_steps=9)
     assert data.given == 3  # with the one that is looked ahead
     assert (trainer.state.epoch, trainer.state.iteration) == (1, 9)
@@ -334,7 +334,7 @@ def test_endless_data_without_a_state_go_on_with_new_samples_if_asked(tmp_path):
     assert data.given == 10
 
 
-def test_the_epoch_of_a_pass_that_is_not_replayed_begins_anew(tmp_path):
+def test_the_epoch_of_a_pass_without_replay_starts_again(tmp_path):
     trainer = resumed_after(7, Counted(5), Counted(5), tmp_path, replay=False)
     trainer.run(max_epochs=2)
     assert trainer.seen == [(2, 7), *((2, number) for number in range(8, 13))]

@@ -223,7 +223,9 @@ class Buffered(Countdown):
 
 
 def test_a_sampler_that_draws_from_a_global_generator_as_it_goes_is_told():
-    with pytest.warns(UserWarning, match="Buffered draws from the global random generators while"):
+    with pytest.warns(
+        UserWarning, match="Buffered draws from the global random generators while it is iter"
+    ):
         entered(BatchSampler(Buffered(None), 4, False), 3)
 
 
@@ -233,3 +235,17 @@ def test_each_global_generator_is_watched(draw):
     assert not state.has_moved()
     draw()
     assert state.has_moved()
+
+
+class AtOnce(Countdown):
+    """Draws its order from a global generator as it begins, as most samplers do."""
+
+    def __iter__(self):
+        yield from torch.randperm(SIZE).tolist()
+
+
+def test_a_sampler_that_draws_its_order_at_once_is_not_told_of():
+    torch.manual_seed(5)
+    _, rest = entered(AtOnce(None), 7)
+    torch.manual_seed(5)
+    assert [*rest] == [*AtOnce(None)][7:]

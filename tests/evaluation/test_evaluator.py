@@ -333,7 +333,7 @@ def test_each_run_begins_at_the_first_batch(numbers_in, stop):
     assert GradientState().dataloader_references == [None]
 
 
-def test_a_run_that_was_interrupted_begins_anew():
+def test_a_run_that_was_interrupted_starts_over():
     evaluator = create_supervised_evaluator(make_model(), accelerator=cpu())
     seen = firsts(evaluator)
     data = DataLoader(Numbers(), 2)

@@ -246,7 +246,7 @@ def test_at_start_is_not_repeated_for_more_epochs():
     assert evaluate.calls == 1
 
 
-def test_at_start_comes_again_when_training_begins_anew():
+def test_at_start_comes_again_when_training_starts_over():
     evaluate = Noting()
     trainer = make_trainer(batches_of(2), validation=Validation(evaluate, at_start=True))
     trainer.run()

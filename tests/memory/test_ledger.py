@@ -128,7 +128,7 @@ def test_a_second_start_goes_on_and_one_stop_ends_it(tank, ledger):
     assert tank.closed == 1
 
 
-def test_a_start_after_a_stop_begins_anew(tank, ledger):
+def test_a_start_after_a_stop_starts_over(tank, ledger):
     measurement = started(ledger)
     tank.spike(5)
     measurement.stop()

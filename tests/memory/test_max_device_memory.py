@@ -172,7 +172,7 @@ def test_each_second_iteration_is_measured_and_its_value_stays(allocator):
     assert runs == [15]
 
 
-def test_the_result_is_that_so_far_and_a_reset_begins_anew(allocator):
+def test_the_result_is_that_so_far_and_a_reset_starts_over(allocator):
     metric, engine = MaxDeviceMemory(epoch=False), engine_of("engine")
     metric.reset()
     metric.attach(engine)

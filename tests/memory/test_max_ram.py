@@ -106,7 +106,7 @@ def test_result_is_zero_after_a_reset_while_stopped():
     assert ram.result() == 0.0
 
 
-def test_a_start_after_a_stop_begins_anew():
+def test_a_start_after_a_stop_starts_over():
     ram = MaxRAM()
     ram.start()
     spike(SPIKE)
@@ -142,7 +142,7 @@ def test_a_stop_without_a_start_is_harmless():
     assert ram.result() - base() == exactly(SPIKE)
 
 
-def test_a_reset_while_it_runs_begins_anew_now():
+def test_a_reset_while_it_runs_starts_over_now():
     with MaxRAM() as ram:
         spike(SPIKE)
         ram.reset()

@@ -585,7 +585,7 @@ def test_the_result_is_the_peak_so_far_then_that_of_the_last_time(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_reset_within_begins_anew_and_one_after_forgets(metric):
+def test_a_reset_within_starts_over_and_one_after_forgets(metric):
     metric = metric()
     metric.reset()
     engine = engine_of("engine")

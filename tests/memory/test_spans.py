@@ -350,7 +350,7 @@ def test_a_validation_that_was_not_open_does_not_go_on():
     assert STREAM not in trainer.state.metrics
 
 
-def test_the_next_span_after_one_that_went_on_begins_anew():
+def test_the_next_span_after_one_that_went_on_starts_over():
     engine = interrupted("engine", Events.ITERATION_STARTED, once=1)
     epochs = peaks_at(engine, Events.EPOCH_COMPLETED, EPOCH)
     peaks = peaks_at(engine, Events.ITERATION_COMPLETED, MINIBATCH)

@@ -222,7 +222,7 @@ def test_more_steps_later_see_the_batches_of_one_long_run(first, accumulation):
 
 
 @pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_epochs": 1}, {"max_iters": 3}, {}])
-def test_the_same_limit_again_begins_anew_with_the_next_pass(limit):
+def test_the_same_limit_again_starts_over_with_the_next_pass(limit):
     batches, first_batches = batches_of(5), []
     trainer = make_trainer(batches)
     trainer.add_event_handler(
@@ -252,7 +252,7 @@ def test_a_further_limit_of_another_kind_goes_on_too():
     assert counters(trainer) == (3, 15, 15)
 
 
-def test_a_limit_set_to_none_on_the_state_begins_anew():
+def test_a_limit_set_to_none_on_the_state_starts_over():
     trainer = make_trainer(batches_of(3))
     trainer.run(max_epochs=3)
     trainer.state.max_epochs = None
