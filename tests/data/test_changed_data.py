@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.data.feed import DataFeed
 
 pytestmark = pytest.mark.filterwarnings("ignore:resumed from")
 
@@ -355,3 +356,22 @@ def test_what_need_not_be_replayed_goes_on_at_its_place(make, tmp_path):
 def test_between_two_passes_there_is_nothing_to_replay(tmp_path):
     trainer = resumed_after(5, Counted(5), Counted(5), tmp_path, replay=False)
     assert "replay" not in trainer.resume_report.parts["data"].reason
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_state_without_samples_and_workers_counts_batches(workers):
+    """As those of former versions are."""
+    feed = DataFeed(DataLoader(numbers(), 4, num_workers=workers))
+    batches = iter(feed)
+    before = [next(batches)[0].flatten().tolist() for _ in range(2)]
+    state = feed.state_dict()
+    feed.close()
+    for name in ("samples", "workers", "place", "draws_in_workers"):
+        del state[name]
+    del state["facts"]["samples a pass"]
+    other = DataFeed(DataLoader(numbers(), 4, num_workers=workers))
+    assert other.changes(state) == []
+    assert not other.starts_over(state)
+    other.load_state_dict(state)
+    rest = [batch[0].flatten().tolist() for batch in other]
+    assert [*chain(*before, *rest)] == [*range(SIZE)]
