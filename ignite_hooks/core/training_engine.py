@@ -53,7 +53,7 @@ class Feed(Protocol):
         """What the batches come from."""
 
     @property
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> dict[str, int | str | None]:
         """What must be the same for another process to be given the same batches."""
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:

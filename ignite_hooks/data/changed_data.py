@@ -6,7 +6,7 @@ from math import ceil
 
 __all__ = ["ChangedData"]
 
-Facts = Mapping[str, int | None]
+Facts = Mapping[str, int | str | None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,19 @@ class ChangedData:
     @property
     def keeps_samples(self) -> bool:
         """Returns whether the position counts samples, so that the batch size may change."""
-        return self.batches_left is not None and not self._differs("samples a pass")
+        is_known = self.batches_left is not None
+        return is_known and not self._differs("samples a pass") and not self._differs("order")
+
+    @property
+    def ends_pass(self) -> bool:
+        """Returns whether too few samples are left of the pass for one more batch."""
+        is_within = self.batches > 0 and bool(self.reasons())
+        return is_within and self.keeps_samples and self.batches_left == 0
+
+    @property
+    def has_other_workers(self) -> bool:
+        """Returns whether the number of workers has changed."""
+        return self._differs("workers")
 
     @property
     def starts_over(self) -> bool:
@@ -45,18 +57,17 @@ class ChangedData:
             return False
         if self.is_given_up:
             return True
-        names = ("samples a pass", "samples a batch", "batches a pass")
-        return any(self._differs(name) for name in names)
+        return any(self._differs(name) for name in _NEEDED)
 
     def reasons(self) -> list[str]:
         """Returns each change with its consequence in samples, batches and optimizer steps."""
         found = []
-        what = next((each for each in _SIZES if self._differs(each)), None)
-        if what == "samples a batch" or (what is not None and self.batches):
+        what = next((each for each in _NEEDED if self._differs(each)), None)
+        if what in ("order", "samples a batch") or (what is not None and self.batches):
             found.append(f"{self._change(what)}: {self._consequence()}")
         elif self.starts_over:
             found.append(f"replay=False: {self._consequence()}")
-        if self._differs("workers"):
+        if self.has_other_workers:
             found.append(
                 f"{self._change('workers')}: random numbers that the data set draws come from "
                 "other processes; without such draws nothing changes"
@@ -69,7 +80,8 @@ class ChangedData:
         return then != now and None not in (then, now)
 
     def _change(self, name: str) -> str:
-        return f"{self.then[name]} {name} then, {self.now[name]} now"
+        unit = "" if name == "order" else f" {name}"
+        return f"{self.then[name]}{unit} then, {self.now[name]} now"
 
     def _consequence(self) -> str:
         if self.starts_over:
@@ -78,22 +90,28 @@ class ChangedData:
                 "and the next one starts; an epoch without a fixed length starts again with it, "
                 "and iterations and steps keep counting"
             )
+        if not self.batches and self._differs("order"):
+            return "the samples come in another order"
         passes = f"a pass has {self._steps(self.now)}, and had {self._steps(self.then)}"
         if not self.batches:
             return passes
         if not self.keeps_samples:
             return "the data resume from their own state"
-        left = (self.now["samples a pass"] or 0) - (self.samples or 0)
+        total, given = self.now["samples a pass"], self.samples
+        left = total - given if isinstance(total, int) and given is not None else 0
+        samples = _number(left, "sample", "samples")
+        if not self.batches_left:
+            return f"the {samples} left of this pass make no batch, so it ends; {passes}"
         return (
-            f"the {left} samples left of this pass come in {self._steps_of(self.batches_left)}, "
+            f"the {samples} left of this pass come in {self._steps_of(self.batches_left)}, "
             f"and from the next on {passes}"
         )
 
     def _steps(self, facts: Facts) -> str:
         return self._steps_of(facts["batches a pass"])
 
-    def _steps_of(self, batches: int | None) -> str:
-        if batches is None:
+    def _steps_of(self, batches: int | str | None) -> str:
+        if not isinstance(batches, int):
             return "an unknown number of batches"
         steps = ceil(batches / self.window)
         return f"{_number(batches, 'batch', 'batches')} ({_number(steps, 'step', 'steps')})"
@@ -103,4 +121,5 @@ def _number(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 
-_SIZES = ("samples a pass", "samples a batch", "batches a pass")
+# What a position in batches relies on, the most telling first.
+_NEEDED = ("order", "samples a pass", "samples a batch", "batches a pass")

@@ -145,7 +145,7 @@ class DataFeed:
         return self._end.length
 
     @property
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> dict[str, int | str | None]:
         """What must be the same for another process to be given the same batches."""
         return self._source.facts()
 
@@ -267,6 +267,10 @@ class DataFeed:
         """Returns whether that position is void in these data, so that their next pass starts."""
         return self.can_repeat and self._changed(state_dict).starts_over
 
+    def ends_pass(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether these data have no batch for what is left of that pass."""
+        return self.can_repeat and self._changed(state_dict).ends_pass
+
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns each change from the saved feed, with its consequence."""
         return self._changed(state_dict).reasons() if self.can_repeat else []
@@ -275,7 +279,8 @@ class DataFeed:
         """Returns what has to be iterated again to resume there, which may take long."""
         batches = state_dict["position"][1]
         found = self._source.gone_through
-        if not batches or found is None or self.starts_over(state_dict):
+        is_placed = self._source.places.takes(self._source, state_dict.get("place"))
+        if not batches or found is None or is_placed or self.starts_over(state_dict):
             return []
         what = f"the {state_dict['samples']} samples" if state_dict.get("samples") else "all"
         return [f"a {type(found).__name__} is iterated again over {what} before this position"]
@@ -304,8 +309,8 @@ class DataFeed:
             if not places.restores(self._source, place, name):
                 when = "then" if name in generators else "now"
                 found.append(f"there is a random generator {name} only {when}")
-        starts_over = self._changed(state_dict).starts_over
-        is_within = state_dict["position"][1] and not starts_over
+        changed = self._changed(state_dict)
+        is_within = state_dict["position"][1] and not (changed.starts_over or changed.ends_pass)
         has_workers = state_dict["source"].get("has_workers")
         found += places.differences(self._source, FeedPosition(*state_dict["position"]), place)
         is_placed = self._source.is_entered_exactly or places.takes(self._source, place)
@@ -324,7 +329,12 @@ class DataFeed:
                 "what the data set draws at random in workers that stay is drawn anew; without "
                 "such draws it is exact"
             )
-        elif self.facts["workers"] and is_within:
+        elif is_within and not self._source.is_in_order:
+            found.append(
+                "workers give batches in any order (in_order=False), and which of them came first "
+                "is not saved: samples can come twice in this pass or not at all"
+            )
+        elif self.facts["workers"] and is_within and not changed.has_other_workers:
             found.append(
                 "what the data set draws at random in its workers is drawn anew until this pass "
                 "ends; without such draws it is exact"
@@ -348,7 +358,7 @@ class DataFeed:
         self._source.load_state_dict(state_dict["source"])
         position, place = FeedPosition(*state_dict["position"]), state_dict.get("place")
         changed = self._changed(state_dict)
-        if changed.starts_over:
+        if changed.starts_over or changed.ends_pass:
             position, place = FeedPosition(position.data_pass + 1, 0), None
         elif changed.keeps_samples and changed.samples is not None:
             self._source.place_samples(position, changed.samples)

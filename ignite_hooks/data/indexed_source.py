@@ -23,6 +23,7 @@ from ignite_hooks.data.sample_order import batches_behind
 from ignite_hooks.data.sample_order import entered
 from ignite_hooks.data.sample_order import entered_at_sample
 from ignite_hooks.data.sample_order import gone_through
+from ignite_hooks.data.sample_order import name_of
 from ignite_hooks.data.sample_order import samples_a_batch
 from ignite_hooks.data.sample_order import samples_of
 from ignite_hooks.data.sources import TorchLoader
@@ -81,6 +82,11 @@ class IndexedLoader(TorchLoader):
         return False
 
     @property
+    def is_in_order(self) -> bool:
+        """Returns whether batches come in the order of their indices."""
+        return self.base.num_workers == 0 or self.base.in_order
+
+    @property
     def _order(self) -> Any:
         return self.base.sampler if self.base.batch_sampler is None else self.base.batch_sampler
 
@@ -116,10 +122,11 @@ class IndexedLoader(TorchLoader):
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
 
-    def facts(self) -> dict[str, int | None]:
-        """Returns the facts of the base class, and how many samples a pass has."""
+    def facts(self) -> dict[str, int | str | None]:
+        """Returns the facts of the base class, how many samples a pass has, and their order."""
         with self._even():
-            return {**super().facts(), "samples a pass": samples_of(self._order)}
+            of_samples = {"samples a pass": samples_of(self._order), "order": name_of(self._order)}
+            return {**super().facts(), **of_samples}
 
     def samples_before(self, position: FeedPosition) -> int | None:
         """Returns the samples of the pass before a position; None if not certain."""
@@ -179,7 +186,7 @@ class IndexedLoader(TorchLoader):
         first, states = position.batches, list[bytes | None]()
         if state_dict is not None:
             first, states = state_dict["first"], [*map(from_data, state_dict["states"])]
-        self._workers.begin(position.data_pass, first, states)
+        self._workers.begin(position.data_pass, first, states, self.places.window)
 
     @property
     def _can_follow(self) -> bool:
@@ -202,7 +209,7 @@ class IndexedLoader(TorchLoader):
             states = self._workers.after(self._data_pass - 1)
         with self._workers.starting(base, states):
             batches = super()._open()
-        self._workers.begin(self._data_pass, 0, states)
+        self._workers.begin(self._data_pass, 0, states, self.places.window)
         self._own_workers = ref(batches)
         return self._workers.follow(batches, 0)
 
@@ -232,7 +239,7 @@ class IndexedLoader(TorchLoader):
         loader = _over(base, rest, seeds, persistent_workers=stays)
         with self._workers.starting(loader, states):
             batches = started(loader)
-        self._workers.begin(data_pass, first, states)
+        self._workers.begin(data_pass, first, states, self.places.window)
         if stays:
             keep_workers(batches, base, self._order)
             self._own_workers = ref(batches)

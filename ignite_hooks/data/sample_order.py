@@ -40,6 +40,7 @@ __all__ = [
     "entered",
     "entered_at_sample",
     "gone_through",
+    "name_of",
     "samples_a_batch",
     "samples_of",
 ]
@@ -143,6 +144,16 @@ def gone_through(order: Any) -> Any:
     if type(order) is BatchSampler:
         return gone_through(order.sampler)
     return None if type(order) in (*_ENTERED_BY, *_WITH_PLACES) else order
+
+
+def name_of(order: Any) -> str:
+    """Returns the name of the class that decides on the order, to notice another one."""
+    if type(order) is BatchSamplerShard:
+        return name_of(order.batch_sampler)
+    if type(order) is BatchSampler:
+        return name_of(order.sampler)
+    name = type(order).__name__
+    return f"{name}(replacement=True)" if getattr(order, "replacement", None) is True else name
 
 
 def _enter_any(order: Iterable[Any], start: int, first: int) -> _Entered:

@@ -303,7 +303,7 @@ class PlainIterable:
     def end_pass(self, data_pass: int, given: int) -> None:
         """Ends a pass all of whose batches were given, and whose end broke off."""
 
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> dict[str, int | str | None]:
         """What must be the same for another process to be given the same batches."""
         base = getattr(self.loader, "base_dataloader", self.loader)
         sampler = getattr(base, "batch_sampler", None)
@@ -330,6 +330,11 @@ class PlainIterable:
     def samples_before(self, position: FeedPosition) -> int | None:
         """Returns the samples of the pass before a position; None if not certain."""
         return None
+
+    @property
+    def is_in_order(self) -> bool:
+        """Returns whether batches come in the same order again."""
+        return True
 
     @property
     def gone_through(self) -> Any:

@@ -34,7 +34,8 @@ from ignite_hooks.data.random_state import set_state
 __all__ = ["WorkerStates", "as_data", "from_data", "with_random_state"]
 
 _STREAM, _RANDOM = "stream", "random"
-_KEPT = 256  # batches whose states are kept, to roll back to the last step boundary
+_MAX_BYTES = 2**20  # of the states of objects that a worker sends with a batch
+_MAX_WATCHED = 500  # objects that are compared after each batch; more of them less often
 
 
 class WorkerStates:
@@ -76,18 +77,21 @@ class WorkerStates:
                 setattr(loader, name, function)
             yield
 
-    def begin(self, data_pass: int, first: int, states: Iterable[bytes | None]) -> None:
+    def begin(
+        self, data_pass: int, first: int, states: Iterable[bytes | None], window: int = 1
+    ) -> None:
         """Notes that the workers start a pass, or the rest of one.
 
         Args:
             data_pass: the pass.
             first: the batch of the pass that worker 0 loads first.
             states: one for each worker; empty if they are not known.
+            window: batches in a full accumulation window, by which a run may roll back.
         """
         given = [*states]
         self._data_pass, self._first, self._next = data_pass, first, first
         self._is_over = False
-        self._behind = [deque([(first - 1, each)], 2 + _KEPT // len(given)) for each in given]
+        self._behind = [deque([(first - 1, each)], 3 + window // len(given)) for each in given]
 
     def follow(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         """Yields the batches that workers send with their states; ``first`` is the first number."""
@@ -247,6 +251,7 @@ class _Worker:
         self._search, self._own = GeneratorSearch(), OwnStates()
         self._found = self._search(self._roots)
         self._own.begin(self._found.watched)
+        self._watched, self._is_too_big = self._found.watched, False
         self._loaded, self._told_in = 0, 0
         self._told, self._told_objects = RandomState.capture(), b""
         if worker_id < len(self._states) and (state := self._states[worker_id]) is not None:
@@ -259,12 +264,12 @@ class _Worker:
         if not iteration:
             return batch
         self._loaded += 1
-        doubts = self._doubts() if not self._loaded & (self._loaded - 1) else ()  # 1, 2, 4, 8, …
-        return _Loaded(batch, self._state(iteration), doubts)
+        state = self._state(iteration)
+        return _Loaded(batch, state, self._doubts())
 
     def _state(self, iteration: int) -> bytes | None:
         """Returns the state; None if it equals the one sent last in this iteration."""
-        objects = pickle.dumps(self._own.state_dict(self._found.watched))
+        objects = self._states_of_objects()
         is_told = iteration == self._told_in and not self._told.has_moved()
         if is_told and objects == self._told_objects:
             return None
@@ -274,18 +279,27 @@ class _Worker:
         random = (self._told.python, self._told.numpy, self._told.cpu.numpy(), states)
         return pickle.dumps((random, objects))
 
+    def _states_of_objects(self) -> bytes:
+        packed = b"" if self._is_too_big else pickle.dumps(self._own.state_dict(self._watched))
+        self._is_too_big = self._is_too_big or len(packed) > _MAX_BYTES
+        return pickle.dumps({}) if self._is_too_big else packed
+
     def _restore(self, packed: bytes) -> None:
         random, objects = _unpacked(packed)
-        self._own.load_state_dict(self._found.watched, objects)
+        self._own.load_state_dict(self._watched, objects)
         random.restore_global()
         for name in self._found.named.keys() & random.generators.keys():
             set_state(self._found.named[name], random.generators[name][1])
 
     def _doubts(self) -> tuple[str, ...]:
+        if len(self._watched) > _MAX_WATCHED and self._loaded % 64 not in (1, 2, 4, 8, 16, 32):
+            return ()
         now = self._search(self._roots)
         made = now.named.keys() - self._found.named.keys()
+        big = ["the state_dict of the data set is too big to be saved for each worker"]
         return (
             *(f"in workers: {each}" for each in self._own.doubts(now.watched)),
+            *(big if self._is_too_big else ()),
             *(f"{name} is made in the workers, and its state is not saved" for name in made),
         )
 

@@ -432,9 +432,12 @@ class RunPosition:
 
         def seek(feed: DataFeed) -> None:
             starts_over = feed.starts_over(state_dict["data"])
+            ends_pass = feed.ends_pass(state_dict["data"])
             feed.load_state_dict(state_dict["data"])
-            if starts_over and self.epoch_length is None:
+            if self.epoch_length is None and starts_over:
                 self.place = self.place._replace(progress=progress.at_epoch_start())
+            elif self.epoch_length is None and ends_pass:
+                self.place = self.place._replace(progress=progress._replace(is_full=True))
 
         self._seek = seek
         self.is_resumed = True

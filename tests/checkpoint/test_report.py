@@ -174,13 +174,13 @@ DIFFERENCES = {
         loader,
         lambda: loader(num_workers=1),
         {},
-        "data: approximate .*0 workers then, 1 now: random numbers that the data set draws",
+        r"data: changed \(0 workers then, 1 now: random numbers that the data set draws",
     ),
     "workers in any order, in the middle of a pass": (
         lambda: loader(num_workers=1, in_order=False),
         lambda: loader(num_workers=1, in_order=False),
         {},
-        r"data: approximate \(what the data set draws at random in its workers is drawn anew",
+        r"data: approximate \(workers give batches in any order \(in_order=False\), and which",
     ),
     "an iterator": (
         lambda: iter(batches_of(9)),

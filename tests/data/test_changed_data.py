@@ -375,3 +375,47 @@ def test_a_state_without_samples_and_workers_counts_batches(workers):
     other.load_state_dict(state)
     rest = [batch[0].flatten().tolist() for batch in other]
     assert [*chain(*before, *rest)] == [*range(SIZE)]
+
+
+def test_a_rest_that_makes_no_batch_completes_the_epoch(tmp_path):
+    trainer_of(DataLoader(numbers(), 5), checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=4)
+    trainer = trainer_of(DataLoader(numbers(), 6, drop_last=True), resume_from=tmp_path)
+    completed = []
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda engine: completed.append((engine.state.epoch, engine.state.iteration)),
+    )
+    told = "the 4 samples left of this pass make no batch, so it ends; a pass has 4 batches"
+    assert told in trainer.resume_report.parts["data"].reason
+    trainer.run(max_epochs=2)
+    assert completed == [(1, 4), (2, 4 + 4)]
+    assert sizes(trainer.seen) == {2: [6] * 4}
+
+
+def test_another_order_of_the_samples_starts_the_epoch_again(tmp_path):
+    trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=2)
+    trainer = trainer_of(DataLoader(numbers(), 4, shuffle=True), resume_from=tmp_path)
+    told = "SequentialSampler then, RandomSampler now: the current pass is dropped after 2 batches"
+    assert trainer.resume_report.parts["data"].reason.startswith(told)
+    trainer.run(max_epochs=1)
+    assert sorted(samples(trainer.seen)[1]) == [*range(SIZE)]
+
+
+def test_another_order_of_the_samples_is_told_between_two_passes(tmp_path):
+    trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
+    trainer = trainer_of(with_replacement(4), resume_from=tmp_path)
+    told = (
+        "SequentialSampler then, RandomSampler(replacement=True) now: the samples come in another"
+    )
+    assert trainer.resume_report.parts["data"].reason.startswith(told)
+
+
+def test_workers_in_any_order_are_told(tmp_path):
+    def make():
+        return DataLoader(numbers(), 4, num_workers=2, in_order=False)
+
+    trainer_of(make(), checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=2)
+    part = trainer_of(make(), resume_from=tmp_path).resume_report.parts["data"]
+    assert part.level == "approximate"
+    assert "samples can come twice in this pass or not at all" in part.reason
+    assert "exact" not in part.reason

@@ -1,6 +1,7 @@
 """Workers go on from where the workers of the run that is resumed were."""
 
 import random
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -193,8 +194,11 @@ def told_of(then, now, folder, steps=3):
 def test_another_number_of_workers_is_told(number, tmp_path):
     then = KINDS["two workers"]()
     part = told_of(then, DataLoader(Drawing(), 2, num_workers=number), tmp_path)
-    assert part.level == "approximate"
-    assert f"2 workers then, {number} now" in part.reason
+    assert part.level == "changed"
+    assert part.reason == (
+        f"2 workers then, {number} now: random numbers that the data set draws come from other "
+        "processes; without such draws nothing changes"
+    )
 
 
 def test_what_workers_change_and_do_not_save_is_told(tmp_path):
@@ -207,6 +211,57 @@ def test_a_generator_that_workers_make_is_told(tmp_path):
     part = told_of(*(DataLoader(Late(), 2, num_workers=1) for _ in range(2)), tmp_path)
     assert part.level == "unknown"
     assert "dataset.rng (PCG64) is made in the workers" in part.reason
+
+
+class Turning(Drawing):
+    """Changes when a rare sample comes."""
+
+    def __init__(self):
+        self.has_turned = False
+
+    def __getitem__(self, index):
+        self.has_turned = self.has_turned or index == 6
+        return torch.tensor([index + 10.0 * self.has_turned]), torch.zeros(1)
+
+
+def test_a_change_is_told_in_the_batch_after_which_it_is_there(tmp_path):
+    part = told_of(*(DataLoader(Turning(), 2, num_workers=1) for _ in range(2)), tmp_path)
+    assert str(part) == "exact"
+    data = (DataLoader(Turning(), 2, num_workers=1) for _ in range(2))
+    part = told_of(*data, tmp_path / "later", steps=4)
+    assert "in workers: dataset.has_turned has changed" in part.reason
+
+
+class Heavy(Counting):
+    """With a state of some size, which changes with each sample."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers = numbers
+
+    def state_dict(self):
+        return {"given": self.given, "more": torch.zeros(self.numbers) + self.given}
+
+
+def test_a_state_that_is_too_big_for_each_worker_is_told(tmp_path):
+    part = told_of(*(DataLoader(Heavy(300_000), 2, num_workers=1) for _ in range(2)), tmp_path)
+    assert part.level == "unknown"
+    assert "too big to be saved for each worker" in part.reason
+
+
+def test_the_states_of_workers_do_not_pile_up():
+    class Long(Heavy):
+        def __len__(self):
+            return 120
+
+    batches = iter(DataFeed(DataLoader(Long(30_000), 2, num_workers=2)))
+    next(batches)
+    tracemalloc.start()
+    given = sum(1 for _ in batches)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert given == 59
+    assert peak < 20 * 120_000  # of 59 states of that size
 
 
 @pytest.mark.parametrize("data", [Forgetful, Late])
