@@ -36,6 +36,7 @@ from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.worker_states import end_streams
 
 __all__ = [
     "PlaceKeeper",
@@ -156,8 +157,11 @@ class _StatefulLoaderKeeper(PlaceKeeper):
             self.holder.load_state_dict({})
             for state in state_dict.values():
                 self.holder.dataset.load_state_dict(copy.deepcopy(state))
-        else:
-            super().load_state_dict(state_dict, is_at_start=is_at_start)
+            return
+        state_dict = copy.deepcopy(state_dict)
+        if not is_at_start:
+            end_streams(state_dict)
+        super().load_state_dict(state_dict, is_at_start=is_at_start)
 
 
 class _NodesKeeper(PlaceKeeper):
@@ -463,7 +467,8 @@ class PlaceStates:
                 f"the pass before was left in its middle: {keeper.name} begins the next one where "
                 "its state says, and may give what was left of it first"
             ]
-        return [keeper.caveat] if keeper.caveat is not None and position.batches else []
+        is_told = position.batches > 0 or keeper.workers > 0
+        return [keeper.caveat] if keeper.caveat is not None and is_told else []
 
     def doubts(self, source: Source) -> list[str]:
         """Returns why the place is not saved."""

@@ -85,6 +85,10 @@ def order_parts(loader: Any) -> dict[str, Any]:
     return {name: getattr(loader, name, None) for name in names}
 
 
+_TURNS = (
+    "after a resume torchdata asks persistent workers in another order from the next pass on, so "
+    "batches come in another order: use one worker, or leave out persistent_workers"
+)
 _PADDED = (
     "the samples that Accelerate repeats to fill the last batch of this pass are the first ones "
     "after the place it goes on from; with drop_last=True none are"
@@ -497,7 +501,9 @@ class TorchLoader(PlainIterable):
             return None
         if base.num_workers:
             is_asked = is_stateful_loader(base) and not _is_shard(dataset)
-            return keeper_of(base, ("loader", "dataset"), base.num_workers) if is_asked else None
+            keeper = keeper_of(base, ("loader", "dataset"), base.num_workers) if is_asked else None
+            takes_turns = base.persistent_workers and base.num_workers > 1
+            return replace(keeper, caveat=_TURNS) if keeper and takes_turns else keeper
         if not _is_shard(dataset):
             return PlaceKeeper(dataset, ("dataset",))
         pads = dataset.num_processes > 1 and not dataset.drop_last

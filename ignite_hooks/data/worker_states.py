@@ -31,9 +31,9 @@ from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import set_state
 
-__all__ = ["WorkerStates", "as_data", "from_data", "with_random_state"]
+__all__ = ["WorkerStates", "as_data", "end_streams", "from_data", "with_random_state"]
 
-_STREAM, _RANDOM = "stream", "random"
+_STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"
 _MAX_BYTES = 2**20  # of the states of objects that a worker sends with a batch
 _MAX_WATCHED = 500  # objects that are compared after each batch; more of them less often
 
@@ -157,6 +157,19 @@ def with_random_state(loader: Any) -> Iterator[None]:
         yield
 
 
+def end_streams(state_dict: Any) -> None:
+    """Notes in the state of a ``StatefulDataLoader`` which workers have come to their end.
+
+    torchdata iterates their streams again, and a stream whose state is reset at its end would give
+    all of its samples a second time.
+    """
+    workers = (state_dict.get("_snapshot") or {}).get("_worker_snapshots") or {}
+    for worker in workers.values():
+        state, fetcher = worker.get("dataset_state"), worker.get("fetcher_state")
+        if isinstance(state, dict) and _STREAM in state and fetcher is not None:
+            state[_IS_OVER] = state[_IS_OVER] or bool(fetcher.get("fetcher_ended"))
+
+
 class _StreamInit:
     """The ``worker_init_fn`` of a loader of streams that have a state.
 
@@ -188,20 +201,41 @@ class _StreamStates:
     """
 
     def __init__(self, stream: Any) -> None:
+        self._stream = stream
         self._state_dict, self._load_state_dict = stream.state_dict, stream.load_state_dict
         self._generators = GeneratorSearch()({"dataset": stream}).named
+        self._is_over = False
 
     def state_dict(self) -> dict[str, Any]:
         random = RandomState.capture(generators=self._generators)
-        return {_STREAM: self._state_dict(), _RANDOM: random.state_dict()}
+        return {
+            _STREAM: self._state_dict(),
+            _RANDOM: random.state_dict(),
+            _IS_OVER: self._is_over,
+        }
 
     def load_state_dict(self, state_dict: Any) -> None:
-        if state_dict.keys() != {_STREAM, _RANDOM}:  # of workers that others have started
+        if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:  # of a user's own workers
             self._load_state_dict(state_dict)
             return
         random = RandomState.from_state_dict(state_dict[_RANDOM], generators=self._generators)
         random.restore()
         self._load_state_dict(state_dict[_STREAM])
+        if state_dict[_IS_OVER]:
+            self._end_pass()
+
+    def _end_pass(self) -> None:
+        """Has the next iteration of the stream give nothing, and the one after it all."""
+        kind = type(self._stream)
+
+        def iterate(stream: Any) -> Iterator[Any]:
+            if not self._is_over:
+                self._is_over = True
+                return iter(())
+            stream.__class__, self._is_over = kind, False
+            return iter(stream)
+
+        self._stream.__class__ = type(kind.__name__, (kind,), {"__iter__": iterate})
 
 
 def _setting(loader: Any, name: str, value: Any) -> Callable[[], None]:

@@ -154,6 +154,26 @@ class Split(Skipping, IterableDataset):
             yield torch.tensor([shift + self.index + noise]) + torch.rand(1)
 
 
+class Restarting(IterableDataset):
+    """Its state is that of its beginning when it has ended, at another time in each worker."""
+
+    def __init__(self):
+        self.index = 0
+
+    def __iter__(self):
+        worker = get_worker_info().id
+        while self.index < SIZE + 3 * worker:
+            self.index += 1
+            yield torch.tensor([10.0 * worker + self.index]) + torch.rand(1)
+        self.index = 0
+
+    def state_dict(self):
+        return {"index": self.index}
+
+    def load_state_dict(self, state):
+        self.index = state["index"]
+
+
 class Counting:
     """A ``collate_fn`` with a state that is not in that of the samples."""
 
@@ -232,6 +252,10 @@ WORKERS = {
     "torchdata's loader with workers": (
         Split,
         lambda data: StatefulDataLoader(data, 2, num_workers=2),
+    ),
+    "a stream that is at its beginning when it has ended": (
+        Restarting,
+        lambda data: DataLoader(data, 2, num_workers=2),
     ),
     "a loader with workers that stay": (
         Split,
@@ -325,6 +349,14 @@ def take_pass(feed):
 def test_workers_are_asked_for_their_states(name, kind, wrap):
     for _, _, differences in resumes(kind, wrap, an_accelerator(name), 8):
         assert differences == []
+
+
+@pytest.mark.parametrize("given", [2, 2 * 3])
+def test_the_turns_of_workers_that_stay_are_named(given):
+    feed = DataFeed(DataLoader(Split(), 2, num_workers=2, persistent_workers=True))
+    take(feed, given)
+    (told,) = feed.differences(feed.state_dict())
+    assert "torchdata asks persistent workers in another order from the next pass on" in told
 
 
 # Samplers
