@@ -74,16 +74,21 @@ class OwnStates:
         if self._first is None:
             return []
         present = _present(objects)
-        names = sorted(_changed(self._first, _values(present)) - self._set_by_epoch)
-        names += [name for name, each in _stateful(present) if not is_plain(each.state_dict())]
-        if not names:
-            return []
-        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-        have = "have" if len(names) > 1 else "has"
-        return [
-            f"{', '.join(names[:_MAX_NAMED])}{more} {have} changed since the run began and {have} "
-            "no state_dict that is saved"
-        ]
+        changed = sorted(_changed(self._first, _values(present)) - self._set_by_epoch)
+        refused = [name for name, each in _stateful(present) if not is_plain(each.state_dict())]
+        found = []
+        if changed:
+            have = "have" if len(changed) > 1 else "has"
+            found.append(
+                f"{_some(changed)} {have} changed since the run began and {have} no state_dict "
+                "that is saved"
+            )
+        if refused:
+            found.append(
+                f"the state_dict of {_some(refused)} has more in it than tensors, numbers, texts, "
+                "lists and dicts, and is not saved"
+            )
+        return found
 
     @staticmethod
     def stateful(objects: Objects) -> dict[str, Any]:
@@ -100,6 +105,11 @@ class OwnStates:
         for name, each in _stateful(_present(objects)):
             if name in state_dict:
                 each.load_state_dict(state_dict[name])
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"{', '.join(names[:_MAX_NAMED])}{more}"
 
 
 def _present(objects: Objects) -> list[tuple[str, Any]]:

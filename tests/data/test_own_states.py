@@ -312,3 +312,15 @@ def test_many_changes_are_named_in_short():
 
     (doubt,) = after_a_pass(loader(Data(change))).doubts()
     assert doubt.startswith("dataset.a, dataset.b, dataset.c and 2 more have changed")
+
+
+def test_a_state_that_is_no_plain_data_is_named():
+    class Holding(Data):
+        def state_dict(self):
+            return {"seen": {1, 2}}
+
+        def load_state_dict(self, state_dict):
+            pass
+
+    (doubt,) = after_a_pass(DataLoader(Holding())).doubts()
+    assert doubt.startswith("the state_dict of dataset has more in it than tensors, numbers, texts")
