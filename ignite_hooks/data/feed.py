@@ -324,15 +324,15 @@ class DataFeed:
             is_drawn and places.takes(self._source, place)
         ):
             pass  # the workers continue from their states
-        elif has_workers:
-            found.append(
-                "what the data set draws at random in workers that stay is drawn anew; without "
-                "such draws it is exact"
-            )
         elif is_within and not self._source.is_in_order:
             found.append(
                 "workers give batches in any order (in_order=False), and which of them came first "
                 "is not saved: samples can come twice in this pass or not at all"
+            )
+        elif has_workers:
+            found.append(
+                "what the data set draws at random in workers that stay is drawn anew; without "
+                "such draws it is exact"
             )
         elif self.facts["workers"] and is_within and not changed.has_other_workers:
             found.append(

@@ -410,9 +410,11 @@ def test_another_order_of_the_samples_is_told_between_two_passes(tmp_path):
     assert trainer.resume_report.parts["data"].reason.startswith(told)
 
 
-def test_workers_in_any_order_are_told(tmp_path):
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_in_any_order_are_told(persistent, tmp_path):
     def make():
-        return DataLoader(numbers(), 4, num_workers=2, in_order=False)
+        options = {"num_workers": 2, "persistent_workers": persistent}
+        return DataLoader(numbers(), 4, in_order=False, **options)
 
     trainer_of(make(), checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=2)
     part = trainer_of(make(), resume_from=tmp_path).resume_report.parts["data"]
