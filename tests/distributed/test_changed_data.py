@@ -1,5 +1,6 @@
 """The rest of a pass in batches of another size, on two processes."""
 
+import re
 from itertools import chain
 
 import pytest
@@ -30,7 +31,7 @@ def test_each_sample_that_is_left_comes_on_one_of_the_processes(findings, check,
         assert len(found["rest"]) == found["left"]
         assert found["next"] == -(-SIZE // (2 * size))
         (said,) = found["said"]
-        assert f"the {SIZE - 6 * batches} samples left of this pass come in" in said
+        assert re.search(rf"the {SIZE - 6 * batches} samples? left of this pass come in", said)
     assert of_ranks[0]["said"] == of_ranks[1]["said"]
 
 
