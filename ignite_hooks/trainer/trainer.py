@@ -20,6 +20,7 @@ from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import attached
 from ignite_hooks.core.measured import forget_validations
 from ignite_hooks.core.place import Progress
+from ignite_hooks.core.restoring import restored
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.run_scope import run_in_scopes
@@ -276,8 +277,15 @@ class Trainer(TrainingLoop):
         else:
             self._set_up(data, given, epoch_length)
             run = self._run_loop()
+        was_enabled = torch.is_grad_enabled()
+
+        def restore() -> None:
+            torch.set_grad_enabled(was_enabled)
+
         try:
-            state = self._drive(run)
+            # Ctrl-C at the end of a `with torch.no_grad()` of torch's leaves gradients disabled.
+            with restored(restore, alone=True):
+                state = self._drive(run)
         except BaseException:
             if is_interrupted(self):  # Ctrl-C before the run continued: it still can
                 raise

@@ -754,3 +754,19 @@ def test_dropped_interrupted_trainer_leaves_its_contexts():
     gc.collect()
     # In no order: all of it goes at once.
     assert sorted(left) == ["on_epoch", "on_loop", "on_step"]
+
+
+def test_gradients_are_enabled_again_after_a_failure():
+    """Ctrl-C at the end of a ``with torch.no_grad()`` leaves them disabled."""
+    trainer = make_trainer(batches_of(4))
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=2))
+    def fail(engine):
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(max_epochs=1)
+    assert torch.is_grad_enabled()
+    trainer.run(max_epochs=1)
+    assert trainer.state.iteration == 4
