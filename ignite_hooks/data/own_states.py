@@ -25,7 +25,7 @@ from torch.utils.data import IterableDataset
 from ignite_hooks.core.object_graph import is_of_library
 from ignite_hooks.core.object_graph import stored_values
 
-__all__ = ["Objects", "OwnStates", "is_plain"]
+__all__ = ["Objects", "OwnStates", "has_state", "is_plain"]
 
 _MAX_ELEMENTS = 64  # of a container or a tensor whose values are compared; else their number is
 _MAX_DEPTH = 3
@@ -125,7 +125,7 @@ def _stateful(present: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     for name, each in present:
         if issubclass(type(each), IterableDataset):
             streams += (name, f"{name}.")
-        elif name.startswith(_MADE_BY) and not name.startswith(streams) and _has_state(each):
+        elif name.startswith(_MADE_BY) and not name.startswith(streams) and _is_asked(each):
             found.append((name, each))
     return found
 
@@ -156,11 +156,20 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
     }
 
 
-def _has_state(thing: Any) -> bool:
+def has_state(thing: Any) -> bool:
+    """Returns whether an object has ``state_dict`` and ``load_state_dict``, and is no module."""
     kind = type(thing)
-    names = ("state_dict", "load_state_dict")
-    has_methods = all(callable(getattr(kind, name, None)) for name in names)
-    return has_methods and not _is_foreign(thing) and not issubclass(kind, torch.nn.Module | type)
+    has_methods = hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
+    return (
+        has_methods
+        and callable(kind.state_dict)
+        and callable(kind.load_state_dict)
+        and not issubclass(kind, torch.nn.Module | type)
+    )
+
+
+def _is_asked(thing: Any) -> bool:
+    return has_state(thing) and not _is_foreign(thing)
 
 
 def _is_foreign(thing: Any) -> bool:

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.own_states import Objects
 from ignite_hooks.data.own_states import OwnStates
+from ignite_hooks.data.own_states import has_state
 from ignite_hooks.data.own_states import is_plain
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
@@ -41,7 +42,6 @@ from ignite_hooks.data.worker_states import end_streams
 __all__ = [
     "PlaceKeeper",
     "PlaceStates",
-    "has_state",
     "is_stateful_loader",
     "keeper_of",
     "sampler_keeper",
@@ -51,18 +51,6 @@ __all__ = [
 _T = TypeVar("_T")
 _NOWHERE = FeedPosition(-1, 0)
 _DATA_SET = "data set"  # the only state in that of a loader between two passes
-
-
-def has_state(thing: Any) -> bool:
-    """Returns whether an object can be asked for its state and be given it back."""
-    kind = type(thing)
-    has_methods = hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
-    return (
-        has_methods
-        and callable(kind.state_dict)
-        and callable(kind.load_state_dict)
-        and not issubclass(kind, torch.nn.Module)
-    )
 
 
 def is_stateful_loader(loader: Any) -> bool:

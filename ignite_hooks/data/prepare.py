@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.accelerators import unlisted
 from ignite_hooks.data.indexed_source import IndexedLoader
-from ignite_hooks.data.place_states import has_state
+from ignite_hooks.data.own_states import has_state
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import OwnLoader
 from ignite_hooks.data.sources import PlainIterable

@@ -33,9 +33,9 @@ from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.active_loader import activated
 from ignite_hooks.data.own_states import Objects
 from ignite_hooks.data.own_states import OwnStates
+from ignite_hooks.data.own_states import has_state
 from ignite_hooks.data.place_states import PlaceKeeper
 from ignite_hooks.data.place_states import PlaceStates
-from ignite_hooks.data.place_states import has_state
 from ignite_hooks.data.place_states import is_stateful_loader
 from ignite_hooks.data.place_states import keeper_of
 from ignite_hooks.data.place_states import sampler_keeper

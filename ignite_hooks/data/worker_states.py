@@ -170,6 +170,17 @@ def end_streams(state_dict: Any) -> None:
             state[_IS_OVER] = state[_IS_OVER] or bool(fetcher.get("fetcher_ended"))
 
 
+def _initialized(init: Callable[[int], Any] | None, worker_id: int, main: int) -> Any:
+    """Calls the user's ``worker_init_fn``; returns the worker's copy of the data set.
+
+    Returns None if the worker is a thread of process ``main``, which has no copy.
+    """
+    if init is not None:
+        init(worker_id)
+    info = get_worker_info()
+    return None if os.getpid() == main or info is None else info.dataset
+
+
 class _StreamInit:
     """The ``worker_init_fn`` of a loader of streams that have a state.
 
@@ -182,13 +193,9 @@ class _StreamInit:
         self._main = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
-        if self._init is not None:
-            self._init(worker_id)
-        if os.getpid() == self._main:  # the worker is a thread
+        stream = _initialized(self._init, worker_id, self._main)
+        if stream is None:
             return
-        info = get_worker_info()
-        assert info is not None
-        stream: Any = info.dataset  # a copy, of this worker alone
         states = _StreamStates(stream)
         stream.state_dict, stream.load_state_dict = states.state_dict, states.load_state_dict
 
@@ -275,13 +282,10 @@ class _Worker:
 
     def init(self, worker_id: int) -> None:
         """Calls the user's function, then restores the state of this worker if there is one."""
-        if self._init is not None:
-            self._init(worker_id)
-        if os.getpid() == self._main:  # the worker is a thread
+        dataset = _initialized(self._init, worker_id, self._main)
+        if dataset is None:
             return
-        info = get_worker_info()
-        assert info is not None
-        self._roots = {"dataset": info.dataset, "collate_fn": self._collate}
+        self._roots = {"dataset": dataset, "collate_fn": self._collate}
         self._search, self._own = GeneratorSearch(), OwnStates()
         self._found = self._search(self._roots)
         self._own.begin(self._found.watched)

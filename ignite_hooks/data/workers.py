@@ -12,7 +12,8 @@ One private member of Python is used here: ``multiprocessing.forkserver._forkser
 function to set them, and none to read them. ``tests/data/test_workers.py`` fails when that changes
 its meaning. Four of torch are: ``DataLoader._iterator``, the iterator whose workers stay, its
 ``_workers``, the processes, its ``_index_queues``, by which they are told to end, and its
-``_index_sampler``, which it iterates to know what they are to load; the same tests fail with these.
+``_index_sampler``, which it iterates to know what they are to load. The same tests fail with the
+first three, and ``tests/data/test_worker_states.py`` with the last.
 """
 
 import functools
