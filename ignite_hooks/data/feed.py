@@ -91,7 +91,7 @@ class DataFeed:
         self.holds_iterator = False
         self._end = PassEnd(self._source, accelerator if agrees else None)
         if accelerator is not None:
-            self._source.places.window = accelerator.gradient_accumulation_steps
+            self._source.set_window(accelerator.gradient_accumulation_steps)
         self.is_last = False
         self.promised_length: int | None = None
         if self._end.length == 0 and not self._may_be_empty:
@@ -255,7 +255,7 @@ class DataFeed:
             "workers": self._source.workers_before(position),
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
-            "place": self._source.places.state_dict(self._source, position),
+            "place": self._source.place_before(position),
             "draws_in_workers": self._source.draws_in_workers,
         }
 
@@ -294,7 +294,7 @@ class DataFeed:
             samples=samples,
             batches_left=None if samples is None else self._source.batches_behind(samples),
             window=accelerator.gradient_accumulation_steps if accelerator else 1,
-            has_state=self._source.places.takes(self._source, state_dict.get("place")),
+            has_state=self._source.keeps_place(state_dict),
             is_given_up=not state_dict.get("replay", True) and self._source.is_replayed,
         )
 
@@ -302,6 +302,8 @@ class DataFeed:
         """What keeps the batches from being those that the other feed gives next, if anything."""
         if not self._source.can_repeat:
             return ["an iterator can not be moved: it goes on from where it is"]
+        if not self._source.is_reader:
+            return []  # the rank that loads the batches says what differs
         found = []
         places, place = self._source.places, state_dict.get("place")
         generators = state_dict["source"]["generators"].keys()
@@ -312,7 +314,7 @@ class DataFeed:
         changed = self._changed(state_dict)
         is_within = state_dict["position"][1] and not (changed.starts_over or changed.ends_pass)
         has_workers = state_dict["source"].get("has_workers")
-        found += places.differences(self._source, FeedPosition(*state_dict["position"]), place)
+        found += self._source.place_differences(FeedPosition(*state_dict["position"]), place)
         is_placed = self._source.is_entered_exactly or places.takes(self._source, place)
         if is_within and not is_placed:
             found.append(
@@ -363,7 +365,7 @@ class DataFeed:
         elif changed.keeps_samples and changed.samples is not None:
             self._source.place_samples(position, changed.samples)
         self._source.place_workers(position, self._workers_of(state_dict))
-        self._source.places.load_state_dict(self._source, position, place)
+        self._source.resume_place(position, place)
         self.seek(position)
         with RandomState.preserved(generators=self.generators):
             self._ask_length()

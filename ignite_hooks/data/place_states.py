@@ -12,6 +12,7 @@ pass is over tells the state of then for ever.
 
 import copy
 import importlib
+import warnings
 from collections import deque
 from collections.abc import Generator
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from ignite_hooks.data.worker_states import end_streams
 __all__ = [
     "PlaceKeeper",
     "PlaceStates",
+    "first_of",
     "is_stateful_loader",
     "keeper_of",
     "sampler_keeper",
@@ -95,13 +97,13 @@ class PlaceKeeper:
         holder: the object.
         paths: the names of the objects whose states are in its state; the first is its own.
         workers: the number of worker processes that the state is of.
-        caveat: what of the rest of a pass is not in the state, if anything is known.
+        caveats: what of the rest of a pass is not in the state, as far as that is known.
     """
 
     holder: Any
     paths: tuple[str, ...]
     workers: int = 0
-    caveat: str | None = None
+    caveats: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -282,6 +284,7 @@ class PlaceStates:
         self._is_fetching = False  # whether a batch was asked for and has not come
         self._is_untold = False  # whether the place before the pass is from before ``set_epoch``
         self._left: dict[str, Any] | None = None  # the generators as they were left
+        self._is_resumed = False  # whether the pass is entered at a place that was loaded
 
     def arrive(self, source: Source) -> None:
         """Notes the generators of the data, before a pass is entered that ``set_epoch`` begins."""
@@ -311,6 +314,11 @@ class PlaceStates:
         Batches that had been fetched there and not been given are fetched with the random numbers
         of then.
         """
+        assert source.keeper is not None
+        if not self._is_resumed:  # else the report of the resume has named them
+            for caveat in source.keeper.caveats:
+                warnings.warn(caveat, stacklevel=2)
+        self._is_resumed = False
         place, ahead = self._before[start], self._ahead_of(position)
         left = self._left or {}
         if not ahead or self._is_fetching:  # the others are where the state has put them
@@ -327,7 +335,7 @@ class PlaceStates:
             deque(islice(batches, position.batches - start.batches), maxlen=0)
             fetched = deque(islice(batches, ahead))
         _set_generators(source, left)
-        yield from _first_of(fetched, batches)
+        yield from first_of(fetched, batches)
 
     def _begun_from(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
         """Begins a pass with the state of before, which is mostly that of the end of another."""
@@ -339,7 +347,7 @@ class PlaceStates:
             random.restore()
             source.forget_pass()
             batches = source.replayed(*position)
-        yield from _first_of(first, batches)
+        yield from first_of(first, batches)
 
     def _restore(self, source: Source, position: FeedPosition) -> None:
         self._before[position].restore(source, is_at_start=not position.batches)
@@ -427,6 +435,7 @@ class PlaceStates:
             self._before[position] = PlaceState.from_state_dict(state_dict)
             self._fetched = position._replace(batches=position.batches + state_dict["ahead"])
             self._has_ended = not state_dict["is_cut"]
+            self._is_resumed = True
 
     @staticmethod
     def takes(source: Source, state_dict: Mapping[str, Any] | None) -> bool:
@@ -456,7 +465,7 @@ class PlaceStates:
                 "its state says, and may give what was left of it first"
             ]
         is_told = position.batches > 0 or keeper.workers > 0
-        return [keeper.caveat] if keeper.caveat is not None and is_told else []
+        return [*keeper.caveats] if is_told else []
 
     def doubts(self, source: Source) -> list[str]:
         """Returns why the place is not saved."""
@@ -529,7 +538,7 @@ def _is_same(one: Any, other: Any) -> bool:
     return bool(is_plain(one) and one == other)
 
 
-def _first_of(first: deque[Any], rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
+def first_of(first: deque[Any], rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
     """Yields what was taken from the batches of ``rest``, and the others."""
     with closing(rest):
         while first:

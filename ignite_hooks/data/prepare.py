@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderAdapter
+from accelerate.data_loader import DataLoaderDispatcher
 from accelerate.data_loader import DataLoaderShard
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
@@ -13,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.accelerators import unlisted
+from ignite_hooks.data.dispatched_source import DispatchedStream
 from ignite_hooks.data.indexed_source import IndexedLoader
 from ignite_hooks.data.own_states import has_state
 from ignite_hooks.data.sources import AdaptedLoader
@@ -49,6 +51,8 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
     if is_stream:
         _refuse_padding(loader, even_batches)
     if hasattr(loader, "end_of_dataloader") and not isinstance(loader, DataLoaderShard):
+        if isinstance(loader, DataLoaderDispatcher) and has_state(loader.dataset) and is_stream:
+            return DispatchedStream(loader, even_batches)
         return AdaptedLoader(loader, even_batches)
     return (TorchLoader if is_stream else IndexedLoader)(loader, even_batches)
 

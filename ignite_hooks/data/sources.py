@@ -46,12 +46,14 @@ from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.worker_states import unsharded
 from ignite_hooks.data.worker_states import with_random_state
 from ignite_hooks.data.workers import forget_dead_workers
 from ignite_hooks.data.workers import started
 from ignite_hooks.data.workers import starting_workers
 
 __all__ = [
+    "PADDED",
     "AdaptedLoader",
     "OwnLoader",
     "PlainIterable",
@@ -86,12 +88,12 @@ def order_parts(loader: Any) -> dict[str, Any]:
 
 
 _TURNS = (
-    "after a resume torchdata asks persistent workers in another order from the next pass on, so "
-    "batches come in another order: use one worker, or leave out persistent_workers"
+    "torchdata asks persistent workers in another order after a pass that was entered in its "
+    "middle, so batches come in another order: use one worker, or leave out persistent_workers"
 )
-_PADDED = (
+PADDED = (
     "the samples that Accelerate repeats to fill the last batch of this pass are the first ones "
-    "after the place it goes on from; with drop_last=True none are"
+    "after the place it is entered at; with drop_last=True none are"
 )
 _WITH_TORCHDATA = (
     " (with torchdata installed a StatefulDataLoader asks the data set's copies in the workers for "
@@ -135,6 +137,37 @@ class PlainIterable:
         """The object whose state tells the place in the data, if there is one."""
         has_place = not isinstance(self.loader, _CERTAIN) and has_state(self.loader)
         return keeper_of(self.loader, ("data",)) if has_place else None
+
+    @property
+    def is_reader(self) -> bool:
+        """Returns whether this process loads the batches; else another one sends them."""
+        return True
+
+    def set_window(self, window: int) -> None:
+        """Sets the batches in a full accumulation window, by which a run may roll back."""
+        self.places.window = window
+
+    def place_before(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the state of the data at a position; None if there is none to be saved."""
+        return self.places.state_dict(self, position)
+
+    def keeps_place(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether the data resume from their own state, whatever else has changed.
+
+        Args:
+            state_dict: that of the feed.
+        """
+        return self.places.takes(self, state_dict.get("place"))
+
+    def place_differences(
+        self, position: FeedPosition, state_dict: Mapping[str, Any] | None
+    ) -> list[str]:
+        """Returns what keeps batches from being those that followed the place that was saved."""
+        return self.places.differences(self, position, state_dict)
+
+    def resume_place(self, position: FeedPosition, state_dict: Mapping[str, Any] | None) -> None:
+        """Restores the state that ``place_before`` has returned."""
+        self.places.load_state_dict(self, position, state_dict)
 
     @property
     def draws_in_workers(self) -> bool:
@@ -410,7 +443,7 @@ class AdaptedLoader(PlainIterable):
 
     @property
     def keeper(self) -> PlaceKeeper | None:
-        """None: one process reads for all."""
+        """Returns None: it iterates its data in its own way."""
         return None
 
     @property
@@ -457,10 +490,14 @@ class TorchLoader(PlainIterable):
 
     Accelerate fetches one batch ahead to find the end, which moves the draws of random numbers in
     the data set before those of the previous iteration.
+
+    Attributes:
+        caveats: what differs in a pass of a stream that is entered by its state.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         self._stateful: DataLoader[Any] | None = None
+        self.caveats: tuple[str, ...] = ()
         super().__init__(loader, even_batches)
         self._stateful = self._made_stateful()
         self._drew_seed = True  # for the workers of the pass that was begun last
@@ -483,11 +520,11 @@ class TorchLoader(PlainIterable):
         base = self.base
         if type(base) is not DataLoader or not base.num_workers or not self._is_stateful_stream:
             return None
-        return None if _is_shard(base.dataset) else stateful_loader(base)
+        return None if _is_seeded(base.dataset) else stateful_loader(base)
 
     @property
     def _is_stateful_stream(self) -> bool:
-        stream = _unsharded(self.base.dataset)
+        stream = unsharded(self.base.dataset)
         return isinstance(stream, IterableDataset) and has_state(stream)
 
     @property
@@ -499,20 +536,22 @@ class TorchLoader(PlainIterable):
             return sampler_keeper(base)
         if not self._is_stateful_stream or _is_seeded(dataset):
             return None
-        if base.num_workers:
-            is_asked = is_stateful_loader(base) and not _is_shard(dataset)
-            keeper = keeper_of(base, ("loader", "dataset"), base.num_workers) if is_asked else None
-            takes_turns = base.persistent_workers and base.num_workers > 1
-            return replace(keeper, caveat=_TURNS) if keeper and takes_turns else keeper
-        if not _is_shard(dataset):
-            return PlaceKeeper(dataset, ("dataset",))
-        pads = dataset.num_processes > 1 and not dataset.drop_last
-        return PlaceKeeper(dataset.dataset, ("dataset.dataset",), caveat=_PADDED if pads else None)
+        is_shard = isinstance(dataset, IterableDatasetShard)
+        pads = is_shard and dataset.num_processes > 1 and not dataset.drop_last
+        caveats = (PADDED,) if pads else self.caveats
+        if not base.num_workers:
+            path = "dataset.dataset" if is_shard else "dataset"
+            return PlaceKeeper(unsharded(dataset), (path,), caveats=caveats)
+        if not is_stateful_loader(base):
+            return None
+        if base.persistent_workers and base.num_workers > 1:
+            caveats += (_TURNS,)
+        return replace(keeper_of(base, ("loader", "dataset"), base.num_workers), caveats=caveats)
 
     @property
     def remedy(self) -> str:
         """Where workers could be asked for the states of their copies of the data set."""
-        can_be_asked = self._is_stateful_stream and not _is_shard(self.base.dataset)
+        can_be_asked = self._is_stateful_stream and not _is_seeded(self.base.dataset)
         return _WITH_TORCHDATA if can_be_asked and self.keeper is None else ""
 
     @property
@@ -674,19 +713,11 @@ class OwnLoader(TorchLoader):
         )
 
 
-def _is_shard(dataset: Any) -> bool:
-    return isinstance(dataset, IterableDatasetShard)
-
-
-def _unsharded(dataset: Any) -> Any:
-    return dataset.dataset if _is_shard(dataset) else dataset
-
-
 def _is_seeded(dataset: Any) -> bool:
     """Returns whether Accelerate seeds a generator of a stream whenever it is iterated."""
-    stream = _unsharded(dataset)
+    stream = unsharded(dataset)
     has_generator = isinstance(getattr(stream, "generator", None), torch.Generator)
-    return _is_shard(dataset) and has_generator and not hasattr(stream, "set_epoch")
+    return stream is not dataset and has_generator and not hasattr(stream, "set_epoch")
 
 
 def _without_closing(iterator: Iterator[Any]) -> Iterator[Any]:

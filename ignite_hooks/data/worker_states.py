@@ -23,6 +23,7 @@ from typing import Any
 from typing import NamedTuple
 
 import torch
+from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import get_worker_info
 
 from ignite_hooks.core.restoring import restored
@@ -31,7 +32,7 @@ from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import set_state
 
-__all__ = ["WorkerStates", "as_data", "end_streams", "from_data", "with_random_state"]
+__all__ = ["WorkerStates", "as_data", "end_streams", "from_data", "unsharded", "with_random_state"]
 
 _STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"
 _MAX_BYTES = 2**20  # of the states of objects that a worker sends with a batch
@@ -157,6 +158,11 @@ def with_random_state(loader: Any) -> Iterator[None]:
         yield
 
 
+def unsharded(dataset: Any) -> Any:
+    """Returns the stream of which Accelerate has each process take its part, or the data set."""
+    return dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
+
+
 def end_streams(state_dict: Any) -> None:
     """Notes in the state of a ``StatefulDataLoader`` which workers have come to their end.
 
@@ -204,12 +210,13 @@ class _StreamStates:
     """The methods of a stream in a worker.
 
     Args:
-        stream: the stream, of a class that has them.
+        stream: the stream, of a class that has them, or Accelerate's part of it.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._state_dict, self._load_state_dict = stream.state_dict, stream.load_state_dict
+        with_state = unsharded(stream)
+        self._state_dict, self._load_state_dict = with_state.state_dict, with_state.load_state_dict
         self._generators = GeneratorSearch()({"dataset": stream}).named
         self._is_over = False
 

@@ -356,7 +356,9 @@ def test_the_turns_of_workers_that_stay_are_named(given):
     feed = DataFeed(DataLoader(Split(), 2, num_workers=2, persistent_workers=True))
     take(feed, given)
     (told,) = feed.differences(feed.state_dict())
-    assert "torchdata asks persistent workers in another order from the next pass on" in told
+    assert (
+        "torchdata asks persistent workers in another order after a pass that was entered" in told
+    )
 
 
 # Samplers

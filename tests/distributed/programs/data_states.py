@@ -62,6 +62,8 @@ def resumed(make, ours, count):
         first = DataFeed(make(), ours)
         take(first, given)
         state, random = first.state_dict(), torch.get_rng_state()
+        if take(first, count - given) != whole[given:]:
+            wrong.append(("in the same process", given))
         data = make()
         feed = DataFeed(data, ours)
         said |= {*feed.differences(state)}

@@ -1,0 +1,84 @@
+"""Streams with a state that Accelerate has one process read for all."""
+
+import pytest
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+
+from ignite_hooks import DataFeed
+from tests.data.test_data_states import KINDS
+from tests.data.test_data_states import SIZE
+from tests.data.test_data_states import WORKERS
+from tests.data.test_data_states import Samples
+from tests.data.test_data_states import resumes
+
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
+
+LOADERS = [
+    "a loader",
+    "a loader with a generator",
+    "a loader with a stateful collate_fn",
+    "a loader of a stream that is seeded",
+]
+
+
+def dispatching(**options):
+    config = DataLoaderConfiguration(dispatch_batches=True, **options)
+    return Accelerator(cpu=True, dataloader_config=config)
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_resumed_stream_is_not_read_again(name, stateful):
+    kind, wrap = KINDS[name]
+    accelerator = dispatching(use_stateful_dataloader=stateful)
+    per_pass = len([*DataFeed(wrap(kind()), accelerator)])
+    for given, data, differences in resumes(kind, wrap, accelerator, 2 * per_pass):
+        assert differences == []
+        assert data.drawn <= 2 * SIZE - SIZE * given // per_pass + 2
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_of_the_stream_go_on(name):
+    kind, wrap = WORKERS[name]
+    accelerator = dispatching()
+    per_pass = len([*DataFeed(wrap(kind()), accelerator)])
+    for _, _, differences in resumes(kind, wrap, accelerator, 2 * per_pass):
+        assert differences == []
+
+
+def test_a_stream_goes_on_with_another_batch_size():
+    def feed(size):
+        return DataFeed(DataLoader(Samples(), size), accelerator)
+
+    accelerator = dispatching()
+    first, other = feed(2), feed(1)
+    batches = iter(first)
+    next(batches)
+    first.close()
+    state = first.state_dict()
+    assert not other.starts_over(state)
+    other.load_state_dict(state)
+    assert len([*other]) == SIZE - 2
+
+
+class Wrapping(Samples):
+    """Holds what is told the pass, and is not told itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = Told()
+
+
+class Told:
+    epoch = None
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def test_what_is_within_the_stream_is_told_the_pass():
+    data = Wrapping()
+    feed = DataFeed(DataLoader(data, 2), dispatching())
+    for data_pass in range(3):
+        assert {data.told.epoch for _ in feed} == {data_pass}
