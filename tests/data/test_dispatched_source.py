@@ -1,11 +1,16 @@
 """Streams with a state that Accelerate has one process read for all."""
 
+from collections import deque
+from itertools import islice
+
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
 from ignite_hooks import DataFeed
+from ignite_hooks.core.place import FeedPosition
 from tests.data.test_data_states import KINDS
 from tests.data.test_data_states import SIZE
 from tests.data.test_data_states import WORKERS
@@ -60,6 +65,31 @@ def test_a_stream_goes_on_with_another_batch_size():
     assert not other.starts_over(state)
     other.load_state_dict(state)
     assert len([*other]) == SIZE - 2
+
+
+class Longer(Samples):
+    noise = 0.0
+
+    def __iter__(self):
+        while self.index < 4 * SIZE:
+            self.index += 1
+            self.drawn += 1
+            self.place += torch.rand(1, generator=self.generator)
+            yield self.place.clone()
+        self.index = 0
+
+
+def test_a_broken_window_is_not_read_from_the_start():
+    config = DataLoaderConfiguration(dispatch_batches=True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4, dataloader_config=config)
+    whole = [*DataFeed(DataLoader(Longer(), 1), accelerator)]
+    data = Longer()
+    feed = DataFeed(DataLoader(data, 1), accelerator)
+    deque(islice(feed, 4 + 3), maxlen=0)
+    drawn = data.drawn
+    feed.go_back_to(FeedPosition(0, 4))
+    assert torch.equal(torch.cat([*feed]), torch.cat(whole[4:]))
+    assert data.drawn == drawn + len(whole) - 4
 
 
 class Wrapping(Samples):
