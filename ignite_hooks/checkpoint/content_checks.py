@@ -202,6 +202,7 @@ class _Rank(_Checked):
     passed_length: PositiveInt | None
     optimizer_step: NonNegativeInt
     data: _Data
+    evaluations: dict[str, _Data | None] | None = None
     random: _RandomDict
     has_drawn_since: bool
     cut: bool | str

@@ -9,8 +9,9 @@ optimizer.bin         the optimizer, by ``torch.save`` as Accelerate does it
 scheduler.bin         the scheduler, if there is one
 scaler.pt             the gradient scaler, with mixed precision in float16
 trainer.pt            handlers, objects of the user, metrics, and what is said about the rest
-rank_00000.pt         of each process: counters, limits, position in the data, random generators,
-                      and of handlers and objects what differs from the first process
+rank_00000.pt         of each process: counters, limits, position in the data, and in those of
+                      evaluators, random generators, and of handlers and objects what differs
+                      from the first process
 custom_checkpoint_0.pkl  objects that were registered with the accelerator, which it unpickles
 sharded/              where a process holds a part of the model only (FSDP, DeepSpeed, Megatron):
                       what ``accelerator.save_state`` makes of model and optimizer

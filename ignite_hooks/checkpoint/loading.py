@@ -257,6 +257,7 @@ class LoadedState:
             self.close()
         parts["optimizer"] = EXACT
         self._look_at_data()
+        parts["validation data"] = self._load_data_of_validations()
         parts["random generators"] = self._random_report()
         trainer.load_position_state_dict(self._place)
         set_training_id(trainer, self._checkpoint.manifest.training)
@@ -323,6 +324,7 @@ class LoadedState:
             if not was_put_aside:  # else a run puts it in train mode, and then its handlers decide
                 set_flags(module, flags)
         self._look_at_data()
+        self._parts["validation data"] = self._load_data_of_validations()
         self._parts["random generators"] = self._random_report()
         return self._report()
 
@@ -407,6 +409,18 @@ class LoadedState:
         level = "approximate" if differences else "changed" if changes else "exact"
         reasons = [*changes, *differences, *feed.remarks(self._place["data"])]
         self._parts["data"] = ResumedPart(level, "; ".join(reasons))
+
+    def _load_data_of_validations(self) -> ResumedPart | None:
+        """Moves the data of evaluators to their places; some may be attached after the resume."""
+        data, states = self._state.data_of_validations, self._place.get("evaluations")
+        names = data.names
+        if not names or states is None:
+            reason = "this checkpoint does not hold the places of evaluators in their data"
+            return ResumedPart("unknown", reason) if names else None
+        data.load_state_dict(states)
+        changes, differences = data.changes(states), data.differences(states)
+        level = "approximate" if differences else "changed" if changes else "exact"
+        return ResumedPart(level, "; ".join([*changes, *differences]))
 
     def _differences_of_optimizer(self) -> Iterator[str]:
         theirs = [len(group["params"]) for group in self._objects[OPTIMIZER]["param_groups"]]

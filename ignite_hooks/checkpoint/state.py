@@ -47,6 +47,7 @@ from ignite_hooks.core.measured import measured_at
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.data.random_state import GENERATOR_KINDS
 from ignite_hooks.data.random_state import GeneratorState
+from ignite_hooks.evaluation.data_of_validations import DataOfValidations
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = ["TrainingState", "digests_of", "set_training_id", "training_id"]
@@ -149,6 +150,11 @@ class TrainingState:
         """What the handlers hold when this is asked for first."""
         return Members.of(self.trainer, self.also.values())
 
+    @cached_property
+    def data_of_validations(self) -> DataOfValidations:
+        """The data of the evaluators that the trainer validates with."""
+        return DataOfValidations(self.trainer)
+
     def _held_states(self) -> dict[str, Any]:
         """Returns the states of what handlers hold, but for those that cannot be saved."""
         states: dict[str, Any] = {}
@@ -177,6 +183,7 @@ class TrainingState:
             unknown: the ``unknown_parts`` of each process, for the first to save.
         """
         place = self.trainer.position_state_dict()
+        place["evaluations"] = self.data_of_validations.state_dict()
         if rank != 0:
             place["objects"] = _others(objects, of_first)
         files: dict[str, Content] = {rank_file(rank): Objects(place, "the data loader")}
@@ -228,6 +235,8 @@ class TrainingState:
             unknown["model"] = reason
         for part, reason in unsaved_attributes(self.trainer).items():
             unknown[part] = f"{unknown[part]}; {reason}" if part in unknown else reason
+        if reason := "; ".join(self.data_of_validations.doubts()):
+            unknown["validation data"] = reason
         reason = unsaved_changes(self.trainer, self.members)
         reasons = [reason] if reason else []
         reasons += [f"{name} could not be saved: {why}" for name, why in self._not_saved.items()]

@@ -28,7 +28,7 @@ from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 
-__all__ = ["DataFeed", "Feeds"]
+__all__ = ["DataFeed", "Feeds", "load_between_passes"]
 
 
 class DataFeed:
@@ -370,6 +370,15 @@ class DataFeed:
         with RandomState.preserved(generators=self.generators):
             self._ask_length()
 
+    def shares_place_with(self, other: "DataFeed") -> bool:
+        """Returns whether one object tells the places of both feeds."""
+        mine, others = self._source.keeper, other._source.keeper
+        return mine is not None and others is not None and mine.holder is others.holder
+
+    def restore_once(self, others: Iterable["DataFeed"]) -> None:
+        """Has one object that tells several places restored by the first feed that is iterated."""
+        self._source.places.restore_once(each._source.places for each in others)
+
     def _give(self) -> Generator[Any, None, None]:
         """One pass, or what is left of it. It begins with the first ``next``."""
         if not self.at_start and self.position.batches == self._end.length:
@@ -440,19 +449,33 @@ class Feeds:
         self._accelerator = accelerator
         self._even_batches = even_batches
         self._newest: tuple[Any, DataFeed | None] = (None, None)
+        self._kept: list[tuple[Any, DataFeed]] = []
 
-    def of(self, data: Any) -> DataFeed:
-        """The feed of ``data``; of data that is no DataLoader only the newest is remembered."""
+    def of(self, data: Any, *, keeps: bool = False) -> DataFeed:
+        """Returns the feed of ``data``, which is made if it is not known.
+
+        Args:
+            data: the data.
+            keeps: whether the feed of data that is no DataLoader is remembered too, as long as this
+                object is there. Without it only the newest is.
+        """
         if isinstance(data, DataFeed):
             return data
-        newest, feed = self._newest
-        if feed is not None and data is newest:
-            return feed
-        known = _feeds_of(data).get(self) if isinstance(data, DataLoader) else None
-        if known is None:
-            known = DataFeed(data, self._accelerator, even_batches=self._even_batches)
-        self.add(data, known)
-        return known
+        feed = self.known(data)
+        if feed is None:
+            feed = DataFeed(data, self._accelerator, even_batches=self._even_batches)
+        if keeps and not isinstance(data, DataLoader) and all(data is not e for e, _ in self._kept):
+            self._kept.append((data, feed))
+        if feed is not self._newest[1]:
+            self.add(data, feed)
+        return feed
+
+    def known(self, data: Any) -> DataFeed | None:
+        """Returns the feed of ``data``; None if it was not made or is not remembered."""
+        if isinstance(data, DataLoader):
+            return _feeds_of(data).get(self)
+        found = (feed for each, feed in (self._newest, *self._kept) if each is data)
+        return next(found, None)
 
     def add(self, data: Any, feed: DataFeed) -> None:
         """Says that ``feed`` is the one of ``data``."""
@@ -465,6 +488,33 @@ class Feeds:
         feed.leave(feed)  # which its loader now keeps
         if former is not None and former is not feed:
             former.leave(self)
+
+
+def load_between_passes(
+    states: Iterable[tuple[DataFeed, Mapping[str, Any]]], others: Iterable[DataFeed] = ()
+) -> None:
+    """Moves feeds to places that were saved at one moment, each where a pass begins.
+
+    Feeds may be of the same data, and what one of them restores later, as it is iterated, would
+    undo what another has done by then. So all is restored now but for an object that tells the
+    place, which is restored once.
+
+    Args:
+        states: the feeds, each with its state.
+        others: feeds that are at their places of that moment already.
+    """
+    loaded = []
+    for feed, state in states:
+        place = state.get("place")
+        if place is not None:  # of these the feed has the states of the same moment
+            place = {**place, "objects": {}, "generators": {}}
+        feed.load_state_dict({**state, "place": place})
+        loaded.append(feed)
+    known = {id(feed): feed for feed in (*loaded, *others)}.values()
+    for feed in known:
+        feed.restore_once(
+            each for each in known if each is not feed and each.shares_place_with(feed)
+        )
 
 
 class _FeedsOfLoader(Unsearched):

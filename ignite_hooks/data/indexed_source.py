@@ -164,11 +164,11 @@ class IndexedLoader(TorchLoader):
 
     def workers_before(self, position: FeedPosition) -> dict[str, Any] | None:
         """Returns the states of the workers at a position; None without any, or if not known."""
-        if not self._can_follow or not (position.batches or self._stays):
+        if not self._can_follow or not (position.batches or self._has_workers):
             return None
         found = self._workers.at(*position)
         if found is None and not position.batches:
-            found = 0, self._workers.after(position.data_pass - 1, self.length)
+            found = 0, self._workers.after(position.data_pass - 1)
         if found is None or not found[1]:
             return None
         return {"first": found[0], "states": [as_data(each) for each in found[1]]}
@@ -209,7 +209,7 @@ class IndexedLoader(TorchLoader):
             states = self._workers.after(self._data_pass - 1)
         with self._workers.starting(base, states):
             batches = super()._open()
-        self._workers.begin(self._data_pass, 0, states, self.places.window)
+        self._workers.begin(self._data_pass, 0, states, self.places.window, self.length)
         self._own_workers = ref(batches)
         return self._workers.follow(batches, 0)
 
@@ -239,7 +239,7 @@ class IndexedLoader(TorchLoader):
         loader = _over(base, rest, seeds, persistent_workers=stays)
         with self._workers.starting(loader, states):
             batches = started(loader)
-        self._workers.begin(data_pass, first, states, self.places.window)
+        self._workers.begin(data_pass, first, states, self.places.window, self.length)
         if stays:
             keep_workers(batches, base, self._order)
             self._own_workers = ref(batches)
@@ -272,7 +272,7 @@ class IndexedLoader(TorchLoader):
 
     def doubts(self) -> list[str]:
         """Returns those of the base class, and what has changed in the present workers."""
-        is_over = self._workers.is_over(self.length) and not self._stays
+        is_over = self._workers.is_over and not self._stays
         return [*super().doubts(), *(() if is_over else self._workers.doubts)]
 
     @contextmanager

@@ -15,6 +15,7 @@ import importlib
 import warnings
 from collections import deque
 from collections.abc import Generator
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -285,6 +286,7 @@ class PlaceStates:
         self._is_untold = False  # whether the place before the pass is from before ``set_epoch``
         self._left: dict[str, Any] | None = None  # the generators as they were left
         self._is_resumed = False  # whether the pass is entered at a place that was loaded
+        self._partners: list[PlaceStates] = []  # of the same object, to restore it once
 
     def arrive(self, source: Source) -> None:
         """Notes the generators of the data, before a pass is entered that ``set_epoch`` begins."""
@@ -349,7 +351,18 @@ class PlaceStates:
             batches = source.replayed(*position)
         yield from first_of(first, batches)
 
+    def restore_once(self, others: Iterable["PlaceStates"]) -> None:
+        """Has the first of these that restores its place be the only one, where a pass begins.
+
+        They are of one object, and their states of one moment: what is done with the object after
+        the first of them would be undone by the next.
+        """
+        self._partners = [*others]
+
     def _restore(self, source: Source, position: FeedPosition) -> None:
+        for each in self._partners:
+            each._before = {place: state for place, state in each._before.items() if place.batches}
+        self._partners = []
         self._before[position].restore(source, is_at_start=not position.batches)
         if self._is_untold and not position.batches:
             source.tell_pass(position.data_pass)

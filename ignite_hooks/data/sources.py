@@ -602,8 +602,10 @@ class TorchLoader(PlainIterable):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As its base does."""
+        """As its base does. Workers that are there end: they are not at that place."""
         super().load_state_dict(state_dict)
+        if self.base.persistent_workers and not self.draws_in_workers:
+            self.base._iterator = None
         self._drew_seed = state_dict.get("drew_seed", self._drew_seed)
         self._had_workers = state_dict.get("has_workers", False)
 

@@ -53,6 +53,7 @@ class WorkerStates:
         # For each worker the numbers of its batches, each with the state after it.
         self._behind: list[deque[tuple[int, bytes | None]]] = []
         self._next, self._is_over = 0, False
+        self._length: int | None = None
         # In shared memory: workers send their states while it is not 0, and send the whole state
         # when the number has changed.
         self._iteration: torch.Tensor = torch.zeros((), dtype=torch.int64)
@@ -79,7 +80,12 @@ class WorkerStates:
             yield
 
     def begin(
-        self, data_pass: int, first: int, states: Iterable[bytes | None], window: int = 1
+        self,
+        data_pass: int,
+        first: int,
+        states: Iterable[bytes | None],
+        window: int = 1,
+        length: int | None = None,
     ) -> None:
         """Notes that the workers start a pass, or the rest of one.
 
@@ -88,8 +94,10 @@ class WorkerStates:
             first: the batch of the pass that worker 0 loads first.
             states: one for each worker; empty if they are not known.
             window: batches in a full accumulation window, by which a run may roll back.
+            length: the number of batches of the pass, if that is certain.
         """
         given = [*states]
+        self._length = length
         self._data_pass, self._first, self._next = data_pass, first, first
         self._is_over = False
         self._behind = [deque([(first - 1, each)], 3 + window // len(given)) for each in given]
@@ -126,22 +134,19 @@ class WorkerStates:
         before = [[each for each in behind if each[0] < start] for behind in self._behind]
         return (start, [each[-1][1] for each in before]) if all(before) else None
 
-    def after(self, data_pass: int, length: int | None = None) -> list[bytes | None]:
+    def after(self, data_pass: int) -> list[bytes | None]:
         """Returns the states of the workers after a whole pass; an empty list if not known.
 
         Workers prefetch, so after a pass that was left early their states have moved further.
-
-        Args:
-            data_pass: the pass.
-            length: its number of batches, if that is certain.
         """
         newest = [behind[-1][1] for behind in self._behind]
-        is_over = data_pass == self._data_pass and self.is_over(length)
+        is_over = data_pass == self._data_pass and self.is_over
         return newest if is_over and None not in newest else []
 
-    def is_over(self, length: int | None = None) -> bool:
-        """Returns whether all batches of the pass have been given."""
-        return self._is_over or self._next == length
+    @property
+    def is_over(self) -> bool:
+        """Whether all batches of the pass have been given."""
+        return self._is_over or self._next == self._length
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from ignite_hooks.core.restoring import restored
 from ignite_hooks.core.stop_requests import BrokenOff
 from ignite_hooks.core.stop_requests import stop_watches
 from ignite_hooks.core.training_engine import AnyEngine
+from ignite_hooks.data.feed import DataFeed
+from ignite_hooks.data.feed import load_between_passes
 
 __all__ = ["NEVER", "Breaker"]
 
@@ -51,10 +53,17 @@ class Breaker:
         if self.watches:
             self._weighed, self._norms = models, _norms(models)
 
-    def noted(self, evaluators: Sequence[Engine]) -> Callable[[], None]:
+    def noted(
+        self, evaluators: Sequence[Engine], feeds: Callable[[], Iterable[DataFeed]]
+    ) -> Callable[[], None]:
         """Notes the results of evaluators and the states of their handlers, before they run.
 
-        Those of an evaluator that is complete when the next one is broken off are dropped too.
+        Those of an evaluator that is complete when the next one is broken off are dropped too. The
+        data go back to where they began: all evaluators run on them once more.
+
+        Args:
+            evaluators: the evaluators.
+            feeds: returns the feeds of their data.
 
         Returns:
             What puts them back.
@@ -63,11 +72,13 @@ class Breaker:
             return lambda: None
         owners = {id(owner): owner for each in evaluators for owner in _owners(each)}
         states = [(owner, copy.deepcopy(owner.state_dict())) for owner in owners.values()]
+        data = [(feed, copy.deepcopy(feed.state_dict())) for feed in feeds()]
         results = [(each, each.state.metrics) for each in evaluators]
 
         def put_back() -> None:
             for owner, state in states:
                 owner.load_state_dict(state)
+            load_between_passes(data)
             for evaluator, metrics in results:
                 evaluator.state.metrics = metrics
 

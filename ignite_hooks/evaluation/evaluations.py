@@ -97,7 +97,7 @@ class Evaluations:
             BrokenOff: ``breaker`` has broken off an evaluator, or kept what follows from beginning.
         """
         for name, evaluate in self._evaluate.items():
-            prefix = f"{self._prefix}{name}_" if name != "" else self._prefix
+            prefix = _joined(self._prefix, name)
             if not isinstance(evaluate, Engine):
                 breaker.look()
                 owner: Any = engine  # of a plain engine's model nothing is known
@@ -106,8 +106,14 @@ class Evaluations:
                 yield from _named(prefix, metrics if isinstance(metrics, Mapping) else {})
                 continue
             for of_data, data in self._data.items():
-                of_both = f"{prefix}{of_data}_" if of_data != "" else prefix
-                yield from _named(of_both, self._run(evaluate, data, breaker))
+                yield from _named(_joined(prefix, of_data), self._run(evaluate, data, breaker))
+
+    def runs(self) -> Iterator[tuple[str, Evaluator, Any]]:
+        """Yields each evaluator of ours with each of its data, after the prefix of the results."""
+        for name, evaluate in self._evaluate.items():
+            if isinstance(evaluate, Evaluator):
+                for of_data, data in self._data.items():
+                    yield _joined(_joined(self._prefix, name), of_data), evaluate, data
 
     def _run(self, evaluator: Engine, data: Any, breaker: Breaker) -> Mapping[str, Any]:
         breaker.look()
@@ -115,7 +121,7 @@ class Evaluations:
         try:
             with breaker.breaking(evaluator):
                 if isinstance(evaluator, Evaluator):
-                    evaluator.run(data, max_batches=self._max_batches)
+                    evaluator.run(evaluator.feed_of(data), max_batches=self._max_batches)
                 else:
                     limit = self._max_batches
                     with _workers_kept(data):
@@ -133,6 +139,10 @@ def _workers_kept(data: Any) -> AbstractContextManager[None]:
     loader = getattr(data, "base_dataloader", data)  # of one that Accelerate has prepared
     is_torch = isinstance(loader, DataLoader)
     return starting_workers(loader, blocks=False) if is_torch else nullcontext()
+
+
+def _joined(prefix: str, name: Any) -> str:
+    return f"{prefix}{name}_" if name != "" else prefix
 
 
 def _named(prefix: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,7 @@ from ignite_hooks.core.rules import whole_number
 from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
 from ignite_hooks.data.batch import unpack
+from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.evaluation.modes import modes_kept
@@ -78,6 +79,14 @@ class Evaluator(Engine):
         self.accelerator = accelerator
         self._feeds = Feeds(accelerator, even_batches=False)
 
+    def feed_of(self, data: Iterable[Any]) -> DataFeed:
+        """Returns the feed of ``data``, with the place in it, which is remembered from now on."""
+        return self._feeds.of(data, keeps=True)
+
+    def known_feed_of(self, data: Iterable[Any]) -> DataFeed | None:
+        """Returns the feed of ``data``; None if the data were not evaluated on yet."""
+        return self._feeds.known(data)
+
     def run(
         self,
         data: Iterable[Any] | None = None,
@@ -118,7 +127,7 @@ class Evaluator(Engine):
                 length = epoch_length or batches.length or None
                 return super().run(batches, max_epochs, epoch_length=length, **limits)
         finally:
-            feed.close()
+            feed.next_pass()  # the place to save is the beginning of the next run
             if is_interrupted(self):
                 forget_run(self)  # nothing will go on with it
 

@@ -52,7 +52,7 @@ from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.event_channels import channels_of
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["Validation", "ValidationSchedule", "validations_to_come"]
+__all__ = ["Validation", "ValidationSchedule", "validations_of", "validations_to_come"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
@@ -344,7 +344,7 @@ def _validate(
         with _data_and_generators_kept(engine, validations), channels_of(engine).on_validation:
             breaker.note_weights(_models_of(engine, validations))
             fire_within(engine, TrainEvents.VALIDATION_STARTED)
-            put_back = breaker.noted(_evaluators(validations))
+            put_back = breaker.noted(_evaluators(validations), lambda: _feeds(validations))
             results: dict[str, Any] = {}
             try:
                 with _models_kept(engine, validations):
@@ -353,12 +353,12 @@ def _validate(
                         _add(new, validation.prefix, results)
             except BrokenOff:
                 is_broken_off = True
+                put_back()  # here, where the workers of training are set aside
             else:
                 _write(engine, results)
                 fire_within(engine, TrainEvents.VALIDATION_COMPLETED)
                 is_complete = True
         if is_broken_off:
-            put_back()
             raise BrokenOff
         if is_complete:  # and no context has made a clean stop of a failure
             completed_validations(engine).update(validations)
@@ -380,10 +380,15 @@ def _add(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
     results.update(new)
 
 
+def validations_of(engine: AnyEngine) -> list[Validation]:
+    """Returns the validations of an engine: those that are attached, and those that it calls."""
+    handlers = (each for each in handlers_of(engine) if isinstance(each, Validation))
+    return [*attached(engine, Validation), *handlers]
+
+
 def validations_to_come(engine: AnyEngine) -> list[Validation] | None:
     """Returns the validations of an engine that have given no result yet; None if it has none."""
-    handlers = (each for each in handlers_of(engine) if isinstance(each, Validation))
-    validations = [*attached(engine, Validation), *handlers]
+    validations = validations_of(engine)
     if not validations:
         return None
     return [each for each in validations if each not in completed_validations(engine)]
@@ -437,6 +442,11 @@ def _models_of(engine: Engine, validations: Sequence[Validation]) -> list[torch.
     for step in attached(engine, OptimizerStep):
         models += prepared_models(step.accelerator)
     return [each for each in models if isinstance(each, torch.nn.Module)]
+
+
+def _feeds(validations: Sequence[Validation]) -> list[DataFeed]:
+    runs = (run for validation in validations for run in validation.evaluations.runs())
+    return [evaluator.feed_of(data) for _, evaluator, data in runs]
 
 
 def _evaluators(validations: Sequence[Validation]) -> list[Engine]:
