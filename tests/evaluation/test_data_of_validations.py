@@ -433,3 +433,30 @@ def test_a_validation_that_was_broken_off_is_made_up_on_the_same_samples(make, r
     run()
     assert seen | run.seen == whole.seen
     assert run.end == whole.end
+
+
+class CountingCollate:
+    """Adds the number of batches that it has made, for training and validation, and saves it."""
+
+    made = 0
+
+    def __call__(self, samples):
+        self.made += 1
+        return torch.stack(samples) + self.made / 10
+
+    def state_dict(self):
+        return {"made": self.made}
+
+    def load_state_dict(self, state_dict):
+        self.made = state_dict["made"]
+
+
+def test_what_training_and_a_stream_share_is_restored_once(tmp_path):
+    def make(run):
+        data = loader(Passes(), shuffle=False, collate_fn=run.data.collate_fn)
+        return [{"evaluate": run.evaluator(), "data": data, "max_batches": 9}]
+
+    def training():
+        return loader(Still(), collate_fn=CountingCollate())
+
+    assert resumed_at_each_step(make, tmp_path, training=training) == {("exact", True)}
