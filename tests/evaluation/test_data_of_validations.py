@@ -161,11 +161,14 @@ class Run:
     Args:
         make: makes what ``Validation`` is given, of the trainer's data and an evaluator's maker.
         training: makes the data of training.
+        prepares: whether they are prepared, so that all engines share one loader.
     """
 
-    def __init__(self, make, training=lambda: loader(Drawing()), **options):
+    def __init__(self, make, training=lambda: loader(Drawing()), *, prepares=False, **options):
         self.accelerator = Accelerator(cpu=True)
         self.data = training()
+        if prepares:
+            self.data = self.accelerator.prepare(self.data)
         self.trainer = make_trainer(
             None, accelerator=self.accelerator, dropout=0.5, batch_processor=batch_loss, **options
         )
@@ -233,10 +236,6 @@ def of_training(run):
     return [{"evaluate": run.evaluator(), "data": run.data}]
 
 
-def prepared_persistent():
-    return Accelerator(cpu=True).prepare_data_loader(with_workers(Drawing()))
-
-
 EXACT = {
     "draws, workers that stay": on(lambda: with_workers(Drawing())),
     "draws nothing, workers that stay": on(lambda: with_workers(Still())),
@@ -288,9 +287,10 @@ def resumed_at_each_step(make, folder, reasons=None, **options):
     return found
 
 
-@pytest.mark.parametrize("training", [lambda: with_workers(Drawing()), prepared_persistent])
-def test_the_loader_of_training_is_validated_on(training, tmp_path):
-    assert resumed_at_each_step(of_training, tmp_path, training=training) == {("exact", True)}
+@pytest.mark.parametrize("prepares", [False, True])
+def test_the_loader_of_training_is_validated_on(prepares, tmp_path):
+    options = {"training": lambda: with_workers(Drawing()), "prepares": prepares}
+    assert resumed_at_each_step(of_training, tmp_path, **options) == {("exact", True)}
 
 
 def test_the_stream_of_training_is_validated_on_between_two_passes(tmp_path):
