@@ -40,6 +40,7 @@ from ignite_hooks.core.torch_schedulers import schedulers_within
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import new_generator
 from ignite_hooks.data.random_state import set_state
+from ignite_hooks.data.recorded_order import unpacked
 
 __all__ = [
     "asks_user",
@@ -156,6 +157,29 @@ class _Workers(_Checked):
     states: list[_WorkerState | None]
 
 
+def _elements(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        unpacked(value)
+    except Exception as error:
+        raise ValueError(
+            f"must be elements of a sampler ({type(error).__name__}: {error})"
+        ) from error
+    return value
+
+
+_Elements = Annotated[dict[str, Any], AfterValidator(_elements)]
+
+
+class _OrderOfData(_Checked):
+    of: str
+    state: Any
+    start: NonNegativeInt
+    elements: _Elements
+    head: _Elements
+    is_within: bool
+    is_over: bool
+
+
 class _PlaceOfData(_Checked):
     of: str
     ahead: NonNegativeInt
@@ -170,6 +194,7 @@ class _Data(_Checked):
     position: Annotated[list[NonNegativeInt], AfterValidator(_pair)]
     samples: NonNegativeInt | None = None
     workers: _Workers | None = None
+    order: _OrderOfData | None = None
     source: _Source
     place: _PlaceOfData | None = None
     draws_in_workers: bool = False

@@ -253,6 +253,7 @@ class DataFeed:
             "position": list(position),
             "samples": self._source.samples_before(position),
             "workers": self._source.workers_before(position),
+            "order": self._source.order_before(position),
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
             "place": self._source.place_before(position),
@@ -279,11 +280,21 @@ class DataFeed:
         """Returns what has to be iterated again to resume there, which may take long."""
         batches = state_dict["position"][1]
         found = self._source.gone_through
-        is_placed = self._source.places.takes(self._source, state_dict.get("place"))
+        is_placed = self._is_placed(state_dict)
         if not batches or found is None or is_placed or self.starts_over(state_dict):
             return []
         what = f"the {state_dict['samples']} samples" if state_dict.get("samples") else "all"
         return [f"a {type(found).__name__} is iterated again over {what} before this position"]
+
+    def _is_placed(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether a state of the data tells the place."""
+        is_taken = self._source.takes_order(state_dict.get("order"))
+        return is_taken or self._source.places.takes(self._source, state_dict.get("place"))
+
+    def _keeps_place(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether the data resume from their own state, whatever else has changed."""
+        is_taken = self._source.takes_order(state_dict.get("order"))
+        return is_taken or self._source.keeps_place(state_dict)
 
     def _changed(self, state_dict: Mapping[str, Any]) -> ChangedData:
         samples, accelerator = state_dict.get("samples"), self._accelerator
@@ -294,7 +305,7 @@ class DataFeed:
             samples=samples,
             batches_left=None if samples is None else self._source.batches_behind(samples),
             window=accelerator.gradient_accumulation_steps if accelerator else 1,
-            has_state=self._source.keeps_place(state_dict),
+            has_state=self._keeps_place(state_dict),
             is_given_up=not state_dict.get("replay", True) and self._source.is_replayed,
         )
 
@@ -306,16 +317,19 @@ class DataFeed:
             return []  # the rank that loads the batches says what differs
         found = []
         places, place = self._source.places, state_dict.get("place")
+        order = state_dict.get("order")
         generators = state_dict["source"]["generators"].keys()
         for name in sorted(generators ^ self._source.generators.keys()):
-            if not places.restores(self._source, place, name):
+            is_told = places.restores(self._source, place, name)
+            if not is_told and not self._source.has_saved(name, order):
                 when = "then" if name in generators else "now"
                 found.append(f"there is a random generator {name} only {when}")
         changed = self._changed(state_dict)
         is_within = state_dict["position"][1] and not (changed.starts_over or changed.ends_pass)
         has_workers = state_dict["source"].get("has_workers")
         found += self._source.place_differences(FeedPosition(*state_dict["position"]), place)
-        is_placed = self._source.is_entered_exactly or places.takes(self._source, place)
+        found += self._source.changes_of_order(order)
+        is_placed = self._source.is_entered_exactly or self._is_placed(state_dict)
         if is_within and not is_placed:
             found.append(
                 "batches that were given are gone through again: what they draw at random is drawn "
@@ -359,10 +373,15 @@ class DataFeed:
         """
         self._source.load_state_dict(state_dict["source"])
         position, place = FeedPosition(*state_dict["position"]), state_dict.get("place")
-        changed = self._changed(state_dict)
+        changed, order = self._changed(state_dict), state_dict.get("order")
+        self._source.place_order(
+            position, None if changed.starts_over else order, ends=changed.ends_pass
+        )
         if changed.starts_over or changed.ends_pass:
             position, place = FeedPosition(position.data_pass + 1, 0), None
-        elif changed.keeps_samples and changed.samples is not None:
+        elif changed.samples is not None and (
+            changed.keeps_samples or self._source.takes_order(order)
+        ):
             self._source.place_samples(position, changed.samples)
         self._source.place_workers(position, self._workers_of(state_dict))
         self._source.resume_place(position, place)

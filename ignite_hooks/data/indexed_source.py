@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -16,16 +17,22 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
 from ignite_hooks.core.place import FeedPosition
+from ignite_hooks.data.own_states import Objects
+from ignite_hooks.data.place_states import keeper_of_order
 from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.recorded_order import RecordedOrder
 from ignite_hooks.data.sample_order import batches_behind
+from ignite_hooks.data.sample_order import elements_a_batch
 from ignite_hooks.data.sample_order import entered
+from ignite_hooks.data.sample_order import entered_at_element
 from ignite_hooks.data.sample_order import entered_at_sample
 from ignite_hooks.data.sample_order import gone_through
 from ignite_hooks.data.sample_order import name_of
 from ignite_hooks.data.sample_order import samples_a_batch
 from ignite_hooks.data.sample_order import samples_of
+from ignite_hooks.data.sample_order import with_recorded
 from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import data_parts
 from ignite_hooks.data.sources import order_parts
@@ -56,15 +63,39 @@ class IndexedLoader(TorchLoader):
         self._known_place: tuple[FeedPosition, int] | None = None
         self._workers = WorkerStates()
         self._own_workers: Callable[[], Any] = lambda: None  # the iterator with those that stay
+        self._recorded = self._recorded_order()
+
+    def _recorded_order(self) -> RecordedOrder | None:
+        """Returns the sampler that has a state, to be iterated for workers; None without any."""
+        order = self._order
+        keeper = keeper_of_order(self.base) if self._can_follow else None
+        if keeper is None:
+            return None
+        is_shard = type(order) is BatchSamplerShard
+        is_of_batches = is_shard and order.batch_sampler is keeper.holder
+        return RecordedOrder(
+            keeper,
+            head_size=elements_a_batch(order) if is_shard else 0,
+            size=order.batch_size if is_of_batches else None,
+        )
+
+    @property
+    def beside_keeper(self) -> Objects:
+        """The objects whose states are not in that of a sampler."""
+        found, recorded = super().beside_keeper, self._recorded
+        if recorded is None or not recorded.tells_place:
+            return found
+        return {name: get for name, get in found.items() if not recorded.keeper.has(name)}
 
     @property
     def length(self) -> int | None:
         """The number of index batches of this process."""
         with self._even():
-            if self._known_place is not None and self._known_place[0].data_pass == self._data_pass:
-                position, samples = self._known_place
-                return position.batches + batches_behind(self._order, samples)
-            return self._length_of_pass
+            known = self._known_place
+            if known is None or known[0].data_pass != self._data_pass:
+                return self._length_of_pass
+            behind = self.batches_behind(known[1])
+            return None if behind is None else known[0].batches + behind
 
     @property
     def _length_of_pass(self) -> int | None:
@@ -157,7 +188,9 @@ class IndexedLoader(TorchLoader):
 
     def end_pass(self, data_pass: int, given: int) -> None:
         """Has the samplers draw what they draw at their end."""
-        if self._begun is not None and self._begun[0] == data_pass:
+        if self._recorded is not None and self._reaches(data_pass, given):
+            self._recorded.exhaust()
+        elif self._begun is not None and self._begun[0] == data_pass:
             with self._as_begun(self._begun[1]):
                 rest = self._draw_rest(data_pass, given)
             deque(rest, maxlen=0)
@@ -188,6 +221,89 @@ class IndexedLoader(TorchLoader):
             first, states = state_dict["first"], [*map(from_data, state_dict["states"])]
         self._workers.begin(position.data_pass, first, states, self.places.window)
 
+    def order_before(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the state of a sampler that is recorded; None without one, or if not known."""
+        if self._recorded is None:
+            return None
+        data_pass, _ = position
+        first, _ = self._followed(*position)
+        return self._recorded.state_dict(
+            data_pass,
+            self._elements_before(data_pass, first),
+            is_begun=self._begun is not None and self._begun[0] == data_pass,
+        )
+
+    def takes_order(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether the sampler can continue from this state."""
+        if self._recorded is None or state_dict is None:
+            return False
+        return bool(state_dict["of"] == self._recorded.keeper.name)
+
+    def place_order(
+        self,
+        position: FeedPosition,
+        state_dict: Mapping[str, Any] | None = None,
+        *,
+        ends: bool = False,
+    ) -> None:
+        """As its base does."""
+        if self._recorded is not None:
+            is_taken = self.takes_order(state_dict)
+            self._recorded.load_state_dict(position.data_pass, state_dict if is_taken else None)
+            if ends:
+                self._recorded.exhaust()
+
+    def changes_of_order(self, state_dict: Mapping[str, Any] | None) -> list[str]:
+        """Returns what keeps the sampler from continuing from this state."""
+        if self._recorded is None or state_dict is None:
+            return super().changes_of_order(state_dict)
+        if self.takes_order(state_dict):
+            return self._recorded.differences(state_dict)
+        now = self._recorded.keeper.name
+        return [f"the state of {state_dict['of']} is not restored, there is {now} now"]
+
+    def has_saved(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether the state of the sampler tells of the generator of that name."""
+        if self._recorded is None or not self.takes_order(state_dict):
+            return False
+        return self._recorded.keeper.has(name)
+
+    def _elements_before(self, data_pass: int, batches: int) -> int:
+        """Returns how many elements of the recorded sampler a pass has before a batch."""
+        samples = self.samples_before(FeedPosition(data_pass, batches))
+        return batches * elements_a_batch(self._order) if samples is None else samples
+
+    def _reaches(self, data_pass: int, batches: int) -> bool:
+        """Returns whether the elements of a pass after a batch are recorded."""
+        start = self._elements_before(data_pass, batches)
+        return self._recorded is not None and self._recorded.reaches(data_pass, start)
+
+    @property
+    def _drawn_order(self) -> Any:
+        """The index batches of a pass, drawn from the recorded sampler if there is one."""
+        order, recorded = self._order, self._recorded
+        return order if recorded is None else with_recorded(order, recorded)
+
+    @contextmanager
+    def _beginning(self, data_pass: int) -> Iterator[None]:
+        """Around the start of an iteration over a pass: the sampler is recorded."""
+        recorded = self._recorded
+        if recorded is None:
+            yield
+            return
+        recorded.rewind(data_pass)
+        self._set_capacity(recorded)
+        with recorded.beginning(data_pass, self.generators):
+            yield
+
+    def _set_capacity(self, recorded: RecordedOrder) -> None:
+        """Keeps as many elements as were drawn after any position that a run may go back to."""
+        base = self.base
+        ahead = base.num_workers * (base.prefetch_factor or 0)
+        aligned = base.num_workers - 1  # batches before the position, which worker 0 begins with
+        given = 2 * (self.places.window + 1)  # and not trained on, or looked ahead at
+        recorded.capacity = (ahead + aligned + given) * elements_a_batch(self._order)
+
     @property
     def _can_follow(self) -> bool:
         """Returns whether it is certain which worker loads which batch."""
@@ -203,22 +319,62 @@ class IndexedLoader(TorchLoader):
         found = base._iterator
         if found is not None and found is not self._own_workers():
             self._workers.begin(self._data_pass, 0, ())  # started by the user
-            return super()._open()
+            with self._beginning(self._data_pass):
+                return super()._open()
         _, states = self._workers.at(self._data_pass, 0) or (0, [None] * base.num_workers)
         if found is not None:
             states = self._workers.after(self._data_pass - 1)
-        with self._workers.starting(base, states):
+        with self._beginning(self._data_pass), self._workers.starting(base, states):
             batches = super()._open()
         self._workers.begin(self._data_pass, 0, states, self.places.window, self.length)
+        if self._recorded is not None and base.persistent_workers:
+            keep_workers(batches, base, self._drawn_order)
         self._own_workers = ref(batches)
         return self._workers.follow(batches, 0)
+
+    def _to_start(self) -> DataLoader[Any]:
+        """Returns the loader, over the recorded sampler if there is one."""
+        base = self.base
+        if self._recorded is None:
+            return base
+        if base.persistent_workers and base._iterator is not None:
+            keep_workers(base._iterator, base, self._drawn_order)
+            return base
+        stays, generator = base.persistent_workers, base.generator
+        return _over(base, self._drawn_order, generator, persistent_workers=stays)
+
+    def _reentered(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
+        first, states = self._followed(data_pass, skip)
+        if self._recorded is None or not self._reaches(data_pass, first):
+            return super()._reentered(data_pass, skip, begun)
+        self._set_capacity(self._recorded)
+        # All that was drawn is recorded: no generator goes back, but those that others share, for a
+        # sampler that draws its order from them when it is asked for its iterator.
+        with RandomState.preserved():
+            begun.restore_global()
+            if self._drew_seed and self.base.generator is None:
+                torch.empty((), dtype=torch.int64).random_()
+            rest = entered_at_element(self._drawn_order, self._elements_before(data_pass, first))
+        batches = self._load(rest, self._seeds_of(begun), data_pass, first, states)
+        return islice(batches, skip - first, None)
+
+    def _seeds_of(self, begun: RandomState) -> torch.Generator:
+        """Returns the generator that workers were seeded from, as it was when a pass began."""
+        seeds, of_loader = torch.Generator(), self.base.generator
+        found = [state for each, state in begun.generators.values() if each is of_loader]
+        seeds.set_state(found[0] if found else begun.cpu)
+        return seeds
+
+    def _followed(self, data_pass: int, skip: int) -> tuple[int, list[bytes | None]]:
+        """Returns the batch to start workers with, and the state of each, if that is known."""
+        followed = self._workers.at(data_pass, skip) if self._can_follow else None
+        return followed or (skip, [None] * self.base.num_workers)
 
     def _reopen(self, data_pass: int, skip: int) -> Iterator[Any]:
         # Taken before the order is drawn: workers are seeded as they were when the pass began.
         seeds, of_loader = torch.Generator(), self.base.generator
         seeds.set_state((torch.default_generator if of_loader is None else of_loader).get_state())
-        followed = self._workers.at(data_pass, skip) if self._can_follow else None
-        first, states = followed or (skip, [None] * self.base.num_workers)
+        first, states = self._followed(data_pass, skip)
         batches = self._load(self._draw_rest(data_pass, first), seeds, data_pass, first, states)
         return islice(batches, skip - first, None)
 
@@ -241,14 +397,18 @@ class IndexedLoader(TorchLoader):
             batches = started(loader)
         self._workers.begin(data_pass, first, states, self.places.window, self.length)
         if stays:
-            keep_workers(batches, base, self._order)
+            keep_workers(batches, base, self._drawn_order)
             self._own_workers = ref(batches)
         yield from self._workers.follow(batches, first)
 
     def _draw_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
         """Draws what was drawn up to a position, and returns the index batches after it."""
-        base, order = self.base, self._order
-        is_others = gone_through(order) is order
+        with self._beginning(data_pass):
+            return self._drawn_rest(data_pass, skip)
+
+    def _drawn_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
+        base, order = self.base, self._drawn_order
+        is_others = gone_through(self._order) is self._order
         whole = iter(order) if is_others else order  # may draw, before torch draws the seed
         if self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
@@ -273,7 +433,8 @@ class IndexedLoader(TorchLoader):
     def doubts(self) -> list[str]:
         """Returns those of the base class, and what has changed in the present workers."""
         is_over = self._workers.is_over and not self._stays
-        return [*super().doubts(), *(() if is_over else self._workers.doubts)]
+        of_order = [] if self._recorded is None else self._recorded.doubts()
+        return [*super().doubts(), *of_order, *(() if is_over else self._workers.doubts)]
 
     @contextmanager
     def _as_begun(self, begun: RandomState) -> Iterator[None]:
@@ -309,8 +470,8 @@ class IndexedLoader(TorchLoader):
 
 def _over(
     base: DataLoader[Any],
-    indices: Iterator[Any],
-    generator: torch.Generator,
+    indices: Iterable[Any],
+    generator: torch.Generator | None,
     *,
     persistent_workers: bool = False,
 ) -> DataLoader[Any]:

@@ -27,6 +27,7 @@ from typing import Protocol
 from typing import TypeVar
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 from torch.utils.data import DataLoader
 
@@ -45,8 +46,10 @@ __all__ = [
     "PlaceKeeper",
     "PlaceStates",
     "first_of",
+    "is_same_state",
     "is_stateful_loader",
     "keeper_of",
+    "keeper_of_order",
     "sampler_keeper",
     "stateful_loader",
 ]
@@ -182,8 +185,9 @@ def keeper_of(holder: Any, paths: tuple[str, ...], workers: int = 0) -> PlaceKee
 def sampler_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
     """Returns the outermost sampler of a loader that has a state; None if there is none.
 
-    Workers are given samples ahead of the batches that have come, and Accelerate's samplers for
-    several processes draw ahead: where these draw, a state would be of a later batch.
+    Workers are given samples ahead of the batches that have come: there the elements that a sampler
+    yields are recorded (``RecordedOrder``). Accelerate's samplers for several processes draw ahead:
+    where these draw without workers, a state would be of a later batch.
     """
     if loader.num_workers:
         return None
@@ -194,6 +198,22 @@ def sampler_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
     samples: Any = batches.sampler if type(batches) is BatchSampler else loader.sampler
     is_asked = (batches is None or type(batches) is BatchSampler) and has_state(samples)
     return PlaceKeeper(samples, ("batch_sampler.sampler", "sampler")) if is_asked else None
+
+
+def keeper_of_order(loader: DataLoader[Any]) -> PlaceKeeper | None:
+    """Returns the outermost sampler of a loader that has a state, also below Accelerate's."""
+    found: dict[int, tuple[Any, list[str]]] = {}
+    for root in ("batch_sampler", "sampler"):
+        path, order = root, getattr(loader, root)
+        while type(order) in (BatchSampler, BatchSamplerShard):
+            within = "sampler" if type(order) is BatchSampler else "batch_sampler"
+            path, order = f"{path}.{within}", getattr(order, within)
+        if has_state(order):
+            found.setdefault(id(order), (order, []))[1].append(path)
+    if not found:
+        return None
+    holder, paths = next(iter(found.values()))
+    return PlaceKeeper(holder, tuple(paths))
 
 
 @dataclass(frozen=True)
@@ -406,7 +426,7 @@ class PlaceStates:
     def _is_told(self, position: FeedPosition) -> bool:
         """Returns whether the state at ``position`` is another than that of one batch before."""
         former = self._before.get(position._replace(batches=position.batches - 1))
-        return former is None or not _is_same(former.keeper, self._before[position].keeper)
+        return former is None or not is_same_state(former.keeper, self._before[position].keeper)
 
     def _ahead_of(self, position: FeedPosition) -> int:
         """Returns how many batches were fetched after ``position``; the end counts as one."""
@@ -538,16 +558,18 @@ def _set_generators(source: Source, states: Mapping[str, Any]) -> None:
             set_state(generator, states[name])
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    """Compares states by value."""
+def is_same_state(one: Any, other: Any) -> bool:
+    """Returns whether two states have the same values."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(
+            is_same_state(one[key], other[key]) for key in one
+        )
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_is_same, one, other))
+        return len(one) == len(other) and all(map(is_same_state, one, other))
     return bool(is_plain(one) and one == other)
 
 

@@ -34,15 +34,19 @@ from torch.utils.data import SubsetRandomSampler
 from torch.utils.data import WeightedRandomSampler
 
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.recorded_order import RecordedOrder
 
 __all__ = [
     "batches_behind",
+    "elements_a_batch",
     "entered",
+    "entered_at_element",
     "entered_at_sample",
     "gone_through",
     "name_of",
     "samples_a_batch",
     "samples_of",
+    "with_recorded",
 ]
 
 # The elements of the beginning that are asked for, and the iterator over the rest.
@@ -89,6 +93,29 @@ def samples_a_batch(order: Any) -> int | None:
     return None
 
 
+def elements_a_batch(order: Any) -> int:
+    """Returns how many elements of a recorded order one index batch of this process takes.
+
+    Args:
+        order: a recorded order, or torch's or Accelerate's batch sampler over one.
+    """
+    if type(order) is BatchSamplerShard and type(order.batch_sampler) is not BatchSampler:
+        return 1 if order.split_batches else order.num_processes
+    return samples_a_batch(order) or 1
+
+
+def with_recorded(order: Any, recorded: RecordedOrder) -> Any:
+    """Returns the same order over a recorded sampler in place of the sampler itself."""
+    if order is recorded.holder:
+        return recorded
+    if type(order) is BatchSampler:
+        samples = with_recorded(order.sampler, recorded)
+        return BatchSampler(samples, order.batch_size, order.drop_last)
+    shard = copy.copy(order)
+    shard.batch_sampler = with_recorded(order.batch_sampler, recorded)
+    return shard
+
+
 def samples_of(order: Any) -> int | None:
     """Returns how many samples of all processes a pass has; None if the number is not known."""
     if samples_a_batch(order) is None:
@@ -110,14 +137,58 @@ def entered_at_sample(order: Any, samples: int) -> Iterator[Any]:
     if type(order) is BatchSampler:
         _, rest = entered(order.sampler, samples)
         return iter(BatchSampler(rest, order.batch_size, order.drop_last))
-    # The shard pads the last batches with the first samples of the pass, so it needs the first
-    # batch of each process as well. If these were not full, the rest is divided as a pass is.
-    whole, a_batch = order.batch_sampler, samples_a_batch(order) or 0
-    is_filled = order.even_batches and not order.drop_last and samples >= a_batch
-    first, rest = entered(whole.sampler, samples, a_batch if is_filled else 0)
+    whole = order.batch_sampler
+    first, rest = _with_head(order, whole.sampler, samples)
+    return _divided(order, BatchSampler(rest, whole.batch_size, whole.drop_last), first)
+
+
+def entered_at_element(order: Any, start: int) -> Iterator[Any]:
+    """Enters an order over a recorded one after ``start`` elements of that, which it reaches."""
+    if samples_a_batch(order) is not None:
+        return entered_at_sample(order, start)
+    if type(order) is RecordedOrder:
+        return order.rest(start)
+    whole = order.batch_sampler
+    first, rest = _with_head(order, whole, start)
+    return _divided(order, _Batches(rest, whole), first)
+
+
+def _with_head(shard: BatchSamplerShard, elements: Any, start: int) -> tuple[bool, Iterator[Any]]:
+    """Enters the elements that a shard divides; returns whether those of a batch come first.
+
+    The shard pads the last batches with the first samples of the pass, so it needs the first batch
+    of each process as well. If these were not full, the rest is divided as a pass is.
+    """
+    a_batch = elements_a_batch(shard)
+    is_filled = shard.even_batches and not shard.drop_last and start >= a_batch
+    first, rest = entered(elements, start, a_batch if is_filled else 0)
+    return is_filled, chain(first, rest)
+
+
+def _divided(order: BatchSamplerShard, batches: Any, is_filled: bool) -> Iterator[Any]:
+    """Returns the part of this process of some batches, but for those that only fill the last."""
     shard = copy.copy(order)
-    shard.batch_sampler = BatchSampler(chain(first, rest), whole.batch_size, whole.drop_last)
+    shard.batch_sampler = batches
     return islice(iter(shard), 1 if is_filled else 0, None)
+
+
+class _Batches:
+    """The index batches that are left of a pass, as Accelerate iterates them.
+
+    Args:
+        batches: the index batches.
+        whole: what gives those of a pass.
+    """
+
+    def __init__(self, batches: Iterator[Any], whole: RecordedOrder) -> None:
+        self._batches, self._whole = batches, whole
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches
+
+    @property
+    def batch_size(self) -> Any:
+        return self._whole.batch_size
 
 
 def batches_behind(order: Any, samples: int) -> int:
@@ -152,6 +223,8 @@ def name_of(order: Any) -> str:
         return name_of(order.batch_sampler)
     if type(order) is BatchSampler:
         return name_of(order.sampler)
+    if type(order) is RecordedOrder:
+        return name_of(order.holder)
     name = type(order).__name__
     return f"{name}(replacement=True)" if getattr(order, "replacement", None) is True else name
 
@@ -167,13 +240,19 @@ def _enter_any(order: Iterable[Any], start: int, first: int) -> _Entered:
     deque(islice(iterator, start - len(before)), maxlen=0)
     if begun.has_moved():
         warnings.warn(
-            f"{type(order).__name__} draws from the global random generators while it is iterated: "
+            f"{name_of(order)} draws from the global random generators while it is iterated: "
             f"its first {start} elements are drawn again without the random numbers that others "
             "drew in between, so the elements that follow may differ. Give it its own generator, "
             "or state_dict() and load_state_dict()",
             stacklevel=2,
         )
     return before[:first], iterator
+
+
+def _enter_recorded(order: RecordedOrder, start: int, first: int) -> _Entered:
+    if order.is_beginning:
+        return _enter_any(order, start, first)
+    return order.head(first), order.rest(start)
 
 
 def _enter_random(sampler: RandomSampler, start: int, first: int) -> _Entered:
@@ -241,6 +320,7 @@ def _enter_weighted(sampler: WeightedRandomSampler, start: int, first: int) -> _
 
 _ENTERED_BY: dict[type, Callable[[Any, int, int], _Entered]] = {
     RandomSampler: _enter_random,
+    RecordedOrder: _enter_recorded,
     SeedableRandomSampler: _enter_seedable,
     SubsetRandomSampler: _enter_subset,
     WeightedRandomSampler: _enter_weighted,

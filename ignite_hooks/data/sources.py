@@ -286,9 +286,7 @@ class PlainIterable:
             # One that can begin again does so when it is asked for its iterator.
             yield from _without_closing(self._iterator if skip else iter(self._iterator))
         elif self._begun is not None and self._begun[0] == data_pass:
-            with self._as_begun(self._begun[1]):
-                iterator = self._reopen(data_pass, skip)
-            yield from iterator
+            yield from self._reentered(data_pass, skip, self._begun[1])
         else:
             iterator, first = self._begin(data_pass, skip), deque[Any]()
             first.extend(islice(iterator, 1))  # samplers draw the order now
@@ -305,6 +303,11 @@ class PlainIterable:
         else:
             self._opening = (data_pass, RandomState.capture(generators=self.generators))
         return self._reopen(data_pass, skip) if skip else self._open()
+
+    def _reentered(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
+        """Enters a pass that began with the random generators in a state."""
+        with self._as_begun(begun):
+            return self._reopen(data_pass, skip)
 
     @contextmanager
     def _as_begun(self, begun: RandomState) -> Iterator[None]:
@@ -397,6 +400,42 @@ class PlainIterable:
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
         """Sets the states from which workers continue at a position; None if not known."""
+
+    def order_before(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the state of a sampler that is recorded; None without one, or if not known."""
+        return None
+
+    def takes_order(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether a sampler can continue from this state."""
+        return False
+
+    def place_order(
+        self,
+        position: FeedPosition,
+        state_dict: Mapping[str, Any] | None = None,
+        *,
+        ends: bool = False,
+    ) -> None:
+        """Sets the state from which a sampler continues at a position; None if not known.
+
+        Args:
+            position: the place in the data.
+            state_dict: what ``order_before`` has returned.
+            ends: whether the sampler is to go on to the end of the pass.
+        """
+
+    def changes_of_order(self, state_dict: Mapping[str, Any] | None) -> list[str]:
+        """Returns what keeps a sampler from continuing from this state."""
+        if state_dict is None:
+            return []
+        now = "there is nothing with a state now"
+        if (keeper := self.keeper) is not None:
+            now = f"{keeper.name} does not draw ahead for workers now"
+        return [f"the state of {state_dict['of']} is not restored, {now}"]
+
+    def has_saved(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether the state that was saved tells of the generator of that name."""
+        return False
 
     def doubts(self) -> list[str]:
         """Returns why there may be a state that ``state_dict`` does not have."""
@@ -672,12 +711,16 @@ class TorchLoader(PlainIterable):
         keeper = self.keeper
         return keeper is not None and keeper.workers > 0
 
+    def _to_start(self) -> DataLoader[Any]:
+        """Returns the loader that is iterated for a whole pass."""
+        return self.base
+
     def _open(self) -> Iterator[Any]:
         with ExitStack() as stack:
             stack.enter_context(self._as_seeded(is_continued=self._is_continued))
             if self.draws_in_workers:
                 stack.enter_context(with_random_state(self.base))
-            batches = started(self.base)
+            batches = started(self._to_start())
         return islice(batches, self._skipped, None) if self._skipped else batches
 
 

@@ -256,6 +256,12 @@ REFUSED = {
         {"of": "data (Stream)", "ahead": -1},
         r"data\.place\.ahead must be greater than or equal to 0",
     ),
+    "a sampler without its elements": (
+        RANK,
+        ("data", "order"),
+        {"of": "sampler (Shuffled)", "start": 0, "elements": {"indices": [1]}},
+        r"data\.order\.elements must be elements of a sampler",
+    ),
     "no groups": (OPTIMIZER, (), {}, "param_groups is missing"),
     "parameters in another order": (
         OPTIMIZER,

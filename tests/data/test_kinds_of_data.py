@@ -92,6 +92,25 @@ class DrawingEach(Shuffled):
         return (int(torch.randint(2 * BATCHES, ())) for _ in range(2 * BATCHES))
 
 
+class StatefulDrawing(DrawingEach):
+    """The same, and it tells its place."""
+
+    def __init__(self):
+        self.given = 0
+
+    def __iter__(self):
+        while self.given < 2 * BATCHES:
+            self.given += 1
+            yield int(torch.randint(2 * BATCHES, ()))
+        self.given = 0
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict):
+        self.given = state_dict["given"]
+
+
 class Varying(Sampler):
     """Batches of one to three samples."""
 
@@ -226,6 +245,20 @@ KINDS = [
         "… one that draws each index from a global generator just when it is asked for it",
         lambda: unshuffled(Drawing(), sampler=DrawingEach()),
         why="a warning: others draw in between, so what its class keeps (a buffer) may differ",
+    ),
+    Kind(
+        "… one that does so, and has `state_dict` and `load_state_dict`",
+        lambda: unshuffled(Drawing(), sampler=StatefulDrawing()),
+    ),
+    Kind(
+        "… with these and `num_workers=2`",
+        lambda: unshuffled(Drawing(), sampler=StatefulDrawing(), num_workers=2),
+    ),
+    Kind(
+        "… with these and `persistent_workers=True`",
+        lambda: unshuffled(
+            Drawing(), sampler=StatefulDrawing(), num_workers=2, persistent_workers=True
+        ),
     ),
     Kind(
         "… a batch sampler of your own class",

@@ -41,3 +41,10 @@ def test_samples_that_all_processes_read(findings):
         (said,) = found["False"]["said"]
         assert said.startswith(padded)
         assert found["True"]["drawn"][1] < found["True"]["drawn"][0]
+
+
+def test_samplers_that_draw_ahead_for_workers(findings):
+    for found in findings.of("samplers"):
+        for kind, of_kind in found.items():
+            assert (of_kind["wrong"], of_kind["said"]) == ([], []), kind
+            assert of_kind["places"] > 5

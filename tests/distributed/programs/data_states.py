@@ -3,7 +3,9 @@
 import torch
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 from torch.utils.data import IterableDataset
+from torch.utils.data import Sampler
 
 from ignite_hooks import DataFeed
 from tests.distributed.programs.checks import accelerator
@@ -108,5 +110,110 @@ def shared():
     }
 
 
+class Carried(Sampler):
+    """Draws as it goes; each pass goes on with the numbers that follow those of the one before."""
+
+    def __init__(self, length, size=1):
+        self.length, self.index, self.drawn = length, 0, 0
+        self.batch_size = size
+        self.rng = torch.Generator().manual_seed(1)
+
+    def __len__(self):
+        return -(-self.length // self.batch_size)
+
+    def __iter__(self):
+        while self.index < self.length:
+            size = min(self.batch_size, self.length - self.index)
+            self.index += size
+            self.drawn += 1
+            drawn = torch.randint(self.length, (size,), generator=self.rng).tolist()
+            yield drawn if self.batch_size > 1 else drawn[0]
+        self.index = 0
+
+    def state_dict(self):
+        return {"index": self.index, "generator": self.rng.get_state()}
+
+    def load_state_dict(self, state):
+        self.index = state["index"]
+        self.rng.set_state(state["generator"])
+
+
+class Numbers(Dataset):
+    def __len__(self):
+        return LENGTH
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)]) + torch.rand(1)
+
+
+LENGTH = 17  # the last batches are filled, or left out
+
+
+def sampled(*, is_batched, drop_last, **options):
+    if is_batched:
+        return DataLoader(Numbers(), batch_sampler=Carried(LENGTH, 2), **options)
+    return DataLoader(Numbers(), 2, sampler=Carried(LENGTH), drop_last=drop_last, **options)
+
+
+def holder_of(loader):
+    found = loader.batch_sampler
+    while not isinstance(found, Carried):
+        found = getattr(found, "batch_sampler", getattr(found, "sampler", None))
+    return found
+
+
+SAMPLED = {
+    "a sampler": {"is_batched": False, "drop_last": False},
+    "a sampler, the last batch dropped": {"is_batched": False, "drop_last": True},
+    "a batch sampler": {"is_batched": True, "drop_last": False},
+}
+
+
+def samplers():
+    """The places from which a resumed feed gives other batches, or draws a number twice."""
+    found = {}
+    for name, options in SAMPLED.items():
+        for split in (False, True):
+            config = DataLoaderConfiguration(split_batches=split)
+            ours = accelerator(1, dataloader_config=config)
+            found[f"{name}, split" if split else name] = of_sampler(
+                lambda: sampled(num_workers=2, prefetch_factor=1, **options),  # noqa: B023
+                ours,
+            )
+    stays = {"num_workers": 1, "persistent_workers": True}
+    found["workers that stay"] = of_sampler(
+        lambda: sampled(is_batched=False, drop_last=False, **stays), accelerator(1)
+    )
+    return found
+
+
+def of_sampler(make, ours):
+    torch.manual_seed(ours.process_index)
+    whole_feed = DataFeed(make(), ours)
+    count = len(whole_feed) + 2
+    whole, places = [], []
+    batches = iter(whole_feed)
+    while len(whole) < count:
+        places.append((whole_feed.state_dict(), torch.get_rng_state(), drawn_by(whole_feed)))
+        if (batch := next(batches, None)) is None:
+            batches = iter(whole_feed)
+            batch = next(batches)
+        whole.append(batch.flatten().tolist() + torch.rand(1).tolist())
+    whole_feed.close()
+    total, wrong, said = drawn_by(whole_feed), [], set()
+    for given, (state, random, drawn) in enumerate(places):
+        feed = DataFeed(make(), ours)
+        said |= {*feed.differences(state), *feed.remarks(state)}
+        feed.load_state_dict(state)
+        torch.set_rng_state(random)
+        if take(feed, count - given) != whole[given:] or drawn_by(feed) != total - drawn:
+            wrong.append(given)
+    return {"wrong": wrong, "said": sorted(said), "places": len(places)}
+
+
+def drawn_by(feed):
+    return holder_of(feed.loader).drawn
+
+
 if __name__ == "__main__":
-    run(streams, of_equal_length, of_unequal_length, shared)
+    run(streams, of_equal_length, of_unequal_length, shared, samplers)

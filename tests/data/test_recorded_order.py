@@ -1,0 +1,726 @@
+"""Samplers with a state are asked for it with workers too, which draw ahead of the batches."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
+from ignite.engine import Events
+from torch.utils.data import BatchSampler
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
+from torch.utils.data import Sampler
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
+
+from ignite_hooks import DataFeed
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.data.recorded_order import packed
+from ignite_hooks.data.recorded_order import unpacked
+
+SIZE = 12  # samples of a pass
+
+
+class Numbers(Dataset):
+    """Samples with augmentation from the random numbers of a worker."""
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)]) + torch.rand(1)
+
+
+class Carried(Sampler):
+    """Draws as it goes; each pass goes on with the numbers that follow those of the one before."""
+
+    def __init__(self, size=1, batch_size=None):
+        self.size, self.shift, self.index, self.drawn = size, 0, 0, 0
+        self.batch_size = batch_size
+        self.generator = torch.Generator().manual_seed(1)
+
+    def __len__(self):
+        return SIZE // self.size
+
+    def draw(self):
+        drawn = torch.randint(SIZE, (self.size,), generator=self.generator) + self.shift
+        drawn = (drawn % SIZE).tolist()
+        return drawn if self.size > 1 else drawn[0]
+
+    def __iter__(self):
+        while self.index < SIZE // self.size:
+            self.index += 1
+            self.drawn += 1
+            yield self.draw()
+        self.index = 0
+        self.shift += 1
+
+    def state_dict(self):
+        return {
+            "index": self.index,
+            "shift": self.shift,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state):
+        self.index, self.shift = state["index"], state["shift"]
+        self.generator.set_state(state["generator"])
+
+
+class Ordered(Carried):
+    """Draws the order as it is asked for its first number, and remembers from where."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.before = 0, self.generator.get_state()
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        self.before = self.generator.get_state()
+        order = torch.randperm(SIZE, generator=self.generator).tolist()
+        for self.index in range(start + 1, SIZE + 1):
+            self.drawn += 1
+            yield order[self.index - 1]
+        self.index, self.before = 0, self.generator.get_state()
+
+    def state_dict(self):
+        return {"index": self.index, "before": self.before}
+
+    def load_state_dict(self, state):
+        self.index = self.start = state["index"]
+        self.before = state["before"]
+        self.generator.set_state(self.before)
+
+
+class Counting(Ordered):
+    """Counts alone, stays at its end, and tells a wrong state until it is iterated."""
+
+    def __iter__(self):
+        self.index, self.start = self.start, 0
+        while self.index < SIZE:
+            self.index += 1
+            self.drawn += 1
+            yield (5 * self.index) % SIZE
+
+    def state_dict(self):
+        return {"index": self.index}
+
+    def load_state_dict(self, state):
+        self.index, self.start = -1, state["index"]
+
+
+class Global(Carried):
+    """Draws each number from the global generators, when it is asked for it."""
+
+    def draw(self):
+        numbers = torch.randint(SIZE, ()), random.randrange(SIZE), np.random.randint(SIZE)
+        return int(sum(numbers)) % SIZE
+
+
+class Numpy(Carried):
+    """Yields numbers of numpy."""
+
+    def draw(self):
+        return np.int64(super().draw())
+
+
+class Itself(Carried):
+    """An iterator that begins its next pass when it is asked for itself."""
+
+    def __iter__(self):
+        self.index = 0
+        return self
+
+    def __next__(self):
+        if self.index == SIZE // self.size:
+            raise StopIteration
+        self.index += 1
+        self.drawn += 1
+        return self.draw()
+
+
+class Unsized(Carried):
+    """Does not tell how many numbers a pass has."""
+
+    def __len__(self):
+        raise TypeError
+
+
+def distributed():
+    return StatefulDistributedSampler(Numbers(), num_replicas=1, rank=0)
+
+
+def sampled(kind, **options):
+    return lambda: DataLoader(Numbers(), 2, sampler=kind(), **options)
+
+
+def of_single_samples(**options):
+    return lambda: DataLoader(Numbers(), batch_size=None, sampler=Carried(), **options)
+
+
+def batched(kind=Carried, size=2, **options):
+    return lambda: DataLoader(Numbers(), batch_sampler=kind(size), **options)
+
+
+ONE = {"num_workers": 1, "prefetch_factor": 1}
+TWO = {"num_workers": 2, "prefetch_factor": 1}
+STAYING = {"num_workers": 2, "persistent_workers": True}
+GRID = {
+    "a sampler": sampled(Carried, **TWO),
+    "a sampler, one worker": sampled(Carried, **ONE),
+    "a sampler, workers that stay": sampled(Carried, **STAYING),
+    "a sampler, the last batch dropped": lambda: DataLoader(
+        Numbers(), 5, sampler=Carried(), drop_last=True, **TWO
+    ),
+    "a sampler, the last batch smaller": lambda: DataLoader(Numbers(), 5, sampler=Carried(), **TWO),
+    "a sampler of single samples": of_single_samples(**TWO),
+    "single samples, workers that stay": of_single_samples(**STAYING),
+    "a batch sampler": batched(**TWO),
+    "a batch sampler, one worker": batched(**ONE),
+    "a batch sampler, workers that stay": batched(**STAYING),
+    "an order drawn again": sampled(Ordered, **TWO),
+    "an order drawn again, workers that stay": sampled(Ordered, **STAYING),
+    "one that counts": sampled(Counting, **TWO),
+    "torchdata's": sampled(distributed, **TWO),
+    "torchdata's, workers that stay": sampled(distributed, **STAYING),
+    "one that draws from global generators": sampled(Global, **TWO),
+    "numbers of numpy": sampled(Numpy, **ONE),
+    "an iterator": sampled(Itself, **ONE),
+    "one without a length": sampled(Unsized, **TWO),
+    "one without a length, workers that stay": sampled(Unsized, **STAYING),
+}
+
+
+def holder_of(loader):
+    batches = loader.batch_sampler
+    if batches is None:
+        return loader.sampler
+    return batches.sampler if type(batches) is BatchSampler else batches
+
+
+def carried(state):
+    """A state as a checkpoint has it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def seed(number=1):
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)
+
+
+def global_state():
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def set_global_state(state):
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    np.random.set_state(state[2])
+
+
+def give(feed, count):
+    """Yields ``count`` batches, each with the numbers that a model draws after it."""
+    given = 0
+    while given < count:
+        for batch in feed:
+            of_model = [*torch.rand(1).tolist(), random.random(), np.random.rand()]
+            yield torch.as_tensor(batch).flatten().tolist() + of_model
+            given += 1
+            if given == count:
+                break
+    if feed.is_last:
+        feed.finish()
+    feed.close()
+
+
+def indices(batch):
+    """The samples of a batch, without what was drawn at random."""
+    return [int(each) for each in batch[:-3]]
+
+
+def drawn(feed):
+    return getattr(holder_of(feed.loader), "drawn", 0)
+
+
+def run(make, count, accelerator=None):
+    """Returns the batches of an unbroken run, and each place: what a checkpoint has of it."""
+    seed()
+    feed = DataFeed(make(), accelerator)
+    places = [(carried(feed.state_dict()), global_state(), 0)]
+    batches = []
+    for batch in give(feed, count):
+        batches.append(batch)
+        assert feed.doubts() == []
+        places.append((carried(feed.state_dict()), global_state(), drawn(feed)))
+    return batches, places, feed
+
+
+def resumed(make, place, accelerator=None):
+    seed(9)
+    state, random_state, _ = place
+    feed = DataFeed(make(), accelerator)
+    assert feed.differences(state) == feed.remarks(state) == feed.changes(state) == []
+    feed.load_state_dict(state)
+    set_global_state(random_state)
+    return feed
+
+
+def per_pass(make):
+    return sum(1 for _ in DataFeed(make()))
+
+
+@pytest.mark.parametrize("make", GRID.values(), ids=GRID)
+def test_a_resume_at_each_step_gives_the_same_bits(make):
+    count = per_pass(make) + 2
+    batches, places, whole = run(make, count)
+    for given, place in enumerate(places[:-1]):
+        feed = resumed(make, place)
+        assert [*give(feed, count - given)] == batches[given:], given
+        assert drawn(feed) + place[2] == drawn(whole)
+
+
+@pytest.mark.parametrize("make", GRID.values(), ids=GRID)
+def test_each_batch_may_come_from_another_process(make):
+    count = 2 * per_pass(make) + 1
+    batches, (place, *_), _ = run(make, count)
+    for batch in batches:
+        feed = resumed(make, place)
+        assert [*give(feed, 1)] == [batch]
+        assert carried(feed.state_dict())["order"]["of"]
+        place = carried(feed.state_dict()), global_state(), 0
+
+
+@pytest.mark.parametrize("make", GRID.values(), ids=GRID)
+def test_a_feed_that_is_left_draws_no_number_twice(make):
+    count = per_pass(make) + 2
+    batches, _, whole = run(make, count)
+    seed()
+    feed = DataFeed(make())
+    found = []
+    for _ in range(count):
+        found += give(feed, 1)
+    # Of what workers that stay draw only the state of those that went through the pass is known.
+    assert [indices(each) for each in found] == [indices(each) for each in batches]
+    assert drawn(feed) == drawn(whole)
+
+
+@pytest.mark.parametrize("options", [ONE, TWO, STAYING])
+def test_a_feed_goes_back_in_a_pass(options):
+    make = sampled(Carried, **options)
+    batches, _, _ = run(make, 6)
+    seed()
+    feed = DataFeed(make(), Accelerator(cpu=True, gradient_accumulation_steps=3))
+    assert [*give(feed, 5)] == batches[:5]
+    drawn_before = drawn(feed)
+    feed.seek((0, 3))
+    assert [each[:-3] for each in give(feed, 1)] == [batches[3][:-3]]
+    assert drawn(feed) == drawn_before
+    feed.seek((0, 0))
+    assert [each[:-3] for each in give(feed, 6)] == [each[:-3] for each in batches]
+
+
+def test_a_feed_goes_back_further_than_is_recorded():
+    def make():
+        return DataLoader(range(100), None, sampler=Long(), **ONE)
+
+    class Long(Carried):
+        def __len__(self):
+            return 100
+
+        def __iter__(self):
+            self.shift += 1  # per iterator
+            while self.index < 100:
+                self.index += 1
+                self.drawn += 1
+                yield int(torch.randint(50, (), generator=self.generator)) + self.shift
+            self.index = 0
+
+    batches, _, _ = run(make, 100)
+    seed()
+    feed = DataFeed(make())
+    assert [indices(each) for each in give(feed, 90)] == [indices(each) for each in batches[:90]]
+    for start in (5, 0):
+        feed.seek((0, start))
+        found = [indices(each) for each in give(feed, 100 - start)]
+        assert found == [indices(each) for each in batches[start:]]
+        feed.seek((0, 90))
+
+
+def test_a_pass_whose_first_batch_failed_begins_again():
+    class Failing(Numbers):
+        def __getitem__(self, index):
+            if fails.exists():
+                raise ValueError("a broken sample")
+            return super().__getitem__(index)
+
+    class Flag:
+        def __init__(self):
+            self.value = torch.ones(1).share_memory_()
+
+        def exists(self):
+            return bool(self.value)
+
+    fails = Flag()
+    make = sampled(Carried, **TWO)
+    batches, _, _ = run(make, 3)
+    seed()
+    feed = DataFeed(DataLoader(Failing(), 2, sampler=Carried(), **TWO))
+    with pytest.raises(ValueError, match="a broken sample"):
+        [*give(feed, 1)]
+    state = carried(feed.state_dict())
+    fails.value.zero_()
+    assert [indices(each) for each in give(feed, 3)] == [indices(each) for each in batches]
+    other = resumed(make, (state, global_state(), 0))
+    assert [indices(each) for each in give(other, 3)] == [indices(each) for each in batches]
+
+
+def test_a_pass_goes_on_after_its_user_has_iterated_the_loader():
+    make = sampled(Carried, **STAYING)
+    batches, _, _ = run(make, 6)
+    seed()
+    feed = DataFeed(make())
+    found = [*give(feed, 2)]
+    next(iter(feed.loader), None)
+    found += give(feed, 4)
+    assert [indices(each) for each in found] == [indices(each) for each in batches]
+    assert feed.state_dict()["order"] is not None
+
+
+def test_workers_that_a_user_has_started_are_given_the_recorded_order():
+    loader = sampled(Carried, **STAYING)()
+    before = [int(each) for batch in loader for each in batch]
+    feed = DataFeed(loader)
+    found = [*give(feed, 2)]
+    other = DataFeed(sampled(Carried, **TWO)())
+    other.load_state_dict(carried(feed.state_dict()))
+    found += give(other, 4)
+    batches, _, _ = run(sampled(Carried, **TWO), 12)
+    of_both = [each for batch in batches for each in indices(batch)]
+    assert before + [each for batch in found for each in indices(batch)] == of_both
+
+
+def test_only_elements_that_may_come_again_are_saved():
+    feed = DataFeed(DataLoader(range(10**6), None, sampler=Endless(), **ONE))
+    [*give(feed, 500)]
+    indices_saved = feed.state_dict()["order"]["elements"]["indices"]
+    assert len(indices_saved) == 2  # one for the worker, and one that the feed looks ahead at
+
+
+def test_a_feed_that_goes_back_beyond_what_was_loaded_warns():
+    _, places, _ = run(sampled(Carried, **ONE), 4)
+    feed = resumed(sampled(Carried, **ONE), places[3])
+    [*give(feed, 1)]
+    feed.seek((0, 0))
+    with pytest.warns(UserWarning, match="no known state of the start of pass 1"):
+        [*give(feed, 1)]
+
+
+# Shards of Accelerate
+
+
+class Varying(Carried):
+    """Every third batch has another length than it says."""
+
+    def __len__(self):
+        raise TypeError
+
+    def draw(self):
+        return super().draw()[: 2 - (self.index % 3 == 0)]
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_that_accelerate_leaves_out_are_named(split, rank):
+    def make():
+        shard = BatchSamplerShard(Varying(2, 2), 2, rank, split)
+        return DataLoader(Numbers(), batch_sampler=shard, **ONE)
+
+    seed()
+    whole = [indices(each) for each in give(DataFeed(make()), 2 + split)]
+    seed()
+    feed = DataFeed(make())
+    found = [indices(each) for each in give(feed, 1)]
+    assert feed.state_dict()["order"] is None
+    assert any("because its batches differ in length" in each for each in feed.doubts())
+    found += [indices(each) for each in give(feed, 1 + split)]
+    assert found == whole
+
+
+# What is saved
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        [],
+        [3, 1, 2],
+        [[3, 1], [2], []],
+        [np.int64(3), np.int64(1)],
+        [[np.int64(3)], [np.int64(1), np.int64(2)]],
+        [3, "name"],
+        [(1, 2), (3,)],
+        [2**70, 1],
+        [True, False],
+    ],
+)
+def test_elements_are_saved_as_what_they_are(elements):
+    found = unpacked(carried(packed(elements)))
+    assert found == elements
+    assert [type(each) for each in found] == [type(each) for each in elements]
+    for one, other in zip(found, elements, strict=True):
+        if isinstance(one, list):
+            assert [*map(type, one)] == [*map(type, other)]
+
+
+# What changes
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_the_rest_of_a_pass_may_have_another_batch_size(size):
+    make = sampled(Carried, **TWO)
+    batches, places, _ = run(make, 12)
+    samples = [each for batch in batches for each in indices(batch)]
+    for given in range(1, 6):
+        feed = DataFeed(DataLoader(Numbers(), size, sampler=Carried(), **TWO))
+        state = places[given][0]
+        assert len(feed.changes(state)) == 1
+        assert feed.remarks(state) == []
+        feed.load_state_dict(state)
+        assert feed.length == given - -(SIZE - 2 * given) // size
+        seed()
+        found = [each for batch in give(feed, feed.length - given + 2) for each in indices(batch)]
+        assert found == samples[2 * given :][: len(found)]
+        # A place that a feed of the other size saves holds as well.
+        again = DataFeed(DataLoader(Numbers(), size, sampler=Carried(), **TWO))
+        again.load_state_dict(state)
+        one = [each for batch in give(again, 1) for each in indices(batch)]
+        third = DataFeed(DataLoader(Numbers(), size, sampler=Carried(), **TWO))
+        third.load_state_dict(carried(again.state_dict()))
+        one += [each for batch in give(third, 2) for each in indices(batch)]
+        assert one == samples[2 * given :][: len(one)]
+
+
+def test_a_rest_that_makes_no_batch_is_drawn():
+    def make(size):
+        sampler = Carried()
+        return DataLoader(Numbers(), size, sampler=sampler, drop_last=True, **ONE)
+
+    batches, places, _ = run(lambda: make(2), 8)
+    feed = DataFeed(make(5))
+    feed.load_state_dict(places[5][0])
+    assert feed.position == (1, 0)
+    found = [each for batch in give(feed, 1) for each in indices(batch)]
+    assert found == [each for batch in batches[6:] for each in indices(batch)] + found[4:]
+
+
+@pytest.mark.parametrize(("then", "now"), [(TWO, ONE), (ONE, TWO), (ONE, STAYING)])
+def test_the_order_stays_with_other_workers(then, now):
+    batches, places, _ = run(sampled(Carried, **then), 8)
+    for given in range(1, 8):
+        feed = DataFeed(sampled(Carried, **now)())
+        feed.load_state_dict(places[given][0])
+        found = [indices(each) for each in give(feed, 8 - given)]
+        assert found == [indices(each) for each in batches[given:]]
+
+
+def test_a_state_of_another_kind_is_named():
+    _, places, _ = run(sampled(Carried, **ONE), 2)
+    for make, now in (
+        (sampled(Ordered, **ONE), "there is batch_sampler.sampler (Ordered) now"),
+        (sampled(Carried), "batch_sampler.sampler (Carried) does not draw ahead for workers now"),
+        (sampled(lambda: None), "there is nothing with a state now"),
+    ):
+        differences = DataFeed(make()).differences(places[2][0])
+        told = "the state of batch_sampler.sampler (Carried) is not restored, "
+        assert told + now in differences
+
+
+def test_a_checkpoint_without_a_state_is_resumed_as_before():
+    class Still(Carried):
+        """Each pass is the same, and counts its numbers."""
+
+        def __iter__(self):
+            for self.index in range(1, SIZE + 1):
+                self.drawn += 1
+                yield (5 * self.index) % SIZE
+
+        def load_state_dict(self, state):
+            raise AssertionError
+
+    make = sampled(Still, **TWO)
+    batches, places, _ = run(make, 6)
+    for given in range(1, 6):
+        state, random_state, _ = places[given]
+        del state["order"]
+        seed(9)
+        feed = DataFeed(make())
+        (told,) = feed.remarks(state)
+        assert told.startswith("a Still is iterated again over the")
+        feed.load_state_dict(state)
+        set_global_state(random_state)
+        assert [*give(feed, 6 - given)] == batches[given:]
+        assert carried(feed.state_dict())["order"] is not None
+
+
+# What cannot be saved
+
+
+class Pickled(Carried):
+    def state_dict(self):
+        return {**super().state_dict(), "more": range(3)}
+
+
+class Placeless(Carried):
+    """Has a state that tells of passes alone."""
+
+    def __iter__(self):
+        self.shift += 1
+        return iter(torch.randperm(SIZE, generator=self.generator).tolist())
+
+    def state_dict(self):
+        return {"shift": self.shift}
+
+    def load_state_dict(self, state):
+        self.shift = state["shift"]
+
+
+class Late(Carried):
+    """Counts a number when the next one is asked for."""
+
+    def __iter__(self):
+        for _ in range(SIZE):
+            yield (5 * self.index) % SIZE
+            self.index += 1
+
+    def state_dict(self):
+        return {"index": self.index}
+
+
+class Objects(Carried):
+    """Yields what a checkpoint does not take."""
+
+    def draw(self):
+        return Key(super().draw())
+
+
+class Key(int):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Pickled, "Pickled), or what it yields, has more in it than tensors"),
+        (Objects, "Objects), or what it yields, has more in it than tensors"),
+        (Placeless, "Placeless) is the same after an element as before it"),
+        (Late, "Late) is the same after an element as before it"),
+    ],
+)
+def test_a_state_that_cannot_be_saved_is_named(kind, reason):
+    seed()
+    feed = DataFeed(sampled(kind, **TWO)())
+    found = [*give(feed, 2)]
+    assert carried(feed.state_dict())["order"] is None
+    assert sum(reason in each for each in feed.doubts()) == 1
+    seed()
+    whole = [*give(DataFeed(sampled(kind, **TWO)()), 6)]
+    found += give(feed, 4)  # in the same process nothing is needed
+    assert [indices(each) for each in found] == [indices(each) for each in whole]
+
+
+def test_a_pass_that_was_left_in_its_middle_is_named():
+    def make():
+        return DataLoader(range(100), None, sampler=Endless(), **ONE)
+
+    feed = DataFeed(make())
+    [*give(feed, 2)]
+    feed.next_pass()
+    (difference,) = DataFeed(make()).differences(carried(feed.state_dict()))
+    assert difference.startswith("the pass before was left in its middle: sampler (Endless) begins")
+
+
+class Endless(Carried):
+    def __len__(self):
+        raise TypeError
+
+    def __iter__(self):
+        while True:
+            self.index += 1
+            self.drawn += 1
+            yield self.draw()
+
+
+# In a trainer
+
+
+def a_trainer(data, accumulation=2, **options):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(1, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1)
+    model = torch.nn.Sequential(*layers)
+    return create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.001),
+        data=data,
+        batch_processor=lambda model, x: (x, F.mse_loss(model(x.view(-1, 1)), x.view(-1, 1))),
+        accelerator=Accelerator(cpu=True, gradient_accumulation_steps=accumulation),
+        **options,
+    )
+
+
+def weights(trainer):
+    return torch.cat([each.detach().flatten() for each in trainer.model.parameters()]).tolist()
+
+
+TRAINED = ("a sampler", "a batch sampler, workers that stay", "one without a length")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, name):
+    make = GRID[name]
+    save = SaveCheckpoint(tmp_path, every_steps=1, keep_last=99)
+    whole = a_trainer(make(), checkpoint=save)
+    whole.run(max_epochs=2)
+    folders = sorted(tmp_path.glob("step_*"))
+    assert len(folders) == whole.state.optimizer_step
+    for folder in folders:
+        resumed = a_trainer(make(), resume_from=folder)
+        resumed.run(max_epochs=2)
+        assert weights(resumed) == weights(whole)
+        assert resumed.resume_report.is_exact
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_failed_run_goes_on_from_its_last_step(name):
+    def run(fails_at=None):
+        trainer = a_trainer(GRID[name](), accumulation=3)
+        trained = []
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda: trained.append(trainer.state.batch.flatten().int())
+        )
+        if fails_at is not None:
+
+            def fail(engine):
+                raise Broken
+
+            failing = trainer.add_event_handler(Events.ITERATION_STARTED(once=fails_at), fail)
+            with failing, pytest.raises(Broken):
+                trainer.run(max_epochs=2)
+            del trained[trainer.state.iteration :]
+        trainer.run(max_epochs=2)
+        return [each.tolist() for each in trained], holder_of(trainer.state.dataloader).drawn
+
+    whole = run()
+    for fails_at in range(1, 13):
+        assert run(fails_at) == whole
