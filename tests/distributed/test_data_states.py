@@ -45,6 +45,7 @@ def test_samples_that_all_processes_read(findings):
 
 def test_samplers_that_draw_ahead_for_workers(findings):
     for found in findings.of("samplers"):
-        for kind, of_kind in found.items():
+        for kind in found.keys() - {"references"}:
+            of_kind = found[kind]
             assert (of_kind["wrong"], of_kind["said"]) == ([], []), kind
             assert of_kind["places"] > 5
