@@ -17,6 +17,7 @@ import ignite_hooks.checkpoint
 import ignite_hooks.evaluation
 import ignite_hooks.optim
 from ignite_hooks.core.accelerators import accelerator_or_default
+from ignite_hooks.core.accelerators import broadcasts_buffers
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.accelerators import prepared_for
 from ignite_hooks.core.ignite_arguments import check_no_device
@@ -28,6 +29,7 @@ from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.prepare import can_prepare
 from ignite_hooks.hooks.context import HookContext
+from ignite_hooks.optim.averaged_gradients import AveragedGradients
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.optim.prepared_optimizer import check_optimizer
 from ignite_hooks.trainer.process_function import forward_with
@@ -79,7 +81,7 @@ def create_supervised_trainer(
             starts; submodules of one in train mode keep their modes.
         optimizer: an optimizer of the model's parameters, and of those of a ``loss_fn``, a
             ``batch_processor`` or another of the functions that is a module. Such a module is moved
-            to the device, and saved in checkpoints.
+            to the device and saved in checkpoints, and several processes average its gradients.
         loss_fn: (y_pred, y) -> scalar loss, the mean over the batch.
         data: the batches to train on; they can be given to ``run`` instead.
         accelerator: default: a new ``Accelerator`` with the settings of those there are.
@@ -109,8 +111,8 @@ def create_supervised_trainer(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: arguments that do not go together; a model without trainable parameters; an
-            optimizer or scheduler of other parameters; with several processes, a module beside the
-            model whose parameters the optimizer holds; empty data.
+            optimizer or scheduler of other parameters; with a model that is split over processes,
+            a module beside it whose parameters the optimizer holds; empty data.
     """
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
     if isinstance(resume_from, str | Path):
@@ -135,8 +137,9 @@ def create_supervised_trainer(
         model_fn=(model_fn, apply_model),
     )
     accelerator = accelerator_or_default(accelerator)
-    _check_exchanged(model, modules, optimizer, accelerator)
     _move_to_device(modules, accelerator)
+    apart = _trained_apart(model, modules, optimizer)
+    _check_averaged(apart, accelerator)
     # DeepSpeed needs to see the loader together with the model, for the size of its batches.
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     with_loader = [data] if is_deepspeed and can_prepare(data) else []
@@ -147,6 +150,13 @@ def create_supervised_trainer(
     optimizer_step = OptimizerStep(
         accelerator, optimizer, lr_scheduler, scheduler_at, scheduler_metric
     )
+    if apart and accelerator.num_processes > 1:
+        optimizer_step.averaged = AveragedGradients(
+            model,
+            apart.values(),
+            optimizer_step.optimizer,
+            sends_buffers=broadcasts_buffers(accelerator),
+        )
     forward = forward_with(
         loss_fn,
         batch_processor,
@@ -312,26 +322,33 @@ def _check_parameters(
         )
 
 
-def _check_exchanged(
+def _trained_apart(
     model: torch.nn.Module,
     modules: Mapping[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-) -> None:
-    """Raises a ValueError if several processes would train another module each for itself."""
-    if accelerator.num_processes == 1:
-        return
+) -> dict[str, torch.nn.Module]:
+    """Returns the modules that have parameters which are trained and are not the model's."""
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     own -= set(map(id, model.parameters()))
-    for name, module in modules.items():
-        if any(id(parameter) in own for parameter in module.parameters()):
-            raise ValueError(
-                f"`{name}` must have no parameters that `optimizer` holds with "
-                f"{accelerator.num_processes} processes, which exchange the gradients of `model` "
-                f"alone, got a {type(module).__name__} that has: make it a submodule of `model`, "
-                "whose forward calls it and may return (outputs, loss), with "
-                "batch_processor=lambda model, batch: model(batch)"
-            )
+    return {
+        name: module
+        for name, module in modules.items()
+        if any(id(parameter) in own for parameter in module.parameters())
+    }
+
+
+def _check_averaged(apart: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
+    """Raises a ValueError if parameters beside the model are to be trained where it is split."""
+    kind = accelerator.distributed_type
+    if kind == DistributedType.NO or kind.value.startswith("MULTI_"):
+        return
+    for name, module in apart.items():
+        raise ValueError(
+            f"`{name}` must have no parameters that `optimizer` holds with {kind.value}, which "
+            f"splits `model` alone over the processes, got a {type(module).__name__} that has: "
+            "make it a submodule of `model`, whose forward calls it and may return (outputs, "
+            "loss), with batch_processor=lambda model, batch: model(batch)"
+        )
 
 
 def _move_to_device(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from ignite.engine import Events
 from ignite.handlers import Timer
 from torch.optim.lr_scheduler import StepLR
@@ -349,19 +350,10 @@ def test_a_function_that_was_placed_by_hand_stays_there(start, placement, monkey
     assert head.scale.device.type == start
 
 
-def test_several_processes_may_share_a_module_that_holds_the_model(monkeypatch):
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
-    model = make_model()
-    head = ProcessorHead(model)
-    options = {"batch_processor": head, "accelerator": Accelerator(cpu=True)}
-    create_supervised_trainer(model, sgd(model), **options)
-    with pytest.raises(ValueError, match="`batch_processor` must have no parameters"):
-        create_supervised_trainer(model, sgd(head), **options)
-
-
 @pytest.mark.parametrize("name", HEADS)
-def test_several_processes_do_not_exchange_what_a_function_learns(name, monkeypatch):
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
-    message = rf"`{name}` must have no parameters .* with 2 processes.*a submodule of `model`"
+def test_a_split_model_is_trained_without_parameters_beside_it(name, monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    message = rf"`{name}` must have no parameters .* with FSDP.*a submodule of `model`"
     with pytest.raises(ValueError, match=message):
-        trainer_with(name, HEADS[name]())
+        trainer_with(name, HEADS[name](), accelerator=accelerator)

@@ -34,6 +34,7 @@ __all__ = [
     "ITERATION_FLAGS",
     "ShortWindow",
     "accelerator_or_default",
+    "broadcasts_buffers",
     "is_prepared",
     "list_loader",
     "prepared_for",
@@ -91,6 +92,12 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         # Collective, so here, where all processes are: later a logger on one of them would hang.
         idist.sync()
     return accelerator
+
+
+def broadcasts_buffers(accelerator: Accelerator) -> bool:
+    """Returns whether every rank works with the buffers of rank 0, as DDP does by default."""
+    handler = accelerator.ddp_handler
+    return handler is None or handler.broadcast_buffers
 
 
 def registered_objects(accelerator: Accelerator) -> list[Any]:

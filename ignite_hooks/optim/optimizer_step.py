@@ -32,6 +32,7 @@ from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.event_channels import channels_of
 from ignite_hooks.optim.accumulation import Accumulation
+from ignite_hooks.optim.averaged_gradients import AveragedGradients
 from ignite_hooks.optim.lr_scheduler import SchedulerAt
 from ignite_hooks.optim.lr_scheduler import SchedulerDriver
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
@@ -116,6 +117,7 @@ class OptimizerStep(Handler):
         self.accumulation = Accumulation(self._gradient_state, self.window)
         self._divisor = 1  # of the losses of the window
         self._divides_exactly = False
+        self.averaged: AveragedGradients | None = None  # with several processes, beside the model
         self._timetable = Timetable()
         self.is_stepping = False
         self.attachment: Attachment | None = None  # the last one
@@ -195,6 +197,8 @@ class OptimizerStep(Handler):
         state: Any = engine.state
         self.is_stepping = True
         self._gradient_state.sync_gradients = True
+        if self.averaged is not None:
+            self.averaged.average()
         if self.window.count != self._divisor:
             self.prepared.scale(self._divisor / self.window.count)
             self.accumulation.shorten(self.window.count)  # for losses of the handlers

@@ -24,6 +24,7 @@ from ignite_hooks.core.restoring import restored
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.run_scope import run_in_scopes
+from ignite_hooks.core.torch_modules import unwrapped
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.random_state import FoundGenerators
@@ -108,8 +109,9 @@ class Trainer(TrainingLoop):
         The others are those that the factory was given as ``loss_fn``, ``batch_processor`` and so
         on.
         """
-        others = {name: module for name, module in self._modules.items() if module.state_dict()}
-        return {"model": self._bare_model(), **others}
+        others = {name: unwrapped(module) for name, module in self._modules.items()}
+        with_state = {name: module for name, module in others.items() if module.state_dict()}
+        return {"model": self._bare_model(), **with_state}
 
     def _bare_model(self) -> torch.nn.Module:
         """Returns the model without wrappers."""

@@ -1,0 +1,207 @@
+"""Parameters beside the model, on two processes that begin with other values."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ignite_hooks import GradientClipping
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import create_supervised_trainer
+from tests.distributed.programs.checks import accelerator
+from tests.distributed.programs.checks import run
+from tests.distributed.programs.stepping import samples
+from tests.reference import make_model
+from tests.reference import seed
+
+EPOCHS = 2
+SIZE = 20
+SETTINGS = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+
+
+class Weighted(torch.nn.Module):
+    """A loss with weights that are trained, one that only some batches use, and one that none."""
+
+    def __init__(self, sometimes=False):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.unused = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.sometimes = sometimes
+
+    def forward(self, y_pred, y):
+        loss = ((y_pred - y) ** 2 * self.weight.exp() - self.weight).mean()
+        if not self.sometimes or float(y.flatten()[0]) > 0:
+            loss = loss * self.scale
+        return loss
+
+
+class Processor(torch.nn.Module):
+    """A batch processor with a layer, and buffers, of its own."""
+
+    def __init__(self, model=None):
+        super().__init__()
+        self.held = model
+        self.head = torch.nn.Linear(2, 2).double()
+        self.norm = torch.nn.BatchNorm1d(2).double()
+
+    def forward(self, model, batch):
+        x, y = batch
+        outputs = self.head(model(x))
+        self.norm(outputs.detach())
+        return outputs, (outputs - y).square().mean()
+
+    def compute(self, model, batch):
+        return self.forward(model, batch)
+
+
+def by_hand(model, processor, parameters, *, steps=1, clip=None):
+    """One process, whose batches are those of both."""
+    optimizer = torch.optim.SGD(parameters, **SETTINGS)
+    for _ in range(EPOCHS):
+        for number, batch in enumerate(DataLoader(samples(SIZE), 2 * 2), start=1):
+            halves = [[part[:2] for part in batch], [part[2:] for part in batch]]
+            sum(processor(model, half)[1] / len(halves) for half in halves).div(steps).backward()
+            if number % steps == 0 or number == SIZE // 4:
+                if number % steps:
+                    for each in parameters:
+                        if each.grad is not None:
+                            each.grad *= steps / (number % steps)
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_(parameters, clip)
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+def supervised(loss):
+    return lambda model, batch: (None, loss(model(batch[0]), batch[1]))
+
+
+def flat(parameters):
+    return torch.cat([each.detach().flatten() for each in parameters])
+
+
+def distance(make, call=None, *, steps=1, clip=None, wrap=lambda module: module, **options):
+    """How far training with ``make()`` on both processes is from that by hand."""
+    ours = accelerator(steps)
+    seed(0)
+    model, part = make_model(0.0).double(), make()
+    seed(0)
+    expected, same_part = make_model(0.0).double(), make()
+    kind = "loss_fn" if isinstance(part, Weighted) else "batch_processor"
+    if ours.process_index:  # which begins with other values
+        for each in (*model.parameters(), *part.parameters()):
+            each.data += 1
+    parameters = [*model.parameters(), *part.parameters()]
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD(parameters, **SETTINGS),
+        data=DataLoader(samples(SIZE), 2),
+        accelerator=ours,
+        grad_clip=clip and GradientClipping(max_norm=clip),
+        **{kind: wrap(part if call is None else getattr(part, call))},
+        **options,
+    )
+    trainer.run(max_epochs=EPOCHS)
+    assert trainer.modules[kind] is part  # which is saved without a wrapper
+    processor = supervised(same_part) if kind == "loss_fn" else same_part
+    wanted = [*expected.parameters(), *same_part.parameters()]
+    by_hand(expected, processor, wanted, steps=steps, clip=clip)
+    buffers = flat(part.buffers()) if kind != "loss_fn" else torch.zeros(1)
+    every = ours.gather(torch.cat([flat(parameters), buffers])[None])
+    return {
+        "of ranks": float((every[0] - every[1]).abs().max()),
+        "by hand": float((flat(parameters) - flat(wanted)).abs().max()),
+    }
+
+
+def compared():
+    return {
+        "a loss": distance(Weighted),
+        "a loss, clipped": distance(Weighted, clip=0.1),
+        "a loss, accumulated": distance(Weighted, steps=2),
+        "a loss that is not used on both": distance(lambda: Weighted(sometimes=True)),
+        "a loss in DDP": distance(Weighted, wrap=in_ddp),
+        "a batch processor": distance(Processor),
+        "a method of one": distance(Processor, "compute"),
+    }
+
+
+def in_ddp(module):
+    return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+def holding_the_model():
+    """Whose own parameters alone are averaged: the others DDP averages."""
+    seed(0)
+    ours, model = accelerator(), make_model(0.0).double()
+    part = Processor(model)
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD(part.parameters(), **SETTINGS),
+        batch_processor=part,
+        data=DataLoader(samples(SIZE), 2),
+        accelerator=ours,
+    )
+    trainer.run(max_epochs=EPOCHS)
+    every = ours.gather(flat(part.parameters())[None])
+    seed(0)
+    expected = make_model(0.0).double()
+    same_part = Processor(expected)
+    by_hand(expected, same_part, [*same_part.parameters()])
+    return {
+        "of ranks": float((every[0] - every[1]).abs().max()),
+        "by hand": float((flat(part.parameters()) - flat(same_part.parameters())).abs().max()),
+    }
+
+
+def resumed():
+    directory = Path(sys.argv[1]) / "apart"
+
+    def trained(**options):
+        seed(0)
+        model, loss = make_model(0.0).double(), Weighted()
+        trainer = create_supervised_trainer(
+            model,
+            torch.optim.SGD([*model.parameters(), *loss.parameters()], **SETTINGS),
+            loss,
+            DataLoader(samples(SIZE), 2),
+            accelerator=accelerator(),
+            **options,
+        )
+        trainer.run(max_epochs=EPOCHS)
+        return flat([*model.parameters(), *loss.parameters()])
+
+    whole = trained(checkpoint=SaveCheckpoint(directory, every_steps=1, keep_last="all"))
+    again = [trained(resume_from=directory / f"step_{step:08d}") for step in (1, 5, 8)]
+    return {"exact": [torch.equal(each, whole) for each in again]}
+
+
+def sparse():
+    class Table(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(3, 2, sparse=True).double()
+
+        def forward(self, y_pred, y):
+            return (y_pred - y + self.table(torch.tensor([1]))).square().mean()
+
+    model, loss = make_model(0.0).double(), Table()
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.1),
+        loss,
+        DataLoader(samples(SIZE), 2),
+        accelerator=accelerator(),
+    )
+    try:
+        trainer.run(max_epochs=1)
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+if __name__ == "__main__":
+    run(compared, holding_the_model, resumed, sparse)

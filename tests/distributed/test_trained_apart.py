@@ -1,0 +1,35 @@
+"""Parameters beside the model are trained on several processes as on one."""
+
+import pytest
+
+from tests.distributed.launch import on_two_processes
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    return on_two_processes("trained_apart", tmp_path_factory.mktemp("trained_apart"))
+
+
+def test_the_parameters_of_a_function_are_trained_alike(findings):
+    for found in findings.of("compared"):
+        for name in found.keys() - {"references"}:
+            assert found[name]["of ranks"] == 0, name
+            assert found[name]["by hand"] < 1e-14, name
+
+
+def test_a_function_may_hold_the_model(findings):
+    for found in findings.of("holding_the_model"):
+        assert found["of ranks"] == 0
+        assert found["by hand"] < 1e-14
+
+
+def test_their_training_is_resumed(findings):
+    for found in findings.of("resumed"):
+        assert found["exact"] == [True] * 3
+
+
+def test_a_sparse_gradient_beside_the_model_is_refused(findings):
+    for found in findings.of("sparse"):
+        assert "make the embedding with sparse=False" in found["error"]
