@@ -18,6 +18,7 @@ import ignite_hooks.evaluation
 import ignite_hooks.optim
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import broadcasts_buffers
+from ignite_hooks.core.accelerators import is_data_parallel
 from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.accelerators import prepared_for
 from ignite_hooks.core.ignite_arguments import check_no_device
@@ -339,12 +340,10 @@ def _trained_apart(
 
 def _check_averaged(apart: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
     """Raises a ValueError if parameters beside the model are to be trained where it is split."""
-    kind = accelerator.distributed_type
-    if kind == DistributedType.NO or kind.value.startswith("MULTI_"):
-        return
-    for name, module in apart.items():
+    for name, module in {} if is_data_parallel(accelerator) else apart.items():
         raise ValueError(
-            f"`{name}` must have no parameters that `optimizer` holds with {kind.value}, which "
+            f"`{name}` must have no parameters that `optimizer` holds with "
+            f"{accelerator.distributed_type.value}, which "
             f"splits `model` alone over the processes, got a {type(module).__name__} that has: "
             "make it a submodule of `model`, whose forward calls it and may return (outputs, "
             "loss), with batch_processor=lambda model, batch: model(batch)"

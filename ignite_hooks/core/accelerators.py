@@ -28,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.state import GradientState
+from accelerate.utils import DistributedType
 from accelerate.utils import GradientAccumulationPlugin
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ShortWindow",
     "accelerator_or_default",
     "broadcasts_buffers",
+    "is_data_parallel",
     "is_prepared",
     "list_loader",
     "prepared_for",
@@ -92,6 +94,12 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         # Collective, so here, where all processes are: later a logger on one of them would hang.
         idist.sync()
     return accelerator
+
+
+def is_data_parallel(accelerator: Accelerator) -> bool:
+    """Returns whether every process has the whole model; it is split otherwise."""
+    kind: str = accelerator.distributed_type.value
+    return kind == DistributedType.NO.value or kind.startswith("MULTI_")
 
 
 def broadcasts_buffers(accelerator: Accelerator) -> bool:

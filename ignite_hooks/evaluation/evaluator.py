@@ -27,6 +27,7 @@ from ignite_hooks.data.batch import unpack
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.sources import PlainIterable
+from ignite_hooks.evaluation.modes import buffers_of_rank_0
 from ignite_hooks.evaluation.modes import modes_kept
 from ignite_hooks.evaluation.modes import without_ddp
 
@@ -65,7 +66,8 @@ class Evaluator(Engine):
     """An Ignite engine that evaluates: ``create_supervised_evaluator`` builds it.
 
     Each ``run(data)`` begins anew at the first batch, prepares a loader that is not prepared yet
-    (once), and leaves Accelerate's state and the modes of the model as they were.
+    (once), and leaves Accelerate's state and the modes of the model as they were. On several
+    processes all of them run it, with the model's buffers of rank 0.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Evaluator(Engine):
         feed.holds_iterator = True
         forget_run(self)
         try:
-            with modes_kept(self.model):
+            with modes_kept(self.model), buffers_of_rank_0(self.model, self.accelerator):
                 self.model.eval()
                 limits = {"max_iters": max_iters} if max_iters is not None else {}
                 batches = feed if max_batches is None else FirstBatches(feed, max_batches)
@@ -146,9 +148,9 @@ def create_supervised_evaluator(
 ) -> Evaluator:
     """Builds an evaluator: no gradients, the accelerator's mixed precision, exact metrics.
 
-    With several processes each sample is evaluated once, by one of them, and Ignite's metrics
-    reduce over the processes as they always do. Do not gather outputs before: they would count as
-    often as there are processes.
+    With several processes each sample is evaluated once, by one of them, with the buffers of rank
+    0, and Ignite's metrics reduce over the processes as they always do. Do not gather outputs
+    before: they would count as often as there are processes.
 
     Args:
         model: the model, prepared or not. It is not prepared for training here.

@@ -1,14 +1,19 @@
-"""The modes and the gradients of a model, and keeping them."""
+"""The modes, gradients and buffers of a model while it is evaluated, and as they were before."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
+from ignite_hooks.core.accelerators import is_data_parallel
 from ignite_hooks.core.restoring import restored
+from ignite_hooks.processes.broadcast import broadcast_values
 
-__all__ = ["gradients_kept", "modes_kept", "without_ddp"]
+__all__ = ["buffers_of_rank_0", "gradients_kept", "modes_kept", "without_ddp"]
+
+_sent: set[int] = set()  # identities of the models that have the buffers of rank 0 now
 
 
 @contextmanager
@@ -42,6 +47,41 @@ def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
         for parameter, _ in gradients:
             parameter.grad = None
         yield
+
+
+@contextmanager
+def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -> Iterator[None]:
+    """The model has the buffers of rank 0, whose state is saved, on every rank. Collective.
+
+    In training each rank updates its own, the running statistics of a BatchNorm say: metrics would
+    be those of several models. They come back afterwards, so that training goes on without a trace.
+
+    Args:
+        model: the model; with one whose buffers were sent already nothing is done.
+        accelerator: None for one process.
+    """
+    bare = without_ddp(model)
+    buffers = [*bare.buffers()]
+    if accelerator is None or not buffers or id(bare) in _sent or not _has_replicas(accelerator):
+        yield
+        return
+    own = [] if accelerator.is_main_process else [buffer.clone() for buffer in buffers]
+
+    def restore() -> None:
+        _sent.discard(id(bare))
+        with torch.no_grad():
+            for buffer, values in zip(buffers, own, strict=False):
+                buffer.copy_(values)
+
+    with restored(restore):
+        broadcast_values(buffers)
+        _sent.add(id(bare))
+        yield
+
+
+def _has_replicas(accelerator: Accelerator) -> bool:
+    """Returns whether several ranks have the whole model each."""
+    return accelerator.num_processes > 1 and is_data_parallel(accelerator)
 
 
 def without_ddp(model: torch.nn.Module) -> torch.nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import ref
 
 import torch
+from accelerate import Accelerator
 from ignite.engine import Engine
 from ignite.engine import Events
 from pydantic.dataclasses import dataclass
@@ -46,6 +47,7 @@ from ignite_hooks.data.run_generators import generators_of_run
 from ignite_hooks.evaluation.breaking_off import NEVER
 from ignite_hooks.evaluation.breaking_off import Breaker
 from ignite_hooks.evaluation.evaluations import Evaluations
+from ignite_hooks.evaluation.modes import buffers_of_rank_0
 from ignite_hooks.evaluation.modes import gradients_kept
 from ignite_hooks.evaluation.modes import modes_kept
 from ignite_hooks.events import TrainEvents
@@ -409,9 +411,7 @@ def _data_and_generators_kept(engine: Engine, validations: Sequence[Validation])
     """Puts back training's random generators and its place in the loader."""
     data = engine.feed if is_trainer(engine) else engine.state.dataloader
     feed = data if isinstance(data, DataFeed) else source_of(data, None, even_batches=True)
-    owners = [engine, *attached(engine, OptimizerStep), *_evaluators(validations)]
-    accelerators = (getattr(owner, "accelerator", None) for owner in owners)
-    accelerator = next((each for each in accelerators if each is not None), None)
+    accelerator = _accelerator_of(engine, validations)
     device = accelerator.device if accelerator is not None else None
     if is_trainer(engine):
         of_run = engine.generators
@@ -427,13 +427,21 @@ def _data_and_generators_kept(engine: Engine, validations: Sequence[Validation])
 @contextmanager
 def _models_kept(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
     """Has the models in eval mode, and without gradients, for the time of the evaluation alone."""
+    accelerator = _accelerator_of(engine, validations)
     with ExitStack() as kept:
         for model in _models_of(engine, validations):
             kept.enter_context(modes_kept(model))
             kept.enter_context(gradients_kept(model))
+            kept.enter_context(buffers_of_rank_0(model, accelerator))
             model.eval()
         kept.enter_context(torch.no_grad())
         yield
+
+
+def _accelerator_of(engine: Engine, validations: Sequence[Validation]) -> Accelerator | None:
+    owners = [engine, *attached(engine, OptimizerStep), *_evaluators(validations)]
+    accelerators = (getattr(owner, "accelerator", None) for owner in owners)
+    return next((each for each in accelerators if isinstance(each, Accelerator)), None)
 
 
 def _models_of(engine: Engine, validations: Sequence[Validation]) -> list[torch.nn.Module]:

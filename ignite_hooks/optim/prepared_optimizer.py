@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 
+from ignite_hooks.core.accelerators import is_data_parallel
 from ignite_hooks.core.accelerators import prepared_for
 
 __all__ = ["PreparedOptimizer", "check_optimizer"]
@@ -56,8 +56,7 @@ class PreparedOptimizer:
         self.optimizer: Any = prepared_for(
             self, accelerator, accelerator.prepare_optimizer, optimizer
         )
-        kind = accelerator.distributed_type
-        self.is_data_parallel = kind == DistributedType.NO or str(kind.value).startswith("MULTI_")
+        self.is_data_parallel = is_data_parallel(accelerator)
         self.is_plain = self._accelerate_adds_nothing()
         self._is_unscaled = False
         # Its ``_version``, autograd's count of changes, tells whether parameters have changed.

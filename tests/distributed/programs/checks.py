@@ -15,13 +15,16 @@ from accelerate.utils import InitProcessGroupKwargs
 from tests.reference import seed
 
 
-def accelerator(steps=1, **settings):
+def accelerator(steps=1, *handlers, **settings):
     """A fresh one. A collective that one process does not take part in fails after a while."""
     for state in (AcceleratorState, GradientState):
         state._reset_state()
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=20))
     return Accelerator(
-        cpu=True, gradient_accumulation_steps=steps, kwargs_handlers=[patience], **settings
+        cpu=True,
+        gradient_accumulation_steps=steps,
+        kwargs_handlers=[patience, *handlers],
+        **settings,
     )
 
 

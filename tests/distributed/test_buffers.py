@@ -1,0 +1,41 @@
+"""Evaluation on several processes is that of the model that is saved: rank 0's buffers."""
+
+import pytest
+
+from tests.distributed.launch import on_two_processes
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    return on_two_processes("buffers", tmp_path_factory.mktemp("buffers"))
+
+
+@pytest.mark.parametrize("evaluate", ["ours", "Ignite's"])
+def test_a_validation_has_the_buffers_of_rank_0(findings, evaluate):
+    for found in findings.of("sent"):
+        of_kind = found[evaluate]
+        assert of_kind["found"] == pytest.approx(of_kind["expected"], rel=1e-6)
+        assert of_kind["kept"] == [True, True]
+
+
+def test_ranks_keep_buffers_of_their_own(findings):
+    both = findings.of("not_sent")
+    for found in both:
+        of_kind = found["ours"]
+        assert of_kind["found"] == pytest.approx(of_kind["expected"], rel=1e-6)
+        assert of_kind["kept"] == [True, True]
+    assert both[0]["ours"]["statistics"] != both[1]["ours"]["statistics"]
+
+
+def test_a_callable_sees_the_buffers_of_rank_0(findings):
+    one, other = (found["a callable"] for found in findings.of("not_sent"))
+    assert one["found"] == other["found"]
+    assert one["statistics"] != other["statistics"]
+
+
+def test_an_evaluator_alone_has_the_buffers_of_rank_0(findings):
+    for found in findings.of("evaluated"):
+        assert found["found"] == pytest.approx(found["expected"], rel=1e-6)
+        assert found["kept"] == [True, True]
