@@ -152,16 +152,18 @@ class CheckpointWriter:
         objects: dict[str, Any] = {}
         rank, is_alone = self.ranks.rank, self.ranks.size == 1
 
-        def look() -> tuple[dict[str, Any], dict[str, str]]:
+        def look() -> tuple[Any, dict[str, Any], dict[str, str]]:
             state.check()
             objects.update(state.objects())
             if is_alone:
-                return {}, {}
+                return None, {}, {}
+            digest = state.trainer.parameter_digest()
             unknown = {**state.trainer.unknown_parts(), **state.unknown_parts()}
-            return ({}, unknown) if rank else (digests_of(objects), {})
+            return (digest, {}, unknown) if rank else (digest, digests_of(objects), {})
 
         looks = self.ranks.agree(look)
-        of_first, unknown = looks[0][0], [of_rank for _, of_rank in looks]
+        state.trainer.compare_parameters([digest for digest, _, _ in looks])
+        of_first, unknown = looks[0][1], [of_rank for _, _, of_rank in looks]
         self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first, unknown)))
         return files
 

@@ -7,6 +7,7 @@ no more of it than these protocols.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 from typing import Protocol
@@ -98,6 +99,12 @@ class TrainingEngine(Protocol):
     @property
     def searched(self) -> Mapping[str, Callable[[], Any]]:
         """The objects in which ``generators`` were searched last, each behind a function."""
+
+    def parameter_digest(self) -> tuple[int, int] | None:
+        """Returns what tells the parameters of this rank from those of others; None if alone."""
+
+    def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
+        """Raises or warns if ranks have other parameters. Collective if the digests differ."""
 
     def unknown_parts(self) -> dict[str, str]:
         """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""

@@ -88,6 +88,7 @@ class TrainingLoop(QuickEngine):
         self._optimizer_step = optimizer_step
         self._due = DueList()
         self._at_end: list[Callable[[], None]] = []
+        self._after_first_step: list[Callable[[], None]] = []  # of this run
         self._batches: Iterator[Any] = iter(())
         self._has_data = False
         self._depth_in_loop = self._depth_in_epoch = 0
@@ -258,6 +259,8 @@ class TrainingLoop(QuickEngine):
                         optimizer_step.zero_grad()
                     if is_committed:
                         optimizer_step.complete_step(self)
+                        if self._after_first_step:
+                            self._after_first_step.pop()()
                     self._look()
                     is_last = position.place.progress.is_full
                     is_due = self._due.entries or requests

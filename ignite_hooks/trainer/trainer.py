@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from ignite.engine import State
 
+from ignite_hooks.core.accelerators import is_data_parallel
 from ignite_hooks.core.borrowed_weights import forget_borrowed_weights
 from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
 from ignite_hooks.core.engine import is_interrupted
@@ -31,6 +32,7 @@ from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.run_generators import generators_of_run
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.processes.same_parameters import SameParameters
 from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import Shown
 from ignite_hooks.trainer.loop import TrainingLoop
@@ -79,6 +81,7 @@ class Trainer(TrainingLoop):
         self._feeds = feeds
         self._modules = dict(modules or {})
         self._frozen: list[torch.nn.Module] = []
+        self._same = SameParameters()
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
@@ -112,6 +115,44 @@ class Trainer(TrainingLoop):
         others = {name: unwrapped(module) for name, module in self._modules.items()}
         with_state = {name: module for name, module in others.items() if module.state_dict()}
         return {"model": self._bare_model(), **with_state}
+
+    def parameter_digest(self) -> tuple[int, int] | None:
+        """Returns what tells the parameters of this rank from those of others; None if alone."""
+        return self._same.digest(self._replicated()) if self._has_replicas else None
+
+    def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
+        """Warns once, or raises, if ranks have other parameters. Collective if digests differ.
+
+        Args:
+            digests: those of all ranks, in their order.
+
+        Raises:
+            RuntimeError: a parameter differs by more than rounding does.
+        """
+        present = [each for each in digests if each is not None]
+        if present:
+            self._same.compare(self._replicated(), present)
+
+    def _compare_now(self) -> None:
+        own = self.parameter_digest()
+        digests: list[Any] = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(digests, own)
+        self.compare_parameters(digests)
+
+    @property
+    def _has_replicas(self) -> bool:
+        """Whether several ranks train the whole model each."""
+        return self.accelerator.num_processes > 1 and is_data_parallel(self.accelerator)
+
+    def _replicated(self) -> dict[str, torch.nn.Parameter]:
+        """Returns the parameters that are the same on every rank: the model's, and trained ones."""
+        trained = {id(each) for each in self._optimizer_step.prepared.parameters}
+        return {
+            f"{name}.{path}": parameter
+            for name, module in self.modules.items()
+            for path, parameter in module.named_parameters()
+            if name == "model" or id(parameter) in trained
+        }
 
     def _bare_model(self) -> torch.nn.Module:
         """Returns the model without wrappers."""
@@ -278,6 +319,7 @@ class Trainer(TrainingLoop):
             return self.state  # type: ignore[no-any-return]
         else:
             self._set_up(data, given, epoch_length)
+            self._after_first_step = [self._compare_now] if self._has_replicas else []
             run = self._run_loop()
         was_enabled = torch.is_grad_enabled()
 
