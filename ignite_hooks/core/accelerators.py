@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import ignite.distributed as idist
@@ -44,6 +45,7 @@ __all__ = [
     "registered_objects",
     "shared_mixed_precision",
     "smallest_of_all",
+    "timeout_of",
     "unlist_loader",
     "unlisted",
     "whole_accumulation",
@@ -118,6 +120,13 @@ def smallest_of_all(number: int, accelerator: Accelerator) -> int:
     """The smallest ``number`` of all processes. Collective."""
     mine = torch.tensor([number], device=accelerator.device)
     return int(accelerator.gather(mine).min())
+
+
+def timeout_of(accelerator: Accelerator) -> timedelta | None:
+    """Returns how long a collective may take, as the user gave it; None for torch's default."""
+    handler = accelerator.init_handler
+    timeout: timedelta | None = None if handler is None else handler.timeout
+    return timeout
 
 
 def prepared_models(accelerator: Accelerator) -> list[torch.nn.Module]:

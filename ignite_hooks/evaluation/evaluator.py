@@ -30,6 +30,7 @@ from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.evaluation.modes import buffers_of_rank_0
 from ignite_hooks.evaluation.modes import modes_kept
 from ignite_hooks.evaluation.modes import without_ddp
+from ignite_hooks.evaluation.shared_metrics import SharedMetrics
 
 __all__ = ["Evaluator", "FirstBatches", "create_supervised_evaluator"]
 
@@ -80,6 +81,7 @@ class Evaluator(Engine):
         self.model = model
         self.accelerator = accelerator
         self._feeds = Feeds(accelerator, even_batches=False)
+        self._shared_metrics = SharedMetrics(accelerator)
 
     def feed_of(self, data: Iterable[Any]) -> DataFeed:
         """Returns the feed of ``data``, with the place in it, which is remembered from now on."""
@@ -122,7 +124,11 @@ class Evaluator(Engine):
         feed.holds_iterator = True
         forget_run(self)
         try:
-            with modes_kept(self.model), buffers_of_rank_0(self.model, self.accelerator):
+            with (
+                modes_kept(self.model),
+                buffers_of_rank_0(self.model, self.accelerator),
+                self._shared_metrics.computed_together(self),
+            ):
                 self.model.eval()
                 limits = {"max_iters": max_iters} if max_iters is not None else {}
                 batches = feed if max_batches is None else FirstBatches(feed, max_batches)

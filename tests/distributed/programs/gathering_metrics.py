@@ -1,0 +1,114 @@
+"""Metrics that gather all predictions, on samples that two processes do not share evenly."""
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.exceptions import NotComputableError
+from ignite.metrics import ROC_AUC
+from ignite.metrics import EpochMetric
+from ignite.metrics import Precision
+from ignite.metrics import PrecisionRecallCurve
+from ignite.metrics import Recall
+from ignite.metrics.regression import MedianAbsoluteError
+from sklearn.metrics import precision_recall_curve
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
+from torch.utils.data import TensorDataset
+
+from ignite_hooks import create_supervised_evaluator
+from tests.distributed.programs.checks import accelerator
+from tests.distributed.programs.checks import run
+
+SIZES = (38, 37, 4, 1)  # evenly, with another last batch, one batch each, one rank without any
+
+
+def samples(size):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(size, generator=generator, dtype=torch.float64)
+    return TensorDataset(x, (torch.arange(size) + 1) % 2)
+
+
+def rounded(output):
+    return output[0].round().long(), output[1]
+
+
+def median_distance(predicted, wanted):
+    return float((predicted - wanted).abs().median())
+
+
+def metrics():
+    precision, recall = (
+        kind(output_transform=rounded, average=False) for kind in (Precision, Recall)
+    )
+    return {
+        "median": EpochMetric(median_distance, check_compute_fn=False),
+        "median error": MedianAbsoluteError(),
+        "curve": PrecisionRecallCurve(check_compute_fn=False),
+        "area": ROC_AUC(),
+        "precision": precision,  # by itself too
+        "f": precision * recall * 2 / (precision + recall + 1e-20),
+    }
+
+
+def expected(size):
+    """By hand, on all samples."""
+    x, y = samples(size)[:]
+    said, both = x.round().long(), int((x.round() * y).sum())
+    found = {
+        "median": median_distance(x, y),
+        "median error": float(np.median((x - y).abs())),
+        "curve": [part.tolist() for part in precision_recall_curve(y.numpy(), x.numpy())],
+        "precision": both / max(1, int(said.sum())),
+        "f": 2 * both / max(1, int(said.sum() + y.sum())),
+    }
+    if size > 1:  # an area needs two classes
+        found["area"] = float(roc_auc_score(y.numpy(), x.numpy()))
+    return found
+
+
+def plain(value):
+    return [part.tolist() for part in value] if isinstance(value, tuple) else float(value)
+
+
+def evaluated(ours, size, wanted):
+    chosen = {name: metric for name, metric in metrics().items() if name in wanted}
+    evaluator = create_supervised_evaluator(torch.nn.Identity(), chosen, accelerator=ours)
+    loader = DataLoader(samples(size), 2)
+    state = evaluator.run(loader)
+    first = {name: plain(value) for name, value in state.metrics.items()}
+    again = evaluator.run(loader, max_epochs=1)
+    assert first == {name: plain(value) for name, value in again.metrics.items()}
+    return first, state.iteration
+
+
+def compared():
+    ours, before = accelerator(), vars(idist).copy()
+    found = {}
+    for size in SIZES:
+        wanted = expected(size)
+        values, iterations = evaluated(ours, size, wanted)
+        found[str(size)] = {"found": values, "expected": wanted, "iterations": iterations}
+    assert vars(idist) == before
+    return found
+
+
+def failing():
+    """What cannot be computed is told on the rank without a sample, too."""
+
+    def fail(predicted, wanted):
+        raise ArithmeticError("too hard")
+
+    ours = accelerator()
+    metric = EpochMetric(fail, check_compute_fn=False)
+    evaluator = create_supervised_evaluator(
+        torch.nn.Identity(), {"failing": metric}, accelerator=ours
+    )
+    try:
+        evaluator.run(DataLoader(samples(1), 2))
+    except (ArithmeticError, NotComputableError) as error:
+        return {"error": f"{type(error).__name__}: {error}", "left": "compute" in vars(metric)}
+    return {"error": "", "left": False}
+
+
+if __name__ == "__main__":
+    run(compared, failing)

@@ -1,0 +1,37 @@
+"""Metrics that gather predictions equal those of one process, whatever each rank has."""
+
+import pytest
+
+from tests.distributed.launch import on_two_processes
+from tests.distributed.programs.gathering_metrics import SIZES
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    return on_two_processes("gathering_metrics", tmp_path_factory.mktemp("gathering_metrics"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_metric_that_gathers_equals_that_of_one_process(findings, size):
+    for found in findings.of("compared"):
+        of_size = found[str(size)]
+        assert of_size["found"].keys() == of_size["expected"].keys()
+        for name, value in of_size["expected"].items():
+            if isinstance(value, list):
+                parts = zip(of_size["found"][name], value, strict=True)
+                assert all(part == pytest.approx(other, abs=1e-12) for part, other in parts)
+            else:
+                assert of_size["found"][name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_a_rank_has_no_sample(findings):
+    assert [found["1"]["iterations"] for found in findings.of("compared")] == [1, 0]
+
+
+def test_a_failure_is_told_on_the_rank_without_a_sample(findings):
+    one, other = findings.of("failing")
+    assert one["error"] == "ArithmeticError: too hard"
+    assert other["error"].endswith("could not compute: ArithmeticError: too hard")
+    assert (one["left"], other["left"]) == (False, False)
