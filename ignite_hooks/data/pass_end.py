@@ -1,5 +1,6 @@
 """Where a pass over the data ends: told with its last batch, and the same for all processes."""
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -34,6 +35,7 @@ class PassEnd:
         self._accelerator = accelerator
         self.ahead: deque[Any] = deque()
         self.length: int | None = None
+        self._has_told = False
         self.settle()
 
     def settle(self) -> None:
@@ -42,6 +44,8 @@ class PassEnd:
         if self._accelerator is not None:
             smallest = smallest_of_all(-1 if length is None else length, self._accelerator)
             length = None if smallest < 0 else smallest
+            if length is not None and self._own_length is not None:
+                self._tell_surplus(self._own_length - length)
         self.length = length
 
     def fetch(self, batches: Iterator[Any], data_pass: int, given: int) -> Iterator[bool]:
@@ -82,9 +86,23 @@ class PassEnd:
                 available = smallest_of_all(available, several)
             ending = available <= window
             given = available if ending else window
+            if ending and several:
+                self._tell_surplus(len(self.ahead) - given, "at least ")
             for number in range(1, given + 1):
                 yield ending and number == given
         self.ahead.clear()
+
+    def _tell_surplus(self, batches: int, at_least: str = "") -> None:
+        """Warns once that this rank has batches that are left out."""
+        accelerator = self._accelerator
+        if accelerator is not None and batches > 0 and not self._has_told:
+            self._has_told = True
+            warnings.warn(
+                f"rank {accelerator.process_index} has more batches in a pass than another rank, "
+                f"{at_least}{batches}: these are left out, so that all ranks make the same steps. "
+                "Give every rank as many batches",
+                stacklevel=2,
+            )
 
     def _fill(self, batches: Iterator[Any], count: int) -> int:
         self.ahead.extend(islice(batches, count - len(self.ahead)))

@@ -103,6 +103,7 @@ def test_settling_asks_for_the_length_anew():
     assert end.length == 2
 
 
+@pytest.mark.filterwarnings("ignore:rank 0 has more batches in a pass than another rank")
 class TestAgreeing:
     """With another process, whose numbers are given. (tests/distributed has two real ones.)"""
 

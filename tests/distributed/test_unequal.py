@@ -54,6 +54,14 @@ def test_processes_take_as_many_batches_as_the_poorest_has(findings, kind, count
     assert_trained(both, pairs, accumulation, epochs=1 if iter in KINDS[kind] else 2)
 
 
+@pytest.mark.parametrize(("kind", "number"), [("lists", "2"), ("unsized", "at least 1")])
+def test_batches_that_are_left_out_are_told_once(findings, kind, number):
+    poorer, richer = findings.of("surplus")
+    assert poorer[kind] == []
+    (said,) = richer[kind]
+    assert f"rank 1 has more batches in a pass than another rank, {number}: these" in said
+
+
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_loader_prepared_with_uneven_batches(findings, accumulation):
     x, y = samples(9).tensors

@@ -1,5 +1,7 @@
 """Training on two processes that have unequal numbers of batches."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from ignite.engine import Events
@@ -73,6 +75,19 @@ def by_hand():
     return found
 
 
+def surplus():
+    found = {}
+    for kind in ("lists", "unsized"):
+        ours = accelerator()
+        rank = ours.process_index
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trained(build(ours, KINDS[kind][rank](batches_of(rank, (3, 5)))), 3)
+        said = [str(each.message) for each in caught]
+        found[kind] = [each for each in said if "more batches in a pass" in each]
+    return found
+
+
 def uneven_loader():
     found = {}
     for accumulation in (1, 3):
@@ -139,6 +154,7 @@ def terminated_epochs():
 
 if __name__ == "__main__":
     run(
+        surplus,
         by_hand,
         uneven_loader,
         uneven_loader_without_length,
