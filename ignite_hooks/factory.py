@@ -138,6 +138,7 @@ def create_supervised_trainer(
         model_fn=(model_fn, apply_model),
     )
     accelerator = accelerator_or_default(accelerator)
+    _check_whole(model, accelerator)
     _move_to_device(modules, accelerator)
     apart = _trained_apart(model, modules, optimizer)
     _check_averaged(apart, accelerator)
@@ -336,6 +337,20 @@ def _trained_apart(
         for name, module in modules.items()
         if any(id(parameter) in own for parameter in module.parameters())
     }
+
+
+def _check_whole(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Raises a ValueError if the user has split the model over the processes."""
+    kinds = {type(each).__name__ for each in model.parameters()} | {
+        type(each.data).__name__ for each in model.parameters()
+    }
+    if "DTensor" in kinds and is_data_parallel(accelerator):
+        raise ValueError(
+            "`model` must be whole on every process, got parameters that are split over them "
+            "(DTensor, of fully_shard or parallelize_module): give the whole model, which "
+            "Accelerate wraps in DDP, or an Accelerator with fsdp_plugin=, which splits it itself. "
+            "Training and saving models that are split by hand is planned"
+        )
 
 
 def _check_averaged(apart: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:

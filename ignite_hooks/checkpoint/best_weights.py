@@ -26,7 +26,7 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
             "the run would continue with these weights; call it after run()"
         )
     reader = CheckpointReader(_directory_with_best(trainer))
-    ranks, modules = Ranks(), trainer.modules
+    ranks, modules = Ranks(trainer.accelerator), trainer.modules
 
     def find() -> tuple[Candidate, CheckpointEntry]:
         best, entry = reader.best_of_run(training_id(trainer))

@@ -5,7 +5,10 @@ from typing import Any
 from typing import TypeVar
 
 import torch
+from accelerate import Accelerator
 from accelerate import PartialState
+
+from ignite_hooks.core.accelerators import timeout_of
 
 __all__ = ["Ranks"]
 
@@ -18,15 +21,19 @@ class Ranks:
     They talk to each other on the host, over a group of their own: another ``Ranks``, in a thread
     say, or the exchange of gradients is not disturbed.
     Every process must make as many of these, and call the same methods in the same order.
+
+    Args:
+        accelerator: its timeout is that of each exchange; default: torch's, of 30 minutes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, accelerator: Accelerator | None = None) -> None:
         state = PartialState()
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         self._group: Any = None
         if self.size > 1:
-            self._group = torch.distributed.new_group(backend="gloo")
+            timeout = None if accelerator is None else timeout_of(accelerator)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
     @property
     def is_first(self) -> bool:

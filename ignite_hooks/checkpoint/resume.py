@@ -136,7 +136,7 @@ class ResumeCheckpoint(Handler):
         """Loads now, and what was not there yet when the run begins."""
         trainer = attachment.engine
         assert is_trainer(trainer)  # check() has refused all others
-        ranks = Ranks()
+        ranks = Ranks(trainer.accelerator)
         found = self._search(ranks, trainer)
         if found is None:
             logger.info("no checkpoint at %s yet: training begins from scratch", self.source)

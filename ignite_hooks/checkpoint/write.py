@@ -71,7 +71,7 @@ class CheckpointWriter:
     def __init__(
         self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
-        self.ranks = Ranks()
+        self.ranks = Ranks(trainer.accelerator)
         self._saved_at: tuple[Progress, int, bool] | None = None
         self._last_saved: Checkpoint | None = None  # of this run
         self._saving_at: tuple[Progress, int, bool] | None = None
@@ -85,7 +85,7 @@ class CheckpointWriter:
         )
         self._announce = announce
         self._writer = BackgroundWriter()
-        self._writing_ranks = Ranks() if options.background else self.ranks
+        self._writing_ranks = Ranks(trainer.accelerator) if options.background else self.ranks
         self._written: Path | None = None
         self._newest: int | None = None  # the number of the newest checkpoint known of
         self._value = MetricValue(options.metric, trainer)

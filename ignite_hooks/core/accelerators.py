@@ -17,6 +17,8 @@ The private members used here, and what they are taken to mean:
 """
 
 import functools
+import os
+import re
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -25,12 +27,15 @@ from datetime import timedelta
 from typing import Any
 
 import ignite.distributed as idist
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.state import GradientState
 from accelerate.utils import DistributedType
 from accelerate.utils import GradientAccumulationPlugin
+
+from ignite_hooks.core.warn_once import warn_once
 
 __all__ = [
     "ITERATION_FLAGS",
@@ -92,10 +97,38 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         accumulation = GradientState().plugin_kwargs
         plugin = GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
         accelerator = Accelerator(gradient_accumulation_plugin=plugin if accumulation else None)
+    _warn_of_ignored_settings(accelerator)
     if accelerator.num_processes > 1:
         # Collective, so here, where all processes are: later a logger on one of them would hang.
         idist.sync()
     return accelerator
+
+
+def _warn_of_ignored_settings(accelerator: Accelerator) -> None:
+    """Warns of what Accelerate was asked for and leaves out without a word."""
+    # Set by Accelerate if it is given a plugin, and by its launcher.
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and is_data_parallel(accelerator):
+        warn_once(
+            "Accelerate ignores an FSDP plugin on this device: every process trains the whole model"
+        )
+    asked = _asked_processes() if accelerator.num_processes == 1 else None
+    if asked is not None and asked > 1:
+        warn_once(
+            f"`accelerate launch` was asked for {asked} processes and has started one, as it does "
+            f"on the CPU of one machine: start them with torchrun --nproc_per_node {asked}"
+        )
+
+
+def _asked_processes() -> int | None:
+    """Returns the number of processes that Accelerate's launcher was asked for, if it was used."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # which the launcher sets
+        return None
+    try:
+        command = " ".join(psutil.Process(os.getppid()).cmdline())
+    except psutil.Error:
+        return None
+    found = re.search(r"accelerate.*launch.* --num[_-]processes[ =](\d+)", command)
+    return int(found[1]) if found else None
 
 
 def is_data_parallel(accelerator: Accelerator) -> bool:

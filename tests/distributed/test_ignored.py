@@ -1,0 +1,57 @@
+"""What Accelerate leaves out without a word is told, and no exchange waits for ever."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import on_two_processes
+
+pytestmark = pytest.mark.distributed
+
+ALONE = """
+from accelerate import Accelerator
+from ignite_hooks import create_supervised_evaluator
+import torch
+create_supervised_evaluator(torch.nn.Linear(1, 1), accelerator=Accelerator(cpu=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    return on_two_processes("ignored", tmp_path_factory.mktemp("ignored"))
+
+
+def test_a_model_that_was_split_by_hand_is_refused(findings):
+    for found in findings.of("split_by_hand"):
+        assert found["error"].startswith("`model` must be whole on every process, got parameters")
+        assert "Accelerator with fsdp_plugin=" in found["error"]
+
+
+def test_a_plugin_that_accelerate_ignores_is_told(findings):
+    for found in findings.of("with_a_plugin"):
+        (said,) = found["said"]
+        assert said.startswith("Accelerate ignores an FSDP plugin on this device")
+
+
+def test_an_exchange_waits_as_long_as_accelerate_was_told(findings):
+    first, _ = findings.of("impatient")
+    assert "Timed out waiting 1000ms" in first["error"]
+
+
+@pytest.mark.parametrize("words", [["--num_processes", "2"], ["--num_processes=2"]])
+def test_one_process_where_several_were_asked_for_is_told(tmp_path, words):
+    script = tmp_path / "script.py"
+    script.write_text(ALONE)
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", *words]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "was asked for 2 processes and has started one" in done.stderr
