@@ -58,12 +58,12 @@ class DispatchedStream(AdaptedLoader):
 
     @property
     def draws_in_workers(self) -> bool:
-        """As on the loader that rank 0 reads."""
+        """Whether the state on rank 0 has what its workers draw from in it."""
         return self._reader.draws_in_workers
 
     @property
     def remedy(self) -> str:
-        """As on the loader that rank 0 reads."""
+        """The remedy for the loader that rank 0 reads, if there is one."""
         return self._reader.remedy
 
     @property

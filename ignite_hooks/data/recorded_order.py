@@ -3,8 +3,8 @@
 The main process gives index batches to workers ahead of the batches that have come, so the state of
 a sampler is that of a later place than the position of a run. The elements that were drawn between
 the two are kept. With them the state of now fits: a process that resumes takes these elements, and
-then asks the sampler, from its state, for more. No element is drawn twice, and each is drawn at the
-same moment as in an unbroken run.
+then asks the sampler, from its state, for more. No element is drawn twice, and each is drawn when
+an unbroken run draws it.
 """
 
 import copy
@@ -214,7 +214,7 @@ class RecordedOrder(Unsearched):
         """Notes whether each of the first two elements of a pass has changed the state.
 
         A state that counts an element only when the next one is asked for, or that changes with the
-        pass alone, is none of the place.
+        pass alone, does not tell the place.
         """
         if self._drawn == 1:
             self._second = state

@@ -72,7 +72,7 @@ class DataOfValidations:
             found.append(
                 f"{', '.join(new)}: begins at its first pass, as data of that name are not in the "
                 f"checkpoint, which has {', '.join(gone)}; a Validation with the same prefix and "
-                "names goes on at its place"
+                "names continues at its place"
             )
         return found
 

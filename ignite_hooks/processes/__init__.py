@@ -1,1 +1,1 @@
-"""What the ranks of one run have in common."""
+"""Collectives and checks that keep the ranks of one run alike."""
