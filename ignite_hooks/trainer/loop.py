@@ -743,8 +743,10 @@ class TrainingLoop(QuickEngine):
     def _move_to_state(self) -> None:
         """Makes the next run continue at the counters of the state, within its limits."""
         state, position = self.state, self._position
-        batches = state.iteration - state.epoch * (state.epoch_length or 0)
-        progress = Progress(state.iteration, state.epoch, batches)
+        epochs, length = state.epoch, state.epoch_length or 0
+        if state.iteration < epochs * length:
+            epochs -= 1  # of a copy made in the middle of an epoch, which counts that one
+        progress = Progress(state.iteration, epochs, state.iteration - epochs * length)
         shown = Shown.on(state)
         position.move_to(progress, state.optimizer_step, shown.limits, state.epoch_length)
         position.shown = shown

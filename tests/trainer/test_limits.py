@@ -1,5 +1,6 @@
 """Limits: what each call of ``run`` does after another, and limits that handlers write."""
 
+import copy
 import warnings
 
 import pytest
@@ -432,6 +433,17 @@ def test_a_state_of_the_user_is_taken_as_ignite_takes_it():
     trainer.state = State()
     trainer.run(max_epochs=2)
     assert counters(trainer) == (2, 8, 8)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 5])
+def test_a_run_continues_from_a_copy_of_its_state(steps):
+    trainer = make_trainer(batches_of(4))
+    events = record(trainer, [Events.ITERATION_COMPLETED])
+    trainer.run(max_epochs=2, max_steps=steps)
+    trainer.state = copy.copy(trainer.state)
+    trainer.run(max_epochs=2, max_steps=100)
+    assert [iteration for _, _, iteration in events] == [*range(1, 9)]
+    assert [epoch for _, epoch, _ in events] == 4 * [1] + 4 * [2]
 
 
 def test_a_state_that_is_replaced_within_a_run_is_an_error():
