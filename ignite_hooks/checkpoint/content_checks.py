@@ -137,11 +137,17 @@ class _BegunPass(_Checked):
     random: _RandomDict
 
 
+class _Opening(_Checked):
+    iterator: _RandomDict | None
+    first: _RandomDict | None
+
+
 class _Source(_Checked):
     model_config = ConfigDict(extra="allow")  # each kind of data adds to it
 
     begun: _BegunPass | None
     seeds: list[int] = []
+    opening: _Opening | None = None
     drew_seed: bool = False
     has_workers: bool = False
     generators: Annotated[dict[str, Any], AfterValidator(_generators)]
@@ -178,6 +184,7 @@ class _OrderOfData(_Checked):
     head: _Elements
     is_within: bool
     is_over: bool
+    opening: _Opening | None = None
 
 
 class _PlaceOfData(_Checked):

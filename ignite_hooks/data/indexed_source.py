@@ -64,6 +64,9 @@ class IndexedLoader(TorchLoader):
         self._workers = WorkerStates()
         self._own_workers: Callable[[], Any] = lambda: None  # the iterator with those that stay
         self._recorded = self._recorded_order()
+        # A sampler that is asked for its state without workers: only what it draws is watched.
+        keeper = None if self._is_torchdata else self.keeper
+        self._watched = None if keeper is None else RecordedOrder(keeper)
 
     def _recorded_order(self) -> RecordedOrder | None:
         """Returns the sampler that has a state, to be iterated for workers; None without any."""
@@ -137,13 +140,14 @@ class IndexedLoader(TorchLoader):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """And what its samplers are seeded with.
+        """And what its samplers are seeded with, and draw their order with.
 
         Accelerate's seedable samplers take the seed that torch had when the loader was prepared.
         """
         return {
             **super().state_dict(),
             "seeds": [sampler.initial_seed for sampler in self._seedable_samplers],
+            "opening": None if self._watched is None else self._watched.opening,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -152,6 +156,8 @@ class IndexedLoader(TorchLoader):
         seeds = state_dict.get("seeds", ())  # data of another kind have none
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
+        if self._watched is not None:
+            self._watched.load_opening(state_dict.get("opening"))
 
     def facts(self) -> dict[str, int | str | None]:
         """Returns the facts of the base class, how many samples a pass has, and their order."""
@@ -187,10 +193,12 @@ class IndexedLoader(TorchLoader):
             self._known_place = position, samples
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Has the samplers draw what they draw at their end."""
-        if self._recorded is not None and self._reaches(data_pass, given):
-            self._recorded.exhaust()
-        elif self._begun is not None and self._begun[0] == data_pass:
+        """Has the samplers draw what they draw at their end.
+
+        One that is recorded has come to it: workers are given samples ahead.
+        """
+        is_drawn = self._reaches(data_pass, given)
+        if not is_drawn and self._begun is not None and self._begun[0] == data_pass:
             with self._as_begun(self._begun[1]):
                 rest = self._draw_rest(data_pass, given)
             deque(rest, maxlen=0)
@@ -308,8 +316,12 @@ class IndexedLoader(TorchLoader):
     def _can_follow(self) -> bool:
         """Returns whether it is certain which worker loads which batch."""
         base = self.base
-        is_torchdata = hasattr(base, "load_state_dict")
-        return base.num_workers > 0 and base.in_order and not is_torchdata and not self._skipped
+        is_followed = base.num_workers > 0 and base.in_order
+        return is_followed and not self._is_torchdata and not self._skipped
+
+    @property
+    def _is_torchdata(self) -> bool:
+        return hasattr(self.base, "load_state_dict")
 
     def _open(self) -> Iterator[Any]:
         base = self.base
@@ -332,9 +344,17 @@ class IndexedLoader(TorchLoader):
         self._own_workers = ref(batches)
         return self._workers.follow(batches, 0)
 
+    def continued(self, skip: int) -> Iterator[Any]:
+        """As its base does."""
+        if self._watched is not None and skip:
+            self._watched.continue_next()
+        return super().continued(skip)
+
     def _to_start(self) -> DataLoader[Any]:
         """Returns the loader, over the recorded sampler if there is one."""
         base = self.base
+        if self._watched is not None:
+            return _over(base, with_recorded(self._order, self._watched), base.generator)
         if self._recorded is None:
             return base
         if base.persistent_workers and base._iterator is not None:
@@ -348,13 +368,8 @@ class IndexedLoader(TorchLoader):
         if self._recorded is None or not self._reaches(data_pass, first):
             return super()._reentered(data_pass, skip, begun)
         self._set_capacity(self._recorded)
-        # All that was drawn is recorded: no generator goes back, but those that others share, for a
-        # sampler that draws its order from them when it is asked for its iterator.
-        with RandomState.preserved():
-            begun.restore_global()
-            if self._drew_seed and self.base.generator is None:
-                torch.empty((), dtype=torch.int64).random_()
-            rest = entered_at_element(self._drawn_order, self._elements_before(data_pass, first))
+        # All that was drawn is recorded: no generator goes back.
+        rest = entered_at_element(self._drawn_order, self._elements_before(data_pass, first))
         batches = self._load(rest, self._seeds_of(begun), data_pass, first, states)
         return islice(batches, skip - first, None)
 
@@ -433,8 +448,26 @@ class IndexedLoader(TorchLoader):
     def doubts(self) -> list[str]:
         """Returns those of the base class, and what has changed in the present workers."""
         is_over = self._workers.is_over and not self._stays
-        of_order = [] if self._recorded is None else self._recorded.doubts()
-        return [*super().doubts(), *of_order, *(() if is_over else self._workers.doubts)]
+        order = self._watched if self._recorded is None else self._recorded
+        of_order = [] if order is None else order.doubts()
+        return [
+            *super().doubts(),
+            *of_order,
+            *self._doubts_of_seeds(),
+            *(() if is_over else self._workers.doubts),
+        ]
+
+    def _doubts_of_seeds(self) -> list[str]:
+        """Returns why workers may be seeded otherwise after a resume."""
+        base, recorded = self.base, self._recorded
+        if recorded is None or self._order is not recorded.holder or not recorded.draws_when_asked:
+            return []  # a batch sampler of torch asks for it after the workers are seeded
+        if base.num_workers == 1 and not base.persistent_workers:
+            return []
+        return [
+            f"{recorded.keeper.name} draws from the global random generators when it is asked for "
+            "its iterator, before workers are seeded from them: draw with the first element instead"
+        ]
 
     @contextmanager
     def _as_begun(self, begun: RandomState) -> Iterator[None]:

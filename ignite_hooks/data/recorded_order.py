@@ -31,6 +31,7 @@ from ignite_hooks.data.random_state import RandomState
 __all__ = ["RecordedOrder", "packed", "unpacked"]
 
 _END = object()
+_WATCHED = 2  # elements of a pass: the first one may draw an order, and the next one tells
 
 
 class RecordedOrder(Unsearched):
@@ -64,6 +65,7 @@ class RecordedOrder(Unsearched):
         self._start: Any = None  # the state before the first element of that pass
         self._second: Any = None  # that before the second one
         self.is_beginning = False
+        self._is_continued = False
         self._generators: Mapping[str, RandomGenerator] = {}
         self._clear()
 
@@ -74,6 +76,10 @@ class RecordedOrder(Unsearched):
         self._drawn = 0
         self._iterator: Iterator[Any] | None = None
         self._is_over, self._is_irregular = True, False
+        # The global generators before the iterator was asked for, and before the first element was:
+        # where these drew from them, and later elements do not, an order is drawn at once.
+        self._before_iterator: RandomState | None = None
+        self._before_first: RandomState | None = None
 
     @property
     def holder(self) -> Any:
@@ -91,6 +97,11 @@ class RecordedOrder(Unsearched):
         return self._is_told is not False and not self._is_refused
 
     @property
+    def draws_when_asked(self) -> bool:
+        """Returns whether the global generators were drawn from to make the iterator."""
+        return self._before_iterator is not None
+
+    @property
     def batch_size(self) -> Any:
         """The batch size of a batch sampler, which Accelerate asks for to split its batches."""
         return self.holder.batch_size
@@ -99,12 +110,18 @@ class RecordedOrder(Unsearched):
         return len(self.holder)
 
     def __iter__(self) -> Iterator[Any]:
+        if self._is_continued:
+            self._is_continued, self._is_over = False, False
+            self._iterator = self._reopened()
+            return self._following(self._iterator)
         # A pass that someone else begins, by iterating a loader whose workers stay, has no number.
         self._clear(self._pass if self.is_beginning else None)
         # Now, not with the first element: torch asks for the iterator twice, and a sampler may draw
         # each time.
         random = RandomState.capture(generators=self._generators) if self.is_restored else None
+        before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False
+        self._before_iterator = before if before.has_moved() else None
         self._iterator = iterator if random is None else self._past_end(iterator, random)
         return self._following(self._iterator)
 
@@ -137,6 +154,10 @@ class RecordedOrder(Unsearched):
             yield
         finally:
             self.is_beginning, self._generators = False, {}
+
+    def continue_next(self) -> None:
+        """Has the next iteration continue a pass, from a state that the sampler was given."""
+        self._is_continued, self._drawn = True, max(self._drawn, _WATCHED)
 
     def rewind(self, data_pass: int) -> None:
         """Puts the sampler back to where a pass began, if it had begun, or notes its state."""
@@ -176,10 +197,25 @@ class RecordedOrder(Unsearched):
         if self._is_over:
             return iter(kept)
         if self._iterator is None:
-            # An iterator stands where its state says, and may begin again if asked for itself.
-            holder = self.holder
-            self._iterator = holder if isinstance(holder, Iterator) else iter(holder)
+            self._iterator = self._reopened()
         return chain(kept, self._following(self._iterator))
+
+    def _reopened(self) -> Iterator[Any]:
+        """Returns the elements that follow a state which was loaded in the middle of a pass."""
+        holder = self.holder
+        if isinstance(holder, Iterator):
+            return holder  # it stands where its state says, and may begin again if asked for itself
+        opening = self._before_iterator or self._before_first
+        return iter(holder) if opening is None else self._opened(opening)
+
+    def _opened(self, opening: RandomState) -> Iterator[Any]:
+        """Has the sampler draw its order once more, with the random numbers of the first time."""
+        with RandomState.preserved():
+            opening.restore_global()
+            iterator = iter(self.holder)
+            first = [*islice(iterator, 0 if self._before_first is None else 1)]
+        yield from first
+        yield from _elements_of(iterator)
 
     def exhaust(self) -> None:
         """Draws what is left of the pass."""
@@ -190,8 +226,14 @@ class RecordedOrder(Unsearched):
         return [_copied(each) for each in islice(self._elements, start - first, None)]
 
     def _following(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        for element in _elements_of(iterator):
+        while True:
+            before = RandomState.capture() if self._drawn < _WATCHED else None
+            element = next(iterator, _END)
+            if element is _END:
+                break
             if iterator is self._iterator:
+                if before is not None and before.has_moved():
+                    self._before_first = None if self._drawn else before
                 self._note(element)
             yield element
         if iterator is self._iterator:
@@ -262,7 +304,24 @@ class RecordedOrder(Unsearched):
             "head": head,
             "is_within": is_within,
             "is_over": self._is_over or is_opened,
+            "opening": self.opening if is_within else None,
         }
+
+    @property
+    def opening(self) -> dict[str, Any] | None:
+        """The global generators of the moments at which an order is drawn from them, if it is."""
+        opening = {"iterator": self._before_iterator, "first": self._before_first}
+        if not any(opening.values()):
+            return None
+        return {name: each and each.state_dict() for name, each in opening.items()}
+
+    def load_opening(self, opening: Mapping[str, Any] | None) -> None:
+        """Has the rest of a pass draw its order with the generators that ``opening`` has told."""
+        states = opening or {"iterator": None, "first": None}
+        self._before_iterator, self._before_first = (
+            states[each] and RandomState.from_state_dict(states[each])
+            for each in ("iterator", "first")
+        )
 
     def load_state_dict(self, data_pass: int, state_dict: Mapping[str, Any] | None) -> None:
         """Continues a pass from what ``state_dict`` has returned of a sampler of this name."""
@@ -278,6 +337,7 @@ class RecordedOrder(Unsearched):
             self._elements.extend(unpacked(state_dict["elements"]))
             self._head = unpacked(state_dict["head"])
             self._drawn = state_dict["start"] + len(self._elements)
+            self.load_opening(state_dict.get("opening"))
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns what keeps the next elements from being those that followed the state."""
@@ -305,6 +365,11 @@ class RecordedOrder(Unsearched):
             return [
                 f"the state of {self.keeper.name} is not saved, because its batches differ in "
                 f"length, and Accelerate leaves out those that have not {self.size} samples"
+            ]
+        if self._drawn == 1 and self._before_first is not None:
+            return [
+                f"{self.keeper.name} draws from the global random generators for its first "
+                "element, and only the second one tells whether that was the order of the pass"
             ]
         return []
 

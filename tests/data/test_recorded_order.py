@@ -2,6 +2,7 @@
 
 import io
 import random
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -121,6 +122,33 @@ class Global(Carried):
         return int(sum(numbers)) % SIZE
 
 
+class Shuffled(Counting):
+    """Counts alone, and draws its order from the global generator at its first element."""
+
+    def order(self):
+        return (3 * torch.randperm(SIZE // self.size)).tolist()
+
+    def elements(self, order):
+        self.index, self.start = self.start, 0
+        while self.index < len(order):
+            self.index += 1
+            self.drawn += 1
+            yield order[self.index - 1] % SIZE
+
+    def __iter__(self):
+        yield from self.elements(self.order())
+
+    def load_state_dict(self, state):
+        self.index = self.start = state["index"]
+
+
+class ShuffledEarly(Shuffled):
+    """Draws its order when it is asked for its iterator."""
+
+    def __iter__(self):
+        return self.elements(self.order())
+
+
 class Numpy(Carried):
     """Yields numbers of numpy."""
 
@@ -158,8 +186,8 @@ def sampled(kind, **options):
     return lambda: DataLoader(Numbers(), 2, sampler=kind(), **options)
 
 
-def of_single_samples(**options):
-    return lambda: DataLoader(Numbers(), batch_size=None, sampler=Carried(), **options)
+def of_single_samples(kind=Carried, **options):
+    return lambda: DataLoader(Numbers(), batch_size=None, sampler=kind(), **options)
 
 
 def batched(kind=Carried, size=2, **options):
@@ -188,11 +216,39 @@ GRID = {
     "torchdata's": sampled(distributed, **TWO),
     "torchdata's, workers that stay": sampled(distributed, **STAYING),
     "one that draws from global generators": sampled(Global, **TWO),
+    "an order of the global generators": sampled(Shuffled, **TWO),
+    "an order drawn for the iterator": of_single_samples(ShuffledEarly, **ONE),
+    "an order drawn for that of batches": sampled(ShuffledEarly, **STAYING),
     "numbers of numpy": sampled(Numpy, **ONE),
     "an iterator": sampled(Itself, **ONE),
     "one without a length": sampled(Unsized, **TWO),
     "one without a length, workers that stay": sampled(Unsized, **STAYING),
 }
+
+
+# Kinds that meet each way through the code once; the others differ in what they are made of.
+OFTEN = {
+    "a sampler, workers that stay",
+    "a sampler, the last batch smaller",
+    "a batch sampler, one worker",
+    "one that counts",
+    "one that draws from global generators",
+    "an order of the global generators",
+    "an order drawn for the iterator",
+    "an iterator",
+    "one without a length",
+}
+SELDOM = {
+    "a sampler of single samples",
+    "an order drawn again, workers that stay",
+    "numbers of numpy",
+    "torchdata's",
+}
+
+
+def sample_of_grid(names):
+    marks = {name: [] if name in names else [pytest.mark.exhaustive] for name in GRID}
+    return [pytest.param(GRID[name], marks=marks[name], id=name) for name in GRID]
 
 
 def holder_of(loader):
@@ -226,13 +282,16 @@ def set_global_state(state):
     np.random.set_state(state[2])
 
 
+def of_model():
+    return [*torch.rand(1).tolist(), random.random(), np.random.rand()]
+
+
 def give(feed, count):
     """Yields ``count`` batches, each with the numbers that a model draws after it."""
     given = 0
     while given < count:
         for batch in feed:
-            of_model = [*torch.rand(1).tolist(), random.random(), np.random.rand()]
-            yield torch.as_tensor(batch).flatten().tolist() + of_model
+            yield torch.as_tensor(batch).flatten().tolist() + of_model()
             given += 1
             if given == count:
                 break
@@ -277,7 +336,7 @@ def per_pass(make):
     return sum(1 for _ in DataFeed(make()))
 
 
-@pytest.mark.parametrize("make", GRID.values(), ids=GRID)
+@pytest.mark.parametrize("make", sample_of_grid(OFTEN))
 def test_a_resume_at_each_step_gives_the_same_bits(make):
     count = per_pass(make) + 2
     batches, places, whole = run(make, count)
@@ -287,7 +346,7 @@ def test_a_resume_at_each_step_gives_the_same_bits(make):
         assert drawn(feed) + place[2] == drawn(whole)
 
 
-@pytest.mark.parametrize("make", GRID.values(), ids=GRID)
+@pytest.mark.parametrize("make", sample_of_grid(SELDOM))
 def test_each_batch_may_come_from_another_process(make):
     count = 2 * per_pass(make) + 1
     batches, (place, *_), _ = run(make, count)
@@ -298,7 +357,9 @@ def test_each_batch_may_come_from_another_process(make):
         place = carried(feed.state_dict()), global_state(), 0
 
 
-@pytest.mark.parametrize("make", GRID.values(), ids=GRID)
+@pytest.mark.parametrize(
+    "make", sample_of_grid({"a sampler", "a batch sampler, workers that stay"})
+)
 def test_a_feed_that_is_left_draws_no_number_twice(make):
     count = per_pass(make) + 2
     batches, _, whole = run(make, count)
@@ -310,6 +371,52 @@ def test_a_feed_that_is_left_draws_no_number_twice(make):
     # Of what workers that stay draw only the state of those that went through the pass is known.
     assert [indices(each) for each in found] == [indices(each) for each in batches]
     assert drawn(feed) == drawn(whole)
+
+
+# torch asks a sampler that is an iterator for itself with each batch, and this one never ends then.
+@pytest.mark.parametrize("name", [each for each in GRID if each != "an iterator"])
+def test_an_unbroken_run_is_that_of_a_plain_loop(name):
+    make = GRID[name]
+    seed()
+    loader = make()
+    plain = []
+    for data_pass in range(2):
+        if hasattr(holder_of(loader), "set_epoch"):
+            holder_of(loader).set_epoch(data_pass)
+        plain += [[*torch.as_tensor(each).flatten().tolist(), *of_model()] for each in loader]
+    seed()
+    assert [*give(DataFeed(make()), len(plain))] == plain
+
+
+@pytest.mark.parametrize(
+    "make",
+    [sampled(Shuffled), sampled(ShuffledEarly), of_single_samples(ShuffledEarly)],
+)
+def test_an_order_of_global_generators_without_workers(make):
+    count = per_pass(make) + 2
+    batches, places, _ = run(make, count)
+    for given, place in enumerate(places[:-1]):
+        if given != count - 2:  # the sampler has not been asked for its end, which is named
+            assert [*give(resumed(make, place), count - given)] == batches[given:]
+
+
+def test_what_the_first_element_draws_is_known_with_the_second():
+    feed = DataFeed(of_single_samples(Shuffled)())
+    [*give(feed, 1)]
+    (doubt,) = feed.doubts()
+    assert doubt.startswith(
+        "batch_sampler.sampler (Shuffled) draws from the global random generators for its"
+    )
+    [*give(feed, 1)]
+    assert feed.doubts() == []
+
+
+@pytest.mark.parametrize("options", [TWO, STAYING])
+def test_a_sampler_that_moves_the_seed_of_workers_is_named(options):
+    feed = DataFeed(of_single_samples(ShuffledEarly, **options)())
+    [*give(feed, 2)]
+    (doubt,) = feed.doubts()
+    assert doubt.startswith("sampler (ShuffledEarly) draws from the global random generators when")
 
 
 @pytest.mark.parametrize("options", [ONE, TWO, STAYING])
@@ -414,6 +521,40 @@ def test_only_elements_that_may_come_again_are_saved():
     assert len(indices_saved) == 2  # one for the worker, and one that the feed looks ahead at
 
 
+class Key:
+    """An index that is not an integer."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def __index__(self):
+        return self.index
+
+
+def test_only_elements_that_may_come_again_are_kept():
+    class Keys(Endless):
+        def draw(self):
+            key = Key(super().draw())
+            keys.add(key)
+            return key
+
+    keys = WeakSet()
+    feed = DataFeed(DataLoader(range(10**6), None, sampler=Keys(), **ONE))
+    [*give(feed, 100)]
+    kept = len(keys)
+    [*give(feed, 400)]
+    assert len(keys) == kept < 10
+
+
+def test_a_place_is_saved_again_before_an_element_is_drawn():
+    make = sampled(Counting, **ONE)
+    batches, places, _ = run(make, 8)
+    for given, place in enumerate(places[:-1]):
+        state = carried(resumed(make, place).state_dict())
+        feed = resumed(make, (state, place[1], 0))
+        assert [*give(feed, 8 - given)] == batches[given:]
+
+
 def test_a_feed_that_goes_back_beyond_what_was_loaded_warns():
     _, places, _ = run(sampled(Carried, **ONE), 4)
     feed = resumed(sampled(Carried, **ONE), places[3])
@@ -483,7 +624,8 @@ def test_elements_are_saved_as_what_they_are(elements):
 # What changes
 
 
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.grid(2)
+@pytest.mark.parametrize("size", [3, 1, 4])
 def test_the_rest_of_a_pass_may_have_another_batch_size(size):
     make = sampled(Carried, **TWO)
     batches, places, _ = run(make, 12)
@@ -508,14 +650,31 @@ def test_the_rest_of_a_pass_may_have_another_batch_size(size):
         assert one == samples[2 * given :][: len(one)]
 
 
-def test_a_rest_that_makes_no_batch_is_drawn():
+def test_a_pass_without_a_length_may_have_another_batch_size():
+    def feed_at(state):
+        feed = DataFeed(DataLoader(Numbers(), 4, sampler=Unsized(), **ONE))
+        feed.load_state_dict(carried(state))
+        return feed
+
+    batches, places, _ = run(sampled(Unsized, **ONE), 6)
+    samples = [each for batch in batches for each in indices(batch)]
+    for given in (1, 3):
+        feed = feed_at(places[given][0])
+        found = [each for batch in give(feed, 1) for each in indices(batch)]
+        for batch in give(feed_at(feed.state_dict()), 1):
+            found += indices(batch)
+        assert found == samples[2 * given :][: len(found)]
+
+
+@pytest.mark.parametrize("given", [4, 5])  # the sampler has two elements left, or none
+def test_a_rest_that_makes_no_batch_is_drawn(given):
     def make(size):
         sampler = Carried()
         return DataLoader(Numbers(), size, sampler=sampler, drop_last=True, **ONE)
 
     batches, places, _ = run(lambda: make(2), 8)
     feed = DataFeed(make(5))
-    feed.load_state_dict(places[5][0])
+    feed.load_state_dict(places[given][0])
     assert feed.position == (1, 0)
     found = [each for batch in give(feed, 1) for each in indices(batch)]
     assert found == [each for batch in batches[6:] for each in indices(batch)] + found[4:]
@@ -608,10 +767,10 @@ class Objects(Carried):
     """Yields what a checkpoint does not take."""
 
     def draw(self):
-        return Key(super().draw())
+        return Number(super().draw())
 
 
-class Key(int):
+class Number(int):
     pass
 
 
@@ -682,6 +841,7 @@ def weights(trainer):
 TRAINED = ("a sampler", "a batch sampler, workers that stay", "one without a length")
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, name):
     make = GRID[name]
@@ -701,7 +861,8 @@ class Broken(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.grid(2)
+@pytest.mark.parametrize("name", TRAINED[::-1])
 def test_a_failed_run_goes_on_from_its_last_step(name):
     def run(fails_at=None):
         trainer = a_trainer(GRID[name](), accumulation=3)
