@@ -6,7 +6,6 @@ from typing import Any
 from typing import Literal
 from typing import get_args
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -105,8 +104,7 @@ class RunSettings:
     Settings of one's own, a learning rate, a batch size, go into a subclass with a tag of its own.
 
     Args:
-        seed: what the random generators of Python, numpy and torch are seeded with: by ``set_up``
-            alike on all processes, by ``build`` differently on each.
+        seed: what ``set_up`` seeds the random generators of Python, numpy and torch with.
         mixed_precision: "no", "fp16", "bf16" or "fp8", as for ``Accelerator``.
         gradient_accumulation_steps: batches of a step, as for ``Accelerator``.
         max_epochs: epochs in all, for a ``trainer.run()`` that is given no limit itself.
@@ -139,10 +137,7 @@ class RunSettings:
     def set_up(self, **options: Any) -> Accelerator:
         """Seeds the random generators, and makes the accelerator that the settings ask for.
 
-        Call it before the model is made, whose weights are drawn from these generators. All
-        processes are seeded alike, so that each makes the same model, copies of it included, and
-        the same data. ``build`` then gives each process but the first random numbers of its own,
-        for dropout and augmentation. The order of the data stays the same on all of them.
+        Call it before the model is made, whose weights are drawn from these generators.
 
         Args:
             options: further arguments of ``Accelerator``: ``cpu=True``, say.
@@ -233,19 +228,12 @@ class RunSettings:
             **functions,
         )
         trainer.set_limits(max_epochs=self.max_epochs, max_steps=self.max_steps)
-        self._seed_rank(accelerator.process_index)
         return trainer
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema, draft 2020-12, of a file with such settings, for editors and forms."""
         return json_schema(cls)
-
-    def _seed_rank(self, rank: int) -> None:
-        """Seeds a process for what is to differ; rank 0 goes on with the numbers of one process."""
-        if self.seed is not None and rank > 0:
-            (of_rank,) = np.random.SeedSequence((self.seed, rank)).generate_state(1)
-            set_seed(int(of_rank))
 
     def _validation(self, evaluator: Any, data: Any) -> Validation | None:
         if self.validation is None:

@@ -8,8 +8,6 @@ from accelerate.data_loader import DataLoaderAdapter
 from accelerate.data_loader import DataLoaderDispatcher
 from accelerate.data_loader import DataLoaderShard
 from accelerate.data_loader import IterableDatasetShard
-from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from torch.utils.data import DistributedSampler
 from torch.utils.data import IterableDataset
@@ -23,7 +21,6 @@ from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import OwnLoader
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
-from ignite_hooks.data.sources import parts_of
 
 __all__ = ["can_prepare", "changes_iteration", "device_of_batches", "source_of"]
 
@@ -132,23 +129,10 @@ def _prepare(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
         config.dispatch_batches = False
     try:
         with unlisted(accelerator):
-            prepared = accelerator.prepare_data_loader(loader)
+            return accelerator.prepare_data_loader(loader)
     finally:
         if is_alone:
             config.dispatch_batches = None
-    if accelerator.num_processes > 1:
-        _seed_alike(prepared)
-    return prepared
-
-
-def _seed_alike(loader: Any) -> None:
-    """Has the samplers that Accelerate seeds in each pass shuffle alike on all ranks. Collective.
-
-    Without a ``data_seed`` they take the seed of torch's generator, by which ranks may differ.
-    """
-    for part in parts_of(loader):
-        if isinstance(part, SeedableRandomSampler):
-            (part.initial_seed,) = broadcast_object_list([part.initial_seed])
 
 
 def _refuse_padding(loader: Any, even_batches: bool) -> None:
