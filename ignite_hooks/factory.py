@@ -140,8 +140,7 @@ def create_supervised_trainer(
     accelerator = accelerator_or_default(accelerator)
     _check_whole(model, accelerator)
     _move_to_device(modules, accelerator)
-    apart = _trained_apart(model, modules, optimizer)
-    _check_averaged(apart, accelerator)
+    _check_averaged(_trained_apart(model, modules, optimizer), accelerator)
     # DeepSpeed needs to see the loader together with the model, for the size of its batches.
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     with_loader = [data] if is_deepspeed and can_prepare(data) else []
@@ -152,11 +151,13 @@ def create_supervised_trainer(
     optimizer_step = OptimizerStep(
         accelerator, optimizer, lr_scheduler, scheduler_at, scheduler_metric
     )
-    if apart and accelerator.num_processes > 1:
+    beside = {name: each for name, each in modules.items() if any(True for _ in each.parameters())}
+    if beside and accelerator.num_processes > 1 and is_data_parallel(accelerator):
         optimizer_step.averaged = AveragedGradients(
             model,
-            apart.values(),
+            beside,
             optimizer_step.optimizer,
+            accelerator.device,
             sends_buffers=broadcasts_buffers(accelerator),
         )
     forward = forward_with(

@@ -61,20 +61,21 @@ def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -
         accelerator: None for one process.
     """
     bare = without_ddp(model)
-    buffers = [*bare.buffers()]
+    buffers = dict(bare.named_buffers())
     if accelerator is None or not buffers or id(bare) in _sent or not _has_replicas(accelerator):
         yield
         return
-    own = [] if accelerator.is_main_process else [buffer.clone() for buffer in buffers]
+    is_sent = not accelerator.is_main_process
+    own = [(each, each.clone()) for each in buffers.values() if is_sent and not each.is_inference()]
 
     def restore() -> None:
         _sent.discard(id(bare))
         with torch.no_grad():
-            for buffer, values in zip(buffers, own, strict=False):
+            for buffer, values in own:
                 buffer.copy_(values)
 
     with restored(restore):
-        broadcast_values(buffers)
+        broadcast_values(buffers, accelerator.device)
         _sent.add(id(bare))
         yield
 

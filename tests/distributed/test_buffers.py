@@ -39,3 +39,10 @@ def test_an_evaluator_alone_has_the_buffers_of_rank_0(findings):
     for found in findings.of("evaluated"):
         assert found["found"] == pytest.approx(found["expected"], rel=1e-6)
         assert found["kept"] == [True, True]
+
+
+def test_a_buffer_of_another_shape_on_each_rank_stays(findings):
+    for rank, found in enumerate(findings.of("unequal_shapes")):
+        assert found["sizes"] == [3 + rank, 6, 6]
+        assert found["seen"]
+        assert all(found["seen"])

@@ -33,3 +33,9 @@ def test_their_training_is_resumed(findings):
 def test_a_sparse_gradient_beside_the_model_is_refused(findings):
     for found in findings.of("sparse"):
         assert "make the embedding with sparse=False" in found["error"]
+
+
+def test_what_changes_in_a_run_is_trained_alike_too(findings):
+    for found in findings.of("changing"):
+        assert found["of ranks"] == 0
+        assert found["trained"]

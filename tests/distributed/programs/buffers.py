@@ -127,5 +127,40 @@ def evaluated():
     }
 
 
+class Growing(torch.nn.Module):
+    """Keeps a cache as large as its largest input, made with the first one."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(4).double()
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        if len(x) > len(self.cache):
+            self.cache = torch.ones(len(x))
+        return self.norm(x)
+
+
+def unequal_shapes():
+    """Statistics are those of rank 0 though a cache has another size on each rank."""
+    ours = accelerator()
+    model = Growing()
+    model(torch.randn(3 + ours.process_index, 4, dtype=torch.float64))
+    wanted = model.norm.running_mean.clone()
+    torch.distributed.broadcast(wanted, src=0)
+    evaluator = create_supervised_evaluator(model, accelerator=ours, inference_mode=True)
+    seen = []
+
+    @evaluator.on(Events.ITERATION_COMPLETED)
+    def look(engine):
+        seen.append(torch.equal(model.norm.running_mean, wanted))
+
+    sizes = [len(model.cache)]
+    for _ in range(2):  # the second time the cache is one of inference mode
+        evaluator.run(DataLoader(samples(12 + 12 * ours.process_index), 6))
+        sizes.append(len(model.cache))
+    return {"seen": seen, "sizes": sizes}
+
+
 if __name__ == "__main__":
-    run(sent, not_sent, evaluated)
+    run(sent, not_sent, evaluated, unequal_shapes)

@@ -179,6 +179,39 @@ def resumed():
     return {"exact": [torch.equal(each, whole) for each in again]}
 
 
+class Centred(torch.nn.Module):
+    """Puts another tensor in the place of its buffer at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.late = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.register_buffer("centre", torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, y_pred, y):
+        self.centre = 0.9 * self.centre + 0.1 * y.mean(0)
+        return ((y_pred - self.centre) * self.scale * self.late - y).square().mean()
+
+
+def changing():
+    """A buffer that is replaced, and a parameter that the optimizer is given later."""
+    seed(0)
+    ours, model, loss = accelerator(), make_model(0.0).double(), Centred()
+    optimizer = torch.optim.SGD([*model.parameters(), loss.scale], lr=0.02)
+    trainer = create_supervised_trainer(
+        model, optimizer, loss, DataLoader(samples(SIZE), 2), accelerator=ours
+    )
+    trainer.run(max_steps=2)
+    before = float(loss.late)
+    optimizer.add_param_group({"params": [loss.late]})
+    trainer.run(max_steps=5)
+    every = ours.gather(torch.stack([loss.scale, loss.late, *loss.centre]).detach()[None])
+    return {
+        "of ranks": float((every[0] - every[1]).abs().max()),
+        "trained": float(loss.late) != before,
+    }
+
+
 def sparse():
     class Table(torch.nn.Module):
         def __init__(self):
@@ -204,4 +237,4 @@ def sparse():
 
 
 if __name__ == "__main__":
-    run(compared, holding_the_model, resumed, sparse)
+    run(compared, holding_the_model, resumed, changing, sparse)
