@@ -118,6 +118,11 @@ class DataFeed:
         return self._source.can_repeat
 
     @property
+    def reaches_all_ranks(self) -> bool:
+        """Whether each rank is sure to have a batch of a pass: the same answer on all of them."""
+        return self._source.reaches_all_ranks
+
+    @property
     def batches_left(self) -> int | None:
         """How many batches this pass has from the present one on; None where it is not known."""
         if self.is_last:

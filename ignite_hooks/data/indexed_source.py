@@ -106,6 +106,15 @@ class IndexedLoader(TorchLoader):
         return batches_behind(self._order, 0) if is_known else self.promised_length
 
     @property
+    def reaches_all_ranks(self) -> bool:
+        """Returns whether Accelerate divides enough batches."""
+        order = self._order
+        if type(order) is not BatchSamplerShard or samples_of(order) is None:
+            return False
+        needed = 2 if order.split_batches else order.num_processes
+        return len(order.batch_sampler) >= needed
+
+    @property
     def is_entered_exactly(self) -> bool:
         """The batches before are not loaded, and with a certain length none is loaded ahead."""
         return self.length is not None

@@ -139,6 +139,11 @@ class PlainIterable:
         return keeper_of(self.loader, ("data",)) if has_place else None
 
     @property
+    def reaches_all_ranks(self) -> bool:
+        """Returns whether each rank is sure to have a batch, which all of them know."""
+        return False
+
+    @property
     def is_reader(self) -> bool:
         """Returns whether this process loads the batches; else another one sends them."""
         return True

@@ -127,7 +127,9 @@ class Evaluator(Engine):
             with (
                 modes_kept(self.model),
                 buffers_of_rank_0(self.model, self.accelerator),
-                self._shared_metrics.computed_together(self),
+                self._shared_metrics.computed_together(
+                    self, reaches_all_ranks=feed.reaches_all_ranks
+                ),
             ):
                 self.model.eval()
                 limits = {"max_iters": max_iters} if max_iters is not None else {}

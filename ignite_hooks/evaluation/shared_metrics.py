@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from ignite.engine import Engine
@@ -24,12 +23,15 @@ from ignite_hooks.processes.ignite_collectives import among_unequal_ranks
 
 __all__ = ["SharedMetrics"]
 
+# Modules that import a collective by itself.
+_WITH_OTHERS = ("ignite.metrics.mean_average_precision", "ignite.metrics.vision.")
+
 
 class SharedMetrics:
     """The metrics of an evaluator, which has each sample on one rank.
 
-    A metric cannot be computed where it has seen no sample. Those ranks take the results of the
-    others.
+    Ignite's metrics cannot be computed where they have seen no sample. Those ranks take the results
+    of the others. Metrics of a user, and what is attached on one rank only, are left as they are.
 
     Args:
         accelerator: of the processes.
@@ -40,8 +42,13 @@ class SharedMetrics:
         self._groups: dict[tuple[int, ...], Any] = {}  # by their ranks
 
     @contextmanager
-    def computed_together(self, engine: Engine) -> Iterator[None]:
-        """Around a run of the evaluator."""
+    def computed_together(self, engine: Engine, *, reaches_all_ranks: bool) -> Iterator[None]:
+        """Around a run of the evaluator.
+
+        Args:
+            engine: the evaluator.
+            reaches_all_ranks: whether each rank is sure to have a batch, which all of them know.
+        """
         if self._accelerator.num_processes == 1:
             yield
             return
@@ -49,25 +56,33 @@ class SharedMetrics:
 
             def share(engine: Engine) -> None:
                 metrics = _metrics_of(engine)
-                ranks = self._ranks_with_samples(engine) if metrics else ()
+                ranks = self._ranks_with_samples(engine, metrics)
                 if 0 < len(ranks) < self._accelerator.num_processes:
                     group = self._group_of(ranks)
                     for metric in metrics:
                         compute = _ComputedBySome(metric.compute, ranks, group)
                         stack.enter_context(_replaced_compute(metric, compute))
 
-            sharing = engine.add_event_handler(Events.EPOCH_COMPLETED, share)
-            stack.enter_context(restored(sharing.remove))
-            move_to_front(engine, Events.EPOCH_COMPLETED)
+            if not reaches_all_ranks:
+                sharing = engine.add_event_handler(Events.EPOCH_COMPLETED, share)
+                stack.enter_context(restored(sharing.remove))
+                move_to_front(engine, Events.EPOCH_COMPLETED)
             stack.enter_context(among_unequal_ranks())
             yield
 
-    def _ranks_with_samples(self, engine: Engine) -> tuple[int, ...]:
-        """Returns the ranks that have evaluated a batch in this run. Collective."""
-        has_sample = [engine.state.iteration > 0]
-        own = torch.tensor(has_sample, device=self._accelerator.device)
-        flags = self._accelerator.gather(own).tolist()
-        return tuple(rank for rank, flag in enumerate(flags) if flag)
+    def _ranks_with_samples(self, engine: Engine, metrics: list[Metric]) -> tuple[int, ...]:
+        """Returns the ranks that have evaluated a batch; none if their metrics differ. Collective.
+
+        Args:
+            engine: the evaluator.
+            metrics: those of this rank.
+        """
+        kinds = [type(each).__qualname__ for each in metrics]
+        found: list[Any] = [None] * self._accelerator.num_processes
+        distributed.all_gather_object(found, (engine.state.iteration > 0, kinds))
+        if any(others != kinds for _, others in found):
+            return ()
+        return tuple(rank for rank, (has_sample, _) in enumerate(found) if has_sample)
 
     def _group_of(self, ranks: tuple[int, ...]) -> Any:
         if ranks not in self._groups:
@@ -77,11 +92,18 @@ class SharedMetrics:
 
 
 def _metrics_of(engine: Engine) -> list[Metric]:
-    """Returns the metrics that give a result, in order."""
+    """Returns the metrics of Ignite that give a result, in order."""
     functions = (function for function, _ in calls_of(engine))
     called = (each for each in functions if getattr(each, "__name__", None) == "completed")
     owners = (getattr(each, "__self__", None) for each in called)
-    return [*{id(each): each for each in owners if isinstance(each, Metric)}.values()]
+    metrics = {id(each): each for each in owners if isinstance(each, Metric)}
+    return [each for each in metrics.values() if _is_of_ignite(each)]
+
+
+def _is_of_ignite(metric: Metric) -> bool:
+    """Returns whether ``compute`` uses the collectives of ``ignite.distributed`` by their names."""
+    module = type(metric).compute.__module__
+    return module.startswith("ignite.metrics.") and not module.startswith(_WITH_OTHERS)
 
 
 class _ComputedBySome:

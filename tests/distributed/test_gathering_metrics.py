@@ -35,3 +35,10 @@ def test_a_failure_is_told_on_the_rank_without_a_sample(findings):
     assert one["error"] == "ArithmeticError: too hard"
     assert other["error"].endswith("could not compute: ArithmeticError: too hard")
     assert (one["left"], other["left"]) == (False, False)
+
+
+def test_metrics_of_a_user_are_left_as_they_are(findings):
+    one, other = findings.of("of_users")
+    assert (one["total"], one["own"]) == (1, 1)
+    assert other["total"] == 1
+    assert "own" not in other

@@ -6,6 +6,7 @@ import torch
 from ignite.exceptions import NotComputableError
 from ignite.metrics import ROC_AUC
 from ignite.metrics import EpochMetric
+from ignite.metrics import Metric
 from ignite.metrics import Precision
 from ignite.metrics import PrecisionRecallCurve
 from ignite.metrics import Recall
@@ -92,6 +93,37 @@ def compared():
     return found
 
 
+class Counted(Metric):
+    """A metric of a user, who reduces in another way."""
+
+    def reset(self):
+        self.samples = 0
+
+    def update(self, output):
+        self.samples += len(output[0])
+
+    def compute(self):
+        total = torch.tensor(self.samples)
+        torch.distributed.all_reduce(total)
+        return int(total)
+
+
+class OnOneRank(Counted):
+    def compute(self):
+        return self.samples
+
+
+def of_users():
+    """Each rank computes such a metric by itself, also without a sample."""
+    ours = accelerator()
+    evaluator = create_supervised_evaluator(
+        torch.nn.Identity(), {"total": Counted()}, accelerator=ours
+    )
+    if ours.is_main_process:
+        OnOneRank().attach(evaluator, "own")
+    return dict(evaluator.run(DataLoader(samples(1), 2)).metrics)
+
+
 def failing():
     """What cannot be computed is told on the rank without a sample, too."""
 
@@ -111,4 +143,4 @@ def failing():
 
 
 if __name__ == "__main__":
-    run(compared, failing)
+    run(compared, of_users, failing)
