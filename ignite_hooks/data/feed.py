@@ -529,10 +529,15 @@ def load_between_passes(
     """
     loaded = []
     for feed, state in states:
-        place = state.get("place")
+        place, order = state.get("place"), state.get("order")
         if place is not None:  # of these the feed has the states of the same moment
             place = {**place, "objects": {}, "generators": {}}
-        feed.load_state_dict({**state, "place": place})
+            # Iterated again, a sampler that was left early begins anew; its state would continue.
+            if place["is_cut"] and "sampler" in place["of"].partition(" ")[0]:
+                place = None
+        if order is not None and not (order["is_within"] or order["is_over"]):
+            order = None
+        feed.load_state_dict({**state, "place": place, "order": order})
         loaded.append(feed)
     known = {id(feed): feed for feed in (*loaded, *others)}.values()
     for feed in known:

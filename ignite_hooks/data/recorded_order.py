@@ -287,6 +287,8 @@ class RecordedOrder(Unsearched):
             Plain data; None where the elements are not known, or where there is more in them.
         """
         is_within = is_begun and self.reaches(data_pass, start)
+        if is_within:
+            self._find_end()
         if (start or is_begun) and not (is_within and self._is_told):
             return None
         is_opened = self._start_pass == data_pass and not is_begun
@@ -306,6 +308,19 @@ class RecordedOrder(Unsearched):
             "is_over": self._is_over or is_opened,
             "opening": self.opening if is_within else None,
         }
+
+    def _find_end(self) -> None:
+        """Asks a sampler for its end if it has yielded as many elements as it has.
+
+        A state of before the end would have some samplers begin another pass.
+        """
+        try:
+            is_whole = self._drawn == len(self.holder)
+        except TypeError:
+            return
+        if is_whole and not self._is_over and self._iterator is not None:
+            self._is_over = next(self._iterator, _END) is _END
+            self._loaded = None
 
     @property
     def opening(self) -> dict[str, Any] | None:

@@ -434,6 +434,41 @@ def test_a_feed_goes_back_in_a_pass(options):
     assert [each[:-3] for each in give(feed, 6)] == [each[:-3] for each in batches]
 
 
+class Beginning(Carried):
+    """Draws the order of a pass anew, unless its state is in the middle of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.order, self.is_loaded = [], False
+
+    def __iter__(self):
+        if not self.is_loaded or self.index == len(self.order):
+            self.order = torch.randperm(SIZE, generator=self.generator).tolist()
+            self.index = 0
+        self.is_loaded = False
+        while self.index < SIZE:
+            self.index += 1
+            self.drawn += 1
+            yield self.order[self.index - 1]
+
+    def state_dict(self):
+        return {**super().state_dict(), "order": torch.tensor(self.order, dtype=torch.int64)}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.order, self.is_loaded = state["order"].tolist(), True
+
+
+def test_a_sampler_that_has_yielded_all_begins_no_other_pass():
+    def make():
+        return DataLoader(Numbers(), 2, sampler=Beginning(), num_workers=2)
+
+    count = 2 * SIZE // 2
+    batches, places, _ = run(make, count)
+    for given, place in enumerate(places[:-1]):
+        assert [*give(resumed(make, place), count - given)] == batches[given:], given
+
+
 def test_a_feed_goes_back_further_than_is_recorded():
     def make():
         return DataLoader(range(100), None, sampler=Long(), **ONE)

@@ -16,6 +16,7 @@ from ignite.metrics import Average
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset
 from torch.utils.data import IterableDataset
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
@@ -460,3 +461,28 @@ def test_what_training_and_a_stream_share_is_restored_once(tmp_path):
         return loader(Still(), collate_fn=CountingCollate())
 
     assert resumed_at_each_step(make, tmp_path, training=training) == {("exact", True)}
+
+
+def test_a_stateful_sampler_that_was_left_early_begins_again(tmp_path):
+    def trainer_of(**options):
+        seed()
+        trainer = make_trainer(DataLoader(Still(), 2), batch_processor=loss_of_weights, **options)
+        evaluator = create_supervised_evaluator(
+            trainer.model,
+            {"mean": Average(output_transform=lambda output: output[0].mean())},
+            prepare_batch=lambda batch, **kwargs: (batch, batch),
+        )
+        sampler = StatefulDistributedSampler(range(8), num_replicas=1, rank=0)
+        held_out = DataLoader(torch.arange(32.0).view(8, 4), 2, sampler=sampler)
+        Validation(evaluator, held_out, every_steps=1, max_batches=3).attach(trainer)
+        trainer.run(max_epochs=2)
+        return trainer
+
+    whole = trainer_of(checkpoint=SaveCheckpoint(tmp_path, every_steps=1))
+    resumed = trainer_of(resume_from=ResumeCheckpoint(tmp_path / "step_00000004"))
+    assert resumed.state.optimizer_step == whole.state.optimizer_step == STEPS
+    assert resumed.resume_report.parts["validation data"].level == "approximate"
+
+
+def loss_of_weights(model, batch):
+    return None, sum(each.pow(2).sum() for each in model.parameters())
