@@ -120,10 +120,12 @@ def _sum_of(parameter: torch.Tensor) -> torch.Tensor:
 
 def _differences_from_rank_0(parameter: torch.Tensor) -> list[float]:
     """Returns the distance of each rank's parameter from rank 0's, by its norm. Collective."""
-    of_rank_0 = parameter.detach().clone()
+    own = parameter.detach().contiguous()
+    own = torch.view_as_real(own) if own.is_complex() else own
+    of_rank_0 = own.clone()
     distributed.broadcast(of_rank_0, src=0)
     norm = torch.linalg.vector_norm(of_rank_0.to(torch.float64))
-    distance = torch.linalg.vector_norm(parameter.detach().to(torch.float64) - of_rank_0)
+    distance = torch.linalg.vector_norm(own.to(torch.float64) - of_rank_0)
     relative = (distance / norm.clamp(min=torch.finfo(torch.float64).tiny)).reshape(1)
     gathered = [torch.empty_like(relative) for _ in range(distributed.get_world_size())]
     distributed.all_gather(gathered, relative)

@@ -147,11 +147,14 @@ class Trainer(TrainingLoop):
     def _replicated(self) -> dict[str, torch.nn.Parameter]:
         """Returns the parameters that are the same on every rank: the model's, and trained ones."""
         trained = {id(each) for each in self._optimizer_step.prepared.parameters}
+        ignored = {f"model.{each}" for each in getattr(self.model, "parameters_to_ignore", ())}
         return {
             f"{name}.{path}": parameter
             for name, module in self.modules.items()
             for path, parameter in module.named_parameters()
-            if name == "model" or id(parameter) in trained
+            if (name == "model" or id(parameter) in trained)
+            and f"{name}.{path}" not in ignored  # by DDP, on the user's demand
+            and type(parameter.data) is torch.Tensor
         }
 
     def _bare_model(self) -> torch.nn.Module:
