@@ -162,7 +162,8 @@ class CheckpointWriter:
             return (digest, {}, unknown) if rank else (digest, digests_of(objects), {})
 
         looks = self.ranks.agree(look)
-        state.trainer.compare_parameters([digest for digest, _, _ in looks])
+        if not is_alone:
+            state.trainer.compare_parameters([digest for digest, _, _ in looks])
         of_first, unknown = looks[0][1], [of_rank for _, _, of_rank in looks]
         self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first, unknown)))
         return files

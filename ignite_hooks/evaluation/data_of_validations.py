@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 from ignite_hooks.core.training_engine import TrainingEngine
@@ -40,10 +41,12 @@ class DataOfValidations:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the states of the feeds; None for data that were not evaluated on yet."""
+        known = self._known
+        if all(feed is None for feed in known.values()):
+            return dict.fromkeys(known)
         with self._as_in_validation():
             return {
-                name: None if feed is None else feed.state_dict()
-                for name, feed in self._known().items()
+                name: None if feed is None else feed.state_dict() for name, feed in known.items()
             }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -78,13 +81,16 @@ class DataOfValidations:
 
     def doubts(self) -> list[str]:
         """Returns why the data may have a state that ``state_dict`` does not have."""
+        known = {name: feed for name, feed in self._known.items() if feed is not None}
+        if not known:
+            return []
         with self._as_in_validation():
-            known = self._known().items()
-            doubts = ((name, feed.doubts()) for name, feed in known if feed is not None)
+            doubts = ((name, feed.doubts()) for name, feed in known.items())
             return [f"{name}: {doubt}" for name, of_feed in doubts for doubt in of_feed]
 
+    @cached_property
     def _known(self) -> dict[str, DataFeed | None]:
-        """Returns the feeds; None for data that were not evaluated on yet."""
+        """The feeds at one save; None for data that were not evaluated on yet."""
         return {name: each.known_feed_of(data) for name, (each, data) in self._runs().items()}
 
     def _pairs(self, state_dict: Mapping[str, Any]) -> dict[str, tuple[DataFeed, Any]]:
