@@ -1,5 +1,6 @@
 """Ctrl-C, other signals and exceptions at any line: the next run ends as the unbroken one."""
 
+import gc
 import signal
 import sys
 import threading
@@ -164,6 +165,8 @@ class Lines:
         self.acted = []
 
     def follow(self, call):
+        # A collection would call finalizers of earlier runs, from which nothing can be raised.
+        gc.disable()
         sys.settrace(self._enter)
         sys.setprofile(self._go_on)
         try:
@@ -171,6 +174,7 @@ class Lines:
         finally:
             sys.setprofile(None)
             sys.settrace(None)
+            gc.enable()
 
     def _enter(self, frame, event, argument):
         return self._line if self._counts(frame.f_code) else None
