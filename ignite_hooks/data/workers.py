@@ -76,7 +76,7 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
     asked = {number for numbers in ignored_by_workers.values() for number in numbers}
     before = set(multiprocessing.active_children())
     found = loader.worker_init_fn
-    _prepare_start(loader.multiprocessing_context or multiprocessing)
+    method = _prepare_start(loader.multiprocessing_context or multiprocessing)
     with ExitStack() as stack:
         stack.callback(_adopt_workers, before)
         stack.callback(_keep_queues, loader)
@@ -84,7 +84,7 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
             stack.enter_context(_blocked(asked))
         # Alone: a feed, whose generator this may be in, can be closed at any time.
         stack.enter_context(restored(lambda: _set_init(loader, found), alone=True))
-        _set_init(loader, _Sparing(asked | _handled(), found))
+        _set_init(loader, _Sparing(asked | _handled(), found, is_child=method != "forkserver"))
         yield
 
 
@@ -116,11 +116,15 @@ class _Sparing:
     Args:
         ignored: the numbers of the signals.
         found: the user's ``worker_init_fn``, or None.
+        is_child: whether the worker's parent is this process, and not a fork server.
     """
 
-    def __init__(self, ignored: set[int], found: Callable[[int], Any] | None) -> None:
+    def __init__(
+        self, ignored: set[int], found: Callable[[int], Any] | None, *, is_child: bool
+    ) -> None:
         self._ignored = ignored
         self._found = found
+        self._is_child = is_child
         self._main = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
@@ -134,6 +138,10 @@ class _Sparing:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._ignored)
         if self._found is not None:
             self._found(worker_id)
+        if self._is_child and os.getpid() != self._main != os.getppid():
+            # A worker of torch looks who its parent is only now: it would take the one of orphans
+            # for it, and wait for ever.
+            os._exit(1)
 
 
 def _handled() -> set[int]:
@@ -166,13 +174,18 @@ def _set_mask(mask: set[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _prepare_start(context: Any) -> None:
-    """Starts what processes of this context need, before signals are blocked."""
-    method = context.get_start_method()
+def _prepare_start(context: Any) -> str:
+    """Starts what processes of this context need, before signals are blocked.
+
+    Returns:
+        How they are started, "fork" say.
+    """
+    method: str = context.get_start_method()
     if method != "fork":
         context.Lock()  # starts the resource tracker, after which Python unblocks signals
     if method == "forkserver":
         _start_fork_server()
+    return method
 
 
 def _start_fork_server() -> None:

@@ -41,6 +41,12 @@ def seen_here():
     return torch.tensor([*ignored, len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), len(marked)])
 
 
+def outlive_parent(worker_id):
+    """Has the second worker start only when the main process has ended."""
+    while worker_id == 1 and os.getppid() == multiprocessing.parent_process().pid:
+        os.sched_yield()
+
+
 class Seen(Dataset):
     def __len__(self):
         return 4
@@ -349,18 +355,20 @@ def test_workers_do_not_keep_a_process_from_ending(where):
 
 
 ORPHANS = """
-import os, signal
+import os, signal, sys
 from torch.utils.data import DataLoader
 from ignite_hooks.data.workers import ignored_by_workers, started
-from tests.data.test_workers import Seen
+from tests.data.test_workers import Seen, outlive_parent
 
 ignored_by_workers[Seen] = (signal.SIGTERM,)
-loader = DataLoader(Seen(), 1, num_workers=2, persistent_workers=True)
+init = outlive_parent if sys.argv[1] == "late" else None
+loader = DataLoader(Seen(), 1, num_workers=2, persistent_workers=True, worker_init_fn=init)
 next(started(loader))
 os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
-def test_a_signal_that_kills_the_main_process_leaves_no_worker():
+@pytest.mark.parametrize("start", ["early", "late"])
+def test_a_signal_that_kills_the_main_process_leaves_no_worker(start):
     # The output of a program ends when all that could write there have ended, its workers too.
-    assert run(ORPHANS).returncode == -TERM
+    assert run(ORPHANS, start).returncode == -TERM
