@@ -49,7 +49,6 @@ __all__ = [
     "prepared_models",
     "registered_objects",
     "shared_mixed_precision",
-    "smallest_of_all",
     "timeout_of",
     "unlist_loader",
     "unlisted",
@@ -147,12 +146,6 @@ def registered_objects(accelerator: Accelerator) -> list[Any]:
     """Returns what was given to ``accelerator.register_for_checkpointing``, in that order."""
     objects: list[Any] = accelerator._custom_objects
     return objects
-
-
-def smallest_of_all(number: int, accelerator: Accelerator) -> int:
-    """The smallest ``number`` of all processes. Collective."""
-    mine = torch.tensor([number], device=accelerator.device)
-    return int(accelerator.gather(mine).min())
 
 
 def timeout_of(accelerator: Accelerator) -> timedelta | None:

@@ -52,7 +52,7 @@ class DataFeed:
         holds_iterator: whether an iterator is ended by ``close`` alone, and not when its user drops
             it: Python swallows Ctrl-C while it deletes an object.
         promised_length: the number of batches that ``len(data)`` promises for the pass that was
-            settled last, to be shown; None without a promise. Nothing relies on it.
+            looked at last, to be shown; None without a promise. Nothing relies on it.
 
     Args:
         data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
@@ -179,20 +179,18 @@ class DataFeed:
         """Whether no batch of this pass has been given."""
         return not self.position.batches
 
-    def settle(self) -> None:
-        """Asks how many batches this pass has; of one that has begun, what is promised. Collective.
+    def look(self) -> None:
+        """Looks how many batches this pass has; of one that has begun, what is promised.
 
         That may differ from pass to pass: a data set grows, a sampler draws. No random number is
-        taken by it: a ``set_epoch`` that draws is called again when the pass begins.
+        taken by it: a ``set_epoch`` that draws is called again when the pass begins. The other
+        processes are asked only then; until then a length that has changed here is shown.
         """
         with RandomState.preserved(generators=self.generators):
             if self.at_start:
-                self._ask_length()
+                self._source.tell_pass(self.position.data_pass)
+                self._end.look()
             self.promised_length = self._source.promised_length
-
-    def _ask_length(self) -> None:
-        self._source.tell_pass(self.position.data_pass)
-        self._end.settle()
 
     def seek(self, position: FeedPosition) -> None:
         """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
@@ -392,7 +390,8 @@ class DataFeed:
         self._source.resume_place(position, place)
         self.seek(position)
         with RandomState.preserved(generators=self.generators):
-            self._ask_length()
+            self._source.tell_pass(self.position.data_pass)
+            self._end.settle()
 
     def shares_place_with(self, other: "DataFeed") -> bool:
         """Returns whether one object tells the places of both feeds."""

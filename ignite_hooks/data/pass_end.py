@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ignite_hooks.core.accelerators import smallest_of_all
 from ignite_hooks.data.sources import PlainIterable
+from ignite_hooks.processes.host_group import smallest_of_all
 
 __all__ = ["PassEnd"]
 
@@ -47,6 +47,12 @@ class PassEnd:
             if length is not None and self._own_length is not None:
                 self._tell_surplus(self._own_length - length)
         self.length = length
+
+    def look(self) -> None:
+        """Takes over a number of batches that has changed in this process."""
+        length = self._source.length
+        if length != self._own_length:
+            self.length = self._own_length = length
 
     def fetch(self, batches: Iterator[Any], data_pass: int, given: int) -> Iterator[bool]:
         """Puts batch after batch in ``ahead``; says of each whether it is the last of the pass.

@@ -343,7 +343,7 @@ class RunPosition:
         """
         self.feed = feed
         feed.next_pass()
-        feed.settle()
+        feed.look()
         self.epoch_length = epoch_length
         self._seek = self._random = None
         self._on_resume = []
@@ -370,7 +370,7 @@ class RunPosition:
             # An epoch that has had all its batches is completed before the new data begin.
             self.place = Place(progress if progress.is_full else progress.at_epoch_start())
             self.epoch_length = epoch_length or self.epoch_length
-        feed.settle()
+        feed.look()
         if epoch_length not in (None, length := self.length_of_epoch):
             raise ValueError(
                 f"`epoch_length` must stay {length} when training goes on, got "
