@@ -23,6 +23,7 @@ from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.accelerators import prepared_for
 from ignite_hooks.core.ignite_arguments import check_no_device
 from ignite_hooks.core.ignite_arguments import explains_arguments_of
+from ignite_hooks.core.rules import whole_number
 from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
 from ignite_hooks.data.batch import unpack
@@ -62,6 +63,7 @@ def create_supervised_trainer(
     model_transform: Callable[[Any], Any] = identity,
     model_fn: Callable[[torch.nn.Module, Any], Any] = apply_model,
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = loss_alone,
+    agree_every: int = 1,
 ) -> Trainer:
     """Builds a trainer: model, optimizer and data prepared with Accelerate, the handlers wired in.
 
@@ -108,6 +110,9 @@ def create_supervised_trainer(
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred, loss) -> ``state.output``. The default is
             ``loss.detach()``: ``.item()`` would wait for the device in each iteration.
+        agree_every: with several processes, the windows from one exchange of stops, signals and
+            clocks to the next. What one process asks for is obeyed by all of them, at the same
+            step, at most ``agree_every`` + 1 windows later and at the end of each epoch.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -129,6 +134,7 @@ def create_supervised_trainer(
         model_transform=model_transform,
     )
     _check_parameters(model, optimizer, modules)
+    whole_number("agree_every", agree_every, "1 exchanges after each step")
     _check_own_handlers(grad_clip, validation, checkpoint, resume_from)
     _check_handlers(handlers)
     _check_unused(
@@ -169,7 +175,7 @@ def create_supervised_trainer(
         accelerator,
     )
     process_function = supervised_step(model, optimizer_step, forward, output_transform)
-    trainer = Trainer(process_function, model, optimizer_step, feeds, modules)
+    trainer = Trainer(process_function, model, optimizer_step, feeds, modules, agree_every)
     if data is not None:
         feeds.add(data, DataFeed(loaders[0] if loaders else data, accelerator))
         trainer.set_data(data)

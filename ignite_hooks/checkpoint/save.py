@@ -65,7 +65,8 @@ class SaveCheckpoint(Scheduled):
     and what ``also`` names. ``ResumeCheckpoint`` goes on from it.
 
     One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
-    ``trainer.stop_reason`` is the signal's name. More signals within ``grace_seconds`` are the same
+    ``trainer.stop_reason`` is the signal's name ("SIGTERM on rank 1" if not all processes have
+    received it). More signals within ``grace_seconds`` are the same
     request; a later one, or one that comes when the save is complete, does what it did before.
     Workers of a ``DataLoader`` ignore the signals meanwhile, so that one to all processes of a job
     harms nothing. A ``Validation`` in progress is broken off, and made up when the run is resumed.
@@ -212,7 +213,9 @@ class SaveCheckpoint(Scheduled):
         attachment.on(Events.STARTED, note_beginning, turn=Turn.DUE_BY_STEP)
         attachment.on(Events.STARTED, note_attributes, turn=Turn.DUE_BY_STEP)
         attachment.on_removal(triggers.end_runs_without_workers(trainer))
-        if self.every_seconds or self.on_signals or self.background:
+        if trainer.accelerator.num_processes > 1:
+            attachment.on_removal(triggers.watch(trainer))
+        elif self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.STEP_COMPLETED, triggers.look)
         if self.at_end:
             attachment.on_removal(trainer.call_at_end(triggers.save))

@@ -6,6 +6,7 @@ The stages that follow are drawn in ``write.py``.
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,11 @@ from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.context import Hook
 from ignite_hooks.hooks.event_channels import channels_of
+from ignite_hooks.processes.decisions import name_ranks
 
 __all__ = ["CheckpointTriggers"]
+
+_BY_CLOCK = "clock"
 
 
 class CheckpointTriggers:
@@ -97,7 +101,7 @@ class CheckpointTriggers:
         def obey() -> None:
             if not is_due():  # the save below is then the only one
                 trainer.cancel(self.save)
-            self.look(trainer)
+            self._obey(trainer, ranks.gather(self._asked()))
 
         watch = StopWatch(
             lambda: self._signals.received is not None,
@@ -122,27 +126,38 @@ class CheckpointTriggers:
         self._begin(trainer)
         self._writer.rehearse(trainer)
 
+    def watch(self, trainer: TrainingEngine) -> Callable[[], None]:
+        """Obeys signals and the clock of any rank, with several processes.
+
+        Returns:
+            What undoes this.
+        """
+        return trainer.ask_ranks(self._asked, lambda asked: self._obey(trainer, asked))
+
     def look(self, trainer: TrainingEngine) -> None:
-        """After a step: obeys a signal, minds the clock, and tells of what has been written."""
+        """After a step of one process: obeys a signal and the clock, tells of what is written."""
         if self._waits_for_signals_only and self._signals.received is None:
             return
-        options, is_alone = self._options, self._writer.ranks.size == 1
-        if options.background and is_alone:
+        if self._options.background:
             self._writer.tell_if_done()
-        names, every = options.on_signals, options.every_seconds
+        asked = self._asked()
+        if asked is not None:
+            self._obey(trainer, [asked])
+
+    def _asked(self) -> str | None:
+        """Returns what this rank asks for: to stop for a signal, by its name, or to save now."""
+        every = self._options.every_seconds
         is_due = every is not None and monotonic() - self._last_time >= every
-        if is_alone and not is_due and self._signals.received is None:
-            return
-        if not (names or every):
-            return
-        received = [self._signals.received == name for name in names]
-        *received, is_due = self._writer.ranks.any_of(*received, is_due)
-        if is_due or any(received):
+        return self._signals.received or (_BY_CLOCK if is_due else None)
+
+    def _obey(self, trainer: TrainingEngine, asked: Sequence[str | None]) -> None:
+        """Saves, and for a signal stops, as any rank asks."""
+        if any(asked):
             self.defer(trainer)
-        if any(received):
+        reason = _signal_of(asked)
+        if reason is not None:
             self._is_stopping = True
-            trainer.stop_reason = names[received.index(True)]
-            trainer.terminate(resumable=True)
+            trainer.stop(reason)
 
     @contextmanager
     def watching(self, trainer: TrainingEngine) -> Iterator[None]:
@@ -200,11 +215,10 @@ class CheckpointTriggers:
 
     def _is_signalled(self, trainer: TrainingEngine) -> bool:
         """Whether a signal has come; if so, that is why the run ends."""
-        names = self._options.on_signals
-        received = self._writer.ranks.any_of(*(self._signals.received == name for name in names))
-        if any(received):
-            trainer.stop_reason = names[received.index(True)]
-        return any(received)
+        reason = _signal_of(self._writer.ranks.gather(self._signals.received))
+        if reason is not None and not self._is_stopping:
+            trainer.stop_reason = reason
+        return reason is not None
 
     @contextmanager
     def _finishing(self, trainer: TrainingEngine) -> Iterator[None]:
@@ -309,6 +323,13 @@ class _Owning(AbstractContextManager[None, None]):
         self._triggers.is_in_run = False
         if not is_interrupted(self._trainer):
             self._triggers.release()
+
+
+def _signal_of(asked: Sequence[str | None]) -> str | None:
+    """Returns the signal that the first rank has received, and which rank that is; else None."""
+    signals = [None if each == _BY_CLOCK else each for each in asked]
+    first = next((each for each in signals if each is not None), None)
+    return None if first is None else first + name_ranks([each == first for each in signals])
 
 
 def _has_ended(trainer: TrainingEngine) -> bool:

@@ -33,7 +33,15 @@ from ignite_hooks.optim import lr_scheduler as schedulers
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.trainer.trainer import Trainer
 
-__all__ = ["Accumulation", "MaxCount", "Precision", "RunSettings", "SchedulerAt", "Seed"]
+__all__ = [
+    "Accumulation",
+    "AgreeEvery",
+    "MaxCount",
+    "Precision",
+    "RunSettings",
+    "SchedulerAt",
+    "Seed",
+]
 
 _PRECISIONS = ("no", "fp16", "bf16", "fp8")
 
@@ -64,6 +72,13 @@ Accumulation = Annotated[
     WithJsonSchema({"type": "integer", "minimum": 1}),
 ]
 """Batches of a step."""
+
+AgreeEvery = Annotated[
+    int,
+    must_be("an integer >= 1", is_count, "1 exchanges after each step"),
+    WithJsonSchema({"type": "integer", "minimum": 1}),
+]
+"""Windows from one exchange of stops between processes to the next."""
 
 MaxCount = Annotated[
     int,
@@ -116,6 +131,7 @@ class RunSettings:
         checkpoint: saves on its schedule.
         resume_from: what to go on from.
         handlers: further handlers, in order.
+        agree_every: with several processes, the windows from one exchange of stops to the next.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -133,6 +149,7 @@ class RunSettings:
     checkpoint: SaveCheckpoint | None = None
     resume_from: ResumeCheckpoint | None = None
     handlers: tuple[Handler, ...] = ()
+    agree_every: AgreeEvery = 1
 
     def set_up(self, **options: Any) -> Accelerator:
         """Seeds the random generators, and makes the accelerator that the settings ask for.
@@ -225,6 +242,7 @@ class RunSettings:
             checkpoint=checkpoint,
             resume_from=self.resume_from,
             handlers=[*self.handlers, *handlers],
+            agree_every=self.agree_every,
             **functions,
         )
         trainer.set_limits(max_epochs=self.max_epochs, max_steps=self.max_steps)

@@ -153,9 +153,27 @@ class TrainingEngine(Protocol):
     def terminate(self, *, resumable: bool = False) -> None:
         """Ends the run after the present event; an open window is dropped.
 
+        With several processes one of them can call it: all end at the same step boundary.
+
         Args:
             resumable: whether a process that resumes from a checkpoint continues the run.
         """
+
+    def stop(self, reason: str) -> None:
+        """Ends the run after the present event, resumably. All ranks call it at the same place."""
+
+    def ask_ranks(
+        self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
+    ) -> Callable[[], None]:
+        """Has ``obey`` called on all ranks, at the same step boundary, if one of them asks for it.
+
+        Returns:
+            What undoes this.
+        """
+
+    @property
+    def is_ending(self) -> bool:
+        """True if all ranks know that the run ends at the next chance."""
 
     def finish_resumed_run(self, ended_by: str) -> None:
         """Leaves the next run nothing to do: ``ended_by`` has finished the one it resumes."""

@@ -217,7 +217,8 @@ class _ScheduledValidations:
         """Validates before the first epoch; on a trainer as the last handler of STARTED."""
         if is_trainer(engine) and engine.is_broken_off:
             return  # the loop has it made up when all is restored
-        if engine.state.iteration == 0 and not engine.should_terminate:
+        is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
+        if engine.state.iteration == 0 and not is_ending:
             # A trainer may go on from there, after a failure in the first window.
             done = completed_validations(engine) if is_trainer(engine) else ()
             self._trigger(engine, [e for e in self.members if e.at_start and e not in done])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,11 +32,18 @@ from ignite_hooks.data.active_loader import set_aside
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.hooks.channels import Channels
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.processes.decisions import Decisions
+from ignite_hooks.processes.decisions import Question
 from ignite_hooks.trainer.due_list import DueList
 from ignite_hooks.trainer.ignite_handlers import warn_of_gradient_logger
 from ignite_hooks.trainer.ignite_handlers import warn_of_lr_finder
 from ignite_hooks.trainer.limits import Shown
+from ignite_hooks.trainer.requests import AT_LIMIT
+from ignite_hooks.trainer.requests import EPOCH
+from ignite_hooks.trainer.requests import INTERRUPT
+from ignite_hooks.trainer.requests import RUN
 from ignite_hooks.trainer.requests import Request
+from ignite_hooks.trainer.requests import Requests
 from ignite_hooks.trainer.requests import Stop
 from ignite_hooks.trainer.requests import Terminate
 from ignite_hooks.trainer.requests import TerminateEpoch
@@ -43,8 +51,6 @@ from ignite_hooks.trainer.run_position import RunPosition
 from ignite_hooks.trainer.running_metrics import RunningMetrics
 
 __all__ = ["TrainingLoop"]
-
-_AT_LIMIT = "limit"  # what ``should_terminate`` is then: a handler can still write a further limit
 
 
 class TrainingLoop(QuickEngine):
@@ -58,6 +64,9 @@ class TrainingLoop(QuickEngine):
     them: after the events that can make one. What is open in the loop or the epoch is left first,
     and then ``Terminate`` or ``TerminateEpoch`` takes the way out of the generators. A subclass
     must leave the three flags as they are here: the loop looks at the set of those that are set.
+
+    With several processes a request of one rank is obeyed by all of them at the same step boundary
+    (``Decisions``): at most ``agree_every`` + 1 windows later, or at the end of the epoch.
     """
 
     should_terminate = Request()
@@ -70,9 +79,14 @@ class TrainingLoop(QuickEngine):
         self,
         process_function: Callable[["TrainingLoop", Any], Any],
         optimizer_step: OptimizerStep,
+        agree_every: int = 1,
     ) -> None:
-        self._requests: dict[str, Any] = {}
-        self._stops: list[Stop] = []  # that asked for the end of the run, the first one first
+        is_alone = optimizer_step.accelerator.num_processes == 1
+        self._requests = Requests(is_alone=is_alone)
+        self._decisions: Decisions | None = None
+        if not is_alone:
+            self._decisions = Decisions(optimizer_step.accelerator, agree_every)
+            self._decisions.add(Question(self._requests.to_tell, self._requests.obey))
         self._is_over = False  # no request changes who ended the run
         self._running_metrics = RunningMetrics(self._metrics, optimizer_step.signals)
         self._position = RunPosition(optimizer_step)
@@ -99,8 +113,10 @@ class TrainingLoop(QuickEngine):
     def _run_loop(self) -> Generator[State, None, State]:
         """The whole run, with what surrounds it; yields where the run is interrupted."""
         self.stop_reason = None
-        self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
-        self._position.ended_by, self._stops, self._is_over = None, [], False
+        self._requests.clear()
+        if self._decisions is not None:
+            self._decisions.begin()
+        self._position.ended_by, self._is_over = None, False
         self._position.enter_run()
         self._running_metrics.enter(self._position.place.progress.iteration)
         self._changes_around = self._changes.present
@@ -128,7 +144,7 @@ class TrainingLoop(QuickEngine):
                 self.stop_reason = self._position.limit_reached
                 self._settle_end()
             except Terminate:
-                self._terminate(self.stop_reason or self._stop.reason)
+                self._terminate(self.stop_reason or self._requests.stop.reason)
             except TerminateEpoch:
                 raise RuntimeError(
                     "terminate_epoch() must be called within an epoch, it was called at STARTED or "
@@ -142,11 +158,13 @@ class TrainingLoop(QuickEngine):
         self._update_handlers()  # Ignite's profilers write to the table of handlers when attached …
         self._fire_to_profilers(Events.STARTED)  # … and at this event
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
+        if self._decisions is not None:
+            self._decisions.settle_now()
         self._look()
-        if not (self.is_broken_off and self.should_terminate == _AT_LIMIT):  # that is not all yet
+        if not (self.is_broken_off and self._requests.of_run == AT_LIMIT):  # that is not all yet
             yield from self._obey()
         self._finish_boundary()
-        if self.is_leaving_epoch and not self.should_terminate:
+        if self.is_leaving_epoch and not self._requests.of_run:
             self._cut_epoch()
         elif not position.place.progress.is_full:  # else the epoch completes first
             yield from self._obey()
@@ -154,7 +172,7 @@ class TrainingLoop(QuickEngine):
         self._call_due_on_resume()
         while position.limit_reached is None or position.place.progress.is_full:
             self.state.epoch = position.place.progress.epochs + 1
-            self._present_feed.settle()
+            self._present_feed.look()
             self._show_lengths()
             started = time.time()
             with self.hook_channels.on_epoch:
@@ -168,12 +186,14 @@ class TrainingLoop(QuickEngine):
                         if position.limit_reached is not None:  # now, not after the first batch
                             self._stop_at(position.limit_reached)
                         yield from self._obey()
+                        if EPOCH in self._requests.asked:  # other ranks may not know of it
+                            raise TerminateEpoch
                 position.restore_random_state(is_last_time=True)
                 self._running_metrics.restore(self, is_last_time=True)
                 yield from self._iterations()
                 self.state.times[Events.EPOCH_COMPLETED.name] = time.time() - started
                 self._complete_epoch()
-            self.should_terminate_single_epoch = False
+            self._requests.withdraw(EPOCH)
             self.state.times[Events.EPOCH_COMPLETED.name] = took = time.time() - started
             self.logger.info("Epoch[%d] complete, %.3f s.", self.state.epoch, took)
             yield from self._obey()
@@ -186,7 +206,7 @@ class TrainingLoop(QuickEngine):
         """
         position = self._position
         if self._leaves_epoch and not position.place.progress.is_full:
-            self.should_terminate_single_epoch = self._leaves_epoch
+            self._requests.set(EPOCH, self._leaves_epoch)
         self._due.resume()
         if self._optimizer_step.scheduler.is_validated:
             self.defer(self._move_scheduler, Turn.SCHEDULER)
@@ -194,7 +214,7 @@ class TrainingLoop(QuickEngine):
         self._look()
         if not position.place.progress.is_full:
             self._call_due()
-            if self._due.on_resume and self.should_terminate == _AT_LIMIT:  # no epoch is to come
+            if self._due.on_resume and self._requests.of_run == AT_LIMIT:  # no epoch is to come
                 position.restore_random_state(is_last_time=True)
                 if position.place.progress.batches:
                     self.state.epoch = position.place.progress.epochs + 1
@@ -213,8 +233,8 @@ class TrainingLoop(QuickEngine):
 
     def _iterations(self) -> Generator[State, None, None]:
         state, fire, channels = self.state, self._fire, self.hook_channels
-        position, requests, optimizer_step = self._position, self._requests, self._optimizer_step
-        window = optimizer_step.window
+        position, optimizer_step = self._position, self._optimizer_step
+        requests, decisions, window = self._requests.obeyed, self._decisions, optimizer_step.window
         fire_of_data = fire if self._has_data else _fire_nothing
         optimizer_step.signals.is_stale = True  # loader workers may start, with a handler
         try:
@@ -261,12 +281,16 @@ class TrainingLoop(QuickEngine):
                         optimizer_step.complete_step(self)
                         if self._after_first_step:
                             self._after_first_step.pop()()
+                    if is_closing and decisions is not None:
+                        decisions.settle()
                     self._look()
                     is_last = position.place.progress.is_full
                     is_due = self._due.entries or requests
                     if is_due and not (is_last or self.is_leaving_epoch):
                         self._call_due()
-                if is_last and self.should_terminate:
+                    if is_closing and decisions is not None and not (is_last or requests):
+                        decisions.ask()
+                if is_last and self._requests.of_run:
                     return  # the epoch completes first
                 if requests:
                     yield from self._obey()
@@ -280,7 +304,7 @@ class TrainingLoop(QuickEngine):
         self._optimizer_step.drop_window()
         self._present_feed.next_pass()
         self._batches = iter(self._present_feed)
-        self._position.cut_epoch(self.should_terminate_single_epoch)
+        self._position.cut_epoch(self._requests.obeyed[EPOCH])
         self._fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=batches)
 
     def _enter_next_pass(self, fire: Callable[[Any], None]) -> Generator[State, None, None]:
@@ -305,6 +329,8 @@ class TrainingLoop(QuickEngine):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._announce_epoch()
         self._position.unannounced.clear()  # done already, if there was a handler
+        if self._decisions is not None:
+            self._decisions.settle_now()
         self._call_due()
 
     def _announce_epoch(self) -> None:
@@ -320,7 +346,7 @@ class TrainingLoop(QuickEngine):
         except BrokenOff:
             self._position.reopen_epoch(before)
         put_back()  # they have computed
-        self.should_terminate_single_epoch = False  # the position knows it
+        self._requests.withdraw(EPOCH)  # the position knows it
         self._stop_broken_off()
         self.hook_channels.scopes.leave(self._depth_in_loop)
         raise Terminate
@@ -332,7 +358,7 @@ class TrainingLoop(QuickEngine):
     def _complete(self) -> None:
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
-        if self.should_terminate != "skip_completed":
+        if self._requests.of_run != "skip_completed":
             self._fire_to_profilers(Events.COMPLETED)  # where they take back what they wrote
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
@@ -359,10 +385,10 @@ class TrainingLoop(QuickEngine):
             # At the end of an epoch only `max_steps` says so by TERMINATE; the others are expected.
             if progress.batches and (limit == "max_steps" or not progress.is_full):
                 self._stop_at(limit)
-        elif self._requests and self.stop_reason in vars(position.limits):
+        elif self._requests.obeyed and self.stop_reason in vars(position.limits):
             self.stop_reason = None  # it was reached, and now lies further
-            if self.should_terminate == _AT_LIMIT:
-                self.should_terminate = False
+            if self._requests.of_run == AT_LIMIT:
+                self._requests.withdraw(RUN)
 
     def _take_over(self) -> None:
         position, optimizer_step = self._position, self._optimizer_step
@@ -422,10 +448,10 @@ class TrainingLoop(QuickEngine):
     # The ways out
 
     def _stop_at(self, limit: str) -> None:
-        asked = self._stop.reason if self.should_terminate else limit
+        asked = self._requests.stop.reason if self._requests.of_run else limit
         self.stop_reason = self.stop_reason or asked
-        if not self.should_terminate:  # else a handler may have set it to "skip_completed"
-            self.should_terminate = _AT_LIMIT
+        if not self._requests.of_run:  # else a handler may have set it to "skip_completed"
+            self._requests.set(RUN, AT_LIMIT)
 
     def _cut_short(self) -> None:
         """Completes an epoch whose pass has fewer batches left than it had when it was begun."""
@@ -434,15 +460,16 @@ class TrainingLoop(QuickEngine):
         self._position.mark_boundary(progress._replace(is_full=True))
 
     def _obey(self) -> Generator[State, None, None]:
-        if self.should_terminate:
+        requests = self._requests.obeyed
+        if RUN in requests:
             self.hook_channels.scopes.leave(self._depth_in_loop)
             raise Terminate
-        if self.should_terminate_single_epoch:
+        if EPOCH in requests:
             self.hook_channels.scopes.leave(self._depth_in_epoch)
             raise TerminateEpoch
-        if self.should_interrupt:
+        if INTERRUPT in requests:
             self._fire(Events.INTERRUPT)
-            self.should_interrupt = False
+            self._requests.withdraw(INTERRUPT)
             feed = self._present_feed
             try:
                 with set_aside(feed.loader, alone=True):  # the scopes of a run are left meanwhile
@@ -486,7 +513,8 @@ class TrainingLoop(QuickEngine):
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
                 reason = self.stop_reason if self.stop_reason != "exception" else None
-                self._terminate(reason or self._stop.reason)
+                self._requests.obey_own()
+                self._terminate(reason or self._requests.stop.reason)
                 if self._depth_in_loop:  # COMPLETED too comes only after STARTED
                     self._complete()
                 return True
@@ -512,7 +540,7 @@ class TrainingLoop(QuickEngine):
             self._due.clear()  # its batches are given again, and their handlers ask again
             optimizer_step.scheduler.forget_validation()
         is_leaving = has_failed and not drops_window and self.is_leaving_epoch
-        self._leaves_epoch = is_leaving and self.should_terminate_single_epoch
+        self._leaves_epoch = is_leaving and self._requests.obeyed[EPOCH]
         position.roll_back(has_failed=True)  # ``run`` has the last word
         self.state.iteration = position.place.progress.iteration
         self._running_metrics.leave(self.state.iteration, drops_window=drops_window)
@@ -526,7 +554,7 @@ class TrainingLoop(QuickEngine):
         """Calls what is due, and what is to be called where the run ends if it ends here."""
         self._try_due()
         self._look()
-        is_over = bool(self.should_terminate or self._position.limit_reached)
+        is_over = bool(self._requests.of_run or self._position.limit_reached)
         if is_over and self._position.is_at_boundary and not self.is_leaving_epoch:
             for callback in tuple(self._at_end):
                 callback()
@@ -547,8 +575,6 @@ class TrainingLoop(QuickEngine):
     def _stop_broken_off(self) -> None:
         """Stops, now that a validation was broken off for that: it stays due, and what follows."""
         self._due.break_off()
-        if not self.should_terminate:
-            self.terminate(resumable=True)
         for watch in stop_watches(self):
             watch.obey()
         self._due.call()
@@ -608,6 +634,8 @@ class TrainingLoop(QuickEngine):
     def terminate(self, skip_completed: bool = False, *, resumable: bool = False) -> None:
         """Ends the run after the present event; an open window is dropped.
 
+        With several processes the run ends on all of them, at the next step boundary but one.
+
         The next ``run()`` of this process continues the run. Another process that resumes from its
         checkpoints does so only if all that asked for the end are resumable, as Ignite's
         ``TimeLimit`` and signals are: a run that ``EarlyStopping`` ended is finished.
@@ -617,24 +645,51 @@ class TrainingLoop(QuickEngine):
             resumable: whether a process that resumes from a checkpoint continues the run, for a
                 clock or a budget, or finds it finished.
         """
-        if self.should_terminate in (False, _AT_LIMIT):
-            self._stops = []  # a request was withdrawn
-        self._stops.append(Stop.called_from(sys._getframe(1), resumable=resumable))
+        if self.should_terminate in (False, AT_LIMIT):
+            self._requests.asked_stops.clear()  # a request was withdrawn
+        self._requests.asked_stops.append(Stop.called_from(sys._getframe(1), resumable=resumable))
         super().terminate(skip_completed)
 
+    def stop(self, reason: str) -> None:
+        """Ends the run after the present event, resumably. All ranks call it at the same place.
+
+        Args:
+            reason: the ``stop_reason``.
+        """
+        self.stop_reason = reason
+        self._requests.end_with(Stop(reason, is_final=False))
+
+    def ask_ranks(
+        self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
+    ) -> Callable[[], None]:
+        """Has ``obey`` called on all ranks, at the same step boundary, if one of them asks for it.
+
+        It is called before what is due at that boundary, and at the ends of epochs. Only with
+        several processes.
+
+        Args:
+            asked: returns what this rank asks for, which can be pickled, or None. It is called at
+                each boundary.
+            obey: is given what each rank has asked for, in their order.
+
+        Returns:
+            What undoes this.
+        """
+        assert self._decisions is not None
+        return self._decisions.add(Question(asked, obey))
+
     @property
-    def _stop(self) -> Stop:
-        """The request that ends the run: the first final one, or else the first."""
-        final = [each for each in self._stops if each.is_final]
-        return (final or self._stops or [Stop()])[0]
+    def is_ending(self) -> bool:
+        """True if all ranks know that the run ends at the next chance."""
+        return bool(self._requests.of_run)
 
     @property
     def ended_by(self) -> str | None:
         """Names what finished the run before its limit; None for a limit or a resumable end."""
         if self._is_over or self._position.ended_by is not None:
             return self._position.ended_by
-        is_asked = self.should_terminate not in (False, _AT_LIMIT)
-        return self._stop.caller if is_asked and self._stop.is_final else None
+        is_asked, stop = self._requests.of_run not in (False, AT_LIMIT), self._requests.stop
+        return stop.caller if is_asked and stop.is_final else None
 
     def finish_resumed_run(self, ended_by: str) -> None:
         """Leaves the next run nothing to do: ``ended_by`` has finished the one it resumes."""
@@ -648,7 +703,7 @@ class TrainingLoop(QuickEngine):
     @property
     def is_leaving_epoch(self) -> bool:
         """True if the rest of the epoch is about to be skipped; deferred callbacks wait for it."""
-        return bool(self.should_terminate_single_epoch and self._position.place.progress.batches)
+        return EPOCH in self._requests.obeyed and self._position.place.progress.batches > 0
 
     def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.

@@ -55,7 +55,8 @@ class Trainer(TrainingLoop):
 
     ``stop_reason`` says why the last run ended: "max_epochs", "max_iters", "max_steps",
     "exception", the class of the handler that called ``terminate()`` ("EarlyStopping"),
-    "terminate" where a function did or, with a ``SaveCheckpoint``, the name of a signal.
+    "terminate" where a function did or, with a ``SaveCheckpoint``, the name of a signal. With
+    several processes it names the rank that has asked, "EarlyStopping on rank 1", if not all have.
     ``ended_by`` names what finished the run before its limit, in which case a process that resumes
     it has nothing left to do. ``resume_report`` says what of an earlier run was resumed, and how
     exactly; None if nothing was. ``hooks`` has what is entered before and left after a part of the
@@ -69,8 +70,9 @@ class Trainer(TrainingLoop):
         optimizer_step: OptimizerStep,
         feeds: Feeds,
         modules: Mapping[str, torch.nn.Module] | None = None,
+        agree_every: int = 1,
     ) -> None:
-        super().__init__(process_function, optimizer_step)  # type: ignore[arg-type]
+        super().__init__(process_function, optimizer_step, agree_every)  # type: ignore[arg-type]
         self.accelerator = optimizer_step.accelerator
         self.model = model
         self.optimizer = optimizer_step.optimizer
@@ -388,7 +390,7 @@ class Trainer(TrainingLoop):
         if self.feed is not None:
             self.feed.close()
         feed = self._feed_of(data, None)
-        feed.settle()
+        feed.look()
         self._position.change_feed(feed)
         self._batches = iter(feed)
         self._show_lengths()

@@ -53,6 +53,7 @@ BY_TYPE = [
     (fields.SignalNames, st.lists(st.sampled_from(["SIGTERM", "SIGINT", "SIGUSR1"])).map(tuple)),
     (fields.SourcePath, paths | paths.map(Path)),
     (run_settings.Accumulation, counts),
+    (run_settings.AgreeEvery, counts),
     (run_settings.MaxCount, counts),
     (run_settings.Precision, st.sampled_from(["no", "fp16", "bf16", "fp8"])),
     (run_settings.SchedulerAt, st.sampled_from(["step", "epoch", "validation"])),

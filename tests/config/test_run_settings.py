@@ -359,6 +359,7 @@ def test_settings_of_ones_own_are_a_subclass_with_a_tag():
         ("mixed_precision", "fp32", "one of no, fp16, bf16, fp8, got 'fp32'"),
         ("mixed_precision", False, "one of no, fp16, bf16, fp8, got False"),
         ("gradient_accumulation_steps", 0, "an integer >= 1"),
+        ("agree_every", 0, "an integer >= 1"),
         ("max_epochs", 0, "an integer >= 1"),
         ("max_steps", math.inf, "an integer >= 1"),
         ("scheduler_at", None, '"step", "epoch" or "validation", got None'),

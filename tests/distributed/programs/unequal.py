@@ -145,7 +145,7 @@ def terminated_epochs():
     rank = ours.process_index
     trainer = build(ours, Unsized(batches_of(rank, (7, 5))))
 
-    @trainer.on(Events.ITERATION_COMPLETED(once=3))
+    @trainer.on(Events.ITERATION_COMPLETED(once=1))
     def terminate(engine):
         engine.terminate_epoch()
 

@@ -1,0 +1,123 @@
+import pytest
+
+from tests.distributed.launch import on_two_processes
+from tests.distributed.programs.one_decision import EVENTS
+from tests.distributed.programs.one_decision import LENGTH
+
+pytestmark = pytest.mark.distributed
+
+PLACES = {
+    "STARTED": [0, 0, 0],
+    "EPOCH_STARTED": [2, LENGTH + 2, LENGTH + 2],
+    "ITERATION_STARTED": [1, 4, 4],
+    "OPTIMIZER_STEP_STARTED": [1, 5, 5],  # it counts the steps before it
+    "STEP_COMPLETED": [1, 4, 4],
+    "last batch": [1, LENGTH, LENGTH],
+    "EPOCH_COMPLETED": [1, LENGTH, LENGTH],
+}
+"""Epoch, iteration and step where both ranks stop: one step after that of the request."""
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    return on_two_processes("one_decision", tmp_path_factory.mktemp("one_decision"), limit=120)
+
+
+def of_both(findings, check):
+    """What both ranks have found: it must be the same."""
+    one, other = findings.of(check)
+    assert one == other
+    return one
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_one_rank_stops_both_at_one_step_and_both_say_which_rank(findings, event):
+    found = of_both(findings, "terminated_at_events")[event]
+    assert found["place"] == PLACES[event]
+    assert found["reason"] == "terminate on rank 1"
+    assert found["ended_by"] == "terminate() in terminate on rank 1"
+    assert found["ends"] == [[found["place"][1]], [found["place"][1]]]
+
+
+@pytest.mark.parametrize(("name", "place"), [("windows", [1, 4, 2]), ("seldom", [1, 5, 5])])
+def test_windows_are_counted_and_not_batches(findings, name, place):
+    assert of_both(findings, "terminated_windows")[name]["place"] == place
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "place", "is_finished"),
+    [
+        ("flag", "terminate on rank 1", [1, 4, 4], True),
+        ("nan", "TerminateOnNan on rank 1", [1, 4, 4], True),
+        ("time", "TimeLimit on rank 1", [1, 2, 2], False),
+        ("early", "EarlyStopping on rank 1", [2, 2 * LENGTH, 2 * LENGTH], True),
+        ("withdrawn", "max_epochs", [3, 3 * LENGTH, 3 * LENGTH], False),
+    ],
+)
+def test_a_handler_on_one_rank_stops_both(findings, name, reason, place, is_finished):
+    found = of_both(findings, "stopped_by_handlers")[name]
+    assert (found["reason"], found["place"]) == (reason, place)
+    assert (found["ended_by"] is not None) == is_finished
+
+
+def test_a_stop_that_all_ranks_ask_for_names_none(findings):
+    found = of_both(findings, "stopped_by_all")
+    assert (found["reason"], found["place"]) == ("terminate", [1, 4, 4])
+
+
+def test_data_that_end_elsewhere_stop_at_the_same_step(findings):
+    assert of_both(findings, "streams_that_end_elsewhere")["place"] == [1, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [("first", [2, 2 + LENGTH, 2 + 2 * LENGTH]), ("last", [LENGTH, 2 * LENGTH, 3 * LENGTH])],
+)
+def test_an_epoch_is_cut_on_both_and_no_later_one(findings, name, lengths):
+    assert of_both(findings, "epochs_cut")[name]["lengths"] == lengths
+
+
+def test_no_epoch_is_cut_before_it_has_begun(findings):
+    error = of_both(findings, "epochs_cut")["not in an epoch"]
+    assert error.startswith("terminate_epoch() must be called within an epoch")
+
+
+def test_an_interruption_by_one_rank_interrupts_both_and_changes_nothing(findings):
+    found = of_both(findings, "interrupted")
+    assert found["places"] == [4, 4]
+    assert (found["iteration"], found["equal"]) == (3 * LENGTH, True)
+
+
+def test_both_continue_after_a_stop_of_one(findings):
+    found = of_both(findings, "continued")
+    assert (found["stopped"], found["iteration"], found["equal"]) == (4, 3 * LENGTH, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("handler", "terminate on rank 1"), ("signal", "SIGTERM on rank 1")]
+)
+def test_a_stop_is_saved_once_and_resumed(findings, name, reason):
+    found = of_both(findings, "saved")[name]
+    assert (found["reason"], found["place"], found["steps"]) == (reason, [1, 4, 4], [4])
+    assert found["equal"]
+
+
+def test_settings_say_how_often_ranks_agree(findings):
+    assert of_both(findings, "settings")["place"] == [1, 5, 5]
+
+
+def test_an_exchange_that_a_failure_left_is_dropped(findings):
+    found = of_both(findings, "failed_while_pending")
+    assert (found["reason"], found["place"]) == ("terminate on rank 1", [1, 5, 5])
+
+
+def test_ranks_with_other_handlers_are_an_error_on_all(findings):
+    error = of_both(findings, "other_handlers")["error"]
+    assert error.startswith("every rank must have the same handlers that can stop or save a run")
+    assert "[1, 2], by rank" in error
+
+
+def test_an_epoch_costs_one_asynchronous_collective_a_step_and_few_blocking_ones(findings):
+    # After the last step the exchange is that of the end of the epoch; the other is of lengths.
+    expected = {"asynchronous": LENGTH - 1, "blocking": 2}
+    assert of_both(findings, "collectives")["epoch"] == expected
