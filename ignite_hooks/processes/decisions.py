@@ -72,13 +72,16 @@ class Decisions:
 
     def settle(self) -> None:
         """Ends the exchange that is under way, if one is: what any rank asks for is obeyed."""
-        if self._pending is not None and self._end_exchange():
+        if self._pending is None:
+            return
+        (work, is_any_asked), self._pending = self._pending, None
+        work.wait()
+        if is_any_asked.item():
             self._obey()
 
     def settle_now(self) -> None:
         """Obeys what any rank asks for by now, without a boundary between."""
-        if self._pending is not None:
-            self._end_exchange()  # what it tells of is still asked for
+        self._pending = None  # what it would tell of is asked for still
         _, is_any_asked = self._exchange(async_op=False)
         if is_any_asked.item():
             self._obey()
@@ -90,12 +93,6 @@ class Decisions:
         group, op = host_group(self._accelerator), distributed.ReduceOp.MAX
         work = distributed.all_reduce(is_any_asked, op, group=group, async_op=async_op)
         return work, is_any_asked
-
-    def _end_exchange(self) -> bool:
-        assert self._pending is not None
-        (work, is_any_asked), self._pending = self._pending, None
-        work.wait()
-        return bool(is_any_asked.item())
 
     def _obey(self) -> None:
         own = [each.asked() for each in self._questions]

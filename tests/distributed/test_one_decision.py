@@ -12,6 +12,7 @@ PLACES = {
     "ITERATION_STARTED": [1, 4, 4],
     "OPTIMIZER_STEP_STARTED": [1, 5, 5],  # it counts the steps before it
     "STEP_COMPLETED": [1, 4, 4],
+    "last batch but one": [1, LENGTH, LENGTH],
     "last batch": [1, LENGTH, LENGTH],
     "EPOCH_COMPLETED": [1, LENGTH, LENGTH],
 }

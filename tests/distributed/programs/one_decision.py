@@ -111,6 +111,7 @@ EVENTS = {
     "ITERATION_STARTED": Events.ITERATION_STARTED(once=3),
     "OPTIMIZER_STEP_STARTED": TrainEvents.OPTIMIZER_STEP_STARTED(once=3),
     "STEP_COMPLETED": TrainEvents.STEP_COMPLETED(once=3),
+    "last batch but one": Events.ITERATION_COMPLETED(once=LENGTH - 1),
     "last batch": Events.ITERATION_COMPLETED(once=LENGTH),
     "EPOCH_COMPLETED": Events.EPOCH_COMPLETED(once=1),
 }
