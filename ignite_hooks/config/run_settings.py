@@ -119,7 +119,9 @@ class RunSettings:
     Settings of one's own, a learning rate, a batch size, go into a subclass with a tag of its own.
 
     Args:
-        seed: what ``set_up`` seeds the random generators of Python, numpy and torch with.
+        seed: what ``set_up`` seeds the random generators of Python, numpy and torch with, on all
+            processes alike. The first run of the trainer that ``build`` makes begins with other
+            numbers on each of several processes, for dropout and augmentation.
         mixed_precision: "no", "fp16", "bf16" or "fp8", as for ``Accelerator``.
         gradient_accumulation_steps: batches of a step, as for ``Accelerator``.
         max_epochs: epochs in all, for a ``trainer.run()`` that is given no limit itself.
@@ -245,6 +247,8 @@ class RunSettings:
             agree_every=self.agree_every,
             **functions,
         )
+        if self.seed is not None:
+            trainer.seed_ranks(self.seed)
         trainer.set_limits(max_epochs=self.max_epochs, max_steps=self.max_steps)
         return trainer
 

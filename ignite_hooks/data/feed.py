@@ -27,6 +27,8 @@ from ignite_hooks.data.prepare import source_of
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.shared_order import digest_of_global_generators
+from ignite_hooks.data.shared_order import what_may_draw_apart
 
 __all__ = ["DataFeed", "Feeds", "load_between_passes"]
 
@@ -414,7 +416,7 @@ class DataFeed:
         self._source.places.arrive(self._source)
         with ExitStack() as stack:
             stack.enter_context(self._source.active(self.position.data_pass))
-            self._end.settle()
+            self._end.settle(digest_of_global_generators() if self._is_drawn_by_all else 0)
             if not self.at_start and self._end.length != length_before:
                 self._warn_of_change(length_before)
             batches = stack.enter_context(closing(self._source.batches(*self.position)))
@@ -430,6 +432,15 @@ class DataFeed:
             raise ValueError(self._no_batches())
         self._giving = None
         self._leave_pass()
+
+    @property
+    def _is_drawn_by_all(self) -> bool:
+        """Whether the order of this pass is about to be drawn, and may be another on each rank."""
+        accelerator = self._accelerator
+        if accelerator is None or accelerator.num_processes == 1 or not self.at_start:
+            return False
+        # Who gives each rank batches of its own has divided them, too.
+        return isinstance(self.loader, DataLoader) and what_may_draw_apart(self.loader) is not None
 
     def _leave_pass(self) -> None:
         position = FeedPosition(self.position.data_pass + 1, 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ignite_hooks.data.shared_order import what_may_draw_apart
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.processes.host_group import smallest_of_all
 
@@ -35,17 +36,25 @@ class PassEnd:
         self._accelerator = accelerator
         self.ahead: deque[Any] = deque()
         self.length: int | None = None
-        self._has_told = False
+        self._has_told = self._has_told_orders = False
         self.settle()
 
-    def settle(self) -> None:
-        """Asks anew how many batches a pass has, which may depend on the pass. Collective."""
+    def settle(self, digest: int = 0) -> None:
+        """Asks anew how many batches a pass has, which may depend on the pass. Collective.
+
+        Args:
+            digest: of the global random generators, where the order may be drawn from them; all
+                processes must have the same. 0 where they need not.
+        """
         length = self._own_length = self._source.length
         if self._accelerator is not None:
-            smallest = smallest_of_all(-1 if length is None else length, self._accelerator)
+            own = (-1 if length is None else length, digest, -digest)
+            smallest, lowest, highest = smallest_of_all(own, self._accelerator)
             length = None if smallest < 0 else smallest
             if length is not None and self._own_length is not None:
                 self._tell_surplus(self._own_length - length)
+            if lowest != -highest:
+                self._tell_other_orders()
         self.length = length
 
     def look(self) -> None:
@@ -89,7 +98,7 @@ class PassEnd:
         while not ending:
             available = self._fill(batches, window + 1)
             if several:
-                available = smallest_of_all(available, several)
+                (available,) = smallest_of_all([available], several)
             ending = available <= window
             given = available if ending else window
             if ending and several:
@@ -109,6 +118,20 @@ class PassEnd:
                 "Give every rank as many batches",
                 stacklevel=2,
             )
+
+    def _tell_other_orders(self) -> None:
+        """Warns once that each rank may take its share of another order."""
+        if self._has_told_orders:
+            return
+        self._has_told_orders = True
+        loader = self._source.loader
+        warnings.warn(
+            f"the global random generators differ between ranks, and {what_may_draw_apart(loader)} "
+            "may draw the order of `data` from them: then each rank takes its share of another "
+            "order, so that some samples are trained on twice and others never. Give it a "
+            "`generator` of its own, or seed all ranks alike",
+            stacklevel=2,
+        )
 
     def _fill(self, batches: Iterator[Any], count: int) -> int:
         self.ahead.extend(islice(batches, count - len(self.ahead)))

@@ -21,6 +21,7 @@ from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import OwnLoader
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
+from ignite_hooks.processes.host_group import of_rank_0
 
 __all__ = ["can_prepare", "changes_iteration", "device_of_batches", "source_of"]
 
@@ -122,17 +123,24 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
 
 
 def _prepare(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
-    """With one process there is no one to dispatch to: batches may then be anything, too."""
+    """Has Accelerate prepare a loader.
+
+    With one process there is no one to dispatch to: batches may then be anything, too. With several
+    a seedable sampler has the same seed on all ranks.
+    """
     config = accelerator.dataloader_config
-    is_alone = accelerator.num_processes == 1 and config.dispatch_batches is None
-    if is_alone:
+    found = (config.dispatch_batches, config.data_seed)
+    if accelerator.num_processes > 1:
+        if config.use_seedable_sampler and config.data_seed is None:
+            # Accelerate takes that of each rank, and each would take its share of another order.
+            config.data_seed = of_rank_0(torch.initial_seed(), accelerator)
+    elif config.dispatch_batches is None:
         config.dispatch_batches = False
     try:
         with unlisted(accelerator):
             return accelerator.prepare_data_loader(loader)
     finally:
-        if is_alone:
-            config.dispatch_batches = None
+        config.dispatch_batches, config.data_seed = found
 
 
 def _refuse_padding(loader: Any, even_batches: bool) -> None:

@@ -1,6 +1,8 @@
 """Exchanges of small numbers between processes, on the host: no device is waited for."""
 
+from collections.abc import Sequence
 from typing import Any
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -8,7 +10,9 @@ from torch import distributed
 
 from ignite_hooks.core.accelerators import timeout_of
 
-__all__ = ["host_group", "smallest_of_all"]
+__all__ = ["host_group", "of_rank_0", "smallest_of_all"]
+
+Value = TypeVar("Value")
 
 _made: list[tuple[Any, Any]] = []  # the group of all processes, and ours
 
@@ -29,10 +33,20 @@ def host_group(accelerator: Accelerator) -> Any:
     return _made[0][1]
 
 
-def smallest_of_all(number: int, accelerator: Accelerator) -> int:
-    """Returns the smallest ``number`` of all processes. Collective."""
+def smallest_of_all(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
+    """Returns of each of ``numbers`` the smallest that any process gives. Collective."""
     if accelerator.num_processes == 1:
-        return number
-    smallest = torch.tensor([number])
+        return list(numbers)
+    smallest = torch.tensor(numbers)
     distributed.all_reduce(smallest, distributed.ReduceOp.MIN, group=host_group(accelerator))
-    return int(smallest)
+    return [int(each) for each in smallest]
+
+
+def of_rank_0(value: Value, accelerator: Accelerator) -> Value:
+    """Returns what rank 0 gives, on all ranks. Collective."""
+    if accelerator.num_processes == 1:
+        return value
+    values: list[Any] = [value]
+    distributed.broadcast_object_list(values, src=0, group=host_group(accelerator))
+    shared: Value = values[0]
+    return shared

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from ignite.engine import State
 
 from ignite_hooks.core.accelerators import is_data_parallel
@@ -30,6 +31,7 @@ from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.run_generators import generators_of_run
+from ignite_hooks.data.shared_order import what_may_draw_apart
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.processes.same_parameters import SameParameters
@@ -81,6 +83,7 @@ class Trainer(TrainingLoop):
         self.resume_report: ResumeReport | None = None
         self._usual_limits = Limits()
         self._feeds = feeds
+        self._rank_seed: int | None = None
         self._modules = dict(modules or {})
         self._frozen: list[torch.nn.Module] = []
         self._same = SameParameters()
@@ -381,6 +384,35 @@ class Trainer(TrainingLoop):
         limits.check(Progress(), 0)
         self._usual_limits = limits
 
+    def seed_ranks(self, seed: int) -> None:
+        """Has each rank draw other random numbers from the next run on.
+
+        So dropout and augmentation differ between ranks, where model and order of the data must
+        not. Rank 0 goes on with the numbers that it has; rank ``r`` is seeded with ``seed`` + r. If
+        the order of the data may come from a global random generator, all go on with the same
+        numbers, and a warning says so. A run that resumes has the numbers that it had.
+
+        Args:
+            seed: what ``accelerate.utils.set_seed`` is given.
+        """
+        self._rank_seed = seed
+
+    def _begin_random_numbers(self) -> None:
+        """Seeds the ranks as ``seed_ranks`` has said, once."""
+        seed, self._rank_seed = self._rank_seed, None
+        if seed is None or self.accelerator.num_processes == 1:
+            return
+        source = what_may_draw_apart(self._present_feed.loader) if self._has_data else None
+        if source is not None:
+            warnings.warn(
+                "dropout and augmentation draw the same random numbers on all ranks, because "
+                f"{source} may draw the order of `data` from a global random generator: give it a "
+                "`generator` of its own",
+                stacklevel=2,
+            )
+        elif self.accelerator.process_index:
+            set_seed(seed, device_specific=True)
+
     def set_data(self, data: Iterable[Any]) -> None:
         """Takes the next batch from ``data``.
 
@@ -422,6 +454,7 @@ class Trainer(TrainingLoop):
             length = epoch_length or position.epoch_length
             position.check_schedule(limits, feed, length, is_new=False)
             position.continue_run(feed, limits, epoch_length)
+        self._begin_random_numbers()
         self._show_limits()
         state.start_step = position.steps
         state.start_epoch = position.place.progress.epochs

@@ -1,0 +1,69 @@
+import pytest
+
+from tests.distributed.launch import on_two_processes
+from tests.distributed.programs.rank_seeds import KINDS
+from tests.distributed.programs.rank_seeds import SIZE
+
+pytestmark = pytest.mark.distributed
+
+FROM_GLOBAL = {
+    "weighted, seedable": "a WeightedRandomSampler",
+    "sampler": "a Shuffled",
+    "stream": "a Stream",
+}
+"""Data whose order may come from a global generator, and what draws it."""
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    return on_two_processes("rank_seeds", tmp_path_factory.mktemp("rank_seeds"))
+
+
+def are_shared(one, other):
+    """Whether both ranks together have had each sample once in each epoch."""
+    both = zip(one["epochs"], other["epochs"], strict=True)
+    return all(sorted(mine + theirs) == list(range(SIZE)) for mine, theirs in both)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_have_one_model_and_one_order(findings, kind):
+    one, other = (found[kind] for found in findings.of("kinds"))
+    assert one["initial"] == other["initial"]
+    assert are_shared(one, other)
+    assert (one["epochs"][0] == one["epochs"][1]) == (kind == "list")
+
+
+@pytest.mark.parametrize("kind", KINDS.keys() - FROM_GLOBAL.keys())
+def test_ranks_draw_other_numbers(findings, kind):
+    one, other = (found[kind] for found in findings.of("kinds"))
+    assert set(one["draws"]).isdisjoint(other["draws"])
+    assert one["told"] == other["told"] == []
+
+
+@pytest.mark.parametrize(("kind", "named"), FROM_GLOBAL.items())
+def test_ranks_whose_order_may_be_global_draw_the_same_and_say_so(findings, kind, named):
+    for found in findings.of("kinds"):
+        (told,) = found[kind]["told"]
+        assert told.startswith("dropout and augmentation draw the same random numbers on all ranks")
+        assert named in told
+    one, other = (found[kind] for found in findings.of("kinds"))
+    assert one["draws"] == other["draws"]
+
+
+def test_a_resumed_run_has_the_numbers_of_each_rank(findings):
+    for found in findings.of("resumed"):
+        assert found["equal"]
+        assert found["goes on"]
+
+
+def test_a_seedable_sampler_has_one_seed_on_ranks_that_are_seeded_apart(findings):
+    one, other = (found["seedable"] for found in findings.of("seeded_by_hand"))
+    assert are_shared(one, other)
+
+
+def test_ranks_seeded_apart_are_told_of_an_order_that_may_be_global(findings):
+    one, other = (found["sampler"] for found in findings.of("seeded_by_hand"))
+    assert not are_shared(one, other)
+    for found in (one, other):
+        (told,) = found["told"]  # once, not in each epoch
+        assert told.startswith("the global random generators differ between ranks, and a Shuffled")
