@@ -1,4 +1,4 @@
-"""A training of two processes that is broken once, in the way named, and ends after a restart.
+"""A run on two processes that is broken once, in the way named, and ends after a restart.
 
 torchrun starts both processes again. Each then resumes, and compares how it ended with a run in the
 same process that nothing happens to.
