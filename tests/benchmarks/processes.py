@@ -1,0 +1,405 @@
+"""Compares the trainer with a plain DDP loop on two processes, and times how soon both end.
+
+From the root:
+
+python -m tests.benchmarks.processes [--rounds 9] [--width 16 1024] [--accumulation 1 4]
+
+Two gloo processes are forked after the imports, each with one thread. The contestants
+take turns within them, so that a ratio is one of the same minute; see the README beside this file.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import statistics
+import tempfile
+import time
+from collections import Counter
+from itertools import pairwise
+from multiprocessing.connection import wait
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile
+
+from ignite_hooks import ClearCache
+from ignite_hooks import GarbageCollector
+from ignite_hooks import GradientClipping
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from ignite_hooks import create_supervised_evaluator
+from ignite_hooks import create_supervised_trainer
+from tests.benchmarks.machine import describe_machine
+from tests.benchmarks.work import DECAY
+from tests.benchmarks.work import MAX_NORM
+
+RANKS = 2
+FEATURES = 16
+BATCHES = 60
+PASSES = 4
+"""In each turn; the second and the third are timed, since runs begin and end in the others."""
+
+NEVER = 10**9
+ENDED_AT = 50
+"""The step at which a rank stops or fails."""
+
+BASES = {
+    "raw": "raw",
+    "ours_bare": "raw",
+    "raw_clipped": "raw_clipped",
+    "raw_accelerate": "raw_clipped",
+    "ours_clipped": "raw_clipped",
+    "ours_wired": "raw_clipped",
+}
+"""The contestants, and the loop that does the same work."""
+
+
+class Passes(list):
+    """Batches that tell when a pass begins."""
+
+    def __init__(self, batches, name):
+        super().__init__(batches)
+        self.name = name
+
+    def __iter__(self):
+        PASSING[self.name]()
+        return super().__iter__()
+
+
+class Passing:
+    """The times at which passes began, and what gloo was given in the second one of a turn."""
+
+    def __init__(self):
+        self.times = []
+        self.collectives = Counter()
+        self.profiler = None
+        self.is_profiling = False
+
+    def begin_turn(self, is_profiling=False):
+        self.times, self.is_profiling = [], is_profiling
+
+    def __call__(self):
+        self.times.append(time.perf_counter())
+        if self.is_profiling and len(self.times) == 2:
+            self.profiler = profile(activities=[ProfilerActivity.CPU])
+            self.profiler.start()
+        if self.is_profiling and len(self.times) == 3:
+            self.profiler.stop()
+            self.count()
+
+    def count(self):
+        """Counts the collectives and drops the profiler.
+
+        The trainer looks for states in what its data can reach, in each pass, and the events of a
+        profiler are thousands of objects.
+        """
+        for event in self.profiler.key_averages():
+            if event.key.startswith("gloo:"):
+                self.collectives[event.key.removeprefix("gloo:")] += event.count
+        self.profiler = None
+
+    @property
+    def seconds(self):
+        """An epoch's, of those that neither begin nor end a run."""
+        _, *steady = self.times
+        return statistics.mean(later - earlier for earlier, later in pairwise(steady))
+
+
+PASSING = {}
+"""Of each contestant, by name."""
+
+
+class Contestant:
+    """A way to train; ``turn`` trains for some passes over its batches.
+
+    Args:
+        name: of ``BASES``.
+        width: that of the hidden layer.
+        accelerator: of all contestants.
+        folder: for checkpoints.
+    """
+
+    def __init__(self, name, width, accelerator, folder):
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(FEATURES, width), torch.nn.Tanh(), torch.nn.Linear(width, FEATURES)
+        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+        self.accelerator = accelerator
+        self.passing = PASSING[name] = Passing()
+        generator = torch.Generator().manual_seed(accelerator.process_index)
+        batches = torch.randn(BATCHES, 2, 8, FEATURES, generator=generator)
+        self.data = Passes([(x, y) for x, y in batches], name)
+        self.turn = getattr(self, f"make_{name}")(folder)
+
+    @property
+    def weights(self):
+        return [parameter.detach() for parameter in self.model.parameters()]
+
+    def scheduler(self):
+        return ExponentialLR(self.optimizer, DECAY)
+
+    def make_raw(self, folder, max_norm=None):
+        """The loop that one writes with DDP alone."""
+        model, optimizer = DistributedDataParallel(self.model), self.optimizer
+        accumulation = self.accelerator.gradient_accumulation_steps
+        scheduler = None if max_norm is None else self.scheduler()
+
+        def train(batches):
+            for number, (x, y) in enumerate(batches, 1):
+                is_stepping = number % accumulation == 0
+                with contextlib.nullcontext() if is_stepping else model.no_sync():
+                    loss = F.mse_loss(model(x), y)
+                    (loss / accumulation if accumulation > 1 else loss).backward()
+                if not is_stepping:
+                    continue
+                if scheduler is not None:
+                    clip_grad_norm_(model.parameters(), max_norm)
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
+                optimizer.zero_grad()
+
+        return lambda: [train(self.data) for _ in range(PASSES)]
+
+    def make_raw_clipped(self, folder):
+        return self.make_raw(folder, MAX_NORM)
+
+    def make_raw_accelerate(self, folder):
+        accelerator = self.accelerator
+        model, optimizer, scheduler = accelerator.prepare(
+            self.model, self.optimizer, self.scheduler()
+        )
+        # Otherwise Accelerate moves a scheduler once for each rank.
+        scheduler.split_batches = True
+
+        def train():
+            for x, y in self.data:
+                with accelerator.accumulate(model):
+                    accelerator.backward(F.mse_loss(model(x), y))
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad()
+
+        return lambda: [train() for _ in range(PASSES)]
+
+    def make_ours_bare(self, folder, **parts):
+        self.trainer = create_supervised_trainer(
+            self.model,
+            self.optimizer,
+            F.mse_loss,
+            self.data,
+            accelerator=self.accelerator,
+            **parts,
+        )
+        return lambda: self.trainer.run(max_epochs=self.trainer.state.epoch + PASSES)
+
+    def make_ours_clipped(self, folder, **parts):
+        return self.make_ours_bare(
+            folder,
+            lr_scheduler=self.scheduler(),
+            grad_clip=GradientClipping(max_norm=MAX_NORM),
+            **parts,
+        )
+
+    def make_ours_wired(self, folder):
+        """Adds all that waits for its time."""
+        evaluator = create_supervised_evaluator(self.model, {}, accelerator=self.accelerator)
+        return self.make_ours_clipped(
+            folder,
+            validation=Validation(evaluator, list(self.data), every_steps=NEVER),
+            checkpoint=SaveCheckpoint(folder, every_steps=NEVER, at_end=False),
+            handlers=[ClearCache(every_steps=NEVER), GarbageCollector(every_steps=NEVER)],
+        )
+
+
+def compare(rank, folder, width, accumulation, rounds):
+    """Lets the contestants take turns; returns seconds, collectives and equality of weights."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    contestants = {name: Contestant(name, width, accelerator, folder) for name in BASES}
+    seconds = {name: [] for name in BASES}
+    for number in range(-1, rounds):
+        for name in random.Random(number).sample(list(BASES), len(BASES)):
+            each = contestants[name]
+            each.passing.begin_turn(is_profiling=number < 0 and rank == 0)
+            accelerator.wait_for_everyone()
+            each.turn()
+            if number >= 0:
+                seconds[name].append(each.passing.seconds)
+    equal = {
+        name: all(map(torch.equal, contestants[name].weights, contestants[base].weights))
+        for name, base in BASES.items()
+    }
+    of_ranks = [None] * RANKS
+    torch.distributed.all_gather_object(of_ranks, seconds)
+    slower = {
+        name: [max(each) for each in zip(*(found[name] for found in of_ranks), strict=True)]
+        for name in BASES
+    }
+    torch.distributed.destroy_process_group()
+    return slower, {name: PASSING[name].collectives for name in BASES}, equal
+
+
+def table(width, accumulation, found):
+    seconds, collectives, equal = found
+    steps = BATCHES // accumulation
+    yield f"\nwidth {width}, accumulation {accumulation}; an epoch of {steps} steps\n"
+    yield "| | ratio | to | quartiles | µs an iteration | collectives of an epoch | weights |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, base in BASES.items():
+        ratios = [mine / raw for mine, raw in zip(seconds[name], seconds[base], strict=True)]
+        ratios *= 2 if len(ratios) == 1 else 1
+        low, middle, high = statistics.quantiles(ratios, method="inclusive")
+        took = statistics.median(seconds[name]) / BATCHES * 1e6
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(collectives[name].items()))
+        verdict = "equal" if equal[name] else "differ"
+        cells = f"{middle:.3f} | `{base}` | {low:.3f} to {high:.3f} | {took:.0f} | {kinds}"
+        yield f"| `{name}` | {cells} | {verdict} |"
+
+
+def end(rank, folder, way, pipe):
+    """Trains until rank 1 stops or fails, which it tells the time of."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # tracebacks that are meant
+    accelerator = Accelerator(cpu=True)
+    contestant = Contestant("ours_wired", FEATURES, accelerator, folder)
+    trainer = contestant.trainer
+
+    @trainer.on(TrainEvents.STEP_COMPLETED(once=ENDED_AT))
+    def act():
+        if rank == 1:
+            pipe.send(time.monotonic())
+            if way == "stop":
+                trainer.terminate()
+            else:
+                raise ArithmeticError("rank 1 has had it")
+
+    try:
+        trainer.run(max_epochs=NEVER)
+    except ArithmeticError:
+        if way == "crash, and the process stays":
+            signal.pause()
+        raise
+    torch.distributed.destroy_process_group()
+
+
+WAYS = {
+    "`terminate()` on rank 1": "stop",
+    "an exception on rank 1": "crash",
+    "the same, and its process stays": "crash, and the process stays",
+}
+
+
+def seconds_to_end(way, folder, limit):
+    """Returns the seconds until the last rank has ended, None past the limit; and exit codes."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with forked(end, folder, way, sender) as processes:
+        if not receiver.poll(limit):
+            raise RuntimeError(f"no rank came to step {ENDED_AT} within {limit} s")
+        start = receiver.recv()
+        # The process that stays is not waited for, but killed with what has not ended.
+        waiting = processes[:1] if way == "crash, and the process stays" else processes
+        for each in waiting:
+            each.join(max(0, start + limit - time.monotonic()))
+        seconds = time.monotonic() - start
+        has_ended = all(each.exitcode is not None for each in waiting)
+        return seconds if has_ended else None, [each.exitcode for each in processes]
+
+
+def endings(limit, folder):
+    yield "\n| until the last rank has ended | seconds | exit codes |"
+    yield "|---|---|---|"
+    for name, way in WAYS.items():
+        seconds, codes = seconds_to_end(way, folder, limit)
+        took = f"not ended within {limit} s" if seconds is None else f"{seconds:.2f}"
+        told = ", ".join("-" if code is None else str(code) for code in codes)
+        yield f"| {name} | {took} | {told} |"
+
+
+@contextlib.contextmanager
+def forked(function, folder, *arguments):
+    """Calls a function in two processes, which are killed at the end if they are still there."""
+    port, context = free_port(), multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=be_rank, args=(function, rank, port, folder, *arguments))
+        for rank in range(RANKS)
+    ]
+    for each in processes:
+        each.start()
+    try:
+        yield processes
+    finally:
+        for each in processes:
+            each.kill()
+            each.join()
+
+
+def be_rank(function, rank, port, *arguments):
+    """Makes the process what torchrun makes of one, and calls the function there."""
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler logs to stderr
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    function(rank, *arguments)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def compare_and_send(rank, folder, pipe, *arguments):
+    found = compare(rank, folder, *arguments)
+    if rank == 0:
+        pipe.send(found)
+
+
+def compared(folder, *arguments):
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with forked(compare_and_send, folder, sender, *arguments) as processes:
+        wait([receiver, *(each.sentinel for each in processes)])
+        if not receiver.poll():
+            raise RuntimeError("a rank failed: its message is above")
+        found = receiver.recv()
+        for each in processes:
+            each.join()
+        return found
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--width", type=int, nargs="*", default=[16, 1024], help="none: endings only"
+    )
+    parser.add_argument("--accumulation", type=int, nargs="+", choices=(1, 4), default=[1, 4])
+    parser.add_argument("--limit", type=int, default=30, help="seconds to wait for an ending")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    print(describe_machine(), flush=True)
+    for width in given.width:
+        for accumulation in given.accumulation:
+            with tempfile.TemporaryDirectory() as folder:
+                found = compared(folder, width, accumulation, given.rounds)
+            print("\n".join(table(width, accumulation, found)), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for line in endings(given.limit, folder):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
