@@ -64,12 +64,12 @@ def serve():
         print(flush=True)
 
 
-def supervise(program, folder, count, limit, environment, logs):
+def supervise(program, arguments, count, limit, environment, logs):
     """Forks the ranks and waits for them, in the agent; does not return.
 
     Args:
         program: the path of the script.
-        folder: its argument.
+        arguments: those of the script.
         count: the number of ranks.
         limit: in seconds.
         environment: of the ranks, to which that of torchrun is added.
@@ -83,7 +83,7 @@ def supervise(program, folder, count, limit, environment, logs):
             meeting.close()
             os.environ.clear()
             os.environ.update(environment, **variables_of_torchrun(rank, count, port))
-            become_rank(program, folder, Path(logs) / f"rank_{rank}.log")
+            become_rank(program, arguments, Path(logs) / f"rank_{rank}.log")
         ranks.append(child)
     # The store has threads: it begins after the forks. Ranks that are earlier wait in its socket.
     store = TCPStore(
@@ -121,7 +121,7 @@ def variables_of_torchrun(rank, count, port):
     }
 
 
-def become_rank(program, folder, log):
+def become_rank(program, arguments, log):
     """Runs the program as the main module, and ends as an interpreter does; does not return."""
     os.setsid()
     with open(os.devnull) as nothing, log.open("w") as output:
@@ -131,7 +131,7 @@ def become_rank(program, folder, log):
     faulthandler.register(signal.SIGUSR1)
     random.seed()
     np.random.seed()
-    sys.argv = [program, folder]
+    sys.argv = [program, *arguments]
     code = 1
     try:
         runpy.run_path(program, run_name="__main__")

@@ -46,8 +46,10 @@ def on_two_processes(program, folder, limit=60):
     return on_processes(program, folder, count=2, limit=limit)
 
 
-def on_processes(program, folder, *, count, limit=60):
+def on_processes(program, folder, *arguments, count, limit=60):
     """Runs programs/<program>.py on ``count`` ranks, which have the environment of torchrun.
+
+    The program is given the folder, and then ``arguments``.
 
     They are forked from a process that has imported what programs do. A rank that does not end
     well and in time, or that leaves a process behind, is a failure.
@@ -55,7 +57,7 @@ def on_processes(program, folder, *, count, limit=60):
     with tempfile.TemporaryDirectory() as logs:
         request = {
             "program": path_of(program),
-            "folder": str(folder),
+            "arguments": [str(folder), *arguments],
             "count": count,
             "limit": limit,
             "environment": environment(),
