@@ -41,6 +41,11 @@ def test_an_evaluator_alone_has_the_buffers_of_rank_0(findings):
         assert found["kept"] == [True, True]
 
 
+def test_buffers_are_sent_once_for_all_evaluators(findings):
+    for found in findings.of("sent_once"):
+        assert found["for two"] == found["for one"] > 0
+
+
 def test_a_buffer_of_another_shape_on_each_rank_stays(findings):
     for rank, found in enumerate(findings.of("unequal_shapes")):
         assert found["sizes"] == [3 + rank, 6, 6]

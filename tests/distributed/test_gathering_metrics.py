@@ -30,6 +30,17 @@ def test_a_rank_has_no_sample(findings):
     assert [found["1"]["iterations"] for found in findings.of("compared")] == [1, 0]
 
 
+def test_ranks_that_compute_alone_keep_one_group_with_the_timeout(findings):
+    for found in findings.of("compared"):
+        assert [found[str(size)]["groups"] for size in SIZES] == [[], [], [], [20]]
+
+
+def test_only_a_run_that_may_leave_a_rank_out_asks_who_has_samples(findings):
+    for found in findings.of("of_each_run"):
+        before, between, after = found["gathered"]
+        assert between > before == after
+
+
 def test_a_failure_is_told_on_the_rank_without_a_sample(findings):
     one, other = findings.of("failing")
     assert one["error"] == "ArithmeticError: too hard"
@@ -41,4 +52,4 @@ def test_metrics_of_a_user_are_left_as_they_are(findings):
     one, other = findings.of("of_users")
     assert (one["total"], one["own"]) == (1, 1)
     assert other["total"] == 1
-    assert "own" not in other
+    assert one.keys() - other.keys() == {"own", "of Ignite"}

@@ -39,3 +39,8 @@ def test_what_changes_in_a_run_is_trained_alike_too(findings):
     for found in findings.of("changing"):
         assert found["of ranks"] == 0
         assert found["trained"]
+
+
+def test_buffers_that_are_not_sent_begin_alike(findings):
+    for found in findings.of("keeping_buffers"):
+        assert found["at start"] == 0 < found["trained"]

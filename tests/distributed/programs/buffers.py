@@ -13,6 +13,7 @@ from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from tests.distributed.programs.checks import accelerator
 from tests.distributed.programs.checks import run
+from tests.distributed.programs.stepping import counting_collectives
 from tests.distributed.programs.stepping import samples
 from tests.reference import seed
 
@@ -127,6 +128,27 @@ def evaluated():
     }
 
 
+def sends(*names):
+    """How often something is broadcast in an epoch, with an evaluator of each name."""
+    ours, model = accelerator(), model_of()
+    evaluators = {name: create_supervised_evaluator(model, accelerator=ours) for name in names}
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        torch.nn.functional.mse_loss,
+        DataLoader(samples(20), 2),
+        accelerator=ours,
+        validation=Validation(evaluators, DataLoader(samples(HELD_OUT), 2), every_epochs=1),
+    )
+    with counting_collectives() as counts:
+        trainer.run(max_epochs=1)
+    return counts["broadcast"]
+
+
+def sent_once():
+    return {"for one": sends("one"), "for two": sends("one", "other")}
+
+
 class Growing(torch.nn.Module):
     """Keeps a cache as large as its largest input, made with the first one."""
 
@@ -134,6 +156,7 @@ class Growing(torch.nn.Module):
         super().__init__()
         self.norm = torch.nn.BatchNorm1d(4).double()
         self.register_buffer("cache", torch.zeros(1), persistent=False)
+        self.register_buffer("offset", torch.zeros(4, requires_grad=True))
 
     def forward(self, x):
         if len(x) > len(self.cache):
@@ -163,4 +186,4 @@ def unequal_shapes():
 
 
 if __name__ == "__main__":
-    run(sent, not_sent, evaluated, unequal_shapes)
+    run(sent, not_sent, evaluated, sent_once, unequal_shapes)

@@ -1,5 +1,7 @@
 """Metrics that gather all predictions, on samples that two processes do not share evenly."""
 
+from contextlib import contextmanager
+
 import ignite.distributed as idist
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from ignite.metrics import Metric
 from ignite.metrics import Precision
 from ignite.metrics import PrecisionRecallCurve
 from ignite.metrics import Recall
+from ignite.metrics import RunningAverage
+from ignite.metrics.metric import EpochWise
 from ignite.metrics.regression import MedianAbsoluteError
 from sklearn.metrics import precision_recall_curve
 from sklearn.metrics import roc_auc_score
@@ -19,6 +23,7 @@ from torch.utils.data import TensorDataset
 from ignite_hooks import create_supervised_evaluator
 from tests.distributed.programs.checks import accelerator
 from tests.distributed.programs.checks import run
+from tests.distributed.programs.stepping import counting_collectives
 
 SIZES = (38, 37, 4, 1)  # evenly, with another last batch, one batch each, one rank without any
 
@@ -82,15 +87,53 @@ def evaluated(ours, size, wanted):
     return first, state.iteration
 
 
+@contextmanager
+def noting_groups():
+    """The seconds that each new group waits at most."""
+    seconds, original = [], torch.distributed.new_group
+
+    def noted(*ranks, **options):
+        if ranks:  # Ignite makes one of all
+            seconds.append(options["timeout"].total_seconds())
+        return original(*ranks, **options)
+
+    torch.distributed.new_group = noted
+    try:
+        yield seconds
+    finally:
+        torch.distributed.new_group = original
+
+
 def compared():
     ours, before = accelerator(), vars(idist).copy()
     found = {}
     for size in SIZES:
         wanted = expected(size)
-        values, iterations = evaluated(ours, size, wanted)
-        found[str(size)] = {"found": values, "expected": wanted, "iterations": iterations}
+        with noting_groups() as groups:
+            values, iterations = evaluated(ours, size, wanted)
+        found[str(size)] = {
+            "found": values,
+            "expected": wanted,
+            "iterations": iterations,
+            "groups": groups,
+        }
     assert vars(idist) == before
     return found
+
+
+def gathered(evaluator, size):
+    """How often objects are gathered in a run."""
+    with counting_collectives() as counts:
+        evaluator.run(DataLoader(samples(size), 2))
+    return counts["all_gather_object"]
+
+
+def of_each_run():
+    """A run in which all ranks have samples exchanges nothing for those that have none."""
+    evaluator = create_supervised_evaluator(
+        torch.nn.Identity(), {"error": MedianAbsoluteError()}, accelerator=accelerator()
+    )
+    return {"gathered": [gathered(evaluator, size) for size in (38, 1, 38)]}
 
 
 class Counted(Metric):
@@ -113,6 +156,16 @@ class OnOneRank(Counted):
         return self.samples
 
 
+class Last(RunningAverage):
+    """Computes as Ignite does, without another rank."""
+
+    def __init__(self):
+        super().__init__(output_transform=lambda output: output)
+
+    def update(self, output):
+        self._value = len(output[0])
+
+
 def of_users():
     """Each rank computes such a metric by itself, also without a sample."""
     ours = accelerator()
@@ -121,6 +174,7 @@ def of_users():
     )
     if ours.is_main_process:
         OnOneRank().attach(evaluator, "own")
+        Last().attach(evaluator, "of Ignite", EpochWise())
     return dict(evaluator.run(DataLoader(samples(1), 2)).metrics)
 
 
@@ -143,4 +197,4 @@ def failing():
 
 
 if __name__ == "__main__":
-    run(compared, of_users, failing)
+    run(compared, of_each_run, of_users, failing)

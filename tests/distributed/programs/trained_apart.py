@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -212,6 +213,30 @@ def changing():
     }
 
 
+def keeping_buffers():
+    """Each rank has buffers of its own while it trains, and begins with those of rank 0."""
+    seed(0)
+    ours = accelerator(1, DistributedDataParallelKwargs(broadcast_buffers=False))
+    model, part = make_model(0.0).double(), Processor()
+    for each in part.buffers():
+        each += ours.process_index
+
+    def difference():
+        every = ours.gather(flat([each.double() for each in part.buffers()])[None])
+        return float((every[0] - every[1]).abs().max())
+
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD([*model.parameters(), *part.parameters()], lr=0.02),
+        batch_processor=part,
+        data=DataLoader(samples(SIZE), 2),
+        accelerator=ours,
+    )
+    at_start = difference()
+    trainer.run(max_epochs=1)
+    return {"at start": at_start, "trained": difference()}
+
+
 def sparse():
     class Table(torch.nn.Module):
         def __init__(self):
@@ -237,4 +262,4 @@ def sparse():
 
 
 if __name__ == "__main__":
-    run(compared, holding_the_model, resumed, changing, sparse)
+    run(compared, holding_the_model, resumed, changing, keeping_buffers, sparse)
