@@ -96,8 +96,7 @@ def _metrics_of(engine: Engine) -> list[Metric]:
     functions = (function for function, _ in calls_of(engine))
     called = (each for each in functions if getattr(each, "__name__", None) == "completed")
     owners = (getattr(each, "__self__", None) for each in called)
-    metrics = {id(each): each for each in owners if isinstance(each, Metric)}
-    return [each for each in metrics.values() if _is_of_ignite(each)]
+    return [each for each in owners if isinstance(each, Metric) and _is_of_ignite(each)]
 
 
 def _is_of_ignite(metric: Metric) -> bool:
@@ -151,7 +150,7 @@ class _ComputedBySome:
 @contextmanager
 def _replaced_compute(metric: Metric, compute: Callable[[], Any]) -> Iterator[None]:
     attributes = metric.__dict__
-    if "compute" in attributes:  # in an earlier epoch of this run
+    if "compute" in attributes:  # in an earlier epoch of this run, or under another name
         yield
         return
     with restored(lambda: attributes.pop("compute", None)):

@@ -30,13 +30,12 @@ def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) 
     else:
         flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
     distributed.broadcast(flat, src=0)
-    with torch.no_grad():
-        for (name, shape, dtype), part in zip(kinds, torch.split(flat, sizes), strict=True):
-            own = tensors.get(name)
-            is_same = own is not None and (own.shape, own.dtype) == (shape, dtype)
-            if own is not None and is_same and not own.is_inference():
-                # A copy: a part begins where its own dtype may not.
-                own.detach().copy_(part.clone().view(dtype).view(shape))
+    for (name, shape, dtype), part in zip(kinds, torch.split(flat, sizes), strict=True):
+        own = tensors.get(name)
+        is_same = own is not None and (own.shape, own.dtype) == (shape, dtype)
+        if own is not None and is_same and not own.is_inference():
+            # A copy: a part begins where its own dtype may not.
+            own.detach().copy_(part.clone().view(dtype).view(shape))
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
