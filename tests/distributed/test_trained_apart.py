@@ -44,3 +44,13 @@ def test_what_changes_in_a_run_is_trained_alike_too(findings):
 def test_buffers_that_are_not_sent_begin_alike(findings):
     for found in findings.of("keeping_buffers"):
         assert found["at start"] == 0 < found["trained"]
+
+
+def test_a_step_exchanges_what_no_wrapper_does(findings):
+    for found in findings.of("exchanged"):
+        # 6 numbers of float64, one of float32, and for each parameter whether it has a gradient.
+        mixed = {"all_reduce": [6 + 3, 1 + 1], "broadcast": [4]}
+        assert found["of two dtypes"] == found["frozen"] == mixed
+        assert found["not trained"] == found["in DDP"] == {"all_reduce": [], "broadcast": []}
+        # A layer and a norm of two features each, whose statistics have 40 bytes.
+        assert found["holding the model"] == {"all_reduce": [10 + 4], "broadcast": [40]}

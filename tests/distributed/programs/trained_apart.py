@@ -1,6 +1,7 @@
 """Parameters beside the model, on two processes that begin with other values."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -237,6 +238,75 @@ def keeping_buffers():
     return {"at start": at_start, "trained": difference()}
 
 
+class Mixed(Weighted):
+    """Has a parameter of another dtype, a buffer, and a parameter that the optimizer has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.single = torch.nn.Parameter(torch.ones(1))
+        self.other = torch.nn.Parameter(torch.ones(7))
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, y_pred, y):
+        self.calls += 1
+        return super().forward(y_pred, y) * self.single.double().sum() + self.other.sum() * 0
+
+
+@contextmanager
+def noting_exchanges():
+    """The sizes of the tensors that are reduced and broadcast."""
+    sizes, originals = {"all_reduce": [], "broadcast": []}, {}
+
+    def noted(name):
+        def call(tensor, *args, **kwargs):
+            sizes[name].append(tensor.numel())
+            return originals[name](tensor, *args, **kwargs)
+
+        return call
+
+    for name in sizes:
+        originals[name] = getattr(torch.distributed, name)
+        setattr(torch.distributed, name, noted(name))
+    try:
+        yield sizes
+    finally:
+        for name, original in originals.items():
+            setattr(torch.distributed, name, original)
+
+
+def exchanged_by(make, kind="loss_fn", wrap=lambda part: part, left_out=(), frozen=()):
+    """The sizes of what one step exchanges beside DDP."""
+    seed(0)
+    model = make_model(0.0).double()
+    part = make(model)
+    named = dict(part.named_parameters())
+    for name in frozen:
+        named[name].requires_grad_(False)
+    trained = [*model.parameters(), *(named[name] for name in named if name not in left_out)]
+    parameters = {id(each): each for each in trained}  # a part may hold the model
+    trainer = create_supervised_trainer(
+        model,
+        torch.optim.SGD(parameters.values(), lr=0.02),
+        data=DataLoader(samples(SIZE), 2),
+        accelerator=accelerator(),
+        **{kind: wrap(part)},
+    )
+    with noting_exchanges() as sizes:
+        trainer.run(max_steps=1)
+    return sizes
+
+
+def exchanged():
+    every = {name for name, _ in Mixed().named_parameters()}
+    return {
+        "of two dtypes": exchanged_by(lambda model: Mixed(), left_out=["other"]),
+        "frozen": exchanged_by(lambda model: Mixed(), frozen=["other"]),
+        "not trained": exchanged_by(lambda model: Mixed(), left_out=every),
+        "in DDP": exchanged_by(lambda model: Weighted(), wrap=in_ddp),
+        "holding the model": exchanged_by(Processor, "batch_processor"),
+    }
+
+
 def sparse():
     class Table(torch.nn.Module):
         def __init__(self):
@@ -262,4 +332,4 @@ def sparse():
 
 
 if __name__ == "__main__":
-    run(compared, holding_the_model, resumed, changing, keeping_buffers, sparse)
+    run(compared, holding_the_model, resumed, changing, keeping_buffers, exchanged, sparse)
