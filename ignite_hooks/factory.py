@@ -34,6 +34,7 @@ from ignite_hooks.hooks.context import HookContext
 from ignite_hooks.optim.averaged_gradients import AveragedGradients
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.optim.prepared_optimizer import check_optimizer
+from ignite_hooks.processes.watched_run import OnPeerFailure
 from ignite_hooks.trainer.process_function import forward_with
 from ignite_hooks.trainer.process_function import loss_alone
 from ignite_hooks.trainer.process_function import supervised_step
@@ -59,6 +60,7 @@ def create_supervised_trainer(
     checkpoint: "ignite_hooks.checkpoint.SaveCheckpoint | None" = None,
     resume_from: "ignite_hooks.checkpoint.ResumeCheckpoint | str | Path | None" = None,
     handlers: Iterable[Any] = (),
+    on_peer_failure: OnPeerFailure = "exit",
     prepare_batch: Callable[..., tuple[Any, Any]] = unpack,
     model_transform: Callable[[Any], Any] = identity,
     model_fn: Callable[[torch.nn.Module, Any], Any] = apply_model,
@@ -105,6 +107,9 @@ def create_supervised_trainer(
             It is loaded when all else is built; the next ``run`` goes on from there.
         handlers: anything with ``attach(engine)``: handlers of this package, Ignite's
             ``ProgressBar`` and others.
+        on_peer_failure: with several processes, what becomes of one that is blocked in a collective
+            when another has failed. "exit" ends it with exit code 1; "wait" leaves it there until
+            the timeout of the collective. One that is not blocked raises what the other tells.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
         model_transform: makes ``y_pred`` of the model's output.
         model_fn: (model, x) -> the model's output.
@@ -175,7 +180,9 @@ def create_supervised_trainer(
         accelerator,
     )
     process_function = supervised_step(model, optimizer_step, forward, output_transform)
-    trainer = Trainer(process_function, model, optimizer_step, feeds, modules, agree_every)
+    trainer = Trainer(
+        process_function, model, optimizer_step, feeds, modules, agree_every, on_peer_failure
+    )
     if data is not None:
         feeds.add(data, DataFeed(loaders[0] if loaders else data, accelerator))
         trainer.set_data(data)

@@ -13,7 +13,8 @@ from typing import Any
 
 __all__ = ["HeldSignals", "handler_of", "replace_handler"]
 
-_NAMES = ("SIGINT", "SIGALRM", "SIGTERM", "SIGCHLD")  # torch tells of dead workers by the last
+# torch tells of dead workers by SIGCHLD, this package of a failure on another rank by SIGURG.
+_NAMES = ("SIGINT", "SIGALRM", "SIGTERM", "SIGCHLD", "SIGURG")
 _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 

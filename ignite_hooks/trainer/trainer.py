@@ -34,7 +34,9 @@ from ignite_hooks.data.run_generators import generators_of_run
 from ignite_hooks.data.shared_order import what_may_draw_apart
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.processes.peer_failures import PeerFailures
 from ignite_hooks.processes.same_parameters import SameParameters
+from ignite_hooks.processes.watched_run import OnPeerFailure
 from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import Shown
 from ignite_hooks.trainer.loop import TrainingLoop
@@ -73,6 +75,7 @@ class Trainer(TrainingLoop):
         feeds: Feeds,
         modules: Mapping[str, torch.nn.Module] | None = None,
         agree_every: int = 1,
+        on_peer_failure: OnPeerFailure = "exit",
     ) -> None:
         super().__init__(process_function, optimizer_step, agree_every)  # type: ignore[arg-type]
         self.accelerator = optimizer_step.accelerator
@@ -87,6 +90,7 @@ class Trainer(TrainingLoop):
         self._modules = dict(modules or {})
         self._frozen: list[torch.nn.Module] = []
         self._same = SameParameters()
+        self._peers = PeerFailures(self, on_peer_failure)
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
@@ -242,23 +246,25 @@ class Trainer(TrainingLoop):
 
         Raises:
             ValueError: a limit is no positive integer or lies in the past, or there is no data.
+            RuntimeError: another rank failed in this run, or in one before.
         """
         self._check_not_running(
             "run()", "call terminate() and run() after it, or set_data() to go on with other data"
         )
-        given = Limits(max_epochs, max_iters, max_steps)
-        self._take_borrowed_weights()
-        self._adopt_state()
-        if given == Limits() and self._position.is_resumed:
-            given = self._usual_limits
-        if is_interrupted(self) and self._position.shown.asks_for_new_run(Shown.on(self.state)):
-            self._close_interrupted()
-        if self._optimizer_step.scheduler.at == "validation":
-            _warn_without_validation(self)
-        if not is_interrupted(self):
-            self._finish_unwinding()
-        state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
-        return self._finish_run() or state  # type: ignore[func-returns-value]  # as one line
+        with self._peers:
+            given = Limits(max_epochs, max_iters, max_steps)
+            self._take_borrowed_weights()
+            self._adopt_state()
+            if given == Limits() and self._position.is_resumed:
+                given = self._usual_limits
+            if is_interrupted(self) and self._position.shown.asks_for_new_run(Shown.on(self.state)):
+                self._close_interrupted()
+            if self._optimizer_step.scheduler.at == "validation":
+                _warn_without_validation(self)
+            if not is_interrupted(self):
+                self._finish_unwinding()
+            state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
+            return self._finish_run() or state  # type: ignore[func-returns-value]  # as one line
 
     def load_best(self) -> "CheckpointEntry":
         """Loads the weights of the best checkpoint of this run, for a test pass after it.
@@ -286,6 +292,10 @@ class Trainer(TrainingLoop):
         from ignite_hooks.checkpoint.best_weights import load_best_weights
 
         return load_best_weights(self)
+
+    def _is_handled(self, error: BaseException) -> bool:
+        self._peers.tell(error)  # before anyone handles it, which may take long
+        return super()._is_handled(error)
 
     def _take_borrowed_weights(self) -> None:
         """Warns of a run that continues with the weights of another step."""

@@ -1,0 +1,336 @@
+import logging
+import os
+import select
+import signal
+import threading
+from datetime import timedelta
+
+import pytest
+import torch
+import torch._dynamo  # DDP imports it, which takes seconds: once here, and not in each rank
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from ignite.engine import Events
+from torch import distributed
+from torch.utils.data import DataLoader
+from torch.utils.data import TensorDataset
+
+from ignite_hooks import create_supervised_trainer
+from ignite_hooks.processes import peer_watch
+from ignite_hooks.processes.store_connection import StoreConnection
+from tests.distributed.forked import on_ranks
+
+pytestmark = pytest.mark.distributed
+
+FOREVER = 300  # seconds: far beyond the limit of a test
+AT_3 = Events.ITERATION_STARTED(once=3)
+
+
+def make_trainer(timeout=FOREVER, workers=0, **settings):
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    accelerator = settings.pop("accelerator", None)
+    accelerator = accelerator or Accelerator(cpu=True, kwargs_handlers=[group])
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    data = TensorDataset(torch.randn(16, 2), torch.randn(16, 1))
+    loader = DataLoader(data, batch_size=2, num_workers=workers)
+    optimizer = settings.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=0.1)
+    return create_supervised_trainer(
+        model, optimizer, F.mse_loss, loader, accelerator=accelerator, **settings
+    )
+
+
+def failure_of(function):
+    """Calls a function that fails; returns the kind of its error, the text, and the cause's."""
+    try:
+        function()
+    except BaseException as error:
+        notes = getattr(error, "__notes__", [])
+        return [type(error).__name__, str(error), str(error.__cause__), notes]
+    return None
+
+
+def fail(*_):
+    raise ArithmeticError("has had it")
+
+
+def stand():
+    """Waits in Python, where a signal reaches it."""
+    threading.Event().wait(FOREVER)
+
+
+def hurry(**seconds):
+    """Sets time limits in this process, which is a forked one."""
+    peer_watch.patience = peer_watch.patience._replace(**seconds)
+
+
+def test_failure_is_told_with_its_place_to_rank_in_python(tmp_path):
+    both_ended = [os.pipe(), os.pipe()]
+
+    def train(rank):
+        trainer = make_trainer()
+        trainer.add_event_handler(AT_3, fail if rank == 1 else stand)
+        error = failure_of(lambda: trainer.run(max_epochs=2))
+        os.write(both_ended[rank][1], b".")
+        os.read(both_ended[1 - rank][0], 1)  # the process that fails stays alive
+        return [*error, trainer.stop_reason, trainer.state.iteration]
+
+    told, own = (outcome.found for outcome in on_ranks(train, tmp_path))
+    assert own[:2] == ["ArithmeticError", "has had it"]
+    line = fail.__code__.co_firstlineno + 1
+    place = "epoch 1, iteration 3, step 2, at ITERATION_STARTED"
+    text = f"ArithmeticError: has had it ({place}; test_failures.py, line {line}, in fail)"
+    assert told[:2] == ["RuntimeError", f"rank 1 failed: {text}"]
+    assert told[4:] == own[4:] == ["exception", 2]
+
+
+def until_rank_0_has_ended(rank, pipe):
+    """Returns when rank 0 has gone; on rank 0 at once."""
+    if rank == 0:
+        os.write(pipe[1], str(os.getpid()).encode())
+    else:
+        select.select([os.pidfd_open(int(os.read(pipe[0], 20)))], [], [])
+
+
+def test_rank_that_is_blocked_in_collective_is_ended(tmp_path):
+    pipe = os.pipe()
+
+    def train(rank):
+        trainer = make_trainer(workers=2)
+        if rank == 1:
+            trainer.add_event_handler(AT_3, fail)
+            trainer.add_event_handler(
+                Events.EXCEPTION_RAISED, lambda engine, error: until_rank_0_has_ended(1, pipe)
+            )
+        else:
+            until_rank_0_has_ended(0, pipe)
+        print("unflushed")
+        return failure_of(lambda: trainer.run(max_epochs=2))
+
+    ended, failed = on_ranks(train, tmp_path, exit_codes=(1, 0))
+    assert failed.found is None  # the handler of EXCEPTION_RAISED has handled it
+    assert "rank 1 failed: ArithmeticError: has had it (epoch 1, iteration 3" in ended.output
+    assert "is ended with exit code 1" in ended.output
+    assert "unflushed" in ended.output
+
+
+def test_rank_that_is_to_wait_raises_after_its_timeout(tmp_path):
+    both_ended = [os.pipe(), os.pipe()]
+
+    def train(rank):
+        hurry(check=0.02, same_failure=0.02, unblocking=0.02)
+        logging.getLogger(peer_watch.__name__).addHandler(logging.lastResort)  # stderr
+        trainer = make_trainer(timeout=2, on_peer_failure="wait")
+        if rank == 1:
+            trainer.add_event_handler(AT_3, fail)
+        error = failure_of(lambda: trainer.run(max_epochs=2))
+        os.write(both_ended[rank][1], b".")
+        os.read(both_ended[1 - rank][0], 1)
+        return error
+
+    waited, _ = on_ranks(train, tmp_path)
+    assert waited.found[1].startswith("rank 1 failed: ArithmeticError")
+    assert "has had it (epoch 1, iteration 3" in waited.output
+    assert "This rank waits for the timeout of its collective" in waited.output
+
+
+def test_error_of_collective_is_raised_as_what_caused_it(tmp_path):
+    def train(rank):
+        hurry(same_failure=FOREVER)  # the collective fails first
+        trainer = make_trainer()
+        if rank == 1:
+            trainer.add_event_handler(AT_3, fail)
+            trainer.run(max_epochs=2)
+        return failure_of(lambda: trainer.run(max_epochs=2))
+
+    found, _ = on_ranks(train, tmp_path, exit_codes=(0, 1))
+    kind, text, cause, _ = found.found
+    assert (kind, text[:30]) == ("RuntimeError", "rank 1 failed: ArithmeticError")
+    assert "gloo" in cause
+
+
+def test_rank_that_was_killed_is_not_said_to_have_told(tmp_path):
+    def train(rank):
+        trainer = make_trainer()
+        if rank == 1:
+            trainer.add_event_handler(AT_3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        return failure_of(lambda: trainer.run(max_epochs=2))
+
+    found, _ = on_ranks(train, tmp_path, exit_codes=(0, -signal.SIGKILL))
+    assert "gloo" in found.found[1]
+    assert "a process may have been killed" in found.found[3][0]
+
+
+def test_same_failure_on_all_ranks_is_each_ones_own_and_runs_go_on(tmp_path):
+    def train(rank):
+        trainer = make_trainer()
+        failing = trainer.add_event_handler(AT_3, fail)
+        errors = [failure_of(lambda: trainer.run(max_epochs=2))[:2] for _ in range(2)]
+        failing.remove()
+        trainer.run(max_epochs=2)
+        return [errors, trainer.state.iteration, trainer.stop_reason]
+
+    for outcome in on_ranks(train, tmp_path):
+        assert outcome.found == [[["ArithmeticError", "has had it"]] * 2, 8, "max_epochs"]
+
+
+def test_run_after_failures_of_other_kinds_asks_for_restart(tmp_path):
+    def train(rank):
+        trainer = make_trainer()
+        if rank == 1:
+            trainer.add_event_handler(AT_3, fail)
+        else:
+            trainer.add_event_handler(AT_3, stand)
+        failure_of(lambda: trainer.run(max_epochs=2))
+        return failure_of(lambda: trainer.run(max_epochs=2))
+
+    for outcome in on_ranks(train, tmp_path):
+        assert "rank 1 failed: ArithmeticError: has had it" in outcome.found[1]
+        assert "end all processes and start them again" in outcome.found[1]
+
+
+def test_failure_that_handler_handles_is_told(tmp_path):
+    def train(rank):
+        trainer = make_trainer()
+        if rank == 1:
+            trainer.add_event_handler(AT_3, fail)
+            trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: None)
+        else:
+            trainer.add_event_handler(AT_3, stand)
+        return failure_of(lambda: trainer.run(max_epochs=2))
+
+    told, handled = on_ranks(train, tmp_path)
+    assert told.found[1].startswith("rank 1 failed: ArithmeticError")
+    assert handled.found is None
+
+
+def test_what_is_told_waits_for_step_to_be_whole(tmp_path):
+    def train(rank):
+        sent = threading.Event()
+        kill = signal.pthread_kill
+        signal.pthread_kill = lambda *arguments: (kill(*arguments), sent.set())
+
+        class Slow(torch.optim.SGD):
+            def step(self, closure=None):
+                super().step(closure)
+                if rank == 0 and trainer.state.optimizer_step == 2:
+                    assert sent.wait(FOREVER)
+                    steps.append("whole")
+
+        steps = []
+        trainer = make_trainer(optimizer=Slow)
+        if rank == 1:
+            at_end_of_3 = Events.ITERATION_COMPLETED(once=3)
+            trainer.add_event_handler(at_end_of_3, fail)
+        error = failure_of(lambda: trainer.run(max_epochs=2))
+        return [steps, error[1][:13], trainer.state.optimizer_step]
+
+    told, _ = on_ranks(train, tmp_path)
+    assert told.found == [["whole"], "rank 1 failed", 3]
+
+
+def test_failure_after_caught_one_in_inner_run_is_told(tmp_path):
+    def train(rank):
+        trainer = make_trainer()
+        inner = make_trainer(accelerator=trainer.accelerator)
+        inner.add_event_handler(Events.ITERATION_STARTED(once=2), fail)
+        trainer.add_event_handler(
+            Events.ITERATION_STARTED(once=2), lambda: failure_of(lambda: inner.run(max_epochs=1))
+        )
+        trainer.add_event_handler(AT_3, fail if rank == 1 else stand)
+        return failure_of(lambda: trainer.run(max_epochs=2))
+
+    told, own = on_ranks(train, tmp_path)
+    assert "has had it (epoch 1, iteration 3" in told.found[1]
+    assert own.found[:2] == ["ArithmeticError", "has had it"]
+
+
+def test_failure_on_third_rank_frees_both_others(tmp_path):
+    def train(rank):
+        trainer = make_trainer()
+        trainer.add_event_handler(AT_3, fail if rank == 2 else stand)
+        return failure_of(lambda: trainer.run(max_epochs=2))
+
+    found = [outcome.found[1][:13] for outcome in on_ranks(train, tmp_path, exit_codes=(0, 0, 0))]
+    assert found == ["rank 2 failed", "rank 2 failed", "has had it"]
+
+
+def test_run_leaves_neither_thread_nor_handler_nor_output(tmp_path):
+    def train(rank):
+        found = signal.getsignal(signal.SIGURG)
+        trainer = make_trainer(workers=2)
+        threads = []
+        trainer.add_event_handler(AT_3, lambda: threads.append(names_of_threads()))
+        for epochs in (1, 2):
+            trainer.run(max_epochs=epochs)
+        if rank == 1:  # the other may end: it disturbs nobody
+            trainer.add_event_handler(Events.COMPLETED, lambda: None)
+        return [threads, names_of_threads(), signal.getsignal(signal.SIGURG) == found]
+
+    for outcome in on_ranks(train, tmp_path):
+        within, after, is_same_handler = outcome.found
+        assert within == [["ignite_hooks peers"]]
+        assert (after, is_same_handler, outcome.output) == ([], True, "")
+
+
+def names_of_threads():
+    return [each.name for each in threading.enumerate() if each.name.startswith("ignite_hooks")]
+
+
+def test_ranks_that_wait_at_different_places_are_named(tmp_path):
+    def train(rank):
+        hurry(check=0.02, look=0.05, stalled=0.2)
+        warned = threading.Event()
+        texts = []
+
+        class Noting(logging.Handler):
+            def emit(self, record):
+                texts.append(record.getMessage())
+                if len(texts) == 2:
+                    warned.set()
+
+        logging.getLogger(peer_watch.__name__).addHandler(Noting())
+        trainer = make_trainer()
+        if rank == 0:
+            at_end_of_2 = Events.ITERATION_COMPLETED(once=2)
+            trainer.add_event_handler(at_end_of_2, lambda: warned.wait(FOREVER))
+        trainer.run(max_epochs=1)
+        return texts
+
+    for outcome in on_ranks(train, tmp_path):
+        first, second = outcome.found[:2]
+        assert first == second
+        place = "epoch 1, iteration 2, step 2, at ITERATION_COMPLETED"
+        assert f"rank 0: {place}; test_failures.py, line " in first
+        assert "rank 1: epoch 1, iteration 3, step 2, at " in first
+
+
+def test_single_process_has_no_thread():
+    trainer = make_trainer(accelerator=Accelerator(cpu=True))
+    threads = []
+    trainer.add_event_handler(AT_3, lambda: threads.append(names_of_threads()))
+    trainer.run(max_epochs=1)
+    assert threads == [[]]
+
+
+def test_value_of_on_peer_failure_is_checked():
+    with pytest.raises(ValueError, match=r"`on_peer_failure` must be .*got 'stay'"):
+        make_trainer(accelerator=Accelerator(cpu=True), on_peer_failure="stay")
+
+
+def test_store_of_torch_without_clone_is_reached_by_second_client(monkeypatch):
+    server = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    group = distributed.PrefixStore("group", server)
+    monkeypatch.delattr(distributed.Store, "clone", raising=False)
+    first, second = (StoreConnection(group, timedelta(seconds=5)) for _ in range(2))
+    other = StoreConnection(distributed.PrefixStore("other", server), timedelta(seconds=5))
+    first.put("key", "text")
+    first.put_first("key", "other")
+    assert [each.find("key") for each in (first, second, other)] == ["text", "text", ""]
+
+
+def test_store_without_second_connection_is_named(monkeypatch, tmp_path):
+    monkeypatch.delattr(distributed.Store, "clone", raising=False)
+    with pytest.raises(NotImplementedError, match="FileStore has no second connection"):
+        StoreConnection(distributed.FileStore(str(tmp_path / "store"), 1), timedelta(seconds=5))
