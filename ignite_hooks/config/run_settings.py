@@ -31,12 +31,14 @@ from ignite_hooks.evaluation.validation import ValidationSchedule
 from ignite_hooks.factory import create_supervised_trainer
 from ignite_hooks.optim import lr_scheduler as schedulers
 from ignite_hooks.optim.gradient_clipping import GradientClipping
+from ignite_hooks.processes.watched_run import OnPeerFailure
 from ignite_hooks.trainer.trainer import Trainer
 
 __all__ = [
     "Accumulation",
     "AgreeEvery",
     "MaxCount",
+    "PeerFailure",
     "Precision",
     "RunSettings",
     "SchedulerAt",
@@ -99,6 +101,18 @@ SchedulerAt = Annotated[
 """When a scheduler moves."""
 
 
+PeerFailure = Annotated[
+    OnPeerFailure,
+    must_be(
+        '"exit" or "wait"',
+        lambda value: value in get_args(OnPeerFailure),
+        "it says what becomes of a process that waits for one that has failed",
+        may_be_none=False,
+    ),
+]
+"""What a process does that waits in a collective for another that has failed."""
+
+
 @register("run")
 @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
 class RunSettings:
@@ -134,6 +148,8 @@ class RunSettings:
         resume_from: what to go on from.
         handlers: further handlers, in order.
         agree_every: with several processes, the windows from one exchange of stops to the next.
+        on_peer_failure: whether a process that is blocked in a collective when another has failed
+            ends ("exit") or waits for the timeout of the collective ("wait").
 
     Raises:
         ValueError: an argument is out of its range.
@@ -152,6 +168,7 @@ class RunSettings:
     resume_from: ResumeCheckpoint | None = None
     handlers: tuple[Handler, ...] = ()
     agree_every: AgreeEvery = 1
+    on_peer_failure: PeerFailure = "exit"
 
     def set_up(self, **options: Any) -> Accelerator:
         """Seeds the random generators, and makes the accelerator that the settings ask for.
@@ -245,6 +262,7 @@ class RunSettings:
             resume_from=self.resume_from,
             handlers=[*self.handlers, *handlers],
             agree_every=self.agree_every,
+            on_peer_failure=self.on_peer_failure,
             **functions,
         )
         if self.seed is not None:
