@@ -53,8 +53,8 @@ class Patience(NamedTuple):
         same_failure: for a rank that was told to come to the same failure itself.
         unblocking: for the main thread to raise what was told.
         unwinding: for the run to end then.
-        hearing: for the others to have read a failure, before the process that holds the store
-            may end; and for a failure to be told after a collective has failed.
+        hearing: for the others to have read a failure, or to have ended their run too, before the
+            process that holds the store may end.
         records: for all ranks to tell how the run before ended.
         look: between two looks at the place of the main thread.
         stalled: for ranks that stand at different places, before a warning.
@@ -149,11 +149,20 @@ class Ranks:
         try:
             with suppress(StoreGone):
                 if self.is_failing:
-                    self._wait_until_heard()
-                self.store.put(f"ended/{self.rank}", "1")
+                    # This process may hold the store, and end.
+                    self._wait_until_others(f"{self._generation}/heard/{{}}", "ended/{}")
         finally:
             self.runs = []
             self._stop()
+        with suppress(StoreGone):
+            self.store.post(f"ended/{self.rank}", "1")
+            if self._may_hold_store and not self.is_failing:
+                self._wait_until_others("ended/{}")
+
+    @property
+    def _may_hold_store(self) -> bool:
+        """Whether the others lose the store when this process ends; torch prints what they meet."""
+        return self.rank == 0 and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
 
     def _stop(self) -> None:
         if self._watcher is not None:
@@ -255,15 +264,14 @@ class Ranks:
                 return ToldFailure.decode(text)
         return None
 
-    def _wait_until_heard(self) -> None:
-        """Waits until all others have read the first failure: this process may hold the store."""
+    def _wait_until_others(self, *keys: str) -> None:
+        """Waits a moment until each other rank has set one of the keys, which name it by ``{}``."""
         others = [rank for rank in range(self.size) if rank != self.rank]
-        heard = f"{self._generation}/heard"
         for _ in _until(time.monotonic() + patience.hearing):
             others = [
                 rank
                 for rank in others
-                if not (self.store.find(f"{heard}/{rank}") or self.store.find(f"ended/{rank}"))
+                if not any(self.store.find(key.format(rank)) for key in keys)
             ]
             if not others:
                 return

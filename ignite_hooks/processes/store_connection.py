@@ -55,6 +55,10 @@ class StoreConnection:
         """Sets a key, and returns when the store has it."""
         self._call(self._put, key, text)
 
+    def post(self, key: str, text: str) -> None:
+        """Sets a key without an answer, as the last call: the store may end when it is read."""
+        self._call(self._store.set, key, text)
+
     def put_first(self, key: str, text: str) -> None:
         """Sets a key that has no text yet."""
         self._call(self._store.compare_set, key, "", text)

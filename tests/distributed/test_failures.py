@@ -135,18 +135,19 @@ def test_rank_that_is_to_wait_raises_after_its_timeout(tmp_path):
     assert "This rank waits for the timeout of its collective" in waited.output
 
 
-def test_error_of_collective_is_raised_as_what_caused_it(tmp_path):
+@pytest.mark.parametrize("failing", [0, 1])  # rank 0 holds the store
+def test_error_of_collective_is_raised_as_what_caused_it(tmp_path, failing):
     def train(rank):
         hurry(same_failure=FOREVER)  # the collective fails first
         trainer = make_trainer()
-        if rank == 1:
+        if rank == failing:
             trainer.add_event_handler(AT_3, fail)
             trainer.run(max_epochs=2)
         return failure_of(lambda: trainer.run(max_epochs=2))
 
-    found, _ = on_ranks(train, tmp_path, exit_codes=(0, 1))
-    kind, text, cause, _ = found.found
-    assert (kind, text[:30]) == ("RuntimeError", "rank 1 failed: ArithmeticError")
+    outcomes = on_ranks(train, tmp_path, exit_codes=(1, 0) if failing == 0 else (0, 1))
+    kind, text, cause, _ = outcomes[1 - failing].found
+    assert (kind, text[:30]) == ("RuntimeError", f"rank {failing} failed: ArithmeticError")
     assert "gloo" in cause
 
 
@@ -264,14 +265,25 @@ def test_run_leaves_neither_thread_nor_handler_nor_output(tmp_path):
         trainer.add_event_handler(AT_3, lambda: threads.append(names_of_threads()))
         for epochs in (1, 2):
             trainer.run(max_epochs=epochs)
-        if rank == 1:  # the other may end: it disturbs nobody
-            trainer.add_event_handler(Events.COMPLETED, lambda: None)
         return [threads, names_of_threads(), signal.getsignal(signal.SIGURG) == found]
 
     for outcome in on_ranks(train, tmp_path):
         within, after, is_same_handler = outcome.found
         assert within == [["ignite_hooks peers"]]
         assert (after, is_same_handler, outcome.output) == ([], True, "")
+
+
+def test_rank_that_ends_first_disturbs_nobody(tmp_path):
+    pipe = os.pipe()
+
+    def train(rank):
+        hurry(check=0.02)
+        trainer = make_trainer()
+        trainer.add_event_handler(Events.COMPLETED, lambda: until_rank_0_has_ended(rank, pipe))
+        trainer.run(max_epochs=1)
+        return trainer.stop_reason
+
+    assert [outcome.found for outcome in on_ranks(train, tmp_path)] == ["max_epochs"] * 2
 
 
 def names_of_threads():
