@@ -64,6 +64,7 @@ FULL = {
     "max_steps": 8,
     "grad_clip": GradientClipping(max_norm=0.5),
     "scheduler_at": "epoch",
+    "on_peer_failure": "wait",
     "validation": ValidationSchedule(every_steps=2, every_epochs=1, at_start=True, prefix="t_"),
     "handlers": [ClearCache(every_steps=2), GarbageCollector(), EpochMaxRAM()],
 }
@@ -362,6 +363,7 @@ def test_settings_of_ones_own_are_a_subclass_with_a_tag():
         ("agree_every", 0, "an integer >= 1"),
         ("max_epochs", 0, "an integer >= 1"),
         ("max_steps", math.inf, "an integer >= 1"),
+        ("on_peer_failure", "stay", '"exit" or "wait", got \'stay\''),
         ("scheduler_at", None, '"step", "epoch" or "validation", got None'),
     ],
 )

@@ -69,6 +69,8 @@ def test_the_schema_is_one_of_the_draft_it_names():
         ({"max_epochs": 0}, False),
         ({"mixed_precision": "fp32"}, False),
         ({"scheduler_at": "iteration"}, False),
+        ({"on_peer_failure": "wait"}, True),
+        ({"on_peer_failure": "stay"}, False),
         ({"epochs": 3}, False),
         ({"grad_clip": {"max_norm": 1.0}}, True),
         ({"grad_clip": {"type": "gradient_clipping", "max_norm": "inf"}}, True),

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import TensorDataset
 
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.config import RunSettings
 from ignite_hooks.processes import peer_watch
+from ignite_hooks.processes.stalled_ranks import StalledRanks
 from ignite_hooks.processes.store_connection import StoreConnection
 from tests.distributed.forked import on_ranks
 
@@ -27,7 +29,7 @@ FOREVER = 300  # seconds: far beyond the limit of a test
 AT_3 = Events.ITERATION_STARTED(once=3)
 
 
-def make_trainer(timeout=FOREVER, workers=0, **settings):
+def make_trainer(timeout=FOREVER, workers=0, build=create_supervised_trainer, **settings):
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     accelerator = settings.pop("accelerator", None)
     accelerator = accelerator or Accelerator(cpu=True, kwargs_handlers=[group])
@@ -36,9 +38,7 @@ def make_trainer(timeout=FOREVER, workers=0, **settings):
     data = TensorDataset(torch.randn(16, 2), torch.randn(16, 1))
     loader = DataLoader(data, batch_size=2, num_workers=workers)
     optimizer = settings.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=0.1)
-    return create_supervised_trainer(
-        model, optimizer, F.mse_loss, loader, accelerator=accelerator, **settings
-    )
+    return build(model, optimizer, F.mse_loss, loader, accelerator=accelerator, **settings)
 
 
 def failure_of(function):
@@ -121,7 +121,7 @@ def test_rank_that_is_to_wait_raises_after_its_timeout(tmp_path):
     def train(rank):
         hurry(check=0.02, same_failure=0.02, unblocking=0.02)
         logging.getLogger(peer_watch.__name__).addHandler(logging.lastResort)  # stderr
-        trainer = make_trainer(timeout=2, on_peer_failure="wait")
+        trainer = make_trainer(timeout=2, build=RunSettings(on_peer_failure="wait").build)
         if rank == 1:
             trainer.add_event_handler(AT_3, fail)
         error = failure_of(lambda: trainer.run(max_epochs=2))
@@ -316,6 +316,30 @@ def test_ranks_that_wait_at_different_places_are_named(tmp_path):
         place = "epoch 1, iteration 2, step 2, at ITERATION_COMPLETED"
         assert f"rank 0: {place}; test_failures.py, line " in first
         assert "rank 1: epoch 1, iteration 3, step 2, at " in first
+
+
+def test_ranks_that_work_long_at_same_place_are_not_warned_of(tmp_path):
+    def train(rank):
+        hurry(check=0.02, look=0.02, stalled=0.1)
+        texts, looks = [], []
+        done = threading.Event()
+        look = StalledRanks.look
+
+        def noting(self, *arguments):
+            texts.append(look(self, *arguments))
+            looks.append(self)
+            if len(looks) == 20:  # 0.4 s at the least
+                done.set()
+
+        StalledRanks.look = noting
+        trainer = make_trainer()
+        at_end_of_2 = Events.ITERATION_COMPLETED(once=2)
+        trainer.add_event_handler(at_end_of_2, lambda: done.wait(FOREVER))
+        trainer.add_event_handler(at_end_of_2, trainer.accelerator.wait_for_everyone)
+        trainer.run(max_epochs=1)
+        return [each for each in texts if each]
+
+    assert [outcome.found for outcome in on_ranks(train, tmp_path)] == [[], []]
 
 
 def test_single_process_has_no_thread():
