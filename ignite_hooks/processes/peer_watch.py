@@ -42,6 +42,8 @@ __all__ = ["Patience", "Ranks"]
 # Ignored unless someone handles it, so that one which comes too late ends no process.
 _SIGNAL: Any = getattr(signal, "SIGURG", None)  # None on Windows
 _LOGGER = getLogger(__name__)
+_NOTHING_TOLD = "No other rank has told of a failure: a process may have been killed."
+_STORE_GONE = "The store of the process group has gone: rank 0, or the launcher, has ended."
 
 
 class Patience(NamedTuple):
@@ -200,7 +202,7 @@ class Ranks:
             return
         if told is None:
             if is_of_collective(error):
-                note(error, "No other rank has told of a failure: a process may have been killed.")
+                note(error, _STORE_GONE if self.store.is_gone else _NOTHING_TOLD)
         elif is_of_collective(error):
             raise RuntimeError(str(told)) from error
         elif self._own is not None and not told.is_like(self._own):
@@ -313,7 +315,10 @@ class _Watcher:
         self._answered.set()
 
     def _install(self) -> Any:
-        """Handles the signal, and returns the handler that was there; None if that cannot be."""
+        """Handles the signal, and returns the handler that was there; None if that cannot be.
+
+        Handlers run in the main thread alone. A run in another one is ended with its process.
+        """
         if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return None
         return signal.signal(_SIGNAL, self._handle) or signal.SIG_DFL

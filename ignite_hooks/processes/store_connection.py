@@ -36,6 +36,9 @@ class StoreConnection:
         store: the store of the default process group.
         timeout: the limit of each call.
 
+    Attributes:
+        is_gone: whether a call has failed.
+
     Raises:
         NotImplementedError: this torch cannot connect to a store of that class a second time.
     """
@@ -44,7 +47,7 @@ class StoreConnection:
         own = store.clone() if hasattr(store, "clone") else _second_client(store, timeout)
         own.set_timeout(timeout)
         self._store = PrefixStore(_PREFIX, own)
-        self._is_gone = False
+        self.is_gone = False
 
     def find(self, key: str) -> str:
         """Returns the text of a key; an empty one if there is none."""
@@ -71,12 +74,12 @@ class StoreConnection:
         self._store.check([key])  # answered after what was sent before, which has no answer
 
     def _call(self, function: Callable[..., Any], *arguments: str) -> Any:
-        if self._is_gone:
+        if self.is_gone:
             raise StoreGone
         try:
             return function(*arguments)
         except DistError as error:
-            self._is_gone = True
+            self.is_gone = True
             raise StoreGone from error
 
 

@@ -151,16 +151,21 @@ def test_error_of_collective_is_raised_as_what_caused_it(tmp_path, failing):
     assert "gloo" in cause
 
 
-def test_rank_that_was_killed_is_not_said_to_have_told(tmp_path):
+@pytest.mark.parametrize(
+    ("killed", "note"), [(0, "rank 0, or the launcher, has ended"), (1, "may have been killed")]
+)
+def test_rank_that_was_killed_is_not_said_to_have_told(tmp_path, killed, note):
     def train(rank):
         trainer = make_trainer()
-        if rank == 1:
+        if rank == killed:
             trainer.add_event_handler(AT_3, lambda: os.kill(os.getpid(), signal.SIGKILL))
         return failure_of(lambda: trainer.run(max_epochs=2))
 
-    found, _ = on_ranks(train, tmp_path, exit_codes=(0, -signal.SIGKILL))
-    assert "gloo" in found.found[1]
-    assert "a process may have been killed" in found.found[3][0]
+    codes = [0, 0]
+    codes[killed] = -signal.SIGKILL
+    outcome = on_ranks(train, tmp_path, exit_codes=codes)[1 - killed]
+    assert "gloo" in outcome.found[1]
+    assert note in outcome.found[3][0]
 
 
 def test_same_failure_on_all_ranks_is_each_ones_own_and_runs_go_on(tmp_path):
