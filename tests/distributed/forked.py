@@ -40,7 +40,7 @@ def on_ranks(function, folder, *, exit_codes=(0, 0), limit=40):
     for rank in range(len(exit_codes)):
         read_end, write_end = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from Python 3.12 on
+            _ignore_threads()
             pid = os.fork()
         if pid == 0:
             _be_rank(function, Path(folder), rank, len(exit_codes), port, limit)
@@ -54,6 +54,11 @@ def on_ranks(function, folder, *, exit_codes=(0, 0), limit=40):
         logs = "".join(f"\n--- rank {i}\n{each.output}" for i, each in enumerate(outcomes))
         pytest.fail(f"{problem} (of ranks {leftover}){logs}")
     return outcomes
+
+
+def _ignore_threads():
+    """Ignores what Python, from 3.12 on, says of a fork beside threads."""
+    warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
 
 
 def _wait_for(ends, limit):
@@ -86,6 +91,7 @@ def _be_rank(function, folder, rank, size, port, limit):
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        _ignore_threads()  # loader workers are forked beside the threads of gloo
         faulthandler.dump_traceback_later(limit - 2, file=sys.stderr)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for state in (AcceleratorState, GradientState, PartialState):

@@ -2,8 +2,10 @@ import logging
 import os
 import select
 import signal
+import sys
 import threading
 from datetime import timedelta
+from traceback import walk_stack
 
 import pytest
 import torch
@@ -105,7 +107,8 @@ def test_rank_that_is_blocked_in_collective_is_ended(tmp_path):
             )
         else:
             until_rank_0_has_ended(0, pipe)
-        print("unflushed")
+        at_2 = Events.ITERATION_STARTED(once=2)  # the start of workers flushes what is there
+        trainer.add_event_handler(at_2, lambda: print("unflushed"))
         return failure_of(lambda: trainer.run(max_epochs=2))
 
     ended, failed = on_ranks(train, tmp_path, exit_codes=(1, 0))
@@ -165,20 +168,33 @@ def test_rank_that_was_killed_is_not_said_to_have_told(tmp_path, killed, note):
     codes[killed] = -signal.SIGKILL
     outcome = on_ranks(train, tmp_path, exit_codes=codes)[1 - killed]
     assert "gloo" in outcome.found[1]
-    assert note in outcome.found[3][0]
+    assert sys.version_info < (3, 11) or note in outcome.found[3][0]  # without notes it is logged
 
 
 def test_same_failure_on_all_ranks_is_each_ones_own_and_runs_go_on(tmp_path):
     def train(rank):
         trainer = make_trainer()
+        if rank == 0:  # comes to it when it has been told
+            told = trainer.add_event_handler(AT_3, until_told)
         failing = trainer.add_event_handler(AT_3, fail)
         errors = [failure_of(lambda: trainer.run(max_epochs=2))[:2] for _ in range(2)]
         failing.remove()
+        if rank == 0:
+            told.remove()
         trainer.run(max_epochs=2)
         return [errors, trainer.state.iteration, trainer.stop_reason]
 
     for outcome in on_ranks(train, tmp_path):
         assert outcome.found == [[["ArithmeticError", "has had it"]] * 2, 8, "max_epochs"]
+
+
+def until_told():
+    """Returns when this rank has read the failure of another, and waits for its own."""
+    (watcher,) = (each for each in threading.enumerate() if each.name.startswith("ignite_hooks"))
+    names = []
+    while "_end_run" not in names:
+        frames = walk_stack(sys._current_frames()[watcher.ident])
+        names = [frame.f_code.co_name for frame, _ in frames]
 
 
 def test_run_after_failures_of_other_kinds_asks_for_restart(tmp_path):
