@@ -144,10 +144,12 @@ class Ranks:
 
     def leave(self, run: WatchedRun) -> None:
         """Ends the watching with the outermost run."""
-        if self.runs[0] is not run:
+        if self.runs[:1] != [run]:
             self.runs = [each for each in self.runs if each is not run]
             self.is_failing = False  # a handler of the outer run may catch the failure
             return
+        if self._watcher is not None:
+            self._watcher.close()
         try:
             with suppress(StoreGone):
                 if self.is_failing:
@@ -300,9 +302,13 @@ class _Watcher:
         self._thread = threading.Thread(target=self._watch, name="ignite_hooks peers", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends the thread. A signal that comes later does nothing."""
+    def close(self) -> None:
+        """Keeps the main thread from being interrupted from now on."""
         self._is_open = False
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self.close()
         self._ended.set()
         self._answered.set()
         self._thread.join(self._patience.call)
