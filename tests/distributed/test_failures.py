@@ -87,12 +87,13 @@ def test_failure_is_told_with_its_place_to_rank_in_python(tmp_path):
     assert told[4:] == own[4:] == ["exception", 2]
 
 
-def until_rank_0_has_ended(rank, pipe):
-    """Returns when rank 0 has gone; on rank 0 at once."""
+def until_rank_0_has_ended(rank, pipe, limit=FOREVER):
+    """Returns when rank 0 has gone, and whether it has within the limit; on rank 0 at once."""
     if rank == 0:
         os.write(pipe[1], str(os.getpid()).encode())
-    else:
-        select.select([os.pidfd_open(int(os.read(pipe[0], 20)))], [], [])
+        return None
+    process = os.pidfd_open(int(os.read(pipe[0], 20)))
+    return bool(select.select([process], [], [], limit)[0])
 
 
 def test_rank_that_is_blocked_in_collective_is_ended(tmp_path):
@@ -307,6 +308,22 @@ def test_rank_that_ends_first_disturbs_nobody(tmp_path):
     assert [outcome.found for outcome in on_ranks(train, tmp_path)] == ["max_epochs"] * 2
 
 
+def test_rank_0_keeps_store_until_others_have_ended(tmp_path):
+    pipe = os.pipe()
+
+    def train(rank):
+        hurry(hearing=FOREVER)
+        trainer = make_trainer()
+        found = []
+        trainer.add_event_handler(
+            Events.COMPLETED, lambda: found.append(until_rank_0_has_ended(rank, pipe, limit=0.5))
+        )
+        trainer.run(max_epochs=1)
+        return found
+
+    assert [outcome.found for outcome in on_ranks(train, tmp_path)] == [[None], [False]]
+
+
 def names_of_threads():
     return [each.name for each in threading.enumerate() if each.name.startswith("ignite_hooks")]
 
@@ -363,12 +380,17 @@ def test_ranks_that_work_long_at_same_place_are_not_warned_of(tmp_path):
     assert [outcome.found for outcome in on_ranks(train, tmp_path)] == [[], []]
 
 
-def test_single_process_has_no_thread():
-    trainer = make_trainer(accelerator=Accelerator(cpu=True))
-    threads = []
-    trainer.add_event_handler(AT_3, lambda: threads.append(names_of_threads()))
-    trainer.run(max_epochs=1)
-    assert threads == [[]]
+def test_single_process_has_no_thread(tmp_path):
+    def train(rank):
+        distributed.init_process_group("gloo")
+        trainer = make_trainer(accelerator=Accelerator(cpu=True))
+        threads = []
+        trainer.add_event_handler(AT_3, lambda: threads.append(names_of_threads()))
+        trainer.run(max_epochs=1)
+        return threads
+
+    (outcome,) = on_ranks(train, tmp_path, exit_codes=(0,))
+    assert outcome.found == [[]]
 
 
 def test_value_of_on_peer_failure_is_checked():
