@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import ExitStack
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,9 +107,7 @@ class Breaker:
             if is_alone:
                 yield
             else:
-                waiting = evaluator.add_event_handler(Events.EPOCH_COMPLETED, run.wait)
-                move_to_front(evaluator, Events.EPOCH_COMPLETED)  # before metrics are reduced
-                with restored(waiting.remove):
+                with _waiting(evaluator, run.wait):
                     yield
                 run.answer_others()
         if run.is_broken_off:
@@ -174,6 +173,24 @@ class _Run:
 
 NEVER = Breaker(None)
 """For a validation that cannot be broken off."""
+
+
+@contextmanager
+def _waiting(evaluator: Engine, wait: Callable[[Engine], None]) -> Iterator[None]:
+    """Has ``wait`` called first as the data end: what follows may exchange something, too.
+
+    An evaluator of ours attaches such a handler in its ``run``, which is before STARTED.
+    """
+    with ExitStack() as stack:
+
+        def attach(evaluator: Engine) -> None:
+            waiting = evaluator.add_event_handler(Events.EPOCH_COMPLETED, wait)
+            stack.enter_context(restored(waiting.remove))
+            move_to_front(evaluator, Events.EPOCH_COMPLETED)
+
+        starting = evaluator.add_event_handler(Events.STARTED, attach)
+        stack.enter_context(restored(starting.remove))
+        yield
 
 
 def _norms(models: Iterable[torch.nn.Module]) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.distributed.launch import on_two_processes
 
-pytestmark = [pytest.mark.distributed, pytest.mark.exhaustive]
+pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
