@@ -111,9 +111,10 @@ class TestAgreeing:
     def others(self, monkeypatch):
         numbers, asked = [], []
 
-        def smallest(number, accelerator):
+        def smallest(own, accelerator):
+            number, *digests = own
             asked.append(number)
-            return min(number, numbers.pop(0))
+            return [min(number, numbers.pop(0)), *digests]
 
         monkeypatch.setattr(pass_end, "smallest_of_all", smallest)
         return numbers, asked

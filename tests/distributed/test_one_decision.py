@@ -66,6 +66,22 @@ def test_a_stop_that_all_ranks_ask_for_names_none(findings):
     assert (found["reason"], found["place"]) == ("terminate", [1, 4, 4])
 
 
+def test_of_two_stops_the_one_that_finishes_the_run_counts(findings):
+    found = of_both(findings, "stopped_by_two")
+    assert found["reason"] == "terminate on rank 1"
+    assert found["ended_by"] == "terminate() in stop on rank 1"
+
+
+def test_a_stop_without_completed_is_one_on_both(findings):
+    found = of_both(findings, "stopped_without_completed")
+    assert (found["place"], found["completed"]) == ([1, 4, 4], [])
+
+
+def test_a_stop_at_started_leaves_no_rank_alone_in_a_validation(findings):
+    found = of_both(findings, "stopped_before_a_validation_at_start")
+    assert (found["place"], found["metrics"]) == ([0, 0, 0], ["val_loss"])
+
+
 def test_data_that_end_elsewhere_stop_at_the_same_step(findings):
     assert of_both(findings, "streams_that_end_elsewhere")["place"] == [1, 4, 2]
 

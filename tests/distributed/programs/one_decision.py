@@ -14,6 +14,7 @@ from ignite.engine import Events
 from ignite.handlers import EarlyStopping
 from ignite.handlers import TerminateOnNan
 from ignite.handlers import TimeLimit
+from ignite.metrics import Loss
 from torch.utils.data import DataLoader
 
 from ignite_hooks import GarbageCollector
@@ -165,6 +166,37 @@ def stopped_by_handlers():
     by("early", None, patience, Events.EPOCH_COMPLETED)
     by("withdrawn", withdraw)
     return found
+
+
+def stopped_by_two():
+    """Each rank asks for another stop at once: the one that finishes the run names the reason."""
+    trainer = trainer_of()
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=3))
+    def stop():
+        trainer.terminate(resumable=rank() == 0)
+
+    trainer.run(max_epochs=EPOCHS)
+    return found_in(trainer)
+
+
+def stopped_without_completed():
+    trainer = trainer_of()
+    completed = iterations_at(trainer, Events.COMPLETED)
+    on_second(trainer, Events.ITERATION_COMPLETED(once=3), lambda t: t.terminate(True))
+    trainer.run(max_epochs=EPOCHS)
+    return {**found_in(trainer), "completed": completed}
+
+
+def stopped_before_a_validation_at_start():
+    """The validation has collectives: both ranks have it, or none."""
+    model = make_model(dropout=0.0)
+    evaluator = create_supervised_evaluator(model, {"loss": Loss(F.mse_loss)})
+    held_out = [*DataLoader(samples(4), 2)]
+    trainer = trainer_of(validation=Validation(evaluator, held_out, at_start=True))
+    on_second(trainer, Events.STARTED, terminate)
+    trainer.run(max_epochs=EPOCHS)
+    return {**found_in(trainer), "metrics": list(trainer.state.metrics)}
 
 
 def stopped_by_all():
@@ -356,6 +388,9 @@ if __name__ == "__main__":
         terminated_at_events,
         terminated_windows,
         stopped_by_handlers,
+        stopped_by_two,
+        stopped_without_completed,
+        stopped_before_a_validation_at_start,
         stopped_by_all,
         streams_that_end_elsewhere,
         epochs_cut,
