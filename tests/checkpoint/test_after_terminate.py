@@ -76,6 +76,12 @@ def withdrawn(trainer):
     trainer.terminate(resumable=True)
 
 
+def withdrawn_before_a_signal(trainer):
+    trainer.terminate()
+    trainer.should_terminate = False
+    signal.raise_signal(signal.SIGTERM)
+
+
 FINAL = {
     "EarlyStopping": (early_stopping, "EarlyStopping"),
     "TerminateOnNan": (nan, "TerminateOnNan"),
@@ -90,6 +96,7 @@ RESUMABLE = {
     "terminate(resumable=True)": (lambda trainer: resumable_flag, "terminate"),
     "a signal": (lambda trainer: lambda _: signal.raise_signal(signal.SIGTERM), "SIGTERM"),
     "a final request that was withdrawn": (lambda trainer: withdrawn, "terminate"),
+    "one withdrawn before a signal": (lambda trainer: withdrawn_before_a_signal, "SIGTERM"),
 }
 
 

@@ -66,10 +66,11 @@ def test_a_stop_that_all_ranks_ask_for_names_none(findings):
     assert (found["reason"], found["place"]) == ("terminate", [1, 4, 4])
 
 
-def test_of_two_stops_the_one_that_finishes_the_run_counts(findings):
-    found = of_both(findings, "stopped_by_two")
-    assert found["reason"] == "terminate on rank 1"
-    assert found["ended_by"] == "terminate() in stop on rank 1"
+@pytest.mark.parametrize("final", ["0", "1"])
+def test_of_two_stops_the_one_that_finishes_the_run_counts(findings, final):
+    found = of_both(findings, "stopped_by_two")[final]
+    assert found["reason"] == f"terminate on rank {final}"
+    assert found["ended_by"] == f"terminate() in stop on rank {final}"
 
 
 def test_a_stop_without_completed_is_one_on_both(findings):

@@ -170,14 +170,17 @@ def stopped_by_handlers():
 
 def stopped_by_two():
     """Each rank asks for another stop at once: the one that finishes the run names the reason."""
-    trainer = trainer_of()
+    found = {}
+    for final in range(2):
+        trainer = trainer_of()
 
-    @trainer.on(Events.ITERATION_COMPLETED(once=3))
-    def stop():
-        trainer.terminate(resumable=rank() == 0)
+        def stop(engine, final=final):
+            engine.terminate(resumable=rank() != final)
 
-    trainer.run(max_epochs=EPOCHS)
-    return found_in(trainer)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), stop)
+        trainer.run(max_epochs=EPOCHS)
+        found[final] = found_in(trainer)
+    return found
 
 
 def stopped_without_completed():
