@@ -137,5 +137,5 @@ def test_ranks_with_other_handlers_are_an_error_on_all(findings):
 
 def test_an_epoch_costs_one_asynchronous_collective_a_step_and_few_blocking_ones(findings):
     # After the last step the exchange is that of the end of the epoch; the other is of lengths.
-    expected = {"asynchronous": LENGTH - 1, "blocking": 2}
+    expected = {"asynchronous all_reduce": LENGTH - 1, "all_reduce": 2}
     assert of_both(findings, "collectives")["epoch"] == expected

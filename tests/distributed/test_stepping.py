@@ -76,16 +76,24 @@ def test_collectives_of_a_run_are_one_a_window_and_few_more(findings):
     for found in findings.of("collectives"):
         for name, steps in (("known", 7), ("known, windows", 3), ("loader", 7)):
             assert found[name]["steps"] == steps
-            # Stops, before the first window and after each; the length, as the pass begins; the
-            # parameters, once.
-            assert found[name]["all"] == {"all_reduce": steps + 2, "all_gather_object": 1}
+            # Stops, before the first window, after each and at the end of the epoch instead of
+            # after the last; the length, as the pass begins; the parameters, once.
+            assert found[name]["all"] == {
+                "asynchronous all_reduce": steps - 1,
+                "all_reduce": 3,
+                "all_gather_object": 1,
+            }
 
 
 def test_unknown_length_needs_one_further_collective_per_window(findings):
     for found in findings.of("collectives"):
         for name, steps in (("unknown", 7), ("unknown, windows", 3), ("generator, windows", 3)):
             assert found[name]["steps"] == steps
-            assert found[name]["all"] == {"all_reduce": 2 * steps + 2, "all_gather_object": 1}
+            assert found[name]["all"] == {
+                "asynchronous all_reduce": steps - 1,
+                "all_reduce": steps + 3,
+                "all_gather_object": 1,
+            }
 
 
 def test_no_loader_stays_the_active_one(findings):

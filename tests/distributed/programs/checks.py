@@ -3,6 +3,8 @@
 import json
 import sys
 import traceback
+from collections import Counter
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +15,41 @@ from accelerate.state import GradientState
 from accelerate.utils import InitProcessGroupKwargs
 
 from tests.reference import seed
+
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "reduce",
+    "scatter",
+)
+
+
+@contextmanager
+def counting_collectives():
+    """Counts the calls of each collective of torch; those that nobody waits for are apart."""
+    counts, originals = Counter(), {}
+
+    def counted(name):
+        def call(*args, **kwargs):
+            counts[f"asynchronous {name}" if kwargs.get("async_op") else name] += 1
+            return originals[name](*args, **kwargs)
+
+        return call
+
+    for name in COLLECTIVES:
+        originals[name] = getattr(torch.distributed, name)
+        setattr(torch.distributed, name, counted(name))
+    try:
+        yield counts
+    finally:
+        for name, original in originals.items():
+            setattr(torch.distributed, name, original)
 
 
 def accelerator(steps=1, *handlers, **settings):

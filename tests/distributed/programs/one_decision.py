@@ -3,8 +3,6 @@
 import os
 import signal
 import sys
-from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,6 +28,7 @@ from ignite_hooks.processes.decisions import Decisions
 from ignite_hooks.processes.decisions import Question
 from tests.checkpoint.damage.training import whole_steps
 from tests.distributed.programs.checks import accelerator
+from tests.distributed.programs.checks import counting_collectives
 from tests.distributed.programs.checks import run
 from tests.reference import Repeatable
 from tests.reference import make_model
@@ -328,34 +327,6 @@ def other_handlers():
     return {}
 
 
-@contextmanager
-def counted():
-    counts, all_reduce = Counter(), torch.distributed.all_reduce
-    others = ("all_gather", "all_gather_object", "barrier", "broadcast", "broadcast_object_list")
-    found = {name: getattr(torch.distributed, name) for name in others}
-
-    def count_reduce(*args, **kwargs):
-        counts["asynchronous" if kwargs.get("async_op") else "blocking"] += 1
-        return all_reduce(*args, **kwargs)
-
-    def count(name):
-        def call(*args, **kwargs):
-            counts[name] += 1
-            return found[name](*args, **kwargs)
-
-        return call
-
-    torch.distributed.all_reduce = count_reduce
-    for name in others:
-        setattr(torch.distributed, name, count(name))
-    try:
-        yield counts
-    finally:
-        torch.distributed.all_reduce = all_reduce
-        for name, function in found.items():
-            setattr(torch.distributed, name, function)
-
-
 def collectives():
     """Those of an epoch with everything wired in which nothing is asked for, without DDP's."""
     ours = accelerator()
@@ -375,7 +346,7 @@ def collectives():
         handlers=[GarbageCollector(every_steps=1000)],
     )
     by_epoch = []
-    with counted() as counts:
+    with counting_collectives() as counts:
 
         @trainer.on(Events.EPOCH_STARTED)
         def take():

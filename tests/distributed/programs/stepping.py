@@ -1,7 +1,5 @@
 """Training on two processes."""
 
-from collections import Counter
-from contextlib import contextmanager
 from contextlib import suppress
 
 import torch
@@ -18,23 +16,11 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from tests.distributed.programs.checks import accelerator
+from tests.distributed.programs.checks import counting_collectives
 from tests.distributed.programs.checks import run
 from tests.reference import make_model
 from tests.reference import seed
 from tests.reference import weights
-
-COLLECTIVES = (
-    "all_gather",
-    "all_gather_into_tensor",
-    "all_gather_object",
-    "all_reduce",
-    "barrier",
-    "broadcast",
-    "broadcast_object_list",
-    "gather",
-    "reduce",
-    "scatter",
-)
 
 
 def samples(size=20):
@@ -64,27 +50,6 @@ def build(ours, data, *, dropout=0.0, momentum=0.9, **arguments):
 
 def lr(trainer):
     return trainer.optimizer.param_groups[0]["lr"]
-
-
-@contextmanager
-def counting_collectives():
-    counts, originals = Counter(), {}
-
-    def counted(name):
-        def call(*args, **kwargs):
-            counts[name] += 1
-            return originals[name](*args, **kwargs)
-
-        return call
-
-    for name in COLLECTIVES:
-        originals[name] = getattr(torch.distributed, name)
-        setattr(torch.distributed, name, counted(name))
-    try:
-        yield counts
-    finally:
-        for name, original in originals.items():
-            setattr(torch.distributed, name, original)
 
 
 def scheduler_moves_once_a_step():

@@ -254,12 +254,13 @@ class Mixed(Weighted):
 
 @contextmanager
 def noting_exchanges():
-    """The sizes of the tensors that are reduced and broadcast."""
+    """The sizes of the tensors that are reduced and broadcast in the default group."""
     sizes, originals = {"all_reduce": [], "broadcast": []}, {}
 
     def noted(name):
         def call(tensor, *args, **kwargs):
-            sizes[name].append(tensor.numel())
+            if kwargs.get("group") is None:  # else lengths and stops, on the host
+                sizes[name].append(tensor.numel())
             return originals[name](tensor, *args, **kwargs)
 
         return call
