@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate import PartialState
 
 from ignite_hooks.core.accelerators import timeout_of
+from ignite_hooks.processes.shared_failure import note_shared
 
 __all__ = ["Ranks"]
 
@@ -63,11 +64,13 @@ class Ranks:
             failure = error
         told = None if failure is None else f"{type(failure).__name__}: {failure}"
         outcomes = self.gather((result, told))
-        if failure is not None:
-            raise failure
-        problems = [f"process {rank}: {text}" for rank, (_, text) in enumerate(outcomes) if text]
+        problems = "; ".join(
+            f"process {rank}: {text}" for rank, (_, text) in enumerate(outcomes) if text
+        )
         if problems:
-            raise RuntimeError("; ".join(problems))
+            raised = failure or RuntimeError(problems)
+            note_shared(raised, problems)
+            raise raised
         return [result for result, _ in outcomes]  # type: ignore[misc]
 
     def first_alone(self, act: Callable[[], Result]) -> Result:

@@ -152,7 +152,7 @@ class CheckpointTriggers:
 
     def _obey(self, trainer: TrainingEngine, asked: Sequence[str | None]) -> None:
         """Saves, and for a signal stops, as any rank asks."""
-        if any(asked):
+        if any(asked) and self._writer.lock.is_taken:  # else a signal has ended the wait for it
             self.defer(trainer)
         reason = _signal_of(asked)
         if reason is not None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch.distributed import DistError
 
+from ignite_hooks.processes.shared_failure import shared_text
 from ignite_hooks.processes.watched_run import Place
 
 __all__ = ["ToldFailure", "is_of_collective", "line_of_thread"]
@@ -40,6 +41,7 @@ class ToldFailure(NamedTuple):
         place: where the run was.
         line: the last line of the traceback that is the user's.
         is_own: whether the rank failed by itself; a rank that another one pulls along does not.
+        shared: what all ranks raise here together, or an empty text.
     """
 
     rank: int
@@ -48,6 +50,7 @@ class ToldFailure(NamedTuple):
     place: Place
     line: str
     is_own: bool = True
+    shared: str = ""
 
     @classmethod
     def of(cls, error: BaseException, rank: int, place: Place, *, is_own: bool) -> "ToldFailure":
@@ -55,20 +58,26 @@ class ToldFailure(NamedTuple):
         frames = [(frame.f_code, number) for frame, number in walk_tb(error.__traceback__)]
         files = [(code.co_filename, number, code.co_name) for code, number in frames]
         message = _text_of(error)[:MAX_CHARACTERS]
-        return cls(rank, type(error).__name__, message, place, _last_line(files), is_own)
+        line, shared = _last_line(files), shared_text(error)[:MAX_CHARACTERS]
+        return cls(rank, type(error).__name__, message, place, line, is_own, shared)
 
     @classmethod
     def decode(cls, text: str) -> "ToldFailure":
         """Reads what ``encode`` has written."""
-        rank, kind, message, place, line, is_own = json.loads(text)
-        return cls(rank, kind, message, Place(*place), line, is_own)
+        rank, kind, message, place, *others = json.loads(text)
+        return cls(rank, kind, message, Place(*place), *others)
 
     def encode(self) -> str:
         """Writes the failure as JSON."""
         return json.dumps(self)
 
     def is_like(self, other: "ToldFailure") -> bool:
-        """Returns whether two ranks failed by themselves, by the same error at the same place."""
+        """Returns whether two ranks failed by themselves, by the same error at the same place.
+
+        One that all ranks raise together may be of another class on the rank that it comes from.
+        """
+        if self.shared or other.shared:
+            return (self.shared, self.place) == (other.shared, other.place)
         is_same = (self.kind, self.place, self.line) == (other.kind, other.place, other.line)
         return self.is_own and other.is_own and is_same
 

@@ -30,7 +30,8 @@ def test_both_processes_break_off_at_the_same_batch(findings, check, place):
         assert finding["references"]
         for each in finding["found"]:
             assert each == {
-                "reason": "SIGTERM",
+                "reason": f"SIGTERM on rank {each['rank']}",
+                "rank": each["rank"],
                 "validations": 0,
                 "saved": [place],
                 "same": True,

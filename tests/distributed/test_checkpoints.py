@@ -86,9 +86,9 @@ def test_failed_write_on_one_process_raises_on_both_cleanly(findings, check):
 @pytest.mark.parametrize("check", ["signal_to_one", "signal_to_one_in_the_background"])
 def test_signal_to_one_process_stops_both_at_the_same_step(findings, check):
     for finding in findings.of(check):
-        assert finding["reason"] == "SIGTERM"
-        assert finding["stopped"] == [2, 4]
-        assert finding["steps"] == [2]
+        assert finding["reason"] == "SIGTERM on rank 1"
+        assert finding["stopped"] == [3, 5], "it comes in step 2, and is obeyed after the next"
+        assert finding["steps"] == [3]
         assert finding["restored"]
         assert finding["exact"]
 
@@ -98,13 +98,13 @@ def test_busy_directory_is_refused_and_waited_for_on_both(findings):
         text, iteration = finding["refused"]
         assert "must be written to by one run at a time" in text
         assert iteration == 0
-        assert finding["stopped"] == ["SIGTERM", 0]
+        assert finding["stopped"] == ["SIGTERM on rank 1", 0]
         assert finding["steps"] == [1, 2]
 
 
 def test_the_clock_of_one_process_has_both_save(findings):
     for finding in findings.of("clock_of_one"):
-        assert finding["steps"] == [2, 5]
+        assert finding["steps"] == [3, 6], "after the step that follows"
 
 
 def test_a_checkpoint_of_one_process_is_an_error_on_two(findings):

@@ -18,6 +18,7 @@ from torch import distributed
 from torch.utils.data import DataLoader
 from torch.utils.data import TensorDataset
 
+from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.config import RunSettings
 from ignite_hooks.processes import peer_watch
@@ -196,6 +197,41 @@ def until_told():
     while "_end_run" not in names:
         frames = walk_stack(sys._current_frames()[watcher.ident])
         names = [frame.f_code.co_name for frame, _ in frames]
+
+
+class Unsaveable:
+    """Has no state on rank 1, for as long as it fails."""
+
+    def __init__(self, rank):
+        self.rank, self.fails = rank, False
+
+    def state_dict(self):
+        if self.fails and self.rank == 1:
+            raise OSError("no state")
+        return {"rank": self.rank}
+
+    def load_state_dict(self, state_dict):
+        """Nothing is loaded here."""
+
+
+def test_failure_that_ranks_have_agreed_on_lets_runs_go_on(tmp_path):
+    def ends(rank):
+        own = Unsaveable(rank)
+        save = SaveCheckpoint(tmp_path / "checkpoints", every_steps=1, also={"own": own})
+        trainer = make_trainer(checkpoint=save)
+
+        @trainer.on(AT_3)
+        def break_state():
+            own.fails = True
+
+        error = failure_of(trainer.run)
+        own.fails = False
+        trainer.run(max_epochs=2)
+        return [*error[:2], trainer.state.iteration]
+
+    first, second = (outcome.found for outcome in on_ranks(ends, tmp_path))
+    assert first == ["RuntimeError", "process 1: OSError: no state", 8]
+    assert second == ["OSError", "no state", 8]
 
 
 def test_run_after_failures_of_other_kinds_asks_for_restart(tmp_path):

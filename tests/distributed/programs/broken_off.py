@@ -92,6 +92,7 @@ def broken_off(name, data, *signals, **schedule):
         found.append(
             {
                 "reason": broken.stop_reason,
+                "rank": rank,
                 "validations": broken.state.validation,
                 "saved": [[each.epoch, each.iteration] for each in manifests],
                 "same": log + further == expected
