@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -129,6 +130,7 @@ def fork_server():
         env=environment(),
         start_new_session=True,
     )
+    process.wait()  # what serves is its child, which has no parent then
     atexit.register(process.communicate)
     return process
 
@@ -142,8 +144,7 @@ def answer(request):
     select.select([server.stdout], [], [], request["limit"] + END_SECONDS)
     server.stdout.readline()
     if not file.exists():
-        server.kill()
-        server.wait()
+        os.killpg(server.pid, signal.SIGKILL)
         fork_server.cache_clear()
         pytest.fail(f"the fork server gave no answer for {request['program']}")
     return json.loads(file.read_text())

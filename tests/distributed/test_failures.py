@@ -365,6 +365,8 @@ def names_of_threads():
 
 
 def test_ranks_that_wait_at_different_places_are_named(tmp_path):
+    read_end, write_end = os.pipe()
+
     def train(rank):
         hurry(check=0.02, look=0.05, stalled=0.2)
         warned = threading.Event()
@@ -375,12 +377,15 @@ def test_ranks_that_wait_at_different_places_are_named(tmp_path):
                 texts.append(record.getMessage())
                 if len(texts) == 2:
                     warned.set()
+                    os.write(write_end, b"!")
 
         logging.getLogger(peer_watch.__name__).addHandler(Noting())
         trainer = make_trainer()
         if rank == 0:
             at_end_of_2 = Events.ITERATION_COMPLETED(once=2)
-            trainer.add_event_handler(at_end_of_2, lambda: warned.wait(FOREVER))
+            trainer.add_event_handler(
+                at_end_of_2, lambda: [warned.wait(FOREVER), *(os.read(read_end, 1) for _ in "01")]
+            )
         trainer.run(max_epochs=1)
         return texts
 
