@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -86,7 +87,7 @@ class Ranks:
 
     Keys in the store: ``<generation>/first`` is the failure that came first,
     ``<generation>/<rank>`` that of each rank, ``<generation>/heard/<rank>`` says that a rank has
-    read the first one, and ``ended/<rank>`` that it is in no run.
+    read the first one, and ``ended/<rank>`` is the number of the last run that a rank has ended.
 
     Attributes:
         runs: the runs that this process is in, the outermost one first.
@@ -101,6 +102,7 @@ class Ranks:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self.runs: list[WatchedRun] = []
         self.is_failing = False
+        self._run_number = 0  # the outermost runs that this rank has begun
         self._generation = 0
         self._lock = threading.RLock()  # for what changes with the generation
         self._own: ToldFailure | None = None
@@ -134,12 +136,11 @@ class Ranks:
         self.runs = [each for each in self.runs if is_running(each.trainer)]
         if not self.runs:
             self._stop()  # if Ctrl-C kept the run before from doing so
+            self._run_number += 1
         self._settle()
         self.is_failing = False
         self.runs = [*self.runs, run]
         if self._watcher is None:
-            with suppress(StoreGone):
-                self.store.put(f"ended/{self.rank}", "")
             self._watcher = _Watcher(self, run.on_peer_failure)
 
     def leave(self, run: WatchedRun) -> None:
@@ -154,14 +155,14 @@ class Ranks:
             with suppress(StoreGone):
                 if self.is_failing:
                     # This process may hold the store, and end.
-                    self._wait_until_others(f"{self._generation}/heard/{{}}", "ended/{}")
+                    self._wait_for_others(self._has_heard)
         finally:
             self.runs = []
             self._stop()
         with suppress(StoreGone):
-            self.store.post(f"ended/{self.rank}", "1")
+            self.store.post(f"ended/{self.rank}", str(self._run_number))
             if self._may_hold_store and not self.is_failing:
-                self._wait_until_others("ended/{}")
+                self._wait_for_others(self._has_ended)
 
     @property
     def _may_hold_store(self) -> bool:
@@ -190,7 +191,9 @@ class Ranks:
     def _tell_first(self, error: BaseException, run: WatchedRun) -> None:
         is_own = not (self._is_told(error) or is_of_collective(error))
         self._own_run = run
-        self._own = ToldFailure.of(error, self.rank, run.place, is_own=is_own)
+        self._own = ToldFailure.of(
+            error, self.rank, run.place, run_number=self._run_number, is_own=is_own
+        )
         self.store.put(f"{self._generation}/{self.rank}", self._own.encode())
         self.store.put_first(self._first, self._own.encode())
 
@@ -242,14 +245,20 @@ class Ranks:
     def _settle(self) -> None:
         """Goes on after failures that all ranks had alike.
 
+        A failure of the run that begins here is told by the watcher, unless this rank, which is
+        later, comes to the same one: a limit that is wrong on all ranks, say.
+
         Raises:
-            RuntimeError: they have not failed alike.
+            RuntimeError: they have not failed alike in a run before.
         """
         with self._lock:
             try:
                 while text := self.store.find(self._first):
+                    first = ToldFailure.decode(text)
+                    if self._own is None and first.run_number == self._run_number:
+                        return
                     if not self._have_all_failed_alike():
-                        raise _needs_restart(ToldFailure.decode(text))
+                        raise _needs_restart(first)
                     self._begin_generation()
             except StoreGone:
                 if self._own is not None:
@@ -268,15 +277,19 @@ class Ranks:
                 return ToldFailure.decode(text)
         return None
 
-    def _wait_until_others(self, *keys: str) -> None:
-        """Waits a moment until each other rank has set one of the keys, which name it by ``{}``."""
+    def _has_heard(self, rank: int) -> bool:
+        """Returns whether a rank has read the failure of this run, or has ended the run too."""
+        return bool(self.store.find(f"{self._generation}/heard/{rank}")) or self._has_ended(rank)
+
+    def _has_ended(self, rank: int) -> bool:
+        """Returns whether a rank has ended this run; it may be in the next one already."""
+        return int(self.store.find(f"ended/{rank}") or 0) >= self._run_number
+
+    def _wait_for_others(self, is_done: Callable[[int], bool]) -> None:
+        """Waits a moment until each other rank is done."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         for _ in _until(time.monotonic() + patience.hearing):
-            others = [
-                rank
-                for rank in others
-                if not any(self.store.find(key.format(rank)) for key in keys)
-            ]
+            others = [rank for rank in others if not is_done(rank)]
             if not others:
                 return
 

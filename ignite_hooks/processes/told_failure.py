@@ -40,6 +40,7 @@ class ToldFailure(NamedTuple):
         message: its text.
         place: where the run was.
         line: the last line of the traceback that is the user's.
+        run_number: the number of outermost runs that the rank had begun.
         is_own: whether the rank failed by itself; a rank that another one pulls along does not.
         shared: what all ranks raise here together, or an empty text.
     """
@@ -49,17 +50,21 @@ class ToldFailure(NamedTuple):
     message: str
     place: Place
     line: str
+    run_number: int
     is_own: bool = True
     shared: str = ""
 
     @classmethod
-    def of(cls, error: BaseException, rank: int, place: Place, *, is_own: bool) -> "ToldFailure":
-        """Describes ``error``, which ``rank`` has raised at ``place``."""
+    def of(
+        cls, error: BaseException, rank: int, place: Place, *, run_number: int, is_own: bool
+    ) -> "ToldFailure":
+        """Describes ``error``, which ``rank`` has raised at ``place`` in its run of that number."""
         frames = [(frame.f_code, number) for frame, number in walk_tb(error.__traceback__)]
         files = [(code.co_filename, number, code.co_name) for code, number in frames]
         message = _text_of(error)[:MAX_CHARACTERS]
         line, shared = _last_line(files), shared_text(error)[:MAX_CHARACTERS]
-        return cls(rank, type(error).__name__, message, place, line, is_own, shared)
+        kind = type(error).__name__
+        return cls(rank, kind, message, place, line, run_number, is_own, shared)
 
     @classmethod
     def decode(cls, text: str) -> "ToldFailure":

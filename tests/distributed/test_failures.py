@@ -249,6 +249,25 @@ def test_run_after_failures_of_other_kinds_asks_for_restart(tmp_path):
         assert "end all processes and start them again" in outcome.found[1]
 
 
+def test_limit_refused_on_all_ranks_is_each_ones_own_error(tmp_path):
+    has_failed = os.pipe()
+
+    def train(rank):
+        hurry(hearing=0)
+        trainer = make_trainer()
+        if rank == 0:
+            os.read(has_failed[0], 1)  # begins its run when the other has failed in it
+        error = failure_of(lambda: trainer.run(max_epochs=0))
+        os.write(has_failed[1], b".")
+        trainer.run(max_epochs=1)
+        return [*error[:2], trainer.state.iteration]
+
+    for outcome in on_ranks(train, tmp_path):
+        kind, text, iteration = outcome.found
+        assert (kind, iteration) == ("ValueError", 4)
+        assert text.startswith("`max_epochs` must be")
+
+
 def test_failure_that_handler_handles_is_told(tmp_path):
     def train(rank):
         trainer = make_trainer()
@@ -358,6 +377,27 @@ def test_rank_0_keeps_store_until_others_have_ended(tmp_path):
         return found
 
     assert [outcome.found for outcome in on_ranks(train, tmp_path)] == [[None], [False]]
+
+
+def test_rank_0_does_not_wait_for_rank_in_next_run(tmp_path):
+    has_begun = os.pipe()
+
+    class Data(list):
+        def __len__(self):  # is asked for before the run exchanges anything
+            os.write(has_begun[1], b".")
+            return super().__len__()
+
+    def train(rank):
+        hurry(hearing=FOREVER)
+        trainer = make_trainer()
+        if rank == 0:
+            trainer.add_event_handler(Events.COMPLETED(once=1), lambda: os.read(has_begun[0], 1))
+        trainer.run(max_epochs=1)
+        batches = [(torch.randn(2, 2), torch.randn(2, 1))] * 4
+        trainer.run(Data(batches) if rank == 1 else batches, max_epochs=2)
+        return trainer.state.iteration
+
+    assert [outcome.found for outcome in on_ranks(train, tmp_path, limit=15)] == [8, 8]
 
 
 def names_of_threads():
