@@ -448,6 +448,8 @@ class TrainingLoop(QuickEngine):
     # The ways out
 
     def _stop_at(self, limit: str) -> None:
+        if self._decisions is not None and not self._requests.of_run:
+            self._decisions.settle_now()  # no boundary is to come at which it could be obeyed
         asked = self._requests.stop.reason if self._requests.of_run else limit
         self.stop_reason = self.stop_reason or asked
         if not self._requests.of_run:  # else a handler may have set it to "skip_completed"

@@ -61,6 +61,14 @@ def test_a_handler_on_one_rank_stops_both(findings, name, reason, place, is_fini
     assert (found["ended_by"] is not None) == is_finished
 
 
+@pytest.mark.parametrize("limit", [3, LENGTH])
+def test_a_stop_in_the_last_step_of_a_run_is_obeyed(findings, limit):
+    found = of_both(findings, "stopped_at_limits")[str(limit)]
+    assert found["place"] == [1, limit, limit]
+    assert found["reason"] == "terminate on rank 1"
+    assert found["ended_by"] == "terminate() in terminate on rank 1"
+
+
 def test_a_stop_that_all_ranks_ask_for_names_none(findings):
     found = of_both(findings, "stopped_by_all")
     assert (found["reason"], found["place"]) == ("terminate", [1, 4, 4])

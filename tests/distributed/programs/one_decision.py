@@ -201,6 +201,17 @@ def stopped_before_a_validation_at_start():
     return {**found_in(trainer), "metrics": list(trainer.state.metrics)}
 
 
+def stopped_at_limits():
+    """A stop in the last step of a run by ``max_steps``: within an epoch, and at its end."""
+    found = {}
+    for limit in (3, LENGTH):
+        trainer = trainer_of()
+        on_second(trainer, Events.ITERATION_COMPLETED(once=limit), terminate)
+        trainer.run(max_steps=limit)
+        found[limit] = found_in(trainer)
+    return found
+
+
 def stopped_by_all():
     trainer = trainer_of()
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), terminate)
@@ -365,6 +376,7 @@ if __name__ == "__main__":
         stopped_by_two,
         stopped_without_completed,
         stopped_before_a_validation_at_start,
+        stopped_at_limits,
         stopped_by_all,
         streams_that_end_elsewhere,
         epochs_cut,
