@@ -26,6 +26,8 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import Store
 
 from ignite_hooks.core.engine import is_running
+from ignite_hooks.core.held_signals import handler_of
+from ignite_hooks.core.held_signals import replace_handler
 from ignite_hooks.core.scopes import note
 from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.processes.stalled_ranks import StalledRanks
@@ -326,7 +328,8 @@ class _Watcher:
         self._answered.set()
         self._thread.join(self._patience.call)
         if self._handler_found is not None:
-            signal.signal(_SIGNAL, self._handler_found)
+            if handler_of(_SIGNAL) == self._handle:  # else someone has set another meanwhile
+                replace_handler(_SIGNAL, self._handler_found)
             self._handler_found = None
 
     def answer(self) -> None:

@@ -350,6 +350,19 @@ def test_run_leaves_neither_thread_nor_handler_nor_output(tmp_path):
         assert (after, is_same_handler, outcome.output) == ([], True, "")
 
 
+def test_handler_that_is_set_in_run_stays(tmp_path):
+    def train(rank):
+        def handle(*_):
+            pass
+
+        trainer = make_trainer()
+        trainer.add_event_handler(AT_3, lambda: signal.signal(signal.SIGURG, handle))
+        trainer.run(max_epochs=1)
+        return signal.getsignal(signal.SIGURG) is handle
+
+    assert [outcome.found for outcome in on_ranks(train, tmp_path)] == [True, True]
+
+
 def test_rank_that_ends_first_disturbs_nobody(tmp_path):
     pipe = os.pipe()
 
