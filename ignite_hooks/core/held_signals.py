@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
-__all__ = ["HeldSignals", "handler_of", "replace_handler"]
+__all__ = ["HeldSignals", "handler_of", "is_held_back", "replace_handler"]
 
 # torch tells of dead workers by SIGCHLD, this package of a failure on another rank by SIGURG.
 _NAMES = ("SIGINT", "SIGALRM", "SIGTERM", "SIGCHLD", "SIGURG")
@@ -100,6 +100,16 @@ def handler_of(number: int) -> Any:
     while isinstance(handler, _Holder):
         handler = handler.found
     return handler
+
+
+def is_held_back(number: int | None) -> bool:
+    """Returns whether a signal has come and is held back."""
+    handler: Any = None if number is None else signal.getsignal(number)
+    while isinstance(handler, _Holder):
+        if number in handler.signals.waiting:
+            return True
+        handler = handler.found
+    return False
 
 
 def replace_handler(number: int, handler: Any) -> None:

@@ -27,6 +27,7 @@ from torch.distributed.distributed_c10d import Store
 
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.held_signals import handler_of
+from ignite_hooks.core.held_signals import is_held_back
 from ignite_hooks.core.held_signals import replace_handler
 from ignite_hooks.core.scopes import note
 from ignite_hooks.core.warn_once import warn_once
@@ -57,7 +58,7 @@ class Patience(NamedTuple):
             torch prints a warning each time that one ends without result.)
         same_failure: for a rank that was told to come to the same failure itself.
         unblocking: for the main thread to raise what was told.
-        unwinding: for the run to end then.
+        unwinding: for the run to end then, or for an optimizer step to be complete before.
         hearing: for the others to have read a failure, or to have ended their run too, before the
             process that holds the store may end.
         records: for all ranks to tell how the run before ended.
@@ -374,7 +375,8 @@ class _Watcher:
         if is_answered or self._answered.wait(self._patience.same_failure):
             return
         self._interrupt(told)
-        if not (self._answered.wait(self._patience.unblocking) or self._abort_groups()):
+        is_answered = self._answered.wait(self._patience.unblocking) or self._wait_for_step()
+        if not (is_answered or self._abort_groups()):
             if self._on_peer_failure == "wait":
                 _LOGGER.warning("%s. This rank waits for the timeout of its collective.", told)
                 return
@@ -388,6 +390,10 @@ class _Watcher:
         if self._handler_found is not None:
             # A real signal: it ends a sleep or a wait for data too.
             signal.pthread_kill(self._main, _SIGNAL)
+
+    def _wait_for_step(self) -> bool:
+        """Waits while an optimizer step holds the signal back; returns whether it is answered."""
+        return is_held_back(_SIGNAL) and self._answered.wait(self._patience.unwinding)
 
     def _abort_groups(self) -> bool:
         """Has collectives of NCCL fail, and returns whether the main thread has raised then.

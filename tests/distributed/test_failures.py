@@ -192,9 +192,14 @@ def test_same_failure_on_all_ranks_is_each_ones_own_and_runs_go_on(tmp_path):
 
 def until_told():
     """Returns when this rank has read the failure of another, and waits for its own."""
+    until_watcher_is_in("_end_run")
+
+
+def until_watcher_is_in(function):
+    """Returns when the thread that looks for failures is in a function."""
     (watcher,) = (each for each in threading.enumerate() if each.name.startswith("ignite_hooks"))
     names = []
-    while "_end_run" not in names:
+    while function not in names:
         frames = walk_stack(sys._current_frames()[watcher.ident])
         names = [frame.f_code.co_name for frame, _ in frames]
 
@@ -285,15 +290,11 @@ def test_failure_that_handler_handles_is_told(tmp_path):
 
 def test_what_is_told_waits_for_step_to_be_whole(tmp_path):
     def train(rank):
-        sent = threading.Event()
-        kill = signal.pthread_kill
-        signal.pthread_kill = lambda *arguments: (kill(*arguments), sent.set())
-
         class Slow(torch.optim.SGD):
             def step(self, closure=None):
                 super().step(closure)
                 if rank == 0 and trainer.state.optimizer_step == 2:
-                    assert sent.wait(FOREVER)
+                    until_watcher_is_in("_wait_for_step")  # longer than a blocked rank is given
                     steps.append("whole")
 
         steps = []
