@@ -329,9 +329,16 @@ class TrainingLoop(QuickEngine):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._announce_epoch()
         self._position.unannounced.clear()  # done already, if there was a handler
-        if self._decisions is not None:
-            self._decisions.settle_now()
+        if self._decisions is None:
+            self._call_due()
+            return
+        self._decisions.settle_now()
+        has_due = bool(self._due.entries)
         self._call_due()
+        if has_due and not self._requests.of_run:  # a handler of CHECKPOINT_SAVED may have asked
+            self._decisions.settle_now()
+            if self._requests.of_run:
+                self._call_due()
 
     def _announce_epoch(self) -> None:
         """Fires EPOCH_COMPLETED; if the validation in it is broken off, the epoch stays open.

@@ -81,6 +81,13 @@ def test_of_two_stops_the_one_that_finishes_the_run_counts(findings, final):
     assert found["ended_by"] == f"terminate() in stop on rank {final}"
 
 
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_stop_at_the_save_of_an_epoch_does_not_leak_into_the_next(findings, epoch):
+    found = of_both(findings, "stopped_at_a_save")[str(epoch)]
+    assert found["place"] == [epoch, epoch * LENGTH, epoch * LENGTH]
+    assert found["reason"] == "terminate on rank 1"
+
+
 def test_a_stop_without_completed_is_one_on_both(findings):
     found = of_both(findings, "stopped_without_completed")
     assert (found["place"], found["completed"]) == ([1, 4, 4], [])

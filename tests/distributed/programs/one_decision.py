@@ -212,6 +212,23 @@ def stopped_at_limits():
     return found
 
 
+def stopped_at_a_save():
+    """A stop at CHECKPOINT_SAVED, at the end of the first epoch and of the last one."""
+    found = {}
+    for epoch in (1, EPOCHS):
+        checkpoint = SaveCheckpoint(directory_of(f"at a save of {epoch}"), every_epochs=1)
+        trainer = trainer_of(checkpoint=checkpoint)
+
+        def stop(engine, epoch=epoch):
+            if rank() == 1 and engine.state.epoch == epoch:
+                engine.terminate()
+
+        trainer.add_event_handler(TrainEvents.CHECKPOINT_SAVED, stop)
+        trainer.run(max_epochs=EPOCHS)
+        found[epoch] = found_in(trainer)
+    return found
+
+
 def stopped_by_all():
     trainer = trainer_of()
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), terminate)
@@ -373,6 +390,7 @@ if __name__ == "__main__":
         terminated_at_events,
         terminated_windows,
         stopped_by_handlers,
+        stopped_at_a_save,
         stopped_by_two,
         stopped_without_completed,
         stopped_before_a_validation_at_start,
