@@ -1,5 +1,6 @@
 """Finds the kind that data is of, and has Accelerate prepare it where that does no harm."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import OwnLoader
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
+from ignite_hooks.data.sources import parts_of
 from ignite_hooks.processes.host_group import of_rank_0
 
 __all__ = ["can_prepare", "changes_iteration", "device_of_batches", "source_of"]
@@ -131,6 +133,7 @@ def _prepare(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
     config = accelerator.dataloader_config
     found = (config.dispatch_batches, config.data_seed)
     if accelerator.num_processes > 1:
+        _warn_of_second_division(loader, accelerator)
         if config.use_seedable_sampler and config.data_seed is None:
             # Accelerate takes that of each rank, and each would take its share of another order.
             config.data_seed = of_rank_0(torch.initial_seed(), accelerator)
@@ -141,6 +144,17 @@ def _prepare(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
             return accelerator.prepare_data_loader(loader)
     finally:
         config.dispatch_batches, config.data_seed = found
+
+
+def _warn_of_second_division(loader: DataLoader[Any], accelerator: Accelerator) -> None:
+    parts = () if is_prepared(loader) else parts_of(loader)
+    if any(isinstance(each, DistributedSampler) and each.num_replicas > 1 for each in parts):
+        warnings.warn(
+            "`data` has a DistributedSampler, and Accelerate divides its loader once more: each of "
+            f"{accelerator.num_processes} processes is given a part of its part, and most samples "
+            "are never used. Leave the sampler out: shuffle=True shuffles over all processes",
+            stacklevel=2,
+        )
 
 
 def _refuse_padding(loader: Any, even_batches: bool) -> None:

@@ -56,6 +56,14 @@ def test_a_resumed_run_has_the_numbers_of_each_rank(findings):
         assert found["goes on"]
 
 
+def test_a_loader_that_is_divided_already_is_told_of(findings):
+    one, other = findings.of("divided_twice")
+    assert not are_shared(one, other)
+    for found in (one, other):
+        (told,) = found["told"]
+        assert told.startswith("`data` has a DistributedSampler, and Accelerate divides its loader")
+
+
 def test_a_seedable_sampler_has_one_seed_on_ranks_that_are_seeded_apart(findings):
     one, other = (found["seedable"] for found in findings.of("seeded_by_hand"))
     assert are_shared(one, other)

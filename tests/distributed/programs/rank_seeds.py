@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import DataLoaderConfiguration
 from ignite.engine import Events
 from torch.utils.data import DataLoader
+from torch.utils.data import DistributedSampler
 from torch.utils.data import IterableDataset
 from torch.utils.data import Sampler
 from torch.utils.data import WeightedRandomSampler
@@ -145,6 +146,21 @@ def resumed():
     }
 
 
+def divided_twice():
+    """A loader with torch's DistributedSampler, which Accelerate divides once more."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = built(lambda: DataLoader(Numbered(), 2, sampler=divided()), {})
+    epochs, _ = watch(trainer)
+    trainer.run()
+    told = [str(each.message) for each in caught if "DistributedSampler" in str(each.message)]
+    return {"epochs": epochs, "told": told}
+
+
+def divided():
+    return DistributedSampler(range(SIZE), num_replicas=2, rank=rank())
+
+
 def seeded_by_hand():
     """Ranks that a script seeds apart: what is divided by one order of all is told, or right."""
     found = {}
@@ -170,4 +186,4 @@ def seeded_by_hand():
 
 
 if __name__ == "__main__":
-    run(kinds, resumed, seeded_by_hand)
+    run(kinds, resumed, divided_twice, seeded_by_hand)
