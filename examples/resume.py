@@ -65,7 +65,7 @@ def main():
         print(f"epoch {state.epoch:3}   accuracy {state.metrics['val_accuracy']:.2%}")
 
     trainer.run(max_epochs=args.epochs)
-    if trainer.stop_reason in ("SIGINT", "SIGTERM"):
+    if trainer.stop_reason.startswith(("SIGINT", "SIGTERM")):  # "SIGTERM on rank 1", say
         print(
             f"stopped at step {trainer.state.optimizer_step}; the same command goes on from there"
         )
