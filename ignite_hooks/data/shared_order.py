@@ -1,4 +1,4 @@
-"""Whether all ranks draw the same order of their data, of which each is given a share.
+"""Orders of data that all ranks must draw alike, because each is given a share of one.
 
 Accelerate divides a sampler's indices, or the samples of a stream: each rank goes through all of
 them and takes its own. If the order comes from a global random generator, and these differ between

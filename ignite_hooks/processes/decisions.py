@@ -1,4 +1,4 @@
-"""What the ranks of one run decide together between two steps: stops, and saves by the clock.
+"""Decisions of all ranks of a run, between two steps: stops, and saves by the clock.
 
 A rank that stops alone leaves the others waiting for its gradients. So what one rank asks for is
 obeyed by all of them, at the same step boundary. Nobody waits for the exchange: it is begun as the
@@ -81,7 +81,7 @@ class Decisions:
 
     def settle_now(self) -> None:
         """Obeys what any rank asks for by now, without a boundary between."""
-        self._pending = None  # what it would tell of is asked for still
+        self._pending = None  # what it would tell of is still asked for
         _, is_any_asked = self._exchange(async_op=False)
         if is_any_asked.item():
             self._obey()

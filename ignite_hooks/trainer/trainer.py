@@ -34,6 +34,7 @@ from ignite_hooks.data.run_generators import generators_of_run
 from ignite_hooks.data.shared_order import what_may_draw_apart
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.processes.host_group import host_group
 from ignite_hooks.processes.peer_failures import PeerFailures
 from ignite_hooks.processes.same_parameters import SameParameters
 from ignite_hooks.processes.watched_run import OnPeerFailure
@@ -145,7 +146,7 @@ class Trainer(TrainingLoop):
     def _compare_now(self) -> None:
         own = self.parameter_digest()
         digests: list[Any] = [None] * self.accelerator.num_processes
-        torch.distributed.all_gather_object(digests, own)
+        torch.distributed.all_gather_object(digests, own, group=host_group(self.accelerator))
         self.compare_parameters(digests)
 
     @property
