@@ -10,11 +10,17 @@ from torch import distributed
 
 from ignite_hooks.core.accelerators import timeout_of
 
-__all__ = ["host_group", "of_rank_0", "smallest_of_all"]
+__all__ = ["has_host_group", "host_group", "of_rank_0", "smallest_of_all"]
 
 Value = TypeVar("Value")
 
 _made: list[tuple[Any, Any]] = []  # the group of all processes, and ours
+
+
+def has_host_group(accelerator: Accelerator) -> bool:
+    """Returns whether there are several processes, which torch connects. On a TPU it does not."""
+    is_connected = distributed.is_available() and distributed.is_initialized()
+    return accelerator.num_processes > 1 and is_connected
 
 
 def host_group(accelerator: Accelerator) -> Any:
@@ -37,14 +43,18 @@ def smallest_of_all(numbers: Sequence[int], accelerator: Accelerator) -> list[in
     """Returns of each of ``numbers`` the smallest that any process gives. Collective."""
     if accelerator.num_processes == 1:
         return list(numbers)
-    smallest = torch.tensor(numbers)
-    distributed.all_reduce(smallest, distributed.ReduceOp.MIN, group=host_group(accelerator))
+    if has_host_group(accelerator):
+        smallest = torch.tensor(numbers)
+        distributed.all_reduce(smallest, distributed.ReduceOp.MIN, group=host_group(accelerator))
+    else:
+        own = torch.tensor([numbers], device=accelerator.device)
+        smallest = accelerator.gather(own).amin(dim=0)
     return [int(each) for each in smallest]
 
 
 def of_rank_0(value: Value, accelerator: Accelerator) -> Value:
-    """Returns what rank 0 gives, on all ranks. Collective."""
-    if accelerator.num_processes == 1:
+    """Returns what rank 0 gives, on all ranks that torch connects. Collective."""
+    if not has_host_group(accelerator):
         return value
     values: list[Any] = [value]
     distributed.broadcast_object_list(values, src=0, group=host_group(accelerator))

@@ -34,6 +34,7 @@ from ignite_hooks.hooks.channels import Channels
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.processes.decisions import Decisions
 from ignite_hooks.processes.decisions import Question
+from ignite_hooks.processes.host_group import has_host_group
 from ignite_hooks.trainer.due_list import DueList
 from ignite_hooks.trainer.ignite_handlers import warn_of_gradient_logger
 from ignite_hooks.trainer.ignite_handlers import warn_of_lr_finder
@@ -81,7 +82,7 @@ class TrainingLoop(QuickEngine):
         optimizer_step: OptimizerStep,
         agree_every: int = 1,
     ) -> None:
-        is_alone = optimizer_step.accelerator.num_processes == 1
+        is_alone = not has_host_group(optimizer_step.accelerator)
         self._requests = Requests(is_alone=is_alone)
         self._decisions: Decisions | None = None
         if not is_alone:
