@@ -415,7 +415,7 @@ class _Watcher:
         runs = self._ranks.runs
         if runs:
             place = runs[-1].place
-            warning = self._stalled.look(place, lambda: line_of_thread(self._main), now)
+            warning = self._stalled.look(place, line_of_thread(self._main), now)
             if warning is not None:
                 _LOGGER.warning(warning)
 

@@ -1,7 +1,6 @@
 """Ranks that wait for each other at different places of the loop, which no error tells."""
 
 import json
-from collections.abc import Callable
 
 from ignite_hooks.processes.store_connection import StoreConnection
 from ignite_hooks.processes.watched_run import Place
@@ -13,8 +12,9 @@ class StalledRanks:
     """Compares the places of ranks that do not move.
 
     An evaluator of this package that is run by rank 0 alone waits in a collective for the others,
-    which wait for rank 0 in the next batch. A rank that has not moved between two looks writes its
-    place to the store. Ranks that stand at the same place do the same work, however long it takes.
+    which wait for rank 0 in the next batch, or at the end of the same event. A rank that has not
+    moved between two looks, to another place or line, writes both to the store. Ranks that stand at
+    the same place and line do the same work, however long it takes.
 
     Args:
         store: what the ranks share.
@@ -26,16 +26,16 @@ class StalledRanks:
     def __init__(self, store: StoreConnection, rank: int, size: int, after_seconds: float) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._after_seconds = after_seconds
-        self._place: Place | None = None
+        self._standing: tuple[Place, str] | None = None
         self._since = 0.0
         self._is_written = False
 
     def begin(self) -> None:
         """Takes back what an earlier run has written."""
-        self._place, self._is_written = None, False
+        self._standing, self._is_written = None, False
         self._store.put(_key(self._rank), "")
 
-    def look(self, place: Place, line: Callable[[], str], now: float) -> str | None:
+    def look(self, place: Place, line: str, now: float) -> str | None:
         """Returns a warning if this rank and another have stood at different places for long.
 
         Args:
@@ -43,20 +43,21 @@ class StalledRanks:
             line: the line of the user's code in which it is.
             now: the time in seconds.
         """
-        if place != self._place:
-            self._place, self._since = place, now
+        standing = (place, line)
+        if standing != self._standing:
+            self._standing, self._since = standing, now
             if self._is_written:
                 self._store.put(_key(self._rank), "")
                 self._is_written = False
             return None
         if not self._is_written:
-            self._store.put(_key(self._rank), json.dumps([place, line()]))
+            self._store.put(_key(self._rank), json.dumps(standing))
             self._is_written = True
         seconds = now - self._since
         if seconds < self._after_seconds:
             return None
         places = self._places()
-        if all(other == place for other, _ in places.values()):
+        if all(other == standing for other in places.values()):
             return None
         self._since = now
         return self._warning(places)

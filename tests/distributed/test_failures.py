@@ -418,7 +418,23 @@ def names_of_threads():
     return [each.name for each in threading.enumerate() if each.name.startswith("ignite_hooks")]
 
 
-def test_ranks_that_wait_at_different_places_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("event", "place", "place_of_other"),
+    [
+        (
+            Events.ITERATION_COMPLETED(once=2),
+            "epoch 1, iteration 2, step 2, at ITERATION_COMPLETED",
+            "epoch 1, iteration 3, step 2, at ",
+        ),
+        (  # where the other waits at the end of the event, at another line
+            Events.EPOCH_COMPLETED,
+            "epoch 1, iteration 4, step 4, at EPOCH_COMPLETED",
+            "epoch 1, iteration 4, step 4, at EPOCH_COMPLETED",
+        ),
+    ],
+    ids=["in a step", "at the end of an epoch"],
+)
+def test_ranks_that_wait_at_different_places_are_named(tmp_path, event, place, place_of_other):
     read_end, write_end = os.pipe()
 
     def train(rank):
@@ -436,9 +452,8 @@ def test_ranks_that_wait_at_different_places_are_named(tmp_path):
         logging.getLogger(peer_watch.__name__).addHandler(Noting())
         trainer = make_trainer()
         if rank == 0:
-            at_end_of_2 = Events.ITERATION_COMPLETED(once=2)
             trainer.add_event_handler(
-                at_end_of_2, lambda: [warned.wait(FOREVER), *(os.read(read_end, 1) for _ in "01")]
+                event, lambda: [warned.wait(FOREVER), *(os.read(read_end, 1) for _ in "01")]
             )
         trainer.run(max_epochs=1)
         return texts
@@ -446,9 +461,8 @@ def test_ranks_that_wait_at_different_places_are_named(tmp_path):
     for outcome in on_ranks(train, tmp_path):
         first, second = outcome.found[:2]
         assert first == second
-        place = "epoch 1, iteration 2, step 2, at ITERATION_COMPLETED"
         assert f"rank 0: {place}; test_failures.py, line " in first
-        assert "rank 1: epoch 1, iteration 3, step 2, at " in first
+        assert f"rank 1: {place_of_other}" in first
 
 
 def test_ranks_that_work_long_at_same_place_are_not_warned_of(tmp_path):
