@@ -98,7 +98,9 @@ def _be_rank(function, folder, rank, size, port, limit):
             state._reset_state()
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        os.environ.update({name: str(value) for name, value in {**address, **ranks}.items()})
+        threads = {"OMP_NUM_THREADS": 1}  # Accelerate warns if it is not said
+        settings = {**address, **ranks, **threads}
+        os.environ.update({name: str(value) for name, value in settings.items()})
         found = function(rank)
         (folder / f"{rank}.json").write_text(json.dumps(found))
         code = 0
