@@ -265,7 +265,7 @@ class Trainer(TrainingLoop):
             if not is_interrupted(self):
                 self._finish_unwinding()
             state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
-            return self._finish_run() or state  # type: ignore[func-returns-value]  # as one line
+        return self._finish_run() or state  # type: ignore[func-returns-value]  # as one line
 
     def load_best(self) -> "CheckpointEntry":
         """Loads the weights of the best checkpoint of this run, for a test pass after it.
