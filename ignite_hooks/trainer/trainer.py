@@ -23,6 +23,7 @@ from ignite_hooks.core.handler import attached
 from ignite_hooks.core.measured import forget_validations
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.run_scope import run_in_scopes
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from ignite_hooks.checkpoint.weights import CheckpointEntry
 
 __all__ = ["Trainer"]
+
+_SEEDS = 2**32  # that numpy takes
 
 
 class Trainer(TrainingLoop):
@@ -404,8 +407,16 @@ class Trainer(TrainingLoop):
         numbers, and a warning says so. A run that resumes has the numbers that it had.
 
         Args:
-            seed: what ``accelerate.utils.set_seed`` is given.
+            seed: an integer from 0 to 2**32 - 1, beyond which it begins with 0 again.
+
+        Raises:
+            ValueError: ``seed`` is none.
         """
+        if not (is_integer(seed) and 0 <= seed < _SEEDS):
+            raise ValueError(
+                f"`seed` must be an integer from 0 to 2**32 - 1, got {seed!r}: give what the ranks "
+                "were seeded with before the model was made"
+            )
         self._rank_seed = seed
 
     def _begin_random_numbers(self) -> None:
@@ -422,7 +433,7 @@ class Trainer(TrainingLoop):
                 stacklevel=2,
             )
         elif self.accelerator.process_index:
-            set_seed(seed, device_specific=True)
+            set_seed((seed + self.accelerator.process_index) % _SEEDS)
 
     def set_data(self, data: Iterable[Any]) -> None:
         """Takes the next batch from ``data``.

@@ -667,3 +667,9 @@ def test_the_model_is_taken_out_of_its_wrappers_once(monkeypatch):
     other = trainer.model = make_model()
     assert trainer.modules["model"] is other
     assert len(unwrapped) == 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1", None])
+def test_a_seed_of_ranks_that_none_of_them_could_take_is_refused(seed):
+    with pytest.raises(ValueError, match=r"`seed` must be an integer from 0 to 2\*\*32 - 1, got"):
+        make_trainer(batches_of(2)).seed_ranks(seed)
