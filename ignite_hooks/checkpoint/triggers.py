@@ -157,7 +157,7 @@ class CheckpointTriggers:
         reason = _signal_of(asked)
         if reason is not None:
             self._is_stopping = True
-            trainer.stop(reason)
+            trainer.stop_on_all_ranks(reason)
 
     @contextmanager
     def watching(self, trainer: TrainingEngine) -> Iterator[None]:

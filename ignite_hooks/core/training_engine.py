@@ -159,7 +159,7 @@ class TrainingEngine(Protocol):
             resumable: whether a process that resumes from a checkpoint continues the run.
         """
 
-    def stop(self, reason: str) -> None:
+    def stop_on_all_ranks(self, reason: str) -> None:
         """Ends the run after the present event, resumably. All ranks call it at the same place."""
 
     def ask_ranks(

@@ -6,7 +6,8 @@ last act of one boundary and read at the next, when a whole step lies between th
 
     boundary n        ask()     begins to tell whether anything is asked for here
     boundary n + 1    settle()  what was asked for anywhere is obeyed on all ranks
-    end of an epoch   settle_now()  the same within one call, so that no stop leaks into the next
+    end of an epoch   settle_now()  the same within one call, so that no stop leaks into the next;
+                                    also at STARTED, and at a limit, after which no boundary comes
 
 Only where something was asked for, the ranks exchange what that is. With one process there is no
 exchange: what is asked for is obeyed at once, by other means.

@@ -644,7 +644,7 @@ class TrainingLoop(QuickEngine):
     def terminate(self, skip_completed: bool = False, *, resumable: bool = False) -> None:
         """Ends the run after the present event; an open window is dropped.
 
-        With several processes the run ends on all of them, at the next step boundary but one.
+        With several processes the run ends on all of them, at the same step boundary.
 
         The next ``run()`` of this process continues the run. Another process that resumes from its
         checkpoints does so only if all that asked for the end are resumable, as Ignite's
@@ -660,7 +660,7 @@ class TrainingLoop(QuickEngine):
         self._requests.asked_stops.append(Stop.called_from(sys._getframe(1), resumable=resumable))
         super().terminate(skip_completed)
 
-    def stop(self, reason: str) -> None:
+    def stop_on_all_ranks(self, reason: str) -> None:
         """Ends the run after the present event, resumably. All ranks call it at the same place.
 
         Args:
