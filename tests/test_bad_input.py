@@ -148,7 +148,7 @@ BEFORE_THE_FIRST_BATCH = {
         ValueError,
         ("exactly one of `loss_fn` and `batch_processor`", "got both", "as batch_processor"),
     ),
-    "loss_fn that can not be called": (
+    "loss_fn that cannot be called": (
         lambda data: train(data, loss_fn="mse"),
         TypeError,
         ("`loss_fn`", "must be callable", "got str", "pass a function or a module"),
@@ -158,7 +158,7 @@ BEFORE_THE_FIRST_BATCH = {
         TypeError,
         ("`loss_fn`", "MSELoss"),
     ),
-    "batch_processor that can not be called": (
+    "batch_processor that cannot be called": (
         lambda data: train(data, loss_fn=None, batch_processor=[forward_and_loss]),
         TypeError,
         ("`batch_processor`", "must be callable", "got list", "pass a function or a module"),
@@ -220,7 +220,7 @@ BEFORE_THE_FIRST_BATCH = {
         ValueError,
         ("`data`", "at least one", "no batch", "check the generator"),
     ),
-    "data that can not be iterated": (
+    "data that cannot be iterated": (
         lambda data: train(5),
         TypeError,
         ("`data`", "must be an iterable of batches", "got int", "pass a DataLoader"),
@@ -493,7 +493,7 @@ BEFORE_THE_FIRST_BATCH = {
         ValueError,
         ("`data`", "at least one"),
     ),
-    "evaluator with data that can not be iterated": (
+    "evaluator with data that cannot be iterated": (
         lambda data: validate(data, evaluator(), 5, every_epochs=1),
         (TypeError, ValueError),
         ("`data`", "must be an iterable of batches", "got int"),

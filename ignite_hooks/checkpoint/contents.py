@@ -61,7 +61,7 @@ class Tensors(Content):
         try:
             save_file(dense, path, metadata=dict(self.metadata))
         except SafetensorError as error:
-            raise OSError(f"{path.name} can not be written ({error})") from error
+            raise OSError(f"{path.name} cannot be written ({error})") from error
 
     def copied(self) -> "Tensors":
         """In the host's memory."""
@@ -143,7 +143,7 @@ def load_objects(
                 f"{name} holds more than data, loading it would run code ({refused})"
             ) from error
         # Whatever the bytes of a damaged file lead to.
-        raise ValueError(f"{name} can not be read ({_first_line(error)})") from error
+        raise ValueError(f"{name} cannot be read ({_first_line(error)})") from error
 
 
 def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def read_module(
     """The state of a module, its tensors still in the file; None if the checkpoint has none.
 
     Raises:
-        ValueError: the file can not be read, or holds code.
+        ValueError: the file cannot be read, or holds code.
     """
     safe_file, pickle_file = module_files(name)
     lazy = {key: _LAZY[kind]() for key, kind in about.get("lazy", {}).items()}
@@ -154,7 +154,7 @@ def read_module(
     try:
         tensors = load_file(folder / safe_file)
     except SafetensorError as error:
-        raise ValueError(f"{safe_file} can not be read ({error})") from error
+        raise ValueError(f"{safe_file} cannot be read ({error})") from error
     aliases = {alias: tensors[first] for alias, first in about["aliases"].items()}
     return {**tensors, **aliases, **about["extra"], **lazy}
 

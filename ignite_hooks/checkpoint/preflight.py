@@ -19,7 +19,7 @@ def check_directory(directory: Path) -> None:
     """Makes the directory, and a file in it for a moment.
 
     Raises:
-        ValueError: it can not be made, or not be written to.
+        ValueError: it cannot be made, or not be written to.
     """
     try:
         make_folder(directory)

@@ -181,7 +181,7 @@ class RemoteSource(Source):
         except _MissingError as error:
             raise ValueError(f"{name} is missing") from error
         except NotRegularFileError as error:
-            raise ValueError(f"{name} can not be read ({error.strerror})") from error
+            raise ValueError(f"{name} cannot be read ({error.strerror})") from error
         if size != record.size:
             has = f"more than {record.size:,}" if size > record.size else f"{size:,}"
             raise ValueError(f"{name} has {has} bytes and had {record.size:,}")

@@ -49,7 +49,7 @@ class ResumeCheckpoint(Handler):
     """Takes up a training where a checkpoint has it, on a trainer that is built as it was then.
 
     The next ``run`` goes on with the next batch, in the same order, with the same random numbers:
-    the result is that of a training that was never interrupted, bit by bit. What can not be so is
+    the result is that of a training that was never interrupted, bit by bit. What cannot be so is
     said in ``trainer.resume_report``, and as a warning when the run starts. A training that was
     finished runs nothing, unless more is asked for. One that a handler ended for good runs nothing
     either, and a warning names the handler; see ``after_terminate``.

@@ -115,7 +115,7 @@ class SaveCheckpoint(Scheduled):
 
     Raises:
         ValueError: an argument is out of its range. When attached: the engine is no trainer; the
-            directory can not be written to; objects are registered with the accelerator.
+            directory cannot be written to; objects are registered with the accelerator.
             When the first checkpoint is saved: all validations have been run, and none has given
             ``metric``.
         RuntimeError: when a run begins: another run writes to the directory.

@@ -31,7 +31,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
     have passed since the first, or when what was asked for is done (``complete``).
 
     Off the main thread, where Python lets nobody handle signals, it notes nothing. A handler that
-    was not set from Python can not be put back, and is left alone.
+    was not set from Python cannot be put back, and is left alone.
 
     Args:
         names: names of signals, "SIGTERM" for instance.

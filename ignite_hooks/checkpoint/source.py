@@ -71,7 +71,7 @@ class FolderSource(Source):
             except (OSError, ValueError) as error:
                 is_directory = any(is_checkpoint_name(name) for name in names)
                 if not is_directory and not _is_foreign(self._path / MANIFEST):
-                    why = f"its manifest can not be read ({type(error).__name__})"
+                    why = f"its manifest cannot be read ({type(error).__name__})"
                     return Look([], {str(self._path): why}, {})
         store = CheckpointStore(self._path)
         try:

@@ -95,7 +95,7 @@ class TrainingState:
         object.__setattr__(self, "also", also)
 
     def check(self) -> None:
-        """Raises a ValueError if something can not be saved safely."""
+        """Raises a ValueError if something cannot be saved safely."""
         if (step := step_of_borrowed_weights(self.trainer)) is not None:
             raise ValueError(
                 "a checkpoint must be of one step, and the model has the weights of step "

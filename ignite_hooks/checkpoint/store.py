@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder.
 
     Raises:
-        OSError: there is none, or it can not be read.
+        OSError: there is none, or it cannot be read.
         ValueError: it is damaged.
     """
     try:
@@ -252,7 +252,7 @@ class CheckpointStore:
             if checkpoint.manifest.number < oldest and checkpoint not in kept:
                 try:
                     self.remove(checkpoint.folder)
-                except OSError as error:  # one that can not go does not keep the others
+                except OSError as error:  # one that cannot go does not keep the others
                     failures.append(error)
         if failures:
             raise failures[0]
@@ -332,11 +332,11 @@ def _problem_of_size(path: Path, name: str, expected: FileRecord) -> str | None:
     try:
         status = os.stat(path)
     except OSError as error:
-        return f"{name} can not be read ({error.strerror})"
+        return f"{name} cannot be read ({error.strerror})"
     if stat.S_ISDIR(status.st_mode):
-        return f"{name} can not be read ({os.strerror(errno.EISDIR)})"
+        return f"{name} cannot be read ({os.strerror(errno.EISDIR)})"
     if not stat.S_ISREG(status.st_mode):
-        return f"{name} can not be read (not a regular file)"
+        return f"{name} cannot be read (not a regular file)"
     if status.st_size != expected.size:
         return f"{name} has {status.st_size:,} bytes and had {expected.size:,}"
     return None
@@ -346,7 +346,7 @@ def _problem_of_content(path: Path, name: str, expected: FileRecord) -> str | No
     try:
         found = record_of(path)
     except OSError as error:
-        return f"{name} can not be read ({error.strerror})"
+        return f"{name} cannot be read ({error.strerror})"
     return None if found == expected else f"{name} has changed since it was written"
 
 
@@ -380,7 +380,7 @@ def _why_broken(folder: Path) -> str | None:
     except FileNotFoundError:  # it was removed meanwhile
         return None
     except OSError as error:
-        return f"it can not be read ({error.strerror})"
+        return f"it cannot be read ({error.strerror})"
     except ValueError:
         return "its manifest is damaged"
     if MANIFEST in names:

@@ -119,7 +119,7 @@ class CheckpointTriggers:
         return remove
 
     def start(self, trainer: TrainingEngine) -> None:
-        """Before the first batch: a state that can not be saved is an error, none is new yet."""
+        """Before the first batch: a state that cannot be saved is an error, none is new yet."""
         if not self._writer.lock.is_taken:  # a signal ended the wait for it
             trainer.terminate(resumable=True)
             return

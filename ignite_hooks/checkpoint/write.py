@@ -102,7 +102,7 @@ class CheckpointWriter:
         Raises:
             OSError: it could not be written; the older ones are all there.
             RuntimeError: another run writes to the directory.
-            TypeError: a state can not be saved without pickle.
+            TypeError: a state cannot be saved without pickle.
         """
         is_between_runs = not (self.lock.is_taken or is_running(trainer))
         self.lock.take()

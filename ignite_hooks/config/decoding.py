@@ -159,7 +159,7 @@ class _Decoder:
         )
 
     def _object(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
-        """One with these fields; if it can not be made, all that is wrong with each of them."""
+        """One with these fields; if it cannot be made, all that is wrong with each of them."""
         fields, before = fields_of(cls), len(self.problems)
         problems: dict[str, list[Problem]] = {name: [] for name in fields}
         values = {}

@@ -34,7 +34,7 @@ def dumps(obj: Any, format: str = "json", *, exclude_defaults: bool = False) -> 
         exclude_defaults: leave out fields that have their default.
 
     Raises:
-        ConfigError: it is no data, or can not be written in this format.
+        ConfigError: it is no data, or cannot be written in this format.
         ValueError: there is no such format.
     """
     module = _format(format)
@@ -73,7 +73,7 @@ def loads(text: str, format: str) -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        message = f"it can not be read as {format.upper()}: {error}"
+        message = f"it cannot be read as {format.upper()}: {error}"
         raise ConfigError([Problem("", message)]) from error
     return from_dict(data)
 
@@ -87,9 +87,9 @@ def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
         exclude_defaults: leave out fields that have their default.
 
     Raises:
-        ConfigError: it is no data, or can not be written in this format.
+        ConfigError: it is no data, or cannot be written in this format.
         ValueError: the suffix is of no format.
-        OSError: the file can not be written.
+        OSError: the file cannot be written.
     """
     path = Path(path).expanduser()
     text = dumps(obj, _format_of(path), exclude_defaults=exclude_defaults)
@@ -112,7 +112,7 @@ def load(path: str | Path) -> Any:
     Raises:
         ConfigError: what is wrong, each with its path in the data.
         ValueError: the suffix is of no format.
-        OSError: the file can not be read.
+        OSError: the file cannot be read.
     """
     path = Path(path).expanduser()
     format = _format_of(path)

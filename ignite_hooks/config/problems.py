@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(ValueError):
-    """Something can not be written as data, or data is not what it is to be.
+    """Something cannot be written as data, or data is not what it is to be.
 
     Args:
         problems: all that is wrong, in the order of the data.

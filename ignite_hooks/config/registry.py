@@ -110,12 +110,12 @@ def all_tagged() -> dict[str, type]:
 
 
 def why_it_is_no_data(cls: type) -> str:
-    """Why what has no tag can not be written, and what to do."""
+    """Why what has no tag cannot be written, and what to do."""
     for kind, why in _HOLD_OBJECTS.items():
         if issubclass(cls, kind):
-            return f"a {cls.__name__} can not be written as data, {why}"
+            return f"a {cls.__name__} cannot be written as data, {why}"
     return (
-        f"a {cls.__name__} can not be written as data, its class has no tag: "
+        f"a {cls.__name__} cannot be written as data, its class has no tag: "
         f'put @register("…") above it if its fields are plain data'
     )
 

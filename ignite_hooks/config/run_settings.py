@@ -237,7 +237,7 @@ class RunSettings:
         Raises:
             TypeError: an argument is of the wrong kind.
             ValueError: arguments do not go together with the settings or with each other; a path
-                can not be used.
+                cannot be used.
             FileNotFoundError: there is nothing to go on from.
         """
         if accelerator is None:

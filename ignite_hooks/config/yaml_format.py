@@ -35,7 +35,7 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Quotes strings that would be something else in YAML 1.1 or here."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        """Line breaks and what can not be seen are escaped."""
+        """Line breaks and what cannot be seen are escaped."""
         style = None if text.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

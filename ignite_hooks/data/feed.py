@@ -65,7 +65,7 @@ class DataFeed:
 
     Raises:
         TypeError: ``data`` is not iterable.
-        ValueError: ``data`` is empty, or can not be distributed over several processes.
+        ValueError: ``data`` is empty, or cannot be distributed over several processes.
         RuntimeError: a pass gave more or fewer batches than ``len(data)`` promised.
     """
 
@@ -116,7 +116,7 @@ class DataFeed:
 
     @property
     def can_repeat(self) -> bool:
-        """Whether batches that were given can be given again; an iterator's can not."""
+        """Whether batches that were given can be given again; an iterator's cannot."""
         return self._source.can_repeat
 
     @property
@@ -216,7 +216,7 @@ class DataFeed:
             self.seek(position)
         elif lost > 0:
             warnings.warn(
-                f"the last {lost} batches were not trained on, and an iterator can not give them "
+                f"the last {lost} batches were not trained on, and an iterator cannot give them "
                 "again: what comes next is what follows them (a list or a DataLoader could)",
                 stacklevel=2,
             )
@@ -317,7 +317,7 @@ class DataFeed:
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """What keeps the batches from being those that the other feed gives next, if anything."""
         if not self._source.can_repeat:
-            return ["an iterator can not be moved: it goes on from where it is"]
+            return ["an iterator cannot be moved: it goes on from where it is"]
         if not self._source.is_reader:
             return []  # the rank that loads the batches says what differs
         found = []

@@ -119,7 +119,7 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
     if accelerator.num_processes > 1 and not divided:
         raise ValueError(
             f"`data` must be divided over {accelerator.num_processes} processes, and Accelerate "
-            "can not divide a DataLoader with batch_size=None: give it a batch_size, or a sampler "
+            "cannot divide a DataLoader with batch_size=None: give it a batch_size, or a sampler "
             "of torch.utils.data.DistributedSampler"
         )
 

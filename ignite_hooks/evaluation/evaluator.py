@@ -169,7 +169,7 @@ def create_supervised_evaluator(
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred) -> ``state.output``, what the metrics see.
         inference_mode: evaluate in ``torch.inference_mode`` instead of ``torch.no_grad``: a little
-            faster, but tensors made in it can not be used in training later.
+            faster, but tensors made in it cannot be used in training later.
 
     Raises:
         TypeError: ``model`` is no module or a metric is none.

@@ -57,7 +57,7 @@ class HookContext:
         after: called with the engine on the way out, after a failure too.
 
     Raises:
-        TypeError: one of them can not be called with an engine.
+        TypeError: one of them cannot be called with an engine.
         ValueError: neither is given.
     """
 

@@ -103,7 +103,7 @@ class Hooks(Handler):
     A context is a generator function with one ``yield``, a function that makes a context manager
     (``lambda engine: record_function("step")``), or a ``HookContext``. It receives the engine.
     Contexts are entered in order of registration and left in reverse, whatever happens in between:
-    a failure arrives as the exception at the ``yield``. It can not be swallowed there, unless by
+    a failure arrives as the exception at the ``yield``. It cannot be swallowed there, unless by
     ``trainer.terminate()`` before the generator returns, which makes a clean stop of it. A failure
     on the way out does not keep the others from being left; if there was one before, the later one
     is noted on it.

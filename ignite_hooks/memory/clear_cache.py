@@ -35,7 +35,7 @@ class ClearCache(Upkeep):
         garbage_collection: collect Python's garbage first, tensors in reference cycles with it. It
             takes 0.1 to 0.2 s.
         min_fragmentation: clear only if more than this fraction of what is reserved is not in use.
-            Where the device can not tell, it is cleared always.
+            Where the device cannot tell, it is cleared always.
 
     Raises:
         ValueError: a schedule or the fraction is out of its range.

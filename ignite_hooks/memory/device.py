@@ -35,7 +35,7 @@ def allocator() -> Any:
 def memory_in_use() -> tuple[int, int] | None:
     """Bytes that the allocator has reserved, and bytes of these that are in use.
 
-    None where there is no device, or one that can not tell.
+    None where there is no device, or one that cannot tell.
     """
     module = allocator()
     if module is None:
@@ -47,7 +47,7 @@ def memory_in_use() -> tuple[int, int] | None:
 
 
 class DeviceMark(Mark[DevicePeaks]):
-    """The marks of the current device; nothing without a device, or with one that can not tell."""
+    """The marks of the current device; nothing without a device, or with one that cannot tell."""
 
     nothing = (0, 0)
 
@@ -64,7 +64,7 @@ class DeviceMark(Mark[DevicePeaks]):
         """Lowers both marks to what is in use now."""
         if not self._is_in_use:
             self.read()
-        if self._is_in_use:  # else some devices can not reset
+        if self._is_in_use:  # else some devices cannot reset
             self._allocator.reset_peak_memory_stats()
 
     def read(self) -> DevicePeaks:

@@ -108,7 +108,7 @@ def _taken(size: int) -> mmap:
 
 
 def why_no_kernel_mark() -> str | None:
-    """Why the mark can not be used in this process; None if a reset was seen to lower it once."""
+    """Why the mark cannot be used in this process; None if a reset was seen to lower it once."""
     with _proof.lock:  # two at once would each see the reset of the other
         if not _proof.was_given:
             refusal = _refusal()

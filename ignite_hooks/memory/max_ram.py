@@ -53,7 +53,7 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
             reset is seen to work, and the sampler elsewhere.
 
     Raises:
-        ValueError: an argument is out of its range; the kernel's mark can not be used here.
+        ValueError: an argument is out of its range; the kernel's mark cannot be used here.
     """
 
     every: Seconds = 1.0

@@ -32,7 +32,7 @@ def backend_in_use(backend: str) -> str:
         return "sampler"
     raise ValueError(
         '`backend` must be one that works here, got "kernel", and the high-water mark of this '
-        f'process can not be reset ({refusal}): backend="auto" takes the sampler then'
+        f'process cannot be reset ({refusal}): backend="auto" takes the sampler then'
     )
 
 

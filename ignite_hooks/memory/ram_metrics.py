@@ -90,7 +90,7 @@ class MinibatchMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name; the kernel's mark can not be used here.
+            that name; the kernel's mark cannot be used here.
     """
 
     name: MetricName = "minibatch_max_ram_mib"
@@ -116,7 +116,7 @@ class EpochMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name; the kernel's mark can not be used here.
+            that name; the kernel's mark cannot be used here.
     """
 
     name: MetricName = "epoch_max_ram_mib"
@@ -141,7 +141,7 @@ class ExperienceMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name; the kernel's mark can not be used here.
+            that name; the kernel's mark cannot be used here.
     """
 
     name: MetricName = "experience_max_ram_mib"
@@ -167,7 +167,7 @@ class StreamMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name; then or when started: the kernel's mark can not be used here.
+            that name; then or when started: the kernel's mark cannot be used here.
     """
 
     name: MetricName = "stream_max_ram_mib"

@@ -76,8 +76,8 @@ class OptimizerStep(Handler):
         scheduler_metric: the name in ``state.metrics`` that a ReduceLROnPlateau is given.
 
     Raises:
-        TypeError: an argument is of a kind that can not be used.
-        ValueError: the scheduler can not be used; the engine has an OptimizerStep already.
+        TypeError: an argument is of a kind that cannot be used.
+        ValueError: the scheduler cannot be used; the engine has an OptimizerStep already.
     """
 
     def __init__(

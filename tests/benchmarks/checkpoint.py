@@ -47,7 +47,7 @@ def make_trainer(layers, steps=1, width=2048):
 
 
 def save_state(trainer, folder):
-    """Into a new folder, and the former goes after it, as one does who can not lose both."""
+    """Into a new folder, and the former goes after it, as one does who cannot lose both."""
     former, new = folder / "theirs", folder / "theirs-new"
     trainer.accelerator.save_state(str(new))
     sync_tree(new)

@@ -268,7 +268,7 @@ def test_an_iterator_that_cannot_go_back_is_not_saved(tmp_path):
     trainer, faulty = trainer_of(tmp_path, iter(batches_of(6))), Faulty()
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
     trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
-    with pytest.warns(UserWarning, match="an iterator can not give them again"):
+    with pytest.warns(UserWarning, match="an iterator cannot give them again"):
         run_into(trainer, faulty.error, max_epochs=1)
     assert saved(tmp_path) == []
 

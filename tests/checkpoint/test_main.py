@@ -498,4 +498,4 @@ def test_verify_can_be_run_with_python_m(store):
     command = [sys.executable, "-m", "ignite_hooks.checkpoint", "verify", str(store.directory)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "model.safetensors can not be read (No such file" in ended.stdout
+    assert "model.safetensors cannot be read (No such file" in ended.stdout

@@ -29,7 +29,7 @@ IGNORING_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Te
 
 
 class Odd(torch.nn.Module):
-    """Buffers that safetensors can not hold, beside one that it can."""
+    """Buffers that safetensors cannot hold, beside one that it can."""
 
     def __init__(self):
         super().__init__()

@@ -79,7 +79,7 @@ def test_damaged_manifest_of_a_named_checkpoint_is_an_error(directory, tmp_path,
     path.write_text(changed)
     with (
         pytest.warns(UserWarning, match="skipped"),
-        pytest.raises(ValueError, match=f"{name}: its manifest can not be read"),
+        pytest.raises(ValueError, match=f"{name}: its manifest cannot be read"),
     ):
         resumed(folder, on_missing="start")
 
@@ -160,7 +160,7 @@ def test_file_of_a_checkpoint_that_is_no_file_is_skipped(directory, make, verify
     file = directory / "step_00000001-2" / name
     file.unlink()
     make(file)
-    with pytest.warns(UserWarning, match=f"skipped, .*step_00000001-2: {name} can not be read"):
+    with pytest.warns(UserWarning, match=f"skipped, .*step_00000001-2: {name} cannot be read"):
         assert resumed(directory, verify=verify) == 1
 
 

@@ -186,7 +186,7 @@ DIFFERENCES = {
         lambda: iter(batches_of(9)),
         lambda: iter(batches_of(9)),
         {},
-        r"data: approximate \(an iterator can not be moved",
+        r"data: approximate \(an iterator cannot be moved",
     ),
     "no scheduler then": (
         shuffled,

@@ -328,7 +328,7 @@ FILES = ["model.safetensors", "optimizer.bin", "trainer.pt", "rank_00000.pt"]
 def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, file, damage):
     trainer_of(tmp_path).run()
     DAMAGES[damage](tmp_path / step_of(BATCHES) / file)
-    said = f"a checkpoint is skipped, .*{step_of(BATCHES)}: {file} (can not|has)"
+    said = f"a checkpoint is skipped, .*{step_of(BATCHES)}: {file} (cannot|has)"
     with pytest.warns(UserWarning, match=said):
         trainer = make_trainer(augmented(BATCHES), resume_from=tmp_path)
     assert trainer.state.optimizer_step == BATCHES - 1
@@ -357,7 +357,7 @@ def test_error_lists_every_damaged_checkpoint(tmp_path, on_missing):
         pytest.raises(ValueError, match="all are damaged") as caught,
     ):
         make_trainer(batches_of(3), resume_from=resume)
-    for step, part in enumerate(["optimizer.bin has", "manifest", "model.safetensors can not"], 1):
+    for step, part in enumerate(["optimizer.bin has", "manifest", "model.safetensors cannot"], 1):
         assert f"{step_of(step)}: " in str(caught.value)
         assert part in str(caught.value)
 

@@ -339,8 +339,8 @@ def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("deleted", "can not be read (No such file or directory)"),
-        ("a folder", "can not be read (Is a directory)"),
+        ("deleted", "cannot be read (No such file or directory)"),
+        ("a folder", "cannot be read (Is a directory)"),
         ("emptied", "has 0 bytes and had 7"),
         ("truncated", "has 6 bytes and had 7"),
         ("longer", "has 8 bytes and had 7"),

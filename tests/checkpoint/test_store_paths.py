@@ -300,7 +300,7 @@ def test_folders_that_may_not_be_entered_do_not_stop_a_save(unprivileged, name):
     save(store, 2)
     store.retain(OURS, 1, 0, None, "max")
     assert [each.manifest.number for each in store.checkpoints()] == [2]
-    assert store.damaged() == {theirs: "it can not be read (Permission denied)"}
+    assert store.damaged() == {theirs: "it cannot be read (Permission denied)"}
 
 
 def test_remains_that_cannot_be_removed_are_told_and_do_not_stop_a_save(unprivileged):

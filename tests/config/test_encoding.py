@@ -185,11 +185,11 @@ def optimizer_step():
 def test_handler_holding_objects_is_refused_with_a_remedy(make, words):
     handler = make()
     for value in (handler, [handler], {"a": handler}):
-        with pytest.raises(ConfigError, match="can not be written as data") as raised:
+        with pytest.raises(ConfigError, match="cannot be written as data") as raised:
             Encoder(exclude_defaults=False, exclude_none=False).encode(value)
         assert words in str(raised.value)
     if isinstance(handler, Handler):
-        with pytest.raises(ConfigError, match=r"^x: a .* can not be written as data"):
+        with pytest.raises(ConfigError, match=r"^x: a .* cannot be written as data"):
             encoded(handler)
 
 

@@ -204,13 +204,13 @@ def test_text_that_is_no_mapping_is_refused_with_a_remedy(format, text):
     ],
 )
 def test_unreadable_text_error_names_the_format(tmp_path, format, text):
-    with pytest.raises(ConfigError, match=f"^it can not be read as {format.upper()}: "):
+    with pytest.raises(ConfigError, match=f"^it cannot be read as {format.upper()}: "):
         loads(text, format)
     path = tmp_path / f"clip.{format}"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load(path)
-    assert str(caught.value).startswith(f"{path}: it can not be read as {format.upper()}: ")
+    assert str(caught.value).startswith(f"{path}: it cannot be read as {format.upper()}: ")
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -263,7 +263,7 @@ def test_toml_too_deep_only_by_dotted_keys_is_a_config_error():
 
 def test_a_lone_surrogate_is_a_value_error():
     for format in FORMATS:
-        with pytest.raises(ValueError, match=r"must be|can not be read"):
+        with pytest.raises(ValueError, match=r"must be|cannot be read"):
             loads("\ud800", format)
 
 

@@ -140,7 +140,7 @@ def test_refusal_names_the_field_and_the_remedy():
         pass
 
     for cls in (Validation, Mine):
-        assert f"a {cls.__name__} can not be written" in why_it_is_no_data(cls)
+        assert f"a {cls.__name__} cannot be written" in why_it_is_no_data(cls)
         assert "`evaluate` and `data` are objects" in why_it_is_no_data(cls)
         assert "pass them to build()" in why_it_is_no_data(cls)
     assert '@register("…")' in why_it_is_no_data(Handler)

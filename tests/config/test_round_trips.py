@@ -122,7 +122,7 @@ class Sample(Handler):
 @given(handlers(Sample))
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_handler_of_ones_own_survives_or_is_refused(sample):
-    """JSON can not tell inf from its name where a field admits both; TOML has no None in lists."""
+    """JSON cannot tell inf from its name where a field admits both; TOML has no None in lists."""
     assert equal(from_dict(to_dict(sample)), sample)
     assert equal(loads(dumps(sample, "yaml"), "yaml"), sample)
     # A None as the whole of it is left out.

@@ -329,7 +329,7 @@ def test_handlers_holding_objects_can_be_built_but_not_written():
     trainer = built(settings)
     trainer.run()
     assert trainer.state.metrics["val_x"] == 1
-    with pytest.raises(ValueError, match=r"handlers\[0\]: a Validation can not be written"):
+    with pytest.raises(ValueError, match=r"handlers\[0\]: a Validation cannot be written"):
         to_dict(settings)
 
 

@@ -55,7 +55,7 @@ def test_the_schema_is_one_of_the_draft_it_names():
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["properties"]["type"] == {"const": "run"}
     assert validator(RunSettings).is_valid({"type": "run"})
-    assert not validator(RunSettings).is_valid({})  # what it is can not be known
+    assert not validator(RunSettings).is_valid({})  # what it is cannot be known
     assert not validator(RunSettings).is_valid({"type": "clear_cache"})
 
 

@@ -224,7 +224,7 @@ def batch_loss(model, batch):
 
 EXACT, SAME, OTHER = ("exact", True), ("approximate", True), ("approximate", False)
 AGAIN = "batches that were given are gone through again"
-MOVED = "an iterator can not be moved: it goes on from where it is"
+MOVED = "an iterator cannot be moved: it goes on from where it is"
 
 KINDS = [
     Kind("`DataLoader(shuffle=True)`", lambda: loader(Drawing())),

@@ -319,7 +319,7 @@ NAMED = {
     "an iterator": (
         on(lambda: iter(Endless()), max_batches=2),
         ("approximate", False),
-        "val_: an iterator can not be moved",
+        "val_: an iterator cannot be moved",
     ),
     "counts, and has no state": (
         on(lambda: loader(Forgetful())),

@@ -118,7 +118,7 @@ class Allocator:
         }
 
     def reset_peak_memory_stats(self):
-        assert self.is_initialised, "some devices can not reset before their first tensor"
+        assert self.is_initialised, "some devices cannot reset before their first tensor"
         self.resets += 1
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 

@@ -62,7 +62,7 @@ def test_where_the_kernel_refuses_auto_is_the_sampler():
 def test_refused_kernel_backend_is_error_with_reason_and_remedy():
     message = (
         '`backend` must be one that works here, got "kernel", and the high-water mark of this '
-        f'process can not be reset ({REASON}): backend="auto" takes the sampler then'
+        f'process cannot be reset ({REASON}): backend="auto" takes the sampler then'
     )
     with pytest.raises(ValueError, match="must be one that works here") as raised:
         backend_in_use("kernel")

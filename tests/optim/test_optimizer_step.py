@@ -687,7 +687,7 @@ def test_scaler_continues_after_a_failure_before_the_step():
     assert torch.equal(weights(trainer.model), by_windows(chunks(4, 2), batches))
 
 
-# -- what handlers see, and can not do ----------------------------------------------------------
+# -- what handlers see, and cannot do ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("is_plain", [True, False])

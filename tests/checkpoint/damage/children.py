@@ -161,7 +161,7 @@ PAUSES = {
 
 
 def train_limited(directory, name, step, **saving):
-    """In the save of ``step`` the file ``name`` can not grow beyond 100 bytes."""
+    """In the save of ``step`` the file ``name`` cannot grow beyond 100 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     trainer = trainer_of(directory, **saving)
     patched = pytest.MonkeyPatch()

@@ -104,7 +104,7 @@ class Nursery:
 
 
 def tell(**message):
-    os.write(1, json.dumps(message).encode() + b"\n")  # which a kill can not take back
+    os.write(1, json.dumps(message).encode() + b"\n")  # which a kill cannot take back
 
 
 def pause(where):

@@ -74,7 +74,7 @@ def test_no_look_from_the_terminal_fails_beside_a_run_that_prunes(
             main(["verify", str(quick_path)])
     shown = capsys.readouterr().out
     assert "damaged" not in shown
-    assert "can not be read" not in shown
+    assert "cannot be read" not in shown
 
 
 @pytest.fixture(scope="module")
