@@ -9,7 +9,6 @@ from weakref import ref
 
 from accelerate import PartialState
 from ignite.engine import Engine
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.candidates import Candidate
 from ignite_hooks.checkpoint.candidates import Source
@@ -25,6 +24,7 @@ from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import is_still_there
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import AfterTerminate
 from ignite_hooks.core.fields import Directory
@@ -32,7 +32,6 @@ from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import OnMissing
 from ignite_hooks.core.fields import SettingNames
 from ignite_hooks.core.fields import SourcePath
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
@@ -44,7 +43,7 @@ __all__ = ["ResumeCheckpoint"]
 logger = getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False, config=handler_config)
+@checked_dataclass(kw_only=False)
 class ResumeCheckpoint(Handler):
     """Takes up a training where a checkpoint has it, on a trainer that is built as it was then.
 

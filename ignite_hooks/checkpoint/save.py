@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.members import has_state
 from ignite_hooks.checkpoint.preflight import check_directory
@@ -19,6 +18,7 @@ from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.triggers import CheckpointTriggers
 from ignite_hooks.checkpoint.unsaved import note_beginning
 from ignite_hooks.checkpoint.unsaved_attributes import note_attributes
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import Count
@@ -33,7 +33,6 @@ from ignite_hooks.core.fields import OnBusy
 from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import SignalNames
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
@@ -50,7 +49,7 @@ _NO_SAVE = (
 )
 
 
-@dataclass(frozen=True, eq=False, config=handler_config)
+@checked_dataclass(kw_only=False)
 class SaveCheckpoint(Scheduled):
     """Saves all that it takes to go on as if nothing had happened, and keeps what is worth keeping.
 

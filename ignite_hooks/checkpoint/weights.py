@@ -45,9 +45,9 @@ from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import split_state
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.core.checked_dataclass import handler_config
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import SourcePath
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.torch_modules import unwrapped

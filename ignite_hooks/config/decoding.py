@@ -6,6 +6,7 @@ from reprlib import Repr
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ArgsKwargs
 
 from ignite_hooks.config.kinds import SCALARS
 from ignite_hooks.config.kinds import admits_none
@@ -22,6 +23,7 @@ from ignite_hooks.config.registry import TAG
 from ignite_hooks.config.registry import all_tagged
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import tagged
+from ignite_hooks.core.checked_dataclass import message_of
 from ignite_hooks.core.rules import close_to
 
 __all__ = ["decode"]
@@ -192,21 +194,23 @@ class _Decoder:
         """
         of_all: list[Problem] = []
         try:
-            return cls(**values), of_all
+            # Not by the constructor: its error is a text, and here each part has a path.
+            made: Any = cls.__pydantic_validator__.validate_python(ArgsKwargs((), values))  # type: ignore[attr-defined]
+            return made, of_all
         except ValidationError as error:
             for each in error.errors(include_url=False):
                 name = each["loc"][0] if each["loc"] else None
                 if name is None:
-                    of_all.append(Problem(path, _message(each)))
+                    of_all.append(Problem(path, message_of(each)))
                 elif name not in problems:
-                    of_all.append(Problem(path, f"{name}: {_message(each)}"))
+                    of_all.append(Problem(path, f"{name}: {message_of(each)}"))
                 elif each["type"] == "value_error" and not any(
                     problem.path != at(path, name) for problem in problems[name]
                 ):
-                    problems[name] = [Problem(at(path, name), _message(each))]
+                    problems[name] = [Problem(at(path, name), message_of(each))]
                 elif not problems[name]:
                     where = _path_of(each["loc"], values, path)
-                    problems[name].append(Problem(where, _message(each)))
+                    problems[name].append(Problem(where, message_of(each)))
         except (TypeError, ValueError) as error:
             of_all.append(Problem(path, str(error)))
         return _UNREAD, of_all
@@ -214,14 +218,6 @@ class _Decoder:
     def _problem(self, path: str, message: str) -> _Unread:
         self.problems.append(Problem(path, message))
         return _UNREAD
-
-
-def _message(error: Any) -> str:
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] == "missing":
-        return f"`{error['loc'][0]}` must be given"
-    return f"{error['msg']}, got {_short(error['input'])}"
 
 
 def _path_of(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:

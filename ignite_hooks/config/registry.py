@@ -65,7 +65,7 @@ def register(tag: str) -> Callable[[ClassT], ClassT]:
     ::
 
         @register("my_handler")
-        @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)  # of pydantic's
+        @checked_dataclass  # of pydantic's
         class MyHandler(Handler):
             every_steps: Every | None = None
 

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from ignite.engine import Engine
 from pydantic import WithJsonSchema
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
@@ -20,8 +19,8 @@ from ignite_hooks.config.registry import register
 from ignite_hooks.config.schema import json_schema
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import shared_mixed_precision
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import MetricName
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.fields import must_be
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.rules import is_count
@@ -114,7 +113,7 @@ PeerFailure = Annotated[
 
 
 @register("run")
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class RunSettings:
     """All of a run that is plain data, to be kept in a file, compared, and sent.
 

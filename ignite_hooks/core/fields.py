@@ -11,7 +11,6 @@ from typing import Literal
 
 from pydantic import AfterValidator
 from pydantic import BeforeValidator
-from pydantic import ConfigDict
 from pydantic import ValidationInfo
 from pydantic import WithJsonSchema
 
@@ -50,15 +49,8 @@ __all__ = [
     "SettingNames",
     "SignalNames",
     "SourcePath",
-    "handler_config",
     "must_be",
 ]
-
-handler_config = ConfigDict(
-    extra="forbid",
-    hide_input_in_errors=True,
-    arbitrary_types_allowed=True,  # a field can be a Handler, of whichever class
-)
 
 
 def must_be(

@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks.core.accelerators import prepared_models
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.due_on_resume import add_due
 from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import fire_within
@@ -27,7 +27,6 @@ from ignite_hooks.core.fields import Batches
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Prefix
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached
@@ -57,7 +56,7 @@ from ignite_hooks.optim.optimizer_step import OptimizerStep
 __all__ = ["Validation", "ValidationSchedule", "validations_of", "validations_to_come"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class ValidationSchedule:
     """What of a ``Validation`` is plain data; the evaluator and its data are not.
 
@@ -80,7 +79,7 @@ class ValidationSchedule:
     max_batches: Batches | None = None
 
 
-@dataclass(frozen=True, eq=False, config=handler_config)
+@checked_dataclass(kw_only=False)
 class Validation(ValidationSchedule, Scheduled):
     """Evaluates in the middle of training, with no effect on it.
 

@@ -3,7 +3,7 @@
 ``Handler`` and ``Scheduled`` are the base classes, and ``attach`` returns an ``Attachment``. In a
 pydantic dataclass with ``handler_config`` the field types check the values that it is made of::
 
-    @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+    @checked_dataclass
     class LogLoss(Scheduled):
         every_steps: Every | None = None
         every_epochs: Every | None = None
@@ -14,6 +14,7 @@ pydantic dataclass with ``handler_config`` the field types check the values that
 ``must_be`` makes a field type of a rule of your own.
 """
 
+from ignite_hooks.core.checked_dataclass import handler_config
 from ignite_hooks.core.fields import AfterTerminate
 from ignite_hooks.core.fields import Backend
 from ignite_hooks.core.fields import Batches
@@ -38,7 +39,6 @@ from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import SettingNames
 from ignite_hooks.core.fields import SignalNames
 from ignite_hooks.core.fields import SourcePath
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.fields import must_be
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler

@@ -2,12 +2,11 @@
 
 from accelerate.utils import memory as accelerate_memory
 from ignite.engine import Engine
-from pydantic.dataclasses import dataclass
 
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Fraction
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.memory.device import memory_in_use
 from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.upkeep import Upkeep
@@ -15,7 +14,7 @@ from ignite_hooks.memory.upkeep import Upkeep
 __all__ = ["ClearCache"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class ClearCache(Upkeep):
     """Clears the cache of the device's allocator, so that what is free can be used by all.
 

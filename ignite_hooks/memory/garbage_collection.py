@@ -12,14 +12,13 @@ import torch
 from accelerate.utils import memory as accelerate_memory
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic.dataclasses import dataclass
 
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Generation
 from ignite_hooks.core.fields import Iterations
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.memory.process_gc import automatic_collection_off
@@ -32,7 +31,7 @@ __all__ = ["CudaGarbageCollector", "GarbageCollector"]
 logger = getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class GarbageCollector(Upkeep):
     """Runs ``gc.collect`` on a schedule: ``every_steps``, ``every_epochs``, or every epoch.
 
@@ -139,7 +138,7 @@ def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
                 left = 0  # should it be called all the same, by the event that is being fired
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class CudaGarbageCollector(GarbageCollector):
     """A ``GarbageCollector`` that clears the cache of the device after each collection.
 

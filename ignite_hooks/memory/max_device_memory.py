@@ -4,11 +4,10 @@ from weakref import WeakKeyDictionary
 
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic.dataclasses import dataclass
 
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Iterations
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.memory.device import DeviceMark
 from ignite_hooks.memory.device import DevicePeaks
@@ -21,7 +20,7 @@ from ignite_hooks.memory.spans import Span
 __all__ = ["MaxDeviceMemory"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class MaxDeviceMemory(PeakMetric):
     """The peaks of device memory in an iteration, an epoch and a run.
 

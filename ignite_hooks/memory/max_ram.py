@@ -4,12 +4,10 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
-from pydantic.dataclasses import dataclass
-
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Backend
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Seconds
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.memory.ledger import Measurement
 from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.ram_backends import backend_in_use
@@ -18,7 +16,7 @@ from ignite_hooks.memory.ram_backends import ram_measurements
 __all__ = ["MaxRAM"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class MaxRAM(AbstractContextManager["MaxRAM", None]):
     """Measures the most memory that the process has had resident, from ``start`` to ``stop``.
 

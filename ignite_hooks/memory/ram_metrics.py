@@ -4,15 +4,14 @@ from weakref import WeakKeyDictionary
 
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic import validate_call
-from pydantic.dataclasses import dataclass
 
+from ignite_hooks.core.checked_dataclass import checked_call
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Backend
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Iterations
 from ignite_hooks.core.fields import MetricName
 from ignite_hooks.core.fields import Seconds
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class RAMMetric(PeakMetric):
     """The peak of resident memory from one event to another, in ``engine.state.metrics``."""
 
@@ -72,7 +71,7 @@ _latest: WeakKeyDictionary[RAMMetric, MaxRAM] = WeakKeyDictionary()
 """What each has measured last; apart from it, so that a copy has measured nothing."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class MinibatchMaxRAM(RAMMetric):
     """The peak of resident memory in an iteration: forward, backward and step, not the fetching.
 
@@ -101,7 +100,7 @@ class MinibatchMaxRAM(RAMMetric):
         self._span(attachment).of_iterations(self.every_iterations)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class EpochMaxRAM(RAMMetric):
     """The peak of resident memory in an epoch, fetching included, the validation at its end not.
 
@@ -126,7 +125,7 @@ class EpochMaxRAM(RAMMetric):
         self._span(attachment).between(Events.EPOCH_STARTED, Events.EPOCH_COMPLETED)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class ExperienceMaxRAM(RAMMetric):
     """The peak of resident memory in one run of the engine: on an evaluator, that of one loader.
 
@@ -151,7 +150,7 @@ class ExperienceMaxRAM(RAMMetric):
         self._span(attachment).of_runs()
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class StreamMaxRAM(RAMMetric):
     """The peak of resident memory in one whole validation, all its loaders.
 
@@ -196,7 +195,7 @@ class StreamMaxRAM(RAMMetric):
 _by_hand: WeakKeyDictionary[StreamMaxRAM, MaxRAM] = WeakKeyDictionary()
 
 
-@validate_call(config=handler_config)
+@checked_call
 def ram_usage_metrics(
     *,
     every: Seconds = 1.0,

@@ -3,11 +3,10 @@
 from typing import Any
 
 from ignite.engine import Engine
-from pydantic.dataclasses import dataclass
 
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Limit
 from ignite_hooks.core.fields import NormType
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
@@ -18,7 +17,7 @@ from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
 __all__ = ["GradientClipping"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class GradientClipping(Handler):
     """Keeps the gradient of a step within a limit, by its norm or by each of its values.
 

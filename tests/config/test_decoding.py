@@ -20,8 +20,8 @@ from ignite_hooks.config import RunSettings
 from ignite_hooks.config import ValidationSchedule
 from ignite_hooks.config import register
 from ignite_hooks.config.decoding import decode
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Every
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Handler
 from tests.ids import stable_id
 
@@ -37,7 +37,7 @@ class Part:
 
 
 @register("decoding.sample")
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class Sample(Handler):
     number: float = 0.0
     whole: int = 0
@@ -224,7 +224,7 @@ def test_where_a_field_is_of_one_class_the_tag_may_be_left_out():
 
 def test_a_subclass_is_told_by_its_tag_and_keeps_its_fields():
     @register("decoding.timed_collector")
-    @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+    @checked_dataclass
     class TimedCollector(GarbageCollector):
         limit: float = 1.0
 

@@ -7,7 +7,6 @@ import stat
 
 import pytest
 import yaml
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks import GradientClipping
 from ignite_hooks import SaveCheckpoint
@@ -20,7 +19,7 @@ from ignite_hooks.config import loads
 from ignite_hooks.config import register
 from ignite_hooks.config import save
 from ignite_hooks.config.bounds import MAX_SIZE
-from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.handler import Handler
 
 FORMATS = ["json", "toml", "yaml"]
@@ -33,7 +32,7 @@ CLIP = {
 
 
 @register("files.number")
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class Number(Handler):
     """Any number."""
 
@@ -125,7 +124,7 @@ def test_a_list_of_handlers_is_no_toml(clip):
 
 def test_value_that_a_format_would_change_is_refused():
     @register("files.surprise")
-    @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+    @checked_dataclass
     class Surprise(Handler):
         anything: int | float | str = 1
 

@@ -15,15 +15,14 @@ from ignite_hooks.config import save
 from ignite_hooks.config.__main__ import main
 
 OWN = """
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks.config import register
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 
 
 @register("main.{name}")
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class Own(Handler):
     rate: float = 0.5
 """

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
-from pydantic.dataclasses import dataclass
 
 import ignite_hooks
 from ignite_hooks import GarbageCollector
@@ -30,7 +29,7 @@ from ignite_hooks.config import replace
 from ignite_hooks.config import save
 from ignite_hooks.config import to_dict
 from ignite_hooks.config.schema import json_schema
-from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.handler import Handler
 from tests.config.strategies import OURS
 from tests.config.strategies import handlers
@@ -101,7 +100,7 @@ def test_a_field_that_admits_none_has_it_as_its_default(cls):
 
 
 @register("round_trips.sample")
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class Sample(Handler):
     """Fields of all kinds that a user may think of."""
 

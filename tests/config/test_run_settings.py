@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from ignite.engine import Events
 from ignite.metrics import MeanSquaredError
-from pydantic.dataclasses import dataclass
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader
 
@@ -30,7 +29,7 @@ from ignite_hooks.config import loads
 from ignite_hooks.config import register
 from ignite_hooks.config import replace
 from ignite_hooks.config import to_dict
-from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -335,7 +334,7 @@ def test_handlers_holding_objects_can_be_built_but_not_written():
 
 def test_settings_of_ones_own_are_a_subclass_with_a_tag():
     @register("run_settings.mine")
-    @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+    @checked_dataclass
     class MySettings(RunSettings):
         learning_rate: float = 0.1
 

@@ -2,7 +2,6 @@ import json
 
 import jsonschema
 import pytest
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks import CudaGarbageCollector
 from ignite_hooks import GarbageCollector
@@ -12,13 +11,13 @@ from ignite_hooks.config import RunSettings
 from ignite_hooks.config import register
 from ignite_hooks.config import to_dict
 from ignite_hooks.config.schema import json_schema
-from ignite_hooks.core.fields import handler_config
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.handler import Handler
 from tests.ids import stable_id
 
 
 @register("schema.tree")
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class Tree(Handler):
     """Can contain itself.
 
@@ -33,13 +32,13 @@ class Tree(Handler):
 
 
 @register("schema.group")
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class Group(Handler):
     collector: GarbageCollector | None = None
 
 
 @register("schema.special_group")
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class SpecialGroup(Group):
     more: int = 0
 

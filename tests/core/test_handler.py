@@ -7,13 +7,11 @@ import torch
 from accelerate import Accelerator
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic import ValidationError
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Every
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import Scheduled
@@ -24,7 +22,7 @@ from tests.reference import make_model
 from tests.reference import make_trainer
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class Noting(Scheduled):
     """Notes where it acted."""
 
@@ -234,7 +232,7 @@ def test_a_step_that_fails_is_not_counted_twice():
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "2"], ids=stable_id)
 @pytest.mark.parametrize("name", ["every_steps", "every_epochs"])
 def test_a_schedule_is_an_integer_of_at_least_one(name, value):
-    with pytest.raises(ValidationError, match=rf"`{name}` must be an integer >= 1, got {value!r}"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got {value!r}"):
         Noting(**{name: value})
 
 

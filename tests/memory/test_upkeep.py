@@ -1,18 +1,17 @@
 import pytest
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic.dataclasses import dataclass
 
 from ignite_hooks import TrainEvents
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Every
-from ignite_hooks.core.fields import handler_config
 from ignite_hooks.memory.upkeep import Upkeep
 from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)
+@checked_dataclass
 class Noting(Upkeep):
     """Notes the epochs and iterations at which it acts."""
 

@@ -1,0 +1,216 @@
+"""Dataclasses and functions whose arguments pydantic checks, with messages of our own."""
+
+import inspect
+import types
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import field
+from functools import reduce
+from functools import wraps
+from operator import or_
+from reprlib import Repr
+from typing import Annotated
+from typing import Any
+from typing import TypeVar
+from typing import Union
+from typing import get_args
+from typing import get_origin
+from typing import overload
+
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import ValidationError
+from pydantic import validate_call
+from pydantic.dataclasses import dataclass
+from typing_extensions import dataclass_transform
+
+from ignite_hooks.core.rules import close_to
+
+__all__ = ["checked_call", "checked_dataclass", "handler_config", "message_of", "plain_type"]
+
+ClassT = TypeVar("ClassT", bound=type)
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+handler_config = ConfigDict(
+    extra="forbid",
+    hide_input_in_errors=True,
+    arbitrary_types_allowed=True,  # a field can be a Handler, of whichever class
+)
+
+
+@overload
+def checked_dataclass(cls: ClassT, /) -> ClassT: ...
+
+
+@overload
+def checked_dataclass(*, kw_only: bool = True) -> Callable[[ClassT], ClassT]: ...
+
+
+@dataclass_transform(
+    kw_only_default=True,
+    frozen_default=True,
+    eq_default=False,
+    field_specifiers=(field, Field),
+)
+def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
+    """Makes a class a frozen dataclass whose constructor checks its arguments with pydantic.
+
+    ::
+
+        @checked_dataclass
+        class LogLoss(Scheduled):
+            every_steps: Every | None = None
+
+    Instances compare by identity: two handlers with the same settings are two handlers. An error
+    of the constructor names the argument, the rule, the value and the remedy. ``help`` and
+    ``inspect.signature`` show plain types, without what pydantic is told of them.
+
+    Args:
+        cls: the class.
+        kw_only: take all arguments by keyword only. With False those above a
+            ``dataclasses.KW_ONLY`` can be given by position.
+    """
+
+    def decorate(cls: Any) -> Any:
+        make = dataclass(frozen=True, eq=False, kw_only=kw_only, config=handler_config)
+        made: Any = make(cls)
+        signature = _plain(inspect.signature(made))
+        check = made.__init__
+
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                check(self, *args, **kwargs)
+            except ValidationError as error:
+                raise _explained(error, type(self).__name__, signature, args) from None
+
+        # The signature is the constructor's and not the class's: `inspect` would take one of the
+        # class for that of an instance too, and Ignite looks there for what a handler is called
+        # with.
+        del made.__signature__
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [own, *signature.parameters.values()]
+        made.__init__ = wraps(check)(init)
+        made.__init__.__signature__ = signature.replace(
+            parameters=parameters, return_annotation=None
+        )
+        return made
+
+    return decorate if cls is None else decorate(cls)
+
+
+def checked_call(function: FunctionT) -> FunctionT:
+    """Makes a function check its arguments with pydantic, as ``checked_dataclass`` does."""
+    signature = _plain(inspect.signature(function))
+    check: Any = validate_call(config=handler_config)(function)
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return check(*args, **kwargs)
+        except ValidationError as error:
+            raise _explained(error, function.__name__, signature, args) from None
+
+    checked.__signature__ = signature  # type: ignore[attr-defined]
+    return checked  # type: ignore[return-value]
+
+
+def plain_type(annotation: Any) -> Any:
+    """Returns an annotation without the metadata of its ``Annotated`` parts."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return plain_type(arguments[0])
+    plain = tuple(plain_type(each) for each in arguments)
+    if plain == arguments:
+        return annotation
+    if origin in (Union, types.UnionType):
+        return reduce(or_, plain)  # shown as "int | None", and not as "Optional[int]"
+    return annotation.copy_with(plain) if hasattr(annotation, "copy_with") else origin[plain]
+
+
+def _plain(signature: inspect.Signature) -> inspect.Signature:
+    parameters = [
+        each.replace(annotation=plain_type(each.annotation))
+        for each in signature.parameters.values()
+    ]
+    return signature.replace(
+        parameters=parameters, return_annotation=plain_type(signature.return_annotation)
+    )
+
+
+def _explained(
+    error: ValidationError, name: str, signature: inspect.Signature, args: tuple[Any, ...]
+) -> TypeError | ValueError:
+    """Returns the error of a call, with everything that is wrong with its arguments.
+
+    Args:
+        error: pydantic's.
+        name: the class or function that was called.
+        signature: its parameters, without ``self``.
+        args: the arguments that were given by position.
+    """
+    errors: Any = error.errors(include_url=False)
+    about_call = list(_wrong_call(errors, name, signature.parameters, args))
+    if about_call:
+        return TypeError("\n".join(about_call))
+    return ValueError("\n".join(_located(each) for each in errors))
+
+
+def _wrong_call(
+    errors: Any,
+    name: str,
+    parameters: Mapping[str, inspect.Parameter],
+    args: tuple[Any, ...],
+) -> Iterator[str]:
+    """Yields what is wrong with the arguments as such, before their values are looked at."""
+    by_position = [p for p in parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    if len(args) > len(by_position):
+        extra = args[len(by_position)]
+        by_keyword = [p.name for p in parameters.values() if p not in by_position]
+        takes = " and ".join(f"`{p.name}`" for p in by_position) or "no argument"
+        remedy = f"write {by_keyword[0]}={_REPR.repr(extra)}" if by_keyword else "remove it"
+        yield f"`{name}` takes {takes} by position, got also {_REPR.repr(extra)}: {remedy}"
+    for each in errors:
+        argument = each["loc"][-1] if each["loc"] else ""
+        if len(each["loc"]) > 1 or isinstance(argument, int):
+            continue
+        if each["type"] == "unexpected_keyword_argument":
+            yield f"`{name}` has no argument `{argument}`: {close_to(argument, parameters)}"
+        elif each["type"].startswith("missing"):
+            yield f"`{name}` needs the argument `{argument}`: write {name}({argument}=…)"
+        elif each["type"] == "multiple_argument_values":
+            yield f"`{argument}` of `{name}` is given twice, by position and by keyword: remove one"
+
+
+def _located(error: Any) -> str:
+    """Returns the message of one error of pydantic, with the argument that it is about."""
+    message = message_of(error)
+    first, *within = error["loc"] or ("",)
+    path = str(first) + "".join(f"[{key!r}]" for key in within)
+    if error["type"] in ("value_error", "missing"):  # the message names its field itself
+        return f"{path}: {message}" if within else message
+    return f"`{path}` {message}" if first else message
+
+
+def message_of(error: Any) -> str:
+    """Returns what one error of pydantic says, in the words of our own messages.
+
+    The message of a rule of ours is complete; one of pydantic's begins with a verb.
+    """
+    kind, value = error["type"], error["input"]
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    if kind.startswith("missing"):
+        return f"`{error['loc'][-1]}` must be given"
+    if kind == "unexpected_keyword_argument":
+        return f"must not be given, there is no such argument, got {_REPR.repr(value)}"
+    rule = error["msg"].removeprefix("Input should be ").removeprefix("a dictionary or ")
+    rule = rule.partition(", unable to")[0]
+    if isinstance(value, type) and kind in ("is_instance_of", "dataclass_type"):
+        return f"must be {rule}, got the class {value.__name__} itself: write {value.__name__}(…)"
+    remedy = f": write {error['ctx']['class_name']}(…)" if kind == "dataclass_type" else ""
+    return f"must be {rule}, got {_REPR.repr(value)}{remedy}"
+
+
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
