@@ -167,6 +167,11 @@ class SaveCheckpoint(Scheduled):
         """The folder of the last one that was completed; None if there was none yet."""
         return _last.get(self)
 
+    @property
+    def summary(self) -> str:
+        """The folder of the checkpoints, for ``repr(trainer)``."""
+        return f"checkpoints in {self.directory}"
+
     def check(self, engine: Engine, event: Any) -> None:
         """It needs a trainer, a directory, and something to save by."""
         if not is_trainer(engine):

@@ -68,6 +68,11 @@ class Handler:
         """The timetable of steps that this handler keeps for all others on its engine, if any."""
         return None
 
+    @property
+    def summary(self) -> str:
+        """The part of ``repr(trainer)`` that is about this handler; "" for none."""
+        return ""
+
     def check(self, engine: Engine, event: Any) -> None:
         """Raises what keeps this handler from being attached to ``engine``."""
 

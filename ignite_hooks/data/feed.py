@@ -485,6 +485,11 @@ class Feeds:
         self._newest: tuple[Any, DataFeed | None] = (None, None)
         self._kept: list[tuple[Any, DataFeed]] = []
 
+    @property
+    def newest(self) -> DataFeed | None:
+        """The feed that was added last; None without any."""
+        return self._newest[1]
+
     def of(self, data: Any, *, keeps: bool = False) -> DataFeed:
         """Returns the feed of ``data``, which is made if it is not known.
 

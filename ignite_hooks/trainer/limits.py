@@ -34,6 +34,10 @@ class Limits:
         mine, theirs = vars(self), vars(other)
         return Limits(**{name: theirs[name] if mine[name] is None else mine[name] for name in mine})
 
+    def __str__(self) -> str:
+        given = {name: limit for name, limit in vars(self).items() if limit is not None}
+        return ", ".join(f"{name}={limit}" for name, limit in given.items()) or "no limit"
+
     def rewritten(self, shown: "Limits", now: "Limits") -> "Limits":
         """Returns these limits, shown by a state as ``shown``, after someone wrote ``now``."""
         mine, old, new = vars(self), vars(shown), vars(now)

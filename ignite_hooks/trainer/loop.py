@@ -155,7 +155,6 @@ class TrainingLoop(QuickEngine):
 
     def _epochs(self) -> Generator[State, None, None]:
         position = self._position
-        self.logger.info("Engine run starting with %s.", position.limits)
         self._update_handlers()  # Ignite's profilers write to the table of handlers when attached …
         self._fire_to_profilers(Events.STARTED)  # … and at this event
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)

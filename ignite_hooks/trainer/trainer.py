@@ -43,6 +43,7 @@ from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import Shown
 from ignite_hooks.trainer.loop import TrainingLoop
 from ignite_hooks.trainer.requests import Stop
+from ignite_hooks.trainer.summary import summary_of
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.report import ResumeReport
@@ -104,6 +105,10 @@ class Trainer(TrainingLoop):
         self._found = FoundGenerators()
         self._hooks = Hooks()
         self._hooks.attach(self)
+
+    def __repr__(self) -> str:
+        feed = self._feeds.newest if self.feed is None else self.feed
+        return f"<{type(self).__name__}: {summary_of(self, feed)}>"
 
     @property
     def hooks(self) -> Hooks:
@@ -341,6 +346,7 @@ class Trainer(TrainingLoop):
             return self.state  # type: ignore[no-any-return]
         else:
             self._set_up(data, given, epoch_length)
+            self.logger.info("Engine run starting with %s: %r", position.limits, self)
             self._after_first_step = [self._compare_now] if self._has_replicas else []
             run = self._run_loop()
         was_enabled = torch.is_grad_enabled()

@@ -1,0 +1,92 @@
+"""The facts of a run in one line: what is trained, in which steps, where, and from where on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from ignite_hooks.core.handler import Handler
+from ignite_hooks.core.handler import attached
+from ignite_hooks.core.training_engine import TrainingEngine
+from ignite_hooks.data.batch_size import global_batch_size
+from ignite_hooks.data.feed import DataFeed
+
+__all__ = ["summary_of"]
+
+
+def summary_of(trainer: TrainingEngine, feed: DataFeed | None) -> str:
+    """Returns what ``trainer`` trains with, for its ``repr`` and the first line of its log.
+
+    It has the parameters, the steps of an epoch, the samples of a step over all processes, the
+    precision, the processes, the folder of the checkpoints, and what was resumed. A fact that is
+    not known, the length of a stream for example, is left out.
+
+    Args:
+        trainer: the trainer.
+        feed: the source of its batches; None without data.
+    """
+    return "; ".join(part for part in _parts(trainer, feed) if part)
+
+
+def _parts(trainer: TrainingEngine, feed: DataFeed | None) -> Iterator[str]:
+    yield _of_parameters(trainer)
+    yield _of_steps(trainer, feed)
+    yield _of_machine(trainer.accelerator, trainer.modules["model"])
+    for handler in attached(trainer, Handler):
+        yield handler.summary
+    report = trainer.resume_report
+    if report is not None:
+        yield f"resumed from {report.checkpoint}, step {report.step}"
+
+
+def _of_parameters(trainer: TrainingEngine) -> str:
+    modules = trainer.modules.values()
+    name = type(trainer.modules["model"]).__name__
+    parameters = {id(p): p for module in modules for p in module.parameters()}.values()
+    if any(map(is_lazy, parameters)):
+        return f"{name} with parameters that are not initialized yet"
+    total = sum(each.numel() for each in parameters)
+    trained = sum(each.numel() for each in parameters if each.requires_grad)
+    frozen = f", {trained:,} of them trained" if trained != total else ""
+    return f"{name} with {total:,} parameters{frozen}"
+
+
+def _of_steps(trainer: TrainingEngine, feed: DataFeed | None) -> str:
+    if feed is None:
+        return ""
+    window: int = trainer.accelerator.gradient_accumulation_steps
+    length, samples = _lengths(feed, trainer.accelerator.num_processes)
+    length = trainer.state.epoch_length or length
+    # The last window of an epoch may be short: it is a step too.
+    steps = [f"{_counted(-(-length // window), 'step')} an epoch"] if length else []
+    if samples:
+        sum_of_batches = f" ({window} × {samples:,})" if window > 1 else ""
+        steps.append(f"{_counted(window * samples, 'sample')} a step{sum_of_batches}")
+    elif window > 1:
+        steps.append(f"{window} batches a step")
+    return ", ".join(steps)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _lengths(feed: DataFeed, processes: int) -> tuple[int | None, int | None]:
+    """Returns the batches of a pass, and the samples of a batch of all processes together."""
+    try:
+        return feed.length or feed.promised_length, global_batch_size(feed.loader, processes)
+    except Exception:  # of a property of the user's loader: no reason to fail in a repr
+        return None, None
+
+
+def _of_machine(accelerator: Any, model: torch.nn.Module) -> str:
+    precision = str(accelerator.mixed_precision)
+    if precision == "no":
+        dtypes = dict.fromkeys(str(each.dtype) for each in model.parameters())
+        precision = " and ".join(dtypes).replace("torch.", "")
+    else:
+        precision = f"mixed precision {precision}"
+    processes = accelerator.num_processes
+    where = f"{processes} processes, this one on" if processes > 1 else "1 process on"
+    return f"{precision}, {where} {accelerator.device}"
