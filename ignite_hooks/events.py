@@ -82,13 +82,33 @@ The edges:
 - ``last_event_name`` in a handler is that handler's event, whatever was fired within.
 """
 
+from difflib import get_close_matches
+from enum import EnumMeta
+from typing import Any
+
 from ignite.engine import Engine
 from ignite.engine import EventEnum
+from ignite.engine import Events
 
 __all__ = ["TrainEvents"]
 
 
-class TrainEvents(EventEnum):
+class _NamesEvents(EnumMeta):
+    """Explains a missing event: Python's own error is the bare name."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name in cls.__members__:  # Python 3.10 and 3.11 ask here for those that there are
+            return cls.__members__[name]
+        message = f"{cls.__name__} has no event {name}"
+        if name.startswith("_"):
+            raise AttributeError(message)
+        if name in Events.__members__:
+            raise AttributeError(f"{message}, Ignite has it: write Events.{name}")
+        close = get_close_matches(name, cls.__members__, n=1) or [*cls.__members__]
+        raise AttributeError(f"{message}: did you mean {' or '.join(close)}?")
+
+
+class TrainEvents(EventEnum, metaclass=_NamesEvents):
     """What happens within an iteration and around a validation, in addition to ``Events``.
 
     Each works with Ignite's filters (``every=``, ``once=``, …). The number that a filter sees is in

@@ -23,7 +23,9 @@ from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.accelerators import prepared_for
 from ignite_hooks.core.ignite_arguments import check_no_device
 from ignite_hooks.core.ignite_arguments import explains_arguments_of
+from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.rules import whole_number
+from ignite_hooks.core.torch_modules import check_model
 from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
 from ignite_hooks.data.batch import unpack
@@ -192,6 +194,9 @@ def create_supervised_trainer(
     return trainer
 
 
+_ORDER = "create_supervised_trainer(model, optimizer, loss_fn, data)"
+
+
 def _check_arguments(
     model: Any,
     optimizer: Any,
@@ -199,11 +204,12 @@ def _check_arguments(
     batch_processor: Any,
 ) -> None:
     """Raises a TypeError or ValueError that names the argument, the rule and the remedy."""
-    if not isinstance(model, torch.nn.Module):
+    if isinstance(optimizer, torch.nn.Module) and isinstance(model, torch.optim.Optimizer):
         raise TypeError(
-            f"`model` must be a torch.nn.Module, got {type(model).__name__}: "
-            "put several models into a torch.nn.ModuleDict"
+            f"`model` must be a torch.nn.Module, got {shown_type(model)}: it is swapped with "
+            f"`optimizer`, write {_ORDER}"
         )
+    check_model(model, "put several models into a torch.nn.ModuleDict")
     check_optimizer(optimizer)
     _check_one_loss(loss_fn, batch_processor)
 
@@ -232,7 +238,10 @@ def _check_own_handlers(grad_clip: Any, validation: Any, checkpoint: Any, resume
         _check_kind("validation", validation, kind, remedy)
     if checkpoint is not None:
         kind = ignite_hooks.checkpoint.SaveCheckpoint
-        _check_kind("checkpoint", checkpoint, kind, 'SaveCheckpoint("runs", every_epochs=1)')
+        directory = str(checkpoint) if isinstance(checkpoint, str | Path) else "runs"
+        _check_kind(
+            "checkpoint", checkpoint, kind, f"SaveCheckpoint({directory!r}, every_epochs=1)"
+        )
     if resume_from is not None:
         kind = ignite_hooks.checkpoint.ResumeCheckpoint
         _check_kind("resume_from", resume_from, kind, 'ResumeCheckpoint("checkpoints")')
@@ -241,14 +250,14 @@ def _check_own_handlers(grad_clip: Any, validation: Any, checkpoint: Any, resume
 def _check_kind(name: str, handler: Any, kind: type, remedy: str) -> None:
     if not isinstance(handler, kind):
         raise TypeError(
-            f"`{name}` must be a {kind.__name__}, got {type(handler).__name__}: pass {remedy}"
+            f"`{name}` must be a {kind.__name__}, got {shown_type(handler)}: pass {remedy}"
         )
 
 
 def _check_handlers(handlers: Any) -> None:
     if not isinstance(handlers, Iterable):
         raise TypeError(
-            f"`handlers` must be a list of handlers, got {type(handlers).__name__}: put it into a "
+            f"`handlers` must be a list of handlers, got {shown_type(handlers)}: put it into a "
             "list, handlers=[handler]"
         )
     for index, handler in enumerate(handlers):
@@ -262,12 +271,21 @@ def _check_handlers(handlers: Any) -> None:
                 f"`handlers` must have attach(engine), handlers[{index}] is a context: register it "
                 "on a channel, trainer.hooks.register(channel, context)"
             )
-        if not callable(getattr(handler, "attach", None)):
+        attach = getattr(handler, "attach", None)
+        if not callable(attach):
             raise TypeError(
                 f"`handlers` must have attach(engine), handlers[{index}] is a "
                 f"{type(handler).__name__}, which has not: add a function with "
                 "trainer.add_event_handler(event, function)"
             )
+        try:
+            inspect.signature(attach).bind("engine")
+        except TypeError as error:
+            raise TypeError(
+                f"`handlers` must have attach(engine), attach() of handlers[{index}] "
+                f"({type(handler).__name__}) needs more ({error}): attach it yourself, with "
+                "attach(trainer, …)"
+            ) from None
 
 
 def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
@@ -283,12 +301,31 @@ def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
             f"`loss_fn` must be a function or a module, got the class {loss_fn.__name__}: "
             f"make one, {loss_fn.__name__}()"
         )
+    arguments = {"loss_fn": ("y_pred", "y"), "batch_processor": ("model", "batch")}
     for name, function in (("loss_fn", loss_fn), ("batch_processor", batch_processor)):
-        if function is not None and not callable(function):
-            raise TypeError(
-                f"`{name}` must be callable, got {type(function).__name__}: pass a function or a "
-                "module"
-            )
+        if function is not None:
+            _check_function(name, function, arguments[name])
+
+
+def _check_function(name: str, function: Any, arguments: tuple[str, str]) -> None:
+    if not callable(function):
+        remedy = f"the order is {_ORDER}" if isinstance(function, Iterable) else "pass a function"
+        raise TypeError(
+            f"`{name}` must be a function or a module, got {shown_type(function)}: {remedy}"
+        )
+    takes = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        signature = inspect.signature(takes)
+    except (TypeError, ValueError):  # a function that is not written in Python
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        shown = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"`{name}` must take {' and '.join(arguments)} by position, got {shown}{signature} "
+            f"({error}): write {name}=lambda {', '.join(arguments)}: …"
+        ) from None
 
 
 def _modules_beside(model: torch.nn.Module, **functions: Any) -> dict[str, torch.nn.Module]:

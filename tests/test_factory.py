@@ -165,7 +165,8 @@ def test_a_model_with_one_trainable_parameter_passes():
 
 
 def test_a_trainable_loss_does_not_make_a_frozen_model_trainable():
-    loss_fn = make_model()
+    loss_fn = torch.nn.BCEWithLogitsLoss()
+    loss_fn.scale = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="`model` must have trainable parameters"):
         check(make_model().requires_grad_(False), sgd(loss_fn), loss_fn)
 
@@ -236,6 +237,17 @@ class ProcessorHead(Head):
     def forward(self, model, batch):
         outputs = super().forward(model(batch[0]))
         return outputs, F.mse_loss(outputs, batch[1])
+
+
+class OnlyModel(torch.nn.Module):
+    """Has the model for its only part."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, model, batch):
+        return self.model(batch[0])
 
 
 class InputHead(Head):
@@ -317,7 +329,7 @@ def test_the_method_of_a_module_counts_as_the_module():
 @pytest.mark.parametrize("is_own", [False, True])
 def test_a_function_that_holds_the_model_is_another_module_if_it_has_more(is_own):
     model = make_model()
-    head = ProcessorHead(model) if is_own else torch.nn.Sequential(model)
+    head = ProcessorHead(model) if is_own else OnlyModel(model)
     function = head if is_own else lambda *given: None
     options = {"batch_processor": function if is_own else head}
     trainer = create_supervised_trainer(

@@ -35,6 +35,7 @@ from accelerate.state import GradientState
 from accelerate.utils import DistributedType
 from accelerate.utils import GradientAccumulationPlugin
 
+from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.warn_once import warn_once
 
 __all__ = [
@@ -89,7 +90,7 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
     """
     if accelerator is not None and not isinstance(accelerator, Accelerator):
         raise TypeError(
-            f"`accelerator` must be an accelerate.Accelerator, got {type(accelerator).__name__}: "
+            f"`accelerator` must be an accelerate.Accelerator, got {shown_type(accelerator)}: "
             "pass Accelerator(cpu=True) for the CPU, or leave it out"
         )
     if accelerator is None:

@@ -22,6 +22,8 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Sequence
+from difflib import get_close_matches
+from enum import Enum
 from inspect import GEN_RUNNING
 from inspect import GEN_SUSPENDED
 from inspect import getgeneratorstate
@@ -40,6 +42,7 @@ from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import Turn
 
 __all__ = [
+    "EventCheckingEngine",
     "QuickEngine",
     "attached_calls",
     "belongings",
@@ -83,6 +86,10 @@ def handlers_of(engine: AnyEngine) -> list[Callable[..., Any]]:
     The order is that of the names of the events, whichever of them had a handler first.
     """
     return [handler for handler, _ in calls_of(engine)]
+
+
+def _shown_event(event: Enum) -> str:
+    return f"`{type(event).__name__}.{event.name}`"
 
 
 def calls_of(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
@@ -187,7 +194,28 @@ def forget_run(engine: Engine) -> None:
     state.max_epochs = state.max_iters = state.epoch_length = None
 
 
-class QuickEngine(Engine):
+class EventCheckingEngine(Engine):
+    """An Ignite engine that says which event was probably meant by one that it does not have."""
+
+    def _assert_allowed_event(self, event_name: Any) -> None:
+        """Raises a ValueError, as Ignite's method does; Ignite calls it wherever it takes one."""
+        if event_name in self._allowed_events:
+            return
+        known = {each.name: each for each in self._allowed_events if isinstance(each, Enum)}
+        name = str(event_name).rpartition(".")[2].upper()
+        close = get_close_matches(name, known, n=2, cutoff=0.75)
+        if isinstance(event_name, Enum):
+            remedy = "attach to the engine that fires it, a trainer for TrainEvents"
+        elif close:
+            remedy = f"did you mean {' or '.join(_shown_event(known[name]) for name in close)}?"
+        else:
+            remedy = f"there are {', '.join(map(_shown_event, known.values()))}"
+        raise ValueError(
+            f"Event {event_name} is not a valid event for this {type(self).__name__}: {remedy}"
+        )
+
+
+class QuickEngine(EventCheckingEngine):
     """An engine on which an event that nobody listens to costs next to nothing."""
 
     def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from signal import Signals
 from sys import float_info
@@ -259,22 +260,24 @@ Prefix = Annotated[
 """What names begin with."""
 
 
-def _are_signals(names: Any) -> bool:
-    return isinstance(names, list | tuple) and all(
-        isinstance(name, str) and name in Signals.__members__ and name not in ("SIGKILL", "SIGSTOP")
-        for name in names
+def _check_signal_names(names: Any, info: ValidationInfo) -> Any:
+    known = sorted(set(Signals.__members__) - {"SIGKILL", "SIGSTOP"})
+    remedy = '("SIGTERM",) is the usual choice, () is none'
+    if isinstance(names, list | tuple):
+        wrong = [name for name in names if name not in known]
+        if not wrong:
+            return names
+        if get_close_matches(str(wrong[0]), known):
+            remedy = close_to(str(wrong[0]), known)
+    elif isinstance(names, str) and names in known:
+        remedy = f"write ({names!r},)"
+    raise ValueError(
+        f"`{info.field_name}` must be a tuple of names of signals that can be handled, "
+        f"got {names!r}; {remedy}"
     )
 
 
-SignalNames = Annotated[
-    tuple[str, ...],
-    must_be(
-        "names of signals that can be handled",
-        _are_signals,
-        '("SIGTERM",) is the usual choice, () is none',
-        may_be_none=False,
-    ),
-]
+SignalNames = Annotated[tuple[str, ...], BeforeValidator(_check_signal_names)]
 """Signals of the operating system, by name."""
 
 

@@ -16,6 +16,7 @@ from ignite_hooks.core.engine import belongings
 from ignite_hooks.core.engine import move_to_front
 from ignite_hooks.core.engine import set_turn
 from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.run_scope import Scope
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.timetable import Timetable
@@ -54,6 +55,11 @@ class Handler:
             The attachment: its ``remove()`` takes off this one and no other, and it is a context
             manager that does so at its end.
         """
+        if not isinstance(engine, Engine):
+            raise TypeError(
+                f"`engine` must be an Ignite Engine, got {shown_type(engine)}: attach it to the "
+                "trainer"
+            )
         self.check(engine, event)
         attachment = Attachment(self, engine)
         if event is None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __all__ = ["lazy_names"]
@@ -23,7 +24,17 @@ def lazy_names(
 
     def get(name: str) -> Any:
         if name not in modules:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            message = f"module {package!r} has no attribute {name!r}"
+            # Names with an underscore are asked for by Python itself, and by tools; and an import
+            # statement asks for a submodule here before it looks for its file.
+            if name.startswith("_") or find_spec(f"{package}.{name}") is not None:
+                raise AttributeError(message)
+            message += f": {_remedy_for(name, modules)}"
+            # Of an AttributeError an import statement shows nothing but the name. It asks by this
+            # module of Python, and nothing else does.
+            if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
+                raise ImportError(message, name=package)
+            raise AttributeError(message)
         value = getattr(import_module(f"{package}.{modules[name]}"), name)
         setattr(sys.modules[package], name, value)  # so that this is called once per name
         return value
@@ -32,3 +43,27 @@ def lazy_names(
         return sorted({*vars(sys.modules[package]), *modules})
 
     return get, list_names
+
+
+_ELSEWHERE = (
+    "ignite_hooks",
+    "ignite_hooks.checkpoint",
+    "ignite_hooks.config",
+    "ignite_hooks.evaluation",
+    "ignite_hooks.handlers",
+    "ignite_hooks.optim",
+    "ignite.engine",
+    "ignite.handlers",
+    "ignite.metrics",
+)
+"""Packages that have a name which is missing in another, nearest first."""
+
+
+def _remedy_for(name: str, modules: Mapping[str, str]) -> str:
+    for package in _ELSEWHERE:
+        found = import_module(package)
+        if name in getattr(found, "__all__", vars(found)):
+            return f"write from {package} import {name}"
+    from ignite_hooks.core.rules import close_to  # only a wrong name needs it
+
+    return close_to(name, modules)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["close_to", "is_count", "is_integer", "is_number", "whole_number"]
+__all__ = ["close_to", "is_count", "is_integer", "is_number", "shown_type", "whole_number"]
 
 
 def is_number(value: Any) -> bool:
@@ -32,6 +32,11 @@ def whole_number(name: str, value: Any, remedy: str) -> None:
     """
     if not is_count(value):
         raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}: {remedy}")
+
+
+def shown_type(value: Any) -> str:
+    """Returns the name of the class of ``value``; for a class "the class …", as in "got …"."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def close_to(name: str, names: Iterable[str]) -> str:

@@ -27,9 +27,12 @@ from typing import Any
 
 import torch
 
+from ignite_hooks.core.rules import shown_type
+
 __all__ = [
     "attributes_beside_state",
     "attributes_of_optimizer",
+    "check_model",
     "empty_buffers",
     "has_own_loading",
     "has_own_state",
@@ -55,6 +58,19 @@ _OF_TORCH = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
 _OF_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
     *("step", "_opt_called", "_step_count"),  # of schedulers, which wrap the method
 }
+
+
+def check_model(model: Any, remedy: str) -> None:
+    """Raises a TypeError if the argument ``model`` is not a module.
+
+    Args:
+        model: the value of the argument.
+        remedy: what to do instead, for the message.
+    """
+    if not isinstance(model, torch.nn.Module):
+        if isinstance(model, type) and issubclass(model, torch.nn.Module):
+            remedy = f"make one, {model.__name__}(…)"
+        raise TypeError(f"`model` must be a torch.nn.Module, got {shown_type(model)}: {remedy}")
 
 
 def wrapped_child(module: torch.nn.Module) -> str | None:

@@ -14,11 +14,13 @@ from weakref import ref
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
 from ignite_hooks.core.accelerators import list_loader
 from ignite_hooks.core.accelerators import unlist_loader
 from ignite_hooks.core.object_graph import Unsearched
 from ignite_hooks.core.place import FeedPosition
+from ignite_hooks.core.rules import shown_type
 from ignite_hooks.data.changed_data import ChangedData
 from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import can_prepare
@@ -74,8 +76,8 @@ class DataFeed:
     ) -> None:
         if not isinstance(data, Iterable) or isinstance(data, str):
             raise TypeError(
-                f"`data` must be an iterable of batches, got {type(data).__name__}: "
-                "pass a DataLoader, a list of batches or a generator"
+                f"`data` must be an iterable of batches, got {shown_type(data)}: "
+                f"pass {_remedy_for(data)}"
             )
         self._accelerator = accelerator
         self._source = source_of(data, accelerator, even_batches)
@@ -466,6 +468,12 @@ class DataFeed:
             f"`data` gave no batch in pass {self.position.data_pass + 1}, it must give at least "
             f"one: check the {_kind_of(self.loader)} and its data set{again}"
         )
+
+
+def _remedy_for(data: Any) -> str:
+    if isinstance(data, Dataset):
+        return "DataLoader(dataset, batch_size=32), or another size"
+    return "a DataLoader, a list of batches or a generator"
 
 
 class Feeds:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
+from ignite_hooks.core.rules import shown_type
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.workers import starting_workers
 from ignite_hooks.evaluation.breaking_off import Breaker
@@ -165,7 +166,7 @@ def _check_data(by_name: Mapping[Any, Any], max_batches: int | None, evaluators:
             )
         if not isinstance(each, Iterable) or isinstance(each, str):
             raise TypeError(
-                f"{where} must be an iterable of batches, got {type(each).__name__}: pass a "
+                f"{where} must be an iterable of batches, got {shown_type(each)}: pass a "
                 "DataLoader or a list of batches"
             )
         if evaluators > 1 and isinstance(each, Iterator):

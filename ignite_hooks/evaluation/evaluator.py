@@ -17,10 +17,13 @@ from ignite.metrics import Metric
 
 from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import is_prepared
+from ignite_hooks.core.engine import EventCheckingEngine
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.ignite_arguments import explains_arguments_of
+from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.rules import whole_number
+from ignite_hooks.core.torch_modules import check_model
 from ignite_hooks.data.batch import apply_model
 from ignite_hooks.data.batch import identity
 from ignite_hooks.data.batch import unpack
@@ -63,7 +66,7 @@ class FirstBatches:
         return islice(self._data, self._number)
 
 
-class Evaluator(Engine):
+class Evaluator(EventCheckingEngine):
     """An Ignite engine that evaluates: ``create_supervised_evaluator`` builds it.
 
     Each ``run(data)`` begins anew at the first batch, prepares a loader that is not prepared yet
@@ -91,6 +94,7 @@ class Evaluator(Engine):
         """Returns the feed of ``data``; None if the data were not evaluated on yet."""
         return self._feeds.known(data)
 
+    @explains_arguments_of(Engine.run)
     def run(
         self,
         data: Iterable[Any] | None = None,
@@ -174,11 +178,10 @@ def create_supervised_evaluator(
     Raises:
         TypeError: ``model`` is no module or a metric is none.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}: pass one")
+    check_model(model, "the order is create_supervised_evaluator(model, metrics)")
     if not isinstance(metrics or {}, Mapping):
         raise TypeError(
-            f"`metrics` must map names to Ignite metrics, got {type(metrics).__name__}: "
+            f"`metrics` must map names to Ignite metrics, got {shown_type(metrics)}: "
             'pass {"accuracy": Accuracy()}, say'
         )
     accelerator = accelerator_or_default(accelerator)
@@ -199,8 +202,8 @@ def create_supervised_evaluator(
     for name, metric in (metrics or {}).items():
         if not isinstance(metric, Metric):
             raise TypeError(
-                f"`metrics` must hold Ignite metrics, {name!r} is a {type(metric).__name__}: "
-                "make one, ignite.metrics.Accuracy() for instance"
+                f"`metrics` must hold Ignite metrics, got {shown_type(metric)} for "
+                f"{name!r}: make one, ignite.metrics.Accuracy() for example"
             )
         metric.attach(evaluator, name)
     return evaluator

@@ -56,6 +56,7 @@ from ignite.engine import Engine
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.rules import close_to
 from ignite_hooks.core.scopes import ScopeStack
 from ignite_hooks.hooks.channels import CHANNELS
 from ignite_hooks.hooks.channels import Channels
@@ -264,4 +265,7 @@ def _copied(hooks: Hooks) -> list[Hook]:
 
 def _check_channel(channel: Any) -> None:
     if not isinstance(channel, str) or channel not in CHANNELS:
-        raise ValueError(f"`channel` must be one of {', '.join(CHANNELS)}, got {channel!r}")
+        remedy = close_to(f"on_{str(channel).removeprefix('on_')}", CHANNELS)
+        raise ValueError(
+            f"`channel` must be one of {', '.join(CHANNELS)}, got {channel!r}: {remedy}"
+        )

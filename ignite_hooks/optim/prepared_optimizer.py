@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ignite_hooks.core.accelerators import is_data_parallel
 from ignite_hooks.core.accelerators import prepared_for
+from ignite_hooks.core.rules import shown_type
 
 __all__ = ["PreparedOptimizer", "check_optimizer"]
 
@@ -22,9 +23,13 @@ def check_optimizer(optimizer: Any) -> None:
         TypeError: it is none, or its ``step`` needs an argument.
     """
     if not isinstance(optimizer, Optimizer):
+        remedy = "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
+        if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+            remedy = f"make one, {optimizer.__name__}(model.parameters(), …)"
+        elif isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+            remedy = "pass the optimizer here, and the scheduler as `lr_scheduler`"
         raise TypeError(
-            f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}: "
-            "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
+            f"`optimizer` must be a torch.optim.Optimizer, got {shown_type(optimizer)}: {remedy}"
         )
     of_torch: Any = optimizer
     while isinstance(of_torch, AcceleratedOptimizer):

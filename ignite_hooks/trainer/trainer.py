@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from ignite.engine import Engine
 from ignite.engine import State
 
 from ignite_hooks.core.accelerators import is_data_parallel
@@ -20,6 +21,7 @@ from ignite_hooks.core.borrowed_weights import forget_borrowed_weights
 from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import attached
+from ignite_hooks.core.ignite_arguments import explains_arguments_of
 from ignite_hooks.core.measured import forget_validations
 from ignite_hooks.core.place import Progress
 from ignite_hooks.core.restoring import restored
@@ -226,6 +228,7 @@ class Trainer(TrainingLoop):
         self._found = generators_of_run(self, others, closed, of_data)
         return self._found
 
+    @explains_arguments_of(Engine.run)
     def run(
         self,
         data: Iterable[Any] | None = None,
@@ -257,6 +260,11 @@ class Trainer(TrainingLoop):
             ValueError: a limit is no positive integer or lies in the past, or there is no data.
             RuntimeError: another rank failed in this run, or in one before.
         """
+        if is_integer(data):
+            raise TypeError(
+                f"`data` must be an iterable of batches, got {data}: for {data} epochs write "
+                f"run(max_epochs={data})"
+            )
         self._check_not_running(
             "run()", "call terminate() and run() after it, or set_data() to go on with other data"
         )

@@ -124,7 +124,7 @@ def test_an_iterator_is_one_epoch(side):
     assert seen == [("EPOCH_COMPLETED", 1, 5), ("COMPLETED", 1, 5)]
 
 
-@pytest.mark.filterwarnings("ignore:Data iterator cannot provide data anymore")
+@pytest.mark.filterwarnings("ignore:Data iterator can not provide data anymore")
 @pytest.mark.parametrize("limits", [{}, {"epoch_length": 5}, {"epoch_length": 7}], ids=short_id)
 def test_an_iterator_that_ends_before_the_run(side, limits):
     engine = side.engine()

@@ -470,8 +470,10 @@ def test_empty_data_is_an_error(data):
 
 def test_data_that_can_not_be_iterated_is_an_error():
     trainer = make_trainer()
-    with pytest.raises(TypeError, match="`data` must be an iterable of batches, got int"):
+    with pytest.raises(TypeError, match="`data` must be an iterable of batches, got 3: for 3"):
         trainer.run(3)
+    with pytest.raises(TypeError, match="`data` must be an iterable of batches, got float: pass"):
+        trainer.run(3.0)
 
 
 def test_without_data_batches_are_none_for_any_number_of_epochs():
