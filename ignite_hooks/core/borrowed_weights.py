@@ -1,7 +1,7 @@
-"""Weights of another step than the trainer's own, which it has for a test pass.
+"""A note that a trainer's modules have the weights of another step, for a test pass.
 
-Counters, optimizer and scheduler stay as they are then. A checkpoint of both would be of no step,
-so that none is taken until training continues.
+The counters, the optimizer and the scheduler stay those of the trainer's own step meanwhile. A
+checkpoint would mix the states of two steps, so that none is taken until training continues.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ def note_borrowed_weights(trainer: Any, step: int) -> None:
 
 
 def step_of_borrowed_weights(trainer: Any) -> int | None:
-    """Returns the step whose weights the trainer's modules have; None for its own."""
+    """Returns the step whose weights the trainer's modules have; None if they have their own."""
     step: int | None = belongings(trainer).get("borrowed_weights")
     return step
 
 
 def forget_borrowed_weights(trainer: Any) -> None:
-    """Takes the weights for the trainer's own."""
+    """Removes the note: the modules have the trainer's own weights from now on."""
     belongings(trainer).pop("borrowed_weights", None)

@@ -1,7 +1,7 @@
-"""Names, for a checkpoint, of what is still due at the step boundary that it was taken at.
+"""The work that is still due at the step boundary of a checkpoint, in a form that can be saved.
 
-Callbacks cannot be saved. What asks for them can be: the n-th of its kind on an engine that is
-built in the same way.
+Callbacks cannot be saved. A checkpoint has the number of the attachment that asks for them instead,
+such as the second validation. On an engine that is built in the same way that is the same one.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,9 @@ from ignite_hooks.core.training_engine import AnyEngine
 __all__ = ["add_due", "due_of", "make_due"]
 
 
-class _Due(NamedTuple):
+class _Entry(NamedTuple):
+    """An attachment whose work can be due, with functions that ask for it and make it due."""
+
     kind: str
     is_due: Callable[[], bool]
     make_due: Callable[[], None]
@@ -24,21 +26,24 @@ class _Due(NamedTuple):
 def add_due(
     engine: AnyEngine, kind: str, is_due: Callable[[], bool], make_due: Callable[[], None]
 ) -> Callable[[], None]:
-    """Adds something that can be due on ``engine``; returns what undoes it.
+    """Adds an entry whose work can be due on ``engine``.
 
     Args:
         engine: the engine.
-        kind: what it is called in checkpoints; those of one kind are numbered.
-        is_due: returns whether it is due now.
-        make_due: makes it due at the present step boundary.
+        kind: the name of such entries in checkpoints; the entries of one kind are numbered.
+        is_due: returns whether the work is due now.
+        make_due: makes the work due at the present step boundary.
+
+    Returns:
+        A function that removes the entry.
     """
-    entry, entries = _Due(kind, is_due, make_due), _entries(engine)
+    entry, entries = _Entry(kind, is_due, make_due), _entries(engine)
     entries.append(entry)
     return lambda: entries.remove(entry)
 
 
 def due_of(engine: AnyEngine) -> dict[str, list[int]]:
-    """Returns the numbers of what is due now, by kind."""
+    """Returns the numbers of the entries that are due now, by kind."""
     numbers: dict[str, list[int]] = {}
     for kind, entries in _by_kind(engine).items():
         due = [number for number, entry in enumerate(entries) if entry.is_due()]
@@ -48,20 +53,25 @@ def due_of(engine: AnyEngine) -> dict[str, list[int]]:
 
 
 def make_due(engine: AnyEngine, due: Mapping[str, Sequence[int]]) -> None:
-    """Makes due what was due on an engine that was built in the same way, as far as it is here."""
+    """Makes entries due that were due on another engine, built in the same way.
+
+    Args:
+        engine: the engine.
+        due: what ``due_of`` returned for the other engine. Entries that this one lacks are ignored.
+    """
     for kind, entries in _by_kind(engine).items():
         for number in due.get(kind, ()):
             if number < len(entries):
                 entries[number].make_due()
 
 
-def _by_kind(engine: AnyEngine) -> dict[str, list[_Due]]:
-    by_kind: dict[str, list[_Due]] = {}
+def _by_kind(engine: AnyEngine) -> dict[str, list[_Entry]]:
+    by_kind: dict[str, list[_Entry]] = {}
     for entry in _entries(engine):
         by_kind.setdefault(entry.kind, []).append(entry)
     return by_kind
 
 
-def _entries(engine: AnyEngine) -> list[_Due]:
-    entries: list[_Due] = belongings(engine).setdefault("due_on_resume", [])
+def _entries(engine: AnyEngine) -> list[_Entry]:
+    entries: list[_Entry] = belongings(engine).setdefault("due_on_resume", [])
     return entries

@@ -1,4 +1,4 @@
-"""What every handler can do: be called, be attached in three ways, and be taken off again."""
+"""The base classes of handlers, and the attachment of a handler to an engine."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ RunScope: TypeAlias = Callable[[Engine], Scope] | Callable[[TrainingEngine], Sco
 
 
 class Handler:
-    """Something that acts at moments of an engine's run, used in one of three ways.
+    """A callable that acts at events of an engine's run. It can be used in three ways.
 
     ::
 
@@ -40,20 +40,25 @@ class Handler:
         attachment = handler.attach(engine)                                  # its own schedule
         handler.attach(engine, Events.ITERATION_COMPLETED(every=10))         # any event
 
-    A subclass says what it does in ``__call__`` and, if it can be attached without an event, when
-    it does so in ``attach_to``. It keeps no reference to an engine: one handler serves several.
+    A subclass defines in ``__call__`` what it does. If it can be attached without an event, it
+    defines in ``attach_to`` when it does so. It keeps no reference to an engine, so that one
+    handler can serve several engines.
     """
 
     def __call__(self, engine: Engine) -> None:
-        """Acts now."""
+        """Does what the handler is for, now."""
         raise TypeError(f"{type(self).__name__} acts on its own schedule: use attach(engine)")
 
     def attach(self, engine: Engine, event: Any = None) -> "Attachment":
-        """Has the handler act on its own schedule, or at each ``event`` if one is given.
+        """Attaches the handler on its own schedule, or to ``event`` if one is given.
+
+        Args:
+            engine: the engine.
+            event: the event, with or without a filter.
 
         Returns:
-            The attachment: its ``remove()`` takes off this one and no other, and it is a context
-            manager that does so at its end.
+            The attachment. Its ``remove()`` removes this attachment and no other. It is also a
+            context manager, which removes the attachment at its end.
         """
         if not isinstance(engine, Engine):
             raise TypeError(
@@ -71,7 +76,7 @@ class Handler:
 
     @property
     def timetable(self) -> Timetable | None:
-        """The timetable of steps that this handler keeps for all others on its engine, if any."""
+        """The timetable of steps that this handler provides to others on its engine, or None."""
         return None
 
     @property
@@ -80,7 +85,7 @@ class Handler:
         return ""
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Raises what keeps this handler from being attached to ``engine``."""
+        """Raises an error if this handler cannot be attached to ``engine``."""
 
     def attach_to(self, attachment: "Attachment") -> None:
         """Adds the handler's own schedule and scopes to a new attachment."""
@@ -91,16 +96,21 @@ class Handler:
 
 
 class Attachment:
-    """One handler on one engine, until ``remove()``. A context manager that removes at its end."""
+    """The attachment of one handler to one engine; a context manager that removes it at its end."""
 
     def __init__(self, handler: Handler, engine: Engine) -> None:
         self.handler = handler
+        # Weak: an attachment that is kept, to be removed later, does not keep the engine alive.
         self._engine = ref(engine)
-        self._undo: list[Callable[[], None]] = []
+        self._removal_callbacks: list[Callable[[], None]] = []
 
     @property
     def engine(self) -> Engine:
-        """The engine; a ReferenceError when it is gone."""
+        """The engine.
+
+        Raises:
+            ReferenceError: the engine has been garbage-collected.
+        """
         engine = self._engine()
         if engine is None:
             raise ReferenceError(f"the engine of this attachment of {self.handler!r} is gone")
@@ -108,69 +118,72 @@ class Attachment:
 
     @property
     def is_attached(self) -> bool:
-        """Whether it was not removed yet."""
-        return bool(self._undo)
+        """True until the attachment is removed."""
+        return bool(self._removal_callbacks)
 
     def on(
-        self, event: Any, act: Callback, *, first: bool = False, turn: Turn = Turn.OTHERS
+        self, event: Any, callback: Callback, *, first: bool = False, turn: Turn = Turn.OTHERS
     ) -> None:
-        """Calls ``act(engine)`` at each ``event``.
+        """Calls ``callback(engine)`` at each ``event``.
 
         Args:
             event: the event, with or without a filter.
-            act: is called with the engine.
-            first: call it before the handlers that are attached by now.
+            callback: is called with the engine.
+            first: whether to call it before the handlers that are attached already.
             turn: its turn among the handlers of the event, on a trainer.
         """
-        callback: Callable[[Any], Any] = act
+        call: Callable[[Any], Any] = callback
 
-        # Ignite removes handlers by equality: a function of its own is equal to no other.
-        # It passes further arguments for some events, TERMINATE_SINGLE_EPOCH for instance.
-        # One that an earlier handler of the same event removes is called all the same.
+        # A new function for each attachment: Ignite removes handlers by equality, and would remove
+        # those of all attachments of one callback. It takes further arguments because Ignite passes
+        # some at TERMINATE_SINGLE_EPOCH and EXCEPTION_RAISED. It checks that it is still attached
+        # because a handler that an earlier handler of the same event removes is called once more.
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
-            if self._undo:
-                callback(engine)
+            if self._removal_callbacks:
+                call(engine)
 
-        handler.__qualname__ = type(self.handler).__name__  # what profilers show
+        handler.__qualname__ = type(self.handler).__name__  # the name that profilers show
         set_turn(handler, turn)
         self.add(event, handler)
         if first:
             move_to_front(self.engine, event)
 
     def add(self, event: Any, handler: Callable[..., Any]) -> None:
-        """Adds a handler as it is, the fastest way; quicker still if it takes just the engine.
+        """Adds a handler without a wrapper, for handlers on the hot path.
 
-        It must be equal to no other handler of the event, and do nothing once this is removed.
+        A handler that takes the engine alone is called fastest. The handler must not be equal to
+        another handler of the event, and must do nothing once this attachment is removed.
         """
         self.on_removal(self.engine.add_event_handler(event, handler).remove)
 
     def during_run(self, scope: RunScope) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
-        This is the one place to change the process for the time of a run: no event of Ignite is
-        sure to come at the end of one that fails.
+        Whatever changes the process for the time of a run belongs into such a scope: Ignite fires
+        no event at the end of a run that fails on which a handler could rely.
         """
-        of_any_engine: Callable[[Any], Scope] = scope
-        self.on_removal(enter_at_each_run(self.engine, of_any_engine))
+        any_scope: Callable[[Any], Scope] = scope  # for mypy, which passes on no union of callables
+        self.on_removal(enter_at_each_run(self.engine, any_scope))
 
-    def on_removal(self, act: Callable[[], None]) -> None:
-        """Calls ``act`` when this is removed; what is added later is called earlier."""
-        self._undo.append(act)
+    def on_removal(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` when this attachment is removed, before those added earlier."""
+        self._removal_callbacks.append(callback)
 
     def remove(self) -> None:
-        """Undoes this attachment, within a run too. A second time does nothing."""
-        engine, undo, self._undo = self._engine(), self._undo, []
+        """Removes this attachment, also within a run. A second call does nothing."""
+        # The list is replaced first, so that the callbacks find `is_attached` False.
+        engine, callbacks, self._removal_callbacks = self._engine(), self._removal_callbacks, []
         if engine is not None:
             belongings(engine)["attachments"] = [a for a in _attachments(engine) if a is not self]
-        for step in reversed(undo):
-            step()
+        for callback in reversed(callbacks):
+            callback()
 
     def __enter__(self) -> "Attachment":
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
@@ -181,9 +194,9 @@ class Attachment:
         return f"<Attachment of {self.handler!r}, {state}>"
 
 
-def attached(engine: AnyEngine, kind: type[HandlerT]) -> list[HandlerT]:
-    """The handlers of one kind that are attached to ``engine``, in order of attachment."""
-    return [e.handler for e in _attachments(engine) if isinstance(e.handler, kind)]
+def attached(engine: AnyEngine, handler_type: type[HandlerT]) -> list[HandlerT]:
+    """Returns the attached handlers of a class, in order of attachment."""
+    return [a.handler for a in _attachments(engine) if isinstance(a.handler, handler_type)]
 
 
 def _attachments(engine: AnyEngine) -> list[Attachment]:
@@ -195,78 +208,90 @@ class Scheduled(Handler):
     """A handler with the schedules ``every_steps`` and ``every_epochs``.
 
     ``every_steps`` counts committed optimizer steps on an engine that has an ``OptimizerStep`` (a
-    trainer has one) and iterations on one that has none; which it is, is seen when a run starts.
+    trainer has one), and iterations on other engines. This is decided when a run starts.
     """
 
     every_steps: int | None
     every_epochs: int | None
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Acts on the schedules."""
+        """Calls the handler on its schedules."""
         self.on_schedule(attachment, self)
 
     def on_schedule(
         self,
         attachment: Attachment,
-        act: Callable[[Engine], Any],
+        callback: Callable[[Engine], Any],
         *,
         turn_by_epoch: Turn = Turn.OTHERS,
     ) -> None:
-        """Has ``act(engine)`` called whenever one of the schedules is due.
+        """Calls ``callback(engine)`` whenever one of the schedules is due.
 
         Args:
             attachment: the attachment.
-            act: is called with the engine.
+            callback: is called with the engine.
             turn_by_epoch: its turn at EPOCH_COMPLETED, on a trainer.
         """
         if self.every_epochs is not None:
             event = Events.EPOCH_COMPLETED(every=self.every_epochs)
-            attachment.on(event, act, turn=turn_by_epoch)
-        self.on_steps(attachment, act, is_note=turn_by_epoch is Turn.NOTE)
+            attachment.on(event, callback, turn=turn_by_epoch)
+        self.on_steps(attachment, callback, is_note=turn_by_epoch is Turn.NOTE)
 
     def on_steps(
-        self, attachment: Attachment, act: Callable[[Engine], Any], *, is_note: bool = False
+        self, attachment: Attachment, callback: Callable[[Engine], Any], *, is_note: bool = False
     ) -> None:
-        """Has ``act(engine)`` called whenever the schedule by step is due.
+        """Calls ``callback(engine)`` whenever ``every_steps`` is due.
 
         Args:
             attachment: the attachment.
-            act: is called with the engine.
-            is_note: whether it only notes what is due; then it is called again if it broke off.
+            callback: is called with the engine.
+            is_note: whether the callback only notes what is due. Such a callback is called again if
+                an exception broke it off.
         """
         if self.every_steps is not None:
             every = self.every_steps
 
-            def act_if_attached(engine: Engine) -> None:
+            def call_if_attached(engine: Engine) -> None:
                 if attachment.is_attached:
-                    act(engine)
+                    callback(engine)
 
             name = type(self).__name__
             attachment.during_run(
-                lambda engine: _every_steps(engine, every, act_if_attached, name, is_note)
+                lambda engine: _called_every_steps(engine, every, call_if_attached, name, is_note)
             )
 
 
 @contextmanager
-def _every_steps(
-    engine: Engine, every: int, act: Callable[[Engine], Any], name: str, is_note: bool
+def _called_every_steps(
+    engine: Engine, every: int, callback: Callable[[Engine], Any], name: str, is_note: bool
 ) -> Iterator[None]:
+    """Calls ``callback(engine)`` every so many steps of the body, a run.
+
+    Args:
+        engine: the engine.
+        every: the number of steps, or of iterations on an engine without an ``OptimizerStep``.
+        callback: is called with the engine.
+        name: the name of the handler that profilers show.
+        is_note: whether the callback only notes what is due.
+    """
     timetables = (handler.timetable for handler in attached(engine, Handler))
     timetable = next((each for each in timetables if each is not None), None)
     if timetable is not None:
 
-        def callback() -> None:
-            act(engine)
+        def call_with_engine() -> None:
+            callback(engine)
 
-        with restored(lambda: timetable.drop(callback), alone=True):
-            timetable.add(every, callback, is_note=is_note)
+        # `alone`: an attachment may be removed while scopes that were entered later are still open.
+        with restored(lambda: timetable.drop(call_with_engine), alone=True):
+            timetable.add(every, call_with_engine, is_note=is_note)
             yield
         return
 
+    # A new function: Ignite removes handlers by equality.
     def handler(engine: Engine) -> None:
-        act(engine)
+        callback(engine)
 
-    handler.__qualname__ = name  # what profilers show
+    handler.__qualname__ = name  # the name that profilers show
     handle = engine.add_event_handler(Events.ITERATION_COMPLETED(every=every), handler)
     with restored(handle.remove, alone=True):
         yield

@@ -9,19 +9,19 @@ __all__ = ["completed_validations", "forget_validations", "measured_at"]
 
 
 def measured_at(engine: AnyEngine) -> dict[str, int]:
-    """Returns, by name, the iteration at which a validation last measured a metric."""
+    """Returns the iteration at which a validation last measured each metric, by its name."""
     iterations: dict[str, int] = belongings(engine).setdefault("measured_at", {})
     return iterations
 
 
 def completed_validations(engine: AnyEngine) -> set[Any]:
-    """Returns the handlers that have validated in this run of training."""
+    """Returns the handlers that have completed a validation in this run."""
     completed: set[Any] = belongings(engine).setdefault("completed_validations", set())
     return completed
 
 
 def forget_validations(engine: AnyEngine) -> None:
-    """Drops what validations have measured: a new run of training begins, or one is loaded."""
+    """Removes the metrics of validations, and all notes about them, for a new or loaded run."""
     for name in measured_at(engine):
         engine.state.metrics.pop(name, None)
     measured_at(engine).clear()

@@ -1,4 +1,4 @@
-"""Scopes around ``engine.run``: entered with it, left with it, however it ends."""
+"""Scopes around ``engine.run``: entered when it begins, and left when it ends for any reason."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -22,15 +22,15 @@ EngineT = TypeVar("EngineT", bound=AnyEngine)
 
 
 def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Callable[[], None]:
-    """Has ``scope(engine)`` entered around each ``engine.run``, and around what is left of this.
+    """Enters ``scope(engine)`` around each ``engine.run``, and around the rest of the current one.
 
-    No event of Ignite is sure to come at the end of a run that fails, and STARTED does not come
-    when an interrupted one goes on. A trainer's ``run`` enters the scopes itself; that of another
-    engine is wrapped, on this one engine. (A first scope that is added to such an engine within a
-    run can only be entered with the next one.)
+    Events cannot replace such a scope: Ignite fires none reliably at the end of a run that fails,
+    and does not fire STARTED when an interrupted run continues. A trainer's ``run`` enters the
+    scopes itself. On a plain Ignite engine the method ``run`` of this one object is wrapped. The
+    first scope of a plain engine, if it is added within a run, is entered with the next run.
 
     Returns:
-        What undoes it. Within a run it leaves the scope at once.
+        A function that removes the scope. Within a run it leaves the scope at once.
     """
     run_scope = _RunScope(scope, engine)
     scopes = _scopes_of(engine)
@@ -46,7 +46,7 @@ def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Cal
 
 
 def run_in_scopes(engine: AnyEngine, run: Callable[[], ResultT]) -> ResultT:
-    """Calls ``run`` within the scopes of an engine whose own ``run`` does so."""
+    """Calls ``run`` within the scopes of a trainer, whose own ``run`` calls this function."""
     return _scopes_of(engine).call(run, engine)
 
 
@@ -56,7 +56,7 @@ def _scopes_of(engine: AnyEngine) -> "_RunScopes":
 
 
 class _RunScope(AbstractContextManager[None, None]):
-    """A scope that can be left early; leaving it a second time does nothing."""
+    """A scope that can be left before the run ends; leaving it a second time does nothing."""
 
     def __init__(self, scope: Callable[[Any], Scope], engine: AnyEngine) -> None:
         self._scope = scope
@@ -66,60 +66,72 @@ class _RunScope(AbstractContextManager[None, None]):
     def __enter__(self) -> None:
         engine = self.engine()
         if engine is not None:
-            self._entered = self._scope(engine)  # before it is entered, which may break off
+            # Assigned first: an exception in `__enter__`, such as that of Ctrl-C, may leave the
+            # scope half entered.
+            self._entered = self._scope(engine)
             self._entered.__enter__()
 
     def __exit__(self, *failure: Any) -> None:
         scope = self._entered
-        if scope is not None and not _is_executing(scope):  # it may remove itself
+        # Code of the scope may remove the scope; a running generator cannot be resumed.
+        if scope is not None and not _is_executing(scope):
             scope.__exit__(*failure)
-            self._entered = None  # last: a call that broke off may be repeated
+            self._entered = None  # last: a call that was interrupted may be repeated
 
 
 class _RunScopes:
-    """All scopes of one engine, and the wrapper of its ``run`` where there must be one."""
+    """The scopes of one engine, and the wrapper of its ``run`` if it is a plain Ignite engine."""
 
     def __init__(self) -> None:
         self._scopes: list[_RunScope] = []
-        self._running: ScopeStack | None = None
-        self._wrapper: Callable[[], Any] = _nothing
+        self._running: ScopeStack | None = None  # the open scopes of the current run
+        # A weak reference to the wrapper: if a user replaces `run` and drops the wrapper, it
+        # returns None, and the next scope wraps `run` again.
+        self._wrapper: Callable[[], Any] = _return_none
 
     def add(self, scope: _RunScope, engine: AnyEngine) -> None:
+        """Adds a scope, and enters it if a run is in progress."""
         if self._wrapper() is None and not isinstance(engine, QuickEngine):
             self._wrap(engine)
+        # A new list: `call` may be iterating over the present one.
         self._scopes = [*self._scopes, scope]
         if self._running is not None:
             self._running.enter(scope)
 
     def drop(self, scope: _RunScope, engine: AnyEngine) -> None:
-        owner: Any = engine  # whose method is replaced
+        """Removes a scope, and with the last one the wrapper of ``run``."""
+        owner: Any = engine  # untyped, to replace its method
         self._scopes = [each for each in self._scopes if each is not scope]
         wrapper = self._wrapper()
+        # A wrapper that somebody has wrapped again since stays, and enters no scope.
         is_outermost = wrapper is not None and owner.run is wrapper
         if not self._scopes and is_outermost:
             del owner.run
-            if wrapper.had is not None:
-                owner.run = wrapper.had
-            self._wrapper = _nothing
+            if wrapper.replaced_run is not None:
+                owner.run = wrapper.replaced_run
+            self._wrapper = _return_none
 
     def _wrap(self, engine: AnyEngine) -> None:
-        owner: Any = engine  # whose method is replaced
+        """Replaces ``engine.run`` with a wrapper that calls it within the scopes."""
+        owner: Any = engine  # untyped, to replace its method
         run = owner.run
-        is_own = getattr(run, "__func__", None) is type(owner).run
-        had = None if is_own else run
+        # Remembered only if `run` was replaced on this object before. Otherwise deleting the
+        # wrapper brings back the method of the class.
+        is_method_of_class = getattr(run, "__func__", None) is type(owner).run
+        replaced_run = None if is_method_of_class else run
 
-        engine_of = ref(engine)
+        engine_ref = ref(engine)
 
         @wraps(type(owner).run)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return self.call(partial(run, *args, **kwargs), engine_of())
+            return self.call(partial(run, *args, **kwargs), engine_ref())
 
-        wrapper.had = had  # type: ignore[attr-defined]
+        wrapper.replaced_run = replaced_run  # type: ignore[attr-defined]
         owner.run = wrapper
         self._wrapper = ref(wrapper)
 
     def call(self, run: Callable[[], ResultT], engine: AnyEngine | None) -> ResultT:
-        """Calls ``run`` within the scopes; first leaves what a broken-off unwinding left open."""
+        """Calls ``run`` within the scopes. First it leaves those that an interrupted exit left."""
         outer = self._running
         if outer is not None and engine is not None and not is_running(engine):
             outer.abandon()
@@ -141,5 +153,5 @@ def _is_executing(scope: Scope) -> bool:
     return generator is not None and generator.gi_running
 
 
-def _nothing() -> None:
+def _return_none() -> None:
     return None

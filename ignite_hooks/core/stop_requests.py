@@ -1,4 +1,4 @@
-"""Requests to stop a run, as far as they concern what can be broken off: a validation."""
+"""Requests to stop a run, for validations, which can be broken off between two batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,17 +10,19 @@ __all__ = ["BrokenOff", "StopWatch", "add_stop_watch", "stop_watches"]
 
 
 class BrokenOff(Exception):
-    """A validation was not begun, or was broken off, because its run is to stop."""
+    """Raised when a validation does not begin, or is broken off, because its run is to stop."""
 
 
 @dataclass(frozen=True)
 class StopWatch:
-    """Tells whether a run is asked to stop, and obeys.
+    """A source of requests to stop a run, such as a signal, with the functions to follow them.
 
     Attributes:
-        is_asked: returns whether this process was asked; called after each batch of an evaluator.
-        any_of: sets each of some flags that any process has set; None with one process.
-        obey: saves the state and ends the run, once a validation was broken off.
+        is_asked: returns whether this process has a request. It is called after each batch of an
+            evaluator.
+        any_of: takes flags, and returns for each whether any process has set it. A collective; None
+            with one process.
+        obey: saves the state and ends the run, after a validation was broken off.
     """
 
     is_asked: Callable[[], bool]
@@ -29,14 +31,14 @@ class StopWatch:
 
 
 def add_stop_watch(engine: AnyEngine, watch: StopWatch) -> Callable[[], None]:
-    """Adds ``watch`` to those of ``engine``; returns what undoes it."""
+    """Adds a source of requests to ``engine``, and returns a function that removes it."""
     watches = _watches(engine)
     watches.append(watch)
     return lambda: watches.remove(watch)
 
 
 def stop_watches(engine: AnyEngine) -> tuple[StopWatch, ...]:
-    """Returns the watches of ``engine``."""
+    """Returns the sources of requests of ``engine``, in the order in which they were added."""
     return (*_watches(engine),)
 
 

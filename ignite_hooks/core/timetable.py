@@ -1,4 +1,4 @@
-"""Callbacks by step, at the cost of one comparison a step while none is due."""
+"""Callbacks by step, at the cost of one comparison per step while none is due."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,20 @@ Callback = Callable[[], None]
 
 
 class Timetable:
-    """Calls each of its callbacks every so many steps, those of one step in order of attachment.
+    """A table of callbacks, each of which is called every so many steps.
+
+    The callbacks of one step are called in the order in which they were added.
 
     Attributes:
-        next_due: the first step at which a callback is due. The owner compares the number of steps
-            with it, and calls ``call_due`` when it is reached, however many callbacks wait.
+        next_due: the next step at which a callback is due. The owner compares the number of steps
+            with it, and calls ``call_due`` when it is reached.
     """
 
-    NEVER = 2**63
+    NEVER = 2**63  # an integer, so that the comparison with `next_due` needs no special case
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, Callback, bool]] = []
-        self._due: list[tuple[Callback, bool]] = []
+        self._entries: list[tuple[int, Callback, bool]] = []  # (every, callback, is_note)
+        self._due: list[tuple[Callback, bool]] = []  # callbacks of the last step still to be called
         self._step = 0
         self.next_due = self.NEVER
 
@@ -29,32 +31,34 @@ class Timetable:
         return [callback for _, callback, _ in self._entries]
 
     def add(self, every: int, callback: Callback, *, is_note: bool = False) -> None:
-        """Has ``callback`` called at each multiple of ``every``.
+        """Calls ``callback`` at each multiple of ``every`` steps.
 
         Args:
             every: the number of steps.
-            callback: the callback.
-            is_note: whether it only notes what is due; then it is called again if it broke off.
+            callback: is called without arguments.
+            is_note: whether the callback only notes what is due. Such a callback is called again if
+                an exception broke it off.
         """
         self._entries.append((every, callback, is_note))
-        self._look_up()
+        self._update_next_due()
 
     def drop(self, callback: Callback) -> None:
-        """Drops ``callback``, if it is there; a second call does nothing."""
-        self._entries = [other for other in self._entries if other[1] is not callback]
-        self._look_up()
+        """Removes ``callback``, if it is there."""
+        # By identity: callbacks that do the same, such as equal bound methods, are separate ones.
+        self._entries = [entry for entry in self._entries if entry[1] is not callback]
+        self._update_next_due()
 
     def start_from(self, step: int) -> None:
-        """Sets the step that is done; what comes next is due after it."""
+        """Sets the number of completed steps, and forgets callbacks that are still due."""
         self._due = []
         self._step = step
-        self._look_up()
+        self._update_next_due()
 
     def call_due(self, step: int) -> None:
-        """Calls what is due at ``step``, and what an earlier call has left because one failed.
+        """Calls the callbacks that are due at ``step``, after those that an earlier call has left.
 
-        A callback that fails is not called again unless it is a note, and those after it are called
-        the next time.
+        If a callback fails, those after it are left for the next call. The failed one is not called
+        again, unless it only notes what is due.
         """
         if step > self._step:
             new = [(call, is_note) for every, call, is_note in self._entries if step % every == 0]
@@ -66,11 +70,13 @@ class Timetable:
                     callback()
                     del self._due[0]
                 else:
-                    self._due.pop(0)[0]()  # taken and begun in one line
+                    # One line: a signal handler runs between two lines, so that an exception that
+                    # it raises leaves the callback either due or begun.
+                    self._due.pop(0)[0]()
         finally:
-            self._look_up()
+            self._update_next_due()
 
-    def _look_up(self) -> None:
+    def _update_next_due(self) -> None:
         after = self._step + 1
-        multiples = (-(-after // every) * every for every, *_ in self._entries)
+        multiples = (-(-after // every) * every for every, *_ in self._entries)  # rounded up
         self.next_due = self._step if self._due else min(multiples, default=self.NEVER)

@@ -1,8 +1,8 @@
-"""The seam between handlers and the trainer: all that a handler may ask of one.
+"""The protocols by which handlers use a trainer, and the order of handlers at an event.
 
-A handler of this package works on any Ignite engine. On a trainer it can do better, and asks for
-that here: ``is_trainer`` tells the two apart, and the rest of the package below the trainer knows
-no more of it than these protocols.
+A handler of this package works on any Ignite engine. On a trainer, which ``is_trainer`` tells from
+a plain Ignite engine, it can do more: defer a callback to the end of an event, for example. The
+packages below ``trainer`` know the trainer by these protocols alone.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ class Turn(IntEnum):
     """The order in which a trainer calls the handlers of one event.
 
     Handlers of the same turn are called in the order in which they were attached. Handlers that
-    only note what is due come first, so that a later failure cannot hide it. At EPOCH_COMPLETED
-    Ignite's metrics come before the validation, and the validation before all other handlers, which
-    see both. At STEP_COMPLETED callbacks by step come after all other handlers, and the validation
-    comes last; at STARTED it comes last too. Deferred callbacks (``TrainingEngine.defer``) are
-    called in the order of their turns.
+    only note what is due come first, so that the failure of another handler cannot prevent it. At
+    EPOCH_COMPLETED Ignite's metrics come before the validation, and the validation before all other
+    handlers, which see both. At STEP_COMPLETED callbacks by step come after all other handlers, and
+    the validation comes last; at STARTED it comes last too. Deferred callbacks
+    (``TrainingEngine.defer``) are called in the order of their turns.
     """
 
     NOTE = 0
@@ -45,26 +45,26 @@ class Turn(IntEnum):
 
 
 class Feed(Protocol):
-    """The position in the data, as checkpoints see it; ``DataFeed`` is the one there is."""
+    """The source of a trainer's batches, as checkpoints see it. ``DataFeed`` implements it."""
 
     position: FeedPosition
 
     @property
     def loader(self) -> Any:
-        """What the batches come from."""
+        """The loader that gives the batches."""
 
     @property
     def facts(self) -> dict[str, int | str | None]:
-        """What must be the same for another process to be given the same batches."""
+        """The properties that must be the same for another process to get the same batches."""
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns what keeps the batches from being those that ``state_dict`` was taken before."""
+        """Returns reasons why the next batches are not those that followed ``state_dict``."""
 
     def remarks(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns what it takes to go to the place of ``state_dict``, where that may take long."""
+        """Returns what has to be iterated again to resume at ``state_dict``, and may take long."""
 
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns what is not as it was when ``state_dict`` was taken, with its consequence."""
+        """Returns what has changed since ``state_dict`` was taken, with the consequences."""
 
 
 class TrainingEngine(Protocol):
@@ -76,7 +76,7 @@ class TrainingEngine(Protocol):
         lr_scheduler: the scheduler that the trainer moves, or None.
         state: Ignite's state.
         last_event_name: the event that is being fired.
-        stop_reason: why the last run ended, or None while one goes on.
+        stop_reason: why the last run ended; None during a run.
         resume_report: what was resumed, and how exactly; None if nothing was.
     """
 
@@ -86,32 +86,35 @@ class TrainingEngine(Protocol):
     state: Any  # handlers of all kinds keep attributes there
     last_event_name: Any
     stop_reason: str | None
-    resume_report: Any  # a ResumeReport, of a floor above
+    resume_report: Any  # a ResumeReport, whose package may not be imported here
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The trained modules by name, without wrappers: the model, and a loss with a state."""
+        """The trained modules by name, without wrappers: the model, and a loss that has a state."""
 
     @property
     def generators(self) -> Mapping[str, Any]:
-        """The random generators that model, functions and handlers have for themselves, by name."""
+        """The random generators that the model, functions and handlers hold, by name."""
 
     @property
     def searched(self) -> Mapping[str, Callable[[], Any]]:
-        """The objects in which ``generators`` were searched last, each behind a function."""
+        """The objects in which ``generators`` were searched last, by name.
+
+        Each is given as a function that returns the object, or None if it is gone.
+        """
 
     def parameter_digest(self) -> tuple[int, int] | None:
-        """Returns what tells the parameters of this rank from those of others; None if alone."""
+        """Returns a digest of this rank's parameters; None if no other rank has the same ones."""
 
     def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
-        """Raises or warns if ranks have other parameters. Collective if the digests differ."""
+        """Raises an error or warns if parameters of ranks differ. Collective if digests differ."""
 
     def unknown_parts(self) -> dict[str, str]:
-        """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
+        """Returns the reasons why parts of a ``ResumeReport`` may not be restored, by part."""
 
     @property
     def feed(self) -> Feed | None:
-        """The source of the batches, with its position; None as long as there is no data."""
+        """The source of the batches, with its position; None while there is no data."""
 
     @property
     def place(self) -> Place:
@@ -119,11 +122,14 @@ class TrainingEngine(Protocol):
 
     @property
     def batches_left(self) -> int | None:
-        """Batches from the present one on before data, epoch or run ends; None if not known."""
+        """The number of batches left, the present one included; None if that is not known.
+
+        It ends where the data, the epoch or the run ends, whichever comes first.
+        """
 
     @property
     def is_between_steps(self) -> bool:
-        """True if no window is open and no batch is on its way: the place is a step boundary."""
+        """True at a step boundary: no window is open, and no batch is being processed."""
 
     @property
     def is_leaving_epoch(self) -> bool:
@@ -131,7 +137,7 @@ class TrainingEngine(Protocol):
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off what is due at this step boundary: it is made up later."""
+        """True if a stop broke off work that is due at this step boundary, to be done later."""
 
     @property
     def state_dict_user_keys(self) -> list[str]:
@@ -148,55 +154,70 @@ class TrainingEngine(Protocol):
 
     @property
     def ended_by(self) -> str | None:
-        """Names what finished the run before its limit; None for a limit or a resumable end."""
+        """The name of what finished the run before its limit.
+
+        None if the run ended at a limit, or in a way that lets it be resumed.
+        """
 
     def terminate(self, *, resumable: bool = False) -> None:
         """Ends the run after the present event; an open window is dropped.
 
-        With several processes one of them can call it: all end at the same step boundary.
+        With several processes a call on one of them is enough: all end at the same step boundary.
 
         Args:
             resumable: whether a process that resumes from a checkpoint continues the run.
         """
 
     def stop_on_all_ranks(self, reason: str) -> None:
-        """Ends the run after the present event, resumably. All ranks call it at the same place."""
+        """Ends the run, resumably, after the present event. All ranks must call it there."""
 
     def ask_ranks(
         self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
     ) -> Callable[[], None]:
-        """Has ``obey`` called on all ranks, at the same step boundary, if one of them asks for it.
+        """Calls ``obey`` on all ranks, at the same step boundary, if one of them asks for it.
+
+        Args:
+            asked: returns what this rank asks for, an object that can be pickled, or None.
+            obey: is called with what each rank asks for.
 
         Returns:
-            What undoes this.
+            A function that undoes this.
         """
 
     @property
     def is_ending(self) -> bool:
-        """True if all ranks know that the run ends at the next chance."""
+        """True if all ranks know that the run ends at the next opportunity."""
 
     def finish_resumed_run(self, ended_by: str) -> None:
-        """Leaves the next run nothing to do: ``ended_by`` has finished the one it resumes."""
+        """Makes the next run do nothing: ``ended_by`` has finished the run that it resumes."""
 
     def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.
 
         Args:
             callback: is called without arguments.
-            turn: an earlier turn is called earlier.
+            turn: the order among deferred callbacks; an earlier turn is called earlier.
         """
 
     def cancel(self, callback: Callable[[], None]) -> None:
-        """Takes off a deferred callback, if it is still to be called."""
+        """Removes a deferred callback, if it was not called yet."""
 
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` at the last step boundary of each run; returns what undoes this."""
+        """Calls ``callback`` at the last step boundary of each run.
+
+        Returns:
+            A function that undoes this.
+        """
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` when the next run resumes; returns what undoes this."""
+        """Calls ``callback`` when the next run resumes.
+
+        Returns:
+            A function that undoes this.
+        """
 
     def position_state_dict(self) -> dict[str, Any]:
-        """Returns counters, limits, the position in the data and the random generators."""
+        """Returns counters, limits, the position in the data, and states of random generators."""
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next run continue at the position of ``state_dict``."""
@@ -206,6 +227,6 @@ AnyEngine: TypeAlias = Engine | TrainingEngine
 
 
 def is_trainer(engine: AnyEngine) -> TypeGuard[TrainingEngine]:
-    """Returns whether ``engine`` is a trainer, and not a plain Ignite engine."""
-    # Asked of the class: a stand-in that has every attribute is no trainer.
+    """Returns whether ``engine`` is a trainer rather than a plain Ignite engine."""
+    # The class is asked, because a mock object has every attribute.
     return hasattr(type(engine), "position_state_dict")
