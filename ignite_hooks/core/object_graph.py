@@ -1,8 +1,8 @@
-"""Search through what objects hold, for random generators and for objects with a state.
+"""A search through all objects that some objects hold, for generators and objects with a state.
 
 The search reads values where they are stored: in ``__dict__``, slots, containers, closures,
-defaults, and the globals that a function's code names. It evaluates no property and calls no code
-of the objects, so it changes nothing: all is read with the functions of the built-in types.
+defaults, and the globals that the code of a function names. It reads them with the functions of the
+built-in types, evaluates no property and calls no code of the objects, and so changes nothing.
 """
 
 import datetime
@@ -48,39 +48,41 @@ __all__ = [
 ]
 
 MAX_OBJECTS = 10_000
-"""The number of objects that are looked into; a search that stops there is not complete."""
+"""The default limit of the objects that a search visits; one that stops there is incomplete."""
 
-_MAX_REFERENTS = 20 * MAX_OBJECTS
+_MAX_REFERENTS = 20 * MAX_OBJECTS  # beyond this number, objects are not compared for changes
 
 UNORDERED = "{"
-"""Begins the names of the elements of a set, which another process may have in another order."""
+"""The prefix of the names of a set's elements, whose order may differ in another process."""
 
 
 class Unsearched:
-    """Base of classes whose instances are passed over: they hold what another search found.
+    """A base of classes whose instances a search passes over, because they hold found objects.
 
-    The objects of a search lead to the globals of all functions that it has met, and from there to
-    all modules of the process.
+    The objects that another search has found lead to the globals of all functions among them, and
+    from there to all modules of the process.
     """
 
     __slots__ = ()
 
 
-_MAX_NESTING = 16  # containers in containers that are looked through at once for plain data
-_LONG = 1000
-_MUCH = 5_000_000
-_MAX_LAYOUTS = 10_000
-_MANY = 64  # from here on elements are looked at together before each is looked at alone
-_PLAIN_KINDS = (
+_MAX_NESTING = 16  # levels of containers in containers that are checked at once for plain data
+_MAX_SHORT_LENGTH = 1000  # longer containers are compared for changes by a digest
+_MAX_UNDEDUPLICATED = 5_000_000  # elements, beyond which containers that are held twice count once
+_MAX_LAYOUTS = 10_000  # classes whose layout is remembered
+_MAX_CHECKED_SINGLY = 64  # more elements are checked together first, which is faster per element
+# Objects of these types hold neither a random generator nor an object with a state.
+_PLAIN_TYPES = (
     *(bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), type(Ellipsis)),
     *(range, slice, datetime.date, datetime.time, datetime.datetime, datetime.timedelta),
     *(decimal.Decimal, fractions.Fraction, uuid.UUID, re.Pattern, types.CodeType),
     *(type(NotImplemented), type(threading.Lock()), type(threading.RLock()), threading.Event),
     *(torch.Tensor, torch.nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout),
     *(torch.memory_format, np.random.SeedSequence),
-    # Those of an exception that is kept lead to all variables of the program.
+    # The traceback of an exception that somebody keeps leads to all variables of the program.
     *(types.TracebackType, types.FrameType),
 )
+# The same for subclasses of these.
 _PLAIN_BASES = (
     enum.Enum,
     PurePath,
@@ -92,11 +94,12 @@ _PLAIN_BASES = (
 )
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _MAPPINGS = (dict, OrderedDict)
-# Compared by identity: a metaclass of a user may define what equality and hashes of classes are.
-_PLAIN = frozenset(map(id, _PLAIN_KINDS))
-_CONTAINERS = frozenset(map(id, _SEQUENCES + _MAPPINGS))
-_KEYED = frozenset(map(id, _MAPPINGS))
-# Their code draws from the global generators, or from generators that their objects hold.
+# Types are compared by identity: a user's metaclass may define equality and hashes of its classes.
+_PLAIN_IDS = frozenset(map(id, _PLAIN_TYPES))
+_CONTAINER_IDS = frozenset(map(id, _SEQUENCES + _MAPPINGS))
+_MAPPING_IDS = frozenset(map(id, _MAPPINGS))
+# The code of these libraries is not searched: it draws from the global generators, or from
+# generators that its objects hold, which are searched.
 _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     *("accelerate", "apex", "bitsandbytes", "datasets", "deepspeed", "diffusers", "einops"),
     *("evaluate", "huggingface_hub", "ignite", "ignite_hooks", "lightning", "lightning_utilities"),
@@ -117,11 +120,14 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     *("tokenizers", "torch", "torchaudio", "torchdata", "torchmetrics", "torchtext", "torchvision"),
     *("PIL", "cv2", "tqdm", "transformers", "triton", "typing_extensions", "wandb", "yaml"),
 }
-# What a class has besides the code and the data of its users.
-_OF_EACH_CLASS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
+# The attributes that every class has, besides the code and data of its author.
+_CLASS_INTERNALS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
+# The types of keys that are shown by value in names. Others could run code of users in `__repr__`.
 _NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
 _MAX_KEY_LENGTH = 100
-_CODE = (types.FunctionType, staticmethod, classmethod, property)
+_CODE_TYPES = (types.FunctionType, staticmethod, classmethod, property)
+# The descriptors of the built-in types. Plain attribute access, `cls.__mro__` for example, would
+# call `__getattribute__` of a user's metaclass.
 _mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 _namespace: Callable[[type], Mapping[str, Any]] = type.__dict__["__dict__"].__get__
 _class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
@@ -131,23 +137,24 @@ _module_dict: Callable[[Any], dict[str, Any]] = _namespace(types.ModuleType)["__
 
 
 class ObjectSearch(Unsearched):
-    """Yields the objects that can be reached from some roots, nearest first, each once.
+    """An iterable of (name, object) over all objects that can be reached from some roots.
 
-    A name is the path to the object, "dataset.transforms.0.rng" for instance; a submodule has the
-    name that torch gives it. Numbers, texts, tensors, arrays, and containers of nothing else are
-    passed over and do not count; so does the code of well-known libraries.
+    The nearest objects come first, and each comes once. A name is the path to the object, such as
+    "dataset.transforms.0.rng"; a submodule has the name that torch gives it. Plain data, which is
+    numbers, texts, tensors, arrays and containers of nothing else, is passed over and does not
+    count. So is the code of well-known libraries.
 
     Args:
-        roots: the objects, by the names that begin the names of what is in them.
-        max_objects: how many objects are looked into at most.
-        closed: objects that are neither yielded nor looked into.
-        parts_of: returns what is looked at of an object instead of all that it holds, by name; None
-            for all. An empty tuple says that nothing ever is.
+        roots: the objects to begin with, by name. The names of all others begin with one of these.
+        max_objects: the largest number of objects to visit.
+        closed: objects that are neither yielded nor searched.
+        parts_of: returns the parts of an object to search instead of all that it holds, by name, or
+            None for all. An empty tuple means that no part is ever to be searched.
 
     Attributes:
-        is_complete: whether nothing was left out because of that bound, once all were yielded.
-        watched: the objects that were yielded, by name, each as a function that returns it, or None
-            if it is gone.
+        is_complete: whether all objects were yielded; False if ``max_objects`` ended the search.
+        watched: the objects that were yielded, by name. Each is given as a function that returns
+            the object, or None if it is gone.
     """
 
     def __init__(
@@ -162,363 +169,419 @@ class ObjectSearch(Unsearched):
         self.max_objects = max_objects
         self._closed = list(closed)
         self._layouts: dict[int, _Layout] = {}
-        self._watched: list[Callable[[], Any]] = []  # give the objects, or None if one is gone
-        self._chosen: list[Callable[[], Any]] = []  # those with parts of their own, too
-        self._closed_ones: list[Callable[[], Any]] = []
-        self._globals: list[tuple[dict[str, Any], str]] = []
+        # Functions that return an object, or None if it is gone: objects of which all references
+        # are compared for changes, those of which `parts_of` selects parts, and those that must
+        # only still exist.
+        self._watched_in_full: list[Callable[[], Any]] = []
+        self._watched_in_part: list[Callable[[], Any]] = []
+        self._watched_existence: list[Callable[[], Any]] = []
+        self._watched_globals: list[tuple[dict[str, Any], str]] = []  # (globals, name)
         self._has_arrays = False
-        self._held: list[int] | None = None
+        self._snapshot: list[int] | None = None
         self.is_complete = True
         self.watched: dict[str, Callable[[], Any]] = {}
 
     def has_changed(self) -> bool:
-        """Returns whether an object holds other objects than when all were yielded.
+        """Returns whether an object holds other objects than at the end of the search.
 
-        This takes a few calls, whatever was searched: the garbage collector says what objects refer
-        to. Of a container of more than 1000 elements those are compared that may hold something,
-        but not what they hold, and of one of more than 10,000 their number and classes. Numbers and
-        texts are not compared. An object that is gone counts as a change; none is kept for this,
-        unless Python cannot refer to it weakly.
+        The check takes a few calls only, however many objects were searched, as the garbage
+        collector returns the references of all of them. Numbers and texts are not compared. In a
+        container of more than 1000 elements, the elements that may hold something are compared, but
+        not what they hold; in one of more than 10,000, their number and classes. An object that is
+        gone counts as a change. Objects are not kept for this check, except those that Python
+        cannot refer to weakly.
         """
+        # numpy does not report the elements of an array to the garbage collector.
         if self._has_arrays:
             return True
-        watched = [get() for get in self._watched]
-        chosen = [get() for get in self._chosen]
-        things = chain(watched, chosen, [get() for get in self._closed_ones])
+        watched = [get() for get in self._watched_in_full]
+        selected = [get() for get in self._watched_in_part]
+        things = chain(watched, selected, [get() for get in self._watched_existence])
         if any(map(is_, things, repeat(None))):
             return True
-        held = self._holds(watched, chosen)
-        return held is None or held != self._held
+        held = self._take_snapshot(watched, selected)
+        return held is None or held != self._snapshot
 
     def forget_closed(self) -> None:
-        """Keeps the closed objects no longer; all others must have been yielded."""
+        """Drops the references to the closed objects. All other objects must have been yielded."""
         self._closed = []
 
-    def _holds(self, watched: list[Any], chosen: list[Any]) -> list[int] | None:
-        """Returns the identities of the objects that some objects hold, and sizes.
+    def _take_snapshot(self, watched: list[Any], selected: list[Any]) -> list[int] | None:
+        """Returns the identities of the objects that some objects hold, to compare them later.
 
-        None if there are too many: the frames of an exception lead to all variables of a program.
+        Containers are replaced by their elements, long ones by a digest of them. All is done in the
+        interpreter's own loops (``map``, ``compress``), which is why it reads as it does.
+
+        Args:
+            watched: objects of which all references are taken.
+            selected: objects of which ``parts_of`` selects the parts.
+
+        Returns:
+            The identities and digests; None if there are too many, as where an exception is kept,
+            whose frames lead to all variables of a program.
         """
         layouts = self._layouts.values()
-        plain = _PLAIN | {id(each.kind()) for each in layouts if each.is_plain}
-        containers = _CONTAINERS | {id(each.kind()) for each in layouts if each.is_record}
+        plain = _PLAIN_IDS | {id(each.type_ref()) for each in layouts if each.is_plain}
+        containers = _CONTAINER_IDS | {id(each.type_ref()) for each in layouts if each.is_record}
         cell = id(types.CellType)
-        found = [id(part) for each in chosen for _, part in self._parts_of(each) or ()]
+        found = [id(part) for each in selected for _, part in self._parts_of(each) or ()]
         held = gc.get_referents(*watched)
-        held += [scope.get(name) for scope, name in self._globals]
+        held += [scope.get(name) for scope, name in self._watched_globals]
         for _ in range(_MAX_NESTING):
-            kinds = list(map(id, map(type, held)))
+            type_ids = list(map(id, map(type, held)))
             others = compress(
-                held, map(not_, map((plain | containers | {cell}).__contains__, kinds))
+                held, map(not_, map((plain | containers | {cell}).__contains__, type_ids))
             )
             found += map(id, others)
-            cells = list(compress(held, map(cell.__eq__, kinds)))
-            held = list(compress(held, map(containers.__contains__, kinds)))
+            cells = list(compress(held, map(cell.__eq__, type_ids)))
+            held = list(compress(held, map(containers.__contains__, type_ids)))
             sizes = list(map(len, held))
-            for long in compress(held, map(_LONG.__lt__, sizes)):
-                found += _digests_of_long(long, plain)
-            held = list(compress(held, map(_LONG.__ge__, sizes)))
-            if len(found) + sum(filter(_LONG.__ge__, sizes)) > _MAX_REFERENTS:
+            for long in compress(held, map(_MAX_SHORT_LENGTH.__lt__, sizes)):
+                found += _digest_of_long_container(long, plain)
+            held = list(compress(held, map(_MAX_SHORT_LENGTH.__ge__, sizes)))
+            if len(found) + sum(filter(_MAX_SHORT_LENGTH.__ge__, sizes)) > _MAX_REFERENTS:
                 return None
             if not held and not cells:
                 break
             held = gc.get_referents(*held, *cells)
         return found
 
-    def _watch(self, name: str, thing: Any, chosen: Any) -> None:
-        kind = type(thing)
+    def _watch(self, name: str, thing: Any, selected: Any) -> None:
+        """Notes an object that was yielded, and how it is compared for changes."""
+        object_type = type(thing)
         get = reference_to(thing)
         self.watched[name] = get
-        if type(chosen) is tuple and not chosen:
-            self._closed_ones.append(get)
-        elif chosen is not None and kind not in (types.MethodType, types.FunctionType):
-            self._chosen.append(get)
-        elif kind is types.FunctionType:  # whose references are all globals of its module, too
-            self._closed_ones.append(get)
+        if type(selected) is tuple and not selected:
+            self._watched_existence.append(get)
+        elif selected is not None and object_type not in (types.MethodType, types.FunctionType):
+            self._watched_in_part.append(get)
+        elif object_type is types.FunctionType:
+            # Not in full: a function also refers to all globals of its module.
+            self._watched_existence.append(get)
             held = [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
-            self._watched += [_given(each) for each in held if each is not None]
+            self._watched_in_full += [_constant(each) for each in held if each is not None]
             if not is_of_library(thing):
-                places = _places_in_globals(thing.__code__, thing.__globals__)
-                self._globals += [(scope, key) for scope, key, _ in places]
+                places = _global_places(thing.__code__, thing.__globals__)
+                self._watched_globals += [(scope, key) for scope, key, _ in places]
         else:
-            self._watched.append(get)
-            self._has_arrays = self._has_arrays or issubclass(kind, np.ndarray)
+            self._watched_in_full.append(get)
+            self._has_arrays = self._has_arrays or issubclass(object_type, np.ndarray)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self.is_complete = True
-        # What is found is kept: the identity of an object that is gone may become another's.
+        # By identity, with the object, as the identity of one that is gone may become another's.
         seen: dict[int, Any] = {id(each): each for each in self._closed}
-        most = self.max_objects + len(seen)
-        waiting = deque[tuple[str, Any]]()
+        max_seen = self.max_objects + len(seen)
+        queue = deque[tuple[str, Any]]()
         parts: Iterable[tuple[str, Any]] = [
             (name, each) for name, each in self._roots.items() if not self._is_plain(each)
         ]
         self.watched = {}
-        self._watched, self._globals, self._has_arrays = [_given(self._roots)], [], False
-        self._chosen, self._closed_ones = [], []
+        self._watched_in_full = [_constant(self._roots)]
+        self._watched_globals, self._has_arrays = [], False
+        self._watched_in_part, self._watched_existence = [], []
         while True:
             for name, thing in parts:
                 if id(thing) in seen:
                     continue
-                if len(seen) >= most:
+                if len(seen) >= max_seen:
                     self.is_complete = False
                     break
                 seen[id(thing)] = thing
-                waiting.append((name, thing))
-            if not waiting:
-                self._held = self._holds(
-                    [get() for get in self._watched], [get() for get in self._chosen]
+                queue.append((name, thing))
+            if not queue:
+                self._snapshot = self._take_snapshot(
+                    [get() for get in self._watched_in_full],
+                    [get() for get in self._watched_in_part],
                 )
                 return
-            name, thing = waiting.popleft()
+            name, thing = queue.popleft()
             yield name, thing
-            chosen = self._parts_of(thing)
-            self._watch(name, thing, chosen)
+            selected = self._parts_of(thing)
+            self._watch(name, thing, selected)
             prefix = name
             parts = (
                 (prefix if part is None else f"{prefix}.{part}", each)
-                for part, each in self._parts(thing, chosen)
+                for part, each in self._parts(thing, selected)
             )
 
-    def _parts(self, thing: Any, chosen: Any) -> Iterator[tuple[str | None, Any]]:
-        """Yields what an object holds but for plain data, by attribute, key or index."""
-        kind = type(thing)
-        if chosen is not None:
-            yield from self._but_plain(chosen)
-        elif issubclass(kind, type):
+    def _parts(self, thing: Any, selected: Any) -> Iterator[tuple[str | None, Any]]:
+        """Yields what an object holds except plain data, by attribute, key or index."""
+        object_type = type(thing)
+        if selected is not None:
+            yield from self._without_plain(selected)
+        elif issubclass(object_type, type):
             yield from self._parts_of_class(thing)
-        elif kind is types.FunctionType:
-            yield from self._but_plain(_parts_of_function(thing))
-        elif kind is types.ModuleType or issubclass(kind, types.ModuleType):
-            yield from self._but_plain(_module_dict(thing).items())
-        elif kind is types.CellType:
-            yield from self._but_plain(_content_of_cell(thing))
-        elif kind is types.BuiltinMethodType:
-            yield from self._but_plain([("self", _self_of_builtin(thing))])
-        elif kind is types.GeneratorType:
-            yield from self._but_plain(_parts_of_generator(thing))
-        elif kind is weakref.ReferenceType:
-            yield from self._but_plain([(None, weakref.ReferenceType.__call__(thing))])
+        elif object_type is types.FunctionType:
+            yield from self._without_plain(_parts_of_function(thing))
+        elif object_type is types.ModuleType or issubclass(object_type, types.ModuleType):
+            yield from self._without_plain(_module_dict(thing).items())
+        elif object_type is types.CellType:
+            yield from self._without_plain(_cell_content(thing))
+        elif object_type is types.BuiltinMethodType:
+            yield from self._without_plain([("self", _self_of_builtin(thing))])
+        elif object_type is types.GeneratorType:
+            yield from self._without_plain(_parts_of_generator(thing))
+        elif object_type is weakref.ReferenceType:
+            yield from self._without_plain([(None, weakref.ReferenceType.__call__(thing))])
         else:
             yield from self._parts_of_instance(thing)
 
     def _parts_of_instance(self, thing: Any) -> Iterator[tuple[str | None, Any]]:
+        """Yields the elements and attributes of an object, and its class."""
         layout = self._layout(type(thing))
-        yield from self._items(thing)
+        yield from self._elements(thing)
         attributes = layout.attributes(thing)
         is_module = issubclass(type(thing), torch.nn.Module)
-        for name, each in self._but_plain(attributes):
+        for name, each in self._without_plain(attributes):
             if is_module and name == "_modules" and type(each) is dict:
-                yield from self._but_plain(each.items())
+                # Without "_modules", so that the names of submodules are those of torch.
+                yield from self._without_plain(each.items())
             elif type(each) is OrderedDict and name is not None and name.endswith("_hooks"):
-                # Their keys count the hooks of the process.
-                yield from (
-                    (f"{name}.{part}", e) for part, e in self._but_plain(enumerate(each.values()))
-                )
+                # By index: torch's keys count the hooks of the process, and differ in another.
+                hooks = self._without_plain(enumerate(each.values()))
+                yield from ((f"{name}.{index}", hook) for index, hook in hooks)
             else:
                 yield name, each
-        if id(type(thing)) not in _CONTAINERS:  # extensions store more, which only this tells
+        # Classes of extensions, such as iterators and caches, store objects in places of their own.
+        # Only the garbage collector knows these.
+        if id(type(thing)) not in _CONTAINER_IDS:
             own = layout.dict_of(thing)
             referents = (
                 e for e in gc.get_referents(thing) if e is not own and e is not type(thing)
             )
-            yield from self._but_plain(enumerate(referents))
+            yield from self._without_plain(enumerate(referents))
         if not self._is_plain(type(thing)):
             yield _class_name(type(thing)), type(thing)
 
-    def _items(self, thing: Any) -> Iterator[tuple[str | None, Any]]:
-        """Yields the elements of a container, read past what its class makes of them."""
-        kind = type(thing)
-        if issubclass(kind, dict):
+    def _elements(self, thing: Any) -> Iterator[tuple[str | None, Any]]:
+        """Yields the elements of a container, without calling methods that its class overrides."""
+        object_type = type(thing)
+        if issubclass(object_type, dict):
             items = list(dict.items(thing))
-            yield from self._but_plain((_key(key), value) for key, value in items)
-            yield from self._but_plain((f"key {_key(key)}", key) for key, _ in items)
-        elif issubclass(kind, set | frozenset):
-            base: Any = set if issubclass(kind, set) else frozenset
+            yield from self._without_plain((_key_name(key), value) for key, value in items)
+            yield from self._without_plain((f"key {_key_name(key)}", key) for key, _ in items)
+        elif issubclass(object_type, set | frozenset):
+            base: Any = set if issubclass(object_type, set) else frozenset
             named = (
                 (f"{UNORDERED}{_class_name(type(each))}}}", each) for each in base.__iter__(thing)
             )
-            yield from self._but_plain(named)
-        elif issubclass(kind, list | tuple | deque):
-            base = next(each for each in (list, tuple, deque) if issubclass(kind, each))
-            yield from self._but_plain(enumerate(list(base.__iter__(thing))))
-        elif issubclass(kind, np.ndarray) and np.ndarray.dtype.__get__(thing).hasobject:
-            yield from self._but_plain(enumerate([np.ndarray.tolist(thing)]))
+            yield from self._without_plain(named)
+        elif issubclass(object_type, list | tuple | deque):
+            base = next(each for each in (list, tuple, deque) if issubclass(object_type, each))
+            yield from self._without_plain(enumerate(list(base.__iter__(thing))))
+        elif issubclass(object_type, np.ndarray) and np.ndarray.dtype.__get__(thing).hasobject:
+            yield from self._without_plain(enumerate([np.ndarray.tolist(thing)]))
 
-    def _parts_of_class(self, kind: type) -> Iterator[tuple[str | None, Any]]:
+    def _parts_of_class(self, object_type: type) -> Iterator[tuple[str | None, Any]]:
         """Yields the class attributes and the methods of a class, and its bases."""
         items = [
             (name, value)
-            for name, value in _namespace(kind).items()
-            if name not in _OF_EACH_CLASS and (type(value) in _CODE or not name.startswith("__"))
+            for name, value in _namespace(object_type).items()
+            if name not in _CLASS_INTERNALS
+            and (type(value) in _CODE_TYPES or not name.startswith("__"))
         ]
-        yield from self._but_plain(items)
-        bases = (each for each in (*_mro(kind)[1:], type(kind)) if not self._is_plain(each))
-        yield from ((_class_name(each), each) for each in bases)
+        yield from self._without_plain(items)
+        # The last one is the metaclass.
+        bases = (*_mro(object_type)[1:], type(object_type))
+        yield from ((_class_name(base), base) for base in bases if not self._is_plain(base))
 
-    def _but_plain(self, parts: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str | None, Any]]:
+    def _without_plain(self, parts: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str | None, Any]]:
+        """Yields those of ``parts`` that are not plain data, with their names as strings."""
         parts = list(parts)
-        if len(parts) > _MANY and self._are_plain([each for _, each in parts]):
+        if len(parts) > _MAX_CHECKED_SINGLY and self._are_plain([each for _, each in parts]):
             return
         for part, each in parts:
             if not self._is_plain(each):
                 yield None if part is None else str(part), each
 
     def _is_plain(self, thing: Any) -> bool:
-        kind = id(type(thing))
-        if kind in _PLAIN:
+        """Returns whether an object holds neither a generator nor an object with a state."""
+        type_id = id(type(thing))
+        if type_id in _PLAIN_IDS:
             return True
-        if kind in _CONTAINERS:
+        if type_id in _CONTAINER_IDS:
             return not thing or self._are_plain([thing])
         layout = self._layout(type(thing))
-        return layout.is_plain or (layout.is_record and self._are_plain([thing])) or _is_dull(thing)
+        if layout.is_plain or (layout.is_record and self._are_plain([thing])):
+            return True
+        return _has_no_parts(thing)
 
     def _are_plain(self, things: list[Any]) -> bool:
-        """Returns whether objects hold neither a generator nor an object with a state.
+        """Returns whether no object of a list holds a generator or an object with a state.
 
-        Containers are gone through level by level, in the interpreter's own loops: a data set may
-        have a list of a million samples.
+        Containers are checked level by level, in the interpreter's own loops, because a data set
+        may have a list of a million samples.
         """
         for _ in range(_MAX_NESTING):
-            all_kinds = set(map(id, map(type, things)))
-            kinds = all_kinds - _PLAIN
-            if not kinds:
+            all_type_ids = set(map(id, map(type, things)))
+            type_ids = all_type_ids - _PLAIN_IDS
+            if not type_ids:
                 return True
-            if others := kinds - _CONTAINERS:
+            if others := type_ids - _CONTAINER_IDS:
                 classes = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
                 layouts = {each: self._layout(classes[each]) for each in others}
-                unclear = {k for k in others if not (layouts[k].is_plain or layouts[k].is_record)}
+                # Objects of these classes have to be looked at one by one.
+                unclear = {
+                    each
+                    for each in others
+                    if not (layouts[each].is_plain or layouts[each].is_record)
+                }
                 if unclear and not all(
-                    map(_is_dull, (each for each in things if id(type(each)) in unclear))
+                    map(_has_no_parts, (each for each in things if id(type(each)) in unclear))
                 ):
                     return False
-                kinds -= {each for each in others if not layouts[each].is_record}
-            is_all = kinds == all_kinds
-            containers = things if is_all else [e for e in things if id(type(e)) in kinds]
-            if sum(map(len, containers)) > _MUCH:  # one may be held a thousand times
+                type_ids -= {each for each in others if not layouts[each].is_record}
+            # From here on `type_ids` are those of containers, whose elements are checked next.
+            are_all_containers = type_ids == all_type_ids
+            containers = (
+                things
+                if are_all_containers
+                else [each for each in things if id(type(each)) in type_ids]
+            )
+            # One container may be held a thousand times.
+            if sum(map(len, containers)) > _MAX_UNDEDUPLICATED:
                 containers = list(dict(zip(map(id, containers), containers, strict=True)).values())
             things = list(chain.from_iterable(containers))
-            if not kinds.isdisjoint(_KEYED):
-                mappings = [each for each in containers if id(type(each)) in _KEYED]
+            if not type_ids.isdisjoint(_MAPPING_IDS):
+                mappings = [each for each in containers if id(type(each)) in _MAPPING_IDS]
                 things += chain.from_iterable(map(dict.values, mappings))
         return not things
 
-    def _layout(self, kind: type) -> "_Layout":
-        layout = self._layouts.get(id(kind))
-        if layout is None or layout.kind() is not kind:
-            layout = self._layouts[id(kind)] = _Layout.of(kind)
+    def _layout(self, object_type: type) -> "_Layout":
+        # Kept here as well: `_take_snapshot` needs those of the classes that this search has met.
+        layout = self._layouts.get(id(object_type))
+        if layout is None or layout.type_ref() is not object_type:
+            layout = self._layouts[id(object_type)] = _Layout.of(object_type)
         return layout
 
 
-_layouts: dict[int, "_Layout"] = {}  # by the identities of the classes, some of which are gone
+_layouts: dict[int, "_Layout"] = {}  # by the identity of the class, which may be gone
 
 
 class _Layout(NamedTuple):
-    """The places where instances of a class store what they hold. It does not keep the class.
+    """The places where the instances of a class store what they hold.
 
-    A place is the number of a base, in the order of the class's bases, and a name in it.
+    A place is given as the index of a base in the class's ``__mro__``, and a name in the namespace
+    of that base. The descriptor itself is not kept, because it refers to the class: with it, the
+    table of layouts would keep each class, and the closures of its methods, for ever.
 
     Args:
-        kind: a weak reference to the class.
-        of_dict: where ``__dict__`` is read; None if the instances have none.
-        members: where the slots are read, by name.
+        type_ref: a weak reference to the class.
+        dict_base: the index of the base that has the descriptor of ``__dict__``; None if the
+            instances have no ``__dict__``.
+        slots: for each slot, the index of the base that has its descriptor.
         is_plain: whether the instances are plain data whatever they hold.
-        is_record: whether they are tuples of a class of their own, with no other attributes.
+        is_record: whether the instances are tuples of a subclass without attributes, such as named
+            tuples.
     """
 
-    kind: "weakref.ref[type]"
-    of_dict: int | None
-    members: Mapping[str, int]
+    type_ref: "weakref.ref[type]"
+    dict_base: int | None
+    slots: Mapping[str, int]
     is_plain: bool
     is_record: bool
 
     @classmethod
-    def of(cls, kind: type) -> "_Layout":
+    def of(cls, object_type: type) -> "_Layout":
         """Returns the layout of a class, which never changes."""
-        known = _layouts.get(id(kind))
-        if known is None or known.kind() is not kind:
-            if len(_layouts) > _MAX_LAYOUTS:  # of classes that a program makes again and again
+        known = _layouts.get(id(object_type))
+        # The identity may have been that of another class, which is gone.
+        if known is None or known.type_ref() is not object_type:
+            # A program may create classes again and again.
+            if len(_layouts) > _MAX_LAYOUTS:
                 _layouts.clear()
-            known = _layouts[id(kind)] = cls._read(kind)
+            known = _layouts[id(object_type)] = cls._of_new_class(object_type)
         return known
 
     @classmethod
-    def _read(cls, kind: type) -> "_Layout":
-        of_dict, iterates_itself = None, False
-        members: dict[str, int] = {}
-        for number, base in reversed([*enumerate(_mro(kind))]):
+    def _of_new_class(cls, object_type: type) -> "_Layout":
+        """Reads the layout of a class from the namespaces of its bases."""
+        dict_base, overrides_iteration = None, False
+        slots: dict[str, int] = {}
+        # From the last base on, so that the entries of nearer bases replace those of others.
+        for index, base in reversed([*enumerate(_mro(object_type))]):
             namespace = _namespace(base)
             stored: Any = namespace.get("__dict__")
             if type(stored) in (types.GetSetDescriptorType, types.MemberDescriptorType):
-                of_dict = number
-            iterates_itself = iterates_itself or (
+                dict_base = index
+            overrides_iteration = overrides_iteration or (
                 base is not tuple and not namespace.keys().isdisjoint(("__iter__", "__len__"))
             )
-            members |= {
-                name: number
+            slots |= {
+                name: index
                 for name, value in namespace.items()
-                if type(value) is types.MemberDescriptorType and name not in _OF_EACH_CLASS
+                if type(value) is types.MemberDescriptorType and name not in _CLASS_INTERNALS
             }
-        is_tensor = issubclass(kind, torch.Tensor) and is_of_library(kind)
-        is_tuple = issubclass(kind, tuple) and of_dict is None and not members
+        is_tensor = issubclass(object_type, torch.Tensor) and is_of_library(object_type)
+        is_tuple = issubclass(object_type, tuple) and dict_base is None and not slots
         return cls(
-            weakref.ref(kind),
-            of_dict,
-            members,
-            is_plain=is_tensor or issubclass(kind, _PLAIN_BASES),
-            is_record=is_tuple and not iterates_itself,
+            weakref.ref(object_type),
+            dict_base,
+            slots,
+            is_plain=is_tensor or issubclass(object_type, _PLAIN_BASES),
+            is_record=is_tuple and not overrides_iteration,
         )
 
     def dict_of(self, thing: Any) -> dict[str, Any] | None:
         """Returns the ``__dict__`` of an instance; None if it has none."""
-        if self.of_dict is None:
+        if self.dict_base is None:
             return None
-        return _read(thing, self.of_dict, "__dict__")  # type: ignore[no-any-return]
+        return _read_attribute(thing, self.dict_base, "__dict__")  # type: ignore[no-any-return]
 
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
         """Returns the attributes of an instance that have a value."""
         found = [*dict.items(self.dict_of(thing) or {})]
-        if issubclass(type(thing), threading.local):  # of this thread
+        # The values of this thread, which are not in the `__dict__` of the object.
+        if issubclass(type(thing), threading.local):
             found += threading.local.__getattribute__(thing, "__dict__").items()
-        for name, number in self.members.items():
+        for name, index in self.slots.items():
             try:
-                found.append((name, _read(thing, number, name)))
+                found.append((name, _read_attribute(thing, index, name)))
             except AttributeError:
                 continue  # a slot without a value
         return found
 
 
-def _read(thing: Any, number: int, name: str) -> Any:
-    """Reads what the descriptor ``name`` of a base reads, found anew: it would keep its class."""
-    return _namespace(_mro(type(thing))[number])[name].__get__(thing)
+def _read_attribute(thing: Any, base_index: int, name: str) -> Any:
+    """Returns the value of the descriptor ``name`` of a base of an object's class."""
+    return _namespace(_mro(type(thing))[base_index])[name].__get__(thing)
 
 
-def _digests_of_long(container: Any, plain: frozenset[int]) -> list[int]:
-    """Returns numbers that change with what a long container holds, but for plain data."""
-    base: Any = next(each for each in _mro(type(container)) if id(each) in _CONTAINERS)
+def _digest_of_long_container(container: Any, plain: frozenset[int]) -> list[int]:
+    """Returns numbers that change if a long container holds other objects, plain data aside.
+
+    Args:
+        container: the container.
+        plain: the identities of the types of plain data.
+    """
+    base: Any = next(each for each in _mro(type(container)) if id(each) in _CONTAINER_IDS)
     elements = base.__iter__(container)
     if base in _MAPPINGS:
         elements = chain(elements, list(dict.values(container)))
-    elements, number = list(elements), len(container)
+    elements, length = list(elements), len(container)
     others = set(map(id, map(type, elements))) - plain
-    if not others or number > MAX_OBJECTS:
-        return [number, hash(frozenset(others))]
+    if not others or length > MAX_OBJECTS:
+        return [length, hash(frozenset(others))]
     held = compress(elements, map(others.__contains__, map(id, map(type, elements))))
-    return [number, hash(tuple(map(id, held)))]
+    return [length, hash(tuple(map(id, held)))]
 
 
 def stored_values(thing: Any) -> list[tuple[str, Any]]:
-    """Returns what a function, a class or an instance stores itself, plain data too, by name."""
+    """Returns the values that a function, a class or an instance stores itself, by name.
+
+    Plain data is included.
+    """
     if type(thing) is types.FunctionType:
         return _parts_of_function(thing)
     if issubclass(type(thing), type):
         items = _namespace(thing).items()
-        return [(n, v) for n, v in items if not (n.startswith("__") or type(v) in _CODE)]
+        return [(n, v) for n, v in items if not (n.startswith("__") or type(v) in _CODE_TYPES)]
     return _Layout.of(type(thing)).attributes(thing)
 
 
 def is_of_library(thing: Any) -> bool:
-    """Returns whether a class, a function or a module is of the standard or a known library."""
+    """Returns whether a class, a function or a module belongs to a well-known library."""
     if issubclass(type(thing), type):
         name = _module_of_class(thing)
     elif type(thing) is types.FunctionType:
@@ -528,14 +591,14 @@ def is_of_library(thing: Any) -> bool:
     return type(name) is str and name.partition(".")[0] in _LIBRARIES
 
 
-def _is_dull(thing: Any) -> bool:
-    """Returns whether an object of a kind that may hold something holds nothing to look at."""
-    kind = type(thing)
-    if issubclass(kind, np.ndarray):
+def _has_no_parts(thing: Any) -> bool:
+    """Returns whether an array, a class, a module or a built-in method holds nothing to search."""
+    object_type = type(thing)
+    if issubclass(object_type, np.ndarray):
         return not np.ndarray.dtype.__get__(thing).hasobject
-    if issubclass(kind, type | types.ModuleType):
+    if issubclass(object_type, type | types.ModuleType):
         return is_of_library(thing)
-    if kind is types.BuiltinMethodType:
+    if object_type is types.BuiltinMethodType:
         return type(_self_of_builtin(thing)) in (types.ModuleType, type(None))
     return False
 
@@ -545,37 +608,37 @@ def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
     code = function.__code__
     parts = list(dict.items(function.__dict__))
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # an empty cell
+        with suppress(ValueError):  # an empty cell: the variable has no value yet
             parts.append((name, cell.cell_contents))
     names = code.co_varnames[: code.co_argcount]
     defaults = function.__defaults__ or ()
     parts += zip(names[len(names) - len(defaults) :], defaults, strict=False)
     parts += (function.__kwdefaults__ or {}).items()
     if not is_of_library(function):
-        parts += _globals_named(code, function.__globals__)
+        parts += _named_globals(code, function.__globals__)
     return parts
 
 
-def _globals_named(code: types.CodeType, scope: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the values of the globals that a function's code names, nested functions' too.
+def _named_globals(code: types.CodeType, scope: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the values of the globals that the code of a function and of those within names.
 
-    Of a module that is named, the attributes are looked up that the code names as well: which of
-    them belong together is not told apart.
+    For ``module.attribute`` the code has the two names without their relation. So each name in the
+    code is looked up in each module in the code.
     """
-    named = [(path, inside.get(name)) for inside, name, path in _places_in_globals(code, scope)]
+    named = [(path, inside.get(name)) for inside, name, path in _global_places(code, scope)]
     return [each for each in named if not issubclass(type(each[1]), types.ModuleType)]
 
 
-def _places_in_globals(
+def _global_places(
     code: types.CodeType, scope: dict[str, Any]
 ) -> list[tuple[dict[str, Any], str, str]]:
-    """Returns where the globals of a function are: dictionary, key, and name for a person."""
-    names = _names_in(code)
+    """Returns where the globals of a function are: the dictionary, the key, and a readable name."""
+    names = _names_in_code(code)
     places = [(scope, name, name) for name in names]
-    # A module that is imported within the function is not among the globals.
+    # A module that the function itself imports is not among its globals.
     places += [(sys.modules, name, name) for name in names if name not in scope]
     seen = {id(scope)}
-    for inside, name, path in places:  # grows
+    for inside, name, path in places:  # the list grows meanwhile: modules in modules
         thing = inside.get(name)
         if issubclass(type(thing), types.ModuleType) and not is_of_library(thing):
             of_module = _module_dict(thing)
@@ -586,8 +649,8 @@ def _places_in_globals(
 
 
 @lru_cache(2 * MAX_OBJECTS)
-def _names_in(code: types.CodeType) -> tuple[str, ...]:
-    """Returns the names of globals and attributes in a function's code, nested functions' too."""
+def _names_in_code(code: types.CodeType) -> tuple[str, ...]:
+    """Returns the names of globals and attributes in the code of a function and of those within."""
     names: dict[str, None] = {}
     codes = [code]
     while codes:
@@ -598,44 +661,45 @@ def _names_in(code: types.CodeType) -> tuple[str, ...]:
 
 
 def reference_to(thing: Any) -> Callable[[], Any]:
-    """Returns a function that returns ``thing``, or None if it is gone.
+    """Returns a function that returns ``thing``, or None once it is gone.
 
-    An object that Python cannot refer to weakly is kept.
+    An object that Python cannot refer to weakly is kept alive.
     """
     try:
         return weakref.ref(thing)
     except TypeError:
-        return _given(thing)
+        return _constant(thing)
 
 
-def _given(thing: Any) -> Callable[[], Any]:
-    """Returns a function that returns ``thing``, and is no call of Python's."""
+def _constant(thing: Any) -> Callable[[], Any]:
+    """Returns a function that returns ``thing``, faster than a function written in Python."""
     return repeat(thing).__next__
 
 
-def _content_of_cell(cell: types.CellType) -> list[tuple[None, Any]]:
+def _cell_content(cell: types.CellType) -> list[tuple[None, Any]]:
+    """Returns the object in a cell, without a name; an empty list if the cell is empty."""
     try:
         return [(None, cell.cell_contents)]
-    except ValueError:  # an empty cell
+    except ValueError:
         return []
 
 
 def _parts_of_generator(generator: Any) -> list[tuple[str, Any]]:
-    """Returns the variables of a generator that has not ended, and the globals that it names."""
+    """Returns the variables of a suspended generator, and the globals that its code names."""
     frame = generator.gi_frame
     if frame is None:
         return []
-    return [*frame.f_locals.items(), *_globals_named(frame.f_code, frame.f_globals)]
+    return [*frame.f_locals.items(), *_named_globals(frame.f_code, frame.f_globals)]
 
 
-def _key(key: Any) -> str:
-    """Returns a name for a key of a dictionary; that of an object must not be asked for one."""
-    kind = type(key)
-    if kind is str:
+def _key_name(key: Any) -> str:
+    """Returns a name for a key of a dictionary: its value if it is plain, else its class."""
+    object_type = type(key)
+    if object_type is str:
         return str(key[:_MAX_KEY_LENGTH])
-    if kind is tuple:
-        return f"({', '.join(map(_key, key))})"
-    if id(kind) in _NAMED_BY_VALUE:
+    if object_type is tuple:
+        return f"({', '.join(map(_key_name, key))})"
+    if id(object_type) in _NAMED_BY_VALUE:
         with suppress(ValueError):  # an integer of too many digits
             return repr(key)[:_MAX_KEY_LENGTH]
-    return _class_name(kind)
+    return _class_name(object_type)

@@ -1,9 +1,9 @@
-"""torch modules: wrappers around one, and modules that load a state in a way of their own.
+"""Wrappers of torch modules, modules with custom loading, and torch's private members for both.
 
-The members that torch keeps private, and what they are taken to mean:
+The private members, and what they are taken to mean:
 
-- ``OptimizedModule`` of ``torch._dynamo.eval_frame``: the class of what ``torch.compile`` makes of
-  a module, which is its child ``_orig_mod``.
+- ``OptimizedModule`` of ``torch._dynamo.eval_frame``: the class of a module that ``torch.compile``
+  returns; its child ``_orig_mod`` is the module that was compiled.
 - ``_checkpoint_wrapped_module``: the child of a wrapper for activation checkpointing.
 - ``Module._load_from_state_dict``, ``Module._save_to_state_dict``: load and save a module without
   its children; classes override them.
@@ -12,11 +12,12 @@ The members that torch keeps private, and what they are taken to mean:
 - ``_modules``: the children of a module by name.
 - ``_parameters``: the parameters of a module by name, None for one that is registered without.
 - ``_buffers``: the buffers of a module by name; one that is registered without a value is None.
-- ``_non_persistent_buffers_set``: the names of the buffers that a state leaves out on purpose.
-- the attributes of a new ``Module`` and of a new optimizer, and ``_compiled_call_impl``: torch's.
-- ``weight_orig``, ``weight_g``: the parameters that torch computes an attribute ``weight`` from.
+- ``_non_persistent_buffers_set``: the names of the buffers that are not part of the state.
+- ``_compiled_call_impl``, and the attributes of a new ``Module`` and of a new optimizer: torch's
+  own attributes.
+- ``weight_orig``, ``weight_g``: the parameters from which torch computes an attribute ``weight``.
 
-``tests/core/test_torch_modules.py`` fails when one of them changes its meaning.
+``tests/core/test_torch_modules.py`` fails when torch changes what one means.
 """
 
 import sys
@@ -45,18 +46,20 @@ __all__ = [
 ]
 
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
-_RECHECKED = "_checkpoint_wrapped_module"
-_METHODS = ("_load_from_state_dict", "_save_to_state_dict", "set_extra_state", "state_dict")
-_HOOKS = (
+_CHECKPOINT_WRAPPED = "_checkpoint_wrapped_module"
+# The methods that a class overrides to load or save its state in its own way.
+_STATE_METHODS = ("_load_from_state_dict", "_save_to_state_dict", "set_extra_state", "state_dict")
+_STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
 )
 
-_OF_TORCH = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
-_OF_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
-    *("step", "_opt_called", "_step_count"),  # of schedulers, which wrap the method
+# Read from real objects, so that they are those of the installed version of torch.
+_MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
+_OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
+    *("step", "_opt_called", "_step_count"),  # set by schedulers, which wrap the method `step`
 }
 
 
@@ -74,52 +77,62 @@ def check_model(model: Any, remedy: str) -> None:
 
 
 def wrapped_child(module: torch.nn.Module) -> str | None:
-    """Returns the name of the child that ``module`` is a mere wrapper of; None for other modules.
+    """Returns the name of the child that ``module`` wraps; None if it is not a wrapper.
 
-    Wrappers are what ``torch.compile`` makes of a module, ``DistributedDataParallel``,
-    ``DataParallel``, and those of activation checkpointing. A module of a user with a child called
-    ``module`` is not one.
+    Wrappers are the modules that ``torch.compile`` returns, ``DistributedDataParallel``,
+    ``DataParallel``, and those of activation checkpointing. A user's module with a child called
+    ``module`` is not a wrapper.
     """
     if isinstance(module, _WRAPPERS):
         return "module"
     if isinstance(module, _compiled_classes()):
         return "_orig_mod"
-    return _RECHECKED if _RECHECKED in module._modules else None
+    return _CHECKPOINT_WRAPPED if _CHECKPOINT_WRAPPED in module._modules else None
 
 
 def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
-    """Returns whether one of some modules is a wrapper."""
-    kinds = (*_WRAPPERS, *_compiled_classes())
-    found = [e for e in modules if isinstance(e, kinds) or _RECHECKED in e._modules]
+    """Returns whether at least one of ``modules`` is a wrapper."""
+    wrapper_types = (*_WRAPPERS, *_compiled_classes())
+    # A list rather than `any`, whose generator costs a call for each of many modules.
+    found = [
+        each
+        for each in modules
+        if isinstance(each, wrapper_types) or _CHECKPOINT_WRAPPED in each._modules
+    ]
     return bool(found)
 
 
 def _compiled_classes() -> tuple[type, ...]:
-    # Importing it takes seconds; nothing is compiled unless somebody has.
+    """Returns the class of compiled modules, or nothing if no module can have been compiled."""
+    # Importing the module takes seconds. `torch.compile` imports it, so that there are no compiled
+    # modules before that.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return () if dynamo is None else (dynamo.OptimizedModule,)
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """Returns the module that is in the wrappers around it, if there are any."""
+    """Returns the module without the wrappers around it, if there are any."""
     while (name := wrapped_child(module)) is not None:
         module = module.get_submodule(name)
     return module
 
 
 def has_own_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
-    """Returns whether names and shapes do not tell if ``module`` takes a state.
+    """Returns whether a hook or an overridden method takes part in loading or saving ``module``.
 
-    Its class or a hook has a say in how the module, without its children, is loaded or saved.
+    Names and shapes then do not tell whether the module accepts a state. Its children are not
+    considered.
 
     Args:
         module: the module.
-        is_root: whether its ``load_state_dict`` is called, which is not called of children.
+        is_root: whether ``load_state_dict`` is called on the module itself. torch does not call
+            that method of children.
     """
-    if any(map(getattr, repeat(module), _HOOKS)):
+    if any(map(getattr, repeat(module), _STATE_HOOKS)):
         return True
-    methods = (*_METHODS, "load_state_dict") if is_root else _METHODS
+    methods = (*_STATE_METHODS, "load_state_dict") if is_root else _STATE_METHODS
     overrides: bool = _overrides(type(module), methods)  # type: ignore[arg-type]
+    # A user may also have replaced a method on the object.
     return overrides or not vars(module).keys().isdisjoint(methods)
 
 
@@ -134,9 +147,9 @@ def parts_to_save(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Returns the parameters and persistent buffers of a module and its children, by name."""
     found: dict[str, torch.Tensor] = dict(module.named_parameters())
     for path, each in module.named_modules():
-        left_out = each._non_persistent_buffers_set
+        non_persistent = each._non_persistent_buffers_set
         for name, buffer in each.named_buffers(recurse=False):
-            if name not in left_out:
+            if name not in non_persistent:
                 found[f"{path}.{name}" if path else name] = buffer
     return found
 
@@ -144,7 +157,8 @@ def parts_to_save(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def tensors_in(*modules: torch.nn.Module) -> dict[int, torch.Tensor]:
     """Returns the parameters and buffers of modules and their children, by identity.
 
-    This is one call; torch's methods take several for each module.
+    It is faster than torch's ``parameters()`` and ``buffers()``, which take several Python calls
+    for each module.
     """
     found: dict[int, torch.Tensor] = {}
     waiting: list[torch.nn.Module | None] = [*modules]
@@ -160,25 +174,30 @@ def tensors_in(*modules: torch.nn.Module) -> dict[int, torch.Tensor]:
 
 
 def has_own_state(module: torch.nn.Module) -> bool:
-    """Returns whether a module adds to its state, or leaves out of it, by code of its own."""
+    """Returns whether a hook or an overridden method decides what is in the state of a module."""
     names = ("get_extra_state", "state_dict", "_save_to_state_dict")
     return bool(module._state_dict_hooks) or _overrides(type(module), names)  # type: ignore[arg-type]
 
 
 def attributes_beside_state(module: torch.nn.Module) -> dict[str, Any]:
-    """Returns the attributes of a module that its state leaves out, without torch's own."""
+    """Returns the attributes of a module that are not in its state, without torch's own."""
+    # Attributes that spectral_norm and weight_norm compute from parameters at each forward.
     computed = {
         name.removesuffix(end)
         for name in module._parameters
         for end in ("_orig", "_g")
         if name.endswith(end)
     }
-    own = {n: each for n, each in vars(module).items() if n not in _OF_TORCH and n not in computed}
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _MODULE_ATTRIBUTES and name not in computed
+    }
     return own | unsaved_buffers(module)
 
 
 def unsaved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the buffers of a module without its children that its state leaves out, by name."""
+    """Returns the non-persistent buffers of a module, without its children, by name."""
     buffers = module._buffers
     names = module._non_persistent_buffers_set
     found = ((name, buffers.get(name)) for name in sorted(names))
@@ -186,12 +205,16 @@ def unsaved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def attributes_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Returns the attributes of an optimizer that its state leaves out, without torch's own."""
-    return {n: each for n, each in vars(optimizer).items() if n not in _OF_OPTIMIZER}
+    """Returns the attributes of an optimizer that are not in its state, without torch's own."""
+    attributes = vars(optimizer).items()
+    return {name: value for name, value in attributes if name not in _OPTIMIZER_ATTRIBUTES}
 
 
 def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Returns the names of the persistent buffers that are None so far, and whose they are."""
+    """Returns the modules that have persistent buffers with the value None, by buffer name.
+
+    A state has no entry for such a buffer. A module may set the buffer later, as on first use.
+    """
     return {
         f"{path}.{name}" if path else name: each
         for path, each in module.named_modules()
