@@ -1,19 +1,19 @@
-"""Accelerators: the default one, agreement of processes, and members that Accelerate keeps private.
+"""Accelerators: the default one, their settings, and all uses of Accelerate's private members.
 
-The private members used here, and what they are taken to mean:
+The private members, and what they are taken to mean:
 
 - ``Accelerator._models``, ``_optimizers``, ``_dataloaders``: what was prepared with this
   accelerator, as ``prepare`` returned it. Accelerate adds to these lists; only ``free_memory()``,
   which begins new ones, takes anything off them.
 - ``Accelerator._custom_objects``: the objects given to ``register_for_checkpointing``, in order.
 - ``_is_accelerate_prepared``: True on each model, optimizer, scheduler and loader that ``prepare``
-  returned; missing or False on all others.
+  returned; absent or False on all others.
 - ``_stop_iteration``, on a loader that dispatches its batches: whether the iteration in progress
-  has met the end of the data.
-- ``AcceleratorState._shared_state``: what the accelerators of a process share; its entry
-  ``_mixed_precision`` is their precision, and is missing before the first of them is made.
+  has reached the end of the data.
+- ``AcceleratorState._shared_state``: the state that all accelerators of a process share; its entry
+  ``_mixed_precision`` is their precision, and is absent before the first accelerator is created.
 
-``tests/core/test_accelerators.py`` fails when one of them changes its meaning.
+``tests/core/test_accelerators.py`` fails when Accelerate changes what one means.
 """
 
 import functools
@@ -59,13 +59,14 @@ __all__ = [
 _LISTS = ("_models", "_optimizers", "_dataloaders")
 
 ITERATION_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iteration")
-"""Attributes of a prepared loader that describe the one iteration it is in."""
+"""Attributes of a prepared loader that describe its current iteration over the data."""
 
 
 class ShortWindow(dict[str, Any]):
-    """Accelerate's settings of accumulation while a window of fewer batches is open.
+    """Accelerate's accumulation settings while a window of fewer batches is open.
 
-    They are swapped in for ``whole``, so that ``accelerator.backward`` divides by ``size``.
+    They replace the settings ``whole`` of a full window meanwhile, so that
+    ``accelerator.backward`` divides the loss by ``size``.
     """
 
     def __init__(self, whole: dict[str, Any], size: int) -> None:
@@ -75,7 +76,7 @@ class ShortWindow(dict[str, Any]):
 
 
 def whole_accumulation(gradient_state: GradientState) -> dict[str, Any]:
-    """Returns the settings of accumulation of a full window, whichever window is open."""
+    """Returns the accumulation settings of a full window, also while a short one is open."""
     settings: dict[str, Any] = gradient_state.plugin_kwargs
     while isinstance(settings, ShortWindow):
         settings = settings.whole
@@ -83,10 +84,14 @@ def whole_accumulation(gradient_state: GradientState) -> dict[str, Any]:
 
 
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
-    """``accelerator``, or a new one with the settings of those there are; Ignite told of it.
+    """Returns ``accelerator``, or a new one with the settings of the existing ones.
 
-    All accelerators of a process share one state, and ``Accelerator()`` sets its accumulation
-    back to 1: made for an evaluator, it would end the accumulation of a trainer.
+    All accelerators of a process share one state, and a plain ``Accelerator()`` resets its
+    accumulation to 1: created for an evaluator, it would end the accumulation of a trainer. With
+    several processes, ``ignite.distributed`` is synchronized with the process group too.
+
+    Raises:
+        TypeError: ``accelerator`` is not an Accelerator.
     """
     if accelerator is not None and not isinstance(accelerator, Accelerator):
         raise TypeError(
@@ -97,32 +102,35 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         accumulation = GradientState().plugin_kwargs
         plugin = GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
         accelerator = Accelerator(gradient_accumulation_plugin=plugin if accumulation else None)
-    _warn_of_ignored_settings(accelerator)
+    _warn_about_ignored_settings(accelerator)
     if accelerator.num_processes > 1:
-        # Collective, so here, where all processes are: later a logger on one of them would hang.
+        # Ignite would otherwise do this on first use. It is collective, so that a logger that only
+        # one process has would wait for the others for ever. Here all processes take part.
         idist.sync()
     return accelerator
 
 
-def _warn_of_ignored_settings(accelerator: Accelerator) -> None:
-    """Warns of what Accelerate was asked for and leaves out without a word."""
-    # Set by Accelerate if it is given a plugin, and by its launcher.
+def _warn_about_ignored_settings(accelerator: Accelerator) -> None:
+    """Warns about settings that Accelerate was given and ignores without a warning."""
+    # Accelerate sets this variable if it is given an FSDP plugin; its launcher sets it too.
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and is_data_parallel(accelerator):
         warn_once(
             "Accelerate ignores an FSDP plugin on this device: every process trains the whole model"
         )
-    asked = _asked_processes() if accelerator.num_processes == 1 else None
-    if asked is not None and asked > 1:
+    requested = _requested_processes() if accelerator.num_processes == 1 else None
+    if requested is not None and requested > 1:
         warn_once(
-            f"`accelerate launch` was asked for {asked} processes and has started one, as it does "
-            f"on the CPU of one machine: start them with torchrun --nproc_per_node {asked}"
+            f"`accelerate launch` was asked for {requested} processes and has started one, as it "
+            "does on the CPU of one machine: start them with torchrun --nproc_per_node "
+            f"{requested}"
         )
 
 
-def _asked_processes() -> int | None:
-    """Returns the number of processes that Accelerate's launcher was asked for, if it was used."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # which the launcher sets
+def _requested_processes() -> int | None:
+    """Returns the ``--num_processes`` of ``accelerate launch``, or None if it was not used."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # a variable that the launcher sets
         return None
+    # The launcher is the parent of this process; its command line has the number.
     try:
         command = " ".join(psutil.Process(os.getppid()).cmdline())
     except psutil.Error:
@@ -132,156 +140,174 @@ def _asked_processes() -> int | None:
 
 
 def is_data_parallel(accelerator: Accelerator) -> bool:
-    """Returns whether every process has the whole model; it is split otherwise."""
-    kind: str = accelerator.distributed_type.value
-    return kind == DistributedType.NO.value or kind.startswith("MULTI_")
+    """Returns whether every process has the whole model, as with DDP; FSDP and others split it."""
+    distributed_type: str = accelerator.distributed_type.value
+    # MULTI_GPU, MULTI_CPU, MULTI_NPU, …: one for each kind of device, all of them DDP.
+    return distributed_type == DistributedType.NO.value or distributed_type.startswith("MULTI_")
 
 
 def broadcasts_buffers(accelerator: Accelerator) -> bool:
-    """Returns whether every rank works with the buffers of rank 0, as DDP does by default."""
+    """Returns whether DDP copies the buffers of rank 0 to every rank, which is its default."""
     handler = accelerator.ddp_handler
     return handler is None or handler.broadcast_buffers
 
 
 def registered_objects(accelerator: Accelerator) -> list[Any]:
-    """Returns what was given to ``accelerator.register_for_checkpointing``, in that order."""
+    """Returns the objects given to ``accelerator.register_for_checkpointing``, in order."""
     objects: list[Any] = accelerator._custom_objects
     return objects
 
 
 def timeout_of(accelerator: Accelerator) -> timedelta | None:
-    """Returns how long a collective may take, as the user gave it; None for torch's default."""
+    """Returns the timeout of collectives that the user set; None for torch's default."""
     handler = accelerator.init_handler
     timeout: timedelta | None = None if handler is None else handler.timeout
     return timeout
 
 
 def prepared_models(accelerator: Accelerator) -> list[torch.nn.Module]:
-    """Returns the models that were prepared with ``accelerator``, as it prepared them."""
+    """Returns the models that ``accelerator.prepare`` has returned, with their wrappers."""
     return list(accelerator._models)
 
 
 def prepared_for(
     owner: object, accelerator: Accelerator, prepare: Callable[..., Any], *things: Any
 ) -> Any:
-    """Returns ``prepare(*things)``, a call that adds to the lists of an accelerator.
+    """Returns ``prepare(*things)``, and ties what it adds to the accelerator's lists to ``owner``.
 
-    What it adds there is taken off when ``owner`` is gone, and every other owner of the same
-    object. What a user has prepared stays.
+    Accelerate keeps the objects on these lists until ``free_memory()``, so that the models of all
+    trainers with one accelerator would stay in memory. An object that this call adds is removed
+    once ``owner`` and all other owners of the object are garbage-collected. Objects that a user has
+    prepared stay.
 
     Args:
-        owner: what uses the objects. Nothing on these lists may refer to it.
-        accelerator: whose lists they are.
+        owner: the user of the objects. No object on these lists may refer to it.
+        accelerator: the accelerator that has the lists.
         prepare: ``accelerator.prepare``, or one of its parts.
-        things: its arguments.
+        things: the arguments of ``prepare``.
     """
-    before = _Listed(accelerator)
+    before = _ListsSnapshot(accelerator)
     prepared = prepare(*things)
     results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
-    for thing in _listed(accelerator):
-        if id(thing) in results or not before.has(thing):
-            _lend(owner, accelerator, thing, is_new=not before.has(thing))
+    for thing in _listed_objects(accelerator):
+        # Results that were there before may belong to another owner here: then both own them.
+        if id(thing) in results or thing not in before:
+            _add_owner(owner, accelerator, thing, is_new=thing not in before)
     return prepared
 
 
 @contextmanager
 def unlisted(accelerator: Accelerator) -> Iterator[None]:
-    """What the body adds to the lists of an accelerator is taken off them after it."""
-    before = _Listed(accelerator)
+    """Removes what the body adds to the lists of an accelerator, after the body."""
+    before = _ListsSnapshot(accelerator)
     try:
         yield
     finally:
-        for thing in before.added():
-            _take_off(accelerator, thing)
+        for thing in before.added_since():
+            _remove_from_lists(accelerator, thing)
 
 
 def list_loader(owner: object, accelerator: Accelerator, loader: Any) -> None:
-    """Has a prepared loader on the accelerator's list, at least as long as ``owner`` is there."""
-    is_new = not _Listed(accelerator).has(loader)
+    """Adds a prepared loader to the accelerator's list, if it is not there, with an owner."""
+    is_new = loader not in _ListsSnapshot(accelerator)
     if is_new:
         accelerator._dataloaders = [*accelerator._dataloaders, loader]
-    _lend(owner, accelerator, loader, is_new=is_new)
+    _add_owner(owner, accelerator, loader, is_new=is_new)
 
 
 def unlist_loader(owner: object, accelerator: Accelerator, loader: Any) -> None:
-    """Takes a loader off the list if it is there for ``owner`` alone."""
-    loan = _loan_of(accelerator, loader)
-    if loan is not None:
-        loan.owners = [each for each in loan.owners if each() is not owner]
-        _settle(weakref.ref(accelerator))
+    """Removes an owner of a loader, and the loader from the list if it has no other owner."""
+    ownership = _ownership_of(accelerator, loader)
+    if ownership is not None:
+        ownership.owners = [each for each in ownership.owners if each() is not owner]
+        _remove_ownerless(weakref.ref(accelerator))
 
 
-class _Listed:
-    """What was on the lists of an accelerator at one time, all of which is kept."""
+class _ListsSnapshot:
+    """The objects that were on the lists of an accelerator when the snapshot was made.
+
+    The objects are compared by identity, because a module may define equality differently. The
+    snapshot keeps them alive, as the identity of one that is gone may become that of a new object.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._things = {id(each): each for each in _listed(accelerator)}
+        self._things = {id(each): each for each in _listed_objects(accelerator)}
 
-    def has(self, thing: object) -> bool:
-        """Returns whether ``thing`` was among it."""
+    def __contains__(self, thing: object) -> bool:
         return id(thing) in self._things
 
-    def added(self) -> list[Any]:
-        """Returns what has come since."""
-        return [each for each in _listed(self._accelerator) if not self.has(each)]
+    def added_since(self) -> list[Any]:
+        """Returns the objects that were added since."""
+        return [each for each in _listed_objects(self._accelerator) if each not in self]
 
 
-class _Loan:
-    """An object that is on an accelerator's lists for some owners, none of which it keeps."""
+class _Ownership:
+    """The owners of an object on an accelerator's lists. It keeps neither owners nor object."""
 
     def __init__(self, thing: Any) -> None:
         self.thing = weakref.ref(thing)
         self.owners: list[weakref.ref[object]] = []
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Returns whether all owners are gone."""
         return all(each() is None for each in self.owners)
 
 
-# By identity: a module may define what equality is.
-_loans: "weakref.WeakKeyDictionary[Accelerator, dict[int, _Loan]]" = weakref.WeakKeyDictionary()
+# By the identities of the objects: a module may define equality differently.
+_ownerships: "weakref.WeakKeyDictionary[Accelerator, dict[int, _Ownership]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _listed(accelerator: Accelerator) -> list[Any]:
+def _listed_objects(accelerator: Accelerator) -> list[Any]:
     return [each for name in _LISTS for each in getattr(accelerator, name)]
 
 
-def _loan_of(accelerator: Accelerator, thing: Any) -> _Loan | None:
-    loan = _loans.get(accelerator, {}).get(id(thing))
-    return loan if loan is not None and loan.thing() is thing else None
+def _ownership_of(accelerator: Accelerator, thing: Any) -> _Ownership | None:
+    ownership = _ownerships.get(accelerator, {}).get(id(thing))
+    # The identity may have been that of another object, which is gone.
+    return ownership if ownership is not None and ownership.thing() is thing else None
 
 
-def _lend(owner: object, accelerator: Accelerator, thing: Any, *, is_new: bool) -> None:
-    """Notes an owner of an object that is ours; what was there before, unlent, is a user's."""
-    loan = _loan_of(accelerator, thing)
-    if loan is None:
+def _add_owner(owner: object, accelerator: Accelerator, thing: Any, *, is_new: bool) -> None:
+    """Adds an owner of an object on the lists, unless a user has put the object there.
+
+    An object that was there before (``is_new`` is False) and has no owner is the user's.
+    """
+    ownership = _ownership_of(accelerator, thing)
+    if ownership is None:
         if not is_new:
             return
-        loan = _loans.setdefault(accelerator, {})[id(thing)] = _Loan(thing)
-    if all(each() is not owner for each in loan.owners):
-        settle = functools.partial(_settle, weakref.ref(accelerator))
-        loan.owners.append(weakref.ref(owner, settle))
+        ownership = _ownerships.setdefault(accelerator, {})[id(thing)] = _Ownership(thing)
+    if all(each() is not owner for each in ownership.owners):
+        remove = functools.partial(_remove_ownerless, weakref.ref(accelerator))
+        ownership.owners.append(weakref.ref(owner, remove))
 
 
-def _settle(of_accelerator: "weakref.ref[Accelerator]", owner: object = None) -> None:
-    """Takes off what no owner is left of. It may be called by any garbage collection."""
-    accelerator = of_accelerator()
+def _remove_ownerless(accelerator_ref: "weakref.ref[Accelerator]", owner: object = None) -> None:
+    """Removes the objects without owners from the lists of an accelerator.
+
+    Any garbage collection may call this function, as the callback of a weak reference, and so in
+    the middle of another call of it.
+    """
+    accelerator = accelerator_ref()
     if accelerator is None:
         return
-    loans = _loans.get(accelerator, {})
-    for key in list(loans):
-        loan = loans.get(key)
-        if loan is not None and loan.is_over():
-            loans.pop(key, None)
-            _take_off(accelerator, loan.thing())
+    ownerships = _ownerships.get(accelerator, {})
+    for key in list(ownerships):
+        ownership = ownerships.get(key)
+        if ownership is not None and ownership.has_ended():
+            ownerships.pop(key, None)
+            _remove_from_lists(accelerator, ownership.thing())
 
 
-def _take_off(accelerator: Accelerator, thing: Any) -> None:
-    """Replaces the lists: Accelerate may be going through one of them now."""
+def _remove_from_lists(accelerator: Accelerator, thing: Any) -> None:
+    """Removes an object from the lists of an accelerator."""
     for name in _LISTS:
         things = getattr(accelerator, name)
         if any(each is thing for each in things):
+            # A new list: Accelerate may be iterating over the present one.
             setattr(accelerator, name, [each for each in things if each is not thing])
 
 
@@ -291,6 +317,6 @@ def is_prepared(obj: object) -> bool:
 
 
 def shared_mixed_precision() -> str | None:
-    """Returns the mixed precision of this process's accelerators, or None before the first."""
+    """Returns the mixed precision of this process's accelerators; None before the first one."""
     precision: str | None = AcceleratorState._shared_state.get("_mixed_precision")
     return precision

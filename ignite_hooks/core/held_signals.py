@@ -1,8 +1,9 @@
-"""Signals that wait until an optimizer step is complete.
+"""Signals that are held back until an optimizer step is complete.
 
-A Python handler runs between any two lines of the main thread, torch's included, and what it raises
-would leave a step half done. ``pthread_sigmask`` is no tool against that: with a second thread the
-handler runs in the masked main thread all the same. So the handlers themselves wait.
+A Python signal handler runs between any two lines of the main thread, lines of torch included. An
+exception that it raises would leave a step half done. ``pthread_sigmask`` does not prevent that: in
+a process with a second thread the signal is delivered there, and Python still runs the handler in
+the main thread, whose mask does not matter. So this module wraps the handlers themselves.
 """
 
 import signal
@@ -13,28 +14,31 @@ from typing import Any
 
 __all__ = ["HeldSignals", "handler_of", "is_held_back", "replace_handler"]
 
-# torch tells of dead workers by SIGCHLD, this package of a failure on another rank by SIGURG.
+# torch raises an error for dead loader workers in a handler of SIGCHLD; this package raises one
+# for a failure on another rank in a handler of SIGURG.
 _NAMES = ("SIGINT", "SIGALRM", "SIGTERM", "SIGCHLD", "SIGURG")
+# Windows does not have all of them.
 _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class HeldSignals(AbstractContextManager["HeldSignals", None]):
-    """Holds back the Python handlers of some signals while ``is_holding`` is set.
+    """A context manager that holds back Python signal handlers while ``is_holding`` is True.
 
-    It is entered around a run, in the main thread. No handler ever runs in another, and there it
-    does nothing. A handler that someone sets meanwhile is not held back until the next ``look``.
-    A signal that comes twice while it is held counts once, as a blocked one does; a second SIGINT
-    is handled at once.
+    It is entered around a run. In another thread than the main thread it does nothing, as Python
+    runs signal handlers in the main thread only. A handler that is installed while it is open is
+    not held back before the next call of ``look``. A signal that arrives twice while it is held
+    back is handled once, as a blocked signal is; a second SIGINT is handled at once.
 
     Attributes:
-        is_holding: whether signals wait now. ``release`` resets it.
-        is_stale: whether ``look`` is to be called again.
-        has_broken: whether a second SIGINT, while the first one waited, broke off what was held.
+        is_holding: whether signals are held back now. ``release`` resets it.
+        is_stale: whether handlers may have been installed since the last ``look``.
+        has_broken: whether a second SIGINT interrupted the code during which the first was held.
+        waiting: the handler to call and the interrupted frame of each signal that is held back.
     """
 
     def __init__(self) -> None:
         self.is_holding = self.is_stale = self.has_broken = False
-        self.waiting: dict[int, tuple[_Holder, FrameType | None]] = {}
+        self.waiting: dict[int, tuple[_HoldingHandler, FrameType | None]] = {}
 
     def __enter__(self) -> "HeldSignals":
         self.is_holding = False
@@ -44,38 +48,40 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
     def __exit__(self, *failure: object) -> None:
         for number in _NUMBERS if _is_in_main_thread() else ():
             installed: Any = signal.getsignal(number)
-            if self._is_own(installed):
-                signal.signal(number, installed.found)
+            # A handler that was installed over the wrapper meanwhile stays.
+            if self._has_wrapped(installed):
+                signal.signal(number, installed.original)
         self.release()
 
     def look(self) -> None:
-        """Holds back the handlers that are installed now."""
+        """Wraps the handlers that are installed now, so that they can be held back."""
         self.is_stale = False
         for number in _NUMBERS if _is_in_main_thread() else ():
-            found = signal.getsignal(number)
-            if callable(found) and not self._is_own(found):
-                signal.signal(number, _Holder(self, found))
+            installed = signal.getsignal(number)
+            # SIG_DFL and SIG_IGN are not callable: no code of Python's runs then.
+            if callable(installed) and not self._has_wrapped(installed):
+                signal.signal(number, _HoldingHandler(self, installed))
 
     def release(self) -> None:
-        """Ends the holding, and handles what has come meanwhile."""
+        """Stops holding signals back, and handles those that have arrived meanwhile."""
         self.is_holding = False
         if self.waiting:
-            number, (holder, frame) = self.waiting.popitem()
+            number, (handler, frame) = self.waiting.popitem()
             try:
-                holder.handle(number, frame)
-            finally:  # whatever the first one raises, the others are handled too
+                handler.handle(number, frame)
+            finally:  # the other signals are handled too if this handler raises
                 self.release()
 
-    def _is_own(self, handler: Any) -> bool:
-        return isinstance(handler, _Holder) and handler.signals is self
+    def _has_wrapped(self, handler: Any) -> bool:
+        return isinstance(handler, _HoldingHandler) and handler.signals is self
 
 
-class _Holder:
-    """The handler of one signal: passes it on to the one that was found, now or later."""
+class _HoldingHandler:
+    """A wrapper of a signal handler, which calls the original now or when signals are released."""
 
-    def __init__(self, signals: HeldSignals, found: Any) -> None:
+    def __init__(self, signals: HeldSignals, original: Any) -> None:
         self.signals = signals
-        self.found = found
+        self.original = original
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         signals = self.signals
@@ -91,36 +97,39 @@ class _Holder:
             signals.waiting[number] = self, frame
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        self.found(number, frame)
+        """Calls the original handler."""
+        self.original(number, frame)
 
 
 def handler_of(number: int) -> Any:
-    """Returns the handler of a signal, that beneath if a run holds the signal back."""
+    """Returns the handler of a signal, without the wrappers of runs that hold the signal back."""
     handler: Any = signal.getsignal(number)
-    while isinstance(handler, _Holder):
-        handler = handler.found
+    # One wrapper for each run: a handler may run another engine within a run.
+    while isinstance(handler, _HoldingHandler):
+        handler = handler.original
     return handler
 
 
 def is_held_back(number: int | None) -> bool:
-    """Returns whether a signal has come and is held back."""
+    """Returns whether a signal has arrived and is held back now."""
     handler: Any = None if number is None else signal.getsignal(number)
-    while isinstance(handler, _Holder):
+    while isinstance(handler, _HoldingHandler):
         if number in handler.signals.waiting:
             return True
-        handler = handler.found
+        handler = handler.original
     return False
 
 
 def replace_handler(number: int, handler: Any) -> None:
-    """Sets the handler of a signal, beneath those by which runs hold the signal back."""
-    holder: Any = signal.getsignal(number)
-    if not (isinstance(holder, _Holder) and callable(handler)):
+    """Replaces the handler of a signal, within the wrappers of runs that hold the signal back."""
+    wrapper: Any = signal.getsignal(number)
+    # SIG_DFL and SIG_IGN cannot be called by a wrapper, and take its place.
+    if not (isinstance(wrapper, _HoldingHandler) and callable(handler)):
         signal.signal(number, handler)
         return
-    while isinstance(holder.found, _Holder):
-        holder = holder.found
-    holder.found = handler
+    while isinstance(wrapper.original, _HoldingHandler):
+        wrapper = wrapper.original
+    wrapper.original = handler
 
 
 def _is_in_main_thread() -> bool:

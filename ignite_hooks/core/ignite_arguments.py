@@ -1,4 +1,4 @@
-"""Arguments that only Ignite's factories have: an error says what replaces each."""
+"""Errors for arguments that only Ignite's factories have, with what replaces each of them."""
 
 import inspect
 from collections.abc import Callable
@@ -35,29 +35,30 @@ _REMEDIES = {
 
 
 def explains_arguments_of(
-    ignites: Callable[..., Any],
+    ignite_factory: Callable[..., Any],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates a factory to explain arguments that only Ignite's factory has.
+    """Decorates a factory so that it explains arguments that only Ignite's factory has.
 
-    Python's own message names the argument and no remedy. Type checkers and ``inspect.signature``
-    see the factory as it is.
+    Python's own TypeError names the argument and no remedy. Type checkers and ``inspect.signature``
+    still see the signature of the factory.
 
     Args:
-        ignites: Ignite's factory of the same name, for the order of its arguments.
+        ignite_factory: Ignite's factory of the same name, for the order of its arguments.
     """
 
     def decorate(factory: Callable[P, R]) -> Callable[P, R]:
         parameters = inspect.signature(factory).parameters.values()
         names = [each.name for each in parameters]
-        positional = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters)
+        max_positional = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters)
 
         @wraps(factory)
         def explained(*args: P.args, **kwargs: P.kwargs) -> R:
-            if len(args) > positional:
-                theirs = list(inspect.signature(ignites).parameters)[: len(args)]
-                given = [name for name in theirs if name not in names[:positional]]
+            if len(args) > max_positional:
+                # The caller has most likely kept the positions of Ignite's factory.
+                ignite_names = list(inspect.signature(ignite_factory).parameters)[: len(args)]
+                given = [name for name in ignite_names if name not in names[:max_positional]]
                 raise TypeError(
-                    f"{factory.__name__}() takes {positional} positional arguments, got "
+                    f"{factory.__name__}() takes {max_positional} positional arguments, got "
                     f"{len(args)}: pass the others by name{_explanation_of(given)}"
                 )
             for name in kwargs:
@@ -75,15 +76,18 @@ def explains_arguments_of(
 
 
 def check_no_device(data: Any) -> None:
-    """Raises a TypeError for a device in the place of the data, where Ignite's factory has it."""
+    """Raises a TypeError if ``data`` is a device, which is the fourth argument of Ignite's factory.
+
+    A string is an iterable, and would otherwise pass for data.
+    """
     if isinstance(data, str | torch.device):
         raise TypeError(
             f"`data` must be an iterable of batches, got {data!r}; Ignite's fourth argument, "
-            f"`device`, is none of this factory: {_REMEDIES['device']}"
+            f"`device`, does not exist here: {_REMEDIES['device']}"
         )
 
 
 def _explanation_of(names: Iterable[str]) -> str:
-    """Returns what replaces each of the arguments that were given in Ignite's order."""
+    """Returns the end of a message: what replaces each argument, given in Ignite's order."""
     parts = [f"`{name}`: {_REMEDIES.get(name, f'pass {name}=…')}" for name in names]
     return f". In Ignite's order they are {'; '.join(parts)}" if parts else ""

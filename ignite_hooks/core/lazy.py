@@ -1,4 +1,4 @@
-"""Public names that are imported on first use, so that nobody waits for what they do not use."""
+"""Public names that are imported on first use, so that importing the package stays fast."""
 
 import sys
 from collections.abc import Callable
@@ -13,9 +13,9 @@ __all__ = ["lazy_names"]
 def lazy_names(
     package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Returns ``__getattr__`` and ``__dir__`` of a package that imports names on first use.
+    """Returns ``__getattr__`` and ``__dir__`` for a package that imports its names on first use.
 
-    See PEP 562. A type checker runs neither: it needs the imports under TYPE_CHECKING.
+    See PEP 562. Type checkers run neither, and need the imports under TYPE_CHECKING too.
 
     Args:
         package: the name of the package.
@@ -36,7 +36,7 @@ def lazy_names(
                 raise ImportError(message, name=package)
             raise AttributeError(message)
         value = getattr(import_module(f"{package}.{modules[name]}"), name)
-        setattr(sys.modules[package], name, value)  # so that this is called once per name
+        setattr(sys.modules[package], name, value)  # Python calls `get` for absent names only
         return value
 
     def list_names() -> list[str]:

@@ -1,7 +1,7 @@
-"""Paths as users write them: relative ones, ``~``, and URLs, which are no paths.
+"""Paths as users write them: relative paths, ``~``, and URLs, which are not paths.
 
-A path is made absolute when it is given. Whatever changes the working directory later, a library
-or a handler for instance, then changes no place that was named before.
+A path is made absolute when it is given. A library or a handler that changes the working directory
+later then does not change where a checkpoint is written to or read from.
 """
 
 import os
@@ -14,22 +14,21 @@ from urllib.parse import urlsplit
 __all__ = ["absolute_path", "absolute_source", "is_url", "path_in_url", "url_of_path"]
 
 _URL = re.compile(r"(?:[A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
-_URL_AS_PATH = re.compile(r"[A-Za-z][\w+.-]+:[/\\]")  # "C:/" is a drive, and no scheme
+_URL_AS_PATH = re.compile(r"[A-Za-z][\w+.-]+:[/\\]")  # two letters: "C:/" is a drive, not a scheme
 _LOCAL_SCHEMES = ("file://", "local://")
 
 
 def is_url(place: str | PurePath) -> bool:
-    """Returns whether ``place`` is a URL; a path of that spelling that exists is none."""
+    """Returns whether ``place`` is a URL. An existing path with the same spelling is a path."""
     return _URL.match(str(place)) is not None and not os.path.exists(place)
 
 
 def absolute_path(path: str | Path) -> Path:
-    """Returns ``path`` from the root of the file system on, with ``~`` expanded.
-
-    Symbolic links stay as they are named.
+    """Returns ``path`` as an absolute path, with ``~`` expanded. Symbolic links are not resolved.
 
     Raises:
-        ValueError: the home or the working directory is not known. The message begins with "got".
+        ValueError: the home or the working directory is not known. The message begins with "got",
+            as callers put the argument and the rule before it.
     """
     text = os.fspath(path)
     if text.startswith("~"):
@@ -49,25 +48,28 @@ def absolute_path(path: str | Path) -> Path:
 
 
 def absolute_source(place: str | Path) -> str | Path:
-    """Returns a path as ``absolute_path`` does, and a URL with the local path in it made absolute.
+    """Returns an absolute path; in a URL, the local path within is made absolute.
 
-    Such a path is that of ``file://runs``, or the last link of ``zip://checkpoints::runs.zip``.
+    Such local paths are ``runs`` in ``file://runs``, and the last link ``runs.zip`` in the chain
+    ``zip://checkpoints::runs.zip`` of fsspec.
     """
     if not is_url(place):
         return absolute_path(place)
     *links, last = str(place).split("::")
     scheme = next((each for each in _LOCAL_SCHEMES if last.startswith(each)), "")
     path = last.removeprefix(scheme)
+    # fsspec takes a last link of lowercase letters alone, such as "memory", for a scheme.
     is_local = scheme or (links and "://" not in last and re.search("[^a-z]", last))
-    if is_local and not path.startswith("/"):  # fsspec takes a word of small letters for a scheme
+    if is_local and not path.startswith("/"):
         last = f"{scheme}{absolute_path(path)}"
     return "::".join([*links, last])
 
 
 def url_of_path(path: str | Path) -> str | None:
-    """Returns the URL that was made a path, as ``Path("s3://bucket")`` does; else None.
+    """Returns the URL that a path was made from; None if it was made from none.
 
-    ``file:/runs`` is one as well: the standard lets the other slashes be left out.
+    ``Path("s3://bucket")`` merges the slashes to ``s3:/bucket``. ``file:/runs`` counts as a URL
+    too: RFC 8089 allows this form.
     """
     text = str(path)
     if _URL_AS_PATH.match(text) is None or os.path.exists(path):
@@ -78,6 +80,6 @@ def url_of_path(path: str | Path) -> str | None:
 
 
 def path_in_url(url: str) -> str | None:
-    """Returns the path that a ``file:`` URL stands for; None for other URLs."""
+    """Returns the path in a ``file:`` URL; None for other URLs."""
     parts = urlsplit(url)
     return unquote(parts.path) if parts.scheme == "file" and parts.path else None

@@ -19,13 +19,13 @@ class FeedPosition(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The counters that steer a run. The engine's state shows copies, for handlers to read.
+    """The counters that control a run. The engine's state shows copies, for handlers to read.
 
     Args:
-        iteration: batches given to the engine in all.
-        epochs: complete epochs.
-        batches: batches of the epoch that is not complete; 0 when none has begun.
-        is_full: whether that epoch has all its batches.
+        iteration: the number of batches given to the engine in all.
+        epochs: the number of complete epochs.
+        batches: the number of batches given in the current epoch; 0 before it begins.
+        is_full: whether the current epoch has had all its batches, and only its end is missing.
     """
 
     iteration: int = 0
@@ -38,44 +38,49 @@ class Progress(NamedTuple):
         return Progress(self.iteration, self.epochs + 1)
 
     def at_epoch_start(self) -> "Progress":
-        """Returns the counters as if this epoch had no batch yet."""
+        """Returns the counters as if the current epoch had no batch yet."""
         return Progress(self.iteration, self.epochs)
 
     def epochs_for(self, steps: int, window: int, epoch_length: int) -> int:
-        """Returns the number of epochs in all that ``steps`` more steps take.
+        """Returns the number of epochs, those done included, at the end of ``steps`` more steps.
 
         Args:
-            steps: optimizer steps still to be made.
-            window: batches in a full window.
-            epoch_length: batches in an epoch.
+            steps: the optimizer steps still to be made.
+            window: the number of batches in a full window.
+            epoch_length: the number of batches in an epoch.
         """
+        # Rounded up within each epoch: the end of an epoch closes its last window early.
         in_this_epoch = ceil((epoch_length - self.batches) / window)
-        in_each = ceil(epoch_length / window)
-        return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / in_each)
+        per_epoch = ceil(epoch_length / window)
+        return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / per_epoch)
 
     def steps_in(self, batches: int, window: int, epoch_length: int | None) -> int:
-        """Returns the number of optimizer steps that ``batches`` more batches make, at least.
+        """Returns the number of optimizer steps that ``batches`` more batches make at least.
 
         Args:
-            batches: batches still to come.
-            window: batches in a full window; one that an epoch ends has fewer.
-            epoch_length: batches in an epoch; None if that is not known.
+            batches: the number of batches still to come.
+            window: the number of batches in a full window; the last window of an epoch may have
+                fewer.
+            epoch_length: the number of batches in an epoch; None if that is not known.
         """
         if epoch_length is None:
             return ceil(batches / window)
         in_this_epoch = max(0, min(batches, epoch_length - self.batches))
         epochs, rest = divmod(batches - in_this_epoch, epoch_length)
-        in_each = ceil(epoch_length / window)
-        return ceil(in_this_epoch / window) + epochs * in_each + ceil(rest / window)
+        per_epoch = ceil(epoch_length / window)
+        return ceil(in_this_epoch / window) + epochs * per_epoch + ceil(rest / window)
 
 
 class Place(NamedTuple):
-    """The place of a run: one value, so that Ctrl-C at any line never leaves half of a change.
+    """The place of a run: its counters and its position in the data, as one value.
+
+    One assignment replaces all of it, so that Ctrl-C at any line never leaves half of a change.
 
     Args:
         progress: the counters.
         position: the position in the data.
-        taken: batches that all windows must have taken for this place to be a step boundary.
+        taken: the number of batches that windows must have taken in all for this place to be a step
+            boundary.
     """
 
     progress: Progress = Progress()

@@ -1,8 +1,8 @@
-"""Changes that are undone for sure: by their own scope, or else by the run that they were made in.
+"""Changes that are always undone: at the end of their own scope, or else at the end of the run.
 
-The ``finally`` of a scope may be interrupted, and the generator of a scope may be left suspended in
-a traceback and end much later. So each change is noted, with what undoes it, before it is made: a
-run that ends, or the next one, undoes what is left.
+The ``finally`` of a scope may be interrupted by a signal. The generator of a scope may be left
+suspended in a traceback, and end much later. So the callback that undoes a change is noted before
+the change is made, and the run that ends, or the next run, calls the callbacks that are left.
 """
 
 import threading
@@ -18,63 +18,73 @@ Undo = Callable[[], None]
 
 
 class Changes(AbstractContextManager["Changes", None]):
-    """The changes made in one run and not undone yet. ``restored`` notes them in the body."""
+    """The changes of one run that are not undone yet, as the callbacks that undo them.
+
+    It is entered around the run. ``restored`` adds a change to the ``Changes`` that this thread has
+    entered last.
+    """
 
     def __init__(self) -> None:
-        self._undo: list[Undo] = []
+        self._callbacks: list[Undo] = []
         self._outer: Changes | None = None
 
     def __enter__(self) -> "Changes":
-        outer = getattr(_present, "changes", None)
-        if outer is not self:  # else it was left by an exit that broke off
+        outer = getattr(_innermost, "changes", None)
+        # An exit that was interrupted has left this object there. It is not its own outer one.
+        if outer is not self:
             self._outer = outer
-        _present.changes = self
+        _innermost.changes = self
         return self
 
     def __exit__(self, *failure: object) -> None:
-        if getattr(_present, "changes", None) is self:
-            _present.changes = self._outer
+        if getattr(_innermost, "changes", None) is self:
+            _innermost.changes = self._outer
             self._outer = None
 
     @property
     def present(self) -> tuple[Undo, ...]:
-        """What would undo those that were made up to now."""
-        return (*self._undo,)
+        """The callbacks of all changes that are not undone yet, in the order of the changes."""
+        return (*self._callbacks,)
 
     def undo(self, but: Collection[Undo] = ()) -> None:
-        """Undoes them, the last one first, but for those that are undone by ``but``."""
-        while left := [each for each in self._undo if not any(each is other for other in but)]:
+        """Undoes all changes, the last one first, except those whose callbacks are in ``but``."""
+        # By identity: two callbacks may be equal, such as bound methods of one object.
+        while left := [each for each in self._callbacks if not any(each is other for other in but)]:
             self.end(left[-1], alone=True)
 
     def begin(self, undo: Undo) -> None:
-        """Notes a change that is about to be made."""
-        self._undo.append(undo)
+        """Notes a change that is about to be made, by the callback that undoes it."""
+        self._callbacks.append(undo)
 
     def end(self, undo: Undo, *, alone: bool) -> None:
-        """Undoes a change, unless that was done; a call that breaks off may be repeated.
+        """Undoes a change that is not undone yet. A call that was interrupted may be repeated.
 
         Args:
-            undo: undoes the change.
-            alone: leave those that were made later; else they are left over, and are undone before.
+            undo: the callback that undoes the change.
+            alone: whether to leave the changes that were made later. Otherwise those are undone
+                first, as their scopes should have ended before.
         """
-        while any(undo is each for each in self._undo):
-            last = undo if alone else self._undo[-1]
-            last()
-            self._undo = [each for each in self._undo if each is not last]
+        while any(undo is each for each in self._callbacks):
+            callback = undo if alone else self._callbacks[-1]
+            callback()
+            # Removed after the call: a callback that was interrupted is called again.
+            self._callbacks = [each for each in self._callbacks if each is not callback]
 
 
-_present = threading.local()
+_innermost = threading.local()  # runs in several threads are independent of each other
 
 
 @contextmanager
 def restored(undo: Undo, *, alone: bool = False) -> Iterator[None]:
-    """Calls ``undo`` after the body, which makes the change.
+    """Calls ``undo`` after the body, which makes a change.
 
     Args:
-        undo: undoes the change; it may be called a second time if it broke off.
-        alone: for a scope of a generator that may end while scopes within are still open.
+        undo: undoes the change. It may be called a second time if its first call was interrupted.
+        alone: whether to undo this change only, also if changes that were made later are not undone
+            yet. A scope needs this if it may end before scopes within it, as in a generator.
     """
-    changes: Changes = getattr(_present, "changes", None) or Changes()
+    # Without a run there is nobody to call what is left: a new object serves this body alone.
+    changes: Changes = getattr(_innermost, "changes", None) or Changes()
     changes.begin(undo)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Rules for values, and what their error messages have in common."""
+"""Checks of values, and the common parts of their error messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,12 +8,12 @@ __all__ = ["close_to", "is_count", "is_integer", "is_number", "shown_type", "who
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether ``value`` is a number; True and False are none."""
+    """Returns whether ``value`` is a number. True and False do not count as numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_integer(value: Any) -> bool:
-    """Returns whether ``value`` is an integer; True and False are none."""
+    """Returns whether ``value`` is an integer. True and False do not count as integers."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -26,8 +26,8 @@ def whole_number(name: str, value: Any, remedy: str) -> None:
     """Raises a ValueError unless ``value`` is an integer of at least 1.
 
     Args:
-        name: the argument, for the message.
-        value: what was given for it.
+        name: the name of the argument, for the message.
+        value: the value that was given.
         remedy: what to do instead, for the message.
     """
     if not is_count(value):
@@ -40,7 +40,10 @@ def shown_type(value: Any) -> str:
 
 
 def close_to(name: str, names: Iterable[str]) -> str:
-    """Returns what may have been meant by a name that is none of ``names``: "did you mean …?"."""
+    """Returns a suggestion for a name that is not in ``names``: "did you mean `lr`?".
+
+    If no name is similar, it returns all of them: "there are `lr`, `betas`".
+    """
     names = list(names)
     close = get_close_matches(name, names, n=3)
     if close:

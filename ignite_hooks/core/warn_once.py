@@ -1,4 +1,4 @@
-"""Warnings that are given once in a process, however many handlers come to give them."""
+"""Warnings that are given once per process, however many handlers give them."""
 
 import warnings
 from functools import cache
@@ -8,9 +8,10 @@ __all__ = ["warn_once"]
 
 @cache
 def warn_once(message: str) -> None:
-    """Warns with ``message``, the first time that it is called with this message.
+    """Warns with ``message``, once per message.
 
-    Python repeats a warning for each line that it comes from; here the text alone counts. The line
-    named is that of the caller's caller.
+    Python's own filter repeats a warning for each line of code that gives it. Here the text alone
+    counts. The warning names the line of the caller's caller.
     """
+    # An error that a filter makes of the warning is not cached, and is raised each time.
     warnings.warn(message, stacklevel=3)
