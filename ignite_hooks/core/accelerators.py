@@ -65,7 +65,7 @@ ITERATION_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iterati
 class ShortWindow(dict[str, Any]):
     """Accelerate's accumulation settings while a window of fewer batches is open.
 
-    They replace the settings ``whole`` of a full window meanwhile, so that
+    They replace the settings of a full window, which are kept as ``whole``, so that
     ``accelerator.backward`` divides the loss by ``size``.
     """
 

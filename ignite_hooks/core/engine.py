@@ -147,12 +147,12 @@ def process_function_of(engine: AnyEngine) -> Any:
 def move_to_front(engine: Engine, event: Any) -> None:
     """Moves the handler that was attached last to the front of the handlers of ``event``.
 
-    If ``event`` is being fired now, the handler is first called at the next one.
+    If ``event`` is being fired now, the handler is called from the next time on.
     """
     events = [*event] if isinstance(event, EventsList) else [event]
     for each in events:
-        # A new list: Ignite may be iterating over the present one, to call the handlers. There the
-        # `pop` also keeps the moved handler from being called at the end of this event.
+        # A new list, as Ignite may be iterating over the present one to call its handlers. The
+        # `pop` takes the handler off the present one, so that this iteration does not reach it.
         handlers = engine._event_handlers[each]
         engine._event_handlers[each] = [handlers.pop(), *handlers]
     if isinstance(engine, QuickEngine):
@@ -358,10 +358,10 @@ class QuickEngine(EventCheckingEngine):
     def _fire(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Calls the handlers of a registered event; ``fire_event`` checks that it is registered.
 
-        Handlers may add and remove handlers meanwhile. None is skipped or called twice because of
-        that, and one that is added to this event is called after the others, as on Ignite's engine:
-        Ignite's profilers rely on it. ``last_event_name`` is restored at the end of an event that
-        was fired by a handler of another event.
+        Handlers may add and remove handlers meanwhile. No handler is skipped or called twice
+        because of that, and one that is added to this event is called after the others, as on
+        Ignite's engine: Ignite's profilers rely on it. ``last_event_name`` is restored at the end
+        of an event that was fired by a handler of another event.
         """
         is_event = isinstance(event_name, CallableEventWithFilter)
         name = event_name._name_ if is_event else event_name

@@ -159,8 +159,8 @@ class Attachment:
     def during_run(self, scope: RunScope) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
-        Whatever changes the process for the time of a run belongs into such a scope: Ignite fires
-        no event at the end of a run that fails on which a handler could rely.
+        Code that changes the process for the time of a run belongs in such a scope, because no
+        event is certain to be fired at the end of a run that fails.
         """
         any_scope: Callable[[Any], Scope] = scope  # for mypy, which passes on no union of callables
         self.on_removal(enter_at_each_run(self.engine, any_scope))

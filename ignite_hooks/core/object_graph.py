@@ -71,7 +71,7 @@ _MAX_SHORT_LENGTH = 1000  # longer containers are compared for changes by a dige
 _MAX_UNDEDUPLICATED = 5_000_000  # elements, beyond which containers that are held twice count once
 _MAX_LAYOUTS = 10_000  # classes whose layout is remembered
 _MAX_CHECKED_SINGLY = 64  # more elements are checked together first, which is faster per element
-# Objects of these types hold neither a random generator nor an object with a state.
+# Objects of exactly these types are passed over: they hold no generator and no object with a state.
 _PLAIN_TYPES = (
     *(bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), type(Ellipsis)),
     *(range, slice, datetime.date, datetime.time, datetime.datetime, datetime.timedelta),
@@ -82,7 +82,7 @@ _PLAIN_TYPES = (
     # The traceback of an exception that somebody keeps leads to all variables of the program.
     *(types.TracebackType, types.FrameType),
 )
-# The same for subclasses of these.
+# Objects of subclasses of these are passed over too.
 _PLAIN_BASES = (
     enum.Enum,
     PurePath,
@@ -209,8 +209,9 @@ class ObjectSearch(Unsearched):
     def _take_snapshot(self, watched: list[Any], selected: list[Any]) -> list[int] | None:
         """Returns the identities of the objects that some objects hold, to compare them later.
 
-        Containers are replaced by their elements, long ones by a digest of them. All is done in the
-        interpreter's own loops (``map``, ``compress``), which is why it reads as it does.
+        Containers are replaced by their elements, and long ones by a digest of their elements. The
+        interpreter's own loops (``map``, ``compress``) do all of it, because each save checks for
+        changes, and a Python loop over all that a run holds would take too long.
 
         Args:
             watched: objects of which all references are taken.

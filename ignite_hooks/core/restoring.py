@@ -30,7 +30,7 @@ class Changes(AbstractContextManager["Changes", None]):
 
     def __enter__(self) -> "Changes":
         outer = getattr(_innermost, "changes", None)
-        # An exit that was interrupted has left this object there. It is not its own outer one.
+        # If it is this object, an interrupted exit has left it there, and `_outer` is still right.
         if outer is not self:
             self._outer = outer
         _innermost.changes = self
@@ -83,7 +83,7 @@ def restored(undo: Undo, *, alone: bool = False) -> Iterator[None]:
         alone: whether to undo this change only, also if changes that were made later are not undone
             yet. A scope needs this if it may end before scopes within it, as in a generator.
     """
-    # Without a run there is nobody to call what is left: a new object serves this body alone.
+    # Outside a run, no one calls callbacks that are left, and a new object for this body will do.
     changes: Changes = getattr(_innermost, "changes", None) or Changes()
     changes.begin(undo)
     try:

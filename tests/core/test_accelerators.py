@@ -40,11 +40,11 @@ def test_an_accelerator_that_is_given_is_used():
     assert accelerator_or_default(accelerator) is accelerator
 
 
-def test_the_first_accelerator_accumulates_nothing():
+def test_the_default_accelerator_does_not_accumulate():
     assert accelerator_or_default(None).gradient_accumulation_steps == 1
 
 
-def test_a_new_accelerator_has_the_settings_of_those_there_are():
+def test_a_new_accelerator_has_the_settings_of_existing_ones():
     first = Accelerator(
         cpu=True,
         mixed_precision="bf16",
@@ -80,12 +80,12 @@ def test_evaluator_without_accelerator_keeps_accumulation():
     assert trainer.run().optimizer_step == 1
 
 
-def test_a_trainer_can_be_had_without_accelerator():
+def test_a_trainer_can_be_created_without_an_accelerator():
     assert trainer_without_accelerator().run().optimizer_step == 4
 
 
 @pytest.mark.parametrize(("processes", "synchronizations"), [(1, 0), (2, 1)])
-def test_ignite_is_told_of_the_processes_where_all_of_them_are(
+def test_ignite_is_synchronized_if_there_are_several_ranks(
     synchronized, monkeypatch, processes, synchronizations
 ):
     accelerator = Accelerator(cpu=True)
@@ -94,14 +94,14 @@ def test_ignite_is_told_of_the_processes_where_all_of_them_are(
     assert len(synchronized) == synchronizations
 
 
-# Members that Accelerate keeps private, on real objects of Accelerate.
+# Accelerate's private members, on real objects of Accelerate.
 
 
-def loader_of(kind):
-    """A prepared loader of three batches."""
-    dispatches = DataLoaderConfiguration(dispatch_batches=kind is DataLoaderDispatcher)
+def loader_of(loader_class):
+    """Returns a prepared loader of three batches."""
+    dispatches = DataLoaderConfiguration(dispatch_batches=loader_class is DataLoaderDispatcher)
     loader = Accelerator(cpu=True, dataloader_config=dispatches).prepare(DataLoader(range(5), 2))
-    assert isinstance(loader, kind)
+    assert isinstance(loader, loader_class)
     return loader
 
 
@@ -123,7 +123,7 @@ def test_the_list_of_prepared_models_is_a_copy():
 
 
 @pytest.mark.parametrize("method", ["prepare", "prepare_model"])
-def test_a_model_is_prepared_once_it_was_prepared(method):
+def test_is_prepared_is_true_after_a_model_was_prepared(method):
     model = make_model()
     assert not is_prepared(model)
     assert is_prepared(getattr(Accelerator(cpu=True), method)(model))
@@ -137,14 +137,14 @@ def test_optimizers_schedulers_and_loaders_are_prepared_by_prepare():
 
 
 @pytest.mark.parametrize(
-    ("kind", "flags"),
+    ("loader_class", "flags"),
     [
         (DataLoaderShard, {*ITERATION_FLAGS} - {"_stop_iteration"}),
         (DataLoaderDispatcher, {*ITERATION_FLAGS}),
     ],
 )
-def test_an_iteration_changes_the_iteration_flags_and_no_more(kind, flags):
-    loader, missing = loader_of(kind), object()
+def test_an_iteration_changes_the_iteration_flags_alone(loader_class, flags):
+    loader, missing = loader_of(loader_class), object()
     snapshots = [dict(vars(loader))]
     for _ in loader:
         snapshots.append(dict(vars(loader)))

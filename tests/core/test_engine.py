@@ -49,12 +49,12 @@ from tests.reference import record
 from tests.reference import weights
 
 
-class Mine(EventEnum):
-    FIRST = "first of mine"
-    SECOND = "second of mine"
+class CustomEvents(EventEnum):
+    FIRST = "first"
+    SECOND = "second"
 
 
-class Text(str, enum.Enum):
+class StringEvents(str, enum.Enum):
     MINE = "mine"
 
 
@@ -62,15 +62,15 @@ def ignore(*arguments, **keywords):  # Ignite asks for a signature; print has no
     pass
 
 
-def nothing(engine, batch):
+def return_batch(engine, batch):
     return batch
 
 
-# What is known of Ignite's private members
+# What Ignite's private members mean
 
 
 def test_ignite_keeps_handlers_as_function_args_and_kwargs():
-    engine = Engine(nothing)
+    engine = Engine(return_batch)
     assert isinstance(engine._event_handlers, dict)
     engine.add_event_handler(Events.STARTED, ignore, 1, end="")
     engine.add_event_handler(Events.STARTED, lambda engine: None)
@@ -87,7 +87,7 @@ def test_ignite_keeps_handlers_as_function_args_and_kwargs():
 
 
 def test_ignite_adds_in_place_and_removes_with_a_new_list():
-    engine = Engine(nothing)
+    engine = Engine(return_batch)
     handle = engine.add_event_handler(Events.STARTED, lambda: None)
     handlers = engine._event_handlers[Events.STARTED]
     engine.add_event_handler(Events.STARTED, lambda: None)
@@ -109,7 +109,7 @@ def test_ignite_handles_call_the_public_methods_of_the_engine():
             calls.append("remove")
             return super().remove_event_handler(*args, **kwargs)
 
-    engine = Watched(nothing)
+    engine = Watched(return_batch)
     engine.on(Events.STARTED)(lambda: None)
     handle = engine.add_event_handler(Events.STARTED | Events.COMPLETED, lambda: None)
     handle.remove()
@@ -117,7 +117,7 @@ def test_ignite_handles_call_the_public_methods_of_the_engine():
 
 
 def test_ignite_keeps_the_registered_events_in_a_list():
-    engine = Engine(nothing)
+    engine = Engine(return_batch)
     assert list(engine._allowed_events) == list(Events)
     engine.register_events("mine")
     assert engine._allowed_events[-1] == "mine"
@@ -131,7 +131,7 @@ def test_ignite_fires_through_the_method_that_is_overridden():
             fired.append(event_name)
             super()._fire_event(event_name, *args, **kwargs)
 
-    engine = Watched(nothing)
+    engine = Watched(return_batch)
     engine.register_events("mine")
     engine.fire_event("mine")
     engine.run([0])
@@ -145,8 +145,8 @@ def test_ignite_fires_through_the_method_that_is_overridden():
     ]
 
 
-def test_ignite_keeps_the_run_that_it_is_in_the_middle_of():
-    engine = Engine(nothing)
+def test_ignite_keeps_the_generator_of_an_interrupted_run():
+    engine = Engine(return_batch)
     assert engine._internal_run_generator is None
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), engine.interrupt)
     engine.run([0, 1])
@@ -155,8 +155,8 @@ def test_ignite_keeps_the_run_that_it_is_in_the_middle_of():
     assert engine._internal_run_generator is None
 
 
-def test_ignite_does_nothing_after_a_failure():
-    engine, batches = Engine(nothing), []
+def test_ignite_runs_nothing_after_a_failed_run():
+    engine, batches = Engine(return_batch), []
     engine.add_event_handler(Events.ITERATION_STARTED, lambda e: batches.append(e.state.batch))
     handle = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
     with suppress(ZeroDivisionError):
@@ -167,8 +167,8 @@ def test_ignite_does_nothing_after_a_failure():
     assert batches == [0, 1]
 
 
-def test_a_run_that_is_forgotten_after_a_failure_starts_over():
-    engine, batches = Engine(nothing), []
+def test_forget_run_after_a_failure_starts_from_scratch():
+    engine, batches = Engine(return_batch), []
     engine.add_event_handler(Events.ITERATION_STARTED, lambda e: batches.append(e.state.batch))
     handle = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
     with suppress(ZeroDivisionError):
@@ -181,8 +181,8 @@ def test_a_run_that_is_forgotten_after_a_failure_starts_over():
 
 
 def test_ignite_has_the_members_that_the_loop_uses():
-    engine = Engine(nothing)
-    assert engine._process_function is nothing
+    engine = Engine(return_batch)
+    assert engine._process_function is return_batch
     engine.state.times.clear()
     engine._init_timers(engine.state)
     assert set(engine.state.times) == {"EPOCH_COMPLETED", "COMPLETED"}
@@ -202,12 +202,12 @@ def test_ignite_names_its_events_as_enums_do():
     assert Events.STARTED(every=2)._name_ == "STARTED" or Events.STARTED(every=2).name == "STARTED"
 
 
-# What is kept on an engine
+# Data kept on an engine
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_belongings_are_per_engine_and_persist(kind):
-    one, other = kind(nothing), kind(nothing)
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_data_kept_on_an_engine_is_its_own_and_persists(engine_class):
+    one, other = engine_class(return_batch), engine_class(return_batch)
     belongings(one)["kept"] = 1
     assert belongings(one) == {"kept": 1}
     assert belongings(one) is belongings(one)
@@ -216,8 +216,8 @@ def test_belongings_are_per_engine_and_persist(kind):
     assert belongings(one) == {"kept": 1}
 
 
-def test_belongings_of_an_engine_are_freed_despite_a_cycle():
-    engine = Engine(nothing)
+def test_data_kept_on_an_engine_is_freed_despite_a_cycle():
+    engine = Engine(return_batch)
     belongings(engine)["kept"] = [engine]
     gone = weakref.ref(engine)
     del engine
@@ -229,7 +229,7 @@ def test_belongings_of_an_engine_are_freed_despite_a_cycle():
 
 
 def test_engine_is_interrupted_until_the_run_continues():
-    engine, within = Engine(nothing), []
+    engine, within = Engine(return_batch), []
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
     for event in (Events.STARTED, Events.ITERATION_COMPLETED, Events.INTERRUPT, Events.COMPLETED):
         engine.add_event_handler(event, lambda engine: within.append(is_interrupted(engine)))
@@ -243,7 +243,7 @@ def test_engine_is_interrupted_until_the_run_continues():
 
 @pytest.mark.parametrize("failure", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_engine_that_failed_is_not_interrupted(failure):
-    engine = Engine(nothing)
+    engine = Engine(return_batch)
 
     @engine.on(Events.ITERATION_COMPLETED(once=2))
     def fail():
@@ -255,8 +255,8 @@ def test_an_engine_that_failed_is_not_interrupted(failure):
     assert not is_interrupted(engine)
 
 
-def test_an_interruption_that_is_forgotten_is_none():
-    engine = Engine(nothing)
+def test_forget_run_ends_an_interruption():
+    engine = Engine(return_batch)
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
     engine.run([0, 1, 2])
     forget_run(engine)
@@ -266,9 +266,9 @@ def test_an_interruption_that_is_forgotten_is_none():
 # The order of handlers
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_last_handler_moves_to_front_others_keep_their_order(kind):
-    engine, calls = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_last_handler_moves_to_front_others_keep_their_order(engine_class):
+    engine, calls = engine_class(return_batch), []
     for name in "abc":
         engine.add_event_handler(Events.STARTED, calls.append, name)
     move_to_front(engine, Events.STARTED)
@@ -283,18 +283,18 @@ def test_last_handler_moves_to_front_others_keep_their_order(kind):
     assert calls == ["e", "c", "a", "b", "d"]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_single_handler_moved_to_front_stays_first(kind):
-    engine, calls = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_single_handler_moved_to_front_stays_first(engine_class):
+    engine, calls = engine_class(return_batch), []
     engine.add_event_handler(Events.STARTED, calls.append, "a")
     move_to_front(engine, Events.STARTED)
     engine.run([0])
     assert calls == ["a"]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_moving_to_front_affects_one_event_and_allows_filters(kind):
-    engine, calls = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_moving_to_front_affects_one_event_and_allows_filters(engine_class):
+    engine, calls = engine_class(return_batch), []
     second = Events.ITERATION_STARTED(once=2)
     for event in (Events.STARTED, Events.ITERATION_STARTED, second):
         for name in "ab":
@@ -304,9 +304,9 @@ def test_moving_to_front_affects_one_event_and_allows_filters(kind):
     assert "".join(calls) == "ab" + "ab" + "bab" + "a"
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_handler_moved_to_front_while_firing_starts_next_time(kind):
-    engine, calls = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_handler_moved_to_front_while_firing_starts_next_time(engine_class):
+    engine, calls = engine_class(return_batch), []
 
     def attach():
         calls.append("attach")
@@ -320,11 +320,11 @@ def test_handler_moved_to_front_while_firing_starts_next_time(kind):
     assert calls == ["a", "attach", "b", "first", "a", "attach", "b"]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-@pytest.mark.parametrize("event", [Events.STARTED, Events.ITERATION_COMPLETED, Mine.FIRST])
-def test_handler_added_within_an_event_is_called_in_it(event, kind):
-    engine, calls = kind(nothing), []
-    engine.register_events(*Mine)
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("event", [Events.STARTED, Events.ITERATION_COMPLETED, CustomEvents.FIRST])
+def test_handler_added_within_an_event_is_called_in_it(event, engine_class):
+    engine, calls = engine_class(return_batch), []
+    engine.register_events(*CustomEvents)
 
     def leave():
         calls.append("leaving")
@@ -333,13 +333,13 @@ def test_handler_added_within_an_event_is_called_in_it(event, kind):
     def add(engine):
         calls.append("adding")
         engine.add_event_handler(event, calls.append, "added")
-        engine.add_event_handler(Mine.SECOND, calls.append, "of another event")
+        engine.add_event_handler(CustomEvents.SECOND, calls.append, "of another event")
         adding.remove()
 
     adding = engine.add_event_handler(event, add)
     leaving = engine.add_event_handler(event, leave)
     engine.add_event_handler(event, calls.append, "last")
-    if event is Mine.FIRST:
+    if event is CustomEvents.FIRST:
         engine.fire_event(event)
     else:
         engine.run([0])
@@ -350,8 +350,8 @@ def test_handler_added_within_an_event_is_called_in_it(event, kind):
 
 
 def test_handler_added_after_a_removal_is_called_in_its_event():
-    """On Ignite's engine it would wait for the next time, if it was added after the removal."""
-    engine, calls = QuickEngine(nothing), []
+    """Ignite's own engine calls such a handler at the next event only."""
+    engine, calls = QuickEngine(return_batch), []
 
     def exchange(engine):
         calls.append("exchanging")
@@ -364,7 +364,7 @@ def test_handler_added_after_a_removal_is_called_in_its_event():
 
 
 def test_handler_added_and_removed_within_an_event_is_not_called():
-    engine, calls = QuickEngine(nothing), []
+    engine, calls = QuickEngine(return_batch), []
 
     def add(engine):
         engine.add_event_handler(Events.STARTED, calls.append, "never")
@@ -381,9 +381,9 @@ def test_handler_added_and_removed_within_an_event_is_not_called():
         assert calls == ["added"]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_handler_added_within_a_filtered_event_heeds_its_filter(kind):
-    engine, calls = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_handler_added_within_a_filtered_event_heeds_its_filter(engine_class):
+    engine, calls = engine_class(return_batch), []
 
     @engine.on(Events.ITERATION_STARTED(once=2))
     def add(engine):
@@ -394,40 +394,42 @@ def test_handler_added_within_a_filtered_event_heeds_its_filter(kind):
     assert calls == ["second", "third", "second"]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_an_event_fired_within_itself_calls_each_handler_again(kind):
-    engine, calls = kind(nothing), []
-    engine.register_events(Mine.FIRST)
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_an_event_fired_within_itself_calls_each_handler_again(engine_class):
+    engine, calls = engine_class(return_batch), []
+    engine.register_events(CustomEvents.FIRST)
 
-    @engine.on(Mine.FIRST)
-    def again(engine):
+    @engine.on(CustomEvents.FIRST)
+    def fire_again(engine):
         calls.append("again")
         if len(calls) < 3:
-            engine.fire_event(Mine.FIRST)
+            engine.fire_event(CustomEvents.FIRST)
 
-    engine.add_event_handler(Mine.FIRST, calls.append, "last")
-    engine.fire_event(Mine.FIRST)
+    engine.add_event_handler(CustomEvents.FIRST, calls.append, "last")
+    engine.fire_event(CustomEvents.FIRST)
     assert calls == ["again"] * 3 + ["last"] * 3
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_handler_added_at_an_inner_event_to_the_outer_is_called(kind):
-    engine, calls = kind(nothing), []
-    engine.register_events(*Mine)
-    engine.add_event_handler(Mine.FIRST, lambda engine: engine.fire_event(Mine.SECOND))
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_handler_added_at_an_inner_event_to_the_outer_is_called(engine_class):
+    engine, calls = engine_class(return_batch), []
+    engine.register_events(*CustomEvents)
+    engine.add_event_handler(
+        CustomEvents.FIRST, lambda engine: engine.fire_event(CustomEvents.SECOND)
+    )
 
-    @engine.on(Mine.SECOND)
+    @engine.on(CustomEvents.SECOND)
     def add(engine):
-        engine.add_event_handler(Mine.FIRST, calls.append, "outer")
-        engine.add_event_handler(Mine.SECOND, calls.append, "inner")
+        engine.add_event_handler(CustomEvents.FIRST, calls.append, "outer")
+        engine.add_event_handler(CustomEvents.SECOND, calls.append, "inner")
 
-    engine.fire_event(Mine.FIRST)
+    engine.fire_event(CustomEvents.FIRST)
     assert calls == ["inner", "outer"]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_handler_added_before_a_failure_waits_for_the_next_time(kind):
-    engine, calls = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_handler_added_before_a_failure_waits_for_the_next_time(engine_class):
+    engine, calls = engine_class(return_batch), []
 
     def add_and_fail(engine):
         failing.remove()
@@ -451,42 +453,42 @@ def fail():
 
 
 FIRE = {Engine: fire_within, QuickEngine: QuickEngine.fire_event}
-"""How an event is fired within another: on Ignite's engine that goes for ours alone."""
+"""The function that fires an event within another one, on each class of engine."""
 
 
-@pytest.mark.parametrize("kind", FIRE)
+@pytest.mark.parametrize("engine_class", FIRE)
 @pytest.mark.parametrize("inner", ["heard", "unheard", "nested", "failing"])
-def test_the_last_event_is_that_of_the_handler_after_an_inner_one(inner, kind):
-    engine, last = kind(nothing), []
-    engine.register_events(*Mine)
+def test_last_event_is_restored_after_an_inner_event(inner, engine_class):
+    engine, last = engine_class(return_batch), []
+    engine.register_events(*CustomEvents)
     if inner == "heard":
-        engine.add_event_handler(Mine.FIRST, lambda: last.append(engine.last_event_name))
+        engine.add_event_handler(CustomEvents.FIRST, lambda: last.append(engine.last_event_name))
     elif inner == "nested":
 
-        @engine.on(Mine.FIRST)
+        @engine.on(CustomEvents.FIRST)
         def fire_another(engine):
-            FIRE[kind](engine, Mine.SECOND)
+            FIRE[engine_class](engine, CustomEvents.SECOND)
             last.append(engine.last_event_name)
 
     elif inner == "failing":
-        engine.add_event_handler(Mine.FIRST, fail)
+        engine.add_event_handler(CustomEvents.FIRST, fail)
 
     @engine.on(Events.ITERATION_COMPLETED)
     def fire(engine):
         with suppress(ZeroDivisionError):
-            FIRE[kind](engine, Mine.FIRST)
+            FIRE[engine_class](engine, CustomEvents.FIRST)
         last.append(engine.last_event_name)
 
     engine.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: last.append(engine.last_event_name)
     )
     engine.run([0])
-    own = [Mine.FIRST] if inner in ("heard", "nested") else []
+    own = [CustomEvents.FIRST] if inner in ("heard", "nested") else []
     assert last == own + [Events.ITERATION_COMPLETED] * 2
 
 
 @pytest.mark.parametrize("make", ["trainer", "plain engine"])
-def test_our_events_leave_the_last_event_to_the_users_handlers(make):
+def test_events_of_this_package_keep_last_event_name(make):
     def validate():
         raise ZeroDivisionError
 
@@ -510,21 +512,21 @@ def test_our_events_leave_the_last_event_to_the_users_handlers(make):
     assert last == [Events.ITERATION_COMPLETED] * 2
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
 @pytest.mark.parametrize("is_heard", [True, False])
-def test_an_event_fired_by_the_process_function_stays_the_last(is_heard, kind):
+def test_an_event_fired_by_the_process_function_stays_the_last(is_heard, engine_class):
     last = []
 
     def process(engine, batch):
-        engine.fire_event(Mine.FIRST)
+        engine.fire_event(CustomEvents.FIRST)
         last.append(engine.last_event_name)
 
-    engine = kind(process)
-    engine.register_events(*Mine)
+    engine = engine_class(process)
+    engine.register_events(*CustomEvents)
     if is_heard:
-        engine.add_event_handler(Mine.FIRST, lambda engine: engine.last_event_name)
+        engine.add_event_handler(CustomEvents.FIRST, lambda engine: engine.last_event_name)
     engine.run([0])
-    assert last == [Mine.FIRST]
+    assert last == [CustomEvents.FIRST]
 
 
 # The end of an epoch
@@ -568,13 +570,13 @@ def test_metrics_compute_before_other_handlers_of_epoch_end(profiler, usage):
 def test_metrics_of_an_epoch_keep_their_order():
     trainer, order = make_trainer(batches_of(2)), []
 
-    class Noting(Average):
+    class Recording(Average):
         def completed(self, engine, name):
             order.append(name)
 
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: order.append("handler"))
     for name in "abc":
-        Noting(output_transform=lambda loss: loss.item()).attach(trainer, name)
+        Recording(output_transform=lambda loss: loss.item()).attach(trainer, name)
     trainer.run()
     assert order == ["a", "b", "c", "handler"]
 
@@ -591,7 +593,7 @@ def test_mock_is_a_handler_of_epoch_end_like_any_other():
 def test_timers_of_the_basic_profiler_stay_around_all_of_epoch_end():
     trainer, order = make_trainer(batches_of(2)), []
 
-    class Noting(Average):
+    class Recording(Average):
         def completed(self, engine, name):
             order.append("metric")
 
@@ -603,16 +605,16 @@ def test_timers_of_the_basic_profiler_stay_around_all_of_epoch_end():
             order.append("last")
 
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: order.append("handler"))
-    Noting(output_transform=lambda loss: loss.item()).attach(trainer, "average")
+    Recording(output_transform=lambda loss: loss.item()).attach(trainer, "average")
     Validation(lambda: order.append("validation"), every_epochs=1).attach(trainer)
     Profiler().attach(trainer)
     trainer.run()
     assert order == ["first", "metric", "validation", "handler", "last"]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_a_handler_of_several_events_is_put_first_at_each(kind):
-    engine, calls = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_a_handler_of_several_events_is_put_first_at_each(engine_class):
+    engine, calls = engine_class(return_batch), []
     both = Events.STARTED | Events.COMPLETED
     for name in "ab":
         engine.add_event_handler(both, calls.append, name)
@@ -621,12 +623,12 @@ def test_a_handler_of_several_events_is_put_first_at_each(kind):
     assert calls == ["b", "a", "b", "a"]
 
 
-# The quick engine
+# QuickEngine
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_handlers_get_what_they_get_from_ignite(kind):
-    engine, calls = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_handlers_get_what_they_get_from_ignite(engine_class):
+    engine, calls = engine_class(return_batch), []
 
     @engine.on(Events.STARTED)
     def no_argument():
@@ -654,13 +656,13 @@ def test_handlers_get_what_they_get_from_ignite(kind):
 
     engine.run([0])
     engine._fire_event(Events.EXCEPTION_RAISED, KeyError())
-    assert calls[:4] == ["none", kind, (1, 2), 3]
-    assert calls[4:] == [KeyError, (kind, KeyError, "extra")]
+    assert calls[:4] == ["none", engine_class, (1, 2), 3]
+    assert calls[4:] == [KeyError, (engine_class, KeyError, "extra")]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_a_weak_reference_of_the_users_own_is_resolved(kind):
-    engine, mine, seen = kind(nothing), Mine.FIRST, []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_a_weak_reference_of_a_user_is_resolved(engine_class):
+    engine, mine, seen = engine_class(return_batch), CustomEvents.FIRST, []
 
     def look(referred):
         seen.append(referred)
@@ -670,9 +672,9 @@ def test_a_weak_reference_of_the_users_own_is_resolved(kind):
     assert seen == [mine]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_the_keywords_of_an_event_go_before_those_of_a_handler(kind):
-    engine, seen = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_keywords_of_an_event_override_those_of_a_handler(engine_class):
+    engine, seen = engine_class(return_batch), []
     engine.add_event_handler(
         Events.TERMINATE_SINGLE_EPOCH, lambda *args, **kwargs: seen.append(kwargs), iter_counter=5
     )
@@ -680,12 +682,12 @@ def test_the_keywords_of_an_event_go_before_those_of_a_handler(kind):
     assert seen == [{"iter_counter": 1, "engine": 2}]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-@pytest.mark.parametrize("known", ["mine", Text.MINE])
-@pytest.mark.parametrize("attached", ["mine", Text.MINE])
-@pytest.mark.parametrize("fired", ["mine", Text.MINE])
-def test_a_text_is_an_event_also_as_a_member_of_an_enum(kind, known, attached, fired):
-    engine, seen = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("known", ["mine", StringEvents.MINE])
+@pytest.mark.parametrize("attached", ["mine", StringEvents.MINE])
+@pytest.mark.parametrize("fired", ["mine", StringEvents.MINE])
+def test_strings_and_members_of_string_enums_are_events(engine_class, known, attached, fired):
+    engine, seen = engine_class(return_batch), []
     engine.register_events(known)
 
     def fail(engine):
@@ -699,37 +701,37 @@ def test_a_text_is_an_event_also_as_a_member_of_an_enum(kind, known, attached, f
     assert raised.value.__context__ is None
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-@pytest.mark.parametrize("event", ["text", Mine.FIRST, 5])
-def test_an_event_of_no_engine_is_refused_plainly(kind, event):
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("event", ["text", CustomEvents.FIRST, 5])
+def test_unregistered_event_is_an_error_without_context(engine_class, event):
     with pytest.raises(ValueError, match="not a valid event") as raised:
-        kind(nothing).fire_event(event)
+        engine_class(return_batch).fire_event(event)
     assert raised.value.__context__ is None
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_unheard_custom_event_is_recorded_as_the_last_event(kind):
-    engine = kind(nothing)
-    engine.register_events(Mine.FIRST)
-    engine.fire_event(Mine.FIRST)
-    assert engine.last_event_name is Mine.FIRST
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_custom_event_without_handlers_becomes_the_last_event(engine_class):
+    engine = engine_class(return_batch)
+    engine.register_events(CustomEvents.FIRST)
+    engine.fire_event(CustomEvents.FIRST)
+    assert engine.last_event_name is CustomEvents.FIRST
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_a_handler_of_the_engine_gets_its_keywords_at_each_event(kind):
-    engine, seen = kind(nothing), []
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_a_handler_of_the_engine_gets_its_keywords_at_each_event(engine_class):
+    engine, seen = engine_class(return_batch), []
 
     def look(engine, word="none"):
         seen.append((type(engine), word))
 
     engine.add_event_handler(Events.ITERATION_STARTED, look, word="given")
     engine.run([0, 1])
-    assert seen == [(kind, "given")] * 2
+    assert seen == [(engine_class, "given")] * 2
 
 
-@pytest.mark.parametrize("event", ["text", Mine.FIRST, TrainEvents.STEP_COMPLETED])
+@pytest.mark.parametrize("event", ["text", CustomEvents.FIRST, TrainEvents.STEP_COMPLETED])
 def test_custom_events_fire_with_and_without_handlers(event):
-    engine, calls = QuickEngine(nothing), []
+    engine, calls = QuickEngine(return_batch), []
     with pytest.raises(ValueError, match="not a valid event"):
         engine.fire_event(event)
     engine.register_events(event)
@@ -746,16 +748,16 @@ def test_custom_events_fire_with_and_without_handlers(event):
 
 def test_custom_events_fire_on_a_trainer_with_filters():
     trainer, calls = make_trainer(batches_of(4)), []
-    trainer.register_events(*Mine, event_to_attr={Mine.FIRST: "firsts"})
+    trainer.register_events(*CustomEvents, event_to_attr={CustomEvents.FIRST: "firsts"})
     trainer.state.firsts = 0
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def fire(engine):
         engine.state.firsts += 1
-        engine.fire_event(Mine.FIRST)
+        engine.fire_event(CustomEvents.FIRST)
 
     trainer.add_event_handler(
-        Mine.FIRST(every=2), lambda engine: calls.append(engine.state.iteration)
+        CustomEvents.FIRST(every=2), lambda engine: calls.append(engine.state.iteration)
     )
     trainer.run()
     assert calls == [2, 4]
@@ -769,14 +771,14 @@ def test_ignite_wraps_the_handler_of_a_filtered_event_and_no_other():
             wrapped.append((handler, event_name, event_filter(self, 4), event_filter(self, 5)))
             return super()._handler_wrapper(handler, event_name, event_filter)
 
-    engine = Watched(nothing)
+    engine = Watched(return_batch)
     engine.add_event_handler(Events.STARTED, ignore)
     engine.add_event_handler(Events.STARTED(every=2), ignore)
     assert wrapped == [(ignore, Events.STARTED, True, False)]
 
 
 def test_ignites_filter_is_given_the_counter_of_its_event():
-    engine, given = Engine(nothing), []
+    engine, given = Engine(return_batch), []
     event = Events.ITERATION_COMPLETED(lambda engine, number: given.append(number))
     engine.add_event_handler(event, ignore)
     engine.run([0, 1, 2])
@@ -784,8 +786,8 @@ def test_ignites_filter_is_given_the_counter_of_its_event():
     assert given == [1, 2, 3]
 
 
-def test_a_filter_asks_its_counter_directly(monkeypatch):
-    engine, calls = QuickEngine(nothing), []
+def test_a_filter_reads_its_counter_without_a_lookup(monkeypatch):
+    engine, calls = QuickEngine(return_batch), []
     events = Events.ITERATION_COMPLETED(every=2) | Events.EPOCH_COMPLETED(once=2)
     engine.add_event_handler(events, lambda engine: calls.append(engine.last_event_name.name))
     monkeypatch.setattr(State, "get_event_attrib_value", None)
@@ -794,53 +796,53 @@ def test_a_filter_asks_its_counter_directly(monkeypatch):
 
 
 def test_a_filtered_handler_is_found_and_removed_by_its_function():
-    engine, calls = QuickEngine(nothing), []
+    engine, calls = QuickEngine(return_batch), []
     event = Events.ITERATION_COMPLETED(lambda engine, number: number == 2)
 
-    def act(extra):
+    def record_extra(extra):
         calls.append(extra)
 
-    engine.add_event_handler(event, act, "extra")
-    assert engine.has_event_handler(act, event)
+    engine.add_event_handler(event, record_extra, "extra")
+    assert engine.has_event_handler(record_extra, event)
     engine.run([0, 1, 2])
-    engine.remove_event_handler(act, event)
-    assert not engine.has_event_handler(act, event)
+    engine.remove_event_handler(record_extra, event)
+    assert not engine.has_event_handler(record_extra, event)
     forget_run(engine)
     engine.run([0, 1, 2])
     assert calls == ["extra"]
 
 
-@pytest.mark.parametrize("kind", [Engine, QuickEngine])
-def test_filter_without_a_counter_is_an_error_when_fired(kind):
-    engine = kind(nothing)
-    engine.register_events(Mine.SECOND)
-    engine.add_event_handler(Mine.SECOND(every=2), lambda: None)
+@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+def test_filter_without_a_counter_is_an_error_when_fired(engine_class):
+    engine = engine_class(return_batch)
+    engine.register_events(CustomEvents.SECOND)
+    engine.add_event_handler(CustomEvents.SECOND(every=2), lambda: None)
     with pytest.raises(RuntimeError, match="Unknown event name"):
-        engine.fire_event(Mine.SECOND)
+        engine.fire_event(CustomEvents.SECOND)
 
 
-def test_unheard_event_is_recorded_as_the_last_event():
-    engine = QuickEngine(nothing)
+def test_event_without_handlers_becomes_the_last_event():
+    engine = QuickEngine(return_batch)
     engine._fire_event(Events.STARTED)
     assert engine.last_event_name is Events.STARTED
 
 
-def test_an_unheard_event_never_reaches_the_table_of_handlers():
-    engine = QuickEngine(nothing)
+def test_event_without_handlers_skips_the_handler_table():
+    engine = QuickEngine(return_batch)
     engine._event_handlers = engine._allowed_events = None
     engine.fire_event(Events.STARTED)
     engine._fire_event(Events.COMPLETED)
 
 
-def test_an_event_whose_last_handler_went_is_unheard_again():
-    engine = QuickEngine(nothing)
+def test_event_has_no_handlers_after_the_last_is_removed():
+    engine = QuickEngine(return_batch)
     engine.add_event_handler(Events.STARTED, lambda: None).remove()
     engine._event_handlers = None
     engine.fire_event(Events.STARTED)
 
 
-def test_a_handler_list_of_events_is_heard_and_removed():
-    engine, calls = QuickEngine(nothing), []
+def test_handler_of_an_event_list_is_called_and_removed():
+    engine, calls = QuickEngine(return_batch), []
     handle = engine.add_event_handler(
         Events.STARTED | Events.COMPLETED(once=1), lambda: calls.append(1)
     )
@@ -852,13 +854,13 @@ def test_a_handler_list_of_events_is_heard_and_removed():
     assert calls == [1, 1]
 
 
-def test_removing_what_is_not_attached_is_ignites_error():
-    engine = QuickEngine(nothing)
+def test_removing_an_unattached_handler_is_ignites_error():
+    engine = QuickEngine(return_batch)
     with pytest.raises(ValueError, match="does not exist"):
         engine.remove_event_handler(ignore, "unknown")
 
 
-# What Ignite ships, on a trainer
+# Ignite's own handlers, on a trainer
 
 
 def trainer_of(number=4, **options):
@@ -906,7 +908,7 @@ def test_the_handlers_time_profiler_measures_nothing_after_the_run():
     assert len(taken) == 4
 
 
-def test_the_handlers_time_profiler_changes_no_bit_and_lets_go():
+def test_the_handlers_time_profiler_keeps_weights_identical():
     plain, profiled = trainer_of(accumulation=2), trainer_of(accumulation=2)
     HandlersTimeProfiler().attach(profiled)
     for trainer in (plain, profiled):
@@ -972,7 +974,7 @@ def test_the_progress_bar_of_epochs_works(capsys):
     assert "[3/3]" in capsys.readouterr().err
 
 
-def test_metrics_see_each_output_and_start_anew_each_epoch():
+def test_metrics_see_each_output_and_restart_each_epoch():
     trainer, losses, averages = trainer_of(), [], []
     Average(output_transform=lambda loss: loss.item()).attach(trainer, "average")
     trainer.add_event_handler(
@@ -991,7 +993,7 @@ def test_running_average_follows_the_loss():
     RunningAverage(alpha=0.5, output_transform=lambda loss: loss.item()).attach(trainer, "smooth")
 
     @trainer.on(Events.ITERATION_COMPLETED)
-    def by_hand(engine):
+    def check_average(engine):
         loss = engine.state.output.item()
         expected.append(loss if not expected else 0.5 * expected[-1] + 0.5 * loss)
         assert engine.state.metrics["smooth"] == pytest.approx(expected[-1])
@@ -1013,7 +1015,7 @@ def test_terminate_on_nan_stops_at_the_step_that_made_it():
 def test_early_stopping_stops_the_trainer():
     trainer = trainer_of()
     stopping = EarlyStopping(patience=2, score_function=lambda engine: 0.0, trainer=trainer)
-    evaluator = Engine(nothing)
+    evaluator = Engine(return_batch)
     evaluator.add_event_handler(Events.COMPLETED, stopping)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
     trainer.run(max_epochs=9)
@@ -1048,23 +1050,23 @@ def test_a_scheduler_of_ignite_moves_with_the_steps():
     assert rates == [0.1, 0.05, 0.025, 0.0125]
 
 
-def test_a_checkpoint_of_ignite_brings_the_trainer_back(tmp_path):
+def test_a_checkpoint_of_ignite_restores_the_trainer(tmp_path):
     trainer = trainer_of()
     to_save = {"trainer": trainer, "model": trainer.model, "optimizer": trainer.optimizer}
     saver = DiskSaver(str(tmp_path), require_empty=False)
     checkpoint = Checkpoint(to_save, saver, n_saved=None)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(every=3), checkpoint)
     trainer.run(max_epochs=2)
-    again = trainer_of()
-    to_load = {"trainer": again, "model": again.model, "optimizer": again.optimizer}
+    resumed = trainer_of()
+    to_load = {"trainer": resumed, "model": resumed.model, "optimizer": resumed.optimizer}
     Checkpoint.load_objects(to_load, torch.load(tmp_path / "checkpoint_3.pt"))
-    assert again.state.optimizer_step == 3
-    again.run()
-    assert again.state.iteration == 8
-    assert torch.equal(weights(again.model), weights(trainer.model))
+    assert resumed.state.optimizer_step == 3
+    resumed.run()
+    assert resumed.state.iteration == 8
+    assert torch.equal(weights(resumed.model), weights(trainer.model))
 
 
-def test_loggers_that_ask_for_the_trainers_counters_find_them():
+def test_loggers_find_the_counters_of_events():
     trainer, seen = trainer_of(accumulation=2), []
     events = [Events.ITERATION_COMPLETED, TrainEvents.STEP_COMPLETED, Events.EPOCH_COMPLETED]
     for event in events:
@@ -1076,24 +1078,24 @@ def test_loggers_that_ask_for_the_trainers_counters_find_them():
     assert seen == [1, 2, 1, 3, 4, 2, 1]
 
 
-def test_events_are_fired_once_however_many_listen():
+def test_events_are_fired_once_with_several_handlers():
     trainer = trainer_of(number=2)
     one, two = record(trainer, Events), record(trainer, Events)
     trainer.run()
     assert one == two
 
 
-def test_calls_of_has_filters_and_arguments_but_not_the_engine():
+def test_handlers_come_with_filters_and_arguments():
     engine, extra, named = Engine(lambda engine, batch: None), object(), object()
 
     def is_due(engine, event):
         return True
 
     def plain(engine, each, *, key):
-        """Does nothing."""
+        """Does return_batch."""
 
     def filtered():
-        """Does nothing."""
+        """Does return_batch."""
 
     engine.add_event_handler(Events.COMPLETED, plain, extra, key=named)
     engine.add_event_handler(Events.STARTED(event_filter=is_due), filtered)

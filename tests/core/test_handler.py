@@ -23,8 +23,8 @@ from tests.reference import make_trainer
 
 
 @checked_dataclass
-class Noting(Scheduled):
-    """Notes where it acted."""
+class Recorder(Scheduled):
+    """Records the epoch and iteration of each call."""
 
     every_steps: Every | None = None
     every_epochs: Every | None = None
@@ -68,28 +68,28 @@ def run(engine, epochs=2, batches=4):
 
 
 def test_handler_added_to_an_event_is_called_there(engine):
-    handler = Noting()
+    handler = Recorder()
     engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), handler)
     run(engine, epochs=4)
     assert handler.seen == [("", 2, 8), ("", 4, 16)]
 
 
 def test_attached_handler_acts_on_its_own_schedule(engine):
-    handler = Noting(every_steps=3)
+    handler = Recorder(every_steps=3)
     handler.attach(engine)
     run(engine)
     assert handler.iterations == [3, 6]
 
 
 def test_handler_attached_at_an_event_acts_only_there(engine):
-    handler = Noting(every_steps=1)
+    handler = Recorder(every_steps=1)
     handler.attach(engine, Events.ITERATION_STARTED(every=5))
     run(engine)
     assert handler.iterations == [5]
 
 
 def test_attach_to_several_events_some_passing_arguments(engine):
-    handler = Noting()
+    handler = Recorder()
     events = Events.STARTED | Events.TERMINATE_SINGLE_EPOCH | Events.EXCEPTION_RAISED
     attachment = handler.attach(engine, events)
     ending = engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.terminate_epoch)
@@ -102,14 +102,14 @@ def test_attach_to_several_events_some_passing_arguments(engine):
 
 
 def test_handler_attached_at_a_trainer_event_acts_there():
-    trainer, handler = make_trainer(accumulation=2), Noting()
+    trainer, handler = make_trainer(accumulation=2), Recorder()
     handler.attach(trainer, TrainEvents.OPTIMIZER_STEP_STARTED)
     run(trainer, epochs=1)
     assert handler.iterations == [2, 4]
 
 
 def test_epochs_and_steps_are_independent(engine):
-    handler = Noting(every_steps=3, every_epochs=2)
+    handler = Recorder(every_steps=3, every_epochs=2)
     handler.attach(engine)
     run(engine)
     assert handler.iterations == [3, 6, 8]
@@ -129,8 +129,8 @@ def test_a_handler_that_only_has_a_schedule_says_so_when_called(engine):
 
 def test_attaching_to_an_unknown_event_is_ignites_error(engine):
     with pytest.raises(ValueError, match="not a valid event"):
-        Noting().attach(engine, "unknown")
-    assert attached(engine, Noting) == []
+        Recorder().attach(engine, "unknown")
+    assert attached(engine, Recorder) == []
 
 
 # Schedules
@@ -139,7 +139,7 @@ def test_attaching_to_an_unknown_event_is_ignites_error(engine):
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 def test_every_steps_counts_committed_steps_on_a_trainer(accumulation):
     trainer, steps = make_trainer(accumulation=accumulation), []
-    handler = Noting(every_steps=2)
+    handler = Recorder(every_steps=2)
     handler.attach(trainer)
     trainer.add_event_handler(
         TrainEvents.STEP_COMPLETED, lambda engine: steps.append(engine.state.iteration)
@@ -156,7 +156,7 @@ def test_every_steps_counts_committed_steps_with_optimizer_step():
     def process(engine, batch):
         accelerator.backward(model(batch[0]).mean())
 
-    engine, handler = Engine(process), Noting(every_steps=2)
+    engine, handler = Engine(process), Recorder(every_steps=2)
     OptimizerStep(accelerator, optimizer).attach(engine)
     handler.attach(engine)
     run(engine, batches=5)
@@ -171,7 +171,7 @@ def test_unit_of_every_steps_is_determined_at_run_start():
     def process(engine, batch):
         accelerator.backward(model(batch[0]).mean())
 
-    engine, handler = Engine(process), Noting(every_steps=1)
+    engine, handler = Engine(process), Recorder(every_steps=1)
     handler.attach(engine)
     attachment = OptimizerStep(accelerator, optimizer).attach(engine)
     run(engine, epochs=1)
@@ -185,7 +185,7 @@ def test_unit_of_every_steps_is_determined_at_run_start():
 def test_handlers_that_are_due_together_act_in_order_of_attachment(engine):
     seen = []
     for name, every in (("a", 2), ("b", 1), ("c", 4), ("d", 2)):
-        handler = Noting(every_steps=every, name=name)
+        handler = Recorder(every_steps=every, name=name)
         object.__setattr__(handler, "seen", seen)
         handler.attach(engine)
     run(engine, epochs=1)
@@ -196,7 +196,7 @@ def test_handlers_that_are_due_together_act_in_order_of_attachment(engine):
 
 
 def test_schedule_survives_a_stop_and_restarts_with_a_new_run(engine):
-    handler = Noting(every_steps=3)
+    handler = Recorder(every_steps=3)
     handler.attach(engine)
     stop = engine.add_event_handler(Events.ITERATION_COMPLETED(once=4), Engine.terminate)
     run(engine)
@@ -207,8 +207,8 @@ def test_schedule_survives_a_stop_and_restarts_with_a_new_run(engine):
     assert handler.iterations == [3, 6, 3, 6]
 
 
-def test_a_schedule_goes_on_over_an_interruption(engine):
-    handler = Noting(every_steps=2)
+def test_a_schedule_continues_after_an_interruption(engine):
+    handler = Recorder(every_steps=2)
     handler.attach(engine)
     engine.add_event_handler(Events.ITERATION_COMPLETED, engine.interrupt)
     for _ in range(5):
@@ -218,7 +218,7 @@ def test_a_schedule_goes_on_over_an_interruption(engine):
 
 def test_a_step_that_fails_is_not_counted_twice():
     trainer = make_trainer(accumulation=2)
-    handler = Noting(every_steps=1)
+    handler = Recorder(every_steps=1)
     handler.attach(trainer)
     failing = trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED(once=1), lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -233,29 +233,29 @@ def test_a_step_that_fails_is_not_counted_twice():
 @pytest.mark.parametrize("name", ["every_steps", "every_epochs"])
 def test_a_schedule_is_an_integer_of_at_least_one(name, value):
     with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got {value!r}"):
-        Noting(**{name: value})
+        Recorder(**{name: value})
 
 
-# Taking it off
+# Removal
 
 
 def test_remove_takes_off_this_attachment_and_no_other(engine):
-    handler = Noting(every_steps=2, every_epochs=1)
+    handler = Recorder(every_steps=2, every_epochs=1)
     first, second = handler.attach(engine), handler.attach(engine)
     by_event = handler.attach(engine, Events.COMPLETED)
     first.remove()
-    assert attached(engine, Noting) == [handler, handler]
+    assert attached(engine, Recorder) == [handler, handler]
     run(engine, epochs=1)
     assert handler.iterations == [2, 4, 4, 4]
     second.remove()
     by_event.remove()
-    assert attached(engine, Noting) == []
+    assert attached(engine, Recorder) == []
     run(engine, epochs=1)
     assert len(handler.seen) == 4
 
 
 def test_equal_handlers_are_attached_and_removed_separately(engine):
-    first, second = Noting(every_steps=2), Noting(every_steps=2)
+    first, second = Recorder(every_steps=2), Recorder(every_steps=2)
     assert first != second
     first.attach(engine).remove()
     second.attach(engine)
@@ -264,7 +264,7 @@ def test_equal_handlers_are_attached_and_removed_separately(engine):
 
 
 def test_removing_an_attachment_twice_does_nothing(engine):
-    handler = Noting(every_steps=2)
+    handler = Recorder(every_steps=2)
     attachment, other = handler.attach(engine), handler.attach(engine)
     assert attachment.is_attached
     attachment.remove()
@@ -277,7 +277,7 @@ def test_removing_an_attachment_twice_does_nothing(engine):
 
 @pytest.mark.parametrize("event", [Events.STARTED, Events.ITERATION_STARTED(once=3)], ids=stable_id)
 def test_remove_works_within_a_run(engine, event):
-    handler = Noting(every_steps=1, every_epochs=1)
+    handler = Recorder(every_steps=1, every_epochs=1)
     attachment = handler.attach(engine)
     engine.add_event_handler(event, attachment.remove)
     run(engine, epochs=1)
@@ -289,7 +289,7 @@ def test_remove_works_within_a_run(engine, event):
 def test_handler_removing_its_attachment_skips_no_other(engine):
     seen, attachments = [], {}
 
-    class Once(Noting):
+    class Once(Recorder):
         def __call__(self, engine):
             seen.append(self.name)
             if self.name == "b":
@@ -302,15 +302,15 @@ def test_handler_removing_its_attachment_skips_no_other(engine):
 
 
 def test_attach_works_within_a_run(engine):
-    handler = Noting(every_steps=1, every_epochs=1)
-    Noting(every_steps=100).attach(engine)
+    handler = Recorder(every_steps=1, every_epochs=1)
+    Recorder(every_steps=100).attach(engine)
     engine.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: handler.attach(engine))
     run(engine, epochs=1)
     assert handler.iterations == [3, 4, 4]
 
 
 def test_with_statement_removes_the_attachment_at_its_end(engine):
-    handler = Noting(every_steps=2)
+    handler = Recorder(every_steps=2)
     with handler.attach(engine) as attachment:
         assert isinstance(attachment, Attachment)
         assert "attached" in repr(attachment)
@@ -321,16 +321,16 @@ def test_with_statement_removes_the_attachment_at_its_end(engine):
 
 
 def test_with_statement_removes_the_attachment_after_a_failure(engine):
-    handler = Noting(every_steps=2)
+    handler = Recorder(every_steps=2)
     failing = engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError), handler.attach(engine):
         run(engine, epochs=1)
     failing.remove()
-    assert attached(engine, Noting) == []
+    assert attached(engine, Recorder) == []
 
 
 def test_one_handler_serves_several_engines():
-    handler, engines = Noting(every_steps=2), [plain_engine(), make_trainer(), plain_engine()]
+    handler, engines = Recorder(every_steps=2), [plain_engine(), make_trainer(), plain_engine()]
     attachments = [handler.attach(engine) for engine in engines]
     for engine in engines:
         run(engine, epochs=1, batches=2)
@@ -341,11 +341,11 @@ def test_one_handler_serves_several_engines():
     assert len(handler.seen) == 5
 
 
-# What an attachment is made of
+# The parts of an attachment
 
 
-class Placed(Handler):
-    """Notes its name at ITERATION_STARTED, before or after what is there already."""
+class FirstOrLast(Handler):
+    """Logs its name at ITERATION_STARTED, before or after the handlers attached earlier."""
 
     def __init__(self, log, name, first):
         self.log, self.name, self.first = log, name, first
@@ -362,7 +362,7 @@ def test_first_handlers_are_called_before_all_earlier_ones(engine):
     log = []
     engine.add_event_handler(Events.ITERATION_STARTED, lambda engine: log.append(("own", engine)))
     attachments = {
-        name: Placed(log, name, first).attach(engine)
+        name: FirstOrLast(log, name, first).attach(engine)
         for name, first in (("a", False), ("b", True), ("c", False), ("d", True))
     }
     run(engine, epochs=1, batches=1)
@@ -374,14 +374,14 @@ def test_first_handlers_are_called_before_all_earlier_ones(engine):
     assert log == [(name, engine) for name in ("d", "own", "a")]
 
 
-def test_what_comes_first_can_come_and_go_within_a_run(engine):
+def test_first_handlers_are_attached_and_removed_in_a_run(engine):
     log, attachments = [], []
-    Placed(log, "a", first=False).attach(engine)
+    FirstOrLast(log, "a", first=False).attach(engine)
 
     @engine.on(Events.ITERATION_COMPLETED)
-    def come_and_go(engine):
+    def attach_or_remove(engine):
         if engine.state.iteration == 1:
-            attachments.append(Placed(log, "b", first=True).attach(engine))
+            attachments.append(FirstOrLast(log, "b", first=True).attach(engine))
         else:
             attachments[0].remove()
 
@@ -390,13 +390,13 @@ def test_what_comes_first_can_come_and_go_within_a_run(engine):
 
 
 def test_profilers_show_the_name_of_the_handler(engine):
-    attachment = Placed([], "", first=True).attach(engine)
+    attachment = FirstOrLast([], "", first=True).attach(engine)
     function, *_ = engine._event_handlers[Events.ITERATION_STARTED][0]
-    assert function.__qualname__ == "Placed"
+    assert function.__qualname__ == "FirstOrLast"
     attachment.remove()
 
 
-class Undoing(Handler):
+class WithRemovalCallbacks(Handler):
     def __init__(self, log):
         self.log = log
 
@@ -408,7 +408,7 @@ class Undoing(Handler):
 
 def test_removal_callbacks_run_once_in_reverse_order(engine):
     log = []
-    attachment = Undoing(log).attach(engine)
+    attachment = WithRemovalCallbacks(log).attach(engine)
     assert attachment.is_attached
     run(engine, epochs=1)
     assert log == ["started"]
@@ -420,7 +420,7 @@ def test_removal_callbacks_run_once_in_reverse_order(engine):
     assert log == ["started", "b", "a"]
 
 
-def test_removal_callbacks_see_the_attachment_gone(engine):
+def test_removal_callbacks_find_the_attachment_removed(engine):
     seen = []
 
     class Looking(Handler):
@@ -436,7 +436,7 @@ def test_removal_callbacks_see_the_attachment_gone(engine):
 
 def test_removal_callbacks_run_even_if_the_engine_is_gone():
     log, engine = [], plain_engine()
-    attachment = Undoing(log).attach(engine)
+    attachment = WithRemovalCallbacks(log).attach(engine)
     gone = weakref.ref(engine)
     del engine
     gc.collect()
@@ -448,8 +448,8 @@ def test_removal_callbacks_run_even_if_the_engine_is_gone():
 # References
 
 
-class Referring(Handler):
-    """A handler whose closures refer to the engine, which is easily written."""
+class ReferringToEngine(Handler):
+    """A handler whose closures refer to the engine, as those of users often do."""
 
     def attach_to(self, attachment):
         engine = attachment.engine
@@ -464,8 +464,8 @@ class Referring(Handler):
 
 @pytest.mark.parametrize("has_run", [False, True])
 @pytest.mark.parametrize("make", [make_trainer, plain_engine])
-def test_an_engine_goes_with_the_handlers_that_refer_back_to_it(make, has_run):
-    engine, handler = make(), Referring()
+def test_engine_is_freed_despite_handlers_that_refer_to_it(make, has_run):
+    engine, handler = make(), ReferringToEngine()
     handler.attach(engine)
     if has_run:
         run(engine)
@@ -476,9 +476,9 @@ def test_an_engine_goes_with_the_handlers_that_refer_back_to_it(make, has_run):
 
 
 @pytest.mark.parametrize("has_run", [False, True])
-def test_neither_handler_nor_attachment_keeps_the_engine(engine, has_run, request):
+def test_handlers_and_attachments_do_not_keep_the_engine(engine, has_run, request):
     engine = make_trainer() if "trainer" in request.node.name else plain_engine()
-    handler = Noting(every_steps=2, every_epochs=1)
+    handler = Recorder(every_steps=2, every_epochs=1)
     attachments = [handler.attach(engine), handler.attach(engine, Events.STARTED)]
     if has_run:
         run(engine)
@@ -493,17 +493,17 @@ def test_neither_handler_nor_attachment_keeps_the_engine(engine, has_run, reques
         attachment.remove()
 
 
-def test_an_attachment_that_nobody_keeps_stays(engine):
-    handler = Noting(every_steps=2)
+def test_unreferenced_attachment_stays_attached(engine):
+    handler = Recorder(every_steps=2)
     handler.attach(engine)
     gc.collect()
     run(engine, epochs=1)
     assert handler.iterations == [2, 4]
 
 
-def test_a_handler_that_nobody_keeps_stays(engine):
+def test_unreferenced_handler_stays_attached(engine):
     seen = []
-    handler = Noting(every_epochs=1)
+    handler = Recorder(every_epochs=1)
     object.__setattr__(handler, "seen", seen)
     handler.attach(engine)
     del handler
@@ -515,7 +515,7 @@ def test_a_handler_that_nobody_keeps_stays(engine):
 # Scopes
 
 
-class InScope(Handler):
+class WithRunScope(Handler):
     def __init__(self, log, name="", on_enter=None, on_exit=None):
         self.log, self.name, self.on_enter, self.on_exit = log, name, on_enter, on_exit
 
@@ -540,8 +540,8 @@ class InScope(Handler):
 
 def test_scopes_are_entered_with_each_run_and_left_with_it(engine):
     log = []
-    InScope(log, "a").attach(engine)
-    InScope(log, "b").attach(engine)
+    WithRunScope(log, "a").attach(engine)
+    WithRunScope(log, "b").attach(engine)
     engine.add_event_handler(Events.STARTED, lambda: log.append("started"))
     engine.add_event_handler(Events.COMPLETED, lambda: log.append("completed"))
     for _ in range(2):
@@ -554,7 +554,7 @@ def test_later_scope_failures_are_noted_and_all_scopes_close(engine):
     log, first = [], KeyError("first")
     later = {"a": OSError("a"), "c": ValueError("c")}
     for name in "abc":
-        InScope(log, name, on_exit=later.get(name)).attach(engine)
+        WithRunScope(log, name, on_exit=later.get(name)).attach(engine)
 
     def fail():
         raise first
@@ -569,10 +569,10 @@ def test_later_scope_failures_are_noted_and_all_scopes_close(engine):
     assert [repr(later[name]) in note for name, note in zip("ca", notes, strict=True)] == [True] * 2
 
 
-def test_without_a_failure_the_first_of_the_closing_is_raised(engine):
+def test_first_failure_while_closing_scopes_is_raised(engine):
     log, failure = [], ValueError("b")
-    InScope(log, "a", on_exit=OSError("a")).attach(engine)
-    InScope(log, "b", on_exit=failure).attach(engine)
+    WithRunScope(log, "a", on_exit=OSError("a")).attach(engine)
+    WithRunScope(log, "b", on_exit=failure).attach(engine)
     with pytest.raises(ValueError, match="b") as caught:
         run(engine)
     assert caught.value is failure
@@ -581,8 +581,8 @@ def test_without_a_failure_the_first_of_the_closing_is_raised(engine):
 
 def test_a_scope_that_fails_to_open_ends_the_run_before_it_begins(engine):
     log = []
-    InScope(log, "a").attach(engine)
-    broken = InScope(log, "b", on_enter=OSError("no")).attach(engine)
+    WithRunScope(log, "a").attach(engine)
+    broken = WithRunScope(log, "b", on_enter=OSError("no")).attach(engine)
     engine.add_event_handler(Events.STARTED, lambda: log.append("started"))
     with pytest.raises(OSError, match="no"):
         run(engine, epochs=1)

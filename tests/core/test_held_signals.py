@@ -1,4 +1,4 @@
-"""Signals that wait; ``tests/trainer/test_interruptions.py`` has what a trainer does with them."""
+"""Tests of held signals. ``tests/trainer/test_interruptions.py`` tests their use in a trainer."""
 
 import signal
 
@@ -12,36 +12,36 @@ NUMBER = signal.SIGALRM
 
 
 @pytest.fixture
-def seen():
-    """What a handler of the signal has seen; the one that was found is put back."""
-    seen, found = [], signal.getsignal(NUMBER)
-    signal.signal(NUMBER, lambda number, frame: seen.append(number))
-    yield seen
+def received():
+    """The signals that a handler received. The original handler is restored at the end."""
+    received, found = [], signal.getsignal(NUMBER)
+    signal.signal(NUMBER, lambda number, frame: received.append(number))
+    yield received
     signal.signal(NUMBER, found)
 
 
-def test_a_signal_waits_while_signals_are_held_and_comes_once(seen):
+def test_a_held_signal_is_handled_once_on_release(received):
     with HeldSignals() as signals:
         signal.raise_signal(NUMBER)
-        assert seen == [NUMBER]
+        assert received == [NUMBER]
         signals.is_holding = True
         signal.raise_signal(NUMBER)
         signal.raise_signal(NUMBER)
-        assert seen == [NUMBER]
+        assert received == [NUMBER]
         signals.release()
-        assert seen == [NUMBER] * 2
+        assert received == [NUMBER] * 2
         signals.release()
-        assert seen == [NUMBER] * 2
+        assert received == [NUMBER] * 2
 
 
-def test_a_signal_that_waits_as_the_scope_ends_is_handled(seen):
+def test_a_held_signal_is_handled_when_the_scope_ends(received):
     with HeldSignals() as signals:
         signals.is_holding = True
         signal.raise_signal(NUMBER)
-    assert seen == [NUMBER]
+    assert received == [NUMBER]
 
 
-def test_the_handler_that_was_found_is_put_back(seen):
+def test_the_original_handler_is_restored(received):
     found = signal.getsignal(NUMBER)
     with HeldSignals(), HeldSignals():
         assert signal.getsignal(NUMBER) is not found
@@ -50,13 +50,13 @@ def test_the_handler_that_was_found_is_put_back(seen):
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
-def test_what_is_no_handler_of_python_is_left_alone(seen, handler):
+def test_default_and_ignored_signals_are_not_wrapped(received, handler):
     signal.signal(NUMBER, handler)
     with HeldSignals():
         assert signal.getsignal(NUMBER) is handler
 
 
-def test_a_handler_that_is_set_beneath_waits_and_stays(seen):
+def test_a_replaced_handler_is_held_and_stays(received):
     others = []
     other = lambda number, frame: others.append(number)  # noqa: E731
     with HeldSignals() as signals:
@@ -67,10 +67,10 @@ def test_a_handler_that_is_set_beneath_waits_and_stays(seen):
         signals.release()
         assert others == [NUMBER]
     assert signal.getsignal(NUMBER) is other
-    assert seen == []
+    assert received == []
 
 
-def test_a_handler_that_is_set_over_it_is_held_after_another_look(seen):
+def test_a_newly_installed_handler_is_held_after_look(received):
     others = []
     with HeldSignals() as signals:
         other = lambda number, frame: others.append(number)  # noqa: E731
@@ -87,7 +87,7 @@ def test_a_handler_that_is_set_over_it_is_held_after_another_look(seen):
 
 @pytest.fixture
 def _ctrl_c():
-    """Python's own handler, which a process in the background does not have."""
+    """Installs Python's own handler, which a process in the background does not have."""
     found = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, found)
@@ -101,5 +101,5 @@ def test_the_second_ctrl_c_is_handled_at_once():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert signals.has_broken
-        with pytest.raises(KeyboardInterrupt):  # the first, which waited
+        with pytest.raises(KeyboardInterrupt):  # the first one, which was held
             signals.release()

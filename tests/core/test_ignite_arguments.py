@@ -1,4 +1,4 @@
-"""Arguments of Ignite's two factories: each works here, or an error says what does it."""
+"""Tests that each argument of Ignite's factories works, or an error says what replaces it."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ from tests.reference import weights
 
 FACTORIES = ["create_supervised_trainer", "create_supervised_evaluator"]
 
-# What a user of Ignite may give for the arguments that are none of ours.
+# Values of the arguments that exist in Ignite only.
 ONLY_IN_IGNITE = {
     "device": ["cpu", torch.device("cpu"), None],
     "non_blocking": [True, False],
@@ -34,7 +34,7 @@ def parameters_of(factory, module):
 
 
 def call(factory, *args, **kwargs):
-    """Calls ours with the arguments that Ignite's cannot do without, if they are not given."""
+    """Calls our factory with the arguments that Ignite's requires, and others."""
     model = make_model(dropout=0)
     if factory == "create_supervised_trainer":
         required = [model, torch.optim.SGD(model.parameters(), lr=0.1), F.mse_loss]
@@ -69,14 +69,14 @@ def test_each_argument_of_ignite_works_or_is_explained(factory, name):
 def test_the_remedy_can_be_copied(name):
     with pytest.raises(TypeError) as raised:
         call("create_supervised_trainer", **{name: True})
-    message = str(raised.value).replace("fp16", "bf16")  # which has to have a GPU
+    message = str(raised.value).replace("fp16", "bf16")  # fp16 needs a GPU
     names = {**vars(accelerate.utils), "accelerate": accelerate, "Accelerator": Accelerator}
     for code in re.findall(r"[\w.]+\((?:[^()]|\([^()]*\))*\)", message.partition(": ")[2]):
         eval(code, names)
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
-def test_a_device_in_its_place_in_ignite_is_explained(device):
+def test_a_device_at_its_position_in_ignite_is_explained(device):
     with pytest.raises(TypeError, match=r"`data` must be .*`device`.*Accelerator\(cpu=True\)"):
         call("create_supervised_trainer", device)
     with pytest.raises(TypeError, match=r"got 3: .*order they are `device`: .*Accelerator\(cpu"):

@@ -34,7 +34,7 @@ def test_a_name_is_looked_up_once(package):
     assert vars(package)["answer"] is package.answer
 
 
-def test_another_name_is_no_attribute(package):
+def test_an_unknown_name_is_an_attribute_error(package):
     with pytest.raises(AttributeError, match="module 'lazily' has no attribute 'question'"):
         _ = package.question
 
@@ -45,10 +45,10 @@ def test_a_submodule_can_still_be_imported(package):
     assert deep.__name__ == "lazily.deep"
 
 
-def test_a_module_without_the_name_says_so(package):
+def test_a_module_without_the_name_is_an_error(package):
     with pytest.raises(AttributeError, match=r"module 'lazily\.deep' has no attribute 'answer'"):
         lazy_names("lazily", {"answer": "deep"})[0]("answer")
 
 
-def test_its_names_are_listed(package):
+def test_lazy_names_are_listed_by_dir(package):
     assert {"answer", "__name__"} <= set(dir(package))

@@ -1,4 +1,4 @@
-"""The search reads what objects hold, wherever they hold it, and runs no code of theirs."""
+"""Tests that the search finds objects wherever they are held, and runs none of their code."""
 
 import functools
 import itertools
@@ -26,7 +26,7 @@ from ignite_hooks.core.object_graph import stored_values
 
 
 class Wanted:
-    """The object that is looked for."""
+    """The object that the tests search for."""
 
     def call(self):
         """Does nothing."""
@@ -115,7 +115,7 @@ def wrapped(held):
     return function
 
 
-def of_class(**attributes):
+def instance_with_class_attributes(**attributes):
     return type("Made", (), attributes)()
 
 
@@ -127,7 +127,7 @@ def with_metaclass(held):
     return type("Meta", (type,), {"held": held})("Made", (), {})()
 
 
-def global_of(held, source, name="some_module", **others):
+def function_with_global(held, source, name="some_module", **others):
     """Returns the function ``f`` that ``source`` defines, in a module with the global HELD."""
     module = types.ModuleType(name)
     vars(module).update(HELD=held, **others)
@@ -227,7 +227,7 @@ PLACES = {
     ),
     "partial of a method": (lambda held: functools.partial(held.call), "root.func.__self__"),
     "partial method": (
-        lambda held: of_class(f=functools.partialmethod(print, held)),
+        lambda held: instance_with_class_attributes(f=functools.partialmethod(print, held)),
         "root.Made.f.args.0",
     ),
     "closure": (closure, "root.held"),
@@ -239,21 +239,21 @@ PLACES = {
     "cached function": (lambda held: functools.lru_cache(closure(held)), "root.__wrapped__.held"),
     "result in a cache": (cached_result, "root.0.()"),
     "variable of this thread": (thread_variable, "root.held"),
-    "global": (lambda held: global_of(held, "def f(): return HELD.x"), "root.HELD"),
+    "global": (lambda held: function_with_global(held, "def f(): return HELD.x"), "root.HELD"),
     "global of a lambda in a function": (
-        lambda held: global_of(held, "def f(): return [lambda: HELD]"),
+        lambda held: function_with_global(held, "def f(): return [lambda: HELD]"),
         "root.HELD",
     ),
     "global of a function that is called": (
-        lambda held: global_of(held, "def g(): return HELD\ndef f(): return g()"),
+        lambda held: function_with_global(held, "def g(): return HELD\ndef f(): return g()"),
         "root.g.HELD",
     ),
     "attribute of a module": (
-        lambda held: global_of(0, "def f(): return m.held.x", m=module_with(held)),
+        lambda held: function_with_global(0, "def f(): return m.held.x", m=module_with(held)),
         "root.m.held",
     ),
     "attribute of a module in a module": (
-        lambda held: global_of(
+        lambda held: function_with_global(
             0,
             "def f(): return m.held.held.x",
             m=module_with(module_with(held)),
@@ -261,26 +261,32 @@ PLACES = {
         "root.m.held.held",
     ),
     "global of a class that is named": (
-        lambda held: global_of(held, "class C:\n x = HELD\ndef f(): return C.x"),
+        lambda held: function_with_global(held, "class C:\n x = HELD\ndef f(): return C.x"),
         "root.C.x",
     ),
     "module as an attribute": (lambda held: Holder(m=module_with(held)), "root.m.held"),
-    "class attribute": (lambda held: of_class(held=held), "root.Made.held"),
+    "class attribute": (lambda held: instance_with_class_attributes(held=held), "root.Made.held"),
     "class attribute of a base": (with_base, "root.Derived.Base.held"),
     "attribute of a metaclass": (with_metaclass, "root.Made.Meta.held"),
-    "method": (lambda held: of_class(f=closure(held)), "root.Made.f.held"),
-    "special method": (lambda held: of_class(__call__=closure(held)), "root.Made.__call__.held"),
+    "method": (lambda held: instance_with_class_attributes(f=closure(held)), "root.Made.f.held"),
+    "special method": (
+        lambda held: instance_with_class_attributes(__call__=closure(held)),
+        "root.Made.__call__.held",
+    ),
     "static method": (
-        lambda held: of_class(f=staticmethod(closure(held))),
+        lambda held: instance_with_class_attributes(f=staticmethod(closure(held))),
         "root.Made.f.__func__.held",
     ),
     "class method": (
-        lambda held: of_class(f=classmethod(closure(held))),
+        lambda held: instance_with_class_attributes(f=classmethod(closure(held))),
         "root.Made.f.__func__.held",
     ),
-    "property": (lambda held: of_class(f=property(closure(held))), "root.Made.f.fget.held"),
+    "property": (
+        lambda held: instance_with_class_attributes(f=property(closure(held))),
+        "root.Made.f.fget.held",
+    ),
     "cached property": (
-        lambda held: of_class(f=functools.cached_property(closure(held))),
+        lambda held: instance_with_class_attributes(f=functools.cached_property(closure(held))),
         "root.Made.f.func.held",
     ),
     "generator that runs": (running_generator, "root.kept"),
@@ -292,7 +298,7 @@ PLACES = {
 }
 
 
-def found(thing, **settings):
+def names_by_id(thing, **settings):
     search = ObjectSearch({"root": thing}, **settings)
     names = {id(each): name for name, each in search}
     assert search.is_complete
@@ -304,11 +310,11 @@ def test_an_object_is_found_wherever_it_is_held(place):
     make, name = PLACES[place]
     wanted = Wanted()
     thing = make(wanted)
-    assert found(thing)[id(wanted)] == name
+    assert names_by_id(thing)[id(wanted)] == name
 
 
-class Refuses:
-    """Raises whatever is done with it, but for what is read of it."""
+class RefusesCalls:
+    """Raises an error in every method: only its stored values can be read."""
 
     def __init__(self, held):
         object.__setattr__(self, "held", held)
@@ -322,7 +328,7 @@ class Refuses:
     prop = property(refuse)
 
 
-class RefusingMeta(type):
+class RefusingMetaclass(type):
     def refuse(cls, *arguments):
         raise AssertionError("called")
 
@@ -331,9 +337,9 @@ class RefusingMeta(type):
 
 def test_no_code_of_the_objects_runs():
     wanted = Wanted()
-    odd = type.__call__(RefusingMeta, "Odd", (), {"held": wanted})
-    thing = [Refuses(wanted), 1], {1: Refuses(odd), 2: Refuses(type.__call__(odd))}
-    assert found(thing)[id(wanted)] == "root.0.0.held"
+    odd = type.__call__(RefusingMetaclass, "Odd", (), {"held": wanted})
+    thing = [RefusesCalls(wanted), 1], {1: RefusesCalls(odd), 2: RefusesCalls(type.__call__(odd))}
+    assert names_by_id(thing)[id(wanted)] == "root.0.0.held"
 
 
 def test_an_empty_cell_and_an_empty_slot_hold_nothing():
@@ -345,7 +351,7 @@ def test_an_empty_cell_and_an_empty_slot_hold_nothing():
         later = 1
 
     slots = Slots.__new__(Slots)
-    assert found([next(outer()), slots])[id(slots)] == "root.1"
+    assert names_by_id([next(outer()), slots])[id(slots)] == "root.1"
 
 
 def test_each_object_is_yielded_once_by_its_shortest_name():
@@ -356,10 +362,10 @@ def test_each_object_is_yielded_once_by_its_shortest_name():
     assert len(names) == len(set(names))
 
 
-def test_objects_that_are_closed_are_not_looked_into():
+def test_closed_objects_are_not_searched():
     wanted = Wanted()
     closed = Holder(wanted=wanted)
-    assert found([closed], closed=[closed]).keys().isdisjoint({id(wanted), id(closed)})
+    assert names_by_id([closed], closed=[closed]).keys().isdisjoint({id(wanted), id(closed)})
 
 
 PLAIN_DATA = {
@@ -381,16 +387,16 @@ PLAIN_DATA = {
 def test_plain_data_does_not_count(data):
     wanted = Wanted()
     holder = Holder(data=PLAIN_DATA[data](), wanted=wanted)
-    assert id(wanted) in found(holder, max_objects=8)
+    assert id(wanted) in names_by_id(holder, max_objects=8)
 
 
 @pytest.mark.parametrize("data", ["samples of an image folder", "records", "named tuples"])
-def test_plain_data_is_gone_through_by_the_interpreter(data):
-    """The number of Python calls does not depend on the length of the data."""
+def test_plain_data_costs_no_python_call_per_element(data):
+    """The interpreter's own loops go through the data, whatever its length."""
     samples, calls = PLAIN_DATA[data](), []
     sys.setprofile(lambda frame, event, _: event == "call" and calls.append(frame.f_code))
     try:
-        found(samples)
+        names_by_id(samples)
     finally:
         sys.setprofile(None)
     assert len(calls) < 1000
@@ -402,7 +408,7 @@ def test_a_large_model_is_searched_completely():
         *(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU()) for _ in range(1000))
     )
     model[999][1].rng = wanted
-    assert found(model)[id(wanted)] == "root.999.1.rng"
+    assert names_by_id(model)[id(wanted)] == "root.999.1.rng"
 
 
 def linked_list(length):
@@ -420,7 +426,7 @@ def nested_list(length):
 
 
 @pytest.mark.parametrize("make", [linked_list, nested_list])
-def test_a_deep_structure_ends_by_the_bound(make):
+def test_the_search_of_a_deep_structure_stops_at_the_limit(make):
     thing = make(100_000)
     search = ObjectSearch({"root": thing})
     assert sum(1 for _ in search) == 10_000
@@ -429,7 +435,7 @@ def test_a_deep_structure_ends_by_the_bound(make):
         thing = thing.pop() if thing else None
 
 
-def test_a_search_that_the_bound_ends_says_so():
+def test_a_search_that_the_limit_ends_is_incomplete():
     things = [Holder() for _ in range(100)]
     search = ObjectSearch({"root": things}, max_objects=50)
     assert len(list(search)) == 50
@@ -439,33 +445,36 @@ def test_a_search_that_the_bound_ends_says_so():
     assert search.is_complete
 
 
-def test_code_of_libraries_is_not_followed_and_their_data_is():
+def test_library_code_is_skipped_and_library_data_is_not():
     wanted = Wanted()
     source = "def g(): return HELD\ndef f(): return g()"
-    assert id(wanted) not in found(global_of(wanted, source, "torch.some"))
+    assert id(wanted) not in names_by_id(function_with_global(wanted, source, "torch.some"))
     assert is_of_library(torch.nn.Linear)
     assert is_of_library(functools.wraps)
     assert is_of_library(np.random)
     assert not is_of_library(Holder)
-    assert found(torch.nn.Sequential(submodule(wanted)))[id(wanted)] == "root.0.299.rng"
+    assert names_by_id(torch.nn.Sequential(submodule(wanted)))[id(wanted)] == "root.0.299.rng"
 
 
 def test_keys_of_any_kind_have_short_names():
     keys = ["a" * 1000, 10**5000, Holder, (1, (2.5, None)), b"a", True]
-    names = found({key: Wanted() for key in keys}).values()
+    names = names_by_id({key: Wanted() for key in keys}).values()
     assert max(map(len, names)) < 120
     assert {"root.int", "root.(1, (2.5, None))", "root.b'a'", "root.True"} <= set(names)
 
 
-def changing():
-    """Returns an object with places that can change, by name, each with what changes it."""
+def changeable_object():
+    """Returns an object, and functions that each change what it holds, by name."""
     thing = Holder(number=1, later=None, texts=["a"], nested={"a": [{}]}, slots=Slots(None))
     thing.model = torch.nn.Sequential(torch.nn.Linear(1, 1))
     thing.objects, thing.many = [Holder()], list(range(2000))
     thing.pairs, thing.by_name = [(1, "a")] * 2000, {n: [1] for n in range(2000)}
     thing.huge = [0] * 20_000
-    thing.closure, thing.function = closure([]), global_of(None, "def f(): return HELD, NEW")
-    thing.made, thing.cell = of_class(held=None), later_cell()
+    thing.closure, thing.function = (
+        closure([]),
+        function_with_global(None, "def f(): return HELD, NEW"),
+    )
+    thing.made, thing.cell = instance_with_class_attributes(held=None), later_cell()
     new = Wanted()
     return thing, {
         "an attribute": lambda: setattr(thing, "later", new),
@@ -502,9 +511,9 @@ def later_cell():
     return function
 
 
-@pytest.mark.parametrize("change", changing()[1])
+@pytest.mark.parametrize("change", changeable_object()[1])
 def test_a_change_is_seen_without_another_search(change):
-    thing, changes = changing()
+    thing, changes = changeable_object()
     search = ObjectSearch({"root": thing})
     assert len(list(search)) > 10
     thing.number, thing.texts[0], thing.many[7] = 2, "b", 3.0
@@ -513,7 +522,7 @@ def test_a_change_is_seen_without_another_search(change):
     assert search.has_changed()
 
 
-def test_looking_for_changes_takes_few_calls_and_keeps_nothing():
+def test_has_changed_takes_few_calls_and_keeps_nothing():
     holder = Holder(model=torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(100))))
     holder.output = Holder(tensor=torch.zeros(1))
     search, calls = ObjectSearch({"root": holder}), []
@@ -530,7 +539,7 @@ def test_looking_for_changes_takes_few_calls_and_keeps_nothing():
     assert search.has_changed()
 
 
-def test_parts_can_be_chosen_instead_of_all_that_an_object_holds():
+def test_parts_of_selects_the_parts_to_search():
     left, right = Wanted(), Wanted()
     holder = Holder(left=left, right=right)
     search = ObjectSearch(
@@ -539,8 +548,8 @@ def test_parts_can_be_chosen_instead_of_all_that_an_object_holds():
     assert {name: each for name, each in search if isinstance(each, Wanted)} == {"a.x": right}
 
 
-def test_a_change_is_seen_in_the_parts_that_are_chosen():
-    """What else an object holds is not looked at for changes either."""
+def test_a_change_is_seen_in_selected_parts_only():
+    """Changes of the parts that ``parts_of`` leaves out are ignored."""
     parts, holder, closed = [Wanted()], Holder(), Holder(left=Wanted())
 
     def parts_of(thing):
@@ -562,7 +571,7 @@ def test_a_change_is_seen_in_the_parts_that_are_chosen():
     assert search.has_changed()
 
 
-def test_stored_values_are_those_of_a_function_a_class_or_an_instance():
+def test_stored_values_of_functions_classes_and_instances():
     def function(default=1):
         return closed_over
 
@@ -584,14 +593,14 @@ def test_stored_values_are_those_of_a_function_a_class_or_an_instance():
     assert "method" not in dict(stored_values(Slotted))
 
 
-def test_what_another_search_has_found_is_passed_over():
+def test_objects_of_another_search_are_passed_over():
     wanted = Wanted()
     search = ObjectSearch({"root": [Holder(rng=wanted)]})
     assert len(list(search)) > 1
-    assert found([search]).keys().isdisjoint({id(search), id(wanted)})
+    assert names_by_id([search]).keys().isdisjoint({id(search), id(wanted)})
 
 
-def test_an_exception_that_is_kept_leads_to_no_frames():
+def test_frames_of_a_kept_exception_are_not_searched():
     class Keeper:
         error = None
 

@@ -33,14 +33,14 @@ def here(tmp_path, monkeypatch):
         ("run 1:2/a", "here/run 1:2/a"),
     ],
 )
-@pytest.mark.parametrize("kind", [str, Path])
-def test_path_is_made_absolute_from_here_or_home(tmp_path, kind, given, expected):
-    if (kind, given) == (Path, "./~"):
+@pytest.mark.parametrize("path_type", [str, Path])
+def test_path_is_made_absolute_from_here_or_home(tmp_path, path_type, given, expected):
+    if (path_type, given) == (Path, "./~"):
         expected = "home"  # a Path keeps no leading "./"
-    assert absolute_path(kind(given)) == tmp_path / expected
+    assert absolute_path(path_type(given)) == tmp_path / expected
 
 
-def test_a_link_in_the_path_stays_as_it_is_named(here):
+def test_a_symbolic_link_is_not_resolved(here):
     (here / "real").mkdir()
     (here / "link").symlink_to(here / "real")
     assert absolute_path("link/../runs") == here / "link" / ".." / "runs"

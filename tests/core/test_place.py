@@ -9,11 +9,11 @@ def test_a_position_compares_and_unpacks_as_a_pair():
     assert FeedPosition(*[1, 2]).batches == 2
 
 
-def test_a_complete_epoch_leaves_an_empty_one():
+def test_with_epoch_counts_one_and_starts_another():
     assert Progress(iteration=4, batches=4, is_full=True).with_epoch() == Progress(4, epochs=1)
 
 
-def test_an_epoch_begun_anew_has_no_batch():
+def test_at_epoch_start_has_no_batch_of_the_epoch():
     assert Progress(4, 1, 3, is_full=True).at_epoch_start() == Progress(4, epochs=1)
 
 

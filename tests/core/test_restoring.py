@@ -19,7 +19,7 @@ def test_a_change_is_undone_by_its_own_scope():
     assert undone == ["change"]
 
 
-def test_changes_that_are_left_over_are_undone_once_the_last_first():
+def test_remaining_changes_are_undone_once_in_reverse_order():
     changes, undone = Changes(), []
     with changes:
         scopes = [restored(lambda name=name: undone.append(name)) for name in ("outer", "inner")]
@@ -33,7 +33,7 @@ def test_changes_that_are_left_over_are_undone_once_the_last_first():
 
 
 @pytest.mark.parametrize(("alone", "expected"), [(False, ["inner", "outer"]), (True, ["outer"])])
-def test_a_scope_that_ends_undoes_those_within_first_unless_it_is_alone(alone, expected):
+def test_an_ending_scope_undoes_later_changes_unless_alone(alone, expected):
     undone = []
     with Changes():
         outer = restored(lambda: undone.append("outer"), alone=alone)
@@ -46,7 +46,7 @@ def test_a_scope_that_ends_undoes_those_within_first_unless_it_is_alone(alone, e
     assert sorted(undone) == ["inner", "outer"]
 
 
-def test_an_undoing_that_breaks_off_is_repeated():
+def test_an_interrupted_undo_is_repeated():
     changes, tries = Changes(), []
 
     def undo():
@@ -62,7 +62,7 @@ def test_an_undoing_that_breaks_off_is_repeated():
     assert tries == [0, 1]
 
 
-def test_changes_around_a_run_stay_when_those_of_the_run_are_undone():
+def test_undo_leaves_the_changes_made_around_a_run():
     changes, undone = Changes(), []
     with changes, restored(lambda: undone.append("around")):
         around = changes.present
@@ -74,7 +74,7 @@ def test_changes_around_a_run_stay_when_those_of_the_run_are_undone():
     assert undone == ["of the run", "around"]
 
 
-def test_changes_of_a_run_within_a_run_are_their_own():
+def test_changes_of_nested_runs_are_separate():
     outer, inner, undone = Changes(), Changes(), []
     with outer:
         scopes = [restored(lambda name=name: undone.append(name)) for name in ("inner", "outer")]

@@ -21,7 +21,7 @@ def engine(request):
     return make_trainer() if request.param == "trainer" else plain_engine()
 
 
-def noting(log, name=""):
+def logging_scope(log, name=""):
     @contextmanager
     def scope(engine):
         log.append(f"enter {name}")
@@ -37,7 +37,7 @@ def run(engine):
 
 def test_run_is_wrapped_and_unwrapped_on_the_instance_alone():
     engine, other = plain_engine(), plain_engine()
-    remove = enter_at_each_run(engine, noting([]))
+    remove = enter_at_each_run(engine, logging_scope([]))
     assert "run" in vars(engine)
     assert "run" not in vars(other)
     assert engine.run.__name__ == "run"
@@ -48,9 +48,9 @@ def test_run_is_wrapped_and_unwrapped_on_the_instance_alone():
 
 def test_run_is_wrapped_once_for_all_scopes():
     engine, log = plain_engine(), []
-    first = enter_at_each_run(engine, noting(log, "a"))
+    first = enter_at_each_run(engine, logging_scope(log, "a"))
     wrapper = vars(engine)["run"]
-    second = enter_at_each_run(engine, noting(log, "b"))
+    second = enter_at_each_run(engine, logging_scope(log, "b"))
     assert vars(engine)["run"] is wrapper
     first()
     assert vars(engine)["run"] is wrapper
@@ -61,7 +61,7 @@ def test_run_is_wrapped_once_for_all_scopes():
 
 
 def test_run_returns_the_state_and_takes_all_arguments(engine):
-    enter_at_each_run(engine, noting([]))
+    enter_at_each_run(engine, logging_scope([]))
     assert engine.run(batches_of(3), 2, epoch_length=2) is engine.state
     assert engine.state.iteration == 4
 
@@ -77,7 +77,7 @@ def test_run_overridden_on_the_instance_is_called_and_restored(engine):
     if "run" in vars(engine):
         own = engine.run
     engine.run = watched
-    remove = enter_at_each_run(engine, noting(log))
+    remove = enter_at_each_run(engine, logging_scope(log))
     run(engine)
     remove()
     run(engine)
@@ -88,7 +88,7 @@ def test_run_overridden_on_the_instance_is_called_and_restored(engine):
 
 def test_outer_wrapper_of_run_survives_removal_of_the_scope():
     engine, calls, log = plain_engine(), [], []
-    remove = enter_at_each_run(engine, noting(log))
+    remove = enter_at_each_run(engine, logging_scope(log))
     inner = engine.run
 
     def outer(*args, **kwargs):
@@ -107,22 +107,22 @@ def test_outer_wrapper_of_run_survives_removal_of_the_scope():
 
 def test_scope_beneath_an_outer_wrapper_is_entered_once():
     engine, log = plain_engine(), []
-    remove = enter_at_each_run(engine, noting(log, "a"))
+    remove = enter_at_each_run(engine, logging_scope(log, "a"))
     inner = engine.run
     engine.run = lambda *args, **kwargs: inner(*args, **kwargs)
     remove()
-    enter_at_each_run(engine, noting(log, "b"))
+    enter_at_each_run(engine, logging_scope(log, "b"))
     run(engine)
     assert log == ["enter b", "leave b"]
 
 
 def test_scope_added_during_a_run_is_entered_and_left_with_it(engine):
     log = []
-    enter_at_each_run(engine, noting(log, "a"))
+    enter_at_each_run(engine, logging_scope(log, "a"))
 
     @engine.on(Events.ITERATION_COMPLETED(once=2))
     def add():
-        enter_at_each_run(engine, noting(log, "b"))
+        enter_at_each_run(engine, logging_scope(log, "b"))
         log.append("added")
 
     engine.add_event_handler(Events.COMPLETED, lambda: log.append("completed"))
@@ -133,7 +133,7 @@ def test_scope_added_during_a_run_is_entered_and_left_with_it(engine):
 def test_first_scope_added_during_a_plain_run_waits_for_the_next():
     engine, log = plain_engine(), []
     adding = engine.add_event_handler(
-        Events.ITERATION_COMPLETED(once=2), lambda: enter_at_each_run(engine, noting(log))
+        Events.ITERATION_COMPLETED(once=2), lambda: enter_at_each_run(engine, logging_scope(log))
     )
     engine.add_event_handler(Events.COMPLETED, lambda: log.append("completed"))
     run(engine)
@@ -145,7 +145,7 @@ def test_first_scope_added_during_a_plain_run_waits_for_the_next():
 
 def test_a_scope_removed_in_a_run_is_left_at_once_and_only_once(engine):
     log = []
-    remove = enter_at_each_run(engine, noting(log, "a"))
+    remove = enter_at_each_run(engine, logging_scope(log, "a"))
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: remove())
     engine.add_event_handler(Events.COMPLETED, lambda: log.append("completed"))
     run(engine)
@@ -153,7 +153,7 @@ def test_a_scope_removed_in_a_run_is_left_at_once_and_only_once(engine):
     assert log == ["enter a", "leave a", "completed", "completed"]
 
 
-def test_a_scope_that_is_no_generator_is_left_only_once_too(engine):
+def test_a_scope_written_as_a_class_is_left_only_once(engine):
     log = []
 
     class Scope:
@@ -172,9 +172,9 @@ def test_a_scope_that_is_no_generator_is_left_only_once_too(engine):
 
 def test_a_scope_added_after_a_run_waits_for_the_next(engine):
     log = []
-    enter_at_each_run(engine, noting(log, "a"))
+    enter_at_each_run(engine, logging_scope(log, "a"))
     run(engine)
-    enter_at_each_run(engine, noting(log, "b"))
+    enter_at_each_run(engine, logging_scope(log, "b"))
     assert log == ["enter a", "leave a"]
     run(engine)
     assert log[2:] == ["enter a", "enter b", "leave b", "leave a"]
@@ -204,7 +204,7 @@ def test_a_scope_sees_the_failure_that_ends_the_run(engine):
 
 def test_scope_is_left_at_interrupt_and_reentered_on_continue(engine):
     log = []
-    enter_at_each_run(engine, noting(log))
+    enter_at_each_run(engine, logging_scope(log))
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
     run(engine)
     assert log == ["enter ", "leave "]
@@ -217,7 +217,7 @@ def test_no_reference_keeps_the_engine(has_own_run):
     engine = plain_engine()
     if has_own_run:
         engine.run = partial(Engine.run, engine)
-    remove = enter_at_each_run(engine, noting([]))
+    remove = enter_at_each_run(engine, logging_scope([]))
     run(engine)
     gone = weakref.ref(engine)
     del engine
@@ -229,7 +229,7 @@ def test_no_reference_keeps_the_engine(has_own_run):
 def test_engine_created_and_run_in_one_expression_stays_alive():
     def made():
         engine = plain_engine()
-        enter_at_each_run(engine, noting([]))
+        enter_at_each_run(engine, logging_scope([]))
         return engine
 
     state = made().run([0, 1])  # an assert would keep the engine

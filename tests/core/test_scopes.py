@@ -122,21 +122,21 @@ def test_scope_failing_to_open_is_not_closed_but_others_are():
 
 
 def test_scope_failing_to_close_is_closed_only_once():
-    log, passages, error = [], [], ValueError("after")
+    log, steps, error = [], [], ValueError("after")
 
     @contextmanager
     def fails_after():
         try:
-            passages.append("in")
+            steps.append("in")
             yield
         finally:
-            passages.append("out")
+            steps.append("out")
             raise error
 
     with pytest.raises(ValueError, match="after") as caught:
         run_in(Scope("a", log), fails_after())
     assert caught.value is error
-    assert passages == ["in", "out"]
+    assert steps == ["in", "out"]
     assert log[1:] == [("exit a", error)]
     assert notes_of(error) == []
 
@@ -156,7 +156,7 @@ def test_leave_keeps_only_the_first_scopes_open():
         scopes.leave(1)
         assert scopes.open == [a]
         assert log[3:] == [("exit c", None), ("exit b", None)]
-        scopes.leave(2)  # is so already
+        scopes.leave(2)  # does nothing
         assert scopes.open == [a]
         scopes.enter(b)
         scopes.leave(0)
@@ -164,7 +164,7 @@ def test_leave_keeps_only_the_first_scopes_open():
     assert log[5:] == ["enter b", ("exit b", None), ("exit a", None)]
 
 
-def test_failing_scope_keeps_the_others_open_for_unwinding():
+def test_scopes_stay_open_after_one_fails_in_leave():
     log, error = [], ValueError("b")
     scopes = ScopeStack()
     several = [Scope("a", log), Scope("b", log, error), Scope("c", log)]
@@ -173,7 +173,7 @@ def test_failing_scope_keeps_the_others_open_for_unwinding():
     with pytest.raises(ValueError, match="b") as caught:
         scopes.leave(0)
     assert caught.value is error
-    # The one that failed too, as Ctrl-C may have come before it did anything.
+    # The failed scope stays open too, as Ctrl-C may have arrived before it did anything.
     assert scopes.open == several[:2]
     assert list(scopes.unwind(error, 0)) == [False, False]
     assert scopes.open == []
@@ -216,9 +216,9 @@ def test_unwinding_reports_which_scopes_handled_the_failure():
         Scope("e", log),
     ]
     scopes = stack_of(*several)
-    told = list(scopes.unwind(error, 1))
-    assert told == [False, True, False, False]
-    assert all(type(each) is bool for each in told)
+    reported = list(scopes.unwind(error, 1))
+    assert reported == [False, True, False, False]
+    assert all(type(each) is bool for each in reported)
     assert scopes.open == several[:1]
     assert list(scopes.unwind(error, 1)) == []
     assert list(scopes.unwind(error, 0)) == [True]
@@ -258,7 +258,7 @@ def test_scopes_are_given_the_failure_with_the_traceback_it_has():
     assert error.__traceback__ is caught.tb
 
 
-def test_later_failure_is_known_until_the_next_with():
+def test_later_failure_is_kept_until_the_next_with():
     log, error = [], KeyError()
     scopes = ScopeStack()
     assert scopes.later_failure is None
@@ -272,7 +272,7 @@ def test_later_failure_is_known_until_the_next_with():
         assert scopes.later_failure is None
 
 
-def test_a_stack_serves_again_after_a_failure():
+def test_a_stack_can_be_used_again_after_a_failure():
     log, scopes = [], ScopeStack()
     with pytest.raises(KeyError):
         run_on(scopes, Scope("a", log), failure=KeyError())
@@ -281,7 +281,7 @@ def test_a_stack_serves_again_after_a_failure():
     assert log == ["enter b", ("exit b", None)]
 
 
-# What is noted
+# Notes
 
 
 def fails_to_close():
@@ -310,27 +310,27 @@ def test_note_names_failure_function_file_and_line():
     ]
 
 
-# Where the failures while closing came from
+# The contexts of failures while closing
 
 
 def chain(error):
-    """The failure, that during which it came, and so on; it must end."""
+    """Returns the failure, its context, the context of that one, and so on."""
     failures = [error]
     while (error := error.__context__) is not None:
-        assert not any(error is each for each in failures), "it goes round"
+        assert not any(error is each for each in failures), "the chain has a cycle"
         failures.append(error)
     return failures
 
 
-def linked(*failures):
-    """The first one, as if it came while the next was handled, and so on."""
+def with_contexts(*failures):
+    """Returns the first failure, with each failure as the context of the one before it."""
     for later, earlier in pairwise(failures):
         later.__context__ = earlier
     return failures[0]
 
 
-def unwound(error, later):
-    """Unwinds where Python is handling nothing, and so links nothing itself."""
+def unwind_outside_except(error, later):
+    """Unwinds outside any ``except``, where Python sets no ``__context__`` itself."""
     assert sys.exc_info() == (None, None, None)
     list(stack_of(Scope("a", [], later)).unwind(error, 0))
 
@@ -356,16 +356,16 @@ def unwound(error, later):
 def test_later_failures_chain_to_the_first_without_a_cycle(of_later, of_first, expected):
     failures = {name: Exception(name) for name in of_later + of_first}
     for names in (of_later, of_first):
-        linked(*(failures[name] for name in names))
-    unwound(failures["F"], failures["L"])
+        with_contexts(*(failures[name] for name in names))
+    unwind_outside_except(failures["F"], failures["L"])
     assert "".join(map(str, chain(failures["L"]))) == expected
     chain(failures["F"])
 
 
-def test_a_chain_that_goes_round_already_is_opened_there():
+def test_an_existing_cycle_of_contexts_is_broken():
     first, later, other = KeyError(), ValueError(), OSError()
     later.__context__, other.__context__ = other, later
-    unwound(first, later)
+    unwind_outside_except(first, later)
     assert other.__context__ is first
     assert chain(later) == [later, other, first]
 
@@ -384,17 +384,17 @@ def test_same_second_failure_from_two_scopes_makes_no_cycle():
     assert chain(later) == [later, first]
 
 
-# Nothing
+# The null context
 
 
-def test_nothing_scope_has_no_effect():
+def test_null_context_has_no_effect():
     for _ in range(2):
         with NOTHING:
             pass
 
 
 @pytest.mark.parametrize("failure", [KeyError, StopIteration, KeyboardInterrupt])
-def test_nothing_scope_swallows_no_failure(failure):
+def test_null_context_swallows_no_failure(failure):
     error = failure()
     with pytest.raises(failure) as caught, NOTHING:
         raise error
@@ -402,7 +402,7 @@ def test_nothing_scope_swallows_no_failure(failure):
     assert error.__context__ is None
 
 
-def test_nothing_scope_has_no_effect_on_a_stack():
+def test_null_context_has_no_effect_on_a_stack():
     scopes, error = ScopeStack(), KeyError()
     with scopes:
         scopes.enter(NOTHING)
@@ -427,7 +427,7 @@ class Frozen(Exception):
 @pytest.mark.parametrize(
     "later", [OSError(), Frozen(), Unprintable()], ids=lambda e: type(e).__name__
 )
-def test_failures_that_can_not_be_noted_keep_no_scope_from_closing(first, later):
+def test_scopes_close_after_failures_that_cannot_be_noted(first, later):
     log = []
     with pytest.raises(type(first)) as caught:
         run_in(Scope("a", log), Scope("b", log, later), Scope("c", log), failure=first)

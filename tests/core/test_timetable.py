@@ -10,21 +10,21 @@ EVERY = st.integers(1, 12)
 
 
 class Driver:
-    """Keeps a timetable as its owner does, and next to it a list that anyone can check by eye."""
+    """Steps a timetable as its owner does, beside a plain dictionary of the same callbacks."""
 
     def __init__(self, start=0):
         self.timetable = Timetable()
         self.entries = {}
-        self.acted = []
+        self.called = []
         self.step = start
         self.newest = 0
-        self.in_act = {}
+        self.in_callback = {}
         self.timetable.start_from(start)
 
     def add(self, every):
         name = self.newest
         self.newest += 1
-        callback = lambda: self._act(name)  # noqa: E731
+        callback = lambda: self._call(name)  # noqa: E731
         self.timetable.add(every, callback)
         self.entries[name] = (every, lambda: self.timetable.drop(callback))
 
@@ -33,25 +33,25 @@ class Driver:
             name = list(self.entries)[index % len(self.entries)]
             self.entries.pop(name)[1]()
 
-    def do(self, change):
+    def apply(self, change):
         kind, number = change
         (self.add if kind == "add" else self.remove)(number)
 
-    def _act(self, name):
-        self.acted.append(name)
-        for change in self.in_act.pop((self.step, len(self.acted) - 1), ()):
-            self.do(change)
+    def _call(self, name):
+        self.called.append(name)
+        for change in self.in_callback.pop((self.step, len(self.called) - 1), ()):
+            self.apply(change)
 
     def next_step(self):
-        """Takes a step; returns who acted and who was to act."""
+        """Takes a step. Returns the callbacks that were called, and those that were due."""
         self.step += 1
-        self.acted = []
+        self.called = []
         due = [name for name, (every, _) in self.entries.items() if self.step % every == 0]
         assert not due or self.timetable.next_due <= self.step
         if self.step >= self.timetable.next_due:
             self.timetable.call_due(self.step)
         assert self.timetable.next_due > self.step
-        return self.acted, due
+        return self.called, due
 
 
 CHANGE = st.one_of(
@@ -68,22 +68,22 @@ CHANGES = st.lists(CHANGE, max_size=3)
     st.integers(0, 10),
 )
 def test_due_entries_match_divisibility_in_attachment_order(
-    at_first, between_steps, in_acts, start
+    at_first, between_steps, in_callbacks, start
 ):
     driver = Driver(start)
-    driver.in_act = dict(in_acts)
+    driver.in_callback = dict(in_callbacks)
     for every in at_first:
         driver.add(every)
     for step in range(1, STEPS + 1):
         for change in between_steps.get(step, ()):
-            driver.do(change)
-        acted, due = driver.next_step()
-        assert acted == due
+            driver.apply(change)
+        called, due = driver.next_step()
+        assert called == due
 
 
 @settings(deadline=None)
 @given(st.lists(EVERY, min_size=1, max_size=6), st.integers(0, 40))
-def test_next_due_is_the_first_step_at_which_something_acts(schedules, start):
+def test_next_due_is_the_first_step_with_a_due_callback(schedules, start):
     timetable = Timetable()
     for every in schedules:
         timetable.add(every, lambda: None)
@@ -104,22 +104,22 @@ def test_an_empty_timetable_is_never_due():
 
 
 def test_callbacks_that_do_the_same_are_dropped_separately():
-    timetable, acted = Timetable(), []
-    first, second = ((lambda: acted.append(timetable.next_due)) for _ in range(2))
+    timetable, called = Timetable(), []
+    first, second = ((lambda: called.append(timetable.next_due)) for _ in range(2))
     timetable.add(2, first)
     timetable.add(2, second)
     timetable.call_due(2)
-    assert len(acted) == 2
+    assert len(called) == 2
     timetable.drop(first)
     timetable.call_due(4)
-    assert len(acted) == 3
+    assert len(called) == 3
     timetable.drop(second)
     assert timetable.next_due == Timetable.NEVER
 
 
-def test_going_back_makes_due_again_what_lies_ahead():
-    timetable, acted = Timetable(), []
-    timetable.add(4, lambda: acted.append(True))
+def test_starting_from_an_earlier_step_makes_callbacks_due():
+    timetable, called = Timetable(), []
+    timetable.add(4, lambda: called.append(True))
     timetable.call_due(8)
     timetable.start_from(3)
     assert timetable.next_due == 4
@@ -136,7 +136,7 @@ def failing_once(called, name):
     return fail
 
 
-def test_those_after_a_failing_callback_are_called_the_next_time():
+def test_callbacks_after_a_failed_one_are_called_next_time():
     timetable, called = Timetable(), []
     timetable.add(2, lambda: called.append("before"))
     timetable.add(2, failing_once(called, "failing"))
@@ -151,7 +151,7 @@ def test_those_after_a_failing_callback_are_called_the_next_time():
     assert timetable.next_due == 3
 
 
-def test_what_a_failure_has_left_comes_before_what_is_due_next():
+def test_callbacks_left_by_a_failure_come_before_due_ones():
     timetable, called = Timetable(), []
     timetable.add(1, failing_once(called, "failing"))
     timetable.add(2, lambda: called.append("left"))
@@ -161,7 +161,7 @@ def test_what_a_failure_has_left_comes_before_what_is_due_next():
     assert called == ["failing", "left", "failing"]
 
 
-def test_starting_from_a_step_forgets_what_a_failure_has_left():
+def test_start_from_forgets_callbacks_left_by_a_failure():
     timetable, called = Timetable(), []
     timetable.add(1, failing_once(called, "failing"))
     timetable.add(1, lambda: called.append("left"))

@@ -1,4 +1,4 @@
-"""Members that torch keeps private mean what they are taken to mean."""
+"""Tests of what torch's private members mean, and of the functions that use them."""
 
 import functools
 
@@ -18,7 +18,7 @@ from ignite_hooks.core.torch_modules import wrapped_child
 
 
 class WithModule(torch.nn.Module):
-    """A module of a user with a child of a wrapper's name."""
+    """A user's module with a child of the name that ``DataParallel`` uses."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class WithModule(torch.nn.Module):
         (checkpoint_wrapper, "_checkpoint_wrapped_module"),
     ],
 )
-def test_a_wrapper_is_known_and_taken_off(wrap, name):
+def test_wrappers_are_recognized_and_removed(wrap, name):
     inner = WithModule()
     wrapper = wrap(inner)
     assert wrapped_child(wrapper) == name
@@ -42,7 +42,7 @@ def test_a_wrapper_is_known_and_taken_off(wrap, name):
     assert unwrapped(torch.nn.DataParallel(wrapper)) is inner
 
 
-def test_a_users_child_called_module_is_no_wrapping():
+def test_a_user_module_with_a_child_module_is_no_wrapper():
     assert wrapped_child(WithModule()) is None
     assert not has_wrappers(WithModule().modules())
     assert unwrapped(WithModule().compile() or WithModule()) is not None
@@ -97,11 +97,11 @@ def patched():
         patched(),
     ],
 )
-def test_modules_with_a_say_in_their_loading_are_known(module):
+def test_modules_with_custom_loading_are_recognized(module):
     assert has_own_loading(module)
 
 
-def test_only_a_root_is_asked_by_its_load_state_dict():
+def test_load_state_dict_counts_for_the_root_only():
     assert has_own_loading(Partial(2, 2), is_root=True)
     assert not has_own_loading(Partial(2, 2))
 
@@ -117,11 +117,11 @@ def test_only_a_root_is_asked_by_its_load_state_dict():
         torch.compile(torch.nn.Linear(2, 2), backend="eager"),
     ],
 )
-def test_torchs_own_modules_are_told_by_names_and_shapes(module):
+def test_torchs_own_modules_have_no_custom_loading(module):
     assert not any(has_own_loading(each, is_root=True) for each in module.modules())
 
 
-def test_tensors_are_those_of_torchs_own_methods():
+def test_tensors_in_equals_torchs_own_methods():
     module = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2, bias=False))
     module.append(module[0])
     module.register_buffer("empty", None)
@@ -131,7 +131,7 @@ def test_tensors_are_those_of_torchs_own_methods():
     assert tensors_in(module).keys() == tensors_in(module, module[1]).keys() == expected
 
 
-def test_buffers_are_told_by_whether_they_are_saved():
+def test_persistent_and_other_buffers_are_told_apart():
     module = torch.nn.Module()
     module.register_buffer("kept", torch.ones(1))
     module.register_buffer("left_out", torch.ones(1), persistent=False)
@@ -142,7 +142,7 @@ def test_buffers_are_told_by_whether_they_are_saved():
     assert empty_buffers(root) == {"0.empty": module}
 
 
-def test_attributes_beside_the_state_are_those_of_the_user():
+def test_attributes_outside_the_state_are_the_users():
     module = torch.nn.utils.spectral_norm(torch.nn.Linear(2, 2))
     module.register_buffer("left_out", torch.ones(1), persistent=False)
     module.number = 1

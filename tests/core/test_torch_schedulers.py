@@ -1,4 +1,4 @@
-"""What torch's schedulers keep private means what it is taken to mean."""
+"""Tests of what the private members of torch's schedulers mean."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_the_schedulers_within_are_those_that_were_given():
 @pytest.mark.parametrize("pct_start", [0.3, 0.25])
 @pytest.mark.parametrize("three_phase", [False, True])
 @pytest.mark.parametrize("anneal_strategy", ["cos", "linear"])
-def test_the_constants_of_a_cycle_are_its_arguments(pct_start, three_phase, anneal_strategy):
+def test_one_cycle_constants_are_its_arguments(pct_start, three_phase, anneal_strategy):
     arguments = {
         "pct_start": pct_start,
         "three_phase": three_phase,

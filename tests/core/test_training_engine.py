@@ -18,7 +18,7 @@ PROPERTIES = {name for name, value in vars(TrainingEngine).items() if isinstance
 ATTRIBUTES = set(TrainingEngine.__annotations__)
 
 
-def test_only_a_trainer_is_one():
+def test_is_trainer_is_true_for_trainers_only():
     assert is_trainer(make_trainer())
     assert not is_trainer(Engine(lambda engine, batch: None))
     assert not is_trainer(QuickEngine(lambda engine, batch: None))
@@ -27,10 +27,10 @@ def test_only_a_trainer_is_one():
 
 @pytest.mark.parametrize("name", sorted(METHODS - {"__init__"} - set(dir(object))))
 def test_a_trainer_has_each_method_with_these_arguments(name):
-    asked = inspect.signature(getattr(TrainingEngine, name)).parameters
+    expected = inspect.signature(getattr(TrainingEngine, name)).parameters
     offered = inspect.signature(getattr(Trainer, name)).parameters
-    assert set(asked) <= set(offered)
-    others = [offered[each] for each in offered if each not in asked]
+    assert set(expected) <= set(offered)
+    others = [offered[each] for each in offered if each not in expected]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     assert all(each.default is not each.empty or each.kind in variable for each in others)
 
@@ -42,11 +42,11 @@ def test_a_trainer_has_each_attribute(name):
     assert hasattr(trainer, name)
 
 
-def test_a_stand_in_with_every_attribute_is_no_trainer():
+def test_a_mock_is_not_a_trainer():
     assert not is_trainer(mock.MagicMock())
 
 
-def test_without_data_nothing_is_left_and_nothing_can_be_saved():
+def test_a_trainer_without_data_is_at_no_step_boundary():
     trainer = make_trainer()
     assert trainer.feed is None
     assert trainer.batches_left is None

@@ -6,13 +6,13 @@ from ignite_hooks.core.warn_once import warn_once
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said():
+def _no_earlier_warnings():
     warn_once.cache_clear()
     yield
     warn_once.cache_clear()
 
 
-def one_who_warns(message):
+def warn_for_caller(message):
     warn_once(message)
 
 
@@ -20,15 +20,15 @@ def test_each_message_is_warned_once_from_any_place():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for message in ("a", "b", "a"):
-            one_who_warns(message)
+            warn_for_caller(message)
         warn_once("b")
     assert [str(each.message) for each in caught] == ["a", "b"]
 
 
-def test_the_place_that_is_named_is_the_callers_caller():
+def test_the_warning_names_the_line_of_the_callers_caller():
     with pytest.warns(UserWarning, match="here") as caught:
-        one_who_warns("here")
-    code = test_the_place_that_is_named_is_the_callers_caller.__code__
+        warn_for_caller("here")
+    code = test_the_warning_names_the_line_of_the_callers_caller.__code__
     lines = {line for _, _, line in code.co_lines()}
     assert caught[0].filename == __file__
     assert caught[0].lineno in lines
