@@ -1,4 +1,4 @@
-"""Digests of any state, which tell whether two are the same bit by bit."""
+"""Digests of states, which are equal for states that are equal bit for bit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,23 +10,28 @@ from xxhash import xxh3_128
 
 __all__ = ["digest_of"]
 
-_CHUNK = 2**24
+_CHUNK_BYTES = 2**24  # copied to be hashed: bounds the extra memory
 
 
 def digest_of(value: Any) -> str:
-    """The same for the same content, bit by bit, and another for any other."""
-    total = xxh3_128()
-    _add(value, total)
-    return total.hexdigest()
+    """Returns a digest that is the same for equal content, bit for bit, and differs otherwise."""
+    hasher = xxh3_128()
+    _update_hash(value, hasher)
+    return hasher.hexdigest()
 
 
-def _add(value: Any, total: Any) -> None:
-    """What kind of object it is does not matter, but for its content."""
+def _update_hash(value: Any, hasher: Any) -> None:
+    """Adds a value to the hash.
+
+    Types of containers are ignored: a list and a tuple with the same values, or a dict and another
+    mapping, have the same digest. An object of another class is its class name and attributes.
+    """
     if isinstance(value, torch.Tensor):
         if is_lazy(value):
-            total.update(b"lazy")
+            hasher.update(b"lazy")
             return
-        total.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        # The steps below make a dense, contiguous tensor, whose bytes can be viewed.
         plain = value.detach().cpu()
         if plain.is_quantized:
             plain = plain.dequantize()
@@ -34,28 +39,31 @@ def _add(value: Any, total: Any) -> None:
             plain = plain.to_dense()
         plain = plain.resolve_conj().resolve_neg().contiguous()
         flat = plain.reshape(-1)
-        if flat.stride() != (1,):  # of one element, which counts as contiguous whatever its stride
+        # A tensor with one element counts as contiguous whatever its stride, but view() to another
+        # dtype demands a stride of 1.
+        if flat.stride() != (1,):
             flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
-        for part in torch.split(flat.view(torch.uint8), _CHUNK):
-            # Of a copy: torch never resizes memory again that numpy has seen.
-            total.update(part.clone().numpy())
+        for part in torch.split(flat.view(torch.uint8), _CHUNK_BYTES):
+            # numpy() forbids torch to resize a storage for good, so it is called on a copy.
+            hasher.update(part.clone().numpy())
     elif isinstance(value, np.ndarray):
-        total.update(f"{value.dtype}{value.shape}".encode())
-        total.update(np.ascontiguousarray(value).tobytes())
+        hasher.update(f"{value.dtype}{value.shape}".encode())
+        hasher.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Mapping):
-        total.update(f"{{{len(value)}:".encode())
+        hasher.update(f"{{{len(value)}:".encode())
         for key, each in value.items():
-            total.update(f"{key!r}:".encode())
-            _add(each, total)
+            hasher.update(f"{key!r}:".encode())
+            _update_hash(each, hasher)
     elif isinstance(value, list | tuple):
-        total.update(f"[{len(value)}:".encode())
+        hasher.update(f"[{len(value)}:".encode())
         for each in value:
-            _add(each, total)
+            _update_hash(each, hasher)
     elif isinstance(value, set | frozenset):
-        total.update(f"<{len(value)}:".encode())
-        total.update("".join(sorted(map(digest_of, value))).encode())
+        hasher.update(f"<{len(value)}:".encode())
+        # The order of a set depends on the hash seed of the process.
+        hasher.update("".join(sorted(map(digest_of, value))).encode())
     elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        total.update(f"{value!r};".encode())
+        hasher.update(f"{value!r};".encode())
     else:
-        total.update(type(value).__name__.encode())
-        _add(getattr(value, "__dict__", {}), total)
+        hasher.update(type(value).__name__.encode())
+        _update_hash(getattr(value, "__dict__", {}), hasher)

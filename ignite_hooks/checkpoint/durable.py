@@ -1,4 +1,4 @@
-"""Files that are on the disk when it is said so, and sums that tell when they are no more."""
+"""Durable writes: files and folders that survive a power loss, and checksums of files."""
 
 import errno
 import os
@@ -16,10 +16,10 @@ from ignite_hooks.core.warn_once import warn_once
 
 __all__ = ["give_mode_of", "make_folder", "record_of", "sync", "sync_tree"]
 
-_CHUNK = 2**20
+_CHUNK_BYTES = 2**20
 # Windows refuses to sync a file that was opened for reading only.
-_TO_SYNC = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
-_NOT_FOR_FOLDERS = {
+_FILE_SYNC_FLAGS = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
+_FOLDER_SYNC_UNSUPPORTED = {
     errno.EACCES,  # Windows opens no folder; elsewhere a folder may be written to and not read
     errno.EPERM,
     errno.EISDIR,
@@ -29,23 +29,23 @@ _NOT_FOR_FOLDERS = {
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
 }
-"""What a file system answers that cannot sync folders. EIO and ENOSPC are failures of the disk."""
+"""Error numbers of file systems that cannot sync folders; EIO and ENOSPC remain errors."""
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk.
+    """Waits until the content of a file, or the list of names of a folder, is on the disk.
 
-    Warns once, and goes on, where the file system cannot sync folders.
+    Where the file system cannot sync folders, the function warns once and returns.
     """
     is_folder = os.path.isdir(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY if is_folder else _TO_SYNC)
+        descriptor = os.open(path, os.O_RDONLY if is_folder else _FILE_SYNC_FLAGS)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if not is_folder or error.errno not in _NOT_FOR_FOLDERS:
+        if not is_folder or error.errno not in _FOLDER_SYNC_UNSUPPORTED:
             raise
         warn_once(
             f"the file system of the checkpoints cannot sync folders ({error.strerror}): a power "
@@ -55,9 +55,10 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those that it is to be in, unless they are there; on the disk, too."""
+    """Creates a folder and its missing parents, and syncs the parent of each new folder."""
     if os.path.isdir(folder):
         return
+    # The entry of a new folder is durable only once its parent is synced.
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in made:
@@ -65,7 +66,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """The same for all within a folder, and for the folder last."""
+    """Syncs all files and folders in a folder, and the folder itself last."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             sync_tree(path)
@@ -75,24 +76,29 @@ def sync_tree(folder: Path) -> None:
 
 
 def give_mode_of(model: Path, paths: Iterable[Path]) -> None:
-    """Gives files the access mode of ``model``, a file that was made as any is, by the umask.
+    """Gives files the access mode of ``model``, a file that was created with the usual ``open``.
 
-    safetensors makes files that only their owner may read. The umask itself cannot be read without
-    changing it for all threads, and a default ACL of the folder counts instead of it.
+    safetensors creates files that only their owner may read. The mode is copied from a file because
+    the umask cannot be read without changing it for all threads, and because the default ACL of a
+    folder overrides the umask.
     """
     mode = stat.S_IMODE(os.stat(model).st_mode)
     for path in paths:
         if stat.S_IMODE(os.stat(path).st_mode) != mode:
-            with suppress(OSError):  # a file system without modes is no reason to lose the save
+            with suppress(OSError):  # some file systems have no modes; the save is worth more
                 path.chmod(mode)
 
 
 def record_of(path: Path) -> FileRecord:
-    """The size and the checksum of a file. XXH3 is faster than memory, and no proof of origin."""
+    """Returns the size and the XXH3 checksum of a file.
+
+    XXH3 is faster than reading from memory. It detects damage; it does not prove the origin of a
+    file.
+    """
     checksum, size = xxh3_128(), 0
     with open_regular(path) as file:
-        # Clearing a whole chunk takes longer than reading a small file.
-        buffer = bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 1))
+        # A buffer of a whole chunk would take longer to zero than a small file takes to read.
+        buffer = bytearray(min(_CHUNK_BYTES, os.fstat(file.fileno()).st_size + 1))
         view = memoryview(buffer)
         while count := file.readinto(buffer):
             checksum.update(view[:count])

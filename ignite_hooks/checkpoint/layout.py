@@ -1,20 +1,20 @@
-"""The files of a checkpoint: the one table of their names.
+"""Names of the files in a checkpoint, defined here alone.
 
 ====================  ============================================================================
-manifest.json         makes a folder a checkpoint: where in the run it was taken, and all other
-                      files with their sizes and hashes
+manifest.json         makes a folder a checkpoint: the position in the run, and the size and hash
+                      of each other file
 model.safetensors     the model; ``loss_fn.safetensors`` if the loss function has a state. With
-                      ``safe_serialization=False`` they are called ``.bin``
-optimizer.bin         the optimizer, by ``torch.save`` as Accelerate does it
+                      ``safe_serialization=False`` they end in ``.bin``
+optimizer.bin         the optimizer, written by ``torch.save`` as Accelerate does
 scheduler.bin         the scheduler, if there is one
 scaler.pt             the gradient scaler, with mixed precision in float16
-trainer.pt            handlers, objects of the user, metrics, and what is said about the rest
-rank_00000.pt         of each process: counters, limits, position in the data, and in those of
-                      evaluators, random generators, and of handlers and objects what differs
-                      from the first process
-custom_checkpoint_0.pkl  objects that were registered with the accelerator, which it unpickles
-sharded/              where a process holds a part of the model only (FSDP, DeepSpeed, Megatron):
-                      what ``accelerator.save_state`` makes of model and optimizer
+trainer.pt            handlers, objects of the user, metrics, and the metadata of the modules
+rank_00000.pt         one file per process: counters, limits, positions in the data of the trainer
+                      and of evaluators, random generators, and the states of handlers and objects
+                      that differ from those of rank 0
+custom_checkpoint_0.pkl  objects that were registered with the accelerator, which unpickles them
+sharded/              where each process holds a part of the model only (FSDP, DeepSpeed,
+                      Megatron): model and optimizer, written by ``accelerator.save_state``
 ====================  ============================================================================
 
 While a folder is being filled its manifest is called ``incomplete.json``.
@@ -45,8 +45,8 @@ SCALER = "scaler.pt"
 TRAINER = "trainer.pt"
 SHARDED = "sharded"
 
-# Every checkpoint has such files. A folder without them and without a manifest is none, and was
-# none or has been removed: what is in it is a user's.
+# Every checkpoint has such files. A folder that has neither these nor a manifest is not a damaged
+# checkpoint: its files are a user's own, or were left when a checkpoint was removed.
 OWN_FILE = re.compile(r"trainer\.pt|rank_\d{5,}\.pt")
 
 
@@ -56,7 +56,7 @@ def rank_file(rank: int) -> str:
 
 
 def module_files(name: str) -> tuple[str, str]:
-    """Returns the names of a module's file: written by safetensors, or by ``torch.save``."""
+    """Returns the two possible file names of a module: of safetensors, and of ``torch.save``."""
     return f"{name}.safetensors", f"{name}.bin"
 
 
@@ -66,6 +66,6 @@ def registered_file(number: int) -> str:
 
 
 def registered_files(names: set[str]) -> list[str]:
-    """Returns those of ``names`` that are of registered objects, in the order of their numbers."""
+    """Returns the files of registered objects among ``names``, in the order of their numbers."""
     found = [name for name in names if name.startswith("custom_checkpoint_")]
     return sorted(found, key=lambda name: (len(name), name))

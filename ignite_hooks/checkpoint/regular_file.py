@@ -1,4 +1,4 @@
-"""Opening what should be a file: a FIFO, a socket or a device in its place is not waited for."""
+"""Opening of regular files only: FIFOs, sockets and devices raise an error instead of blocking."""
 
 import errno
 import io
@@ -8,20 +8,21 @@ from pathlib import Path
 
 __all__ = ["NotRegularFileError", "open_regular"]
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# O_NONBLOCK: opening a FIFO returns at once instead of waiting for a writer.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class NotRegularFileError(OSError):
-    """The path is that of a folder, FIFO, socket or device, which is not read."""
+    """A path that should be a regular file and is a folder, FIFO, socket or device."""
 
 
 def open_regular(path: Path) -> io.BufferedReader:
     """Opens a regular file to read its bytes.
 
-    Opening a FIFO would wait for a writer, for ever perhaps, and a device may never end.
+    ``open`` would wait for a writer of a FIFO, perhaps for ever, and a device may never end.
 
     Raises:
-        NotRegularFileError: the path is that of something else.
+        NotRegularFileError: the path is not that of a regular file.
         OSError: the file cannot be opened.
     """
     return open(path, "rb", opener=_open_regular)
@@ -29,9 +30,9 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 def _open_regular(path: str, _: int) -> int:
     try:
-        descriptor = os.open(path, _FLAGS)
+        descriptor = os.open(path, _OPEN_FLAGS)
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ELOOP):  # a socket, or links in a circle
+        if error.errno in (errno.ENXIO, errno.ELOOP):  # a socket, a cycle of links
             raise NotRegularFileError(errno.EINVAL, "not a regular file", path) from error
         raise
     mode = os.fstat(descriptor).st_mode

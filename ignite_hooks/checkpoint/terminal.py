@@ -1,8 +1,8 @@
-"""Text for a terminal: values from a checkpoint cannot steer it, and tables stay in columns.
+"""Text for a terminal: values without control characters, and tables with aligned columns.
 
-Names, versions and command lines in a manifest come from the writer of the checkpoint. Printed as
-they are, an escape sequence clears the screen, a newline invents a line of the table, and U+202E
-turns the rest of the line around.
+Names, versions and command lines in a manifest come from the writer of the checkpoint. Printed
+without escaping, an escape sequence could clear the screen, a newline could fake a row of the
+table, and U+202E would reverse the rest of the line.
 """
 
 import sys
@@ -16,25 +16,25 @@ from decimal import Decimal
 __all__ = ["age_text", "printable", "shortened", "size_text", "table"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_GAP = "  "
+_COLUMN_GAP = "  "
 
 
 def printable(value: object) -> str:
-    """Returns a value as text of one line, as far as standard output can show it.
+    """Returns a value as one line of text that standard output can print.
 
-    Control and format characters, line ends of all kinds, surrogates and what the encoding of
-    standard output lacks are written as escape sequences of Python.
+    Control and format characters, line ends of all kinds, surrogates and characters that the
+    encoding of standard output lacks are replaced by Python escape sequences.
     """
     text = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode()
         for each in str(value)
     )
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a replaced stream may have none
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # None for a replaced stream
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def shortened(text: str, length: int) -> str:
-    """Returns a text without its middle if it has more than ``length`` characters."""
+    """Returns a text of at most ``length`` characters; dots replace the middle of a longer one."""
     if len(text) <= length:
         return text
     tail = (length - 3) // 2
@@ -43,19 +43,22 @@ def shortened(text: str, length: int) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the lines of a table, each column as wide as its widest cell."""
-    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
-    return [_line(row, widths) for row in rows]
+    widths = [max(map(_display_width, column)) for column in zip(*rows, strict=True)]
+    return [_format_row(row, widths) for row in rows]
 
 
 def size_text(size: int) -> str:
-    """Returns a number of bytes, however large, with four digits and a unit."""
+    """Returns a number of bytes, however large, with four significant digits and a unit."""
     power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    number = float(Decimal(size) / 1024**power)  # a division of integers may overflow
+    number = float(Decimal(size) / 1024**power)  # size / 1024**power may overflow
     return f"{number:.4g} {_UNITS[power]}"
 
 
 def age_text(then: datetime, now: datetime) -> str:
-    """Returns the time from ``then`` to ``now`` in its largest unit; UTC where no zone is given."""
+    """Returns the time from ``then`` to ``now`` in the largest unit of which it has two.
+
+    A ``then`` without a time zone is taken as UTC.
+    """
     if then.utcoffset() is None:
         then = then.replace(tzinfo=timezone.utc)
     seconds = (now - then).total_seconds()
@@ -65,13 +68,15 @@ def age_text(then: datetime, now: datetime) -> str:
     return f"in {text}" if seconds <= -1 else text
 
 
-def _line(row: Iterable[str], widths: Iterable[int]) -> str:
-    cells = (cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True))
-    return _GAP.join(cells).rstrip()
+def _format_row(row: Iterable[str], widths: Iterable[int]) -> str:
+    cells = (
+        cell + " " * (width - _display_width(cell)) for cell, width in zip(row, widths, strict=True)
+    )
+    return _COLUMN_GAP.join(cells).rstrip()
 
 
-def _columns(text: str) -> int:
-    """Returns how many columns of a terminal a text takes: CJK characters take two, marks none."""
+def _display_width(text: str) -> int:
+    """Returns the width of a text in columns: a CJK character has two, a combining mark none."""
     return sum(
         0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in "FW")
         for each in text

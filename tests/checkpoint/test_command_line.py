@@ -68,7 +68,7 @@ def started_by(monkeypatch):
         "eyJhbGciOiJIUzI1NiJ9.abc123abc123.abc123",
     ],
 )
-def test_secret_is_not_shown(line):
+def test_secret_is_redacted(line):
     shown = without_secrets(["train.py", *shlex.split(line)])
     assert SECRET not in " ".join(shown)
     assert "***" in " ".join(shown)
@@ -89,18 +89,18 @@ def test_secret_is_not_shown(line):
         "d41d8cd98f00b204e9800998ecf8427e",
     ],
 )
-def test_what_is_no_secret_stays(line):
+def test_other_values_are_kept(line):
     assert without_secrets(shlex.split(line)) == shlex.split(line)
 
 
-def test_options_after_a_secret_stay():
+def test_options_after_a_secret_are_kept():
     given = shlex.split("--tokens a b --lr 1 --token c positional --api-key=d --seed 2")
     shown = "--tokens *** *** --lr 1 --token *** positional --api-key=*** --seed 2"
     assert without_secrets(given) == shlex.split(shown)
 
 
 @pytest.mark.parametrize("piece", ["a", "a:", "x://", "-----BEGIN", "a=b ", "bearer ", "k.e-y"])
-def test_long_argument_is_shown_by_its_length(piece):
+def test_long_argument_is_replaced_by_its_length(piece):
     assert without_secrets([piece * 10**5]) == [f"({len(piece) * 10**5} characters)"]
 
 
@@ -117,7 +117,7 @@ def test_process_of_multiprocessing_shows_the_program(started_by, arguments):
     assert shown == (sys.executable, "train.py", "--token=***")
 
 
-def test_arguments_of_any_kind_are_texts_that_json_holds(started_by):
+def test_arguments_of_any_kind_can_be_stored_as_json(started_by):
     shown = started_by(["python", 3, None, "\udcff", "\x1b"])
     assert shown == ("python", "3", "None", "\\udcff", "\x1b")
     json.dumps(shown).encode()
@@ -127,10 +127,10 @@ def test_arguments_of_any_kind_are_texts_that_json_holds(started_by):
 def test_command_line_is_bounded(started_by, arguments):
     shown = started_by(arguments)
     assert len("".join(shown)) < module.MAX_LENGTH + 100
-    assert max(map(len, shown)) <= module.MAX_ARGUMENT
+    assert max(map(len, shown)) <= module.MAX_ARGUMENT_LENGTH
 
 
-def test_what_is_left_out_is_counted(started_by):
+def test_omitted_arguments_are_counted(started_by):
     assert started_by(["x" * 1000] * 100)[-1] == "... 92 more"
 
 

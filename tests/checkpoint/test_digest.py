@@ -49,7 +49,7 @@ def test_different_values_have_different_digests():
     assert sums == [digest_of(copy.deepcopy(value)) for value in NOT_THE_SAME]
 
 
-def test_the_order_of_a_set_does_not_matter():
+def test_digest_of_a_set_ignores_its_order():
     assert digest_of({"a", "b", "c", 1}) == digest_of(frozenset([1, "c", "b", "a"]))
 
 
@@ -68,7 +68,7 @@ def test_digest_of_an_object_follows_its_attributes():
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_tensors_of_every_kind_have_a_digest():
+def test_tensors_of_all_layouts_and_dtypes_have_a_digest():
     wave = torch.tensor([1 + 2j, 3 - 1j])
     values = [
         wave,
@@ -85,7 +85,7 @@ def test_tensors_of_every_kind_have_a_digest():
     assert digest_of(wave.conj()) == digest_of(wave.conj().resolve_conj())
 
 
-def test_a_tensor_can_be_resized_after_its_digest():
+def test_tensor_can_be_resized_after_its_digest():
     tensor = torch.ones(2)
     digest_of(tensor)
     assert tensor.resize_(100).numel() == 100

@@ -11,7 +11,7 @@ from ignite_hooks.checkpoint.durable import sync_tree
 from ignite_hooks.core.warn_once import warn_once
 
 
-def test_a_record_has_the_size_and_the_published_checksum(tmp_path):
+def test_record_has_the_size_and_the_xxh3_checksum(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"")
     # The value of XXH3_128bits for no input with seed 0, from the reference implementation.
@@ -59,7 +59,7 @@ def test_sync_tree_syncs_each_folder_after_its_contents(tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == len(before) if before else True
 
 
-def test_a_new_folder_is_on_the_disk_with_those_that_it_is_in(tmp_path, monkeypatch):
+def test_new_folder_and_its_new_parents_are_synced(tmp_path, monkeypatch):
     opened, synced = {}, []
     real_open = os.open
 
@@ -86,18 +86,18 @@ UNABLE = ["EINVAL", "ENOTSUP", "EBADF", "EACCES", "EPERM", "ENOSYS", "EISDIR"]
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Has a call fail with an error: for folders, or for files."""
+    """Returns a function that makes a call of ``os`` fail, for folders or for files."""
     warn_once.cache_clear()
 
     def fail(call, name, for_files=False):
         real, number = getattr(os, call), getattr(errno, name)
 
-        def act(target, *rest, **options):
+        def call_or_fail(target, *rest, **options):
             if os.path.isfile(target) == for_files:
                 raise OSError(number, os.strerror(number))
             return real(target, *rest, **options)
 
-        monkeypatch.setattr(os, call, act)
+        monkeypatch.setattr(os, call, call_or_fail)
 
     yield fail
     warn_once.cache_clear()
@@ -105,7 +105,7 @@ def failing(monkeypatch):
 
 @pytest.mark.parametrize("call", ["open", "fsync"])
 @pytest.mark.parametrize("name", UNABLE)
-def test_folders_that_cannot_be_synced_are_told_once(tmp_path, failing, name, call):
+def test_file_system_that_cannot_sync_folders_warns_once(tmp_path, failing, name, call):
     (tmp_path / "a").mkdir()
     (tmp_path / "file").touch()
     failing(call, name)
@@ -119,7 +119,7 @@ def test_folders_that_cannot_be_synced_are_told_once(tmp_path, failing, name, ca
 @pytest.mark.parametrize(
     ("name", "for_files"), [("EIO", False), ("ENOSPC", False), *((n, True) for n in UNABLE)]
 )
-def test_failures_of_the_disk_stay_errors(tmp_path, failing, name, for_files):
+def test_other_errors_of_a_sync_are_raised(tmp_path, failing, name, for_files):
     (tmp_path / "file").touch()
     failing("fsync", name, for_files)
     with pytest.raises(OSError, match=re.escape(os.strerror(getattr(errno, name)))):

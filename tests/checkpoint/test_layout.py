@@ -1,4 +1,4 @@
-"""The table of file names is what saves write and what a resume reads."""
+"""Tests of the table of file names against the files that a save writes."""
 
 import re
 from pathlib import Path
@@ -74,12 +74,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_save_writes_the_files_of_the_table(tmp_path, case):
+def test_save_writes_the_files_of_the_table(tmp_path, case):
     options, more = CASES[case]
     assert files_of_a_save(tmp_path, **options) == ALWAYS | more
 
 
-def test_every_name_stands_in_the_described_table():
+def test_every_file_name_is_in_the_documented_table():
     described = layout.__doc__
     constants = (layout.MANIFEST, layout.INCOMPLETE, layout.OPTIMIZER, layout.SCHEDULER)
     for name in (*constants, layout.SCALER, layout.TRAINER, layout.SHARDED):
@@ -89,7 +89,7 @@ def test_every_name_stands_in_the_described_table():
     assert layout.module_files("model")[0] in described
 
 
-def test_names_of_files_are_written_nowhere_else():
+def test_no_other_module_spells_out_a_file_name():
     name = re.compile(
         r'"(manifest\.json|incomplete\.json|optimizer\.bin|scheduler\.bin|scaler\.pt|trainer\.pt|'
         r"sharded|[a-z_]+\.safetensors|rank_[^\"]*|custom_checkpoint[^\"]*)\""
@@ -103,17 +103,17 @@ def test_names_of_files_are_written_nowhere_else():
 
 
 @pytest.mark.parametrize("rank", [0, 7, 99_999, 123_456])
-def test_files_of_a_checkpoint_are_known_by_their_names(rank):
+def test_rank_files_and_trainer_file_mark_a_checkpoint(rank):
     assert layout.OWN_FILE.fullmatch(layout.rank_file(rank))
     assert layout.OWN_FILE.fullmatch(layout.TRAINER)
 
 
 @pytest.mark.parametrize("name", ["trainer_pt", "trainer.pt2", "rank_7.pt", "notes.txt", ""])
-def test_files_of_users_are_not_taken_for_those_of_a_checkpoint(name):
+def test_files_of_users_do_not_mark_a_checkpoint(name):
     assert not layout.OWN_FILE.fullmatch(name)
 
 
-def test_registered_files_come_in_the_order_of_their_numbers():
+def test_registered_files_are_sorted_by_number():
     names = {layout.registered_file(number) for number in range(12)}
     found = layout.registered_files(names | ALWAYS)
     assert found == [layout.registered_file(number) for number in range(12)]

@@ -6,7 +6,7 @@ from ignite_hooks.checkpoint.regular_file import NotRegularFileError
 from ignite_hooks.checkpoint.regular_file import open_regular
 
 
-def test_only_a_regular_file_is_opened_and_nothing_is_waited_for(tmp_path):
+def test_only_regular_files_are_opened_without_blocking(tmp_path):
     file, pipe = tmp_path / "file", tmp_path / "pipe"
     file.write_bytes(b"content")
     (tmp_path / "link").symlink_to(file)

@@ -35,12 +35,12 @@ def test_printed_value_is_one_line_without_control_characters(text, shown):
     assert printable(text) == shown
 
 
-def test_what_the_encoding_lacks_is_escaped_before_columns_are_counted(monkeypatch):
+def test_characters_outside_the_encoding_are_escaped(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert printable("精度 é") == "\\u7cbe\\u5ea6 \\xe9"
 
 
-def test_stream_without_an_encoding_takes_any_text(monkeypatch):
+def test_stream_without_an_encoding_is_utf_8(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert printable("é") == "é"
 
@@ -48,7 +48,7 @@ def test_stream_without_an_encoding_takes_any_text(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "shown"), [("abcdefgh", "abcdefgh"), ("abcdefghi", "abc...hi"), ("", "")]
 )
-def test_long_text_loses_its_middle(text, shown):
+def test_middle_of_a_long_text_is_replaced_by_dots(text, shown):
     assert shortened(text, 8) == shown
 
 
@@ -66,7 +66,7 @@ def test_long_text_loses_its_middle(text, shown):
         (10**400, "inf EiB"),
     ],
 )
-def test_size_of_any_number_of_bytes(size, shown):
+def test_size_is_shown_with_four_digits_and_a_unit(size, shown):
     assert size_text(size) == shown
 
 
@@ -81,11 +81,11 @@ def test_size_of_any_number_of_bytes(size, shown):
         (-120, "in 2 min"),
     ],
 )
-def test_age_is_in_its_largest_unit(seconds, shown):
+def test_age_is_shown_in_its_largest_unit(seconds, shown):
     assert age_text(NOW - timedelta(seconds=seconds), NOW) == shown
 
 
-def test_age_of_a_time_without_zone_is_that_of_utc():
+def test_time_without_a_zone_is_taken_as_utc():
     assert age_text(datetime(2026, 1, 1, 23, 59), NOW) == "60 s"
 
 
@@ -96,6 +96,6 @@ def test_age_of_the_first_and_last_year_is_no_error(hours):
     assert age_text(datetime(9999, 12, 31, tzinfo=zone), NOW).startswith("in ")
 
 
-def test_wide_characters_and_marks_keep_the_columns():
+def test_wide_characters_and_marks_keep_columns_aligned():
     lines = table([("精度", "1"), ("abcd", "2"), ("e\u0301", "3"), ("", "")])
     assert lines == ["精度  1", "abcd  2", "e\u0301     3", ""]
