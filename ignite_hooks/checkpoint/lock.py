@@ -1,14 +1,17 @@
-"""One writer to a directory of checkpoints: the lock that a run holds.
+"""The lock of a directory of checkpoints, which allows one run at a time to write there.
 
-The lock is a file in the directory, ``.ignite_hooks.lock``, which is never removed. Two things say
-whose it is. ``flock`` on the file decides among the processes of one machine: the kernel gives it
-back however its owner ends. The content of the file, a record of the owner with a counter that a
-thread moves every ten seconds, decides where ``flock`` does not reach: on a network file system it
-may be local to each machine, or missing. A record of another machine is stale when the process that
-waits has seen it unchanged for a minute of its own clock; clocks of two machines are not compared.
+The lock is a file in the directory, ``.ignite_hooks.lock``, which is never removed. Two mechanisms
+decide which process owns it:
 
-A machine is told by its host name and the boot of its kernel: containers share the one or the
-other, and copies of a virtual machine too.
+- ``flock`` on the file, among the processes of one machine. The kernel releases it however the
+  owner ends.
+- the content of the file, where ``flock`` does not reach: on a network file system it may be local
+  to each machine, or missing. The content is a record of the owner with a heartbeat, a counter that
+  a thread increments every ten seconds. The record of another machine is stale if it has not
+  changed for a minute by the clock of the waiting process; clocks are never compared.
+
+A machine is identified by its host name and the boot of its kernel, because containers, and copies
+of a virtual machine, share one or the other.
 """
 
 import errno
@@ -50,29 +53,29 @@ __all__ = ["LOCK_NAME", "DirectoryLock"]
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".ignite_hooks.lock"
-_BEAT_SECONDS = 10.0
+_HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-_SETTLE_SECONDS = 1.0
-_NAMING_LOOKS, _NAMING_SECONDS = 20, 0.05
-_RECORD_BYTES = 512  # one write of fixed length: no reader sees half of it
-_NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
+_SETTLE_SECONDS = 1.0  # the time after which all processes see the last of simultaneous writes
+_RECORD_ATTEMPTS, _RECORD_RETRY_SECONDS = 20, 0.05  # up to 1 s for an owner to write its record
+_RECORD_LENGTH_BYTES = 512  # fixed, and written at once: no reader sees half a record
+_FLOCK_UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The record of a process that owns a directory, or owned it last.
+    """The record of the process that owns a directory, or owned it last.
 
     Args:
-        token: a name that no other owner has.
-        host: the name of its machine.
-        boot: the boot of the machine's kernel, where the kernel tells.
-        namespace: the namespace of its process id: a container has its own.
-        pid: its process id.
-        started: when the process was started, in seconds: process ids are used again.
-        since: when it took the directory, for people.
-        beat: a counter that moves while the process lives.
-        is_released: whether it has given the directory back.
+        token: a unique name of this ownership.
+        host: the host name of the owner's machine.
+        boot: the boot id of the machine's kernel; empty where the kernel has none.
+        namespace: the namespace of the process id, which differs between containers.
+        pid: the process id.
+        started: the start time of the process in seconds, because process ids are reused.
+        since: the time at which the owner took the lock, for messages.
+        beat: the heartbeat, a counter that increases while the process lives.
+        is_released: whether the owner has released the lock.
     """
 
     token: str
@@ -87,12 +90,12 @@ class Owner:
 
     @classmethod
     def of_this_process(cls) -> "Owner":
-        """Returns a new record."""
+        """Returns a record with a new token."""
         return cls(
             token=uuid.uuid4().hex,
             host=platform.node(),
-            boot=_boot(),
-            namespace=_namespace(),
+            boot=_boot_id(),
+            namespace=_pid_namespace(),
             pid=os.getpid(),
             started=psutil.Process().create_time(),
             since=datetime.now(timezone.utc).isoformat(sep=" ", timespec="seconds"),
@@ -100,27 +103,28 @@ class Owner:
 
     @classmethod
     def loads(cls, content: bytes) -> "Owner | None":
-        """Returns the record; None if the content is none."""
+        """Returns the record in the content of a lock file; None if it is invalid."""
         try:
             return cls(**json.loads(content))
         except (TypeError, ValueError):
             return None
 
     def dumps(self) -> bytes:
-        """Returns the content of the file, of a fixed length."""
-        return json.dumps(asdict(self)).encode().ljust(_RECORD_BYTES)
+        """Returns the content of the lock file, padded to a fixed length."""
+        return json.dumps(asdict(self)).encode().ljust(_RECORD_LENGTH_BYTES)
 
     @property
     def is_of_this_machine(self) -> bool:
-        """Returns whether ``flock`` reaches it for certain."""
-        return (self.host, self.boot) == (platform.node(), _boot())
+        """Returns whether the owner runs on this machine, where ``flock`` is reliable."""
+        return (self.host, self.boot) == (platform.node(), _boot_id())
 
     @property
     def is_alive(self) -> bool | None:
-        """Returns whether its process, of this machine, lives; None if that cannot be seen."""
-        if self.namespace != _namespace():
+        """Returns whether the process, of this machine, is alive; None if that cannot be seen."""
+        if self.namespace != _pid_namespace():
             return None
         try:
+            # Another start time is that of another process that was given the same id.
             return bool(abs(psutil.Process(self.pid).create_time() - self.started) < 1)
         except psutil.NoSuchProcess:
             return False
@@ -132,16 +136,16 @@ class Owner:
 
 
 class DirectoryLock:
-    """The right to write to a directory, held by rank 0 for all ranks.
+    """The exclusive right to write to a directory, held by rank 0 for all ranks.
 
-    It is given back when this object is gone, at the latest. A process that is forked while it is
-    held does not hold it.
+    The lock is released when this object is garbage collected, at the latest. A forked process does
+    not inherit it.
 
     Args:
         directory: the directory of checkpoints.
-        ranks: the processes that train together.
-        on_busy: what to do while another run has it, "error" or "wait".
-        wait_seconds: how long to wait; None for as long as it takes.
+        ranks: the processes of the run.
+        on_busy: the reaction if another run holds the lock: "error" or "wait".
+        wait_seconds: the longest time to wait; None for no limit.
     """
 
     def __init__(
@@ -158,11 +162,11 @@ class DirectoryLock:
         self._wait_seconds = wait_seconds
         self._file: _LockFile | None = None
         self._finalizer: weakref.finalize[[], DirectoryLock] | None = None
-        self._pid: int | None = None  # of the process that took it
+        self._pid: int | None = None  # the process that took the lock
 
     @property
     def is_taken(self) -> bool:
-        """Returns whether this process and those that train with it hold the lock."""
+        """Returns whether this run holds the lock; a forked process does not."""
         return self._pid == os.getpid()
 
     @property
@@ -171,62 +175,65 @@ class DirectoryLock:
         return self._pid not in (None, os.getpid())
 
     def take(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Takes the lock, unless it is held already. All ranks call it.
+        """Takes the lock, unless this run holds it already. All ranks call it.
 
         Args:
-            is_stopped: tells on each rank whether to stop waiting.
+            is_stopped: a function that returns, on each rank, whether to stop waiting.
 
         Returns:
-            Whether it is held; False if the wait was stopped.
+            Whether the lock is held; False if the wait was stopped.
 
         Raises:
-            RuntimeError: another run has it, or this process was forked from the one that has it.
+            RuntimeError: another run holds the lock, or this process was forked from the owner.
         """
-        self._refuse_in_child()
+        self._raise_in_child()
         if self.is_taken:
             return True
         self.has_waited = False
         started = monotonic()
         try:
-            while not self._ranks.first_alone(lambda: self._is_free(started)):
+            while not self._ranks.first_alone(lambda: self._try_take(started)):
                 if any(self._ranks.any_of(is_stopped())):
                     return False
                 sleep(_POLL_SECONDS)
             self._pid = os.getpid()
         finally:
-            if not self.is_taken:
+            if not self.is_taken:  # also after an error on another rank, or a signal
                 self.release()
         return True
 
     def check(self) -> None:
-        """Checks, before something is written or removed, that this process still has the lock.
+        """Checks that this process still holds the lock, before it writes or removes files.
 
-        Where its file is gone, with the directory say, and nobody else came, it is taken again.
+        If the lock file was removed, with its directory for example, and no other run has taken the
+        lock, the lock is taken again.
 
         Raises:
-            RuntimeError: another run has it, or this process was forked from the one that has it.
+            RuntimeError: another run holds the lock, or this process was forked from the owner.
         """
-        self._refuse_in_child()
+        self._raise_in_child()
         file = self._file
         if file is None:
             raise RuntimeError(f"{self._directory} must not be written to without its lock")
-        if file.is_own:
+        if file.is_owned:
             return
         if not file.path.exists():
             file.close()
-            if self._is_free(monotonic()):
+            if self._try_take(monotonic()):
                 return
         raise RuntimeError(
-            f"{self._directory} is no longer this run's: {_name(Owner.loads(_read(file.path)))} "
+            f"{self._directory} is no longer this run's: "
+            f"{_owner_text(Owner.loads(_read(file.path)))} "
             f"has taken it, as this process gave no sign of life for {_STALE_SECONDS:.0f} s or its "
             f"{LOCK_NAME} was removed. Nothing more is written there: two writers would remove "
             "each other's checkpoints. Give this run another directory, or stop one of the two"
         )
 
     def release(self) -> None:
-        """Gives the lock back. A call that broke off may be repeated; in a child nothing is given.
+        """Releases the lock. A forked process releases nothing.
 
-        No rank waits for another: this is called on every way out of a run.
+        No rank waits for another, because every way out of a run calls it. A call that a signal
+        interrupted can be repeated.
         """
         if self._file is not None:
             self._file.close()
@@ -234,34 +241,38 @@ class DirectoryLock:
             self._finalizer.detach()
         self._file = self._finalizer = self._pid = None
 
-    def _is_free(self, started: float) -> bool:
-        """Takes the lock if it can be taken now.
+    def _try_take(self, started: float) -> bool:
+        """Takes the lock if it is free, and returns whether it did.
 
         Args:
-            started: when the wait began.
+            started: the start of the wait, by ``monotonic``.
+
+        Raises:
+            RuntimeError: the lock is not free, and must not or cannot be waited for.
         """
         if self._file is None:
             self._file = _LockFile(self._directory / LOCK_NAME)
             self._finalizer = weakref.finalize(self, self._file.close)
         file = self._file
-        verdict = file.look()
+        availability = file.check_availability()
         if file.is_of_this_process and not self.has_waited:
-            gc.collect()  # it may be an interrupted trainer that nobody can reach any more
-            verdict = file.look()
-        if verdict is _Verdict.FREE:
-            file.hold()
+            # The owner may be an interrupted trainer that is unreachable, and in a reference cycle.
+            gc.collect()
+            availability = file.check_availability()
+        if availability is _Availability.FREE:
+            file.claim()
             return True
-        if verdict is _Verdict.BUSY and (not self._waits or file.is_of_this_thread):
-            self._refuse(file)
+        if availability is _Availability.BUSY and (not self._waits or file.is_of_this_thread):
+            self._raise_busy(file)
         waited = monotonic() - started
         if self._waits and self._wait_seconds is not None and waited >= self._wait_seconds:
-            self._refuse(file, waited)
+            self._raise_busy(file, waited)
         if not self.has_waited:
             self.has_waited = True
-            self._tell(file.owner, verdict)
+            self._warn_of_wait(file.owner, availability)
         return False
 
-    def _refuse_in_child(self) -> None:
+    def _raise_in_child(self) -> None:
         if self.is_of_parent:
             raise RuntimeError(
                 f"a checkpoint must be saved by the process that began the run, {self._pid}, and "
@@ -269,8 +280,9 @@ class DirectoryLock:
                 f"in {self._directory}; leave a forked process with os._exit()"
             )
 
-    def _refuse(self, file: "_LockFile", waited: float | None = None) -> NoReturn:
-        name, remedy = _name(file.owner), 'wait for it with SaveCheckpoint(..., on_busy="wait")'
+    def _raise_busy(self, file: "_LockFile", waited: float | None = None) -> NoReturn:
+        name = _owner_text(file.owner)
+        remedy = 'wait for it with SaveCheckpoint(..., on_busy="wait")'
         if file.is_of_this_process:
             name = f"another trainer of this process ({name}), which runs or is interrupted"
             remedy = "end that run first, with terminate() and run() if it is interrupted"
@@ -279,164 +291,185 @@ class DirectoryLock:
             remedy = "give a longer `wait_seconds`"
         raise RuntimeError(
             f"`directory` must be written to by one run at a time, got {self._directory}, which is "
-            f"written to by {name}: give this run a directory of its own, stop the other, or "
+            f"written to by {name}: give this run another directory, stop the other run, or "
             f"{remedy}"
         )
 
-    def _tell(self, owner: "Owner | None", verdict: "_Verdict") -> None:
+    def _warn_of_wait(self, owner: "Owner | None", availability: "_Availability") -> None:
+        """Logs for whom, and how long, this run will wait."""
         limit = self._wait_seconds
         until = "for as long as it takes" if limit is None else f"for up to {limit:g} s"
-        if verdict is _Verdict.BUSY:
-            text = f'is written to by {_name(owner)}: waiting for its end (on_busy="wait") {until}'
+        if availability is _Availability.BUSY:
+            text = (
+                f"is written to by {_owner_text(owner)}: waiting for its end "
+                f'(on_busy="wait") {until}'
+            )
         else:
             text = (
-                f"was not given back by {_name(owner)}, which cannot be seen from this machine: "
-                f"looking for {_STALE_SECONDS:.0f} s whether it is alive"
+                f"was not released by {_owner_text(owner)}, which cannot be seen from this "
+                f"machine: checking for {_STALE_SECONDS:.0f} s whether it is alive"
             )
         logger.warning("%s %s", self._directory, text)
 
 
-class _Verdict(Enum):
+class _Availability(Enum):
+    """The answer whether a lock can be taken."""
+
     FREE = "free"
     BUSY = "busy"
-    UNSEEN = "of another machine, and not seen to move yet"
+    UNKNOWN = "held by another machine, and not known to be alive yet"
 
 
 class _LockFile:
-    """The lock file, as one process tries to take it and holds it."""
+    """The lock file, from the first attempt of one process to take it until its release."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.owner: Owner | None = None
-        """The last one that was found there."""
-        self._own: Owner | None = None
+        """The owner that the last look at the file has found."""
+        self._own_record: Owner | None = None
         self._thread_id = threading.get_ident()
         self._descriptor: int | None = None
-        self._has_flock: bool | None = False  # None where there is none
-        self._watched: bytes | None = None
+        self._has_flock: bool | None = False  # None if the file system has no flock
+        self._watched_content: bytes | None = None
         self._watched_since = 0.0
         self._stop = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._heartbeat_thread: threading.Thread | None = None
 
     @property
-    def is_own(self) -> bool:
-        """Returns whether the file is still the one that was locked, and names no other owner."""
-        if self._own is None or not self._is_same:
+    def is_owned(self) -> bool:
+        """Returns whether the locked file is still in place, and names no other owner."""
+        if self._own_record is None or not self._is_in_place:
             return False
         found = Owner.loads(_read(self.path))
-        return found is None or found.token == self._own.token
+        return found is None or found.token == self._own_record.token
 
     @property
     def is_of_this_process(self) -> bool:
-        """Returns whether the owner that was found is another lock of this process."""
-        return self._holder is not None
+        """Returns whether the owner that was found is another trainer of this process."""
+        return self._other_lock is not None
 
     @property
     def is_of_this_thread(self) -> bool:
-        """Returns whether that owner cannot end while this thread waits for it."""
-        return self._holder is not None and self._holder._thread_id == threading.get_ident()
+        """Returns whether the owner runs in this thread, so that waiting for it would never end."""
+        return self._other_lock is not None and self._other_lock._thread_id == threading.get_ident()
 
     @property
-    def _holder(self) -> "_LockFile | None":
+    def _other_lock(self) -> "_LockFile | None":
+        """The lock file of this process whose record was found; None if another process owns it."""
         token = None if self.owner is None else self.owner.token
-        return next((f for f in _open_files if f._own is not None and f._own.token == token), None)
+        return next(
+            (f for f in _open_files if f._own_record is not None and f._own_record.token == token),
+            None,
+        )
 
-    def look(self) -> _Verdict:
-        """Returns whether the lock can be taken now."""
-        self._lock()
-        content, owner = self._record()
+    def check_availability(self) -> _Availability:
+        """Returns whether the lock can be taken now, and tries to get the ``flock`` for that."""
+        self._open_and_lock()
+        content, owner = self._read_record()
         if self._has_flock is False:
-            for _ in range(_NAMING_LOOKS):  # it may be about to write its record
+            # Another process holds the flock, and may not have written its record yet.
+            for _ in range(_RECORD_ATTEMPTS):
                 if owner is None or owner.is_released:
-                    sleep(_NAMING_SECONDS)
-                    content, owner = self._record()
+                    sleep(_RECORD_RETRY_SECONDS)
+                    content, owner = self._read_record()
             if owner is not None and owner.is_released:
-                self.owner = None  # whoever has it now has not said who it is
-            return _Verdict.BUSY
+                self.owner = None  # the record is that of the previous owner
+            return _Availability.BUSY
         if not content or (owner is not None and owner.is_released):
-            return _Verdict.FREE
+            return _Availability.FREE
         if owner is not None and owner.is_of_this_machine:
+            # Having the flock proves that the owner is dead: the kernel has released its own.
             is_alive = False if self._has_flock else owner.is_alive
             if is_alive is not None:
-                return _Verdict.BUSY if is_alive else _Verdict.FREE
-        if content != self._watched:
-            is_first, self._watched = self._watched is None, content
+                return _Availability.BUSY if is_alive else _Availability.FREE
+        # The process of the owner cannot be seen: only a heartbeat shows that it is alive.
+        if content != self._watched_content:
+            is_first, self._watched_content = self._watched_content is None, content
             self._watched_since = monotonic()
-            return _Verdict.UNSEEN if is_first else _Verdict.BUSY
+            return _Availability.UNKNOWN if is_first else _Availability.BUSY
         is_stale = monotonic() - self._watched_since >= _STALE_SECONDS
-        return _Verdict.FREE if is_stale else _Verdict.UNSEEN
+        return _Availability.FREE if is_stale else _Availability.UNKNOWN
 
-    def _record(self) -> "tuple[bytes, Owner | None]":
+    def _read_record(self) -> "tuple[bytes, Owner | None]":
+        """Reads the file, and remembers its owner."""
         content = _read(self.path).strip(b"\0 ")
         self.owner = Owner.loads(content)
         return content, self.owner
 
-    def hold(self) -> None:
-        """Makes this process the owner.
+    def claim(self) -> None:
+        """Makes this process the owner, and starts the heartbeat.
 
         Raises:
-            RuntimeError: another process did so at the same moment, where ``flock`` cannot tell.
+            RuntimeError: another process has become the owner at the same time, without ``flock``.
         """
-        self._own = Owner.of_this_process()
-        self._write(self._own)
-        if self._has_flock is None or self._watched is not None:
-            sleep(_SETTLE_SECONDS)  # of two that write at once the later one stays
-            if not self.is_own:
+        self._own_record = Owner.of_this_process()
+        self._write(self._own_record)
+        if self._has_flock is None or self._watched_content is not None:
+            # If two processes write at once, the later record remains, and the other one gives way.
+            sleep(_SETTLE_SECONDS)
+            if not self.is_owned:
                 raise RuntimeError(
                     f"`directory` must be written to by one run at a time, got {self.path.parent}, "
-                    f"which {_name(Owner.loads(_read(self.path)))} took at the same moment: start "
-                    "this run again, or give it a directory of its own"
+                    f"which {_owner_text(Owner.loads(_read(self.path)))} took at the same time: "
+                    "start this run again, or give it another directory"
                 )
         name = "ignite_hooks.checkpoint.lock"
-        self._heart = threading.Thread(target=self._beat, name=name, daemon=True)
-        self._heart.start()
+        self._heartbeat_thread = threading.Thread(
+            target=self._write_heartbeats, name=name, daemon=True
+        )
+        self._heartbeat_thread.start()
 
     def close(self) -> None:
-        """Gives the lock back, if it is held. A call that broke off may be repeated."""
-        descriptor, heart = self._descriptor, self._heart
+        """Releases the lock, if it is held. A call that a signal interrupted can be repeated."""
+        descriptor, thread = self._descriptor, self._heartbeat_thread
         if descriptor is None:
             return
         self._stop.set()
-        # Garbage is collected in any thread, in this one too.
-        if heart is not None and heart.ident not in (None, threading.get_ident()):
-            heart.join()
-        with suppress(OSError):  # of a full disk; the kernel's lock is given back all the same
-            if self._own is not None and self.is_own:
-                self._write(replace(self._own, is_released=True))
-        self._own, self._descriptor = None, None
+        # The finalizer may run in any thread, the heartbeat thread included, which cannot join
+        # itself.
+        if thread is not None and thread.ident not in (None, threading.get_ident()):
+            thread.join()
+        with suppress(OSError):  # a full disk; the flock is released all the same
+            if self._own_record is not None and self.is_owned:
+                self._write(replace(self._own_record, is_released=True))
+        self._own_record, self._descriptor = None, None
         os.close(descriptor)
         _open_files[:] = [each for each in _open_files if each is not self]
         self._stop.clear()
 
     def close_in_child(self) -> None:
-        """A child, a worker of a loader say, may outlive the owner: it must not keep the lock."""
+        """Closes the file in a forked process, such as a loader worker, that may outlive the owner.
+
+        The open file would keep the ``flock`` after the owner has ended.
+        """
         if self._descriptor is not None:
             os.close(self._descriptor)
-        self._own, self._descriptor = None, None
+        self._own_record, self._descriptor = None, None
 
-    def _lock(self) -> None:
-        """Opens the file and locks it; a file that was replaced meanwhile is opened again."""
+    def _open_and_lock(self) -> None:
+        """Opens the file and tries to lock it, again if the file was replaced meanwhile."""
         while True:
             if self._descriptor is None:
                 self._has_flock = False
-                self._descriptor = self._open()
+                self._descriptor = self._open_lock_file()
             if self._has_flock is False:
-                self._has_flock = _flock(self._descriptor)
+                self._has_flock = _try_flock(self._descriptor)
             if self._has_flock is None:
                 warn_once(
                     f"the file system of {self.path.parent} has no flock: two runs that begin "
                     "there within a second may not see each other; give each its own directory"
                 )
-            if self._is_same:
+            if self._is_in_place:
                 return
             self.close()
 
-    def _open(self) -> int:
+    def _open_lock_file(self) -> int:
         if self not in _open_files:
             _open_files.append(self)
         try:
             make_folder(self.path.parent)
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | _O_BINARY, 0o666)
         except OSError as error:
             raise ValueError(
                 f"`directory` must have a file {self.path.name} that this run can write to, got "
@@ -445,8 +478,8 @@ class _LockFile:
             ) from error
 
     @property
-    def _is_same(self) -> bool:
-        """Returns whether the file that was opened is there still."""
+    def _is_in_place(self) -> bool:
+        """Returns whether the path still leads to the file that was opened."""
         try:
             return self._descriptor is not None and os.path.samestat(
                 self.path.stat(), os.fstat(self._descriptor)
@@ -454,15 +487,16 @@ class _LockFile:
         except OSError:
             return False
 
-    def _beat(self) -> None:
+    def _write_heartbeats(self) -> None:
         is_stopped = False
         while not is_stopped:
-            with suppress(OSError):  # of a disk that is full for a while, say
-                if self._own is not None and self._descriptor is not None and self.is_own:
-                    self._own = replace(self._own, beat=self._own.beat + 1)
-                    self._write(self._own)
-                    os.fsync(self._descriptor)  # on a network file system others see it by this
-            is_stopped = self._stop.wait(_BEAT_SECONDS)
+            with suppress(OSError):  # a disk that is temporarily full
+                if self._own_record is not None and self._descriptor is not None and self.is_owned:
+                    self._own_record = replace(self._own_record, beat=self._own_record.beat + 1)
+                    self._write(self._own_record)
+                    # Makes the write visible to the other machines of a network file system.
+                    os.fsync(self._descriptor)
+            is_stopped = self._stop.wait(_HEARTBEAT_SECONDS)
 
     def _write(self, owner: Owner) -> None:
         assert self._descriptor is not None
@@ -471,7 +505,7 @@ class _LockFile:
 
 
 _open_files: list[_LockFile] = []
-_BINARY = getattr(os, "O_BINARY", 0)
+_O_BINARY = getattr(os, "O_BINARY", 0)
 
 
 def _close_all_in_child() -> None:
@@ -485,8 +519,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_all_in_child)
 
 
-def _flock(descriptor: int) -> bool | None:
-    """Returns whether the file could be locked; None if the file system cannot tell."""
+def _try_flock(descriptor: int) -> bool | None:
+    """Returns whether the file was locked; None if the file system has no ``flock``."""
     if fcntl is None:
         return None
     try:
@@ -494,33 +528,38 @@ def _flock(descriptor: int) -> bool | None:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        if error.errno in _NO_FLOCK:
+        if error.errno in _FLOCK_UNSUPPORTED:
             return None
         raise
     return True
 
 
 def _read(path: Path) -> bytes:
-    """Returns the content, opened anew: on a network file system that asks the server."""
+    """Returns the content of a file.
+
+    The file is opened for each read: on a network file system only that asks the server.
+    """
     try:
         with path.open("rb") as file:
-            return file.read(_RECORD_BYTES)
+            return file.read(_RECORD_LENGTH_BYTES)
     except FileNotFoundError:
         return b""
 
 
-def _name(owner: Owner | None) -> str:
+def _owner_text(owner: Owner | None) -> str:
     return "another process" if owner is None else str(owner)
 
 
-def _boot() -> str:
+def _boot_id() -> str:
+    """Returns the id of this boot of the kernel; empty where the kernel has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
 
 
-def _namespace() -> str:
+def _pid_namespace() -> str:
+    """Returns the namespace of process ids; empty where the kernel has none."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

@@ -1,4 +1,4 @@
-"""One run at a time writes to a directory; others are refused, or wait, before the first batch."""
+"""Tests of the lock: another run that writes to a directory is refused or waits."""
 
 import errno
 import gc
@@ -60,11 +60,11 @@ def is_free(directory):
 
 
 class Job:
-    """A forked process that tells its test what it does, and waits to be told to go on."""
+    """A forked process that reports to its test, and pauses until the test lets it proceed."""
 
     def __init__(self, program):
-        told, self._tells = os.pipe()
-        self._hears, self._word = os.pipe()
+        reports, self._output = os.pipe()
+        self._input, self._command = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from Python 3.12 on
             self.pid = os.fork()
@@ -74,26 +74,26 @@ class Job:
                 program(self)
                 status = 0
             except BaseException as error:
-                self.tell(f"{type(error).__name__}: {error}")
+                self.send(f"{type(error).__name__}: {error}")
             finally:
                 os._exit(status)
-        os.close(self._tells)
-        os.close(self._hears)
-        self._told = os.fdopen(told)
+        os.close(self._output)
+        os.close(self._input)
+        self._reports = os.fdopen(reports)
         self._is_over = False
 
-    def tell(self, what):
-        os.write(self._tells, json.dumps(what).encode() + b"\n")
+    def send(self, what):
+        os.write(self._output, json.dumps(what).encode() + b"\n")
 
     def pause(self, what):
-        self.tell(what)
-        os.read(self._hears, 1)
+        self.send(what)
+        os.read(self._input, 1)
 
-    def hear(self):
-        return json.loads(self._told.readline())
+    def receive(self):
+        return json.loads(self._reports.readline())
 
-    def go_on(self):
-        os.write(self._word, b"\n")
+    def proceed(self):
+        os.write(self._command, b"\n")
 
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
@@ -102,8 +102,8 @@ class Job:
     def end(self):
         if not self._is_over:
             self._is_over = True
-            self._told.close()
-            os.close(self._word)
+            self._reports.close()
+            os.close(self._command)
             return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return None
 
@@ -120,7 +120,7 @@ def job(program):
 
 @contextmanager
 def owner_of(directory):
-    """Another process that has the directory until it is killed."""
+    """Runs another process that holds the lock of a directory until it is killed."""
 
     def program(job):
         taken = DirectoryLock(Path(directory), Ranks())
@@ -130,12 +130,12 @@ def owner_of(directory):
         job.pause("taken")
 
     with job(program) as owner:
-        assert owner.hear() == "taken"
+        assert owner.receive() == "taken"
         yield owner
 
 
 class Clock:
-    """A clock that sleeping alone moves."""
+    """A clock that advances only by ``sleep``."""
 
     def __init__(self, monkeypatch):
         self.now = 0.0
@@ -156,7 +156,7 @@ def clock(monkeypatch):
 # Two jobs
 
 
-def test_one_of_two_jobs_is_refused_and_the_other_stays_whole(tmp_path):
+def test_second_job_is_refused_and_the_first_is_unaffected(tmp_path):
     def program(job):
         trainer = trainer_of(tmp_path)
         trainer.add_event_handler(Events.STARTED, lambda: job.pause("runs"))
@@ -164,12 +164,12 @@ def test_one_of_two_jobs_is_refused_and_the_other_stays_whole(tmp_path):
         try:
             trainer.run()
         except RuntimeError as error:
-            job.tell([str(error), trainer.state.iteration])
+            job.send([str(error), trainer.state.iteration])
 
     with job(program) as one, job(program) as two:
-        assert [each.hear() for each in (one, two)] == ["ready", "ready"]
-        one.go_on(), two.go_on()
-        heard = {each: each.hear() for each in (one, two)}
+        assert [each.receive() for each in (one, two)] == ["ready", "ready"]
+        one.proceed(), two.proceed()
+        heard = {each: each.receive() for each in (one, two)}
         (winner,) = (each for each, what in heard.items() if what == "runs")
         (loser,) = (each for each in heard if each is not winner)
         message, iteration = heard[loser]
@@ -177,15 +177,14 @@ def test_one_of_two_jobs_is_refused_and_the_other_stays_whole(tmp_path):
         assert f"got {tmp_path}, which is written to by process {winner.pid} on " in message
         assert 'on_busy="wait"' in message
         assert iteration == 0
-        winner.go_on()
+        winner.proceed()
         assert (winner.end(), loser.end()) == (0, 0)
     assert steps(tmp_path) == [1, 2, 3, 4]
 
 
-@pytest.mark.filterwarnings("ignore:resumed from")  # what a data set draws in its workers
-def test_requeued_job_waits_and_resumes_what_a_dying_one_saved(tmp_path, monkeypatch, caplog):
-    """A worker of the dead job, which is alive still, does not keep the directory."""
-
+@pytest.mark.filterwarnings("ignore:resumed from")  # of random numbers that workers draw
+def test_requeued_job_waits_and_resumes_the_last_save(tmp_path, monkeypatch, caplog):
+    # A surviving worker of the killed job must not keep its lock.
     data = DataLoader(samples(8), 2, num_workers=1, multiprocessing_context="fork")
 
     def program(job):
@@ -199,7 +198,7 @@ def test_requeued_job_waits_and_resumes_what_a_dying_one_saved(tmp_path, monkeyp
         trainer.run()
 
     with job(program) as dying:
-        worker = dying.hear()
+        worker = dying.receive()
         monkeypatch.setattr(lock, "sleep", lambda seconds: dying.kill())
         trainer = trainer_of(tmp_path, data=data, resumes=True, on_busy="wait")
         os.kill(worker, 0)
@@ -223,7 +222,7 @@ def test_wait_ends_at_its_limit_with_an_error(tmp_path, clock, caplog):
 
 @pytest.fixture
 def ctrl_c():
-    """Ctrl-C as in a terminal: a process that was started in the background ignores it."""
+    """Sets the default handler of SIGINT, which a process started in the background ignores."""
     found = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, found)
@@ -246,13 +245,13 @@ def test_signal_ends_the_wait_of_a_run(tmp_path, clock, name, ctrl_c):
     assert is_free(tmp_path)
 
 
-def test_wait_seconds_without_waiting_is_an_error(tmp_path):
+def test_wait_seconds_needs_on_busy_wait(tmp_path):
     with pytest.raises(ValueError, match=r"`wait_seconds` must be given with on_busy=\"wait\""):
         SaveCheckpoint(tmp_path, wait_seconds=5)
 
 
 @pytest.mark.parametrize("on_busy", ["error", "wait"])
-def test_trainer_that_resumed_before_another_saved_is_refused(tmp_path, on_busy):
+def test_resume_that_is_outdated_by_another_save_is_refused(tmp_path, on_busy):
     trainer_of(tmp_path).run(max_steps=1)
     late = trainer_of(tmp_path, resumes=True, on_busy=on_busy)
     trainer_of(tmp_path, resumes=True).run(max_steps=2)
@@ -267,7 +266,7 @@ def test_trainer_that_resumed_before_another_saved_is_refused(tmp_path, on_busy)
 
 @pytest.mark.parametrize("spelling", ["plain", "relative", "link"])
 @pytest.mark.parametrize("on_busy", ["error", "wait"])
-def test_second_trainer_of_the_process_is_named_as_such(tmp_path, monkeypatch, on_busy, spelling):
+def test_error_names_another_trainer_of_the_same_process(tmp_path, monkeypatch, on_busy, spelling):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("saved")
     name = {"plain": tmp_path / "saved", "relative": "saved", "link": tmp_path / "link"}[spelling]
@@ -336,17 +335,17 @@ def send_sigterm(trainer):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def go_on(trainer):
+def end_normally(trainer):
     pass
 
 
-SAVE_BY_HAND = "save by hand"
-WAYS_OUT = [go_on, terminate, send_sigterm, fail, press_ctrl_c, exit_program]
+MANUAL_SAVE = "manual save"
+WAYS_OUT = [end_normally, terminate, send_sigterm, fail, press_ctrl_c, exit_program]
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("way_out", WAYS_OUT)
-def test_each_way_out_of_a_run_gives_the_directory_back(tmp_path, way_out, background):
+def test_every_end_of_a_run_releases_the_lock(tmp_path, way_out, background):
     trainer = trainer_of(tmp_path, background=background)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), way_out, trainer)
     with suppress(Failure, KeyboardInterrupt, SystemExit):
@@ -355,7 +354,7 @@ def test_each_way_out_of_a_run_gives_the_directory_back(tmp_path, way_out, backg
     assert is_free(tmp_path)
 
 
-def test_ctrl_c_while_the_directory_is_given_back_leaves_it_free(tmp_path, monkeypatch):
+def test_ctrl_c_during_the_release_still_releases_the_lock(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path)
     write, left = lock._LockFile._write, [1]
 
@@ -374,7 +373,7 @@ def test_ctrl_c_while_the_directory_is_given_back_leaves_it_free(tmp_path, monke
 
 
 @pytest.mark.parametrize("way", ["garbage", "removal"])
-def test_interrupted_run_that_is_given_up_gives_the_directory_back(tmp_path, way):
+def test_deleted_interrupted_trainer_releases_the_lock(tmp_path, way):
     trainer = make_trainer(batches_of(4))
     attachment = SaveCheckpoint(tmp_path, every_steps=1).attach(trainer)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.interrupt)
@@ -388,8 +387,8 @@ def test_interrupted_run_that_is_given_up_gives_the_directory_back(tmp_path, way
 
 
 @pytest.mark.filterwarnings("ignore:.*checkpoints of other runs")
-def test_trainer_that_is_made_again_need_not_end_an_interrupted_one(tmp_path):
-    """As a cell of a notebook that is run twice does."""
+def test_recreated_trainer_takes_over_from_an_interrupted_one(tmp_path):
+    """Running the cell of a notebook twice creates a trainer twice."""
     gc.disable()
     try:
         for once in (2, 3):
@@ -408,7 +407,7 @@ def test_trainer_that_is_made_again_need_not_end_an_interrupted_one(tmp_path):
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-def test_save_between_runs_takes_the_directory_for_itself(tmp_path, background):
+def test_save_between_runs_takes_and_releases_the_lock(tmp_path, background):
     trainer = make_trainer(batches_of(4))
     save = SaveCheckpoint(tmp_path, background=background)
     trainer.run(max_steps=2)
@@ -424,9 +423,9 @@ def test_save_between_runs_takes_the_directory_for_itself(tmp_path, background):
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-@pytest.mark.parametrize("act", [go_on, fail, terminate, SAVE_BY_HAND])
-def test_forked_process_writes_removes_and_gives_back_nothing(tmp_path, act, background):
-    """As a handler, or a data set, that forks may do: the fork leaves the run by itself."""
+@pytest.mark.parametrize("action", [end_normally, fail, terminate, MANUAL_SAVE])
+def test_forked_process_neither_writes_nor_releases_the_lock(tmp_path, action, background):
+    """A handler or a data set may fork, and the child may return from the run."""
 
     def program(job):
         trainer = make_trainer(batches_of(4))
@@ -440,32 +439,32 @@ def test_forked_process_writes_removes_and_gives_back_nothing(tmp_path, act, bac
             pid = os.fork()
             if pid:
                 os.waitpid(pid, 0)
-                job.tell([contents(tmp_path) == before, is_free(tmp_path)])
-            elif act == SAVE_BY_HAND:
+                job.send([contents(tmp_path) == before, is_free(tmp_path)])
+            elif action == MANUAL_SAVE:
                 trainer.interrupt()
             else:
-                act(trainer)
+                action(trainer)
 
         trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), fork)
         parent = os.getpid()
         trainer.run()
         if os.getpid() != parent:
             save(trainer)
-        job.tell("ended")
+        job.send("ended")
 
     def contents(directory):
-        """Without the record, whose counter may move."""
+        """Returns all files except the lock, whose heartbeat may change."""
         paths = [path for path in directory.rglob("*") if path.name != LOCK_NAME]
         return sorted((str(path), path.read_bytes()) for path in paths if path.is_file())
 
     with job(program) as started:
-        refusal = started.hear()
-        if act is fail:
+        refusal = started.receive()
+        if action is fail:
             assert refusal == "Failure: "
         else:
             assert "must be saved by the process that began the run" in refusal
-        assert started.hear() == [True, False]
-        assert started.hear() == "ended"
+        assert started.receive() == [True, False]
+        assert started.receive() == "ended"
         assert started.end() == 0
     assert steps(tmp_path) == [4]
 
@@ -473,17 +472,17 @@ def test_forked_process_writes_removes_and_gives_back_nothing(tmp_path, act, bac
 # Other machines, and file systems without flock
 
 
-def record(directory, **changes):
-    """Leaves what an owner of another machine has written."""
+def write_record_of_other_machine(directory, **changes):
+    """Writes the record of an owner on another machine to the lock file."""
     owner = replace(Owner.of_this_process(), token="other", host="node7", boot="b", pid=77)
     Path(directory, LOCK_NAME).write_bytes(replace(owner, **changes).dumps())
 
 
 @pytest.mark.parametrize("on_busy", ["error", "wait"])
-def test_owner_on_another_machine_that_moves_is_alive(tmp_path, clock, on_busy):
+def test_owner_on_another_machine_with_heartbeat_is_alive(tmp_path, clock, on_busy):
     trainer = trainer_of(tmp_path, on_busy=on_busy, wait_seconds=90 if on_busy == "wait" else None)
-    record(tmp_path)
-    clock.while_asleep = lambda: record(tmp_path, beat=int(clock.now) // 10)
+    write_record_of_other_machine(tmp_path)
+    clock.while_asleep = lambda: write_record_of_other_machine(tmp_path, beat=int(clock.now) // 10)
     with pytest.raises(RuntimeError, match=rf"{BUSY}.*process 77 on node7, since"):
         trainer.run()
     assert trainer.state.iteration == 0
@@ -498,11 +497,11 @@ def test_owner_on_another_machine_that_moves_is_alive(tmp_path, clock, on_busy):
 )
 def test_owner_on_another_machine_is_stale_after_a_minute(tmp_path, clock, changes, dies_at):
     trainer = trainer_of(tmp_path, on_busy="wait")
-    record(tmp_path, **changes)
+    write_record_of_other_machine(tmp_path, **changes)
 
     def beat():
         if clock.now <= dies_at:
-            record(tmp_path, **changes, beat=int(clock.now) // 10)
+            write_record_of_other_machine(tmp_path, **changes, beat=int(clock.now) // 10)
 
     clock.while_asleep = beat
     trainer.run()
@@ -510,16 +509,16 @@ def test_owner_on_another_machine_is_stale_after_a_minute(tmp_path, clock, chang
     assert steps(tmp_path) == [1, 2, 3, 4]
 
 
-def test_healthy_restart_elsewhere_begins_after_a_minute_by_default(tmp_path, clock, caplog):
-    record(tmp_path)
+def test_restart_on_another_machine_waits_a_minute_by_default(tmp_path, clock, caplog):
+    write_record_of_other_machine(tmp_path)
     trainer_of(tmp_path).run()
     assert 60 <= clock.now < 62
-    assert "was not given back by process 77 on node7" in caplog.text
+    assert "was not released by process 77 on node7" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["released", "empty", "zeros"])
-def test_directory_that_was_given_back_is_free_at_once(tmp_path, clock, content):
-    record(tmp_path, is_released=True)
+def test_released_lock_is_free_at_once(tmp_path, clock, content):
+    write_record_of_other_machine(tmp_path, is_released=True)
     if content != "released":
         (tmp_path / LOCK_NAME).write_bytes(b"\0" * 512 if content == "zeros" else b"")
     trainer_of(tmp_path).run()
@@ -545,15 +544,15 @@ def test_without_flock_the_record_decides(tmp_path, clock, no_flock):
         with pytest.warns(UserWarning, match="has no flock"), refusal:
             trainer.run()
         owner.kill()
-        trainer.run()  # its process is gone; the warning is given once
+        trainer.run()  # the owner is dead; the warning is not repeated
     assert clock.now < 2
     assert steps(tmp_path) == [1, 2, 3, 4]
 
 
-def test_without_flock_the_later_of_two_at_once_stays(tmp_path, clock, no_flock):
+def test_without_flock_the_later_of_two_simultaneous_owners_wins(tmp_path, clock, no_flock):
     trainer = trainer_of(tmp_path)
-    clock.while_asleep = lambda: record(tmp_path)
-    refusal = pytest.raises(RuntimeError, match=rf"{BUSY}.*process 77 on node7.*same moment")
+    clock.while_asleep = lambda: write_record_of_other_machine(tmp_path)
+    refusal = pytest.raises(RuntimeError, match=rf"{BUSY}.*process 77 on node7.*same time")
     with pytest.warns(UserWarning, match="has no flock"), refusal:
         trainer.run()
     assert json.loads((tmp_path / LOCK_NAME).read_bytes())["host"] == "node7"
@@ -564,21 +563,21 @@ def test_without_flock_the_later_of_two_at_once_stays(tmp_path, clock, no_flock)
 
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("where", ["in the file", "in a new directory"])
-def test_run_that_lost_its_directory_writes_nothing_more(tmp_path, where, background):
-    """It was suspended for long, say, and another machine has taken the directory."""
+def test_run_that_lost_its_lock_stops_writing(tmp_path, where, background):
+    """A run that was suspended for long may lose its lock to another machine."""
     directory = tmp_path / "saved"
     trainer = trainer_of(directory, every_steps=2, at_end=False, background=background)
 
-    def lose():
+    def lose_lock():
         while steps(directory) != [2]:  # a thread may be writing it still
             pass
         if where == "in a new directory":
             shutil.rmtree(directory)
             (directory / "step_00000009").mkdir(parents=True)
             (directory / "step_00000009" / "incomplete.json").touch()
-        record(directory)
+        write_record_of_other_machine(directory)
 
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), lose)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), lose_lock)
     with pytest.raises(RuntimeError, match=r"no longer this run's: process 77 on node7"):
         trainer.run()
     left = sorted(path.name for path in directory.glob("step_*"))
@@ -586,36 +585,36 @@ def test_run_that_lost_its_directory_writes_nothing_more(tmp_path, where, backgr
     assert json.loads((directory / LOCK_NAME).read_bytes())["host"] == "node7"
 
 
-def test_directory_that_is_lost_while_files_are_written_gets_no_checkpoint(tmp_path, monkeypatch):
+def test_save_during_which_the_lock_is_lost_is_not_committed(tmp_path, monkeypatch):
     begin = CheckpointStore.begin
 
-    def lose(store, step):
+    def lose_lock(store, step):
         folder = begin(store, step)
-        record(tmp_path)
+        write_record_of_other_machine(tmp_path)
         return folder
 
     trainer = trainer_of(tmp_path)
-    monkeypatch.setattr(CheckpointStore, "begin", lose)
+    monkeypatch.setattr(CheckpointStore, "begin", lose_lock)
     with pytest.raises(RuntimeError, match=r"no longer this run's: process 77 on node7"):
         trainer.run()
     assert steps(tmp_path) == []
 
 
-def test_run_that_lost_its_directory_notes_no_end_there(tmp_path):
+def test_run_that_lost_its_lock_does_not_amend_manifests(tmp_path):
     trainer = trainer_of(tmp_path, every_steps=2)
 
-    def lose():
-        record(tmp_path)
+    def lose_lock():
+        write_record_of_other_machine(tmp_path)
         trainer.terminate()
 
-    trainer.add_event_handler(TrainEvents.CHECKPOINT_SAVED, lose)
+    trainer.add_event_handler(TrainEvents.CHECKPOINT_SAVED, lose_lock)
     with pytest.raises(RuntimeError, match=r"no longer this run's: process 77 on node7"):
         trainer.run()
     (saved,) = CheckpointStore(tmp_path).checkpoints()
     assert saved.manifest.ended_by is None
 
 
-def test_save_by_hand_makes_a_directory_that_was_removed(tmp_path):
+def test_manual_save_recreates_a_removed_directory(tmp_path):
     trainer = make_trainer(batches_of(4))
     save = SaveCheckpoint(tmp_path / "saved")
     save.attach(trainer)
@@ -624,8 +623,8 @@ def test_save_by_hand_makes_a_directory_that_was_removed(tmp_path):
     assert steps(tmp_path / "saved") == [0]
 
 
-def test_lock_file_that_cannot_be_written_is_named(tmp_path):
-    """Of another user, for instance: of root a test has no such file, but a folder will do."""
+def test_unwritable_lock_file_is_an_error_that_names_it(tmp_path):
+    # A folder takes the place of a file of another user, which root could write to.
     (tmp_path / LOCK_NAME).mkdir()
     trainer = trainer_of(tmp_path)
     for _ in range(2):
@@ -636,7 +635,7 @@ def test_lock_file_that_cannot_be_written_is_named(tmp_path):
     assert steps(tmp_path) == []
 
 
-def test_lock_file_that_was_removed_is_made_again(tmp_path):
+def test_removed_lock_file_is_recreated(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda: (tmp_path / LOCK_NAME).unlink()
@@ -649,8 +648,8 @@ def test_lock_file_that_was_removed_is_made_again(tmp_path):
     assert (seen, steps(tmp_path)) == ([False], [1, 2, 3, 4])
 
 
-def test_owner_shows_that_it_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "_BEAT_SECONDS", 0.001)
+def test_owner_writes_heartbeats(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_HEARTBEAT_SECONDS", 0.001)
     with owner_of(tmp_path):
         beats = set()
         while len(beats) < 3:
