@@ -1,4 +1,4 @@
-"""Looks at checkpoints from the terminal, compares two, and writes the weights of one to a file.
+"""The command line of checkpoints: lists, shows, verifies, compares and exports them.
 
 ::
 
@@ -8,9 +8,9 @@
     python -m ignite_hooks.checkpoint export SOURCE [--which best] [--part model] OUT.safetensors
     python -m ignite_hooks.checkpoint diff A B [--which best] [--all]
 
-A source is a directory of checkpoints, one of them, or a URL of either. Nothing in it is changed,
-and nothing is unpickled. The exit status is 0 if all is well, 1 if something is damaged, missing or
-different, and 2 for arguments and sources that cannot be used.
+A source is a directory of checkpoints, a single checkpoint, or the URL of either. The commands
+never change a source and never unpickle a file. The exit status is 0 for success, 1 if a checkpoint
+is damaged, missing or different, and 2 if an argument is invalid or a source cannot be used.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from pathlib import PurePath
 from typing import Any
 
 from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Look
+from ignite_hooks.checkpoint.candidates import Listing
 from ignite_hooks.checkpoint.candidates import Source
 from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.choice import best_of_each_run
-from ignite_hooks.checkpoint.choice import chosen
+from ignite_hooks.checkpoint.choice import select_checkpoints
 from ignite_hooks.checkpoint.differences import Part
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.plain_data import flattened
@@ -45,7 +45,7 @@ from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.store import UNFINISHED
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import find_problems
-from ignite_hooks.checkpoint.store import has_its_files
+from ignite_hooks.checkpoint.store import has_all_files
 from ignite_hooks.checkpoint.store import is_still_there
 from ignite_hooks.checkpoint.terminal import age_text
 from ignite_hooks.checkpoint.terminal import printable
@@ -57,47 +57,52 @@ from ignite_hooks.core.paths import is_url
 __all__ = ["main"]
 
 _REMOVED = "removed meanwhile"
-_MAX_CELL = 40
-_MAX_NAME = 60
+_MAX_CELL_LENGTH = 40
+_MAX_NAME_LENGTH = 60
 _MAX_DIFFERENCES = 10
-_TITLES = {"contents": "contents that one lacks", "files": "files, compared by checksum"}
+_SECTION_TITLES = {"contents": "contents that one lacks", "files": "files, compared by checksum"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the arguments say, and returns the exit status."""
-    parser = _parser()
+    """Runs the command that the arguments name, and returns the exit status."""
+    parser = _make_parser()
     options = parser.parse_args(arguments)
     try:
         with _warnings_on_stderr():
-            status: int = options.act(options)
+            status: int = options.run(options)
     except BrokenPipeError:
-        raise
+        raise  # no error of the source: _run_as_program turns it into the exit status of SIGPIPE
     except (ImportError, OSError, ValueError) as error:
-        _complain(f"error: {error}")
+        _print_error(f"error: {error}")
         return 2
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
+    """Builds the parser; each subcommand stores its function as ``run``."""
     parser = argparse.ArgumentParser(
         prog="python -m ignite_hooks.checkpoint",
-        description="Looks at checkpoints. Nothing in them is changed, and nothing is unpickled.",
+        description="Inspects checkpoints. Nothing in them is changed, and nothing is unpickled.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    source = "a directory of checkpoints, one of them, or the URL of either"
+    source = "a directory of checkpoints, a single checkpoint, or the URL of either"
 
-    def command(name: str, act: Any, text: str, *places: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, text: str, *places: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         for place in places:
             added.add_argument(place.lower(), metavar=place, help=source)
-        added.set_defaults(act=act)
+        added.set_defaults(run=run)
         return added
 
-    command("list", _list, "a table of the checkpoints, the newest first", "SOURCE")
-    show = command("show", _show, "what one checkpoint says of itself", "SOURCE")
-    verify = command("verify", _verify, "reads each file, and names those that changed", "SOURCE")
-    export = command("export", _export, "writes weights into a file of safetensors", "SOURCE")
-    diff = command("diff", _diff, "what differs between two checkpoints", "A", "B")
+    command(
+        "list", _list_checkpoints, "lists the checkpoints in a table, the newest first", "SOURCE"
+    )
+    show = command("show", _show_checkpoint, "shows what one checkpoint contains", "SOURCE")
+    verify = command(
+        "verify", _verify_checkpoints, "reads each file, and names the damaged ones", "SOURCE"
+    )
+    export = command("export", _export_part, "writes weights to a safetensors file", "SOURCE")
+    diff = command("diff", _diff_checkpoints, "compares two checkpoints", "A", "B")
     export.add_argument("path", metavar="OUT.safetensors", type=Path, help="the file to write")
     export.add_argument("--part", default="model", help="model, loss_fn, also/ema, and so on")
     export.add_argument("--force", action="store_true", help="replace a file that is there")
@@ -105,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     for each, default in ((show, "last"), (export, "best"), (diff, "last")):
         each.add_argument(
             "--which",
-            type=_which,
+            type=_parse_which,
             default=default,
             help=f"best, last, a step or a name; {default} if not given",
         )
@@ -114,47 +119,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _which(text: str) -> int | str:
-    """Returns a step as a number, and what else ``--which`` names as it is."""
+def _parse_which(text: str) -> int | str:
+    """Returns the value of ``--which``: an int if it is a step, else the text itself."""
     return int(text) if text.isascii() and text.isdigit() else text
 
 
-def _list(options: argparse.Namespace) -> int:
-    source, look = _found(options.source)
+def _list_checkpoints(options: argparse.Namespace) -> int:
+    source, listing = _open_source(options.source)
     now = datetime.now(timezone.utc)
-    best = {id(each) for each in best_of_each_run(look.candidates).values()}
-    runs = _short_names([each.manifest.training for each in look.candidates])
+    # By identity, because a manifest contains dicts and cannot be hashed.
+    best = {id(each) for each in best_of_each_run(listing.candidates).values()}
+    runs = _short_names([each.manifest.training for each in listing.candidates])
     rows: list[Sequence[str]] = [
         ("checkpoint", "step", "epoch", "metric", "size", "age", "run", "state")
     ]
-    for candidate in look.candidates:
+    for candidate in listing.candidates:
         name, manifest = candidate
         cells = (
             manifest.step,
             manifest.epoch,
-            _metric(manifest) + (" (best)" if id(candidate) in best else ""),
+            _metric_text(manifest) + (" (best)" if id(candidate) in best else ""),
             size_text(sum(file.size for file in manifest.files.values())),
             age_text(manifest.saved_at, now),
             runs[manifest.training],
-            "not looked at" if source.makes_copies else _state(_local(candidate)),
+            "not looked at" if source.makes_copies else _state_text(_local_checkpoint(candidate)),
         )
-        rows.append((_name(name), *(shortened(printable(cell), _MAX_CELL) for cell in cells)))
-    for name, why in _broken(look):
-        rows.append((_name(name), *"------", printable(why)))
-    _say(*table(rows))
+        rows.append(
+            (_folder_name(name), *(shortened(printable(cell), _MAX_CELL_LENGTH) for cell in cells))
+        )
+    for name, why in _broken_folders(listing):
+        rows.append((_folder_name(name), *"------", printable(why)))
+    _print_lines(*table(rows))
     return 0
 
 
-def _show(options: argparse.Namespace) -> int:
-    source, look = _found(options.source)
-    if not look.candidates:
-        return _none(options.source, look)
-    name, manifest = chosen(look.candidates, options.which, source, options.source)[0]
-    _say(printable(name))
+def _show_checkpoint(options: argparse.Namespace) -> int:
+    source, listing = _open_source(options.source)
+    if not listing.candidates:
+        return _report_no_checkpoint(options.source, listing)
+    chosen = select_checkpoints(listing.candidates, options.which, source, options.source)
+    name, manifest = chosen[0]
+    _print_lines(printable(name))
     facts = {
         "run": manifest.training,
         "number": manifest.number,
-        "saved": _saved(manifest.saved_at),
+        "saved": _saved_text(manifest.saved_at),
         "step": manifest.step,
         "epoch": manifest.epoch,
         "iteration": manifest.iteration,
@@ -162,13 +171,13 @@ def _show(options: argparse.Namespace) -> int:
         "batches": f"{manifest.batches} of the pass that is not complete",
         "processes": manifest.world_size,
         "global batch": _or_unknown(manifest.global_batch),
-        "metric": _metric(manifest),
+        "metric": _metric_text(manifest),
         "ended by": manifest.ended_by or "-",
         "layout": manifest.version,
     }
-    _say(*_pairs(facts))
+    _print_lines(*_two_columns(facts))
     command = printable(shlex.join(manifest.command_line)) or "not recorded"
-    _say("", "command line", *_wrapped(command, "  "))
+    _print_lines("", "command line", *_wrapped_lines(command, "  "))
     settings = dict(flattened(manifest.settings)) if manifest.settings else {}
     contents = {kind: ", ".join(names) for kind, names in manifest.contents.items()}
     sizes = {file: size_text(record.size) for file, record in manifest.files.items()}
@@ -178,30 +187,38 @@ def _show(options: argparse.Namespace) -> int:
         ("versions", manifest.versions),
         ("files", sizes),
     ):
-        _say("", title, *(_pairs(pairs) or ["  not recorded"]))
+        _print_lines("", title, *(_two_columns(pairs) or ["  not recorded"]))
     return 0
 
 
-def _verify(options: argparse.Namespace) -> int:
-    source, look = _found_to_read(options.source, options.cache_dir)
-    if not (look.candidates or look.damaged or look.unfinished):
-        return _none(options.source, look)
-    # One may be in progress; what was broken off is removed before the next save.
-    is_broken = any(why != UNFINISHED for _, why in _broken(look))
-    _say(*(f"{_name(name)}: no checkpoint, {printable(why)}" for name, why in _broken(look)))
-    for candidate in look.candidates:
-        problems = _problems(source, candidate)
+def _verify_checkpoints(options: argparse.Namespace) -> int:
+    source, listing = _open_source_to_read(options.source, options.cache_dir)
+    if not (listing.candidates or listing.damaged or listing.unfinished):
+        return _report_no_checkpoint(options.source, listing)
+    # An unfinished folder is no damage: its save may be in progress, and the remains of an
+    # interrupted save are removed before the next one.
+    is_broken = any(why != UNFINISHED for _, why in _broken_folders(listing))
+    _print_lines(
+        *(
+            f"{_folder_name(name)}: no checkpoint, {printable(why)}"
+            for name, why in _broken_folders(listing)
+        )
+    )
+    for candidate in listing.candidates:
+        problems = _problems_of(source, candidate)
+        # A running job may have pruned the checkpoint while its files were read.
         if problems and not source.still_has(candidate):
-            _say(f"{_name(candidate.name)}: {_REMOVED}")
+            _print_lines(f"{_folder_name(candidate.name)}: {_REMOVED}")
             continue
         is_broken = is_broken or bool(problems)
-        for problem in problems or ["every file is as it was written"]:
-            _say(f"{_name(candidate.name)}: {printable(problem)}")
+        for problem in problems or ["all files are intact"]:
+            _print_lines(f"{_folder_name(candidate.name)}: {printable(problem)}")
     return int(is_broken)
 
 
-def _export(options: argparse.Namespace) -> int:
-    from ignite_hooks.checkpoint.weights import export_weights  # only here: it imports torch
+def _export_part(options: argparse.Namespace) -> int:
+    # Imported here, because it imports torch, which the other commands do not need.
+    from ignite_hooks.checkpoint.weights import export_weights
 
     if os.path.lexists(options.path) and not options.force:
         raise ValueError(f"{options.path} is there already: give another name, or say --force")
@@ -214,7 +231,7 @@ def _export(options: argparse.Namespace) -> int:
     )
     metric = "" if entry.metric_value is None else f", {entry.metric} {entry.metric_value:.6g}"
     best = ", the best" if entry.is_best else ""
-    _say(
+    _print_lines(
         printable(
             f"{options.part} of {entry.path} (step {entry.step}, epoch {entry.epoch}"
             f"{metric}{best}) is in {options.path}"
@@ -223,30 +240,33 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _diff(options: argparse.Namespace) -> int:
-    from ignite_hooks.checkpoint.comparison import compared  # only here: it imports torch
+def _diff_checkpoints(options: argparse.Namespace) -> int:
+    # Imported here, because it imports torch, which the other commands do not need.
+    from ignite_hooks.checkpoint.comparison import compare_checkpoints
 
-    checkpoints = [_whole(place, options) for place in (options.a, options.b)]
-    _say(*(printable(f"{a}  {each.folder}") for a, each in zip("AB", checkpoints, strict=True)))
-    comparison = compared(*checkpoints)
-    most = None if options.all else _MAX_DIFFERENCES
+    checkpoints = [_fetch_verified(place, options) for place in (options.a, options.b)]
+    _print_lines(
+        *(printable(f"{a}  {each.folder}") for a, each in zip("AB", checkpoints, strict=True))
+    )
+    comparison = compare_checkpoints(*checkpoints)
+    limit = None if options.all else _MAX_DIFFERENCES
     for name, part in comparison.parts.items():
-        _say(*_part_lines(name, part, most))
+        _print_lines(*_part_lines(name, part, limit))
     for section, rows in comparison.rows.items():
         if rows:
-            _say("", _TITLES.get(section, section))
-            cells = [("", "A", "B"), *rows[:most]]
-            _say(*_indented(table([[_cell(cell) for cell in row] for row in cells])))
-            _say(*_more(len(rows), most))
+            _print_lines("", _SECTION_TITLES.get(section, section))
+            cells = [("", "A", "B"), *rows[:limit]]
+            _print_lines(*_indented(table([[_cell_text(cell) for cell in row] for row in cells])))
+            _print_lines(*_omitted_line(len(rows), limit))
     if comparison.is_equal:
-        _say("", "no difference")
+        _print_lines("", "no difference")
     return int(not comparison.is_equal)
 
 
-def _whole(place: str, options: argparse.Namespace) -> Checkpoint:
-    """Returns the chosen checkpoint of a source, each file as it was written."""
-    source, look = _found_to_read(place, options.cache_dir)
-    candidate = chosen(look.candidates, options.which, source, place)[0]
+def _fetch_verified(place: str, options: argparse.Namespace) -> Checkpoint:
+    """Returns the checkpoint of a source that ``--which`` selects, with all its files verified."""
+    source, listing = _open_source_to_read(place, options.cache_dir)
+    candidate = select_checkpoints(listing.candidates, options.which, source, place)[0]
     try:
         return source.fetch(candidate, verify=True)
     except SourceError:
@@ -255,53 +275,61 @@ def _whole(place: str, options: argparse.Namespace) -> Checkpoint:
         raise ValueError(f"{candidate.name} is damaged: {error}") from error
 
 
-def _part_lines(name: str, part: Part, most: int | None) -> Iterator[str]:
-    """Yields the lines on one part of the state."""
+def _part_lines(name: str, part: Part, limit: int | None) -> Iterator[str]:
+    """Yields the lines that describe the differences of one part of the state."""
     if not part.differences:
         if part.count:
             yield from ("", f"{printable(name)}: {part.count} values, bit for bit equal")
         return
     yield from ("", f"{printable(name)}: {len(part.differences)} of {part.count} values differ")
     rows: list[Sequence[str]] = [("relative", "absolute", "name", "")]
-    for each in part.differences[:most]:
+    for each in part.differences[:limit]:
         numbers = ("-" if n is None else f"{n:.4g}" for n in (each.relative, each.norm))
-        rows.append((*numbers, _cell(each.name), shortened(printable(each.note), _MAX_NAME)))
+        rows.append(
+            (*numbers, _cell_text(each.name), shortened(printable(each.note), _MAX_NAME_LENGTH))
+        )
     yield from _indented(table(rows))
-    yield from _more(len(part.differences), most)
+    yield from _omitted_line(len(part.differences), limit)
 
 
-def _found(place: str, cache_dir: Path | None = None) -> tuple[Source, Look]:
-    """Looks into a source. Nothing is downloaded, so that a URL needs no folder for that yet."""
-    if not is_url(place) and not os.path.isdir(place):  # of a path that may not be looked at, too
+def _open_source(place: str, cache_dir: Path | None = None) -> tuple[Source, Listing]:
+    """Returns a source and its listing.
+
+    A listing downloads no files, so a URL needs no ``cache_dir`` until files are read.
+    """
+    if not is_url(place) and not os.path.isdir(place):
+        # isdir() is also False where the permissions of a parent folder hide the path.
         raise ValueError(f"`source` must be a directory, got {place}: is it mounted?")
     source = source_at(place if is_url(place) else Path(place), cache_dir or Path(os.devnull))
     return source, source.find()
 
 
-def _found_to_read(place: str, cache_dir: Path | None) -> tuple[Source, Look]:
+def _open_source_to_read(place: str, cache_dir: Path | None) -> tuple[Source, Listing]:
+    """Returns a source whose files will be read, and its listing; a URL needs ``cache_dir``."""
     if cache_dir is None and is_url(place):
         raise ValueError(f"`--cache-dir` must be given for a URL, got none for {place}")
-    return _found(place, cache_dir)
+    return _open_source(place, cache_dir)
 
 
-def _broken(look: Look) -> list[tuple[str, str]]:
-    return sorted((look.damaged | look.unfinished).items())
+def _broken_folders(listing: Listing) -> list[tuple[str, str]]:
+    """Returns the damaged and unfinished folders with their reasons, sorted by path."""
+    return sorted((listing.damaged | listing.unfinished).items())
 
 
-def _local(candidate: Candidate) -> Checkpoint:
+def _local_checkpoint(candidate: Candidate) -> Checkpoint:
     return Checkpoint(Path(candidate.name), candidate.manifest)
 
 
-def _state(checkpoint: Checkpoint) -> str:
-    if has_its_files(checkpoint):
+def _state_text(checkpoint: Checkpoint) -> str:
+    if has_all_files(checkpoint):
         return "complete"
     return "damaged" if is_still_there(checkpoint) else _REMOVED
 
 
-def _problems(source: Source, candidate: Candidate) -> list[str]:
-    """Reads each file of a checkpoint, which is downloaded first if it is elsewhere."""
+def _problems_of(source: Source, candidate: Candidate) -> list[str]:
+    """Returns the problems of a checkpoint's files; a remote checkpoint is downloaded first."""
     if not source.makes_copies:
-        return find_problems(_local(candidate))
+        return find_problems(_local_checkpoint(candidate))
     try:
         source.fetch(candidate, verify=True)
     except SourceError:
@@ -311,42 +339,48 @@ def _problems(source: Source, candidate: Candidate) -> list[str]:
     return []
 
 
-def _none(place: str, look: Look) -> int:
-    _complain(f"no checkpoint in {place}")
-    for name, why in _broken(look):
-        _complain(f"{PurePath(name).name}: {why}")
+def _report_no_checkpoint(place: str, listing: Listing) -> int:
+    """Prints that a source has no checkpoint, and why; returns the exit status."""
+    _print_error(f"no checkpoint in {place}")
+    for name, why in _broken_folders(listing):
+        _print_error(f"{PurePath(name).name}: {why}")
     return 1
 
 
-def _metric(manifest: Manifest) -> str:
+def _metric_text(manifest: Manifest) -> str:
     if manifest.metric is None or manifest.metric_value is None:
         return "-"
-    return f"{shortened(printable(manifest.metric), _MAX_CELL // 2)} {manifest.metric_value:.6g}"
+    name = shortened(printable(manifest.metric), _MAX_CELL_LENGTH // 2)
+    return f"{name} {manifest.metric_value:.6g}"
 
 
-def _name(path: str) -> str:
+def _folder_name(path: str) -> str:
     return printable(PurePath(path).name or path)
 
 
 def _short_names(runs: Iterable[str]) -> dict[str, str]:
-    """Returns the beginnings of identifiers, as long as it takes to tell them apart."""
+    """Returns a prefix of each run identifier: 8 characters, more if they would be ambiguous."""
     names = dict.fromkeys(runs)
     length = next(n for n in count(8) if len({name[:n] for name in names}) == len(names))
     return {name: name[:length] for name in names}
 
 
-def _pairs(values: Mapping[str, Any]) -> list[str]:
-    """Returns names and values in two columns; long values fill several lines."""
-    names = {name: _cell(name) for name in values}
+def _two_columns(values: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of a table of names and values; long values take several lines."""
+    names = {name: _cell_text(name) for name in values}
+    # The "|" keeps the padding of the first column, which table() strips at the end of a line.
     heads = table([[f"  {shown}", "|"] for shown in names.values()]) if names else []
     lines = []
     for head, value in zip(heads, values.values(), strict=True):
-        lines += _wrapped(printable(value), head[:-1])
+        lines += _wrapped_lines(printable(value), head[:-1])
     return lines
 
 
-def _wrapped(text: str, head: str) -> list[str]:
-    """Returns a text behind a head, in lines as wide as the terminal, if there is one."""
+def _wrapped_lines(text: str, head: str) -> list[str]:
+    """Returns a text after ``head``, wrapped at the width of the terminal.
+
+    Without a terminal, in a pipe for example, the text stays on one line for ``grep``.
+    """
     width = shutil.get_terminal_size((0, 0)).columns
     if not width:
         return [head + text]
@@ -364,15 +398,15 @@ def _indented(lines: Iterable[str]) -> Iterator[str]:
     return (f"  {line}" for line in lines)
 
 
-def _more(found: int, most: int | None) -> list[str]:
-    return [f"  and {found - most} more (--all)"] if most is not None and found > most else []
+def _omitted_line(found: int, limit: int | None) -> list[str]:
+    return [f"  and {found - limit} more (--all)"] if limit is not None and found > limit else []
 
 
-def _cell(value: Any) -> str:
-    return shortened(printable(value), _MAX_NAME)
+def _cell_text(value: Any) -> str:
+    return shortened(printable(value), _MAX_NAME_LENGTH)
 
 
-def _saved(then: datetime) -> str:
+def _saved_text(then: datetime) -> str:
     age = age_text(then, datetime.now(timezone.utc))
     zone = "" if then.tzinfo is not None else " without a time zone"
     return (
@@ -384,42 +418,45 @@ def _or_unknown(value: object) -> object:
     return "not known" if value is None else value
 
 
-def _say(*lines: str) -> None:
+def _print_lines(*lines: str) -> None:
     for line in lines:
         print(line)
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
 @contextmanager
 def _warnings_on_stderr() -> Iterator[None]:
-    """Shows warnings as lines of text, without a place in the code."""
+    """Prints warnings to stderr as plain lines, without the file and the line of the code."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        _complain(f"warning: {message}")
+        _print_error(f"warning: {message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
 
 
-def _run() -> int:
-    """Runs the command; a reader that has closed the pipe, ``head`` for instance, ends it."""
+def _run_as_program() -> int:
+    """Runs the command, and returns the exit status also if its output cannot be written.
+
+    A closed pipe, as of ``head``, ends the command without an error message.
+    """
     try:
         status = main()
-        if sys.stdout is not None:  # closed by the shell
+        if sys.stdout is not None:  # None if the shell closed it with ">&-"
             sys.stdout.flush()
     except OSError as error:
-        # The interpreter flushes once more at its end, and would complain.
+        # The interpreter flushes stdout again at exit, and would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            return 141  # as a shell says of a program that SIGPIPE has ended
-        _complain(f"error: {error}")
+            return 141  # 128 + SIGPIPE, the status that a shell reports
+        _print_error(f"error: {error}")
         return 2
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(_run())
+    sys.exit(_run_as_program())

@@ -1,4 +1,4 @@
-"""The best weights of a trainer's own run, for a test pass when the run has ended."""
+"""Loading the best weights of a trainer's own run, for a test after training."""
 
 from pathlib import Path
 
@@ -19,19 +19,22 @@ __all__ = ["load_best_weights"]
 
 
 def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
-    """Loads the weights of the best checkpoint of the trainer's run; see ``Trainer.load_best``."""
+    """Loads the weights of the best checkpoint of the trainer's run; see ``Trainer.load_best``.
+
+    Rank 0 chooses and verifies the checkpoint; all ranks then read and load it.
+    """
     if is_running(trainer) or is_interrupted(trainer):
         raise RuntimeError(
             "load_best() must be called between runs, and the trainer is running or interrupted: "
             "the run would continue with these weights; call it after run()"
         )
-    reader = CheckpointReader(_directory_with_best(trainer))
+    reader = CheckpointReader(_find_best_directory(trainer))
     ranks, modules = Ranks(trainer.accelerator), trainer.modules
 
     def find() -> tuple[Candidate, CheckpointEntry]:
         best, entry = reader.best_of_run(training_id(trainer))
         for name in modules:
-            reader.read_part(best, name, verify=True)
+            reader.read_part(best, name, verify=True)  # once, on rank 0: it hashes every file
         return best, entry
 
     best, entry = ranks.first_alone(find)
@@ -42,28 +45,37 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
             found = reader.read_part(best, name, verify=False)
             prepared.append(PreparedWeights(module, found, name, entry.path))
 
-    ranks.agree(prepare)  # nothing is loaded on any rank unless all of it fits on every rank
+    # An error on any rank is raised on all of them here, before any rank has changed a module.
+    ranks.agree(prepare)
     for each in prepared:
         each.load()
+    # Weights of another step must not be saved as those of the present one: the trainer remembers
+    # it, a save between runs is refused, and the next run warns.
     if entry.step != trainer.state.optimizer_step:
         note_borrowed_weights(trainer, entry.step)
     return entry
 
 
-def _directory_with_best(trainer: TrainingEngine) -> Path:
+def _find_best_directory(trainer: TrainingEngine) -> Path:
+    """Returns the directory of the one SaveCheckpoint that keeps the best checkpoint.
+
+    Raises:
+        ValueError: no attached SaveCheckpoint keeps the best, or several do.
+    """
     handlers = attached(trainer, SaveCheckpoint)
-    # Another removes the best, and the best of what stays would pass for it.
-    with_best = [each for each in handlers if each.keep_best or _keeps_all_with_metric(each)]
-    if len(with_best) == 1:
-        return Path(with_best[0].directory)
-    found = ", ".join(str(each.directory) for each in with_best or handlers)
+    # Any other handler may have pruned the best checkpoint, and the best of the remaining ones
+    # would silently be loaded instead.
+    keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]
+    if len(keeping_best) == 1:
+        return Path(keeping_best[0].directory)
+    found = ", ".join(str(each.directory) for each in keeping_best or handlers)
     raise ValueError(
         "load_best() needs one SaveCheckpoint that keeps the best by a metric, got "
-        f"{len(with_best)}{f' ({found})' if found else ''}: give the factory "
+        f"{len(keeping_best)}{f' ({found})' if found else ''}: give the factory "
         'checkpoint=SaveCheckpoint(directory, keep_best=1, metric="val_accuracy"), or name the '
         "directory, ignite_hooks.checkpoint.load_weights(trainer.model, directory)"
     )
 
 
-def _keeps_all_with_metric(handler: SaveCheckpoint) -> bool:
+def _keeps_all_by_metric(handler: SaveCheckpoint) -> bool:
     return handler.metric is not None and handler.keep_last == "all"

@@ -1,7 +1,7 @@
-"""The interface of a place where checkpoints are looked for, local or remote.
+"""The interface of a source of checkpoints, local or remote.
 
-Another process may save and prune there at the same time, and a listing of a folder is not atomic:
-``settled`` looks again until the answer does not depend on when each name was read.
+Another process may save and prune in the source at the same time, and listing a folder is not
+atomic: ``list_until_stable`` repeats a listing until its result can be trusted.
 """
 
 from abc import ABC
@@ -12,20 +12,23 @@ from typing import NamedTuple
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.store import Checkpoint
 
-__all__ = ["Candidate", "Look", "Source", "SourceError", "settled"]
+__all__ = ["Candidate", "Listing", "Source", "SourceError", "list_until_stable"]
 
-_MAX_LOOKS = 20
+_MAX_LISTINGS = 20
 
 
 class SourceError(OSError):
-    """The way to the checkpoints fails: which of them are there, or whole, is not known."""
+    """A source cannot be read, so the state of its checkpoints is unknown.
+
+    It differs from damage and from absence: a network that fails must not start a run from scratch.
+    """
 
 
 class Candidate(NamedTuple):
-    """A folder with a manifest, whose files have not been looked at.
+    """A folder with a manifest, whose other files have not been checked.
 
     Args:
-        name: where it is.
+        name: the path of the folder, in the terms of its source.
         manifest: its manifest.
     """
 
@@ -34,17 +37,21 @@ class Candidate(NamedTuple):
 
     @property
     def key(self) -> tuple[str, bytes]:
-        """Equal for the same checkpoint. Manifests are not: a metric may be NaN."""
+        """Returns a key that is equal for the same checkpoint.
+
+        Manifests cannot be compared with ``==``: a metric may be NaN, and one NaN does not equal
+        another.
+        """
         return self.name, self.manifest.dumps()
 
 
-class Look(NamedTuple):
-    """The result of one look at a source.
+class Listing(NamedTuple):
+    """The result of one listing of a source.
 
     Args:
         candidates: the checkpoints, the newest first.
-        damaged: the others that have been one, by name, and why they are none.
-        unfinished: those that are not, or no longer, a checkpoint, by name, and why.
+        damaged: folders that were checkpoints and are damaged, with the reason, by name.
+        unfinished: folders that are not, or no longer, a checkpoint, with the reason, by name.
     """
 
     candidates: list[Candidate]
@@ -53,71 +60,74 @@ class Look(NamedTuple):
 
 
 class Source(ABC):
-    """A place with one checkpoint or several."""
+    """A place that holds one checkpoint or several."""
 
     makes_copies = False
-    """Whether a checkpoint is fetched to each machine."""
+    """Whether ``fetch`` downloads a copy of a checkpoint to each machine."""
 
     @abstractmethod
-    def find(self) -> Look:
-        """Returns the checkpoints that were there at one point in time.
+    def find(self) -> Listing:
+        """Returns a consistent listing of the checkpoints.
 
         Raises:
-            SourceError: the place cannot be read.
-            ValueError: the place is a file.
+            SourceError: the source cannot be read.
+            ValueError: the source is a file.
         """
 
     @abstractmethod
     def fetch(self, candidate: Candidate, *, verify: bool) -> Checkpoint:
-        """Returns the checkpoint in a folder of this machine, with all its files.
+        """Returns a checkpoint in a folder of this machine, with all its files.
 
         Args:
-            candidate: which one.
-            verify: whether files that are on this machine already are read and compared with
-                their checksums, or only their sizes.
+            candidate: the checkpoint to fetch.
+            verify: whether to compare the checksums of files that are on this machine already;
+                otherwise only their sizes are compared. Downloads are always verified.
 
         Raises:
-            SourceError: the files cannot be read now; the checkpoint may be whole.
+            SourceError: the files cannot be read now; the checkpoint may be intact.
             ValueError: the checkpoint is damaged.
         """
 
     @abstractmethod
     def address_of(self, candidate: Candidate) -> str:
-        """Returns the path or the URL that a source of this one checkpoint is made from."""
+        """Returns the path or the URL of a checkpoint, which is itself a valid source."""
 
     @abstractmethod
     def still_has(self, candidate: Candidate) -> bool:
-        """Returns whether a checkpoint that was found has not been removed since.
+        """Returns whether a listed checkpoint has been neither removed nor replaced since.
 
         Raises:
-            SourceError: the place cannot be read.
+            SourceError: the source cannot be read.
         """
 
 
-def settled(look: Callable[[], Look]) -> Look:
-    """Calls ``look`` until its result can be trusted.
+def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
+    """Calls ``list_once`` until its result can be trusted.
 
-    A checkpoint may be pruned, and the next one committed, between the listing of the names and
-    the reading of the manifests. Such a look can miss all checkpoints, or the newest, and can show
-    damage where nothing is damaged. A look is trusted if it shows nothing but checkpoints, or the
-    same as the look before it. Where a process saves faster than that, the last of many looks is
-    taken if it shows a checkpoint.
+    A checkpoint may be pruned, and the next one committed, between the listing of the names and the
+    reading of the manifests. Such a listing can miss all checkpoints, or the newest one, and can
+    show damage where nothing is damaged. A listing is trusted if all its folders are checkpoints,
+    or if it equals the listing before it. Where another process saves so fast that this never
+    happens, the 20th listing or a later one is returned as soon as it has a checkpoint.
     """
-    before: Look | None = None
-    looks = 0
+    previous: Listing | None = None
+    count = 0
     while True:
-        looks += 1
-        now = look()
-        if now.candidates and not now.damaged and not now.unfinished:
-            return now
-        if before is not None:
-            if _key(now) == _key(before):
-                return now
-            if now.candidates and looks >= _MAX_LOOKS:
-                lasting = {name: why for name, why in now.damaged.items() if name in before.damaged}
-                return now._replace(damaged=lasting)
-        before = now
+        count += 1
+        current = list_once()
+        if current.candidates and not current.damaged and not current.unfinished:
+            return current
+        if previous is not None:
+            if _listing_key(current) == _listing_key(previous):
+                return current
+            if current.candidates and count >= _MAX_LISTINGS:
+                # Damage in two listings in a row is real; damage in one alone may be a save.
+                lasting = {
+                    name: why for name, why in current.damaged.items() if name in previous.damaged
+                }
+                return current._replace(damaged=lasting)
+        previous = current
 
 
-def _key(look: Look) -> tuple[object, ...]:
-    return [each.key for each in look.candidates], look.damaged, look.unfinished
+def _listing_key(listing: Listing) -> tuple[object, ...]:
+    return [each.key for each in listing.candidates], listing.damaged, listing.unfinished

@@ -1,7 +1,8 @@
 """The comparison of two checkpoints: tensors by norm, everything else by value.
 
-The tensors are read one after another, and nothing is unpickled. Files that would have to be, and
-those of random generators and of sharded models, are compared by their checksums.
+Tensors are read one at a time, and nothing is unpickled. The files of registered objects, which
+would have to be unpickled, of random generators and of sharded models are compared by their
+checksums.
 """
 
 import math
@@ -31,15 +32,15 @@ from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.plain_data import flattened
 from ignite_hooks.checkpoint.store import Checkpoint
 
-__all__ = ["compared"]
+__all__ = ["compare_checkpoints"]
 
 ABSENT = "-"
 NOT_RECORDED = "not recorded"
 
-_CHUNK = 2**20  # elements that are subtracted at once, in float64
-_MAPPED = 2**26  # bytes of a file that are read before its memory is given back
-_FILES = {OPTIMIZER: "optimizer", SCHEDULER: "scheduler", SCALER: "scaler"}
-_COUNTERS = {
+_CHUNK_ELEMENTS = 2**20  # 8 MiB in float64: larger tensors are subtracted in pieces
+_MAX_MAPPED_BYTES = 2**26  # 64 MiB are read of a mapped file before it is reopened
+_PARTS_BY_FILE = {OPTIMIZER: "optimizer", SCHEDULER: "scheduler", SCALER: "scaler"}
+_COUNTER_LABELS = {
     "step": "step",
     "epoch": "epoch",
     "iteration": "iteration",
@@ -54,35 +55,37 @@ _COUNTERS = {
 }
 
 
-def compared(first: Checkpoint, second: Checkpoint) -> Comparison:
-    """Compares two checkpoints, whose files must be whole.
+def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> Comparison:
+    """Compares two checkpoints whose files have been verified.
 
     Raises:
-        ValueError: a file is not as a ``SaveCheckpoint`` writes it.
+        ValueError: a file has another content than a ``SaveCheckpoint`` writes.
     """
-    states = [_States(each) for each in (first, second)]
+    states = [_StateReaders(each) for each in (first, second)]
     parts = {
-        name: _part(*(each.parts.get(name, {}) for each in states))
+        name: _compare_parts(*(each.parts.get(name, {}) for each in states))
         for name in dict.fromkeys([*states[0].parts, *states[1].parts])
     }
     ours, theirs = first.manifest, second.manifest
     read = states[0].files | states[1].files
     rows = {
-        "counters": _rows(_counters(ours), _counters(theirs)),
-        "settings": _settings(ours.settings, theirs.settings),
-        "versions": _rows(ours.versions, theirs.versions),
-        "contents": _contents(ours.contents, theirs.contents),
-        "files": _rows(_checksums(ours, read), _checksums(theirs, read)),
+        "counters": _compare_entries(_counters(ours), _counters(theirs)),
+        "settings": _compare_settings(ours.settings, theirs.settings),
+        "versions": _compare_entries(ours.versions, theirs.versions),
+        "contents": _compare_contents(ours.contents, theirs.contents),
+        "files": _compare_entries(_checksums(ours, read), _checksums(theirs, read)),
     }
     return Comparison(parts, rows)
 
 
-class _States:
-    """The states in a checkpoint, by part and name. Tensors stay in the files until they are read.
+class _StateReaders:
+    """Functions that read the values of a checkpoint, by part and name.
+
+    Tensors of safetensors files stay on the disk until their function is called.
 
     Attributes:
-        parts: the values of each part by name, as functions that read them.
-        files: the files that are read whole, so that their checksums need not be compared.
+        parts: for each part, such as "model" or "optimizer", the reader of each value by its name.
+        files: the files whose values are all compared, so that their checksums need not be.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -95,82 +98,87 @@ class _States:
         self.parts: dict[str, dict[str, Callable[[], Any]]] = {}
         self.files: set[str] = set()
         try:
-            self._read(folder, set(manifest.files))
+            self._read_parts(folder, set(manifest.files))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{TRAINER} of {folder} must be as a SaveCheckpoint writes it, got another content "
                 f"({type(error).__name__}: {error})"
             ) from error
 
-    def _read(self, folder: Path, names: set[str]) -> None:
+    def _read_parts(self, folder: Path, names: set[str]) -> None:
+        """Fills ``parts`` and ``files`` from the files of a checkpoint."""
         about = load_objects(folder / TRAINER, mapped=True) if TRAINER in names else {}
-        for name, of_module in about.get("modules", {}).items():
-            self._read_module(folder, name, names, of_module)
-        for file, part in _FILES.items():
+        for name, module_about in about.get("modules", {}).items():
+            self._read_module(folder, name, names, module_about)
+        for file, part in _PARTS_BY_FILE.items():
             if file in names:
-                self._add(part, load_objects(folder / file, mapped=True))
+                self._add_readers(part, load_objects(folder / file, mapped=True))
                 self.files.add(file)
         objects = about.get("objects", {})
         for kind, states in objects.items():
             for name, state in states.items() if kind in ("handlers", "also") else ():
-                self._add(f"{kind}/{name}", state)
-        rest = {
+                self._add_readers(f"{kind}/{name}", state)
+        other_objects = {
             kind: states for kind, states in objects.items() if kind not in ("handlers", "also")
         }
-        elsewhere = ("objects", "modules", "settings")  # the manifest has the settings too
-        others = {name: each for name, each in about.items() if name not in elsewhere}
+        handled = ("objects", "modules", "settings")  # the settings are compared in the manifest
+        other_entries = {name: each for name, each in about.items() if name not in handled}
         flags = {name: each["flags"] for name, each in about.get("modules", {}).items()}
-        self._add("trainer", {**rest, "flags": flags, **others})
+        self._add_readers("trainer", {**other_objects, "flags": flags, **other_entries})
         self.files.add(TRAINER)
 
     def _read_module(
         self, folder: Path, name: str, names: set[str], about: Mapping[str, Any]
     ) -> None:
+        """Adds the readers of a module, from its safetensors or its ``torch.save`` file."""
         safe_file, pickle_file = module_files(name)
         if pickle_file in names:
-            self._add(name, load_objects(folder / pickle_file, mapped=True))
+            self._add_readers(name, load_objects(folder / pickle_file, mapped=True))
         elif safe_file in names:
-            tensors = _Tensors(folder / safe_file)
+            tensors = _SafetensorsReader(folder / safe_file)
             readers = {key: tensors.reader(key) for key in tensors.names}
+            # safetensors stores tied weights once: the other names are aliases.
             readers |= {alias: readers[first] for alias, first in about["aliases"].items()}
             self.parts[name] = dict(sorted(readers.items()))
-            self._add(name, about["extra"])
+            self._add_readers(name, about["extra"])
             if lazy := about.get("lazy"):
-                self._add(name, {key: f"lazy {kind}" for key, kind in lazy.items()})
+                self._add_readers(name, {key: f"lazy {kind}" for key, kind in lazy.items()})
         self.files |= {safe_file, pickle_file}
 
-    def _add(self, part: str, state: Any) -> None:
+    def _add_readers(self, part: str, state: Any) -> None:
+        """Adds readers of a loaded state, whose nested values have names such as "state/0/step"."""
         values = dict(flattened(state, separator="/"))
-        readers = {name: _returning(value) for name, value in values.items() if value != {}}
+        readers = {name: _make_reader(value) for name, value in values.items() if value != {}}
         self.parts.setdefault(part, {}).update(readers)
 
 
-class _Tensors:
-    """A file of safetensors, whose tensors are read one after another.
+class _SafetensorsReader:
+    """A reader of single tensors of a safetensors file with bounded memory.
 
-    What is read of a mapped file stays in the memory of the process as long as the file is open,
-    so it is opened again from time to time.
+    The pages that are read of a mapped file count as memory of the process until the file is
+    closed, so the file is reopened after every 64 MiB.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._left = 0
+        self._bytes_until_reopen = 0
         self._file: Any = None
-        self.names = list(self._opened().keys())
+        self.names = list(self._open_file().keys())
 
     def reader(self, name: str) -> Callable[[], torch.Tensor]:
-        """Returns a function that reads a tensor."""
+        """Returns a function that reads the tensor of that name."""
 
         def read() -> torch.Tensor:
-            tensor: torch.Tensor = self._opened().get_tensor(name)
-            self._left -= tensor.nbytes
+            tensor: torch.Tensor = self._open_file().get_tensor(name)
+            self._bytes_until_reopen -= tensor.nbytes
             return tensor
 
         return read
 
-    def _opened(self) -> Any:
-        if self._left <= 0:
-            self._left = _MAPPED
+    def _open_file(self) -> Any:
+        """Returns the file, which is opened again if enough of it has been read."""
+        if self._bytes_until_reopen <= 0:
+            self._bytes_until_reopen = _MAX_MAPPED_BYTES
             try:
                 self._file = safe_open(self._path, framework="pt")
             except SafetensorError as error:
@@ -178,7 +186,9 @@ class _Tensors:
         return self._file
 
 
-def _part(ours: Mapping[str, Callable[[], Any]], theirs: Mapping[str, Callable[[], Any]]) -> Part:
+def _compare_parts(
+    ours: Mapping[str, Callable[[], Any]], theirs: Mapping[str, Callable[[], Any]]
+) -> Part:
     names = dict.fromkeys([*ours, *theirs])
     found = []
     for name in names:
@@ -186,46 +196,56 @@ def _part(ours: Mapping[str, Callable[[], Any]], theirs: Mapping[str, Callable[[
             found.append(Difference(name, note="only in the first", is_structural=True))
         elif name not in ours:
             found.append(Difference(name, note="only in the second", is_structural=True))
-        elif (difference := _difference(name, ours[name](), theirs[name]())) is not None:
+        elif (difference := _compare_values(name, ours[name](), theirs[name]())) is not None:
             found.append(difference)
     return Part(len(names), sorted(found, key=_largest_first))
 
 
 def _largest_first(difference: Difference) -> tuple[bool, bool, float]:
+    """Returns a sort key: first structural differences, then those with a note, then by norm."""
     norm = difference.norm
     return not difference.is_structural, norm is not None and not difference.note, -(norm or 0)
 
 
-def _difference(name: str, ours: Any, theirs: Any) -> Difference | None:
-    """Returns how two values differ; None if they are the same bit for bit."""
+def _compare_values(name: str, ours: Any, theirs: Any) -> Difference | None:
+    """Returns the difference of two values; None if they are equal bit for bit."""
     if not (isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)):
+        # A digest ignores the type of a container, so the types are compared, too.
         if type(ours) is type(theirs) and digest_of(ours) == digest_of(theirs):
             return None
-        kinds = [_kind(each) for each in (ours, theirs)]
-        return Difference(name, note=" | ".join(kinds))
+        descriptions = [_describe_value(each) for each in (ours, theirs)]
+        return Difference(name, note=" | ".join(descriptions))
     if ours.shape != theirs.shape or ours.layout != theirs.layout:
-        kinds = [f"{tuple(each.shape)} {_dtype(each)}" for each in (ours, theirs)]
-        return Difference(name, note=" | ".join(kinds), is_structural=True)
+        descriptions = [f"{tuple(each.shape)} {_describe_dtype(each)}" for each in (ours, theirs)]
+        return Difference(name, note=" | ".join(descriptions), is_structural=True)
     notes = []
     if ours.dtype != theirs.dtype:
-        notes.append(f"{_dtype(ours)} | {_dtype(theirs)}")
+        notes.append(f"{_describe_dtype(ours)} | {_describe_dtype(theirs)}")
     try:
-        pairs = list(_dense(ours, theirs))
+        pairs = list(_tensors_to_compare(ours, theirs))
         if not notes and all(_same_bits(*pair) for pair in pairs):
             return None
-        norm, reference, odd = _norms(*pairs[0])
+        norm, reference, different_nonfinite = _difference_norms(*pairs[0])
     except (NotImplementedError, RuntimeError, TypeError):  # a dtype without arithmetic
         return Difference(name, note="; ".join([*notes, "not the same bytes"]))
-    if odd:
-        notes.append(f"{odd} of {ours.numel()} elements not finite in one, or not the same")
+    if different_nonfinite:
+        notes.append(
+            f"{different_nonfinite} of {ours.numel()} elements not finite in one, or not the same"
+        )
     elif norm == 0 and not notes:
         notes.append("the same numbers in other bits")
     relative = norm / reference if reference else (math.inf if norm else 0.0)
     return Difference(name, norm, relative, "; ".join(notes))
 
 
-def _dense(ours: torch.Tensor, theirs: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields tensors to compare: first those to subtract, then what makes them the same bits."""
+def _tensors_to_compare(
+    ours: torch.Tensor, theirs: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields pairs of strided tensors: the first pair is subtracted, and all are compared by bits.
+
+    Quantized tensors have a second pair, their integers, because different scales may dequantize to
+    equal numbers.
+    """
     if ours.is_quantized or theirs.is_quantized:
         yield ours.dequantize(), theirs.dequantize()
         yield ours.int_repr(), theirs.int_repr()
@@ -241,70 +261,78 @@ def _same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (ours, theirs)))
 
 
-def _norms(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float, int]:
-    """Returns the norms of the difference and of the first, and how many others differ.
+def _difference_norms(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float, int]:
+    """Returns the norms of the difference and of the first, and the number of other differences.
 
-    Both norms are those of the elements that are finite in both. Others are the same if they are
-    equal, or NaN in both.
+    Both norms cover the elements that are finite in both tensors. The other elements differ unless
+    they are equal or NaN in both.
     """
     wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
     norm = reference = 0.0
-    odd = 0
+    different_nonfinite = 0
     ours, theirs = ours.reshape(-1), theirs.reshape(-1)
-    for begin in range(0, ours.numel(), _CHUNK):
-        first, second = (each[begin : begin + _CHUNK].to(wide) for each in (ours, theirs))
+    for begin in range(0, ours.numel(), _CHUNK_ELEMENTS):
+        first, second = (each[begin : begin + _CHUNK_ELEMENTS].to(wide) for each in (ours, theirs))
         if not (first - second).isfinite().all():
             is_finite = first.isfinite() & second.isfinite()
             is_same = (first == second) | (first.isnan() & second.isnan())
-            odd += int((~is_finite & ~is_same).sum())
+            different_nonfinite += int((~is_finite & ~is_same).sum())
             first, second = first[is_finite], second[is_finite]
-        norm = math.hypot(norm, _norm(first - second))
-        reference = math.hypot(reference, _norm(first))
-    return norm, reference, odd
+        norm = math.hypot(norm, _scaled_norm(first - second))
+        reference = math.hypot(reference, _scaled_norm(first))
+    return norm, reference, different_nonfinite
 
 
-def _norm(values: torch.Tensor) -> float:
-    """Returns the norm; the squares of large or small numbers would not be finite, or zero."""
+def _scaled_norm(values: torch.Tensor) -> float:
+    """Returns the Euclidean norm.
+
+    The values are divided by the largest one first: the square of a value may overflow or
+    underflow.
+    """
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest == 0 or not math.isfinite(largest):
         return largest
     return largest * float(torch.linalg.vector_norm(values / largest))
 
 
-def _kind(value: Any) -> str:
+def _describe_value(value: Any) -> str:
+    """Returns the shape of a tensor, or the repr of any other value."""
     if isinstance(value, torch.Tensor):
         return f"a tensor {tuple(value.shape)}"
     return repr(value)
 
 
-def _dtype(tensor: torch.Tensor) -> str:
+def _describe_dtype(tensor: torch.Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
     return dtype if tensor.layout == torch.strided else f"{dtype} {tensor.layout}"
 
 
-def _returning(value: Any) -> Callable[[], Any]:
+def _make_reader(value: Any) -> Callable[[], Any]:
+    """Returns a function that returns a value which has been read already."""
     return lambda: value
 
 
-def _rows(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Row]:
-    """Returns the entries that differ; an entry that one of the two lacks is a difference."""
+def _compare_entries(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Row]:
+    """Returns the entries that differ; an entry that only one of the two has differs, too."""
     found = []
     for name in dict.fromkeys([*ours, *theirs]):
         first, second = ours.get(name, ABSENT), theirs.get(name, ABSENT)
-        if first != second and digest_of(first) != digest_of(second):  # a NaN equals itself
+        # The digests of two NaN agree, although NaN != NaN.
+        if first != second and digest_of(first) != digest_of(second):
             found.append(Row(name, first, second))
     return found
 
 
-def _settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Row]:
+def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Row]:
+    """Returns the settings that differ; one row if only one checkpoint has recorded any."""
     if bool(ours) == bool(theirs):
-        return _rows(dict(flattened(ours)), dict(flattened(theirs)))
+        return _compare_entries(dict(flattened(ours)), dict(flattened(theirs)))
     recorded = {True: "recorded", False: NOT_RECORDED}
     return [Row("all", recorded[bool(ours)], recorded[bool(theirs)])]
 
 
-def _contents(ours: Mapping[str, list[str]], theirs: Mapping[str, list[str]]) -> list[Row]:
-    """Returns the kinds of contents that differ, with the names that only one of the two has."""
+def _compare_contents(ours: Mapping[str, list[str]], theirs: Mapping[str, list[str]]) -> list[Row]:
+    """Returns the kinds of contents that differ, with the names that only one checkpoint has."""
     found = []
     for kind in dict.fromkeys([*ours, *theirs]):
         names = ours.get(kind, []), theirs.get(kind, [])
@@ -315,11 +343,11 @@ def _contents(ours: Mapping[str, list[str]], theirs: Mapping[str, list[str]]) ->
 
 
 def _counters(manifest: Manifest) -> dict[str, Any]:
-    return {name: getattr(manifest, key) for key, name in _COUNTERS.items()}
+    return {name: getattr(manifest, key) for key, name in _COUNTER_LABELS.items()}
 
 
 def _checksums(manifest: Manifest, read: set[str]) -> dict[str, str]:
-    """Returns size and checksum of the files that are not read."""
+    """Returns size and checksum of each file whose values are not compared."""
     return {
         name: f"{record.size} B, {record.checksum[:8]}"
         for name, record in manifest.files.items()

@@ -1,4 +1,4 @@
-"""Differences between two checkpoints, which ``compared`` finds."""
+"""The result of a comparison of two checkpoints, as ``compare_checkpoints`` returns it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ __all__ = ["Comparison", "Difference", "Part", "Row"]
 
 
 class Row(NamedTuple):
-    """A value that differs, with the value of each checkpoint."""
+    """An entry of a manifest that differs, with its value in each checkpoint."""
 
     name: str
     first: Any
@@ -18,15 +18,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor, or another value in a state, that differs.
+    """A tensor or another value of a state that differs.
 
     Args:
-        name: its name in the part.
+        name: the name of the value in its part.
         norm: the Euclidean norm of the difference, over all elements that are finite in both; None
-            where there is nothing to subtract.
-        relative: the same divided by the norm of the first.
-        note: what differs besides: shapes, dtypes, elements that are not finite in one of the two.
-        is_structural: whether it is in one of the two only, or has another shape or kind.
+            if the values cannot be subtracted.
+        relative: ``norm`` divided by the norm of the first.
+        note: other differences: shapes, dtypes, elements that are not finite in one of the two.
+        is_structural: whether only one of the two has the value, or the shapes or layouts differ.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a state.
+    """The comparison of one part of a checkpoint, the model or the optimizer for example.
 
     Args:
-        count: how many values were compared.
-        differences: those that differ, the largest first.
+        count: the number of values that were compared.
+        differences: the values that differ, the largest difference first.
     """
 
     count: int
@@ -51,11 +51,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that differs between two checkpoints.
+    """The differences between two checkpoints.
 
     Args:
-        parts: modules, optimizer, handlers and so on, by name.
-        rows: differences of the manifests, by section.
+        parts: the comparison of each module, the optimizer, each handler and so on, by name.
+        rows: the differences of the manifests, by section.
     """
 
     parts: Mapping[str, Part]
@@ -63,7 +63,7 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Returns whether nothing differs but which run it was, and when it was saved."""
+        """Returns whether no value differs; the run and the time of the save may do so."""
         return not any(part.differences for part in self.parts.values()) and not any(
             self.rows.values()
         )

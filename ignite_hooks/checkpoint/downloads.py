@@ -1,14 +1,14 @@
-"""The folder that checkpoints are downloaded to, shared by any number of processes.
+"""The cache folder of downloaded checkpoints, shared by any number of processes.
 
 ::
 
-    step_00000500-0123456789abcdef    a whole checkpoint; the digits are the hash of its manifest
-    .download-abcd                    a download, locked by the process that makes it
-    .lock                             held while a name is given or taken away
+    step_00000500-0123456789abcdef    a complete checkpoint; the digits are the hash of its manifest
+    .download-abcd                    a draft: a download in progress, locked by its process
+    .lock                             locked while drafts are created, renamed or cleaned up
 
-A download is filled under a unique name, verified, and renamed. So no process sees a part of one.
-Of several processes that download the same checkpoint, all use the copy that is renamed first.
-Where the file system has no locks, nothing of killed downloads is cleaned up.
+A draft is filled under a unique name, verified and renamed, so no process ever sees an incomplete
+checkpoint. If several processes download the same checkpoint, all use the copy that is renamed
+first. Where the file system has no locks, the drafts of killed processes are not cleaned up.
 """
 
 import os
@@ -38,15 +38,15 @@ except ImportError:  # Windows
 
 __all__ = ["Downloads"]
 
-_LOCK = ".lock"
-_DRAFT = ".download-"
+_LOCK_NAME = ".lock"
+_DRAFT_PREFIX = ".download-"
 
 
 class Downloads:
     """A folder of downloaded checkpoints.
 
     Args:
-        folder: need not exist yet.
+        folder: the folder; it is created by the first download.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,46 +55,49 @@ class Downloads:
     def get(
         self, name: str, manifest: Manifest, download: Callable[[Path], None], *, verify: bool
     ) -> Checkpoint:
-        """Returns the checkpoint of that manifest; it is downloaded unless it is there.
+        """Returns the cached checkpoint of a manifest, which is downloaded first if necessary.
 
         Args:
-            name: of the checkpoint.
-            manifest: its manifest.
-            download: fills a folder with the files; what it raises is raised.
-            verify: whether a checkpoint that is there is read and compared with its checksums.
+            name: the name of the checkpoint.
+            manifest: the manifest of the checkpoint.
+            download: a function that fills a folder with the files; its exceptions are passed on.
+            verify: whether a cached checkpoint is compared with its checksums, or only its sizes.
 
         Raises:
-            SourceError: the folder cannot be written, or has no room.
+            SourceError: the folder cannot be written to, or has not enough space.
         """
         text = manifest.dumps()
         target = self._folder / f"{name}-{xxh3_128_hexdigest(text)[:16]}"
         checkpoint = Checkpoint(target, manifest)
-        damaged = _identity(target)
-        if damaged is not None and _is_whole(checkpoint, reads=verify):
+        replaceable = _identity(target)
+        if replaceable is not None and _is_whole(checkpoint, reads=verify):
             return checkpoint
-        with self._explained():
+        with self._os_errors_as_source_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._check_room(manifest)
-        with self._draft() as draft, self._explained():
+        with self._draft() as draft, self._os_errors_as_source_errors():
             files = draft / "files"
             files.mkdir()
             download(files)
             (files / MANIFEST).write_bytes(text)
             sync_tree(files)
-            while not self._take_place(files, target, damaged):
-                # Another process was faster: what is there now is not what was damaged.
-                damaged = _identity(target)
-                if damaged is not None and _is_whole(checkpoint):
+            while not self._move_into_place(files, target, replaceable):
+                # Another process was faster: its copy is used if complete, and replaced if not.
+                replaceable = _identity(target)
+                if replaceable is not None and _is_whole(checkpoint):
                     break
         return checkpoint
 
-    def _take_place(self, files: Path, target: Path, damaged: object) -> bool:
-        """Renames the files to the target, unless another process has replaced what was there."""
+    def _move_into_place(self, files: Path, target: Path, replaceable: object) -> bool:
+        """Renames ``files`` to ``target``; returns False if another process has done so first.
+
+        ``replaceable`` is the identity of a damaged copy to be replaced, None if there was none.
+        """
         with self._locked():
-            if _identity(target) not in (None, damaged):
+            if _identity(target) not in (None, replaceable):
                 return False
             if os.path.lexists(target):
-                # A process that has its files open can still read them.
+                # Renamed, not deleted: a process that has opened its files can still read them.
                 os.rename(target, files.parent / "replaced")
             os.rename(files, target)
             return True
@@ -111,13 +114,16 @@ class Downloads:
 
     @contextmanager
     def _draft(self) -> Iterator[Path]:
-        """Makes a folder for one download and removes it; if killed, another process removes it."""
-        with self._explained(), self._locked() as has_locks:
+        """Creates a locked folder for one download, and removes it afterwards.
+
+        If this process is killed, the next one that downloads removes the folder.
+        """
+        with self._os_errors_as_source_errors(), self._locked() as has_locks:
             if has_locks:
                 self._remove_abandoned()
-            draft = Path(tempfile.mkdtemp(dir=self._folder, prefix=_DRAFT))
-            lock = (draft / _LOCK).open("wb")
-            _lock(lock)
+            draft = Path(tempfile.mkdtemp(dir=self._folder, prefix=_DRAFT_PREFIX))
+            lock = (draft / _LOCK_NAME).open("wb")
+            _lock_file(lock)
         try:
             yield draft
         finally:
@@ -125,29 +131,31 @@ class Downloads:
             lock.close()
 
     def _remove_abandoned(self) -> None:
-        """Removes the drafts of processes that were killed. All that live have theirs locked."""
-        for draft in self._folder.glob(f"{_DRAFT}*"):
-            with suppress(OSError):
-                if (draft / _LOCK).exists():
-                    with (draft / _LOCK).open("rb+") as lock:
-                        if not _lock(lock, waits=False):
+        """Removes the drafts of killed processes: a live process holds the lock of its draft."""
+        for draft in self._folder.glob(f"{_DRAFT_PREFIX}*"):
+            with suppress(OSError):  # another process may be removing it
+                if (draft / _LOCK_NAME).exists():
+                    with (draft / _LOCK_NAME).open("rb+") as lock:
+                        if not _lock_file(lock, is_blocking=False):
                             continue
                 shutil.rmtree(draft, ignore_errors=True)
 
     @contextmanager
     def _locked(self) -> Iterator[bool]:
-        """Keeps other processes out; yields whether the file system can do that."""
-        with (self._folder / _LOCK).open("ab") as lock:
-            is_locked = _lock(lock)
+        """Excludes other processes; yields whether the file system has locks."""
+        with (self._folder / _LOCK_NAME).open("ab") as lock:
+            is_locked = _lock_file(lock)
             try:
                 yield is_locked
             finally:
                 if is_locked:
-                    # Closing is not enough: a process forked meanwhile has the file open, too.
+                    # Closing is not enough: a process forked meanwhile shares the open file, and so
+                    # the lock.
                     fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _os_errors_as_source_errors(self) -> Iterator[None]:
+        """Turns an OSError of the cache folder into a SourceError that names ``cache_dir``."""
         try:
             yield
         except SourceError:
@@ -160,6 +168,7 @@ class Downloads:
 
 
 def _is_whole(checkpoint: Checkpoint, *, reads: bool = True) -> bool:
+    """Returns whether a cached checkpoint has the expected manifest and undamaged files."""
     try:
         text = read_manifest(checkpoint.folder).dumps()
     except (OSError, ValueError):
@@ -167,19 +176,19 @@ def _is_whole(checkpoint: Checkpoint, *, reads: bool = True) -> bool:
     return text == checkpoint.manifest.dumps() and not find_problems(checkpoint, reads=reads)
 
 
-def _lock(file: IO[bytes], *, waits: bool = True) -> bool:
-    """Locks a file against other processes; returns whether that was possible."""
+def _lock_file(file: IO[bytes], *, is_blocking: bool = True) -> bool:
+    """Locks a file against other processes; returns False if that is not possible."""
     if fcntl is None:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if is_blocking else fcntl.LOCK_NB))
     except OSError:
         return False
     return True
 
 
 def _identity(path: Path) -> object:
-    """Identifies a folder among all that have its name one after another; None if it is absent."""
+    """Returns a value that changes when the folder at a path is replaced; None if it is absent."""
     try:
         status = os.lstat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: the file that makes a folder a checkpoint."""
+"""The manifest: the file that makes a folder a checkpoint, and describes its content."""
 
 import json
 import re
@@ -19,23 +19,24 @@ from xxhash import xxh3_128_hexdigest
 
 from ignite_hooks.checkpoint.plain_data import plain_data
 
-__all__ = ["SCHEMA", "FileRecord", "Manifest", "is_foreign", "sealed"]
+__all__ = ["SCHEMA", "FileRecord", "Manifest", "is_unrelated_json", "sealed"]
 
 SCHEMA = 2
-"""The layout of a checkpoint; a reader refuses another number than its own.
+"""The version of the layout; a resume demands it, and loading weights accepts older ones, too.
 
-2: random states as tensors; settings, command line and names of the contents in the manifest.
+Version 2: random states are tensors; the manifest has settings, command line and contents.
 """
 
+# Bytes, because the checksum is that of the text in the file, not of the parsed JSON.
 _CHECKSUM = re.compile(rb'("manifest_checksum": ")([0-9a-f]*)(")')
 
-_strict = ConfigDict(
+_model_config = ConfigDict(
     extra="ignore", frozen=True, strict=True, ser_json_inf_nan="strings", defer_build=True
 )
 
 
-def _within(name: str) -> str:
-    """A file of the folder itself: what a manifest lists is read, and deleted one day."""
+def _check_within_folder(name: str) -> str:
+    """Checks that a path lies within the folder: the listed files are read, and deleted later."""
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise ValueError(f"a file of a checkpoint must lie within its folder, got {name!r}")
@@ -43,49 +44,49 @@ def _within(name: str) -> str:
 
 
 class FileRecord(BaseModel):
-    """A file as it was written.
+    """The size and the checksum of a file when it was written.
 
     Args:
-        size: in bytes.
-        checksum: XXH3, 128 bits, in hexadecimal digits.
+        size: the size in bytes.
+        checksum: the XXH3 hash, 128 bits, in hexadecimal digits.
     """
 
-    model_config = _strict
+    model_config = _model_config
 
     size: NonNegativeInt
     checksum: str
 
 
 class Manifest(BaseModel):
-    """What is in a checkpoint, and where in the training it was taken.
+    """The content of a checkpoint, and the position in the run at which it was taken.
 
     Args:
-        version: the layout, ``SCHEMA``.
-        number: counts the checkpoints of a directory in the order of their commits, from 1. The
-            newest has the largest, whatever its step: a training may have begun anew.
-        training: the name of the run of training. A trainer that resumes takes it over, or begins
-            a branch (``lineage.py``).
-        saved_at: when it was taken, with its time zone.
-        step: committed optimizer steps.
-        epoch: complete epochs.
-        iteration: batches given to the engine in all.
-        data_pass: complete passes over the data.
-        batches: batches given in the pass that is not complete.
-        world_size: how many processes have saved it.
-        metric: the name of the metric that says which is best, if any.
-        metric_value: its value then.
-        metric_mode: whether "max" or "min" of it is best; None without a metric.
-        ended_by: names the handler that had finished the run before its limit, if any.
-        global_batch: samples of one batch over all processes, if it is known.
-        settings: what the run was trained with, by name; made plain data here.
-        contents: the names of what is inside, by kind: modules, handlers, metrics and so on.
-        command_line: how the program was started; values that look like secrets are left out.
-        versions: those of the packages, by their names.
-        files: each file by its path in the folder, with ``/``.
-        manifest_checksum: the checksum of all this, with nothing in its own place.
+        version: the version of the layout, ``SCHEMA``.
+        number: the number of the checkpoint in its directory, in the order of commits, from 1. The
+            newest has the largest, whatever its step: a run may have begun again from step 0.
+        training: the identifier of the run. A trainer that resumes keeps it, or begins a branch
+            (``lineage.py``).
+        saved_at: the time of the save, with its time zone.
+        step: the number of committed optimizer steps.
+        epoch: the number of complete epochs.
+        iteration: the number of batches given to the engine in all.
+        data_pass: the number of complete passes over the data.
+        batches: the number of batches given in the incomplete pass.
+        world_size: the number of processes that saved the checkpoint.
+        metric: the name of the metric that decides which checkpoint is best, if any.
+        metric_value: the value of the metric at the time of the save.
+        metric_mode: whether "max" or "min" of the metric is best; None without a metric.
+        ended_by: the name of the handler that finished the run before its limit, if any.
+        global_batch: the number of samples in one batch over all processes, if it is known.
+        settings: the settings of the run by name, converted to plain data here.
+        contents: the names of the saved objects, by kind: modules, handlers, metrics and so on.
+        command_line: the command line of the program; values that look like secrets are redacted.
+        versions: the versions of packages, by the name of the package.
+        files: the record of each file, by its path in the folder, with ``/``.
+        manifest_checksum: the checksum of the manifest with an empty string in this field.
     """
 
-    model_config = _strict
+    model_config = _model_config
 
     version: PositiveInt = SCHEMA
     number: PositiveInt
@@ -98,7 +99,8 @@ class Manifest(BaseModel):
     batches: NonNegativeInt
     world_size: PositiveInt
     metric: str | None = None
-    metric_value: Annotated[float, Field(strict=False)] | None = None  # "NaN" is one
+    # Not strict: JSON has no NaN, which is written as the string "NaN".
+    metric_value: Annotated[float, Field(strict=False)] | None = None
     metric_mode: Literal["max", "min"] | None = None
     ended_by: str | None = None
     global_batch: PositiveInt | None = None
@@ -106,27 +108,31 @@ class Manifest(BaseModel):
     contents: dict[str, list[str]] = Field(default_factory=dict)
     command_line: list[str] = Field(default_factory=list)
     versions: dict[str, str]
-    files: dict[Annotated[str, AfterValidator(_within)], FileRecord]
+    files: dict[Annotated[str, AfterValidator(_check_within_folder)], FileRecord]
     manifest_checksum: str = ""
 
     def dumps(self) -> bytes:
-        """JSON, one line for each field and file, to be read by people too."""
+        """Returns the manifest as JSON, one line for each field and file, with its checksum."""
         return sealed(self.model_dump_json(indent=1).encode())
 
     @classmethod
     def loads(cls, text: bytes) -> "Manifest":
-        """A manifest from its JSON; a ValueError that says what is wrong with it."""
+        """Reads a manifest from its JSON.
+
+        Raises:
+            ValueError: the JSON, a field or the checksum is wrong.
+        """
         manifest = cls.model_validate_json(text)
         if len(_CHECKSUM.findall(text)) != 1 or text != sealed(text):
             raise ValueError("`manifest_checksum` must be that of the text, which has changed")
         return manifest.model_copy(update={"manifest_checksum": ""})
 
 
-def is_foreign(text: bytes) -> bool:
-    """Returns whether a file called ``manifest.json`` is another program's, not a damaged one.
+def is_unrelated_json(text: bytes) -> bool:
+    """Returns whether a ``manifest.json`` is that of another program, and not a damaged manifest.
 
-    Two names of fields are looked for, because damage may have hit one of them. A file that is
-    not JSON may be what is left of a manifest.
+    Two names of fields are looked for, because damage may have hit one of them. A file that is not
+    JSON may be the remains of a manifest.
     """
     if b'"manifest_checksum"' in text or b'"data_pass"' in text:
         return False
@@ -138,7 +144,7 @@ def is_foreign(text: bytes) -> bool:
 
 
 def sealed(text: bytes) -> bytes:
-    """A manifest's JSON with the right ``manifest_checksum``."""
+    """Returns the JSON of a manifest with the right ``manifest_checksum`` filled in."""
     without = _CHECKSUM.sub(rb"\1\3", text)
     checksum = xxh3_128_hexdigest(without).encode()
     return _CHECKSUM.sub(lambda found: found[1] + checksum + found[3], without)

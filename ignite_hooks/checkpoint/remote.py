@@ -1,8 +1,9 @@
-"""Checkpoints somewhere else, read by a protocol of fsspec through a folder of this machine.
+"""Remote sources of checkpoints, which fsspec reads and which are downloaded to a local folder.
 
 A failure of the network must not be taken for the absence of a checkpoint: a run would silently
-begin from scratch. Whatever fsspec raises is either a path that is surely absent or a
-``SourceError``. ``exists()`` of fsspec is not used: it returns False whatever fails.
+begin from scratch. Every exception of fsspec is therefore translated: to ``_AbsentError`` if the
+path is certainly absent, and to ``SourceError`` otherwise. ``exists()`` of fsspec is not used,
+because it returns False for any failure.
 """
 
 import os
@@ -16,15 +17,15 @@ from urllib.parse import unquote
 from xxhash import xxh3_128
 
 from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Look
+from ignite_hooks.checkpoint.candidates import Listing
 from ignite_hooks.checkpoint.candidates import Source
 from ignite_hooks.checkpoint.candidates import SourceError
-from ignite_hooks.checkpoint.candidates import settled
+from ignite_hooks.checkpoint.candidates import list_until_stable
 from ignite_hooks.checkpoint.downloads import Downloads
 from ignite_hooks.checkpoint.layout import MANIFEST
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
-from ignite_hooks.checkpoint.manifest import is_foreign
+from ignite_hooks.checkpoint.manifest import is_unrelated_json
 from ignite_hooks.checkpoint.regular_file import NotRegularFileError
 from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.checkpoint.store import MAX_MANIFEST_BYTES
@@ -33,31 +34,31 @@ from ignite_hooks.checkpoint.store import is_checkpoint_name
 
 __all__ = ["RemoteSource"]
 
-_CHUNK = 2**22
-_NOT_FOUND = (404, 410)
+_CHUNK_BYTES = 2**22
+_NOT_FOUND_STATUSES = (404, 410)  # not found, gone
 
 
-class _MissingError(Exception):
-    """The file or folder is surely absent."""
+class _AbsentError(Exception):
+    """A file or folder that is certainly absent."""
 
 
 class RemoteSource(Source):
     """A checkpoint, or a directory of them, at a URL.
 
     Args:
-        url: what fsspec understands; URLs may be chained.
-        cache: the folder for downloads.
+        url: a URL that fsspec can read; URLs may be chained.
+        cache: the local folder for downloads.
 
     Raises:
         ImportError: the package for the protocol is not installed.
-        SourceError: the place cannot be connected to.
+        SourceError: no connection can be made.
         ValueError: the URL has no known protocol.
     """
 
     makes_copies = True
 
     def __init__(self, url: str, cache: Path) -> None:
-        import fsspec  # only here: it takes 20 ms, and its protocols more
+        import fsspec  # imported lazily: it takes 20 ms, and its protocols take more
 
         self._url = url
         self._downloads = Downloads(cache)
@@ -73,77 +74,83 @@ class RemoteSource(Source):
                 f"`source` must be a URL that fsspec can read, got {url}: {error}"
             ) from error
         except Exception as error:
-            raise self._failure(error) from error
-        # A FIFO would be opened, and waited for. The other protocols have none.
+            raise self._source_error(error) from error
+        # Local files are opened with open_regular: fsspec would wait for the writer of a FIFO.
         self._is_local = isinstance(self._fs, fsspec.get_filesystem_class("file"))
         if self._is_local and not os.path.lexists(root):
-            root = unquote(root)  # as Path.as_uri() quotes it
+            root = unquote(root)  # Path.as_uri() quotes special characters
         self._root: str = root.rstrip("/") or root
 
-    def find(self) -> Look:
-        """Looks at the names and the manifests there."""
-        return settled(self._look)
+    def find(self) -> Listing:
+        """Lists the directory and reads the manifests in it."""
+        return list_until_stable(self._list_once)
 
     def fetch(self, candidate: Candidate, *, verify: bool) -> Checkpoint:
-        """Downloads it, unless it is in the folder for downloads already."""
+        """Returns the checkpoint in the folder for downloads, and downloads it if necessary."""
         name, manifest = candidate
 
         def download(folder: Path) -> None:
             for file, record in manifest.files.items():
                 self._download(f"{name}/{file}", record, file, folder / file)
 
-        own_name = PurePosixPath(name).name or "checkpoint"
-        return self._downloads.get(own_name, manifest, download, verify=verify)
+        folder_name = PurePosixPath(name).name or "checkpoint"
+        return self._downloads.get(folder_name, manifest, download, verify=verify)
 
     def address_of(self, candidate: Candidate) -> str:
-        """Returns the URL of its folder."""
+        """Returns the URL of the checkpoint's folder."""
         if candidate.name == self._root:
             return self._url
-        # The first link of a chain that has a path is the one that is looked into.
+        # In a chain such as zip://path::s3://bucket/file the first link with a path names the
+        # folder.
         links = self._url.split("::")
         place = next(number for number, link in enumerate(links) if "://" in link)
         links[place] = f"{links[place].rstrip('/')}/{PurePosixPath(candidate.name).name}"
         return "::".join(links)
 
     def still_has(self, candidate: Candidate) -> bool:
-        """Reads its manifest again."""
+        """Returns whether a listed checkpoint has been neither removed nor replaced since."""
         self._fs.invalidate_cache()
         try:
-            manifest = Manifest.loads(self._manifest(candidate.name))
-        except _MissingError:
+            manifest = Manifest.loads(self._read_manifest(candidate.name))
+        except _AbsentError:
             return False
         except ValueError:
-            return True
+            return True  # damaged, but neither removed nor replaced
         return Candidate(candidate.name, manifest).key == candidate.key
 
-    def _look(self) -> Look:
+    def _list_once(self) -> Listing:
+        """Lists the source once; another process may save there meanwhile."""
         root = self._root
-        self._fs.invalidate_cache()
-        own = self._candidate(root)
-        if isinstance(own, Candidate):  # without a listing, which not every server makes
-            return Look([own], {}, {})
+        self._fs.invalidate_cache()  # fsspec caches the listings of directories
+        root_candidate = self._read_candidate(root)
+        if isinstance(root_candidate, Candidate):
+            # A single checkpoint needs no listing: some servers cannot list a folder.
+            return Listing([root_candidate], {}, {})
         found, damaged, unfinished = [], {}, {}
-        for name in self._names():
-            one = self._candidate(name)
+        for name in self._list_names():
+            one = self._read_candidate(name)
             if isinstance(one, Candidate):
                 found.append(one)
             elif one is None:
                 unfinished[name] = "no manifest"
             else:
                 damaged[name] = "its manifest is damaged"
-        if isinstance(own, bytes) and not (found or damaged or unfinished or is_foreign(own)):
+        if isinstance(root_candidate, bytes) and not (
+            found or damaged or unfinished or is_unrelated_json(root_candidate)
+        ):
             damaged[root] = "its manifest is damaged"
         found.sort(key=lambda each: each.manifest.number, reverse=True)
-        return Look(found, damaged, unfinished)
+        return Listing(found, damaged, unfinished)
 
-    def _names(self) -> list[str]:
-        """Lists the directory: the names of checkpoints."""
+    def _list_names(self) -> list[str]:
+        """Returns the paths in the directory that are named like checkpoints."""
         try:
-            with self._explained():
+            with self._errors_translated():
                 entries = self._fs.ls(self._root, detail=True)
-        except _MissingError:
+        except _AbsentError:
             return []
         names = [entry["name"].rstrip("/") for entry in entries]
+        # ls() of a file returns the file itself.
         if names == [self._root] and entries[0].get("type") == "file":
             raise ValueError(
                 f"`source` must be a folder, got the file {self._url}: give a checkpoint or a "
@@ -151,34 +158,42 @@ class RemoteSource(Source):
             )
         return sorted(name for name in names if is_checkpoint_name(PurePosixPath(name).name))
 
-    def _candidate(self, name: str) -> Candidate | bytes | None:
-        """Reads a manifest: the checkpoint, the text if it is damaged, None if it is absent."""
+    def _read_candidate(self, name: str) -> Candidate | bytes | None:
+        """Reads a manifest.
+
+        Returns:
+            The checkpoint, the content of the manifest if it is damaged, or None if it is absent.
+        """
         text = b""
         try:
-            text = self._manifest(name)
+            text = self._read_manifest(name)
             return Candidate(name, Manifest.loads(text))
-        except _MissingError:
+        except _AbsentError:
             return None
         except (NotRegularFileError, ValueError):
             return text
 
-    def _manifest(self, name: str) -> bytes:
-        text = b"".join(self._read(f"{name}/{MANIFEST}", MAX_MANIFEST_BYTES + 1))
+    def _read_manifest(self, name: str) -> bytes:
+        # One byte more than allowed is read, to recognize a longer file.
+        text = b"".join(self._read_chunks(f"{name}/{MANIFEST}", MAX_MANIFEST_BYTES + 1))
         if len(text) > MAX_MANIFEST_BYTES:
             raise ValueError(f"{name}/{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
         return text
 
     def _download(self, path: str, record: FileRecord, name: str, target: Path) -> None:
-        """Copies a file, and no more of it than it should have, and compares it on the way."""
+        """Downloads a file, and compares its size and checksum with its record.
+
+        At most one byte more than the recorded size is read.
+        """
         checksum, size = xxh3_128(), 0
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with target.open("wb") as copy:
-                for chunk in self._read(path, record.size + 1):
+                for chunk in self._read_chunks(path, record.size + 1):
                     checksum.update(chunk)
                     size += len(chunk)
                     copy.write(chunk)
-        except _MissingError as error:
+        except _AbsentError as error:
             raise ValueError(f"{name} is missing") from error
         except NotRegularFileError as error:
             raise ValueError(f"{name} cannot be read ({error.strerror})") from error
@@ -188,28 +203,29 @@ class RemoteSource(Source):
         if checksum.hexdigest() != record.checksum:
             raise ValueError(f"{name} has changed since it was written")
 
-    def _read(self, path: str, limit: int) -> Iterator[bytes]:
-        """Yields the content of a file, up to so many bytes."""
-        with self._explained():
+    def _read_chunks(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        """Yields the content of a file in chunks, up to ``max_bytes``."""
+        with self._errors_translated():
             local = open_regular(Path(path)) if self._is_local else None
             with local or self._fs.open(path, "rb") as file:
-                while limit > 0 and (chunk := file.read(min(_CHUNK, limit))):
-                    limit -= len(chunk)
+                while max_bytes > 0 and (chunk := file.read(min(_CHUNK_BYTES, max_bytes))):
+                    max_bytes -= len(chunk)
                     yield chunk
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns any exception of an implementation into a _MissingError or a SourceError."""
+    def _errors_translated(self) -> Iterator[None]:
+        """Turns any exception of an fsspec implementation into an _AbsentError or a SourceError."""
         try:
             yield
         except NotRegularFileError:
             raise
         except Exception as error:
-            if _is_missing(error):
-                raise _MissingError from error
-            raise self._failure(error) from error
+            if _is_absent(error):
+                raise _AbsentError from error
+            raise self._source_error(error) from error
 
-    def _failure(self, error: Exception) -> SourceError:
+    def _source_error(self, error: Exception) -> SourceError:
+        """Returns a SourceError that names the cause, which HTTP hides in a FileNotFoundError."""
         shown = error.__cause__ if isinstance(error, FileNotFoundError) else error
         shown = shown if isinstance(shown, Exception) else error
         return SourceError(
@@ -218,22 +234,22 @@ class RemoteSource(Source):
         )
 
 
-def _is_missing(error: BaseException | None) -> bool:
-    """Returns whether an error means that the file is surely absent.
+def _is_absent(error: BaseException | None) -> bool:
+    """Returns whether an error means that the file is certainly absent.
 
-    Some protocols, HTTP among them, raise FileNotFoundError for every failure. The cause of the
-    error tells them apart: a key that a dict lacks, or the status that the server answered with.
+    Some protocols, such as HTTP, raise FileNotFoundError for every failure. The cause of the error
+    shows which failures mean absence: a missing key of a dict, or the status 404 or 410.
     """
-    if _status(error) in _NOT_FOUND:
+    if _http_status(error) in _NOT_FOUND_STATUSES:
         return True
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         return False
     cause = error.__cause__
-    return cause is None or isinstance(cause, LookupError) or _is_missing(cause)
+    return cause is None or isinstance(cause, LookupError) or _is_absent(cause)
 
 
-def _status(error: BaseException | None) -> object:
-    """Returns the HTTP status in an error; each library has another place for it."""
+def _http_status(error: BaseException | None) -> object:
+    """Returns the HTTP status in an error, or None; libraries store it in different attributes."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("status", "status_code", "code"):
             if isinstance(status := getattr(holder, name, None), int):

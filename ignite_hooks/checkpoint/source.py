@@ -1,15 +1,15 @@
-"""Sources of checkpoints: a folder of this machine, or a place that fsspec can read."""
+"""Local sources of checkpoints, and the choice between a local and a remote one."""
 
 import os
 from pathlib import Path
 
 from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Look
+from ignite_hooks.checkpoint.candidates import Listing
 from ignite_hooks.checkpoint.candidates import Source
 from ignite_hooks.checkpoint.candidates import SourceError
-from ignite_hooks.checkpoint.candidates import settled
+from ignite_hooks.checkpoint.candidates import list_until_stable
 from ignite_hooks.checkpoint.layout import MANIFEST
-from ignite_hooks.checkpoint.manifest import is_foreign
+from ignite_hooks.checkpoint.manifest import is_unrelated_json
 from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.checkpoint.remote import RemoteSource
 from ignite_hooks.checkpoint.store import MAX_MANIFEST_BYTES
@@ -25,7 +25,11 @@ __all__ = ["FolderSource", "source_at"]
 
 
 def source_at(place: str | Path, cache_dir: str | Path | None) -> Source:
-    """The source at a path or a URL."""
+    """Returns the source at a path or a URL.
+
+    Raises:
+        ValueError: a URL without ``cache_dir``.
+    """
     if not is_url(place):
         return FolderSource(Path(place))
     if cache_dir is None:
@@ -36,17 +40,17 @@ def source_at(place: str | Path, cache_dir: str | Path | None) -> Source:
 
 
 class FolderSource(Source):
-    """A checkpoint's folder, or a directory of them."""
+    """The folder of a checkpoint, or a directory of checkpoints."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def find(self) -> Look:
-        """Looks at the names and the manifests in the folder."""
-        return settled(self._look)
+    def find(self) -> Listing:
+        """Lists the folder and reads the manifests in it."""
+        return list_until_stable(self._list_once)
 
     def fetch(self, candidate: Candidate, *, verify: bool) -> Checkpoint:
-        """Looks at its files where they are."""
+        """Returns the checkpoint in its own folder, after a check of its files."""
         checkpoint = Checkpoint(Path(candidate.name), candidate.manifest)
         problems = find_problems(checkpoint, reads=verify)
         if problems:
@@ -54,41 +58,49 @@ class FolderSource(Source):
         return checkpoint
 
     def address_of(self, candidate: Candidate) -> str:
-        """Returns the path of its folder."""
+        """Returns the path of the checkpoint's folder."""
         return candidate.name
 
     def still_has(self, candidate: Candidate) -> bool:
-        """Reads its manifest again."""
+        """Returns whether a listed checkpoint has been neither removed nor replaced since."""
         return is_still_there(Checkpoint(Path(candidate.name), candidate.manifest))
 
-    def _look(self) -> Look:
-        names = self._names()
+    def _list_once(self) -> Listing:
+        names = self._list_names()
         if MANIFEST in names:
             try:
-                return Look([Candidate(str(self._path), read_manifest(self._path))], {}, {})
-            except FileNotFoundError:  # it has been removed since
-                pass
+                return Listing([Candidate(str(self._path), read_manifest(self._path))], {}, {})
+            except FileNotFoundError:
+                pass  # removed since the folder was listed
             except (OSError, ValueError) as error:
+                # A manifest.json beside checkpoints, or one of another program, is not a damaged
+                # checkpoint: the folder is then a directory of checkpoints.
                 is_directory = any(is_checkpoint_name(name) for name in names)
-                if not is_directory and not _is_foreign(self._path / MANIFEST):
+                if not is_directory and not _has_unrelated_json(self._path / MANIFEST):
                     why = f"its manifest cannot be read ({type(error).__name__})"
-                    return Look([], {str(self._path): why}, {})
+                    return Listing([], {str(self._path): why}, {})
         store = CheckpointStore(self._path)
+        # Three passes over the directory may see different states: list_until_stable repeats them.
         try:
             found = [Candidate(str(each.folder), each.manifest) for each in store.checkpoints()]
             damaged = {str(folder): why for folder, why in store.damaged().items()}
             broken = {str(folder): why for folder, why in store.broken().items()}
-        except FileNotFoundError:  # the directory itself has been removed
-            return Look([], {}, {})
-        damaged |= self._unreachable(names)
+        except FileNotFoundError:  # the directory has been removed meanwhile
+            return Listing([], {}, {})
+        damaged |= self._find_unreachable(names)
         unfinished = {name: why for name, why in broken.items() if name not in damaged}
-        return Look(found, damaged, unfinished)
+        return Listing(found, damaged, unfinished)
 
-    def _names(self) -> list[str]:
-        """Lists the folder; an absent folder is an empty one."""
+    def _list_names(self) -> list[str]:
+        """Returns the names in the folder; none if the folder does not exist.
+
+        Raises:
+            SourceError: the folder cannot be read, or is a dangling link.
+            ValueError: the path is that of a file.
+        """
         path = self._path
         try:
-            os.stat(os.path.join(path, "."))  # whether it may be entered, too
+            os.stat(os.path.join(path, "."))  # fails without the right to enter
             return sorted(os.listdir(path))
         except FileNotFoundError:
             if path.is_symlink():
@@ -108,22 +120,25 @@ class FolderSource(Source):
                 "check the permissions, and whether it is mounted"
             ) from error
 
-    def _unreachable(self, names: list[str]) -> dict[str, str]:
-        """Finds names of checkpoints that lead to no folder; a plain file is a user's own."""
+    def _find_unreachable(self, names: list[str]) -> dict[str, str]:
+        """Returns entries that are named like a checkpoint and are not folders, with the reason.
+
+        Plain files are left out, because they are files of the user.
+        """
         found = {}
         for path in (self._path / name for name in names if is_checkpoint_name(name)):
             if path.is_dir() or path.is_file() or not os.path.lexists(path):
-                continue
+                continue  # lexists() is False if the entry has been removed since the listing
             is_link = path.is_symlink() and not path.exists()
             why = f"a link to {os.readlink(path)}, which is not there" if is_link else "no folder"
             found[str(path)] = why
         return found
 
 
-def _is_foreign(path: Path) -> bool:
-    """Returns whether a manifest is the file of another program."""
+def _has_unrelated_json(path: Path) -> bool:
+    """Returns whether a file called ``manifest.json`` belongs to another program."""
     try:
         with open_regular(path) as file:
-            return is_foreign(file.read(MAX_MANIFEST_BYTES))
+            return is_unrelated_json(file.read(MAX_MANIFEST_BYTES))
     except OSError:
         return False

@@ -1,15 +1,15 @@
-"""A directory of checkpoints: how one is committed, found, verified, kept and removed.
+"""A directory of checkpoints: commits, lists, verifies, prunes and removes them.
 
-A checkpoint is a folder, ``step_00000500``, with a file ``manifest.json`` that lists all others,
-each with its size and hash: ``has_its_files`` and ``find_problems`` compare them with the disk.
-While the folder is being filled the manifest is called ``incomplete.json``; its renaming is the
-commit. Taking a checkpoint away begins with renaming it back. So at every moment, whatever happens
-to the process or the machine, a folder is either a whole checkpoint or none at all.
+A checkpoint is a folder, ``step_00000500``, with a file ``manifest.json`` that lists all other
+files with their sizes and hashes: ``has_all_files`` and ``find_problems`` compare them with the
+disk. While the folder is being filled, the manifest is called ``incomplete.json``. Renaming it
+commits the checkpoint; a removal begins by renaming it back. So at any time, whatever happens to
+the process or the machine, a folder either is a complete checkpoint or is not a checkpoint.
 
-A checkpoint may have been moved elsewhere, with a symbolic link left in its place. Taking it away
-removes the link: nothing outside the directory is ever changed.
+The folder of a checkpoint may have been moved, with a symbolic link left in its place. Removing the
+checkpoint then removes the link: nothing outside the directory is ever changed.
 
-One process calls ``CheckpointStore``; the others only put their files into the folder.
+Only one process calls ``CheckpointStore``; the others only write their files into the folder.
 """
 
 import errno
@@ -49,13 +49,13 @@ __all__ = [
     "CheckpointStore",
     "best_first",
     "find_problems",
-    "has_its_files",
+    "has_all_files",
     "is_checkpoint_name",
     "is_still_there",
     "read_manifest",
 ]
 
-MAX_MANIFEST_BYTES = 2**24
+MAX_MANIFEST_BYTES = 2**24  # bounds the memory that a foreign or damaged file can take
 _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
 UNFINISHED = "its save, or its removal, is not finished"
 
@@ -66,8 +66,8 @@ class Checkpoint(NamedTuple):
     """A folder that is a checkpoint.
 
     Args:
-        folder: where it is.
-        manifest: what it says of itself.
+        folder: the path of the folder.
+        manifest: the content of its ``manifest.json``.
     """
 
     folder: Path
@@ -75,27 +75,27 @@ class Checkpoint(NamedTuple):
 
 
 class _HasManifest(Protocol):
-    """Whatever has the manifest of a checkpoint."""
+    """An object with the manifest of a checkpoint."""
 
     @property
     def manifest(self) -> Manifest:
         """The manifest."""
 
 
-_Found = TypeVar("_Found", bound=_HasManifest)
+_WithManifest = TypeVar("_WithManifest", bound=_HasManifest)
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder of this name may be a checkpoint."""
+    """Returns whether a folder of this name may be a checkpoint."""
     return _FOLDER_NAME.fullmatch(name) is not None
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
+    """Reads the manifest of a folder.
 
     Raises:
-        OSError: there is none, or it cannot be read.
-        ValueError: it is damaged.
+        OSError: the manifest is absent or cannot be read.
+        ValueError: the manifest is damaged.
     """
     try:
         with open_regular(folder / MANIFEST) as file:
@@ -108,90 +108,93 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def is_still_there(checkpoint: Checkpoint) -> bool:
-    """Returns whether the folder has not been removed, or replaced, since its manifest was read.
+    """Returns whether a checkpoint has not been removed or replaced since its manifest was read.
 
-    A removal renames the manifest before it touches a file. So all files that were opened before
-    this returned True were whole, and a file that fails after it returned False is not damaged.
+    A removal renames the manifest before it deletes a file. So if the result is True, a file that
+    could not be read before is damaged; if it is False, the file may only have been removed.
     """
     try:
-        # As text, because a metric that is NaN does not equal itself.
+        # Compared as text, because a metric may be NaN, and NaN != NaN.
         return read_manifest(checkpoint.folder).dumps() == checkpoint.manifest.dumps()
     except OSError as error:
+        # Any other error may be temporary, and does not show that the folder has been removed.
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
     except ValueError:
         return True
 
 
-def has_its_files(checkpoint: Checkpoint) -> bool:
-    """Whether each file is there, with its size: what can be told without reading it."""
+def has_all_files(checkpoint: Checkpoint) -> bool:
+    """Returns whether each listed file exists with its size; the files are not read."""
     return not find_problems(checkpoint, reads=False)
 
 
 def find_problems(checkpoint: Checkpoint, *, reads: bool = True) -> list[str]:
-    """What is not as it was written: each file that is missing or damaged, and how.
+    """Returns a text for each file of a checkpoint that is missing or damaged.
 
     Args:
         checkpoint: the checkpoint.
-        reads: whether the files are read; else their kinds and sizes are looked at.
+        reads: whether to read the files and compare hashes; otherwise only sizes are compared.
     """
     folder, manifest = checkpoint
 
     def problem_of(name: str) -> str | None:
         expected = manifest.files[name]
-        problem = _problem_of_size(folder / name, name, expected)
+        problem = _check_size(folder / name, name, expected)
         if problem is None and reads:
-            problem = _problem_of_content(folder / name, name, expected)
+            problem = _check_content(folder / name, name, expected)
         return problem
 
     if not reads:
         return [problem for problem in map(problem_of, manifest.files) if problem is not None]
-    with ThreadPoolExecutor() as pool:  # reading and the sums go on at once
+    with ThreadPoolExecutor() as pool:  # files are read and hashed in parallel, without the GIL
         found = pool.map(problem_of, manifest.files)
         return [problem for problem in found if problem is not None]
 
 
 class CheckpointStore:
-    """The checkpoints in a directory. What is in there besides is never touched.
+    """The checkpoints in a directory. Other files in the directory are never touched.
 
     Args:
-        directory: need not exist yet.
+        directory: the path of the directory; ``begin`` creates it.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._known: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
+        # By folder, with the identity of the manifest file that was read.
+        self._manifest_cache: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
 
     def checkpoints(self) -> list[Checkpoint]:
-        """All that are whole as far as can be seen without reading them, the newest first."""
+        """Returns the folders with a valid manifest, the newest first; no other file is checked."""
         found = []
-        for folder in self._folders():
+        for folder in self._checkpoint_folders():
             with suppress(OSError, ValueError):
                 found.append(Checkpoint(folder, self._manifest_of(folder)))
         return sorted(found, key=lambda each: each.manifest.number, reverse=True)
 
     def broken(self) -> dict[Path, str]:
-        """The folders that are none and have the name of one, and why they are none."""
-        found = {folder: _why_broken(folder) for folder in self._folders()}
+        """Returns the folders that are named like a checkpoint and are not one, with the reason."""
+        found = {folder: _find_defect(folder) for folder in self._checkpoint_folders()}
         return {folder: why for folder, why in found.items() if why is not None}
 
     def damaged(self) -> dict[Path, str]:
-        """Those among them that were checkpoints once: no save is going on there, or was."""
+        """Returns the broken folders that were checkpoints, not unfinished saves or removals."""
         return {folder: why for folder, why in self.broken().items() if why != UNFINISHED}
 
     def begin(self, step: int) -> Path:
-        """Makes an empty folder for a checkpoint, after taking away what a killed save has left.
+        """Creates an empty folder for a checkpoint, after removing the remains of killed saves.
 
-        If there is something of that name already, the same step of a training that was begun anew
-        for instance, it stays, and the folder gets a number after its name.
+        If the name is in use already, for example by the same step of an earlier run, the existing
+        folder stays and the new name ends in a number.
         """
         make_folder(self.directory)
         self._remove_leftovers()
-        for again in count(1):
-            folder = self.directory / (f"step_{step:08d}" + (f"-{again}" if again > 1 else ""))
+        for attempt in count(1):
+            folder = self.directory / (f"step_{step:08d}" + (f"-{attempt}" if attempt > 1 else ""))
             with suppress(FileExistsError):
                 folder.mkdir()
                 break
         try:
+            # From here on a killed save is recognized and removed by the next one.
             (folder / INCOMPLETE).touch()
             sync(folder)
             sync(self.directory)
@@ -201,7 +204,7 @@ class CheckpointStore:
         return folder
 
     def commit(self, folder: Path, manifest: Manifest) -> None:
-        """Makes a checkpoint of a folder whose files are all on the disk."""
+        """Turns a folder into a checkpoint; its files must have been synced to the disk."""
         incomplete = folder / INCOMPLETE
         incomplete.write_bytes(manifest.dumps())
         sync(incomplete)
@@ -209,18 +212,20 @@ class CheckpointStore:
         sync(folder)
 
     def amend(self, folder: Path, manifest: Manifest) -> None:
-        """Replaces the manifest of a checkpoint, whose files stay."""
-        amended = folder / INCOMPLETE  # beside a manifest it means nothing
+        """Replaces the manifest of a checkpoint; its other files are not touched."""
+        amended = folder / INCOMPLETE  # ignored beside a manifest
         amended.write_bytes(manifest.dumps())
         sync(amended)
         os.replace(amended, folder / MANIFEST)
         sync(folder)
 
     def next_number(self) -> int:
-        """The number of the checkpoint that is committed next."""
+        """Returns the number for the next checkpoint: one more than the largest so far."""
         numbers = [0]
-        for folder in self._folders():
-            # No checkpoint, or one of somebody else's. Another failure could make it too small.
+        for folder in self._checkpoint_folders():
+            # These folders are no checkpoints, or belong to another user. Any other error is
+            # raised: a number that is too small would make the next checkpoint older than an
+            # existing one.
             with suppress(FileNotFoundError, PermissionError, ValueError):
                 numbers.append(self._manifest_of(folder).number)
         return max(numbers) + 1
@@ -228,39 +233,41 @@ class CheckpointStore:
     def retain(
         self, training: str, keep_last: int | None, keep_best: int, metric: str | None, mode: str
     ) -> None:
-        """Takes away all but the newest and the best of a training; those of others stay.
+        """Removes the checkpoints of a run except the newest and the best; other runs keep theirs.
 
-        One that lacks a file, or a part of one, is none of them: it does not count, and goes when
-        it is older than the newest that stay.
+        A checkpoint with a missing or truncated file does not count as one of the newest or best,
+        and is removed once it is older than those that are kept.
 
         Args:
-            training: the name that their manifests give to the training.
-            keep_last: how many of the newest stay; None for all.
-            keep_best: how many of the best by ``metric`` stay in addition. NaN is never among them;
-                of equals the newer is the better.
-            metric: the name that their manifests must give to the metric.
+            training: the identifier of the run in the manifests.
+            keep_last: the number of newest checkpoints to keep; None for all.
+            keep_best: the number of best checkpoints by ``metric`` to keep in addition. NaN is
+                never the best. Of equal values the newer is better.
+            metric: the name of the metric in the manifests.
             mode: "max" or "min".
         """
         if keep_last is None:
             return
         newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
-        kept = list(islice(filter(has_its_files, newest_first), keep_last))
+        kept = list(islice(filter(has_all_files, newest_first), keep_last))
+        # The limit is set by the newest checkpoints alone: an old best one must not protect all
+        # that are newer than itself.
         oldest = min((each.manifest.number for each in kept), default=inf)
-        kept += islice(filter(has_its_files, best_first(newest_first, metric, mode)), keep_best)
+        kept += islice(filter(has_all_files, best_first(newest_first, metric, mode)), keep_best)
         failures = []
         for checkpoint in newest_first:
             if checkpoint.manifest.number < oldest and checkpoint not in kept:
                 try:
                     self.remove(checkpoint.folder)
-                except OSError as error:  # one that cannot go does not keep the others
+                except OSError as error:  # raised below: one failure does not keep the others
                     failures.append(error)
         if failures:
             raise failures[0]
 
     def remove(self, folder: Path) -> None:
-        """Takes a checkpoint away: first it is none any more, and then its files go.
+        """Removes a checkpoint: first its manifest is renamed, then its files are deleted.
 
-        Of one that is a symbolic link the link goes, and what it leads to stays as it is.
+        If the folder is a symbolic link, only the link is removed.
         """
         if folder.is_symlink():
             target = os.path.realpath(folder)
@@ -271,53 +278,58 @@ class CheckpointStore:
             os.replace(folder / MANIFEST, folder / INCOMPLETE)
             sync(folder)
             _remove_leftover(folder)
-        self._known.pop(folder, None)
+        self._manifest_cache.pop(folder, None)
 
     def discard(self, folder: Path) -> None:
-        """Takes away what a failed save has left, as far as that can be done now."""
+        """Removes the remains of a failed save, as far as that is possible now."""
         with suppress(OSError):
-            if _is_left_over(folder):
+            if _is_unfinished(folder):
                 _remove_leftover(folder)
             else:
                 _remove_if_empty(folder)
 
     def _manifest_of(self, folder: Path) -> Manifest:
-        """Reads a manifest, once: a changed one is another file, as it is replaced as a whole."""
+        """Returns the manifest of a folder, which is read again only if its file has changed.
+
+        A manifest is always replaced as a whole, so a changed one has another inode or time.
+        """
         try:
             status = os.stat(folder / MANIFEST)
         except OSError:
-            return read_manifest(folder)  # an error that says why
+            return read_manifest(folder)  # raises the error that explains why
         version = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        known = self._known.get(folder)
-        if known is None or known[0] != version:
-            known = self._known[folder] = version, read_manifest(folder)
-        return known[1]
+        cached = self._manifest_cache.get(folder)
+        if cached is None or cached[0] != version:
+            cached = self._manifest_cache[folder] = version, read_manifest(folder)
+        return cached[1]
 
     def _remove_leftovers(self) -> None:
-        for folder in self._folders():
+        """Removes the remains of saves and removals whose process was killed."""
+        for folder in self._checkpoint_folders():
             if os.path.lexists(folder / MANIFEST) or folder.is_symlink():
                 continue
-            if not _is_left_over(folder):
-                with suppress(OSError):  # killed just after it was made, or just before it went
+            if not _is_unfinished(folder):
+                with suppress(OSError):  # killed just after mkdir(), or just before rmdir()
                     _remove_if_empty(folder)
                 continue
             try:
                 _remove_leftover(folder)
             except OSError as error:
                 warnings.warn(
-                    f"the rest of a save or a removal that was broken off, {folder}, could not be "
+                    f"the remains of an interrupted save or removal, {folder}, could not be "
                     f"removed: {error}",
                     stacklevel=2,
                 )
 
-    def _folders(self) -> Iterator[Path]:
-        """Those whose names are of checkpoints, links to folders included, each folder once."""
+    def _checkpoint_folders(self) -> Iterator[Path]:
+        """Yields the folders that are named like checkpoints, links included, each target once."""
         if not os.path.isdir(self.directory):
             return
         with os.scandir(self.directory) as entries:
             named = {each.path: each for each in entries if is_checkpoint_name(each.name)}
         links = {path for path, each in named.items() if each.is_symlink()}
         folders = [path for path in sorted(named) if os.path.isdir(path)]
+        # A folder has precedence over links to it: the links must not count as further checkpoints.
         found = {os.path.realpath(path) for path in folders if links and path not in links}
         for path in folders:
             if path in links:
@@ -328,7 +340,7 @@ class CheckpointStore:
             yield Path(path)
 
 
-def _problem_of_size(path: Path, name: str, expected: FileRecord) -> str | None:
+def _check_size(path: Path, name: str, expected: FileRecord) -> str | None:
     try:
         status = os.stat(path)
     except OSError as error:
@@ -342,7 +354,7 @@ def _problem_of_size(path: Path, name: str, expected: FileRecord) -> str | None:
     return None
 
 
-def _problem_of_content(path: Path, name: str, expected: FileRecord) -> str | None:
+def _check_content(path: Path, name: str, expected: FileRecord) -> str | None:
     try:
         found = record_of(path)
     except OSError as error:
@@ -350,39 +362,44 @@ def _problem_of_content(path: Path, name: str, expected: FileRecord) -> str | No
     return None if found == expected else f"{name} has changed since it was written"
 
 
-def best_first(newest_first: Sequence[_Found], metric: str | None, mode: str) -> list[_Found]:
-    """Returns those with a value of ``metric``, the best first; of equals the newer comes first.
+def best_first(
+    newest_first: Sequence[_WithManifest], metric: str | None, mode: str
+) -> list[_WithManifest]:
+    """Returns the checkpoints with a value of ``metric``, the best first, NaN left out.
+
+    Of equal values the newer comes first.
 
     Args:
-        newest_first: checkpoints with their manifests.
-        metric: the name that a manifest must give to the metric.
+        newest_first: objects with the manifests of checkpoints.
+        metric: the name of the metric in the manifests.
         mode: "max" or "min".
     """
     sign = 1 if mode == "min" else -1
     valued = []
     for checkpoint in newest_first:
         value = checkpoint.manifest.metric_value
-        if checkpoint.manifest.metric == metric and value is not None and value == value:
+        if checkpoint.manifest.metric == metric and value is not None and value == value:  # not NaN
             valued.append((sign * value, checkpoint))
     return [checkpoint for _, checkpoint in sorted(valued, key=lambda each: each[0])]
 
 
-def _why_broken(folder: Path) -> str | None:
-    """Returns why a folder is no checkpoint; None if it is one, or has nothing of one.
+def _find_defect(folder: Path) -> str | None:
+    """Returns why a folder is not a checkpoint; None if it is one, or has no file of one.
 
-    A save or a removal may go on there, so that each look is at one moment.
+    A save or a removal may be in progress, so the folder may change between two calls.
     """
     try:
         if _has_manifest(folder):
             read_manifest(folder)
             return None
         names = os.listdir(folder)
-    except FileNotFoundError:  # it was removed meanwhile
+    except FileNotFoundError:  # removed meanwhile
         return None
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     except ValueError:
         return "its manifest is damaged"
+    # The manifest may have been committed after the first check: it is checked again.
     if MANIFEST in names:
         return None if _has_manifest(folder) else "its manifest is not a file"
     if INCOMPLETE in names:
@@ -391,10 +408,10 @@ def _why_broken(folder: Path) -> str | None:
 
 
 def _has_manifest(folder: Path) -> bool:
-    """Returns whether a file is in the manifest's place; opening a FIFO there would wait for ever.
+    """Returns whether the manifest is a regular file. Opening a FIFO would wait for ever.
 
     Raises:
-        PermissionError: the folder may not be entered.
+        PermissionError: the folder cannot be entered.
     """
     try:
         return stat.S_ISREG((folder / MANIFEST).stat().st_mode)
@@ -404,8 +421,8 @@ def _has_manifest(folder: Path) -> bool:
         return False
 
 
-def _is_left_over(folder: Path) -> bool:
-    """Returns whether a save, or a removal, was broken off there."""
+def _is_unfinished(folder: Path) -> bool:
+    """Returns whether a folder is an unfinished save or removal."""
     try:
         is_file = stat.S_ISREG((folder / INCOMPLETE).lstat().st_mode)
     except OSError:
@@ -414,16 +431,21 @@ def _is_left_over(folder: Path) -> bool:
 
 
 def _remove_leftover(folder: Path) -> None:
-    """Removes a folder that is no checkpoint; what a user has put into a whole one stays."""
+    """Removes an unfinished save or removal.
+
+    All files of a save are removed. Of a removal only the files in its manifest are, because a user
+    may have put others into the complete checkpoint.
+    """
     incomplete = folder / INCOMPLETE
     with incomplete.open("rb") as file:
         text = file.read(MAX_MANIFEST_BYTES)
-    # Synced before the list goes: by it the rest of a removal that is broken off is known.
+    # The deletions are synced before incomplete.json is deleted, because it lists the files that
+    # remain to be deleted if this process is killed, too.
     try:
         names = list(Manifest.loads(text).files)
-    except ValueError:  # a save was killed: all in it is of that save
+    except ValueError:  # an empty or damaged list: a killed save, which owns all files
         _remove_all(folder)
-        with suppress(OSError):  # the disk may be full, and there is nothing to lose
+        with suppress(OSError):  # a full disk must not stop a save that removes nothing of value
             sync(folder)
     else:
         _remove_listed(folder, names)
@@ -438,17 +460,18 @@ def _remove_leftover(folder: Path) -> None:
 def _remove_all(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)  # follows no link
+            shutil.rmtree(path)  # does not follow links
         elif path.name != INCOMPLETE:
             path.unlink()
 
 
 def _remove_listed(folder: Path, names: list[str]) -> None:
-    """Removes files of these names, and sub-folders that are empty then."""
+    """Removes the files of these names, and the sub-folders that are empty afterwards."""
     root, parents = Path(os.path.realpath(folder)), set()
     for name in names:
         path = folder / name
-        # A list may come from elsewhere, and a sub-folder may be a link to elsewhere.
+        # A manifest may have been edited, and a sub-folder may be a link: nothing outside of the
+        # folder is deleted.
         is_flat = path.parent == folder
         is_within = is_flat or Path(os.path.realpath(path.parent)) == (root / name).parent
         if is_within and (path.is_symlink() or not path.is_dir()):
@@ -462,7 +485,7 @@ def _remove_listed(folder: Path, names: list[str]) -> None:
 
 
 def _remove_if_empty(folder: Path) -> bool:
-    """Removes a folder, or returns False if something is in it."""
+    """Removes an empty folder; returns False if the folder is not empty."""
     if any(folder.iterdir()):
         return False
     folder.rmdir()

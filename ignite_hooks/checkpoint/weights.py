@@ -1,7 +1,7 @@
-"""Weights out of a checkpoint, without a trainer: for a test, for inference, to train on from.
+"""Weights of a checkpoint without a trainer: for testing, inference or fine-tuning.
 
-``checkpoints`` lists what is there, ``load_weights`` loads a model, or any other module that was
-saved, and ``export_weights`` writes its weights into one file of safetensors.
+``checkpoints`` lists the checkpoints of a source, ``load_weights`` loads a model or any other saved
+module, and ``export_weights`` writes its weights to one safetensors file.
 """
 
 import os
@@ -29,8 +29,8 @@ from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.choice import Which
 from ignite_hooks.checkpoint.choice import best_of_each_run
 from ignite_hooks.checkpoint.choice import best_of_run
-from ignite_hooks.checkpoint.choice import chosen
-from ignite_hooks.checkpoint.choice import first_of
+from ignite_hooks.checkpoint.choice import join_first
+from ignite_hooks.checkpoint.choice import select_checkpoints
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.durable import give_mode_of
@@ -67,24 +67,22 @@ logger = getLogger(__name__)
 
 MapLocation: TypeAlias = str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None
 
-_WRAPPERS = {"module", "_orig_mod"}
-
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """A checkpoint, by what its manifest says.
+    """A checkpoint, described by its manifest.
 
     Args:
-        step: committed optimizer steps.
-        epoch: complete epochs.
-        metric: the name of the metric that tells the best, None if there is none.
-        metric_value: its value then; None if it was not measured there.
-        is_best: whether it is the best of its run, among the checkpoints that are in the source. A
-            NaN is never the best; of equals the newer is.
-        path: its folder; of a source that is a URL, its URL.
-        run: the identifier of the run of training. A directory may have checkpoints of several.
-        saved_at: when it was taken, with its time zone.
-        number: counts the checkpoints of a directory in the order of their commits.
+        step: the number of committed optimizer steps.
+        epoch: the number of complete epochs.
+        metric: the name of the metric that decides which checkpoint is best, None without a metric.
+        metric_value: the value of the metric; None if it was not measured.
+        is_best: whether the checkpoint is the best of its run among those in the source. NaN is
+            never the best. Of equal values the newer is the best.
+        path: the folder of the checkpoint, or its URL if the source is a URL.
+        run: the identifier of the run. A directory may have checkpoints of several runs.
+        saved_at: the time of the save, with its time zone.
+        number: the number of the checkpoint in its directory, in the order of commits.
     """
 
     step: int
@@ -103,8 +101,8 @@ class LoadedWeights(CheckpointEntry):
     """The checkpoint that weights were loaded from, and what did not match with ``strict=False``.
 
     Args:
-        missing: names that the module has and the checkpoint has not: they are as they were.
-        unexpected: names that the checkpoint has and the module has not: they are not loaded.
+        missing: names that only the module has: their values are unchanged.
+        unexpected: names that only the checkpoint has: their values are not loaded.
     """
 
     missing: tuple[str, ...] = ()
@@ -112,21 +110,21 @@ class LoadedWeights(CheckpointEntry):
 
 
 def checkpoints(source: str | Path) -> list[CheckpointEntry]:
-    """Returns the checkpoints at a place, the newest first. No weights are read.
+    """Returns the checkpoints of a source, the newest first. No weights are read.
 
     Args:
-        source: a directory of checkpoints, one checkpoint, or a URL of either. Damaged ones are
-            left out, with a warning. Of a URL without checkpoints the list is empty, because not
-            every server knows of an empty folder.
+        source: a directory of checkpoints, a single checkpoint, or the URL of either. Damaged
+            checkpoints are left out, with a warning. For a URL without checkpoints the list is
+            empty, because some servers do not tell an empty folder from an absent one.
 
     Raises:
-        FileNotFoundError: there is no such directory.
-        OSError: it cannot be read.
-        ValueError: it is a file.
+        FileNotFoundError: the directory does not exist.
+        OSError: the source cannot be read.
+        ValueError: the source is a file.
     """
     reader = CheckpointReader(source)
-    candidates = reader.look()
-    return [reader.entry_of(each, candidates) for each in candidates]
+    candidates = reader.list_candidates()
+    return [reader.make_entry(each, candidates) for each in candidates]
 
 
 def load_weights(
@@ -140,38 +138,39 @@ def load_weights(
     cache_dir: str | Path | None = None,
     verify: bool = True,
 ) -> LoadedWeights:
-    """Loads the weights of a checkpoint into a module, and returns which checkpoint it was.
+    """Loads the weights of a checkpoint into a module, and returns the checkpoint.
 
-    The files are verified, and nothing in them is run. If the weights do not fit, the module is as
-    it was, and the error lists the names and shapes that differ. Parameters and buffers keep their
-    device and their dtype: values of another dtype are converted, with a warning. Which parameters
-    are frozen, and which submodules are in eval mode, stays as it is.
+    The files are verified, and no code in them is run. If the weights do not fit, the module is
+    left unchanged, and the error lists the names and shapes that differ. Parameters and buffers
+    keep their device and their dtype: values of another dtype are converted, with a warning. Frozen
+    parameters stay frozen, and submodules keep their train or eval mode.
 
-    The module may be wrapped, by ``torch.compile``, ``DistributedDataParallel`` or an accelerator,
-    and so may have been the one that was saved.
+    The module may be wrapped by ``torch.compile``, ``DistributedDataParallel`` or an accelerator,
+    and so may the saved module have been.
 
     Args:
         module: the module.
-        source: a directory of checkpoints, one checkpoint, or a URL of either. From one checkpoint
-            that one is loaded, "best" or not.
-        which: "best" is the one with the best metric of the run that has the newest checkpoint;
-            "last" is the newest that is whole, as a resume would take it; a number is a step (of
-            several with that step, the newest); a name or a path is that of a folder in ``source``.
-        part: "model", "loss_fn", or the name of what was saved beside: "also/NAME",
-            "handlers/NAME". A further name leads into a state that holds others,
-            "also/teacher/ema". Of an averaged model, whose names begin with ``module.``, the
-            weights can be loaded into a plain one.
+        source: a directory of checkpoints, a single checkpoint, or the URL of either. A single
+            checkpoint is loaded even if it is not the best of its run.
+        which: "best" is the checkpoint with the best metric in the run of the newest checkpoint;
+            "last" is the newest undamaged checkpoint, which a resume would load; an int is a step
+            (the newest checkpoint of that step); a name or a path is that of a folder in
+            ``source``.
+        part: "model", "loss_fn", or the name of another saved object: "also/NAME" or
+            "handlers/NAME". Further names select a state within a state: "also/teacher/ema". The
+            weights of an averaged model, whose names begin with ``module.``, can be loaded into the
+            plain model.
         strict: whether names must be the same on both sides, as in torch's ``load_state_dict``.
-        map_location: where tensors are put before they are copied into the module, as in
-            ``torch.load``. It matters for modules that keep the tensors they are given.
-        cache_dir: the folder that a URL is downloaded to. Only the files that are needed are.
-        verify: compare the checksums of these files first.
+        map_location: the device of tensors before they are copied into the module, as in
+            ``torch.load``. It only matters for modules that keep the given tensors.
+        cache_dir: the folder for downloads from a URL. Only the necessary files are downloaded.
+        verify: whether to compare the checksums of these files first.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: the source has no checkpoint.
         OSError: the source cannot be read.
         TypeError: an argument has the wrong type.
-        ValueError: there is no such checkpoint or part, or it is damaged; the weights do not fit.
+        ValueError: the checkpoint or part does not exist or is damaged; or the weights do not fit.
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
@@ -203,28 +202,29 @@ def export_weights(
     cache_dir: str | Path | None = None,
     verify: bool = True,
 ) -> CheckpointEntry:
-    """Writes the weights of a checkpoint into one file, and returns which checkpoint it was.
+    """Writes the weights of a checkpoint to one safetensors file, and returns the checkpoint.
 
-    The file is one of safetensors, for ``safetensors.torch.load_model`` and all else that reads
-    such. Tied weights are in it once, as safetensors demands: ``load_model`` knows of that, and
-    ``load_state_dict(load_file(path))`` misses the second name. Its metadata name the step, the
-    epoch, the metric and the versions. The file is there when it is complete, and replaces another.
+    ``safetensors.torch.load_model`` reads the file. Tied weights are stored once, as safetensors
+    demands: ``load_model`` restores both names, and ``load_state_dict(load_file(path))`` misses the
+    second one. The metadata of the file contain the step, the epoch, the metric and the versions.
+    The file replaces an existing one, once it is complete.
 
     Args:
         source: as in ``load_weights``.
-        path: the file, which ends in ``.safetensors``. Its folder must be there.
+        path: the file, which ends in ``.safetensors``. Its folder must exist.
         which: as in ``load_weights``.
-        part: as in ``load_weights``. The names of weights are those that were saved.
+        part: as in ``load_weights``. The weights keep their names in the checkpoint.
         cache_dir: as in ``load_weights``.
         verify: as in ``load_weights``.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or no such folder.
+        FileNotFoundError: the source has no checkpoint, or the folder of ``path`` does not exist.
         OSError: the source cannot be read, or the file cannot be written.
-        ValueError: there is no such checkpoint or part, or it is damaged; it has something that is
-            not a tensor, or of a kind that safetensors cannot hold.
+        ValueError: the checkpoint or part does not exist or is damaged, or it has a value that
+            safetensors cannot store.
     """
     target = Path(path).expanduser().absolute()
+    # Checked before anything is read: a large download must not end in an invalid path.
     if target.suffix != ".safetensors":
         raise ValueError(
             f"`path` must be a file that ends in .safetensors, got {str(path)!r}: the format is "
@@ -232,23 +232,24 @@ def export_weights(
         )
     if not target.parent.is_dir():
         raise FileNotFoundError(
-            f"`path` must be in a folder that is there, got {str(path)!r}: make the folder first"
+            f"`path` must be in a folder that exists, got {str(path)!r}: make the folder first"
         )
     reader = CheckpointReader(source, cache_dir)
     entry, found = reader.read(which, part, verify=verify)
     kept, aliases, extra = split_state(found.state)
     if extra:
-        kinds = [f"{name} ({_kind_of(value)})" for name, value in sorted(extra.items())]
+        kinds = [f"{name} ({_describe_value(value)})" for name, value in sorted(extra.items())]
         raise ValueError(
             f"{part!r} of {entry.path} must be made of tensors that safetensors can hold, got "
-            f"{first_of(kinds)}: load it with load_weights(), and save what you need of it"
+            f"{join_first(kinds)}: load it with load_weights(), and save what you need of it"
         )
-    metadata = {"format": "pt", **_described(entry, reader.versions), **aliases}
+    metadata = {"format": "pt", **_export_metadata(entry, reader.versions), **aliases}
+    # Written in the folder of the target, because os.replace() is atomic only on one file system.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-        draft, usual = Path(folder) / target.name, Path(folder) / "mode"
+        draft, mode_file = Path(folder) / target.name, Path(folder) / "mode"
         Tensors(kept, metadata).write(draft)
-        usual.touch()
-        give_mode_of(usual, [draft])
+        mode_file.touch()  # a new file has the mode that the umask gives
+        give_mode_of(mode_file, [draft])
         sync(draft)
         os.replace(draft, target)
     sync(target.parent)
@@ -256,7 +257,10 @@ def export_weights(
 
 
 class FoundPart(NamedTuple):
-    """The state of a part of a checkpoint; ``about`` is None for what is no module of a trainer."""
+    """The state of a part of a checkpoint, and the metadata of the module.
+
+    ``about`` is None for an object that is not one of the trainer's modules.
+    """
 
     state: dict[str, Any]
     about: Mapping[str, Any] | None
@@ -269,18 +273,18 @@ class _Arguments:
 
 
 class PreparedWeights:
-    """Weights that fit a module, and are not loaded yet.
+    """Weights that are known to fit a module, and are not loaded yet.
 
     Args:
-        module: the module.
-        found: the state.
-        part: what it is of, for messages.
-        address: where it is from, for messages.
-        strict: whether all names must be on both sides.
+        module: the module, which may be wrapped.
+        found: the state of the part.
+        part: the name of the part, for messages.
+        address: the path or URL of the checkpoint, for messages.
+        strict: whether names must be the same on both sides.
         map_location: as in ``load_weights``.
 
     Raises:
-        ValueError: they do not fit.
+        ValueError: the weights do not fit the module, or ``map_location`` is not available.
     """
 
     def __init__(
@@ -295,13 +299,15 @@ class PreparedWeights:
     ) -> None:
         self._module = unwrapped(module)
         self._strict = strict
-        self._name = f"{part!r} of {address}"
-        state = _named_as(self._module, found.state, is_object=found.about is None)
+        self._label = f"{part!r} of {address}"
+        state = _with_module_names(self._module, found.state, is_object=found.about is None)
         try:
-            self._state = {name: _mapped(value, map_location) for name, value in state.items()}
-        except (AssertionError, RuntimeError) as error:  # as torch says it of a device
+            self._state = {
+                name: _map_to_location(value, map_location) for name, value in state.items()
+            }
+        except (AssertionError, RuntimeError) as error:  # torch's errors of absent devices
             raise ValueError(
-                f"`map_location` must be a place that there is, got {map_location!r} ({error}): "
+                f"`map_location` must be an available device, got {map_location!r} ({error}): "
                 'say "cpu", or leave it out'
             ) from error
         self._about = {"metadata": {} if found.about is None else found.about["metadata"]}
@@ -310,58 +316,64 @@ class PreparedWeights:
         )
         if fit.differences:
             raise ValueError(
-                f"{self._name} does not fit the module, which is as it was: "
-                f"{first_of(fit.differences, '; ')}: build the module as it was built then"
+                f"{self._label} does not fit the module, which is unchanged: "
+                f"{join_first(fit.differences, '; ')}: build the module as for the checkpoint"
                 + (", or say strict=False to load what has the same names" if strict else "")
             )
 
     def load(self) -> Restored:
-        """Loads them; warns of what is not, in the module, as it is in the checkpoint."""
+        """Loads the weights into the module; warns of values that differ from the checkpoint."""
         restored = give_to_module(self._module, self._state, self._about, strict=self._strict)
         if restored.converted:
             warnings.warn(
-                f"the module has other dtypes than {self._name}, and the values are converted: "
-                f"{first_of(sorted(restored.converted))}",
+                f"the module has other dtypes than {self._label}, and the values are converted: "
+                f"{join_first(sorted(restored.converted))}",
                 stacklevel=3,
             )
         if restored.unlike:
             warnings.warn(
-                f"the loading of the module itself has changed or left out, of {self._name}: "
-                f"{first_of(sorted(restored.unlike))}",
+                f"the loading of the module itself has changed or left out, of {self._label}: "
+                f"{join_first(sorted(restored.unlike))}",
                 stacklevel=3,
             )
         return restored
 
 
 class CheckpointReader:
-    """Reads the checkpoints of a source, as users name it."""
+    """A reader of the checkpoints of a source, which users give as a path or a URL.
+
+    Args:
+        source: a directory of checkpoints, a single checkpoint, or the URL of either.
+        cache_dir: the folder for downloads; needed to read, not to list, the files of a URL.
+    """
 
     def __init__(self, source: str | Path, cache_dir: str | Path | None = None) -> None:
         try:
             checked = _Arguments(source=source, cache_dir=cache_dir)
-        except ValidationError as error:  # the message alone: the class of it is nobody's business
+        except ValidationError as error:
+            # Only the message: a pydantic error would name the private class.
             raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
         self._source_name = checked.source
         self._is_remote = is_url(checked.source)
         self._can_fetch = cache_dir is not None or not self._is_remote
         self._source: Source = source_at(checked.source, checked.cache_dir or os.devnull)
         self.versions: Mapping[str, str] = {}
-        self._told: set[str] = set()
+        self._reported_problems: set[str] = set()
 
-    def look(self) -> list[Candidate]:
-        """Returns the checkpoints that are there, the newest first; warns of damaged ones."""
-        look = self._source.find()
-        for name, why in look.damaged.items():
+    def list_candidates(self) -> list[Candidate]:
+        """Returns the checkpoints of the source, the newest first; warns of damaged ones."""
+        listing = self._source.find()
+        for name, why in listing.damaged.items():
             self._warn_of_skipped(f"{name}: {why}")
-        if not look.candidates and not self._is_remote and not os.path.isdir(self._source_name):
+        if not listing.candidates and not self._is_remote and not os.path.isdir(self._source_name):
             raise FileNotFoundError(
                 f"`source` must be a directory of checkpoints or one of them, got "
                 f"{self._source_name}, which is not there: check the path"
             )
-        return look.candidates
+        return listing.candidates
 
-    def entry_of(self, candidate: Candidate, others: list[Candidate]) -> CheckpointEntry:
-        """Describes a checkpoint among the others of its source."""
+    def make_entry(self, candidate: Candidate, others: list[Candidate]) -> CheckpointEntry:
+        """Returns the entry of a checkpoint, which may be the best of its run among ``others``."""
         manifest = candidate.manifest
         best = best_of_each_run(others).get(manifest.training)
         address = self._source.address_of(candidate)
@@ -380,10 +392,14 @@ class CheckpointReader:
     def read(self, which: Which, part: str, *, verify: bool) -> tuple[CheckpointEntry, FoundPart]:
         """Reads a part of a checkpoint.
 
-        A checkpoint may be pruned while it is read, by the run that saves there. That is no damage:
-        the search begins again.
+        The run that saves in the source may prune a checkpoint while it is read. An error is then
+        no sign of damage, and the search begins again.
+
+        Raises:
+            FileNotFoundError: the source has no checkpoint, or it was removed while it was read.
+            ValueError: the checkpoint or part does not exist, or is damaged.
         """
-        _check(which, part)
+        _check_arguments(which, part)
         if not self._can_fetch:
             raise ValueError(
                 f"`cache_dir` must be given for a URL, got None for {self._source_name}: a folder "
@@ -392,23 +408,27 @@ class CheckpointReader:
         removed: set[tuple[str, bytes]] = set()
         damaged: dict[str, str] = {}
         while True:
-            candidates = self.look()
-            wanted = chosen(candidates, which, self._source, str(self._source_name))
+            candidates = self.list_candidates()
+            wanted = select_checkpoints(candidates, which, self._source, str(self._source_name))
             for candidate in (each for each in wanted if each.name not in damaged):
                 try:
                     found = self.read_part(candidate, part, verify=verify)
                     if self._source.still_has(candidate):
                         self.versions = candidate.manifest.versions
-                        return self.entry_of(candidate, candidates), found
+                        return self.make_entry(candidate, candidates), found
                 except SourceError:
                     raise
                 except (OSError, ValueError) as error:
                     if self._source.still_has(candidate):
+                        # Only "last" falls back to an older checkpoint: any other choice was
+                        # for this one.
                         if which != "last" or not isinstance(error, _DamagedError):
                             raise
                         damaged[candidate.name] = str(error)
                         self._warn_of_skipped(str(error))
                         continue
+                # The checkpoint was removed. A second removal of the same one is an error, so that
+                # this loop ends.
                 if candidate.key in removed:
                     raise FileNotFoundError(
                         f"{candidate.name} was removed while it was read: give another, or keep it"
@@ -417,10 +437,16 @@ class CheckpointReader:
                 break
             else:
                 problems = "; ".join(damaged.values())
-                raise ValueError(f"`source` must have a checkpoint that is whole, got: {problems}")
+                raise ValueError(f"`source` must have an undamaged checkpoint, got: {problems}")
 
     def read_part(self, candidate: Candidate, part: str, *, verify: bool) -> FoundPart:
-        """Reads a part of one checkpoint; ``verify`` compares the checksums of its files first."""
+        """Reads a part of one checkpoint.
+
+        Args:
+            candidate: the checkpoint.
+            part: the name of the part.
+            verify: whether to compare the checksums of the necessary files first.
+        """
         manifest = candidate.manifest
         needed = {TRAINER, *module_files(part)} & manifest.files.keys()
         if part == "model" and any(name.startswith(f"{SHARDED}/") for name in manifest.files):
@@ -430,7 +456,7 @@ class CheckpointReader:
                 "the whole model there"
             )
         files = {name: manifest.files[name] for name in sorted(needed)}
-        # What is not needed, the optimizer above all, is neither read nor downloaded.
+        # Files that the part does not need, such as the optimizer, are neither read nor downloaded.
         reduced = candidate._replace(manifest=manifest.model_copy(update={"files": files}))
         try:
             folder = self._source.fetch(reduced, verify=verify).folder
@@ -439,10 +465,13 @@ class CheckpointReader:
         except (OSError, ValueError) as error:
             raise _DamagedError(f"{candidate.name} is damaged: {error}") from error
         if TRAINER not in needed:
-            raise ValueError(f"{candidate.name} must have a file {TRAINER}, got none: is it ours?")
+            raise ValueError(
+                f"{candidate.name} must have a file {TRAINER}, got none: was it "
+                "written by a SaveCheckpoint?"
+            )
         try:
             about = load_objects(folder / TRAINER)
-            return _part_of(about, part, folder, needed)
+            return _find_part(about, part, folder, needed)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{TRAINER} of {candidate.name} must be as a SaveCheckpoint writes it, got another "
@@ -450,23 +479,24 @@ class CheckpointReader:
             ) from error
 
     def best_of_run(self, run: str) -> tuple[Candidate, CheckpointEntry]:
-        """Returns the best checkpoint of a run."""
-        candidates = self.look()
+        """Returns the best checkpoint of a run, and its entry."""
+        candidates = self.list_candidates()
         best = best_of_run(candidates, run, str(self._source_name))
-        return best, self.entry_of(best, candidates)
+        return best, self.make_entry(best, candidates)
 
     def _warn_of_skipped(self, problem: str) -> None:
-        if problem not in self._told:
-            self._told.add(problem)
+        if problem not in self._reported_problems:  # a repeated search finds them again
+            self._reported_problems.add(problem)
+            # Level 4 is the caller of checkpoints().
             warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=4)
 
 
 class _DamagedError(ValueError):
-    """A file of a checkpoint is not as it was written."""
+    """A damaged or missing file of a checkpoint."""
 
 
-def _check(which: Which, part: str) -> None:
-    """Raises for a checkpoint or a part that cannot be meant."""
+def _check_arguments(which: Which, part: str) -> None:
+    """Raises TypeError for a ``which`` or ``part`` of the wrong type."""
     if not (is_integer(which) or isinstance(which, str | Path)):
         raise TypeError(
             f'`which` must be "best", "last", a step, or the name or path of a checkpoint, got '
@@ -478,8 +508,17 @@ def _check(which: Which, part: str) -> None:
         )
 
 
-def _part_of(about: Mapping[str, Any], part: str, folder: Path, files: Iterable[str]) -> FoundPart:
-    """Finds a part in what a checkpoint says of itself."""
+def _find_part(
+    about: Mapping[str, Any], part: str, folder: Path, files: Iterable[str]
+) -> FoundPart:
+    """Finds a part by its name.
+
+    Args:
+        about: the content of ``trainer.pt``.
+        part: the name of the part.
+        folder: the folder of the checkpoint.
+        files: the names of the files in the folder.
+    """
     modules, objects = about["modules"], about["objects"]
     if part in modules:
         state = read_module(folder, part, set(files), modules[part])
@@ -489,6 +528,7 @@ def _part_of(about: Mapping[str, Any], part: str, folder: Path, files: Iterable[
     found = objects.get(kind) if kind in ("also", "handlers") else None
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
+    # The state of a saved module has its flags beside it.
     if isinstance(found, Mapping) and {"module", "flags"} <= found.keys():
         found = found["module"]
     if path and isinstance(found, Mapping):
@@ -499,15 +539,17 @@ def _part_of(about: Mapping[str, Any], part: str, folder: Path, files: Iterable[
     ]
     raise ValueError(
         f"`part` must be one that was saved with a state, got {part!r}; {folder.name} has "
-        f"{first_of(names)}"
+        f"{join_first(names)}"
     )
 
 
-def _named_as(module: torch.nn.Module, state: dict[str, Any], *, is_object: bool) -> dict[str, Any]:
-    """Returns a state with the names of a module, where it has those of a wrapper before them.
+def _with_module_names(
+    module: torch.nn.Module, state: dict[str, Any], *, is_object: bool
+) -> dict[str, Any]:
+    """Returns a state without the prefixes of wrappers, if that makes its names fit a module.
 
-    A state of a module of the trainer has plain names. What else was saved may be that of a
-    wrapper, of an averaged model or a compiled one for instance, and have entries besides.
+    Modules of the trainer are saved with plain names. Other objects may have been saved as
+    wrappers, such as an averaged or a compiled model, and may have further entries.
     """
     names = PlainNames(module)
     ours = names.plain_state(module.state_dict()).keys()
@@ -517,6 +559,7 @@ def _named_as(module: torch.nn.Module, state: dict[str, Any], *, is_object: bool
     for name, value in state.items():
         plain[".".join(part for part in name.split(".") if part != "_orig_mod")] = value
     candidates = [plain]
+    # AveragedModel and DataParallel prefix all names with "module."; nested wrappers repeat it.
     while is_object and any(name.startswith("module.") for name in plain):
         start = "module."
         plain = {n.removeprefix(start): v for n, v in plain.items() if n.startswith(start)}
@@ -524,10 +567,10 @@ def _named_as(module: torch.nn.Module, state: dict[str, Any], *, is_object: bool
     return next((each for each in candidates if ours and not ours - each.keys()), state)
 
 
-def _mapped(value: Any, location: MapLocation) -> Any:
-    """Puts a tensor, or those in a container, where ``map_location`` says."""
+def _map_to_location(value: Any, location: MapLocation) -> Any:
+    """Moves a tensor, or the tensors in a mapping, to ``map_location``."""
     if isinstance(value, Mapping):
-        return {name: _mapped(each, location) for name, each in value.items()}
+        return {name: _map_to_location(each, location) for name, each in value.items()}
     if location is None or not isinstance(value, torch.Tensor) or is_lazy(value):
         return value
     if isinstance(location, Mapping):
@@ -535,6 +578,7 @@ def _mapped(value: Any, location: MapLocation) -> Any:
         return value if target is None else value.to(target)
     if not callable(location):
         return value.to(location)
+    # torch.load calls a function with the storage and its location; sparse tensors have no storage.
     storage = location(value.untyped_storage(), "cpu") if value.layout == torch.strided else None
     if storage is None:
         return value
@@ -542,7 +586,8 @@ def _mapped(value: Any, location: MapLocation) -> Any:
     return empty.set_(storage, value.storage_offset(), value.size(), value.stride())
 
 
-def _described(entry: CheckpointEntry, versions: Mapping[str, str]) -> dict[str, str]:
+def _export_metadata(entry: CheckpointEntry, versions: Mapping[str, str]) -> dict[str, str]:
+    """Returns the metadata of an exported file; safetensors stores strings only."""
     about = {
         "step": entry.step,
         "epoch": entry.epoch,
@@ -555,7 +600,8 @@ def _described(entry: CheckpointEntry, versions: Mapping[str, str]) -> dict[str,
     return {**known, **{f"version of {name}": version for name, version in versions.items()}}
 
 
-def _kind_of(value: Any) -> str:
+def _describe_value(value: Any) -> str:
+    """Returns why safetensors cannot store a value: its type, layout or dtype."""
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
     if is_lazy(value):

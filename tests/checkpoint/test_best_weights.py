@@ -1,4 +1,4 @@
-"""The best weights of a run, loaded when it has ended, and what may follow."""
+"""Tests of load_best, and of saving, resuming and training after it."""
 
 import math
 import warnings
@@ -71,7 +71,7 @@ def trained(folder, **options):
 
 
 @pytest.mark.parametrize(("mode", "step"), [("max", 8), ("min", 4)])
-def test_the_best_weights_of_the_run_are_loaded(tmp_path, mode, step):
+def test_best_weights_of_the_run_are_loaded(tmp_path, mode, step):
     trainer = trained(tmp_path, mode=mode)
     metrics, counters = dict(trainer.state.metrics), trainer.place
     optimizer = digest_of(trainer.optimizer.state_dict())
@@ -84,7 +84,7 @@ def test_the_best_weights_of_the_run_are_loaded(tmp_path, mode, step):
     assert digest_of(trainer.optimizer.state_dict()) == optimizer
 
 
-def test_nothing_is_saved_until_training_continues(tmp_path):
+def test_save_is_refused_until_training_continues(tmp_path):
     save = save_best(tmp_path, at_end=False, every_epochs=2, every_steps=8)
     trainer = make_trainer(checkpoint=save)
     trainer.run(max_epochs=3)
@@ -102,7 +102,7 @@ def test_nothing_is_saved_until_training_continues(tmp_path):
         trainer.run(max_epochs=5)
 
 
-def test_a_run_that_is_best_where_it_ended_can_be_saved_and_continued(tmp_path):
+def test_run_whose_last_step_is_best_can_be_saved_and_continued(tmp_path):
     trainer = make_trainer(checkpoint=save_best(tmp_path), scores={1: 0.1, 2: 0.9, 3: 1.0})
     trainer.run(max_epochs=2)
     assert trainer.load_best().step == 8
@@ -112,7 +112,7 @@ def test_a_run_that_is_best_where_it_ended_can_be_saved_and_continued(tmp_path):
     assert digest(trainer) == trainer.digests[12]
 
 
-def test_a_resume_gives_the_trainer_its_own_weights_again(tmp_path):
+def test_resume_restores_the_latest_weights_after_load_best(tmp_path):
     trainer = trained(tmp_path)
     trainer.load_best()
     ResumeCheckpoint(tmp_path).attach(trainer)
@@ -122,7 +122,7 @@ def test_a_resume_gives_the_trainer_its_own_weights_again(tmp_path):
         trainer.run(max_epochs=4)
 
 
-def test_the_best_of_another_run_in_the_directory_is_not_taken(tmp_path):
+def test_best_of_another_run_in_the_directory_is_ignored(tmp_path):
     trained(tmp_path)
     trainer = make_trainer(checkpoint=save_best(tmp_path), scores={1: 0.01, 2: 0.02, 3: 0.001})
     with pytest.warns(UserWarning, match="checkpoints of other runs"):
@@ -130,7 +130,7 @@ def test_the_best_of_another_run_in_the_directory_is_not_taken(tmp_path):
     assert trainer.load_best().metric_value == 0.02
 
 
-def test_what_there_is_no_best_of_is_an_error(tmp_path):
+def test_run_without_a_best_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"needs one SaveCheckpoint that keeps the best.*got 0"):
         make_trainer().load_best()
     with pytest.raises(ValueError, match=r"needs one SaveCheckpoint that keeps the best.*got 0"):
@@ -138,7 +138,7 @@ def test_what_there_is_no_best_of_is_an_error(tmp_path):
     two = [save_best(tmp_path / name) for name in "12"]
     with pytest.raises(ValueError, match=r"got 2 .*/1, .*/2"):
         make_trainer(*two).load_best()
-    with pytest.raises(ValueError, match="with 0 of the run: there is none"):
+    with pytest.raises(ValueError, match="with 0 of the run: none was saved"):
         make_trainer(checkpoint=save_best(tmp_path / "3")).load_best()
     never = make_trainer(checkpoint=save_best(tmp_path / "4"), scores={1: math.nan})
     never.run()
@@ -146,7 +146,7 @@ def test_what_there_is_no_best_of_is_an_error(tmp_path):
         never.load_best()
 
 
-def test_weights_stay_where_the_best_cannot_be_loaded(tmp_path):
+def test_weights_stay_if_the_best_checkpoint_is_damaged(tmp_path):
     trainer = trained(tmp_path)
     damaged(tmp_path / "step_00000008", "a bit flipped")
     with pytest.raises(ValueError, match="step_00000008 is damaged"):
@@ -155,7 +155,7 @@ def test_weights_stay_where_the_best_cannot_be_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
-def test_a_trainer_in_a_run_is_refused(tmp_path, is_interrupted):
+def test_load_best_within_a_run_is_an_error(tmp_path, is_interrupted):
     trainer = make_trainer(checkpoint=save_best(tmp_path))
 
     @trainer.on(Events.EPOCH_COMPLETED(once=2))
@@ -175,7 +175,7 @@ def test_a_trainer_in_a_run_is_refused(tmp_path, is_interrupted):
 @pytest.mark.parametrize(
     ("keep_last", "keep_best", "step"), [(1, 0, None), (2, 0, None), ("all", 0, 8), (1, 1, 8)]
 )
-def test_the_best_of_what_happens_to_stay_is_not_taken(tmp_path, keep_last, keep_best, step):
+def test_load_best_needs_a_save_that_keeps_the_best(tmp_path, keep_last, keep_best, step):
     trainer = trained(tmp_path, keep_last=keep_last, keep_best=keep_best)
     if step is not None:
         assert trainer.load_best().step == step

@@ -5,15 +5,15 @@ from itertools import repeat
 import pytest
 
 from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Look
-from ignite_hooks.checkpoint.candidates import settled
+from ignite_hooks.checkpoint.candidates import Listing
+from ignite_hooks.checkpoint.candidates import list_until_stable
 from ignite_hooks.checkpoint.store import CheckpointStore
 from tests.checkpoint.stored import save
 
 
 @pytest.fixture
 def candidate(tmp_path):
-    """Returns a candidate of a step, read again at each call."""
+    """A function that reads the candidate of a step again at each call."""
     store = CheckpointStore(tmp_path)
     for step in (1, 2):
         save(store, step, metric="loss", metric_value=math.nan)
@@ -25,44 +25,44 @@ def candidate(tmp_path):
     return of
 
 
-def looks_of(*looks):
-    """Returns a look that has these results, the last for ever, and how often it was called."""
-    calls, results = [], chain(looks, repeat(looks[-1]))
+def listings_of(*listings):
+    """Returns a function with these results, the last one repeated, and the list of its calls."""
+    calls, results = [], chain(listings, repeat(listings[-1]))
 
-    def look():
+    def list_once():
         calls.append(1)
         return next(results)
 
-    return look, calls
+    return list_once, calls
 
 
-def test_a_look_at_nothing_but_checkpoints_is_trusted_at_once(candidate):
-    found = Look([candidate(2), candidate(1)], {}, {})
-    look, calls = looks_of(found)
-    assert settled(look) is found
+def test_listing_of_only_checkpoints_is_trusted_at_once(candidate):
+    found = Listing([candidate(2), candidate(1)], {}, {})
+    list_once, calls = listings_of(found)
+    assert list_until_stable(list_once) is found
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("empty", [Look([], {}, {}), Look([], {"a": "no manifest"}, {})])
-def test_an_empty_look_is_trusted_when_it_was_the_same_twice(candidate, empty):
-    look, calls = looks_of(empty)
-    assert settled(look) == empty
+@pytest.mark.parametrize("empty", [Listing([], {}, {}), Listing([], {"a": "no manifest"}, {})])
+def test_empty_listing_is_trusted_if_it_is_repeated(candidate, empty):
+    list_once, calls = listings_of(empty)
+    assert list_until_stable(list_once) == empty
     assert len(calls) == 2
-    look, calls = looks_of(empty, Look([candidate(2)], {}, {}))
-    assert [each.manifest.step for each in settled(look).candidates] == [2]
-    assert len(calls) == 2
-
-
-def test_manifests_are_compared_as_text_because_a_metric_may_be_nan(candidate):
-    looks = [Look([candidate(1)], {}, {"b": "unfinished"}) for _ in range(2)]
-    look, calls = looks_of(*looks)
-    assert [each.manifest.step for each in settled(look).candidates] == [1]
+    list_once, calls = listings_of(empty, Listing([candidate(2)], {}, {}))
+    assert [each.manifest.step for each in list_until_stable(list_once).candidates] == [2]
     assert len(calls) == 2
 
 
-def test_where_a_process_saves_all_the_time_lasting_damage_alone_is_told(candidate):
-    one = Look([candidate(1)], {"lasts": "damaged", "passes": "no manifest"}, {})
-    other = Look([candidate(2)], {"lasts": "damaged"}, {})
-    look, calls = looks_of(*[one, other] * 50)
-    assert settled(look).damaged == {"lasts": "damaged"}
+def test_listings_with_a_nan_metric_can_be_equal(candidate):
+    listings = [Listing([candidate(1)], {}, {"b": "unfinished"}) for _ in range(2)]
+    list_once, calls = listings_of(*listings)
+    assert [each.manifest.step for each in list_until_stable(list_once).candidates] == [1]
+    assert len(calls) == 2
+
+
+def test_only_lasting_damage_is_reported_beside_constant_saves(candidate):
+    one = Listing([candidate(1)], {"lasts": "damaged", "passes": "no manifest"}, {})
+    other = Listing([candidate(2)], {"lasts": "damaged"}, {})
+    list_once, calls = listings_of(*[one, other] * 50)
+    assert list_until_stable(list_once).damaged == {"lasts": "damaged"}
     assert len(calls) == 20

@@ -7,7 +7,7 @@ import pytest
 
 from ignite_hooks.checkpoint.candidates import Candidate
 from ignite_hooks.checkpoint.choice import best_of_each_run
-from ignite_hooks.checkpoint.choice import chosen
+from ignite_hooks.checkpoint.choice import select_checkpoints
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.source import source_at
 
@@ -15,7 +15,7 @@ LOCAL = source_at(Path("runs"), Path("unused"))
 
 
 def candidates(*entries, mode="max"):
-    """Newest first, of ``(step, run, metric value)``."""
+    """Returns candidates, newest first, from tuples ``(step, run, metric value)``."""
     found = []
     for number, (step, run, value) in enumerate(reversed(entries), 1):
         manifest = Manifest(
@@ -63,14 +63,16 @@ def test_best_of_each_run_is_found(entries, mode, best):
         *[("./runs/../runs/step_00000003/", 3), (Path("runs/step_00000003").absolute(), 3)],
     ],
 )
-def test_one_is_chosen_by_what_names_it(which, step):
+def test_checkpoint_is_selected_by_best_last_step_name_or_path(which, step):
     found = candidates((4, "a", 0.1), (3, "b", 0.9), (2, "a", 0.2))
-    assert chosen(found, which, LOCAL, "runs")[0].manifest.step == step
+    assert select_checkpoints(found, which, LOCAL, "runs")[0].manifest.step == step
 
 
 @pytest.mark.parametrize("place", ["runs/step_00000004", "./runs/step_00000004/"])
-def test_a_place_that_is_one_checkpoint_has_no_better_one(place):
-    assert chosen(candidates((4, "a", None)), "best", LOCAL, place)[0].manifest.step == 4
+def test_best_of_a_single_checkpoint_is_that_checkpoint(place):
+    assert (
+        select_checkpoints(candidates((4, "a", None)), "best", LOCAL, place)[0].manifest.step == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,6 @@ def test_a_place_that_is_one_checkpoint_has_no_better_one(place):
         ([(n, "a", None) for n in range(10, 0, -1)], 0, "and 2 more: name"),
     ],
 )
-def test_what_is_not_there_is_an_error_that_says_what_is(entries, which, message):
+def test_absent_checkpoint_is_an_error_that_lists_the_others(entries, which, message):
     with pytest.raises((FileNotFoundError, ValueError), match=message):
-        chosen(candidates(*entries), which, LOCAL, "runs")
+        select_checkpoints(candidates(*entries), which, LOCAL, "runs")

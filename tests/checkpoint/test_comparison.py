@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ignite_hooks.checkpoint import comparison
-from ignite_hooks.checkpoint.comparison import compared
+from ignite_hooks.checkpoint.comparison import compare_checkpoints
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.differences import Difference
 from ignite_hooks.checkpoint.durable import record_of
@@ -20,7 +20,7 @@ from tests.ids import stable_id
 
 
 class Values(torch.nn.Module):
-    """A module whose buffers are the given ones."""
+    """A module with the given buffers."""
 
     def __init__(self, **values):
         super().__init__()
@@ -92,7 +92,7 @@ def test_tensor_differs_by_its_norm(saved, first, second, norm, relative, note):
     wide = {float: torch.float64}
     pair = [torch.tensor(each, dtype=wide.get(type(each[1]))) for each in (first, second)]
     a, b = (saved(Values(w=each), step) for step, each in enumerate(pair, 1))
-    (found,) = differences(compared(a, b))
+    (found,) = differences(compare_checkpoints(a, b))
     assert found == Difference("w", pytest.approx(norm), pytest.approx(relative), note)
 
 
@@ -112,7 +112,7 @@ def test_tensor_differs_by_its_norm(saved, first, second, norm, relative, note):
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_same_tensor_is_equal_bit_for_bit(saved, value):
-    assert compared(saved(Values(w=value())), saved(Values(w=value()), 1)).is_equal
+    assert compare_checkpoints(saved(Values(w=value())), saved(Values(w=value()), 1)).is_equal
 
 
 @pytest.mark.parametrize(
@@ -126,16 +126,16 @@ def test_same_tensor_is_equal_bit_for_bit(saved, value):
     ids=stable_id,
 )
 def test_shape_and_dtype_that_differ_are_named(saved, first, second, note, is_structural):
-    (found,) = differences(compared(saved(Values(w=first)), saved(Values(w=second), 2)))
+    (found,) = differences(compare_checkpoints(saved(Values(w=first)), saved(Values(w=second), 2)))
     assert note in found.note
     assert found.is_structural == is_structural
 
 
-def test_differences_come_by_size_after_those_of_structure(saved):
+def test_differences_are_sorted_structural_first_then_by_size(saved):
     one = torch.ones(1)
     a = saved(Values(small=one, large=one, same=one, gone=one))
     b = saved(Values(small=one * 1.1, large=one * 9, same=one, new=one), 2)
-    found = compared(a, b).parts["model"]
+    found = compare_checkpoints(a, b).parts["model"]
     assert found.count == 5
     assert [(each.name, each.note) for each in found.differences] == [
         ("gone", "only in the first"),
@@ -151,37 +151,37 @@ def test_tied_weights_and_other_values_are_compared_too(saved):
     a = saved(tied)
     with torch.no_grad():
         tied[0].weight += 1
-    assert [each.name for each in differences(compared(a, saved(tied, 2)))] == [
+    assert [each.name for each in differences(compare_checkpoints(a, saved(tied, 2)))] == [
         "0.weight",
         "1.weight",
     ]
 
 
-def test_a_file_of_torch_equals_one_of_safetensors(saved):
+def test_bin_file_equals_a_safetensors_file(saved):
     module = torch.nn.Linear(3, 2)
-    found = compared(saved(module), saved(module, 1, safe=False))
+    found = compare_checkpoints(saved(module), saved(module, 1, safe=False))
     assert differences(found) == []
     assert found.rows["files"] == []
 
 
 def test_norm_is_the_same_in_chunks_and_with_reopened_files(saved, monkeypatch):
     a, b = torch.randn(100), torch.randn(100)
-    monkeypatch.setattr(comparison, "_CHUNK", 7)
-    monkeypatch.setattr(comparison, "_MAPPED", 1)
+    monkeypatch.setattr(comparison, "_CHUNK_ELEMENTS", 7)
+    monkeypatch.setattr(comparison, "_MAX_MAPPED_BYTES", 1)
     pair = saved(Values(w=a, v=b)), saved(Values(w=b, v=a), 2)
-    found = differences(compared(*pair))
+    found = differences(compare_checkpoints(*pair))
     assert len(found) == 2
     assert found[0].norm == pytest.approx(float((a.double() - b.double()).norm()), rel=1e-12)
 
 
-def test_states_of_handlers_and_objects_are_parts_of_their_own(saved):
+def test_states_of_handlers_and_objects_are_separate_parts(saved):
     module = torch.nn.Linear(1, 1)
 
     def objects(weight, count):
         ema = {"w": torch.tensor([weight]), "n": 1}
         return {"handlers": {"EarlyStopping": {"counter": count}}, "also": {"ema": ema}}
 
-    found = compared(
+    found = compare_checkpoints(
         saved(module, objects=objects(1.0, 2)), saved(module, 1, objects=objects(3.0, 5))
     )
     assert differences(found, "also/ema") == [Difference("w", 2.0, 2.0)]
@@ -198,7 +198,9 @@ def test_optimizer_is_compared_by_value_and_other_files_by_checksum(saved):
             "rank_00000.pt": Objects({"random": seed}, "the data loader"),
         }
 
-    found = compared(saved(module, files=files(0.1, 1)), saved(module, 1, files=files(0.2, 2)))
+    found = compare_checkpoints(
+        saved(module, files=files(0.1, 1)), saved(module, 1, files=files(0.2, 2))
+    )
     assert differences(found, "optimizer") == [Difference("param_groups/0/lr", note="0.1 | 0.2")]
     assert [row.name for row in found.rows["files"]] == ["rank_00000.pt"]
 
@@ -220,7 +222,7 @@ def test_optimizer_is_compared_by_value_and_other_files_by_checksum(saved):
 )
 def test_manifests_are_compared_by_section(saved, section, first, second, rows):
     module = torch.nn.Linear(1, 1)
-    found = compared(saved(module, **first), saved(module, 1, **second))
+    found = compare_checkpoints(saved(module, **first), saved(module, 1, **second))
     assert [row.name for row in found.rows.get(section, [])] == rows
     assert found.is_equal == (not rows)
 
@@ -235,37 +237,37 @@ def test_pickle_is_never_loaded(saved):
 
     files = {"custom_checkpoint_0.pkl": Objects(Code(), "it", may_pickle=True)}
     pair = saved(module, files=files), saved(module, 1, files=files)
-    assert compared(*pair).is_equal
+    assert compare_checkpoints(*pair).is_equal
     assert loaded == []
     files = {"optimizer.bin": Objects({"a": Code()}, "it", may_pickle=True)}
     with pytest.raises(ValueError, match="would run code"):
-        compared(saved(module, 3, files=files), pair[0])
+        compare_checkpoints(saved(module, 3, files=files), pair[0])
     assert loaded == []
 
 
 @pytest.mark.parametrize("content", [{"modules": {"model": {}}}, {"modules": 3}, [1]])
-def test_other_content_is_an_error_that_names_the_file(saved, content):
+def test_unexpected_content_is_an_error_that_names_the_file(saved, content):
     whole = saved(torch.nn.Linear(1, 1))
     other = saved(torch.nn.Linear(1, 1), 2, files={"trainer.pt": Objects(content, "it")})
     with pytest.raises(ValueError, match=r"trainer\.pt of .* must be as a SaveCheckpoint writes"):
-        compared(whole, other)
+        compare_checkpoints(whole, other)
 
 
-def test_damaged_safetensors_are_an_error(saved):
+def test_damaged_safetensors_file_is_an_error(saved):
     whole, other = saved(torch.nn.Linear(1, 1)), saved(torch.nn.Linear(1, 1), 2)
     (other.folder / "model.safetensors").write_bytes(b"{}")
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
-        compared(whole, other)
+        compare_checkpoints(whole, other)
 
 
 def test_newer_layout_is_refused(saved):
     whole = saved(torch.nn.Linear(1, 1))
     newer = Checkpoint(whole.folder, whole.manifest.model_copy(update={"version": 99}))
     with pytest.raises(ValueError, match="layout 99 of a newer ignite_hooks"):
-        compared(whole, newer)
+        compare_checkpoints(whole, newer)
 
 
 def test_norm_of_overflowing_differences_is_infinite(saved):
     large = torch.tensor([1.7e308], dtype=torch.float64)
-    (found,) = differences(compared(saved(Values(w=large)), saved(Values(w=-large), 2)))
+    (found,) = differences(compare_checkpoints(saved(Values(w=large)), saved(Values(w=-large), 2)))
     assert math.isinf(found.norm)

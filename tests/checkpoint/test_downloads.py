@@ -1,4 +1,4 @@
-"""A folder for downloads that several processes use at once."""
+"""Tests of the cache of downloads, which several processes use at once."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def get(cache, manifest, download=fill, verify=True):
     return Downloads(cache).get("one", manifest, download, verify=verify)
 
 
-def shown(cache):
+def entries(cache):
     return sorted(name for name in os.listdir(cache) if name != ".lock")
 
 
@@ -59,7 +59,7 @@ print(find_problems(checkpoint), checkpoint.folder.stat().st_ino, flush=True)
 
 
 class Child:
-    """A process that downloads, and waits in the middle of it."""
+    """A process that starts a download, and waits in the middle until it may proceed."""
 
     def __init__(self, cache, source):
         self.process = subprocess.Popen(
@@ -71,10 +71,10 @@ class Child:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
-    def line(self):
+    def read_line(self):
         return self.process.stdout.readline().strip()
 
-    def go_on(self):
+    def proceed(self):
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
@@ -98,33 +98,33 @@ def child(cache, manifest, tmp_path):
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
-def test_processes_that_download_the_same_all_have_it(cache, manifest, child, is_damaged):
+def test_concurrent_downloads_of_one_checkpoint_share_a_copy(cache, manifest, child, is_damaged):
     if is_damaged:
         (get(cache, manifest).folder / "model.safetensors").write_bytes(b"damage!")
     children = [child() for _ in range(3)]
-    assert [each.line() for each in children] == ["ready"] * 3
+    assert [each.read_line() for each in children] == ["ready"] * 3
     for each in children:
-        each.go_on()
-    problems, folders = zip(*(each.line().split() for each in children), strict=True)
+        each.proceed()
+    problems, folders = zip(*(each.read_line().split() for each in children), strict=True)
     assert set(problems) == {"[]"}
-    assert len(set(folders)) == 1, "the first one's download is everybody's"
-    assert len(shown(cache)) == 1
+    assert len(set(folders)) == 1, "all processes use the first copy"
+    assert len(entries(cache)) == 1
 
 
-def test_leftover_of_a_killed_download_goes_and_a_live_one_stays(cache, manifest, child):
+def test_draft_of_a_killed_process_is_removed_a_live_one_kept(cache, manifest, child):
     killed, alive = child(), child()
-    assert [killed.line(), alive.line()] == ["ready"] * 2
+    assert [killed.read_line(), alive.read_line()] == ["ready"] * 2
     killed.process.send_signal(signal.SIGKILL)
     killed.end()
-    assert len(shown(cache)) == 2
+    assert len(entries(cache)) == 2
     get(cache, manifest)
-    assert len(shown(cache)) == 2, "one was removed, and one has become a checkpoint"
-    alive.go_on()
-    assert alive.line().startswith("[] ")
-    assert len(shown(cache)) == 1
+    assert len(entries(cache)) == 2, "one draft was removed, and one is a checkpoint now"
+    alive.proceed()
+    assert alive.read_line().startswith("[] ")
+    assert len(entries(cache)) == 1
 
 
-def test_loser_takes_the_winners_only_if_it_is_whole(cache, manifest):
+def test_damaged_copy_of_a_faster_process_is_replaced(cache, manifest):
     def download(folder):
         fill(folder)
         winner = get(cache, manifest)
@@ -132,10 +132,10 @@ def test_loser_takes_the_winners_only_if_it_is_whole(cache, manifest):
 
     checkpoint = get(cache, manifest, download)
     assert find_problems(checkpoint) == []
-    assert len(shown(cache)) == 1
+    assert len(entries(cache)) == 1
 
 
-def test_download_goes_on_where_nothing_can_be_locked(cache, manifest, monkeypatch):
+def test_download_works_without_file_locks(cache, manifest, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 
     def refuse(*_):
@@ -144,10 +144,10 @@ def test_download_goes_on_where_nothing_can_be_locked(cache, manifest, monkeypat
     monkeypatch.setattr(fcntl, "flock", refuse)
     (cache / ".download-of-another").mkdir(parents=True)
     assert find_problems(get(cache, manifest)) == []
-    assert ".download-of-another" in shown(cache), "it may be alive"
+    assert ".download-of-another" in entries(cache), "another process may still use it"
 
 
-def test_file_that_is_open_stays_readable_while_its_folder_is_replaced(cache, manifest):
+def test_open_file_stays_readable_when_its_folder_is_replaced(cache, manifest):
     name, content = next(iter(FILES.items()))
     folder = get(cache, manifest).folder
     with (folder / name).open("rb") as file:
@@ -159,7 +159,7 @@ def test_file_that_is_open_stays_readable_while_its_folder_is_replaced(cache, ma
 
 @pytest.mark.parametrize("damage", ["deleted", "damaged", "another"])
 @pytest.mark.parametrize("verify", [True, False])
-def test_manifest_that_is_not_as_it_was_written_has_all_replaced(cache, manifest, damage, verify):
+def test_cached_copy_with_a_damaged_manifest_is_replaced(cache, manifest, damage, verify):
     path = get(cache, manifest).folder / "manifest.json"
     if damage == "deleted":
         path.unlink()
@@ -172,7 +172,7 @@ def test_manifest_that_is_not_as_it_was_written_has_all_replaced(cache, manifest
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_without_verification_only_sizes_are_looked_at(cache, manifest, verify):
+def test_without_verify_only_sizes_are_compared(cache, manifest, verify):
     folder = get(cache, manifest).folder
     file = folder / "model.safetensors"
     changed = bytes(len(file.read_bytes()))
@@ -183,30 +183,30 @@ def test_without_verification_only_sizes_are_looked_at(cache, manifest, verify):
     assert find_problems(get(cache, manifest, verify=verify)) == []
 
 
-def test_threads_of_one_process_share_it_too(cache, manifest):
+def test_threads_of_one_process_share_a_copy(cache, manifest):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: get(cache, manifest), range(8)))
     assert all(find_problems(each) == [] for each in found)
-    assert len(shown(cache)) == 1
+    assert len(entries(cache)) == 1
 
 
-def test_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path, manifest):
+def test_unwritable_cache_folder_is_an_error_that_names_it(tmp_path, manifest):
     (tmp_path / "cache").write_text("mine")
     with pytest.raises(SourceError, match=r"`cache_dir` .*/cache could not be written: FileExists"):
         get(tmp_path / "cache", manifest)
 
 
-def test_disk_that_fills_up_in_mid_download_leaves_nothing(cache, manifest):
+def test_full_disk_during_a_download_leaves_no_files(cache, manifest):
     def download(folder):
         fill(folder)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(SourceError, match=r"`cache_dir` .* No space left on device: check"):
         get(cache, manifest, download)
-    assert shown(cache) == []
+    assert entries(cache) == []
 
 
-def test_checkpoint_has_the_permissions_that_the_umask_gives(cache, manifest):
+def test_downloaded_checkpoint_has_the_mode_of_the_umask(cache, manifest):
     checkpoint = get(cache, manifest)
     assert isinstance(checkpoint, Checkpoint)
     plain = cache / "plain"

@@ -60,7 +60,7 @@ def lines(capsys):
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_list_has_a_line_for_each_the_newest_first(store, capsys):
+def test_list_shows_one_line_per_checkpoint_newest_first(store, capsys):
     save(store, 10, age=3 * 86400, metric="accuracy", metric_value=0.98765432)
     save(store, 20, age=7300, metric="accuracy", metric_value=nan)
     save(store, 30, age=59)
@@ -83,7 +83,7 @@ def test_a_list_has_a_line_for_each_the_newest_first(store, capsys):
     ]
 
 
-def test_a_list_shows_what_is_broken_as_far_as_a_look_tells(store, capsys):
+def test_list_shows_broken_folders_without_reading_files(store, capsys):
     (save(store, 1) / "model.safetensors").write_bytes(b"")
     (save(store, 2) / "rank_0" / "rng.pt").unlink()
     (save(store, 3) / "manifest.json").write_bytes(b"{")
@@ -100,7 +100,7 @@ def test_a_list_shows_what_is_broken_as_far_as_a_look_tells(store, capsys):
     ]
 
 
-def test_show_prints_the_named_or_the_newest_checkpoint(store, capsys):
+def test_show_prints_the_given_or_newest_checkpoint(store, capsys):
     first = save(store, 10)
     save(store, 20, metric="loss", metric_value=0.5)
     for path, step in ((first, 10), (store.directory, 20)):
@@ -123,25 +123,25 @@ def test_verify_accepts_undamaged_checkpoints(store, capsys):
     folder = save(store, 2)
     assert main(["verify", str(store.directory)]) == 0
     assert lines(capsys) == [
-        "step_00000002: every file is as it was written",
-        "step_00000001: every file is as it was written",
+        "step_00000002: all files are intact",
+        "step_00000001: all files are intact",
     ]
     assert main(["verify", str(folder)]) == 0
-    assert lines(capsys) == ["step_00000002: every file is as it was written"]
+    assert lines(capsys) == ["step_00000002: all files are intact"]
 
 
-def test_verify_names_a_corrupted_file_and_exits_with_an_error(store, capsys):
+def test_verify_names_a_corrupted_file_and_fails(store, capsys):
     save(store, 1)
     file = save(store, 2) / "rank_0" / "rng.pt"
     file.write_bytes(b"\1" + bytes(99))
     assert main(["verify", str(store.directory)]) == 1
     assert lines(capsys) == [
         "step_00000002: rank_0/rng.pt has changed since it was written",
-        "step_00000001: every file is as it was written",
+        "step_00000001: all files are intact",
     ]
 
 
-def test_verify_names_a_save_that_is_not_finished(store, capsys):
+def test_verify_reports_an_unfinished_save_and_succeeds(store, capsys):
     save(store, 1)
     store.begin(2)  # it may be in progress
     assert main(["verify", str(store.directory)]) == 0
@@ -152,11 +152,11 @@ def test_verify_names_a_save_that_is_not_finished(store, capsys):
 @pytest.mark.parametrize(
     ("command", "name", "said"),
     [
-        ("list", "has_its_files", "  removed meanwhile"),
+        ("list", "has_all_files", "  removed meanwhile"),
         ("verify", "find_problems", "step_00000001: removed meanwhile"),
     ],
 )
-def test_checkpoint_that_is_removed_meanwhile_is_not_damaged(
+def test_checkpoint_removed_during_a_command_is_not_damaged(
     store, monkeypatch, capsys, command, name, said
 ):
     folder = save(store, 1)
@@ -182,7 +182,7 @@ def test_every_command_reports_an_empty_directory(tmp_path, command, capsys):
 
 
 @pytest.mark.parametrize("command", ["list", "show", "verify", "diff", "export"])
-def test_path_that_is_no_directory_is_refused_with_a_remedy(tmp_path, command, capsys):
+def test_path_that_is_not_a_directory_is_an_error(tmp_path, command, capsys):
     none = str(tmp_path / "none")
     more = {"diff": [none], "export": [str(tmp_path / "out.safetensors")]}.get(command, [])
     assert main([command, none, *more]) == 2
@@ -202,13 +202,13 @@ def test_commands_leave_the_directory_unchanged(store):
 
 
 def edit(folder, **fields):
-    """Writes a manifest that is sealed rightly, as nobody of ours would."""
+    """Changes fields of a manifest, with a valid checksum."""
     path = folder / "manifest.json"
     text = json.dumps({**json.loads(path.read_bytes()), **fields})
     path.write_bytes(sealed(text.encode()))
 
 
-def test_list_marks_the_best_of_each_run_and_tells_runs_apart(store, capsys):
+def test_list_marks_the_best_of_each_run(store, capsys):
     accuracy = {"metric": "acc", "metric_mode": "max"}
     loss = {"metric": "loss", "metric_mode": "min"}
     first, second = "0123456789abcdef", "0123456789bcdefa"
@@ -218,7 +218,7 @@ def test_list_marks_the_best_of_each_run_and_tells_runs_apart(store, capsys):
         (30, first, {**accuracy, "metric_value": 0.8}),
         (40, second, {**loss, "metric_value": 0.5}),
         (50, second, {**loss, "metric_value": 0.7}),
-        (60, "short", {"metric": "acc", "metric_value": 0.7}),  # of before: no mode
+        (60, "short", {"metric": "acc", "metric_value": 0.7}),  # layout 1 has no mode
     ):
         save(store, step, training=run, **fields)
     main(["list", str(store.directory)])
@@ -233,7 +233,7 @@ def test_list_marks_the_best_of_each_run_and_tells_runs_apart(store, capsys):
     ]
 
 
-def test_show_prints_what_the_manifest_says_of_the_run(store, capsys):
+def test_show_prints_settings_contents_and_command_line(store, capsys):
     save(
         store,
         10,
@@ -259,7 +259,7 @@ def test_show_prints_what_the_manifest_says_of_the_run(store, capsys):
         assert f"{line}\n" in text
 
 
-def test_long_lines_of_show_are_as_wide_as_the_terminal(store, monkeypatch, capsys):
+def test_show_wraps_long_lines_at_the_width_of_the_terminal(store, monkeypatch, capsys):
     names = [f"Handler{i}" for i in range(50)]
     save(store, 10, contents={"handlers": names}, command_line=names)
     monkeypatch.setenv("COLUMNS", "80")
@@ -267,7 +267,7 @@ def test_long_lines_of_show_are_as_wide_as_the_terminal(store, monkeypatch, caps
     shown = lines(capsys)
     assert max(map(len, shown[1:])) in range(70, 81)
     monkeypatch.delenv("COLUMNS")
-    main(["show", str(store.directory)])  # into a pipe, to be searched line by line
+    main(["show", str(store.directory)])  # into a pipe: not wrapped
     assert "  " + " ".join(names) in lines(capsys)
 
 
@@ -300,7 +300,7 @@ def test_long_lines_of_show_are_as_wide_as_the_terminal(store, monkeypatch, caps
     ],
     ids=lambda fields: ascii(fields)[:60],
 )
-def test_odd_values_are_printed_without_harm(store, capsys, fields):
+def test_unusual_values_are_printed_escaped(store, capsys, fields):
     folder = save(store, 1)
     edit(folder, **fields)
     for arguments in (["list"], ["show"], ["verify"]):
@@ -312,7 +312,7 @@ def test_odd_values_are_printed_without_harm(store, capsys, fields):
     assert "Traceback" not in said.err
 
 
-def test_names_of_folders_are_printed_without_harm(tmp_path, capsys):
+def test_names_of_folders_are_printed_escaped(tmp_path, capsys):
     store = CheckpointStore(tmp_path / "a\x1b[31m\n\u202e")
     save(store, 1)
     (store.directory / "step_00000009").symlink_to("\x1b[2J")
@@ -333,7 +333,7 @@ def test_source_may_be_a_url(store, tmp_path, capsys, command):
     assert (tmp_path / "cache").exists() == bool(cache)
 
 
-def test_url_whose_files_are_read_needs_a_folder_for_them(store, capsys):
+def test_verify_of_a_url_needs_a_cache_dir(store, capsys):
     save(store, 1)
     assert main(["verify", store.directory.as_uri()]) == 2
     assert "`--cache-dir` must be given for a URL" in capsys.readouterr().err
@@ -349,7 +349,7 @@ def test_verify_of_a_url_names_a_damaged_file(store, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two runs of three epochs, with other learning rates."""
+    """The directories of two runs of three epochs with different learning rates."""
     found = []
     for lr in (0.1, 0.2):
         torch.manual_seed(0)
@@ -378,7 +378,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "step"), [([], 8), (["--which", "last"], 12), (["--which", "4"], 4)]
 )
-def test_export_writes_the_weights_of_the_chosen_one(trained, tmp_path, capsys, options, step):
+def test_export_writes_the_selected_weights(trained, tmp_path, capsys, options, step):
     out = tmp_path / "out.safetensors"
     assert main(["export", str(trained[0]), str(out), *options]) == 0
     assert f"step_{step:08d} (step {step}, epoch {step // 4}, acc" in capsys.readouterr().out
@@ -388,7 +388,7 @@ def test_export_writes_the_weights_of_the_chosen_one(trained, tmp_path, capsys, 
     assert all(torch.equal(exported[name], saved[name]) for name in saved)
 
 
-def test_export_takes_parts_and_replaces_a_file_only_by_force(trained, tmp_path, capsys):
+def test_export_replaces_a_file_only_with_force(trained, tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"mine")
     arguments = ["export", str(trained[0]), str(out), "--part", "also/copy"]
@@ -400,7 +400,7 @@ def test_export_takes_parts_and_replaces_a_file_only_by_force(trained, tmp_path,
 
 
 @pytest.mark.parametrize("options", [["--which", "7"], ["--which", "no"], ["--part", "no"]])
-def test_export_of_what_is_not_there_is_an_error(trained, tmp_path, capsys, options):
+def test_export_of_an_unknown_part_or_step_is_an_error(trained, tmp_path, capsys, options):
     out = tmp_path / "out.safetensors"
     assert main(["export", str(trained[0]), str(out), *options]) == 2
     assert capsys.readouterr().err.startswith("error: `")
@@ -430,7 +430,7 @@ def test_diff_names_parameters_settings_and_counters(trained, capsys):
     assert "\ncounters\n                A    B\n  step          4    8\n" in capsys.readouterr().out
 
 
-def test_diff_of_many_settings_counts_what_is_not_shown(store, capsys, monkeypatch):
+def test_diff_counts_the_settings_that_are_not_shown(store, capsys, monkeypatch):
     for step in (1, 2):
         save(store, step, settings={f"s{i}": step for i in range(13)})
     steps = [str(store.directory / f"step_{step:08d}") for step in (1, 2)]
@@ -441,7 +441,7 @@ def test_diff_of_many_settings_counts_what_is_not_shown(store, capsys, monkeypat
     assert len(lines(capsys)) == len(short) + 2
 
 
-def test_diff_of_a_damaged_checkpoint_is_trouble(trained, tmp_path, capsys):
+def test_diff_of_a_damaged_checkpoint_is_an_error(trained, tmp_path, capsys):
     copy = shutil.copytree(trained[0], tmp_path / "copy")
     (copy / "step_00000012" / "optimizer.bin").write_bytes(b"")
     assert main(["diff", str(copy), str(trained[0])]) == 2
@@ -453,14 +453,14 @@ def run(*arguments, **options):
     return subprocess.run(command, capture_output=True, check=False, **options)
 
 
-def test_output_in_ascii_is_escaped(store):
+def test_output_is_escaped_for_an_ascii_stdout(store):
     save(store, 1, metric="精度", metric_value=1.0)
     ended = run("list", store.directory, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert ended.returncode == 0
     assert b"\\u7cbe\\u5ea6 1" in ended.stdout
 
 
-def test_reader_that_closes_the_pipe_ends_the_command_quietly(store):
+def test_closed_pipe_ends_the_command_without_an_error(store):
     save(store, 1, contents={f"kind{i}": ["name" * 100] * 10 for i in range(200)})
     command = [sys.executable, "-m", "ignite_hooks.checkpoint", "show", str(store.directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

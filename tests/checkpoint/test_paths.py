@@ -1,4 +1,4 @@
-"""A directory with other things in it than checkpoints: they harm nobody, and are named."""
+"""Tests of directories with other entries than checkpoints, which are skipped or reported."""
 
 import json
 import os
@@ -24,7 +24,7 @@ WEB_APP = json.dumps({"name": "a web app", "icons": [], "version": 3, "files": {
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint of step 1."""
+    """A directory with a checkpoint of step 1."""
     folder = tmp_path_factory.mktemp("saved")
     make_trainer(batches_of(1), checkpoint=SaveCheckpoint(folder)).run()
     return folder
@@ -36,7 +36,7 @@ def directory(saved, tmp_path):
 
 
 def resumed(source, **options):
-    """The step that a trainer goes on from."""
+    """Returns the step from which a trainer resumes."""
     trainer = make_trainer(batches_of(1), resume_from=ResumeCheckpoint(source, **options))
     return trainer.state.optimizer_step
 
@@ -46,7 +46,7 @@ def found(place):
 
 
 @pytest.mark.parametrize("text", [WEB_APP, "[]", '"manifest"', "3"])
-def test_manifest_of_another_program_harms_nobody(directory, text, capsys):
+def test_manifest_of_another_program_is_ignored(directory, text, capsys):
     (directory / "manifest.json").write_text(text)
     assert resumed(directory) == 1
     for command in ("list", "show", "verify"):
@@ -57,7 +57,7 @@ def test_manifest_of_another_program_harms_nobody(directory, text, capsys):
 
 
 @pytest.mark.parametrize("text", ["{", "", "\0" * 99, "<html></html>"])
-def test_file_that_is_no_json_harms_nobody_beside_checkpoints(directory, text):
+def test_invalid_manifest_beside_checkpoints_is_ignored(directory, text):
     (directory / "manifest.json").write_text(text)
     assert resumed(directory) == 1
 
@@ -123,37 +123,37 @@ def a_loop(path):
     path.symlink_to(path)
 
 
-KINDS = [fifo, listening, device, dangling, a_loop, Path.mkdir]
+MAKERS = [fifo, listening, device, dangling, a_loop, Path.mkdir]
 
 
-@pytest.mark.parametrize("make", KINDS)
-def test_manifest_that_is_no_file_is_skipped_with_a_word(directory, make, capsys):
+@pytest.mark.parametrize("make", MAKERS)
+def test_manifest_that_is_not_a_file_is_reported_and_skipped(directory, make, capsys):
     folder = directory / "step_00000009"
     folder.mkdir()
     make(folder / "manifest.json")
-    with pytest.warns(UserWarning, match="skipped, .*step_00000009: ") as told:
+    with pytest.warns(UserWarning, match="skipped, .*step_00000009: ") as caught:
         trainer = make_trainer(
             batches_of(1), checkpoint=SaveCheckpoint(directory), resume_from=directory
         )
     assert trainer.state.optimizer_step == 1
-    assert len([each for each in told if "skipped" in str(each.message)]) == 1
+    assert len([each for each in caught if "skipped" in str(each.message)]) == 1
     trainer.run(max_epochs=2)
     assert found(directory) == [2, 1]
     assert main(["verify", str(directory)]) == 1
     assert "step_00000009: no checkpoint" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("make", [*KINDS[:-1]])
-def test_what_has_the_name_of_a_checkpoint_and_is_no_folder_is_skipped(directory, make):
+@pytest.mark.parametrize("make", [*MAKERS[:-1]])
+def test_entry_named_like_a_checkpoint_but_no_folder_is_skipped(directory, make):
     make(directory / "step_00000009")
     with pytest.warns(UserWarning, match="skipped, .*step_00000009: (no folder|a link to .* not)"):
         assert resumed(directory) == 1
 
 
-@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "rank_00000.pt"])
-def test_file_of_a_checkpoint_that_is_no_file_is_skipped(directory, make, verify, name):
+def test_checkpoint_with_an_entry_that_is_no_file_is_skipped(directory, make, verify, name):
     newer = shutil.copytree(directory / "step_00000001", directory / "step_00000001-2")
     text = json.loads((newer / "manifest.json").read_text())
     (newer / "manifest.json").write_bytes(sealed(json.dumps({**text, "number": 2}).encode()))
@@ -164,7 +164,7 @@ def test_file_of_a_checkpoint_that_is_no_file_is_skipped(directory, make, verify
         assert resumed(directory, verify=verify) == 1
 
 
-def test_only_what_is_skipped_is_there_and_training_does_not_begin_from_scratch(directory):
+def test_only_damaged_checkpoints_are_an_error_and_no_fresh_start(directory):
     (directory / "step_00000001").rename(directory.parent / "moved")
     (directory / "step_00000001").symlink_to("/archive/step_00000001")
     with (
@@ -174,12 +174,12 @@ def test_only_what_is_skipped_is_there_and_training_does_not_begin_from_scratch(
         resumed(directory, on_missing="start")
 
 
-def test_file_with_the_name_of_a_checkpoint_is_left_alone(directory):
+def test_plain_file_named_like_a_checkpoint_is_ignored(directory):
     (directory / "step_00000009").write_text("mine")
     assert resumed(directory) == 1
 
 
-def test_source_that_is_a_link_to_nothing_is_an_error(tmp_path):
+def test_dangling_link_as_source_is_an_error(tmp_path):
     (tmp_path / "checkpoints").symlink_to("/mnt/not/mounted")
     with pytest.raises(SourceError, match=r"got the link .* to /mnt/not/mounted, which is not"):
         resumed(tmp_path / "checkpoints", on_missing="start")
@@ -187,7 +187,7 @@ def test_source_that_is_a_link_to_nothing_is_an_error(tmp_path):
 
 @contextmanager
 def as_nobody():
-    """Root may enter and read everything."""
+    """Becomes another user if the test runs as root, who may read everything."""
     if os.geteuid() == 0:
         os.seteuid(65534)
         try:
@@ -200,7 +200,7 @@ def as_nobody():
 
 @pytest.fixture
 def public(directory):
-    """The directory where another user sees it, too."""
+    """A copy of the directory that other users can reach."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         copied = shutil.copytree(directory, Path(folder) / "checkpoints")
@@ -209,7 +209,7 @@ def public(directory):
 
 
 @pytest.mark.parametrize("mode", [0, 0o400, 0o100])
-def test_source_that_may_not_be_read_is_an_error_that_names_it(public, mode, capsys):
+def test_unreadable_source_is_an_error_that_names_it(public, mode, capsys):
     if hasattr(os, "chown") and os.geteuid() == 0:
         os.chown(public, 65534, -1)
     public.chmod(mode)
@@ -224,16 +224,16 @@ def test_source_that_may_not_be_read_is_an_error_that_names_it(public, mode, cap
 
 
 @pytest.mark.parametrize("mode", [0, 0o400])
-def test_folder_that_may_not_be_entered_is_skipped(public, mode):
+def test_unreadable_checkpoint_folder_is_skipped(public, mode):
     folder = shutil.copytree(public / "step_00000001", public / "step_00000009")
     if os.geteuid() == 0:
         os.chown(folder, 65534, -1)
     folder.chmod(mode)
     try:
         with as_nobody():
-            look = source_at(public, None).find()
-            assert [each.manifest.step for each in look.candidates] == [1]
-            assert list(look.damaged) == [str(folder)]
-            assert "Permission denied" in look.damaged[str(folder)]
+            listing = source_at(public, None).find()
+            assert [each.manifest.step for each in listing.candidates] == [1]
+            assert list(listing.damaged) == [str(folder)]
+            assert "Permission denied" in listing.damaged[str(folder)]
     finally:
         folder.chmod(0o700)

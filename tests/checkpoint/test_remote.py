@@ -1,4 +1,4 @@
-"""Checkpoints at a URL: a network that fails is an error, and never the absence of a checkpoint."""
+"""Tests of remote sources: a failure of the network is an error, and not an absent checkpoint."""
 
 import errno
 import io
@@ -32,7 +32,7 @@ from tests.reference import weights
 
 
 class Remote(fsspec.AbstractFileSystem):
-    """A folder of this machine as a remote place, where ``plan`` has calls fail."""
+    """A file system of a local folder, in which ``plan`` can make calls fail."""
 
     protocol = "remote"
     cachable = False
@@ -40,26 +40,26 @@ class Remote(fsspec.AbstractFileSystem):
     plan = None
 
     def ls(self, path, detail=True, **options):
-        self.act("ls", path)
+        self.run_plan("ls", path)
         folder = self.root / path
         if not folder.is_dir():
             raise FileNotFoundError(path)
         return [{"name": f"{path}/{each.name}", "size": 0} for each in folder.iterdir()]
 
     def open(self, path, mode="rb", **options):
-        self.act("open", path)
+        self.run_plan("open", path)
         file = self.root / path
         if not file.is_file():
             raise FileNotFoundError(path)
         return Stream(self, path, file.read_bytes())
 
-    def act(self, call, path):
+    def run_plan(self, call, path):
         if type(self).plan is not None:
             type(self).plan(call, path)
 
 
 class Stream(io.BytesIO):
-    """A file whose later reads can be made to fail."""
+    """A file whose reads after the first one can be made to fail."""
 
     def __init__(self, fs, path, content):
         super().__init__(content)
@@ -67,7 +67,7 @@ class Stream(io.BytesIO):
 
     def read(self, size=-1):
         if self.tell():
-            self.fs.act("read", self.path)
+            self.fs.run_plan("read", self.path)
         return super().read(size)
 
 
@@ -76,7 +76,7 @@ fsspec.register_implementation("remote", Remote, clobber=True)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Checkpoints of the steps 1, 2 and 3."""
+    """A directory with checkpoints of the steps 1, 2 and 3."""
     folder = tmp_path_factory.mktemp("saved")
     checkpoint = SaveCheckpoint(folder, every_steps=1, keep_last="all")
     make_trainer(batches_of(3), checkpoint=checkpoint).run()
@@ -85,26 +85,26 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def directory(saved, tmp_path, monkeypatch):
-    """The same at remote://runs, where ``plan`` is free to be set."""
+    """A copy of these checkpoints at remote://runs, without a ``plan``."""
     monkeypatch.setattr(Remote, "root", tmp_path / "remote")
     monkeypatch.setattr(Remote, "plan", None)
     return shutil.copytree(saved, tmp_path / "remote" / "runs")
 
 
 def failing(error, call, name, times=10**9):
-    """Has a call fail whose path ends with a name."""
-    left = [times]
+    """Returns a plan that makes calls fail whose path ends with a name."""
+    remaining = [times]
 
     def plan(made, path):
-        if made == call and path.endswith(name) and left[0]:
-            left[0] -= 1
+        if made == call and path.endswith(name) and remaining[0]:
+            remaining[0] -= 1
             raise error
 
     return plan
 
 
 class AnswerError(Exception):
-    """The answer of a server, as HTTP libraries tell it."""
+    """An HTTP status as HTTP libraries raise it."""
 
     def __init__(self, status):
         super().__init__(f"{status}, message='no'")
@@ -112,7 +112,7 @@ class AnswerError(Exception):
 
 
 class ClientError(Exception):
-    """The same as botocore tells it."""
+    """An HTTP status as botocore raises it."""
 
     def __init__(self, status):
         super().__init__(f"an error occurred ({status})")
@@ -138,7 +138,7 @@ FAILURES = {
     "503 of S3": not_found_because_of(ClientError(503)),
 }
 
-MISSING = {
+ABSENCES = {
     "no such path": FileNotFoundError("remote://runs"),
     "a file in the way": NotADirectoryError("remote://runs"),
     "not in a dict": not_found_because_of(KeyError("runs")),
@@ -150,7 +150,7 @@ MISSING = {
 
 @pytest.mark.parametrize("call", ["ls", "open"])
 @pytest.mark.parametrize("kind", FAILURES)
-def test_failure_of_the_network_is_an_error_and_changes_nothing(directory, tmp_path, kind, call):
+def test_network_failure_is_an_error_and_changes_nothing(directory, tmp_path, kind, call):
     name = "runs" if call == "ls" else "runs/manifest.json"
     Remote.plan = failing(FAILURES[kind], call, name)
     trainer = make_trainer(batches_of(3))
@@ -162,13 +162,13 @@ def test_failure_of_the_network_is_an_error_and_changes_nothing(directory, tmp_p
     assert trainer.resume_report is None
 
 
-@pytest.mark.parametrize("kind", MISSING)
-def test_what_is_surely_not_there_is_no_checkpoint_yet(directory, tmp_path, kind):
-    Remote.plan = lambda call, path: (_ for _ in ()).throw(MISSING[kind])
+@pytest.mark.parametrize("kind", ABSENCES)
+def test_absent_remote_folder_means_no_checkpoint_yet(directory, tmp_path, kind):
+    Remote.plan = lambda call, path: (_ for _ in ()).throw(ABSENCES[kind])
     assert resumed("remote://runs", cache_dir=tmp_path / "cache", on_missing="start") == 0
 
 
-def test_place_without_folders_has_no_checkpoint_yet(directory, tmp_path):
+def test_object_store_without_folders_has_no_checkpoint_yet(directory, tmp_path):
     assert found("remote://bucket/of/nothing", tmp_path) == ([], [])
     (directory / "notes").mkdir()
     assert found("remote://runs/notes", tmp_path) == ([], [])
@@ -184,7 +184,7 @@ def test_place_without_folders_has_no_checkpoint_yet(directory, tmp_path):
     ],
 )
 @pytest.mark.parametrize("error", [ConnectionError("gone"), AnswerError(500)], ids=stable_id)
-def test_failure_in_mid_download_does_not_lead_to_an_older_one(
+def test_failure_during_a_download_does_not_use_an_older_one(
     directory, tmp_path, call, name, error
 ):
     Remote.plan = failing(error, call, name)
@@ -197,7 +197,7 @@ def test_failure_in_mid_download_does_not_lead_to_an_older_one(
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "longer", "changed"])
-def test_newest_that_is_known_to_be_broken_leads_to_the_older_one(directory, tmp_path, damage):
+def test_older_checkpoint_is_used_if_the_newest_is_damaged(directory, tmp_path, damage):
     file = directory / step_of(3) / "optimizer.bin"
     content = file.read_bytes()
     changed = {"shorter": content[:-9], "longer": content + b"0", "changed": b"0" + content[1:]}
@@ -208,7 +208,7 @@ def test_newest_that_is_known_to_be_broken_leads_to_the_older_one(directory, tmp
         assert resumed("remote://runs", cache_dir=tmp_path / "cache") == 2
 
 
-def test_checkpoint_that_is_pruned_while_it_is_downloaded_is_no_damage(directory, tmp_path):
+def test_checkpoint_pruned_during_its_download_is_not_damaged(directory, tmp_path):
     later = shutil.move(directory / step_of(3), tmp_path / "later")
 
     def plan(call, path):
@@ -220,9 +220,7 @@ def test_checkpoint_that_is_pruned_while_it_is_downloaded_is_no_damage(directory
     assert resumed("remote://runs", cache_dir=tmp_path / "cache") == 3
 
 
-def test_checkpoint_that_is_pruned_between_listing_and_reading_is_looked_for_again(
-    directory, tmp_path
-):
+def test_checkpoint_pruned_after_the_listing_is_searched_again(directory, tmp_path):
     shutil.rmtree(directory / step_of(1))
     later = shutil.move(directory / step_of(3), tmp_path / "later")
 
@@ -236,7 +234,7 @@ def test_checkpoint_that_is_pruned_between_listing_and_reading_is_looked_for_aga
     assert found("remote://runs", tmp_path / "cache") == ([3], [])
 
 
-def test_named_checkpoint_that_is_removed_meanwhile_is_said_to_be(directory, tmp_path):
+def test_error_says_that_a_named_checkpoint_was_removed(directory, tmp_path):
     def plan(call, path):
         if path.endswith("optimizer.bin"):
             shutil.rmtree(directory / step_of(3))
@@ -250,7 +248,7 @@ def test_named_checkpoint_that_is_removed_meanwhile_is_said_to_be(directory, tmp
 
 
 class Endless(io.RawIOBase):
-    """Counts the bytes that are read."""
+    """A file without an end, which counts the bytes that are read."""
 
     total = 0
 
@@ -262,7 +260,7 @@ class Endless(io.RawIOBase):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
-def test_no_more_is_read_than_is_declared(directory, tmp_path, monkeypatch, name):
+def test_download_stops_at_the_recorded_size(directory, tmp_path, monkeypatch, name):
     real, size = Remote.open, (directory / step_of(3) / name).stat().st_size
     monkeypatch.setattr(Endless, "total", 0)
 
@@ -273,14 +271,12 @@ def test_no_more_is_read_than_is_declared(directory, tmp_path, monkeypatch, name
     monkeypatch.setattr(Remote, "open", open_file)
     with pytest.warns(UserWarning, match="skipped, .*step_00000003"):
         assert resumed("remote://runs", cache_dir=tmp_path / "cache") == 2
-    looks = 2  # at a manifest that is damaged
-    limit = looks * MAX_MANIFEST_BYTES + looks if name == "manifest.json" else size + 1
+    reads = 2  # of a damaged manifest
+    limit = reads * MAX_MANIFEST_BYTES + reads if name == "manifest.json" else size + 1
     assert Endless.total <= limit
 
 
-def test_checkpoint_without_room_for_it_is_an_error_that_names_both(
-    directory, tmp_path, monkeypatch
-):
+def test_full_cache_disk_is_an_error_with_both_sizes(directory, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1234))
     with pytest.raises(
@@ -289,7 +285,7 @@ def test_checkpoint_without_room_for_it_is_an_error_that_names_both(
         resumed("remote://runs", cache_dir=tmp_path / "cache", on_missing="start")
 
 
-def test_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_missing_protocol_package_is_an_error_that_names_it(tmp_path, monkeypatch):
     about = {"class": "nowherefs.Nowhere", "err": "Install nowherefs to access Nowhere"}
     monkeypatch.setitem(known_implementations, "nowhere", about)
     with pytest.raises(ImportError, match=r"`source` nowhere://x needs .*Install nowherefs"):
@@ -326,7 +322,7 @@ def test_archive_is_read(directory, tmp_path, what, kind):
 
 
 @pytest.mark.parametrize("name", ["my runs", "50% done", "50%25 done", "größer"])
-def test_file_url_of_a_path_that_has_to_be_quoted_is_found(directory, tmp_path, name):
+def test_file_url_with_quoted_characters_is_found(directory, tmp_path, name):
     moved = directory.rename(tmp_path / name)
     for url in (moved.as_uri(), f"file://{moved}"):
         assert found(url, tmp_path / "cache") == ([3, 2, 1], [])
@@ -339,12 +335,12 @@ def test_local_path_that_looks_like_a_url_is_local_if_it_exists(directory, tmp_p
     assert found("s3://runs", None) == ([3, 2, 1], [])
 
 
-def test_archive_that_is_not_there_is_an_error(tmp_path):
+def test_absent_archive_is_an_error(tmp_path):
     with pytest.raises(SourceError, match="could not be read: FileNotFoundError"):
         resumed("zip://::/no/archive.zip", cache_dir=tmp_path, on_missing="start")
 
 
-def test_manifest_of_another_program_harms_nobody(directory, tmp_path):
+def test_manifest_of_another_program_is_ignored(directory, tmp_path):
     (directory / "manifest.json").write_text(json.dumps({"name": "a web app", "icons": []}))
     assert resumed("remote://runs", cache_dir=tmp_path / "cache") == 3
     for step in (1, 2, 3):
@@ -352,13 +348,13 @@ def test_manifest_of_another_program_harms_nobody(directory, tmp_path):
     assert found("remote://runs", tmp_path / "cache") == ([], [])
 
 
-def test_directory_with_the_name_of_a_checkpoint_is_one(directory, tmp_path):
+def test_directory_may_be_named_like_a_checkpoint(directory, tmp_path):
     directory.rename(directory.parent / "step_00000500")
     assert found("remote://step_00000500", tmp_path) == ([3, 2, 1], [])
     assert found("file://" + str(directory.parent / "step_00000500"), tmp_path) == ([3, 2, 1], [])
 
 
-def test_metric_that_is_nan_does_not_keep_a_checkpoint_from_being_read(directory, tmp_path):
+def test_checkpoint_with_a_nan_metric_can_be_read(directory, tmp_path):
     for step in (1, 2, 3):
         path = directory / step_of(step) / "manifest.json"
         text = {**json.loads(path.read_text()), "metric": "loss", "metric_value": "NaN"}
@@ -367,13 +363,13 @@ def test_metric_that_is_nan_does_not_keep_a_checkpoint_from_being_read(directory
     calls = []
     Remote.plan = lambda call, path: calls.append(call)
     assert found("remote://runs", tmp_path / "cache") == ([3, 2, 1], [])
-    assert calls.count("ls") == 2, "the second look is like the first"
+    assert calls.count("ls") == 2, "the second listing equals the first"
     assert resumed("remote://runs", cache_dir=tmp_path / "cache") == 3
     assert resumed(directory) == 3
 
 
-class Answering(BaseHTTPRequestHandler):
-    """Answers all with one status."""
+class StatusHandler(BaseHTTPRequestHandler):
+    """A handler that answers all requests with one status."""
 
     def do_GET(self):
         self.send_response(self.server.status)
@@ -388,7 +384,7 @@ class Answering(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+    with HTTPServer(("127.0.0.1", 0), StatusHandler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         yield server
@@ -397,7 +393,7 @@ def server():
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
-def test_answers_of_a_server(server, tmp_path, status):
+def test_http_statuses_are_absence_or_error(server, tmp_path, status):
     pytest.importorskip("aiohttp", reason="fsspec's HTTP needs it")
     server.status = status
     url = f"http://127.0.0.1:{server.server_port}/runs"
@@ -409,7 +405,7 @@ def test_answers_of_a_server(server, tmp_path, status):
             resumed(url, **options)
 
 
-def test_server_that_is_not_there_is_an_error(server, tmp_path):
+def test_unreachable_server_is_an_error(server, tmp_path):
     pytest.importorskip("aiohttp", reason="fsspec's HTTP needs it")
     server.server_close()
     url = f"http://127.0.0.1:{server.server_port}/runs"
@@ -418,9 +414,7 @@ def test_server_that_is_not_there_is_an_error(server, tmp_path):
 
 
 @pytest.mark.parametrize("error", [None, PermissionError(errno.EACCES, "Permission denied")])
-def test_local_folder_by_url_is_never_taken_for_an_empty_one(
-    directory, tmp_path, monkeypatch, error
-):
+def test_unreadable_local_url_is_an_error_and_not_empty(directory, tmp_path, monkeypatch, error):
     url = directory.as_uri()
     if error is None:
         assert resumed(url, cache_dir=tmp_path / "cache", on_missing="start") == 3

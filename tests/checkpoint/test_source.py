@@ -1,4 +1,4 @@
-"""Where checkpoints are found, and what a download leaves behind."""
+"""Tests of sources: how checkpoints are listed, and the files that a download leaves."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from tests.reference import weights
 
 @pytest.fixture
 def memory():
-    """The file system of memory://, empty before and after."""
+    """The file system of memory://, empty before and after the test."""
     MemoryFileSystem.store.clear()
     yield fsspec.filesystem("memory")
     MemoryFileSystem.store.clear()
@@ -32,7 +32,7 @@ def memory():
 
 @pytest.fixture
 def directory(tmp_path):
-    """Checkpoints of the steps 1, 2 and 3."""
+    """A directory with checkpoints of the steps 1, 2 and 3."""
     folder = tmp_path / "checkpoints"
     checkpoint = SaveCheckpoint(folder, every_steps=1, keep_last="all")
     make_trainer(batches_of(3), checkpoint=checkpoint).run()
@@ -41,7 +41,7 @@ def directory(tmp_path):
 
 @pytest.fixture(params=["file", "memory"])
 def remote(request, directory, memory):
-    """The same at a URL."""
+    """The URL of these checkpoints."""
     if request.param == "file":
         return directory.as_uri()
     memory.put(str(directory), "/runs/checkpoints", recursive=True)
@@ -59,7 +59,7 @@ def found(place, cache=None):
 
 
 def resumed(source, **options):
-    """The step that a trainer goes on from."""
+    """Returns the step from which a trainer resumes."""
     trainer = make_trainer(batches_of(3), resume_from=ResumeCheckpoint(source, **options))
     return trainer.state.optimizer_step
 
@@ -72,7 +72,7 @@ def renumber(folder, number):
 
 
 def files_of(cache):
-    """What has been downloaded, or is on its way."""
+    """Returns the names of downloads, complete or in progress."""
     names = os.listdir(cache) if cache.exists() else []
     return sorted(name for name in names if name != ".lock")
 
@@ -84,7 +84,7 @@ def test_directory_lists_checkpoints_newest_first_by_number(directory):
     assert resumed(directory) == 1
 
 
-def test_checkpoint_folder_of_any_name_is_found_itself(directory, tmp_path):
+def test_folder_of_a_single_checkpoint_may_have_any_name(directory, tmp_path):
     assert found(directory / step_of(2)) == ([2], [])
     copied = shutil.copytree(directory / step_of(2), tmp_path / "the best")
     assert found(copied) == ([2], [])
@@ -123,14 +123,14 @@ def test_file_in_place_of_the_directory_is_an_error(tmp_path):
         make_trainer(batches_of(3), resume_from=ResumeCheckpoint(path, on_missing="start"))
 
 
-def test_a_url_needs_a_cache():
+def test_url_needs_a_cache_dir():
     with pytest.raises(ValueError, match="`cache_dir` must be given for a URL, got None for s3://"):
         source_at("s3://bucket/checkpoints", None)
     with pytest.raises(ValueError, match="`cache_dir` must be given for a URL"):
         make_trainer(batches_of(3), resume_from="memory://runs/checkpoints")
 
 
-def test_a_url_gives_the_same_as_the_directory(directory, remote, tmp_path):
+def test_url_lists_the_same_checkpoints_as_the_directory(directory, remote, tmp_path):
     cache = tmp_path / "cache"
     assert found(remote, cache) == ([3, 2, 1], [])
     assert found(f"{remote}/", cache) == ([3, 2, 1], [])
@@ -142,7 +142,7 @@ def test_a_url_gives_the_same_as_the_directory(directory, remote, tmp_path):
     assert trainer.resume_report.checkpoint.parent == cache
 
 
-def test_only_what_is_needed_is_downloaded_under_its_own_name(remote, tmp_path):
+def test_only_the_fetched_checkpoint_is_downloaded(remote, tmp_path):
     cache = tmp_path / "deep" / "cache"
     assert resumed(remote, cache_dir=cache) == 3
     (name,) = files_of(cache)
@@ -153,7 +153,7 @@ def test_only_what_is_needed_is_downloaded_under_its_own_name(remote, tmp_path):
     )
 
 
-def test_a_file_in_a_folder_of_the_checkpoint_is_downloaded_too(directory, tmp_path):
+def test_files_in_sub_folders_are_downloaded(directory, tmp_path):
     folder = directory / step_of(3)
     (folder / "sharded" / "deep").mkdir(parents=True)
     (folder / "sharded" / "deep" / "part").write_bytes(b"")
@@ -168,8 +168,8 @@ def test_a_file_in_a_folder_of_the_checkpoint_is_downloaded_too(directory, tmp_p
     assert (checkpoint.folder / "sharded" / "deep" / "part").exists()
 
 
-class Refusing:
-    """Has the files opened of a file system counted, and one of them fail in the middle."""
+class CountedFiles:
+    """Counts the opened files of a file system, and makes one of them fail while it is read."""
 
     def __init__(self, monkeypatch, fails_at=None, error=None):
         self.count = 0
@@ -187,7 +187,7 @@ class Refusing:
 
 
 class FailingFile(io.BytesIO):
-    """Fails after the first bytes."""
+    """A file that raises an error after the first bytes."""
 
     def __init__(self, error):
         super().__init__(b"half")
@@ -208,7 +208,7 @@ def in_memory(directory, memory):
 
 def test_cached_files_are_not_downloaded_again(in_memory, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    downloads = Refusing(monkeypatch)
+    downloads = CountedFiles(monkeypatch)
     assert resumed(in_memory, cache_dir=cache) == 3
     first = downloads.count
     assert first == 4
@@ -217,7 +217,7 @@ def test_cached_files_are_not_downloaded_again(in_memory, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "a bit", "deleted"])
-def test_a_damaged_cache_is_replaced(in_memory, tmp_path, damage):
+def test_damaged_cached_checkpoint_is_replaced(in_memory, tmp_path, damage):
     cache = tmp_path / "cache"
     resumed(in_memory, cache_dir=cache)
     (name,) = files_of(cache)
@@ -234,7 +234,7 @@ def test_a_damaged_cache_is_replaced(in_memory, tmp_path, damage):
     assert files_of(cache) == [name]
 
 
-def test_cache_tells_checkpoints_of_the_same_name_apart(in_memory, tmp_path):
+def test_cache_distinguishes_checkpoints_of_the_same_name(in_memory, tmp_path):
     cache, other = tmp_path / "cache", tmp_path / "other"
     resumed(in_memory, cache_dir=cache)
     trainer = make_trainer(batches_of(4)[1:], checkpoint=SaveCheckpoint(other))
@@ -247,21 +247,19 @@ def test_cache_tells_checkpoints_of_the_same_name_apart(in_memory, tmp_path):
 
 @pytest.mark.parametrize("fails_at", [1, 2, 4])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ConnectionError("gone")], ids=stable_id)
-def test_a_download_that_breaks_off_leaves_nothing(
-    in_memory, tmp_path, monkeypatch, fails_at, error
-):
+def test_failed_download_leaves_no_files(in_memory, tmp_path, monkeypatch, fails_at, error):
     cache = tmp_path / "cache"
     source = source_at(in_memory, cache)
     candidate = source.find().candidates[0]
     with monkeypatch.context() as patched:
-        Refusing(patched, fails_at, error)
+        CountedFiles(patched, fails_at, error)
         with pytest.raises((KeyboardInterrupt, SourceError)):
             source.fetch(candidate, verify=True)
     assert files_of(cache) == []
     assert source.fetch(candidate, verify=True).folder.is_dir()
 
 
-def test_a_download_is_not_seen_under_its_name_before_it_is_whole(in_memory, tmp_path, monkeypatch):
+def test_download_gets_its_name_only_when_it_is_complete(in_memory, tmp_path, monkeypatch):
     cache, seen = tmp_path / "cache", []
     real = MemoryFileSystem.open
 
@@ -277,7 +275,7 @@ def test_a_download_is_not_seen_under_its_name_before_it_is_whole(in_memory, tmp
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_remote_file_that_is_damaged_leads_to_the_older_one(
+def test_older_checkpoint_is_used_if_a_remote_file_is_damaged(
     in_memory, memory, tmp_path, damage, verify
 ):
     name = f"/runs/checkpoints/{step_of(3)}/optimizer.bin"

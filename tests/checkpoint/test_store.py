@@ -9,7 +9,7 @@ import pytest
 from ignite_hooks.checkpoint import store as store_module
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems
-from ignite_hooks.checkpoint.store import has_its_files
+from ignite_hooks.checkpoint.store import has_all_files
 from ignite_hooks.checkpoint.store import is_still_there
 from ignite_hooks.checkpoint.store import read_manifest
 from tests.checkpoint.stored import FILES
@@ -33,7 +33,7 @@ def store(tmp_path):
     return CheckpointStore(tmp_path / "runs" / "checkpoints")
 
 
-def test_a_checkpoint_is_there_when_it_is_committed_and_not_before(store):
+def test_checkpoint_is_listed_only_after_its_commit(store):
     assert store.checkpoints() == []
     folder = store.begin(500)
     assert folder == store.directory / "step_00000500"
@@ -47,14 +47,14 @@ def test_a_checkpoint_is_there_when_it_is_committed_and_not_before(store):
     assert sorted(os.listdir(folder)) == ["manifest.json", "model.safetensors", "rank_0"]
 
 
-def test_newest_is_last_committed_regardless_of_step(store):
+def test_last_commit_is_the_newest_whatever_its_step(store):
     for step in (10, 20, 5):
         save(store, step)
     assert steps(store) == [5, 20, 10]
     assert [each.manifest.number for each in store.checkpoints()] == [3, 2, 1]
 
 
-def test_a_second_checkpoint_of_a_step_leaves_the_first_alone(store):
+def test_second_checkpoint_of_a_step_keeps_the_first(store):
     first, second, third = (save(store, 7) for _ in range(3))
     assert [each.name for each in (first, second, third)] == [
         "step_00000007",
@@ -71,7 +71,7 @@ def test_steps_of_more_than_eight_digits_are_found(store):
 
 
 @pytest.mark.parametrize("killed", ["at once", "half filled", "in the manifest", "before renaming"])
-def test_remains_of_a_killed_save_stay_until_the_next_save(store, killed):
+def test_remains_of_a_killed_save_are_removed_by_the_next(store, killed):
     save(store, 1)
     folder = store.begin(2)
     if killed != "at once":
@@ -91,7 +91,7 @@ def test_remains_of_a_killed_save_stay_until_the_next_save(store, killed):
     assert not (folder / "rank_0" / "more").exists()
 
 
-def test_a_removal_that_is_killed_is_finished_by_the_next_save(store, monkeypatch):
+def test_killed_removal_is_finished_by_the_next_save(store, monkeypatch):
     folder = save(store, 1)
     save(store, 2)
     real_unlink = os.unlink
@@ -105,7 +105,7 @@ def test_a_removal_that_is_killed_is_finished_by_the_next_save(store, monkeypatc
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "unlink", die)
-        if sys.version_info < (3, 11):  # Path has functions of its own
+        if sys.version_info < (3, 11):  # Path has its own copy of the functions
             patched.setattr(pathlib._normal_accessor, "unlink", die)
         with pytest.raises(KeyboardInterrupt):
             store.remove(folder)
@@ -194,7 +194,7 @@ def test_newer_checkpoint_wins_a_tie(store):
     assert kept(store, [0.5, 0.5, 0.5, 0.1, 0.1], 1, 1) == [3, 5]
 
 
-def test_values_of_another_metric_do_not_count(store):
+def test_values_of_another_metric_are_never_the_best(store):
     assert kept(store, [0.9, 0.8, 0.7], 1, 2, metric="f1") == [3]
 
 
@@ -206,14 +206,14 @@ def test_retention_uses_manifests_and_survives_a_resume(store):
     assert sorted(steps(other)) == [1, 4]
 
 
-def test_another_training_in_the_directory_neither_counts_nor_goes(store):
+def test_checkpoints_of_another_run_are_not_pruned(store):
     for step, value in ((10, 0.9), (20, 0.8)):
         save(store, step, training="theirs", metric="accuracy", metric_value=value)
     assert kept(store, [0.1, 0.3, 0.2], 1, 1) == [2, 3, 10, 20]
 
 
 @pytest.mark.parametrize("how", ["deleted", "emptied", "truncated", "longer"])
-def test_incomplete_checkpoint_does_not_count_but_ages_out(store, how):
+def test_incomplete_checkpoint_is_not_counted_and_is_pruned(store, how):
     folders = [save(store, step, metric="f1", metric_value=step) for step in (1, 2, 3)]
     damaged(folders[2], how)
     store.retain(OURS, 2, 1, "f1", "max")
@@ -227,7 +227,7 @@ def test_incomplete_checkpoint_does_not_count_but_ages_out(store, how):
 
 
 @pytest.mark.parametrize(("owner", "call"), [(os, "fsync"), (pathlib.Path, "touch")])
-def test_folder_that_cannot_be_begun_is_not_left(store, monkeypatch, owner, call):
+def test_failed_begin_leaves_no_folder(store, monkeypatch, owner, call):
     store.directory.mkdir(parents=True)
 
     def fail(*args, **options):
@@ -241,7 +241,7 @@ def test_folder_that_cannot_be_begun_is_not_left(store, monkeypatch, owner, call
 
 @pytest.fixture
 def read(monkeypatch):
-    """The steps of the manifests that are read."""
+    """The steps of the manifests that are read, in order."""
     steps, real = [], store_module.read_manifest
 
     def note(folder):
@@ -271,7 +271,7 @@ def test_manifest_that_has_changed_is_read_again(store, read):
     assert store.checkpoints() == []
 
 
-def test_another_checkpoint_of_the_same_name_is_another(store):
+def test_replaced_checkpoint_of_the_same_name_is_read_again(store):
     folder = save(store, 1)
     assert steps(store) == [1]
     other = CheckpointStore(store.directory.parent / "other")
@@ -282,7 +282,7 @@ def test_another_checkpoint_of_the_same_name_is_another(store):
     assert found.manifest.training == "theirs"
 
 
-def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
+def test_save_and_removal_sync_in_the_documented_order(store, monkeypatch):
     save(store, 1)
     calls, opened = [], {}
     real = {name: getattr(os, name) for name in ("open", "fsync", "replace", "unlink", "rmdir")}
@@ -310,7 +310,7 @@ def test_the_order_in_which_a_save_reaches_the_disk(store, monkeypatch):
     monkeypatch.setattr(os, "fsync", note_fsync)
     for name in ("replace", "unlink", "rmdir"):
         monkeypatch.setattr(os, name, note(name))
-        if sys.version_info < (3, 11):  # Path has functions of its own
+        if sys.version_info < (3, 11):  # Path has its own copy of the functions
             monkeypatch.setattr(pathlib._normal_accessor, name, note(name))
     save(store, 2)
     store.retain(OURS, 1, 0, None, "max")
@@ -351,7 +351,7 @@ def test_each_kind_of_damage_is_found_and_reported(store, how, said):
     damaged(save(store, 1), how)
     (checkpoint,) = store.checkpoints()
     assert find_problems(checkpoint) == [f"model.safetensors {said}"]
-    assert has_its_files(checkpoint) == (how == "a bit flipped")
+    assert has_all_files(checkpoint) == (how == "a bit flipped")
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"x" * 100, b" " * (2**24 + 1)], ids=len)
@@ -366,14 +366,14 @@ def test_folder_with_damaged_manifest_is_ignored_but_kept(store, text):
     assert folder.exists()
 
 
-def test_a_manifest_that_is_too_long_to_be_one_is_not_parsed(store):
+def test_manifest_over_the_size_limit_is_not_parsed(store):
     file = save(store, 1) / "manifest.json"
     file.write_bytes(file.read_bytes() + b" " * 2**24)
     assert store.checkpoints() == []
     assert list(store.broken().values()) == ["its manifest is damaged"]
 
 
-def test_removed_or_replaced_checkpoint_is_told_from_a_damaged_one(store):
+def test_removed_or_replaced_checkpoint_is_not_damaged(store):
     folder = save(store, 1, metric="loss", metric_value=nan)
     (checkpoint,) = store.checkpoints()
     assert is_still_there(checkpoint)

@@ -1,4 +1,4 @@
-"""Links, and what is not a checkpoint, in a directory of checkpoints."""
+"""Tests of links and other entries than checkpoints in a directory of checkpoints."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """A folder outside of the directory, with something that must stay."""
+    """A folder outside of the directory, with a file that must stay."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "precious").write_text("mine")
@@ -37,7 +37,7 @@ def steps(store):
 
 
 def content(folder):
-    """Each path within a folder, and the bytes of each file."""
+    """Returns each path within a folder, with the bytes of each file."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -45,7 +45,7 @@ def content(folder):
 
 
 def moved(folder, target):
-    """Moves a checkpoint elsewhere, with a link left in its place."""
+    """Moves a checkpoint to another path, and leaves a link in its place."""
     shutil.move(folder, target)
     folder.symlink_to(target, target_is_directory=True)
     return target
@@ -54,7 +54,7 @@ def moved(folder, target):
 # A checkpoint that is a link
 
 
-def test_moved_and_linked_checkpoint_is_one_of_the_directory(store, elsewhere):
+def test_moved_checkpoint_is_listed_by_its_link(store, elsewhere):
     save(store, 1)
     moved(save(store, 2), elsewhere / "any name")
     assert [each.folder.name for each in store.checkpoints()] == ["step_00000002", "step_00000001"]
@@ -82,7 +82,7 @@ def test_only_the_link_of_a_pruned_checkpoint_is_removed(store, elsewhere, caplo
 
 
 @pytest.mark.parametrize("names", [["step_00000009"], ["step_00000000"], ["step_00000009-2", "a"]])
-def test_a_second_name_of_a_checkpoint_does_not_count(store, names):
+def test_link_beside_its_folder_is_not_a_second_checkpoint(store, names):
     folders = [save(store, step) for step in (1, 2, 3)]
     for name in names:
         (store.directory / name).symlink_to(folders[0].name)
@@ -98,7 +98,7 @@ def test_two_links_to_one_checkpoint_count_as_one(store, elsewhere):
     assert steps(store) == [2, 1]
 
 
-def test_what_a_link_leads_to_is_not_cleaned_up(store, elsewhere):
+def test_targets_of_links_are_not_cleaned_up(store, elsewhere):
     (elsewhere / "incomplete.json").touch()
     (elsewhere / "empty").mkdir()
     (store.directory).mkdir()
@@ -109,13 +109,13 @@ def test_what_a_link_leads_to_is_not_cleaned_up(store, elsewhere):
     assert content(elsewhere) == before
 
 
-# What a user has put there
+# Files of users
 
 
 @pytest.mark.parametrize(
     "paths", [["notes.txt"], [".nfs000000000012ab"], ["eval/scores.json"], ["rank_0/mine", "a/b"]]
 )
-def test_folder_of_a_removed_checkpoint_with_user_files_is_none(store, paths):
+def test_user_files_of_a_removed_checkpoint_are_no_checkpoint(store, paths):
     folder = save(store, 1)
     for path in paths:
         (folder / path).parent.mkdir(exist_ok=True)
@@ -139,8 +139,8 @@ def test_a_folder_that_has_lost_its_manifest_is_damaged(store, name):
 # Nothing outside the directory is removed
 
 
-def left_over(store, step, names):
-    """A folder with the list of a removal that was broken off, of names that were made up."""
+def interrupted_removal(store, step, names):
+    """Creates the folder of an interrupted removal, with the given names in its manifest."""
     folder = store.begin(step)
     fill(folder)
     files = dict.fromkeys(names, FileRecord(size=1, checksum=""))
@@ -152,8 +152,8 @@ def left_over(store, step, names):
 @pytest.mark.parametrize(
     "name", ["link/precious", "link/deep/../precious", "/etc/hosts", "../../elsewhere/precious"]
 )
-def test_list_that_leads_out_of_the_folder_removes_nothing_there(store, elsewhere, name):
-    folder = left_over(store, 7, [name, "link/more"])
+def test_listed_paths_outside_of_the_folder_are_not_removed(store, elsewhere, name):
+    folder = interrupted_removal(store, 7, [name, "link/more"])
     (folder / "link").symlink_to(elsewhere)
     (elsewhere / "more").touch()
     before = content(elsewhere)
@@ -162,8 +162,8 @@ def test_list_that_leads_out_of_the_folder_removes_nothing_there(store, elsewher
     assert steps(store) == [1]
 
 
-def test_link_to_a_sub_folder_of_the_user_removes_nothing_there(store):
-    folder = left_over(store, 7, ["link/mine"])
+def test_files_behind_a_linked_sub_folder_are_not_removed(store):
+    folder = interrupted_removal(store, 7, ["link/mine"])
     (folder / "own").mkdir()
     (folder / "own" / "mine").write_text("mine")
     (folder / "link").symlink_to("own")
@@ -171,8 +171,8 @@ def test_link_to_a_sub_folder_of_the_user_removes_nothing_there(store):
     assert (folder / "own" / "mine").read_text() == "mine"
 
 
-def test_listed_links_go_and_listed_folders_of_the_user_stay(store, elsewhere):
-    folder = left_over(
+def test_listed_links_are_removed_and_listed_folders_kept(store, elsewhere):
+    folder = interrupted_removal(
         store, 7, ["file", "folder", "eval", "eval/scores", "none/x", "model.safetensors/x"]
     )
     (folder / "file").symlink_to(elsewhere / "precious")
@@ -231,7 +231,7 @@ def listening(path):
         os.chdir(here)
 
 
-IN_ITS_PLACE = {
+MAKERS = {
     "file": Path.touch,
     "fifo": fifo,
     "socket": listening,
@@ -242,10 +242,10 @@ IN_ITS_PLACE = {
 }
 
 
-@pytest.mark.parametrize("kind", IN_ITS_PLACE)
-def test_a_name_that_is_taken_does_not_stop_a_save(store, kind):
+@pytest.mark.parametrize("kind", MAKERS)
+def test_name_in_use_does_not_stop_a_save(store, kind):
     save(store, 1)
-    IN_ITS_PLACE[kind](store.directory / "step_00000002")
+    MAKERS[kind](store.directory / "step_00000002")
     assert save(store, 2).name == "step_00000002-2"
     store.retain(OURS, 1, 0, None, "max")
     assert steps(store) == [2]
@@ -253,15 +253,15 @@ def test_a_name_that_is_taken_does_not_stop_a_save(store, kind):
     assert store.broken() == {}
 
 
-@pytest.mark.parametrize("kind", [*IN_ITS_PLACE, "folder"])
+@pytest.mark.parametrize("kind", [*MAKERS, "folder"])
 @pytest.mark.parametrize("name", ["manifest.json", "incomplete.json"])
-def test_odd_files_in_a_folder_do_not_stop_a_save(store, name, kind):
+def test_special_files_in_a_folder_do_not_stop_a_save(store, name, kind):
     folder = store.directory / "step_00000009"
     folder.mkdir(parents=True)
-    {**IN_ITS_PLACE, "folder": Path.mkdir}[kind](folder / name)
+    {**MAKERS, "folder": Path.mkdir}[kind](folder / name)
     assert store.begin(1).name == "step_00000001"
     assert store.next_number() == 1
-    if (name, kind) != ("incomplete.json", "file"):  # the rest of a save that was killed
+    if (name, kind) != ("incomplete.json", "file"):  # the remains of a killed save
         assert os.path.lexists(folder / name)
     if name == "manifest.json":
         why = "its manifest is damaged" if kind == "file" else "its manifest is not a file"
@@ -270,7 +270,7 @@ def test_odd_files_in_a_folder_do_not_stop_a_save(store, name, kind):
 
 @pytest.fixture
 def unprivileged():
-    """A directory, and no right to what others have in it."""
+    """A directory, and a function after which files of others cannot be read."""
     directory = Path(tempfile.mkdtemp())
     directory.chmod(0o777)
     is_root = os.geteuid() == 0
@@ -288,7 +288,7 @@ def unprivileged():
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "incomplete.json", "trainer.pt"])
-def test_folders_that_may_not_be_entered_do_not_stop_a_save(unprivileged, name):
+def test_unreadable_folders_do_not_stop_a_save(unprivileged, name):
     directory, give_up_rights = unprivileged
     store = CheckpointStore(directory)
     theirs = directory / "step_00000009"
@@ -303,18 +303,20 @@ def test_folders_that_may_not_be_entered_do_not_stop_a_save(unprivileged, name):
     assert store.damaged() == {theirs: "it cannot be read (Permission denied)"}
 
 
-def test_remains_that_cannot_be_removed_are_told_and_do_not_stop_a_save(unprivileged):
+def test_remains_that_cannot_be_removed_only_warn(unprivileged):
     directory, give_up_rights = unprivileged
     store = CheckpointStore(directory)
     theirs = store.begin(9)
     (theirs / "file").touch()
     give_up_rights()
-    with pytest.warns(UserWarning, match="broken off, .*step_00000009, could not be removed: "):
+    with pytest.warns(
+        UserWarning, match="interrupted save .*step_00000009, could not be removed: "
+    ):
         save(store, 1)
     assert steps(store) == [1]
 
 
-def test_a_checkpoint_that_cannot_be_removed_does_not_keep_the_others(store, monkeypatch):
+def test_failed_removal_does_not_keep_other_checkpoints(store, monkeypatch):
     for step in range(1, 5):
         save(store, step)
     replace = os.replace
@@ -330,8 +332,8 @@ def test_a_checkpoint_that_cannot_be_removed_does_not_keep_the_others(store, mon
     assert steps(store) == [4, 3]
 
 
-@pytest.mark.parametrize("act", ["commit", "remove"])
-def test_folder_that_changes_while_it_is_looked_at_is_not_broken(store, monkeypatch, act):
+@pytest.mark.parametrize("action", ["commit", "remove"])
+def test_folder_that_changes_during_its_check_is_not_broken(store, monkeypatch, action):
     folder = store.begin(1)
     fill(folder)
     manifest = manifest_of(store, folder, 1)
@@ -349,7 +351,7 @@ def test_folder_that_changes_while_it_is_looked_at_is_not_broken(store, monkeypa
             store.remove(folder)
         return found
 
-    if act == "commit":
+    if action == "commit":
         (folder / "trainer.pt").touch()
         monkeypatch.setattr(os, "listdir", commit_and_list)
     else:

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint in a module, bit by bit, or an error and the module as it was."""
+"""Tests of loading weights: equal bit for bit, or an error that leaves the module unchanged."""
 
 import math
 import shutil
@@ -31,7 +31,7 @@ BEST = 16
 
 
 class Model(torch.nn.Module):
-    """Tied and complex weights, and buffers."""
+    """A model with tied and complex weights, and buffers."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class Model(torch.nn.Module):
 
 
 class Weighted(torch.nn.Module):
-    """A loss with a parameter."""
+    """A loss function with a parameter."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ def test_checkpoints_are_listed_the_newest_first(run):
     assert found[0].saved_at > found[1].saved_at
 
 
-def test_one_checkpoint_and_a_url_are_sources_too(run, tmp_path):
+def test_single_checkpoint_and_url_are_sources(run, tmp_path):
     folder, _ = run
     assert [each.step for each in checkpoints(str(folder / "step_00000008"))] == [8]
     found = checkpoints(folder.as_uri())
@@ -134,7 +134,7 @@ def test_one_checkpoint_and_a_url_are_sources_too(run, tmp_path):
     assert checkpoints(tmp_path) == []
 
 
-def test_a_source_that_is_no_directory_is_an_error(tmp_path):
+def test_source_that_is_not_a_directory_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="`source` must be a directory of checkpoints"):
         checkpoints(tmp_path / "nowhere")
     (tmp_path / "file").touch()
@@ -145,7 +145,7 @@ def test_a_source_that_is_no_directory_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_the_best_is_known_by_the_mode_of_its_own_run(tmp_path, mode):
+def test_mode_of_the_run_decides_which_is_best(tmp_path, mode):
     train(tmp_path, scores=(3.0, 1.0, math.nan), mode=mode)
     with pytest.warns(UserWarning, match="checkpoints of other runs"):
         train(tmp_path, scores=(2.0, 5.0), mode="max")
@@ -154,7 +154,7 @@ def test_the_best_is_known_by_the_mode_of_its_own_run(tmp_path, mode):
     assert load_weights(Model(), tmp_path).metric_value == 5.0
 
 
-def test_a_damaged_checkpoint_is_left_out_with_a_warning(run, tmp_path):
+def test_damaged_checkpoint_is_skipped_with_a_warning(run, tmp_path):
     folder = shutil.copytree(run[0], tmp_path / "copy")
     (folder / "step_00000016" / "manifest.json").write_text("{")
     with pytest.warns(UserWarning, match="skipped, .*its manifest is damaged"):
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_left_out_with_a_warning(run, tmp_path):
     ],
 )
 @pytest.mark.parametrize("is_url", [False, True])
-def test_weights_are_those_of_the_checkpoint_asked_for(run, tmp_path, which, step, is_url):
+def test_weights_of_the_selected_checkpoint_are_loaded(run, tmp_path, which, step, is_url):
     folder, digests = run
     which = which(folder) if callable(which) else which
     if is_url and "/" in str(which):
@@ -232,7 +232,7 @@ def test_weights_do_not_depend_on_how_they_are_stored(tmp_path, safe_serializati
     assert digest(module) == digests[4]["model"]
 
 
-def test_flags_and_devices_of_the_module_stay(run):
+def test_module_keeps_its_flags_and_devices(run):
     module = Model().requires_grad_(False).eval()
     load_weights(module, run[0], map_location=torch.device("cpu"))
     assert not module.training
@@ -243,12 +243,16 @@ def test_flags_and_devices_of_the_module_stay(run):
     ("place", "error", "said"),
     [
         (5, TypeError, "`map_location` must be a device, .* got 5"),
-        ("nowhere", ValueError, "`map_location` must be a place that there is, got 'nowhere'"),
-        ("cuda:99", ValueError, "`map_location` must be a place that there is, got 'cuda:99'"),
-        ({"cpu": "cuda:99"}, ValueError, "`map_location` must be a place .*, got {'cpu': 'cuda"),
+        ("nowhere", ValueError, "`map_location` must be an available device, got 'nowhere'"),
+        ("cuda:99", ValueError, "`map_location` must be an available device, got 'cuda:99'"),
+        (
+            {"cpu": "cuda:99"},
+            ValueError,
+            "`map_location` must be an available .*, got {'cpu': 'cuda",
+        ),
     ],
 )
-def test_map_location_that_is_not_there_is_an_error(run, place, error, said):
+def test_unavailable_map_location_is_an_error(run, place, error, said):
     module = Model()
     before = digest(module)
     with pytest.raises(error, match=said):
@@ -340,7 +344,7 @@ def test_weights_that_do_not_fit_leave_the_module_as_it_was(run, name):
     assert before is None or digest(module) == before
 
 
-def test_not_strict_loads_what_has_the_same_names(run):
+def test_strict_false_loads_the_common_names(run):
     module = Model()
     del module.norm
     module.more = torch.nn.Linear(2, 2)
@@ -366,7 +370,7 @@ def test_not_strict_loads_what_has_the_same_names(run):
         ("best", "", TypeError, "`part` must be a name"),
     ],
 )
-def test_what_is_not_there_is_an_error_that_lists_what_is(run, which, part, error, message):
+def test_absent_checkpoint_or_part_is_an_error_that_lists_all(run, which, part, error, message):
     module = Model()
     before = digest(module)
     with pytest.raises(error, match=message):
@@ -379,7 +383,7 @@ def test_arguments_are_checked_before_anything_is_read(run, tmp_path):
         load_weights({}, run[0])
     with pytest.raises(ValueError, match="`cache_dir` must be given for a URL"):
         load_weights(Model(), run[0].as_uri())
-    with pytest.raises(FileNotFoundError, match="where there is none"):
+    with pytest.raises(FileNotFoundError, match="which has none"):
         load_weights(Model(), tmp_path)
 
 
@@ -398,8 +402,8 @@ def test_without_a_metric_there_is_no_best(tmp_path, scores, options, why):
     assert load_weights(Model(), tmp_path, "last").step == 4
 
 
-def test_checkpoints_that_do_not_name_the_mode_have_no_best(run, tmp_path):
-    """As those of layout 1: their weights can be loaded by step."""
+def test_checkpoints_without_a_mode_have_no_best(run, tmp_path):
+    """Checkpoints of layout 1 have no mode; their weights can be loaded by step."""
     folder = shutil.copytree(run[0], tmp_path / "copy")
     for path in folder.glob("*/manifest.json"):
         manifest = Manifest.loads(path.read_bytes())
@@ -411,7 +415,7 @@ def test_checkpoints_that_do_not_name_the_mode_have_no_best(run, tmp_path):
     assert digest(module) == run[1][8]["model"]
 
 
-def test_a_damaged_file_is_an_error_unless_the_last_is_asked_for(run, tmp_path):
+def test_damaged_file_is_an_error_unless_which_is_last(run, tmp_path):
     folder = shutil.copytree(run[0], tmp_path / "copy")
     for step in (16, 20):
         damaged(folder / f"step_{step:08d}", "a bit flipped")
@@ -434,7 +438,7 @@ def test_only_the_files_of_the_part_are_verified(run, tmp_path):
 
 
 @pytest.mark.parametrize("is_read", [False, True], ids=["before it is read", "after it"])
-def test_a_checkpoint_that_is_pruned_meanwhile_is_no_damage(run, tmp_path, monkeypatch, is_read):
+def test_checkpoint_pruned_during_a_load_is_not_damaged(run, tmp_path, monkeypatch, is_read):
     folder = shutil.copytree(run[0], tmp_path / "copy")
     read = weights_module.read_module
 
@@ -450,7 +454,7 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_no_damage(run, tmp_path, monke
         assert load_weights(Model(), folder, "last").step == 16
 
 
-def test_a_split_model_is_refused(run, tmp_path):
+def test_sharded_model_is_an_error(run, tmp_path):
     folder = shutil.copytree(run[0] / "step_00000004", tmp_path / "step_00000004")
     manifest = Manifest.loads((folder / "manifest.json").read_bytes())
     files = {"sharded/model.distcp": next(iter(manifest.files.values())), **manifest.files}
@@ -461,7 +465,7 @@ def test_a_split_model_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize("wrap", [lambda module: module, compiled], ids=["plain", "compiled"])
-def test_a_state_in_a_state_is_found_by_its_path(tmp_path, wrap):
+def test_nested_state_is_found_by_its_path(tmp_path, wrap):
     class Teacher:
         def __init__(self):
             self.net = torch.nn.Linear(2, 2)
@@ -492,7 +496,7 @@ class Plain(torch.nn.Module):
         return self.last(self.other(self.one(x)))
 
 
-def test_an_export_is_one_file_that_load_model_reads(tmp_path):
+def test_exported_file_can_be_read_by_load_model(tmp_path):
     seed()
     model = Plain()
     trainer = create_supervised_trainer(
@@ -522,7 +526,7 @@ def test_an_export_is_one_file_that_load_model_reads(tmp_path):
     assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_an_export_that_cannot_be_leaves_the_file_there(run, tmp_path):
+def test_failed_export_keeps_the_existing_file(run, tmp_path):
     target = tmp_path / "model.safetensors"
     target.write_text("former")
     with pytest.raises(ValueError, match=r"got phase \(torch.complex128\)"):
@@ -530,6 +534,6 @@ def test_an_export_that_cannot_be_leaves_the_file_there(run, tmp_path):
     assert target.read_text() == "former"
     with pytest.raises(ValueError, match="must be a file that ends in"):
         export_weights(run[0], tmp_path / "model.bin")
-    with pytest.raises(FileNotFoundError, match="in a folder that is there"):
+    with pytest.raises(FileNotFoundError, match="in a folder that exists"):
         export_weights(run[0], tmp_path / "nowhere" / "model.safetensors")
     assert [each.name for each in tmp_path.iterdir()] == ["model.safetensors"]
