@@ -1,9 +1,9 @@
-"""States of users' data sets, samplers and transforms: saved where they can be, or named.
+"""States of users' data sets, samplers and transforms: saved if possible, otherwise reported.
 
-An object with ``state_dict`` and ``load_state_dict`` that samples are made by is saved and
-restored. Of all other objects of users' classes the plain values (numbers, texts, small lists and
-dicts of them) are compared with those at the beginning of the run: what has changed, and is set by
-no ``set_epoch``, is state that nothing restores.
+An object that makes samples and has ``state_dict`` and ``load_state_dict`` is saved and restored.
+All other objects of users' classes have their plain values (numbers, strings, small lists and dicts
+of them) compared with the values at the start of the run. A value that has changed, and that is not
+set by ``set_epoch``, is state that a resume does not restore; a report names it.
 """
 
 import itertools
@@ -27,39 +27,44 @@ from ignite_hooks.core.object_graph import stored_values
 
 __all__ = ["Objects", "OwnStates", "has_state", "is_plain"]
 
-_MAX_ELEMENTS = 64  # of a container or a tensor whose values are compared; else their number is
-_MAX_DEPTH = 3
-_MAX_NAMED = 3
+_MAX_ELEMENTS = 64  # of a container or tensor compared by value; longer containers by length
+_MAX_DEPTH = 3  # of nested containers compared by value
+_MAX_NAMED = 3  # objects in a message; the others are counted
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, deque)
-_EMPTY: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
-_ITERATORS = tuple(type(iter(each)) for each in _EMPTY)
-_NO_VALUE, _OBJECT = object(), object()
-# Samplers, and streams of samples, are entered again by the position in the pass: a place of their
-# own beside it would be applied twice.
-_MADE_BY = ("dataset", "collate_fn")
+_ITERABLES: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
+_ITERATORS = tuple(type(iter(each)) for each in _ITERABLES)
+_NOT_COMPARABLE = object()
+_PRESENT = object()  # in place of a value: the object of this name was there
+# The parts of a loader whose states are restored. Samplers and streams are not among them: the
+# feed brings them to its position itself, and restoring their state would move them twice.
+_SAMPLE_MAKERS = ("dataset", "collate_fn")
 
 Objects = Mapping[str, Callable[[], Any]]
+"""Objects by name, each as a function that returns the object, or None if it is gone."""
 
 
 class OwnStates:
-    """The states that the objects of a loader have beside its random generators.
+    """The states of the objects of a loader, without its random generators.
 
-    The methods are given the objects that batches come from, as a search has found them now.
+    Each method is given the objects that batches come from, as found by a search right before.
     """
 
     def __init__(self) -> None:
-        self._first: dict[str, Any] | None = None
-        self._set_by_epoch: set[str] = set()
+        self._initial: dict[str, Any] | None = None  # comparable values at the start of the run
+        self._set_by_epoch: set[str] = set()  # names of values that `set_epoch` has changed
 
     def begin(self, objects: Objects) -> None:
-        """Notes the values from which the run begins, if that was not done."""
-        if self._first is None:
-            self._first = _values(_present(objects))
+        """Notes the values at the start of the run; later calls do nothing."""
+        if self._initial is None:
+            self._initial = _values(_present(objects))
 
     @contextmanager
     def told(self, objects: Objects) -> Iterator[None]:
-        """Around ``set_epoch``: what it changes is restored when it is called again."""
+        """Wraps a call of ``set_epoch``; the values that change in the body are not reported.
+
+        A resumed run calls ``set_epoch`` again, which restores them.
+        """
         self.begin(objects)
         present = _present(objects)
         if not any(hasattr(type(each), "set_epoch") for _, each in present):
@@ -70,158 +75,185 @@ class OwnStates:
         self._set_by_epoch |= _changed(before, _values(present))
 
     def doubts(self, objects: Objects) -> list[str]:
-        """Returns what has changed since the run began and is not restored on a resume."""
-        if self._first is None:
+        """Returns sentences about state that a resume does not restore, with the objects' names."""
+        if self._initial is None:
             return []
         present = _present(objects)
-        changed = sorted(_changed(self._first, _values(present)) - self._set_by_epoch)
+        changed = sorted(_changed(self._initial, _values(present)) - self._set_by_epoch)
         refused = [name for name, each in _stateful(present) if not is_plain(each.state_dict())]
         found = []
         if changed:
             have = "have" if len(changed) > 1 else "has"
             found.append(
-                f"{_some(changed)} {have} changed since the run began and {have} no state_dict "
-                "that is saved"
+                f"{_shortened(changed)} {have} changed since the run began and {have} no "
+                "state_dict that is saved"
             )
         if refused:
             found.append(
-                f"the state_dict of {_some(refused)} has more in it than tensors, numbers, texts, "
-                "lists and dicts, and is not saved"
+                f"the state_dict of {_shortened(refused)} has more in it than tensors, numbers, "
+                "texts, lists and dicts, and is not saved"
             )
         return found
 
     @staticmethod
     def stateful(objects: Objects) -> dict[str, Any]:
-        """Returns the objects that have a state which is saved."""
+        """Returns the objects whose ``state_dict`` is saved, by name."""
         return dict(_stateful(_present(objects)))
 
     def state_dict(self, objects: Objects) -> dict[str, Any]:
-        """Returns the states of the objects that have one."""
+        """Returns the states of these objects, by name; only states that are plain data."""
         states = {name: each.state_dict() for name, each in self.stateful(objects).items()}
         return {name: state for name, state in states.items() if is_plain(state)}
 
     def load_state_dict(self, objects: Objects, state_dict: Mapping[str, Any]) -> None:
-        """Restores those that are here too."""
+        """Restores the states of the objects whose names are in ``state_dict``."""
         for name, each in _stateful(_present(objects)):
             if name in state_dict:
                 each.load_state_dict(state_dict[name])
 
 
-def _some(names: list[str]) -> str:
+def _shortened(names: list[str]) -> str:
+    """Returns the first names of a list, and how many more there are."""
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return f"{', '.join(names[:_MAX_NAMED])}{more}"
 
 
 def _present(objects: Objects) -> list[tuple[str, Any]]:
-    """Returns the objects that are still there."""
+    """Returns the objects that have not been freed, with their names."""
     found = ((name, get()) for name, get in objects.items())
     return [(name, each) for name, each in found if each is not None]
 
 
 def _stateful(present: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Returns the objects that samples are made by and that have a state of their own."""
+    """Returns the objects that make samples and have ``state_dict``, with their names.
+
+    Iterable data sets and their parts are left out (see ``_SAMPLE_MAKERS``).
+    """
     found: list[tuple[str, Any]] = []
     streams: tuple[str, ...] = ()
     for name, each in present:
         if issubclass(type(each), IterableDataset):
             streams += (name, f"{name}.")
-        elif name.startswith(_MADE_BY) and not name.startswith(streams) and _is_asked(each):
+        elif (
+            name.startswith(_SAMPLE_MAKERS)
+            and not name.startswith(streams)
+            and has_state(each)
+            and not _is_of_library(each)
+        ):
             found.append((name, each))
     return found
 
 
 def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the comparable values in the objects whose state is not saved, by path."""
     stateful = {id(each) for _, each in _stateful(present)}
-    found: dict[str, Any] = {"": _OBJECT}
+    found: dict[str, Any] = {"": _PRESENT}  # the parent of all names without a dot
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):
-            found[name] = _frozen(each)
-        elif id(each) not in stateful and not _is_foreign(each):
-            found[name] = _OBJECT
+            found[name] = _comparable(each)
+        elif id(each) not in stateful and not _is_of_library(each):
+            found[name] = _PRESENT
             for part, value in stored_values(each):
-                frozen = _frozen(value)
-                if frozen is not _NO_VALUE:
-                    found[f"{name}.{part}"] = frozen
+                comparable = _comparable(value)
+                if comparable is not _NOT_COMPARABLE:
+                    found[f"{name}.{part}"] = comparable
     return found
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
-    """Returns the names of the values that are others, and of new ones of the same objects."""
+    """Returns the names of values that differ from before, and of new attributes.
+
+    Attributes of an object that was not there before do not count as new.
+    """
     return {
         name
         for name, value in now.items()
-        if value is not _OBJECT
+        if value is not _PRESENT
         and name.rpartition(".")[0] in before
-        and before.get(name, _NO_VALUE) != value
+        and before.get(name, _NOT_COMPARABLE) != value
     }
 
 
 def has_state(thing: Any) -> bool:
-    """Returns whether an object has ``state_dict`` and ``load_state_dict``, and is no module."""
-    kind = type(thing)
-    has_methods = hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
+    """Returns whether an object has ``state_dict`` and ``load_state_dict`` and is not a module.
+
+    The class is asked, not the object: a ``__getattr__`` of the user's is not called.
+    """
+    cls = type(thing)
+    has_methods = hasattr(cls, "state_dict") and hasattr(cls, "load_state_dict")
     return (
         has_methods
-        and callable(kind.state_dict)
-        and callable(kind.load_state_dict)
-        and not issubclass(kind, torch.nn.Module | type)
+        and callable(cls.state_dict)
+        and callable(cls.load_state_dict)
+        and not issubclass(cls, torch.nn.Module | type)
     )
 
 
-def _is_asked(thing: Any) -> bool:
-    return has_state(thing) and not _is_foreign(thing)
+def _is_of_library(thing: Any) -> bool:
+    """Returns whether an object belongs to a library, not to a user's class or function."""
+    cls = type(thing)
+    is_code = issubclass(cls, type) or cls is types.FunctionType
+    return is_of_library(thing if is_code else cls)
 
 
-def _is_foreign(thing: Any) -> bool:
-    """Returns whether an object is of a library, not of a user's class or function."""
-    kind = type(thing)
-    is_code = issubclass(kind, type) or kind is types.FunctionType
-    return is_of_library(thing if is_code else kind)
+def _comparable(value: Any, depth: int = 0) -> Any:
+    """Returns a copy of a plain value to compare with later; ``_NOT_COMPARABLE`` for others.
 
-
-def _frozen(value: Any, depth: int = 0) -> Any:
-    """Returns something to compare a plain value with later; ``_NO_VALUE`` for anything else."""
-    kind = type(value)
-    if kind in _SCALARS:
-        return (kind.__name__, repr(value) if kind is float else value)
+    Args:
+        value: the value.
+        depth: the number of containers around it.
+    """
+    cls = type(value)
+    if cls in _SCALARS:
+        # The name keeps 1 and True apart, and the text makes NaN equal to itself.
+        return (cls.__name__, repr(value) if cls is float else value)
     if isinstance(value, np.generic):
         return value.tobytes()
-    if kind in (np.ndarray, torch.Tensor):
-        return _frozen_array(value)
-    if kind is itertools.count:
-        return repr(value)
-    if kind is types.GeneratorType:
+    if cls in (np.ndarray, torch.Tensor):
+        return _comparable_array(value)
+    if cls is itertools.count:
+        return repr(value)  # "count(3)": the only way to read the number without advancing
+    if cls is types.GeneratorType:
+        # The instruction at which the generator is suspended, and its local variables.
         frame = value.gi_frame
-        state = () if frame is None else (frame.f_lasti, _frozen(dict(frame.f_locals), depth + 1))
-        return ("generator", state)
-    if kind in _ITERATORS:
+        if frame is None:
+            return ("generator", ())
+        return ("generator", (frame.f_lasti, _comparable(dict(frame.f_locals), depth + 1)))
+    if cls in _ITERATORS:
         return ("iterator", operator.length_hint(value))
-    if kind is dict or kind in _CONTAINERS:
+    if cls is dict or cls in _CONTAINERS:
         if len(value) > _MAX_ELEMENTS or depth >= _MAX_DEPTH:
             return ("length", len(value))
-        elements = (value.keys(), value.values()) if kind is dict else (value,)
-        return tuple(_frozen(each, depth + 1) for part in elements for each in part)
-    return _NO_VALUE
+        elements = (value.keys(), value.values()) if cls is dict else (value,)
+        return tuple(_comparable(each, depth + 1) for part in elements for each in part)
+    return _NOT_COMPARABLE
 
 
-def _frozen_array(value: Any) -> Any:
+def _comparable_array(value: Any) -> Any:
+    """Returns the values of a small array or CPU tensor; ``_NOT_COMPARABLE`` for others.
+
+    Reading a tensor on another device would synchronize with the device.
+    """
     if isinstance(value, torch.Tensor):
         is_small = value.device.type == "cpu" and value.numel() <= _MAX_ELEMENTS
-        return str(value.tolist()) if is_small and value.layout is torch.strided else _NO_VALUE
-    return (
-        value.tobytes() if value.size <= _MAX_ELEMENTS and not value.dtype.hasobject else _NO_VALUE
-    )
+        is_readable = is_small and value.layout is torch.strided
+        return str(value.tolist()) if is_readable else _NOT_COMPARABLE
+    is_readable = value.size <= _MAX_ELEMENTS and not value.dtype.hasobject
+    return value.tobytes() if is_readable else _NOT_COMPARABLE
 
 
 def is_plain(state: Any) -> bool:
-    """Returns whether a state is made of what is loaded without running code."""
-    waiting = [state]
-    while waiting:
-        each = waiting.pop()
+    """Returns whether a state consists of types that ``torch.load`` reads without running code.
+
+    These are dicts, lists, tuples, tensors, numbers, strings, bytes and None; no subclasses.
+    """
+    remaining = [state]
+    while remaining:
+        each = remaining.pop()
         if type(each) in (dict, OrderedDict):
-            waiting += [*each.keys(), *each.values()]
+            remaining += [*each.keys(), *each.values()]
         elif type(each) in (list, tuple):
-            waiting += each
+            remaining += each
         elif type(each) not in (*_SCALARS, torch.Tensor):
             return False
     return True

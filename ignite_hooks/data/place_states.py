@@ -1,13 +1,15 @@
-"""States from which data go on at one of their batches, without giving those before it again.
+"""Snapshots of data that have a state: a pass resumes from one without loading earlier batches.
 
-An object with ``state_dict`` and ``load_state_dict`` that gives the batches of a pass, or the
-samples of them, tells with its state where it is. A feed often has fetched batches that it has not
-given: the state that belongs to its position is older than the present one.
+Data can hold an object with ``state_dict`` and ``load_state_dict`` whose state contains the
+position in the pass: a stream, a loader, a sampler. Here this object is called the keeper of the
+place. A feed often has fetched batches that it has not given yet, so the present state of the
+keeper is ahead of the feed's position. Therefore snapshots of the last positions are kept.
 
-Two private members of torchdata are used, and ``tests/data/test_data_states.py`` fails when they
-change their meaning: ``StatefulDataLoader._iterator``, by which a loader whose workers stay is
-known to have begun, and ``torchdata.nodes.Loader._it``, its iterator. One that has found that its
-pass is over tells the state of then for ever.
+Two private attributes of torchdata are used. ``StatefulDataLoader._iterator`` shows whether a
+loader with persistent workers has begun. ``torchdata.nodes.Loader._it`` is the iterator of a
+loader: one that has looked for a batch after the end of its pass returns the state from before
+that look for ever, and has to be replaced. ``tests/data/test_data_states.py`` fails when either
+changes its meaning.
 """
 
 import copy
@@ -55,8 +57,8 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_NOWHERE = FeedPosition(-1, 0)
-_DATA_SET = "data set"  # the only state in that of a loader between two passes
+_NO_POSITION = FeedPosition(-1, 0)  # equal to the position of no feed: passes count from 0
+_DATA_SET = "data set"  # between two passes the state of a loader has this key alone
 
 
 def is_stateful_loader(loader: Any) -> bool:
@@ -69,7 +71,7 @@ def stateful_loader(loader: DataLoader[Any]) -> DataLoader[Any] | None:
     """Returns a ``StatefulDataLoader`` like ``loader``; None where torchdata is not installed.
 
     Args:
-        loader: a loader of a stream, whose samples no sampler chooses.
+        loader: a loader of an iterable data set, which has no sampler.
     """
     try:
         torchdata: Any = importlib.import_module("torchdata.stateful_dataloader")
@@ -95,13 +97,13 @@ def stateful_loader(loader: DataLoader[Any]) -> DataLoader[Any] | None:
 
 @dataclass(frozen=True)
 class PlaceKeeper:
-    """An object whose state tells which batch it gives next.
+    """The keeper of the place: an object whose state determines which batch it gives next.
 
     Args:
         holder: the object.
-        paths: the names of the objects whose states are in its state; the first is its own.
-        workers: the number of worker processes that the state is of.
-        caveats: what of the rest of a pass is not in the state, as far as that is known.
+        paths: the names of the objects whose states are part of its state, its own name first.
+        workers: the number of worker processes whose states are part of its state.
+        caveats: known reasons why the rest of a pass may differ although the state is restored.
     """
 
     holder: Any
@@ -111,16 +113,17 @@ class PlaceKeeper:
 
     @property
     def name(self) -> str:
-        """Tells which object it is, and of which kind: one of the same name takes its state."""
+        """The path and the class of the object; an object of equal name can load its state."""
         workers = f", {self.workers} workers" if self.workers else ""
         return f"{self.paths[0]} ({type(self.holder).__qualname__}{workers})"
 
     def has(self, name: str) -> bool:
-        """Returns whether its state tells of what has that name."""
+        """Returns whether the state of the object of that name is part of the keeper's state."""
+        # The name of a random generator ends with its class: "sampler.rng (PCG64)".
         return any(f"{name}.".startswith((f"{path}.", f"{path} (")) for path in self.paths)
 
     def state_dict(self, *, is_at_start: bool) -> Any:
-        """Returns a copy of its state, which later batches do not change.
+        """Returns a copy of the state, which later batches do not change.
 
         Args:
             is_at_start: whether the next batch is the first one of a pass.
@@ -128,27 +131,34 @@ class PlaceKeeper:
         return copy.deepcopy(self.holder.state_dict())
 
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
-        """Has it go on there when it is iterated next."""
+        """Loads a state: the next iteration of the object continues from there.
+
+        Args:
+            state_dict: a state that ``state_dict`` has returned.
+            is_at_start: whether the next batch is the first one of a pass.
+        """
         self.holder.load_state_dict(copy.deepcopy(state_dict))
 
 
 class _StatefulLoaderKeeper(PlaceKeeper):
-    """A ``StatefulDataLoader``, which would begin an iteration if it were asked before the first.
+    """A ``StatefulDataLoader`` as keeper: between two passes its data set is asked instead.
 
-    An iteration that is over it would begin twice. So between two passes the data set is asked; its
-    copies in workers end with the pass, unless the workers stay.
+    Before its first iteration, ``state_dict`` of the loader would begin one; and a loader that
+    resumes from the state of a finished iteration begins two. The data set of this process has the
+    whole state between two passes unless there are workers. Their copies of the data set end with
+    the pass; those of persistent workers stay, so then the loader is asked after all.
     """
 
     def state_dict(self, *, is_at_start: bool) -> Any:
         loader = self.holder
         if not is_at_start or (loader.persistent_workers and loader._iterator is not None):
             return super().state_dict(is_at_start=is_at_start)
-        is_asked = not loader.num_workers and has_state(loader.dataset)
-        return {_DATA_SET: copy.deepcopy(loader.dataset.state_dict())} if is_asked else {}
+        saves_data_set = not loader.num_workers and has_state(loader.dataset)
+        return {_DATA_SET: copy.deepcopy(loader.dataset.state_dict())} if saves_data_set else {}
 
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
         if state_dict.keys() <= {_DATA_SET}:
-            self.holder.load_state_dict({})
+            self.holder.load_state_dict({})  # drops the iterator, so that the next one is new
             for state in state_dict.values():
                 self.holder.dataset.load_state_dict(copy.deepcopy(state))
             return
@@ -159,49 +169,61 @@ class _StatefulLoaderKeeper(PlaceKeeper):
 
 
 class _NodesKeeper(PlaceKeeper):
-    """A ``torchdata.nodes.Loader``, which goes through a pass again to see that it is over."""
+    """A ``torchdata.nodes.Loader`` as keeper.
+
+    When such a loader resumes from the state at the end of a pass, it looks for one more batch,
+    finds none and resets its nodes. This happens in its ``__iter__``, and nodes may draw random
+    numbers in it.
+    """
 
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
         super().load_state_dict(state_dict, is_at_start=is_at_start)
         if is_at_start:
-            iter(self.holder)  # now: what it draws at random is put back after this
-            self.holder._it = None
+            # Reset the nodes here, where the caller restores the random generators afterwards.
+            iter(self.holder)
+            self.holder._it = None  # which has cached the state of before that reset
 
 
 def keeper_of(holder: Any, paths: tuple[str, ...], workers: int = 0) -> PlaceKeeper:
-    """Returns an object with a state as the one that keeps the place.
+    """Returns the keeper for an object with a state, of the subclass that the object needs.
 
     Args:
         holder: the object.
         paths: as in ``PlaceKeeper``.
-        workers: likewise.
+        workers: as in ``PlaceKeeper``.
     """
     if is_stateful_loader(holder):
         return _StatefulLoaderKeeper(holder, paths, workers)
-    is_of_nodes = any(kind.__module__ == "torchdata.nodes.loader" for kind in type(holder).__mro__)
+    classes = type(holder).__mro__
+    is_of_nodes = any(each.__module__ == "torchdata.nodes.loader" for each in classes)
     return (_NodesKeeper if is_of_nodes else PlaceKeeper)(holder, paths, workers)
 
 
 def sampler_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
-    """Returns the outermost sampler of a loader that has a state; None if there is none.
+    """Returns the outermost sampler of a loader that has a state; None if no state can be used.
 
-    Workers are given samples ahead of the batches that have come: there the elements that a sampler
-    yields are recorded (``RecordedOrder``). Accelerate's samplers for several processes draw ahead:
-    where these draw without workers, a state would be of a later batch.
+    With workers the sampler is ahead of the batches that have arrived, because torch prefetches.
+    There the elements that a sampler yields are recorded (``RecordedOrder``). Accelerate's samplers
+    for several processes draw ahead too: without workers, the state of a sampler below them would
+    belong to a later batch, so only torch's own ``BatchSampler`` is looked into.
     """
     if loader.num_workers:
         return None
     batches = loader.batch_sampler
     if batches is not None and has_state(batches):
         return PlaceKeeper(batches, ("batch_sampler",))
-    # That of a loader of Accelerate has the sampler within its batch sampler alone.
+    # The `sampler` of a loader that Accelerate prepared is a default one: the sampler of the user
+    # is only in the batch sampler.
     samples: Any = batches.sampler if type(batches) is BatchSampler else loader.sampler
-    is_asked = (batches is None or type(batches) is BatchSampler) and has_state(samples)
-    return PlaceKeeper(samples, ("batch_sampler.sampler", "sampler")) if is_asked else None
+    is_usable = (batches is None or type(batches) is BatchSampler) and has_state(samples)
+    return PlaceKeeper(samples, ("batch_sampler.sampler", "sampler")) if is_usable else None
 
 
 def keeper_of_order(loader: DataLoader[Any]) -> PlaceKeeper | None:
-    """Returns the outermost sampler of a loader that has a state, also below Accelerate's."""
+    """Returns the outermost sampler of a loader that has a state, also below Accelerate's samplers.
+
+    The keeper has the paths of all attributes of the loader that lead to this sampler.
+    """
     found: dict[int, tuple[Any, list[str]]] = {}
     for root in ("batch_sampler", "sampler"):
         path, order = root, getattr(loader, root)
@@ -217,14 +239,14 @@ def keeper_of_order(loader: DataLoader[Any]) -> PlaceKeeper | None:
 
 
 @dataclass(frozen=True)
-class PlaceState:
-    """What the rest of a pass is made with.
+class _Snapshot:
+    """A snapshot of everything that determines the rest of a pass.
 
     Args:
-        keeper: the state of the object that keeps the place.
-        objects: the states of objects that its state does not tell of, by name.
-        random: the global random generators.
-        generators: the states of those of the data, by name.
+        keeper: the state of the keeper of the place.
+        objects: the states of the objects that are not part of the keeper's state, by name.
+        random: the states of the global random generators.
+        generators: the states of the random generators of the data, by name.
     """
 
     keeper: Any
@@ -235,20 +257,23 @@ class PlaceState:
     def restore(self, source: "Source", *, is_at_start: bool) -> None:
         """Restores all but the global generators.
 
-        The object that keeps the place comes last: it may set generators.
+        Args:
+            source: the data.
+            is_at_start: whether the next batch is the first one of a pass.
         """
         assert source.keeper is not None
         _set_generators(source, self.generators)
         source.own_states.load_state_dict(source.beside_keeper, copy.deepcopy(self.objects))
+        # Last: a keeper may set generators itself, and knows better where they were.
         source.keeper.load_state_dict(self.keeper, is_at_start=is_at_start)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the same as numbers, lists, dicts and tensors."""
+        """Returns the snapshot as numbers, lists, dicts and tensors."""
         return {**vars(self), "random": self.random.state_dict()}
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> "PlaceState":
-        """Returns the state that ``state_dict`` was made of."""
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> "_Snapshot":
+        """Returns the snapshot from which ``state_dict`` was made."""
         return cls(
             keeper=state_dict["keeper"],
             objects=dict(state_dict["objects"]),
@@ -258,11 +283,11 @@ class PlaceState:
 
 
 class Source(Protocol):
-    """Data that tell their place, as their states are taken and given back."""
+    """The interface of the data whose snapshots are taken and restored."""
 
     @property
     def keeper(self) -> PlaceKeeper | None:
-        """The object whose state tells the place in the data."""
+        """The keeper of the place; None if no object of the data is one."""
 
     @property
     def generators(self) -> dict[str, RandomGenerator]:
@@ -270,136 +295,163 @@ class Source(Protocol):
 
     @property
     def beside_keeper(self) -> Objects:
-        """The objects whose states are not in that of the object that keeps the place."""
+        """The objects whose states are not part of the keeper's state."""
 
     own_states: OwnStates
 
     def replayed(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass but the first ``skip``, without the help of a state."""
+        """Yields the batches of a pass except the first ``skip``, without restoring a state."""
 
     def continued(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow a state which the data were given just now."""
+        """Returns the batches that follow a state which has just been loaded.
+
+        Args:
+            skip: the number of batches of the pass before that state.
+        """
 
     def tell_pass(self, data_pass: int) -> None:
-        """Tells the data which pass comes, from 0."""
+        """Calls ``set_epoch`` of the data with the number of the coming pass, from 0."""
 
     def begun_with(self, data_pass: int) -> RandomState | None:
-        """Returns the global generators as they were when a pass began, if that is known."""
+        """Returns the states of the global generators at the start of a pass; None if unknown."""
 
     def forget_pass(self) -> None:
-        """Takes no pass for begun."""
+        """Forgets that a pass has begun, so that the next batches begin one."""
 
 
 class PlaceStates:
-    """The states before the last batches of a pass, and before its first one.
+    """The snapshots before the last batches of a pass, and before its first batch.
 
     Attributes:
-        window: batches of a window of the optimizer, by which a feed may go back, or look ahead.
+        window: the number of batches in a full accumulation window. A feed may roll back, or look
+            ahead, by as many.
     """
 
     def __init__(self) -> None:
         self.window = 1
-        self._before: dict[FeedPosition, PlaceState] = {}
-        self._fetched = FeedPosition(0, 0)  # behind the last batch that has come; the end counts
-        self._has_ended = True  # whether the last pass was gone through to its end
-        self._is_fetching = False  # whether a batch was asked for and has not come
-        self._is_untold = False  # whether the place before the pass is from before ``set_epoch``
-        self._left: dict[str, Any] | None = None  # the generators as they were left
-        self._is_resumed = False  # whether the pass is entered at a place that was loaded
-        self._partners: list[PlaceStates] = []  # of the same object, to restore it once
+        self._snapshots: dict[FeedPosition, _Snapshot] = {}
+        # After the last batch that has been fetched. The end of a pass counts as a batch.
+        self._fetched = FeedPosition(0, 0)
+        self._has_ended = True  # whether the last pass was iterated to its end
+        self._is_fetching = False  # whether a batch was requested and has not arrived
+        # Whether the snapshot before the pass was taken before `set_epoch` was called for it.
+        self._needs_set_epoch = False
+        # The states of the data's generators before `set_epoch`, which may reseed them.
+        self._generators_before: dict[str, Any] | None = None
+        self._is_resumed = False  # whether the snapshot to continue from came from a checkpoint
+        self._sharing: list[PlaceStates] = []  # with the same keeper, which is to be restored once
 
     def arrive(self, source: Source) -> None:
-        """Notes the generators of the data, before a pass is entered that ``set_epoch`` begins."""
-        if self._left is None and source.keeper is not None:
-            self._left = {name: state_of(each) for name, each in source.generators.items()}
+        """Notes the states of the data's generators; to be called before ``set_epoch``."""
+        if self._generators_before is None and source.keeper is not None:
+            generators = source.generators.items()
+            self._generators_before = {name: state_of(each) for name, each in generators}
 
     def batches(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
-        """Yields the batches that follow ``position``, and notes the place before each."""
+        """Yields the batches that follow ``position``, and takes a snapshot before each."""
         if position.batches and self._is_live(position):
-            self._note(position, _place_of(source))
-        kept = (each for each in self._before if each.data_pass == position.data_pass)
+            self._record(position, _take_snapshot(source))
+        kept = (each for each in self._snapshots if each.data_pass == position.data_pass)
         start = max((each for each in kept if each <= position), default=None)
-        if start is None or not self._is_told(start):
+        if start is None or not self._changes_with_batches(start):
             if not position.batches:
-                self._note(position, _place_of(source, is_at_start=True))
-            yield from self._noting(source, source.replayed(*position), position)
-        elif position.batches or self._ahead_of(position):
-            yield from self._entered(source, start, position)
+                self._record(position, _take_snapshot(source, is_at_start=True))
+            yield from self._with_snapshots(source, source.replayed(*position), position)
+        elif position.batches or self._count_ahead(position):
+            yield from self._resumed_batches(source, start, position)
         else:
-            yield from self._noting(source, self._begun_from(source, position), position)
+            batches = self._restored_pass(source, position)
+            yield from self._with_snapshots(source, batches, position)
 
-    def _entered(
+    def _resumed_batches(
         self, source: Source, start: FeedPosition, position: FeedPosition
     ) -> Generator[Any, None, None]:
-        """Goes on at ``position``, from the last place up to it that was noted.
+        """Yields the batches after ``position``, loaded from the snapshot at ``start``.
 
-        Batches that had been fetched there and not been given are fetched with the random numbers
-        of then.
+        Batches that had been fetched ahead of ``position`` are fetched again at once, with the
+        states that the random generators had at the first time.
+
+        Args:
+            source: the data.
+            start: the last position up to ``position`` that has a snapshot.
+            position: the position of the feed.
         """
         assert source.keeper is not None
-        if not self._is_resumed:  # else the report of the resume has named them
+        if not self._is_resumed:  # else the resume report has named the caveats
             for caveat in source.keeper.caveats:
                 warnings.warn(caveat, stacklevel=2)
         self._is_resumed = False
-        place, ahead = self._before[start], self._ahead_of(position)
-        left = self._left or {}
-        if not ahead or self._is_fetching:  # the others are where the state has put them
-            left = _beside(source, left)
+        snapshot, ahead = self._snapshots[start], self._count_ahead(position)
+        states = self._generators_before or {}
+        if not ahead or self._is_fetching:
+            # The generators of the keeper stay where its state and the batches put them.
+            states = _without_keeper(source, states)
         with RandomState.preserved():
             self._restore(source, start)
-            # What only counts its batches draws their order again as it is iterated.
+            # A keeper that only counts its batches draws their order again when it is iterated.
             if (begun := source.begun_with(start.data_pass)) is not None:
                 begun.restore()
             iterator = source.continued(start.batches)
             if start.batches:
-                place.random.restore()
-            batches = self._noting(source, iterator, start)
+                snapshot.random.restore()
+            batches = self._with_snapshots(source, iterator, start)
             deque(islice(batches, position.batches - start.batches), maxlen=0)
             fetched = deque(islice(batches, ahead))
-        _set_generators(source, left)
+        _set_generators(source, states)
         yield from first_of(fetched, batches)
 
-    def _begun_from(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
-        """Begins a pass with the state of before, which is mostly that of the end of another."""
+    def _restored_pass(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
+        """Yields the batches of a pass from the snapshot before it.
+
+        Mostly this snapshot was taken at the end of another pass. Some objects that are restored
+        to the end of a pass give that end once more before they begin the next pass.
+        """
         with RandomState.preserved():
             self._restore(source, position)
         random = RandomState.capture(generators=source.generators)
         batches = source.replayed(*position)
-        if not (first := deque(islice(batches, 1))):  # that end has come once more
+        if not (first := deque(islice(batches, 1))):  # the end of the former pass, once more
             random.restore()
             source.forget_pass()
             batches = source.replayed(*position)
         yield from first_of(first, batches)
 
     def restore_once(self, others: Iterable["PlaceStates"]) -> None:
-        """Has the first of these that restores its place be the only one, where a pass begins.
+        """Lets only one of several feeds restore the keeper that they share, where a pass begins.
 
-        They are of one object, and their states of one moment: what is done with the object after
-        the first of them would be undone by the next.
+        The feed that is iterated first restores it. The snapshots of all were taken at the same
+        time, so another restore would undo the batches given since the first.
+
+        Args:
+            others: the snapshots of the other feeds.
         """
-        self._partners = [*others]
+        self._sharing = [*others]
 
     def _restore(self, source: Source, position: FeedPosition) -> None:
-        for each in self._partners:
-            each._before = {place: state for place, state in each._before.items() if place.batches}
-        self._partners = []
-        self._before[position].restore(source, is_at_start=not position.batches)
-        if self._is_untold and not position.batches:
+        for each in self._sharing:
+            kept = {place: state for place, state in each._snapshots.items() if place.batches}
+            each._snapshots = kept
+        self._sharing = []
+        self._snapshots[position].restore(source, is_at_start=not position.batches)
+        if self._needs_set_epoch and not position.batches:
             source.tell_pass(position.data_pass)
 
-    def _noting(
+    def _with_snapshots(
         self, source: Source, iterator: Iterator[Any], position: FeedPosition
     ) -> Generator[Any, None, None]:
+        """Yields the batches of an iterator that begins at ``position``; takes the snapshots."""
+        # Searched once, not before each batch: the search goes through all objects of the data.
         generators, objects = source.generators, source.own_states.stateful(source.beside_keeper)
-        fetched, self._left = deque[Any](), None
-        is_noted = position in self._before  # asked now, some objects would begin an iteration
+        fetched, self._generators_before = deque[Any](), None
+        # Not taken again: some keepers begin an iteration when asked for their state before it.
+        is_recorded = position in self._snapshots
         with ExitStack() as stack:
             if (close := getattr(iterator, "close", None)) is not None:
                 stack.callback(close)
             while True:
-                if not is_noted:
-                    self._note(position, _place_of(source, generators, objects))
-                is_noted = False
+                if not is_recorded:
+                    self._record(position, _take_snapshot(source, generators, objects))
+                is_recorded = False
                 self._is_fetching = True
                 fetched.extend(islice(iterator, 1))
                 position = position._replace(batches=position.batches + 1)
@@ -407,77 +459,95 @@ class PlaceStates:
                 self._is_fetching = False
                 if not fetched:
                     return
-                yield fetched.popleft()  # by no name: it would be kept with it
+                # Without a name: this suspended frame would keep the batch in memory.
+                yield fetched.popleft()
 
-    def _note(self, position: FeedPosition, place: PlaceState) -> None:
+    def _record(self, position: FeedPosition, snapshot: _Snapshot) -> None:
+        """Keeps a snapshot, and drops those to which no feed goes back any more."""
         if not position.batches:
-            self._before.clear()
-            self._fetched, self._is_untold = position, False
-        self._before[position] = place
+            self._snapshots.clear()
+            self._fetched, self._needs_set_epoch = position, False
+        self._snapshots[position] = snapshot
+        # A window by which the run rolls back, one by which the feed looks ahead, and one batch
+        # more for each.
         former = position._replace(batches=position.batches - 2 * (self.window + 1))
         if former.batches > 0:
-            self._before.pop(former, None)
+            self._snapshots.pop(former, None)
 
     def _is_live(self, position: FeedPosition) -> bool:
-        """Returns whether the data are at ``position`` now, with nothing fetched behind it."""
+        """Returns whether the present state of the data belongs to ``position``, still unrecorded.
+
+        This is so if no batch after ``position`` has been requested.
+        """
         is_there = position == self._fetched and not self._is_fetching
-        return is_there and position not in self._before
+        return is_there and position not in self._snapshots
 
-    def _is_told(self, position: FeedPosition) -> bool:
-        """Returns whether the state at ``position`` is another than that of one batch before."""
-        former = self._before.get(position._replace(batches=position.batches - 1))
-        return former is None or not is_same_state(former.keeper, self._before[position].keeper)
+    def _changes_with_batches(self, position: FeedPosition) -> bool:
+        """Returns whether the keeper's state at ``position`` differs from that one batch before.
 
-    def _ahead_of(self, position: FeedPosition) -> int:
-        """Returns how many batches were fetched after ``position``; the end counts as one."""
+        A state that stays the same cannot contain the position.
+        """
+        former = self._snapshots.get(position._replace(batches=position.batches - 1))
+        return former is None or not is_same_state(former.keeper, self._snapshots[position].keeper)
+
+    def _count_ahead(self, position: FeedPosition) -> int:
+        """Returns the number of batches fetched after ``position``; the end counts as one."""
         is_of_pass = self._fetched.data_pass == position.data_pass
         return max(0, self._fetched.batches - position.batches) if is_of_pass else 0
 
     def state_dict(self, source: Source, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the place at ``position``; None where there is none that can be saved."""
+        """Returns the snapshot at ``position`` as plain data; None if none can be saved."""
         keeper = source.keeper
         if keeper is None:
             return None
         if self._is_live(position) and position.batches:
-            self._note(position, _place_of(source))
-        place = self._before.get(position)
-        if place is None and not position.batches:
-            place = _place_of(source, is_at_start=True)
-        elif place is None or not self._is_told(position):
+            self._record(position, _take_snapshot(source))
+        snapshot = self._snapshots.get(position)
+        if snapshot is None and not position.batches:
+            snapshot = _take_snapshot(source, is_at_start=True)
+        elif snapshot is None or not self._changes_with_batches(position):
             return None
-        if not is_plain(place.keeper):
+        if not is_plain(snapshot.keeper):
             return None
         return {
-            **place.state_dict(),
+            **snapshot.state_dict(),
             "of": keeper.name,
-            "ahead": self._ahead_of(position),
+            "ahead": self._count_ahead(position),
             "is_cut": not (position.batches or self._has_ended),
         }
 
     def load_state_dict(
         self, source: Source, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> None:
-        """Goes on at ``position`` with the state that was saved there, if it is of such data."""
-        self._before.clear()
-        self._left = None
+        """Loads the snapshot that was saved at ``position``; the next batches continue from it.
+
+        A snapshot of another keeper is ignored.
+
+        Args:
+            source: the data.
+            position: the position at which the feed resumes.
+            state_dict: what ``state_dict`` has returned; None if there was no snapshot.
+        """
+        self._snapshots.clear()
+        self._generators_before = None
         self.arrive(source)
-        self._fetched, self._has_ended, self._is_fetching = _NOWHERE, True, False
-        self._is_untold = not position.batches
+        self._fetched, self._has_ended, self._is_fetching = _NO_POSITION, True, False
+        self._needs_set_epoch = not position.batches
         if self.takes(source, state_dict):
             assert state_dict is not None
-            self._before[position] = PlaceState.from_state_dict(state_dict)
+            self._snapshots[position] = _Snapshot.from_state_dict(state_dict)
             self._fetched = position._replace(batches=position.batches + state_dict["ahead"])
             self._has_ended = not state_dict["is_cut"]
             self._is_resumed = True
 
     @staticmethod
     def takes(source: Source, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether the object that keeps the place is of the kind whose state was saved."""
+        """Returns whether the snapshot is of a keeper of this name, so that it can be restored."""
         keeper = source.keeper
         return keeper is not None and state_dict is not None and keeper.name == state_dict["of"]
 
     def restores(self, source: Source, state_dict: Mapping[str, Any] | None, name: str) -> bool:
-        """Returns whether the state that was saved tells of the generator of that name."""
+        """Returns whether restoring the snapshot restores the generator of that name."""
         keeper = source.keeper
         return self.takes(source, state_dict) and keeper is not None and keeper.has(name)
 
@@ -485,7 +555,7 @@ class PlaceStates:
     def differences(
         source: Source, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns what keeps batches from being those that followed the place that was saved."""
+        """Returns why the next batches may differ from those that followed the saved snapshot."""
         keeper = source.keeper
         if state_dict is None:
             return []
@@ -497,20 +567,20 @@ class PlaceStates:
                 f"the pass before was left in its middle: {keeper.name} begins the next one where "
                 "its state says, and may give what was left of it first"
             ]
-        is_told = position.batches > 0 or keeper.workers > 0
-        return [*keeper.caveats] if is_told else []
+        has_caveats = position.batches > 0 or keeper.workers > 0
+        return [*keeper.caveats] if has_caveats else []
 
     def doubts(self, source: Source) -> list[str]:
-        """Returns why the place is not saved."""
-        newest = next(reversed(self._before), None)
+        """Returns why no snapshot is saved; an empty list if one is, or if there is no keeper."""
+        newest = next(reversed(self._snapshots), None)
         if source.keeper is None or newest is None:
             return []
-        if not is_plain(self._before[newest].keeper):
+        if not is_plain(self._snapshots[newest].keeper):
             return [
                 f"the state_dict of {source.keeper.name} has more in it than tensors, numbers, "
                 "texts, lists and dicts, and is not saved: batches are gone through again instead"
             ]
-        if not self._is_told(newest):
+        if not self._changes_with_batches(newest):
             return [
                 f"the state_dict of {source.keeper.name} is the same after a batch as before it, "
                 "and is not saved: batches are gone through again instead"
@@ -518,27 +588,27 @@ class PlaceStates:
         return []
 
 
-def _place_of(
+def _take_snapshot(
     source: Source,
     generators: Mapping[str, RandomGenerator] | None = None,
     objects: Mapping[str, Any] | None = None,
     *,
     is_at_start: bool = False,
-) -> PlaceState:
-    """Takes the states of now.
+) -> _Snapshot:
+    """Takes a snapshot of the present states.
 
     Args:
         source: the data.
-        generators: those of the data; default: they are searched.
-        objects: the objects with a state beside the one that keeps the place.
-        is_at_start: whether a pass is about to begin.
+        generators: the random generators of the data, by name; default: they are searched.
+        objects: the objects with a state besides the keeper, by name; default: they are searched.
+        is_at_start: whether the next batch is the first one of a pass.
     """
     if generators is None:
         generators = source.generators
     if objects is None:
         objects = source.own_states.stateful(source.beside_keeper)
     assert source.keeper is not None
-    return PlaceState(
+    return _Snapshot(
         source.keeper.state_dict(is_at_start=is_at_start),
         {name: copy.deepcopy(each.state_dict()) for name, each in objects.items()},
         RandomState.capture(),
@@ -546,8 +616,8 @@ def _place_of(
     )
 
 
-def _beside(source: Source, named: Mapping[str, _T]) -> dict[str, _T]:
-    """Returns those of the generators that the object that keeps the place has no part in."""
+def _without_keeper(source: Source, named: Mapping[str, _T]) -> dict[str, _T]:
+    """Returns the entries of all generators that are not part of the keeper's state."""
     keeper = source.keeper
     return {name: each for name, each in named.items() if keeper is None or not keeper.has(name)}
 
@@ -574,8 +644,13 @@ def is_same_state(one: Any, other: Any) -> bool:
 
 
 def first_of(first: deque[Any], rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
-    """Yields what was taken from the batches of ``rest``, and the others."""
+    """Yields the batches in ``first``, then those of ``rest``, which is closed with this generator.
+
+    Args:
+        first: batches that were taken from ``rest``; each leaves the deque when it is given.
+        rest: the remaining batches.
+    """
     with closing(rest):
         while first:
-            yield first.popleft()  # by no name: it would be kept with it
+            yield first.popleft()  # without a name: this frame would keep the batch in memory
         yield from rest

@@ -1,4 +1,4 @@
-"""Random generators: found in objects, their states taken at one moment and put back at another."""
+"""Random generators: finding them in objects, and saving and restoring their states."""
 
 import random
 import re
@@ -51,18 +51,19 @@ GENERATOR_KINDS = (
     *(torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator),
     random.Random,
 )
-_SPAWNED = "spawned"  # in the state of a generator of numpy: how many others it has spawned
-_NAMES_OF_GENERATORS = re.compile("random|rng|generator", re.IGNORECASE)
+_SPAWNED = "spawned"  # key in a numpy generator's state: how many others it has spawned
+_GENERATOR_NAME = re.compile("random|rng|generator", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class FoundGenerators(Unsearched):
-    """The random generators that some objects hold.
+    """The random generators that a search has found in some objects.
 
     Args:
-        named: the generators, by place and kind: "dataset.rng (PCG64)" for instance.
-        doubts: why there may be others whose states are not known.
-        watched: all objects, by name, each as a function that returns it, or None if it is gone.
+        named: the generators, by path and algorithm, for example "dataset.rng (PCG64)".
+        doubts: reasons why there may be further generators, whose states are unknown.
+        watched: all objects that were searched, by path, each as a function that returns it, or
+            None if it has been freed.
     """
 
     named: Mapping[str, RandomGenerator] = field(default_factory=dict)
@@ -75,38 +76,40 @@ def generators_in(
 ) -> FoundGenerators:
     """Returns the generators of torch, numpy and Python that some objects hold.
 
-    A generator that is held twice has the name where it is found first. Left out are the global
-    generators, which a ``RandomState`` has by itself, and those of Accelerate's seedable samplers,
-    which each pass seeds anew.
+    A generator that is held in several places is named after the place nearest to a root. Left out
+    are the global generators, which a ``RandomState`` always contains, and those of Accelerate's
+    seedable samplers, which are seeded again for each pass.
 
     Args:
-        roots: the objects, by the names that begin the names of what is in them.
-        closed: objects that are not looked into.
-        max_objects: how many objects are looked into at most.
+        roots: the objects to search, by name; the name begins the paths of everything in them.
+        closed: objects that are not searched.
+        max_objects: the largest number of objects to search.
     """
     return _generators_of(ObjectSearch(roots, max_objects, closed))
 
 
 def _generators_of(search: ObjectSearch) -> FoundGenerators:
+    """Runs a search, and returns the generators among the objects that it yields."""
     found: dict[str, RandomGenerator] = {}
     doubts: list[str] = []
-    closed: set[str] = set()  # the names of objects whose own parts are left out
-    known = set(map(id, _global_generators()))
+    closed: set[str] = set()  # the paths of objects whose parts are left out
+    left_out = set(map(id, _global_generators()))
     for path, thing in search:
-        kind = type(thing)
+        cls = type(thing)
         if path.rpartition(".")[0] in closed:
             closed.add(path)
-        elif issubclass(kind, SeedableRandomSampler):
-            closed |= {path, f"{path}.{kind.__name__}"}
-            known.add(id(vars(thing).get("generator")))
-        elif not issubclass(kind, GENERATOR_KINDS):
-            if _may_be_a_generator(kind):
-                doubts.append(f"{path} is a {kind.__name__}, whose state cannot be read")
-        elif issubclass(kind, random.SystemRandom) or id(thing) in known:
-            closed.add(path)  # it has no state, or is saved with the global ones
+        elif issubclass(cls, SeedableRandomSampler):
+            # The second path is that of its class, whose attributes are searched too.
+            closed |= {path, f"{path}.{cls.__name__}"}
+            left_out.add(id(vars(thing).get("generator")))
+        elif not issubclass(cls, GENERATOR_KINDS):
+            if _may_be_a_generator(cls):
+                doubts.append(f"{path} is a {cls.__name__}, whose state cannot be read")
+        elif issubclass(cls, random.SystemRandom) or id(thing) in left_out:
+            closed.add(path)  # without a state, or saved with the global generators
         else:
-            closed.add(path)
-            name = f"{path} ({_kind(thing)})"
+            closed.add(path)  # a numpy generator holds its bit generator: one entry for both
+            name = f"{path} ({_algorithm(thing)})"
             if name in found and UNORDERED in path:
                 doubts.append(f"{path} is in a set, which has another order in another process")
             found[_free_name(name, found)] = thing
@@ -118,10 +121,10 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
 
 
 class GeneratorSearch(Unsearched):
-    """Searches objects for random generators, and searches again only when they have changed.
+    """Searches objects for random generators; searches again only if the objects have changed.
 
-    A generator that was made since is found the next time, but for one within an element of a list
-    of more than 1000, or of a mapping.
+    A generator made after a search is found by the next call. Exceptions are those in the elements
+    of a mapping, or of a list of more than 1000 elements, where changes are not noticed.
 
     Args:
         parts_of: as in ``ObjectSearch``.
@@ -137,48 +140,53 @@ class GeneratorSearch(Unsearched):
         self._found = FoundGenerators()
 
     def __call__(self, roots: Mapping[str, Any], closed: Iterable[Any] = ()) -> FoundGenerators:
-        """Returns what ``generators_in`` finds."""
+        """Returns the generators in ``roots``, as ``generators_in`` does."""
         former = map(self._roots.get, roots)
         is_same = roots.keys() == self._roots.keys() and all(map(is_, roots.values(), former))
         if self._search is None or not is_same or self._search.has_changed():
             self._roots = dict(roots)
             self._search = ObjectSearch(self._roots, closed=closed, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
-            self._search.forget_closed()  # of an engine, the loader of that time is one of them
+            # Otherwise a search kept by an engine would keep the engine's former loader alive.
+            self._search.forget_closed()
         return self._found
 
 
 def _global_generators() -> list[Any]:
-    """Returns the generators that belong to the libraries, whoever else holds them."""
+    """Returns the global generators of Python, numpy and torch, also those of CUDA devices."""
+    # `random.getstate` and its counterpart in numpy are bound methods of the global generator.
     of_python: Any = random.getstate
     of_numpy: Any = np.random.get_state
     of_devices: Any = torch.cuda.default_generators
     return [of_python.__self__, of_numpy.__self__, torch.default_generator, *of_devices]
 
 
-def _may_be_a_generator(kind: type) -> bool:
-    """Returns whether objects of a class draw random numbers by a state that cannot be read.
+def _may_be_a_generator(cls: type) -> bool:
+    """Returns whether a class may be a random generator whose state cannot be read.
 
-    Only an object whose class is of an extension and is named as random generators are is taken
-    for one: most extensions' objects (files, tokens, images) draw none.
+    Such a class belongs to an extension and has "random", "rng" or "generator" in its name. Other
+    classes of extensions (files, tokens, images) mostly draw no random numbers.
     """
-    if is_of_library(kind) or not _NAMES_OF_GENERATORS.search(kind.__name__):
+    if is_of_library(cls) or not _GENERATOR_NAME.search(cls.__name__):
         return False
-    namespaces = [vars(base) for base in kind.__mro__]
+    # The attributes of a class written in Python are searched, so its generators are found.
+    namespaces = [vars(base) for base in cls.__mro__]
     is_in_python = any("__dict__" in each or "__slots__" in each for each in namespaces)
-    return not is_in_python or kind.__module__.startswith("cupy.")
+    # Classes of CuPy are written in Python, but their state is on the device.
+    return not is_in_python or cls.__module__.startswith("cupy.")
 
 
 def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    """Returns ``name``, or ``name-2``, ``name-3``, … if it is taken."""
     numbered = (f"{name}-{number}" for number in count(2))
     return next(each for each in chain([name], numbered) if each not in taken)
 
 
 def state_of(generator: RandomGenerator) -> Any:
-    """Returns its state: tensors, numbers, strings, and lists and dicts of them.
+    """Returns the state of a generator: tensors, numbers, strings, lists and dicts of them.
 
-    The hundreds of words of a Mersenne Twister are one tensor: as Python integers each of them
-    would be looked at whenever the state is saved.
+    The 624 words of a Mersenne Twister are one tensor. As a list of Python integers a save would
+    visit each of them.
     """
     if isinstance(generator, torch.Generator):
         return generator.get_state()
@@ -192,7 +200,12 @@ def state_of(generator: RandomGenerator) -> Any:
 
 
 def set_state(generator: RandomGenerator, state: Any) -> None:
-    """Gives it a state that ``state_of`` has told of a generator of its kind."""
+    """Sets the state of a generator.
+
+    Args:
+        generator: the generator.
+        state: what ``state_of`` has returned for a generator of the same algorithm.
+    """
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
     elif isinstance(generator, random.Random):
@@ -204,21 +217,23 @@ def set_state(generator: RandomGenerator, state: Any) -> None:
         bits.state = _to_numpy({name: each for name, each in state.items() if name != _SPAWNED})
         seeds = _seeds_of(bits)
         missing = state.get(_SPAWNED, 0) - getattr(seeds, "n_children_spawned", 0)
-        if missing > 0:  # generators that it has spawned are not spawned once more
+        if missing > 0:
+            # numpy has no setter for this count, on which the seeds of the next children depend.
             seeds.spawn(missing)
 
 
 def _seeds_of(bits: Any) -> Any:
-    """Returns the seed sequence of a bit generator, private before numpy 1.25."""
+    """Returns the seed sequence of a bit generator: a private attribute before numpy 1.25."""
     return getattr(bits, "seed_seq", None) or getattr(bits, "_seed_seq", None)
 
 
 def _bits_of(generator: Any) -> Any:
+    """Returns the bit generator of a numpy generator, which may be a bit generator itself."""
     return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
 
 
 class GeneratorState:
-    """Gives a random generator ``state_dict`` and ``load_state_dict``, as other objects have them.
+    """Gives a random generator the methods ``state_dict`` and ``load_state_dict``.
 
     Args:
         generator: the generator.
@@ -228,32 +243,32 @@ class GeneratorState:
         self._generator = generator
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the kind and the state, without pickle."""
-        return {"kind": _kind(self._generator), "state": state_of(self._generator)}
+        """Returns the algorithm and the state, as plain data that needs no pickle."""
+        return {"kind": _algorithm(self._generator), "state": state_of(self._generator)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores the state of a generator of the same kind.
+        """Restores the state of a generator of the same algorithm.
 
         Raises:
-            ValueError: the state is of another kind, or damaged.
+            ValueError: the state is of another algorithm, or damaged.
         """
-        kind = _kind(self._generator)
-        if state_dict.get("kind") != kind:
+        algorithm = _algorithm(self._generator)
+        if state_dict.get("kind") != algorithm:
             raise ValueError(
-                f"the state must be that of a random generator {kind}, got one of "
+                f"the state must be that of a random generator {algorithm}, got one of "
                 f"{state_dict.get('kind')}: give a generator of the kind that was saved"
             )
         try:
             set_state(self._generator, state_dict["state"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"the state must be that of a random generator {kind}, got one that it refuses "
-                f"({error}): take another checkpoint"
+                f"the state must be that of a random generator {algorithm}, got one that it "
+                f"refuses ({error}): take another checkpoint"
             ) from error
 
 
-def _kind(generator: RandomGenerator) -> str:
-    """Those of one kind take each other's states."""
+def _algorithm(generator: RandomGenerator) -> str:
+    """Returns the name of a generator's algorithm; equal names have interchangeable states."""
     if isinstance(generator, torch.Generator):
         return f"torch.Generator, {generator.device.type}"
     if isinstance(generator, np.random.Generator):
@@ -262,48 +277,57 @@ def _kind(generator: RandomGenerator) -> str:
 
 
 def new_generator(name: str) -> RandomGenerator | None:
-    """Returns a generator of the kind that a name of ``generators_in`` tells.
+    """Returns a new generator with the algorithm in a name that ``generators_in`` has made.
 
-    None for a kind that cannot be made here: of a device, or of a class of the user.
+    Returns None for a generator on a device, or of a class of the user: these cannot be made here.
+
+    Args:
+        name: the name, for example "dataset.rng (PCG64)".
     """
-    kind = name.rpartition(" (")[2].removesuffix(")")
-    if kind == "torch.Generator, cpu":
+    algorithm = name.rpartition(" (")[2].removesuffix(")")
+    if algorithm == "torch.Generator, cpu":
         return torch.Generator()
-    if kind in ("Random", "RandomState"):
-        return random.Random() if kind == "Random" else np.random.RandomState()
-    made = getattr(np.random, kind, None) if kind.isidentifier() else None
-    is_made = isinstance(made, type) and issubclass(made, np.random.BitGenerator)
-    return np.random.Generator(made()) if is_made and made is not None else None
+    if algorithm in ("Random", "RandomState"):
+        return random.Random() if algorithm == "Random" else np.random.RandomState()
+    bits = getattr(np.random, algorithm, None) if algorithm.isidentifier() else None
+    is_known = isinstance(bits, type) and issubclass(bits, np.random.BitGenerator)
+    return np.random.Generator(bits()) if is_known and bits is not None else None
 
 
 def _from_python(state: Any) -> list[Any]:
-    """Converts what ``random.getstate`` has returned."""
+    """Converts a state of Python's ``random``: its 625 integers become one tensor."""
     version, words, gauss = state
     return [version, torch.tensor(words, dtype=torch.int64), gauss]
 
 
 def _to_python(state: Any) -> tuple[Any, ...]:
+    """Converts what ``_from_python`` has returned back."""
     version, words, gauss = state
     return version, tuple(words.tolist()), gauss
 
 
 def _plain(value: Any) -> Any:
-    """Converts a state of numpy's: words of 32 bits to a tensor, the few of 64 bits to a list."""
+    """Converts a numpy state to plain data: 32-bit words to a tensor, 64-bit words to a list.
+
+    A state has hundreds of the former and few of the latter, which a signed tensor cannot hold.
+    """
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, np.ndarray):
-        is_long = value.dtype == np.uint32
-        return torch.from_numpy(value.astype(np.int64)) if is_long else value.tolist()
+        has_32_bits = value.dtype == np.uint32
+        return torch.from_numpy(value.astype(np.int64)) if has_32_bits else value.tolist()
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _to_numpy(state: Any) -> Any:
+    """Converts what ``_plain`` has returned back."""
     if isinstance(state, Mapping):
         return {key: _to_numpy(each) for key, each in state.items()}
     return state.numpy().astype(np.uint32) if isinstance(state, torch.Tensor) else state
 
 
 def _is_same(one: Any, other: Any) -> bool:
+    """Returns whether two states of one generator are equal."""
     if isinstance(one, Mapping):
         return all(_is_same(each, other[key]) for key, each in one.items())
     if isinstance(one, list):
@@ -311,15 +335,22 @@ def _is_same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
 
 
-_NONE: Mapping[str, RandomGenerator] = MappingProxyType({})
+_NO_GENERATORS: Mapping[str, RandomGenerator] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class RandomState:
-    """The states of Python's, numpy's and torch's global generators, of a device's, and of others.
+    """The states of the global generators of Python, numpy and torch, and of further generators.
 
-    Reading and setting them waits for no device: torch keeps a device generator's seed and offset
-    on the host.
+    Reading and setting them does not synchronize with the device: torch keeps the seed and the
+    offset of a device's generator on the host.
+
+    Args:
+        python: the state of Python's ``random``.
+        numpy: the state of ``numpy.random``.
+        cpu: the state of torch's default generator of the CPU.
+        device: a device, and the state of its default generator; None for the CPU.
+        generators: further generators, each with its state, by name.
     """
 
     python: tuple[Any, ...]
@@ -330,27 +361,29 @@ class RandomState:
 
     @classmethod
     def capture(
-        cls, device: torch.device | None = None, generators: Mapping[str, RandomGenerator] = _NONE
+        cls,
+        device: torch.device | None = None,
+        generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> "RandomState":
-        """Takes the states of now.
+        """Returns the present states.
 
         Args:
-            device: whose generator to take in addition to the CPU's.
-            generators: further generators by name, those of a data loader for instance.
+            device: the device whose default generator is included in addition to the CPU's.
+            generators: further generators by name, for example those of a data loader.
         """
-        of_device = None
+        device_state = None
         if device is not None and device.type not in ("cpu", "meta"):
-            of_device = (device, torch.get_device_module(device).get_rng_state(device))
+            device_state = (device, torch.get_device_module(device).get_rng_state(device))
         return cls(
             python=random.getstate(),
             numpy=np.random.get_state(legacy=False),
             cpu=torch.get_rng_state(),
-            device=of_device,
+            device=device_state,
             generators={name: (each, state_of(each)) for name, each in generators.items()},
         )
 
     def restore(self) -> None:
-        """Puts every generator back to what was taken."""
+        """Sets every generator back to its state in this object."""
         self.restore_global()
         if self.device is not None:
             device, state = self.device
@@ -359,24 +392,24 @@ class RandomState:
             set_state(generator, state)
 
     def restore_global(self) -> None:
-        """Puts the global generators of the CPU back."""
+        """Sets the global generators of the CPU back, and no others."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
 
     def has_moved(self) -> bool:
-        """Returns whether a generator, but for that of the device, is elsewhere now."""
-        words, place = (np.random.get_state(legacy=False)["state"][each] for each in ("key", "pos"))
-        then = self.numpy["state"]
+        """Returns whether any generator but the device's has another state now."""
+        words, index = (np.random.get_state(legacy=False)["state"][each] for each in ("key", "pos"))
+        numpy = self.numpy["state"]
         return (
             self.python != random.getstate()
-            or (then["pos"], then["key"].tobytes()) != (place, words.tobytes())
+            or (numpy["pos"], numpy["key"].tobytes()) != (index, words.tobytes())
             or not torch.equal(self.cpu, torch.get_rng_state())
-            or any(not _is_same(state_of(each), was) for each, was in self.generators.values())
+            or any(not _is_same(state_of(each), then) for each, then in self.generators.values())
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the same as numbers, lists, dicts and tensors, loaded without pickle."""
+        """Returns the states as numbers, lists, dicts and tensors, which load without pickle."""
         return {
             "python": _from_python(self.python),
             "numpy": _plain(self.numpy),
@@ -390,17 +423,23 @@ class RandomState:
         cls,
         state_dict: Mapping[str, Any],
         device: torch.device | None = None,
-        generators: Mapping[str, RandomGenerator] = _NONE,
+        generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> "RandomState":
-        """What ``state_dict`` says, for the device and those generators that have a state in it."""
-        of_device, states = state_dict["device"], state_dict["generators"]
+        """Returns the states in ``state_dict``, to be restored to generators of this process.
+
+        Args:
+            state_dict: what ``state_dict`` has returned.
+            device: the device of this process.
+            generators: further generators by name; those without a state in it are left out.
+        """
+        device_state, states = state_dict["device"], state_dict["generators"]
         if device is None or device.type in ("cpu", "meta"):
-            of_device = None  # it was taken on another kind of device
+            device_state = None  # taken on a device of another type
         return cls(
             python=_to_python(state_dict["python"]),
             numpy=_to_numpy(state_dict["numpy"]),
             cpu=state_dict["cpu"],
-            device=None if of_device is None or device is None else (device, of_device),
+            device=None if device_state is None or device is None else (device, device_state),
             generators={
                 name: (each, states[name]) for name, each in generators.items() if name in states
             },
@@ -409,8 +448,15 @@ class RandomState:
     @classmethod
     @contextmanager
     def preserved(
-        cls, device: torch.device | None = None, generators: Mapping[str, RandomGenerator] = _NONE
+        cls,
+        device: torch.device | None = None,
+        generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> Iterator[None]:
-        """Whatever the body draws, the generators are afterwards where they were before."""
+        """Restores the generators after the body, whatever it has drawn.
+
+        Args:
+            device: as in ``capture``.
+            generators: as in ``capture``.
+        """
         with restored(cls.capture(device, generators).restore):
             yield

@@ -1,9 +1,8 @@
-"""The random generators of a run beside those of its data: in models, functions and handlers."""
+"""The random generators of a run outside of its data: in models, functions and handlers."""
 
 import functools
 import gc
 import types
-from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -20,42 +19,47 @@ from ignite_hooks.data.random_state import GeneratorSearch
 
 __all__ = ["generators_of_run"]
 
-_NONE: Mapping[str, Any] = types.MappingProxyType({})
-_WRAPPERS = ("ignite_hooks.", "ignite.engine.")
-_WITH_OWN_STATE = "ignite_hooks.checkpoint."  # what is given as `also` is saved as such
+_NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
+_WRAPPER_MODULES = ("ignite_hooks.", "ignite.engine.")
+# Handlers from here are not searched: a checkpoint saves the objects of `also` by their names.
+_CHECKPOINT_MODULES = "ignite_hooks.checkpoint."
 
 
 def generators_of_run(
     engine: AnyEngine, others: Mapping[str, Any], closed: Iterable[Any], of_data: FoundGenerators
 ) -> FoundGenerators:
-    """Returns the generators that a run draws from, whatever calls them during training.
+    """Returns the generators from which a run may draw, except those of its data.
 
-    Searched are the process function with what it calls, all handlers with their arguments, and
-    some objects more.
+    The search covers the process function and what it calls, all handlers and their arguments, and
+    further objects.
 
     Args:
         engine: the engine of the run.
-        others: further objects to search, by the names that begin the names of the generators.
-        closed: objects that are not looked into.
-        of_data: the generators of the data; one that is shared with them is theirs.
+        others: further objects to search, by name; the name begins the names of their generators.
+        closed: objects that are not searched.
+        of_data: the generators of the data. They are left out, also where the run shares them.
     """
     search: GeneratorSearch = belongings(engine).setdefault("run_generators", GeneratorSearch())
     roots = {**others, "process_function": process_function_of(engine), **_handlers(engine)}
     found = search(roots, [engine, engine.state, *closed])
-    theirs = set(map(id, of_data.named.values()))
-    named = {name: each for name, each in found.named.items() if id(each) not in theirs}
+    excluded = set(map(id, of_data.named.values()))
+    named = {name: each for name, each in found.named.items() if id(each) not in excluded}
     return FoundGenerators(named, found.doubts, found.watched)
 
 
 def _handlers(engine: AnyEngine) -> dict[str, Any]:
-    """Returns the handlers and their arguments, by names that another process gives them too."""
+    """Returns the handlers and their arguments, by name.
+
+    The names consist of qualified names and numbers in the order of attachment, so a resumed
+    process gives the same handlers the same names.
+    """
     named: dict[str, Any] = {}
 
-    def add(handler: Any, positional: Any = (), keywords: Any = _NONE) -> None:
-        number, name = 1, (plain := _name_of(handler))
+    def add(handler: Any, positional: Any = (), keywords: Any = _NO_KEYWORDS) -> None:
+        number, name = 1, (unnumbered := _name_of(handler))
         while name in named:
             number += 1
-            name = f"{plain}-{number}"
+            name = f"{unnumbered}-{number}"
         named[name] = handler
         if positional:
             named[f"{name}(args)"] = positional
@@ -63,33 +67,38 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
             named[f"{name}(kwargs)"] = keywords
 
     for handler in attached(engine, Handler):
-        if not type(handler).__module__.startswith(_WITH_OWN_STATE):
+        if not type(handler).__module__.startswith(_CHECKPOINT_MODULES):
             add(handler)
         if handler.timetable is not None:
             for callback in handler.timetable.callbacks:
-                deque(map(add, _of_users(callback)), maxlen=0)
+                for each in _unwrapped(callback):
+                    add(each)
     for function, positional, keywords in attached_calls(engine):
-        for each in _of_users(function):
+        for each in _unwrapped(function):
             add(each, positional, keywords)
     return named
 
 
-def _of_users(function: Any) -> Iterator[Any]:
-    """Yields what a user attached: functions of ours and of Ignite's may be around it.
+def _unwrapped(function: Any) -> Iterator[Any]:
+    """Yields the functions of users within a callback.
 
-    Methods of our handlers are left out, which are searched themselves.
+    This package and Ignite wrap what a user attaches into functions of their own, and the closures
+    of these lead to it. Methods of this package's handlers are left out: the handlers themselves
+    are searched.
     """
     owner = getattr(function, "__self__", function)
-    of = function if isinstance(function, types.FunctionType) else type(owner)
-    if not of.__module__.startswith(_WRAPPERS):
+    defined = function if isinstance(function, types.FunctionType) else type(owner)
+    if not defined.__module__.startswith(_WRAPPER_MODULES):
         yield function
     elif isinstance(function, types.FunctionType):
-        for each in gc.get_referents(*(function.__closure__ or ())):  # an empty cell has none
+        # Not `cell_contents`, which raises a ValueError for an empty cell.
+        for each in gc.get_referents(*(function.__closure__ or ())):
             if isinstance(each, types.FunctionType | types.MethodType):
-                yield from _of_users(each)
+                yield from _unwrapped(each)
 
 
 def _name_of(function: Any) -> str:
+    """Returns "handler" and the qualified name of a function, or the class of another callable."""
     if isinstance(function, functools.partial):
         return _name_of(function.func)
     if isinstance(function, types.FunctionType):

@@ -1,9 +1,9 @@
-"""Tracks the random states of loader workers batch by batch, so that new workers can continue.
+"""Tracks the states of loader workers batch by batch, so that new workers can continue from them.
 
 torch seeds the global random generators of each worker when it starts, and each worker has a copy
-of the data set, with its own random generators and state. How far these have moved depends on the
-samples, which the main process does not see. So a worker sends its states along with a batch
-whenever they have changed. The batches themselves are left as they are.
+of the data set, with its own random generators and state. How many numbers a worker has drawn
+depends on the samples, which the main process does not see. So a worker sends its states along
+with a batch whenever they have changed. The user sees the batches unchanged.
 
 Worker ``w`` of ``W`` loads the batches ``w``, ``w + W``, and so on. To continue at any batch, up to
 ``W - 1`` batches before it are loaded again, so that the iteration starts with worker 0.
@@ -34,47 +34,50 @@ from ignite_hooks.data.random_state import set_state
 
 __all__ = ["WorkerStates", "as_data", "end_streams", "from_data", "unsharded", "with_random_state"]
 
-_STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"
-_MAX_BYTES = 2**20  # of the states of objects that a worker sends with a batch
-_MAX_WATCHED = 500  # objects that are compared after each batch; more of them less often
+_STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"  # keys of a saved stream state
+_MAX_BYTES = 2**20  # of the object states that a worker sends with a batch
+_MAX_WATCHED = 500  # objects compared after each batch; more objects are compared less often
 
 
 class WorkerStates:
     """The states of the workers of one loader, pass by pass.
 
     Attributes:
-        doubts: changes in the workers' copies of the data set that no state holds.
+        doubts: changes in the workers' copies of the data set that no saved state contains.
     """
 
     def __init__(self) -> None:
         self.doubts: dict[str, None] = {}
         self._data_pass = 0
-        self._first = 0  # the batch of this pass that worker 0 loaded first
-        # For each worker the numbers of its batches, each with the state after it.
-        self._behind: list[deque[tuple[int, bytes | None]]] = []
-        self._next, self._is_over = 0, False
+        self._first = 0  # the first batch of this pass that worker 0 loaded
+        # For each worker: the numbers of its last batches, each with the state after the batch.
+        self._history: list[deque[tuple[int, bytes | None]]] = []
+        self._next, self._has_ended = 0, False
         self._length: int | None = None
-        # In shared memory: workers send their states while it is not 0, and send the whole state
-        # when the number has changed.
+        # Shared memory, because persistent workers live through several iterations. Workers send
+        # their states while the number is not 0. When it has changed they send the whole state.
         self._iteration: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._iteration.share_memory_()  # type: ignore[no-untyped-call]
         self._iterations = 0
 
     @contextmanager
     def starting(self, loader: Any, states: Sequence[bytes | None]) -> Iterator[None]:
-        """Has workers that a ``DataLoader`` starts in the body begin with states, and send theirs.
+        """Starts workers that begin with given states and send their states with the batches.
+
+        This applies to the workers that the ``DataLoader`` starts in the body.
 
         Args:
             loader: the loader; its attributes are restored afterwards.
             states: one for each worker; None for a worker that begins as torch seeds it.
         """
-        worker = _Worker(loader.collate_fn, loader.worker_init_fn, self._iteration, states)
+        worker = _TrackedWorker(loader.collate_fn, loader.worker_init_fn, self._iteration, states)
         self._iterations += 1
         self._iteration.fill_(self._iterations)
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
-                # Alone: a feed, whose generator this may be in, can be closed at any time.
-                undo = _setting(loader, name, getattr(loader, name))
+                # `alone`: this scope may be in the generator of a feed, and a feed can be closed
+                # at any time, while scopes that were entered later are still open.
+                undo = _attribute_setter(loader, name, getattr(loader, name))
                 stack.enter_context(restored(undo, alone=True))
                 setattr(loader, name, function)
             yield
@@ -90,48 +93,57 @@ class WorkerStates:
         """Notes that the workers start a pass, or the rest of one.
 
         Args:
-            data_pass: the pass.
+            data_pass: the number of the pass.
             first: the batch of the pass that worker 0 loads first.
             states: one for each worker; empty if they are not known.
-            window: batches in a full accumulation window, by which a run may roll back.
-            length: the number of batches of the pass, if that is certain.
+            window: the number of batches in a full accumulation window, by which a run may roll
+                back.
+            length: the number of batches of the pass; None if not certain.
         """
-        given = [*states]
+        known = [*states]
         self._length = length
         self._data_pass, self._first, self._next = data_pass, first, first
-        self._is_over = False
-        self._behind = [deque([(first - 1, each)], 3 + window // len(given)) for each in given]
+        self._has_ended = False
+        # With W workers a rollback starts up to W - 1 batches before its window, and the feed is
+        # one batch ahead: up to window // W + 2 batches of each worker, and the state before them.
+        self._history = [deque([(first - 1, each)], 3 + window // len(known)) for each in known]
 
     def follow(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
-        """Yields the batches that workers send with their states; ``first`` is the first number."""
-        try:
-            # Without a name: a suspended frame would keep the last batch alive.
-            yield from map(self._note, batches, count(first))
-            self._is_over = True
-        finally:
-            self._iteration.fill_(0)
+        """Yields the batches of the user from what workers send, and keeps the workers' states.
 
-    def _note(self, loaded: Any, number: int) -> Any:
+        Args:
+            batches: the batches with states, as the loader gives them.
+            first: the number of the first batch in the pass.
+        """
+        try:
+            # `map`, not a loop: its variable in a suspended frame would keep the batch in memory.
+            yield from map(self._unpack_batch, batches, count(first))
+            self._has_ended = True
+        finally:
+            self._iteration.fill_(0)  # the user's own iterations get plain batches
+
+    def _unpack_batch(self, loaded: Any, number: int) -> Any:
+        """Returns the batch in what a worker has sent, and keeps the state in it."""
         self._next = number + 1
-        if not isinstance(loaded, _Loaded):  # by a thread
-            self._behind = []
+        if not isinstance(loaded, _BatchWithState):  # from a worker that is a thread
+            self._history = []
             return loaded
-        if self._behind:
-            behind = self._behind[(number - self._first) % len(self._behind)]
-            behind.append((number, behind[-1][1] if loaded.state is None else loaded.state))
+        if self._history:
+            history = self._history[(number - self._first) % len(self._history)]
+            history.append((number, history[-1][1] if loaded.state is None else loaded.state))
         self.doubts |= dict.fromkeys(loaded.doubts)
         return loaded.batch
 
     def at(self, data_pass: int, number: int) -> tuple[int, list[bytes | None]] | None:
-        """Returns how to continue a pass at its batch ``number``; None if that is not known.
+        """Returns how to continue a pass at its batch ``number``; None if not known.
 
         Returns:
             The batch to start with, and the state of each worker there.
         """
-        if data_pass != self._data_pass or number < self._first or not self._behind:
+        if data_pass != self._data_pass or number < self._first or not self._history:
             return None
-        start = number - (number - self._first) % len(self._behind)
-        before = [[each for each in behind if each[0] < start] for behind in self._behind]
+        start = number - (number - self._first) % len(self._history)
+        before = [[each for each in history if each[0] < start] for history in self._history]
         return (start, [each[-1][1] for each in before]) if all(before) else None
 
     def after(self, data_pass: int) -> list[bytes | None]:
@@ -139,14 +151,14 @@ class WorkerStates:
 
         Workers prefetch, so after a pass that was left early their states have moved further.
         """
-        newest = [behind[-1][1] for behind in self._behind]
+        newest = [history[-1][1] for history in self._history]
         is_over = data_pass == self._data_pass and self.is_over
         return newest if is_over and None not in newest else []
 
     @property
     def is_over(self) -> bool:
-        """Whether all batches of the pass have been given."""
-        return self._is_over or self._next == self._length
+        """Returns whether all batches of the pass have been given."""
+        return self._has_ended or self._next == self._length
 
 
 @contextmanager
@@ -154,25 +166,29 @@ def with_random_state(loader: Any) -> Iterator[None]:
     """Adds the random states of a worker to the state of its stream.
 
     torchdata asks each worker for the state of its copy of the stream after each batch, and loads
-    it before the copy is iterated. This holds for the workers of a ``StatefulDataLoader`` that are
-    started in the body.
+    the state before the copy is iterated. This applies to the workers that a
+    ``StatefulDataLoader`` starts in the body.
     """
-    found = loader.worker_init_fn
-    with restored(_setting(loader, "worker_init_fn", found), alone=True):
-        loader.worker_init_fn = _StreamInit(found)
+    user_init = loader.worker_init_fn
+    undo = _attribute_setter(loader, "worker_init_fn", user_init)
+    with restored(undo, alone=True):  # as in `WorkerStates.starting`
+        loader.worker_init_fn = _StreamInit(user_init)
         yield
 
 
 def unsharded(dataset: Any) -> Any:
-    """Returns the stream of which Accelerate has each process take its part, or the data set."""
+    """Returns the stream within Accelerate's shard of it; any other data set itself."""
     return dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
 
 
 def end_streams(state_dict: Any) -> None:
-    """Notes in the state of a ``StatefulDataLoader`` which workers have come to their end.
+    """Marks in the state of a ``StatefulDataLoader`` the streams of workers that have ended.
 
-    torchdata iterates their streams again, and a stream whose state is reset at its end would give
-    all of its samples a second time.
+    torchdata iterates the streams of these workers once more when the pass is resumed. A stream
+    that resets its state at its end would then give all of its samples a second time.
+
+    Args:
+        state_dict: the state of the loader within a pass; it is changed.
     """
     workers = (state_dict.get("_snapshot") or {}).get("_worker_snapshots") or {}
     for worker in workers.values():
@@ -181,19 +197,19 @@ def end_streams(state_dict: Any) -> None:
             state[_IS_OVER] = state[_IS_OVER] or bool(fetcher.get("fetcher_ended"))
 
 
-def _initialized(init: Callable[[int], Any] | None, worker_id: int, main: int) -> Any:
+def _call_user_init(init: Callable[[int], Any] | None, worker_id: int, main_pid: int) -> Any:
     """Calls the user's ``worker_init_fn``; returns the worker's copy of the data set.
 
-    Returns None if the worker is a thread of process ``main``, which has no copy.
+    Returns None if the worker is a thread of the main process, where there is no copy.
     """
     if init is not None:
         init(worker_id)
     info = get_worker_info()
-    return None if os.getpid() == main or info is None else info.dataset
+    return None if os.getpid() == main_pid or info is None else info.dataset
 
 
 class _StreamInit:
-    """The ``worker_init_fn`` of a loader of streams that have a state.
+    """A ``worker_init_fn`` for streams with a state: adds random states to the stream's state.
 
     Args:
         init: the user's ``worker_init_fn``, or None.
@@ -201,21 +217,24 @@ class _StreamInit:
 
     def __init__(self, init: Callable[[int], Any] | None) -> None:
         self._init = init
-        self._main = os.getpid()
+        self._main_pid = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
-        stream = _initialized(self._init, worker_id, self._main)
+        stream = _call_user_init(self._init, worker_id, self._main_pid)
         if stream is None:
             return
         states = _StreamStates(stream)
+        # Set on the instance: torchdata finds them there before those of the class.
         stream.state_dict, stream.load_state_dict = states.state_dict, states.load_state_dict
 
 
 class _StreamStates:
-    """The methods of a stream in a worker.
+    """The methods ``state_dict`` and ``load_state_dict`` for a stream in a worker.
+
+    The state consists of the state of the stream and those of the random generators.
 
     Args:
-        stream: the stream, of a class that has them, or Accelerate's part of it.
+        stream: a stream whose class has these methods, or Accelerate's shard of such a stream.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -234,7 +253,7 @@ class _StreamStates:
         }
 
     def load_state_dict(self, state_dict: Any) -> None:
-        if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:  # of a user's own workers
+        if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:  # from an iteration of the user
             self._load_state_dict(state_dict)
             return
         random = RandomState.from_state_dict(state_dict[_RANDOM], generators=self._generators)
@@ -244,38 +263,45 @@ class _StreamStates:
             self._end_pass()
 
     def _end_pass(self) -> None:
-        """Has the next iteration of the stream give nothing, and the one after it all."""
-        kind = type(self._stream)
+        """Makes the next iteration of the stream empty, and the one after it complete."""
+        cls = type(self._stream)
 
         def iterate(stream: Any) -> Iterator[Any]:
             if not self._is_over:
                 self._is_over = True
                 return iter(())
-            stream.__class__, self._is_over = kind, False
+            stream.__class__, self._is_over = cls, False
             return iter(stream)
 
-        self._stream.__class__ = type(kind.__name__, (kind,), {"__iter__": iterate})
+        # `iter` looks `__iter__` up in the class, so this stream alone gets a subclass.
+        self._stream.__class__ = type(cls.__name__, (cls,), {"__iter__": iterate})
 
 
-def _setting(loader: Any, name: str, value: Any) -> Callable[[], None]:
+def _attribute_setter(loader: Any, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(loader, name, value)
 
 
-class _Loaded(NamedTuple):
-    """A batch with the state of its worker. A tuple, because torch pins the contents of tuples."""
+class _BatchWithState(NamedTuple):
+    """A batch with the state of its worker; a tuple, because torch pins the elements of tuples.
+
+    Args:
+        batch: what the user's ``collate_fn`` has returned.
+        state: the pickled state of the worker; None if it has not changed.
+        doubts: changes in the worker that the state does not contain.
+    """
 
     batch: Any
     state: bytes | None
     doubts: tuple[str, ...]
 
 
-class _Worker:
-    """The ``collate_fn`` and the ``worker_init_fn`` of a loader whose workers are followed.
+class _TrackedWorker:
+    """The ``collate_fn`` and the ``worker_init_fn`` of a loader whose workers are tracked.
 
     Args:
         collate: the user's ``collate_fn``.
         init: the user's ``worker_init_fn``, or None.
-        iteration: the number of the iteration, 0 for one that is not followed; shared memory.
+        iteration: the number of the iteration, in shared memory; 0 while none is tracked.
         states: the states to begin with, by worker.
     """
 
@@ -290,71 +316,89 @@ class _Worker:
         self._init = init
         self._iteration = iteration
         self._states = [*states]
-        self._main = os.getpid()
+        self._main_pid = os.getpid()
 
     def init(self, worker_id: int) -> None:
-        """Calls the user's function, then restores the state of this worker if there is one."""
-        dataset = _initialized(self._init, worker_id, self._main)
+        """Calls the user's function, then restores the state of this worker if there is one.
+
+        Args:
+            worker_id: the number of the worker, from 0.
+        """
+        dataset = _call_user_init(self._init, worker_id, self._main_pid)
         if dataset is None:
             return
         self._roots = {"dataset": dataset, "collate_fn": self._collate}
-        self._search, self._own = GeneratorSearch(), OwnStates()
+        self._search, self._object_states = GeneratorSearch(), OwnStates()
         self._found = self._search(self._roots)
-        self._own.begin(self._found.watched)
+        self._object_states.begin(self._found.watched)
         self._watched, self._is_too_big = self._found.watched, False
-        self._loaded, self._told_in = 0, 0
-        self._told, self._told_objects = RandomState.capture(), b""
+        self._loaded = 0  # the number of batches that this worker has loaded
+        self._sent_in = 0  # the iteration in which a state was sent last; none has number 0
+        self._sent, self._sent_objects = RandomState.capture(), b""
         if worker_id < len(self._states) and (state := self._states[worker_id]) is not None:
             self._restore(state)
 
     def collate(self, samples: Any) -> Any:
-        """Calls the user's function; adds the state of the worker to what it returns."""
+        """Calls the user's function; returns its batch with the state of the worker.
+
+        Args:
+            samples: the samples of the batch, as torch gives them to a ``collate_fn``.
+        """
         batch = self._collate(samples)
-        iteration = 0 if os.getpid() == self._main else int(self._iteration)
+        iteration = 0 if os.getpid() == self._main_pid else int(self._iteration)
         if not iteration:
             return batch
         self._loaded += 1
-        state = self._state(iteration)
-        return _Loaded(batch, state, self._doubts())
+        state = self._pack_changed_state(iteration)
+        return _BatchWithState(batch, state, self._doubts())
 
-    def _state(self, iteration: int) -> bytes | None:
-        """Returns the state; None if it equals the one sent last in this iteration."""
-        objects = self._states_of_objects()
-        is_told = iteration == self._told_in and not self._told.has_moved()
-        if is_told and objects == self._told_objects:
+    def _pack_changed_state(self, iteration: int) -> bytes | None:
+        """Returns the pickled state; None if it equals the one sent last in this iteration."""
+        objects = self._pack_objects()
+        is_same_random = iteration == self._sent_in and not self._sent.has_moved()
+        if is_same_random and objects == self._sent_objects:
             return None
-        self._told = RandomState.capture(generators=self._found.named)
-        self._told_objects, self._told_in = objects, iteration
-        states = {name: state for name, (_, state) in self._told.generators.items()}
-        random = (self._told.python, self._told.numpy, self._told.cpu.numpy(), states)
+        self._sent = RandomState.capture(generators=self._found.named)
+        self._sent_objects, self._sent_in = objects, iteration
+        states = {name: state for name, (_, state) in self._sent.generators.items()}
+        random = (self._sent.python, self._sent.numpy, self._sent.cpu.numpy(), states)
         return pickle.dumps((random, objects))
 
-    def _states_of_objects(self) -> bytes:
-        packed = b"" if self._is_too_big else pickle.dumps(self._own.state_dict(self._watched))
-        self._is_too_big = self._is_too_big or len(packed) > _MAX_BYTES
+    def _pack_objects(self) -> bytes:
+        """Returns the pickled states of the objects; those of no object once they are too big."""
+        if not self._is_too_big:
+            packed = pickle.dumps(self._object_states.state_dict(self._watched))
+            self._is_too_big = len(packed) > _MAX_BYTES
         return pickle.dumps({}) if self._is_too_big else packed
 
     def _restore(self, packed: bytes) -> None:
         random, objects = _unpacked(packed)
-        self._own.load_state_dict(self._watched, objects)
+        self._object_states.load_state_dict(self._watched, objects)
         random.restore_global()
         for name in self._found.named.keys() & random.generators.keys():
             set_state(self._found.named[name], random.generators[name][1])
 
     def _doubts(self) -> tuple[str, ...]:
+        """Returns sentences about changes that the state of this worker does not contain."""
+        # The search for a change takes longer the more objects there are. With many, only some of
+        # the batches are followed by one, the first ones among them.
         if len(self._watched) > _MAX_WATCHED and self._loaded % 64 not in (1, 2, 4, 8, 16, 32):
             return ()
         now = self._search(self._roots)
-        made = now.named.keys() - self._found.named.keys()
-        big = ["the state_dict of the data set is too big to be saved for each worker"]
+        new_generators = now.named.keys() - self._found.named.keys()
+        too_big = ["the state_dict of the data set is too big to be saved for each worker"]
         return (
-            *(f"in workers: {each}" for each in self._own.doubts(now.watched)),
-            *(big if self._is_too_big else ()),
-            *(f"{name} is made in the workers, and its state is not saved" for name in made),
+            *(f"in workers: {each}" for each in self._object_states.doubts(now.watched)),
+            *(too_big if self._is_too_big else ()),
+            *(
+                f"{name} is made in the workers, and its state is not saved"
+                for name in new_generators
+            ),
         )
 
 
 def _unpacked(packed: bytes) -> tuple[RandomState, dict[str, Any]]:
+    """Returns the random states and the object states that a worker has sent."""
     (python, numpy, cpu, states), objects = pickle.loads(packed)
     generators = {name: (None, state) for name, state in states.items()}
     random = RandomState(python, numpy, torch.from_numpy(cpu), None, generators)
@@ -362,7 +406,7 @@ def _unpacked(packed: bytes) -> tuple[RandomState, dict[str, Any]]:
 
 
 def as_data(packed: bytes | None) -> dict[str, Any] | None:
-    """Returns a state as plain data, for a checkpoint."""
+    """Returns the state of a worker as plain data, for a checkpoint; None for None."""
     if packed is None:
         return None
     random, objects = _unpacked(packed)
@@ -370,9 +414,9 @@ def as_data(packed: bytes | None) -> dict[str, Any] | None:
 
 
 def from_data(state: Any) -> bytes | None:
-    """Returns the state that ``as_data`` has returned as plain data."""
+    """Returns the state of a worker from the plain data that ``as_data`` has returned."""
     if state is None:
         return None
     random = RandomState.from_state_dict(state["random"])
-    told = (random.python, random.numpy, random.cpu.numpy(), state["random"]["generators"])
-    return pickle.dumps((told, pickle.dumps(state["objects"])))
+    packed = (random.python, random.numpy, random.cpu.numpy(), state["random"]["generators"])
+    return pickle.dumps((packed, pickle.dumps(state["objects"])))
