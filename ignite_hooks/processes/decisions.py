@@ -1,16 +1,16 @@
-"""Decisions of all ranks of a run, between two steps: stops, and saves by the clock.
+"""Decisions that all ranks of a run make together between two steps: stops, and saves by time.
 
-A rank that stops alone leaves the others waiting for its gradients. So what one rank asks for is
-obeyed by all of them, at the same step boundary. Nobody waits for the exchange: it is begun as the
-last act of one boundary and read at the next, when a whole step lies between the two::
+A rank that stops alone leaves the others waiting for its gradients. So all ranks obey a request of
+any rank, at the same step boundary. The exchange costs no waiting time: it begins at the end of one
+boundary and is read at the next, a whole step later::
 
-    boundary n        ask()     begins to tell whether anything is asked for here
-    boundary n + 1    settle()  what was asked for anywhere is obeyed on all ranks
-    end of an epoch   settle_now()  the same within one call, so that no stop leaks into the next;
-                                    also at STARTED, and at a limit, after which no boundary comes
+    boundary n        ask()         begins the exchange: is there a request on any rank?
+    boundary n + 1    settle()      all ranks obey the requests of any rank
+    end of an epoch   settle_now()  both in one call, so that no request is left for the next epoch;
+                                    also at STARTED, and at a limit, after which no boundary follows
 
-Only where something was asked for, the ranks exchange what that is. With one process there is no
-exchange: what is asked for is obeyed at once, by other means.
+The requests themselves are exchanged only if there are any. With one process nothing is exchanged:
+a request is then obeyed at once, elsewhere.
 """
 
 from collections.abc import Callable
@@ -28,12 +28,13 @@ __all__ = ["Decisions", "Question", "name_ranks"]
 
 
 class Question(NamedTuple):
-    """Something that any rank can ask all ranks to do.
+    """A kind of request that any rank can make to all ranks.
 
     Attributes:
-        asked: returns what this rank asks for, an object that can be pickled, or None. It is called
-            at each boundary.
-        obey: is called on every rank where one has asked, with what each has, in their order.
+        asked: returns the request of this rank, an object that can be pickled, or None. It is
+            called at each boundary.
+        obey: is called on every rank if any rank has made a request, with the requests of all
+            ranks in their order, None for a rank without one.
     """
 
     asked: Callable[[], Any]
@@ -41,38 +42,42 @@ class Question(NamedTuple):
 
 
 class Decisions:
-    """The questions of one run, and the exchange that is under way.
+    """The questions of one run, and the pending exchange of requests.
 
     Args:
-        accelerator: one of several processes.
-        every: the number of boundaries from one exchange to the next; more is cheaper and later.
+        accelerator: an accelerator of several processes.
+        every: the number of boundaries from one exchange to the next. A larger number costs less,
+            and requests are obeyed later.
     """
 
     def __init__(self, accelerator: Accelerator, every: int) -> None:
         self._accelerator = accelerator
         self._every = every
-        self._boundaries = 0  # of this run, at which an exchange could have begun
+        self._boundaries = 0  # in this run
         self._pending: tuple[Any, torch.Tensor] | None = None
         self._questions: list[Question] = []
-        host_group(accelerator)  # here, where all ranks are
+        host_group(accelerator)  # made here, because making a group is collective
 
     def add(self, question: Question) -> Callable[[], None]:
-        """Adds a question, on every rank in the same order; returns what undoes this."""
+        """Adds a question; returns a function that removes it.
+
+        Every rank must add the same questions in the same order.
+        """
         self._questions.append(question)
         return lambda: self._questions.remove(question)
 
     def begin(self) -> None:
-        """Begins a run: an exchange that a failure has left under way is dropped."""
+        """Begins a run; drops an exchange that is still pending after a failure."""
         self._boundaries, self._pending = 0, None
 
     def ask(self) -> None:
-        """Begins an exchange, if one is due at this boundary. Does not wait."""
+        """Begins an exchange, if one is due at this boundary. Does not wait for the other ranks."""
         self._boundaries += 1
         if self._boundaries % self._every == 0:
             self._pending = self._exchange(async_op=True)
 
     def settle(self) -> None:
-        """Ends the exchange that is under way, if one is: what any rank asks for is obeyed."""
+        """Finishes the pending exchange, if there is one, and obeys the requests of all ranks."""
         if self._pending is None:
             return
         (work, is_any_asked), self._pending = self._pending, None
@@ -81,41 +86,49 @@ class Decisions:
             self._obey()
 
     def settle_now(self) -> None:
-        """Obeys what any rank asks for by now, without a boundary between."""
-        self._pending = None  # what it would tell of is still asked for
+        """Exchanges and obeys the requests that any rank has now. Waits for the other ranks."""
+        self._pending = None  # nothing is lost: its requests are still there
         _, is_any_asked = self._exchange(async_op=False)
         if is_any_asked.item():
             self._obey()
 
     def _exchange(self, *, async_op: bool) -> tuple[Any, torch.Tensor]:
-        """Tells whether this rank asks for anything; returns the work, and whether any does."""
+        """Exchanges whether any rank has a request.
+
+        Returns:
+            The work handle of the collective, and a tensor that is 1 afterwards if any rank has a
+            request.
+        """
         is_asked = any(each.asked() is not None for each in self._questions)
+        # `all_reduce` writes the maximum over all ranks into this tensor.
         is_any_asked = torch.tensor([is_asked], dtype=torch.int32)
         group, op = host_group(self._accelerator), distributed.ReduceOp.MAX
         work = distributed.all_reduce(is_any_asked, op, group=group, async_op=async_op)
         return work, is_any_asked
 
     def _obey(self) -> None:
+        """Gathers the requests of all ranks, and calls ``obey`` where there are any."""
         own = [each.asked() for each in self._questions]
-        of_ranks: list[Any] = [None] * self._accelerator.num_processes
-        distributed.all_gather_object(of_ranks, own, group=host_group(self._accelerator))
-        numbers = [len(asked) for asked in of_ranks]
+        requests: list[Any] = [None] * self._accelerator.num_processes
+        distributed.all_gather_object(requests, own, group=host_group(self._accelerator))
+        # The requests of the ranks are matched by the order of the questions.
+        numbers = [len(asked) for asked in requests]
         if len(set(numbers)) > 1:
             raise RuntimeError(
                 "every rank must have the same handlers that can stop or save a run, and they have "
                 f"{numbers}, by rank: attach each SaveCheckpoint on every rank"
             )
         for question, asked in zip(
-            tuple(self._questions), zip(*of_ranks, strict=True), strict=True
+            tuple(self._questions), zip(*requests, strict=True), strict=True
         ):
             if any(each is not None for each in asked):
                 question.obey(asked)
 
 
 def name_ranks(asked: Sequence[bool]) -> str:
-    """Returns " on rank 1", the first that has asked; "" if all have.
+    """Returns " on rank 1" for the first rank that has made a request; "" if all ranks have.
 
     Args:
-        asked: of each rank whether it has.
+        asked: for each rank whether it has made the request.
     """
     return "" if all(asked) else f" on rank {list(asked).index(True)}"

@@ -1,4 +1,4 @@
-"""Exchanges of small numbers between processes, on the host: no device is waited for."""
+"""Exchanges of small values between processes on the host, without synchronizing a device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,46 +14,54 @@ __all__ = ["has_host_group", "host_group", "of_rank_0", "smallest_of_all"]
 
 Value = TypeVar("Value")
 
-_made: list[tuple[Any, Any]] = []  # the group of all processes, and ours
+# The default process group, and the group made for it; empty until the first use. A process that
+# initializes torch.distributed again gets another default group, and needs another group of ours.
+_groups: list[tuple[Any, Any]] = []
 
 
 def has_host_group(accelerator: Accelerator) -> bool:
-    """Returns whether there are several processes, which torch connects. On a TPU it does not."""
+    """Returns whether there are several processes that torch.distributed connects.
+
+    On a TPU there are several processes without ``torch.distributed``.
+    """
     is_connected = distributed.is_available() and distributed.is_initialized()
     return accelerator.num_processes > 1 and is_connected
 
 
 def host_group(accelerator: Accelerator) -> Any:
-    """Returns the gloo group of all processes for the exchanges of a run; collective at first.
+    """Returns the gloo group of all processes. The first call is collective.
 
-    There is one in a process, for the main thread. A collective of it fails after the timeout that
-    the user gave the accelerator.
+    A process has one such group, for use in the main thread. Its collectives fail after the timeout
+    that the user gave the accelerator.
 
     Args:
-        accelerator: one of several processes.
+        accelerator: an accelerator of several processes.
     """
     world = distributed.group.WORLD
-    if not _made or _made[0][0] is not world:
+    if not _groups or _groups[0][0] is not world:
         group = distributed.new_group(backend="gloo", timeout=timeout_of(accelerator))
-        _made[:] = [(world, group)]
-    return _made[0][1]
+        _groups[:] = [(world, group)]
+    return _groups[0][1]
 
 
 def smallest_of_all(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
-    """Returns of each of ``numbers`` the smallest that any process gives. Collective."""
+    """Returns the minimum over all processes of each of ``numbers``. Collective."""
     if accelerator.num_processes == 1:
         return list(numbers)
     if has_host_group(accelerator):
         smallest = torch.tensor(numbers)
         distributed.all_reduce(smallest, distributed.ReduceOp.MIN, group=host_group(accelerator))
-    else:
+    else:  # on a TPU
         own = torch.tensor([numbers], device=accelerator.device)
         smallest = accelerator.gather(own).amin(dim=0)
     return [int(each) for each in smallest]
 
 
 def of_rank_0(value: Value, accelerator: Accelerator) -> Value:
-    """Returns what rank 0 gives, on all ranks that torch connects. Collective."""
+    """Returns the ``value`` of rank 0 on every rank. Collective.
+
+    Without ``torch.distributed`` each process returns its own value.
+    """
     if not has_host_group(accelerator):
         return value
     values: list[Any] = [value]

@@ -1,8 +1,9 @@
 """Ignite's collectives for ranks that have unequal numbers of samples.
 
-Ignite's metrics call functions of ``ignite.distributed``. Those that keep all predictions, as
-``EpochMetric`` and ``ROC_AUC`` do, gather them as if each rank had as many, which ends a process
-with gloo. A rank without a sample raises before the others reduce, and these wait for it.
+Ignite's metrics call functions of ``ignite.distributed``. Metrics that keep all predictions, such
+as ``EpochMetric`` and ``ROC_AUC``, gather them as if each rank had equally many; with gloo, this
+ends a process. And a rank without any sample raises an error before the collective in which the
+others then wait for it. So these functions are replaced while metrics are computed.
 """
 
 from collections.abc import Callable
@@ -23,10 +24,10 @@ __all__ = ["among_ranks", "among_unequal_ranks"]
 
 @contextmanager
 def among_unequal_ranks() -> Iterator[None]:
-    """Ignite's collectives take what differs in size between ranks, and send numbers exactly.
+    """Replaces Ignite's collectives by ones for tensors whose sizes differ between ranks.
 
-    ``idist.all_gather`` joins tensors of unequal sizes one after another, and ``idist.broadcast``
-    does not round a number to single precision.
+    In the body ``idist.all_gather`` concatenates tensors of unequal sizes, and ``idist.broadcast``
+    does not round a Python number to single precision.
     """
     functions = {
         "all_gather": _all_gather(idist.all_gather),
@@ -38,18 +39,19 @@ def among_unequal_ranks() -> Iterator[None]:
 
 @contextmanager
 def among_ranks(ranks: Sequence[int], group: Any) -> Iterator[None]:
-    """Ignite's collectives are those of some ranks, as if there were no others.
+    """Restricts Ignite's collectives to a group of ranks, as if there were no others.
 
     Args:
-        ranks: these ranks; this process is one of them.
-        group: a group of torch for them.
+        ranks: the ranks of the group, with that of this process.
+        group: the process group of torch for these ranks.
     """
-    place, all_reduce = list(ranks).index(distributed.get_rank()), idist.all_reduce
+    index, all_reduce = list(ranks).index(distributed.get_rank()), idist.all_reduce
 
     def reduce(tensor: Any, op: str = "SUM", group: Any = group) -> Any:
         return all_reduce(tensor, op, group)
 
     def broadcast(tensor: Any, src: int = 0, safe_mode: bool = False) -> Any:
+        # Pickled on the CPU: a CUDA tensor would be unpickled on the device of the sender.
         sent = [tensor.cpu() if isinstance(tensor, torch.Tensor) else tensor]
         distributed.broadcast_object_list(sent, src=ranks[src], group=group)
         is_moved = isinstance(sent[0], torch.Tensor)
@@ -60,7 +62,7 @@ def among_ranks(ranks: Sequence[int], group: Any) -> Iterator[None]:
         "all_reduce": reduce,
         "barrier": lambda: distributed.barrier(group),
         "broadcast": broadcast,
-        "get_rank": lambda: place,
+        "get_rank": lambda: index,
         "get_world_size": lambda: len(ranks),
     }
     with _replaced(functions):
@@ -69,10 +71,11 @@ def among_ranks(ranks: Sequence[int], group: Any) -> Iterator[None]:
 
 @contextmanager
 def _replaced(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    found = {name: getattr(idist, name) for name in functions}
+    """Replaces functions of ``ignite.distributed`` by name, and restores them after the body."""
+    originals = {name: getattr(idist, name) for name in functions}
 
     def restore() -> None:
-        for name, function in found.items():
+        for name, function in originals.items():
             setattr(idist, name, function)
 
     with restored(restore):
@@ -82,44 +85,49 @@ def _replaced(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
 
 
 def _all_gather(
-    whole: Callable[..., Any], default: Any = None, size: int | None = None
+    original: Callable[..., Any], default: Any = None, size: int | None = None
 ) -> Callable[..., Any]:
-    """Returns a function like ``idist.all_gather`` for tensors of unequal sizes.
+    """Returns a function like ``idist.all_gather`` that accepts tensors of unequal sizes.
 
     Args:
-        whole: that function.
-        default: the group where none is given.
-        size: its number of ranks; default: that of all.
+        original: ``idist.all_gather``.
+        default: the group to use if a call gives none.
+        size: the number of ranks in ``default``; default: all ranks.
     """
 
     def all_gather(tensor: Any, group: Any = default) -> Any:
         is_single = not isinstance(tensor, torch.Tensor) or tensor.dim() == 0
         ranks = idist.get_world_size() if size is None else size
         if is_single or group is not default or ranks == 1:
-            return whole(tensor, group=group)
+            return original(tensor, group=group)
         own = torch.tensor([tensor.shape], device=tensor.device)
-        shapes = whole(own, group=group).tolist()
+        shapes = original(own, group=group).tolist()
         if all(shape == shapes[0] for shape in shapes):
-            return whole(tensor, group=group)
+            return original(tensor, group=group)
+        # Tensors are padded to the largest size on any rank, and cut back after the exchange.
         largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
         padded = tensor.new_zeros(largest)
         padded[_corner(tensor.shape)] = tensor
-        parts = whole(padded, group=group).split(largest[0])
+        parts = original(padded, group=group).split(largest[0])
         return torch.cat([part[_corner(shape)] for part, shape in zip(parts, shapes, strict=True)])
 
     return all_gather
 
 
 def _corner(shape: Sequence[int]) -> tuple[slice, ...]:
+    """Returns the index of the unpadded part of a tensor: the first ``shape[i]`` of dimension i."""
     return tuple(slice(size) for size in shape)
 
 
-def _broadcast(whole: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function like ``idist.broadcast`` that keeps the precision of a number."""
+def _broadcast(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function like ``idist.broadcast`` that keeps the precision of a Python number.
+
+    Ignite sends it as a tensor of single precision.
+    """
 
     def broadcast(tensor: Any, src: int = 0, safe_mode: bool = False) -> Any:
         if safe_mode or not isinstance(tensor, float):
-            return whole(tensor, src, safe_mode)
+            return original(tensor, src, safe_mode)
         number = [tensor]
         distributed.broadcast_object_list(number, src=src)
         return number[0]

@@ -1,4 +1,7 @@
-"""Failures of one rank are told to the others, which would wait for it in their next collective."""
+"""The scope of a run in which ranks report their failures to each other.
+
+Otherwise the other ranks would wait in their next collective for the rank that failed.
+"""
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -9,19 +12,20 @@ from ignite_hooks.processes.watched_run import OnPeerFailure
 from ignite_hooks.processes.watched_run import WatchedRun
 
 if TYPE_CHECKING:
-    from ignite_hooks.processes.peer_watch import Ranks
+    from ignite_hooks.processes.peer_watch import PeerWatch
 
 __all__ = ["PeerFailures"]
 
 
 class PeerFailures(AbstractContextManager["PeerFailures", None]):
-    """Tells a failure within it to the other ranks, and raises here what another rank tells.
+    """Reports a failure in the body to the other ranks, and raises their failures here.
 
-    A trainer enters it around each run. With one process it does nothing.
+    A trainer enters this context around each run. With one process nothing is done.
 
     Args:
-        trainer: whose runs these are.
-        on_peer_failure: what becomes of this process if it is blocked then.
+        trainer: the trainer of the runs.
+        on_peer_failure: what to do if another rank fails while this process is blocked in a
+            collective: "exit" or "wait", see ``WatchedRun``.
 
     Raises:
         ValueError: ``on_peer_failure`` is neither "exit" nor "wait".
@@ -29,31 +33,31 @@ class PeerFailures(AbstractContextManager["PeerFailures", None]):
 
     def __init__(self, trainer: TrainingEngine, on_peer_failure: OnPeerFailure) -> None:
         self._run = WatchedRun(trainer, on_peer_failure)
-        self._ranks: Ranks | None = None  # within a run of several processes
+        self._peers: PeerWatch | None = None  # only within a run, and with several processes
 
     def __enter__(self) -> "PeerFailures":
-        self._ranks = None
+        self._peers = None
         if self._run.trainer.accelerator.num_processes > 1:
-            # One process needs no torch.distributed, which some builds of torch have not.
-            from ignite_hooks.processes.peer_watch import Ranks
+            # Imported here: some builds of torch lack torch.distributed.
+            from ignite_hooks.processes.peer_watch import PeerWatch
 
-            ranks = Ranks.of_process()
-            if ranks is not None:
-                ranks.enter(self._run)
-            self._ranks = ranks
+            peers = PeerWatch.of_default_group()
+            if peers is not None:
+                peers.enter(self._run)
+            self._peers = peers
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        ranks, self._ranks = self._ranks, None
-        if ranks is None:
+        peers, self._peers = self._peers, None
+        if peers is None:
             return
         try:
             if error is not None:
-                ranks.explain(error, ranks.tell(error, self._run))
+                peers.explain(error, peers.report(error, self._run))
         finally:
-            ranks.leave(self._run)
+            peers.leave(self._run)
 
     def tell(self, error: BaseException) -> None:
-        """Tells the other ranks of a failure at once, before the run is unwound."""
-        if self._ranks is not None:
-            self._ranks.tell(error, self._run)
+        """Reports a failure to the other ranks at once, before the run is unwound."""
+        if self._peers is not None:
+            self._peers.report(error, self._run)

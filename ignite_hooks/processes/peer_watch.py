@@ -1,9 +1,10 @@
-"""Failures of one rank are told to the others, which would wait for it in their next collective.
+"""Reports of failures between ranks, which would otherwise wait for a failed rank.
 
-The rank that fails writes to the store of the default process group. On each other rank a thread
-looks there, also while the main thread is blocked, and has the main thread raise what was told:
-by a signal, which a run holds back until an optimizer step is complete. A main thread that is
-blocked in a collective of gloo cannot be freed. Its process is ended, unless it is to wait.
+The rank that fails writes its failure to the store of the default process group. On each other rank
+a thread polls the store, also while the main thread is blocked, and makes the main thread raise an
+error. This is done by a signal, which a run holds back until an optimizer step is complete. A main
+thread that is blocked in a collective of gloo cannot be interrupted: its process is ended, unless
+``on_peer_failure`` is "wait".
 """
 
 import multiprocessing
@@ -31,123 +32,141 @@ from ignite_hooks.core.held_signals import is_held_back
 from ignite_hooks.core.held_signals import replace_handler
 from ignite_hooks.core.scopes import note
 from ignite_hooks.core.warn_once import warn_once
+from ignite_hooks.processes.rank_failure import RankFailure
+from ignite_hooks.processes.rank_failure import is_collective_failure
+from ignite_hooks.processes.rank_failure import user_line_of_thread
 from ignite_hooks.processes.stalled_ranks import StalledRanks
 from ignite_hooks.processes.store_connection import StoreConnection
 from ignite_hooks.processes.store_connection import StoreGone
 from ignite_hooks.processes.store_connection import store_of_default_group
-from ignite_hooks.processes.told_failure import ToldFailure
-from ignite_hooks.processes.told_failure import is_of_collective
-from ignite_hooks.processes.told_failure import line_of_thread
 from ignite_hooks.processes.watched_run import OnPeerFailure
 from ignite_hooks.processes.watched_run import WatchedRun
 
-__all__ = ["Patience", "Ranks"]
+__all__ = ["PeerWatch", "TimeLimits"]
 
-# Ignored unless someone handles it, so that one which comes too late ends no process.
+# SIGURG is ignored by default: one that arrives after the run, with no handler, does no harm.
 _SIGNAL: Any = getattr(signal, "SIGURG", None)  # None on Windows
 _LOGGER = getLogger(__name__)
-_NOTHING_TOLD = "No other rank has told of a failure: a process may have been killed."
+_NO_REPORT = "No other rank has reported a failure: a process may have been killed."
 _STORE_GONE = "The store of the process group has gone: rank 0, or the launcher, has ended."
 
 
-class Patience(NamedTuple):
-    """Time limits, in seconds.
+class TimeLimits(NamedTuple):
+    """The time limits of a watch, in seconds.
 
     Args:
-        check: between two looks into the store. (A ``wait`` of the store would be quicker, but
-            torch prints a warning each time that one ends without result.)
-        same_failure: for a rank that was told to come to the same failure itself.
-        unblocking: for the main thread to raise what was told.
-        unwinding: for the run to end then, or for an optimizer step to be complete before.
-        hearing: for the others to have read a failure, or to have ended their run too, before the
+        poll: between two polls of the store. (A ``wait`` of the store would be quicker, but torch
+            prints a warning each time that one ends without a result.)
+        same_failure: for a rank that has received a failure to fail in the same way by itself.
+        unblocking: for the main thread to raise the error of another rank.
+        unwinding: for the run to end after that, or for an optimizer step to complete before.
+        acknowledgement: for the other ranks to read a failure, or to end their run too, before the
             process that holds the store may end.
-        records: for all ranks to tell how the run before ended.
-        look: between two looks at the place of the main thread.
-        stalled: for ranks that stand at different places, before a warning.
-        call: for one call of the store.
+        other_failures: for all ranks to report how the run before has ended.
+        place_check: between two checks of the place of the main thread.
+        stalled: for ranks at different places without progress, before a warning.
+        store_call: for one call of the store.
     """
 
-    check: float = 0.2
+    poll: float = 0.2
     same_failure: float = 0.5
     unblocking: float = 1.0
     unwinding: float = 30.0
-    hearing: float = 1.0
-    records: float = 5.0
-    look: float = 5.0
+    acknowledgement: float = 1.0
+    other_failures: float = 5.0
+    place_check: float = 5.0
     stalled: float = 30.0
-    call: float = 10.0
+    store_call: float = 10.0
 
 
-patience = Patience()
+time_limits = TimeLimits()
 
 
-class Ranks:
-    """What this process knows of the others, from one process group.
+class PeerWatch:
+    """The failures of this rank and of the other ranks of a process group.
 
-    Failures have a generation, which begins with 0. After a failure that a caller of a run has
-    caught, ranks go on with the next one: a run that fails within a handler of another run, or a
-    run that all ranks begin again.
+    Failures are grouped into generations, which count from 0. When the caller of a failed run has
+    caught its error, the next failure belongs to the next generation. This happens after a run
+    within a handler of another run, and when all ranks call ``run()`` again.
 
-    Keys in the store: ``<generation>/first`` is the failure that came first,
-    ``<generation>/<rank>`` that of each rank, ``<generation>/heard/<rank>`` says that a rank has
-    read the first one, and ``ended/<rank>`` is the number of the last run that a rank has ended.
+    Keys in the store:
+
+    - ``<generation>/first`` is the failure that was reported first.
+    - ``<generation>/<rank>`` is the failure of a rank.
+    - ``<generation>/heard/<rank>`` is set when a rank has read the first failure.
+    - ``ended/<rank>`` is the number of the last run that a rank has ended.
+
+    Args:
+        group_store: the store of the default process group.
 
     Attributes:
         runs: the runs that this process is in, the outermost one first.
         is_failing: whether a run is being unwound after a failure.
     """
 
-    present: "Ranks | None" = None
+    current: "PeerWatch | None" = None
 
     def __init__(self, group_store: Store) -> None:
         self.group_store = group_store
-        self.store = StoreConnection(group_store, timedelta(seconds=patience.call))
+        self.store = StoreConnection(group_store, timedelta(seconds=time_limits.store_call))
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self.runs: list[WatchedRun] = []
         self.is_failing = False
-        self._run_number = 0  # the outermost runs that this rank has begun
+        self._run_number = 0  # counts the outermost runs that this rank has begun
         self._generation = 0
-        self._lock = threading.RLock()  # for what changes with the generation
-        self._own: ToldFailure | None = None
-        self._own_run: WatchedRun | None = None
-        self._told: ToldFailure | None = None  # by another rank
+        self._lock = threading.RLock()  # of the generation and its failures, for both threads
+        self._own_failure: RankFailure | None = None
+        self._own_run: WatchedRun | None = None  # the run in which this rank failed
+        self._peer_failure: RankFailure | None = None
         self._watcher: _Watcher | None = None
 
     @classmethod
-    def of_process(cls) -> "Ranks | None":
-        """Returns the one of the present process group; None if ranks cannot tell each other."""
+    def of_default_group(cls) -> "PeerWatch | None":
+        """Returns the watch of the default process group; None if ranks cannot report failures.
+
+        There is one watch for each process group, because its generations continue over all runs.
+        """
         if not (distributed.is_available() and distributed.is_initialized()):
-            return None  # on a TPU, say
+            return None  # for example on a TPU
         group_store = store_of_default_group()
-        if cls.present is None or cls.present.group_store is not group_store:
+        if cls.current is None or cls.current.group_store is not group_store:
             try:
-                cls.present = cls(group_store)
+                cls.current = cls(group_store)
             except NotImplementedError as error:
-                cls.present = None
+                cls.current = None
                 warn_once(
-                    f"a failure of one rank is not told to the others: {error}. They wait until "
-                    "the timeout of their collective: use init_method='env://', or a newer torch"
+                    f"a failure of one rank is not reported to the others: {error}. They wait "
+                    "until the timeout of their collective: use init_method='env://', or a newer "
+                    "torch"
                 )
-        return cls.present
+        return cls.current
 
     def enter(self, run: WatchedRun) -> None:
         """Begins to watch the other ranks, unless an outer run does so.
 
+        Args:
+            run: the run that begins.
+
         Raises:
-            RuntimeError: a rank has failed before, and not all have failed alike.
+            RuntimeError: a rank has failed before, and not all have failed in the same way.
         """
+        # A run whose end was interrupted by Ctrl-C is still listed.
         self.runs = [each for each in self.runs if is_running(each.trainer)]
         if not self.runs:
-            self._stop()  # if Ctrl-C kept the run before from doing so
+            self._stop()  # for the same reason
             self._run_number += 1
-        self._settle()
+        self._pass_common_failures()
         self.is_failing = False
         self.runs = [*self.runs, run]
         if self._watcher is None:
             self._watcher = _Watcher(self, run.on_peer_failure)
 
     def leave(self, run: WatchedRun) -> None:
-        """Ends the watching with the outermost run."""
+        """Ends a run; the watch ends with the outermost run.
+
+        Args:
+            run: the run that ends.
+        """
         if self.runs[:1] != [run]:
             self.runs = [each for each in self.runs if each is not run]
             self.is_failing = False  # a handler of the outer run may catch the failure
@@ -157,130 +176,152 @@ class Ranks:
         try:
             with suppress(StoreGone):
                 if self.is_failing:
-                    # This process may hold the store, and end.
-                    self._wait_for_others(self._has_heard)
+                    # This process may hold the store, and may end now: the others must have read
+                    # the failure before.
+                    self._wait_for_others(self._has_acknowledged)
         finally:
             self.runs = []
             self._stop()
         with suppress(StoreGone):
             self.store.post(f"ended/{self.rank}", str(self._run_number))
+            # The watchers of the other ranks poll the store until their runs end.
             if self._may_hold_store and not self.is_failing:
                 self._wait_for_others(self._has_ended)
 
     @property
     def _may_hold_store(self) -> bool:
-        """Whether the others lose the store when this process ends; torch prints what they meet."""
+        """Returns whether the store may end with this process.
+
+        With a rendezvous by ``env://`` rank 0 holds the store, unless the launcher does. A call of
+        another rank after its end fails, and torch prints a stack trace for it.
+        """
         return self.rank == 0 and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
 
     def _stop(self) -> None:
+        """Ends the watcher thread, if there is one."""
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher = None
 
-    def tell(self, error: BaseException, run: WatchedRun) -> ToldFailure | None:
-        """Tells a failure of this rank; returns the first failure, if another rank has told it."""
-        self.is_failing = True  # first: from now on nothing that is told interrupts this rank
+    def report(self, error: BaseException, run: WatchedRun) -> RankFailure | None:
+        """Reports a failure of this rank; returns the first failure if it is of another rank.
+
+        Args:
+            error: the failure. Another error on the way out of the same run is not reported.
+            run: the run that failed.
+        """
+        self.is_failing = True  # first: from now on no other rank's failure interrupts this rank
         with suppress(StoreGone), self._lock:
-            is_on_its_way = self._own is not None and self._own_run in self.runs
-            if not is_on_its_way:
-                if self._own is not None:
+            is_reported = self._own_failure is not None and self._own_run in self.runs
+            if not is_reported:
+                if self._own_failure is not None:  # the caller has caught that failure
                     self._begin_generation()
-                self._tell_first(error, run)
+                self._write_failure(error, run)
             self._read_first()
         if self._watcher is not None:
             self._watcher.answer()
-        return self._told
+        return self._peer_failure
 
-    def _tell_first(self, error: BaseException, run: WatchedRun) -> None:
-        is_own = not (self._is_told(error) or is_of_collective(error))
+    def _write_failure(self, error: BaseException, run: WatchedRun) -> None:
+        """Writes a failure of this rank to the store."""
+        is_own = not (self._is_raised_by_watcher(error) or is_collective_failure(error))
         self._own_run = run
-        self._own = ToldFailure.of(
+        self._own_failure = RankFailure.of(
             error, self.rank, run.place, run_number=self._run_number, is_own=is_own
         )
-        self.store.put(f"{self._generation}/{self.rank}", self._own.encode())
-        self.store.put_first(self._first, self._own.encode())
+        self.store.put(f"{self._generation}/{self.rank}", self._own_failure.encode())
+        self.store.put_if_empty(self._first_key, self._own_failure.encode())
 
-    def explain(self, error: BaseException, told: ToldFailure | None) -> None:
-        """Says what of a failure of this rank another rank has caused.
+    def explain(self, error: BaseException, peer_failure: RankFailure | None) -> None:
+        """Adds to an error of this rank how it relates to the failure of another rank.
+
+        Args:
+            error: the error of this rank.
+            peer_failure: the first failure, if it is of another rank.
 
         Raises:
-            RuntimeError: what the other rank told, from ``error``: a collective that failed.
+            RuntimeError: the failure of the other rank, with ``error`` as cause, if ``error`` is
+                that of a collective.
         """
-        if self._is_told(error):
+        if self._is_raised_by_watcher(error):
             return
-        if told is None:
-            if is_of_collective(error):
-                note(error, _STORE_GONE if self.store.is_gone else _NOTHING_TOLD)
-        elif is_of_collective(error):
-            raise RuntimeError(str(told)) from error
-        elif self._own is not None and not told.is_like(self._own):
-            note(error, f"Before that, {told}")
+        if peer_failure is None:
+            if is_collective_failure(error):
+                note(error, _STORE_GONE if self.store.is_gone else _NO_REPORT)
+        elif is_collective_failure(error):
+            raise RuntimeError(str(peer_failure)) from error
+        elif self._own_failure is not None and not peer_failure.is_like(self._own_failure):
+            note(error, f"Before that, {peer_failure}")
 
-    def _is_told(self, error: BaseException) -> bool:
+    def _is_raised_by_watcher(self, error: BaseException) -> bool:
         return self._watcher is not None and error is self._watcher.raised
 
-    def look(self) -> ToldFailure | None:
-        """Returns the failure of another rank, if it is news."""
+    def find_new_failure(self) -> RankFailure | None:
+        """Returns the failure of another rank, if an earlier call has not returned it."""
         with self._lock:
-            is_over = self._own is not None and self._own_run not in self.runs
+            # This rank's caller has caught its last failure. Has another rank failed since?
+            is_over = self._own_failure is not None and self._own_run not in self.runs
             if is_over and self.store.find(f"{self._generation + 1}/first"):
                 self._begin_generation()
-            if self._told is not None:
+            if self._peer_failure is not None:
                 return None
             self._read_first()
-            return self._told
+            return self._peer_failure
 
     @property
-    def _first(self) -> str:
+    def _first_key(self) -> str:
         return f"{self._generation}/first"
 
     def _read_first(self) -> None:
-        text = "" if self._told is not None else self.store.find(self._first)
+        """Reads and acknowledges the first failure of the generation; keeps another rank's."""
+        text = "" if self._peer_failure is not None else self.store.find(self._first_key)
         if text:
-            failure = ToldFailure.decode(text)
+            failure = RankFailure.decode(text)
             self.store.put(f"{self._generation}/heard/{self.rank}", "1")
             if failure.rank != self.rank:
-                self._told = failure
+                self._peer_failure = failure
 
     def _begin_generation(self) -> None:
-        self._generation, self._own, self._told = self._generation + 1, None, None
+        self._generation += 1
+        self._own_failure = self._peer_failure = None
 
-    def _settle(self) -> None:
-        """Goes on after failures that all ranks had alike.
+    def _pass_common_failures(self) -> None:
+        """Moves past the generations in which all ranks failed in the same way.
 
-        A failure of the run that begins here is told by the watcher, unless this rank, which is
-        later, comes to the same one: a limit that is wrong on all ranks, say.
+        A failure of the run that begins here is left to the watcher: this rank is later than the
+        one that failed, and may still fail in the same way, for example if a limit is wrong on all
+        ranks.
 
         Raises:
-            RuntimeError: they have not failed alike in a run before.
+            RuntimeError: the ranks have not failed in the same way in a run before.
         """
         with self._lock:
             try:
-                while text := self.store.find(self._first):
-                    first = ToldFailure.decode(text)
-                    if self._own is None and first.run_number == self._run_number:
+                while text := self.store.find(self._first_key):
+                    first = RankFailure.decode(text)
+                    if self._own_failure is None and first.run_number == self._run_number:
                         return
                     if not self._have_all_failed_alike():
-                        raise _needs_restart(first)
+                        raise _restart_error(first)
                     self._begin_generation()
             except StoreGone:
-                if self._own is not None:
-                    raise _needs_restart(self._told or self._own) from None
+                if self._own_failure is not None:
+                    raise _restart_error(self._peer_failure or self._own_failure) from None
 
     def _have_all_failed_alike(self) -> bool:
-        own = self._own
-        failures = () if own is None else map(self._failure_of, range(self.size))
+        own = self._own_failure
+        failures = () if own is None else map(self._wait_for_failure, range(self.size))
         return own is not None and all(each is not None and own.is_like(each) for each in failures)
 
-    def _failure_of(self, rank: int) -> ToldFailure | None:
-        """Returns the failure of a rank, which may need a moment to come to it."""
-        for _ in _until(time.monotonic() + patience.records):
+    def _wait_for_failure(self, rank: int) -> RankFailure | None:
+        """Returns the failure of a rank, which may fail a little later; None after the limit."""
+        for _ in _poll_until(time.monotonic() + time_limits.other_failures):
             text = self.store.find(f"{self._generation}/{rank}")
             if text:
-                return ToldFailure.decode(text)
+                return RankFailure.decode(text)
         return None
 
-    def _has_heard(self, rank: int) -> bool:
+    def _has_acknowledged(self, rank: int) -> bool:
         """Returns whether a rank has read the failure of this run, or has ended the run too."""
         return bool(self.store.find(f"{self._generation}/heard/{rank}")) or self._has_ended(rank)
 
@@ -289,37 +330,46 @@ class Ranks:
         return int(self.store.find(f"ended/{rank}") or 0) >= self._run_number
 
     def _wait_for_others(self, is_done: Callable[[int], bool]) -> None:
-        """Waits a moment until each other rank is done."""
+        """Waits until each other rank is done, at most for the time limit.
+
+        Args:
+            is_done: returns whether a rank is done.
+        """
         others = [rank for rank in range(self.size) if rank != self.rank]
-        for _ in _until(time.monotonic() + patience.hearing):
+        for _ in _poll_until(time.monotonic() + time_limits.acknowledgement):
             others = [rank for rank in others if not is_done(rank)]
             if not others:
                 return
 
 
 class _Watcher:
-    """A thread that looks for failures of other ranks while a run goes on.
+    """A thread that polls the store for failures of other ranks during a run.
+
+    Args:
+        peers: the failures of this rank and of the others.
+        on_peer_failure: "exit" or "wait", as in ``WatchedRun``.
 
     Attributes:
-        raised: what the main thread has raised because another rank failed.
+        raised: the error that the main thread has raised because another rank failed.
     """
 
-    def __init__(self, ranks: Ranks, on_peer_failure: OnPeerFailure) -> None:
-        self._ranks, self._patience = ranks, patience
+    def __init__(self, peers: PeerWatch, on_peer_failure: OnPeerFailure) -> None:
+        self._peers, self._limits = peers, time_limits
         self._on_peer_failure = on_peer_failure
         self.raised: RuntimeError | None = None
-        self._to_raise: ToldFailure | None = None
-        self._is_open = True
+        self._to_raise: RankFailure | None = None  # by the signal handler
+        self._is_open = True  # whether the main thread may be interrupted
+        # `_answered`: the main thread is unwinding its run, so it needs no interruption.
         self._ended, self._answered = threading.Event(), threading.Event()
-        self._stalled = StalledRanks(ranks.store, ranks.rank, ranks.size, patience.stalled)
-        self._next_look = 0.0
-        self._main = threading.get_ident()
-        self._handler_found = self._install()
+        self._stalled = StalledRanks(peers.store, peers.rank, peers.size, time_limits.stalled)
+        self._next_place_check = 0.0
+        self._main_thread = threading.get_ident()
+        self._former_handler = self._install()
         self._thread = threading.Thread(target=self._watch, name="ignite_hooks peers", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Keeps the main thread from being interrupted from now on."""
+        """Prevents interruptions of the main thread from now on."""
         self._is_open = False
 
     def stop(self) -> None:
@@ -327,100 +377,105 @@ class _Watcher:
         self.close()
         self._ended.set()
         self._answered.set()
-        self._thread.join(self._patience.call)
-        if self._handler_found is not None:
-            if handler_of(_SIGNAL) == self._handle:  # else someone has set another meanwhile
-                replace_handler(_SIGNAL, self._handler_found)
-            self._handler_found = None
+        self._thread.join(self._limits.store_call)
+        if self._former_handler is not None:
+            if handler_of(_SIGNAL) == self._handle:  # else the user has set another meanwhile
+                replace_handler(_SIGNAL, self._former_handler)
+            self._former_handler = None
 
     def answer(self) -> None:
-        """Notes that the main thread fails, or has raised what was told."""
+        """Notes that the main thread is failing, with its own error or that of another rank."""
         self._answered.set()
 
     def _install(self) -> Any:
-        """Handles the signal, and returns the handler that was there; None if that cannot be.
+        """Installs the signal handler; returns the former one, or None if this is impossible.
 
-        Handlers run in the main thread alone. A run in another one is ended with its process.
+        Python runs signal handlers in the main thread only. A run in another thread cannot be
+        interrupted, so its process is ended.
         """
         if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return None
         return signal.signal(_SIGNAL, self._handle) or signal.SIG_DFL
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        told = self._to_raise
-        if told is None:
-            if callable(self._handler_found):
-                self._handler_found(number, frame)
-        elif self._is_open and not self._ranks.is_failing:
+        """Raises the failure of the other rank; a signal from elsewhere goes to its handler."""
+        failure = self._to_raise
+        if failure is None:
+            if callable(self._former_handler):
+                self._former_handler(number, frame)
+        elif self._is_open and not self._peers.is_failing:
             self._to_raise = None
-            self.raised = RuntimeError(str(told))
+            self.raised = RuntimeError(str(failure))
             self._answered.set()
             raise self.raised
 
     def _watch(self) -> None:
+        """Runs in the thread until the run ends."""
         try:
             self._stalled.begin()
-            while not self._ended.wait(self._patience.check):
-                told = self._ranks.look()
-                if told is not None:
-                    self._end_run(told)
-                self._look_at_places()
+            while not self._ended.wait(self._limits.poll):
+                failure = self._peers.find_new_failure()
+                if failure is not None:
+                    self._end_run(failure)
+                self._check_places()
         except StoreGone:
-            return  # rank 0 has ended, perhaps regularly: if not, the next collective fails
+            return  # rank 0 has ended, perhaps after a complete run: else the next collective fails
 
-    def _end_run(self, told: ToldFailure) -> None:
-        """Has the main thread raise what was told, or ends the process."""
-        self._answered.clear()  # of a failure before
-        is_answered = self._ranks.is_failing or not self._is_open
-        if is_answered or self._answered.wait(self._patience.same_failure):
+    def _end_run(self, failure: RankFailure) -> None:
+        """Makes the main thread raise the failure of another rank, or ends the process."""
+        self._answered.clear()  # set by a former failure
+        is_answered = self._peers.is_failing or not self._is_open
+        if is_answered or self._answered.wait(self._limits.same_failure):
             return
-        self._interrupt(told)
-        is_answered = self._answered.wait(self._patience.unblocking) or self._wait_for_step()
+        self._interrupt(failure)
+        is_answered = self._answered.wait(self._limits.unblocking) or self._wait_for_step()
         if not (is_answered or self._abort_groups()):
             if self._on_peer_failure == "wait":
-                _LOGGER.warning("%s. This rank waits for the timeout of its collective.", told)
+                _LOGGER.warning("%s. This rank waits for the timeout of its collective.", failure)
                 return
-            _end_process(told, "is blocked, in a collective say")
-        is_unwound = self.raised is None or self._ended.wait(self._patience.unwinding)
+            _end_process(failure, "is blocked, for example in a collective")
+        is_unwound = self.raised is None or self._ended.wait(self._limits.unwinding)
         if not is_unwound and self._on_peer_failure == "exit":
-            _end_process(told, f"did not leave run() within {self._patience.unwinding:g} s")
+            _end_process(failure, f"did not leave run() within {self._limits.unwinding:g} s")
 
-    def _interrupt(self, told: ToldFailure) -> None:
-        self._to_raise = told
-        if self._handler_found is not None:
-            # A real signal: it ends a sleep or a wait for data too.
-            signal.pthread_kill(self._main, _SIGNAL)
+    def _interrupt(self, failure: RankFailure) -> None:
+        self._to_raise = failure
+        if self._former_handler is not None:
+            # A real signal also ends a sleep or a wait for data, unlike `interrupt_main`.
+            signal.pthread_kill(self._main_thread, _SIGNAL)
 
     def _wait_for_step(self) -> bool:
         """Waits while an optimizer step holds the signal back; returns whether it is answered."""
-        return is_held_back(_SIGNAL) and self._answered.wait(self._patience.unwinding)
+        return is_held_back(_SIGNAL) and self._answered.wait(self._limits.unwinding)
 
     def _abort_groups(self) -> bool:
-        """Has collectives of NCCL fail, and returns whether the main thread has raised then.
+        """Aborts the collectives of NCCL; returns whether the main thread has raised an error then.
 
-        Those of gloo cannot be aborted.
+        Collectives of gloo cannot be aborted.
         """
         abort = getattr(distributed_c10d, "_abort_process_group", None)  # from torch 2.6 on
         if abort is None or "nccl" not in distributed.get_backend():
             return False
         with suppress(Exception):
             abort()
-        return self._answered.wait(self._patience.unblocking)
+        return self._answered.wait(self._limits.unblocking)
 
-    def _look_at_places(self) -> None:
+    def _check_places(self) -> None:
+        """Warns if ranks wait for each other at different places."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_place_check:
             return
-        self._next_look = now + self._patience.look
-        runs = self._ranks.runs
+        self._next_place_check = now + self._limits.place_check
+        runs = self._peers.runs
         if runs:
-            place = runs[-1].place
-            warning = self._stalled.look(place, line_of_thread(self._main), now)
+            line = user_line_of_thread(self._main_thread)
+            warning = self._stalled.check(runs[-1].place, line, now)
             if warning is not None:
                 _LOGGER.warning(warning)
 
 
-def _needs_restart(first: ToldFailure) -> RuntimeError:
+def _restart_error(first: RankFailure) -> RuntimeError:
+    """Returns the error of a rank that calls ``run()`` while others are at another place."""
     return RuntimeError(
         f"run() must be called by ranks that are at the same place, and {first}, while others did "
         "not fail, or not alike: end all processes and start them again; a checkpoint continues "
@@ -428,25 +483,31 @@ def _needs_restart(first: ToldFailure) -> RuntimeError:
     )
 
 
-def _until(end: float) -> Iterator[None]:
-    """Gives None again and again, with a short pause in between, until a time has come."""
+def _poll_until(end: float) -> Iterator[None]:
+    """Yields at once, and then every 20 ms until a time of the monotonic clock."""
     yield None
     while time.monotonic() < end:
         time.sleep(0.02)
         yield None
 
 
-def _end_process(told: ToldFailure, why: str) -> None:
-    """Ends this process at once, whatever its main thread waits for."""
+def _end_process(failure: RankFailure, why: str) -> None:
+    """Ends this process at once with exit code 1, while its main thread is blocked.
+
+    Args:
+        failure: the failure of another rank.
+        why: what follows "This process" in the message.
+    """
     print(
-        f"{told}\nThis process {why}, and is ended with exit code 1. "
+        f"{failure}\nThis process {why}, and is ended with exit code 1. "
         'With on_peer_failure="wait" it waits for the timeout of its collective.',
         file=sys.stderr,
     )
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
-    for child in multiprocessing.active_children():  # loader workers, which would outlive it
+    # `os._exit` runs no exit handlers, so loader workers would outlive this process.
+    for child in multiprocessing.active_children():
         if child.daemon:
             child.terminate()
     os._exit(1)

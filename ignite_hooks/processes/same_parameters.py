@@ -1,8 +1,9 @@
-"""Checks that every rank trains the same model: parameters are compared bit by bit.
+"""A check that every rank trains the same model: parameters are compared bit by bit.
 
-Ranks that begin with the same parameters and step with the same gradients keep the same bits. What
-calls a model past its wrapper is not averaged, and nothing else would tell: each rank trains a
-model of its own, and the one of rank 0 is saved.
+Ranks that begin with equal parameters and step with equal gradients keep equal parameters to the
+bit. Gradients are averaged only where the model is called through its wrapper. Code that calls the
+module within makes each rank train another model, and only that of rank 0 is saved, without any
+error from torch.
 """
 
 import functools
@@ -17,18 +18,20 @@ from torch import distributed
 __all__ = ["SameParameters"]
 
 MAX_DIFFERENCE = 1e-3
-"""The largest relative difference that is a warning; rounding of other devices is far below."""
+"""The largest relative difference that is only a warning; different rounding is far below."""
 
-# By the size of an element in bytes; of 8 bytes an even number of changed signs would cancel out.
-_WORDS = {1: torch.uint8, 2: torch.int16}
-_MODULUS = 2**61 - 1
+# The dtype in which elements are summed, by their size in bytes; larger ones are summed as words of
+# 4 bytes. In words of 8, the sign bits of an even number of changed signs would cancel out.
+_WORD_DTYPES = {1: torch.uint8, 2: torch.int16}
+_MODULUS = 2**61 - 1  # a prime that fits into a tensor of int64
 
 
 class SameParameters:
-    """Compares parameters over the ranks.
+    """Compares parameters between ranks.
 
-    A digest is made of the sum over the words of each tensor. (``torch.hash_tensor`` is an
-    exclusive or, which is 0 for any tensor that has each value twice: all ones, all zeros.)
+    A digest is computed from the checksum of each tensor, which is the sum of its words.
+    (``torch.hash_tensor`` is an exclusive or, which is 0 for any tensor in which each value appears
+    an even number of times, for example all ones.)
     """
 
     def __init__(self) -> None:
@@ -36,27 +39,29 @@ class SameParameters:
 
     @staticmethod
     def digest(parameters: Mapping[str, torch.Tensor]) -> tuple[int, int]:
-        """Returns the number of parameters, and one number for all. Synchronizes with the device.
+        """Returns the number of parameters, and a digest of them. Synchronizes with the device.
 
         Args:
-            parameters: by name, in the same order on every rank.
+            parameters: the parameters by name, in the same order on every rank.
         """
-        sums = _sums(parameters.values())
-        digest = functools.reduce(lambda so_far, each: (so_far * 31 + each) % _MODULUS, sums, 0)
-        return len(sums), digest
+        checksums = _checksums(parameters.values())
+        digest = functools.reduce(
+            lambda so_far, each: (so_far * 31 + each) % _MODULUS, checksums, 0
+        )
+        return len(checksums), digest
 
     def compare(
         self, parameters: Mapping[str, torch.Tensor], digests: Iterable[tuple[int, int]]
     ) -> None:
-        """Warns once, or raises, if parameters differ. Collective if the digests do.
+        """Warns once, or raises, if parameters differ. Collective if the digests differ.
 
         Args:
             parameters: as for ``digest``.
-            digests: those of all ranks, in their order.
+            digests: the digests of all ranks, in the order of the ranks.
 
         Raises:
-            RuntimeError: a parameter differs by more than 1e-3 of its norm on rank 0, or a rank has
-                another number of them.
+            RuntimeError: a parameter differs by more than 1e-3 of its norm on rank 0, or ranks have
+                different numbers of parameters.
         """
         of_rank_0, *others = digests
         if all(each == of_rank_0 for each in others):
@@ -94,36 +99,42 @@ class SameParameters:
 
 def _differing(parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
     """Returns the parameters that are not the same on all ranks. Collective."""
-    sums: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(sums, _sums(parameters.values()))
-    same = [len(set(of_parameter)) == 1 for of_parameter in zip(*sums, strict=True)]
-    named = zip(parameters.items(), same, strict=True)
+    checksums: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(checksums, _checksums(parameters.values()))
+    is_equal = [len(set(of_parameter)) == 1 for of_parameter in zip(*checksums, strict=True)]
+    named = zip(parameters.items(), is_equal, strict=True)
     return [each for each, is_same in named if not is_same]
 
 
-def _sums(parameters: Iterable[torch.Tensor]) -> list[int]:
+def _checksums(parameters: Iterable[torch.Tensor]) -> list[int]:
+    """Returns the checksum of each parameter. Synchronizes once with each device."""
     by_device: dict[torch.device, list[torch.Tensor]] = {}
-    places = []
+    places = []  # for each parameter its device, and its index among those of the device
     for parameter in parameters:
         of_device = by_device.setdefault(parameter.device, [])
         places.append((parameter.device, len(of_device)))
-        of_device.append(_sum_of(parameter))
+        of_device.append(_checksum(parameter))
     numbers = {device: torch.stack(each).tolist() for device, each in by_device.items()}
     return [numbers[device][index] for device, index in places]
 
 
-def _sum_of(parameter: torch.Tensor) -> torch.Tensor:
-    words = parameter.detach().contiguous().view(-1).view(torch.uint8)
+def _checksum(parameter: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of the words of a parameter, on its device. Does not synchronize."""
+    data = parameter.detach().contiguous().view(-1).view(torch.uint8)
     size = parameter.element_size()
-    return words.view(_WORDS.get(size, torch.int32)).sum(dtype=torch.int64)
+    return data.view(_WORD_DTYPES.get(size, torch.int32)).sum(dtype=torch.int64)
 
 
 def _differences_from_rank_0(parameter: torch.Tensor) -> list[float]:
-    """Returns the distance of each rank's parameter from rank 0's, by its norm. Collective."""
+    """Returns each rank's distance from the parameter of rank 0, relative to its norm. Collective.
+
+    A parameter with NaN is infinitely far away.
+    """
     own = parameter.detach().contiguous()
     own = torch.view_as_real(own) if own.is_complex() else own
     of_rank_0 = own.clone()
     distributed.broadcast(of_rank_0, src=0)
+    # In float64: the squares of large values in half precision overflow.
     norm = torch.linalg.vector_norm(of_rank_0.to(torch.float64))
     distance = torch.linalg.vector_norm(own.to(torch.float64) - of_rank_0)
     relative = (distance / norm.clamp(min=torch.finfo(torch.float64).tiny)).reshape(1)

@@ -1,25 +1,25 @@
-"""Failures that all ranks raise at one place, because they have told each other of them.
+"""Failures that all ranks raise together at the same place, because they have exchanged them.
 
-A save that fails on one rank is one: the ranks exchange what became of it, and each raises. So they
-are at the same place afterwards, and may go on together.
+An example is a save that fails on one rank: the ranks exchange its outcome, and each raises an
+error. Afterwards they are at the same place, and can continue together.
 """
 
 __all__ = ["note_shared", "shared_text"]
 
-_NAME = "_ignite_hooks_shared"
+_ATTRIBUTE = "_ignite_hooks_shared"
 
 
 def note_shared(error: BaseException, text: str) -> None:
-    """Notes that all ranks raise an error here, each its own.
+    """Marks an error as one of those that all ranks raise here, each rank its own.
 
     Args:
-        error: that of this rank.
-        text: what has failed on which ranks; the same on all of them.
+        error: the error of this rank.
+        text: what has failed on which ranks; the same text on all ranks.
     """
-    setattr(error, _NAME, text)
+    setattr(error, _ATTRIBUTE, text)
 
 
 def shared_text(error: BaseException) -> str:
-    """Returns the text of an error that all ranks raise; an empty one of any other."""
-    text: str = getattr(error, _NAME, "")
+    """Returns the text of an error that all ranks raise; an empty text for any other error."""
+    text: str = getattr(error, _ATTRIBUTE, "")
     return text

@@ -1,4 +1,4 @@
-"""A connection of this process's own to the store of the default process group."""
+"""A separate connection of this process to the store of the default process group."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,7 +17,7 @@ _PREFIX = "ignite_hooks"
 
 
 def store_of_default_group() -> Store:
-    """Returns the store in which the processes found each other. The function is torch's own."""
+    """Returns the store of the default process group, by a private function of torch."""
     return _get_default_store()
 
 
@@ -26,44 +26,50 @@ class StoreGone(Exception):
 
 
 class StoreConnection:
-    """A second connection to a store: a client is locked for as long as one of its calls takes.
+    """A second connection to a store, for a thread that must not wait for the main thread.
 
-    A main thread that makes a process group waits in the store, and a thread that watches the
-    store through the same client would wait with it. After a call that failed no other is tried:
-    torch prints the stack of each.
+    A client of a store is locked during each call. A main thread that makes a process group waits
+    in such a call, and a thread that used the same client would wait with it.
+
+    After a call that failed no further call is made, because torch prints a stack trace for each.
 
     Args:
         store: the store of the default process group.
-        timeout: the limit of each call.
+        timeout: the time limit of each call.
 
     Attributes:
         is_gone: whether a call has failed.
 
     Raises:
-        NotImplementedError: this torch cannot connect to a store of that class a second time.
+        NotImplementedError: this version of torch cannot open a second connection to a store of
+            this class.
     """
 
     def __init__(self, store: Store, timeout: timedelta) -> None:
         own = store.clone() if hasattr(store, "clone") else _second_client(store, timeout)
-        own.set_timeout(timeout)
+        own.set_timeout(timeout)  # of this connection, not of that of the group
         self._store = PrefixStore(_PREFIX, own)
         self.is_gone = False
 
     def find(self, key: str) -> str:
-        """Returns the text of a key; an empty one if there is none."""
+        """Returns the text of a key; an empty text if the key is not set."""
         found: str = self._call(self._find, key)
         return found
 
     def put(self, key: str, text: str) -> None:
-        """Sets a key, and returns when the store has it."""
+        """Sets a key, and returns when the store has received it."""
         self._call(self._put, key, text)
 
     def post(self, key: str, text: str) -> None:
-        """Sets a key without an answer, as the last call: the store may end when it is read."""
+        """Sets a key without waiting for the store.
+
+        To be used for the last call: as soon as rank 0 has read the key, it may end, and the store
+        with it.
+        """
         self._call(self._store.set, key, text)
 
-    def put_first(self, key: str, text: str) -> None:
-        """Sets a key that has no text yet."""
+    def put_if_empty(self, key: str, text: str) -> None:
+        """Sets a key unless it has a text already."""
         self._call(self._store.compare_set, key, "", text)
 
     def _find(self, key: str) -> str:
@@ -71,9 +77,12 @@ class StoreConnection:
 
     def _put(self, key: str, text: str) -> None:
         self._store.set(key, text)
-        self._store.check([key])  # answered after what was sent before, which has no answer
+        # The store does not answer `set`. It handles the calls of a client in order, so its answer
+        # to this call shows that it has the text.
+        self._store.check([key])
 
     def _call(self, function: Callable[..., Any], *arguments: str) -> Any:
+        """Calls a function of the store; raises ``StoreGone`` if the store cannot be reached."""
         if self.is_gone:
             raise StoreGone
         try:
@@ -84,7 +93,7 @@ class StoreConnection:
 
 
 def _second_client(store: Store, timeout: timedelta) -> Store:
-    """Does what ``Store.clone`` does, which came with torch 2.8, for a store over TCP."""
+    """Returns a new connection to a ``TCPStore``, like ``Store.clone`` of torch 2.8 and later."""
     server = store
     while isinstance(server, PrefixStore):
         server = server.underlying_store
@@ -92,7 +101,9 @@ def _second_client(store: Store, timeout: timedelta) -> Store:
         raise NotImplementedError(
             f"a {type(server).__name__} has no second connection before torch 2.8"
         )
-    # Prefixes cannot be read. A launcher gives each attempt its own, in a store that they share.
+    # All ranks must use one prefix. A launcher gives each of its attempts a prefix in one shared
+    # store, but torch has no function to read the prefix of a store. So the rank that comes first
+    # writes a prefix of ours under the launcher's, where all ranks read it.
     prefix = store.compare_set(f"{_PREFIX}/prefix", "", uuid4().hex).decode()
     client = TCPStore(
         server.host, server.port, is_master=False, wait_for_workers=False, timeout=timeout

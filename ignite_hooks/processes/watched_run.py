@@ -1,4 +1,4 @@
-"""A run of a trainer that the other ranks are told of if it fails."""
+"""A run of a trainer whose failure is reported to the other ranks."""
 
 from typing import Literal
 from typing import NamedTuple
@@ -6,20 +6,20 @@ from typing import get_args
 
 from ignite_hooks.core.training_engine import TrainingEngine
 
-__all__ = ["OnPeerFailure", "Place", "WatchedRun"]
+__all__ = ["OnPeerFailure", "RunPlace", "WatchedRun"]
 
 OnPeerFailure = Literal["exit", "wait"]
-"""What becomes of a process that is blocked in a collective when another rank has failed."""
+"""The choices for a process that is blocked in a collective when another rank has failed."""
 
 
-class Place(NamedTuple):
+class RunPlace(NamedTuple):
     """The place of a rank in its run.
 
     Args:
         epoch: the present epoch, from 1.
-        iteration: batches in all.
-        step: optimizer steps in all.
-        event: the event that was fired last.
+        iteration: the number of batches since the run began.
+        step: the number of optimizer steps since the run began.
+        event: the name of the event that was fired last.
     """
 
     epoch: int
@@ -33,10 +33,10 @@ class Place(NamedTuple):
 
 
 class WatchedRun:
-    """A run, its place, and what to do when another rank fails in it.
+    """A run, its place, and the user's choice for a failure of another rank.
 
     Args:
-        trainer: whose run it is.
+        trainer: the trainer that runs.
         on_peer_failure: "exit" ends a process that is blocked in a collective, with exit code 1;
             "wait" leaves it there until the timeout of the collective.
 
@@ -55,8 +55,8 @@ class WatchedRun:
         self.on_peer_failure = on_peer_failure
 
     @property
-    def place(self) -> Place:
-        """The place of the run."""
+    def place(self) -> RunPlace:
+        """The present place of the run."""
         state, event = self.trainer.state, self.trainer.last_event_name
         name = str(getattr(event, "name", event) or "the start of the run")
-        return Place(state.epoch, state.iteration, state.optimizer_step, name)
+        return RunPlace(state.epoch, state.iteration, state.optimizer_step, name)

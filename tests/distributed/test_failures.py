@@ -65,7 +65,7 @@ def stand():
 
 def hurry(**seconds):
     """Sets time limits in this process, which is a forked one."""
-    peer_watch.patience = peer_watch.patience._replace(**seconds)
+    peer_watch.time_limits = peer_watch.time_limits._replace(**seconds)
 
 
 def test_failure_is_told_with_its_place_to_rank_in_python(tmp_path):
@@ -124,7 +124,7 @@ def test_rank_that_is_to_wait_raises_after_its_timeout(tmp_path):
     both_ended = [os.pipe(), os.pipe()]
 
     def train(rank):
-        hurry(check=0.02, same_failure=0.02, unblocking=0.02)
+        hurry(poll=0.02, same_failure=0.02, unblocking=0.02)
         logging.getLogger(peer_watch.__name__).addHandler(logging.lastResort)  # stderr
         trainer = make_trainer(timeout=2, build=RunSettings(on_peer_failure="wait").build)
         if rank == 1:
@@ -258,7 +258,7 @@ def test_limit_refused_on_all_ranks_is_each_ones_own_error(tmp_path):
     has_failed = os.pipe()
 
     def train(rank):
-        hurry(hearing=0)
+        hurry(acknowledgement=0)
         trainer = make_trainer()
         if rank == 0:
             os.read(has_failed[0], 1)  # begins its run when the other has failed in it
@@ -368,7 +368,7 @@ def test_rank_that_ends_first_disturbs_nobody(tmp_path):
     pipe = os.pipe()
 
     def train(rank):
-        hurry(check=0.02)
+        hurry(poll=0.02)
         trainer = make_trainer()
         trainer.add_event_handler(Events.COMPLETED, lambda: until_rank_0_has_ended(rank, pipe))
         trainer.run(max_epochs=1)
@@ -381,7 +381,7 @@ def test_rank_0_keeps_store_until_others_have_ended(tmp_path):
     pipe = os.pipe()
 
     def train(rank):
-        hurry(hearing=FOREVER)
+        hurry(acknowledgement=FOREVER)
         trainer = make_trainer()
         found = []
         trainer.add_event_handler(
@@ -402,7 +402,7 @@ def test_rank_0_does_not_wait_for_rank_in_next_run(tmp_path):
             return super().__len__()
 
     def train(rank):
-        hurry(hearing=FOREVER)
+        hurry(acknowledgement=FOREVER)
         trainer = make_trainer()
         if rank == 0:
             trainer.add_event_handler(Events.COMPLETED(once=1), lambda: os.read(has_begun[0], 1))
@@ -438,7 +438,7 @@ def test_ranks_that_wait_at_different_places_are_named(tmp_path, event, place, p
     read_end, write_end = os.pipe()
 
     def train(rank):
-        hurry(check=0.02, look=0.05, stalled=0.2)
+        hurry(poll=0.02, place_check=0.05, stalled=0.2)
         warned = threading.Event()
         texts = []
 
@@ -467,18 +467,18 @@ def test_ranks_that_wait_at_different_places_are_named(tmp_path, event, place, p
 
 def test_ranks_that_work_long_at_same_place_are_not_warned_of(tmp_path):
     def train(rank):
-        hurry(check=0.02, look=0.02, stalled=0.1)
-        texts, looks = [], []
+        hurry(poll=0.02, place_check=0.02, stalled=0.1)
+        texts, checks = [], []
         done = threading.Event()
-        look = StalledRanks.look
+        check = StalledRanks.check
 
         def noting(self, *arguments):
-            texts.append(look(self, *arguments))
-            looks.append(self)
-            if len(looks) == 20:  # 0.4 s at the least
+            texts.append(check(self, *arguments))
+            checks.append(self)
+            if len(checks) == 20:  # 0.4 s at the least
                 done.set()
 
-        StalledRanks.look = noting
+        StalledRanks.check = noting
         trainer = make_trainer()
         at_end_of_2 = Events.ITERATION_COMPLETED(once=2)
         trainer.add_event_handler(at_end_of_2, lambda: done.wait(FOREVER))
@@ -514,7 +514,7 @@ def test_store_of_torch_without_clone_is_reached_by_second_client(monkeypatch):
     first, second = (StoreConnection(group, timedelta(seconds=5)) for _ in range(2))
     other = StoreConnection(distributed.PrefixStore("other", server), timedelta(seconds=5))
     first.put("key", "text")
-    first.put_first("key", "other")
+    first.put_if_empty("key", "other")
     assert [each.find("key") for each in (first, second, other)] == ["text", "text", ""]
 
 
