@@ -159,7 +159,7 @@ class _StatefulLoaderKeeper(PlaceKeeper):
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
         if state_dict.keys() <= {_DATA_SET}:
             self.holder.load_state_dict({})  # drops the iterator, so that the next one is new
-            for state in state_dict.values():
+            for state in state_dict.values():  # one or none
                 self.holder.dataset.load_state_dict(copy.deepcopy(state))
             return
         state_dict = copy.deepcopy(state_dict)
@@ -239,7 +239,7 @@ def keeper_of_order(loader: DataLoader[Any]) -> PlaceKeeper | None:
 
 
 @dataclass(frozen=True)
-class _Snapshot:
+class Snapshot:
     """A snapshot of everything that determines the rest of a pass.
 
     Args:
@@ -272,7 +272,7 @@ class _Snapshot:
         return {**vars(self), "random": self.random.state_dict()}
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> "_Snapshot":
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> "Snapshot":
         """Returns the snapshot from which ``state_dict`` was made."""
         return cls(
             keeper=state_dict["keeper"],
@@ -329,7 +329,7 @@ class PlaceStates:
 
     def __init__(self) -> None:
         self.window = 1
-        self._snapshots: dict[FeedPosition, _Snapshot] = {}
+        self._snapshots: dict[FeedPosition, Snapshot] = {}
         # After the last batch that has been fetched. The end of a pass counts as a batch.
         self._fetched = FeedPosition(0, 0)
         self._has_ended = True  # whether the last pass was iterated to its end
@@ -369,7 +369,7 @@ class PlaceStates:
         """Yields the batches after ``position``, loaded from the snapshot at ``start``.
 
         Batches that had been fetched ahead of ``position`` are fetched again at once, with the
-        states that the random generators had at the first time.
+        states that the random generators had the first time.
 
         Args:
             source: the data.
@@ -462,7 +462,7 @@ class PlaceStates:
                 # Without a name: this suspended frame would keep the batch in memory.
                 yield fetched.popleft()
 
-    def _record(self, position: FeedPosition, snapshot: _Snapshot) -> None:
+    def _record(self, position: FeedPosition, snapshot: Snapshot) -> None:
         """Keeps a snapshot, and drops those to which no feed goes back any more."""
         if not position.batches:
             self._snapshots.clear()
@@ -475,9 +475,9 @@ class PlaceStates:
             self._snapshots.pop(former, None)
 
     def _is_live(self, position: FeedPosition) -> bool:
-        """Returns whether the present state of the data belongs to ``position``, still unrecorded.
+        """Returns whether a snapshot at ``position`` is missing and can be taken now.
 
-        This is so if no batch after ``position`` has been requested.
+        The present state of the data belongs to ``position`` if no later batch was requested.
         """
         is_there = position == self._fetched and not self._is_fetching
         return is_there and position not in self._snapshots
@@ -535,7 +535,7 @@ class PlaceStates:
         self._needs_set_epoch = not position.batches
         if self.takes(source, state_dict):
             assert state_dict is not None
-            self._snapshots[position] = _Snapshot.from_state_dict(state_dict)
+            self._snapshots[position] = Snapshot.from_state_dict(state_dict)
             self._fetched = position._replace(batches=position.batches + state_dict["ahead"])
             self._has_ended = not state_dict["is_cut"]
             self._is_resumed = True
@@ -594,7 +594,7 @@ def _take_snapshot(
     objects: Mapping[str, Any] | None = None,
     *,
     is_at_start: bool = False,
-) -> _Snapshot:
+) -> Snapshot:
     """Takes a snapshot of the present states.
 
     Args:
@@ -608,7 +608,7 @@ def _take_snapshot(
     if objects is None:
         objects = source.own_states.stateful(source.beside_keeper)
     assert source.keeper is not None
-    return _Snapshot(
+    return Snapshot(
         source.keeper.state_dict(is_at_start=is_at_start),
         {name: copy.deepcopy(each.state_dict()) for name, each in objects.items()},
         RandomState.capture(),

@@ -153,9 +153,9 @@ class PeerWatch:
         # A run whose end was interrupted by Ctrl-C is still listed.
         self.runs = [each for each in self.runs if is_running(each.trainer)]
         if not self.runs:
-            self._stop()  # for the same reason
+            self._stop()  # its watcher, which runs on in this case
             self._run_number += 1
-        self._pass_common_failures()
+        self._skip_common_failures()
         self.is_failing = False
         self.runs = [*self.runs, run]
         if self._watcher is None:
@@ -285,7 +285,7 @@ class PeerWatch:
         self._generation += 1
         self._own_failure = self._peer_failure = None
 
-    def _pass_common_failures(self) -> None:
+    def _skip_common_failures(self) -> None:
         """Moves past the generations in which all ranks failed in the same way.
 
         A failure of the run that begins here is left to the watcher: this rank is later than the

@@ -1,4 +1,4 @@
-"""Data with a state of their own are asked for it, and nothing is gone through again."""
+"""Data with a state are resumed from it, without loading earlier batches again."""
 
 import gc
 import io
@@ -24,7 +24,7 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from ignite_hooks import DataFeed
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.data.place_states import PlaceState
+from ignite_hooks.data.place_states import Snapshot
 from tests.reference import Notes
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
@@ -33,7 +33,7 @@ SIZE = 5  # samples, or batches, of a pass
 
 
 class Walk:
-    """Goes on over all passes: its samples are the steps of one random walk."""
+    """A stream whose samples are the steps of one random walk over all passes."""
 
     noise = 1.0
 
@@ -46,7 +46,8 @@ class Walk:
         while self.index < SIZE:
             self.index += 1
             self.drawn += 1
-            self.place += torch.rand(1, generator=self.generator)  # in place: its state is copied
+            # In place: the saved state must be a copy.
+            self.place += torch.rand(1, generator=self.generator)
             yield self.place + self.noise * torch.rand(1)  # augmented
         self.index = 0
 
@@ -63,7 +64,7 @@ class Walk:
 
 
 class Forgetful(Walk):
-    """Its generator is not in its state."""
+    """A random walk whose state does not contain the generator."""
 
     def state_dict(self):
         return {"place": self.place, "index": self.index}
@@ -73,7 +74,7 @@ class Forgetful(Walk):
 
 
 class Skipping(Walk):
-    """Each pass begins at 0, but for the one after a state was loaded."""
+    """A stream whose passes begin at 0, except the one after a state was loaded."""
 
     def __init__(self):
         super().__init__()
@@ -93,7 +94,7 @@ class Skipping(Walk):
 
 
 class Seeded(Walk):
-    """``set_epoch`` seeds a generator; the order is drawn from it when a pass begins."""
+    """A stream that draws its order at the start of a pass, seeded by ``set_epoch``."""
 
     def set_epoch(self, epoch):
         self.generator.manual_seed(epoch)
@@ -115,8 +116,8 @@ class Seeded(Walk):
         self.generator.set_state(state["before"])
 
 
-class Itself(Walk):
-    """An iterator that begins its next pass when it is asked for itself."""
+class RestartingIterator(Walk):
+    """An iterator whose ``__iter__`` begins the next pass."""
 
     def __iter__(self):
         self.index = 0
@@ -139,8 +140,8 @@ class Passes(Seeded, IterableDataset):
     pass
 
 
-class Split(Skipping, IterableDataset):
-    """Gives each worker its own samples, with augmentation that is in no state of its own."""
+class SplitByWorker(Skipping, IterableDataset):
+    """Gives each worker its own samples, with random numbers that its state does not contain."""
 
     def __init__(self):
         super().__init__()
@@ -155,7 +156,7 @@ class Split(Skipping, IterableDataset):
 
 
 class Restarting(IterableDataset):
-    """Its state is that of its beginning when it has ended, at another time in each worker."""
+    """A stream that resets its state at its end, which is at another time in each worker."""
 
     def __init__(self):
         self.index = 0
@@ -175,7 +176,7 @@ class Restarting(IterableDataset):
 
 
 class Counting:
-    """A ``collate_fn`` with a state that is not in that of the samples."""
+    """A ``collate_fn`` with a state of the batches."""
 
     def __init__(self):
         self.batches = 0
@@ -192,7 +193,7 @@ class Counting:
 
 
 class Streaming(DataLoader):
-    """Tells its place by itself, as loaders of sharded data on disks of others do."""
+    """A loader with a state, as other libraries for sharded data have them."""
 
     def state_dict(self):
         return {"dataset": self.dataset.state_dict()}
@@ -228,7 +229,7 @@ KINDS = {
     "a stream without its generator": (Forgetful, lambda data: data),
     "a stream that skips": (Skipping, lambda data: data),
     "a stream that is seeded": (Seeded, lambda data: data),
-    "an iterator": (Itself, lambda data: data),
+    "an iterator": (RestartingIterator, lambda data: data),
     "torchdata's nodes": (Skipping, nodes),
     "a loader": (Samples, lambda data: DataLoader(data, 2)),
     "a loader of single samples": (Samples, lambda data: DataLoader(data, batch_size=None)),
@@ -248,9 +249,9 @@ KINDS = {
     "a loader with a state that iterates": (Samples, lambda data: Halving(data, 2)),
 }
 WORKERS = {
-    "a loader with workers": (Split, lambda data: DataLoader(data, 2, num_workers=2)),
+    "a loader with workers": (SplitByWorker, lambda data: DataLoader(data, 2, num_workers=2)),
     "torchdata's loader with workers": (
-        Split,
+        SplitByWorker,
         lambda data: StatefulDataLoader(data, 2, num_workers=2),
     ),
     "a stream that is at its beginning when it has ended": (
@@ -258,7 +259,7 @@ WORKERS = {
         lambda data: DataLoader(data, 2, num_workers=2),
     ),
     "a loader with workers that stay": (
-        Split,
+        SplitByWorker,
         lambda data: DataLoader(data, 2, num_workers=1, persistent_workers=True),
     ),
 }
@@ -280,21 +281,21 @@ def take(feed, count, taken=None):
     return taken
 
 
-def carried(state):
-    """A state as a checkpoint has it."""
+def through_file(state):
+    """Returns a state as it comes out of a checkpoint."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=True)
 
 
-def an_accelerator(name):
+def make_accelerator(name):
     config = DataLoaderConfiguration(use_stateful_dataloader=name == "stateful")
     return None if name == "none" else Accelerator(cpu=True, dataloader_config=config)
 
 
 def resumes(kind, wrap, accelerator, count):
-    """Yields a resumed feed and what it gives, for each place in ``count`` batches."""
+    """Resumes at each position of ``count`` batches; yields the position, data and differences."""
 
     def feed():
         data = kind()
@@ -306,7 +307,7 @@ def resumes(kind, wrap, accelerator, count):
         torch.manual_seed(1)
         _, first = feed()
         assert take(first, given) == whole[:given]
-        state, random = carried(first.state_dict()), torch.get_rng_state()
+        state, random = through_file(first.state_dict()), torch.get_rng_state()
         assert first.doubts() == []
         assert state["place"] is not None
         data, other = feed()
@@ -315,12 +316,12 @@ def resumes(kind, wrap, accelerator, count):
         torch.set_rng_state(random)
         assert take(other, count - given) == whole[given:], given
         yield given, data, differences
-        # A resumed feed can be left and resumed too.
+        # A resumed feed can be closed and resumed too.
         torch.set_rng_state(random)
         other.load_state_dict(state)
         further = (given + count) // 2
         taken = take(other, further - given)
-        state, random = carried(other.state_dict()), torch.get_rng_state()
+        state, random = through_file(other.state_dict()), torch.get_rng_state()
         assert state["place"] is not None
         assert take(other, count - further) == whole[further:]  # or continued
         _, third = feed()
@@ -331,8 +332,8 @@ def resumes(kind, wrap, accelerator, count):
 
 @pytest.mark.parametrize("name", ["none", "prepared", "stateful"])
 @pytest.mark.parametrize(("kind", "wrap"), KINDS.values(), ids=KINDS)
-def test_a_resumed_feed_goes_on_without_a_replay(name, kind, wrap):
-    accelerator = an_accelerator(name)
+def test_resumed_feed_does_not_load_earlier_batches(name, kind, wrap):
+    accelerator = make_accelerator(name)
     passes = 3
     per_pass = len(take_pass(DataFeed(wrap(kind()), accelerator)))
     for given, data, differences in resumes(kind, wrap, accelerator, passes * per_pass):
@@ -346,18 +347,19 @@ def take_pass(feed):
 
 @pytest.mark.parametrize("name", ["prepared", "stateful"])
 @pytest.mark.parametrize(("kind", "wrap"), WORKERS.values(), ids=WORKERS)
-def test_workers_are_asked_for_their_states(name, kind, wrap):
-    for _, _, differences in resumes(kind, wrap, an_accelerator(name), 8):
+def test_feed_with_workers_resumes_exactly(name, kind, wrap):
+    for _, _, differences in resumes(kind, wrap, make_accelerator(name), 8):
         assert differences == []
 
 
 @pytest.mark.parametrize("given", [2, 2 * 3])
-def test_the_turns_of_workers_that_stay_are_named(given):
-    feed = DataFeed(DataLoader(Split(), 2, num_workers=2, persistent_workers=True))
+def test_changed_order_of_persistent_workers_is_reported(given):
+    feed = DataFeed(DataLoader(SplitByWorker(), 2, num_workers=2, persistent_workers=True))
     take(feed, given)
-    (told,) = feed.differences(feed.state_dict())
+    (difference,) = feed.differences(feed.state_dict())
     assert (
-        "torchdata asks persistent workers in another order after a pass that was entered" in told
+        "torchdata asks persistent workers in another order after a pass that was entered"
+        in difference
     )
 
 
@@ -365,7 +367,7 @@ def test_the_turns_of_workers_that_stay_are_named(given):
 
 
 class Numbers(Dataset):
-    """Samples with augmentation; counts those that it has made."""
+    """A data set with augmentation that notes the indices of its samples."""
 
     def __init__(self):
         self.indices = Notes()
@@ -382,8 +384,8 @@ class Numbers(Dataset):
         return torch.tensor([float(index)]) + torch.rand(1)
 
 
-class Carried(Sampler):
-    """Draws as it goes; each pass is drawn with the numbers that follow those of the one before."""
+class DrawingSampler(Sampler):
+    """A sampler that draws each index when requested, from one generator over all passes."""
 
     def __init__(self, size=1):
         self.size, self.shift, self.index = size, 0, 0
@@ -413,8 +415,8 @@ class Carried(Sampler):
         self.generator.set_state(state["generator"])
 
 
-class Ordered(Sampler):
-    """Draws the order as it is asked for its first number, and remembers from where."""
+class OrderSampler(Sampler):
+    """A sampler that draws its order at the first index; its state has the generator before."""
 
     def __init__(self):
         self.generator, self.index, self.start = torch.Generator().manual_seed(1), 0, 0
@@ -446,27 +448,29 @@ def distributed(data, **options):
 
 
 SAMPLERS = {
-    "a sampler": lambda data: DataLoader(data, 2, sampler=Carried()),
+    "a sampler": lambda data: DataLoader(data, 2, sampler=DrawingSampler()),
     "a sampler of single samples": lambda data: DataLoader(
-        data, batch_size=None, sampler=Carried()
+        data, batch_size=None, sampler=DrawingSampler()
     ),
-    "a sampler that draws its order again": lambda data: DataLoader(data, 2, sampler=Ordered()),
-    "a batch sampler": lambda data: DataLoader(data, batch_sampler=Carried(2)),
+    "a sampler that draws its order again": lambda data: DataLoader(
+        data, 2, sampler=OrderSampler()
+    ),
+    "a batch sampler": lambda data: DataLoader(data, batch_sampler=DrawingSampler(2)),
     "torchdata's sampler": distributed,
 }
 
 
 @pytest.mark.parametrize("name", ["none", "prepared", "stateful"])
 @pytest.mark.parametrize("wrap", SAMPLERS.values(), ids=SAMPLERS)
-def test_samplers_are_asked_for_their_states(name, wrap):
-    accelerator = an_accelerator(name)
+def test_feed_resumes_from_the_state_of_its_sampler(name, wrap):
+    accelerator = make_accelerator(name)
     loader = wrap(Numbers())
     for given, data, differences in resumes(Numbers, wrap, accelerator, 2 * len(loader)):
         assert differences == []
         assert data.drawn == 2 * 2 * SIZE - given * 2 * SIZE // len(loader)
 
 
-def test_a_feed_that_was_left_goes_on_where_it_is():
+def test_closed_feed_continues_without_loading_again():
     data = Numbers()
     feed = DataFeed(SAMPLERS["a sampler"](data), None)
     for _ in range(2 * SIZE):
@@ -474,7 +478,7 @@ def test_a_feed_that_was_left_goes_on_where_it_is():
     assert data.drawn == 2 * 2 * SIZE
 
 
-def test_a_generator_may_be_shared_with_a_model():
+def test_generator_shared_with_a_model_is_restored():
     def values(data, feed, count):
         taken, batches = [], iter(feed)
         for _ in range(count):
@@ -491,23 +495,23 @@ def test_a_generator_may_be_shared_with_a_model():
     data, feed = made()
     values(data, feed, 3)
     other = made()
-    other[1].load_state_dict(carried(feed.state_dict()))
+    other[1].load_state_dict(through_file(feed.state_dict()))
     assert values(*other, 3) == values(data, feed, 3) == whole[6:]
 
 
-def test_only_states_of_some_last_batches_are_kept():
+def test_only_the_last_snapshots_are_kept():
     feed = DataFeed(Endless(), None)
     take(feed, 100)
-    assert sum(type(each) is PlaceState for each in gc.get_objects()) < 10
+    assert sum(type(each) is Snapshot for each in gc.get_objects()) < 10
 
 
-def test_a_loader_tells_what_its_data_set_does_not():
+def test_state_of_the_loader_comes_before_the_data_set():
     feed = DataFeed(Streaming(Samples(), 2), Accelerator(cpu=True))
     take(feed, 1)
     assert feed.state_dict()["place"]["of"] == "loader (Streaming)"
 
 
-def test_torchdatas_loader_of_a_stream_without_a_state_tells_none():
+def test_stateful_loader_of_a_stateless_stream_is_not_saved():
     class Stateless(IterableDataset):
         def __iter__(self):
             return iter(torch.arange(SIZE))
@@ -521,7 +525,7 @@ def test_torchdatas_loader_of_a_stream_without_a_state_tells_none():
 # In a trainer
 
 
-def a_trainer(data, accumulation=2, dropout=0.5, **options):
+def make_trainer(data, accumulation=2, dropout=0.5, **options):
     torch.manual_seed(0)
     layers = torch.nn.Linear(1, 4), torch.nn.Dropout(dropout), torch.nn.Linear(4, 1)
     model = torch.nn.Sequential(*layers)
@@ -544,14 +548,14 @@ IN_TRAINING = {name: KINDS[name] for name in TRAINED}
 
 
 @pytest.mark.parametrize(("kind", "wrap"), IN_TRAINING.values(), ids=IN_TRAINING)
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path, kind, wrap):
+def test_resumed_run_ends_with_equal_weights(tmp_path, kind, wrap):
     save = SaveCheckpoint(tmp_path, every_steps=1, keep_last=99)
-    whole = a_trainer(wrap(kind()), checkpoint=save)
+    whole = make_trainer(wrap(kind()), checkpoint=save)
     whole.run(max_epochs=2)
     folders = sorted(tmp_path.glob("step_*"))
     assert len(folders) == whole.state.optimizer_step
     for folder in folders:
-        resumed = a_trainer(wrap(kind()), resume_from=folder)
+        resumed = make_trainer(wrap(kind()), resume_from=folder)
         resumed.run(max_epochs=2)
         assert weights(resumed) == weights(whole)
         assert resumed.resume_report.is_exact
@@ -562,7 +566,7 @@ class Broken(Exception):
 
 
 def break_off(trainer, iteration, **limits):
-    """Runs, and fails as that iteration starts."""
+    """Runs a trainer that fails at the start of an iteration."""
 
     def fail(engine):
         raise Broken
@@ -573,11 +577,11 @@ def break_off(trainer, iteration, **limits):
 
 
 @pytest.mark.parametrize(("kind", "wrap"), IN_TRAINING.values(), ids=IN_TRAINING)
-def test_a_failed_run_goes_on_from_its_last_step(kind, wrap):
+def test_failed_run_continues_from_its_last_step(kind, wrap):
     def run(fails_at=None):
         data = kind()
-        data.noise = 0.0  # random numbers that a broken window has drawn are drawn
-        trainer = a_trainer(wrap(data), accumulation=3, dropout=0.0)
+        data.noise = 0.0  # when a broken window is repeated, it draws other noise
+        trainer = make_trainer(wrap(data), accumulation=3, dropout=0.0)
         if fails_at is not None:
             break_off(trainer, fails_at, max_epochs=2)
         trainer.run(max_epochs=2)
@@ -597,9 +601,9 @@ class Endless(Walk):
             yield self.place.clone()
 
 
-def test_an_endless_stream_is_not_gone_through_again():
+def test_endless_stream_is_not_loaded_again():
     data = Endless()
-    trainer = a_trainer(data, accumulation=4)
+    trainer = make_trainer(data, accumulation=4)
     trainer.run(max_steps=10)
     assert data.drawn == 41
     break_off(trainer, 55, max_steps=20)
@@ -611,13 +615,13 @@ def test_an_endless_stream_is_not_gone_through_again():
 # What cannot be done
 
 
-def test_a_checkpoint_without_a_state_is_resumed_as_before():
+def test_checkpoint_without_a_snapshot_is_replayed():
     torch.manual_seed(1)
     whole = take(DataFeed(Skipping(), None), 8)
     torch.manual_seed(1)
     first = DataFeed(Skipping(), None)
     take(first, 3)
-    state, random = carried(first.state_dict()), torch.get_rng_state()
+    state, random = through_file(first.state_dict()), torch.get_rng_state()
     del state["place"]
     data = Skipping()
     feed = DataFeed(data, None)
@@ -628,7 +632,7 @@ def test_a_checkpoint_without_a_state_is_resumed_as_before():
     data.noise = 0
     assert [int(batch[0]) for batch in take(feed, 5)] == [int(batch[0]) for batch in whole[3:]]
     assert data.drawn == 3 + 2 + 4
-    assert DataFeed(data, None).differences(carried(feed.state_dict())) == []
+    assert DataFeed(data, None).differences(through_file(feed.state_dict())) == []
 
 
 class Pickled(Skipping):
@@ -636,7 +640,7 @@ class Pickled(Skipping):
         return {"index": self.index, "more": range(3)}
 
 
-def test_a_state_that_needs_pickle_is_named():
+def test_state_that_needs_pickle_is_reported():
     feed = DataFeed(Pickled(), None)
     take(feed, 2)
     (doubt,) = feed.doubts()
@@ -644,8 +648,8 @@ def test_a_state_that_needs_pickle_is_named():
     assert feed.state_dict()["place"] is None
 
 
-class Placeless(Carried):
-    """Has a state that tells of passes alone."""
+class Placeless(DrawingSampler):
+    """A sampler whose state contains the pass, but no position in it."""
 
     def __iter__(self):
         self.shift += 1
@@ -658,7 +662,7 @@ class Placeless(Carried):
         self.shift = state["shift"]
 
 
-def test_a_state_without_a_place_is_named():
+def test_state_without_a_position_is_reported():
     def feed():
         return DataFeed(DataLoader(torch.arange(2 * SIZE), 2, sampler=Placeless()), None)
 
@@ -666,7 +670,7 @@ def test_a_state_without_a_place_is_named():
     for given in (2, 4):
         first = feed()
         assert [batch[:2] for batch in take(first, given)] == [b[:2] for b in whole[:given]]
-        state = carried(first.state_dict())
+        state = through_file(first.state_dict())
         (doubt,) = first.doubts()
         assert "is the same after a batch as before it" in doubt
         for other in (first, feed()):
@@ -674,33 +678,33 @@ def test_a_state_without_a_place_is_named():
             assert [batch[:2] for batch in take(other, 5 - given)] == [b[:2] for b in whole[given:]]
 
 
-def test_a_state_of_another_kind_is_named():
+def test_state_of_another_class_is_reported():
     first = DataFeed(Walk(), None)
     take(first, 2)
-    state = carried(first.state_dict())
+    state = through_file(first.state_dict())
     of_another, _ = DataFeed(Skipping(), None).differences(state)
     assert of_another.startswith("the state of data (Walk) is not restored, there is data (Skip")
     of_none = DataFeed([[1]] * 5, None).differences(state)
     assert any("there is nothing with a state now" in each for each in of_none)
 
 
-def test_a_pass_that_was_left_in_its_middle_is_named():
+def test_unfinished_former_pass_is_reported():
     first = DataFeed(Walk(), None)
     take(first, 2)
     first.next_pass()
-    (difference,) = DataFeed(Walk(), None).differences(carried(first.state_dict()))
+    (difference,) = DataFeed(Walk(), None).differences(through_file(first.state_dict()))
     assert difference.startswith("the pass before was left in its middle: data (Walk) begins the")
 
 
-def test_workers_are_not_asked_without_torchdata(monkeypatch):
+def test_without_torchdata_the_batches_are_replayed(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdata.stateful_dataloader", None)
     torch.manual_seed(1)
-    whole = take(DataFeed(DataLoader(Split(), 2, num_workers=2), None), 6)
+    whole = take(DataFeed(DataLoader(SplitByWorker(), 2, num_workers=2), None), 6)
     torch.manual_seed(1)
-    first = DataFeed(DataLoader(Split(), 2, num_workers=2), None)
+    first = DataFeed(DataLoader(SplitByWorker(), 2, num_workers=2), None)
     take(first, 2)
-    state, random = carried(first.state_dict()), torch.get_rng_state()
-    feed = DataFeed(DataLoader(Split(), 2, num_workers=2), None)
+    state, random = through_file(first.state_dict()), torch.get_rng_state()
+    feed = DataFeed(DataLoader(SplitByWorker(), 2, num_workers=2), None)
     assert any("with torchdata installed" in each for each in feed.differences(state))
     feed.load_state_dict(state)
     torch.set_rng_state(random)

@@ -16,12 +16,12 @@ if __name__ == "__main__":
     next(batches)
     os.killpg(0, signal.SIGTERM)  # to the server, the worker and this process
     print(len(list(batches)), forkserver._forkserver._preload_modules)
-    with context.Pool(1) as pool:  # which it terminates, and waits for
+    with context.Pool(1) as pool:  # terminates its processes, and waits for them
         print(pool.map(abs, [-1]))
 """
 
 
-def test_a_fork_server_outlives_signals_and_its_other_processes_do_not():
+def test_fork_server_survives_signals_that_end_its_processes():
     ended = run(FORK_SERVER, start_new_session=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.split("\n") == ["3 ['__main__', 'json']", "[1]", ""]

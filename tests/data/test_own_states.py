@@ -1,4 +1,4 @@
-"""What a data set or a sampler counts by itself is saved, or named where nothing restores it."""
+"""The state of users' data sets and samplers is saved, or reported if it cannot be restored."""
 
 import functools
 import itertools
@@ -21,7 +21,7 @@ from ignite_hooks import DataFeed
 
 
 class Data(Dataset):
-    """Samples; ``change`` is called with the data set for each."""
+    """A data set that calls ``change`` with itself for each sample."""
 
     def __init__(self, change=None, **attributes):
         vars(self).update(attributes)
@@ -176,13 +176,13 @@ def after_a_pass(data):
 
 
 @pytest.mark.parametrize("what", CHANGING)
-def test_what_changes_and_is_not_saved_is_named(what):
+def test_unsaved_value_that_changes_is_reported(what):
     make, name = CHANGING[what]
     (doubt,) = after_a_pass(make()).doubts()
     assert doubt == f"{name} has changed since the run began and has no state_dict that is saved"
 
 
-class TellsEpoch(Data):
+class WithSetEpoch(Data):
     def __init__(self):
         super().__init__(epoch=0, order=[])
 
@@ -194,7 +194,7 @@ class TellsEpoch(Data):
         self.order = [(self.epoch + index) % 4 for index in range(4)]
 
 
-class SeedsAfresh(Sampler):
+class SeededByEpoch(Sampler):
     def __init__(self):
         self.epoch = 0
 
@@ -215,20 +215,20 @@ def changed_before():
     return made
 
 
-def keeping(data):
+def caching(data):
     data.cache[len(data.cache)] = torch.zeros(1)
 
 
-def late(data):
-    """A file is opened by the process that reads it, say."""
+def lazy_attribute(data):
+    """Sets an attribute on first use, for example a file that each process opens itself."""
     if not hasattr(data, "reader"):
         data.reader = Data(size=4)
 
 
 UNCHANGING = {
     "a data set without a state": lambda: loader(Data(size=4, names=["a"], table={"a": [1]})),
-    "an epoch that is told": lambda: loader(TellsEpoch(), sampler=SeedsAfresh()),
-    "an object that is made late": lambda: loader(Data(late)),
+    "an epoch set by set_epoch": lambda: loader(WithSetEpoch(), sampler=SeededByEpoch()),
+    "an object made on first use": lambda: loader(Data(lazy_attribute)),
     "a sampler of torch": lambda: loader(Data(), shuffle=True),
     "a replacing sampler of torch": lambda: loader(
         Data(), sampler=RandomSampler(range(4), True, generator=torch.Generator())
@@ -240,7 +240,7 @@ UNCHANGING = {
 
 
 @pytest.mark.parametrize("what", UNCHANGING)
-def test_what_does_not_change_is_not_named(what):
+def test_unchanged_values_are_not_reported(what):
     feed = after_a_pass(UNCHANGING[what]())
     assert feed.doubts() == []
     list(feed)
@@ -261,7 +261,7 @@ class Stateful:
         self.calls = state_dict["calls"]
 
 
-def test_the_state_of_a_data_sets_part_is_saved_and_restored():
+def test_state_of_a_transform_is_saved_and_restored():
     feed = after_a_pass(loader(Data(Stateful())))
     assert feed.doubts() == []
     other = Data(Stateful())
@@ -269,7 +269,7 @@ def test_the_state_of_a_data_sets_part_is_saved_and_restored():
     assert other.change.calls == 4
 
 
-def test_a_state_that_would_have_to_be_unpickled_is_named():
+def test_state_that_needs_unpickling_is_reported():
     data = Data(Stateful())
     data.change.kind = functools.partial(defaultdict, int)
     feed = after_a_pass(loader(data))
@@ -278,13 +278,13 @@ def test_a_state_that_would_have_to_be_unpickled_is_named():
 
 
 class Resumable(CountingSampler):
-    """Tells no place in the pass."""
+    """Has a state without a position in the pass."""
 
     def state_dict(self):
         return {"passes": self.passes}
 
     def load_state_dict(self, state_dict):
-        pytest.fail("a place in the pass would be applied twice")
+        pytest.fail("the position in the pass would be applied twice")
 
 
 class Counted(Resumable):
@@ -292,7 +292,7 @@ class Counted(Resumable):
         self.passes = state_dict["passes"]
 
 
-def test_a_sampler_of_workers_that_tells_no_place_is_named():
+def test_sampler_state_without_position_is_reported_with_workers():
     feed = after_a_pass(loader(Data(), sampler=Counted(), num_workers=1))
     (doubt,) = feed.doubts()
     assert "(Counted) is the same after an element as before it" in doubt
@@ -306,12 +306,12 @@ class StatefulStream(CountingStream):
         self.inner = Resumable()
 
 
-def test_a_part_of_a_stream_is_not_restored_a_second_time():
+def test_state_of_a_part_of_a_stream_is_not_saved():
     feed = after_a_pass(loader(StatefulStream()))
     assert feed.state_dict()["source"]["objects"] == {}
 
 
-def test_many_changes_are_named_in_short():
+def test_report_names_three_of_many_changes():
     def change(data):
         for name in "abcde":
             setattr(data, name, 1)
@@ -320,7 +320,7 @@ def test_many_changes_are_named_in_short():
     assert doubt.startswith("dataset.a, dataset.b, dataset.c and 2 more have changed")
 
 
-def test_a_state_that_is_no_plain_data_is_named():
+def test_state_of_other_types_than_plain_data_is_reported():
     class Holding(Data):
         def state_dict(self):
             return {"seen": {1, 2}}

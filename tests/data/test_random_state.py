@@ -17,7 +17,7 @@ from ignite_hooks.data.random_state import generators_in
 from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.random_state import state_of
 
-# Generators that objects have for themselves.
+# Generators that objects hold.
 
 
 KINDS = {
@@ -38,7 +38,7 @@ KINDS = {
 
 
 def drawn_from(generator):
-    """With what is kept back for the next draw."""
+    """Draws numbers, some of which leave a remainder in the state for the next draw."""
     if isinstance(generator, torch.Generator):
         return torch.randn(3, generator=generator).tolist()
     if isinstance(generator, random.Random):
@@ -48,7 +48,7 @@ def drawn_from(generator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_state_of_each_kind_goes_through_a_file_without_pickle(kind):
+def test_state_of_each_algorithm_is_saved_without_pickle(kind):
     ours, theirs = KINDS[kind](1), KINDS[kind](2)
     assert list(generators_in({"it": ours}).named) == [f"it ({kind})"]
     drawn_from(ours)
@@ -60,7 +60,7 @@ def test_the_state_of_each_kind_goes_through_a_file_without_pickle(kind):
     assert [drawn_from(theirs) for _ in range(5)] == expected
 
 
-def test_a_generator_spawns_others_than_before():
+def test_restored_generator_spawns_different_children():
     ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
     ours.spawn(3)
     set_state(theirs, state_of(ours))
@@ -78,7 +78,7 @@ class Loaded:
         return samples
 
 
-def places_in(thing):
+def paths_in(thing):
     return [name.split(" ")[0] for name in generators_in({"data": thing}).named]
 
 
@@ -104,13 +104,13 @@ WHERE = {
 @pytest.mark.parametrize("where", WHERE)
 def test_generator_is_found_in(where):
     make, name = WHERE[where]
-    assert places_in(make()) == [name]
+    assert paths_in(make()) == [name]
 
 
-def test_generator_held_twice_is_found_at_its_nearest_place():
+def test_generator_held_twice_has_the_shortest_path():
     rng = random.Random()
     deep = SimpleNamespace(inner=SimpleNamespace(rng=rng), rng=rng)
-    assert places_in(deep) == ["data.rng"]
+    assert paths_in(deep) == ["data.rng"]
 
 
 NOT_FOUND = {
@@ -127,7 +127,7 @@ NOT_FOUND = {
 
 @pytest.mark.parametrize("what", NOT_FOUND)
 def test_no_generator_is_found_in(what):
-    assert places_in(NOT_FOUND[what]()) == []
+    assert paths_in(NOT_FOUND[what]()) == []
 
 
 @pytest.mark.parametrize("base", [list, dict])
@@ -138,16 +138,16 @@ def test_search_does_not_trigger_lazy_loading(base):
 
         __iter__ = __len__ = __getitem__ = items = _load
 
-    assert places_in(Loading()) == []
+    assert paths_in(Loading()) == []
 
 
 def test_search_ends_on_circular_references():
     one = SimpleNamespace(rng=random.Random())
     one.other = SimpleNamespace(one=one)
-    assert places_in(one) == ["data.rng"]
+    assert paths_in(one) == ["data.rng"]
 
 
-def test_a_search_that_is_not_complete_is_a_doubt():
+def test_incomplete_search_is_a_doubt():
     found = generators_in({"data": [Loaded() for _ in range(10)]}, max_objects=5)
     assert found.doubts == ("there are more than 5 objects to look for random generators in",)
     assert generators_in({"data": Loaded()}).doubts == ()
@@ -161,7 +161,7 @@ def test_several_generators_of_a_set_are_a_doubt():
     )
 
 
-def test_generators_of_one_name_get_numbers():
+def test_generators_of_equal_paths_get_numbers():
     rngs = {1: random.Random(), "1": random.Random()}
     assert list(generators_in({"data": rngs}).named) == [
         "data.1 (Random)",
@@ -169,7 +169,7 @@ def test_generators_of_one_name_get_numbers():
     ]
 
 
-def test_objects_that_are_closed_are_not_searched():
+def test_closed_objects_are_not_searched():
     loaded = Loaded()
     assert not generators_in({"data": [loaded]}, closed=[loaded]).named
 
@@ -185,7 +185,7 @@ def test_objects_are_searched_again_when_they_have_changed():
     assert search({"other": thing}).named["other.rng (Random)"] is not old
 
 
-def test_a_generator_of_an_extension_that_cannot_be_read_is_a_doubt():
+def test_unreadable_generator_of_an_extension_is_a_doubt():
     kind = type("RandomState", (), {"__module__": "cupy.random._generator"})
     assert generators_in({"data": [kind()]}).doubts == (
         "data.0 is a RandomState, whose state cannot be read",
@@ -193,7 +193,7 @@ def test_a_generator_of_an_extension_that_cannot_be_read_is_a_doubt():
     assert generators_in({"data": [type("RandomState", (), {})()]}).doubts == ()
 
 
-def test_a_generator_has_the_methods_of_an_object_with_a_state():
+def test_generator_state_has_state_dict_methods():
     ours, theirs = random.Random(1), random.Random(2)
     GeneratorState(theirs).load_state_dict(GeneratorState(ours).state_dict())
     assert ours.random() == theirs.random()
@@ -222,7 +222,7 @@ def test_restoring_repeats_what_every_global_generator_drew():
     assert draw() == drawn
 
 
-def test_further_generators_are_restored_too():
+def test_generators_given_by_name_are_restored():
     ours = {"a": torch.Generator().manual_seed(1), "b": np.random.default_rng(2)}
     state = RandomState.capture(generators=ours)
     drawn = torch.rand(3, generator=ours["a"]), ours["b"].random()
@@ -231,7 +231,7 @@ def test_further_generators_are_restored_too():
     assert ours["b"].random() == drawn[1]
 
 
-def test_generators_that_were_not_taken_stay_where_they_are():
+def test_other_generators_are_not_restored():
     other = torch.Generator().manual_seed(1)
     before = RandomState.capture()
     torch.rand(3, generator=other)
@@ -258,7 +258,7 @@ def test_generators_are_restored_whatever_the_body_draws(fails):
 
 
 @pytest.mark.parametrize("device", [None, "cpu", "meta"])
-def test_a_device_without_a_generator_of_its_own_has_no_state(device):
+def test_cpu_and_meta_devices_have_no_device_state(device):
     state = RandomState.capture(torch.device(device) if device else None)
     assert state.device is None
     state.restore()
@@ -273,7 +273,7 @@ def test_the_generator_of_a_device_is_restored():
     assert torch.equal(torch.rand(3, device=device), drawn)
 
 
-def test_a_state_taken_is_no_view_of_the_generators():
+def test_captured_state_is_a_copy():
     generator = torch.Generator().manual_seed(1)
     state = RandomState.capture(generators={"ours": generator})
     cpu, own = state.cpu.clone(), state.generators["ours"][1].clone()
@@ -282,7 +282,7 @@ def test_a_state_taken_is_no_view_of_the_generators():
     assert torch.equal(state.generators["ours"][1], own)
 
 
-def test_a_state_goes_through_a_file_without_pickle():
+def test_random_state_is_saved_without_pickle():
     ours = {"a": torch.Generator().manual_seed(1), "b": torch.Generator().manual_seed(2)}
     random.gauss(0, 1)  # leaves a second number behind for the next call
     np.random.randn()
@@ -298,7 +298,7 @@ def test_a_state_goes_through_a_file_without_pickle():
     assert [float(torch.rand((), generator=others[name])) for name in "ab"] == theirs
 
 
-def test_only_further_generators_in_both_states_are_restored():
+def test_only_generators_in_the_saved_state_are_restored():
     ours = {"a": torch.Generator().manual_seed(1), "b": torch.Generator().manual_seed(2)}
     state_dict = RandomState.capture(generators=ours).state_dict()
     others = {"c": torch.Generator().manual_seed(3), "b": torch.Generator().manual_seed(4)}

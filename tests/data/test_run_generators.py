@@ -1,4 +1,4 @@
-"""The generators of a run are found in what its user attached, under names that stay the same."""
+"""Generators are found in what a user attached to an engine, under reproducible names."""
 
 import functools
 import random
@@ -26,7 +26,7 @@ class Drawing:
 
 
 class OnSchedule(Scheduled):
-    """Draws in a closure that the package calls on its schedule."""
+    """A handler that draws in a closure which the package calls on its schedule."""
 
     every_steps, every_epochs = 2, None
 
@@ -67,7 +67,7 @@ def test_handlers_of_any_kind_are_searched():
     ]
 
 
-def test_a_generator_that_is_saved_by_name_is_not_counted_twice(tmp_path):
+def test_generators_given_as_also_are_left_out(tmp_path):
     trainer = make_trainer(batches_of(1))
     rng = torch.Generator()
     SaveCheckpoint(tmp_path, every_steps=1, also={"noise": rng}, on_signals=()).attach(trainer)
@@ -101,13 +101,13 @@ def test_schedules_and_contexts_are_searched():
     assert len(names) == 2
 
 
-def test_a_generator_of_the_data_is_not_counted_twice():
+def test_generators_of_the_data_are_left_out():
     rng = random.Random()
     of_data = FoundGenerators({"dataset.rng (Random)": rng})
     assert not generators_of_run(Engine(draw(rng)), {}, [], of_data).named
 
 
-def test_what_is_closed_is_not_searched():
+def test_closed_objects_are_not_searched():
     model = torch.nn.Linear(1, 1)
     model.rng = random.Random()
     engine = Engine(lambda engine, batch: model)

@@ -1,4 +1,4 @@
-"""Workers go on from where the workers of the run that is resumed were."""
+"""New workers continue from the random states and object states of the former ones."""
 
 import random
 import tracemalloc
@@ -25,7 +25,7 @@ SIZE = 11
 
 
 class Drawing(Dataset):
-    """Some samples draw more numbers than others, from all kinds of generators."""
+    """Samples draw different amounts of numbers, from all types of generators."""
 
     def __init__(self):
         self.rng = np.random.default_rng(1)
@@ -41,7 +41,7 @@ class Drawing(Dataset):
 
 
 class Seldom(Drawing):
-    """Draws for one sample alone."""
+    """Draws for one sample only."""
 
     def __getitem__(self, index):
         noise = float(torch.rand(1)) if index == 7 else 0.0
@@ -49,7 +49,7 @@ class Seldom(Drawing):
 
 
 class Counting(Drawing):
-    """Gives the number of samples it has given, which it saves."""
+    """Gives the number of samples so far, which is saved in its state."""
 
     def __init__(self):
         self.given = 0
@@ -66,13 +66,13 @@ class Counting(Drawing):
 
 
 class Forgetful(Counting):
-    """The same, but it does not save it."""
+    """Counts the samples as ``Counting`` does, without a state."""
 
     state_dict = load_state_dict = None
 
 
 class Late(Drawing):
-    """Makes its generator when it is needed, as many data sets do."""
+    """Makes its generator on first use, as many data sets do."""
 
     def __init__(self):
         self.rng = None
@@ -84,13 +84,13 @@ class Late(Drawing):
 
 
 def jitter(samples):
-    """Draws in the worker, behind the data set."""
+    """Draws in the worker after the data set has made the samples."""
     x, y = torch.utils.data.default_collate(samples)
     return x + torch.rand(1), y
 
 
 def seed_libraries(worker):
-    """The recipe of torch's notes on randomness."""
+    """Seeds Python and numpy in a worker, as torch's notes on randomness recommend."""
     seed = torch.initial_seed() % 2**32
     np.random.seed(seed)
     random.seed(seed)
@@ -102,7 +102,9 @@ KINDS = {
     "three workers": lambda **options: DataLoader(Drawing(), 2, num_workers=3, **options),
     "a sample in a batch": lambda **options: DataLoader(Drawing(), None, num_workers=2, **options),
     "draws for one sample": lambda **options: DataLoader(Seldom(), 2, num_workers=2, **options),
-    "a state of its own": lambda **options: DataLoader(Counting(), 2, num_workers=2, **options),
+    "a data set with a state": lambda **options: DataLoader(
+        Counting(), 2, num_workers=2, **options
+    ),
     "a collate_fn that draws": lambda **options: DataLoader(
         Drawing(), 2, num_workers=2, collate_fn=jitter, worker_init_fn=seed_libraries, **options
     ),
@@ -119,7 +121,7 @@ def trainer_of(data, **options):
     )
 
 
-MANY = [each for each in KINDS if each not in ("two workers", "a state of its own")]
+MANY = [each for each in KINDS if each not in ("two workers", "a data set with a state")]
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -127,7 +129,7 @@ MANY = [each for each in KINDS if each not in ("two workers", "a state of its ow
     "name",
     [pytest.param(each, marks=[pytest.mark.exhaustive] * (each in MANY)) for each in KINDS],
 )
-def test_a_run_with_workers_is_resumed_exactly_from_every_step(name, persistent, tmp_path):
+def test_run_with_workers_resumes_exactly_from_every_step(name, persistent, tmp_path):
     def make():
         return KINDS[name](shuffle=True, persistent_workers=persistent)
 
@@ -144,8 +146,8 @@ def test_a_run_with_workers_is_resumed_exactly_from_every_step(name, persistent,
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("name", ["three workers", "a state of its own"])
-def test_a_run_with_workers_goes_on_exactly_after_each_stop(name, persistent):
+@pytest.mark.parametrize("name", ["three workers", "a data set with a state"])
+def test_run_with_workers_continues_exactly_after_each_stop(name, persistent):
     whole = trainer_of(KINDS[name](shuffle=True, persistent_workers=persistent))
     whole.run(max_epochs=3)
     again = trainer_of(KINDS[name](shuffle=True, persistent_workers=persistent))
@@ -170,7 +172,7 @@ def test_a_resumed_run_can_be_resumed(tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
-def test_workers_of_every_kind_of_start_are_followed(context, tmp_path):
+def test_workers_of_every_start_method_are_tracked(context, tmp_path):
     def make():
         return KINDS["two workers"](multiprocessing_context=context)
 
@@ -181,7 +183,7 @@ def test_workers_of_every_kind_of_start_are_followed(context, tmp_path):
     assert torch.equal(weights(again.model), weights(whole.model))
 
 
-def told_of(then, now, folder, steps=3):
+def resume_report_of_data(then, now, folder, steps=3):
     trainer_of(then, checkpoint=SaveCheckpoint(folder)).run(max_steps=steps)
     again = trainer_of(now, resume_from=folder)
     with warnings.catch_warnings():
@@ -191,9 +193,9 @@ def told_of(then, now, folder, steps=3):
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_another_number_of_workers_is_told(number, tmp_path):
+def test_changed_number_of_workers_is_reported(number, tmp_path):
     then = KINDS["two workers"]()
-    part = told_of(then, DataLoader(Drawing(), 2, num_workers=number), tmp_path)
+    part = resume_report_of_data(then, DataLoader(Drawing(), 2, num_workers=number), tmp_path)
     assert part.level == "changed"
     assert part.reason == (
         f"2 workers then, {number} now: random numbers that the data set draws come from other "
@@ -201,39 +203,45 @@ def test_another_number_of_workers_is_told(number, tmp_path):
     )
 
 
-def test_what_workers_change_and_do_not_save_is_told(tmp_path):
-    part = told_of(*(DataLoader(Forgetful(), 2, num_workers=1) for _ in range(2)), tmp_path)
+def test_unsaved_change_in_workers_is_reported(tmp_path):
+    part = resume_report_of_data(
+        *(DataLoader(Forgetful(), 2, num_workers=1) for _ in range(2)), tmp_path
+    )
     assert part.level == "unknown"
     assert "in workers: dataset.given has changed since the run began" in part.reason
 
 
-def test_a_generator_that_workers_make_is_told(tmp_path):
-    part = told_of(*(DataLoader(Late(), 2, num_workers=1) for _ in range(2)), tmp_path)
+def test_generator_made_in_workers_is_reported(tmp_path):
+    part = resume_report_of_data(
+        *(DataLoader(Late(), 2, num_workers=1) for _ in range(2)), tmp_path
+    )
     assert part.level == "unknown"
     assert "dataset.rng (PCG64) is made in the workers" in part.reason
 
 
-class Turning(Drawing):
-    """Changes when a rare sample comes."""
+class Switching(Drawing):
+    """Changes its state at a rare sample."""
 
     def __init__(self):
-        self.has_turned = False
+        self.has_switched = False
 
     def __getitem__(self, index):
-        self.has_turned = self.has_turned or index == 6
-        return torch.tensor([index + 10.0 * self.has_turned]), torch.zeros(1)
+        self.has_switched = self.has_switched or index == 6
+        return torch.tensor([index + 10.0 * self.has_switched]), torch.zeros(1)
 
 
-def test_a_change_is_told_in_the_batch_after_which_it_is_there(tmp_path):
-    part = told_of(*(DataLoader(Turning(), 2, num_workers=1) for _ in range(2)), tmp_path)
+def test_change_is_reported_from_its_batch_on(tmp_path):
+    part = resume_report_of_data(
+        *(DataLoader(Switching(), 2, num_workers=1) for _ in range(2)), tmp_path
+    )
     assert str(part) == "exact"
-    data = (DataLoader(Turning(), 2, num_workers=1) for _ in range(2))
-    part = told_of(*data, tmp_path / "later", steps=4)
-    assert "in workers: dataset.has_turned has changed" in part.reason
+    data = (DataLoader(Switching(), 2, num_workers=1) for _ in range(2))
+    part = resume_report_of_data(*data, tmp_path / "later", steps=4)
+    assert "in workers: dataset.has_switched has changed" in part.reason
 
 
 class Heavy(Counting):
-    """With a state of some size, which changes with each sample."""
+    """Has a large state, which changes with each sample."""
 
     def __init__(self, numbers):
         super().__init__()
@@ -243,13 +251,15 @@ class Heavy(Counting):
         return {"given": self.given, "more": torch.zeros(self.numbers) + self.given}
 
 
-def test_a_state_that_is_too_big_for_each_worker_is_told(tmp_path):
-    part = told_of(*(DataLoader(Heavy(300_000), 2, num_workers=1) for _ in range(2)), tmp_path)
+def test_too_big_state_of_a_worker_is_reported(tmp_path):
+    part = resume_report_of_data(
+        *(DataLoader(Heavy(300_000), 2, num_workers=1) for _ in range(2)), tmp_path
+    )
     assert part.level == "unknown"
     assert "too big to be saved for each worker" in part.reason
 
 
-def test_the_states_of_workers_do_not_pile_up():
+def test_only_the_last_worker_states_are_kept():
     class Long(Heavy):
         def __len__(self):
             return 120
@@ -261,18 +271,20 @@ def test_the_states_of_workers_do_not_pile_up():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert given == 59
-    assert peak < 20 * 120_000  # of 59 states of that size
+    assert peak < 20 * 120_000  # bytes; there were 59 states of 120,000 bytes
 
 
 @pytest.mark.parametrize("data", [Forgetful, Late])
-def test_what_workers_have_changed_ends_with_them(data, tmp_path):
-    """At the end of a pass."""
-    part = told_of(*(DataLoader(data(), 2, num_workers=1) for _ in range(2)), tmp_path, steps=6)
+def test_unsaved_change_ends_with_its_workers(data, tmp_path):
+    """The workers, and their copies of the data set, end with the pass after 6 steps."""
+    part = resume_report_of_data(
+        *(DataLoader(data(), 2, num_workers=1) for _ in range(2)), tmp_path, steps=6
+    )
     assert str(part) == "exact"
 
 
-def test_workers_that_have_loaded_for_a_pass_that_was_left_are_told(tmp_path):
-    """They have loaded ahead, and it is not known how much they have drawn for it."""
+def test_persistent_workers_of_an_unfinished_pass_are_reported(tmp_path):
+    """Workers have prefetched, so it is unknown how many numbers they have drawn."""
 
     def make():
         return KINDS["two workers"](persistent_workers=True)
@@ -288,7 +300,7 @@ def test_workers_that_have_loaded_for_a_pass_that_was_left_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_the_user_of_a_loader_sees_nothing_of_it(persistent):
+def test_user_gets_plain_batches_and_unchanged_attributes(persistent):
     loader = KINDS["a collate_fn that draws"](persistent_workers=persistent)
     found = loader.collate_fn, loader.worker_init_fn
     feed = DataFeed(loader)
@@ -302,12 +314,12 @@ def test_the_user_of_a_loader_sees_nothing_of_it(persistent):
     assert (loader.collate_fn, loader.worker_init_fn) == found
 
 
-def test_workers_that_their_user_has_started_are_not_followed():
+def test_workers_started_by_the_user_are_not_tracked():
     loader = KINDS["one worker"](persistent_workers=True)
     plain = list(loader)
     feed = DataFeed(loader)
     assert len(list(feed)) == len(plain)
     batches = iter(feed)
     next(batches)
-    (told,) = feed.differences(feed.state_dict())
-    assert "in workers that stay is drawn anew" in told
+    (difference,) = feed.differences(feed.state_dict())
+    assert "in workers that stay is drawn anew" in difference

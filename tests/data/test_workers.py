@@ -28,7 +28,7 @@ from tests.reference import make_model
 
 TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 
-marked = []  # in a worker: by what ``worker_init_fn`` was called
+marked = []  # in a worker: the numbers with which ``worker_init_fn`` was called
 
 
 def mark(worker_id):
@@ -36,13 +36,13 @@ def mark(worker_id):
 
 
 def seen_here():
-    """Which of three signals are ignored, how many are blocked, and whether ``mark`` was called."""
+    """Returns which of three signals are ignored, how many are blocked, and the calls of `mark`."""
     ignored = [signal.getsignal(number) == signal.SIG_IGN for number in (TERM, INT, USR1)]
     return torch.tensor([*ignored, len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), len(marked)])
 
 
 def outlive_parent(worker_id):
-    """Has the second worker start only when the main process has ended."""
+    """Delays the start of the second worker until the main process has ended."""
     while worker_id == 1 and os.getppid() == multiprocessing.parent_process().pid:
         os.sched_yield()
 
@@ -60,9 +60,9 @@ class Stream(IterableDataset):
         yield from (seen_here() for _ in range(2))
 
 
-def test_workers_that_stay_end_as_they_are_told_to_when_freed():
+def test_freed_persistent_workers_end_without_being_killed():
     loader = DataLoader(Seen(), num_workers=2, persistent_workers=True)
-    loader.itself = loader  # a circle, as a trainer is, which a garbage collection frees
+    loader.itself = loader  # a reference cycle, which a garbage collection frees
     feed = DataFeed(loader)
     assert len([*feed]) == 4
     workers = loader._iterator._workers
@@ -71,16 +71,16 @@ def test_workers_that_stay_end_as_they_are_told_to_when_freed():
     assert [worker.exitcode for worker in workers] == [0, 0]  # not killed, after 5 seconds each
 
 
-class Asking:
-    """Asks workers to ignore signals."""
+class Requester:
+    """A key of ``ignored_by_workers``."""
 
 
 @contextmanager
-def asked_to_ignore(*numbers):
-    asking = Asking()
-    ignored_by_workers[asking] = numbers
+def ignoring(*numbers):
+    requester = Requester()
+    ignored_by_workers[requester] = numbers
     yield
-    del ignored_by_workers[asking]
+    del ignored_by_workers[requester]
 
 
 @contextmanager
@@ -102,13 +102,13 @@ def accelerator(dispatches=False):
 @pytest.mark.parametrize("data", [Seen, Stream])
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("prepares", ["no", "as it is", "to dispatch"])
-def test_workers_ignore_what_is_asked_for_and_are_initialised(data, persistent, prepares):
+def test_workers_ignore_requested_signals_and_are_initialised(data, persistent, prepares):
     loader = DataLoader(data(), 2, num_workers=1, persistent_workers=persistent)
     loader.worker_init_fn = mark
     feed = DataFeed(loader, None if prepares == "no" else accelerator(prepares == "to dispatch"))
     with handler(TERM, signal.SIG_DFL), handler(INT, signal.default_int_handler):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        with asked_to_ignore(TERM, USR1):
+        with ignoring(TERM, USR1):
             first = rows(feed)
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
         assert first == [[1, 1, 1, 0, 1]] * len(first) != []
@@ -120,29 +120,29 @@ def test_workers_ignore_what_is_asked_for_and_are_initialised(data, persistent, 
 
 @pytest.mark.parametrize("max_batches", [None, 1])
 @pytest.mark.parametrize("prepares", [False, True])
-def test_workers_of_an_engine_of_ignite_that_validates_ignore_them_too(max_batches, prepares):
+def test_workers_of_a_plain_ignite_evaluator_ignore_signals(max_batches, prepares):
     loader = DataLoader(Seen(), 2, num_workers=1, worker_init_fn=mark)
     data = accelerator().prepare(loader) if prepares else loader
     given = []
     evaluator = Engine(lambda engine, batch: given.extend(batch.tolist()))
     trainer = Engine(lambda engine, batch: None)
     Validation(evaluator, data, every_epochs=1, max_batches=max_batches).attach(trainer)
-    with asked_to_ignore(TERM, INT, USR1):
+    with ignoring(TERM, INT, USR1):
         trainer.run([0])
     assert given == [[1, 1, 1, 0, 1]] * len(given) != []
     assert getattr(data, "base_dataloader", data).worker_init_fn is mark
 
 
-def test_a_pass_that_is_entered_again_has_such_workers_too():
+def test_workers_of_a_resumed_pass_ignore_signals():
     feed = DataFeed(DataLoader(Seen(), 2, num_workers=1, worker_init_fn=mark))
-    with asked_to_ignore(TERM, INT, USR1):
+    with ignoring(TERM, INT, USR1):
         next(iter(feed))
         feed.close()
         assert rows(feed) == [[1, 1, 1, 0, 1]] * 2
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_one_loader_in_two_iterations_is_left_as_found(persistent):
+def test_loader_in_two_iterations_is_restored(persistent):
     loader = DataLoader(Seen(), 2, num_workers=1, persistent_workers=persistent)
     loader.worker_init_fn = mark
     preparing = accelerator()
@@ -173,11 +173,11 @@ def test_workers_ignore_sigterm_unless_it_ends_the_main_process(found, ignores):
         ] * 4
 
 
-def test_a_failure_to_start_leaves_all_as_found():
+def test_failed_start_restores_loader_and_signal_mask():
     loader = DataLoader(Seen(), 2, num_workers=1, worker_init_fn=mark)
     loader.batch_sampler.sampler.__class__ = FailingSampler
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    with asked_to_ignore(TERM), pytest.raises(ZeroDivisionError):
+    with ignoring(TERM), pytest.raises(ZeroDivisionError):
         next(iter(DataFeed(loader)))
     assert loader.worker_init_fn is mark
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
@@ -193,8 +193,8 @@ os.register_at_fork(after_in_child=lambda: [os.kill(os.getpid(), number) for num
 
 
 @pytest.mark.parametrize("number", [TERM, USR1])
-def test_a_signal_before_a_forked_worker_is_initialised_is_dropped(number):
-    with handler(number, signal.SIG_DFL), asked_to_ignore(number):
+def test_signal_before_a_forked_worker_is_ready_is_dropped(number):
+    with handler(number, signal.SIG_DFL), ignoring(number):
         hits.append(number)
         try:
             batches = iter(DataFeed(DataLoader(Seen(), 4, num_workers=2)))
@@ -205,23 +205,23 @@ def test_a_signal_before_a_forked_worker_is_initialised_is_dropped(number):
 
 
 class Hit(Seen):
-    """Sends a signal to the process that it is unpickled in."""
+    """Sends a signal to the process in which it is unpickled."""
 
     def __setstate__(self, state):
         os.kill(os.getpid(), TERM)
 
 
-def test_a_signal_before_a_spawned_worker_is_initialised_is_dropped():
+def test_signal_before_a_spawned_worker_is_ready_is_dropped():
     def in_child():  # which multiprocessing's resource tracker ends with
         loader = DataLoader(Hit(), 4, num_workers=1, multiprocessing_context="spawn")
-        with asked_to_ignore(TERM):
+        with ignoring(TERM):
             return rows(DataFeed(loader))
 
     assert forked(in_child) == [[1, 1, 0, 0, 0]] * 4
 
 
 class Stuck(Seen):
-    """Gives its first two samples, and then nothing more."""
+    """Gives its first two samples, and then blocks."""
 
     def __getitem__(self, index):
         if index > 1:
@@ -230,10 +230,10 @@ class Stuck(Seen):
 
 
 @pytest.mark.parametrize("dispatches", [False, True])
-def test_a_stuck_worker_is_killed_where_the_iteration_ends(monkeypatch, dispatches):
+def test_stuck_worker_is_killed_when_the_iteration_ends(monkeypatch, dispatches):
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that torch waits
     feed = DataFeed(DataLoader(Stuck(), 1, num_workers=2), accelerator(dispatches))
-    with asked_to_ignore(TERM):
+    with ignoring(TERM):
         batches = iter(feed)
         pid = int(next(batches))
         (worker,) = (each for each in multiprocessing.active_children() if each.pid == pid)
@@ -274,7 +274,7 @@ class LoaderOfLoader:
         (lambda data, **options: LoaderOfLoader(DataLoader(data, **options)), False),
     ],
 )
-def test_a_dead_worker_is_one_failure(make, persistent):
+def test_dead_worker_fails_once_and_the_pass_continues(make, persistent):
     def new_feed():
         torch.manual_seed(1)
         loader = make(Pids(), shuffle=True, num_workers=1, persistent_workers=persistent)
@@ -298,14 +298,14 @@ def test_a_dead_worker_is_one_failure(make, persistent):
     (worker,) = (each for each in multiprocessing.active_children() if each.pid == pids[-1])
     random = torch.get_rng_state()
     with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
-        kill_and_go_on(worker, batches)
+        kill_and_continue(worker, batches)
     feed.seek((1, 2))
     torch.set_rng_state(random)
     assert take(feed, 4, pids)[0] == expected[1][2:]
     assert take(feed, 6, pids)[0] == expected[2]
 
 
-def kill_and_go_on(worker, batches):
+def kill_and_continue(worker, batches):
     worker.kill()
     worker.join()  # torch's handler of SIGCHLD raises here, or in the next batch
     deque(batches, maxlen=0)
@@ -369,6 +369,6 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("start", ["early", "late"])
-def test_a_signal_that_kills_the_main_process_leaves_no_worker(start):
+def test_workers_end_when_a_signal_kills_the_main_process(start):
     # The output of a program ends when all that could write there have ended, its workers too.
     assert run(ORPHANS, start).returncode == -TERM

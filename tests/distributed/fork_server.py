@@ -1,4 +1,4 @@
-"""Starts the ranks of test programs as torchrun does, forked from a process that has imported all.
+"""Starts the ranks of test programs as torchrun does, by forks of a process after all imports.
 
 A rank that imports torch, Accelerate and Ignite itself takes seconds before its first line. This
 server imports them once. For each program it forks an agent, and the agent forks the ranks, keeps

@@ -1,4 +1,4 @@
-"""Runs a function on several ranks, which are forked from this process when all is imported."""
+"""Runs a function on several ranks, which are forked from this process after all imports."""
 
 import faulthandler
 import json
@@ -20,7 +20,7 @@ from accelerate.state import PartialState
 
 
 class Outcome(NamedTuple):
-    """What became of one rank."""
+    """The result of one rank."""
 
     exit_code: int
     found: object  # what the function has returned; None if it did not
@@ -57,7 +57,7 @@ def on_ranks(function, folder, *, exit_codes=(0, 0), limit=40):
 
 
 def _ignore_threads():
-    """Ignores what Python, from 3.12 on, says of a fork beside threads."""
+    """Ignores the warning of Python 3.12 and later about a fork in a process with threads."""
     warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
 
 

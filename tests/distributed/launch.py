@@ -1,4 +1,4 @@
-"""Starts a program on several gloo processes and reads what each of them found."""
+"""Starts a program on several gloo processes, and reads the findings of each."""
 
 import atexit
 import json
@@ -21,13 +21,13 @@ END_SECONDS = 30  # beyond the limit of a program, in which its processes are en
 
 
 class Findings:
-    """What the processes wrote down, check by check."""
+    """The findings that the processes have written, by check."""
 
     def __init__(self, folder, log, count=2):
         self.folder, self.log, self.count = folder, log, count
 
     def of(self, check):
-        """One finding for each process; fails with the output of all if there is none."""
+        """Returns one finding for each process; fails with the output of all if one is missing."""
         files = [self.folder / f"{check}.{rank}.json" for rank in range(self.count)]
         if not all(file.exists() for file in files):
             pytest.fail(f"{check} did not come to its end:\n{self.log}")
@@ -81,7 +81,7 @@ def on_processes(program, folder, *arguments, count, limit=60):
 def with_torchrun(program, folder, limit=60):
     """Runs programs/<program>.py on two processes as users do.
 
-    Each imports everything itself, which takes seconds, and has a seed of hashes of its own.
+    Each process imports everything itself, which takes seconds, and has its own hash seed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -121,7 +121,7 @@ def text_of(logs, rank):
 
 @cache
 def fork_server():
-    """The one of this process, which ends with it."""
+    """Returns the fork server of this process, which ends with the process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.distributed.fork_server"],
         stdin=subprocess.PIPE,

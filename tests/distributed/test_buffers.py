@@ -13,14 +13,14 @@ def findings(tmp_path_factory):
 
 
 @pytest.mark.parametrize("evaluate", ["ours", "Ignite's"])
-def test_a_validation_has_the_buffers_of_rank_0(findings, evaluate):
+def test_validation_uses_the_buffers_of_rank_0(findings, evaluate):
     for found in findings.of("sent"):
         of_kind = found[evaluate]
         assert of_kind["found"] == pytest.approx(of_kind["expected"], rel=1e-6)
         assert of_kind["kept"] == [True, True]
 
 
-def test_ranks_keep_buffers_of_their_own(findings):
+def test_ranks_keep_different_buffers(findings):
     both = findings.of("not_sent")
     for found in both:
         of_kind = found["ours"]
@@ -29,13 +29,13 @@ def test_ranks_keep_buffers_of_their_own(findings):
     assert both[0]["ours"]["statistics"] != both[1]["ours"]["statistics"]
 
 
-def test_a_callable_sees_the_buffers_of_rank_0(findings):
+def test_callable_validation_uses_the_buffers_of_rank_0(findings):
     one, other = (found["a callable"] for found in findings.of("not_sent"))
     assert one["found"] == other["found"]
     assert one["statistics"] != other["statistics"]
 
 
-def test_an_evaluator_alone_has_the_buffers_of_rank_0(findings):
+def test_evaluator_without_trainer_uses_the_buffers_of_rank_0(findings):
     for found in findings.of("evaluated"):
         assert found["found"] == pytest.approx(found["expected"], rel=1e-6)
         assert found["kept"] == [True, True]
@@ -46,7 +46,7 @@ def test_buffers_are_sent_once_for_all_evaluators(findings):
         assert found["for two"] == found["for one"] > 0
 
 
-def test_a_buffer_of_another_shape_on_each_rank_stays(findings):
+def test_buffer_with_another_shape_on_each_rank_is_kept(findings):
     for rank, found in enumerate(findings.of("unequal_shapes")):
         assert found["sizes"] == [3 + rank, 6, 6]
         assert found["seen"]

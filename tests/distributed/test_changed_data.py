@@ -20,7 +20,7 @@ def findings(tmp_path_factory):
 @pytest.mark.parametrize("size", [2, 5, 20])
 @pytest.mark.parametrize("batches", BATCHES)
 @pytest.mark.parametrize("check", ["in_batches", "in_parts_of_batches"])
-def test_each_sample_that_is_left_comes_on_one_of_the_processes(findings, check, batches, size):
+def test_each_remaining_sample_comes_on_one_process(findings, check, batches, size):
     of_ranks = [found[f"{batches} {size}"] for found in findings.of(check)]
     before = {*chain(*(chain(*found["before"]) for found in of_ranks))}
     rest = [*chain(*(chain(*found["rest"]) for found in of_ranks))]
@@ -35,6 +35,6 @@ def test_each_sample_that_is_left_comes_on_one_of_the_processes(findings, check,
     assert of_ranks[0]["said"] == of_ranks[1]["said"]
 
 
-def test_workers_of_each_process_go_on(findings):
+def test_workers_of_each_process_continue(findings):
     for found in findings.of("workers"):
         assert (found["wrong"], found["differences"]) == ([], [])

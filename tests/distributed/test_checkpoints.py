@@ -14,7 +14,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """In memory if there is such a place: the disk takes seconds for so many."""
+    """A folder in memory if possible: a disk takes seconds for so many checkpoints."""
     memory = Path("/dev/shm")
     place = memory if memory.is_dir() else tmp_path_factory.mktemp("checkpoints")
     with tempfile.TemporaryDirectory(dir=place) as directory:
@@ -102,7 +102,7 @@ def test_busy_directory_is_refused_and_waited_for_on_both(findings):
         assert finding["steps"] == [1, 2]
 
 
-def test_the_clock_of_one_process_has_both_save(findings):
+def test_clock_of_one_process_makes_both_save(findings):
     for finding in findings.of("clock_of_one"):
         assert finding["steps"] == [3, 6], "after the step that follows"
 
@@ -140,14 +140,14 @@ def test_checkpoint_damaged_for_one_process_is_skipped_by_both(findings, check):
 @pytest.mark.parametrize(
     "check", ["pruned_before_the_second_has_read", "pruned_after_the_second_has_read"]
 )
-def test_checkpoint_pruned_while_it_is_read_has_both_read_the_next(findings, check):
+def test_both_read_the_next_if_a_checkpoint_is_pruned_meanwhile(findings, check):
     for finding in findings.of(check):
         assert finding["from"] == STEPS
         assert finding["warned"] == []
         assert finding["exact"]
 
 
-def test_network_that_fails_for_the_first_is_an_error_on_both(findings):
+def test_network_failure_on_rank_0_is_an_error_on_both(findings):
     kinds = []
     for finding in findings.of("network_that_fails"):
         kind, text = finding["told"]
@@ -188,7 +188,7 @@ def test_generators_and_averages_of_each_process_are_restored(findings):
     assert first["average"] != second["average"]
 
 
-def test_what_is_unknown_on_one_process_is_in_the_report_of_both(findings):
+def test_unsaved_state_of_one_process_is_in_both_reports(findings):
     for finding in findings.of("unknown_on_the_second_alone"):
         at_once, at_the_start = finding["parts"]
         assert at_once["handlers"].startswith("unknown (on process 1: <lambda>.seen changed")
@@ -196,7 +196,7 @@ def test_what_is_unknown_on_one_process_is_in_the_report_of_both(findings):
         assert at_the_start == at_once
 
 
-def test_a_refusal_on_one_process_leaves_both_trainers_as_they_were(findings):
+def test_refusal_on_one_process_leaves_both_trainers_unchanged(findings):
     for finding in findings.of("a_check_fails_on_one_process"):
         for kind, text, is_same in finding["found"]:
             assert kind in ("ValueError", "RuntimeError")

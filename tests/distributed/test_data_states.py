@@ -1,4 +1,4 @@
-"""Each process asks its data for their state, and gives them its own back."""
+"""The state of the data of each process is saved and restored."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def findings(tmp_path_factory):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_stream_of_each_process_goes_on(findings, accumulation):
+def test_stream_of_each_process_resumes(findings, accumulation):
     for found in findings.of("streams"):
         of_all = found[str(accumulation)]
         assert (of_all["wrong"], of_all["said"]) == ([], [])
@@ -22,19 +22,19 @@ def test_a_stream_of_each_process_goes_on(findings, accumulation):
         assert others == [whole - accumulation * number for number, _ in enumerate(others, start=1)]
 
 
-def test_a_pass_goes_on_in_the_next(findings):
+def test_position_in_the_next_pass_is_resumed(findings):
     for found in findings.of("of_equal_length"):
         assert (found["wrong"], found["said"]) == ([], [])
 
 
-def test_a_pass_that_another_process_ends_is_named(findings):
+def test_pass_ended_by_another_process_is_reported(findings):
     shorter, longer = findings.of("of_unequal_length")
     assert (shorter["wrong"], shorter["said"]) == ([], [])
     (said,) = longer["said"]
     assert said.startswith("the pass before was left in its middle")
 
 
-def test_samples_that_all_processes_read(findings):
+def test_stream_read_by_all_processes_resumes(findings):
     padded = "the samples that Accelerate repeats to fill the last batch of this pass are the first"
     for found in findings.of("shared"):
         assert (found["True"]["wrong"], found["True"]["said"]) == ([], [])
@@ -43,7 +43,7 @@ def test_samples_that_all_processes_read(findings):
         assert found["True"]["drawn"][1] < found["True"]["drawn"][0]
 
 
-def test_samplers_that_draw_ahead_for_workers(findings):
+def test_samplers_that_draw_ahead_resume(findings):
     for found in findings.of("samplers"):
         for kind in found.keys() - {"references"}:
             of_kind = found[kind]

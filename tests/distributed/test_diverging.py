@@ -1,4 +1,4 @@
-"""Ranks that come to train other models are told, at the first step and at each save."""
+"""Ranks that train different models are reported, at the first step and at each save."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def findings(tmp_path_factory):
     return on_two_processes("diverging", tmp_path_factory.mktemp("diverging")).of("told")
 
 
-def test_equal_parameters_are_not_told(findings):
+def test_equal_parameters_are_not_reported(findings):
     for found in findings:
         assert found["same"] == {"error": "", "said": [], "steps": STEPS}
 
@@ -28,20 +28,20 @@ def test_equal_parameters_are_not_told(findings):
         ("not a number", "model.2.bias", 1),
     ],
 )
-def test_another_model_on_a_rank_is_an_error(findings, name, parameter, steps):
+def test_different_model_on_a_rank_is_an_error(findings, name, parameter, steps):
     for found in findings:
         assert f"another {parameter} on rank 1" in found[name]["error"]
         assert "`batch_processor`" in found[name]["error"]
         assert found[name]["steps"] == steps
 
 
-def test_a_difference_of_rounding_is_told_once(findings):
+def test_rounding_difference_warns_once(findings):
     for found in findings:
         (said,) = found["rounding"]["said"]
         assert "differ in some bits, by up to 1.0e-12" in said
         assert (found["rounding"]["error"], found["rounding"]["steps"]) == ("", STEPS)
 
 
-def test_another_number_of_parameters_is_an_error(findings):
+def test_different_number_of_parameters_is_an_error(findings):
     for found in findings:
         assert "got [6, 8] parameters on the ranks" in found["another number"]["error"]

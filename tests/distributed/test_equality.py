@@ -62,7 +62,7 @@ def one_process(case, ranks):
 
 
 def differences(folder, ranks, every):
-    """The largest difference of a weight from that of one process, by case."""
+    """Returns the largest difference of a weight from training on one process, by case."""
     findings = on_processes("equality", folder, str(every), count=ranks, limit=240)
     every_rank, found = findings.of("equality"), {}
     for case in cases_for(ranks, every):
@@ -83,7 +83,7 @@ def differences(folder, ranks, every):
         *(pytest.param(ranks, 1, marks=pytest.mark.exhaustive) for ranks in (1, 2, 3)),
     ],
 )
-def test_ranks_train_as_one_process_on_whole_batches(tmp_path, ranks, every):
+def test_ranks_train_like_one_process_on_whole_batches(tmp_path, ranks, every):
     found = differences(tmp_path, ranks, every)
     assert len(found) > 100 // every
     assert {

@@ -1,4 +1,4 @@
-"""What ranks exchange of parameters and buffers, on three of them."""
+"""Exchanges of parameters and buffers between three ranks."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def findings(tmp_path_factory):
     return on_processes("exchanges", tmp_path_factory.mktemp("exchanges"), count=3)
 
 
-def test_values_of_rank_0_come_to_all(findings):
+def test_all_ranks_get_the_values_of_rank_0(findings):
     own = [{name: each.tolist() for name, each in tensors_of(rank).items()} for rank in range(3)]
     sent = {"flags", "doubles", "transposed", "parameter", "scalar", "empty"}
     for rank, found in enumerate(findings.of("broadcast")):
@@ -23,7 +23,7 @@ def test_values_of_rank_0_come_to_all(findings):
         }
 
 
-def test_ranks_that_are_sent_nothing_keep_what_they_have(findings):
+def test_ranks_keep_their_values_if_nothing_is_sent(findings):
     assert [found["left"] for found in findings.of("broadcast_of_nothing")] == [[], [[1]], [[1]]]
 
 
@@ -37,12 +37,12 @@ def test_ranks_that_are_sent_nothing_keep_what_they_have(findings):
         ("complex", "another a on rank 1, which differs from that on rank 0 by 7.1e-01"),
     ],
 )
-def test_the_farthest_rank_and_its_parameter_are_named(findings, name, told):
+def test_error_names_the_most_different_rank_and_parameter(findings, name, told):
     for found in findings.of("compare"):
         assert told in found[name]["error"]
 
 
-def test_small_differences_are_told_once_by_the_largest(findings):
+def test_small_differences_warn_once_with_the_largest(findings):
     for found in findings.of("compare"):
         (said,) = found["largest"]["said"]
         assert "by up to 1.0e-06 of" in said

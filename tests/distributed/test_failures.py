@@ -45,7 +45,7 @@ def make_trainer(timeout=FOREVER, workers=0, build=create_supervised_trainer, **
 
 
 def failure_of(function):
-    """Calls a function that fails; returns the kind of its error, the text, and the cause's."""
+    """Calls a function that fails; returns its error's class, text, cause and notes."""
     try:
         function()
     except BaseException as error:
@@ -68,7 +68,7 @@ def hurry(**seconds):
     peer_watch.time_limits = peer_watch.time_limits._replace(**seconds)
 
 
-def test_failure_is_told_with_its_place_to_rank_in_python(tmp_path):
+def test_failure_and_its_place_are_raised_on_a_rank_in_python(tmp_path):
     both_ended = [os.pipe(), os.pipe()]
 
     def train(rank):
@@ -89,7 +89,7 @@ def test_failure_is_told_with_its_place_to_rank_in_python(tmp_path):
 
 
 def until_rank_0_has_ended(rank, pipe, limit=FOREVER):
-    """Returns when rank 0 has gone, and whether it has within the limit; on rank 0 at once."""
+    """Returns whether rank 0 ends within the limit; on rank 0 returns at once."""
     if rank == 0:
         os.write(pipe[1], str(os.getpid()).encode())
         return None
@@ -97,7 +97,7 @@ def until_rank_0_has_ended(rank, pipe, limit=FOREVER):
     return bool(select.select([process], [], [], limit)[0])
 
 
-def test_rank_that_is_blocked_in_collective_is_ended(tmp_path):
+def test_rank_blocked_in_a_collective_is_ended(tmp_path):
     pipe = os.pipe()
 
     def train(rank):
@@ -120,7 +120,7 @@ def test_rank_that_is_blocked_in_collective_is_ended(tmp_path):
     assert "unflushed" in ended.output
 
 
-def test_rank_that_is_to_wait_raises_after_its_timeout(tmp_path):
+def test_rank_with_wait_raises_after_the_timeout(tmp_path):
     both_ended = [os.pipe(), os.pipe()]
 
     def train(rank):
@@ -141,7 +141,7 @@ def test_rank_that_is_to_wait_raises_after_its_timeout(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [0, 1])  # rank 0 holds the store
-def test_error_of_collective_is_raised_as_what_caused_it(tmp_path, failing):
+def test_collective_error_becomes_the_failure_that_caused_it(tmp_path, failing):
     def train(rank):
         hurry(same_failure=FOREVER)  # the collective fails first
         trainer = make_trainer()
@@ -159,7 +159,7 @@ def test_error_of_collective_is_raised_as_what_caused_it(tmp_path, failing):
 @pytest.mark.parametrize(
     ("killed", "note"), [(0, "rank 0, or the launcher, has ended"), (1, "may have been killed")]
 )
-def test_rank_that_was_killed_is_not_said_to_have_told(tmp_path, killed, note):
+def test_collective_error_after_a_kill_has_a_note(tmp_path, killed, note):
     def train(rank):
         trainer = make_trainer()
         if rank == killed:
@@ -173,11 +173,11 @@ def test_rank_that_was_killed_is_not_said_to_have_told(tmp_path, killed, note):
     assert sys.version_info < (3, 11) or note in outcome.found[3][0]  # without notes it is logged
 
 
-def test_same_failure_on_all_ranks_is_each_ones_own_and_runs_go_on(tmp_path):
+def test_ranks_can_run_again_after_failing_in_the_same_way(tmp_path):
     def train(rank):
         trainer = make_trainer()
         if rank == 0:  # comes to it when it has been told
-            told = trainer.add_event_handler(AT_3, until_told)
+            told = trainer.add_event_handler(AT_3, until_failure_is_read)
         failing = trainer.add_event_handler(AT_3, fail)
         errors = [failure_of(lambda: trainer.run(max_epochs=2))[:2] for _ in range(2)]
         failing.remove()
@@ -190,13 +190,13 @@ def test_same_failure_on_all_ranks_is_each_ones_own_and_runs_go_on(tmp_path):
         assert outcome.found == [[["ArithmeticError", "has had it"]] * 2, 8, "max_epochs"]
 
 
-def until_told():
-    """Returns when this rank has read the failure of another, and waits for its own."""
+def until_failure_is_read():
+    """Returns when this rank has read the failure of another, and waits for one of its own."""
     until_watcher_is_in("_end_run")
 
 
 def until_watcher_is_in(function):
-    """Returns when the thread that looks for failures is in a function."""
+    """Returns when the watcher thread is in a function."""
     (watcher,) = (each for each in threading.enumerate() if each.name.startswith("ignite_hooks"))
     names = []
     while function not in names:
@@ -219,7 +219,7 @@ class Unsaveable:
         """Nothing is loaded here."""
 
 
-def test_failure_that_ranks_have_agreed_on_lets_runs_go_on(tmp_path):
+def test_ranks_can_run_again_after_a_shared_failure(tmp_path):
     def ends(rank):
         own = Unsaveable(rank)
         save = SaveCheckpoint(tmp_path / "checkpoints", every_steps=1, also={"own": own})
@@ -239,7 +239,7 @@ def test_failure_that_ranks_have_agreed_on_lets_runs_go_on(tmp_path):
     assert second == ["OSError", "no state", 8]
 
 
-def test_run_after_failures_of_other_kinds_asks_for_restart(tmp_path):
+def test_run_after_different_failures_asks_for_a_restart(tmp_path):
     def train(rank):
         trainer = make_trainer()
         if rank == 1:
@@ -254,7 +254,7 @@ def test_run_after_failures_of_other_kinds_asks_for_restart(tmp_path):
         assert "end all processes and start them again" in outcome.found[1]
 
 
-def test_limit_refused_on_all_ranks_is_each_ones_own_error(tmp_path):
+def test_each_rank_raises_its_own_error_for_a_wrong_limit(tmp_path):
     has_failed = os.pipe()
 
     def train(rank):
@@ -273,7 +273,7 @@ def test_limit_refused_on_all_ranks_is_each_ones_own_error(tmp_path):
         assert text.startswith("`max_epochs` must be")
 
 
-def test_failure_that_handler_handles_is_told(tmp_path):
+def test_failure_caught_by_a_handler_is_reported(tmp_path):
     def train(rank):
         trainer = make_trainer()
         if rank == 1:
@@ -288,7 +288,7 @@ def test_failure_that_handler_handles_is_told(tmp_path):
     assert handled.found is None
 
 
-def test_what_is_told_waits_for_step_to_be_whole(tmp_path):
+def test_failure_of_a_peer_is_raised_after_the_step(tmp_path):
     def train(rank):
         class Slow(torch.optim.SGD):
             def step(self, closure=None):
@@ -309,7 +309,7 @@ def test_what_is_told_waits_for_step_to_be_whole(tmp_path):
     assert told.found == [["whole"], "rank 1 failed", 3]
 
 
-def test_failure_after_caught_one_in_inner_run_is_told(tmp_path):
+def test_failure_after_a_caught_one_in_an_inner_run_is_reported(tmp_path):
     def train(rank):
         trainer = make_trainer()
         inner = make_trainer(accelerator=trainer.accelerator)
@@ -325,7 +325,7 @@ def test_failure_after_caught_one_in_inner_run_is_told(tmp_path):
     assert own.found[:2] == ["ArithmeticError", "has had it"]
 
 
-def test_failure_on_third_rank_frees_both_others(tmp_path):
+def test_failure_on_rank_2_ends_the_runs_of_both_others(tmp_path):
     def train(rank):
         trainer = make_trainer()
         trainer.add_event_handler(AT_3, fail if rank == 2 else stand)
@@ -335,7 +335,7 @@ def test_failure_on_third_rank_frees_both_others(tmp_path):
     assert found == ["rank 2 failed", "rank 2 failed", "has had it"]
 
 
-def test_run_leaves_neither_thread_nor_handler_nor_output(tmp_path):
+def test_run_leaves_no_thread_no_handler_and_no_output(tmp_path):
     def train(rank):
         found = signal.getsignal(signal.SIGURG)
         trainer = make_trainer(workers=2)
@@ -351,7 +351,7 @@ def test_run_leaves_neither_thread_nor_handler_nor_output(tmp_path):
         assert (after, is_same_handler, outcome.output) == ([], True, "")
 
 
-def test_handler_that_is_set_in_run_stays(tmp_path):
+def test_signal_handler_set_in_a_run_is_kept(tmp_path):
     def train(rank):
         def handle(*_):
             pass
@@ -364,7 +364,7 @@ def test_handler_that_is_set_in_run_stays(tmp_path):
     assert [outcome.found for outcome in on_ranks(train, tmp_path)] == [True, True]
 
 
-def test_rank_that_ends_first_disturbs_nobody(tmp_path):
+def test_rank_that_ends_first_does_not_disturb_others(tmp_path):
     pipe = os.pipe()
 
     def train(rank):
@@ -434,7 +434,7 @@ def names_of_threads():
     ],
     ids=["in a step", "at the end of an epoch"],
 )
-def test_ranks_that_wait_at_different_places_are_named(tmp_path, event, place, place_of_other):
+def test_ranks_waiting_at_different_places_are_warned_of(tmp_path, event, place, place_of_other):
     read_end, write_end = os.pipe()
 
     def train(rank):
@@ -465,7 +465,7 @@ def test_ranks_that_wait_at_different_places_are_named(tmp_path, event, place, p
         assert f"rank 1: {place_of_other}" in first
 
 
-def test_ranks_that_work_long_at_same_place_are_not_warned_of(tmp_path):
+def test_no_warning_for_long_work_at_the_same_place(tmp_path):
     def train(rank):
         hurry(poll=0.02, place_check=0.02, stalled=0.1)
         texts, checks = [], []
@@ -507,7 +507,7 @@ def test_value_of_on_peer_failure_is_checked():
         make_trainer(accelerator=Accelerator(cpu=True), on_peer_failure="stay")
 
 
-def test_store_of_torch_without_clone_is_reached_by_second_client(monkeypatch):
+def test_store_without_clone_is_reached_by_a_second_client(monkeypatch):
     server = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     group = distributed.PrefixStore("group", server)
     monkeypatch.delattr(distributed.Store, "clone", raising=False)

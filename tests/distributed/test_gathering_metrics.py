@@ -14,7 +14,7 @@ def findings(tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_metric_that_gathers_equals_that_of_one_process(findings, size):
+def test_gathering_metric_equals_that_of_one_process(findings, size):
     for found in findings.of("compared"):
         of_size = found[str(size)]
         assert of_size["found"].keys() == of_size["expected"].keys()
@@ -26,29 +26,29 @@ def test_a_metric_that_gathers_equals_that_of_one_process(findings, size):
                 assert of_size["found"][name] == pytest.approx(value, abs=1e-12), name
 
 
-def test_a_rank_has_no_sample(findings):
+def test_metrics_on_a_rank_without_a_sample(findings):
     assert [found["1"]["iterations"] for found in findings.of("compared")] == [1, 0]
 
 
-def test_ranks_that_compute_alone_keep_one_group_with_the_timeout(findings):
+def test_ranks_that_compute_alone_keep_one_group_with_timeout(findings):
     for found in findings.of("compared"):
         assert [found[str(size)]["groups"] for size in SIZES] == [[], [], [], [20]]
 
 
-def test_only_a_run_that_may_leave_a_rank_out_asks_who_has_samples(findings):
+def test_sample_counts_are_exchanged_only_if_they_may_be_zero(findings):
     for found in findings.of("of_each_run"):
         before, between, after = found["gathered"]
         assert between > before == after
 
 
-def test_a_failure_is_told_on_the_rank_without_a_sample(findings):
+def test_failure_is_raised_on_the_rank_without_a_sample(findings):
     one, other = findings.of("failing")
     assert one["error"] == "ArithmeticError: too hard"
     assert other["error"].endswith("could not compute: ArithmeticError: too hard")
     assert (one["left"], other["left"]) == (False, False)
 
 
-def test_metrics_of_a_user_are_left_as_they_are(findings):
+def test_metrics_of_a_user_are_not_changed(findings):
     one, other = findings.of("of_users")
     assert (one["total"], one["own"]) == (1, 1)
     assert other["total"] == 1

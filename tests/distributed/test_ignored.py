@@ -1,4 +1,4 @@
-"""What Accelerate leaves out without a word is told, and no exchange waits for ever."""
+"""Settings that Accelerate silently ignores are reported, and exchanges have a timeout."""
 
 import os
 import subprocess
@@ -24,25 +24,25 @@ def findings(tmp_path_factory):
     return on_two_processes("ignored", tmp_path_factory.mktemp("ignored"))
 
 
-def test_a_model_that_was_split_by_hand_is_refused(findings):
+def test_manually_split_model_is_refused(findings):
     for found in findings.of("split_by_hand"):
         assert found["error"].startswith("`model` must be whole on every process, got parameters")
         assert "Accelerator with fsdp_plugin=" in found["error"]
 
 
-def test_a_plugin_that_accelerate_ignores_is_told(findings):
+def test_plugin_that_accelerate_ignores_is_reported(findings):
     for found in findings.of("with_a_plugin"):
         (said,) = found["said"]
         assert said.startswith("Accelerate ignores an FSDP plugin on this device")
 
 
-def test_an_exchange_waits_as_long_as_accelerate_was_told(findings):
+def test_exchange_has_the_timeout_given_to_accelerate(findings):
     first, _ = findings.of("impatient")
     assert "Timed out waiting 1000ms" in first["error"]
 
 
 @pytest.mark.parametrize("words", [["--num_processes", "2"], ["--num_processes=2"]])
-def test_one_process_where_several_were_asked_for_is_told(tmp_path, words):
+def test_one_process_instead_of_several_is_reported(tmp_path, words):
     script = tmp_path / "script.py"
     script.write_text(ALONE)
     launcher = ["-m", "accelerate.commands.launch", "--cpu", *words]

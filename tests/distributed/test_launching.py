@@ -1,4 +1,4 @@
-"""Forked ranks find what those of torchrun find, and what goes wrong with them is told."""
+"""Forked ranks have the environment of torchrun's ranks, and their failures are reported."""
 
 import contextlib
 import signal
@@ -35,14 +35,14 @@ def found_by(start, folder):
     return found
 
 
-def test_forked_ranks_find_what_those_of_torchrun_find(tmp_path):
+def test_forked_ranks_have_the_environment_of_torchrun(tmp_path):
     forked = found_by(on_two_processes, tmp_path / "forked")
     assert forked == found_by(with_torchrun, tmp_path / "torchrun")
     assert all(each["is_of_cpus"] and each["backend"] == "gloo" for each in forked)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_another_number_of_ranks(tmp_path, count):
+def test_other_numbers_of_ranks(tmp_path, count):
     found = found_by(
         lambda program, folder: on_processes(program, folder, count=count), tmp_path / "ranks"
     )
@@ -50,7 +50,7 @@ def test_another_number_of_ranks(tmp_path, count):
 
 
 def failure_of(tmp_path, text, **options):
-    """What a test that runs the script fails with."""
+    """Returns the message with which a test that runs the script fails."""
     script = tmp_path / "script.py"
     script.write_text(f"import os, sys, time\nprint('rank', os.environ['RANK'])\n{text}")
     with pytest.raises(pytest.fail.Exception) as caught:
@@ -58,26 +58,26 @@ def failure_of(tmp_path, text, **options):
     return str(caught.value)
 
 
-def test_output_of_each_rank_is_told_when_one_fails(tmp_path):
+def test_failure_shows_the_output_of_each_rank(tmp_path):
     told = failure_of(tmp_path, "1 / int(os.environ['RANK'])")
     assert "rank 0 ended with 1 and wrote:\nrank 0\nTraceback" in told
     assert "ZeroDivisionError" in told
     assert "rank 1 ended with 0 and wrote:\nrank 1\n" in told
 
 
-def test_a_rank_that_waits_for_one_that_died_is_ended(tmp_path):
+def test_rank_waiting_for_a_dead_rank_is_ended(tmp_path):
     told = failure_of(tmp_path, "os.abort() if os.environ['RANK'] == '1' else time.sleep(600)")
     assert f"rank 1 ended with {-signal.SIGABRT}" in told
     assert f"rank 0 ended with {-signal.SIGKILL}" in told
 
 
-def test_a_rank_that_hangs_prints_where(tmp_path):
+def test_hanging_rank_prints_its_stack(tmp_path):
     told = failure_of(tmp_path, "time.sleep(600)", limit=1)
     assert "took longer than 1 s" in told
     assert told.count('script.py", line 3 in <module>') == 2
 
 
-def test_a_process_that_is_left_behind_is_a_failure(tmp_path):
+def test_remaining_process_is_a_failure(tmp_path):
     told = failure_of(
         tmp_path,
         "import subprocess\n"

@@ -25,14 +25,14 @@ def findings(tmp_path_factory):
 
 
 def of_both(findings, check):
-    """What both ranks have found: it must be the same."""
+    """Returns the finding of both ranks, which must be equal."""
     one, other = findings.of(check)
     assert one == other
     return one
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_one_rank_stops_both_at_one_step_and_both_say_which_rank(findings, event):
+def test_stop_by_one_rank_stops_both_and_names_it(findings, event):
     found = of_both(findings, "terminated_at_events")[event]
     assert found["place"] == PLACES[event]
     assert found["reason"] == "terminate on rank 1"
@@ -41,7 +41,7 @@ def test_one_rank_stops_both_at_one_step_and_both_say_which_rank(findings, event
 
 
 @pytest.mark.parametrize(("name", "place"), [("windows", [1, 4, 2]), ("seldom", [1, 5, 5])])
-def test_windows_are_counted_and_not_batches(findings, name, place):
+def test_interval_counts_windows_not_batches(findings, name, place):
     assert of_both(findings, "terminated_windows")[name]["place"] == place
 
 
@@ -69,26 +69,26 @@ def test_a_stop_in_the_last_step_of_a_run_is_obeyed(findings, limit):
     assert found["ended_by"] == "terminate() in terminate on rank 1"
 
 
-def test_a_stop_that_all_ranks_ask_for_names_none(findings):
+def test_stop_by_all_ranks_names_no_rank(findings):
     found = of_both(findings, "stopped_by_all")
     assert (found["reason"], found["place"]) == ("terminate", [1, 4, 4])
 
 
 @pytest.mark.parametrize("final", ["0", "1"])
-def test_of_two_stops_the_one_that_finishes_the_run_counts(findings, final):
+def test_of_two_stops_the_final_one_counts(findings, final):
     found = of_both(findings, "stopped_by_two")[final]
     assert found["reason"] == f"terminate on rank {final}"
     assert found["ended_by"] == f"terminate() in stop on rank {final}"
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_stop_at_the_save_of_an_epoch_does_not_leak_into_the_next(findings, epoch):
+def test_stop_at_the_save_of_an_epoch_does_not_affect_the_next(findings, epoch):
     found = of_both(findings, "stopped_at_a_save")[str(epoch)]
     assert found["place"] == [epoch, epoch * LENGTH, epoch * LENGTH]
     assert found["reason"] == "terminate on rank 1"
 
 
-def test_a_stop_without_completed_is_one_on_both(findings):
+def test_stop_without_completed_applies_to_both(findings):
     found = of_both(findings, "stopped_without_completed")
     assert (found["place"], found["completed"]) == ([1, 4, 4], [])
 
@@ -98,7 +98,7 @@ def test_a_stop_at_started_leaves_no_rank_alone_in_a_validation(findings):
     assert (found["place"], found["metrics"]) == ([0, 0, 0], ["val_loss"])
 
 
-def test_data_that_end_elsewhere_stop_at_the_same_step(findings):
+def test_data_of_different_lengths_stop_at_the_same_step(findings):
     assert of_both(findings, "streams_that_end_elsewhere")["place"] == [1, 4, 2]
 
 
@@ -106,7 +106,7 @@ def test_data_that_end_elsewhere_stop_at_the_same_step(findings):
     ("name", "lengths"),
     [("first", [2, 2 + LENGTH, 2 + 2 * LENGTH]), ("last", [LENGTH, 2 * LENGTH, 3 * LENGTH])],
 )
-def test_an_epoch_is_cut_on_both_and_no_later_one(findings, name, lengths):
+def test_only_the_terminated_epoch_is_cut_on_both(findings, name, lengths):
     assert of_both(findings, "epochs_cut")[name]["lengths"] == lengths
 
 
@@ -115,7 +115,7 @@ def test_no_epoch_is_cut_before_it_has_begun(findings):
     assert error.startswith("terminate_epoch() must be called within an epoch")
 
 
-def test_an_interruption_by_one_rank_interrupts_both_and_changes_nothing(findings):
+def test_interrupt_by_one_rank_interrupts_both(findings):
     found = of_both(findings, "interrupted")
     assert found["places"] == [4, 4]
     assert (found["iteration"], found["equal"]) == (3 * LENGTH, True)
@@ -135,22 +135,22 @@ def test_a_stop_is_saved_once_and_resumed(findings, name, reason):
     assert found["equal"]
 
 
-def test_settings_say_how_often_ranks_agree(findings):
+def test_settings_set_the_interval_of_exchanges(findings):
     assert of_both(findings, "settings")["place"] == [1, 5, 5]
 
 
-def test_an_exchange_that_a_failure_left_is_dropped(findings):
+def test_pending_exchange_is_dropped_after_a_failure(findings):
     found = of_both(findings, "failed_while_pending")
     assert (found["reason"], found["place"]) == ("terminate on rank 1", [1, 5, 5])
 
 
-def test_ranks_with_other_handlers_are_an_error_on_all(findings):
+def test_different_handlers_on_ranks_are_an_error_on_all(findings):
     error = of_both(findings, "other_handlers")["error"]
     assert error.startswith("every rank must have the same handlers that can stop or save a run")
     assert "[1, 2], by rank" in error
 
 
-def test_an_epoch_costs_one_asynchronous_collective_a_step_and_few_blocking_ones(findings):
+def test_number_of_collectives_in_an_epoch(findings):
     # After the last step the exchange is that of the end of the epoch; the other is of lengths.
     expected = {"asynchronous all_reduce": LENGTH - 1, "all_reduce": 2}
     assert of_both(findings, "collectives")["epoch"] == expected

@@ -20,7 +20,7 @@ def findings(tmp_path_factory):
 
 
 def are_shared(one, other):
-    """Whether both ranks together have had each sample once in each epoch."""
+    """Returns whether both ranks together got each sample once in each epoch."""
     both = zip(one["epochs"], other["epochs"], strict=True)
     return all(sorted(mine + theirs) == list(range(SIZE)) for mine, theirs in both)
 
@@ -34,14 +34,14 @@ def test_ranks_have_one_model_and_one_order(findings, kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FROM_GLOBAL])
-def test_ranks_draw_other_numbers(findings, kind):
+def test_ranks_draw_different_numbers(findings, kind):
     one, other = (found[kind] for found in findings.of("kinds"))
     assert set(one["draws"]).isdisjoint(other["draws"])
     assert one["told"] == other["told"] == []
 
 
 @pytest.mark.parametrize(("kind", "named"), FROM_GLOBAL.items())
-def test_ranks_whose_order_may_be_global_draw_the_same_and_say_so(findings, kind, named):
+def test_possibly_global_order_makes_ranks_draw_equal_numbers(findings, kind, named):
     for found in findings.of("kinds"):
         (told,) = found[kind]["told"]
         assert told.startswith("dropout and augmentation draw the same random numbers on all ranks")
@@ -50,13 +50,13 @@ def test_ranks_whose_order_may_be_global_draw_the_same_and_say_so(findings, kind
     assert one["draws"] == other["draws"]
 
 
-def test_a_resumed_run_has_the_numbers_of_each_rank(findings):
+def test_resumed_run_continues_the_numbers_of_each_rank(findings):
     for found in findings.of("resumed"):
         assert found["equal"]
-        assert found["goes on"]
+        assert found["continues"]
 
 
-def test_a_loader_that_is_divided_already_is_told_of(findings):
+def test_loader_that_is_already_divided_is_reported(findings):
     one, other = findings.of("divided_twice")
     assert not are_shared(one, other)
     for found in (one, other):
@@ -64,12 +64,12 @@ def test_a_loader_that_is_divided_already_is_told_of(findings):
         assert told.startswith("`data` has a DistributedSampler, and Accelerate divides its loader")
 
 
-def test_a_seedable_sampler_has_one_seed_on_ranks_that_are_seeded_apart(findings):
+def test_seedable_sampler_has_one_seed_on_all_ranks(findings):
     one, other = (found["seedable"] for found in findings.of("seeded_by_hand"))
     assert are_shared(one, other)
 
 
-def test_ranks_seeded_apart_are_told_of_an_order_that_may_be_global(findings):
+def test_possibly_global_order_is_reported(findings):
     one, other = (found["sampler"] for found in findings.of("seeded_by_hand"))
     assert not are_shared(one, other)
     for found in (one, other):

@@ -85,7 +85,7 @@ IN_THE_SAVE = BROKEN_AT - 1
         ("killed_before_the_commit", 0, IN_THE_SAVE),
     ],
 )
-def test_a_broken_rank_is_restarted_and_ends_exactly(tmp_path, way, rank, step):
+def test_run_is_exact_after_a_restart(tmp_path, way, rank, step):
     output = restarted(tmp_path, way, rank)
     assert ("ArithmeticError: this rank has had it" in output) == (way == "raises")
     assert_ended_as_unbroken(tmp_path, step)

@@ -28,7 +28,7 @@ def test_a_scheduler_prepared_with_accelerate_keeps_its_rule(findings):
         assert found["rate"] == 0.1 * 0.5 ** (2 * 3)
 
 
-def test_two_processes_train_as_one_does_on_whole_batches(findings):
+def test_two_processes_train_like_one_on_whole_batches(findings):
     model = make_model(0.0).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     train_by_hand(model, optimizer, DataLoader(samples(), batch_size=4), accumulation=2, epochs=2)
@@ -47,7 +47,7 @@ def test_validation_in_the_middle_changes_nothing(findings):
 
 
 @pytest.mark.parametrize("kind", ["a_failure", "max_steps"])
-def test_a_run_goes_on_where_it_stopped(findings, kind):
+def test_run_continues_where_it_stopped(findings, kind):
     for found in findings.of(f"goes_on_after_{kind}"):
         unbroken = found.pop("None")
         assert found.pop("references")
@@ -66,13 +66,13 @@ def test_processes_with_different_seeds_share_each_pass(findings):
     assert len({str(each) for each in one["passes"]}) == 3
 
 
-def test_gradients_are_reduced_once_a_window(findings):
+def test_gradients_are_reduced_once_per_window(findings):
     for found in findings.of("gradients_are_reduced_once_a_window"):
         assert found["reductions"] == [3, 5, 8, 10]
         assert found["steps"] == 4
 
 
-def test_collectives_of_a_run_are_one_a_window_and_few_more(findings):
+def test_number_of_collectives_per_window(findings):
     for found in findings.of("collectives"):
         for name, steps in (("known", 7), ("known, windows", 3), ("loader", 7)):
             assert found[name]["steps"] == steps
@@ -96,7 +96,7 @@ def test_unknown_length_needs_one_further_collective_per_window(findings):
             }
 
 
-def test_no_loader_stays_the_active_one(findings):
+def test_no_loader_stays_active(findings):
     for check in (
         "scheduler_moves_once_a_step",
         "validation_changes_nothing",

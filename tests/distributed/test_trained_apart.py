@@ -1,4 +1,4 @@
-"""Parameters beside the model are trained on several processes as on one."""
+"""Parameters outside of the model are trained on several processes as on one."""
 
 import pytest
 
@@ -12,41 +12,41 @@ def findings(tmp_path_factory):
     return on_two_processes("trained_apart", tmp_path_factory.mktemp("trained_apart"))
 
 
-def test_the_parameters_of_a_function_are_trained_alike(findings):
+def test_parameters_of_a_function_are_trained_equally(findings):
     for found in findings.of("compared"):
         for name in found.keys() - {"references"}:
             assert found[name]["of ranks"] == 0, name
             assert found[name]["by hand"] < 1e-14, name
 
 
-def test_a_function_may_hold_the_model(findings):
+def test_function_can_hold_the_model(findings):
     for found in findings.of("holding_the_model"):
         assert found["of ranks"] == 0
         assert found["by hand"] < 1e-14
 
 
-def test_their_training_is_resumed(findings):
+def test_parameters_of_a_function_are_resumed(findings):
     for found in findings.of("resumed"):
         assert found["exact"] == [True] * 3
 
 
-def test_a_sparse_gradient_beside_the_model_is_refused(findings):
+def test_sparse_gradient_outside_of_the_model_is_refused(findings):
     for found in findings.of("sparse"):
         assert "make the embedding with sparse=False" in found["error"]
 
 
-def test_what_changes_in_a_run_is_trained_alike_too(findings):
+def test_parameters_added_in_a_run_are_trained_equally(findings):
     for found in findings.of("changing"):
         assert found["of ranks"] == 0
         assert found["trained"]
 
 
-def test_buffers_that_are_not_sent_begin_alike(findings):
+def test_buffers_of_rank_0_are_used_at_the_start(findings):
     for found in findings.of("keeping_buffers"):
         assert found["at start"] == 0 < found["trained"]
 
 
-def test_a_step_exchanges_what_no_wrapper_does(findings):
+def test_step_exchanges_only_what_ddp_does_not(findings):
     for found in findings.of("exchanged"):
         # 6 numbers of float64, one of float32, and for each parameter whether it has a gradient.
         mixed = {"all_reduce": [6 + 3, 1 + 1], "broadcast": [4]}

@@ -48,14 +48,14 @@ def assert_trained(findings, pairs, accumulation, epochs):
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("counts", COUNTS, ids=stable_id)
 @pytest.mark.parametrize("kind", KINDS)
-def test_processes_take_as_many_batches_as_the_poorest_has(findings, kind, counts, accumulation):
+def test_processes_use_the_smallest_number_of_batches(findings, kind, counts, accumulation):
     both = [found[f"{kind} {counts} {accumulation}"] for found in findings.of("by_hand")]
     pairs = list(zip(batches_of(0, counts), batches_of(1, counts), strict=False))
     assert_trained(both, pairs, accumulation, epochs=1 if iter in KINDS[kind] else 2)
 
 
 @pytest.mark.parametrize(("kind", "number"), [("lists", "2"), ("unsized", "at least 1")])
-def test_batches_that_are_left_out_are_told_once(findings, kind, number):
+def test_left_out_batches_are_reported_once(findings, kind, number):
     poorer, richer = findings.of("surplus")
     assert poorer[kind] == []
     (said,) = richer[kind]
@@ -63,7 +63,7 @@ def test_batches_that_are_left_out_are_told_once(findings, kind, number):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_loader_prepared_with_uneven_batches(findings, accumulation):
+def test_loader_prepared_with_uneven_batches(findings, accumulation):
     x, y = samples(9).tensors
     batches = [(x[first : first + 2], y[first : first + 2]) for first in range(0, 8, 2)]
     both = findings.of("uneven_loader")
@@ -73,7 +73,7 @@ def test_a_loader_prepared_with_uneven_batches(findings, accumulation):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_loader_of_uneven_batches_without_length(findings, accumulation):
+def test_loader_of_uneven_batches_without_length(findings, accumulation):
     x, y = samples(10).tensors
     batches = [(x[first : first + 2], y[first : first + 2]) for first in range(0, 8, 2)]
     both = findings.of("uneven_loader_without_length")
@@ -82,7 +82,7 @@ def test_a_loader_of_uneven_batches_without_length(findings, accumulation):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_stop_in_the_middle_is_gone_on_from(findings, accumulation):
+def test_run_continues_after_a_stop(findings, accumulation):
     for found in findings.of("stops_and_goes_on"):
         assert found[f"broken {accumulation}"] == found[f"unbroken {accumulation}"]
 
@@ -101,6 +101,6 @@ def test_whole_epoch_follows_one_terminated_on_all_processes(findings):
     assert both[0]["weights"] == both[1]["weights"]
 
 
-def test_no_loader_stays_the_active_one(findings):
+def test_no_loader_stays_active(findings):
     for check in ("by_hand", "uneven_loader", "stops_and_goes_on", "one_is_empty"):
         assert all(found["references"] for found in findings.of(check))

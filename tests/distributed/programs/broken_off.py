@@ -1,4 +1,4 @@
-"""Validations that a signal to one of two processes breaks off, on unequal numbers of batches."""
+"""Validations on unequal numbers of batches, interrupted by a signal to one of two processes."""
 
 import os
 import signal
@@ -78,7 +78,7 @@ def trained(folder, data, signalled=(None, None), number=1, **schedule):
 
 
 def broken_off(name, data, *signals, **schedule):
-    """What is found for each of the signals."""
+    """Returns the findings for each of the signals."""
     directory = Path(sys.argv[1]) / f"{name} checkpoints"
     whole, expected = trained(directory / "whole", data, **schedule)
     found = []

@@ -27,7 +27,7 @@ def model_of():
 
 
 def error_of_rank_0(model, ours):
-    """What the saved model makes of all held-out samples."""
+    """Returns the error of the saved model on all held-out samples."""
     values = [each.clone() for each in model.buffers()]
     for each in model.buffers():
         torch.distributed.broadcast(each, src=0)
@@ -47,7 +47,7 @@ def statistics(model):
 
 
 def plain_evaluator(model):
-    """An engine of Ignite, of whose model nothing is known."""
+    """Returns a plain Ignite engine, whose model the package does not know."""
 
     def process(engine, batch):
         assert not model.training
@@ -102,7 +102,7 @@ def not_sent():
 
 
 def evaluated():
-    """Outside of a run, without a trainer's validation."""
+    """Runs an evaluator outside of a run, without a validation of the trainer."""
     ours = accelerator()
     model = model_of()
     for each in model.buffers():
@@ -129,7 +129,7 @@ def evaluated():
 
 
 def sends(*names):
-    """How often something is broadcast in an epoch, with an evaluator of each name."""
+    """Returns the number of broadcasts in an epoch, with an evaluator of each name."""
     ours, model = accelerator(), model_of()
     evaluators = {name: create_supervised_evaluator(model, accelerator=ours) for name in names}
     trainer = create_supervised_trainer(

@@ -1,4 +1,4 @@
-"""Loaders that Accelerate divides over two processes, taken up with other batches and workers."""
+"""Loaders that Accelerate divides over two processes, resumed with other batches and workers."""
 
 import random
 
@@ -35,7 +35,7 @@ def feed_of(batch_size, noise=0.0, *, split=False, **options):
 
 
 def taken(feed, count=None):
-    """The batches, ``count`` of them or what is left of the pass, as lists."""
+    """Returns ``count`` batches, or the rest of the pass, as lists."""
     found, batches = [], iter(feed)
     for batch in batches:
         found.append(batch.tolist())
@@ -79,7 +79,7 @@ def in_parts_of_batches():
 
 
 def workers():
-    """The same batches, with what the workers draw for them, from every place."""
+    """Returns the positions from which resumed workers give or draw something else."""
     wrong = []
     for persistent in (False, True):
         options = {"num_workers": 2, "persistent_workers": persistent}

@@ -50,7 +50,7 @@ def rank():
 
 
 def directory_of(name):
-    """One that both see."""
+    """Returns a directory that both processes see."""
     return Path(sys.argv[1]) / f"{name} checkpoints"
 
 
@@ -96,7 +96,7 @@ def resume_at_every_step():
 
 
 class Seen:
-    """What this process has seen, which no other has."""
+    """An object whose state differs between the processes."""
 
     def __init__(self):
         self.sum, self.shared = 0.0, 0
@@ -218,7 +218,7 @@ def signal_to_one_in_the_background():
 
 @contextmanager
 def taken_by_another(directory):
-    """As another run has it, on the machine of rank 0."""
+    """Holds the lock of a directory as another run on the machine of rank 0 would."""
     descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT)
     if rank() == 0:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -231,7 +231,7 @@ def taken_by_another(directory):
 
 
 def busy_directory():
-    """Rank 0 alone sees that it is busy, and rank 1 alone is told to stop waiting."""
+    """Saves to a directory that only rank 0 sees to be busy; only rank 1 gets a signal to stop."""
     directory, found = directory_of("busy_directory"), {}
     trainer = trainer_of(directory)
     with taken_by_another(directory):
@@ -277,7 +277,7 @@ def other_number_of_processes():
 
 
 def falling_back(name, file, *, verify=True):
-    """The newest has a damaged file."""
+    """Resumes where the newest checkpoint has a damaged file."""
     directory, final = directory_of(name), unbroken()
     trainer_of(directory).run(max_epochs=EPOCHS)
     if rank() == 0:
@@ -346,7 +346,7 @@ def pruned_after_the_second_has_read():
 
 
 def network_that_fails():
-    """On the first process, in mid-download."""
+    """Fails the network on rank 0, in the middle of a download."""
     directory = directory_of("network")
     trainer_of(directory).run(max_steps=2)
 
@@ -365,7 +365,7 @@ def network_that_fails():
 
 
 def downloads_of_two_machines():
-    """How each process fetches, on one machine, and as if each were on its own."""
+    """Returns how each process downloads, on one machine, and as if on two machines."""
     directory = directory_of("machines")
     trainer_of(directory).run(max_steps=1)
     cache, fetched, real = Path(sys.argv[1]) / "machines cache", [], RemoteSource.fetch
@@ -387,7 +387,7 @@ def downloads_of_two_machines():
 
 
 class Masked(torch.nn.Module):
-    """Drops features by a generator of its own, which another seed gives on each process."""
+    """Drops features with a generator that is seeded differently on each process."""
 
     def __init__(self, number):
         super().__init__()
@@ -469,7 +469,7 @@ def unknown_on_the_second_alone():
 
 
 def a_check_fails_on_one_process():
-    """What is refused on one process leaves the trainers of both as they were."""
+    """Refuses a checkpoint on one process, which must leave the trainers of both unchanged."""
     directory, found = directory_of("refused on one"), []
     trainer_of(directory).run(max_steps=1)
     for failing in (0, 1):
@@ -493,7 +493,7 @@ def failed(act):
 
 
 def agreement():
-    """What ``Ranks`` promises, the failure on one process and on the other."""
+    """Calls the methods of ``Ranks`` with a failure on one process, and on the other."""
     ranks = Ranks()
 
     def fail_on(number):

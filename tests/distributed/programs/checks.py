@@ -1,4 +1,4 @@
-"""Runs the checks of a program one after another and writes down what each finds."""
+"""Runs the checks of a program one after another, and writes the findings of each."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ COLLECTIVES = (
 
 @contextmanager
 def counting_collectives():
-    """Counts the calls of each collective of torch; those that nobody waits for are apart."""
+    """Counts the calls of each collective of torch; asynchronous ones are counted separately."""
     counts, originals = Counter(), {}
 
     def counted(name):
@@ -53,7 +53,7 @@ def counting_collectives():
 
 
 def accelerator(steps=1, *handlers, **settings):
-    """A fresh one. A collective that one process does not take part in fails after a while."""
+    """Returns a new accelerator. A collective that not all processes call fails after a timeout."""
     for state in (AcceleratorState, GradientState):
         state._reset_state()
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=20))

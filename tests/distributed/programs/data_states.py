@@ -1,4 +1,4 @@
-"""Data with a state of their own, on two processes: each has its own state."""
+"""Data with a state on two processes, each with its own state."""
 
 import torch
 from accelerate.utils import DataLoaderConfiguration
@@ -13,7 +13,7 @@ from tests.distributed.programs.checks import run
 
 
 class Stream:
-    """One random walk over all passes, of another length on each process."""
+    """A random walk over all passes, with a different length on each process."""
 
     def __init__(self, length, seed):
         self.length, self.index, self.drawn = length, 0, 0
@@ -54,7 +54,7 @@ def take(feed, count):
 
 
 def resumed(make, ours, count):
-    """The places between two steps from which a resumed feed gives other batches."""
+    """Returns the positions between two steps from which a resumed feed gives other batches."""
     steps = ours.gradient_accumulation_steps
     torch.manual_seed(ours.process_index)
     whole = take(DataFeed(make(), ours), count)
@@ -97,7 +97,7 @@ def of_unequal_length():
 
 
 def shared():
-    """Accelerate has each process read all samples, and take its own."""
+    """Resumes streams of which each process reads all samples and uses its part."""
     config = DataLoaderConfiguration(dispatch_batches=False)
     ours = accelerator(1, dataloader_config=config)
     return {
@@ -111,7 +111,7 @@ def shared():
 
 
 class Carried(Sampler):
-    """Draws as it goes; each pass goes on with the numbers that follow those of the one before."""
+    """A sampler that draws each index when requested, from one generator over all passes."""
 
     def __init__(self, length, size=1):
         self.length, self.index, self.drawn = length, 0, 0
@@ -170,7 +170,7 @@ SAMPLED = {
 
 
 def samplers():
-    """The places from which a resumed feed gives other batches, or draws a number twice."""
+    """Returns the positions from which a resumed feed differs, or draws a number twice."""
     found = {}
     for name, options in SAMPLED.items():
         for split in (False, True):

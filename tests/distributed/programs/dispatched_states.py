@@ -23,7 +23,7 @@ from tests.reference import weights
 
 
 class OfWorkers(IterableDataset):
-    """Each worker reads its own samples, with augmentation that is in no state of the stream."""
+    """A stream whose workers read different samples, with random numbers outside of its state."""
 
     drawn = 0
 
@@ -45,7 +45,7 @@ class OfWorkers(IterableDataset):
 
 
 class Told(OfWorkers):
-    """Draws its order in each pass, of which it is told."""
+    """Draws its order in each pass, from the number given to ``set_epoch``."""
 
     def __init__(self, length):
         super().__init__(length)
@@ -101,7 +101,7 @@ def padded():
 
 
 def shards():
-    """Each process reads all samples, in workers, and takes its own."""
+    """Resumes streams of which each process reads all samples in workers and uses its part."""
     ours = accelerator(1, dataloader_config=DataLoaderConfiguration(dispatch_batches=False))
     return resumed(lambda: DataLoader(OfWorkers(8), 2, num_workers=2), ours, 10)
 
@@ -127,7 +127,7 @@ def trainer_of(directory, resume_from=None, size=2, number=1):
 
 
 def trained():
-    """Resumes a training from each of its steps, also with another batch size."""
+    """Resumes a run from each of its steps, also with another batch size."""
     directory = Path(sys.argv[1]) / "checkpoints"
     whole = trainer_of(directory)
     whole.run(max_epochs=2)

@@ -1,4 +1,4 @@
-"""Ranks whose parameters come apart, in ways that nothing else would tell."""
+"""Ranks whose parameters diverge in ways that torch does not report."""
 
 import sys
 import warnings
@@ -34,14 +34,14 @@ def model_of():
 
 
 def outcome(name, change=None, *, at=1, process=loss_of, every=STEPS):
-    """What is raised, what is warned of, and the number of steps.
+    """Trains, and returns the text of the error, the warnings, and the number of steps.
 
     Args:
-        name: of the directory.
+        name: the name of the directory.
         change: is called with the model and the rank at step ``at``.
-        at: that step.
+        at: the step of the change.
         process: the batch processor.
-        every: steps from one save to the next.
+        every: the number of steps from one save to the next.
     """
     ours, model = accelerator(), model_of()
     trainer = create_supervised_trainer(

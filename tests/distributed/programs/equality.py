@@ -1,4 +1,4 @@
-"""Training that several ranks share, for each case of a grid or for a sample of it."""
+"""Training on several ranks, for each case of a grid or for a part of the cases."""
 
 import sys
 from itertools import product
@@ -30,7 +30,7 @@ CLIPS = {
 
 
 class Case(NamedTuple):
-    """What is trained; ``length`` is the number of samples."""
+    """A training setup; ``length`` is the number of samples."""
 
     optimizer: str
     clip: str
@@ -48,7 +48,7 @@ AXES = (OPTIMIZERS, CLIPS, (1, 3), (24, 17, 3), (False, True), ("float64", "floa
 
 
 def cases_for(ranks, every=1):
-    """Each ``every``-th case of the grid, but those in which no rank has a whole batch."""
+    """Returns each ``every``-th case of the grid in which some rank has a whole batch."""
     grid = [Case(*values) for values in product(*AXES)]
     return [case for case in grid[::every] if not (case.drop_last and case.length < SIZE * ranks)]
 

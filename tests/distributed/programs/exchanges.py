@@ -41,7 +41,7 @@ def broadcast():
 
 
 def broadcast_of_nothing():
-    """A rank that has nothing to send waits for nobody."""
+    """Broadcasts no tensors, for which no rank waits."""
     rank = accelerator().process_index
     tensors = {"of others": torch.ones(1)} if rank else {}
     broadcast_values(tensors, CPU)
@@ -50,7 +50,7 @@ def broadcast_of_nothing():
 
 
 def compared(same, **tensors):
-    """What is raised and what is warned of."""
+    """Returns the text of the error and of the warnings."""
     digests = [None] * distributed.get_world_size()
     distributed.all_gather_object(digests, same.digest(tensors))
     with warnings.catch_warnings(record=True) as caught:

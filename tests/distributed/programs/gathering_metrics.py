@@ -1,4 +1,4 @@
-"""Metrics that gather all predictions, on samples that two processes do not share evenly."""
+"""Metrics that gather all predictions, on samples divided unevenly over two processes."""
 
 from contextlib import contextmanager
 
@@ -57,7 +57,7 @@ def metrics():
 
 
 def expected(size):
-    """By hand, on all samples."""
+    """Computes the metrics from all samples in one process."""
     x, y = samples(size)[:]
     said, both = x.round().long(), int((x.round() * y).sum())
     found = {
@@ -89,7 +89,7 @@ def evaluated(ours, size, wanted):
 
 @contextmanager
 def noting_groups():
-    """The seconds that each new group waits at most."""
+    """Notes the timeout of each new process group, in seconds."""
     seconds, original = [], torch.distributed.new_group
 
     def noted(*ranks, **options):
@@ -122,7 +122,7 @@ def compared():
 
 
 def gathered(evaluator, size):
-    """How often objects are gathered in a run."""
+    """Returns the number of object gathers in a run."""
     with counting_collectives() as counts:
         evaluator.run(DataLoader(samples(size), 2))
     return counts["all_gather_object"]
@@ -137,7 +137,7 @@ def of_each_run():
 
 
 class Counted(Metric):
-    """A metric of a user, who reduces in another way."""
+    """A metric of a user with its own reduction."""
 
     def reset(self):
         self.samples = 0
@@ -167,7 +167,7 @@ class Last(RunningAverage):
 
 
 def of_users():
-    """Each rank computes such a metric by itself, also without a sample."""
+    """Computes a user's metric on each rank separately, also on one without a sample."""
     ours = accelerator()
     evaluator = create_supervised_evaluator(
         torch.nn.Identity(), {"total": Counted()}, accelerator=ours
@@ -179,7 +179,7 @@ def of_users():
 
 
 def failing():
-    """What cannot be computed is told on the rank without a sample, too."""
+    """Raises an error in a metric; the rank without a sample must raise it too."""
 
     def fail(predicted, wanted):
         raise ArithmeticError("too hard")

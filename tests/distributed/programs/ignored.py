@@ -1,4 +1,4 @@
-"""What processes were asked for and do not get, and how long they wait for each other."""
+"""Settings that Accelerate ignores, and the timeout of exchanges between processes."""
 
 import warnings
 from datetime import timedelta
@@ -43,7 +43,7 @@ def with_a_plugin():
 
 
 def impatient():
-    """Rank 1 takes no part; rank 0 waits for as long as Accelerate was told, and no longer."""
+    """Leaves rank 1 out of an exchange; rank 0 must wait for the timeout given to Accelerate."""
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=1))
     ranks, found = Ranks(Accelerator(cpu=True, kwargs_handlers=[patience])), ""
     if ranks.is_first:

@@ -1,4 +1,4 @@
-"""What each rank finds when it is started."""
+"""The environment that each rank finds when it starts."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Stops that one of two processes asks for, and what the exchange of them costs."""
+"""Stops that one of two processes requests, and the cost of exchanging them."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def rank():
 
 
 def directory_of(name):
-    """One that both see."""
+    """Returns a directory that both processes see."""
     return Path(sys.argv[1]) / f"{name} checkpoints"
 
 
@@ -66,7 +66,7 @@ def trainer_of(steps=1, data=None, directory=None, **options):
 
 
 def on_second(trainer, event, ask):
-    """Has ``ask(trainer)`` called at an event on the second rank."""
+    """Calls ``ask(trainer)`` at an event on rank 1."""
     if rank() == 1:
         trainer.add_event_handler(event, lambda: ask(trainer))
 
@@ -168,7 +168,7 @@ def stopped_by_handlers():
 
 
 def stopped_by_two():
-    """Each rank asks for another stop at once: the one that finishes the run names the reason."""
+    """Requests another stop on each rank; the one that finishes the run names the reason."""
     found = {}
     for final in range(2):
         trainer = trainer_of()
@@ -277,7 +277,7 @@ def interrupted():
 
 
 def continued():
-    """After a stop that one rank asks for, ``run`` continues on both, to the same bits."""
+    """Continues on both ranks after a stop by one of them, and compares the weights bit by bit."""
     unbroken = trainer_of()
     unbroken.run(max_epochs=EPOCHS)
     trainer = trainer_of()
@@ -330,7 +330,7 @@ def settings():
 
 
 def failed_while_pending():
-    """All ranks fail alike while an exchange is under way; the next run is not confused by it."""
+    """Fails on all ranks while an exchange is pending; the next run must not read it."""
     trainer = trainer_of()
     failing = trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda engine: 1 / 0)
     try:
@@ -343,7 +343,7 @@ def failed_while_pending():
 
 
 def other_handlers():
-    """A question that only one rank asks is an error on all."""
+    """Adds a question on one rank only, which must be an error on all."""
     decisions = Decisions(accelerator(), 1)
     decisions.add(Question(lambda: None, lambda asked: None))
     if rank() == 1:
@@ -356,7 +356,7 @@ def other_handlers():
 
 
 def collectives():
-    """Those of an epoch with everything wired in which nothing is asked for, without DDP's."""
+    """Returns the collectives of an epoch without requests, except those of DDP."""
     ours = accelerator()
     seed()
     model = make_model(dropout=0.0)

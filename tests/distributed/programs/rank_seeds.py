@@ -1,4 +1,4 @@
-"""Random numbers of two processes: others for dropout, the same for model and order of the data."""
+"""Random numbers on two processes: different for dropout, equal for model and data order."""
 
 import random
 import sys
@@ -33,7 +33,7 @@ def rank():
 
 
 class Numbered(torch.utils.data.Dataset):
-    """Samples that say which one they are."""
+    """Samples that contain their own index."""
 
     def __len__(self):
         return SIZE
@@ -126,7 +126,7 @@ def kinds():
 
 
 def resumed():
-    """A run that is resumed goes on with the numbers of each rank."""
+    """Resumes a run, which must continue with the random numbers of each rank."""
     directory = Path(sys.argv[1]) / "seeded checkpoints"
     make, configuration = KINDS["shuffled"]
     unbroken = built(make, configuration)
@@ -137,12 +137,12 @@ def resumed():
     trainer.run(max_epochs=3)
     again = built(make, configuration)
     draws = []
-    for _ in range(2):  # the second is a new run, which goes on with the numbers that there are
+    for _ in range(2):  # the second is a new run, which continues with the present states
         again.run(max_steps=2)
         draws.append(torch.rand(()).item())
     return {
         "equal": torch.equal(weights(trainer.model), weights(unbroken.model)),
-        "goes on": draws[0] != draws[1],
+        "continues": draws[0] != draws[1],
     }
 
 
@@ -162,7 +162,7 @@ def divided():
 
 
 def seeded_by_hand():
-    """Ranks that a script seeds apart: what is divided by one order of all is told, or right."""
+    """Seeds the ranks differently; an order that they share must be equal, or reported."""
     found = {}
     for name in ("seedable", "sampler"):
         make, configuration = KINDS[name]

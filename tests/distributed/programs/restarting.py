@@ -44,7 +44,7 @@ def fail():
 
 
 def kill_in_the_save(name):
-    """Kills within the save of the step, as the function of ``os`` is called."""
+    """Kills the process within the save of a step, at a call of a function of ``os``."""
 
     def prepare(trainer):
         @trainer.on(TrainEvents.STEP_COMPLETED(once=BROKEN_AT))
@@ -106,7 +106,7 @@ def note_batches(trainer, note):
 
 
 def end_of(trainer):
-    """All that a run has come to, to be compared bit by bit."""
+    """Returns the state at the end of a run, to be compared bit by bit."""
     state, optimizer = trainer.state, trainer.optimizer.state_dict()["state"]
     momenta = [optimizer[key]["momentum_buffer"].flatten() for key in sorted(optimizer)]
     return {

@@ -1,4 +1,4 @@
-"""Going on from every step of a run on two processes."""
+"""Resumes from every step of a run on two processes."""
 
 import torch
 

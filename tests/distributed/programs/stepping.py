@@ -31,7 +31,7 @@ def samples(size=20):
 
 
 class Unsized:
-    """Batches of which nobody knows how many there are."""
+    """An iterable of batches without a length."""
 
     def __init__(self, batches):
         self.batches = batches
@@ -113,7 +113,7 @@ def validation_changes_nothing():
 
 
 def interrupted(stop):
-    """Two epochs of shuffled data, ``stop`` and gone on with after each of some batches."""
+    """Trains two epochs of shuffled data, and stops and continues after some batches."""
     found = {}
     for at in (None, 1, 4, 6, 9):
         seed()

@@ -1,4 +1,4 @@
-"""Parameters beside the model, on two processes that begin with other values."""
+"""Parameters outside of the model, on two processes that begin with different values."""
 
 import sys
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ SETTINGS = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
 
 
 class Weighted(torch.nn.Module):
-    """A loss with weights that are trained, one that only some batches use, and one that none."""
+    """A loss with trained weights, one of them used by some batches only, and one by none."""
 
     def __init__(self, sometimes=False):
         super().__init__()
@@ -41,7 +41,7 @@ class Weighted(torch.nn.Module):
 
 
 class Processor(torch.nn.Module):
-    """A batch processor with a layer, and buffers, of its own."""
+    """A batch processor with a layer and buffers."""
 
     def __init__(self, model=None):
         super().__init__()
@@ -60,7 +60,7 @@ class Processor(torch.nn.Module):
 
 
 def by_hand(model, processor, parameters, *, steps=1, clip=None):
-    """One process, whose batches are those of both."""
+    """Trains in plain PyTorch on one process, with the batches of both."""
     optimizer = torch.optim.SGD(parameters, **SETTINGS)
     for _ in range(EPOCHS):
         for number, batch in enumerate(DataLoader(samples(SIZE), 2 * 2), start=1):
@@ -86,7 +86,7 @@ def flat(parameters):
 
 
 def distance(make, call=None, *, steps=1, clip=None, wrap=lambda module: module, **options):
-    """How far training with ``make()`` on both processes is from that by hand."""
+    """Returns the distance of training with ``make()`` on both processes from plain PyTorch."""
     ours = accelerator(steps)
     seed(0)
     model, part = make_model(0.0).double(), make()
@@ -136,7 +136,7 @@ def in_ddp(module):
 
 
 def holding_the_model():
-    """Whose own parameters alone are averaged: the others DDP averages."""
+    """Trains a function that holds the model; only its own parameters are averaged besides DDP."""
     seed(0)
     ours, model = accelerator(), make_model(0.0).double()
     part = Processor(model)
@@ -215,7 +215,7 @@ def changing():
 
 
 def keeping_buffers():
-    """Each rank has buffers of its own while it trains, and begins with those of rank 0."""
+    """Trains with buffers that differ between ranks, after a start with those of rank 0."""
     seed(0)
     ours = accelerator(1, DistributedDataParallelKwargs(broadcast_buffers=False))
     model, part = make_model(0.0).double(), Processor()
@@ -239,7 +239,7 @@ def keeping_buffers():
 
 
 class Mixed(Weighted):
-    """Has a parameter of another dtype, a buffer, and a parameter that the optimizer has not."""
+    """A loss with a parameter of another dtype, a buffer, and a parameter without optimizer."""
 
     def __init__(self):
         super().__init__()
@@ -254,7 +254,7 @@ class Mixed(Weighted):
 
 @contextmanager
 def noting_exchanges():
-    """The sizes of the tensors that are reduced and broadcast in the default group."""
+    """Notes the sizes of the tensors that are reduced and broadcast in the default group."""
     sizes, originals = {"all_reduce": [], "broadcast": []}, {}
 
     def noted(name):
@@ -276,7 +276,7 @@ def noting_exchanges():
 
 
 def exchanged_by(make, kind="loss_fn", wrap=lambda part: part, left_out=(), frozen=()):
-    """The sizes of what one step exchanges beside DDP."""
+    """Returns the sizes of the exchanges of one step, except those of DDP."""
     seed(0)
     model = make_model(0.0).double()
     part = make(model)

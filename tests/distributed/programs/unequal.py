@@ -23,7 +23,7 @@ def samples(size):
 
 
 def batches_of(rank, counts):
-    """The batches of one process: ``counts[rank]`` of those of all."""
+    """Returns the batches of one process, ``counts[rank]`` of all."""
     every = list(DataLoader(samples(2 * sum(counts)), batch_size=2))
     first = sum(counts[:rank])
     return every[first : first + counts[rank]]
