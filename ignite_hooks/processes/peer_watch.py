@@ -478,8 +478,8 @@ def _restart_error(first: RankFailure) -> RuntimeError:
     """Returns the error of a rank that calls ``run()`` while others are at another place."""
     return RuntimeError(
         f"run() must be called by ranks that are at the same place, and {first}, while others did "
-        "not fail, or not alike: end all processes and start them again; a checkpoint continues "
-        "the run, with `resume_from`"
+        "not fail, or not in the same way: end all processes and start them again; a checkpoint "
+        "continues the run, with `resume_from`"
     )
 
 
