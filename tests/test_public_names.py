@@ -208,7 +208,7 @@ def test_import_touches_no_accelerate_state_or_random_generator():
 def test_imported_packages_are_dependencies():
     needed = {each.lower() for each in requires("ignite-hooks") if "extra" not in each}
     used = ("accelerate", "psutil", "pydantic", "pytorch-ignite", "pyyaml", "tomli-w", "torch")
-    for name in (*used, "xxhash"):
+    for name in (*used, "typing", "xxhash"):
         assert any(each.startswith(name) for each in needed)
 
 
