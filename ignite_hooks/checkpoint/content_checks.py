@@ -1,9 +1,9 @@
 """Checks of the values in a checkpoint's files, before any of them is loaded.
 
-A file whose hash is right may hold something unexpected all the same: it was edited, or another
-version of this package wrote it. Each function here yields the problems of one file, each with the
-field and the value found there. Where an object of the user takes a state over by a
-``load_state_dict`` of its own, only that can tell whether the state is right.
+A file with the right hash can still hold unexpected values: someone edited it and updated the hash,
+or another version of this package wrote it. Each function here yields the problems of one file or
+state, each with the field and the value found there. The state of a user's object is not checked:
+only the ``load_state_dict`` of the object can tell whether the state is right.
 """
 
 import copy
@@ -43,27 +43,31 @@ from ignite_hooks.data.random_state import set_state
 from ignite_hooks.data.recorded_order import unpacked
 
 __all__ = [
-    "asks_user",
-    "problem_of_moving",
-    "problems_of_groups",
-    "problems_of_module_of_user",
-    "problems_of_modules",
-    "problems_of_optimizer",
-    "problems_of_rank",
-    "problems_of_scaler",
-    "problems_of_scheduler",
-    "problems_of_trainer",
+    "has_user_rates",
+    "module_problems",
+    "optimizer_file_problems",
+    "optimizer_problems",
+    "rank_file_problems",
+    "scaler_problems",
+    "scheduler_problems",
+    "scheduler_step_problems",
+    "trainer_file_problems",
+    "user_module_problems",
 ]
 
-MAX_SHOWN = 60
-"""The longest value that is shown in a message, in characters."""
+MAX_SHOWN_LENGTH = 60
+"""The number of characters of a value that a message shows."""
 MAX_REPEATS = 1000
-"""The most often that a schedule may name one milestone."""
+"""The largest count of one milestone: ``MultiStepLR`` lists each milestone so many times."""
 MAX_BITS = 63
-"""The largest integer that torch computes with."""
+"""The number of bits of the largest integer that torch computes with (int64), without the sign."""
 
 
-def _progress(value: list[Any]) -> list[Any]:
+# The functions `_check_…` are validators of the fields below: pydantic calls them with the value of
+# a field, and reports a ValueError with the path of the field.
+
+
+def _check_progress(value: list[Any]) -> list[Any]:
     is_right = len(value) == 4 and type(value[3]) is bool
     if not is_right or any(type(each) is not int or each < 0 for each in value[:3]):
         raise ValueError("must be three counters and a flag")
@@ -73,40 +77,41 @@ def _progress(value: list[Any]) -> list[Any]:
     return value
 
 
-def _pair(value: list[int]) -> list[int]:
+def _check_position(value: list[int]) -> list[int]:
     if len(value) != 2:
         raise ValueError("must be a pass and a number of batches")
     return value
 
 
-def _random(value: dict[str, Any]) -> dict[str, Any]:
-    """Sets the states on generators that nobody else has."""
+def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
+    """Sets the states on new generators, which raise an error for a wrong state."""
     fresh: dict[str, RandomGenerator] = {
         "python": random.Random(),
         "numpy": np.random.RandomState(),
         "cpu": torch.Generator(),
     }
     for name, generator in fresh.items():
-        _try(name, generator, value.get(name))
+        _check_generator_state(name, generator, value.get(name))
+    # A device generator needs its device, which may not be there, so only the type is checked.
     if (device := value.get("device", "")) is not None and not (
         isinstance(device, torch.Tensor) and device.dtype == torch.uint8
     ):
         raise ValueError("device must be a tensor of bytes or None")
     if not isinstance(value.get("generators"), dict):
         raise ValueError("generators must be states by name")
-    _generators(value["generators"])
+    _check_generator_states(value["generators"])
     return value
 
 
-def _generators(states: dict[str, Any]) -> dict[str, Any]:
+def _check_generator_states(states: dict[str, Any]) -> dict[str, Any]:
     for name, state in states.items():
         generator = new_generator(name)
         if generator is not None:
-            _try(name, generator, state)
+            _check_generator_state(name, generator, state)
     return states
 
 
-def _try(name: str, generator: RandomGenerator, state: Any) -> None:
+def _check_generator_state(name: str, generator: RandomGenerator, state: Any) -> None:
     try:
         set_state(generator, state)
     except Exception as error:
@@ -116,54 +121,63 @@ def _try(name: str, generator: RandomGenerator, state: Any) -> None:
         ) from error
 
 
-class _Checked(BaseModel):
+class _StrictModel(BaseModel):
+    """The base of the models: refuses unknown fields, and converts no values."""
+
     model_config = ConfigDict(
-        extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True
+        extra="forbid",
+        strict=True,
+        arbitrary_types_allowed=True,
+        defer_build=True,  # the models are built by the first resume, not by the import
     )
 
 
-class _Limits(_Checked):
+class _LimitFields(_StrictModel):
     max_epochs: NonNegativeInt | None
     max_iters: NonNegativeInt | None
     max_steps: NonNegativeInt | None
 
 
-_RandomDict = Annotated[dict[str, Any], AfterValidator(_random)]
-_Names = dict[str, str]
+_RandomStates = Annotated[dict[str, Any], AfterValidator(_check_random_states)]
+_TextByName = dict[str, str]
 
 
-class _BegunPass(_Checked):
+class _BegunPass(_StrictModel):
+    """The pass over the data that has begun, and the random states at its start."""
+
     data_pass: NonNegativeInt
-    random: _RandomDict
+    random: _RandomStates
 
 
-class _Opening(_Checked):
-    iterator: _RandomDict | None
-    first: _RandomDict | None
+class _Opening(_StrictModel):
+    """The random states before a sampler's iterator and its first element were made."""
+
+    iterator: _RandomStates | None
+    first: _RandomStates | None
 
 
-class _Source(_Checked):
-    model_config = ConfigDict(extra="allow")  # each kind of data adds to it
+class _SourceFields(_StrictModel):
+    model_config = ConfigDict(extra="allow")  # each kind of data source adds further fields
 
     begun: _BegunPass | None
     seeds: list[int] = []
     opening: _Opening | None = None
     drew_seed: bool = False
     has_workers: bool = False
-    generators: Annotated[dict[str, Any], AfterValidator(_generators)]
+    generators: Annotated[dict[str, Any], AfterValidator(_check_generator_states)]
 
 
-class _WorkerState(_Checked):
-    random: _RandomDict
+class _WorkerState(_StrictModel):
+    random: _RandomStates
     objects: dict[str, Any]
 
 
-class _Workers(_Checked):
+class _Workers(_StrictModel):
     first: NonNegativeInt
     states: list[_WorkerState | None]
 
 
-def _elements(value: dict[str, Any]) -> dict[str, Any]:
+def _check_elements(value: dict[str, Any]) -> dict[str, Any]:
     try:
         unpacked(value)
     except Exception as error:
@@ -173,10 +187,12 @@ def _elements(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-_Elements = Annotated[dict[str, Any], AfterValidator(_elements)]
+_Elements = Annotated[dict[str, Any], AfterValidator(_check_elements)]
 
 
-class _OrderOfData(_Checked):
+class _DataOrder(_StrictModel):
+    """A sampler's state, and the elements that it yielded ahead (``data/recorded_order.py``)."""
+
     of: str
     state: Any
     start: NonNegativeInt
@@ -187,163 +203,181 @@ class _OrderOfData(_Checked):
     opening: _Opening | None = None
 
 
-class _PlaceOfData(_Checked):
+class _DataPlace(_StrictModel):
+    """The place of data that have a ``state_dict`` (``data/place_states.py``)."""
+
     of: str
     ahead: NonNegativeInt
     is_cut: bool
     keeper: Any
     objects: dict[str, Any]
-    random: _RandomDict
-    generators: Annotated[dict[str, Any], AfterValidator(_generators)]
+    random: _RandomStates
+    generators: Annotated[dict[str, Any], AfterValidator(_check_generator_states)]
 
 
-class _Data(_Checked):
-    position: Annotated[list[NonNegativeInt], AfterValidator(_pair)]
+class _DataFields(_StrictModel):
+    position: Annotated[list[NonNegativeInt], AfterValidator(_check_position)]
     samples: NonNegativeInt | None = None
     workers: _Workers | None = None
-    order: _OrderOfData | None = None
-    source: _Source
-    place: _PlaceOfData | None = None
+    order: _DataOrder | None = None
+    source: _SourceFields
+    place: _DataPlace | None = None
     draws_in_workers: bool = False
     facts: dict[str, int | str | None]
 
 
-def _user_state(value: dict[str, Any]) -> dict[str, Any]:
+def _check_user_state(value: dict[str, Any]) -> dict[str, Any]:
     for name in value:
-        if name in _OF_ENGINE or hasattr(State, name):
-            raise ValueError(f"{name} is an attribute of the engine's own")
+        if name in _ENGINE_ATTRIBUTES or hasattr(State, name):
+            raise ValueError(f"{name} is an attribute that the engine sets")
     return value
 
 
-_OF_ENGINE = {*vars(State()), *State.event_to_attr.values(), "max_steps", "loss", "model_outputs"}
+# A checkpoint that could set these would change the limits or the counters of the run.
+_ENGINE_ATTRIBUTES = {
+    *vars(State()),
+    *State.event_to_attr.values(),
+    "max_steps",
+    "loss",
+    "model_outputs",
+}
 
 
-class _Objects(_Checked):
-    user_state: Annotated[dict[str, Any], AfterValidator(_user_state)]
+class _ObjectStates(_StrictModel):
+    user_state: Annotated[dict[str, Any], AfterValidator(_check_user_state)]
     metrics: dict[str, Any]
     measured_at: dict[str, NonNegativeInt]
     handlers: dict[str, Any]
     also: dict[str, Any]
 
 
-class _Rank(_Checked):
-    progress: Annotated[list[Any], AfterValidator(_progress)]
-    limits: _Limits
-    asked: _Limits
+class _RankFile(_StrictModel):
+    """The file of one process: its counters, limits, place in the data and random states."""
+
+    progress: Annotated[list[Any], AfterValidator(_check_progress)]
+    limits: _LimitFields
+    asked: _LimitFields
     epoch_length: PositiveInt | None
     passed_length: PositiveInt | None
     optimizer_step: NonNegativeInt
-    data: _Data
-    evaluations: dict[str, _Data | None] | None = None
-    random: _RandomDict
+    data: _DataFields
+    evaluations: dict[str, _DataFields | None] | None = None
+    random: _RandomStates
     has_drawn_since: bool
     cut: bool | str
-    unknown: _Names
+    unknown: _TextByName
     validation: NonNegativeInt
     due: dict[str, list[NonNegativeInt]]
-    objects: _Objects | None = None
+    objects: _ObjectStates | None = None
 
 
-class _Kinds(_Checked):
+class _ClassNames(_StrictModel):
     optimizer: str | None
     scheduler: str | None
     scaler: str | None
 
 
-class _Flags(_Checked):
+class _FlagFields(_StrictModel):
     frozen: list[str]
     eval: list[str]
 
 
-class _Metadata(_Checked):
+class _MetadataFields(_StrictModel):
     model_config = ConfigDict(extra="allow")
 
     version: int | None = None
 
 
-class _Module(_Checked):
-    metadata: dict[str, _Metadata]
-    flags: _Flags
+class _ModuleFields(_StrictModel):
+    """The entries of ``trainer.pt`` that are needed to read the file of a module."""
+
+    metadata: dict[str, _MetadataFields]
+    flags: _FlagFields
     lazy: dict[str, Literal["parameter", "buffer"]]
-    aliases: _Names = {}
+    aliases: _TextByName = {}
     extra: dict[str, Any] = {}
 
 
-class _ModuleOfUser(_Checked):
+class _UserModuleState(_StrictModel):
+    """The state of a module in ``also`` or in a handler (``Member.state_dict``)."""
+
     module: dict[str, Any]
-    metadata: dict[str, _Metadata]
-    flags: _Flags
-    shared: _Names
+    metadata: dict[str, _MetadataFields]
+    flags: _FlagFields
+    shared: _TextByName
 
 
-class _Trainer(_Checked):
-    kinds: _Kinds
+class _TrainerFile(_StrictModel):
+    """The file ``trainer.pt``."""
+
+    kinds: _ClassNames
     groups: list[list[str]]
-    objects: _Objects
-    modules: dict[str, _Module]
+    objects: _ObjectStates
+    modules: dict[str, _ModuleFields]
     settings: dict[str, Any]
-    uncertain: _Names
-    unknown: _Names
+    uncertain: _TextByName
+    unknown: _TextByName
     in_run: bool
 
 
-class _Group(_Checked):
+class _ParameterGroup(_StrictModel):
     model_config = ConfigDict(extra="allow")
 
     params: list[NonNegativeInt]
 
 
-class _Optimizer(_Checked):
+class _OptimizerFile(_StrictModel):
     state: dict[int, dict[Any, Any]]
-    param_groups: Annotated[list[_Group], Field(min_length=1)]
+    param_groups: Annotated[list[_ParameterGroup], Field(min_length=1)]
 
 
-def problems_of_trainer(content: Any) -> Iterator[str]:
+def trainer_file_problems(content: Any) -> Iterator[str]:
     """Yields the problems of ``trainer.pt``."""
-    yield from _problems(TRAINER, _Trainer, content)
+    yield from _validation_problems(TRAINER, _TrainerFile, content)
 
 
-def problems_of_rank(name: str, content: Any, manifest: Manifest) -> Iterator[str]:
-    """Yields the problems of the file of a process, and where the manifest contradicts it."""
-    problems = [*_problems(name, _Rank, content)]
+def rank_file_problems(name: str, content: Any, manifest: Manifest) -> Iterator[str]:
+    """Yields the problems of the file of a process, and its contradictions to the manifest."""
+    problems = [*_validation_problems(name, _RankFile, content)]
     yield from problems
-    if problems:
+    if problems:  # the fields that are compared below may be missing
         return
     iteration, epochs, *_ = content["progress"]
-    for field, told, found in (
+    for field, expected, actual in (
         ("step", manifest.step, content["optimizer_step"]),
         ("epoch", manifest.epoch, epochs),
         ("iteration", manifest.iteration, iteration),
     ):
-        if told != found:
-            yield f"{name}: {field} is {found}, and {told} in the manifest"
+        if expected != actual:
+            yield f"{name}: {field} is {actual}, and {expected} in the manifest"
     if content["optimizer_step"] > iteration:
-        yield f"{name}: optimizer_step is {content['optimizer_step']}, of {iteration} iterations"
+        steps = content["optimizer_step"]
+        yield f"{name}: optimizer_step is {steps}, more than iteration, which is {iteration}"
 
 
-def problems_of_modules(modules: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the problems of the states of modules: names and tensors, or extra states."""
+def module_problems(modules: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the problems of the states of the trainer's modules, which must be dicts by name."""
     for name, state in modules.items():
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            yield f"the {name} must be tensors by name, got {_shown(state)}"
+            yield f"the {name} must be tensors by name, got {_format(state)}"
 
 
-def problems_of_module_of_user(path: str, content: Any) -> Iterator[str]:
+def user_module_problems(path: str, content: Any) -> Iterator[str]:
     """Yields the problems of the state of a module in ``also`` or of a handler, in ``trainer.pt``.
 
     Args:
         path: the fields that lead to the state.
         content: the state.
     """
-    yield from _problems(f"{TRAINER}: {path}", _ModuleOfUser, content)
+    yield from _validation_problems(f"{TRAINER}: {path}", _UserModuleState, content)
 
 
-def problems_of_groups(content: Any) -> Iterator[str]:
-    """Yields what keeps the optimizer's file from having groups of parameters and their states."""
-    yield from _problems(OPTIMIZER, _Optimizer, content)
+def optimizer_file_problems(content: Any) -> Iterator[str]:
+    """Yields the problems of the optimizer's file: the groups of parameters and their states."""
+    yield from _validation_problems(OPTIMIZER, _OptimizerFile, content)
 
 
-def problems_of_optimizer(
+def optimizer_problems(
     content: Any,
     optimizer: Any,
     *,
@@ -351,98 +385,110 @@ def problems_of_optimizer(
     is_same_scheduler: bool,
     has_free_rates: bool = False,
 ) -> Iterator[str]:
-    """Yields the problems of the optimizer's state, for one of the same class and groups.
+    """Yields the problems of the state of an optimizer of the same class and groups.
 
     Args:
         content: the content of the file.
         optimizer: the optimizer that is to load it.
-        is_same_torch: whether the same version of torch wrote it. Another may have other settings,
-            which torch fills in.
-        is_same_scheduler: whether its scheduler had the class that it has now. Schedulers keep
-            settings of their own there.
-        has_free_rates: whether the user makes the learning rates. They may have any sign.
+        is_same_torch: whether the same version of torch wrote the file. Another version may have
+            other settings, which torch fills in.
+        is_same_scheduler: whether the scheduler had the class that it has now. Schedulers keep
+            settings of their own in the groups.
+        has_free_rates: whether code of the user computes the learning rates, which may then have
+            any value, also a negative one.
     """
-    inner = _inner(optimizer)
-    theirs, ours = content["param_groups"], optimizer.param_groups
-    sizes = [len(group["params"]) for group in theirs]
-    if [n for group in theirs for n in group["params"]] != [*range(sum(sizes))]:
+    inner = _unwrapped(optimizer)
+    saved, current = content["param_groups"], optimizer.param_groups
+    sizes = [len(group["params"]) for group in saved]
+    # torch maps the states to parameters by these numbers.
+    if [n for group in saved for n in group["params"]] != [*range(sum(sizes))]:
         yield f"{OPTIMIZER}: param_groups must number the parameters from 0"
         return
-    for number, (group, own) in enumerate(zip(theirs, ours, strict=True)):
+    for number, (group, current_group) in enumerate(zip(saved, current, strict=True)):
         path = f"{OPTIMIZER}: param_groups.{number}"
-        settings = _without_parameters(own)
+        settings = _group_settings(current_group)
         required = settings if is_same_scheduler else inner.defaults
         required = required if is_same_torch else {}
-        found = [*_unlike(path, group, settings, required)]
-        if found:
-            yield from found
+        mismatches = [*_mismatches(path, group, settings, required)]
+        if mismatches:
+            yield from mismatches
             continue
-        tried = {**group, "lr": own["lr"]} if has_free_rates else group
+        # A trial of the constructor would refuse a negative rate.
+        group_to_try = {**group, "lr": current_group["lr"]} if has_free_rates else group
         try:
-            expected = _state_of_torch(tried, own, type(inner))
+            expected = _example_state(group_to_try, current_group, type(inner))
         except Exception as error:
-            if _refuses_its_own(own, type(inner)):
-                continue
+            if _refuses_current_settings(current_group, type(inner)):
+                continue  # the refusal does not show that the file is wrong
             yield f"{path} must have settings of a {type(inner).__name__}: {error}"
             continue
-        for index, parameter in zip(group["params"], own["params"], strict=True):
+        for index, parameter in zip(group["params"], current_group["params"], strict=True):
             state = content["state"].get(index, {})
-            if state and not is_lazy(parameter):
-                yield from _problems_of_state(
+            if state and not is_lazy(parameter):  # a lazy parameter has no shape yet
+                yield from _parameter_state_problems(
                     f"{OPTIMIZER}: state.{index}", state, expected, parameter
                 )
     for index in content["state"].keys() - {*range(sum(sizes))}:
-        yield f"{OPTIMIZER}: state.{index} is of no parameter, there are {sum(sizes)}"
+        yield f"{OPTIMIZER}: state.{index} belongs to no parameter, there are {sum(sizes)}"
 
 
-def problems_of_scheduler(content: Any, scheduler: Any, *, is_same_torch: bool) -> Iterator[str]:
-    """Yields the problems of a scheduler's state, for one of the same class.
+def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> Iterator[str]:
+    """Yields the problems of the state of a scheduler of the same class.
 
-    torch's ``load_state_dict`` makes attributes of whatever it is given.
+    The ``load_state_dict`` of torch's schedulers checks nothing: each entry becomes an attribute.
     """
-    scheduler = getattr(scheduler, "scheduler", scheduler)
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # without Accelerate's wrapper
     if not isinstance(content, dict):
-        yield f"{SCHEDULER}: must be a dict, got {_shown(content)}"
+        yield f"{SCHEDULER}: must be a dict, got {_format(content)}"
         return
     if not type(scheduler).__module__.startswith("torch."):
-        return
-    ours = scheduler.state_dict()
-    for name in content.keys() - ours.keys():
+        return  # only the class of the user knows its fields
+    current = scheduler.state_dict()
+    for name in content.keys() - current.keys():
+        # Other unknown names may come from another version of torch. These ones would replace a
+        # method or the optimizer.
         if not isinstance(name, str) or name == "optimizer" or hasattr(type(scheduler), name):
-            yield f"{SCHEDULER}: {name!r} is no field of a {type(scheduler).__name__}"
-    yield from _unlike(SCHEDULER, content, ours, ours if is_same_torch else (), joint=": ")
+            yield f"{SCHEDULER}: {name!r} is not a field of a {type(scheduler).__name__}"
+    yield from _mismatches(
+        SCHEDULER, content, current, current if is_same_torch else (), separator=": "
+    )
     groups = len(scheduler.optimizer.param_groups)
     for name in ("base_lrs", "_last_lr"):
         rates = content.get(name, [])
-        if not isinstance(rates, list) or (name in ours and len(rates) != groups):
+        if not isinstance(rates, list) or (name in current and len(rates) != groups):
             yield f"{SCHEDULER}: {name} must have a rate for each of {groups} groups"
     for name in ("last_epoch", "_step_count"):
-        if name in ours and name in content and type(content[name]) is not int:
-            yield f"{SCHEDULER}: {name} must be an integer, got {_shown(content[name])}"
+        if name in current and name in content and type(content[name]) is not int:
+            yield f"{SCHEDULER}: {name} must be an integer, got {_format(content[name])}"
 
 
-def problem_of_moving(content: Any, scheduler: Any, groups: Any) -> Iterator[str]:
-    """Yields what keeps a scheduler of torch from moving on from a state that looks right.
+def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterator[str]:
+    """Yields the error of a scheduler of torch that loads the state and makes a step, if any.
 
-    A copy of the scheduler moves, on an optimizer that nobody uses, with the settings of the
-    checkpoint's groups. A scheduler that asks a function of the user is not tried.
+    A copy of the scheduler does both, on a dummy optimizer with the settings of the checkpoint's
+    groups. A scheduler that calls code of the user is not tried.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)
-    if asks_user(scheduler):
+    if has_user_rates(scheduler):
         return
-    # A copy: schedulers write to a rate that is a tensor in place.
-    settings = [copy.deepcopy(_without_parameters(group)) for group in groups]
-    like = [{"params": [torch.zeros(1)], **each} for each in settings]
-    stand_in = torch.optim.SGD(like, lr=0.1)
-    replaced = {id(scheduler.optimizer): stand_in, id(_inner(scheduler.optimizer)): stand_in}
-    tried = copy.deepcopy(scheduler, replaced)
+    # The settings are copied: schedulers write in place to a learning rate that is a tensor, which
+    # would move the rate of the checkpoint one step ahead.
+    settings = [copy.deepcopy(_group_settings(group)) for group in groups]
+    dummy_groups = [{"params": [torch.zeros(1)], **each} for each in settings]
+    dummy_optimizer = torch.optim.SGD(dummy_groups, lr=0.1)
+    # `deepcopy` takes these for copies that were made already, and copies no optimizer.
+    replaced = {
+        id(scheduler.optimizer): dummy_optimizer,
+        id(_unwrapped(scheduler.optimizer)): dummy_optimizer,
+    }
+    scheduler_copy = copy.deepcopy(scheduler, replaced)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tried.load_state_dict(copy.deepcopy(content))
-            tried.step(*([0.0] if isinstance(tried, ReduceLROnPlateau) else []))
+            scheduler_copy.load_state_dict(copy.deepcopy(content))
+            scheduler_copy.step(*([0.0] if isinstance(scheduler_copy, ReduceLROnPlateau) else []))
     except ValueError:
-        pass  # a schedule that has come to its end
+        pass  # the schedule has reached its end, as OneCycleLR says with this error
     except Exception as error:
         yield (
             f"{SCHEDULER}: must be a state that a {type(scheduler).__name__} can move from, which "
@@ -450,168 +496,195 @@ def problem_of_moving(content: Any, scheduler: Any, groups: Any) -> Iterator[str
         )
 
 
-def asks_user(scheduler: Any) -> bool:
-    """Returns whether a function or a class of the user makes the rates of a scheduler."""
+def has_user_rates(scheduler: Any) -> bool:
+    """Returns whether a function or a class of the user computes the rates of a scheduler."""
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if scheduler is None:
         return False
     is_own = not type(scheduler).__module__.startswith("torch.")
     inner = schedulers_within(scheduler)
-    return is_own or hasattr(scheduler, "lr_lambdas") or any(map(asks_user, inner))
+    return is_own or hasattr(scheduler, "lr_lambdas") or any(map(has_user_rates, inner))
 
 
-def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+def _group_settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def problems_of_scaler(content: Any, scaler: Any) -> Iterator[str]:
+def scaler_problems(content: Any, scaler: Any) -> Iterator[str]:
     """Yields the problems of the gradient scaler's state."""
     if not isinstance(content, dict):
-        yield f"{SCALER}: must be a dict, got {_shown(content)}"
+        yield f"{SCALER}: must be a dict, got {_format(content)}"
         return
-    ours = scaler.state_dict()
-    yield from _unlike(SCALER, content, ours, ours if content else (), joint=": ")
+    current = scaler.state_dict()
+    yield from _mismatches(SCALER, content, current, current if content else (), separator=": ")
 
 
-def _problems(file: str, model: type[BaseModel], content: Any) -> Iterator[str]:
+def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Iterator[str]:
     try:
         model.model_validate(content)
     except ValidationError as error:
         for each in error.errors(include_url=False):
             field = ".".join(map(str, each["loc"]))
-            told = each["msg"].removeprefix("Value error, ")
-            told = told.replace("Input should be", "must be").replace("Field", "field")
+            # pydantic's messages, in the words of the other checks.
+            message = each["msg"].removeprefix("Value error, ")
+            message = message.replace("Input should be", "must be").replace("Field", "field")
             if each["type"] == "missing":
                 yield f"{file}: {field} is missing"
             elif each["type"] == "extra_forbidden":
-                yield f"{file}: {field} is no field of it"
+                yield f"{file}: {field} is not a field of this file"
             else:
-                at = f"{field} " if field else ""
-                yield f"{file}: {at}{told}, got {_shown(each['input'])}"
+                location = f"{field} " if field else ""
+                yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-_LIKE_PARAMETER = (2, 3)
+_EXAMPLE_SHAPE = (2, 3)  # two different sizes, so that entries of this shape stand out
 
 
-def _state_of_torch(group: Mapping[str, Any], own: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """Returns the state that an optimizer of torch with these settings keeps for a parameter.
+def _example_state(
+    group: Mapping[str, Any], current_group: Mapping[str, Any], cls: type
+) -> dict[str, Any]:
+    """Returns the state that an optimizer of torch with these settings keeps for one parameter.
 
-    An optimizer that nobody uses is made, so that torch itself checks the settings, and makes a
-    step. Nothing is known of other optimizers, or of a step that needs more than a gradient.
+    A new optimizer makes a step with a parameter of the shape ``_EXAMPLE_SHAPE``. Its constructor
+    checks the settings. The result is empty for optimizers that are not torch's, and for those
+    whose step needs more than a gradient (the closure of ``LBFGS``).
 
     Raises:
-        Exception: whatever torch raises for a setting.
+        Exception: any exception that torch raises for a setting.
     """
-    if not kind.__module__.startswith("torch.optim.") or not own["params"]:
+    if not cls.__module__.startswith("torch.optim.") or not current_group["params"]:
         return {}
-    names = signature(kind).parameters
+    names = signature(cls).parameters
     settings = {name: value for name, value in group.items() if name in names and name != "params"}
-    like = own["params"][0]
+    first_parameter = current_group["params"][0]
     parameter = torch.zeros(
-        _LIKE_PARAMETER, dtype=like.dtype, device=like.device, requires_grad=True
+        _EXAMPLE_SHAPE,
+        dtype=first_parameter.dtype,
+        device=first_parameter.device,
+        requires_grad=True,
     )
-    one = kind([parameter], **settings)
+    example_optimizer = cls([parameter], **settings)
     parameter.grad = torch.zeros_like(parameter)
-    with suppress(Exception):
-        one.step()
-    return dict(one.state[parameter])
+    with suppress(Exception):  # a step that needs a closure: nothing is known of the state
+        example_optimizer.step()
+    return dict(example_optimizer.state[parameter])
 
 
-def _refuses_its_own(own: Mapping[str, Any], kind: type) -> bool:
-    """Returns whether torch cannot make an optimizer with what this one has come to have.
+def _refuses_current_settings(current_group: Mapping[str, Any], cls: type) -> bool:
+    """Returns whether torch refuses to make an optimizer with the settings of the trainer's own.
 
-    A schedule may have written there what a constructor refuses and a step takes: a number into
-    ``betas`` that are tensors, for instance.
+    A scheduler can write settings that a step accepts and a constructor refuses, for example a
+    number into ``betas`` that are tensors.
     """
     try:
-        _state_of_torch(own, own, kind)
+        _example_state(current_group, current_group, cls)
     except Exception:
         return True
     return False
 
 
-def _problems_of_state(
+def _parameter_state_problems(
     path: str, state: Mapping[Any, Any], expected: Mapping[str, Any], parameter: torch.Tensor
 ) -> Iterator[str]:
-    """Yields where a state cannot be one of this parameter."""
+    """Yields the entries of a state that do not fit a parameter.
+
+    Args:
+        path: the fields that lead to the state, for messages.
+        state: the state in the checkpoint.
+        expected: the state that ``_example_state`` has returned.
+        parameter: the parameter.
+    """
     for name, example in expected.items():
         if not isinstance(example, torch.Tensor):
             continue
         value = state.get(name)
-        if example.shape == _LIKE_PARAMETER:
+        # An entry is either of the parameter's shape (a momentum) or one number (a step count).
+        if example.shape == _EXAMPLE_SHAPE:
             shape = value.shape if isinstance(value, torch.Tensor) else None
             if shape != parameter.shape:
                 yield (
                     f"{path}.{name} must be a tensor of its parameter's shape, "
-                    f"{tuple(parameter.shape)}, got {_shown(value)}"
+                    f"{tuple(parameter.shape)}, got {_format(value)}"
                 )
-        elif example.numel() == 1 and (_kind(value) != "a number" or float(value or 0) < 0):
-            yield f"{path}.{name} must be a number of at least 0, got {_shown(value)}"
+        elif example.numel() == 1 and (_type_name(value) != "a number" or float(value or 0) < 0):
+            yield f"{path}.{name} must be a number of at least 0, got {_format(value)}"
 
 
-def _inner(optimizer: Any) -> Any:
-    """Returns the optimizer under Accelerate's wrapper."""
+def _unwrapped(optimizer: Any) -> Any:
+    """Returns the optimizer without Accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _unlike(
+def _mismatches(
     path: str,
-    theirs: Mapping[str, Any],
-    ours: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
     required: Collection[str],
-    joint: str = ".",
+    separator: str = ".",
 ) -> Iterator[str]:
-    """Yields where values are of another kind than those they replace, or are missing."""
-    for name, own in ours.items():
-        if name not in theirs:
+    """Yields the saved values that are missing or cannot replace the current ones.
+
+    Args:
+        path: the fields that lead to the values, for messages.
+        saved: the values in the checkpoint, by name.
+        current: the values that they would replace, by name.
+        required: the names that must be in the checkpoint.
+        separator: the text between ``path`` and a name.
+    """
+    for name, value in current.items():
+        if name not in saved:
             if name in required:
-                yield f"{path}{joint}{name} is missing"
-        elif not _is_like(theirs[name], own):
-            yield f"{path}{joint}{name} must be {_kind(own)}, got {_shown(theirs[name])}"
+                yield f"{path}{separator}{name} is missing"
+        elif not _can_replace(saved[name], value):
+            yield f"{path}{separator}{name} must be {_type_name(value)}, got {_format(saved[name])}"
 
 
-def _is_like(theirs: Any, ours: Any) -> bool:
-    """Returns whether a value can stand where ours stands now, as far as its kind tells."""
-    if _kind(ours) == _UNKNOWN:
-        return not isinstance(theirs, torch.Tensor | Mapping | list)
-    if isinstance(ours, bool):
-        return theirs is None or theirs in (0, 1) if not isinstance(theirs, torch.Tensor) else False
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        if not all(isinstance(key, str) for key in ours):  # MultiStepLR's milestones, say
+def _can_replace(saved: Any, current: Any) -> bool:
+    """Returns whether a saved value can replace a current one, as far as the types show."""
+    if _type_name(current) == _OTHER_TYPE:
+        return not isinstance(saved, torch.Tensor | Mapping | list)
+    if isinstance(current, bool):
+        return saved is None or saved in (0, 1) if not isinstance(saved, torch.Tensor) else False
+    if isinstance(current, Mapping) and isinstance(saved, Mapping):
+        if not all(isinstance(key, str) for key in current):  # the Counter of MultiStepLR
             are_counts = all(
-                type(each) is int and 0 <= each <= MAX_REPEATS for each in theirs.values()
+                type(each) is int and 0 <= each <= MAX_REPEATS for each in saved.values()
             )
-            return are_counts and all(isinstance(key, int | float) for key in theirs)
-        return all(key in theirs and _is_like(theirs[key], ours[key]) for key in ours)
-    if isinstance(ours, tuple | list) and isinstance(theirs, tuple | list):
-        has_its_length = len(theirs) == len(ours)
-        return (has_its_length or isinstance(ours, list)) and all(map(_is_like, theirs, ours))
-    return _kind(theirs) == _kind(ours)
+            return are_counts and all(isinstance(key, int | float) for key in saved)
+        return all(key in saved and _can_replace(saved[key], current[key]) for key in current)
+    if isinstance(current, tuple | list) and isinstance(saved, tuple | list):
+        has_its_length = len(saved) == len(current)
+        return (has_its_length or isinstance(current, list)) and all(
+            map(_can_replace, saved, current)
+        )
+    return _type_name(saved) == _type_name(current)
 
 
-_UNKNOWN = "something else"
+_OTHER_TYPE = "something else"
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
+    """Returns the name of a group of types that can replace each other, for messages."""
     if isinstance(value, bool):
         return "True or False"
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        return _UNKNOWN
+        return _OTHER_TYPE  # torch raises an OverflowError when it computes with one
     if isinstance(value, int | float | np.number) or (
         isinstance(value, torch.Tensor) and value.numel() == 1
     ):
         return "a number"
-    for kind, name in ((str, "a text"), (Mapping, "a dict"), (list | tuple, "a list")):
-        if isinstance(value, kind):
+    for cls, name in ((str, "a text"), (Mapping, "a dict"), (list | tuple, "a list")):
+        if isinstance(value, cls):
             return name
-    return _UNKNOWN
+    return _OTHER_TYPE
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
+    """Returns a value as a message shows it, cut if it is long."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     try:
         text = repr(value)
-    except Exception:  # a Counter compares its values for this
+    except Exception:  # the repr of a Counter sorts its values, which may not compare
         return f"a {type(value).__name__}"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}…"

@@ -1,4 +1,4 @@
-"""What goes into the files of a checkpoint: tensors and plain data, and no code."""
+"""The contents of the files of a checkpoint: tensors and plain data, never code."""
 
 import copy
 import io
@@ -21,15 +21,17 @@ from safetensors.torch import save_file
 
 __all__ = ["Content", "Objects", "Tensors", "load_objects", "plain_part"]
 
-_SCALARS = {bool, float, str, type(None)}
-_UNCHANGED = {*_SCALARS, int}
-_DTYPES = {
+# Values of these types, dtypes and devices are known to load with `weights_only=True`. `_is_plain`
+# accepts them without asking torch; everything else is written and read back on trial.
+_SCALAR_TYPES = {bool, float, str, type(None)}
+_IMMUTABLE_TYPES = {*_SCALAR_TYPES, int}
+_CHECKED_DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
-_DEVICES = {"cpu", "cuda"}
-_MAX_INT = 2**63
-_MAX_DEPTH = 100
+_CHECKED_DEVICES = {"cpu", "cuda"}
+_MAX_INT = 2**63  # torch's restricted unpickler reads integers of up to 255 bytes only
+_MAX_DEPTH = 100  # of containers within each other, which a list that contains itself never ends
 
 
 class Content(ABC):
@@ -37,11 +39,11 @@ class Content(ABC):
 
     @abstractmethod
     def write(self, path: Path) -> None:
-        """Makes the file; it need not be on the disk when this returns."""
+        """Writes the file at ``path``, without forcing the bytes to the disk (``fsync``)."""
 
     @abstractmethod
     def copied(self) -> "Content":
-        """The same in the host's memory, where training does not change it."""
+        """Returns a copy in the host's memory, which training does not change."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,13 @@ class Tensors(Content):
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
     def write(self, path: Path) -> None:
-        """Whole tensors one after another: no two may share memory."""
-        # The bytes are written: a lazy conjugation or negation, as of `z.conj().imag`, is none.
+        """Writes the tensors with ``save_file``, which refuses tensors that share memory.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        # `save_file` writes the bytes in memory. A tensor like `z.conj().imag` is negated lazily: a
+        # flag says so, which the file would lose, so conjugation and negation are computed first.
         dense = {
             name: tensor.resolve_conj().resolve_neg().contiguous()
             for name, tensor in self.tensors.items()
@@ -64,90 +71,103 @@ class Tensors(Content):
             raise OSError(f"{path.name} cannot be written ({error})") from error
 
     def copied(self) -> "Tensors":
-        """In the host's memory."""
-        return Tensors({name: _copied(tensor) for name, tensor in self.tensors.items()})
+        """Returns a copy in the host's memory."""
+        return Tensors({name: _copy_on_cpu(tensor) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)
 class Objects(Content):
-    """Numbers, strings, tensors, and lists, tuples and dicts of such, by ``torch.save``.
+    """Numbers, strings, tensors, and lists, tuples and dicts of these, written by ``torch.save``.
 
     Args:
         content: the data.
-        what: what it is, for messages.
-        may_pickle: whether other objects are let through.
+        owner: the object whose state the data is, for messages.
+        may_pickle: whether other objects are accepted as well; loading them needs pickle.
 
     Raises:
-        TypeError: there is something in it that would have to be unpickled.
+        TypeError: the data holds an object that would have to be unpickled.
     """
 
     content: Any
-    what: str
+    owner: str
     may_pickle: bool = False
 
     def __post_init__(self) -> None:
-        """Checks that a resume can read the data; where types do not tell, by reading them back."""
+        """Checks that a resume can load the data without pickle.
+
+        Data that `_is_plain` does not recognize is written to memory and loaded as a resume would.
+        """
         if self.may_pickle or _is_plain(self.content):
             return
         file = io.BytesIO()
         try:
-            torch.save(_with_tensors(_emptied, self.content), file)
+            # Tensors are written without their values: only their types are on trial.
+            torch.save(_map_tensors(_without_values, self.content), file)
             file.seek(0)
             torch.load(file, weights_only=True)
         except Exception as error:
             raise TypeError(
-                f"the state of {self.what} must be made of tensors, numbers, strings, None, lists, "
-                "tuples and dicts, which are loaded without running code, got "
-                f"{_refused(error) or 'something else'}: have its state_dict() leave that out"
+                f"the state of {self.owner} must be made of tensors, numbers, strings, None, "
+                "lists, tuples and dicts, which are loaded without running code, got "
+                f"{_refused_global(error) or 'something else'}: "
+                "have its state_dict() leave that out"
             ) from error
 
     def write(self, path: Path) -> None:
-        """By ``torch.save``, each tensor without what else is in its storage."""
+        """Writes the data by ``torch.save``.
+
+        A tensor that is a view of a larger storage is cloned, else the whole storage is written.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         with path.open("wb") as file:
             try:
-                torch.save(_with_tensors(_alone, self.content), file)
-            except RuntimeError as error:  # what torch's writer makes of a write that failed
+                torch.save(_map_tensors(_with_own_storage, self.content), file)
+            except RuntimeError as error:
+                # torch's zip writer reports an OSError of the file as a RuntimeError.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
 
     def copied(self) -> "Objects":
-        """In the host's memory."""
-        # What is let through besides may change too, and where it is none there is nothing to copy.
+        """Returns a copy in the host's memory."""
+        # `_map_tensors` copies containers and tensors. Other objects, which can change as well, are
+        # there only if pickle is allowed.
         content = copy.deepcopy(self.content) if self.may_pickle else self.content
-        content = _with_tensors(_copied, content)
-        return Objects(content, self.what, may_pickle=True)  # it was looked at
+        content = _map_tensors(_copy_on_cpu, content)
+        return Objects(content, self.owner, may_pickle=True)  # the data was checked already
 
 
 def load_objects(
     file: Path | io.BufferedReader, *, trust_pickle: bool = False, mapped: bool = False
 ) -> Any:
-    """What ``Objects`` has written, in the host's memory.
+    """Reads a file that ``Objects`` has written into the host's memory.
 
     Args:
-        file: the path of the file, or the file, open.
-        trust_pickle: whether what is in it may run code.
-        mapped: whether tensors stay in the file until they are looked at; needs a path.
+        file: the path of the file, or the open file.
+        trust_pickle: whether the file may run code when it is loaded.
+        mapped: whether tensors stay in the file (``mmap``) until they are used; needs a path.
 
     Raises:
-        ValueError: the file has something else in it, or is none of such files.
+        ValueError: the file holds objects that need pickle, or torch cannot read it.
     """
     name = Path(file if isinstance(file, Path) else file.name).name
     try:
         return torch.load(file, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise
-        if (refused := _refused(error)) is not None:
+            raise  # the file is missing or may not be read
+        if (refused := _refused_global(error)) is not None:
             raise ValueError(
                 f"{name} holds more than data, loading it would run code ({refused})"
             ) from error
-        # Whatever the bytes of a damaged file lead to.
+        # The bytes of a damaged file can lead to any exception.
         raise ValueError(f"{name} cannot be read ({_first_line(error)})") from error
 
 
 def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those among some values that can be saved without pickle; numpy's numbers become Python's."""
+    """Returns the values that can be saved without pickle; numpy scalars become Python numbers."""
     plain = {}
     for name, value in values.items():
         value = value.item() if isinstance(value, np.generic) else value
@@ -159,87 +179,94 @@ def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain(content: Any) -> bool:
-    """Returns whether content is of the most common types alone, which torch loads without pickle.
+    """Returns whether the content is made of common types that torch loads without pickle.
 
-    False means that torch has to be asked: it allows some more. One call looks at a whole level of
-    nested containers.
+    False means that a trial has to decide: torch allows some more types.
     """
+    # Containers are visited level by level, without recursion: each save checks all states.
     level = [content]
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []
         for value in level:
-            kind = type(value)
-            if kind in _SCALARS or (kind is int and -_MAX_INT <= value < _MAX_INT):
+            cls = type(value)
+            if cls in _SCALAR_TYPES or (cls is int and -_MAX_INT <= value < _MAX_INT):
                 continue
-            if kind is list or kind is tuple:
+            if cls is list or cls is tuple:
                 inner += value
-            elif kind is dict:
+            elif cls is dict:
                 inner += value.keys()
                 inner += value.values()
-            elif kind is OrderedDict:  # the state of a module has attributes of its own
+            elif cls is OrderedDict:  # a module's state_dict has the attribute `_metadata`
                 inner += value.keys()
                 inner += value.values()
                 inner.append(vars(value))
             elif not (
-                (kind is torch.Tensor or kind is torch.nn.Parameter)
+                (cls is torch.Tensor or cls is torch.nn.Parameter)
                 and value.layout is torch.strided
-                and value.dtype in _DTYPES
-                and value.device.type in _DEVICES
+                and value.dtype in _CHECKED_DTYPES
+                and value.device.type in _CHECKED_DEVICES
             ):
                 return False
         if not inner:
             return True
-        # What is there twice is looked at once: a list that contains itself would grow each level.
+        # Duplicates are dropped: a list that contains itself twice would double with each level.
         level = list({id(value): value for value in inner}.values())
     return False
 
 
-def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], content: Any) -> Any:
-    """A copy with other tensors; lists, tuples and dicts are new, all else is the same."""
+def _map_tensors(function: Callable[[torch.Tensor], torch.Tensor], content: Any) -> Any:
+    """Returns a copy in which ``function`` has replaced each tensor.
+
+    Lists, tuples, dicts and sets are copied, and numpy scalars become Python numbers. All other
+    objects are shared with the content.
+    """
     if isinstance(content, torch.Tensor):
-        return change(content)
+        return function(content)
     if isinstance(content, np.generic):
         return content.item()
     if isinstance(content, dict):
         changed = content.copy() if type(content) is dict else copy.copy(content)
         for key, value in content.items():
-            kind = type(value)  # the most common are seen to here: each call counts at each save
-            if kind is torch.Tensor or kind is torch.nn.Parameter:
-                changed[key] = change(value)
-            elif (kind is dict or kind is list) and _UNCHANGED.issuperset(
-                map(type, value.values() if kind is dict else value)
+            # The most common types are handled without a recursive call: an optimizer's state has
+            # thousands of entries, and training waits during the copy.
+            cls = type(value)
+            if cls is torch.Tensor or cls is torch.nn.Parameter:
+                changed[key] = function(value)
+            elif (cls is dict or cls is list) and _IMMUTABLE_TYPES.issuperset(
+                map(type, value.values() if cls is dict else value)
             ):
                 changed[key] = value.copy()
-            elif kind not in _UNCHANGED:
-                changed[key] = _with_tensors(change, value)
+            elif cls not in _IMMUTABLE_TYPES:
+                changed[key] = _map_tensors(function, value)
         return changed
     if isinstance(content, set | bytearray):
         return copy.copy(content)
     if type(content) in (list, tuple):
         return type(content)(
-            [v if type(v) in _UNCHANGED else _with_tensors(change, v) for v in content]
+            [v if type(v) in _IMMUTABLE_TYPES else _map_tensors(function, v) for v in content]
         )
     return content
 
 
-def _emptied(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor of the same kind without values, where there can be one."""
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns an empty tensor of the same type, dtype and device, if the layout allows one."""
     is_plain = tensor.layout == torch.strided and not tensor.is_quantized
     return tensor.new_empty(0) if is_plain else tensor
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
+def _copy_on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
+def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor, cloned if its storage holds more than the tensor."""
     is_sparse = tensor.layout != torch.strided
-    is_alone = is_sparse or tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor.detach() if is_alone else tensor.detach().clone()
+    owns_storage = is_sparse or tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.detach() if owns_storage else tensor.detach().clone()
 
 
-def _refused(error: BaseException) -> str | None:
-    """The class or function that torch refuses, and names somewhere in a long text."""
+def _refused_global(error: BaseException) -> str | None:
+    """Returns the class or function that torch refuses, as named within its long message."""
     found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, UnpicklingError) else None
     return None if found is None else found[1]
 

@@ -1,4 +1,4 @@
-"""The description of a run in a manifest: read by people, and by nothing that resumes."""
+"""The description of a run in a manifest, for people to read; a resume does not use it."""
 
 import importlib.metadata
 import platform
@@ -21,7 +21,7 @@ from ignite_hooks.data.batch_size import global_batch_size
 __all__ = ["contents_of", "description_of", "versions"]
 
 MAX_NAMES = 100
-"""Names of one kind."""
+"""The number of names that are listed for each part of the contents."""
 
 _PACKAGES = (
     "ignite-hooks",
@@ -55,29 +55,30 @@ def description_of(
 
 
 def contents_of(files: Mapping[str, Content]) -> dict[str, list[str]]:
-    """Returns the names of what is inside, by kind; kinds of which there is nothing are left out.
+    """Returns the names of the objects in a checkpoint, by part; empty parts are left out.
 
     Args:
         files: the contents of the files that rank 0 writes, by name.
     """
     about, place = _content(files, TRAINER), _content(files, rank_file(0))
     objects, random = about.get("objects", {}), place.get("random") or {}
-    of_data = place.get("data", {}).get("source", {}).get("generators", {})
+    data_generators = place.get("data", {}).get("source", {}).get("generators", {})
     generators = [name for name in _GLOBAL_GENERATORS if random.get(name) is not None]
     registered = [files[name] for name in registered_files(set(files))]
     unknown = {**about.get("unknown", {}), **about.get("uncertain", {})}
     found: dict[str, Collection[Any]] = {
-        "modules": {"model": None, **about.get("modules", {})},  # it may be split over processes
+        # A sharded model is in none of these files.
+        "modules": {"model": None, **about.get("modules", {})},
         **{kind: [name] for kind, name in about.get("kinds", {}).items() if name is not None},
         "handlers": objects.get("handlers", ()),
         "also": objects.get("also", ()),
         "metrics": objects.get("metrics", ()),
         "user state": objects.get("user_state", ()),
-        "registered with the accelerator": [getattr(each, "what", "?") for each in registered],
-        "random generators": [*generators, *random.get("generators", ()), *of_data],
+        "registered with the accelerator": [getattr(each, "owner", "?") for each in registered],
+        "random generators": [*generators, *random.get("generators", ()), *data_generators],
         "unknown": [f"{part}: {reason}" for part, reason in unknown.items()],
     }
-    return {kind: list(_bounded(tuple(names))) for kind, names in found.items() if names}
+    return {kind: list(_shorten_names(tuple(names))) for kind, names in found.items() if names}
 
 
 @cache
@@ -88,10 +89,10 @@ def versions() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
-    """Returns the version of a package, which may have been copied and not installed."""
+    """Returns the version of a package; "unknown" if it was copied instead of installed."""
     try:
         return str(importlib.metadata.version(package))
-    except Exception:  # metadata that is damaged too
+    except Exception:  # the metadata is missing or damaged
         return "unknown"
 
 
@@ -100,7 +101,7 @@ def _global_batch(trainer: TrainingEngine, processes: int) -> int | None:
         return None
     try:
         return global_batch_size(trainer.feed.loader, processes)
-    except Exception:  # a property of a user's loader or sampler: no reason not to save
+    except Exception:  # a property of a user's loader or sampler raised; the save does not need it
         return None
 
 
@@ -110,9 +111,9 @@ def _content(files: Mapping[str, Content], name: str) -> Mapping[str, Any]:
     return content.content if isinstance(content, Objects) else {}
 
 
-@lru_cache(64)  # most are the same at each save
-def _bounded(names: tuple[Any, ...]) -> list[str]:
-    """Returns each name once, as a text; what is beyond the bound is counted."""
-    own = dict.fromkeys(names)
-    shown = [plain_text(name) for name in list(own)[:MAX_NAMES]]
-    return [*shown, f"... {len(own) - MAX_NAMES} more"] if len(own) > MAX_NAMES else shown
+@lru_cache(64)  # most names are the same at each save
+def _shorten_names(names: tuple[Any, ...]) -> list[str]:
+    """Returns each name once, at most ``MAX_NAMES`` of them, and how many more there are."""
+    unique = dict.fromkeys(names)
+    shown = [plain_text(name) for name in list(unique)[:MAX_NAMES]]
+    return [*shown, f"... {len(unique) - MAX_NAMES} more"] if len(unique) > MAX_NAMES else shown

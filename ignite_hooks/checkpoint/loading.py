@@ -1,8 +1,8 @@
-"""The way from the files of a checkpoint back into a trainer: all that is asked for, or nothing.
+"""Loads the files of a checkpoint into a trainer: all of them, or none.
 
-``LoadedState`` reads everything and compares it with the trainer before it changes anything. From
-then on the folder is not needed any more, and may be pruned by the run that saves there. What can
-be refused while it is loaded is loaded under ``rolled_back_on_failure``.
+``LoadedState`` reads all files and compares them with the trainer before anything changes. After
+that the folder is no longer needed: the run that saves there may delete it. Objects that can refuse
+their states are loaded first, within ``rolled_back_on_failure``.
 """
 
 import copy
@@ -19,16 +19,16 @@ from typing import Any
 import torch
 
 from ignite_hooks.checkpoint.changed_settings import ChangedSettings
-from ignite_hooks.checkpoint.content_checks import asks_user
-from ignite_hooks.checkpoint.content_checks import problem_of_moving
-from ignite_hooks.checkpoint.content_checks import problems_of_groups
-from ignite_hooks.checkpoint.content_checks import problems_of_module_of_user
-from ignite_hooks.checkpoint.content_checks import problems_of_modules
-from ignite_hooks.checkpoint.content_checks import problems_of_optimizer
-from ignite_hooks.checkpoint.content_checks import problems_of_rank
-from ignite_hooks.checkpoint.content_checks import problems_of_scaler
-from ignite_hooks.checkpoint.content_checks import problems_of_scheduler
-from ignite_hooks.checkpoint.content_checks import problems_of_trainer
+from ignite_hooks.checkpoint.content_checks import has_user_rates
+from ignite_hooks.checkpoint.content_checks import module_problems
+from ignite_hooks.checkpoint.content_checks import optimizer_file_problems
+from ignite_hooks.checkpoint.content_checks import optimizer_problems
+from ignite_hooks.checkpoint.content_checks import rank_file_problems
+from ignite_hooks.checkpoint.content_checks import scaler_problems
+from ignite_hooks.checkpoint.content_checks import scheduler_problems
+from ignite_hooks.checkpoint.content_checks import scheduler_step_problems
+from ignite_hooks.checkpoint.content_checks import trainer_file_problems
+from ignite_hooks.checkpoint.content_checks import user_module_problems
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.layout import OPTIMIZER
 from ignite_hooks.checkpoint.layout import SCALER
@@ -42,9 +42,9 @@ from ignite_hooks.checkpoint.member_state import Member
 from ignite_hooks.checkpoint.member_state import has_module
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.module_state import fit_of_module
-from ignite_hooks.checkpoint.module_state import flags_renamed
 from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import read_module
+from ignite_hooks.checkpoint.module_state import rename_flags
 from ignite_hooks.checkpoint.module_state import set_flags
 from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.checkpoint.report import EXACT
@@ -66,21 +66,25 @@ __all__ = ["LoadedState", "rolled_back_on_failure"]
 
 
 class LoadedState:
-    """What a checkpoint holds for one process, read, and not yet given to the trainer.
+    """The content of a checkpoint for one process, read and not yet loaded into the trainer.
+
+    Callers ask in this order: ``problems``, ``problems_of_members``, ``differences``,
+    ``problems_of_states``; if all of these are empty, ``apply``, and ``complete`` when the run has
+    started.
 
     Args:
         checkpoint: the checkpoint.
-        state: what belongs to the trainer.
-        rank: the process.
-        override: the names of the settings that the script decides.
-        replay: whether batches may be gone through again to get to the place in the data.
+        state: the state of the trainer that is to be replaced.
+        rank: the rank of this process.
+        override: the names of the settings that keep the script's values.
+        replay: whether batches may be loaded again to get to the position in the data.
 
     Attributes:
-        problems: what no checkpoint of this layout holds, by file and field, as far as it keeps the
-            rest from being read; then nothing else may be asked.
+        problems: the errors in the files that say how the others are read, by file and field. If
+            there are any, nothing else may be called.
 
     Raises:
-        ValueError: a file is not what it should be, or holds code.
+        ValueError: a file cannot be read, or holds code.
     """
 
     def __init__(
@@ -92,16 +96,17 @@ class LoadedState:
         replay: bool = True,
     ) -> None:
         self._checkpoint = checkpoint
-        self._parts: dict[str, ResumedPart | None] = {}
-        self._missing: dict[str, str] = {}  # what of handlers could not be restored
-        self._rates: list[dict[str, Any]] = []
-        self._renamed: dict[str, str] = {}  # parameters of this training, and how they were called
+        self._report_parts: dict[str, ResumedPart | None] = {}
+        self._unrestored: dict[str, str] = {}  # by handler, why it is not whole
+        self._group_settings: list[dict[str, Any]] = []
+        self._saved_names: dict[str, str] = {}  # of parameters, by their current names
         self.folder, self.manifest = checkpoint
         self._state = state
         self._trainer = state.trainer
         names = set(checkpoint.manifest.files)
         self._is_sharded = any(name.startswith(f"{SHARDED}/") for name in names)
         registered = registered_files(names)
+        # Accelerate writes the files of registered objects and of sharded state with pickle.
         pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
         if pickled and not state.trust_pickle:
             raise ValueError(
@@ -109,182 +114,214 @@ class LoadedState:
                 "trust_pickle=True if you know who wrote it"
             )
         self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
-        self._objects = {
+        self._contents = {
             name: load_objects(self.folder / name, mapped=name == TRAINER)
             for name in (SCHEDULER, SCALER, TRAINER, rank_file(rank))
             if name in names
         }
         if OPTIMIZER in names:
-            self._objects[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
+            self._contents[OPTIMIZER] = load_objects(self.folder / OPTIMIZER, mapped=True)
         self._optimizer_file: io.BufferedReader | None = None
-        self.problems = [*self._problems_of_frame(rank_file(rank))]
+        self.problems = [*self._problems_of_structure(rank_file(rank))]
         if self.problems:
             return
-        self._scheduler = self._objects.get(SCHEDULER)
-        self._place: dict[str, Any] = self._objects.get(rank_file(rank), {})
-        if "data" in self._place:
-            self._place = {**self._place, "data": {**self._place["data"], "replay": replay}}
-        self._about: dict[str, Any] = self._objects.get(TRAINER, {})
-        self._changed = ChangedSettings(self._trainer, self._about.get("settings"), override)
-        self._overrides_scheduler = "scheduler" in override
-        self._events = ["EPOCH_STARTED", "STARTED"]  # after which the rates are restored
-        own = self._place.get("objects", {})
-        self._states = {
-            kind: {**states, **own.get(kind, {})}
-            for kind, states in self._about.get("objects", {}).items()
+        self._scheduler_state = self._contents.get(SCHEDULER)
+        self._rank_content: dict[str, Any] = self._contents.get(rank_file(rank), {})
+        if "data" in self._rank_content:
+            data = {**self._rank_content["data"], "replay": replay}
+            self._rank_content = {**self._rank_content, "data": data}
+        self._trainer_content: dict[str, Any] = self._contents.get(TRAINER, {})
+        saved_settings = self._trainer_content.get("settings")
+        self._changed_settings = ChangedSettings(self._trainer, saved_settings, override)
+        self._is_scheduler_overridden = "scheduler" in override
+        # `complete` runs after each of these events, the last one first, and restores the rates.
+        self._rate_events = ["EPOCH_STARTED", "STARTED"]
+        # Rank 0 saves all states. The file of another rank has those that differ there.
+        own = self._rank_content.get("objects", {})
+        self._object_states = {
+            section: {**states, **own.get(section, {})}
+            for section, states in self._trainer_content.get("objects", {}).items()
         }
-        self._modules = {}
-        for name, about in self._about.get("modules", {}).items():
+        self._module_states = {}
+        for name, metadata in self._trainer_content.get("modules", {}).items():
             try:
-                state_dict = read_module(self.folder, name, names, about)
+                state_dict = read_module(self.folder, name, names, metadata)
             except KeyError as error:
-                self.problems.append(f"{TRAINER}: modules.{name}.aliases: {error} is no tensor")
+                self.problems.append(f"{TRAINER}: modules.{name}.aliases: {error} is not a tensor")
                 return
             if state_dict is not None:
-                self._modules[name] = state_dict
-        # On a CPU the optimizer is read when the model's memory is free again. By then the folder
-        # may have been pruned; a file that is open stays readable. It is opened last: what fails
-        # before it leaves nothing open.
+                self._module_states[name] = state_dict
+        # On a CPU the values of the optimizer's state are read after those of the model have been
+        # freed, to keep the peak of memory low. By then the folder may have been deleted; an open
+        # file stays readable. The file is opened last, so that an error above leaves nothing open.
         if OPTIMIZER in names and self._trainer.accelerator.device.type == "cpu":
             self._optimizer_file = open_regular(self.folder / OPTIMIZER)
 
     def close(self) -> None:
-        """Closes what ``apply`` has not read; it cannot be called then."""
+        """Closes the optimizer's file if ``apply`` has not read it. ``apply`` cannot follow."""
         if self._optimizer_file is not None:
             self._optimizer_file.close()
 
-    def _problems_of_frame(self, own_file: str) -> Iterator[str]:
-        """Yields the problems of the files that say how the others are to be read."""
-        if TRAINER in self._objects:
-            yield from problems_of_trainer(self._objects[TRAINER])
-        if own_file in self._objects:
-            yield from problems_of_rank(own_file, self._objects[own_file], self.manifest)
-        if OPTIMIZER in self._objects:
-            yield from problems_of_groups(self._objects[OPTIMIZER])
+    def _problems_of_structure(self, own_file: str) -> Iterator[str]:
+        """Yields the problems of the files that say how the others are read."""
+        if TRAINER in self._contents:
+            yield from trainer_file_problems(self._contents[TRAINER])
+        if own_file in self._contents:
+            yield from rank_file_problems(own_file, self._contents[own_file], self.manifest)
+        if OPTIMIZER in self._contents:
+            yield from optimizer_file_problems(self._contents[OPTIMIZER])
 
     def problems_of_members(self) -> Iterator[str]:
         """Yields the problems of the states of modules in `also` and of handlers."""
-        for kind, members in self._members().items() if self._states else ():
-            for name in members.keys() & self._states[kind].keys():
-                state = self._states[kind][name]
-                if members[name].is_module and has_module(state):
-                    yield from problems_of_module_of_user(f"objects.{kind}.{name}", state)
+        for section, objects in self._stateful_objects().items() if self._object_states else ():
+            for name in objects.keys() & self._object_states[section].keys():
+                state = self._object_states[section][name]
+                if objects[name].is_module and has_module(state):
+                    yield from user_module_problems(f"objects.{section}.{name}", state)
 
     def problems_of_states(self) -> Iterator[str]:
-        """Yields the problems of states that are of objects like those of the trainer."""
-        trainer, ours, theirs = self._trainer, self._state.kinds(), self._about["kinds"]
+        """Yields the problems of states that the trainer's objects would load.
+
+        ``differences`` has shown before that the classes are the same.
+        """
+        trainer = self._trainer
+        current, saved = self._state.class_names(), self._trainer_content["kinds"]
         is_same_torch = self.manifest.versions.get("torch") == torch.__version__
-        is_same_scheduler = theirs["scheduler"] == ours["scheduler"]
-        is_used = not self._overrides_scheduler and trainer.lr_scheduler is not None
-        yield from problems_of_modules(self._modules)
-        if OPTIMIZER in self._objects:
-            yield from problems_of_optimizer(
-                self._objects[OPTIMIZER],
+        is_same_scheduler = saved["scheduler"] == current["scheduler"]
+        is_used = not self._is_scheduler_overridden and trainer.lr_scheduler is not None
+        yield from module_problems(self._module_states)
+        if OPTIMIZER in self._contents:
+            yield from optimizer_problems(
+                self._contents[OPTIMIZER],
                 trainer.optimizer,
                 is_same_torch=is_same_torch,
                 is_same_scheduler=is_same_scheduler,
-                has_free_rates=asks_user(trainer.lr_scheduler),
+                has_free_rates=has_user_rates(trainer.lr_scheduler),
             )
-        if self._scheduler is not None and is_used:
+        if self._scheduler_state is not None and is_used:
             found = [
-                *problems_of_scheduler(
-                    self._scheduler, trainer.lr_scheduler, is_same_torch=is_same_torch
+                *scheduler_problems(
+                    self._scheduler_state, trainer.lr_scheduler, is_same_torch=is_same_torch
                 )
             ]
-            of_optimizer = self._objects.get(OPTIMIZER, {})  # where it is split it is elsewhere
-            groups = of_optimizer.get("param_groups", trainer.optimizer.param_groups)
-            yield from found or problem_of_moving(self._scheduler, trainer.lr_scheduler, groups)
+            # The groups of a sharded optimizer are in Accelerate's files, which are not read here.
+            optimizer_content = self._contents.get(OPTIMIZER, {})
+            groups = optimizer_content.get("param_groups", trainer.optimizer.param_groups)
+            yield from found or scheduler_step_problems(
+                self._scheduler_state, trainer.lr_scheduler, groups
+            )
         scaler = trainer.accelerator.scaler
-        if SCALER in self._objects and scaler is not None:
-            yield from problems_of_scaler(self._objects[SCALER], scaler)
+        if SCALER in self._contents and scaler is not None:
+            yield from scaler_problems(self._contents[SCALER], scaler)
 
     def differences(self) -> list[str]:
-        """What keeps it from being loaded: each with what it was and what it is."""
+        """Returns the differences that keep the checkpoint from being loaded, with both values."""
         found = []
         for name in (TRAINER, OPTIMIZER):
-            if name not in self._objects and not (self._state.is_sharded and name != TRAINER):
+            if name not in self._contents and not (self._state.is_sharded and name != TRAINER):
                 found.append(f"{name} is missing")
-        if not self._place:
+        if not self._rank_content:
             found.append("the counters of this process are missing")
         if self._state.is_sharded != self._is_sharded:
-            found.append("one of both is split over processes (FSDP, DeepSpeed), the other is not")
-        if found:
+            found.append(
+                "only one of checkpoint and trainer is split over processes (FSDP, DeepSpeed)"
+            )
+        if found:  # the comparisons below need these files
             return found
-        ours = self._state.kinds()
-        for what, kind in self._about["kinds"].items():
-            is_overridden = what == "scheduler" and self._overrides_scheduler
-            if None not in (kind, ours[what]) and kind != ours[what] and not is_overridden:
-                hint = '; override=("scheduler",) takes the new one' if what == "scheduler" else ""
-                found.append(f"the {what} was a {kind}, it is a {ours[what]}{hint}")
-        for name in self._modules.keys() - self._state.whole_modules.keys():
-            found.append(f"the checkpoint has a {name} with a state, this training has none")
+        current = self._state.class_names()
+        for part, saved_class in self._trainer_content["kinds"].items():
+            current_class = current[part]
+            is_overridden = part == "scheduler" and self._is_scheduler_overridden
+            if (
+                None not in (saved_class, current_class)
+                and saved_class != current_class
+                and not is_overridden
+            ):
+                hint = '; override=("scheduler",) takes the new one' if part == "scheduler" else ""
+                found.append(f"the {part} was a {saved_class}, it is a {current_class}{hint}")
+        for name in self._module_states.keys() - self._state.whole_modules.keys():
+            found.append(f"the checkpoint has a {name} with a state, this run has none")
         for name, module in self._state.whole_modules.items():
-            about = self._about["modules"].get(name, {})
-            fit = fit_of_module(name, self._modules.get(name), about, module)
+            metadata = self._trainer_content["modules"].get(name, {})
+            fit = fit_of_module(name, self._module_states.get(name), metadata, module)
             found += fit.differences
             if fit.renamed:
-                about["flags"] = flags_renamed(about["flags"], fit.renamed)
+                metadata["flags"] = rename_flags(metadata["flags"], fit.renamed)
                 for now, then in fit.renamed.items():
-                    self._renamed[f"{name}.{now}"] = f"{name}.{then}"
-        if self._renamed:
-            self._changed.follow_names(self._renamed)
+                    self._saved_names[f"{name}.{now}"] = f"{name}.{then}"
+        if self._saved_names:  # the settings of the groups are by the names of parameters
+            self._changed_settings.follow_names(self._saved_names)
         if not self._state.is_sharded:
-            found += self._differences_of_optimizer()
-            found += self._changed.problems(self._objects[OPTIMIZER])
-        for kind, members in self._members().items():
-            for name in members.keys() & self._states[kind].keys():
-                found += members[name].differences(f"{kind}/{name}", self._states[kind][name])
+            found += self._optimizer_differences()
+            found += self._changed_settings.problems(self._contents[OPTIMIZER])
+        for section, objects in self._stateful_objects().items():
+            for name in objects.keys() & self._object_states[section].keys():
+                state = self._object_states[section][name]
+                found += objects[name].differences(f"{section}/{name}", state)
         return found
 
     def apply(self) -> ResumeReport:
-        """Gives it all to the trainer; if something refuses what it is given, nothing."""
-        parts, trainer = self._parts, self._trainer
-        self._override()
-        with rolled_back_on_failure(self._objects_with_state(), trainer.state):
-            self._give_to_objects()
-        # Modules are not rolled back: they were compared, and are big to copy.
+        """Loads the checkpoint into the trainer.
+
+        If an object refuses its state, the trainer is left unchanged.
+
+        Raises:
+            ValueError: an object refuses its state.
+        """
+        parts, trainer = self._report_parts, self._trainer
+        self._apply_overrides()
+        with rolled_back_on_failure(self._objects_to_roll_back(), trainer.state):
+            self._load_objects()
+        # Modules are not rolled back: `differences` has compared them, and they are large to copy.
         parts["model"] = self._load_modules()
         forget_borrowed_weights(trainer)
-        self._load_members(are_modules=True)
-        self._modules = {}
+        self._load_stateful_objects(are_modules=True)
+        self._module_states = {}
         if self._state.is_sharded:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
-            self._changed.override_groups(trainer.optimizer.param_groups)
-        elif self._optimizer_file is not None:  # else its tensors would stay in the file
+            self._changed_settings.override_groups(trainer.optimizer.param_groups)
+        elif self._optimizer_file is not None:
+            # `_load_objects` has loaded the optimizer's state from a mapped file. On a CPU its
+            # tensors would remain views of that file, so it is loaded once more, into memory.
             content = load_objects(self._optimizer_file)
-            self._changed.override_groups(content["param_groups"])
+            self._changed_settings.override_groups(content["param_groups"])
             trainer.optimizer.load_state_dict(content)
             self.close()
         parts["optimizer"] = EXACT
-        self._look_at_data()
-        parts["validation data"] = self._load_data_of_validations()
-        parts["random generators"] = self._random_report()
-        trainer.load_position_state_dict(self._place)
+        self._report_data()
+        parts["validation data"] = self._load_validation_data()
+        parts["random generators"] = self._generators_part()
+        trainer.load_position_state_dict(self._rank_content)
         set_training_id(trainer, self._checkpoint.manifest.training)
         parts["counters"] = EXACT
-        self._changed.settle()
-        self._objects, self._registered = {}, []  # this may stay for a while
+        self._changed_settings.settle()
+        # `complete` needs this object until the first epoch has started. The rest is freed now.
+        self._contents, self._registered = {}, []
         return self._report()
 
-    def _objects_with_state(self) -> Iterator[Any]:
+    def _objects_to_roll_back(self) -> Iterator[Any]:
+        """Yields the objects that `_load_objects` loads, but for a large optimizer state."""
         trainer = self._trainer
-        for members in self._members().values():
-            yield from (each for each in members.values() if not each.is_module)
+        for objects in self._stateful_objects().values():
+            yield from (each for each in objects.values() if not each.is_module)
         yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
-        if not trainer.optimizer.state:  # else it is big to copy, and it is the last to be asked
+        # An optimizer that has a state is large to copy. It is loaded last, so only its own refusal
+        # could make a rollback necessary, and torch's optimizers refuse before they change.
+        if not trainer.optimizer.state:
             small.append(trainer.optimizer)
         yield from (each for each in small if each is not None)
 
-    def _give_to_objects(self) -> None:
-        trainer, parts = self._trainer, self._parts
-        self._load_members(are_modules=False)
-        parts["also"] = part_of_named(self._state.also, self._states["also"], "`also`")
+    def _load_objects(self) -> None:
+        """Loads the states of all objects that are not modules. Any of them may be refused."""
+        trainer, parts = self._trainer, self._report_parts
+        self._load_stateful_objects(are_modules=False)
+        parts["also"] = part_of_named(self._state.also, self._object_states["also"], "`also`")
         self._load_metrics()
         registered_here = registered_objects(trainer.accelerator)
         pairs = zip(registered_here, self._registered, strict=False)
         for number, (registered, content) in enumerate(pairs):
-            _load(registered, content, registered_file(number))
+            _load_state(registered, content, registered_file(number))
         then, now = len(self._registered), len(registered_here)
         if then != now:
             reason = f"{then} registered objects then, {now} now"
@@ -295,53 +332,63 @@ class LoadedState:
         parts["scheduler"] = self._load_single(SCHEDULER, trainer.lr_scheduler)
         if not self._state.is_sharded:
             parts["scaler"] = self._load_single(SCALER, trainer.accelerator.scaler)
-            self._rates = [_settings(group) for group in self._objects[OPTIMIZER]["param_groups"]]
-            _load(trainer.optimizer, self._objects[OPTIMIZER], OPTIMIZER)
+            groups = self._contents[OPTIMIZER]["param_groups"]
+            self._group_settings = [_settings_without_parameters(group) for group in groups]
+            _load_state(trainer.optimizer, self._contents[OPTIMIZER], OPTIMIZER)
 
-    def _override(self) -> None:
-        """Has the script win in what was read, where it is to."""
+    def _apply_overrides(self) -> None:
+        """Replaces saved settings with the script's, for the settings named in ``override``."""
         manifest = self._checkpoint.manifest
         moves = {"step": manifest.step, "epoch": manifest.epoch}
-        moves["validation"] = self._place.get("validation", 0)
-        files, modules = (OPTIMIZER, SCHEDULER), self._about["modules"]
-        self._changed.override_states(self._objects, files, modules, moves)
-        self._scheduler = self._objects.get(SCHEDULER)
+        moves["validation"] = self._rank_content.get("validation", 0)
+        files, modules = (OPTIMIZER, SCHEDULER), self._trainer_content["modules"]
+        self._changed_settings.override_states(self._contents, files, modules, moves)
+        self._scheduler_state = self._contents.get(SCHEDULER)
 
     def complete(self) -> ResumeReport:
-        """The same for handlers once more, which may have been reset, and for data given since."""
-        if self._events:
-            self._changed.look_at_writes(self._rates, self._events.pop())
-        self._load_members(kinds=["handlers"])
+        """Loads states again that handlers of STARTED and EPOCH_STARTED have changed.
+
+        Such handlers may reset their own state, draw random numbers, set learning rates or put the
+        model in train mode. Data that ``run`` was given are compared as well.
+        """
+        if self._rate_events:
+            self._changed_settings.look_at_writes(self._group_settings, self._rate_events.pop())
+        self._load_stateful_objects(sections=["handlers"])
         for name, each in self._state.also.items():
-            if isinstance(each, GeneratorState) and name in self._states["also"]:
-                each.load_state_dict(self._states["also"][name])  # handlers of STARTED have drawn
+            if isinstance(each, GeneratorState) and name in self._object_states["also"]:
+                # Handlers of STARTED may have drawn from the generator.
+                each.load_state_dict(self._object_states["also"][name])
         self._load_metrics()
         self._load_user_state()
-        self._set_rates()
+        self._restore_rates()
         for name, module in self._state.whole_modules.items():
-            flags = self._about["modules"][name]["flags"]
-            was_put_aside = "" in flags["eval"] and not self._about["in_run"]
-            if not was_put_aside:  # else a run puts it in train mode, and then its handlers decide
+            flags = self._trainer_content["modules"][name]["flags"]
+            # A model that was saved between two runs in eval mode is left to the new run, which
+            # puts it in train mode, and to the handlers of that run.
+            is_eval_between_runs = "" in flags["eval"] and not self._trainer_content["in_run"]
+            if not is_eval_between_runs:
                 set_flags(module, flags)
-        self._look_at_data()
-        self._parts["validation data"] = self._load_data_of_validations()
-        self._parts["random generators"] = self._random_report()
+        self._report_data()
+        self._report_parts["validation data"] = self._load_validation_data()
+        self._report_parts["random generators"] = self._generators_part()
         return self._report()
 
-    def _set_rates(self) -> None:
-        """Learning rates and the like, which handlers of STARTED and EPOCH_STARTED may set."""
-        for group, settings in zip(self._trainer.optimizer.param_groups, self._rates, strict=False):
+    def _restore_rates(self) -> None:
+        """Restores the settings of groups and the scheduler, which handlers may have set."""
+        groups = self._trainer.optimizer.param_groups
+        for group, settings in zip(groups, self._group_settings, strict=False):
             group.update(copy.deepcopy(settings))
-        if self._scheduler is not None and self._trainer.lr_scheduler is not None:
-            self._trainer.lr_scheduler.load_state_dict(copy.deepcopy(self._scheduler))
+        if self._scheduler_state is not None and self._trainer.lr_scheduler is not None:
+            self._trainer.lr_scheduler.load_state_dict(copy.deepcopy(self._scheduler_state))
 
     def _report(self) -> ResumeReport:
-        self._parts["settings"] = self._changed.part()
-        known = {name: part for name, part in self._parts.items() if part is not None}
+        self._report_parts["settings"] = self._changed_settings.part()
+        known = {name: part for name, part in self._report_parts.items() if part is not None}
+        # Reasons why a part may not be exact: noted by the save, then by the trainer of now.
         doubts = [
-            ("approximate", self._about.get("uncertain", {})),
-            ("unknown", self._about.get("unknown", {})),
-            ("unknown", self._place.get("unknown", {})),
+            ("approximate", self._trainer_content.get("uncertain", {})),
+            ("unknown", self._trainer_content.get("unknown", {})),
+            ("unknown", self._rank_content.get("unknown", {})),
             ("unknown", self._trainer.unknown_parts()),
         ]
         for level, reasons in doubts:
@@ -349,70 +396,82 @@ class LoadedState:
                 known[name] = known.get(name, EXACT).doubted(level, reason)
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
-    def _members(self) -> dict[str, dict[str, Member]]:
-        """Returns the objects of `also` and of handlers that there are now, by kind and name."""
+    def _stateful_objects(self) -> dict[str, dict[str, Member]]:
+        """Returns the objects in `also`, and those of handlers, as they are now, by name."""
         trainer, also = self._trainer, self._state.also
-        saved_in_also = [each for name, each in also.items() if name in self._states["also"]]
-        kinds = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
+        # An object that is new in `also` may have been saved as one of a handler.
+        saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
+        sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {
-            kind: {name: Member(each, trainer) for name, each in objects.items()}
-            for kind, objects in kinds.items()
+            section: {name: Member(each, trainer) for name, each in objects.items()}
+            for section, objects in sections.items()
         }
 
-    def _load_members(
-        self, *, kinds: Iterable[str] = ("also", "handlers"), are_modules: bool | None = None
+    def _load_stateful_objects(
+        self, *, sections: Iterable[str] = ("also", "handlers"), are_modules: bool | None = None
     ) -> None:
-        """Gives objects their states: modules, others, or both."""
-        members = self._members()
+        """Loads the states of modules, of other objects, or of both (None).
+
+        Args:
+            sections: "also", "handlers" or both.
+            are_modules: whether modules or other objects are loaded; None for both.
+        """
+        objects = self._stateful_objects()
         missing: dict[str, str] = {}
-        for kind in kinds:
-            states = self._states[kind]
-            for name, member in members[kind].items():
-                if name not in states or are_modules not in (None, member.is_module):
+        for section in sections:
+            states = self._object_states[section]
+            for name, stateful in objects[section].items():
+                if name not in states or are_modules not in (None, stateful.is_module):
                     continue
                 try:
-                    _load(member, states[name], f"{TRAINER}: objects.{kind}.{name}", member.kind)
-                except OSError as error:  # of files that another machine may not have
-                    if kind == "also":
+                    path = f"{TRAINER}: objects.{section}.{name}"
+                    _load_state(stateful, states[name], path, stateful.class_name)
+                except OSError as error:  # a handler needs a file that this machine may not have
+                    if section == "also":
                         raise
-                    member.missing = str(error)
-                if member.missing:
-                    missing[name] = member.missing
-        self._missing |= missing
-        part = part_of_named(members["handlers"], self._states["handlers"], "the trainer")
-        if part is not None and self._missing:
-            reasons = [f"{name}: {why}" for name, why in self._missing.items()]
+                    stateful.missing = str(error)
+                if stateful.missing:
+                    missing[name] = stateful.missing
+        self._unrestored |= missing
+        part = part_of_named(objects["handlers"], self._object_states["handlers"], "the trainer")
+        if part is not None and self._unrestored:
+            reasons = [f"{name}: {why}" for name, why in self._unrestored.items()]
             reasons = [part.reason, *reasons] if part.reason else reasons
             part = ResumedPart("missing", "; ".join(reasons), part.names)
-        self._parts["handlers"] = part
+        self._report_parts["handlers"] = part
 
     def _load_metrics(self) -> None:
         forget_validations(self._trainer)
-        self._trainer.state.metrics.update(self._states["metrics"])
-        measured_at(self._trainer).update(self._states["measured_at"])
+        self._trainer.state.metrics.update(self._object_states["metrics"])
+        measured_at(self._trainer).update(self._object_states["measured_at"])
 
     def _load_user_state(self, keys: Collection[str] | None = None) -> None:
-        """Sets attributes of the state: all, or some of them.
+        """Sets attributes of ``trainer.state``: all, or those in ``keys``.
 
-        Handlers of Ignite that are attached later refuse a state that has theirs already.
+        The attributes of Ignite's handlers are set late: a handler that is attached after the
+        resume refuses a state that already has its attribute.
         """
-        for key, value in self._states["user_state"].items():
+        for key, value in self._object_states["user_state"].items():
             if keys is None or key in keys:
                 setattr(self._trainer.state, key, copy.deepcopy(value))
 
-    def _look_at_data(self) -> None:
+    def _report_data(self) -> None:
+        """Compares the data with those of the checkpoint, for the report."""
         feed = self._trainer.feed
         if feed is None:
             return
-        changes = feed.changes(self._place["data"])
-        differences = feed.differences(self._place["data"])
+        changes = feed.changes(self._rank_content["data"])
+        differences = feed.differences(self._rank_content["data"])
         level = "approximate" if differences else "changed" if changes else "exact"
-        reasons = [*changes, *differences, *feed.remarks(self._place["data"])]
-        self._parts["data"] = ResumedPart(level, "; ".join(reasons))
+        reasons = [*changes, *differences, *feed.remarks(self._rank_content["data"])]
+        self._report_parts["data"] = ResumedPart(level, "; ".join(reasons))
 
-    def _load_data_of_validations(self) -> ResumedPart | None:
-        """Moves the data of evaluators to their places; some may be attached after the resume."""
-        data, states = self._state.data_of_validations, self._place.get("evaluations")
+    def _load_validation_data(self) -> ResumedPart | None:
+        """Moves the data of evaluators to their saved positions.
+
+        `complete` calls this again, for evaluators that were attached after the resume.
+        """
+        data, states = self._state.data_of_validations, self._rank_content.get("evaluations")
         names = data.names
         if not names or states is None:
             reason = "this checkpoint does not hold the places of evaluators in their data"
@@ -422,13 +481,13 @@ class LoadedState:
         level = "approximate" if differences else "changed" if changes else "exact"
         return ResumedPart(level, "; ".join([*changes, *differences]))
 
-    def _differences_of_optimizer(self) -> Iterator[str]:
-        theirs = [len(group["params"]) for group in self._objects[OPTIMIZER]["param_groups"]]
-        ours = [len(group["params"]) for group in self._trainer.optimizer.param_groups]
-        if theirs != ours:
-            yield f"the optimizer had groups of {theirs} parameters, it has {ours}"
-        elif self._about["groups"] != [
-            [self._renamed.get(parameter, parameter) for parameter in group]
+    def _optimizer_differences(self) -> Iterator[str]:
+        saved = [len(group["params"]) for group in self._contents[OPTIMIZER]["param_groups"]]
+        current = [len(group["params"]) for group in self._trainer.optimizer.param_groups]
+        if saved != current:
+            yield f"the optimizer had groups of {saved} parameters, it has {current}"
+        elif self._trainer_content["groups"] != [
+            [self._saved_names.get(parameter, parameter) for parameter in group]
             for group in self._state.groups()
         ]:
             yield "the optimizer had its parameters in another order"
@@ -436,52 +495,57 @@ class LoadedState:
     def _load_modules(self) -> ResumedPart:
         converted, unlike = set[str](), set[str]()
         for name, module in self._state.whole_modules.items():
-            restored = give_to_module(module, self._modules[name], self._about["modules"][name])
+            metadata = self._trainer_content["modules"][name]
+            restored = give_to_module(module, self._module_states[name], metadata)
             converted |= restored.converted
             unlike |= restored.unlike
-        reasons = [f"other number formats: {some(converted)}"] if converted else []
+        reasons = [f"other dtypes: {some(converted)}"] if converted else []
         if unlike:
-            reasons.append(f"its own loading has changed or left out: {some(unlike)}")
+            reasons.append(f"changed or left out by the module's own loading: {some(unlike)}")
         return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
     def _load_single(self, file: str, target: Any) -> ResumedPart | None:
-        content = self._objects.get(file)
+        content = self._contents.get(file)
         if target is None:
-            reason = "the checkpoint has one, this training has none"
+            reason = "the checkpoint has one, this run has none"
             return None if content is None else ResumedPart("missing", reason)
         if content is None:
-            return ResumedPart("missing", "the checkpoint has none: it begins anew")
-        _load(target, copy.deepcopy(content), file)  # CyclicLR takes entries out of it
+            return ResumedPart("missing", "the checkpoint has none: it starts from scratch")
+        _load_state(target, copy.deepcopy(content), file)  # CyclicLR pops entries from the state
         return EXACT
 
-    def _random_report(self) -> ResumedPart:
-        if self._place.get("has_drawn_since"):
-            reason = "the run was stopped when batches were drawn that no step was made with"
+    def _generators_part(self) -> ResumedPart:
+        if self._rank_content.get("has_drawn_since"):
+            reason = "the run was stopped after batches were drawn that no step was made with"
             return ResumedPart("approximate", reason)
-        has_device = self._place["random"]["device"] is not None
+        has_device = self._rank_content["random"]["device"] is not None
         if has_device != (self._trainer.accelerator.device.type != "cpu"):
-            reason = "another kind of device: its generator has no state of the other's"
+            reason = "another kind of device: its random generator cannot load the saved state"
             return ResumedPart("approximate", reason)
-        then, now = self._place["random"]["generators"].keys(), self._trainer.generators.keys()
-        return part_of_generators(then, now)
+        saved_names = self._rank_content["random"]["generators"].keys()
+        return part_of_generators(saved_names, self._trainer.generators.keys())
 
 
-def _load(target: Any, state: Any, path: str, kind: str | None = None) -> None:
-    """Has an object take a state over; what it raises is told with the place of the state.
+def _load_state(target: Any, state: Any, path: str, class_name: str | None = None) -> None:
+    """Loads a state into an object.
 
     Args:
         target: the object.
         state: its state.
-        path: where the state is.
-        kind: the name of the object's class, if ``target`` only stands for it.
+        path: the file and the fields that lead to the state, for messages.
+        class_name: the name of the object's class, if ``target`` is a wrapper.
+
+    Raises:
+        ValueError: the object refuses the state.
     """
     try:
         target.load_state_dict(state)
-    except (OSError, MemoryError, torch.OutOfMemoryError):  # none of the state's making
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # not the fault of the state
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} must be a state that a {kind or type(target).__name__} loads, which says: "
+            f"{path} must be a state that a {class_name or type(target).__name__} loads, "
+            "which says: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -500,7 +564,7 @@ def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]
         yield
     except BaseException:
         for each, its_state in before:
-            # An object that refuses even its own state cannot keep the others from theirs.
+            # An object that refuses even its own state must not keep the others from theirs.
             with suppress(Exception):
                 each.load_state_dict(its_state)
         vars(state).clear()
@@ -510,6 +574,6 @@ def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]
         raise
 
 
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a group of parameters, all but these."""
+def _settings_without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of the settings of a group, without the parameters."""
     return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}

@@ -1,11 +1,12 @@
-"""The state of one object that a checkpoint carries: how it is captured, and given back.
+"""The state of one object that a checkpoint carries: how it is captured and restored.
 
-Most objects have ``state_dict`` and ``load_state_dict``, and are asked. Three kinds need more:
+For most objects ``state_dict`` and ``load_state_dict`` are called. Three types need more:
 
-- a module is saved with its flags, as the model is, and with the names of those tensors that are
-  views of the model's: Ignite's ``EMAHandler`` lets the buffers of its model be those of the model;
-- schedulers of torch and Ignite may have functions in their states, which stay as they are;
-- Ignite's ``EpochOutputStore`` has a state and no methods for it.
+- A module is saved with its flags, as the model is, and with the names of the tensors that it
+  shares with the model: the averaged model of Ignite's ``EMAHandler`` can share its buffers.
+- The states of torch's and Ignite's schedulers may hold functions. These are not saved; on a resume
+  the scheduler keeps the functions that it has.
+- Ignite's ``EpochOutputStore`` has a state but no methods for it.
 """
 
 import copy
@@ -33,163 +34,177 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["Member", "has_module", "plain_state"]
 
-_DATA = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
-_SCHEDULERS = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
+# Values of these types are kept in a state without a trial; containers are searched first.
+_DATA_TYPES = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
+_SCHEDULER_CLASSES = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
 
 
 class Member:
     """An object with a state, as a checkpoint carries it.
 
     Args:
-        thing: the object.
-        trainer: the trainer, whose modules may share memory with it.
+        obj: the object.
+        trainer: the trainer. Its modules may share memory with the object.
     """
 
-    def __init__(self, thing: Any, trainer: TrainingEngine) -> None:
-        self._thing = thing
+    def __init__(self, obj: Any, trainer: TrainingEngine) -> None:
+        self._object = obj
         self._trainer = trainer
         self.missing = ""
-        """What could not be restored by the last ``load_state_dict``, if anything."""
+        """The reason why the last ``load_state_dict`` could not restore everything, or ""."""
 
     @property
-    def kind(self) -> str:
+    def class_name(self) -> str:
         """The name of the object's class."""
-        return type(self._thing).__name__
+        return type(self._object).__name__
 
     @property
     def is_module(self) -> bool:
-        """Whether the object is a module, which is compared first and not rolled back."""
-        return isinstance(self._thing, torch.nn.Module)
+        """True if the object is a module, which is compared before loading, not rolled back."""
+        return isinstance(self._object, torch.nn.Module)
 
     def state_dict(self) -> Any:
-        """Returns the state; its tensors are those of the object."""
-        thing = self._thing
-        if isinstance(thing, torch.nn.Module):
-            state = thing.state_dict()
-            versions, names = getattr(state, "_metadata", {}), PlainNames(thing)
+        """Returns the state of the object. Its tensors share memory with the object."""
+        obj = self._object
+        if isinstance(obj, torch.nn.Module):
+            state = obj.state_dict()
+            versions, names = getattr(state, "_metadata", {}), PlainNames(obj)
             return {
                 "module": names.plain_state(state),
+                # torch keeps the versions of submodules in the attribute `_metadata` of the dict.
                 "metadata": {k: dict(value) for k, value in names.plain_state(versions).items()},
-                "flags": flags_of(thing, names),
-                "shared": _shared(thing, self._trainer),
+                "flags": flags_of(obj, names),
+                "shared": _shared_tensors(obj, self._trainer),
             }
-        if isinstance(thing, EpochOutputStore):
-            return {"data": list(thing.data)}
-        return plain_state(thing)
+        if isinstance(obj, EpochOutputStore):
+            return {"data": list(obj.data)}
+        return plain_state(obj)
 
     def load_state_dict(self, state: Any) -> None:
-        """Gives the object a copy of a state."""
-        thing, self.missing = self._thing, ""
-        if isinstance(thing, torch.nn.Module):
-            _give_to_module(thing, state, self._trainer)
+        """Loads a copy of a state into the object."""
+        obj, self.missing = self._object, ""
+        if isinstance(obj, torch.nn.Module):
+            _load_module(obj, state, self._trainer)
             return
+        # Objects may keep what they load, or change it, and the state may be loaded once more.
         state = copy.deepcopy(state)
-        if isinstance(thing, EpochOutputStore):
-            thing.data = state["data"]
+        if isinstance(obj, EpochOutputStore):
+            obj.data = state["data"]
             return
-        if isinstance(thing, _SCHEDULERS):
-            state = _completed(state, thing.state_dict())
-        elif isinstance(thing, Checkpoint):
-            state, self.missing = _of_files_that_exist(thing, state)
-        thing.load_state_dict(state)
+        if isinstance(obj, _SCHEDULER_CLASSES):
+            state = _restore_dropped(state, obj.state_dict())
+        elif isinstance(obj, Checkpoint):
+            state, self.missing = _forget_missing_files(obj, state)
+        obj.load_state_dict(state)
 
     def differences(self, name: str, state: Any) -> Iterator[str]:
-        """Yields what keeps a state from being that of a module; of other objects it is not known.
+        """Yields the differences that keep a module from loading a state; none for other objects.
 
         Args:
-            name: of the object.
+            name: the name of the object, for messages.
             state: the state.
         """
-        if isinstance(self._thing, torch.nn.Module):
+        if isinstance(self._object, torch.nn.Module):
             if has_module(state):
-                yield from differences_of_module(name, state["module"], self._thing)
+                yield from differences_of_module(name, state["module"], self._object)
             else:
-                yield f"the {name} has no state of a module in {TRAINER}, it is a {self.kind}"
+                yield f"the {name} has no state of a module in {TRAINER}, it is a {self.class_name}"
 
 
 def has_module(state: Any) -> bool:
-    """Returns whether a state that was captured is that of a module."""
+    """Returns whether a captured state is the state of a module."""
     return isinstance(state, Mapping) and "module" in state
 
 
-def plain_state(thing: Any) -> Any:
-    """Returns the state of an object, of a scheduler without the functions in it."""
-    state = thing.state_dict()
-    return _without_code(state) if isinstance(thing, _SCHEDULERS) else state
+def plain_state(obj: Any) -> Any:
+    """Returns the state of an object. Functions in the state of a scheduler are left out."""
+    state = obj.state_dict()
+    return _drop_unsavable(state) if isinstance(obj, _SCHEDULER_CLASSES) else state
 
 
-def _give_to_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -> None:
-    theirs, shared = _named_tensors(trainer), state["shared"]
-    shared_now = _shared(module, trainer)
-    for name, tensor in _tensors(module):
-        source = theirs.get(shared.get(name, ""))
+def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -> None:
+    """Loads the state of a module, so that it shares the same tensors as when it was saved."""
+    trainer_tensors, shared = _trainer_tensors(trainer), state["shared"]
+    shared_now = _shared_tensors(module, trainer)
+    for name, tensor in _named_tensors(module):
+        source = trainer_tensors.get(shared.get(name, ""))
         if source is not None and source.shape == tensor.shape:
-            tensor.data = source.data
-        elif name in shared_now:  # else loading would write to the model
+            tensor.data = source.data  # shared when it was saved: shared again
+        elif name in shared_now:  # loading must not write to the trainer's module
             tensor.data = tensor.data.clone()
     give_to_module(module, state["module"], state)
 
 
-def _shared(module: torch.nn.Module, trainer: TrainingEngine) -> dict[str, str]:
-    """Returns, by name, which tensors of a module are in the memory of one of the trainer's."""
-    theirs = {_place(tensor): name for name, tensor in _named_tensors(trainer).items()}
-    named = [(name, theirs.get(_place(tensor))) for name, tensor in _tensors(module)]
+def _shared_tensors(module: torch.nn.Module, trainer: TrainingEngine) -> dict[str, str]:
+    """Returns the tensors of a module that are tensors of the trainer's: both names, ours first."""
+    sources = {_memory_key(tensor): name for name, tensor in _trainer_tensors(trainer).items()}
+    named = [(name, sources.get(_memory_key(tensor))) for name, tensor in _named_tensors(module)]
     return {name: source for name, source in named if source is not None}
 
 
-def _named_tensors(trainer: TrainingEngine) -> dict[str, torch.Tensor]:
+def _trainer_tensors(trainer: TrainingEngine) -> dict[str, torch.Tensor]:
     modules = trainer.modules.items()
-    return {f"{of}.{name}": tensor for of, each in modules for name, tensor in _tensors(each)}
+    return {
+        f"{module_name}.{name}": tensor
+        for module_name, module in modules
+        for name, tensor in _named_tensors(module)
+    }
 
 
-def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+def _named_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def _place(tensor: torch.Tensor) -> Any:
+def _memory_key(tensor: torch.Tensor) -> Any:
+    """Returns a key that is equal for tensors that view the same memory in the same way."""
     has_memory = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta
+    # Other tensors have no address that could be compared.
     if not has_memory or tensor.layout != torch.strided or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _without_code(state: Any) -> Any:
-    """Returns a state without the values in its dictionaries that could not be saved."""
+def _drop_unsavable(state: Any) -> Any:
+    """Returns a state without the values in its dictionaries that cannot be saved."""
     if type(state) in (dict, OrderedDict):
-        return {key: _without_code(each) for key, each in state.items() if not _is_code(each)}
+        return {
+            key: _drop_unsavable(each) for key, each in state.items() if not _is_unsavable(each)
+        }
     if type(state) in (list, tuple):
-        return type(state)(map(_without_code, state))
+        return type(state)(map(_drop_unsavable, state))
     return state
 
 
-def _is_code(value: Any) -> bool:
-    return not isinstance(value, _DATA) and not plain_part({"": value})
+def _is_unsavable(value: Any) -> bool:
+    return not isinstance(value, _DATA_TYPES) and not plain_part({"": value})
 
 
-def _completed(state: Any, current: Any) -> Any:
-    """Returns a state with what ``_without_code`` has left out, as it is now."""
+def _restore_dropped(state: Any, current: Any) -> Any:
+    """Returns a state with the current values of what ``_drop_unsavable`` has left out."""
     if type(state) in (dict, OrderedDict) and isinstance(current, Mapping):
-        own = {key: _completed(value, current.get(key)) for key, value in state.items()}
-        return {**current, **own}
+        merged = {key: _restore_dropped(value, current.get(key)) for key, value in state.items()}
+        return {**current, **merged}
     is_list = type(state) in (list, tuple) and type(state) is type(current)
+    # Elements of lists are never dropped, so equal lengths mean equal positions.
     if is_list and len(state) == len(current):
-        return type(state)(map(_completed, state, current))
+        return type(state)(map(_restore_dropped, state, current))
     return state
 
 
-def _of_files_that_exist(handler: Checkpoint, state: Any) -> tuple[Any, str]:
-    """Returns the state of Ignite's handler without files that are not there, and what is said.
+def _forget_missing_files(handler: Checkpoint, state: Any) -> tuple[Any, str]:
+    """Returns the state of Ignite's handler without missing files, and a message about them.
 
     The handler removes the oldest of its files when it saves a new one, and fails if that file is
-    gone: on a new node, say, or after the folder was cleaned up.
+    missing: on a new node, for example, or after the folder was cleaned up.
     """
     if not isinstance(handler.save_handler, DiskSaver):
         return state, ""
     folder = Path(handler.save_handler.dirname)
-    saved = [each for each in state["_saved"] if (folder / each[1]).exists()]
-    gone = len(state["_saved"]) - len(saved)
-    if not gone:
+    existing = [each for each in state["_saved"] if (folder / each[1]).exists()]
+    missing_count = len(state["_saved"]) - len(existing)
+    if not missing_count:
         return state, ""
-    return {**state, "_saved": saved}, (
-        f"{gone} of {len(state['_saved'])} files are not in {folder}, and are not counted any more"
+    return {**state, "_saved": existing}, (
+        f"{missing_count} of {len(state['_saved'])} files are not in {folder}, "
+        "and are not counted any more"
     )

@@ -1,9 +1,9 @@
-"""Which handlers of a trainer, and objects that they hold, have a state that a checkpoint carries.
+"""A search for the handlers of a trainer, and for objects that they hold, which have a state.
 
-The objects are found where handlers, and the functions that a step calls, store them: in
-attributes, closures, partials, arguments of handlers, globals that their code names, and in
-containers of such. What a checkpoint has in another place, the model and the optimizer for
-instance, is left out, and so is what is in it.
+Objects are found where handlers, and the functions that a step calls, store them: in attributes,
+closures, partials, arguments of handlers, globals that their code names, and containers of these.
+Objects that a checkpoint saves elsewhere (the model, the optimizer) are left out, with all that
+they hold.
 """
 
 import inspect
@@ -53,11 +53,18 @@ from ignite_hooks.hooks.context import Hook
 from ignite_hooks.hooks.context import HookContext
 from ignite_hooks.hooks.hooks import Hooks
 
-__all__ = ["Members", "can_be_saved", "handlers_with_state", "has_state", "state_names_of_handlers"]
+__all__ = [
+    "HandlerObjects",
+    "can_be_saved",
+    "handlers_with_state",
+    "has_state",
+    "state_names_of_handlers",
+]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
-# Containers, calls and handlers of these are looked into; what others hold is their own.
-_OPEN_LIBRARIES = {
+# Containers, calls and handlers of these libraries are searched. What instances of other libraries
+# hold is left to those libraries.
+_SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
     "functools",
@@ -66,28 +73,31 @@ _OPEN_LIBRARIES = {
     "types",
     "weakref",
 }
-_OPEN_CLASSES = (Hook, HookContext, Hooks, LRScheduler)
-_CLOSED_CLASSES = (torch.nn.Module, Optimizer, DataLoader, Metric, BaseLogger)
+_SEARCHED_CLASSES = (Hook, HookContext, Hooks, LRScheduler)
+_UNSEARCHED_CLASSES = (torch.nn.Module, Optimizer, DataLoader, Metric, BaseLogger)
 _DATA_LIBRARIES = {"datasets", "torchdata"}
-_PARTS_OF_DATA = (
+_DATA_ATTRIBUTES = (
     *("base_dataloader", "dataset", "datasets", "sampler", "batch_sampler", "collate_fn"),
     "generator",
 )
 _CONTAINERS = (list, dict, set, deque)
 Root = tuple[str, Any, bool]
+"""An object where a search begins: its name, itself, and whether it is an attached handler."""
 Found = list[tuple[str, Any]]
+"""Objects after the paths that lead to them."""
 
 
 @dataclass(frozen=True)
-class Members:
-    """What the handlers of a trainer hold.
+class HandlerObjects:
+    """The objects that the handlers of a trainer hold, and the handlers themselves.
 
     Args:
-        attached: the handlers that have a state, by name.
-        held: other objects that have one, by name.
-        stateless: what else was found and may change in a run, after the path that leads to it.
-        unnamed: the paths to objects with a state whose order another process may see differently.
-        is_complete: whether everything was looked at.
+        attached: the attached handlers that have a state, by name.
+        held: other objects that have a state, by name.
+        stateless: objects without a state that may change in a run, after the paths to them.
+        unnamed: the paths to objects with a state that have no name, because another process may
+            find them in another order.
+        is_complete: whether the search has reached all objects.
     """
 
     attached: dict[str, Any]
@@ -97,130 +107,146 @@ class Members:
     is_complete: bool
 
     @classmethod
-    def of(cls, trainer: TrainingEngine, also: Iterable[Any] = ()) -> "Members":
-        """Returns what the handlers of ``trainer`` hold, but for the objects in ``also``.
+    def of(cls, trainer: TrainingEngine, also: Iterable[Any] = ()) -> "HandlerObjects":
+        """Returns the objects that the handlers of ``trainer`` hold, without those in ``also``.
 
-        The search is kept with the trainer, and made again when what it has found may be another.
+        The search is kept with the trainer. It is made again when an object that it has seen has
+        changed, so that each save does not pay for it.
         """
-        kept = belongings(trainer)
-        roots, elsewhere = _roots(trainer), [*_saved_elsewhere(trainer), *also]
-        search: _Search | None = kept.get("members")
-        if search is None or not search.is_of(trainer, roots, elsewhere):
-            search = kept["members"] = _Search(trainer, roots, elsewhere)
-        return search.members()
+        cache = belongings(trainer)
+        roots, excluded = _find_roots(trainer), [*_objects_saved_elsewhere(trainer), *also]
+        search: _Search | None = cache.get("members")
+        if search is None or not search.is_up_to_date(trainer, roots, excluded):
+            search = cache["members"] = _Search(trainer, roots, excluded)
+        return search.collect()
 
     @property
     def with_state(self) -> dict[str, Any]:
-        """All that have a state and a name."""
+        """All objects that have a state and a name."""
         return {**self.attached, **self.held}
 
 
 class _Search:
-    """A search through what the handlers of a trainer hold.
+    """A search through the objects that the handlers of a trainer hold.
 
     Args:
         trainer: the trainer.
-        roots: where it begins.
-        elsewhere: what is left out.
+        roots: the objects where the search begins.
+        excluded: the objects that are left out.
     """
 
-    def __init__(self, trainer: TrainingEngine, roots: list[Root], elsewhere: list[Any]) -> None:
-        self._begins_at = _identities(roots, elsewhere)  # the search keeps these objects
-        self._modules: list[tuple[Callable[[], Any], tuple[bool, bool]]] = []
+    def __init__(self, trainer: TrainingEngine, roots: list[Root], excluded: list[Any]) -> None:
+        # Identities suffice: the search keeps these objects alive, so no id is used again.
+        self._start = _identity_key(roots, excluded)
+        self._module_ownership: list[tuple[Callable[[], Any], tuple[bool, bool]]] = []
         self._attached: dict[str, Any] = {}
         self._roots: dict[str, Any] = {}
-        theirs = tensors_in(*trainer.modules.values()).keys()
-        seen = {id(each) for each in elsewhere}
+        trainer_tensors = tensors_in(*trainer.modules.values()).keys()
+        seen = {id(each) for each in excluded}
         for name, root, is_attached in roots:
             if id(root) not in seen:
                 seen.add(id(root))
-                _add(self._roots, name, root)
+                _add_unique(self._roots, name, root)
                 if (
                     is_attached
                     and has_state(root)
-                    and not (_is_closed(root) or self._is_of_trainer(root, theirs))
+                    and not (
+                        _has_no_handler_state(root)
+                        or self._is_trainer_module(root, trainer_tensors)
+                    )
                 ):
-                    _add(self._attached, type(root).__name__, root)
-        self._attached_ones = {id(each) for each in self._attached.values()}
-        # A handler may be a method of a container, `losses.append` for instance.
+                    _add_unique(self._attached, type(root).__name__, root)
+        self._attached_ids = {id(each) for each in self._attached.values()}
+        # A handler may be a method of a container, for example `losses.append`.
         stateless = [(n, root) for n, root in self._roots.items() if type(root) in _CONTAINERS]
         found: Found = []
-        self._search = ObjectSearch(self._roots, MAX_OBJECTS, elsewhere, _parts_of)
+        self._search = ObjectSearch(self._roots, MAX_OBJECTS, excluded, _search_parts)
         for path, each in self._search:
-            is_of_trainer = self._is_of_trainer(each, theirs)
-            if id(each) in self._attached_ones:
+            is_of_trainer = self._is_trainer_module(each, trainer_tensors)
+            if id(each) in self._attached_ids:
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))
-            elif not is_of_trainer:
+            elif not is_of_trainer:  # else it is saved with the trainer's modules
                 found.append((path, each))
         self._found = [(path, reference_to(each)) for path, each in found]
         self._stateless = [(path, reference_to(each)) for path, each in stateless]
 
-    def _is_of_trainer(self, thing: Any, theirs: Set[int]) -> bool:
+    def _is_trainer_module(self, obj: Any, trainer_tensors: Set[int]) -> bool:
         """Returns whether an object is a module that has tensors of the trainer's modules alone."""
-        if not issubclass(type(thing), torch.nn.Module):
+        if not issubclass(type(obj), torch.nn.Module):
             return False
-        standing = _standing(thing, theirs)
-        self._modules.append((reference_to(thing), standing))
-        return standing[1]
+        ownership = _tensor_ownership(obj, trainer_tensors)
+        self._module_ownership.append((reference_to(obj), ownership))
+        return ownership[1]
 
-    def is_of(self, trainer: TrainingEngine, roots: list[Root], elsewhere: list[Any]) -> bool:
-        """Returns whether another search would find the same."""
-        if _identities(roots, elsewhere) != self._begins_at or self._search.has_changed():
+    def is_up_to_date(
+        self, trainer: TrainingEngine, roots: list[Root], excluded: list[Any]
+    ) -> bool:
+        """Returns whether another search would find the same objects."""
+        if _identity_key(roots, excluded) != self._start or self._search.has_changed():
             return False
-        if not self._modules:
+        if not self._module_ownership:
             return True
-        # The search for changes passes over tensors.
-        theirs = tensors_in(*trainer.modules.values()).keys()
-        return not [was for get, was in self._modules if _standing(get(), theirs) != was]
+        # `has_changed` does not look at tensors, which a module may have got or lost.
+        trainer_tensors = tensors_in(*trainer.modules.values()).keys()
+        return not [
+            was
+            for get, was in self._module_ownership
+            if _tensor_ownership(get(), trainer_tensors) != was
+        ]
 
-    def members(self) -> Members:
-        """Returns what was found. Which states contain which, is decided by those of now."""
+    def collect(self) -> HandlerObjects:
+        """Returns the objects that were found.
+
+        An object whose state is part of its owner's state is left out. This is decided by the
+        present states: two that are equal by chance at the start can differ later.
+        """
         found = [(path, get()) for path, get in self._found]
-        kept = [
+        carried = [
             (path, each)
             for path, each in found
-            if id(each) not in self._attached_ones and not _is_saved_by_owner(path, each, found)
+            if id(each) not in self._attached_ids and not _is_saved_by_owner(path, each, found)
         ]
-        unnamed = _without_order(kept) if kept else set()
+        unnamed = _unordered_paths(carried) if carried else set()
         held: dict[str, Any] = {}
-        if kept:
-            named = [(path, each) for path, each in kept if path not in unnamed]
-            held = _named(named, self._roots, self._attached)
+        if carried:
+            named = [(path, each) for path, each in carried if path not in unnamed]
+            held = _name_objects(named, self._roots, self._attached)
         stateless = [(path, get()) for path, get in self._stateless]
         is_complete = self._search.is_complete
-        return Members({**self._attached}, held, stateless, sorted(unnamed), is_complete)
+        return HandlerObjects({**self._attached}, held, stateless, sorted(unnamed), is_complete)
 
 
-def _identities(roots: list[Root], elsewhere: list[Any]) -> list[Any]:
+def _identity_key(roots: list[Root], excluded: list[Any]) -> list[Any]:
     return [(name, id(root), is_attached) for name, root, is_attached in roots] + [
-        *map(id, elsewhere)
+        *map(id, excluded)
     ]
 
 
-def _standing(module: torch.nn.Module, theirs: Set[int]) -> tuple[bool, bool]:
-    """Returns whether a module has tensors, and whether they are all among those of a trainer."""
+def _tensor_ownership(module: torch.nn.Module, trainer_tensors: Set[int]) -> tuple[bool, bool]:
+    """Returns whether a module has tensors, and whether all of them are the trainer's."""
     tensors = tensors_in(module).keys()
-    return bool(tensors), tensors <= theirs
+    return bool(tensors), tensors <= trainer_tensors
 
 
 def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> dict[str, Any]:
     """Returns the handlers that have a state, and the objects with a state that handlers hold.
 
-    A handler's name is that of its class; the second of a class, by the names of their events and
-    then in the order of attachment, is called "EarlyStopping-2", and so on. Those of the evaluators
-    that the trainer validates with follow, but for metrics, which each validation resets.
+    A handler is named by its class. The second handler of a class, by the names of their events and
+    then in the order of attachment, is called "EarlyStopping-2", and so on. The handlers of the
+    evaluators that the trainer validates with follow, without metrics: each validation resets them.
 
-    The object with a state that a handler without one holds has the name of the handler, followed
-    by the path to the object if there are several. An object that a function holds has the name of
-    its class, followed by that of the variable if there are several of its class.
+    If a handler without a state holds one object with a state, the object has the name of the
+    handler. If it holds several, the path to the object follows the name. An object that a function
+    holds is named by its class; if there are several of the class, the name of the variable
+    follows.
 
     Args:
         trainer: the trainer.
         also: objects that are left out.
     """
-    return Members.of(trainer, also).with_state
+    return HandlerObjects.of(trainer, also).with_state
 
 
 def has_state(candidate: Any) -> bool:
@@ -233,7 +259,7 @@ def has_state(candidate: Any) -> bool:
 
 
 def state_names_of_handlers(trainer: TrainingEngine) -> list[str]:
-    """Returns the attributes of ``trainer.state`` that handlers of Ignite keep a value in."""
+    """Returns the attributes of ``trainer.state`` in which handlers of Ignite keep a value."""
     names: dict[str, None] = {}
     for function, given in calls_of(trainer):
         owner = getattr(function, "__self__", function)
@@ -246,50 +272,56 @@ def state_names_of_handlers(trainer: TrainingEngine) -> list[str]:
     return [name for name in names if hasattr(trainer.state, name)]
 
 
-def _roots(trainer: TrainingEngine) -> list[Root]:
-    """Returns where a search begins: name, object, and whether it is an attached handler."""
+def _find_roots(trainer: TrainingEngine) -> list[Root]:
+    """Returns the objects where a search begins."""
     calls = calls_of(trainer)
     handlers = [*attached(trainer, Handler), *(function for function, _ in calls)]
     validations = [each for each in handlers if isinstance(each, Validation)]
     owners = [getattr(each, "__self__", each) for each in handlers]
-    owners = [each for each in owners if not _is_ours(each) or has_state(each) or _parts_of(each)]
+    # Handlers of this package hold no objects of a user, unless they have parts to search.
+    owners = [
+        each
+        for each in owners
+        if not _is_of_package(each) or has_state(each) or _search_parts(each)
+    ]
     for validation in validations:
         for engine in validation.evaluations.engines:
-            owners += _owners(engine)
-    roots = [(_name_of(each), each, True) for each in owners]
+            owners += _evaluator_handlers(engine)
+    roots = [(_name_of_root(each), each, True) for each in owners]
     for validation in validations:
-        roots += [(_name_of(each), each, False) for each in validation.evaluations.callables]
+        roots += [(_name_of_root(each), each, False) for each in validation.evaluations.callables]
     for function, given in calls:
-        if given:
-            name = _name_of(function)
+        if given:  # arguments of `add_event_handler` for the handler
+            name = _name_of_root(function)
             roots += [(name, each, False) for each in given]
-    functions = _called_by(process_function_of(trainer))
-    return roots + [(_name_of(each), each, False) for each in functions]
+    functions = _user_functions(process_function_of(trainer))
+    return roots + [(_name_of_root(each), each, False) for each in functions]
 
 
-def _called_by(function: Any) -> list[Any]:
+def _user_functions(function: Any) -> list[Any]:
     """Returns the functions and objects of a user behind a process function.
 
-    That of a supervised trainer calls ``loss_fn``, ``batch_processor`` and so on by functions of
-    this package. A second optimizer, of a GAN for instance, is there.
+    The process function of a supervised trainer is a function of this package, whose closures hold
+    ``loss_fn``, ``batch_processor`` and so on. These may hold, for example, the second optimizer of
+    a GAN.
     """
-    if not (isinstance(function, FunctionType) and _is_ours(function)):
+    if not (isinstance(function, FunctionType) and _is_of_package(function)):
         return [function]
     found = []
     for cell in function.__closure__ or ():
         if callable(cell.cell_contents) and cell.cell_contents is not function:
-            found += _called_by(cell.cell_contents)
+            found += _user_functions(cell.cell_contents)
     return found
 
 
-def _owners(evaluator: AnyEngine) -> list[Any]:
-    """Returns what an evaluator's events call but for what each of its runs resets."""
+def _evaluator_handlers(evaluator: AnyEngine) -> list[Any]:
+    """Returns the handlers of an evaluator, without those that each of its runs resets."""
     owners = [getattr(each, "__self__", each) for each, _ in calls_of(evaluator)]
     return [each for each in owners if not isinstance(each, Metric | EpochOutputStore)]
 
 
-def _saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
-    """Yields what a checkpoint has besides the states of handlers, or what has none."""
+def _objects_saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
+    """Yields objects that a checkpoint saves in other files, or that have no state to save."""
     yield trainer
     yield trainer.state
     yield trainer.accelerator
@@ -298,152 +330,172 @@ def _saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
     if trainer.accelerator.scaler is not None:
         yield trainer.accelerator.scaler
     for outer, name in ((trainer.optimizer, "optimizer"), (trainer.lr_scheduler, "scheduler")):
-        inner: Any = outer
+        inner: Any = outer  # Accelerate's wrapper first, then the object that it wraps
         while inner is not None:
             yield inner
             inner = vars(inner).get(name)
-    waiting = [getattr(trainer.feed, "loader", None)]
+    # The data loader and its parts: the place in the data is in the file of each process.
+    pending = [getattr(trainer.feed, "loader", None)]
     seen: dict[int, Any] = {}
-    while waiting:
-        part = waiting.pop()
+    while pending:
+        part = pending.pop()
         if part is not None and id(part) not in seen:
             seen[id(part)] = part
             held = getattr(part, "__dict__", {})
-            for each in map(held.get, _PARTS_OF_DATA):
-                waiting += each if isinstance(each, list) else [each]
+            for each in map(held.get, _DATA_ATTRIBUTES):
+                pending += each if isinstance(each, list) else [each]
     yield from seen.values()
 
 
-def _parts_of(thing: Any) -> Iterable[tuple[str | None, Any]] | None:
-    """Returns what is looked at of an object that is not looked into as a whole; else None."""
-    kind = type(thing)
-    if kind is MethodType:
-        return ((None, thing.__self__), (None, thing.__func__))
-    if kind is FunctionType and _is_ours(thing):
-        return _callbacks(thing)
-    if issubclass(kind, Engine):
-        return [(_name_of(each), each) for each in _owners(thing)]
-    if issubclass(kind, _CLOSED_CLASSES):
+def _search_parts(obj: Any) -> Iterable[tuple[str | None, Any]] | None:
+    """Returns the parts of an object that are searched, or None if the search reads all of it.
+
+    The parts are pairs of a name, None for a part that takes the name of the object, and a value.
+    """
+    cls = type(obj)
+    if cls is MethodType:
+        return ((None, obj.__self__), (None, obj.__func__))
+    if cls is FunctionType and _is_of_package(obj):  # else its globals lead through this package
+        return _wrapped_handlers(obj)
+    if issubclass(cls, Engine):
+        return [(_name_of_root(each), each) for each in _evaluator_handlers(obj)]
+    if issubclass(cls, _UNSEARCHED_CLASSES):
         return ()
-    if not is_of_library(kind) or issubclass(kind, _OPEN_CLASSES):
+    if not is_of_library(cls) or issubclass(cls, _SEARCHED_CLASSES):
         return None
-    return None if kind.__module__.partition(".")[0] in _OPEN_LIBRARIES else ()
+    return None if cls.__module__.partition(".")[0] in _SEARCHED_LIBRARIES else ()
 
 
-def _callbacks(function: FunctionType) -> list[tuple[str | None, Any]]:
-    """Returns the functions that a function of this package calls for a handler of a user."""
+def _wrapped_handlers(function: FunctionType) -> list[tuple[str | None, Any]]:
+    """Returns the user's functions that a function of this package holds in its closure."""
     cells = [each.cell_contents for each in function.__closure__ or ()]
     called = [each for each in cells if isinstance(each, FunctionType | MethodType | partial)]
-    return [(None, each) for each in called if not _is_ours(each)] if called else []
+    return [(None, each) for each in called if not _is_of_package(each)] if called else []
 
 
-def _is_ours(thing: Any) -> bool:
-    """Returns whether a handler is of this package, and its parts are none of a user's."""
-    owner = getattr(thing, "__self__", thing)
+def _is_of_package(obj: Any) -> bool:
+    """Returns whether a handler is of this package and holds no objects of a user."""
+    owner = getattr(obj, "__self__", obj)
     module = owner.__module__ if isinstance(owner, FunctionType) else type(owner).__module__
-    is_open = isinstance(owner, _OPEN_CLASSES) and bool(owner)  # a set of hooks may be empty
+    is_open = isinstance(owner, _SEARCHED_CLASSES) and bool(owner)  # a set of hooks may be empty
     return not is_open and str(module).partition(".")[0] == "ignite_hooks"
 
 
-def _is_closed(thing: Any) -> bool:
-    """Returns whether the state of an object, if it has one, is not that of a handler."""
-    kind = type(thing)
-    if issubclass(kind, torch.nn.Module):
-        return not tensors_in(thing)
-    if is_of_library(kind) and kind.__module__.partition(".")[0] in _DATA_LIBRARIES:
+def _has_no_handler_state(obj: Any) -> bool:
+    """Returns whether an object has no state that belongs to a handler.
+
+    These are modules without tensors, data, engines and classes.
+    """
+    cls = type(obj)
+    if issubclass(cls, torch.nn.Module):
+        return not tensors_in(obj)
+    if is_of_library(cls) and cls.__module__.partition(".")[0] in _DATA_LIBRARIES:
         return True
-    return issubclass(kind, type | Engine | DataLoader)
+    return issubclass(cls, type | Engine | DataLoader)
 
 
-def can_be_saved(thing: Any) -> bool:
-    """Returns whether an object that was found has a state; none of its code is called."""
-    if _is_closed(thing):
+def can_be_saved(obj: Any) -> bool:
+    """Returns whether an object has a state, without calling any of its code."""
+    if _has_no_handler_state(obj):
         return False
-    if issubclass(type(thing), EpochOutputStore):
+    if issubclass(type(obj), EpochOutputStore):
         return True
+    # A property or `__getattr__` of the object is not evaluated.
     methods = (
-        inspect.getattr_static(thing, name, None) for name in ("state_dict", "load_state_dict")
+        inspect.getattr_static(obj, name, None) for name in ("state_dict", "load_state_dict")
     )
     return all(callable(each) or isinstance(each, classmethod) for each in methods)
 
 
-def _is_saved_by_owner(path: str, thing: Any, found: Found) -> bool:
-    """Returns whether the state of an object is in that of one which leads to it."""
+def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
+    """Returns whether the state of an object is part of the state of an object that holds it."""
+    # An EpochOutputStore has no `state_dict` to look into.
     owners = [
         owner
         for above, owner in found
         if path.startswith(f"{above}.") and not issubclass(type(owner), EpochOutputStore)
     ]
-    return bool(owners) and any(_has(plain_state(each), plain_state(thing)) for each in owners)
+    return bool(owners) and any(
+        _contains_state(plain_state(each), plain_state(obj)) for each in owners
+    )
 
 
-def _has(state: Any, part: Any) -> bool:
-    if _is_same(state, part):
+def _contains_state(state: Any, part: Any) -> bool:
+    """Returns whether ``part`` is somewhere within a state."""
+    if _is_same_state(state, part):
         return True
     inner = state.values() if isinstance(state, Mapping) else state
-    return isinstance(state, Mapping | list | tuple) and any(_has(each, part) for each in inner)
+    return isinstance(state, Mapping | list | tuple) and any(
+        _contains_state(each, part) for each in inner
+    )
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        is_tensor = isinstance(other, torch.Tensor) and one.layout == torch.strided == other.layout
-        return is_tensor and one.data_ptr() == other.data_ptr() and one.shape == other.shape
-    if isinstance(one, Mapping):
-        is_alike = isinstance(other, Mapping) and one.keys() == other.keys()
-        return is_alike and all(_is_same(each, other[key]) for key, each in one.items())
-    if isinstance(one, list | tuple):
-        is_alike = isinstance(other, list | tuple) and len(one) == len(other)
-        return is_alike and all(map(_is_same, one, other))
-    return type(one) is type(other) and (one is other or repr(one) == repr(other))
+def _is_same_state(first: Any, second: Any) -> bool:
+    """Returns whether two states are equal, with the same tensors in memory."""
+    if isinstance(first, torch.Tensor):
+        is_tensor = (
+            isinstance(second, torch.Tensor) and first.layout == torch.strided == second.layout
+        )
+        return is_tensor and first.data_ptr() == second.data_ptr() and first.shape == second.shape
+    if isinstance(first, Mapping):
+        is_alike = isinstance(second, Mapping) and first.keys() == second.keys()
+        return is_alike and all(_is_same_state(each, second[key]) for key, each in first.items())
+    if isinstance(first, list | tuple):
+        is_alike = isinstance(second, list | tuple) and len(first) == len(second)
+        return is_alike and all(map(_is_same_state, first, second))
+    # `repr` also compares NaN, and values whose `==` gives no single truth value.
+    return type(first) is type(second) and (first is second or repr(first) == repr(second))
 
 
-def _without_order(found: Found) -> set[str]:
-    """Returns the paths to objects in a set of several of their class."""
-    kinds = Counter(type(each) for path, each in found if UNORDERED in path)
-    return {path for path, each in found if UNORDERED in path and kinds[type(each)] > 1}
+def _unordered_paths(found: Found) -> set[str]:
+    """Returns the paths to objects in a set that holds several objects of their class."""
+    counts = Counter(type(each) for path, each in found if UNORDERED in path)
+    return {path for path, each in found if UNORDERED in path and counts[type(each)] > 1}
 
 
-def _named(
-    found: Found, roots: Mapping[str, Any], attached_ones: Mapping[str, Any]
+def _name_objects(
+    found: Found, roots: Mapping[str, Any], attached_objects: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns objects by names that do not depend on handlers without a state."""
-    taken = dict(attached_ones)
-    of_root = Counter(_root(path) for path, _ in found)
-    of_class = Counter(type(e).__name__ for e in (*(e for _, e in found), *taken.values()))
-    in_root = Counter((_root(path), type(each)) for path, each in found)
+    names = dict(attached_objects)
+    count_by_root = Counter(_root_name(path) for path, _ in found)
+    count_by_class = Counter(type(e).__name__ for e in (*(e for _, e in found), *names.values()))
+    count_in_root = Counter((_root_name(path), type(each)) for path, each in found)
     for path, each in found:
-        root, kind = _root(path), type(each).__name__
+        root, class_name = _root_name(path), type(each).__name__
         inner = path.removeprefix(root).removeprefix(".")
+        # A path begins with the name of the root. Further handlers must not change the names that a
+        # checkpoint has, so a path is used only where the class alone is ambiguous.
         if inner and _is_handler_object(roots[root]):
-            is_far = "." in inner and in_root[root, type(each)] == 1
-            is_alone = of_root[root] == 1 and not has_state(roots[root])
-            name = root if is_alone else f"{root}.{kind}" if is_far else path
-        elif of_class[kind] == 1:
-            name = kind
+            is_nested = "." in inner and count_in_root[root, type(each)] == 1
+            is_only_object = count_by_root[root] == 1 and not has_state(roots[root])
+            name = root if is_only_object else f"{root}.{class_name}" if is_nested else path
+        elif count_by_class[class_name] == 1:
+            name = class_name
         else:
-            name = f"{kind}-{inner or root}"
-        _add(taken, name, each)
-    return {name: each for name, each in taken.items() if name not in attached_ones}
+            name = f"{class_name}-{inner or root}"
+        _add_unique(names, name, each)
+    return {name: each for name, each in names.items() if name not in attached_objects}
 
 
-def _root(path: str) -> str:
+def _root_name(path: str) -> str:
     return path.partition(".")[0]
 
 
 def _is_handler_object(root: Any) -> bool:
-    """Returns whether a root is an object that acts as a handler, and not a function or data."""
+    """Returns whether a root is an object that is a handler, and not a function or data."""
     is_data = type(root).__module__ in ("builtins", "functools", "types", "collections")
     return not is_data and not isinstance(root, Hooks)
 
 
-def _name_of(root: Any) -> str:
+def _name_of_root(root: Any) -> str:
     return root.__name__ if type(root) is FunctionType else type(root).__name__
 
 
-def _add(named: dict[str, Any], name: str, thing: Any) -> None:
-    """Adds a thing under its name, or under that name with a number."""
+def _add_unique(named: dict[str, Any], name: str, obj: Any) -> None:
+    """Adds an object under its name, or with a number after the name if that is taken."""
     number, free = 1, name
     while free in named:
         number += 1
         free = f"{name}-{number}"
-    named[free] = thing
+    named[free] = obj

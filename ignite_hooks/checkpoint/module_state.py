@@ -1,11 +1,12 @@
-"""A module as a file: how it is taken, read, compared and given back.
+"""A module as a file: captures, reads, compares and loads the state of a module.
 
-A module's ``state_dict`` leaves out which parameters are frozen and which submodules are in eval
-mode. Those flags are saved and restored with it. All names are those of the plain model, without
+A module's ``state_dict`` does not say which parameters are frozen and which submodules are in eval
+mode. These flags are saved and restored with it. All names are those of the plain model, without
 wrappers (``plain_names.py``).
 
-A module may load in a way of its own: buffers that grow, keys that a hook renames, parts that it
-leaves out. Names and shapes do not tell then, and the module is asked (``module_trial.py``).
+A module may customize its loading: buffers that grow, keys that a hook renames, parts that it
+leaves out. Names and shapes do not show then whether a state fits, so the state is loaded on trial
+(``module_trial.py``).
 """
 
 from collections import OrderedDict
@@ -32,8 +33,8 @@ from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.digest import digest_of
 from ignite_hooks.checkpoint.layout import module_files
-from ignite_hooks.checkpoint.module_trial import Sources
-from ignite_hooks.checkpoint.module_trial import put_back
+from ignite_hooks.checkpoint.module_trial import SourceTracker
+from ignite_hooks.checkpoint.module_trial import restored_on_exit
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.core.torch_modules import empty_buffers
 from ignite_hooks.core.torch_modules import has_own_loading
@@ -45,24 +46,25 @@ __all__ = [
     "differences_of_module",
     "fit_of_module",
     "flags_of",
-    "flags_renamed",
     "give_to_module",
     "left_out_of_state",
     "module_file",
     "read_module",
+    "rename_flags",
     "set_flags",
     "split_state",
 ]
 
-_LAZY = {"parameter": UninitializedParameter, "buffer": UninitializedBuffer}
+_MAX_ERROR_LENGTH = 400
+_LAZY_CLASSES = {"parameter": UninitializedParameter, "buffer": UninitializedBuffer}
 
 
 class ModuleFit(NamedTuple):
-    """How a state fits a module.
+    """The result of comparing a state with a module.
 
     Args:
-        differences: what keeps the state from being loaded: names and shapes.
-        renamed: parameters that are loaded from a tensor of another name, and that name.
+        differences: the reasons why the state cannot be loaded, such as names and shapes.
+        renamed: the parameters that are loaded from a tensor of another name, with that name.
     """
 
     differences: list[str]
@@ -70,13 +72,13 @@ class ModuleFit(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What of a module is not, after loading, as it was saved.
+    """The result of loading a module: the tensors that are not as they were saved.
 
     Args:
-        converted: the names of tensors of another dtype.
+        converted: the names of tensors that had another dtype.
         unlike: the names of tensors that the module's own loading has changed or left out.
-        unmatched: where names need not match, those that the state lacks, and those that the
-            module lacks.
+        unmatched: if names need not match (``strict=False``), the names that the state lacks, and
+            those that the module lacks.
     """
 
     converted: set[str]
@@ -91,20 +93,25 @@ def module_file(
     safe_serialization: bool,
     names: PlainNames | None = None,
 ) -> tuple[str, Content, dict[str, Any]]:
-    """Returns the file of a module, its content, and what is to be known besides to read it.
+    """Returns the name of a module's file, its content, and the information to read it.
 
     Args:
-        name: of the module.
+        name: the name of the module.
         module: the module.
-        safe_serialization: whether the file is one of safetensors.
-        names: the plain names of what is in the module, if they are known.
+        safe_serialization: whether the file is in the format of safetensors.
+        names: the plain names of the module, if they are known.
+
+    Returns:
+        The third value is saved in ``trainer.pt``: versions of submodules, flags, the names of lazy
+        tensors, and what safetensors cannot hold.
     """
     own_state: dict[str, Any] = module.state_dict()
     names = names or PlainNames(module)
     state = names.plain_state(own_state)
-    versions = getattr(own_state, "_metadata", {})
+    versions = getattr(own_state, "_metadata", {})  # where torch keeps versions of submodules
+    # A tensor that is not initialized yet has no value to save. Its name and type are enough.
     lazy = {key: value for key, value in state.items() if is_lazy(value)}
-    about: dict[str, Any] = {
+    module_info: dict[str, Any] = {
         "metadata": {k: dict(value) for k, value in names.plain_state(versions).items()},
         "flags": flags_of(module, names),
         "lazy": {
@@ -115,145 +122,154 @@ def module_file(
     state = {key: value for key, value in state.items() if key not in lazy}
     safe_file, pickle_file = module_files(name)
     if not safe_serialization:
-        return pickle_file, Objects(state, f"the {name}"), about
-    tensors, about["aliases"], about["extra"] = split_state(state)
-    return safe_file, Tensors(tensors), about
+        return pickle_file, Objects(state, f"the {name}"), module_info
+    tensors, module_info["aliases"], module_info["extra"] = split_state(state)
+    return safe_file, Tensors(tensors), module_info
 
 
 def split_state(
     state: Mapping[str, Any],
 ) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, Any]]:
-    """Splits a state into what safetensors can hold, and the rest.
+    """Splits a state into the tensors that safetensors can hold, and the rest.
 
     Returns:
-        Tensors that share no memory; the names of those that are the same as one of them, tied
-        weights for instance, and its name; and all other values.
+        The tensors, which share no memory; the names of further tensors that are the same as one of
+        these (tied weights), with the name of that one; and all other values.
     """
-    tensors = {key: value for key, value in state.items() if _fits(value)}
+    tensors = {key: value for key, value in state.items() if _is_safetensors_value(value)}
     aliases = _aliases(tensors)
     extra = {key: value for key, value in state.items() if key not in tensors}
     kept = {key: tensor for key, tensor in tensors.items() if key not in aliases}
-    return _apart(kept), aliases, extra
+    return _without_shared_memory(kept), aliases, extra
 
 
 def read_module(
-    folder: Path, name: str, files: Collection[str], about: Mapping[str, Any]
+    folder: Path, name: str, files: Collection[str], module_info: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The state of a module, its tensors still in the file; None if the checkpoint has none.
+    """Returns the state of a module, or None if the checkpoint has no file for it.
+
+    The tensors are mapped from the file: their values are read when they are used.
 
     Raises:
         ValueError: the file cannot be read, or holds code.
     """
     safe_file, pickle_file = module_files(name)
-    lazy = {key: _LAZY[kind]() for key, kind in about.get("lazy", {}).items()}
+    lazy = {key: _LAZY_CLASSES[kind]() for key, kind in module_info.get("lazy", {}).items()}
     if pickle_file in files:
         state: dict[str, Any] = load_objects(folder / pickle_file, mapped=True)
         return {**state, **lazy}
-    if safe_file not in files or not about:
+    if safe_file not in files or not module_info:
         return None
     try:
         tensors = load_file(folder / safe_file)
     except SafetensorError as error:
         raise ValueError(f"{safe_file} cannot be read ({error})") from error
-    aliases = {alias: tensors[first] for alias, first in about["aliases"].items()}
-    return {**tensors, **aliases, **about["extra"], **lazy}
+    aliases = {alias: tensors[first] for alias, first in module_info["aliases"].items()}
+    return {**tensors, **aliases, **module_info["extra"], **lazy}
 
 
 def differences_of_module(
-    name: str, theirs: Mapping[str, Any], module: torch.nn.Module
+    name: str, saved: Mapping[str, Any], module: torch.nn.Module
 ) -> list[str]:
-    """Returns what keeps a state with plain names from being this module's: names and shapes."""
-    return fit_of_module(name, theirs, {"metadata": {}}, module).differences
+    """Returns the reasons why a module cannot load a state with plain names."""
+    return fit_of_module(name, saved, {"metadata": {}}, module).differences
 
 
 def fit_of_module(
     name: str,
-    theirs: Mapping[str, Any] | None,
-    about: Mapping[str, Any],
+    saved: Mapping[str, Any] | None,
+    module_info: Mapping[str, Any],
     module: torch.nn.Module,
     *,
     strict: bool = True,
     keeps_parameters: bool = True,
 ) -> ModuleFit:
-    """Returns what keeps a state from being this module's. The module is as before.
+    """Returns the reasons why a module cannot load a state, and leaves the module unchanged.
 
     Args:
-        name: of the module, for messages.
-        theirs: the state, None if the checkpoint has none.
-        about: what is known besides, as ``module_file`` has returned it.
+        name: the name of the module, for messages.
+        saved: the state, or None if the checkpoint has none.
+        module_info: the information that ``module_file`` has returned.
         module: the module.
-        strict: whether all names must be on both sides.
-        keeps_parameters: whether a module that replaces its parameters when it is loaded is
-            refused: an optimizer would go on with those that were there before.
+        strict: whether the module and the state must have the same names.
+        keeps_parameters: whether a module is refused that replaces its parameters when it is
+            loaded. An optimizer would continue to update the old parameters.
     """
-    if theirs is None:
+    if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
     names = PlainNames(module)
     own_state = module.state_dict()
-    ours = names.plain_state(own_state)
-    parts = list(_parts_with_own_loading(module))
-    paths = [names.plain(path) for path, _ in parts]
-    empty = {names.plain(key) for key in empty_buffers(module)} - ours.keys()
-    if any(isinstance(value, torch.Tensor) and value.is_meta for value in ours.values()):
+    current = names.plain_state(own_state)
+    submodules = list(_parts_with_own_loading(module))
+    paths = [names.plain(path) for path, _ in submodules]
+    # Buffers that are still None are created before loading: a saved value of one is no difference.
+    empty = {names.plain(key) for key in empty_buffers(module)} - current.keys()
+    if any(isinstance(value, torch.Tensor) and value.is_meta for value in current.values()):
         return ModuleFit([f"the {name} is on the meta device: call its to_empty() first"], {})
-    common = theirs.keys() & ours.keys()
+    common = saved.keys() & current.keys()
     if not strict and not common and not paths:
         return ModuleFit([f"the {name} has no name of the module's"], {})
-    compared = common if not strict else (theirs.keys() - empty) | ours.keys()
-    theirs_compared = {key: value for key, value in theirs.items() if key in compared}
-    ours_compared = {key: value for key, value in ours.items() if key in compared}
-    found = list(
-        _differences(name, _outside(theirs_compared, paths), _outside(ours_compared, paths))
+    compared = common if not strict else (saved.keys() - empty) | current.keys()
+    compared_saved = {key: value for key, value in saved.items() if key in compared}
+    compared_current = {key: value for key, value in current.items() if key in compared}
+    differences = list(
+        _entry_differences(
+            name, _entries_outside(compared_saved, paths), _entries_outside(compared_current, paths)
+        )
     )
     renamed: dict[str, str] = {}
-    for (path, part), plain_path in zip(parts, paths, strict=True):
-        state = names.actual_state(_within(theirs, plain_path), own_state)
-        sources = Sources(state)
-        before = dict(part.named_parameters())
-        with put_back(part), torch.random.fork_rng(devices=[]):
+    for (path, submodule), plain_path in zip(submodules, paths, strict=True):
+        state = names.actual_state(_entries_under(saved, plain_path), own_state)
+        sources = SourceTracker(state)
+        before = dict(submodule.named_parameters())
+        # The trial may run any code of the user, so random states are restored as well.
+        with restored_on_exit(submodule), torch.random.fork_rng(devices=[]):
             failure = None
             try:
-                _make_buffers(module, _within(theirs, plain_path), names)
+                _create_missing_buffers(module, _entries_under(saved, plain_path), names)
                 with sources:
-                    metadata = names.actual_metadata(about["metadata"])
-                    _load(part, path, state, metadata, strict=strict)
-            except Exception as error:  # whatever a user's code raises
+                    metadata = names.actual_metadata(module_info["metadata"])
+                    _load_part(submodule, path, state, metadata, strict=strict)
+            except Exception as error:  # the user's code may raise anything
                 failure = error
-            now = {id(each) for each in part.parameters()}
-            trained = {key: each for key, each in before.items() if each.requires_grad}
-            lost = [key for key, each in trained.items() if id(each) not in now]
+            now = {id(each) for each in submodule.parameters()}
+            trainable = {key: each for key, each in before.items() if each.requires_grad}
+            # The optimizer has the trainable parameters that were there before.
+            replaced = [key for key, each in trainable.items() if id(each) not in now]
         if failure is not None:
-            found += _differences(
-                name, _within(theirs_compared, plain_path), _within(ours_compared, plain_path)
+            differences += _entry_differences(
+                name,
+                _entries_under(compared_saved, plain_path),
+                _entries_under(compared_current, plain_path),
             )
-            where = f"{plain_path} of the {name}" if plain_path else f"the {name}"
-            found.append(f"{where} does not take the state ({_one_line(failure)})")
-        elif lost and keeps_parameters:
-            found.append(
-                f"loading the {name} replaces {', '.join(lost)}, which the optimizer has: have "
+            owner_name = f"{plain_path} of the {name}" if plain_path else f"the {name}"
+            differences.append(f"{owner_name} does not take the state ({_describe_error(failure)})")
+        elif replaced and keeps_parameters:
+            differences.append(
+                f"loading the {name} replaces {', '.join(replaced)}, which the optimizer has: have "
                 "its loading copy into the parameters that are there"
             )
         for key, parameter in before.items():
-            own_name, source = names.plain(_joined(path, key)), sources.of(parameter)
-            if source is not None and _is_renamed(theirs, own_name, names.plain(source)):
+            own_name, source = names.plain(_join_path(path, key)), sources.source_of(parameter)
+            if source is not None and _is_renamed(saved, own_name, names.plain(source)):
                 renamed[own_name] = names.plain(source)
-    return ModuleFit(found, renamed)
+    return ModuleFit(differences, renamed)
 
 
 def give_to_module(
     module: torch.nn.Module,
     state: Mapping[str, Any],
-    about: Mapping[str, Any],
+    module_info: Mapping[str, Any],
     *,
     strict: bool = True,
 ) -> Restored:
-    """Loads a state that fits the module; returns what is not as it was saved.
+    """Loads a state that fits the module; returns the tensors that are not as they were saved.
 
     Args:
         module: the module.
         state: the state.
-        about: what is known besides. Flags are set if they are in it.
-        strict: whether all names must be on both sides.
+        module_info: the information that ``module_file`` has returned. Flags in it are set.
+        strict: whether the module and the state must have the same names.
     """
     names = PlainNames(module)
     before = names.plain_state(module.state_dict())
@@ -263,30 +279,34 @@ def give_to_module(
         if key in before and getattr(value, "dtype", None) != getattr(before[key], "dtype", None)
     }
     paths = [names.plain(path) for path, _ in _parts_with_own_loading(module)]
-    _make_buffers(module, state, names)
+    _create_missing_buffers(module, state, names)
     own_state = names.actual_state(state, module.state_dict())
-    sources = Sources(own_state)
+    sources = SourceTracker(own_state)
     with sources:
-        metadata = names.actual_metadata(about["metadata"])
-        result = _load(module, "", own_state, metadata, strict=strict)
-    if "flags" in about:
-        set_flags(module, about["flags"])
+        metadata = names.actual_metadata(module_info["metadata"])
+        result = _load_part(module, "", own_state, metadata, strict=strict)
+    if "flags" in module_info:
+        set_flags(module, module_info["flags"])
     missing, unexpected = (
         tuple(map(names.plain, getattr(result, f"{kind}_keys", ())))
         for kind in ("missing", "unexpected")
     )
     unmatched = missing, unexpected
+    # torch copies the values faithfully. Only submodules with their own loading are compared.
     if not (paths and strict):
         return Restored(converted, set(), unmatched)
     now = names.plain_state(module.state_dict())
+    # The values of a renamed parameter are compared under the name that they were saved with.
     for key, parameter in module.named_parameters():
-        source, own_name = sources.of(parameter), names.plain(key)
+        source, own_name = sources.source_of(parameter), names.plain(key)
         if source is not None and own_name in now and own_name not in state:
             now[names.plain(source)] = now.pop(own_name)
-    theirs = {key: state[key] for path in paths for key in _within(state, path)}
-    ours = {key: now[key] for path in paths for key in _within(now, path)}
-    unlike = (theirs.keys() ^ ours.keys()) | {
-        key for key in theirs.keys() & ours.keys() if digest_of(theirs[key]) != digest_of(ours[key])
+    saved = {key: state[key] for path in paths for key in _entries_under(state, path)}
+    current = {key: now[key] for path in paths for key in _entries_under(now, path)}
+    unlike = (saved.keys() ^ current.keys()) | {
+        key
+        for key in saved.keys() & current.keys()
+        if digest_of(saved[key]) != digest_of(current[key])
     }
     return Restored(converted, unlike - converted, unmatched)
 
@@ -296,17 +316,17 @@ def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) 
 
     Args:
         module: the module.
-        names: the plain names of what is in it, if they are known.
+        names: the plain names of the module, if they are known.
     """
     names = names or PlainNames(module)
     if not [p for p, each in names.modules if has_own_loading(each, is_root=each is module)]:
         return []
     state = module.state_dict()
-    saved = {_memory_of(value) for value in state.values()}
+    saved = {_memory_key(value) for value in state.values()}  # a tied weight has another name
     return [
         names.plain(name)
         for name, tensor in parts_to_save(module).items()
-        if name not in state and not is_lazy(tensor) and _memory_of(tensor) not in saved
+        if name not in state and not is_lazy(tensor) and _memory_key(tensor) not in saved
     ]
 
 
@@ -315,32 +335,37 @@ def flags_of(module: torch.nn.Module, names: PlainNames | None = None) -> dict[s
 
     Args:
         module: the module.
-        names: the plain names of what is in it, if they are known.
+        names: the plain names of the module, if they are known.
     """
     names = names or PlainNames(module)
     modes = names.plain_state({path: each.training for path, each in names.modules})
-    trained = names.plain_state({name: each.requires_grad for name, each in names.parameters})
+    trainable = names.plain_state({name: each.requires_grad for name, each in names.parameters})
     return {
-        "frozen": [name for name, is_trained in trained.items() if not is_trained],
+        "frozen": [name for name, is_trained in trainable.items() if not is_trained],
         "eval": [path for path, is_training in modes.items() if not is_training],
     }
 
 
 def set_flags(module: torch.nn.Module, flags: Mapping[str, Any]) -> None:
-    """Sets what ``flags_of`` has returned for a module that was built the same way."""
+    """Sets the flags that ``flags_of`` has returned for a module that was built the same way."""
     plain = PlainNames(module).plain
     for name, parameter in module.named_parameters():
         is_trained = plain(name) not in flags["frozen"]
         if parameter.requires_grad != is_trained:
-            parameter.requires_grad = is_trained  # the method refuses lazy ones
+            parameter.requires_grad = is_trained  # `requires_grad_` refuses lazy parameters
     for name, each in module.named_modules():
         each.training = plain(name) not in flags["eval"]
 
 
-def flags_renamed(
+def rename_flags(
     flags: Mapping[str, list[str]], renamed: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Returns flags with the names of a module that has ``renamed`` some of its parameters."""
+    """Returns flags with current names, from those with saved names.
+
+    Args:
+        flags: the flags in the checkpoint.
+        renamed: the saved names of parameters, by their current names.
+    """
     parameters = {then: now for now, then in renamed.items()}
     modules = {then.rpartition(".")[0]: now.rpartition(".")[0] for now, then in renamed.items()}
     return {
@@ -349,7 +374,7 @@ def flags_renamed(
     }
 
 
-def _load(
+def _load_part(
     module: torch.nn.Module,
     path: str,
     state: Mapping[str, Any],
@@ -357,41 +382,48 @@ def _load(
     *,
     strict: bool,
 ) -> Any:
-    """Loads the part of a state that belongs to the submodule at ``path``."""
-    start = f"{path}." if path else ""
-    versioned = OrderedDict((key.removeprefix(start), value) for key, value in state.items())
+    """Loads a module, or the submodule at ``path``, from a state with the names of the whole."""
+    prefix = f"{path}." if path else ""
+    versioned = OrderedDict((key.removeprefix(prefix), value) for key, value in state.items())
     versioned._metadata = {  # type: ignore[attr-defined]
         key.removeprefix(path).removeprefix("."): dict(value)
         for key, value in metadata.items()
-        if key == path or key.startswith(start)
+        if key == path or key.startswith(prefix)
     }
-    if path:  # torch does not call the method of a submodule, which may be another
+    if path:  # as torch does for children, whose own `load_state_dict` is not called
         return torch.nn.Module.load_state_dict(module, versioned, strict)
+    # A `load_state_dict` that a user has overridden need not have the parameter `strict`.
     return module.load_state_dict(versioned) if strict else module.load_state_dict(versioned, False)
 
 
-def _make_buffers(module: torch.nn.Module, state: Mapping[str, Any], names: PlainNames) -> None:
-    """Makes the buffers that a module makes with its first batch, which torch would not load."""
+def _create_missing_buffers(
+    module: torch.nn.Module, state: Mapping[str, Any], names: PlainNames
+) -> None:
+    """Creates the buffers that a module creates with its first batch; torch would not load them."""
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     for key, owner in empty_buffers(module).items():
         value = state.get(names.plain(key))
+        # An owner that customizes its loading creates its buffers itself.
         if isinstance(value, torch.Tensor) and not has_own_loading(owner):
             setattr(owner, key.rpartition(".")[2], torch.empty_like(value, device=device))
 
 
 def _parts_with_own_loading(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yields the outermost submodules that load in a way of their own, and their paths."""
+    """Yields the outermost submodules that customize their loading, and their paths."""
     above: list[str] = []
     for path, each in module.named_modules():
         if any(path.startswith(f"{other}." if other else "") for other in above):
-            continue
-        if has_own_loading(each, is_root=not path) or _has_odd_tensors(each):
+            continue  # loaded together with the submodule around it
+        if has_own_loading(each, is_root=not path) or _has_special_tensors(each):
             above.append(path)
             yield path, each
 
 
-def _has_odd_tensors(module: torch.nn.Module) -> bool:
-    """Returns whether torch may refuse to copy into a tensor of the right shape."""
+def _has_special_tensors(module: torch.nn.Module) -> bool:
+    """Returns whether torch may refuse to copy into a tensor of the module, whatever its shape.
+
+    These are inference tensors, sparse tensors, and expanded tensors, whose elements share memory.
+    """
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return any(
         tensor.is_inference()
@@ -403,35 +435,39 @@ def _has_odd_tensors(module: torch.nn.Module) -> bool:
 
 
 def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
-    """Returns whether a parameter is loaded from another tensor than that of its name.
+    """Returns whether a parameter is loaded from a tensor other than the one of its name.
 
-    Tied weights have two names for one tensor.
+    The two names of tied weights stand for one tensor, which is no renaming.
     """
-    return name != source and _memory_of(state.get(name)) != _memory_of(state[source])
+    return name != source and _memory_key(state.get(name)) != _memory_key(state[source])
 
 
-def _differences(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
-    for key in sorted({*ours, *theirs}):
-        if key not in ours:
+def _entry_differences(
+    name: str, saved: Mapping[str, Any], current: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields the differences between a saved state and a module's own: names, shapes, dtypes."""
+    for key in sorted({*current, *saved}):
+        if key not in current:
             yield f"the {name} has no {key}, the checkpoint has"
-        elif key not in theirs:
+        elif key not in saved:
             yield f"the {name} has {key}, the checkpoint has not"
-        elif not key.endswith("_extra_state"):
-            then, now = _looks(theirs[key], ours[key])
+        elif not key.endswith("_extra_state"):  # any value, which `set_extra_state` judges
+            then, now = _incompatibility(saved[key], current[key])
             if then != now:
                 yield f"{key} had {then}, it has {now}"
 
 
-def _looks(theirs: Any, ours: Any) -> tuple[str, str]:
-    """Describes two values by what keeps one from being loaded into the other, if anything does."""
-    if _shape(theirs) != _shape(ours):
-        return f"the shape {_shape(theirs)}", f"{_shape(ours)}"
-    if not isinstance(ours, torch.Tensor) or is_lazy(ours):
+def _incompatibility(saved: Any, current: Any) -> tuple[str, str]:
+    """Describes a saved and a current value by what keeps the first from being loaded, or ""."""
+    if _shape(saved) != _shape(current):
+        return f"the shape {_shape(saved)}", f"{_shape(current)}"
+    if not isinstance(current, torch.Tensor) or is_lazy(current):
         return "", ""
-    if theirs.layout != ours.layout or theirs.is_quantized != ours.is_quantized:
-        return f"the layout {_layout(theirs)}", _layout(ours)
-    if _rank(theirs) > _rank(ours):  # torch would drop a part of each number
-        return f"the dtype {theirs.dtype}", f"{ours.dtype}"
+    if saved.layout != current.layout or saved.is_quantized != current.is_quantized:
+        return f"the layout {_layout(saved)}", _layout(current)
+    # torch would convert silently, and drop imaginary parts or fractions.
+    if _number_class(saved) > _number_class(current):
+        return f"the dtype {saved.dtype}", f"{current.dtype}"
     return "", ""
 
 
@@ -445,39 +481,44 @@ def _layout(tensor: torch.Tensor) -> str:
     return f"{tensor.dtype}" if tensor.is_quantized else f"{tensor.layout}"
 
 
-def _rank(tensor: torch.Tensor) -> int:
-    """Returns 2 for complex numbers, 1 for real ones, 0 for integers."""
+def _number_class(tensor: torch.Tensor) -> int:
+    """Returns 2 for complex dtypes, 1 for floating-point dtypes, 0 for integers and booleans."""
     return 2 if tensor.is_complex() else int(tensor.is_floating_point())
 
 
-def _joined(path: str, name: str) -> str:
+def _join_path(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _within(state: Mapping[str, Any], path: str) -> dict[str, Any]:
-    start = f"{path}." if path else ""
-    return {key: value for key, value in state.items() if key.startswith(start)}
+def _entries_under(state: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Returns the entries of the submodule at ``path``, with their full names."""
+    prefix = f"{path}." if path else ""
+    return {key: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _outside(state: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
+def _entries_outside(state: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
+    """Returns the entries that belong to none of the submodules at ``paths``."""
     starts = tuple(f"{path}." if path else "" for path in paths)
     return {key: value for key, value in state.items() if not key.startswith(starts)}
 
 
-def _one_line(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
+    """Returns the class and the message of an error in one line, cut if it is long."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 400 else f"{text[:400]}…"
+    return text if len(text) <= _MAX_ERROR_LENGTH else f"{text[:_MAX_ERROR_LENGTH]}…"
 
 
-def _memory_of(value: Any) -> Any:
+def _memory_key(value: Any) -> Any:
+    """Returns a key that is equal for tensors of the same memory and shape."""
     if not isinstance(value, torch.Tensor) or is_lazy(value) or value.layout != torch.strided:
         return id(value)
     return value.device, value.data_ptr(), value.shape
 
 
 @lru_cache
-def _can_hold(dtype: torch.dtype) -> bool:
+def _is_safetensors_dtype(dtype: torch.dtype) -> bool:
     """Returns whether the installed safetensors can hold tensors of ``dtype``."""
+    # Tried out, because the dtypes depend on the versions of both safetensors and torch.
     try:
         content = safetensors.torch.save({"": torch.empty(1, dtype=dtype)})
         return safetensors.torch.load(content)[""].dtype == dtype
@@ -485,31 +526,34 @@ def _can_hold(dtype: torch.dtype) -> bool:
         return False
 
 
-def _fits(value: Any) -> bool:
+def _is_safetensors_value(value: Any) -> bool:
     """Returns whether safetensors can hold a value."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
         and not (value.is_quantized or value.is_meta)
-        and _can_hold(value.dtype)
-        and (value.data_ptr() != 0 or not value.numel())  # 0: it only wraps others
+        and _is_safetensors_dtype(value.dtype)
+        # A tensor subclass that wraps other tensors has no memory.
+        and (value.data_ptr() != 0 or not value.numel())
     )
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Of tensors that are one and the same, tied weights say, all but the first: which it is."""
+    """Returns the names of tensors that are the same as an earlier one, with its name."""
     first: dict[Any, str] = {}
     aliases = {}
     for name, tensor in tensors.items():
         layout = tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
-        where = tensor.device, tensor.data_ptr(), *layout
-        if tensor.numel() and first.setdefault(where, name) != name:
-            aliases[name] = first[where]
+        view = tensor.device, tensor.data_ptr(), *layout
+        # Empty tensors have no memory: all have the same address.
+        if tensor.numel() and first.setdefault(view, name) != name:
+            aliases[name] = first[view]
     return aliases
 
 
-def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same, with a copy of each that shares memory with another in part."""
+def _without_shared_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the tensors, with copies of those that share a storage with another tensor."""
+    # safetensors refuses tensors of one storage, even if they do not overlap.
     sharing = defaultdict(list)
     for name, tensor in tensors.items():
         sharing[tensor.device, tensor.untyped_storage().data_ptr()].append(name)

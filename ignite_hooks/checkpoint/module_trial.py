@@ -1,7 +1,7 @@
-"""Loading a state into a module to see whether the module takes it, with the module as it was then.
+"""Trial loading: loads a state into a module to see whether it fits, then undoes the loading.
 
-Only a module whose own code has a say in its loading is tried: its tensors are copied meanwhile.
-For all others names and shapes tell, and nothing is copied.
+Only modules that customize their loading are tried, since their tensors have to be copied for the
+trial. For all other modules names and shapes show whether a state fits.
 """
 
 from collections import OrderedDict
@@ -15,36 +15,40 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Sources", "put_back"]
+__all__ = ["SourceTracker", "restored_on_exit"]
 
 _CONTAINERS = (dict, OrderedDict, list, set)
 
 
-class Sources(TorchFunctionMode):
-    """Notes which of some tensors each parameter is loaded from: the two may differ in name."""
+class SourceTracker(TorchFunctionMode):
+    """Records which tensor of a state each parameter is loaded from; their names may differ.
+
+    Args:
+        state: the tensors by name.
+    """
 
     def __init__(self, state: Mapping[str, Any]) -> None:
         super().__init__()
         self._names = {id(value): name for name, value in state.items()}
-        self._found: dict[int, str] = {}
+        self._sources: dict[int, str] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Notes a copy, and has torch make it."""
+        """Records a copy from a tensor of the state, and makes the copy."""
         if func is torch.Tensor.copy_ and id(args[1]) in self._names:
-            self._found[id(args[0])] = self._names[id(args[1])]
+            self._sources[id(args[0])] = self._names[id(args[1])]
         return func(*args, **(kwargs or {}))
 
-    def of(self, parameter: torch.Tensor) -> str | None:
-        """Returns the name of the tensor that a parameter is loaded from, if one was."""
-        return self._found.get(id(parameter))
+    def source_of(self, parameter: torch.Tensor) -> str | None:
+        """Returns the name of the tensor that a parameter was loaded from, or None."""
+        return self._sources.get(id(parameter))
 
 
 @contextmanager
-def put_back(module: torch.nn.Module) -> Iterator[None]:
-    """Restores a module, with all that is in it, when the body is left, however it is left.
+def restored_on_exit(module: torch.nn.Module) -> Iterator[None]:
+    """Restores a module and its submodules when the body is left, also by an exception.
 
-    Tensors get the values, the shapes and the memory that they had; attributes, and lists, dicts
-    and sets that are attributes, what they held.
+    Restored are the values, shapes, memory and classes of tensors, the attributes and classes of
+    modules, and the elements of lists, dicts and sets that are attributes.
     """
     undo: list[Callable[[], None]] = []
     storages: dict[int, Any] = {}
@@ -52,12 +56,12 @@ def put_back(module: torch.nn.Module) -> Iterator[None]:
     for each in module.modules():
         attributes = dict(vars(each))
         containers = [value for value in attributes.values() if type(value) in _CONTAINERS]
-        undo += [_refilling(container) for container in containers]
-        undo.append(_attributes_of(each, attributes))
-        for tensor in _tensors_in([attributes, *containers]):
+        undo += [_container_restorer(container) for container in containers]
+        undo.append(_attribute_restorer(each, attributes))
+        for tensor in _tensors_among([attributes, *containers]):
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                undo.append(_tensor(tensor, storages))
+                undo.append(_tensor_restorer(tensor, storages))
     try:
         yield
     finally:
@@ -65,25 +69,27 @@ def put_back(module: torch.nn.Module) -> Iterator[None]:
             call()
 
 
-def _tensors_in(containers: list[Any]) -> Iterator[torch.Tensor]:
+def _tensors_among(containers: list[Any]) -> Iterator[torch.Tensor]:
     for container in containers:
         values = container.values() if isinstance(container, dict) else container
         yield from (value for value in values if isinstance(value, torch.Tensor))
 
 
-def _attributes_of(module: torch.nn.Module, attributes: dict[str, Any]) -> Callable[[], None]:
-    kind = type(module)
+def _attribute_restorer(module: torch.nn.Module, attributes: dict[str, Any]) -> Callable[[], None]:
+    """Returns a function that restores the class and the attributes of a module."""
+    cls = type(module)
 
     def restore() -> None:
-        if type(module) is not kind:
-            module.__class__ = kind
+        if type(module) is not cls:  # a lazy module changes its class when it is initialized
+            module.__class__ = cls
         vars(module).clear()
         vars(module).update(attributes)
 
     return restore
 
 
-def _refilling(container: Any) -> Callable[[], None]:
+def _container_restorer(container: Any) -> Callable[[], None]:
+    """Returns a function that restores the elements of a list, a dict or a set."""
     content = container.copy()
 
     def restore() -> None:
@@ -96,32 +102,38 @@ def _refilling(container: Any) -> Callable[[], None]:
     return restore
 
 
-def _tensor(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable[[], None]:
-    kind, is_trained = type(tensor), tensor.requires_grad
+def _tensor_restorer(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable[[], None]:
+    """Returns a function that restores a tensor.
+
+    Args:
+        tensor: the tensor.
+        storages: copies of storages by address; the one of the tensor is added.
+    """
+    cls, requires_grad = type(tensor), tensor.requires_grad
     data: torch.Tensor = tensor.data
     memory: tuple[Any, Any] | None = None
     if data.layout != torch.strided:
         data = data.clone()
     elif not is_lazy(tensor) and not tensor.is_meta:
         storage: Any = data.untyped_storage()
-        if storage.data_ptr() not in storages:  # several tensors may lie in one
+        if storage.data_ptr() not in storages:  # several tensors may share one storage
             storages[storage.data_ptr()] = storage.clone()
         memory = storage, storages[storage.data_ptr()]
 
     def restore() -> None:
-        if type(tensor) is not kind:
-            tensor.__class__ = kind
+        if type(tensor) is not cls:  # so does a lazy parameter
+            tensor.__class__ = cls
         if data.layout in (torch.strided, torch.sparse_coo):
             tensor.data = data
-        else:  # setting the data of compressed ones changes nothing
+        else:  # assigning `data` of compressed sparse tensors changes nothing
             with torch.no_grad():
                 tensor.copy_(data)
         if memory is not None:
-            now, before = memory
-            if now.nbytes() != before.nbytes():
-                now.resize_(before.nbytes())
-            now.copy_(before)
-        if tensor.requires_grad != is_trained:
-            tensor.requires_grad = is_trained  # the method refuses lazy ones
+            storage, copied = memory
+            if storage.nbytes() != copied.nbytes():
+                storage.resize_(copied.nbytes())
+            storage.copy_(copied)
+        if tensor.requires_grad != requires_grad:
+            tensor.requires_grad = requires_grad  # `requires_grad_` refuses lazy parameters
 
     return restore

@@ -1,9 +1,10 @@
-"""Contexts that are open during a save, and may change on their way out what it has saved.
+"""Contexts that are open during a save and may change the saved state when they exit.
 
-A save is taken within ``on_step``, or at the end of an epoch within ``on_epoch``. A context of
-these channels that does something after its ``yield`` does it after the save, and a resumed run
-does not repeat it. The report names a context whose way out can reach a state: the trainer's model
-or optimizer, or an object that the checkpoint carries. A timer or a profiler's range is not named.
+A checkpoint is saved within ``on_step``, or at the end of an epoch within ``on_epoch``. The code
+after the ``yield`` of a context on these channels runs after the save, and a resumed run does not
+repeat it. The report names each context whose code after the ``yield`` can reach a saved state: the
+trainer's model or optimizer, or an object that the checkpoint carries. A timer or a profiler's
+range is not named.
 """
 
 from collections.abc import Iterable
@@ -25,29 +26,31 @@ from ignite_hooks.hooks.event_channels import channels_of
 
 __all__ = ["late_changes"]
 
-_MAX_OBJECTS = 1000
-_OF_TRAINER = {"load_state_dict", "lr_scheduler", "model", "modules", "optimizer"}
-_STATES = (torch.nn.Module, Optimizer, LRScheduler)
+_MAX_SEARCHED = 1000  # objects that are searched for each context
+# Code that names one of these attributes may change the state of the trainer.
+_STATE_ATTRIBUTES = {"load_state_dict", "lr_scheduler", "model", "modules", "optimizer"}
+_STATEFUL_CLASSES = (torch.nn.Module, Optimizer, LRScheduler)
 
 
 def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
-    """Returns which open contexts may change a state after this save; "" if there are none.
+    """Returns a message that names the contexts that may change a state after this save, or "".
 
     Args:
         trainer: the trainer.
-        carried: the objects whose states the checkpoint has besides the trainer's own.
+        carried: the objects besides the trainer whose states are in the checkpoint.
     """
     scopes = [each for each in channels_of(trainer).scopes.open if isinstance(each, HookScope)]
     if not scopes:
         return ""
-    known = set(map(id, carried))
+    carried_ids = set(map(id, carried))
+    # At the end of an epoch `on_step` has been left already, and `on_epoch` is what is still open.
     is_in_epoch = trainer.place.progress.batches > 0
     names = {
         f"{name_of(each.context)} on {each.channel}"
         for each in scopes
         if each.channel == ("on_step" if is_in_epoch else "on_epoch")
         and each.acts_on_way_out
-        and _reaches_state(each.context, trainer, known)
+        and _reaches_state(each.context, trainer, carried_ids)
     }
     if not names:
         return ""
@@ -57,16 +60,18 @@ def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
     )
 
 
-def _reaches_state(context: Any, trainer: TrainingEngine, known: set[int]) -> bool:
-    for _, each in ObjectSearch({"context": context}, _MAX_OBJECTS, [trainer, trainer.state]):
-        if id(each) in known or issubclass(type(each), _STATES):
+def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int]) -> bool:
+    """Returns whether the objects and the code of a context lead to a state."""
+    for _, each in ObjectSearch({"context": context}, _MAX_SEARCHED, [trainer, trainer.state]):
+        if id(each) in carried_ids or issubclass(type(each), _STATEFUL_CLASSES):
             return True
         is_users = type(each) is FunctionType and not is_of_library(each)
-        if is_users and not _OF_TRAINER.isdisjoint(_names_in(each.__code__)):
+        if is_users and not _STATE_ATTRIBUTES.isdisjoint(_names_in_code(each.__code__)):
             return True
     return False
 
 
-def _names_in(code: CodeType) -> set[str]:
+def _names_in_code(code: CodeType) -> set[str]:
+    """Returns the names of globals and attributes in a code object and in nested functions."""
     inner = (each for each in code.co_consts if isinstance(each, CodeType))
-    return set(code.co_names).union(*map(_names_in, inner))
+    return set(code.co_names).union(*map(_names_in_code, inner))

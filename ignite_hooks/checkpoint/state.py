@@ -1,6 +1,7 @@
-"""The second stage of a save, capture: all of a trainer as contents of the files of ``layout``.
+"""The second stage of a save, capture: turns the state of a trainer into the contents of files.
 
-The manifest of each checkpoint names the run of training that it is of, by ``training_id``.
+The names of the files are in ``layout``. The manifest of each checkpoint names the run of training
+that it belongs to, by ``training_id``.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import rank_file
 from ignite_hooks.checkpoint.layout import registered_file
 from ignite_hooks.checkpoint.member_state import Member
-from ignite_hooks.checkpoint.members import Members
+from ignite_hooks.checkpoint.members import HandlerObjects
 from ignite_hooks.checkpoint.members import state_names_of_handlers
 from ignite_hooks.checkpoint.module_state import left_out_of_state
 from ignite_hooks.checkpoint.module_state import module_file
@@ -54,29 +55,32 @@ __all__ = ["TrainingState", "digests_of", "set_training_id", "training_id"]
 
 
 def training_id(trainer: TrainingEngine) -> str:
-    """Returns the identifier of the trainer's run of training, which no other run has."""
+    """Returns the unique identifier of the trainer's run of training."""
     identifier: str = belongings(trainer).setdefault("training", uuid4().hex)
     return identifier
 
 
 def set_training_id(trainer: TrainingEngine, identifier: str) -> None:
-    """Makes the trainer continue the run of training with that identifier."""
+    """Sets the identifier of the trainer's run of training, which it continues from then on."""
     belongings(trainer)["training"] = identifier
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What belongs to a trainer, and how each part of it becomes a file.
+    """The state of a trainer, part by part, as the contents of files.
+
+    The parts are looked up on first use and kept, so each save makes a new instance.
 
     Args:
         trainer: the trainer.
         also: objects of the user with a state, and random generators, by name.
-        safe_serialization: whether the model goes into safetensors; else into ``torch.save``.
+        safe_serialization: whether the model is written in the format of safetensors, or else by
+            ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved, which
             Accelerate unpickles.
-        uncertain: why a part may not be that of the step, by its name in the ``ResumeReport``.
-            ``unknown_parts`` of the trainer, which is saved beside it, says the same of what may
-            have a state that cannot be saved.
+        uncertain: why a part may not belong to the step, by its name in the ``ResumeReport``.
+            ``unknown_parts`` of the trainer, which is saved as well, has the reasons for parts with
+            a state that cannot be saved.
     """
 
     trainer: TrainingEngine
@@ -84,18 +88,22 @@ class TrainingState:
     safe_serialization: bool = True
     trust_pickle: bool = False
     uncertain: Mapping[str, str] = field(default_factory=dict)
-    _not_saved: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _unsavable: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Gives random generators in ``also`` the methods that other objects have."""
+        """Wraps random generators in ``also`` in objects that have a ``state_dict``."""
         also = {
             name: GeneratorState(each) if isinstance(each, GENERATOR_KINDS) else each
             for name, each in self.also.items()
         }
-        object.__setattr__(self, "also", also)
+        object.__setattr__(self, "also", also)  # the dataclass is frozen
 
     def check(self) -> None:
-        """Raises a ValueError if something cannot be saved safely."""
+        """Checks that the state can be saved.
+
+        Raises:
+            ValueError: the model has borrowed weights, or pickle is needed and not trusted.
+        """
         if (step := step_of_borrowed_weights(self.trainer)) is not None:
             raise ValueError(
                 "a checkpoint must be of one step, and the model has the weights of step "
@@ -113,7 +121,7 @@ class TrainingState:
 
     @cached_property
     def is_sharded(self) -> bool:
-        """Whether no process has the whole model."""
+        """True if the model is split over processes, so that none of them has all of it."""
         (optimizer_step,) = attached(self.trainer, OptimizerStep)
         return not optimizer_step.prepared.is_data_parallel
 
@@ -124,31 +132,36 @@ class TrainingState:
 
     @cached_property
     def plain_names(self) -> dict[str, PlainNames]:
-        """The plain names of what is in each of the modules."""
+        """The plain names of the parameters and submodules of each module."""
         return {name: PlainNames(module) for name, module in self.modules.items()}
 
     @property
     def whole_modules(self) -> dict[str, torch.nn.Module]:
-        """Those of which a process has all."""
+        """The modules of which each process has all parameters."""
+        # Of the modules only the model is ever split; a loss function is whole on each process.
         return {k: v for k, v in self.modules.items() if not (self.is_sharded and k == "model")}
 
     def objects(self) -> dict[str, dict[str, Any]]:
-        """The states of handlers and of what the user has named, of each kind by name."""
+        """Returns the states of handlers, and those that the user has named, by section and name.
+
+        Raises:
+            TypeError: a state cannot be saved without pickle.
+        """
         return {
             "user_state": {name: getattr(self.trainer.state, name) for name in self.user_keys},
             "metrics": plain_part(self.trainer.state.metrics),
             "measured_at": dict(measured_at(self.trainer)),
             "handlers": {
-                **_states(self.members.attached, "the handler {}", self.trainer),
+                **_capture_states(self.handler_objects.attached, "the handler {}", self.trainer),
                 **self._held_states(),
             },
-            "also": _states(self.also, "{!r} in `also`", self.trainer),
+            "also": _capture_states(self.also, "{!r} in `also`", self.trainer),
         }
 
     @cached_property
-    def members(self) -> Members:
-        """What the handlers hold when this is asked for first."""
-        return Members.of(self.trainer, self.also.values())
+    def handler_objects(self) -> HandlerObjects:
+        """The objects that the handlers hold."""
+        return HandlerObjects.of(self.trainer, self.also.values())
 
     @cached_property
     def data_of_validations(self) -> DataOfValidations:
@@ -156,51 +169,58 @@ class TrainingState:
         return DataOfValidations(self.trainer)
 
     def _held_states(self) -> dict[str, Any]:
-        """Returns the states of what handlers hold, but for those that cannot be saved."""
+        """Returns the states of objects that handlers hold, without those that cannot be saved."""
         states: dict[str, Any] = {}
-        for name, each in self.members.held.items():
+        for name, each in self.handler_objects.held.items():
             try:
-                states |= _states({name: each}, "{}", self.trainer)
-            except Exception as error:  # it was not attached, and may never be used
-                self._not_saved[name] = str(error)
+                states |= _capture_states({name: each}, "{}", self.trainer)
+            except Exception as error:  # a held object may never be used, so this fails no save
+                self._unsavable[name] = str(error)
         return states
 
     def files(
         self,
         rank: int,
         objects: Mapping[str, Any],
-        of_first: Mapping[str, Any],
+        rank0_digests: Mapping[str, Any],
         unknown: Sequence[Mapping[str, str]] = (),
     ) -> dict[str, Content]:
-        """Those that the process ``rank`` writes, by name. Every process must ask for its own.
+        """Returns the contents of the files that this process writes, by name.
 
-        The tensors are those of the training: they must be written, or copied, before it goes on.
+        Each process must call this for its own files. The tensors share memory with those of the
+        training: they must be written, or copied, before the training continues.
 
         Args:
-            rank: of this process.
-            objects: its ``objects()``.
-            of_first: the ``digests_of`` those of the first process.
-            unknown: the ``unknown_parts`` of each process, for the first to save.
+            rank: the rank of this process.
+            objects: the ``objects()`` of this process.
+            rank0_digests: the ``digests_of`` the objects of rank 0.
+            unknown: the ``unknown_parts`` of each process, which rank 0 saves.
         """
-        place = self.trainer.position_state_dict()
-        place["evaluations"] = self.data_of_validations.state_dict()
+        rank_content = self.trainer.position_state_dict()
+        rank_content["evaluations"] = self.data_of_validations.state_dict()
+        # Most states are the same on all processes. Rank 0 writes them; others write what differs.
         if rank != 0:
-            place["objects"] = _others(objects, of_first)
-        files: dict[str, Content] = {rank_file(rank): Objects(place, "the data loader")}
+            rank_content["objects"] = _differing_states(objects, rank0_digests)
+        files: dict[str, Content] = {rank_file(rank): Objects(rank_content, "the data loader")}
         if rank != 0:
             return files
-        about: dict[str, Any] = {
-            "kinds": self.kinds(),
+        trainer_content: dict[str, Any] = {
+            "kinds": self.class_names(),
             "groups": self.groups(),
             "objects": objects,
             "modules": {},
             "settings": settings_record(self.trainer).state_dict(self.trainer),
             "uncertain": dict(self.uncertain),
-            "unknown": reasons_of_all([{**place["unknown"], **self.unknown_parts()}, *unknown[1:]]),
+            # The reasons of this process are computed here; the other processes have sent theirs.
+            "unknown": reasons_of_all(
+                [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
+            ),
+            # Between runs a model can be in eval mode after an evaluation. A resume must not train
+            # it in that mode, so it has to know whether a run was going.
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():
-            file, content, about["modules"][name] = module_file(
+            file, content, trainer_content["modules"][name] = module_file(
                 name,
                 module,
                 safe_serialization=self.safe_serialization,
@@ -213,42 +233,47 @@ class TrainingState:
                 files[SCALER] = Objects(scaler.state_dict(), "the gradient scaler")
         if (scheduler := self.trainer.lr_scheduler) is not None:
             files[SCHEDULER] = Objects(scheduler.state_dict(), "the scheduler")
+        # For a sharded model Accelerate's `save_state` writes the registered objects as well.
         registered_here = [] if self.is_sharded else registered_objects(self.trainer.accelerator)
         for number, registered in enumerate(registered_here):
             name = type(registered).__name__
             content = Objects(registered.state_dict(), name, may_pickle=True)
             files[registered_file(number)] = content
-        files[TRAINER] = Objects(about, "a handler, or of an object in `also`,")
+        files[TRAINER] = Objects(trainer_content, "a handler, or of an object in `also`,")
         return files
 
     def unknown_parts(self) -> dict[str, str]:
-        """Returns why parts of the report may have a state that cannot be saved, by their names."""
+        """Returns why parts may have a state that is not saved, by their names in the report.
+
+        ``objects`` has to be called before: it notes the states that could not be saved.
+        """
         unknown = {}
         modules = self.whole_modules.items()
         left_out = [
-            f"{of}.{each}"
-            for of, module in modules
-            for each in left_out_of_state(module, self.plain_names[of])
+            f"{module_name}.{each}"
+            for module_name, module in modules
+            for each in left_out_of_state(module, self.plain_names[module_name])
         ]
         if left_out:
             reason = f"left out of the state_dict(): {some(left_out)}; build these as then"
             unknown["model"] = reason
+        # A part can have several reasons, which are joined.
         for part, reason in unsaved_attributes(self.trainer).items():
             unknown[part] = f"{unknown[part]}; {reason}" if part in unknown else reason
         if reason := "; ".join(self.data_of_validations.doubts()):
             unknown["validation data"] = reason
-        reason = unsaved_changes(self.trainer, self.members)
+        reason = unsaved_changes(self.trainer, self.handler_objects)
         reasons = [reason] if reason else []
-        reasons += [f"{name} could not be saved: {why}" for name, why in self._not_saved.items()]
-        carried = [*self.members.with_state.values(), *self.also.values()]
-        reasons += filter(None, [late_changes(self.trainer, carried)])
+        reasons += [f"{name} could not be saved: {why}" for name, why in self._unsavable.items()]
+        saved_objects = [*self.handler_objects.with_state.values(), *self.also.values()]
+        reasons += filter(None, [late_changes(self.trainer, saved_objects)])
         if reasons:
             reasons += filter(None, [unknown.get("handlers")])
             unknown["handlers"] = "; ".join(reasons)
         return unknown
 
     def write_sharded(self, folder: Path) -> None:
-        """Has Accelerate write model and optimizer, all processes together."""
+        """Writes model and optimizer by Accelerate. All processes must call this together."""
         self.trainer.accelerator.save_state(
             str(folder / SHARDED), safe_serialization=self.safe_serialization
         )
@@ -257,51 +282,61 @@ class TrainingState:
     def user_keys(self) -> list[str]:
         """The attributes of ``trainer.state`` that the user has named, and those of handlers."""
         keys = [*self.trainer.state_dict_user_keys, *state_names_of_handlers(self.trainer)]
+        # The trainer names `optimizer_step` for Ignite. Here it is saved with the counters.
         return [key for key in dict.fromkeys(keys) if key != "optimizer_step"]
 
-    def kinds(self) -> dict[str, str | None]:
-        """The classes of what is trained with: a state of another class means something else."""
+    def class_names(self) -> dict[str, str | None]:
+        """Returns the class names of optimizer, scheduler and scaler.
+
+        A resume compares them: an object of another class would read the state differently.
+        """
         optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
         return {
-            "optimizer": _kind(getattr(optimizer, "optimizer", optimizer)),
-            "scheduler": _kind(getattr(scheduler, "scheduler", scheduler)),
-            "scaler": _kind(self.trainer.accelerator.scaler),
+            "optimizer": _class_name(getattr(optimizer, "optimizer", optimizer)),
+            "scheduler": _class_name(getattr(scheduler, "scheduler", scheduler)),
+            "scaler": _class_name(self.trainer.accelerator.scaler),
         }
 
     def groups(self) -> list[list[str]]:
-        """The names of the parameters of each group of the optimizer."""
+        """Returns the names of the parameters of each group of the optimizer."""
         names: dict[int, str] = {}
-        for of, each in self.plain_names.items():
+        for module_name, each in self.plain_names.items():
             for name, parameter in each.plain_state(dict(each.parameters)).items():
-                names.setdefault(id(parameter), f"{of}.{name}")
+                # A parameter that two modules share has the name from the first one.
+                names.setdefault(id(parameter), f"{module_name}.{name}")
         groups = self.trainer.optimizer.param_groups
         return [[names.get(id(each), "?") for each in group["params"]] for group in groups]
 
 
 def digests_of(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """A sum of each, to see which are the same in two processes."""
+    """Returns a digest of each state, to find those that differ between processes."""
     return {
-        kind: {name: digest_of(state) for name, state in states.items()}
-        for kind, states in objects.items()
+        section: {name: digest_of(state) for name, state in states.items()}
+        for section, states in objects.items()
     }
 
 
-def _others(objects: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those that have another sum."""
-    found: dict[str, dict[str, Any]] = {}
-    for kind, ours in digests_of(objects).items():
-        theirs = sums[kind]
-        names = [name for name in ours if ours[name] != theirs.get(name)]
-        found[kind] = {name: objects[kind][name] for name in names}
-    return found
+def _differing_states(
+    objects: Mapping[str, Any], rank0_digests: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Returns the states whose digests differ from those of rank 0."""
+    differing: dict[str, dict[str, Any]] = {}
+    for section, own_digests in digests_of(objects).items():
+        digests = rank0_digests[section]
+        names = [name for name in own_digests if own_digests[name] != digests.get(name)]
+        differing[section] = {name: objects[section][name] for name in names}
+    return differing
 
 
-def _states(objects: Mapping[str, Any], what: str, trainer: TrainingEngine) -> dict[str, Any]:
+def _capture_states(
+    objects: Mapping[str, Any], description: str, trainer: TrainingEngine
+) -> dict[str, Any]:
+    """Returns the states of objects, after a check that they can be saved without pickle."""
     states = {name: Member(each, trainer).state_dict() for name, each in objects.items()}
     for name, state in states.items():
-        Objects(state, what.format(name))
+        Objects(state, description.format(name))
     return states
 
 
-def _kind(thing: Any) -> str | None:
+def _class_name(thing: Any) -> str | None:
     return None if thing is None else type(thing).__name__

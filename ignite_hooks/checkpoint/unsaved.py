@@ -1,12 +1,12 @@
-"""What changes in a run and has no state to save: counters of handlers, lists in closures.
+"""Values that change in a run and are in no state: counters of handlers, lists in closures.
 
-No checkpoint can restore it, so the report of a resume names it. Values are compared with those at
-the beginning of the first run, when the handlers of STARTED have set what they set: what is the
-same then is the same in the process that resumes. Objects of libraries are not compared; their
-values are clocks, files and connections.
+No checkpoint can restore them, so the report of a resume names them. Values are compared with those
+at the beginning of the first run, after the handlers of STARTED: a value that has not changed since
+is the same in the process that resumes. Objects of libraries are not compared; their values are
+clocks, files and connections.
 
-A ``state_dict`` that a class inherits from Ignite has what Ignite knows of. What a metric keeps
-besides, for instance, is lost with a resume in the middle of an epoch.
+A ``state_dict`` that a class inherits from Ignite has the attributes that Ignite's class has. Other
+attributes, for example of a user's metric, are lost with a resume in the middle of an epoch.
 """
 
 import io
@@ -42,7 +42,7 @@ from ignite.metrics import Metric
 from xxhash import xxh3_128_hexdigest
 
 from ignite_hooks.checkpoint.digest import digest_of
-from ignite_hooks.checkpoint.members import Members
+from ignite_hooks.checkpoint.members import HandlerObjects
 from ignite_hooks.checkpoint.members import can_be_saved
 from ignite_hooks.checkpoint.members import state_names_of_handlers
 from ignite_hooks.checkpoint.report import some
@@ -55,16 +55,19 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["UNKNOWN", "digest_of_value", "note_beginning", "stored_by_user", "unsaved_changes"]
 
-_MAX_DEPTH = 8
-_MAX_ELEMENTS = 10_000
-_MAX_NUMBERS = 1_000_000
+# Bounds of what is digested of one value, since each save does so. Changes beyond them go unseen.
+_MAX_DEPTH = 8  # containers within each other
+_MAX_ELEMENTS = 10_000  # elements of containers together
+_MAX_NUMBERS = 1_000_000  # numbers in a list or an array
 _MAX_TEXT = 200
 _MAX_INT = 2**63
-_COMPARED = (Namespace, SimpleNamespace, UserDict, UserList, FastaiLRFinder)
-_SCALARS = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, np.generic)
-# Of a metric of Ignite: what it finds out from the first batch, and what it has computed.
-_NO_STATE = {"_is_reduced", "_num_classes", "_result", "_type"}
-_OF_TRAINER = {
+# Classes of libraries that users fill with their own values.
+_COMPARED_LIBRARY_CLASSES = (Namespace, SimpleNamespace, UserDict, UserList, FastaiLRFinder)
+_SCALAR_TYPES = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, np.generic)
+# Attributes of Ignite's metrics that follow from the first batch, or from the last `compute`.
+_DERIVED_ATTRIBUTES = {"_is_reduced", "_num_classes", "_result", "_type"}
+# Attributes of `trainer.state` that the trainer itself sets.
+_STATE_ATTRIBUTES = {
     *vars(State()),
     *("loss", "max_steps", "model_outputs", "optimizer_step", "start_epoch", "start_step"),
     *("step_committed", "validation"),
@@ -72,54 +75,57 @@ _OF_TRAINER = {
 
 
 def note_beginning(trainer: TrainingEngine) -> None:
-    """Notes the values that a run begins with, of what was not noted in this process yet."""
-    noted = _noted(trainer)
-    members = Members.of(trainer)
-    for path, values in (_values(trainer, members) | _values_beside_state(members)).items():
-        noted.setdefault(path, values)
+    """Records the values that a run begins with, for objects that this process has not seen yet."""
+    initial = _initial_values(trainer)
+    handler_objects = HandlerObjects.of(trainer)
+    for path, values in (
+        _current_values(trainer, handler_objects) | _digests_beside_state(handler_objects)
+    ).items():
+        initial.setdefault(path, values)
 
 
-def unsaved_changes(trainer: TrainingEngine, members: Members) -> str:
-    """Returns what has changed and is not saved, and what to do; "" if there is nothing.
+def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) -> str:
+    """Returns a message about values that changed and are not saved, with remedies, or "".
 
     Args:
         trainer: the trainer.
-        members: what its handlers hold.
+        handler_objects: the objects that its handlers hold.
     """
-    noted, changed = _noted(trainer), []
-    for path, values in _values(trainer, members).items():
-        before = noted.setdefault(path, values)
+    initial, changed = _initial_values(trainer), []
+    for path, values in _current_values(trainer, handler_objects).items():
+        before = initial.setdefault(path, values)
         changed += [
             f"{path}.{name}" if name else path
             for name, value in values.items()
             if before.get(name) != value or UNKNOWN in value
         ]
-    of_state = [path for path in changed if path.startswith(_STATE)]
-    of_handlers = [path for path in changed if not path.startswith(_STATE)]
-    beside = _changed_beside_state(trainer, members)
+    state_paths = [path for path in changed if path.startswith(_STATE)]
+    handler_paths = [path for path in changed if not path.startswith(_STATE)]
+    paths_beside_state = _changed_beside_state(trainer, handler_objects)
     reasons = []
-    if of_handlers:
+    if handler_paths:
         reasons.append(
-            f"{some(of_handlers)} changed and cannot be saved: give the object state_dict() and "
+            f"{some(handler_paths)} changed and cannot be saved: give the object state_dict() and "
             "load_state_dict(), or keep the value in one that has them"
         )
-    if beside:
+    if paths_beside_state:
         reasons.append(
-            f"{some(beside)} changed and is in no state_dict(): a value computed from it is wrong "
-            "until it is reset; a class can name such attributes in _state_dict_all_req_keys"
+            f"{some(paths_beside_state)} changed and is in no state_dict(): a value computed from "
+            "it is wrong until it is reset; a class can name such attributes in "
+            "_state_dict_all_req_keys"
         )
-    if of_state:
-        names = ", ".join(repr(path.removeprefix(_STATE)) for path in sorted(of_state))
+    if state_paths:
+        names = ", ".join(repr(path.removeprefix(_STATE)) for path in sorted(state_paths))
         reasons.append(
-            f"{some(of_state)} changed: append {names} to trainer.state_dict_user_keys to have it "
-            "saved"
+            f"{some(state_paths)} changed: append {names} to trainer.state_dict_user_keys to have "
+            "it saved"
         )
-    if members.unnamed:
+    if handler_objects.unnamed:
         reasons.append(
-            f"{some(members.unnamed)} have no order that another process repeats: keep them in a "
-            "list or by name"
+            f"{some(handler_objects.unnamed)} have no order that another process repeats: keep "
+            "them in a list or by name"
         )
-    if not members.is_complete:
+    if not handler_objects.is_complete:
         reasons.append("handlers hold too many objects to look at all of them")
     return "; ".join(reasons)
 
@@ -127,188 +133,199 @@ def unsaved_changes(trainer: TrainingEngine, members: Members) -> str:
 _STATE = "trainer.state."
 _BESIDE = " beside its state"
 UNKNOWN = "?"
-"""The digest of an iterator whose place cannot be told."""
+"""The digest of an iterator whose position cannot be read."""
 Values = dict[str, dict[str, list[str]]]
 
 
-def _noted(trainer: TrainingEngine) -> Values:
-    noted: Values = belongings(trainer).setdefault("values_at_beginning", {})
-    return noted
+def _initial_values(trainer: TrainingEngine) -> Values:
+    initial: Values = belongings(trainer).setdefault("values_at_beginning", {})
+    return initial
 
 
-def _values(trainer: TrainingEngine, members: Members) -> Values:
-    """Returns digests of the values that handlers hold: by the path to the holder, and by name."""
+def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) -> Values:
+    """Returns digests of the values that handlers hold, by the path to the holder and by name."""
     values: Values = {}
-    for path, holder in members.stateless:
+    for path, holder in handler_objects.stateless:
         if (stored := stored_by_user(holder)) is not None:
-            of_holder = values.setdefault(path, {})
+            digests = values.setdefault(path, {})
             for name, value in stored:
-                kind = type(value)  # most values are numbers, which need no call
+                cls = type(value)  # the `repr` of a number serves as its digest, without a call
                 is_short = (
-                    kind is float
-                    or kind is bool
+                    cls is float
+                    or cls is bool
                     or value is None
-                    or (kind is int and -_MAX_INT < value < _MAX_INT)
+                    or (cls is int and -_MAX_INT < value < _MAX_INT)
                 )
                 digest = repr(value) if is_short else digest_of_value(value)
-                of_holder.setdefault(name, []).append(digest)
-    known = {
-        *_OF_TRAINER,
+                digests.setdefault(name, []).append(digest)
+    saved_names = {
+        *_STATE_ATTRIBUTES,
         *trainer.state_dict_user_keys,
         *state_names_of_handlers(trainer),
-        *_names_of_stores(trainer),
+        *_output_store_names(trainer),
     }
     values[_STATE.rstrip(".")] = {
         name: [digest_of_value(value)]
         for name, value in vars(trainer.state).items()
-        if name not in known
+        if name not in saved_names
     }
     return values
 
 
-def _values_beside_state(members: Members) -> Values:
-    """Returns digests of what objects store that their state, inherited from Ignite, has not."""
+def _digests_beside_state(handler_objects: HandlerObjects) -> Values:
+    """Returns digests of attributes that a ``state_dict`` inherited from Ignite does not have."""
     return {
-        f"{path}{_BESIDE}": {name: [digest_of_value(value)] for name, value in _beside_state(each)}
-        for path, each in members.with_state.items()
+        f"{path}{_BESIDE}": {
+            name: [digest_of_value(value)] for name, value in _attributes_beside_state(each)
+        }
+        for path, each in handler_objects.with_state.items()
         if _inherits_state(type(each))
     }
 
 
-def _changed_beside_state(trainer: TrainingEngine, members: Members) -> list[str]:
-    """Returns what of it has changed, but for metrics that are reset before they are used next."""
-    noted, things, changed = _noted(trainer), members.with_state, []
-    for path, values in _values_beside_state(members).items():
-        before, name = noted.setdefault(path, values), path.removesuffix(_BESIDE)
-        if not _is_reset_next(trainer, things[name]):
+def _changed_beside_state(trainer: TrainingEngine, handler_objects: HandlerObjects) -> list[str]:
+    """Returns the changed attributes beside such states.
+
+    Metrics that are reset before they are used again are left out.
+    """
+    initial, objects, changed = _initial_values(trainer), handler_objects.with_state, []
+    for path, values in _digests_beside_state(handler_objects).items():
+        before, name = initial.setdefault(path, values), path.removesuffix(_BESIDE)
+        if not _is_reset_before_use(trainer, objects[name]):
             changed += [f"{name}.{each}" for each, now in values.items() if before.get(each) != now]
     return changed
 
 
-def _inherits_state(kind: type) -> bool:
-    """Returns whether a class has the ``state_dict`` of one of Ignite, which may not know all."""
-    source = next((each for each in kind.__mro__ if "state_dict" in vars(each)), object)
+def _inherits_state(cls: type) -> bool:
+    """Returns whether a class inherits a ``state_dict`` from Ignite that may be incomplete."""
+    source = next((each for each in cls.__mro__ if "state_dict" in vars(each)), object)
     if source.__module__.partition(".")[0] != "ignite":
         return False
-    if not is_of_library(kind):
+    if not is_of_library(cls):
         return True
-    is_clock = issubclass(kind, Frequency | GpuInfo)
-    return source is Metric and not _names_in_state(kind) and not is_clock
+    measures_the_machine = issubclass(cls, Frequency | GpuInfo)
+    return source is Metric and not _names_in_state(cls) and not measures_the_machine
 
 
-def _names_in_state(kind: type) -> tuple[str, ...]:
-    return getattr(kind, "_state_dict_all_req_keys", ())
+def _names_in_state(cls: type) -> tuple[str, ...]:
+    return getattr(cls, "_state_dict_all_req_keys", ())
 
 
-def _beside_state(thing: Any) -> Iterator[tuple[str, Any]]:
-    kind = type(thing)
-    known = {*_NO_STATE, *_names_in_state(kind)}
-    if issubclass(kind, BaseParamScheduler):
-        known |= {*thing._state_attrs}
-    for name, value in stored_values(thing):
-        if name not in known:
+def _attributes_beside_state(obj: Any) -> Iterator[tuple[str, Any]]:
+    cls = type(obj)
+    saved_names = {*_DERIVED_ATTRIBUTES, *_names_in_state(cls)}
+    if issubclass(cls, BaseParamScheduler):
+        saved_names |= {*obj._state_attrs}
+    for name, value in stored_values(obj):
+        if name not in saved_names:
             yield name, value
-            if issubclass(type(value), Metric):  # one within, of a kappa for instance
+            if issubclass(type(value), Metric):  # such as the metric within a CohenKappa
                 yield from ((f"{name}.{n}", each) for n, each in stored_values(value))
 
 
-def _is_reset_next(trainer: TrainingEngine, thing: Any) -> bool:
-    """Returns whether an object is a metric that begins afresh with the next batch."""
-    if not issubclass(type(thing), Metric):
+def _is_reset_before_use(trainer: TrainingEngine, obj: Any) -> bool:
+    """Returns whether an object is a metric that is reset before the next batch."""
+    if not issubclass(type(obj), Metric):
         return False
     is_between_epochs = trainer.place.progress.batches == 0
     events = (Events.ITERATION_STARTED, *([Events.EPOCH_STARTED] if is_between_epochs else []))
-    return any(is_called_at(trainer, each, thing.started) for each in events)
+    return any(is_called_at(trainer, each, obj.started) for each in events)
 
 
 def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
-    """Returns what an object of a user stores; None for one whose changes do not matter."""
-    kind = type(holder)
-    if kind in (list, dict, set, deque):
+    """Returns the values that an object of a user stores; None if its changes do not matter."""
+    cls = type(holder)
+    if cls in (list, dict, set, deque):
         return [("", holder)]
-    is_code = kind is FunctionType or issubclass(kind, type)
-    is_users = not is_of_library(holder if is_code else kind)
-    return stored_values(holder) if is_users or issubclass(kind, _COMPARED) else None
+    is_code = cls is FunctionType or issubclass(cls, type)
+    is_user_class = not is_of_library(holder if is_code else cls)
+    return (
+        stored_values(holder)
+        if is_user_class or issubclass(cls, _COMPARED_LIBRARY_CLASSES)
+        else None
+    )
 
 
-def _names_of_stores(trainer: TrainingEngine) -> Iterator[str]:
-    """Yields the attributes that Ignite's stores of outputs fill at the end of each epoch."""
+def _output_store_names(trainer: TrainingEngine) -> Iterator[str]:
+    """Yields the attributes that Ignite's ``EpochOutputStore``s fill at the end of each epoch."""
     for function, _ in calls_of(trainer):
         owner = getattr(function, "__self__", None)
         if isinstance(owner, EpochOutputStore) and hasattr(owner, "name"):
             yield owner.name
 
 
-def _class_of(thing: Any) -> type:
-    return thing if issubclass(type(thing), type) else type(thing)
-
-
 def digest_of_value(value: Any) -> str:
-    """Returns a digest of plain data, iterators and containers; of other objects, of the class."""
-    budget = [_MAX_ELEMENTS]
-    plain = _plain(value, budget, 0)
-    if plain is None:
+    """Returns a digest of plain data, an iterator or a container, or of another object's class."""
+    budget = [_MAX_ELEMENTS]  # a list, because all calls below count it down together
+    digestible = _digestible(value, budget, 0)
+    if digestible is None:
         return UNKNOWN
-    if type(plain) is bytes:
-        return xxh3_128_hexdigest(plain)
-    is_name = type(plain) is tuple and len(plain) == 2 and {*map(type, plain)} == {str}
-    if is_name and len(plain[1]) <= _MAX_TEXT:
-        return str(plain)
-    return digest_of(plain)
+    if type(digestible) is bytes:
+        return xxh3_128_hexdigest(digestible)
+    # A short scalar, or the name of a class, serves as its own digest.
+    is_name = (
+        type(digestible) is tuple and len(digestible) == 2 and {*map(type, digestible)} == {str}
+    )
+    if is_name and len(digestible[1]) <= _MAX_TEXT:
+        return str(digestible)
+    return digest_of(digestible)
 
 
-def _plain(value: Any, budget: list[int], depth: int) -> Any:
-    """Returns a value as data that can be digested; None for an iterator of unknown place."""
-    kind = type(value)
+def _digestible(value: Any, budget: list[int], depth: int) -> Any:
+    """Returns a value as data that can be digested; None for an iterator of unknown position."""
+    cls = type(value)
     budget[0] -= 1
-    if issubclass(kind, _SCALARS):
+    if issubclass(cls, _SCALAR_TYPES):
         # Python refuses to write very long integers in decimal digits.
-        return kind.__name__, hex(value) if kind is int else repr(value)
-    if issubclass(kind, torch.Tensor | np.ndarray):
+        return cls.__name__, hex(value) if cls is int else repr(value)
+    if issubclass(cls, torch.Tensor | np.ndarray):
         return _sample(value)
-    if issubclass(kind, list | tuple | set | frozenset | deque | Mapping):
-        return _plain_container(value, budget, depth)
-    if hasattr(kind, "__next__") and not issubclass(kind, io.IOBase):
-        return _place_of_iterator(value, budget, depth)
-    return kind.__module__, kind.__qualname__
+    if issubclass(cls, list | tuple | set | frozenset | deque | Mapping):
+        return _digestible_container(value, budget, depth)
+    if hasattr(cls, "__next__") and not issubclass(cls, io.IOBase):
+        return _iterator_position(value, budget, depth)
+    return cls.__module__, cls.__qualname__
 
 
-def _plain_container(value: Any, budget: list[int], depth: int) -> Any:
-    kind = type(value)
-    if not is_of_library(kind):
-        return kind.__qualname__, None if can_be_saved(value) else len(value)
-    elements = list(value.items() if issubclass(kind, Mapping) else value)
+def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
+    """Returns a container as data that can be digested, within the bounds."""
+    cls = type(value)
+    if not is_of_library(cls):
+        return cls.__qualname__, None if can_be_saved(value) else len(value)
+    elements = list(value.items() if issubclass(cls, Mapping) else value)
     if len(elements) <= _MAX_NUMBERS and {*map(type, elements)} <= {bool, int, float, str}:
-        in_order = sorted(elements, key=repr) if issubclass(kind, set | frozenset) else elements
-        return marshal.dumps(in_order, 2)  # later versions depend on counts of references
+        in_order = sorted(elements, key=repr) if issubclass(cls, set | frozenset) else elements
+        # Version 2 of the format: later ones depend on reference counts, not on the values alone.
+        return marshal.dumps(in_order, 2)
     if depth == _MAX_DEPTH or budget[0] < 0:
-        return kind.__name__, len(elements)
+        return cls.__name__, len(elements)
     inner = []
     for each in elements:
         if budget[0] < 0:
             break
-        inner.append(_plain(each, budget, depth + 1))
-    if issubclass(kind, set | frozenset):
+        inner.append(_digestible(each, budget, depth + 1))
+    if issubclass(cls, set | frozenset):
         inner = sorted(inner, key=repr)
-    return None if None in inner else (kind.__name__, len(elements), inner)
+    return None if None in inner else (cls.__name__, len(elements), inner)
 
 
-def _place_of_iterator(iterator: Any, budget: list[int], depth: int) -> Any:
+def _iterator_position(iterator: Any, budget: list[int], depth: int) -> Any:
+    """Returns the position of an iterator, read without advancing it; None if it is unknown."""
     if isinstance(iterator, GeneratorType):
         if getgeneratorstate(iterator) == GEN_CREATED:
             return "generator, not begun"
         frame = iterator.gi_frame
         variables = {} if frame is None else getgeneratorlocals(iterator)
-        place = None if frame is None else frame.f_lasti
-        return "generator", place, _plain(variables, budget, depth + 1)
-    kind = type(iterator)
-    if is_of_library(kind) and hasattr(kind, "__length_hint__"):
-        return kind.__name__, length_hint(iterator)
-    return repr(iterator) if kind is itertools.count else None
+        position = None if frame is None else frame.f_lasti
+        return "generator", position, _digestible(variables, budget, depth + 1)
+    cls = type(iterator)
+    if is_of_library(cls) and hasattr(cls, "__length_hint__"):
+        return cls.__name__, length_hint(iterator)
+    return repr(iterator) if cls is itertools.count else None
 
 
 def _sample(value: Any) -> Any:
-    """Returns an array, or elements of a large one at equal distances."""
+    """Returns the elements of an array, or evenly spaced ones of a large array."""
     is_dense = not isinstance(value, torch.Tensor) or value.layout == torch.strided
     if not is_dense or (isinstance(value, np.ndarray) and value.dtype.hasobject):
         return type(value).__name__, str(value.dtype), tuple(value.shape)

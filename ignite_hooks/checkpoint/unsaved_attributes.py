@@ -1,10 +1,10 @@
-"""What modules and the optimizer keep outside their states: a counter, a memory, a cached mask.
+"""Attributes of modules and optimizers that no ``state_dict`` has: a counter, a cached mask.
 
 A ``state_dict`` has the parameters and the persistent buffers of a module. An attribute that a
-forward pass changes, or a buffer with ``persistent=False``, begins anew in the process that
-resumes, and the report names it. So does that of a loss function, of the modules that
-``batch_processor`` calls or handlers hold, and of an optimizer of a user's class. A module that
-saves in a way of its own, by ``get_extra_state`` for instance, is taken to save all that it needs.
+forward pass changes, or a buffer with ``persistent=False``, has its initial value again in the
+process that resumes, and the report names it. The same holds for loss functions, for modules that
+``batch_processor`` calls or handlers hold, and for optimizers of a user's class. A module that
+customizes its saving, for example by ``get_extra_state``, is assumed to save all that it needs.
 """
 
 from collections.abc import Callable
@@ -30,14 +30,14 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["note_attributes", "unsaved_attributes"]
 
-_HANDLER = "handler "
-_OF_MODULES = (
+_HANDLER_PREFIX = "handler "
+_MODULE_REMEDY = (
     "register tensors as buffers, and return other values from get_extra_state(); what each "
     "forward() sets before it is read needs nothing"
 )
 _REMEDIES = {
-    "model": _OF_MODULES,
-    "handlers": _OF_MODULES,
+    "model": _MODULE_REMEDY,
+    "handlers": _MODULE_REMEDY,
     "optimizer": "keep the value in `state` or in a group of parameters, which are saved",
 }
 Holder = tuple[str, Callable[[], Any]]
@@ -45,23 +45,23 @@ Values = dict[str, dict[str, Any]]
 
 
 def note_attributes(trainer: TrainingEngine) -> None:
-    """Notes the values that a run begins with, of what was not noted in this process yet."""
-    _ = trainer.generators  # searches what is there now
-    noted = _noted(trainer)
-    for path, values in _values(trainer):
-        noted.setdefault(path, values)
+    """Records the values that a run begins with, for objects that this process has not seen yet."""
+    _ = trainer.generators  # makes the search whose objects `_holders` reads
+    initial = _initial_values(trainer)
+    for path, values in _current_values(trainer):
+        initial.setdefault(path, values)
 
 
 def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
-    """Returns what has changed and is in no state, by the part of the report that it belongs to.
+    """Returns messages about attributes that changed and are in no state, by part of the report.
 
-    Looked at are the objects of the last search for ``trainer.generators``, which a save makes.
+    The objects are those of the last search for ``trainer.generators``, which each save makes.
     """
-    noted = _noted(trainer)
+    initial = _initial_values(trainer)
     changed: dict[str, list[str]] = {part: [] for part in _REMEDIES}
-    for path, values in _values(trainer):
-        before = noted.setdefault(path, values)
-        holder = path.removeprefix(_HANDLER)
+    for path, values in _current_values(trainer):
+        before = initial.setdefault(path, values)
+        holder = path.removeprefix(_HANDLER_PREFIX)
         part = "handlers" if holder != path else "model"
         if path.partition(".")[0] == "optimizer":
             part = "optimizer"
@@ -77,91 +77,103 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
     }
 
 
-def _noted(trainer: TrainingEngine) -> Values:
-    noted: Values = belongings(trainer).setdefault("attributes_at_beginning", {})
-    return noted
+def _initial_values(trainer: TrainingEngine) -> Values:
+    initial: Values = belongings(trainer).setdefault("attributes_at_beginning", {})
+    return initial
 
 
-def _values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what can be compared of each object: a path, and digests by name."""
-    memory: set[int] = set()
+def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields for each object its path, and digests of its unsaved attributes by name."""
+    saved_storages: set[int] = set()
     holders = _holders(trainer)
     for path, get in holders:
-        attributes = _attributes(get())
-        if any(_tensors_in(value) for value in attributes.values()) and not memory:
-            memory = _memory_of_states(trainer, holders)
+        attributes = _unsaved_values(get())
+        # An attribute may be a tensor that a state has. The states are captured on first use, since
+        # few modules have such attributes.
+        if any(_storage_pointers(value) for value in attributes.values()) and not saved_storages:
+            saved_storages = _saved_storages(trainer, holders)
         yield (
             path,
             {
                 name: digest_of_value(value)
                 for name, value in attributes.items()
-                if not _is_in(memory, value)
+                if not _is_saved(saved_storages, value)
             },
         )
 
 
 def _holders(trainer: TrainingEngine) -> list[Holder]:
-    """Returns the objects to look at, chosen again only if the search has found others."""
+    """Returns the objects to compare; they are selected again only after a new search."""
     searched = trainer.searched
-    known = belongings(trainer).get("attribute_holders")
-    if known is None or known[0] is not searched:
-        known = belongings(trainer)["attribute_holders"] = searched, list(_chosen(searched))
-    holders: list[Holder] = known[1]
+    cached = belongings(trainer).get("attribute_holders")
+    if cached is None or cached[0] is not searched:
+        cached = belongings(trainer)["attribute_holders"] = (
+            searched,
+            list(_select_holders(searched)),
+        )
+    holders: list[Holder] = cached[1]
     return holders
 
 
-def _chosen(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holder]:
-    """Yields the modules, and what of users' classes is within one, or within the optimizer."""
-    outer: dict[str, bool] = {}  # modules, and whether they save in a way of their own
+def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holder]:
+    """Yields modules, the optimizer, and objects within them, unless the owner saves itself."""
+    saves_itself: dict[str, bool] = {}  # by path, whether a module or optimizer customizes saving
     for path, get in searched.items():
-        thing, root = get(), path.partition(".")[0]
+        obj, root = get(), path.partition(".")[0]
         if root == "scheduler":
             continue
-        if issubclass(type(thing), torch.nn.Module):
-            if root.startswith(_HANDLER) and not tensors_in(thing):
-                continue  # it is compared as any object of a handler is
-            outer[path] = has_own_state(thing)
-        elif issubclass(type(thing), Optimizer):
-            outer[path] = type(thing).state_dict is not Optimizer.state_dict
-        owner = next((above for above in _upwards(path) if above in outer), None)
-        if owner is not None and not outer[owner]:
+        if issubclass(type(obj), torch.nn.Module):
+            if root.startswith(_HANDLER_PREFIX) and not tensors_in(obj):
+                continue  # `unsaved.py` compares it, like any object of a handler
+            saves_itself[path] = has_own_state(obj)
+        elif issubclass(type(obj), Optimizer):
+            saves_itself[path] = type(obj).state_dict is not Optimizer.state_dict
+        # The innermost module or optimizer on the path decides.
+        owner = next((above for above in _path_and_parents(path) if above in saves_itself), None)
+        if owner is not None and not saves_itself[owner]:
             yield path, get
 
 
-def _upwards(path: str) -> Iterator[str]:
+def _path_and_parents(path: str) -> Iterator[str]:
+    """Yields a path and the paths of the objects around it, innermost first."""
     while path:
         yield path
         path = path.rpartition(".")[0]
 
 
-def _attributes(thing: Any) -> dict[str, Any]:
-    """Returns what an object stores and no state has, by name."""
-    kind = type(thing)
-    if issubclass(kind, torch.nn.Module):
-        is_users = not is_of_library(kind)
-        return attributes_beside_state(thing) if is_users else dict(unsaved_buffers(thing))
-    if issubclass(kind, Optimizer):
-        return {} if is_of_library(kind) else attributes_of_optimizer(thing)
-    return dict(stored_by_user(thing) or ())
+def _unsaved_values(obj: Any) -> dict[str, Any]:
+    """Returns the attributes of an object that its state does not have, by name."""
+    cls = type(obj)
+    if issubclass(cls, torch.nn.Module):
+        is_user_class = not is_of_library(cls)
+        return attributes_beside_state(obj) if is_user_class else dict(unsaved_buffers(obj))
+    if issubclass(cls, Optimizer):
+        return {} if is_of_library(cls) else attributes_of_optimizer(obj)
+    return dict(stored_by_user(obj) or ())
 
 
-def _memory_of_states(trainer: TrainingEngine, holders: list[Holder]) -> set[int]:
-    """Returns where the tensors are that the states of modules have."""
-    of_handlers = [get() for path, get in holders if path.startswith(_HANDLER)]
-    modules = [each for each in of_handlers if issubclass(type(each), torch.nn.Module)]
+def _saved_storages(trainer: TrainingEngine, holders: list[Holder]) -> set[int]:
+    """Returns the addresses of the storages whose tensors are in the states of modules."""
+    handler_modules = [get() for path, get in holders if path.startswith(_HANDLER_PREFIX)]
+    modules = [each for each in handler_modules if issubclass(type(each), torch.nn.Module)]
     states = [module.state_dict() for module in (*trainer.modules.values(), *modules)]
-    return {place for state in states for each in state.values() for place in _tensors_in(each)}
+    return {
+        pointer
+        for state in states
+        for each in state.values()
+        for pointer in _storage_pointers(each)
+    }
 
 
-def _is_in(memory: set[int], value: Any) -> bool:
-    """Returns whether a value is a tensor, or some tensors, that a state has."""
-    places = _tensors_in(value)
-    return bool(places) and memory.issuperset(places)
+def _is_saved(saved_storages: set[int], value: Any) -> bool:
+    """Returns whether a value consists of tensors that a state has."""
+    pointers = _storage_pointers(value)
+    return bool(pointers) and saved_storages.issuperset(pointers)
 
 
-def _tensors_in(value: Any) -> list[int]:
-    """Returns where a tensor is, or where those of a list are."""
+def _storage_pointers(value: Any) -> list[int]:
+    """Returns the addresses of the storages of a tensor, or of the tensors in a list."""
     if isinstance(value, list | tuple):
-        return [place for each in value for place in _tensors_in(each)]
+        return [pointer for each in value for pointer in _storage_pointers(each)]
     is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
     return [value.untyped_storage().data_ptr()] if is_dense and not value.is_meta else []

@@ -591,7 +591,7 @@ def test_float32_into_bfloat16_is_said_to_be_approximate(tmp_path):
     )
     assert trainer.resume_report.parts["model"].level == "approximate"
     assert {each.dtype for each in trainer.model.parameters()} == {torch.bfloat16}
-    with pytest.warns(UserWarning, match=r"model: approximate .*number formats"):
+    with pytest.warns(UserWarning, match=r"model: approximate .*other dtypes"):
         trainer.run(max_epochs=2)
 
 

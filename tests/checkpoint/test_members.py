@@ -44,7 +44,7 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.digest import digest_of
-from ignite_hooks.checkpoint.members import Members
+from ignite_hooks.checkpoint.members import HandlerObjects
 from ignite_hooks.checkpoint.members import handlers_with_state
 from ignite_hooks.checkpoint.members import has_state
 from ignite_hooks.core.handler import Handler
@@ -620,7 +620,7 @@ def test_objects_in_a_set_have_no_names():
         trainer.add_event_handler(STEP, lambda: (several, one))
 
     trainer, _ = trained(attach)
-    members = Members.of(trainer)
+    members = HandlerObjects.of(trainer)
     assert [*members.with_state] == ["OtherCount"]
     assert members.unnamed == ["<lambda>.several.{Count}"]
 
@@ -713,9 +713,9 @@ def test_a_module_without_tensors_left_is_no_module_of_the_trainer():
     trainer, module = make_trainer(batches_of(1)), Counting()
     module.weight = trainer.model[0].weight
     trainer.add_event_handler(STEP, Holding(module=module))
-    assert not any(each is module for _, each in Members.of(trainer).stateless)
+    assert not any(each is module for _, each in HandlerObjects.of(trainer).stateless)
     del module.weight
-    assert any(each is module for _, each in Members.of(trainer).stateless)
+    assert any(each is module for _, each in HandlerObjects.of(trainer).stateless)
 
 
 def test_another_search_is_made_only_after_a_change():
@@ -723,11 +723,11 @@ def test_another_search_is_made_only_after_a_change():
     held = [Holding(count=Count(), texts=["a"], number=1) for _ in range(100)]
     holder = Holding(held=held)
     trainer.add_event_handler(STEP, holder)
-    first, calls = Members.of(trainer), []
+    first, calls = HandlerObjects.of(trainer), []
     held[0].number, held[0].texts[0] = 2, "b"  # what is stored itself is read at each save
     sys.setprofile(lambda frame, event, _: calls.append(frame) if event == "call" else None)
     try:
-        again = Members.of(trainer)
+        again = HandlerObjects.of(trainer)
     finally:
         sys.setprofile(None)
     assert again == first

@@ -19,7 +19,7 @@ from ignite_hooks.checkpoint.module_state import give_to_module
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import set_flags
-from ignite_hooks.checkpoint.module_trial import put_back
+from ignite_hooks.checkpoint.module_trial import restored_on_exit
 from tests.reference import batches_of
 from tests.reference import seed
 from tests.reference import weights
@@ -412,7 +412,7 @@ def test_what_loading_has_changed_is_not_called_exact(tmp_path):
     with pytest.warns(UserWarning, match="resumed from"):
         _, trainer = resumed(tmp_path, make, make)
     assert trainer.resume_report.parts["model"].level == "approximate"
-    assert "changed or left out: 0.layer.bias" in str(trainer.resume_report)
+    assert "left out by the module's own loading: 0.layer.bias" in str(trainer.resume_report)
 
 
 class Failing(Growing):
@@ -488,12 +488,12 @@ def test_only_a_part_with_its_own_loading_is_copied(monkeypatch):
     copied = []
 
     @contextmanager
-    def put_back_noting(module):
+    def restored_and_noted(module):
         copied.append(module)
-        with put_back(module):
+        with restored_on_exit(module):
             yield
 
-    monkeypatch.setattr(module_state, "put_back", put_back_noting)
+    monkeypatch.setattr(module_state, "restored_on_exit", restored_and_noted)
     model = torch.nn.Sequential(plain(), Growing())
     _, _, about = module_file("model", model, safe_serialization=True)
     assert fit_of_module("model", model.state_dict(), about, model).differences == []

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ignite_hooks.checkpoint.digest import digest_of
-from ignite_hooks.checkpoint.module_trial import Sources
-from ignite_hooks.checkpoint.module_trial import put_back
+from ignite_hooks.checkpoint.module_trial import SourceTracker
+from ignite_hooks.checkpoint.module_trial import restored_on_exit
 
 
 class Model(torch.nn.Module):
@@ -98,7 +98,7 @@ def test_a_module_is_put_back_as_it_was(change):
     model = Model()
     before = look_of(model)
     try:
-        with put_back(model):
+        with restored_on_exit(model):
             change(model)
     except OverflowError:
         assert change is fail
@@ -109,9 +109,9 @@ def test_a_module_is_put_back_as_it_was(change):
 def test_the_source_of_a_parameter_is_the_tensor_it_was_copied_from():
     layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     state = {"former": torch.ones(2, 2), "bias": torch.ones(2)}
-    with Sources(state) as sources, torch.no_grad():
+    with SourceTracker(state) as sources, torch.no_grad():
         layer.weight.copy_(state["former"])
         layer.bias.copy_(torch.ones(2))
-    assert sources.of(layer.weight) == "former"
-    assert sources.of(layer.bias) is None
-    assert sources.of(other.weight) is None
+    assert sources.source_of(layer.weight) == "former"
+    assert sources.source_of(layer.bias) is None
+    assert sources.source_of(other.weight) is None

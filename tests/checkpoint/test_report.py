@@ -192,13 +192,13 @@ DIFFERENCES = {
         shuffled,
         shuffled,
         {"lr_scheduler": (None, step_lr)},
-        r"scheduler: missing \(the checkpoint has none: it begins anew\)",
+        r"scheduler: missing \(the checkpoint has none: it starts from scratch\)",
     ),
     "no scheduler now": (
         shuffled,
         shuffled,
         {"lr_scheduler": (step_lr, None)},
-        r"scheduler: missing \(the checkpoint has one, this training has none\)",
+        r"scheduler: missing \(the checkpoint has one, this run has none\)",
     ),
     "a new handler": (
         shuffled,

@@ -142,13 +142,13 @@ def test_tensors_that_share_memory_in_part_are_both_there_whole():
 
 def test_the_kinds_are_those_within_the_wrappers_of_accelerate():
     trainer = make_trainer(batches_of(2), lr_scheduler=lambda o: StepLR(o, 1))
-    assert TrainingState(trainer).kinds() == {
+    assert TrainingState(trainer).class_names() == {
         "optimizer": "SGD",
         "scheduler": "StepLR",
         "scaler": None,
     }
     without = make_trainer(batches_of(2))
-    assert TrainingState(without).kinds()["scheduler"] is None
+    assert TrainingState(without).class_names()["scheduler"] is None
 
 
 def test_the_keys_of_the_state_that_the_user_has_named():
@@ -167,12 +167,12 @@ def test_another_process_writes_what_is_not_as_in_the_first():
     also = {"same": Box(1), "other": Box(2)}
     state = TrainingState(trainer, also)
     objects = state.objects()
-    of_first = digests_of(objects)
+    rank0_digests = digests_of(objects)
     assert not any(files(state, 1)["rank_00001.pt"].content["objects"].values())
-    of_first["metrics"].pop("new")
+    rank0_digests["metrics"].pop("new")
     for kind in ("metrics", "also"):
-        of_first[kind]["other"] = "another"
-    place = state.files(1, objects, of_first)["rank_00001.pt"].content
+        rank0_digests[kind]["other"] = "another"
+    place = state.files(1, objects, rank0_digests)["rank_00001.pt"].content
     assert {kind: each for kind, each in place["objects"].items() if each} == {
         "metrics": {"other": 2.0, "new": 3.0},
         "also": {"other": {"value": 2}},

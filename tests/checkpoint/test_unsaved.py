@@ -39,7 +39,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks.checkpoint.members import Members
+from ignite_hooks.checkpoint.members import HandlerObjects
 from ignite_hooks.checkpoint.unsaved import note_beginning
 from ignite_hooks.checkpoint.unsaved import unsaved_changes
 from ignite_hooks.handlers import Handler
@@ -57,7 +57,7 @@ def reason_after_run(attach, tmp_path):
     attach(trainer, tmp_path)
     SaveCheckpoint(tmp_path / "run", every_steps=9, at_end=False, on_signals=()).attach(trainer)
     trainer.run(max_steps=2)
-    return unsaved_changes(trainer, Members.of(trainer))
+    return unsaved_changes(trainer, HandlerObjects.of(trainer))
 
 
 class Log(BaseLogger):
@@ -440,7 +440,7 @@ def test_a_metric_is_not_named_where_it_begins_afresh(tmp_path):
     SaveCheckpoint(tmp_path, every_steps=9, at_end=False, on_signals=()).attach(trainer)
     trainer.run(max_epochs=1)
     assert total.total > 0.0
-    assert unsaved_changes(trainer, Members.of(trainer)) == ""
+    assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
 
 
 def test_what_is_too_much_to_look_at_is_said(tmp_path):
@@ -468,9 +468,9 @@ def test_values_that_differ_in_bits_or_kind_are_named(before, after):
     trainer.add_event_handler(EACH, holder.count)
     holder.number = before
     note_beginning(trainer)
-    assert unsaved_changes(trainer, Members.of(trainer)) == ""
+    assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
     holder.number = after
-    assert "Counter.number changed" in unsaved_changes(trainer, Members.of(trainer))
+    assert "Counter.number changed" in unsaved_changes(trainer, HandlerObjects.of(trainer))
 
 
 def test_a_value_that_did_not_change_is_not_named():
@@ -478,9 +478,9 @@ def test_a_value_that_did_not_change_is_not_named():
     trainer.add_event_handler(EACH, lambda: len(values))
     note_beginning(trainer)
     values[3] = [None]
-    assert unsaved_changes(trainer, Members.of(trainer)) == ""
+    assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
     values[3] = [0]
-    assert "<lambda>.values changed" in unsaved_changes(trainer, Members.of(trainer))
+    assert "<lambda>.values changed" in unsaved_changes(trainer, HandlerObjects.of(trainer))
 
 
 @pytest.mark.parametrize("make", [int, lambda number: (number, (number,))], ids=["int", "tuple"])
@@ -495,7 +495,7 @@ def test_the_order_of_a_set_is_no_change(make):
     holder.number = set(before)
     note_beginning(trainer)
     holder.number = set(after)
-    assert unsaved_changes(trainer, Members.of(trainer)) == ""
+    assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
 
 
 def test_objects_without_an_order_are_named(tmp_path):
@@ -514,7 +514,7 @@ def test_values_are_compared_with_the_first_run_of_the_process(tmp_path):
     SaveCheckpoint(tmp_path, on_signals=()).attach(trainer)
     trainer.run(max_epochs=1)
     trainer.run(max_epochs=2)
-    assert "Counter.number changed" in unsaved_changes(trainer, Members.of(trainer))
+    assert "Counter.number changed" in unsaved_changes(trainer, HandlerObjects.of(trainer))
 
 
 def test_the_report_names_what_was_not_saved_and_what_was(tmp_path):
