@@ -73,8 +73,10 @@ _SEARCHED_LIBRARIES = {
     "types",
     "weakref",
 }
+# Exceptions among the classes of other libraries, and of this package.
 _SEARCHED_CLASSES = (Hook, HookContext, Hooks, LRScheduler)
 _UNSEARCHED_CLASSES = (torch.nn.Module, Optimizer, DataLoader, Metric, BaseLogger)
+# States of data are places in a pass, which the data feed saves.
 _DATA_LIBRARIES = {"datasets", "torchdata"}
 _DATA_ATTRIBUTES = (
     *("base_dataloader", "dataset", "datasets", "sampler", "batch_sampler", "collate_fn"),
@@ -84,7 +86,7 @@ _CONTAINERS = (list, dict, set, deque)
 Root = tuple[str, Any, bool]
 """An object where a search begins: its name, itself, and whether it is an attached handler."""
 Found = list[tuple[str, Any]]
-"""Objects after the paths that lead to them."""
+"""Pairs of a path and the object that it leads to."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class HandlerObjects:
     Args:
         attached: the attached handlers that have a state, by name.
         held: other objects that have a state, by name.
-        stateless: objects without a state that may change in a run, after the paths to them.
+        stateless: pairs of a path and an object without a state, which may change in a run.
         unnamed: the paths to objects with a state that have no name, because another process may
             find them in another order.
         is_complete: whether the search has reached all objects.

@@ -138,6 +138,7 @@ Values = dict[str, dict[str, list[str]]]
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
+    """Returns the digests at the beginning, to which callers add those of new objects."""
     initial: Values = belongings(trainer).setdefault("values_at_beginning", {})
     return initial
 
@@ -149,7 +150,8 @@ def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
         if (stored := stored_by_user(holder)) is not None:
             digests = values.setdefault(path, {})
             for name, value in stored:
-                cls = type(value)  # the `repr` of a number serves as its digest, without a call
+                # Most values are numbers. Their `repr` is the digest, which saves a call for each.
+                cls = type(value)
                 is_short = (
                     cls is float
                     or cls is bool
@@ -184,7 +186,7 @@ def _digests_beside_state(handler_objects: HandlerObjects) -> Values:
 
 
 def _changed_beside_state(trainer: TrainingEngine, handler_objects: HandlerObjects) -> list[str]:
-    """Returns the changed attributes beside such states.
+    """Returns the attributes beside states inherited from Ignite that have changed.
 
     Metrics that are reset before they are used again are left out.
     """
@@ -203,6 +205,7 @@ def _inherits_state(cls: type) -> bool:
         return False
     if not is_of_library(cls):
         return True
+    # The values of these two describe the machine, not the training.
     measures_the_machine = issubclass(cls, Frequency | GpuInfo)
     return source is Metric and not _names_in_state(cls) and not measures_the_machine
 
@@ -212,6 +215,7 @@ def _names_in_state(cls: type) -> tuple[str, ...]:
 
 
 def _attributes_beside_state(obj: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the attributes that the state of an object does not have, with their names."""
     cls = type(obj)
     saved_names = {*_DERIVED_ATTRIBUTES, *_names_in_state(cls)}
     if issubclass(cls, BaseParamScheduler):
@@ -291,6 +295,7 @@ def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
     """Returns a container as data that can be digested, within the bounds."""
     cls = type(value)
     if not is_of_library(cls):
+        # A user's container is not iterated, which could run any code. One with a state is saved.
         return cls.__qualname__, None if can_be_saved(value) else len(value)
     elements = list(value.items() if issubclass(cls, Mapping) else value)
     if len(elements) <= _MAX_NUMBERS and {*map(type, elements)} <= {bool, int, float, str}:
@@ -316,6 +321,7 @@ def _iterator_position(iterator: Any, budget: list[int], depth: int) -> Any:
             return "generator, not begun"
         frame = iterator.gi_frame
         variables = {} if frame is None else getgeneratorlocals(iterator)
+        # The last instruction and the variables show how far the generator is.
         position = None if frame is None else frame.f_lasti
         return "generator", position, _digestible(variables, budget, depth + 1)
     cls = type(iterator)
@@ -328,6 +334,6 @@ def _sample(value: Any) -> Any:
     """Returns the elements of an array, or evenly spaced ones of a large array."""
     is_dense = not isinstance(value, torch.Tensor) or value.layout == torch.strided
     if not is_dense or (isinstance(value, np.ndarray) and value.dtype.hasobject):
-        return type(value).__name__, str(value.dtype), tuple(value.shape)
+        return type(value).__name__, str(value.dtype), tuple(value.shape)  # values are not compared
     flat = value.detach().reshape(-1) if isinstance(value, torch.Tensor) else value.reshape(-1)
     return tuple(value.shape), flat[:: 1 + flat.shape[0] // _MAX_NUMBERS]

@@ -78,6 +78,7 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
+    """Returns the digests at the beginning, to which callers add those of new objects."""
     initial: Values = belongings(trainer).setdefault("attributes_at_beginning", {})
     return initial
 
