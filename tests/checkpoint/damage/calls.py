@@ -1,7 +1,7 @@
-"""Calls to the system that a save is made of: seen before they happen, and made to fail.
+"""The system calls of a save: listeners see each call before it happens, and can make it fail.
 
-Python tells its audit hooks of all but fsync, and a hook can forbid the call. A hook stays for
-good: this one does nothing while nobody listens.
+Python calls its audit hooks before each of them but fsync, and an exception in a hook prevents the
+call. An audit hook cannot be removed, so this one does nothing while there are no listeners.
 """
 
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-_KINDS = {
+_OPERATIONS = {
     "open": "open",
     "os.mkdir": "mkdir",
     "os.rename": "rename",
@@ -21,39 +21,39 @@ _listeners = []
 
 
 class Call(NamedTuple):
-    kind: str
+    operation: str
     path: Path
     target: Path | None = None
 
 
-def _hear(event, arguments):
-    if _listeners and event in _KINDS and isinstance(arguments[0], str | os.PathLike):
-        kind = _KINDS[event]
-        target = Path(arguments[1]) if kind == "rename" else None
+def _audit_hook(event, arguments):
+    if _listeners and event in _OPERATIONS and isinstance(arguments[0], str | os.PathLike):
+        operation = _OPERATIONS[event]
+        target = Path(arguments[1]) if operation == "rename" else None
         for listener in _listeners:
-            listener(Call(kind, Path(arguments[0]), target))
+            listener(Call(operation, Path(arguments[0]), target))
 
 
-sys.addaudithook(_hear)
+sys.addaudithook(_audit_hook)
 
 
 @contextmanager
 def calls_within(directory, listener):
-    """Has ``listener`` called before each call on what is in ``directory``, or is it."""
+    """Calls ``listener`` before each system call on ``directory`` or on a path within it."""
     fsync = os.fsync
 
-    def only_ours(call):
+    def filtered(call):
         if f"{call.path}/".startswith(f"{directory}/"):
             listener(call)
 
-    def heard(descriptor):
-        only_ours(Call("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+    def listening_fsync(descriptor):
+        filtered(Call("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
         fsync(descriptor)
 
-    _listeners.append(only_ours)
-    os.fsync = heard
+    _listeners.append(filtered)
+    os.fsync = listening_fsync
     try:
         yield
     finally:
         os.fsync = fsync
-        _listeners.remove(only_ours)
+        _listeners.remove(filtered)

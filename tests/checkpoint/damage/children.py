@@ -1,4 +1,4 @@
-"""What a child of the nursery can do."""
+"""The programs that a child of the nursery can run."""
 
 import os
 import resource
@@ -23,8 +23,8 @@ from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.core.handler import attached
 from tests.checkpoint.damage.nursery import pause
+from tests.checkpoint.damage.nursery import report
 from tests.checkpoint.damage.nursery import serve
-from tests.checkpoint.damage.nursery import tell
 from tests.checkpoint.damage.training import EPOCHS
 from tests.checkpoint.damage.training import folders
 from tests.checkpoint.damage.training import trainer_of
@@ -37,25 +37,25 @@ CALLS = {
     *("open", "touch", "write", "write_bytes", "fsync", "close", "serialize_file"),
     *("mkdir", "replace", "unlink", "rmdir", "utime"),
 }
-"""Functions in C that a save is made of. The moment before each counts, and the one after it."""
+"""The C functions that a save calls. A kill can come right before or after each call."""
 
 
 def train(directory, killed_at=None, counted_from=None, limits=None, **saving):
-    """Goes on with what is there until it ends. All that warns is an error."""
+    """Resumes the training in ``directory`` and trains to the end. Each warning is an error."""
     if killed_at is not None and counted_from is None:
         kill_at(killed_at)
     trainer = trainer_of(directory, **saving)
-    tell(resumed=trainer.state.optimizer_step)
-    tell_of_saves(trainer)
+    report(resumed=trainer.state.optimizer_step)
+    report_saves(trainer)
     if counted_from is not None:
         event = Events.ITERATION_STARTED(once=counted_from)
         trainer.add_event_handler(event, lambda: kill_at(killed_at))
     trainer.run(**(limits or {"max_epochs": EPOCHS}))
-    tell(weights=weights(trainer.model).tolist())
+    report(weights=weights(trainer.model).tolist())
 
 
 def kill_at(number):
-    """Has this process killed at the ``number``-th of those moments, in whichever thread."""
+    """Kills this process at the ``number``-th beginning or end of a call, in any thread."""
     left = [number]
 
     def count(frame, event, function):
@@ -68,26 +68,26 @@ def kill_at(number):
     sys.setprofile(count)
 
 
-def tell_of_saves(trainer):
+def report_saves(trainer):
     (saver,) = attached(trainer, SaveCheckpoint)
 
     @trainer.on(TrainEvents.CHECKPOINT_SAVED)
-    def tell_step():
-        tell(saved=int(saver.last_checkpoint.name.removeprefix("step_").split("-")[0]))
+    def report_step():
+        report(saved=int(saver.last_checkpoint.name.removeprefix("step_").split("-")[0]))
 
 
-def train_with_pauses(directory, pauses, has_own=False, epochs=EPOCHS, **saving):
-    """Pauses at each of ``pauses``, "iteration", "validation" or "save" with its number."""
+def train_with_pauses(directory, pauses, has_user_handler=False, epochs=EPOCHS, **saving):
+    """Trains with pauses: each is "iteration", "validation" or "save", and a number."""
     seen = []
-    if has_own:
+    if has_user_handler:
         signal.signal(signal.SIGTERM, lambda *_: seen.append("own"))
     before = signal.getsignal(signal.SIGTERM)
     trainer = trainer_of(directory, on_signals=("SIGTERM",), **saving)
-    tell_of_saves(trainer)
+    report_saves(trainer)
     for where, number in pauses:
         PAUSES[where](trainer, number)
     trainer.run(max_epochs=epochs)
-    tell(
+    report(
         weights=weights(trainer.model).tolist(),
         stop_reason=trainer.stop_reason,
         step=trainer.state.optimizer_step,
@@ -97,11 +97,11 @@ def train_with_pauses(directory, pauses, has_own=False, epochs=EPOCHS, **saving)
 
 
 def train_with_workers(directory, pauses=(), signals=(), method="fork", dies=False, **loading):
-    """Trains in a process group of its own, with workers, and pauses at some iterations."""
+    """Trains with workers in a new process group, and pauses at some iterations."""
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     data = LoaderProcesses(augmented=augmented().dataset, dies=dies)
-    workers = 2 if method == "fork" else 1  # others import for seconds
+    workers = 2 if method == "fork" else 1  # a worker that is not forked imports for seconds
     loader = DataLoader(data, 2, num_workers=workers, multiprocessing_context=method, **loading)
     trainer = make_trainer(
         loader,
@@ -113,11 +113,11 @@ def train_with_workers(directory, pauses=(), signals=(), method="fork", dies=Fal
     try:
         trainer.run(max_epochs=EPOCHS)
     finally:
-        tell(stop_reason=trainer.stop_reason, step=trainer.state.optimizer_step)
+        report(stop_reason=trainer.stop_reason, step=trainer.state.optimizer_step)
 
 
 class LoaderProcesses(Dataset):
-    """Samples without noise. A worker that ``dies`` ignores no signal."""
+    """Samples without noise. With ``dies``, SIGTERM kills the workers."""
 
     def __init__(self, augmented, dies):
         self.x, self.y, self.dies = augmented.x, augmented.y, dies
@@ -141,7 +141,7 @@ def pause_in_validation(trainer, step):
 
 
 def pause_in_save(trainer, step):
-    """In the first fsync of the save of that step, in whichever thread."""
+    """Pauses in the first fsync of the save of a step, in any thread."""
     fsync = os.fsync
 
     def paused(descriptor):
@@ -161,37 +161,37 @@ PAUSES = {
 
 
 def train_limited(directory, name, step, **saving):
-    """In the save of ``step`` the file ``name`` cannot grow beyond 100 bytes."""
+    """Trains with a limit of 100 bytes for the file ``name`` in the save of ``step``."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     trainer = trainer_of(directory, **saving)
     patched = pytest.MonkeyPatch()
-    limit_when_written(patched, name, step)
+    limit_file_size(patched, name, step)
     try:
         trainer.run(max_epochs=EPOCHS)
     except Exception as error:
-        tell(error=[type(error).__name__, str(error)])
+        report(error=[type(error).__name__, str(error)])
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     patched.undo()
-    tell(then=whole_steps(directory), folders=len(folders(directory)))
+    report(then=whole_steps(directory), folders=len(folders(directory)))
     trainer.run(max_epochs=EPOCHS)
-    tell(step=trainer.state.optimizer_step)
+    report(step=trainer.state.optimizer_step)
 
 
-def limit_when_written(patched, name, step):
-    """Sets the limit when that file is about to be written."""
+def limit_file_size(patched, name, step):
+    """Sets the limit right before the file is written."""
 
     def limit(written_name, written_step):
         if (written_name, written_step) == (name, step):
-            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
+            _, hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard_limit))
 
-    for kind in (Tensors, Objects):
+    for content_class in (Tensors, Objects):
 
-        def write(content, path, write=kind.write):
+        def write(content, path, write=content_class.write):
             limit(path.name, int(path.parent.name.removeprefix("step_")))
             write(content, path)
 
-        patched.setattr(kind, "write", write)
+        patched.setattr(content_class, "write", write)
 
     def dumps(manifest, dumps=Manifest.dumps):
         limit("incomplete.json", manifest.step)
@@ -201,14 +201,14 @@ def limit_when_written(patched, name, step):
 
 
 def save_and_prune(directory):
-    """Saves after each step, and keeps the newest only, until it is killed."""
+    """Trains until it is killed; saves each step and keeps only the newest checkpoint."""
     trainer = trainer_of(directory, keep_last=1)
-    trainer.add_event_handler(Events.STARTED, lambda: tell(started=True))
+    trainer.add_event_handler(Events.STARTED, lambda: report(started=True))
     trainer.run(max_steps=10**9)
 
 
 def warm_up():
-    """Imports what is imported at first use, which takes two seconds."""
+    """Trains once, for the imports on first use, which take two seconds."""
     with tempfile.TemporaryDirectory() as directory:
         for epochs in (1, 2):
             trainer_of(directory).run(max_epochs=epochs)

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint.damage.nursery import Nursery
-from tests.checkpoint.damage.training import unbroken
+from tests.checkpoint.damage.training import uninterrupted_weights
 
 
 @pytest.fixture(scope="module")
 def nursery():
-    """It is a child, which must be gone when other tests count the children there are."""
+    """Starts the fork server, and stops it before other tests count child processes."""
     nursery = Nursery()
     yield nursery
     nursery.close()
@@ -17,7 +17,7 @@ def nursery():
 
 @pytest.fixture
 def quick_path(tmp_path):
-    """In memory if there is such a place: what a kill leaves behind is the same there."""
+    """Returns a folder in memory if possible; a kill leaves the same files behind there."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as directory:
         yield Path(directory)
@@ -25,5 +25,5 @@ def quick_path(tmp_path):
 
 @pytest.fixture(scope="session")
 def final():
-    """The weights of the run that nothing happens to."""
-    return unbroken()
+    """Returns the weights of the uninterrupted run."""
+    return uninterrupted_weights()

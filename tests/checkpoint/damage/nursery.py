@@ -1,7 +1,7 @@
-"""Processes that may be killed, forked from one that has imported all that takes seconds.
+"""A fork server for children that tests kill. It has imported already what takes seconds.
 
-Run as a program it starts one child after another, as it is told on its standard input. The child
-says what it does on the standard output, a JSON object on each line, and can wait for a word.
+As a program it starts one child after another, by commands on its standard input. The child reports
+on the standard output, one JSON object a line, and can pause until the test lets it resume.
 """
 
 import json
@@ -16,46 +16,46 @@ from pathlib import Path
 from threading import Timer
 
 PATIENCE = 30
-"""Seconds until a child is killed that waits for a signal which does not come, or has no end."""
+"""Seconds until a child is killed that hangs, for example because a signal does not come."""
 
 
 class Child:
-    """The child that is running, as the test sees it."""
+    """The running child process, as a test sees it."""
 
     def __init__(self, process):
         self._process = process
         self.pid = self._read()["pid"]
-        self.heard = []
+        self.messages = []
         self.status = None
 
-    def until(self, key):
-        """What it tells under ``key`` next; None if it ends before."""
+    def wait_for(self, key):
+        """Returns the next value reported under ``key``; None if the child ends before."""
         while self.status is None:
             message = self._read()
-            self.heard.append(message)
+            self.messages.append(message)
             self.status = message.get("ended")
             if key in message:
                 return message[key]
         return None
 
     def wait(self):
-        """Its exit status, negative for the signal that killed it."""
-        self.until("ended")
+        """Waits for the end; returns the exit status, negative for the signal that killed it."""
+        self.wait_for("ended")
         return self.status
 
-    def told(self, key):
-        """All that it has told under ``key``."""
-        return [message[key] for message in self.heard if key in message]
+    def reported(self, key):
+        """Returns all values reported under ``key`` so far."""
+        return [message[key] for message in self.messages if key in message]
 
     def send(self, number=signal.SIGTERM):
         os.kill(self.pid, number)
 
     def send_to_group(self, number):
-        """As a scheduler signals a job, or a terminal what runs in it. The child leads a group."""
+        """Signals the process group that the child leads, as a scheduler or a terminal does."""
         os.killpg(self.pid, number)
 
-    def go_on(self):
-        """Lets it leave a ``pause``. A signal that was sent before has come by then."""
+    def resume(self):
+        """Lets the child leave a ``pause``. Signals that were sent before have arrived by then."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
@@ -77,7 +77,7 @@ class Nursery:
 
     @contextmanager
     def child(self, program, *, patience=PATIENCE, **task):
-        """Starts one of ``children``; it does not outlive the block."""
+        """Starts a program of ``children``; the child is killed at the end of the block."""
         self._process.stdin.write(json.dumps({"program": program, **task}) + "\n")
         self._process.stdin.flush()
         child = Child(self._process)
@@ -92,7 +92,7 @@ class Nursery:
                 child.wait()
 
     def run(self, program, **task):
-        """The same to its end."""
+        """Starts a program of ``children`` and waits for its end."""
         with self.child(program, **task) as child:
             child.wait()
         return child
@@ -103,13 +103,13 @@ class Nursery:
         self._process.stdout.close()
 
 
-def tell(**message):
-    os.write(1, json.dumps(message).encode() + b"\n")  # which a kill cannot take back
+def report(**message):
+    os.write(1, json.dumps(message).encode() + b"\n")  # unbuffered, so that a kill loses nothing
 
 
-def pause(where):
-    """Tells where it is, and waits for ``go_on``."""
-    tell(at=where)
+def pause(place):
+    """Reports the place, and waits for ``Child.resume``."""
+    report(at=place)
     os.read(0, 1)
 
 
@@ -120,14 +120,14 @@ def serve(programs):
         if pid == 0:
             status = 1
             try:
-                tell(pid=os.getpid())
+                report(pid=os.getpid())
                 programs[task.pop("program")](**task)
                 status = 0
             except BaseException as error:
-                tell(failure=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+                report(failure=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             finally:
                 os._exit(status)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with suppress(ProcessLookupError):  # a fork server and its workers, if it led a group
             os.killpg(pid, signal.SIGKILL)
-        tell(ended=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        report(ended=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

@@ -1,4 +1,4 @@
-"""A file of a checkpoint that is not as it was written: found, named, and the older one is used."""
+"""Tests that a damaged file is found and named, and an older checkpoint is used instead."""
 
 import shutil
 
@@ -52,7 +52,7 @@ WAYS = [truncate, empty, flip_one_bit, append, delete, make_a_folder_of]
 
 @pytest.fixture(scope="module", params=[True, False], ids=["safetensors", "torch.save"])
 def saved(request, tmp_path_factory):
-    """Two checkpoints, in the middle of an epoch, and the files of each."""
+    """Returns a folder with two checkpoints, saved within an epoch, and the files of each."""
     directory = tmp_path_factory.mktemp("saved")
     trainer = trainer_of(directory, resumes=False, safe_serialization=request.param)
     trainer.run(max_steps=5)
@@ -106,26 +106,26 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(directory, capsys):
 
 
 def flips(content):
-    """Each bit of each byte would take minutes: a different bit of every third byte."""
-    for place in range(0, len(content), 3):
-        yield place, 1 << (place % 8)
+    """Yields a different bit of every third byte; all bits would take minutes."""
+    for position in range(0, len(content), 3):
+        yield position, 1 << (position % 8)
 
 
 def test_bit_flip_in_manifest_never_goes_undetected(directory):
-    """It is damaged, or the files do not fit it, or it is one that says of itself other things."""
+    """The manifest must be damaged, or must contradict the files that it lists."""
     path = directory / "step_00000005" / "manifest.json"
     content = path.read_bytes()
     undetected = []
-    for place, bit in flips(content):
+    for position, bit in flips(content):
         changed = bytearray(content)
-        changed[place] ^= bit
+        changed[position] ^= bit
         path.write_bytes(changed)
         store = CheckpointStore(directory)
         is_damaged = path.parent in store.damaged()
         if not is_damaged:
             (found,) = (c for c in store.checkpoints() if c.folder == path.parent)
             if not find_problems(found):
-                undetected.append(bytes(changed[max(place - 12, 0) : place + 12]))
+                undetected.append(bytes(changed[max(position - 12, 0) : position + 12]))
     assert undetected == []
 
 

@@ -1,4 +1,4 @@
-"""Each call of a save fails in turn: it is said, nothing is lost, and the next save works."""
+"""Tests that fail each call of a save in turn: reported, nothing lost, and the next save works."""
 
 import errno
 import os
@@ -18,35 +18,35 @@ WAYS = {
     "foreground": ({}, 1),
     "background": ({"background": True}, 3),
 }
-"""With what is saved, and every how many-th call is made to fail."""
+"""The options of ``SaveCheckpoint``, and the stride of the calls that are made to fail."""
 
 
 class Disk:
-    """Fails once, at the ``number``-th call of the save that comes next."""
+    """A listener that fails once, at the ``number``-th call of the next save."""
 
     def __init__(self):
-        self.number = self.left = self.failed = None
+        self.number = self.remaining = self.failed = None
 
     def fail_at(self, number):
-        self.number, self.left, self.failed = number, None, None
+        self.number, self.remaining, self.failed = number, None, None
         self.error = errno.ENOSPC if number % 2 else errno.EIO
 
     def arm(self):
-        """Past the checks at the start of a run."""
+        """Starts to count, after the checks at the start of a run."""
         if self.number is not None:
-            self.left, self.number = self.number, None
+            self.remaining, self.number = self.number, None
 
     def __call__(self, call):
-        if self.left is None or self.failed is not None:
+        if self.remaining is None or self.failed is not None:
             return
-        self.left -= 1
-        if self.left == 0:
+        self.remaining -= 1
+        if self.remaining == 0:
             self.failed = call
             raise OSError(self.error, os.strerror(self.error), str(call.path))
 
 
 def run_one_step(trainer):
-    """What was raised and what was warned of."""
+    """Returns the error that was raised, or None, and the warnings."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
@@ -60,8 +60,8 @@ def newest(directory):
     return CheckpointStore(directory).checkpoints()[0].manifest.step
 
 
-def problems_after(disk, directory, before, step, error, warned):
-    """What is wrong after the save of ``step`` has failed somewhere."""
+def problems_after_failure(disk, directory, before, step, error, warned):
+    """Yields what is wrong after the save of ``step`` has failed."""
     whole = whole_steps(directory)
     if error is not None and error.errno != disk.error:
         yield f"another error: {error!r}"
@@ -76,8 +76,8 @@ def problems_after(disk, directory, before, step, error, warned):
         yield "an error, but it is complete"
 
 
-def problems_of_next(trainer, directory):
-    """What is wrong with a save after that."""
+def problems_of_next_save(trainer, directory):
+    """Yields what is wrong with the save after a failed one."""
     error, warned = run_one_step(trainer)
     step = trainer.state.optimizer_step
     if error is not None or warned:
@@ -88,8 +88,8 @@ def problems_of_next(trainer, directory):
         yield f"after the next save there are {folders(directory)}"
 
 
-def remove_the_broken(directory):
-    """So that what one failure has left does not show again after the next."""
+def remove_broken_folders(directory):
+    """Removes what one failure has left, so that it is not seen after the next failure."""
     for folder in CheckpointStore(directory).broken():
         shutil.rmtree(folder)
 
@@ -102,25 +102,25 @@ def test_failure_of_any_call_of_a_save_loses_no_checkpoint(quick_path, way):
     trainer = trainer_of(quick_path, resumes=False, at_end=False, **saving)
     trainer.run(max_steps=3)
     trainer.add_event_handler(Events.ITERATION_STARTED, disk.arm)
-    problems, kinds = [], set()
+    problems, operations = [], set()
     with calls_within(quick_path, disk):
         for number in range(1, 200, stride):
             before = whole_steps(quick_path)
             disk.fail_at(number)
             raised, warned = run_one_step(trainer)
-            disk.left = None
+            disk.remaining = None
             if disk.failed is None:
                 break
             step = trainer.state.optimizer_step
-            found = [*problems_after(disk, quick_path, before, step, raised, warned)]
-            found += problems_of_next(trainer, quick_path)
-            remove_the_broken(quick_path)
+            found = [*problems_after_failure(disk, quick_path, before, step, raised, warned)]
+            found += problems_of_next_save(trainer, quick_path)
+            remove_broken_folders(quick_path)
             call = disk.failed
-            kinds.add(call.kind)
-            where = f"{call.kind} of {call.path.relative_to(quick_path)}"
+            operations.add(call.operation)
+            where = f"{call.operation} of {call.path.relative_to(quick_path)}"
             problems += [f"{number}, {where} for step {step}: {each}" for each in found]
         else:
             problems.append("a save has more calls than that")
     assert not problems, "\n".join(problems)
-    assert kinds >= {"open", "fsync"}
-    assert stride > 1 or kinds == {"mkdir", "open", "fsync", "rename", "unlink", "rmdir"}
+    assert operations >= {"open", "fsync"}
+    assert stride > 1 or operations == {"mkdir", "open", "fsync", "rename", "unlink", "rmdir"}

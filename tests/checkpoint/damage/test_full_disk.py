@@ -1,4 +1,4 @@
-"""A limit to the size of files, as a full disk or a quota is: a write stops within a file."""
+"""Tests with a limit of the file size: like on a full disk, a write stops within a file."""
 
 import pytest
 
@@ -19,9 +19,7 @@ FILES = [
 @pytest.mark.grid(5)
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_does_not_fit_is_said_and_costs_no_checkpoint(
-    nursery, quick_path, name, background
-):
+def test_a_full_disk_is_an_error_and_costs_no_checkpoint(nursery, quick_path, name, background):
     child = nursery.run(
         "train_limited",
         directory=str(quick_path),
@@ -30,12 +28,12 @@ def test_a_file_that_does_not_fit_is_said_and_costs_no_checkpoint(
         background=background,
         safe_serialization=name != "model.bin",
     )
-    assert child.status == 0, child.told("traceback")
-    ((kind, text),) = child.told("error")
-    assert child.told("then") == [[2, 3, 4]]
-    assert child.told("folders") == [3]
-    assert child.told("step") == [STEPS]
+    assert child.status == 0, child.reported("traceback")
+    ((error_class, text),) = child.reported("error")
+    assert child.reported("then") == [[2, 3, 4]]
+    assert child.reported("folders") == [3]
+    assert child.reported("step") == [STEPS]
     assert whole_steps(quick_path) == [STEPS - 2, STEPS - 1, STEPS]
     assert len(folders(quick_path)) == 3
-    assert kind == "OSError"
+    assert error_class == "OSError"
     assert "File too large" in text

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment costs what came after the last checkpoint, and nothing else."""
+"""Tests that SIGKILL at any time loses only what came after the last checkpoint."""
 
 import shutil
 from random import Random
@@ -12,52 +12,52 @@ from tests.checkpoint.damage.training import folders
 from tests.checkpoint.damage.training import trainer_of
 from tests.checkpoint.damage.training import whole_steps
 
-MOMENTS = 600
-"""More than two saves have, so that most of those that are killed get a little further."""
+MAX_KILL_NUMBER = 600
+"""More calls than two saves make, so that most children get a little further each time."""
 
 
 class Job:
-    """A training that is started again each time it was killed."""
+    """A run that is started again each time it is killed."""
 
     def __init__(self, nursery, directory, final, **saving):
         self.nursery, self.directory, self.final = nursery, directory, final
         self.saving = saving
         self.number = 0
-        self.begin_anew()
+        self.restart()
 
-    def begin_anew(self):
+    def restart(self):
         self.number += 1
         self.saved = 0
 
     def start(self, kill=None, **task):
-        """Whether it was killed. Nothing that was announced as saved may be lost."""
-        where = self.directory / str(self.number)
-        with self.nursery.child("train", directory=str(where), **self.saving, **task) as child:
+        """Returns whether the run was killed. No checkpoint reported as saved may be lost."""
+        folder = self.directory / str(self.number)
+        with self.nursery.child("train", directory=str(folder), **self.saving, **task) as child:
             if kill is not None:
                 kill(child)
             child.wait()
-        assert child.told("failure") == []
-        for step in child.told("resumed"):
+        assert child.reported("failure") == []
+        for step in child.reported("resumed"):
             assert step >= self.saved
-        self.saved = max([self.saved, *child.told("saved")])
+        self.saved = max([self.saved, *child.reported("saved")])
         if child.status == -SIGKILL:
             return True
         assert child.status == 0
-        (found,) = child.told("weights")
+        (found,) = child.reported("weights")
         assert torch.equal(torch.tensor(found), self.final)
-        assert whole_steps(where)[-3:] == [STEPS - 2, STEPS - 1, STEPS]
+        assert whole_steps(folder)[-3:] == [STEPS - 2, STEPS - 1, STEPS]
         # A removal that was killed after the last save is left to the next one.
-        assert len(folders(where)) <= 4
-        self.begin_anew()
+        assert len(folders(folder)) <= 4
+        self.restart()
         return False
 
 
-def kill_when_heard(number):
-    """From outside: the child goes on meanwhile, so that it can be anywhere."""
+def kill_after_saves(number):
+    """Returns a function that kills the child after some saves, wherever it is by then."""
 
     def kill(child):
         for _ in range(number):
-            child.until("saved")
+            child.wait_for("saved")
         if child.status is None:
             child.send(SIGKILL)
 
@@ -65,12 +65,12 @@ def kill_when_heard(number):
 
 
 def random_kills(job, random, number):
-    left = number
-    while left:
+    remaining = number
+    while remaining:
         if random.random() < 0.3:
-            left -= job.start(kill_when_heard(random.randint(1, 2)))
+            remaining -= job.start(kill_after_saves(random.randint(1, 2)))
         else:
-            left -= job.start(killed_at=random.randint(1, MOMENTS))
+            remaining -= job.start(killed_at=random.randint(1, MAX_KILL_NUMBER))
     while job.start():
         pass
 
@@ -88,25 +88,25 @@ def test_run_killed_thirty_times_ends_in_identical_bits(nursery, quick_path, fin
 
 
 def saved_before(directory):
-    """Three checkpoints, so that the next save takes the oldest away."""
+    """Saves three checkpoints, so that the next save removes the oldest."""
     trainer_of(directory, resumes=False).run(max_steps=3)
     return directory
 
 
-def killed_within_a_save(nursery, source, directory, moment):
-    """The steps of the checkpoints that are whole; None if it was not killed any more."""
+def killed_within_a_save(nursery, source, directory, kill_number):
+    """Returns the steps of whole checkpoints; None if the save had fewer calls."""
     shutil.copytree(source, directory)
-    task = {"killed_at": moment, "counted_from": 7, "limits": {"max_steps": 4}}
+    task = {"killed_at": kill_number, "counted_from": 7, "limits": {"max_steps": 4}}
     child = nursery.run("train", directory=str(directory), at_end=False, **task)
     if child.status == 0:
         return None
-    assert (child.status, child.told("resumed")) == (-SIGKILL, [3])
+    assert (child.status, child.reported("resumed")) == (-SIGKILL, [3])
     return whole_steps(directory)
 
 
 def assert_cleaned_up(nursery, directory):
     child = nursery.run("train", directory=str(directory))
-    assert child.status == 0, child.told("traceback")
+    assert child.status == 0, child.reported("traceback")
     assert len(folders(directory)) == len(whole_steps(directory)) == 3
 
 
@@ -117,16 +117,16 @@ def test_empty_folder_of_a_killed_save_is_cleaned_up(tmp_path):
     assert whole_steps(tmp_path) == [1, 2]
 
 
-def sweep(nursery, path, moments, clean_up_every):
+def sweep(nursery, path, kill_numbers, clean_up_every):
     source = saved_before(path / "before")
     seen = []
-    for moment in moments:
-        directory = path / str(moment)
-        steps = killed_within_a_save(nursery, source, directory, moment)
+    for kill_number in kill_numbers:
+        directory = path / str(kill_number)
+        steps = killed_within_a_save(nursery, source, directory, kill_number)
         if steps is None:
             break
         seen.append(steps)
-        if moment % clean_up_every == 0:
+        if kill_number % clean_up_every == 0:
             assert_cleaned_up(nursery, directory)
         shutil.rmtree(directory)
     else:
@@ -135,7 +135,7 @@ def sweep(nursery, path, moments, clean_up_every):
 
 
 def assert_never_fewer_than_before(seen):
-    """First those that were there, then the new one too, and only then without the oldest."""
+    """Asserts that the oldest checkpoint is removed only when the new one is there."""
     assert all(set(steps) >= {2, 3} for steps in seen)
     assert [steps for steps in seen if 1 not in steps and 4 not in steps] == []
 

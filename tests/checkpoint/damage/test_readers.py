@@ -1,4 +1,4 @@
-"""Readers beside a run that saves each step, and prunes all but the newest at once."""
+"""Tests of readers beside a run that saves each step and keeps only the newest checkpoint."""
 
 import shutil
 import sys
@@ -16,17 +16,17 @@ from tests.checkpoint.damage.training import trainer_of
 from tests.reference import weights
 
 CALLS = {"open", "stat", "lstat", "listdir", "scandir", "fstat", "readinto", "from_file"}
-"""Functions in C that reading is made of. The moment before each counts, and the one after it."""
+"""The C functions that a read calls. The writer can act right before or after each call."""
 
-READS = 50
-"""For each writer: how long one of them lives is limited."""
+READS_PER_WRITER = 50
+"""The reads beside one writer, whose life is limited."""
 
-EVERY = 16
-"""Of those moments a test has each so many; all of its cases have all."""
+STRIDE = 16
+"""Each case of a test takes every 16th call; all cases together take all calls."""
 
 
 def resume_often(directory, reads):
-    """The step of each resume. All that warns is an error."""
+    """Returns the step of each resume. Each warning is an error."""
     steps = []
     for _ in range(reads):
         trainer = trainer_of(directory, resumes=False)
@@ -40,34 +40,32 @@ def read_beside_writers(nursery, directory, reads):
     steps = []
     while len(steps) < reads:
         with nursery.child("save_and_prune", directory=str(directory)) as child:
-            child.until("started")
-            steps += resume_often(directory, READS)
+            child.wait_for("started")
+            steps += resume_often(directory, READS_PER_WRITER)
     return steps
 
 
-def assert_never_back(steps):
+def assert_never_older(steps):
     assert steps == sorted(steps)
     assert steps[-1] > steps[0] + 10, "nothing was pruned meanwhile"
 
 
 def test_no_read_fails_beside_a_run_that_prunes(nursery, quick_path):
-    assert_never_back(read_beside_writers(nursery, quick_path / "saved", READS))
+    assert_never_older(read_beside_writers(nursery, quick_path / "saved", READS_PER_WRITER))
 
 
 @pytest.mark.slow
-def test_none_of_a_thousand_reads_fails_beside_a_run_that_prunes(nursery, quick_path):
+def test_no_read_of_a_thousand_fails_beside_a_run_that_prunes(nursery, quick_path):
     steps = read_beside_writers(nursery, quick_path / "saved", 1000)
-    assert_never_back(steps)
+    assert_never_older(steps)
     print(f"{len(steps)} reads, {len(set(steps))} checkpoints, {steps[-1]} saved")
 
 
 @pytest.mark.parametrize("reads", [10, pytest.param(300, marks=pytest.mark.slow)])
-def test_no_look_from_the_terminal_fails_beside_a_run_that_prunes(
-    nursery, quick_path, reads, capsys
-):
+def test_commands_do_not_fail_beside_a_run_that_prunes(nursery, quick_path, reads, capsys):
     trainer_of(quick_path, resumes=False).run(max_steps=1)
     with nursery.child("save_and_prune", directory=str(quick_path)) as child:
-        child.until("started")
+        child.wait_for("started")
         for _ in range(reads):
             for command in ("list", "show"):
                 assert main([command, str(quick_path)]) == 0
@@ -79,19 +77,19 @@ def test_no_look_from_the_terminal_fails_beside_a_run_that_prunes(
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Checkpoints of the steps 4 and 5, and the weights of each."""
-    directory, at = tmp_path_factory.mktemp("saved"), {}
+    """Returns a folder with checkpoints of the steps 4 and 5, and the weights by step."""
+    directory, weights_by_step = tmp_path_factory.mktemp("saved"), {}
     trainer = trainer_of(directory, resumes=False, keep_last=2)
     for step in (4, 5):
         trainer.run(max_steps=step)
-        at[step] = weights(trainer.model)
-    return directory, at
+        weights_by_step[step] = weights(trainer.model)
+    return directory, weights_by_step
 
 
 @contextmanager
-def writer_moves_on(saved, directory, moment):
-    """Commits step 5 at a moment of the block, and prunes step 4; yields whether it has."""
-    left, has_moved = [moment], []
+def prune_at_call(saved, directory, call_number):
+    """Commits step 5 and prunes step 4 at a call within the block; yields whether it has."""
+    remaining, has_moved = [call_number], []
     shutil.copytree(saved / "step_00000004", directory / "step_00000004")
     later = shutil.copytree(saved / "step_00000005", directory / "later")
 
@@ -101,8 +99,8 @@ def writer_moves_on(saved, directory, moment):
 
     def count(frame, event, function):
         if event in ("c_call", "c_return") and function.__name__ in CALLS and not has_moved:
-            left[0] -= 1
-            if left[0] == 0:
+            remaining[0] -= 1
+            if remaining[0] == 0:
                 has_moved.append(True)
                 move_on()
 
@@ -116,34 +114,34 @@ def writer_moves_on(saved, directory, moment):
 
 
 @pytest.mark.grid(11)
-@pytest.mark.parametrize("first", range(1, EVERY + 1))
-@pytest.mark.parametrize("names_it", [False, True])
-def test_checkpoint_may_be_pruned_at_any_moment_of_a_resume(saved, tmp_path, first, names_it):
-    moment, has_moved = first, [True]
+@pytest.mark.parametrize("first", range(1, STRIDE + 1))
+@pytest.mark.parametrize("is_named", [False, True])
+def test_checkpoint_may_be_pruned_at_any_call_of_a_resume(saved, tmp_path, first, is_named):
+    call_number, has_moved = first, [True]
     while has_moved:
-        directory = tmp_path / str(moment)
+        directory = tmp_path / str(call_number)
         directory.mkdir()
-        source = directory / "step_00000004" if names_it else directory
+        source = directory / "step_00000004" if is_named else directory
         trainer = trainer_of(directory, resumes=False)
         before = weights(trainer.model)
         error = None
-        with writer_moves_on(saved[0], directory, moment) as has_moved:
+        with prune_at_call(saved[0], directory, call_number) as has_moved:
             try:
                 ResumeCheckpoint(source).attach(trainer)
-            except FileNotFoundError as its_error:
-                error = str(its_error)
+            except FileNotFoundError as missing:
+                error = str(missing)
         if error is None:
             assert torch.equal(weights(trainer.model), saved[1][trainer.resume_report.step])
             assert trainer.resume_report.is_exact
         else:
-            assert names_it
+            assert is_named
             assert "removed meanwhile" in error or "there is none" in error
             assert torch.equal(weights(trainer.model), before)
-        moment += EVERY
-    assert moment > 3 * EVERY
+        call_number += STRIDE
+    assert call_number > 3 * STRIDE
 
 
-def test_checkpoint_that_is_replaced_while_it_is_read_is_read_again(saved, tmp_path, monkeypatch):
+def test_checkpoint_replaced_during_the_read_is_read_again(saved, tmp_path, monkeypatch):
     folder = shutil.copytree(saved[0] / "step_00000004", tmp_path / "step_00000004")
     real = resume.LoadedState
 

@@ -1,4 +1,4 @@
-"""SIGTERM from outside, at known points of a training: it is saved, and ends well."""
+"""Tests of SIGTERM from outside, at known points of a run: it saves and ends cleanly."""
 
 from signal import SIGTERM
 
@@ -29,18 +29,18 @@ def test_signal_saves_at_the_next_step_boundary_and_ends_run(nursery, quick_path
     pause, step, saving = POINTS[point]
     task = {"directory": str(quick_path), "pauses": [pause], **NOTHING_DUE, **saving}
     with nursery.child("train_with_pauses", **task) as child:
-        assert child.until("at") == f"{pause[0]} {pause[1]}"
+        assert child.wait_for("at") == f"{pause[0]} {pause[1]}"
         child.send(SIGTERM)
-        child.go_on()
-        assert child.wait() == 0, child.told("traceback")
-    assert child.told("stop_reason") == ["SIGTERM"]
-    (message,) = (each for each in child.heard if "step" in each)
+        child.resume()
+        assert child.wait() == 0, child.reported("traceback")
+    assert child.reported("stop_reason") == ["SIGTERM"]
+    (message,) = (each for each in child.messages if "step" in each)
     assert message["is_restored"]
     stopped_at = message["step"]
     if "background" not in saving:
         assert stopped_at == step
     assert whole_steps(quick_path)[-1] == stopped_at
-    assert child.told("saved")[-1] == stopped_at
+    assert child.reported("saved")[-1] == stopped_at
     assert len(folders(quick_path)) == len(whole_steps(quick_path)) == (2 if "save" in pause else 1)
     assert_resumes_exactly(quick_path, stopped_at, final)
 
@@ -48,12 +48,12 @@ def test_signal_saves_at_the_next_step_boundary_and_ends_run(nursery, quick_path
 def test_signal_in_the_last_validation_saves_the_finished_run(nursery, quick_path, final):
     task = {"directory": str(quick_path), "pauses": [("validation", STEPS)], **NOTHING_DUE}
     with nursery.child("train_with_pauses", **task) as child:
-        assert child.until("at") == f"validation {STEPS}"
+        assert child.wait_for("at") == f"validation {STEPS}"
         child.send(SIGTERM)
-        child.go_on()
-        assert child.wait() == 0, child.told("traceback")
-    assert child.told("stop_reason") == ["SIGTERM"]
-    assert torch.equal(torch.tensor(child.told("weights")[0]), final)
+        child.resume()
+        assert child.wait() == 0, child.reported("traceback")
+    assert child.reported("stop_reason") == ["SIGTERM"]
+    assert torch.equal(torch.tensor(child.reported("weights")[0]), final)
     assert whole_steps(quick_path) == [STEPS]
     assert_resumes_exactly(quick_path, STEPS, final)
 
@@ -66,10 +66,10 @@ def test_second_signal_kills_and_older_checkpoints_stay_whole(
     task = {"directory": str(quick_path), "pauses": pauses, "background": background}
     task["grace_seconds"] = 0
     with nursery.child("train_with_pauses", **task) as child:
-        assert child.until("at") == "iteration 7"
+        assert child.wait_for("at") == "iteration 7"
         child.send(SIGTERM)
-        child.go_on()
-        assert child.until("at") == "save 4"
+        child.resume()
+        assert child.wait_for("at") == "save 4"
         child.send(SIGTERM)
         assert child.wait() == -SIGTERM
     assert whole_steps(quick_path) == [1, 2, 3]
@@ -78,15 +78,15 @@ def test_second_signal_kills_and_older_checkpoints_stay_whole(
 
 def test_second_signal_reaches_the_previous_handler(nursery, quick_path, final):
     pauses = [("iteration", 7), ("save", 4)]
-    task = {"directory": str(quick_path), "pauses": pauses, "has_own": True, **NOTHING_DUE}
+    task = {"directory": str(quick_path), "pauses": pauses, "has_user_handler": True, **NOTHING_DUE}
     task["grace_seconds"] = 0
     with nursery.child("train_with_pauses", **task) as child:
         for _ in pauses:
-            child.until("at")
+            child.wait_for("at")
             child.send(SIGTERM)
-            child.go_on()
-        assert child.wait() == 0, child.told("traceback")
-    (message,) = (each for each in child.heard if "own" in each)
+            child.resume()
+        assert child.wait() == 0, child.reported("traceback")
+    (message,) = (each for each in child.messages if "own" in each)
     assert (message["own"], message["is_restored"], message["step"]) == (1, True, 4)
     assert whole_steps(quick_path) == [4]
     assert_resumes_exactly(quick_path, 4, final)
@@ -94,9 +94,13 @@ def test_second_signal_reaches_the_previous_handler(nursery, quick_path, final):
 
 def test_without_signal_nothing_is_saved_and_handler_is_restored(nursery, quick_path):
     child = nursery.run(
-        "train_with_pauses", directory=str(quick_path), pauses=[], has_own=True, **NOTHING_DUE
+        "train_with_pauses",
+        directory=str(quick_path),
+        pauses=[],
+        has_user_handler=True,
+        **NOTHING_DUE,
     )
-    assert child.status == 0, child.told("traceback")
-    assert child.told("stop_reason") == ["max_epochs"]
-    assert child.told("is_restored") == [True]
+    assert child.status == 0, child.reported("traceback")
+    assert child.reported("stop_reason") == ["max_epochs"]
+    assert child.reported("is_restored") == [True]
     assert folders(quick_path) == []

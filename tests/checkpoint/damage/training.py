@@ -1,4 +1,4 @@
-"""A training that saves after each step and takes itself up, as a job that may be killed does."""
+"""A run that saves after each step and resumes by itself, like a job that may be killed."""
 
 from pathlib import Path
 
@@ -17,11 +17,14 @@ from tests.reference import weights
 
 EPOCHS = 3
 STEPS = 9
-"""5 batches, and 2 of them to a window."""
+"""An epoch has 5 batches, in windows of 2: 3 steps."""
 
 
 def trainer_of(directory, *, resumes=True, **saving):
-    """Augmented data, dropout, a scheduler, half windows: all that a resume can get wrong."""
+    """Returns a trainer with everything that is hard to resume.
+
+    Augmented data, dropout, a scheduler, and a half window at the end of each epoch.
+    """
     options = {"every_steps": 1, "on_signals": (), **saving}
     seed()
     trainer = make_trainer(
@@ -37,8 +40,8 @@ def trainer_of(directory, *, resumes=True, **saving):
     return trainer
 
 
-def unbroken(epochs=EPOCHS):
-    """The weights of a run that nothing happens to, and that saves nothing."""
+def uninterrupted_weights(epochs=EPOCHS):
+    """Returns the weights of an uninterrupted run without checkpoints."""
     seed()
     trainer = make_trainer(
         augmented(),
@@ -51,7 +54,7 @@ def unbroken(epochs=EPOCHS):
 
 
 def resumed(directory, epochs=EPOCHS):
-    """The weights at the end of what is taken up there, and the step it was taken up from."""
+    """Resumes from ``directory``; returns the weights at the end, and the step of the resume."""
     trainer = trainer_of(directory, every_steps=None, at_end=False, on_signals=("SIGTERM",))
     step = trainer.state.optimizer_step
     trainer.run(max_epochs=epochs)
@@ -65,7 +68,7 @@ def assert_resumes_exactly(directory, step, final):
 
 
 def whole_steps(directory):
-    """The steps of those checkpoints that are whole to the last bit, the oldest first."""
+    """Returns the steps of the checkpoints that are whole to the last bit, oldest first."""
     checkpoints = CheckpointStore(Path(directory)).checkpoints()
     return [each.manifest.step for each in reversed(checkpoints) if not find_problems(each)]
 
