@@ -1,4 +1,4 @@
-"""A checkpoint that was edited, and sealed rightly, is refused as a whole, by file and field."""
+"""Tests that an edited checkpoint with right hashes is refused, with file and field named."""
 
 import copy
 import json
@@ -78,8 +78,8 @@ LEGAL = {
 MAKERS |= LEGAL
 
 
-class Plain:
-    """An object of a user's, which asks for one entry."""
+class OneEntry:
+    """A user's object whose state must have one entry."""
 
     def state_dict(self):
         return {"count": 3}
@@ -96,7 +96,7 @@ def build(schedule="StepLR", directory=None):
     make_optimizer, make_scheduler = MAKERS[schedule]
     generator = torch.Generator().manual_seed(2)
     data = TensorDataset(torch.randn(20, 4), torch.randn(20, 2))
-    also = {"noise": torch.nn.Linear(1, 1), "plain": Plain()}
+    also = {"noise": torch.nn.Linear(1, 1), "plain": OneEntry()}
     trainer = create_supervised_trainer(
         model,
         make_optimizer(model.parameters()),
@@ -110,8 +110,8 @@ def build(schedule="StepLR", directory=None):
     return trainer
 
 
-def state_of(trainer):
-    """All that must be as it was when a checkpoint is refused."""
+def full_state(trainer):
+    """Returns everything that must not change when a checkpoint is refused."""
     state = trainer.state
     shown = ("epoch", "iteration", "optimizer_step", "max_epochs", "max_steps", "epoch_length")
     return digest_of(
@@ -128,7 +128,7 @@ def state_of(trainer):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The folder of a checkpoint for each schedule; nobody changes it."""
+    """Returns the folder of a checkpoint for each schedule; no test changes it."""
     folders = {}
     for schedule in MAKERS.keys() - LEGAL.keys():
         directory = tmp_path_factory.mktemp(schedule)
@@ -138,7 +138,7 @@ def saved(tmp_path_factory):
 
 
 def edited(folder, target, file, change):
-    """A copy of a checkpoint in which one file is changed, and the manifest tells its hash."""
+    """Returns a copy of a checkpoint with one file changed and its new hash in the manifest."""
     shutil.copytree(folder, target)
     path = target / file
     torch.save(change(torch.load(path, weights_only=True)), path)
@@ -148,8 +148,8 @@ def edited(folder, target, file, change):
     return target
 
 
-def put(path, value):
-    """What puts a value at a place in some content, or deletes or lengthens what is there."""
+def setting_value(path, value):
+    """Returns a function that sets, deletes or lengthens the value at a path in a content."""
 
     def change(content):
         if not path:
@@ -227,7 +227,7 @@ REFUSED = {
         TRAINER,
         ("objects", "also", "plain"),
         {},
-        r"objects\.also\.plain must be a state that a Plain loads",
+        r"objects\.also\.plain must be a state that a OneEntry loads",
     ),
     "an unknown limit": (RANK, ("limits",), GROWN, r"limits\.bogus is not a field"),
     "a limit that is a text": (RANK, ("limits", "max_epochs"), "x", r"limits\.max_epochs must be"),
@@ -300,14 +300,14 @@ REFUSED = {
 def test_edited_content_is_refused_by_file_and_field(tmp_path, saved, kind):
     file, path, value, said = REFUSED[kind]
     schedule = "OneCycleLR" if "_schedule_phases" in path else "StepLR"
-    folder = edited(saved[schedule], tmp_path / "step_00000003", file, put(path, value))
+    folder = edited(saved[schedule], tmp_path / "step_00000003", file, setting_value(path, value))
     trainer = build(schedule, tmp_path / "new")
     trainer.run(max_steps=1)
-    before = state_of(trainer)
+    before = full_state(trainer)
     with pytest.raises(ValueError, match=said) as caught:
         ResumeCheckpoint(folder).attach(trainer)
     assert file in str(caught.value)
-    assert state_of(trainer) == before
+    assert full_state(trainer) == before
 
 
 @pytest.mark.parametrize("kind", LEGAL)
@@ -326,14 +326,14 @@ def test_unusual_settings_are_resumed_bit_by_bit(tmp_path, kind):
 
 
 def test_only_three_problems_are_shown(tmp_path, saved):
-    folder = edited(saved["StepLR"], tmp_path / "step_00000003", TRAINER, put((), {}))
+    folder = edited(saved["StepLR"], tmp_path / "step_00000003", TRAINER, setting_value((), {}))
     with pytest.raises(ValueError, match=r"and \d+ more; was it edited") as caught:
         ResumeCheckpoint(folder).attach(build())
     assert str(caught.value).count("is missing") == 3
 
 
 def test_scheduler_of_another_torch_may_lack_fields(tmp_path, saved):
-    change = put(("_is_initial",), DELETED)
+    change = setting_value(("_is_initial",), DELETED)
     folder = edited(saved["StepLR"], tmp_path / "step_00000003", SCHEDULER, change)
     with pytest.raises(ValueError, match="_is_initial is missing"):
         ResumeCheckpoint(folder).attach(build())
@@ -347,7 +347,7 @@ def test_scheduler_of_another_torch_may_lack_fields(tmp_path, saved):
 
 def test_random_state_of_a_device_is_left_out_on_a_cpu(tmp_path, saved):
     state = torch.zeros(16, dtype=torch.uint8)
-    change = put(("random", "device"), state)
+    change = setting_value(("random", "device"), state)
     folder = edited(saved["StepLR"], tmp_path / "step_00000003", RANK, change)
     trainer = build()
     ResumeCheckpoint(folder).attach(trainer)
@@ -378,19 +378,19 @@ def places_in(content, path=()):
 @pytest.mark.parametrize("file", [TRAINER, RANK, OPTIMIZER, SCHEDULER])
 @pytest.mark.parametrize("schedule", sorted(MAKERS.keys() - LEGAL.keys()))
 def test_odd_values_anywhere_are_refused_or_harmless(tmp_path, saved, schedule, file, part):
-    """Puts odd values at a part of the places: what is not refused can be trained with."""
+    """Sets odd values at some of the paths. If the resume accepts them, training must work."""
     content = torch.load(saved[schedule] / file, weights_only=True)
     cases = [(path, value) for path in places_in(content) for value in ODD]
     chosen = zlib.crc32(f"{schedule}{file}{part}".encode())
     for path, value in random.Random(chosen).sample(cases, 12):
         try:
-            change = put(path, value)(copy.deepcopy(content))
+            change = setting_value(path, value)(copy.deepcopy(content))
         except (AttributeError, KeyError, TypeError):
             continue  # there is nothing to delete or to lengthen
         folder = edited(saved[schedule], tmp_path / "step_00000003", file, lambda _, c=change: c)
         trainer = build(schedule)
         trainer.run(max_steps=1)
-        before = state_of(trainer)
+        before = full_state(trainer)
         refusal = None
         try:
             ResumeCheckpoint(folder).attach(trainer)
@@ -398,7 +398,7 @@ def test_odd_values_anywhere_are_refused_or_harmless(tmp_path, saved, schedule, 
             refusal = str(error)
         if refusal is not None:
             assert file in refusal or "does not fit" in refusal, (path, value)
-            assert state_of(trainer) == before, (path, value)
+            assert full_state(trainer) == before, (path, value)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Only data goes into a file, it comes back as it was, and a copy stays what it was."""
+"""Tests that files hold data only, that loading restores it, and that copies are independent."""
 
 import collections
 import enum
@@ -23,8 +23,8 @@ class Custom:
         self.value = value
 
 
-class Bomb:
-    """Makes a folder when it is unpickled."""
+class CreatesFolderWhenUnpickled:
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -33,18 +33,18 @@ class Bomb:
         return os.mkdir, (str(self.folder),)
 
 
-def written(content, path):
+def write_and_read(content, path):
     content.write(path)
     return load_objects(path)
 
 
-def same(one, other):
+def is_same(one, other):
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(is_same, one, other))
     return one == other
 
 
@@ -68,12 +68,12 @@ DATA = {
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_data_comes_back_as_it_was(tmp_path, kind):
+def test_loaded_data_equals_saved_data(tmp_path, kind):
     content = DATA[kind]
     for each in (Objects(content, "it"), Objects(content, "it").copied()):
-        found = written(each, tmp_path / "file")
+        found = write_and_read(each, tmp_path / "file")
         assert type(found) is type(content)
-        assert same(content, found)
+        assert is_same(content, found)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_objects_that_need_pickle_are_refused(content):
 
 
 class Rate(float):
-    """A float that pickle makes by its class."""
+    """A subclass of float, which needs its class to be unpickled."""
 
 
-class Kind(enum.Enum):
+class Color(enum.Enum):
     ONE = 1
 
 
@@ -122,7 +122,7 @@ BORDERLINE = {
     "a very long int": 2**3000,
     "half a character": "\ud800",
     "a class of float": Rate(1),
-    "an Enum": Kind.ONE,
+    "an Enum": Color.ONE,
     "a named tuple": Pair(1, 2),
     "a defaultdict": collections.defaultdict(list),
     "keys of all kinds": {None: 1, 2.5: 2, True: 3, (1, ("a",)): 4, "b": 5},
@@ -158,22 +158,22 @@ def is_loaded_without_pickle(content):
     return True
 
 
-def as_it_is_written(content):
-    """Numbers of numpy become Python's, and what else is known of a tensor is left out."""
+def normalized(content):
+    """Returns the content with Python numbers for numpy's, and tensors without attributes."""
     if isinstance(content, torch.Tensor):
         return content.detach()
     return content.item() if isinstance(content, np.generic) else content
 
 
 @pytest.mark.parametrize("kind", BORDERLINE)
-def test_exactly_what_torch_loads_without_pickle_is_let_through(kind):
+def test_accepted_types_are_those_torch_loads_without_pickle(kind):
     content = BORDERLINE[kind]
     try:
         Objects(content, "it")
         is_let_through = True
     except TypeError:
         is_let_through = False
-    assert is_let_through == is_loaded_without_pickle(as_it_is_written(content))
+    assert is_let_through == is_loaded_without_pickle(normalized(content))
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -184,7 +184,7 @@ def test_list_that_contains_itself_is_refused(times):
         Objects(content, "it")
 
 
-def test_the_refusal_tells_what_it_is_that_is_refused():
+def test_refusal_names_the_refused_class():
     with pytest.raises(TypeError, match="Custom") as caught:
         Objects({"a": Custom()}, "the optimizer")
     assert "\33" not in str(caught.value), "torch colours its message for terminals"
@@ -198,16 +198,16 @@ def test_pickled_objects_are_loaded_only_with_trust_pickle(tmp_path):
     assert load_objects(path, trust_pickle=True)["it"].value == 5
 
 
-def test_a_view_is_written_without_what_else_is_in_its_storage(tmp_path):
+def test_view_is_written_without_the_rest_of_its_storage(tmp_path):
     large = torch.zeros(1_000_000)
-    found = written(Objects({"a": large[5:7], "b": [large[:1]]}, "it"), tmp_path / "file")
+    found = write_and_read(Objects({"a": large[5:7], "b": [large[:1]]}, "it"), tmp_path / "file")
     assert (tmp_path / "file").stat().st_size < 5_000
     assert found["a"].tolist() == [0, 0]
     Tensors({"a": large[5:7]}).write(tmp_path / "tensors")
     assert (tmp_path / "tensors").stat().st_size < 500
 
 
-def test_tensors_come_back_as_they_were(tmp_path):
+def test_loaded_tensors_equal_saved_tensors(tmp_path):
     tensors = {
         "turned": torch.arange(6.0).view(2, 3).t(),
         "a number": torch.tensor(3.5),
@@ -219,22 +219,22 @@ def test_tensors_come_back_as_they_were(tmp_path):
     }
     for content in (Tensors(tensors), Tensors(tensors).copied()):
         content.write(tmp_path / "file")
-        assert same(tensors, load_file(tmp_path / "file"))
+        assert is_same(tensors, load_file(tmp_path / "file"))
 
 
-def changed_in_place(content):
-    """Everything in it that can be changed is."""
+def change_in_place(content):
+    """Changes everything in the content that can be changed."""
     if isinstance(content, torch.Tensor):
         content.add_(1)
     elif isinstance(content, set | collections.Counter):
         content.update([99])
     elif isinstance(content, dict):
         for value in content.values():
-            changed_in_place(value)
+            change_in_place(value)
         content["new"] = 1
     elif isinstance(content, list | tuple):
         for value in content:
-            changed_in_place(value)
+            change_in_place(value)
         if isinstance(content, list):
             content.append(1)
     elif isinstance(content, bytearray):
@@ -254,28 +254,28 @@ def fresh():
 
 
 @pytest.mark.parametrize("kind", fresh())
-def test_a_copy_does_not_follow_what_comes_later(tmp_path, kind):
+def test_copy_is_independent_of_later_changes(tmp_path, kind):
     content = fresh()[kind]
     copy = Objects(content, "it").copied()
-    changed_in_place(content)
-    assert not same(content, fresh()[kind])
-    assert same(written(copy, tmp_path / "file"), fresh()[kind])
+    change_in_place(content)
+    assert not is_same(content, fresh()[kind])
+    assert is_same(write_and_read(copy, tmp_path / "file"), fresh()[kind])
 
 
-def test_a_copy_of_what_is_pickled_does_not_follow_either(tmp_path):
+def test_copy_of_pickled_objects_is_independent(tmp_path):
     content = {"it": Custom(5)}
     copy = Objects(content, "it", may_pickle=True).copied()
-    changed_in_place(content)
+    change_in_place(content)
     copy.write(tmp_path / "file")
     assert load_objects(tmp_path / "file", trust_pickle=True)["it"].value == 5
 
 
-def test_a_copy_of_tensors_does_not_follow_either(tmp_path):
+def test_copy_of_tensors_is_independent(tmp_path):
     tensors = {"a": torch.zeros(3), "b": torch.zeros(2, 3).t()}
     copy = Tensors(tensors).copied()
-    changed_in_place(tensors)
+    change_in_place(tensors)
     copy.write(tmp_path / "file")
-    assert same(load_file(tmp_path / "file"), {"a": torch.zeros(3), "b": torch.zeros(3, 2)})
+    assert is_same(load_file(tmp_path / "file"), {"a": torch.zeros(3), "b": torch.zeros(3, 2)})
 
 
 def test_a_copy_needs_no_gradient_and_shares_no_memory():
@@ -287,7 +287,7 @@ def test_a_copy_needs_no_gradient_and_shares_no_memory():
 
 WAYS = {
     "torch.save": torch.save,
-    "torch.save as it was once": lambda content, path: torch.save(
+    "the old format of torch.save": lambda content, path: torch.save(
         content, path, _use_new_zipfile_serialization=False
     ),
     "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
@@ -298,7 +298,7 @@ WAYS = {
 @pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"state": [1, (bomb,)]}])
 def test_code_in_a_file_is_not_run(tmp_path, way, wrap):
     path, mark = tmp_path / "file", tmp_path / "ran"
-    WAYS[way](wrap(Bomb(mark)), path)
+    WAYS[way](wrap(CreatesFolderWhenUnpickled(mark)), path)
     with pytest.raises(ValueError, match=r"file (holds more than data|cannot be read)"):
         load_objects(path)
     assert not mark.exists()
@@ -317,7 +317,7 @@ def damaged(content):
         yield whole[: len(whole) * part // 20]
 
 
-def test_a_file_that_can_not_be_read_is_said_to_be_so(tmp_path):
+def test_unreadable_file_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "optimizer.bin"
     for text in damaged({"a": torch.arange(50.0), "b": [1, "x"]}):
         path.write_bytes(text)
@@ -325,7 +325,7 @@ def test_a_file_that_can_not_be_read_is_said_to_be_so(tmp_path):
             load_objects(path)
 
 
-def test_numbers_of_numpy_become_those_of_python(tmp_path):
+def test_numpy_numbers_become_python_numbers(tmp_path):
     found = {"rate": np.float64(0.1), "steps": [np.int64(3), (np.bool_(True), np.float32(0.5))]}
     Objects(found, "x").write(tmp_path / "file")
     loaded = load_objects(tmp_path / "file")

@@ -52,7 +52,7 @@ def no_caches():
     command_line.cache_clear()
 
 
-def test_manifest_names_what_is_inside(tmp_path):
+def test_manifest_names_the_contents(tmp_path):
     stop = EarlyStopping(3, lambda engine: 0.0, torch_engine())
     manifest = saved(tmp_path, handlers=[Attaching(stop)])
     assert manifest.contents == {
@@ -67,7 +67,7 @@ def test_manifest_names_what_is_inside(tmp_path):
 
 
 class Attaching:
-    """Attaches one of Ignite's handlers as the trainer's own are."""
+    """Attaches a handler of Ignite in the way of the trainer's own handlers."""
 
     def __init__(self, handler):
         self._handler = handler
@@ -108,12 +108,12 @@ def test_manifest_has_versions_and_command_line(tmp_path, no_caches, monkeypatch
         (lambda: [(torch.randn(4, 3), torch.randn(4, 2))] * 4, None),
     ],
 )
-def test_manifest_has_the_samples_of_a_batch_of_all_processes(tmp_path, data, size):
+def test_manifest_has_the_global_batch_size(tmp_path, data, size):
     accelerator = Accelerator(gradient_accumulation_steps=2)
     assert saved(tmp_path, data(), accelerator=accelerator).global_batch == size
 
 
-def test_loader_that_fails_to_say_its_size_is_saved(tmp_path):
+def test_a_loader_whose_batch_size_fails_is_no_obstacle(tmp_path):
     class Sampler(torch.utils.data.SequentialSampler):
         def __iter__(self):
             return iter([[0, 1], [2, 3]] * 4)
@@ -129,7 +129,7 @@ def test_loader_that_fails_to_say_its_size_is_saved(tmp_path):
     assert saved(tmp_path, loader).global_batch is None
 
 
-def test_package_without_metadata_is_no_reason_not_to_save(tmp_path, no_caches, monkeypatch):
+def test_a_package_without_metadata_is_no_obstacle(tmp_path, no_caches, monkeypatch):
     real = importlib.metadata.version
 
     def version(name):  # Accelerate asks for others
@@ -162,7 +162,7 @@ def test_names_of_any_kind_and_number_are_bounded_texts():
     assert len(json.dumps(found)) < 10_000
 
 
-def test_unknown_and_uncertain_parts_and_registered_objects_are_named():
+def test_uncertain_parts_and_registered_objects_are_named():
     about = {
         "kinds": {"optimizer": "SGD", "scheduler": None, "scaler": "GradScaler"},
         "objects": {},

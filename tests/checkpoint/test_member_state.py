@@ -1,4 +1,4 @@
-"""The state of one object: modules with shared memory, functions in states, files that are gone."""
+"""Tests of the state of one object: shared tensors, functions in states, missing files."""
 
 import copy
 import functools
@@ -44,7 +44,7 @@ def read_back(state, path):
     return load_objects(path)
 
 
-def test_a_module_keeps_its_flags_and_what_it_shares_with_the_model(tmp_path):
+def test_a_module_keeps_its_flags_and_its_shared_tensors(tmp_path):
     seed()
     trainer = trainer_of(normed())
     held = copy.deepcopy(trainer.model)
@@ -81,7 +81,7 @@ class Holder:
         pass
 
 
-def test_a_module_of_another_shape_is_refused_before_anything_is_loaded(tmp_path):
+def test_a_module_of_another_shape_is_refused_before_loading(tmp_path):
     trainer_of(torch.nn.Linear(4, 2), Holder(2), SaveCheckpoint(tmp_path)).run()
     other = trainer_of(torch.nn.Linear(4, 2), Holder(3))
     before = copy.deepcopy(other.model.state_dict())
@@ -121,7 +121,7 @@ def patched(optimizer):
 
 
 @pytest.mark.parametrize("make", [lambda_scheduler, patched])
-def test_functions_in_the_state_of_a_scheduler_stay_as_they_are(make, tmp_path):
+def test_functions_in_a_scheduler_state_are_kept(make, tmp_path):
     trainer = make_trainer(batches_of(1))
     one, two = make(trainer.optimizer), make(trainer.optimizer)
     counter = "last_epoch" if hasattr(one, "last_epoch") else "event_index"
@@ -136,7 +136,7 @@ def test_functions_in_the_state_of_a_scheduler_stay_as_they_are(make, tmp_path):
     assert type(getattr(two, "milestones", None)) is type(getattr(one, "milestones", None))
 
 
-def test_loading_gives_an_object_a_copy():
+def test_an_object_loads_a_copy_of_its_state():
     class Keeper:
         def __init__(self):
             self.kept = [0]
@@ -154,7 +154,7 @@ def test_loading_gives_an_object_a_copy():
 
 
 @pytest.mark.parametrize("is_new_node", [False, True])
-def test_files_of_ignites_checkpoint_that_are_gone_are_forgotten(is_new_node, tmp_path):
+def test_missing_files_of_ignites_checkpoint_are_forgotten(is_new_node, tmp_path):
     def make(files):
         saver = DiskSaver(files, create_dir=True, require_empty=False)
         trainer = trainer_of(torch.nn.Linear(4, 2), data=batches_of(4))
@@ -187,7 +187,7 @@ def test_files_of_ignites_checkpoint_that_are_gone_are_forgotten(is_new_node, tm
 
 
 class Reader:
-    """A handler whose state names a file of its machine."""
+    """A handler whose state names a file on its machine."""
 
     error: BaseException = FileNotFoundError("/scratch/a7/cache.bin")
 
@@ -222,7 +222,7 @@ def resumed(tmp_path, kind, **options):
     return other
 
 
-def test_a_handler_that_misses_a_file_does_not_keep_the_rest_from_resuming(tmp_path):
+def test_a_handler_that_misses_a_file_is_reported_not_fatal(tmp_path):
     trainer = resumed(tmp_path, Reader)
     assert str(trainer.resume_report.parts["handlers"]) == (
         "missing (Reader: /scratch/a7/cache.bin)"
@@ -235,7 +235,7 @@ def test_a_handler_that_refuses_its_state_is_an_error(tmp_path):
         resumed(tmp_path, Strict)
 
 
-def test_schedulers_of_the_trainer_are_not_saved_as_handlers_too(tmp_path):
+def test_schedulers_of_the_trainer_are_not_saved_twice(tmp_path):
     trainer = make_trainer(batches_of(2), lr_scheduler=lambda o: StepLR(o, 1))
     scheduler = trainer.lr_scheduler
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: scheduler.get_last_lr())

@@ -1,4 +1,4 @@
-"""Which handlers and held objects have a state, their names, and that a resume restores them."""
+"""Tests of the search for handlers and held objects with a state: names, and resuming."""
 
 import copy
 import functools
@@ -78,7 +78,7 @@ class OtherCount(Count):
 
 
 class CountingHandler(Handler):
-    """One of this package's kind, with a state."""
+    """A handler of this package's base class, with a state."""
 
     def __call__(self, engine):
         pass
@@ -124,7 +124,7 @@ def test_handlers_with_state_are_found_by_class_name():
     }
 
 
-def test_a_method_stands_for_the_object_it_is_bound_to_once():
+def test_an_object_with_two_bound_methods_is_found_once():
     trainer, count = make_trainer(batches_of(2)), Count()
     trainer.add_event_handler(Events.STARTED, count.__call__)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, count)
@@ -161,7 +161,7 @@ def test_handlers_of_one_class_are_numbered_by_attachment_order():
     }
 
 
-def test_the_names_do_not_depend_on_handlers_without_a_state():
+def test_names_do_not_depend_on_stateless_handlers():
     named = []
     for is_noted in (False, True):
         trainer, one, two = make_trainer(batches_of(2)), Count(), Count()
@@ -195,7 +195,7 @@ class Net(torch.nn.Module):
 
 
 class Stepper:
-    """A user's handler that holds schedulers and has no state_dict of its own."""
+    """A user's handler that holds schedulers and has no state_dict itself."""
 
     def __init__(self, *schedulers):
         self.first, self.others = schedulers[0], list(schedulers[1:])
@@ -210,7 +210,7 @@ class Stepper:
 
 
 class Averager:
-    """A user's averaging handler, whose own state has that of the module in it."""
+    """A user's averaging handler, whose state contains the state of a module."""
 
     def __init__(self, model):
         self.average, self.model, self.number = copy.deepcopy(model), model, 0
@@ -361,7 +361,7 @@ def two_emas(trainer, model, optimizer):
 
 
 def driven_at(event, make):
-    """A scheduler of Ignite's, attached to ``event``."""
+    """Returns a function that attaches a scheduler of Ignite to ``event``."""
 
     def attach(trainer, model, optimizer):
         scheduler = make(optimizer)
@@ -505,7 +505,7 @@ ENDS = (2, 3, 7)  # in an epoch, at its end, and in a later one
 
 
 def trained(attach, *handlers):
-    """A trainer with three batches an epoch, and what gives all that must not differ."""
+    """Returns a trainer with three batches an epoch, and a function that returns its full state."""
     seed()
     model = Net()
     groups = [model.hidden, torch.nn.ModuleList([model.norm, model.out])]
@@ -517,37 +517,37 @@ def trained(attach, *handlers):
     for handler in handlers:
         handler.attach(trainer)
 
-    def everything():
+    def full_state():
         rates = [group["lr"] for group in optimizer.param_groups]
         return digest_of([model.state_dict(), optimizer.state_dict(), rates, probe()])
 
-    return trainer, everything
+    return trainer, full_state
 
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
 @pytest.mark.filterwarnings("ignore:Attribute 'ema_momentum'")
 @pytest.mark.parametrize(("attach", "names"), CASES.items(), ids=lambda each: each)
-def test_what_handlers_hold_is_resumed_bit_by_bit(attach, names, tmp_path):
+def test_objects_held_by_handlers_are_resumed_bit_by_bit(attach, names, tmp_path):
     expected = []
     for end in ENDS:
-        trainer, everything = trained(attach)
+        trainer, full_state = trained(attach)
         trainer.run(max_steps=end)
-        expected.append(everything())
+        expected.append(full_state())
     save = functools.partial(SaveCheckpoint, tmp_path, on_signals=())
-    trainer, everything = trained(attach, save())
+    trainer, full_state = trained(attach, save())
     trainer.run(max_steps=ENDS[0])
-    assert everything() == expected[0]
+    assert full_state() == expected[0]
     for end, value in zip(ENDS[1:], expected[1:], strict=True):
-        trainer, everything = trained(attach, save(), ResumeCheckpoint(tmp_path))
+        trainer, full_state = trained(attach, save(), ResumeCheckpoint(tmp_path))
         trainer.run(max_steps=end)
         part = trainer.resume_report.parts["handlers"]
         assert str(part) == f"exact ({', '.join(names)})"
         assert trainer.resume_report.is_exact
-        assert everything() == value
+        assert full_state() == value
 
 
 @pytest.mark.filterwarnings("error")
-def test_handlers_that_make_an_attribute_of_the_state_are_attached_after_a_resume(tmp_path):
+def test_handlers_that_add_state_attributes_can_be_attached_late(tmp_path):
     def make(**options):
         trainer, model = make_trainer(batches_of(2), **options), torch.nn.Linear(1, 1)
         ExpStateScheduler(1.0, 0.5, "temperature", create_new=True).attach(trainer, AT_EPOCH)
@@ -578,7 +578,7 @@ def test_an_output_that_cannot_be_saved_is_named(tmp_path):
     assert "EpochOutputStore could not be saved" in str(trainer.resume_report)
 
 
-def test_names_survive_a_further_handler_without_a_state():
+def test_names_are_kept_with_a_further_stateless_handler():
     def two_in_a_handler(trainer, model, optimizer):
         a, b = StepLR(optimizer, 2), StepLR(optimizer, 3)
         trainer.add_event_handler(STEP, lambda: (a.step(), b.step()))
@@ -600,7 +600,7 @@ def test_names_survive_a_further_handler_without_a_state():
         }
 
 
-def test_what_a_checkpoint_has_elsewhere_is_left_out():
+def test_objects_saved_elsewhere_are_left_out():
     def attach(trainer, model, optimizer):
         wrapped, loss = torch.nn.Sequential(model.hidden, model.out), torch.nn.MSELoss()
         loader, scaler = trainer.feed.loader, trainer.accelerator.scaler
@@ -625,7 +625,7 @@ def test_objects_in_a_set_have_no_names():
     assert members.unnamed == ["<lambda>.several.{Count}"]
 
 
-def test_search_runs_no_code_of_what_it_finds():
+def test_search_runs_no_code_of_the_objects():
     class Touchy:
         @property
         def state_dict(self):
@@ -640,7 +640,7 @@ def test_search_runs_no_code_of_what_it_finds():
 
 
 class Holding:
-    """A handler without a state, with anything as attributes."""
+    """A handler without a state, with any attributes."""
 
     def __init__(self, **attributes):
         vars(self).update(attributes)
@@ -650,7 +650,7 @@ class Holding:
 
 
 def changes(trainer):
-    """Returns what changes the objects that handlers hold, each with what is found then, or not."""
+    """Returns functions that change held objects, each with the objects found and lost then."""
     first = trainer.model[0]
     shared, own, lacking = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), torch.nn.ReLU()
     shared.weight, shared.bias = first.weight, first.bias
@@ -693,7 +693,7 @@ def changes(trainer):
 
 
 @pytest.mark.parametrize("change", changes(make_trainer(batches_of(1))))
-def test_what_handlers_hold_is_looked_for_again_when_it_changes(change):
+def test_a_change_of_held_objects_causes_a_new_search(change):
     trainer = make_trainer(batches_of(1))
     act, new, gone = changes(trainer)[change]
 
@@ -701,12 +701,12 @@ def test_what_handlers_hold_is_looked_for_again_when_it_changes(change):
         return {*map(id, handlers_with_state(trainer).values())}
 
     before = found()
-    assert len(before) == 2  # the count, and the module with parameters of its own
+    assert len(before) == 2  # the count, and the module with its own parameters
     act()
     assert found() == (before | {*map(id, new)}) - {*map(id, gone)}
 
 
-def test_a_module_without_tensors_left_is_no_module_of_the_trainer():
+def test_a_module_that_lost_its_tensors_is_not_the_trainers():
     class Counting(torch.nn.Module):
         number = 0
 
@@ -737,8 +737,8 @@ def test_another_search_is_made_only_after_a_change():
     assert OtherCount in map(type, handlers_with_state(trainer).values())
 
 
-def test_states_that_are_equal_by_chance_are_told_apart_later():
-    """Both count from 0: what is in whose state is decided at each save."""
+def test_states_equal_by_chance_are_distinguished_later():
+    """Both count from 0, so containment of states has to be decided at each save."""
     owner = Count()
     owner.part = OtherCount()
     trainer = make_trainer(batches_of(1))
@@ -749,7 +749,7 @@ def test_states_that_are_equal_by_chance_are_told_apart_later():
 
 
 def adversarial(directory, resumes):
-    """A GAN, whose discriminator is trained by ``batch_processor``."""
+    """Returns a trainer of a GAN, whose discriminator is trained by ``batch_processor``."""
     seed(1)
     generator, discriminator = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=0.01)
@@ -774,7 +774,7 @@ def adversarial(directory, resumes):
     return trainer, discriminator, optimizer, schedule
 
 
-def test_what_batch_processor_trains_besides_is_resumed_bit_by_bit(tmp_path):
+def test_objects_of_batch_processor_are_resumed_bit_by_bit(tmp_path):
     whole, *expected = adversarial(tmp_path / "whole", resumes=False)
     whole.run(max_steps=12)
     adversarial(tmp_path / "stopped", resumes=False)[0].run(max_steps=7)
@@ -788,7 +788,7 @@ def test_what_batch_processor_trains_besides_is_resumed_bit_by_bit(tmp_path):
 
 
 class Weighted:
-    """A loss that is a plain object, and weights later steps more."""
+    """A loss as a plain object, which weights later steps more."""
 
     def __init__(self):
         self.weight = 1.0

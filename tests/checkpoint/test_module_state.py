@@ -28,7 +28,7 @@ from tests.reference import weights
 IGNORING_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
 
-class Odd(torch.nn.Module):
+class UnusualBuffers(torch.nn.Module):
     """Buffers that safetensors cannot hold, beside one that it can."""
 
     def __init__(self):
@@ -38,16 +38,16 @@ class Odd(torch.nn.Module):
         self.register_buffer("sparse", torch.tensor([0.0, 4.0]).to_sparse())
 
 
-def through_a_file(folder, module, **options):
+def write_and_read(folder, module, **options):
     name, content, about = module_file("model", module, **options)
     content.write(folder / name)
     return read_module(folder, "model", [name], about), about
 
 
 @pytest.mark.parametrize("safe_serialization", [True, False])
-def test_tensors_of_every_kind_come_back(tmp_path, safe_serialization):
-    state, about = through_a_file(tmp_path, Odd(), safe_serialization=safe_serialization)
-    other = Odd()
+def test_tensors_safetensors_cannot_hold_are_restored(tmp_path, safe_serialization):
+    state, about = write_and_read(tmp_path, UnusualBuffers(), safe_serialization=safe_serialization)
+    other = UnusualBuffers()
     other.plain.zero_()
     other.wave.zero_()
     assert fit_of_module("model", state, about, other).differences == []
@@ -59,13 +59,13 @@ def test_tensors_of_every_kind_come_back(tmp_path, safe_serialization):
 
 def test_missing_module_is_read_as_none_and_reported(tmp_path):
     assert read_module(tmp_path, "loss_fn", ["model.safetensors"], {}) is None
-    assert fit_of_module("loss_fn", None, {}, Odd()).differences == [
+    assert fit_of_module("loss_fn", None, {}, UnusualBuffers()).differences == [
         "the loss_fn is not in the checkpoint"
     ]
 
 
 def test_each_module_difference_is_reported(tmp_path):
-    state, about = through_a_file(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
+    state, about = write_and_read(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
     other = torch.nn.Linear(2, 4, bias=False)
     other.register_buffer("more", torch.ones(1))
     assert fit_of_module("model", state, about, other).differences == [
@@ -76,19 +76,19 @@ def test_each_module_difference_is_reported(tmp_path):
 
 
 def test_parameters_of_another_dtype_are_reported(tmp_path):
-    state, about = through_a_file(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
+    state, about = write_and_read(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
     assert give_to_module(torch.nn.Linear(2, 3).bfloat16(), state, about).converted == {
         "weight",
         "bias",
     }
 
 
-def test_values_that_would_be_cut_are_a_difference(tmp_path):
+def test_lossy_dtype_conversions_are_refused(tmp_path):
     for value, dtype in ((torch.ones(2) * 1j, torch.float32), (torch.ones(2), torch.int64)):
         module, other = torch.nn.Module(), torch.nn.Module()
         module.register_buffer("value", value)
         other.register_buffer("value", torch.zeros(2, dtype=dtype))
-        state, about = through_a_file(tmp_path, module, safe_serialization=True)
+        state, about = write_and_read(tmp_path, module, safe_serialization=True)
         assert fit_of_module("model", state, about, other).differences == [
             f"value had the dtype {value.dtype}, it has {dtype}"
         ]
@@ -101,8 +101,8 @@ DTYPES = (
 )
 
 
-class Kinds(torch.nn.Module):
-    """A buffer of every kind, some of them in one storage."""
+class AllBuffers(torch.nn.Module):
+    """Buffers of all dtypes and layouts, some of them in one storage."""
 
     def __init__(self, start=0.0):
         super().__init__()
@@ -129,9 +129,9 @@ class Kinds(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("safe_serialization", [True, False])
-def test_a_buffer_of_each_kind_comes_back_bit_by_bit(tmp_path, safe_serialization):
-    module, other = Kinds(3.0), Kinds(9.0)
-    state, about = through_a_file(tmp_path, module, safe_serialization=safe_serialization)
+def test_buffers_of_each_dtype_are_restored_bit_by_bit(tmp_path, safe_serialization):
+    module, other = AllBuffers(3.0), AllBuffers(9.0)
+    state, about = write_and_read(tmp_path, module, safe_serialization=safe_serialization)
     before = digest_of(other.state_dict())
     assert fit_of_module("model", state, about, other).differences == []
     assert digest_of(other.state_dict()) == before != digest_of(module.state_dict())
@@ -162,7 +162,7 @@ class Growing(torch.nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-class Lazily(Growing):
+class LazyBuffer(Growing):
     """A buffer that is None until the first batch; torch itself does not load it."""
 
     def __init__(self):
@@ -193,7 +193,7 @@ class Counting(torch.nn.Module):
 
 
 class Renaming(torch.nn.Module):
-    """Its layers were called otherwise in an older version."""
+    """A module whose layers had other names in an older version."""
 
     def __init__(self, name="layer_"):
         super().__init__()
@@ -234,7 +234,7 @@ class Partial(torch.nn.Module):
 
 
 def observed():
-    """As quantization-aware training has it: observers resize their buffers when loaded."""
+    """Returns a module for quantization-aware training; observers resize buffers when loaded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.ao import quantization
@@ -249,7 +249,7 @@ def lazy():
 
 
 def half_lazy():
-    """A part of it has seen no batch when it is saved."""
+    """Returns a module of which a part has seen no batch when it is saved."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 2))
     model[0].never = torch.nn.LazyLinear(2)
     return model
@@ -286,7 +286,7 @@ def compiled_layers():
 
 
 def compiled_lazily():
-    return torch.nn.Sequential(compiled(Lazily()))
+    return torch.nn.Sequential(compiled(LazyBuffer()))
 
 
 def any_trainer(model, **options):
@@ -303,7 +303,7 @@ def any_trainer(model, **options):
 
 
 def resumed(folder, make_first, make_second, **options):
-    """Two trainers: one that trained eight steps, one that resumed after four."""
+    """Returns two trainers: one that trained eight steps, and one that resumed after four."""
     seed()
     first = make_first()
     any_trainer(
@@ -317,7 +317,7 @@ def resumed(folder, make_first, make_second, **options):
 
 MODELS = {
     "growing": (Growing, Growing),
-    "lazily": (Lazily, Lazily),
+    "lazily": (LazyBuffer, LazyBuffer),
     "extra state": (Counting, Counting),
     "renamed": (lambda: Renaming("old_"), Renaming),
     "observed": (observed, observed),
@@ -329,14 +329,14 @@ MODELS = {
     "not compiled": (plain, compiled_layers),
     "layers compiled": (compiled_layers, lambda: compiled(plain())),
     "lazily, compiled": (compiled_lazily, compiled_lazily),
-    "not compiled, lazily": (lambda: torch.nn.Sequential(Lazily()), compiled_lazily),
+    "not compiled, lazily": (lambda: torch.nn.Sequential(LazyBuffer()), compiled_lazily),
 }
 
 
 @IGNORING_DYNAMO
 @pytest.mark.parametrize("safe_serialization", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_module_resumes_that_loads_in_its_own_way(tmp_path, name, safe_serialization):
+def test_modules_with_custom_loading_are_resumed(tmp_path, name, safe_serialization):
     first, trainer = resumed(tmp_path, *MODELS[name], safe_serialization=safe_serialization)
     assert trainer.resume_report.is_exact
     states = [each.state_dict() for each in (first, trainer.model)]
@@ -347,7 +347,7 @@ def test_a_module_resumes_that_loads_in_its_own_way(tmp_path, name, safe_seriali
 
 @IGNORING_DYNAMO
 @pytest.mark.parametrize("name", ["compiled", "layers compiled"])
-def test_names_in_files_are_without_those_of_wrappers(tmp_path, name):
+def test_names_in_files_have_no_wrapper_names(tmp_path, name):
     resumed(tmp_path, *MODELS[name])
     folder = tmp_path / "step_00000008"
     assert sorted(load_file(folder / "model.safetensors")) == sorted(plain().state_dict())
@@ -369,7 +369,7 @@ def test_flags_cross_between_compiled_and_plain_models():
     assert flags_of(third) == flags_of(model)
 
 
-def test_flags_of_renamed_layers_are_theirs(tmp_path):
+def test_flags_follow_renamed_layers(tmp_path):
     def old():
         model = Renaming("old_")
         model.old_1.requires_grad_(False)
@@ -388,7 +388,7 @@ def test_flags_of_renamed_layers_are_theirs(tmp_path):
     }
 
 
-def test_what_a_state_leaves_out_is_not_called_exact(tmp_path):
+def test_tensors_left_out_of_the_state_are_not_called_exact(tmp_path):
     with pytest.warns(UserWarning, match="resumed from"):
         _, trainer = resumed(tmp_path, Partial, Partial)
     assert str(trainer.resume_report.parts["model"]) == (
@@ -405,7 +405,7 @@ class Ignoring(Growing):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-def test_what_loading_has_changed_is_not_called_exact(tmp_path):
+def test_tensors_changed_by_loading_are_not_called_exact(tmp_path):
     def make():
         return torch.nn.Sequential(Ignoring())
 
@@ -442,7 +442,7 @@ class Replacing(Growing):
         (lambda: Renaming("other_"), "the model has no seen, the checkpoint has"),
     ],
 )
-def test_a_module_that_refuses_is_as_it_was(tmp_path, make, message):
+def test_a_module_that_refuses_its_state_is_unchanged(tmp_path, make, message):
     seed()
     any_trainer(Growing(), checkpoint=SaveCheckpoint(tmp_path)).run()
     model = make()
@@ -467,8 +467,8 @@ def any_trainer_unseeded(model, **options):
     )
 
 
-def test_a_swap_of_names_is_no_renaming_of_an_optimizers_parameters(tmp_path):
-    """The optimizer's states would be those of the other layer."""
+def test_swapped_parameter_names_are_refused(tmp_path):
+    """The optimizer would have the states of the other layer."""
 
     def swapping():
         def swap(module, state, prefix, *rest):
@@ -484,7 +484,7 @@ def test_a_swap_of_names_is_no_renaming_of_an_optimizers_parameters(tmp_path):
         resumed(tmp_path, swapping, swapping)
 
 
-def test_only_a_part_with_its_own_loading_is_copied(monkeypatch):
+def test_only_modules_with_custom_loading_are_copied(monkeypatch):
     copied = []
 
     @contextmanager
@@ -504,7 +504,7 @@ def test_only_a_part_with_its_own_loading_is_copied(monkeypatch):
 
 
 def make_model():
-    """Its first layer is frozen, and its batch norm keeps its statistics."""
+    """Returns a model with a frozen first layer and a batch norm in eval mode."""
     seed()
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2)
@@ -526,7 +526,7 @@ def test_flags_are_those_of_parameters_and_submodules():
     assert flags_of(other) == {"frozen": [], "eval": []}
 
 
-def test_a_tensor_that_can_not_be_trained_is_left_alone():
+def test_flags_of_integer_parameters_are_not_set():
     model = torch.nn.Linear(2, 2)
     model.count = torch.nn.Parameter(torch.tensor([1, 2]), requires_grad=False)
     set_flags(model, flags_of(model))
@@ -534,14 +534,14 @@ def test_a_tensor_that_can_not_be_trained_is_left_alone():
 
 
 def thaw(trainer):
-    """Fine-tuning in two phases: from the second epoch on all is trained."""
+    """Unfreezes all parameters, as fine-tuning in two phases does from the second epoch."""
     if trainer.state.epoch == 2:
         trainer.model[0].requires_grad_(True)
         trainer.model[1].train()
 
 
 def freeze_again(trainer):
-    """What a script may do whenever a run begins."""
+    """Freezes parameters, as a script may do whenever a run begins."""
     trainer.model[0].requires_grad_(False)
     trainer.model[1].eval()
 
@@ -568,9 +568,7 @@ def trainer_of(event, *, is_frozen_at_start, **options):
     ("event", "steps"),
     [(Events.EPOCH_STARTED, (3, 4, 5, 7, 8)), (Events.EPOCH_COMPLETED, (7, 8, 9, 11))],
 )
-def test_what_a_handler_has_thawed_is_not_frozen_after_a_resume(
-    tmp_path, event, steps, is_frozen_at_start
-):
+def test_parameters_thawed_by_a_handler_stay_thawed(tmp_path, event, steps, is_frozen_at_start):
     save = SaveCheckpoint(tmp_path, every_steps=1, keep_last="all")
     options = {"is_frozen_at_start": is_frozen_at_start}
     whole = trainer_of(event, checkpoint=save, **options)

@@ -1,4 +1,4 @@
-"""A module is, after a trial, what it was before: values, shapes, memory, attributes, class."""
+"""Tests that a trial restores a module: values, shapes, memory, attributes, class."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def fail(model):
     raise OverflowError
 
 
-def look_of(model):
+def full_state(model):
     tensors = [*model.parameters(), *model.buffers(), model.memory]
     return (
         digest_of(model.state_dict()),
@@ -94,19 +94,19 @@ def look_of(model):
     [change_values, change_data, resize, replace, materialize, change_attributes, fail],
 )
 @torch.no_grad()
-def test_a_module_is_put_back_as_it_was(change):
+def test_a_module_is_restored_after_a_trial(change):
     model = Model()
-    before = look_of(model)
+    before = full_state(model)
     try:
         with restored_on_exit(model):
             change(model)
     except OverflowError:
         assert change is fail
-    assert look_of(model) == before
+    assert full_state(model) == before
     model.lazy(torch.ones(1, 3))
 
 
-def test_the_source_of_a_parameter_is_the_tensor_it_was_copied_from():
+def test_the_source_of_a_parameter_is_the_copied_tensor():
     layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     state = {"former": torch.ones(2, 2), "bias": torch.ones(2)}
     with SourceTracker(state) as sources, torch.no_grad():

@@ -1,4 +1,4 @@
-"""A context that changes a state after the save of its step is named, and no other is."""
+"""Tests that contexts which change a state after the save of their step are reported."""
 
 import time
 
@@ -14,7 +14,7 @@ from tests.reference import make_trainer
 
 
 def unknown_after(register, tmp_path):
-    """What the newest checkpoint of two epochs of two batches says of handlers."""
+    """Returns the reason for handlers in the last checkpoint of two epochs of two batches."""
     trainer = make_trainer(batches_of(2))
     register(trainer)
     options = {"at_end": False, "on_signals": (), "keep_last": "all"}
@@ -71,13 +71,13 @@ NAMED = {
 
 
 @pytest.mark.parametrize(("register", "name"), NAMED.values(), ids=NAMED)
-def test_a_context_of_a_step_is_named(register, name, tmp_path):
+def test_a_context_of_a_step_is_reported(register, name, tmp_path):
     said = unknown_after(register, tmp_path)
     assert all(name in said[step][0] for step in (1, 3))
     assert "may change a state on its way out, which comes after the save" in said[1][0]
 
 
-def test_a_context_of_an_epoch_is_named_at_the_end_of_the_epoch(tmp_path):
+def test_a_context_of_an_epoch_is_reported_at_its_end(tmp_path):
     said = unknown_after(clamping("on_epoch"), tmp_path)
     assert [bool(said[step]) for step in (1, 2, 3, 4)] == [False, True, False, True]
     assert "clamp on on_epoch" in said[2][0]
@@ -111,5 +111,5 @@ SILENT = {
 
 
 @pytest.mark.parametrize("register", SILENT.values(), ids=SILENT)
-def test_nothing_is_said_of(register, tmp_path):
+def test_no_context_is_reported_for(register, tmp_path):
     assert unknown_after(register, tmp_path) == {step: [] for step in (1, 2, 3, 4)}

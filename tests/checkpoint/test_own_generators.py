@@ -1,6 +1,6 @@
 """Random generators anywhere in a run: resumed bit by bit, or named in the report.
 
-Each case is a run that draws from a generator of its own in another place. It is made again, as in
+Each case is a run that draws from its own generator in another place. It is made again, as in
 another process, and resumed; the weights are those of the unbroken run.
 """
 
@@ -158,7 +158,7 @@ def attribute_of_a_module():
 
 
 def held_in(make):
-    """A container whose elements are drawn from in turn."""
+    """Returns a function that draws in turn from the elements of a container."""
 
     def augment():
         rngs, take = make()
@@ -347,7 +347,7 @@ def noisy_optimizer():
 
 
 def shared():
-    """One generator in the data and the model."""
+    """Returns data and a model that share one generator."""
     rng = new_rng()
     noise = Noise()
     noise.own = rng
@@ -516,7 +516,7 @@ def lazy_model():
     return noisy_model(Lazy())
 
 
-def test_a_generator_that_is_made_late_is_named(tmp_path):
+def test_a_generator_that_is_made_late_is_reported(tmp_path):
     made(with_model(lazy_model), tmp_path).run(max_steps=6)
     resumed = made(with_model(lazy_model), tmp_path, resume_from=tmp_path)
     with pytest.warns(UserWarning, match=r"a random generator model\.0\.rng .* only then"):
@@ -535,7 +535,7 @@ def with_many(where):
 
 
 @pytest.mark.parametrize(("where", "part"), [("data", "data"), ("model", "random generators")])
-def test_more_objects_than_are_searched_are_reported_as_unknown(where, part, tmp_path):
+def test_too_many_objects_are_reported_as_unknown(where, part, tmp_path):
     made(with_many(where), tmp_path).run(max_steps=1)
     resumed = made(with_many(where), tmp_path, resume_from=tmp_path)
     with pytest.warns(UserWarning, match="resumed from"):
@@ -562,7 +562,7 @@ def test_a_counter_of_a_data_set_is_reported_as_unknown(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["the model", "the loss", "a handler", "data and model together"])
-def test_a_validation_leaves_the_generators_where_they_were(place):
+def test_a_validation_does_not_advance_generators(place):
     def run(*, validates):
         seed()
         trainer = make_trainer(**PLACES[place]())
@@ -582,7 +582,7 @@ def test_a_validation_leaves_the_generators_where_they_were(place):
     assert torch.equal(run(validates=False), run(validates=True))
 
 
-def test_a_search_is_made_once_as_long_as_nothing_changes(tmp_path):
+def test_a_search_is_made_again_only_after_a_change(tmp_path):
     trainer = make_trainer(
         **PLACES["a handler"](), checkpoint=SaveCheckpoint(tmp_path, every_steps=1)
     )

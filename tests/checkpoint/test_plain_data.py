@@ -97,13 +97,13 @@ def test_large_data_is_bounded(value):
     assert len(text) < 100_000
 
 
-def test_circle_ends():
+def test_circular_references_end():
     circle = []
     circle.append(circle)
     assert "..." in json.dumps(plain_data(circle))
 
 
-def test_what_is_left_out_of_a_list_is_counted():
+def test_elements_left_out_of_a_list_are_counted():
     assert plain_data(list(range(MAX_ITEMS + 5)))[-1] == "... 5 more"
     assert plain_data(dict.fromkeys(range(MAX_ITEMS + 5)))["..."] == "... 5 more"
 

@@ -19,7 +19,7 @@ def with_compiled_layer():
 
 
 def shared():
-    """One layer under two names, one of them compiled."""
+    """Returns a module with one layer under two names, one of them compiled."""
     module = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)})
     module["fast"] = compiled(module["layer"])
     return module
@@ -35,7 +35,7 @@ def shared():
         lambda: torch.nn.DataParallel(compiled(layers())),
     ],
 )
-def test_plain_names_are_those_without_wrappers(make):
+def test_plain_names_have_no_wrapper_names(make):
     module, plain = make(), layers()
     names = PlainNames(module)
     state = module.state_dict()
@@ -50,14 +50,14 @@ def test_plain_names_are_those_without_wrappers(make):
     assert not result.missing_keys
 
 
-def test_names_that_a_module_does_not_have_belong_to_their_place_in_it():
+def test_unknown_names_are_translated_by_their_path():
     names = PlainNames(with_compiled_layer())
     assert names.actual("1.former") == "1._orig_mod.module.former"
     assert names.actual("2.weight") == "2.weight"
     assert PlainNames(compiled(layers())).actual("former.weight") == "_orig_mod.former.weight"
 
 
-def test_names_of_a_users_module_stay():
+def test_a_users_child_called_module_keeps_its_name():
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()

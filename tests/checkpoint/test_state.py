@@ -1,4 +1,4 @@
-"""What of a trainer goes into which file, and the identifier of its run of training."""
+"""Tests of the files of a trainer's state, and of the identifier of its run of training."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def files(state, rank=0):
     return state.files(rank, objects, digests_of(objects))
 
 
-def test_the_files_of_a_plain_training():
+def test_files_of_a_plain_trainer():
     state = TrainingState(make_trainer(batches_of(2)))
     assert set(files(state)) == {
         "rank_00000.pt",
@@ -80,7 +80,7 @@ def test_a_loss_function_without_a_state_has_no_file():
     assert not any(name.startswith("loss_fn") for name in files(TrainingState(trainer)))
 
 
-def test_another_process_writes_its_own_file_only():
+def test_rank_1_writes_its_own_file_only():
     state = TrainingState(make_trainer(batches_of(2)), {"box": Box()})
     assert set(files(state, 3)) == {"rank_00003.pt"}
 
@@ -114,7 +114,7 @@ def tensors_of(trainer):
     return files(TrainingState(trainer))["model.safetensors"].tensors
 
 
-def test_tied_weights_are_there_once():
+def test_tied_weights_are_saved_once():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     model[1].weight = model[0].weight
     trainer = trainer_of(model)
@@ -123,7 +123,7 @@ def test_tied_weights_are_there_once():
     assert modules["model"]["aliases"] == {"1.weight": "0.weight"}
 
 
-def test_tensors_that_share_memory_in_part_are_both_there_whole():
+def test_tensors_that_overlap_are_both_saved_whole():
     model = torch.nn.Linear(4, 2)
     memory = torch.arange(6.0)
     model.register_buffer("left", memory[:4])
@@ -140,7 +140,7 @@ def test_tensors_that_share_memory_in_part_are_both_there_whole():
     assert len(set(storages)) == len(storages)
 
 
-def test_the_kinds_are_those_within_the_wrappers_of_accelerate():
+def test_class_names_ignore_accelerates_wrappers():
     trainer = make_trainer(batches_of(2), lr_scheduler=lambda o: StepLR(o, 1))
     assert TrainingState(trainer).class_names() == {
         "optimizer": "SGD",
@@ -151,7 +151,7 @@ def test_the_kinds_are_those_within_the_wrappers_of_accelerate():
     assert TrainingState(without).class_names()["scheduler"] is None
 
 
-def test_the_keys_of_the_state_that_the_user_has_named():
+def test_user_keys_are_named_state_attributes():
     trainer = make_trainer(batches_of(2))
     state = TrainingState(trainer)
     assert state.user_keys == []
@@ -160,7 +160,7 @@ def test_the_keys_of_the_state_that_the_user_has_named():
     assert files(state)["trainer.pt"].content["objects"]["user_state"] == {"alpha": [1, 2]}
 
 
-def test_another_process_writes_what_is_not_as_in_the_first():
+def test_rank_1_writes_states_that_differ_from_rank_0():
     trainer = make_trainer(batches_of(2))
     trainer.run()
     trainer.state.metrics.update({"same": 1.0, "other": 2.0, "new": 3.0})
@@ -183,13 +183,13 @@ def test_another_process_writes_what_is_not_as_in_the_first():
 # The identifier of a run of training
 
 
-def test_a_trainer_has_an_identifier_of_its_own_and_keeps_it():
+def test_a_trainer_keeps_a_unique_training_id():
     one, other = (Engine(lambda engine, batch: None) for _ in range(2))
     assert training_id(one) == training_id(one)
     assert training_id(one) != training_id(other)
 
 
-def test_a_resumed_trainer_takes_the_identifier_over():
+def test_a_resumed_trainer_has_the_saved_training_id():
     one, other = (Engine(lambda engine, batch: None) for _ in range(2))
     set_training_id(other, training_id(one))
     assert training_id(other) == training_id(one)

@@ -1,4 +1,4 @@
-"""What changes in a run without a state is named, and nothing else is."""
+"""Tests that changed values without a state are reported, and no others."""
 
 import argparse
 import collections
@@ -52,7 +52,7 @@ EACH = Events.ITERATION_COMPLETED
 
 
 def reason_after_run(attach, tmp_path):
-    """What is said after two batches of three, of what ``attach`` attaches."""
+    """Returns the reason after two of three batches, with what ``attach`` has attached."""
     trainer = make_trainer(batches_of(3))
     attach(trainer, tmp_path)
     SaveCheckpoint(tmp_path / "run", every_steps=9, at_end=False, on_signals=()).attach(trainer)
@@ -61,7 +61,7 @@ def reason_after_run(attach, tmp_path):
 
 
 class Log(BaseLogger):
-    """As Ignite's loggers are: a writer, and handlers made by it."""
+    """A logger like Ignite's: a writer, which makes its handlers."""
 
     def __init__(self):
         self.writer = io.StringIO()
@@ -131,15 +131,15 @@ def files(tmp_path):
     return Checkpoint(**saver, n_saved=2)
 
 
-def calling(make, act):
-    """A handler that does something with a value in its closure."""
+def calling(make, action):
+    """Returns a function that attaches a handler with a value in its closure."""
 
     def attach(trainer, tmp_path):
         value = make()
 
         @trainer.on(EACH)
         def call(engine):
-            act(value)
+            action(value)
 
     return attach
 
@@ -171,7 +171,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize("attach", SILENT.values(), ids=SILENT)
-def test_nothing_is_said_of(attach, tmp_path):
+def test_no_change_is_reported_for(attach, tmp_path):
     assert reason_after_run(attach, tmp_path) == ""
 
 
@@ -354,7 +354,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize(("attach", "path"), NAMED.values(), ids=NAMED)
-def test_a_change_is_named_of(attach, path, tmp_path):
+def test_a_change_is_reported_for(attach, path, tmp_path):
     assert f"{path} changed" in reason_after_run(attach, tmp_path)
 
 
@@ -376,11 +376,11 @@ class NamedTotal(Total):
 
 
 class OwnAccuracy(Accuracy):
-    """Knows the kind of its data from the first batch on, as Ignite's does."""
+    """A metric that knows the type of its data from the first batch on, like Ignite's."""
 
 
 class Impatient(EarlyStopping):
-    """Counts what its base class does not know of."""
+    """A handler that counts something its base class does not save."""
 
     calls = 0
 
@@ -428,13 +428,13 @@ BESIDE_STATES = {
 
 
 @pytest.mark.parametrize("what", BESIDE_STATES)
-def test_what_a_state_of_ignite_does_not_have_is_named(what, tmp_path):
+def test_attributes_beside_ignites_state_are_reported(what, tmp_path):
     attach, path = BESIDE_STATES[what]
     reason = reason_after_run(attach, tmp_path)
     assert reason.startswith(f"{path} changed and is in no state_dict()") if path else not reason
 
 
-def test_a_metric_is_not_named_where_it_begins_afresh(tmp_path):
+def test_a_metric_is_not_reported_where_it_is_reset(tmp_path):
     trainer, total = make_trainer(batches_of(3)), Total(float)
     total.attach(trainer, "total")
     SaveCheckpoint(tmp_path, every_steps=9, at_end=False, on_signals=()).attach(trainer)
@@ -443,7 +443,7 @@ def test_a_metric_is_not_named_where_it_begins_afresh(tmp_path):
     assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
 
 
-def test_what_is_too_much_to_look_at_is_said(tmp_path):
+def test_too_many_objects_are_reported(tmp_path):
     many = [Data() for _ in range(11_000)]
     reason = reason_after_run(calling(lambda: many, len), tmp_path)
     assert "handlers hold too many objects to look at all of them" in reason
@@ -463,7 +463,7 @@ def test_what_is_too_much_to_look_at_is_said(tmp_path):
     ],
     ids=["bool", "zero", "None", "float", "integer", "long integer", "text", "bytes"],
 )
-def test_values_that_differ_in_bits_or_kind_are_named(before, after):
+def test_values_that_differ_in_bits_or_type_are_reported(before, after):
     trainer, holder = make_trainer(batches_of(1)), Counter()
     trainer.add_event_handler(EACH, holder.count)
     holder.number = before
@@ -473,7 +473,7 @@ def test_values_that_differ_in_bits_or_kind_are_named(before, after):
     assert "Counter.number changed" in unsaved_changes(trainer, HandlerObjects.of(trainer))
 
 
-def test_a_value_that_did_not_change_is_not_named():
+def test_an_unchanged_value_is_not_reported():
     trainer, values = make_trainer(batches_of(3)), [1, float("nan"), "a", [None], {1, 2}, iter([1])]
     trainer.add_event_handler(EACH, lambda: len(values))
     note_beginning(trainer)
@@ -484,7 +484,7 @@ def test_a_value_that_did_not_change_is_not_named():
 
 
 @pytest.mark.parametrize("make", [int, lambda number: (number, (number,))], ids=["int", "tuple"])
-def test_the_order_of_a_set_is_no_change(make):
+def test_another_order_of_a_set_is_no_change(make):
     before, after = next(
         (pair, pair[::-1])
         for pair in itertools.combinations(map(make, range(99)), 2)
@@ -498,7 +498,7 @@ def test_the_order_of_a_set_is_no_change(make):
     assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
 
 
-def test_objects_without_an_order_are_named(tmp_path):
+def test_objects_without_an_order_are_reported(tmp_path):
     several = {Timer(), Timer()}
     reason = reason_after_run(on(lambda: several), tmp_path)
     assert "have no order that another process repeats" not in reason  # they have no state
@@ -517,7 +517,7 @@ def test_values_are_compared_with_the_first_run_of_the_process(tmp_path):
     assert "Counter.number changed" in unsaved_changes(trainer, HandlerObjects.of(trainer))
 
 
-def test_the_report_names_what_was_not_saved_and_what_was(tmp_path):
+def test_the_report_names_unsaved_and_saved_objects(tmp_path):
     def make():
         trainer, counter = make_trainer(batches_of(2)), Counter()
         trainer.add_event_handler(EACH, counter.count)

@@ -1,4 +1,4 @@
-"""What modules and optimizers keep outside their states is named, and nothing else is."""
+"""Tests that changed attributes in no state_dict are reported, and no others."""
 
 from collections import deque
 from itertools import count
@@ -20,18 +20,18 @@ from tests.reference import shuffled
 
 
 class Net(torch.nn.Module):
-    """A layer, within another module, that does something at each forward pass."""
+    """A layer within another module that calls ``action`` at each forward pass."""
 
-    def __init__(self, make=None, act=None):
+    def __init__(self, make=None, action=None):
         super().__init__()
         self.layer = torch.nn.Linear(4, 2)
-        self.act = act
+        self.action = action
         if make is not None:
             make(self)
 
     def forward(self, x):
-        if self.act is not None:
-            self.act(self)
+        if self.action is not None:
+            self.action(self)
         return self.layer(x)
 
 
@@ -50,7 +50,7 @@ class Bank:
 
 
 class Saving(Net):
-    """Saves the counter itself."""
+    """A module that saves the counter itself."""
 
     def __init__(self):
         super().__init__(lambda m: setattr(m, "number", 0), adding)
@@ -91,7 +91,7 @@ def trainer_of(model, loss_fn=F.mse_loss, optimizer=None, **options):
 
 
 def after_run(trainer, folder):
-    """What is said after two steps."""
+    """Returns the message after two steps."""
     SaveCheckpoint(folder, every_steps=9, at_end=False, on_signals=()).attach(trainer)
     trainer.run(max_steps=2)
     return unsaved_attributes(trainer)
@@ -108,9 +108,9 @@ def changing_buffer_of_a_library():
     return torch.nn.Sequential(layer)
 
 
-def hooked(act):
+def hooked(action):
     net = Net()
-    net.layer.register_forward_hook(lambda *_: act())
+    net.layer.register_forward_hook(lambda *_: action())
     return net
 
 
@@ -135,23 +135,23 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_change_of_a_module_is_named(name, tmp_path):
-    said = after_run(trainer_of(Outer(Net(*NAMED[name]))), tmp_path)
-    assert f"changed: model.net.{name};" in said["model"]
+def test_a_change_of_a_module_is_reported(name, tmp_path):
+    message = after_run(trainer_of(Outer(Net(*NAMED[name]))), tmp_path)
+    assert f"changed: model.net.{name};" in message["model"]
 
 
-def test_a_buffer_of_a_library_module_is_named(tmp_path):
-    said = after_run(trainer_of(changing_buffer_of_a_library()), tmp_path)
-    assert "changed: model.0.memory;" in said["model"]
+def test_a_buffer_of_a_library_module_is_reported(tmp_path):
+    message = after_run(trainer_of(changing_buffer_of_a_library()), tmp_path)
+    assert "changed: model.0.memory;" in message["model"]
 
 
-def test_what_a_hook_of_a_module_collects_is_named(tmp_path):
+def test_values_that_a_module_hook_collects_are_reported(tmp_path):
     seen = []
-    said = after_run(trainer_of(hooked(lambda: seen.append(1))), tmp_path)
-    assert "changed: model.layer._forward_hooks.0.act.seen;" in said["model"]
+    message = after_run(trainer_of(hooked(lambda: seen.append(1))), tmp_path)
+    assert "changed: model.layer._forward_hooks.0.action.seen;" in message["model"]
 
 
-def test_a_counter_of_a_class_is_named(tmp_path):
+def test_a_class_counter_is_reported(tmp_path):
     class Counted(Net):
         steps = 0
 
@@ -159,8 +159,8 @@ def test_a_counter_of_a_class_is_named(tmp_path):
             Counted.steps += 1
             return super().forward(x)
 
-    said = after_run(trainer_of(Counted()), tmp_path)
-    assert "changed: model.Counted.steps;" in said["model"]
+    message = after_run(trainer_of(Counted()), tmp_path)
+    assert "changed: model.Counted.steps;" in message["model"]
 
 
 class Loss(torch.nn.Module):
@@ -173,11 +173,11 @@ class Loss(torch.nn.Module):
         return F.mse_loss(outputs, y)
 
 
-def test_a_counter_of_a_loss_module_without_a_state_is_named(tmp_path):
+def test_a_counter_of_a_stateless_loss_module_is_reported(tmp_path):
     assert "loss_fn.number" in after_run(trainer_of(Net(), Loss()), tmp_path)["model"]
 
 
-def test_a_counter_of_a_module_that_batch_processor_calls_is_named(tmp_path):
+def test_a_counter_of_batch_processors_module_is_reported(tmp_path):
     loss = Loss()
     loss.scale = torch.nn.Parameter(torch.ones(1))  # it has a state, too
 
@@ -185,8 +185,8 @@ def test_a_counter_of_a_module_that_batch_processor_calls_is_named(tmp_path):
         outputs = model(batch[0])
         return outputs, loss(outputs, batch[1])
 
-    said = after_run(trainer_of(Net(), batch_processor=process), tmp_path)
-    assert "loss.number" in said["model"]
+    message = after_run(trainer_of(Net(), batch_processor=process), tmp_path)
+    assert "loss.number" in message["model"]
 
 
 class Holder:
@@ -222,19 +222,19 @@ def reason_of_handlers(module, folder, kind=Holder):
     return other.resume_report.parts["handlers"].reason
 
 
-def test_a_counter_of_a_module_that_a_handler_holds_is_named(tmp_path):
+def test_a_counter_of_a_handlers_module_is_reported(tmp_path):
     reason = reason_of_handlers(Outer(Net(setting("number", int), adding)), tmp_path)
     assert reason.startswith("in no state_dict(), and changed: Holder.module.net.number; register")
 
 
-def test_a_handler_and_its_module_are_both_named(tmp_path):
+def test_a_handler_and_its_module_are_both_reported(tmp_path):
     module = Net(setting("number", int), adding)
     reason = reason_of_handlers(module, tmp_path, CountingHolder)
     assert reason.startswith("CountingHolder.calls changed")
     assert "in no state_dict(), and changed: CountingHolder.module.number;" in reason
 
 
-def test_a_counter_of_a_module_without_tensors_is_named_once(tmp_path):
+def test_a_module_without_tensors_is_reported_once(tmp_path):
     net = Net(setting("number", int), adding)
     net.layer = torch.nn.Identity()
     reason = reason_of_handlers(net, tmp_path)
@@ -242,11 +242,11 @@ def test_a_counter_of_a_module_without_tensors_is_named_once(tmp_path):
     assert reason.count("number") == 1
 
 
-def test_attributes_that_the_state_of_a_handlers_module_has_are_not_named(tmp_path):
+def test_saved_attributes_of_a_handlers_module_are_not_reported(tmp_path):
     assert reason_of_handlers(Recurrent(4, 2), tmp_path) == ""
 
 
-def test_a_module_that_comes_later_is_compared(tmp_path):
+def test_a_module_that_is_added_later_is_compared(tmp_path):
     model = Outer(Net())
     trainer = trainer_of(model)
     SaveCheckpoint(tmp_path, every_steps=1, on_signals=()).attach(trainer)
@@ -273,12 +273,12 @@ class SavedLookahead(Lookahead):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(Lookahead, "optimizer.number"), (SavedLookahead, None)]
+    ("kind", "message"), [(Lookahead, "optimizer.number"), (SavedLookahead, None)]
 )
-def test_a_counter_of_an_optimizer_is_named_unless_it_saves_itself(kind, said, tmp_path):
+def test_an_optimizer_counter_is_reported_unless_saved(kind, message, tmp_path):
     model = Net()
     found = after_run(trainer_of(model, optimizer=kind(model.parameters())), tmp_path)
-    assert said in found["optimizer"] if said else found == {}
+    assert message in found["optimizer"] if message else found == {}
 
 
 def with_weight(kind=torch.nn.Module):
@@ -312,7 +312,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize("make", SILENT.values(), ids=SILENT)
-def test_nothing_is_said_of(make, tmp_path):
+def test_no_change_is_reported_for(make, tmp_path):
     assert after_run(trainer_of(make()), tmp_path) == {}
 
 
