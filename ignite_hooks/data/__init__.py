@@ -1,1 +1,1 @@
-"""Batches: where they come from, in which order, and the position among them."""
+"""Data of an engine: loaders, the order of their batches, and the position in them."""

@@ -1,4 +1,8 @@
-"""Which loader Accelerate takes for the active one, and keeping it that way."""
+"""Scopes that protect Accelerate's notion of the active loader.
+
+Accelerate's ``GradientState`` lists the loaders that are being iterated. The last of them is the
+active one, whose end closes an accumulation window early.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,57 +19,61 @@ __all__ = ["activated", "set_aside"]
 
 @contextmanager
 def set_aside(loader: Any, *, alone: bool = False) -> Iterator[None]:
-    """While the body runs ``loader`` is not Accelerate's active one.
+    """Takes ``loader`` out of Accelerate's active loaders during the body.
 
-    The body may iterate any loader, this one too, and leave it in any state: what Accelerate takes
-    for the active loader, its end and the end of the window is then what it was.
+    The body may iterate any loader, ``loader`` included, and leave it in any state. Afterwards
+    Accelerate's active loader, that loader's flags and the end of the window are restored.
 
     Args:
-        loader: the loader.
-        alone: as in ``restored``.
+        loader: the loader whose iteration is paused.
+        alone: see ``restored``.
     """
     state = GradientState()
     before = state.dataloader_references, state.sync_gradients
-    flags = _flags_of(loader)
+    flags = _iteration_flags(loader)
 
     def restore() -> None:
         state.dataloader_references, state.sync_gradients = before
-        _restore(loader, flags)
+        _set_flags(loader, flags)
 
     with restored(restore, alone=alone):
         state.dataloader_references = [None]
-        with _workers_set_aside(loader, alone=alone):
+        with _without_persistent_workers(loader, alone=alone):
             yield
 
 
 @contextmanager
 def activated(loader: Any) -> Iterator[None]:
-    """However the body leaves ``loader``, Accelerate's references are then what they were.
+    """Ends the iteration of ``loader`` after the body, and restores Accelerate's active loaders.
 
-    ``loader.end()`` alone would take off an outer iteration of the same loader as well.
+    ``loader.end()`` alone would also remove an outer iteration of the same loader.
     """
     state = loader.gradient_state
     references = state.dataloader_references
     is_nested = any(reference is loader for reference in references)
-    flags = _flags_of(loader)
+    flags = _iteration_flags(loader)
 
     def restore() -> None:
         loader.end()
         if is_nested:
             state.dataloader_references = references
-            _restore(loader, flags)
+            _set_flags(loader, flags)
 
-    # Alone: a feed, whose generator this is in, can be closed at any time.
+    # alone: this runs in the generator of a feed, which can be closed at any time, while changes
+    # that were made later are still in use.
     with (
         restored(restore, alone=True),
-        _workers_set_aside(loader, alone=True) if is_nested else nullcontext(),
+        _without_persistent_workers(loader, alone=True) if is_nested else nullcontext(),
     ):
         yield
 
 
 @contextmanager
-def _workers_set_aside(loader: Any, *, alone: bool) -> Iterator[None]:
-    """Persistent workers serve one iteration at a time: a second one gets others."""
+def _without_persistent_workers(loader: Any, *, alone: bool) -> Iterator[None]:
+    """Detaches the persistent workers of ``loader``, so that the body starts workers of its own.
+
+    Persistent workers serve one iteration at a time.
+    """
     base = getattr(loader, "base_dataloader", loader)
     iterator = getattr(base, "_iterator", None)
     if iterator is None:
@@ -80,10 +88,10 @@ def _workers_set_aside(loader: Any, *, alone: bool) -> Iterator[None]:
         yield
 
 
-def _flags_of(loader: Any) -> dict[str, Any]:
+def _iteration_flags(loader: Any) -> dict[str, Any]:
     return {name: getattr(loader, name) for name in ITERATION_FLAGS if hasattr(loader, name)}
 
 
-def _restore(loader: Any, flags: dict[str, Any]) -> None:
+def _set_flags(loader: Any, flags: dict[str, Any]) -> None:
     for name, value in flags.items():
         setattr(loader, name, value)

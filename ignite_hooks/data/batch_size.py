@@ -12,14 +12,14 @@ __all__ = ["global_batch_size"]
 
 
 def global_batch_size(loader: Any, processes: int) -> int | None:
-    """Returns the samples of one full batch of all processes together; None if it is not known.
+    """Returns the samples in one full batch of all processes together; None if not known.
 
     Accelerate gives each process a batch of the loader's size, or splits one such batch
-    (``split_batches``). Its own ``total_batch_size`` is that of one process for a stream that
-    several processes share, and raises an error where the sampler has no size.
+    (``split_batches``). Accelerate's own ``total_batch_size`` cannot be used: for a stream that
+    several processes share it is the size of one process, and it raises if the sampler has no size.
 
     Args:
-        loader: a loader, prepared or not, or any iterable of batches, whose sizes are not known.
+        loader: a loader, prepared or not. For any other iterable of batches the size is not known.
         processes: the number of processes.
     """
     base = getattr(loader, "base_dataloader", loader)
@@ -33,7 +33,8 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
         is_split = bool(loader.split_batches)
     elif isinstance(sizes, BatchSamplerShard):
         is_split = bool(sizes.split_batches)
-    elif isinstance(dataset, IterableDatasetShard):  # the loader has the share of one process
+    elif isinstance(dataset, IterableDatasetShard):
+        # The loader's batch size is the share of one process; the shard has that of the user.
         size, is_split = dataset.batch_size, bool(dataset.split_batches)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         return None

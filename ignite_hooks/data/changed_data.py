@@ -1,4 +1,4 @@
-"""Decides where a resumed run continues when the data or the batch size have changed."""
+"""Decides where a resumed run continues if the data or the batch size have changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,17 +11,18 @@ Facts = Mapping[str, int | str | None]
 
 @dataclass(frozen=True)
 class ChangedData:
-    """Compares the data of a checkpoint with those of the present run.
+    """A comparison of the data of a checkpoint with the data of the present run.
 
     Args:
         then: the facts of the feed that was saved.
         now: the facts of the feed that resumes.
-        batches: batches of the current pass that were given.
+        batches: number of batches of the current pass that were given.
         samples: samples of all processes in these batches; None if the number is not certain.
-        batches_left: batches that the pass has after these samples now; None if not known.
-        window: batches in a full accumulation window.
+        batches_left: batches of the pass that follow these samples now; None if not known.
+        window: number of batches in a full accumulation window.
         has_state: whether the position is restored from a state of the data.
-        is_given_up: whether the position could only be reached by a replay, which is not wanted.
+        is_replay_refused: whether the position could be reached only by a replay, which the user
+            has turned off.
     """
 
     then: Facts
@@ -31,7 +32,7 @@ class ChangedData:
     batches_left: int | None
     window: int
     has_state: bool = False
-    is_given_up: bool = False
+    is_replay_refused: bool = False
 
     @property
     def keeps_samples(self) -> bool:
@@ -41,7 +42,7 @@ class ChangedData:
 
     @property
     def ends_pass(self) -> bool:
-        """Returns whether too few samples are left of the pass for one more batch."""
+        """Returns whether too few samples of the pass are left for one more batch."""
         is_within = self.batches > 0 and bool(self.reasons())
         return is_within and self.keeps_samples and self.batches_left == 0
 
@@ -55,71 +56,73 @@ class ChangedData:
         """Returns whether the position cannot be resumed, and the next pass starts instead."""
         if not self.batches or self.keeps_samples or self.has_state:
             return False
-        if self.is_given_up:
+        if self.is_replay_refused:
             return True
-        return any(self._differs(name) for name in _NEEDED)
+        return any(self._differs(name) for name in _POSITION_FACTS)
 
     def reasons(self) -> list[str]:
-        """Returns each change with its consequence in samples, batches and optimizer steps."""
+        """Returns each change with its consequence, in samples, batches and optimizer steps."""
         found = []
-        what = next((each for each in _NEEDED if self._differs(each)), None)
+        what = next((each for each in _POSITION_FACTS if self._differs(each)), None)
         if what in ("order", "samples a batch") or (what is not None and self.batches):
-            found.append(f"{self._change(what)}: {self._consequence()}")
+            found.append(f"{self._describe_change(what)}: {self._describe_consequence()}")
         elif self.starts_over:
-            found.append(f"replay=False: {self._consequence()}")
+            found.append(f"replay=False: {self._describe_consequence()}")
         if self.has_other_workers:
             found.append(
-                f"{self._change('workers')}: random numbers that the data set draws come from "
-                "other processes; without such draws nothing changes"
+                f"{self._describe_change('workers')}: random numbers that the data set draws come "
+                "from other processes; without such draws nothing changes"
             )
         return found
 
     def _differs(self, name: str) -> bool:
-        """Returns whether a fact differs; one that is unknown on either side does not."""
+        """Returns whether a fact differs; a fact that is unknown on either side counts as equal."""
         then, now = self.then.get(name), self.now.get(name)
         return then != now and None not in (then, now)
 
-    def _change(self, name: str) -> str:
+    def _describe_change(self, name: str) -> str:
         unit = "" if name == "order" else f" {name}"
         return f"{self.then[name]}{unit} then, {self.now[name]} now"
 
-    def _consequence(self) -> str:
+    def _describe_consequence(self) -> str:
         if self.starts_over:
             return (
-                f"the current pass is dropped after {_number(self.batches, 'batch', 'batches')} "
+                f"the current pass is dropped after {_quantity(self.batches, 'batch', 'batches')} "
                 "and the next one starts; an epoch without a fixed length starts again with it, "
                 "and iterations and steps keep counting"
             )
         if not self.batches and self._differs("order"):
             return "the samples come in another order"
-        passes = f"a pass has {self._steps(self.now)}, and had {self._steps(self.then)}"
+        passes = (
+            f"a pass has {self._describe_pass(self.now)}, and had {self._describe_pass(self.then)}"
+        )
         if not self.batches:
             return passes
         if not self.keeps_samples:
             return "the data resume from their own state"
         total, given = self.now["samples a pass"], self.samples
         left = total - given if isinstance(total, int) and given is not None else 0
-        samples = _number(left, "sample", "samples")
+        samples = _quantity(left, "sample", "samples")
         if not self.batches_left:
             return f"the {samples} left of this pass make no batch, so it ends; {passes}"
         return (
-            f"the {samples} left of this pass come in {self._steps_of(self.batches_left)}, "
+            f"the {samples} left of this pass come in {self._describe_batches(self.batches_left)}, "
             f"and from the next on {passes}"
         )
 
-    def _steps(self, facts: Facts) -> str:
-        return self._steps_of(facts["batches a pass"])
+    def _describe_pass(self, facts: Facts) -> str:
+        return self._describe_batches(facts["batches a pass"])
 
-    def _steps_of(self, batches: int | str | None) -> str:
+    def _describe_batches(self, batches: int | str | None) -> str:
         if not isinstance(batches, int):
             return "an unknown number of batches"
         steps = ceil(batches / self.window)
-        return f"{_number(batches, 'batch', 'batches')} ({_number(steps, 'step', 'steps')})"
+        return f"{_quantity(batches, 'batch', 'batches')} ({_quantity(steps, 'step', 'steps')})"
 
 
-def _number(number: int, one: str, more: str) -> str:
+def _quantity(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 
-# What a position in batches relies on, the most telling first.
-_NEEDED = ("order", "samples a pass", "samples a batch", "batches a pass")
+# The facts that a position in batches depends on; the first that differs is reported.
+_POSITION_FACTS = ("order", "samples a pass", "samples a batch", "batches a pass")

@@ -1,8 +1,8 @@
-"""Streams with a state that Accelerate has rank 0 read for all ranks.
+"""The source for streams with a state that rank 0 reads for all ranks.
 
-Rank 0 concatenates one batch of its loader for each rank, sends the whole, and each rank keeps its
-part. Accelerate asks the loader for an iterator on every rank, but only rank 0 takes batches from
-it. So rank 0 alone has a state to save, and alone enters a pass in its middle.
+Accelerate's ``DataLoaderDispatcher`` concatenates one batch for each rank on rank 0, sends the
+whole, and each rank keeps its part. The loader is asked for an iterator on every rank, but only
+rank 0 takes batches from it. So only rank 0 has a state to save, and enters a pass in its middle.
 
 The loader that Accelerate reads from is replaced while its iteration begins.
 ``tests/data/test_dispatched_source.py`` fails if ``DataLoaderDispatcher`` asks for the iterator at
@@ -30,18 +30,18 @@ __all__ = ["DispatchedStream"]
 
 
 class DispatchedStream(AdaptedLoader):
-    """A loader that dispatches a stream with a state.
+    """A prepared loader that dispatches a stream with a state.
 
     Args:
         loader: a ``DataLoaderDispatcher`` of Accelerate.
-        even_batches: as in the base class.
+        even_batches: whether samples may be repeated, so that every process has as many batches.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._is_reader: bool = loader.state.process_index == 0
         base = loader.base_dataloader
-        self._reader = (TorchLoader if self._is_reader else _Unread)(base, even_batches)
+        self._reader = (TorchLoader if self._is_reader else _UnreadLoader)(base, even_batches)
         if loader.state.num_processes > 1 and not loader._drop_last and even_batches:
             self._reader.caveats = (PADDED,)
         self.places, self.own_states = self._reader.places, self._reader.own_states
@@ -53,114 +53,132 @@ class DispatchedStream(AdaptedLoader):
 
     @property
     def keeper(self) -> PlaceKeeper | None:
-        """The object that keeps the place on rank 0, or would on this rank."""
+        """The object whose state holds the position on rank 0; on other ranks their copy of it."""
         return self._reader.keeper
 
     @property
     def draws_in_workers(self) -> bool:
-        """Whether the state on rank 0 has what its workers draw from in it."""
+        """Returns whether the state on rank 0 includes the random states of its workers."""
         return self._reader.draws_in_workers
 
     @property
     def remedy(self) -> str:
-        """The remedy for the loader that rank 0 reads, if there is one."""
+        """The hint for the loader that rank 0 reads; empty if there is none."""
         return self._reader.remedy
 
     @property
-    def _reads_a_batch(self) -> int:
-        """Returns how many batches of its loader rank 0 reads for one batch on each rank."""
+    def _reads_per_batch(self) -> int:
+        """The number of batches that rank 0 reads for one batch on each rank."""
         is_split = self.loader.split_batches or self.loader.submesh_tp is not None
         return 1 if is_split else self.loader.state.num_processes
 
-    def _reads(self, position: FeedPosition) -> FeedPosition:
-        return position._replace(batches=position.batches * self._reads_a_batch)
+    def _reader_position(self, position: FeedPosition) -> FeedPosition:
+        """Returns the position in the loader that rank 0 reads, for a position of the feed."""
+        return position._replace(batches=position.batches * self._reads_per_batch)
 
     def set_window(self, window: int) -> None:
-        """Counts the batches that rank 0 reads, one round of them ahead."""
+        """Sets how far a run may roll back, in batches that rank 0 reads."""
+        # Accelerate reads one round ahead to find the end.
         rounds = window + 1 + self.loader.skip_batches
-        self._reader.set_window(rounds * self._reads_a_batch)
+        self._reader.set_window(rounds * self._reads_per_batch)
 
     def facts(self) -> dict[str, int | str | None]:
-        """Returns the facts of the base class, and what keeps the place: known on every rank."""
+        """Returns the facts of the base class, and the name of the object that holds the position.
+
+        The name is known on every rank, although only rank 0 has the state.
+        """
         keeper = self.keeper
         return {**super().facts(), "place": None if keeper is None else keeper.name}
 
-    def place_before(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of what rank 0 reads; None on other ranks."""
-        return self._reader.place_before(self._reads(position)) if self._is_reader else None
+    def place_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the state of the loader that rank 0 reads; None on other ranks."""
+        return (
+            self._reader.place_state_at(self._reader_position(position))
+            if self._is_reader
+            else None
+        )
 
-    def keeps_place(self, state_dict: Mapping[str, Any]) -> bool:
-        """Decides by the facts, which are the same on every rank."""
+    def resumes_from_own_state(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether rank 0 resumes from a state: by the facts, so equally on every rank."""
         place = self.facts()["place"]
         return place is not None and place == state_dict["facts"].get("place")
 
-    def place_differences(
+    def place_state_differences(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns those of the stream; the last batch is another one without a state, too."""
+        """Returns the reasons of the base class, and the caveats of a pass without a state.
+
+        Without a state, too, the last batch is filled up with other samples.
+        """
         is_entered = state_dict is None and position.batches > 0
         caveats = self._reader.caveats if is_entered else ()
-        return [*super().place_differences(position, state_dict), *caveats]
+        return [*super().place_state_differences(position, state_dict), *caveats]
 
-    def resume_place(self, position: FeedPosition, state_dict: Mapping[str, Any] | None) -> None:
-        """Restores the state of what rank 0 reads."""
-        self._reader.resume_place(self._reads(position), state_dict)
+    def load_place_state(
+        self, position: FeedPosition, state_dict: Mapping[str, Any] | None
+    ) -> None:
+        """Restores the state of the loader that rank 0 reads."""
+        self._reader.load_place_state(self._reader_position(position), state_dict)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns that of the loader that rank 0 reads."""
+        """Returns the state of the loader that rank 0 reads, without its position."""
         return self._reader.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores that of the loader that rank 0 reads."""
+        """Restores a state of ``state_dict``."""
         self._reader.load_state_dict(state_dict)
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Tells the data set and all that is in it the pass, as for a loader of one process."""
+        """Announces the pass to the data set, nested objects included, as with one process."""
         with activated(self.loader):
             self.loader.iteration = data_pass
             self._reader.tell_pass(data_pass)
             yield
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Returns the batches of a pass but the first ``skip``, which rank 0 does not send."""
-        reads = self._reader.batches(*self._reads(FeedPosition(data_pass, skip)))
+        """Yields the batches of a pass without the first ``skip``, which rank 0 does not send."""
+        reads = self._reader.batches(*self._reader_position(FeedPosition(data_pass, skip)))
         if not self._is_reader:
-            deque(reads, maxlen=0)  # Accelerate only asks for this iterator
-        batches = self._dispatched(reads)
+            # Runs the generator, which begins the pass; Accelerate asks for its batches only on
+            # rank 0.
+            deque(reads, maxlen=0)
+        batches = self._dispatch(reads)
         yield from batches if self.even_batches else self._without_padding(batches)
 
-    def _dispatched(self, reads: Iterator[Any]) -> Iterator[Any]:
-        """Yields what Accelerate makes of the batches that rank 0 reads."""
+    def _dispatch(self, reads: Iterator[Any]) -> Iterator[Any]:
+        """Yields this rank's part of the batches that rank 0 reads."""
         loader, base, first = self.loader, self.loader.base_dataloader, deque[Any]()
-        # Alone: a feed, whose generator this may be in, can be closed at any time.
+        # alone: this may run in the generator of a feed, which can be closed at any time, while
+        # changes that were made later are still in use.
         with restored(lambda: setattr(loader, "base_dataloader", base), alone=True):
-            loader.base_dataloader = _Reading(base, reads)
+            loader.base_dataloader = _LoaderWithIterator(base, reads)
             batches = iter(loader)
             first.extend(islice(batches, 1))
         yield from first_of(first, batches)
 
 
-class _Unread(TorchLoader):
-    """The loader of a rank that is sent its batches: a pass is begun, and no batch is read.
+class _UnreadLoader(TorchLoader):
+    """The loader of a rank other than 0: a pass is begun, but no batch is read.
 
-    The beginning draws from the random generators, and begins a DataPipe on all ranks together.
+    Beginning a pass draws from the random generators as on rank 0, and starts a DataPipe, which
+    must start on all ranks together.
     """
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Begins the pass, and yields nothing."""
+        """Begins the pass, and yields no batch."""
         yield from self.replayed(data_pass, 0)
 
-    def _open(self) -> Iterator[Any]:
-        super()._open()
+    def _open_iterator(self) -> Iterator[Any]:
+        super()._open_iterator()
         return iter(())
 
 
-class _Reading:
-    """A loader whose iterator is there already.
+class _LoaderWithIterator:
+    """A stand-in for a loader, which returns a given iterator.
 
     Args:
-        loader: has all other attributes.
+        loader: the loader, to which all other attributes are forwarded.
         batches: the iterator.
     """
 
@@ -169,7 +187,8 @@ class _Reading:
         self._batches = batches
 
     def __getattr__(self, name: str) -> Any:
-        if name == "state_dict":  # of torchdata's loader: asked now, it would begin an iterator
+        # Accelerate asks a loader of torchdata for its state, which would begin another iterator.
+        if name == "state_dict":
             raise AttributeError(name)
         return getattr(self._loader, name)
 

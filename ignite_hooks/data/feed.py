@@ -1,4 +1,4 @@
-"""Feeds: data as an engine must see it, pass by pass, with a position that can be resumed."""
+"""Feeds: iterate a loader pass by pass, and know the position, so that it can be resumed."""
 
 import warnings
 from collections.abc import Generator
@@ -29,41 +29,43 @@ from ignite_hooks.data.prepare import source_of
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.shared_order import digest_of_global_generators
+from ignite_hooks.data.shared_order import global_generators_digest
 from ignite_hooks.data.shared_order import what_may_draw_apart
 
 __all__ = ["DataFeed", "Feeds", "load_between_passes"]
 
 
 class DataFeed:
-    """Gives an engine the batches of a loader, pass by pass, and knows the place it is at.
+    """Iterates a loader for an engine, pass by pass, and keeps its position in the data.
 
-    Ignite never exhausts an iterator, and Accelerate relies on that it is exhausted: without this
-    class the loader's epoch stands still, a finished loader stays the active one (which switches
-    gradient accumulation off while another is iterated), and a resumed run begins at batch 0.
+    Ignite does not exhaust an iterator, but Accelerate relies on the exhaustion. Without this class
+    the epoch of the loader is not advanced, a finished loader remains Accelerate's active one
+    (which switches gradient accumulation off while another loader is iterated), and a resumed run
+    begins at batch 0.
 
-    ``iter(feed)`` begins where the position says. Leaving a pass half-way (a stop, a failure)
-    keeps the position; calling ``iter`` while a pass is being given abandons that pass for the
-    next. Where the number of batches is certain the feed does not look ahead, so that random
-    numbers are drawn in the order of a plain PyTorch loop; else it looks one batch ahead, because
-    the last batch of a pass has to be known as the last.
+    ``iter(feed)`` begins at ``position``. Leaving a pass in its middle (a stop, a failure) keeps
+    the position. Calling ``iter`` during a pass abandons that pass and begins the next one. If the
+    number of batches is certain, the feed fetches nothing ahead, so random numbers are drawn in the
+    order of a plain PyTorch loop. Otherwise it fetches one batch ahead, because the last batch of a
+    pass must be known to be the last before it is trained on.
 
-    With several processes they agree, at the start of each pass, on the smallest of their numbers
-    of batches. Where one of them does not know its number, they agree once for every
-    ``gradient_accumulation_steps`` batches.
+    With several processes, every rank gives as many batches as the rank with the fewest. The ranks
+    exchange their numbers of batches at the start of each pass. If one of them does not know its
+    number, the ranks exchange once per ``gradient_accumulation_steps`` batches instead.
 
     Attributes:
-        holds_iterator: whether an iterator is ended by ``close`` alone, and not when its user drops
-            it: Python swallows Ctrl-C while it deletes an object.
-        promised_length: the number of batches that ``len(data)`` promises for the pass that was
-            looked at last, to be shown; None without a promise. Nothing relies on it.
+        holds_iterator: whether the feed keeps a reference to its iterator, so that only ``close``
+            ends it. Without the reference the iterator ends when its user drops it, and Python
+            swallows a Ctrl-C that arrives while it deletes an object.
+        promised_length: the number of batches that ``len(data)`` promised in the last call of
+            ``look``; None without a promise. For display only: nothing relies on it.
 
     Args:
         data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
-        accelerator: prepares a loader that is not prepared yet, and says where the batches go.
-            Without one ``data`` is used as it is.
+        accelerator: prepares a loader that is not prepared yet, and determines the device of the
+            batches. Without an accelerator ``data`` is used unchanged.
         even_batches: whether every process must see the same number of batches, as training does.
-            If not, no sample is given twice to make batches even, which is what metrics need.
+            If False, no sample is repeated to make batches even, as metrics require.
 
     Raises:
         TypeError: ``data`` is not iterable.
@@ -81,25 +83,25 @@ class DataFeed:
             )
         self._accelerator = accelerator
         self._source = source_of(data, accelerator, even_batches)
-        self._is_listed = can_prepare(data)
+        self._is_on_accelerate_list = can_prepare(data)
         self.use_for(self)
         several = accelerator is not None and accelerator.num_processes > 1
-        agrees = several and even_batches and not self._source.ends_itself
-        self._may_be_empty = several and not even_batches  # other processes have batches then
+        agrees = several and even_batches and not self._source.knows_its_end
+        # A rank without a batch is valid here: another rank has those of a small data set.
+        self._may_be_empty = several and not even_batches
         self._device = device_of_batches(self._source.loader, accelerator)
-        # Which pass this is, and how many of its batches have been given.
         self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
-        # Weak, so that an engine that drops its iterator ends it.
-        self._giving: ref[Generator[Any, None, None]] | None = None
-        self._held: Generator[Any, None, None] | None = None
+        # Weak, so that the iterator (and its workers) end when the engine drops it.
+        self._iterator_ref: ref[Generator[Any, None, None]] | None = None
+        self._held_iterator: Generator[Any, None, None] | None = None
         self.holds_iterator = False
-        self._end = PassEnd(self._source, accelerator if agrees else None)
+        self._pass_end = PassEnd(self._source, accelerator if agrees else None)
         if accelerator is not None:
             self._source.set_window(accelerator.gradient_accumulation_steps)
         self.is_last = False
         self.promised_length: int | None = None
-        if self._end.length == 0 and not self._may_be_empty:
-            raise ValueError(self._no_batches())
+        if self._pass_end.length == 0 and not self._may_be_empty:
+            raise ValueError(self._no_batches_message())
 
     @property
     def loader(self) -> Any:
@@ -107,110 +109,118 @@ class DataFeed:
         return self._source.loader
 
     def use_for(self, user: object) -> None:
-        """Has Accelerate know the loader, as what it prepared, as long as ``user`` is there."""
-        if self._accelerator is not None and self._is_listed:
+        """Keeps the loader on Accelerate's list of prepared loaders while ``user`` exists."""
+        if self._accelerator is not None and self._is_on_accelerate_list:
             list_loader(user, self._accelerator, self.loader)
 
     def leave(self, user: object) -> None:
-        """Takes back what ``use_for`` has done for ``user``. The loader works as before."""
+        """Undoes ``use_for`` for ``user``: Accelerate no longer lists the loader for it."""
         if self._accelerator is not None:
             unlist_loader(user, self._accelerator, self.loader)
 
     @property
     def can_repeat(self) -> bool:
-        """Whether batches that were given can be given again; an iterator's cannot."""
+        """Returns whether earlier batches can be given again; those of an iterator cannot."""
         return self._source.can_repeat
 
     @property
     def reaches_all_ranks(self) -> bool:
-        """Whether each rank is sure to have a batch of a pass: the same answer on all of them."""
+        """Returns whether every rank certainly has a batch in a pass; equal on all ranks."""
         return self._source.reaches_all_ranks
 
     @property
     def batches_left(self) -> int | None:
-        """How many batches this pass has from the present one on; None where it is not known."""
+        """Returns the number of batches from the current one to the last; None if not known."""
         if self.is_last:
             return 1
-        return None if self._end.length is None else self._end.length - self.position.batches + 1
+        return (
+            None
+            if self._pass_end.length is None
+            else self._pass_end.length - self.position.batches + 1
+        )
 
     @property
     def generators(self) -> dict[str, RandomGenerator]:
-        """The random generators that the loader and the data have for themselves, by name."""
+        """The random generators that belong to the loader and the data, by name."""
         return self._source.generators
 
     @property
     def found_generators(self) -> FoundGenerators:
-        """The same, and why there may be others."""
+        """The random generators by name, with reasons why the search may have missed others."""
         return self._source.found_generators
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The objects that batches come from, by name."""
+        """The objects that batches are made by (data set, samplers, …), by name."""
         return self._source.roots
 
     @property
     def length(self) -> int | None:
-        """The number of batches in a pass; None where it is not certain."""
-        return self._end.length
+        """The number of batches in a pass; None if the number is not certain."""
+        return self._pass_end.length
 
     @property
     def facts(self) -> dict[str, int | str | None]:
-        """What must be the same for another process to be given the same batches."""
+        """Properties of the data that must be equal for a resumed run to see the same batches."""
         return self._source.facts()
 
     def __len__(self) -> int:
-        """The number of batches in a pass; a TypeError where it is not certain."""
-        if not self._end.length:
+        """Returns the number of batches in a pass; raises a TypeError if it is not certain."""
+        if not self._pass_end.length:
             raise TypeError(f"{type(self.loader).__name__} has no certain number of batches")
-        return self._end.length
+        return self._pass_end.length
 
     def __iter__(self) -> Iterator[Any]:
-        if self._now_giving() is not None:
+        if self._current_iterator() is not None:
             self.next_pass()
-        elif self.is_last:  # its end broke off
+        elif self.is_last:  # the last batch was given, but the end of the pass was interrupted
             self._source.end_pass(*self.position)
-            self._leave_pass()
-        giving = self._give()
-        self._giving = ref(giving)
-        self._held = giving if self.holds_iterator else None
+            self._advance_to_next_pass()
+        giving = self._iterate_pass()
+        self._iterator_ref = ref(giving)
+        self._held_iterator = giving if self.holds_iterator else None
         return giving
 
-    def _now_giving(self) -> Generator[Any, None, None] | None:
-        return None if self._giving is None else self._giving()
+    def _current_iterator(self) -> Generator[Any, None, None] | None:
+        return None if self._iterator_ref is None else self._iterator_ref()
 
     @property
     def at_start(self) -> bool:
-        """Whether no batch of this pass has been given."""
+        """Returns whether no batch of this pass has been given."""
         return not self.position.batches
 
     def look(self) -> None:
-        """Looks how many batches this pass has; of one that has begun, what is promised.
+        """Updates the number of batches of this pass, or only the promised one within a pass.
 
-        That may differ from pass to pass: a data set grows, a sampler draws. No random number is
-        taken by it: a ``set_epoch`` that draws is called again when the pass begins. The other
-        processes are asked only then; until then a length that has changed here is shown.
+        The number may differ from pass to pass: a data set grows, a sampler draws a number. Random
+        generators are left unchanged: a ``set_epoch`` that draws is called again when the pass
+        begins. The ranks compare their numbers only then; until then this rank's own is shown.
         """
         with RandomState.preserved(generators=self.generators):
             if self.at_start:
                 self._source.tell_pass(self.position.data_pass)
-                self._end.look()
+                self._pass_end.look()
             self.promised_length = self._source.promised_length
 
     def seek(self, position: FeedPosition) -> None:
-        """Goes to ``position``; the next ``iter`` begins there. An iterator stays where it is.
+        """Moves to ``position``; the next ``iter`` begins there. An iterator is not moved.
 
         A pass that was begun before keeps the order of its samples, unless its sampler draws from
-        a global generator while it goes. Where the loader has a sampler of its own process, the
+        a global generator while it is iterated. If each process iterates a sampler itself, the
         batches up to ``position`` are not loaded.
         """
         if self.can_repeat:
-            self._end.ahead.clear()
-            self._source.furthest = self.position
-            self.is_last, self.position = False, FeedPosition(*position)  # one line: both or none
+            self._pass_end.ahead.clear()
+            self._source.furthest_position = self.position
+            # In one statement, so that Ctrl-C between two lines cannot leave half of the change.
+            self.is_last, self.position = False, FeedPosition(*position)
         self.close()
 
     def go_back_to(self, position: FeedPosition) -> None:
-        """Has what came after ``position`` given again; an iterator can't, which is a warning."""
+        """Moves back to ``position``, so that later batches are given again.
+
+        An iterator cannot be moved back: a warning says how many of its batches are lost.
+        """
         lost = self.position.batches - position.batches
         if position == self.position:
             self.close()
@@ -224,102 +234,104 @@ class DataFeed:
             )
 
     def next_pass(self) -> None:
-        """Leaves the rest of this pass, if one was begun."""
+        """Abandons the rest of this pass, if one was begun, and moves to the next one."""
         self.close()
         if self.position.batches:
-            self._leave_pass()
+            self._advance_to_next_pass()
 
     def finish(self) -> None:
-        """After the last batch of a pass: ends it, so that Accelerate and the workers know."""
-        giving = self._now_giving()
+        """Ends the pass after its last batch, so that Accelerate and the workers end theirs."""
+        giving = self._current_iterator()
         if self.is_last and giving is not None:
             next(giving, None)
 
     def close(self) -> None:
-        """Ends the iteration: workers go, and the loader is no longer Accelerate's active one."""
-        giving = self._now_giving()
+        """Ends the iteration: stops workers, and takes the loader off Accelerate's active ones."""
+        giving = self._current_iterator()
         if self.can_repeat:
-            self._end.ahead.clear()
+            self._pass_end.ahead.clear()
         if giving is not None:
             giving.close()
-        self._giving = self._held = None  # last: a call that broke off may be repeated
+        # Last, so that a call that was interrupted before can be repeated.
+        self._iterator_ref = self._held_iterator = None
 
     def deactivate(self) -> None:
-        """Takes the loader off Accelerate's references, where it was put back after ``close``."""
+        """Takes the loader off Accelerate's active ones if it was put back after ``close``."""
         if hasattr(self.loader, "end"):
             self.loader.end()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data, and what it takes to go on there in another process.
+        """Returns the position in the data, and all that another process needs to resume there.
 
-        Numbers, lists and tensors, which ``torch.load`` takes without pickle. The global random
-        generators are not in it: they belong to whoever draws from them next.
+        The values are numbers, strings, lists, dicts and tensors, which ``torch.load`` reads with
+        ``weights_only=True``. The global random generators are not included: code outside the feed
+        draws from them too, so the checkpoint saves them.
         """
         position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
         return {
             "position": list(position),
             "samples": self._source.samples_before(position),
-            "workers": self._source.workers_before(position),
-            "order": self._source.order_before(position),
+            "workers": self._source.worker_states_at(position),
+            "order": self._source.order_state_at(position),
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
-            "place": self._source.place_before(position),
+            "place": self._source.place_state_at(position),
             "draws_in_workers": self._source.draws_in_workers,
         }
 
     def doubts(self) -> list[str]:
-        """Returns why the data may have a state that ``state_dict`` does not have."""
+        """Returns the reasons why ``state_dict`` may lack some of the state of the data."""
         return [*self._source.doubts(), *self._source.places.doubts(self._source)]
 
     def starts_over(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether that position is void in these data, so that their next pass starts."""
-        return self.can_repeat and self._changed(state_dict).starts_over
+        """Returns whether the saved position is invalid in this data, so the next pass starts."""
+        return self.can_repeat and self._compare_data(state_dict).starts_over
 
     def ends_pass(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether these data have no batch for what is left of that pass."""
-        return self.can_repeat and self._changed(state_dict).ends_pass
+        """Returns whether too few samples of the saved pass are left for one more batch."""
+        return self.can_repeat and self._compare_data(state_dict).ends_pass
 
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns each change from the saved feed, with its consequence."""
-        return self._changed(state_dict).reasons() if self.can_repeat else []
+        """Returns each change of the data since the feed was saved, with its consequence."""
+        return self._compare_data(state_dict).reasons() if self.can_repeat else []
 
     def remarks(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns what has to be iterated again to resume there, which may take long."""
+        """Returns which sampler has to be iterated again to resume, which may take long."""
         batches = state_dict["position"][1]
-        found = self._source.gone_through
-        is_placed = self._is_placed(state_dict)
+        found = self._source.replayed_sampler
+        is_placed = self._has_place_state(state_dict)
         if not batches or found is None or is_placed or self.starts_over(state_dict):
             return []
         what = f"the {state_dict['samples']} samples" if state_dict.get("samples") else "all"
         return [f"a {type(found).__name__} is iterated again over {what} before this position"]
 
-    def _is_placed(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether a state of the data tells the place."""
-        is_taken = self._source.takes_order(state_dict.get("order"))
+    def _has_place_state(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether a state of the data, saved with the feed, restores the position."""
+        is_taken = self._source.accepts_order_state(state_dict.get("order"))
         return is_taken or self._source.places.takes(self._source, state_dict.get("place"))
 
-    def _keeps_place(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether the data resume from their own state, whatever else has changed."""
-        is_taken = self._source.takes_order(state_dict.get("order"))
-        return is_taken or self._source.keeps_place(state_dict)
+    def _resumes_from_own_state(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether the data resume from their own state, even if facts have changed."""
+        is_taken = self._source.accepts_order_state(state_dict.get("order"))
+        return is_taken or self._source.resumes_from_own_state(state_dict)
 
-    def _changed(self, state_dict: Mapping[str, Any]) -> ChangedData:
+    def _compare_data(self, state_dict: Mapping[str, Any]) -> ChangedData:
         samples, accelerator = state_dict.get("samples"), self._accelerator
         return ChangedData(
             then=state_dict["facts"],
             now=self.facts,
             batches=state_dict["position"][1],
             samples=samples,
-            batches_left=None if samples is None else self._source.batches_behind(samples),
+            batches_left=None if samples is None else self._source.batches_after(samples),
             window=accelerator.gradient_accumulation_steps if accelerator else 1,
-            has_state=self._keeps_place(state_dict),
-            is_given_up=not state_dict.get("replay", True) and self._source.is_replayed,
+            has_state=self._resumes_from_own_state(state_dict),
+            is_replay_refused=not state_dict.get("replay", True) and self._source.is_replayed,
         )
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """What keeps the batches from being those that the other feed gives next, if anything."""
+        """Returns the reasons why the next batches may differ from those of the saved feed."""
         if not self._source.can_repeat:
-            return ["an iterator cannot be moved: it goes on from where it is"]
+            return ["an iterator cannot be moved: it continues from where it is"]
         if not self._source.is_reader:
             return []  # the rank that loads the batches says what differs
         found = []
@@ -328,22 +340,22 @@ class DataFeed:
         generators = state_dict["source"]["generators"].keys()
         for name in sorted(generators ^ self._source.generators.keys()):
             is_told = places.restores(self._source, place, name)
-            if not is_told and not self._source.has_saved(name, order):
+            if not is_told and not self._source.order_state_includes(name, order):
                 when = "then" if name in generators else "now"
                 found.append(f"there is a random generator {name} only {when}")
-        changed = self._changed(state_dict)
+        changed = self._compare_data(state_dict)
         is_within = state_dict["position"][1] and not (changed.starts_over or changed.ends_pass)
         has_workers = state_dict["source"].get("has_workers")
-        found += self._source.place_differences(FeedPosition(*state_dict["position"]), place)
-        found += self._source.changes_of_order(order)
-        is_placed = self._source.is_entered_exactly or self._is_placed(state_dict)
+        found += self._source.place_state_differences(FeedPosition(*state_dict["position"]), place)
+        found += self._source.order_state_differences(order)
+        is_placed = self._source.is_entered_exactly or self._has_place_state(state_dict)
         if is_within and not is_placed:
             found.append(
                 "batches that were given are gone through again: what they draw at random is drawn "
-                f"anew until this pass ends; without such draws it is exact{self._source.remedy}"
+                f"again until this pass ends; without such draws it is exact{self._source.remedy}"
             )
         is_drawn = self._source.draws_in_workers and state_dict.get("draws_in_workers", False)
-        if self._workers_of(state_dict) is not None or (
+        if self._usable_worker_states(state_dict) is not None or (
             is_drawn and places.takes(self._source, place)
         ):
             pass  # the workers continue from their states
@@ -354,97 +366,107 @@ class DataFeed:
             )
         elif has_workers:
             found.append(
-                "what the data set draws at random in workers that stay is drawn anew; without "
+                "what the data set draws at random in persistent workers is drawn again; without "
                 "such draws it is exact"
             )
         elif self.facts["workers"] and is_within and not changed.has_other_workers:
             found.append(
-                "what the data set draws at random in its workers is drawn anew until this pass "
+                "what the data set draws at random in its workers is drawn again until this pass "
                 "ends; without such draws it is exact"
             )
         return found
 
-    def _workers_of(self, state_dict: Mapping[str, Any]) -> Any:
+    def _usable_worker_states(self, state_dict: Mapping[str, Any]) -> Any:
         """Returns the states from which the workers continue; None if they start from scratch."""
-        states, changed = state_dict.get("workers"), self._changed(state_dict)
+        states, changed = state_dict.get("workers"), self._compare_data(state_dict)
         is_same = not changed.reasons() and not changed.starts_over
-        return states if is_same and self._source.takes_workers(states) else None
+        return states if is_same and self._source.accepts_worker_states(states) else None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes to that place: the next ``iter`` gives the batches that the other feed gives next.
+        """Moves to the saved position: the next ``iter`` gives the batches that follow there.
 
         Earlier batches are not loaded if the loader has a sampler. With torch's ``BatchSampler``
-        the batch size may have changed. If the position is void in these data, or could only be
+        the batch size may have changed. If the position is invalid in this data, or can only be
         reached by a replay and ``state_dict["replay"]`` is False, the feed moves to the next pass.
-        An iterator stays where it is.
+        An iterator is not moved.
         """
         self._source.load_state_dict(state_dict["source"])
         position, place = FeedPosition(*state_dict["position"]), state_dict.get("place")
-        changed, order = self._changed(state_dict), state_dict.get("order")
-        self._source.place_order(
+        changed, order = self._compare_data(state_dict), state_dict.get("order")
+        self._source.load_order_state(
             position, None if changed.starts_over else order, ends=changed.ends_pass
         )
         if changed.starts_over or changed.ends_pass:
             position, place = FeedPosition(position.data_pass + 1, 0), None
         elif changed.samples is not None and (
-            changed.keeps_samples or self._source.takes_order(order)
+            changed.keeps_samples or self._source.accepts_order_state(order)
         ):
-            self._source.place_samples(position, changed.samples)
-        self._source.place_workers(position, self._workers_of(state_dict))
-        self._source.resume_place(position, place)
+            self._source.set_samples_before(position, changed.samples)
+        self._source.load_worker_states(position, self._usable_worker_states(state_dict))
+        self._source.load_place_state(position, place)
         self.seek(position)
         with RandomState.preserved(generators=self.generators):
             self._source.tell_pass(self.position.data_pass)
-            self._end.settle()
+            self._pass_end.synchronize_length()
 
     def shares_place_with(self, other: "DataFeed") -> bool:
-        """Returns whether one object tells the places of both feeds."""
+        """Returns whether the state of one object holds the positions of both feeds."""
         mine, others = self._source.keeper, other._source.keeper
         return mine is not None and others is not None and mine.holder is others.holder
 
     def restore_once(self, others: Iterable["DataFeed"]) -> None:
-        """Has one object that tells several places restored by the first feed that is iterated."""
+        """Lets the first of several feeds that is iterated restore the object that they share."""
         self._source.places.restore_once(each._source.places for each in others)
 
-    def _give(self) -> Generator[Any, None, None]:
-        """One pass, or what is left of it. It begins with the first ``next``."""
-        if not self.at_start and self.position.batches == self._end.length:
+    def _iterate_pass(self) -> Generator[Any, None, None]:
+        """Yields the rest of a pass from ``position`` on; begins it with the first ``next``."""
+        if not self.at_start and self.position.batches == self._pass_end.length:
+            # All batches were given, but a stop or a resume came before the end was reached.
             self._source.end_pass(*self.position)
-            self._leave_pass()
+            self._advance_to_next_pass()
         if self.can_repeat:
-            self._end.ahead.clear()
-        length_before = self._end.length
-        ahead, to_device, moves = self._end.ahead, self._to_device, self._device is not None
+            # Batches that an abandoned iteration had fetched are loaded again; an iterator cannot
+            # give its batches again, so they are kept.
+            self._pass_end.ahead.clear()
+        length_before = self._pass_end.length
+        ahead, to_device, moves = self._pass_end.ahead, self._to_device, self._device is not None
         self._source.places.arrive(self._source)
         with ExitStack() as stack:
             stack.enter_context(self._source.active(self.position.data_pass))
-            self._end.settle(digest_of_global_generators() if self._is_drawn_by_all else 0)
-            if not self.at_start and self._end.length != length_before:
+            self._pass_end.synchronize_length(
+                global_generators_digest() if self._draws_order_on_each_rank else 0
+            )
+            if not self.at_start and self._pass_end.length != length_before:
                 self._warn_of_change(length_before)
             batches = stack.enter_context(closing(self._source.batches(*self.position)))
-            for is_last in self._end.fetch(batches, *self.position):
+            for is_last in self._pass_end.fetch(batches, *self.position):
                 data_pass, given = self.position
                 self.position = FeedPosition(data_pass, given + 1)
                 self.is_last = is_last
                 if is_last:
-                    self._source.mark_last()
-                # Not kept under a name: a suspended generator would hold it through validation.
+                    self._source.mark_last_batch()
+                # Without a variable: the suspended generator would keep the batch alive until the
+                # next one is asked for, through a validation say.
                 yield to_device(ahead.popleft()) if moves else ahead.popleft()
         if not self.position.batches and not self._may_be_empty:
-            raise ValueError(self._no_batches())
-        self._giving = None
-        self._leave_pass()
+            raise ValueError(self._no_batches_message())
+        self._iterator_ref = None
+        self._advance_to_next_pass()
 
     @property
-    def _is_drawn_by_all(self) -> bool:
-        """Whether the order of this pass is about to be drawn, and may be another on each rank."""
+    def _draws_order_on_each_rank(self) -> bool:
+        """Returns whether each rank is about to draw the order of this pass for itself.
+
+        The ranks compare their global generators then, since unequal ones give unequal orders.
+        """
         accelerator = self._accelerator
         if accelerator is None or accelerator.num_processes == 1 or not self.at_start:
             return False
-        # Who gives each rank batches of its own has divided them, too.
+        # An iterable that is not a DataLoader is not divided by Accelerate: its author has given
+        # each rank its own batches, and their orders may differ.
         return isinstance(self.loader, DataLoader) and what_may_draw_apart(self.loader) is not None
 
-    def _leave_pass(self) -> None:
+    def _advance_to_next_pass(self) -> None:
         position = FeedPosition(self.position.data_pass + 1, 0)
         self.is_last, self.position = False, position
         if hasattr(self.loader, "iteration"):
@@ -456,17 +478,18 @@ class DataFeed:
 
     def _warn_of_change(self, length_before: int | None) -> None:
         warnings.warn(
-            f"the data has {self._end.length} batches a pass now, and had {length_before} when the "
-            f"pass was begun that goes on after {self.position.batches}: samples can come twice in "
-            "it or not at all; change data between two passes",
+            f"the data has {self._pass_end.length} batches a pass now, and had {length_before} "
+            "when the pass was begun that continues now, after batch "
+            f"{self.position.batches}: samples can come twice in it or not at all; change data "
+            "between two passes",
             stacklevel=2,
         )
 
-    def _no_batches(self) -> str:
+    def _no_batches_message(self) -> str:
         again = "" if self.can_repeat else "; an iterator is used up after one pass"
         return (
             f"`data` gave no batch in pass {self.position.data_pass + 1}, it must give at least "
-            f"one: check the {_kind_of(self.loader)} and its data set{again}"
+            f"one: check the {_type_name(self.loader)} and its data set{again}"
         )
 
 
@@ -477,10 +500,11 @@ def _remedy_for(data: Any) -> str:
 
 
 class Feeds:
-    """The feeds of an engine: no loader is prepared twice, and each goes on where it was left.
+    """The feeds of one engine, by their data.
 
-    A loader keeps its own feed, for as long as anyone has the loader; the engine keeps the newest.
-    Of loaders that Accelerate prepared for the engine, that one is on Accelerate's list.
+    No loader is prepared twice, and data that is used again continues at the position where it was
+    left. A loader holds its feed in an attribute, so both live equally long; this object holds the
+    newest feed only, and only that one's loader is on Accelerate's list of prepared loaders.
 
     Args:
         accelerator: prepares the loaders.
@@ -491,7 +515,7 @@ class Feeds:
         self._accelerator = accelerator
         self._even_batches = even_batches
         self._newest: tuple[Any, DataFeed | None] = (None, None)
-        self._kept: list[tuple[Any, DataFeed]] = []
+        self._remembered: list[tuple[Any, DataFeed]] = []
 
     @property
     def newest(self) -> DataFeed | None:
@@ -499,40 +523,46 @@ class Feeds:
         return self._newest[1]
 
     def of(self, data: Any, *, keeps: bool = False) -> DataFeed:
-        """Returns the feed of ``data``, which is made if it is not known.
+        """Returns the feed of ``data``; creates it on first use.
 
         Args:
-            data: the data.
-            keeps: whether the feed of data that is no DataLoader is remembered too, as long as this
-                object is there. Without it only the newest is.
+            data: a loader, another iterable of batches, or a feed, which is returned unchanged.
+            keeps: whether to remember, for the lifetime of this object, also the feed of data that
+                is not a ``DataLoader``. Otherwise such a feed is remembered while it is the newest.
         """
         if isinstance(data, DataFeed):
             return data
         feed = self.known(data)
         if feed is None:
             feed = DataFeed(data, self._accelerator, even_batches=self._even_batches)
-        if keeps and not isinstance(data, DataLoader) and all(data is not e for e, _ in self._kept):
-            self._kept.append((data, feed))
+        if (
+            keeps
+            and not isinstance(data, DataLoader)
+            and all(data is not e for e, _ in self._remembered)
+        ):
+            self._remembered.append((data, feed))
         if feed is not self._newest[1]:
             self.add(data, feed)
         return feed
 
     def known(self, data: Any) -> DataFeed | None:
-        """Returns the feed of ``data``; None if it was not made or is not remembered."""
+        """Returns the feed of ``data``; None if there is none, or it was forgotten."""
         if isinstance(data, DataLoader):
-            return _feeds_of(data).get(self)
-        found = (feed for each, feed in (self._newest, *self._kept) if each is data)
+            return _loader_feeds(data).get(self)
+        found = (feed for each, feed in (self._newest, *self._remembered) if each is data)
         return next(found, None)
 
     def add(self, data: Any, feed: DataFeed) -> None:
-        """Says that ``feed`` is the one of ``data``."""
+        """Registers ``feed`` as the feed of ``data``, and as the newest one."""
         _, former = self._newest
         self._newest = data, feed
         for loader in (data, feed.loader):
             if isinstance(loader, DataLoader):
-                _feeds_of(loader)[self] = feed
+                _loader_feeds(loader)[self] = feed
         feed.use_for(self)
-        feed.leave(feed)  # which its loader now keeps
+        # The loader holds the feed from now on: registered for itself, the feed would keep the
+        # loader on Accelerate's list for as long as that lives.
+        feed.leave(feed)
         if former is not None and former is not feed:
             former.leave(self)
 
@@ -540,22 +570,25 @@ class Feeds:
 def load_between_passes(
     states: Iterable[tuple[DataFeed, Mapping[str, Any]]], others: Iterable[DataFeed] = ()
 ) -> None:
-    """Moves feeds to places that were saved at one moment, each where a pass begins.
+    """Moves feeds to positions that were saved together, each at the start of a pass.
 
-    Feeds may be of the same data, and what one of them restores later, as it is iterated, would
-    undo what another has done by then. So all is restored now but for an object that tells the
-    place, which is restored once.
+    Several feeds may share data. What one of them restores lazily, when it is iterated, would undo
+    what another feed has done with that data by then. So everything is restored at once, except for
+    an object whose state holds the position: the first feed that is iterated restores that object,
+    for all feeds that share it.
 
     Args:
         states: the feeds, each with its state.
-        others: feeds that are at their places of that moment already.
+        others: feeds that are at the positions of that time already.
     """
     loaded = []
     for feed, state in states:
         place, order = state.get("place"), state.get("order")
-        if place is not None:  # of these the feed has the states of the same moment
+        if place is not None:
+            # The source's own state has the same objects and generators, and is restored at once.
             place = {**place, "objects": {}, "generators": {}}
-            # Iterated again, a sampler that was left early begins anew; its state would continue.
+            # A sampler that was left in mid-pass begins from its start when it is iterated; its
+            # state would make it continue in the middle.
             if place["is_cut"] and "sampler" in place["of"].partition(" ")[0]:
                 place = None
         if order is not None and not (order["is_within"] or order["is_over"]):
@@ -569,11 +602,12 @@ def load_between_passes(
         )
 
 
-class _FeedsOfLoader(Unsearched):
-    """The feeds of one loader, by their engines' ``Feeds``: an attribute of the loader.
+class _LoaderFeeds(Unsearched):
+    """The feeds of one loader, one for each ``Feeds``, kept in an attribute of the loader.
 
-    A feed refers to its loader. In a table of ours neither would ever be freed; like this they are
-    a circle, which a garbage collection frees. A copy of the loader has none of them.
+    A feed refers to its loader. In a module-level table of weak keys the values would keep their
+    keys alive, and nothing would ever be freed. As an attribute, the loader and its feeds form a
+    reference cycle, which the garbage collector frees. A copy of the loader has no feeds.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -581,16 +615,16 @@ class _FeedsOfLoader(Unsearched):
         self.feeds: WeakKeyDictionary[Feeds, DataFeed] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
+        return type(None), ()  # a copy or pickle of the loader gets None
 
 
-def _feeds_of(loader: Any) -> "WeakKeyDictionary[Feeds, DataFeed]":
+def _loader_feeds(loader: Any) -> "WeakKeyDictionary[Feeds, DataFeed]":
     known = vars(loader).get("_ignite_hooks_feeds")
     if known is None or known.loader() is not loader:
-        known = loader._ignite_hooks_feeds = _FeedsOfLoader(loader)
+        known = loader._ignite_hooks_feeds = _LoaderFeeds(loader)
     return known.feeds  # type: ignore[no-any-return]
 
 
-def _kind_of(loader: Any) -> str:
-    """What its user calls it."""
+def _type_name(loader: Any) -> str:
+    """Returns the name of a loader's type as users know it, without Accelerate's subclasses."""
     return "DataLoader" if isinstance(loader, DataLoader) else type(loader).__name__

@@ -1,4 +1,4 @@
-"""A loader with a sampler: it knows its length, and a pass is entered anywhere."""
+"""The source for a loader with a sampler: a pass can be entered at any batch without loading."""
 
 from collections import deque
 from collections.abc import Callable
@@ -23,20 +23,20 @@ from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.recorded_order import RecordedOrder
-from ignite_hooks.data.sample_order import batches_behind
-from ignite_hooks.data.sample_order import elements_a_batch
-from ignite_hooks.data.sample_order import entered
-from ignite_hooks.data.sample_order import entered_at_element
-from ignite_hooks.data.sample_order import entered_at_sample
-from ignite_hooks.data.sample_order import gone_through
-from ignite_hooks.data.sample_order import name_of
-from ignite_hooks.data.sample_order import samples_a_batch
-from ignite_hooks.data.sample_order import samples_of
-from ignite_hooks.data.sample_order import with_recorded
+from ignite_hooks.data.sample_order import batches_after
+from ignite_hooks.data.sample_order import elements_per_batch
+from ignite_hooks.data.sample_order import enter_at_element
+from ignite_hooks.data.sample_order import enter_at_sample
+from ignite_hooks.data.sample_order import enter_order
+from ignite_hooks.data.sample_order import order_name
+from ignite_hooks.data.sample_order import replayed_sampler
+from ignite_hooks.data.sample_order import samples_per_batch
+from ignite_hooks.data.sample_order import samples_per_pass
+from ignite_hooks.data.sample_order import with_recorded_sampler
 from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import data_parts
+from ignite_hooks.data.sources import dataset_and_samplers
 from ignite_hooks.data.sources import order_parts
-from ignite_hooks.data.sources import parts_of
 from ignite_hooks.data.worker_states import WorkerStates
 from ignite_hooks.data.worker_states import as_data
 from ignite_hooks.data.worker_states import from_data
@@ -48,263 +48,285 @@ __all__ = ["IndexedLoader"]
 
 
 class IndexedLoader(TorchLoader):
-    """A loader with a sampler: its length is certain if the sampler's is.
+    """A loader with a sampler, whose length is certain if the sampler's length is.
 
-    A pass is entered at any position without loading earlier batches. With torch's ``BatchSampler``
-    the position counts samples of all processes, without the duplicates that even out the batches,
-    so the rest of a pass can have another batch size.
+    A pass can be entered at any position without loading earlier batches. With torch's
+    ``BatchSampler`` the position counts samples of all processes, without the repeated ones that
+    make the last batches even, so the rest of a pass can have another batch size.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._search_data, self._search_order = GeneratorSearch(), GeneratorSearch()
         self._data_pass = 0  # the pass that was announced last
-        # A position, and the samples before it where these are not a multiple of the batch size.
-        self._known_place: tuple[FeedPosition, int] | None = None
-        self._workers = WorkerStates()
-        self._own_workers: Callable[[], Any] = lambda: None  # the iterator with those that stay
-        self._recorded = self._recorded_order()
-        # A sampler that is asked for its state without workers: only what it draws is watched.
+        # A position and the number of samples before it, where that number is not a multiple of the
+        # batch size, because the batch size has changed within the pass.
+        self._known_samples: tuple[FeedPosition, int] | None = None
+        self._worker_states = WorkerStates()
+        # A weak reference to the iterator whose persistent workers were started here.
+        self._own_iterator: Callable[[], Any] = lambda: None
+        self._recorded_order = self._make_recorded_order()
+        # A sampler with a state in a loader without workers: PlaceStates saves its state, and only
+        # its draws from the global generators are recorded here.
         keeper = None if self._is_torchdata else self.keeper
-        self._watched = None if keeper is None else RecordedOrder(keeper)
+        self._watched_order = None if keeper is None else RecordedOrder(keeper)
 
-    def _recorded_order(self) -> RecordedOrder | None:
-        """Returns the sampler that has a state, to be iterated for workers; None without any."""
+    def _make_recorded_order(self) -> RecordedOrder | None:
+        """Returns a recorder of the sampler with a state, for workers; None without one."""
         order = self._order
-        keeper = keeper_of_order(self.base) if self._can_follow else None
+        keeper = keeper_of_order(self.base) if self._can_track_workers else None
         if keeper is None:
             return None
         is_shard = type(order) is BatchSamplerShard
         is_of_batches = is_shard and order.batch_sampler is keeper.holder
         return RecordedOrder(
             keeper,
-            head_size=elements_a_batch(order) if is_shard else 0,
+            head_size=elements_per_batch(order) if is_shard else 0,
             size=order.batch_size if is_of_batches else None,
         )
 
     @property
     def beside_keeper(self) -> Objects:
-        """The objects whose states are not in that of a sampler."""
-        found, recorded = super().beside_keeper, self._recorded
-        if recorded is None or not recorded.tells_place:
+        """The objects whose states are not part of the state of a sampler, by name."""
+        found, recorded = super().beside_keeper, self._recorded_order
+        if recorded is None or not recorded.has_usable_state:
             return found
         return {name: get for name, get in found.items() if not recorded.keeper.has(name)}
 
     @property
     def length(self) -> int | None:
-        """The number of index batches of this process."""
-        with self._even():
-            known = self._known_place
+        """The number of index batches of this process; None if it is not certain."""
+        with self._even_batches_applied():
+            known = self._known_samples
             if known is None or known[0].data_pass != self._data_pass:
-                return self._length_of_pass
-            behind = self.batches_behind(known[1])
+                return self._full_pass_length
+            behind = self.batches_after(known[1])
             return None if behind is None else known[0].batches + behind
 
     @property
-    def _length_of_pass(self) -> int | None:
-        is_known = samples_of(self._order) is not None
-        return batches_behind(self._order, 0) if is_known else self.promised_length
+    def _full_pass_length(self) -> int | None:
+        is_known = samples_per_pass(self._order) is not None
+        return batches_after(self._order, 0) if is_known else self.promised_length
 
     @property
     def reaches_all_ranks(self) -> bool:
-        """Returns whether Accelerate divides enough batches."""
+        """Returns whether the sampler has enough batches for Accelerate to give each rank one."""
         order = self._order
-        if type(order) is not BatchSamplerShard or samples_of(order) is None:
+        if type(order) is not BatchSamplerShard or samples_per_pass(order) is None:
             return False
         needed = 2 if order.split_batches else order.num_processes
         return len(order.batch_sampler) >= needed
 
     @property
     def is_entered_exactly(self) -> bool:
-        """The batches before are not loaded, and with a certain length none is loaded ahead."""
+        """Returns whether the length is certain.
+
+        Earlier batches are not loaded then, and none is fetched ahead to find the end.
+        """
         return self.length is not None
 
     @property
     def is_replayed(self) -> bool:
-        """Returns False: indices may be drawn again, but no batch is loaded again."""
+        """Returns False: indices are drawn again, but no batch is loaded again."""
         return False
 
     @property
     def is_in_order(self) -> bool:
-        """Returns whether batches come in the order of their indices."""
+        """Returns whether batches arrive in the order of their indices."""
         return self.base.num_workers == 0 or self.base.in_order
 
     @property
     def _order(self) -> Any:
+        """The batch sampler, or the sampler of a loader without batches."""
         return self.base.sampler if self.base.batch_sampler is None else self.base.batch_sampler
 
     @property
     def _seedable_samplers(self) -> list[SeedableRandomSampler]:
-        return [part for part in parts_of(self.base) if isinstance(part, SeedableRandomSampler)]
+        return [
+            part
+            for part in dataset_and_samplers(self.base)
+            if isinstance(part, SeedableRandomSampler)
+        ]
 
     def tell_pass(self, data_pass: int) -> None:
-        """As its base does."""
+        """Announces the next pass, and notes its number."""
         super().tell_pass(data_pass)
         self._data_pass = data_pass
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Without even batches if there is no need for them."""
-        with self._even(), super().active(data_pass):
+        """Prepares the loader for one pass; without padding unless even batches are needed."""
+        with self._even_batches_applied(), super().active(data_pass):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """And what its samplers are seeded with, and draw their order with.
+        """Returns the state of the base class, and the random state behind the samplers' order.
 
-        Accelerate's seedable samplers take the seed that torch had when the loader was prepared.
+        The seeds of Accelerate's seedable samplers are included, because such a sampler takes the
+        seed that torch had when the loader was prepared.
         """
         return {
             **super().state_dict(),
             "seeds": [sampler.initial_seed for sampler in self._seedable_samplers],
-            "opening": None if self._watched is None else self._watched.opening,
+            "opening": None if self._watched_order is None else self._watched_order.opening,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As its base does."""
+        """Restores a state of ``state_dict``, seeds of samplers included."""
         super().load_state_dict(state_dict)
-        seeds = state_dict.get("seeds", ())  # data of another kind have none
+        seeds = state_dict.get("seeds", ())  # the saved feed may have had another type of data
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
-        if self._watched is not None:
-            self._watched.load_opening(state_dict.get("opening"))
+        if self._watched_order is not None:
+            self._watched_order.load_opening(state_dict.get("opening"))
 
     def facts(self) -> dict[str, int | str | None]:
-        """Returns the facts of the base class, how many samples a pass has, and their order."""
-        with self._even():
-            of_samples = {"samples a pass": samples_of(self._order), "order": name_of(self._order)}
+        """Returns the facts of the base class, the samples of a pass and the class of the order."""
+        with self._even_batches_applied():
+            of_samples = {
+                "samples a pass": samples_per_pass(self._order),
+                "order": order_name(self._order),
+            }
             return {**super().facts(), **of_samples}
 
     def samples_before(self, position: FeedPosition) -> int | None:
-        """Returns the samples of the pass before a position; None if not certain."""
-        a_batch = samples_a_batch(self._order)
+        """Returns how many samples of the pass come before a position; None if not certain."""
+        a_batch = samples_per_batch(self._order)
         if a_batch is None:
             return None
         known, samples = FeedPosition(position.data_pass, 0), 0
-        if self._known_place is not None and self._known_place[0].data_pass == position.data_pass:
-            known, samples = self._known_place
+        if (
+            self._known_samples is not None
+            and self._known_samples[0].data_pass == position.data_pass
+        ):
+            known, samples = self._known_samples
         return samples + (position.batches - known.batches) * a_batch
 
     @property
-    def gone_through(self) -> Any:
-        """The sampler that has to be iterated to enter a pass; None for those of torch."""
-        return gone_through(self._order)
+    def replayed_sampler(self) -> Any:
+        """The sampler that must be iterated to enter a pass; None for the samplers of torch."""
+        return replayed_sampler(self._order)
 
-    def batches_behind(self, samples: int) -> int | None:
-        """Returns how many batches of this process come after that many samples."""
-        with self._even():
-            is_known = samples_of(self._order) is not None
-            return batches_behind(self._order, samples) if is_known else None
+    def batches_after(self, samples: int) -> int | None:
+        """Returns how many batches of this process follow ``samples`` samples of a pass."""
+        with self._even_batches_applied():
+            is_known = samples_per_pass(self._order) is not None
+            return batches_after(self._order, samples) if is_known else None
 
-    def place_samples(self, position: FeedPosition, samples: int) -> None:
-        """Sets how many samples of the pass come before a position."""
-        self._known_place = None
+    def set_samples_before(self, position: FeedPosition, samples: int) -> None:
+        """Sets how many samples of the pass come before ``position``."""
+        self._known_samples = None
         if samples != self.samples_before(position):
-            self._known_place = position, samples
+            self._known_samples = position, samples
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Has the samplers draw what they draw at their end.
+        """Iterates the samplers to the end of the pass, where some of them draw once more.
 
-        One that is recorded has come to it: workers are given samples ahead.
+        A recorded sampler may be there already, since it is drawn ahead of the batches.
         """
-        is_drawn = self._reaches(data_pass, given)
-        if not is_drawn and self._begun is not None and self._begun[0] == data_pass:
-            with self._as_begun(self._begun[1]):
+        is_drawn = self._is_recorded_after(data_pass, given)
+        if not is_drawn and self._started_pass is not None and self._started_pass[0] == data_pass:
+            with self._at_start_of_pass(self._started_pass[1]):
                 rest = self._draw_rest(data_pass, given)
             deque(rest, maxlen=0)
 
-    def workers_before(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the states of the workers at a position; None without any, or if not known."""
-        if not self._can_follow or not (position.batches or self._has_workers):
+    def worker_states_at(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the states of the workers at a position; None without workers, or if unknown."""
+        if not self._can_track_workers or not (position.batches or self._has_persistent_workers):
             return None
-        found = self._workers.at(*position)
+        found = self._worker_states.at(*position)
         if found is None and not position.batches:
-            found = 0, self._workers.after(position.data_pass - 1)
+            found = 0, self._worker_states.after(position.data_pass - 1)
         if found is None or not found[1]:
             return None
         return {"first": found[0], "states": [as_data(each) for each in found[1]]}
 
-    def takes_workers(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether workers can continue from these states."""
-        if state_dict is None or not self._can_follow:
+    def accepts_worker_states(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether workers can continue from saved states."""
+        if state_dict is None or not self._can_track_workers:
             return False
         return len(state_dict["states"]) == self.base.num_workers
 
-    def place_workers(
+    def load_worker_states(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Sets the states from which workers continue at a position; None if not known."""
+        """Sets the states from which workers continue at a position; None if unknown."""
         first, states = position.batches, list[bytes | None]()
         if state_dict is not None:
             first, states = state_dict["first"], [*map(from_data, state_dict["states"])]
-        self._workers.begin(position.data_pass, first, states, self.places.window)
+        self._worker_states.begin(position.data_pass, first, states, self.places.window)
 
-    def order_before(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of a sampler that is recorded; None without one, or if not known."""
-        if self._recorded is None:
+    def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the state of a recorded sampler; None without one, or if unknown."""
+        if self._recorded_order is None:
             return None
         data_pass, _ = position
-        first, _ = self._followed(*position)
-        return self._recorded.state_dict(
+        first, _ = self._worker_start(*position)
+        return self._recorded_order.state_dict(
             data_pass,
             self._elements_before(data_pass, first),
-            is_begun=self._begun is not None and self._begun[0] == data_pass,
+            is_begun=self._started_pass is not None and self._started_pass[0] == data_pass,
         )
 
-    def takes_order(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether the sampler can continue from this state."""
-        if self._recorded is None or state_dict is None:
+    def accepts_order_state(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether the sampler can continue from a saved state."""
+        if self._recorded_order is None or state_dict is None:
             return False
-        return bool(state_dict["of"] == self._recorded.keeper.name)
+        return bool(state_dict["of"] == self._recorded_order.keeper.name)
 
-    def place_order(
+    def load_order_state(
         self,
         position: FeedPosition,
         state_dict: Mapping[str, Any] | None = None,
         *,
         ends: bool = False,
     ) -> None:
-        """As its base does."""
-        if self._recorded is not None:
-            is_taken = self.takes_order(state_dict)
-            self._recorded.load_state_dict(position.data_pass, state_dict if is_taken else None)
+        """Sets the state from which the sampler continues; see the base class."""
+        if self._recorded_order is not None:
+            is_taken = self.accepts_order_state(state_dict)
+            self._recorded_order.load_state_dict(
+                position.data_pass, state_dict if is_taken else None
+            )
             if ends:
-                self._recorded.exhaust()
+                self._recorded_order.exhaust()
 
-    def changes_of_order(self, state_dict: Mapping[str, Any] | None) -> list[str]:
-        """Returns what keeps the sampler from continuing from this state."""
-        if self._recorded is None or state_dict is None:
-            return super().changes_of_order(state_dict)
-        if self.takes_order(state_dict):
-            return self._recorded.differences(state_dict)
-        now = self._recorded.keeper.name
+    def order_state_differences(self, state_dict: Mapping[str, Any] | None) -> list[str]:
+        """Returns the reasons why the sampler cannot continue from a saved state."""
+        if self._recorded_order is None or state_dict is None:
+            return super().order_state_differences(state_dict)
+        if self.accepts_order_state(state_dict):
+            return self._recorded_order.differences(state_dict)
+        now = self._recorded_order.keeper.name
         return [f"the state of {state_dict['of']} is not restored, there is {now} now"]
 
-    def has_saved(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether the state of the sampler tells of the generator of that name."""
-        if self._recorded is None or not self.takes_order(state_dict):
+    def order_state_includes(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether a saved state of the sampler includes the generator ``name``."""
+        if self._recorded_order is None or not self.accepts_order_state(state_dict):
             return False
-        return self._recorded.keeper.has(name)
+        return self._recorded_order.keeper.has(name)
 
     def _elements_before(self, data_pass: int, batches: int) -> int:
-        """Returns how many elements of the recorded sampler a pass has before a batch."""
+        """Returns how many elements of the recorded sampler come before a batch of a pass."""
         samples = self.samples_before(FeedPosition(data_pass, batches))
-        return batches * elements_a_batch(self._order) if samples is None else samples
+        return batches * elements_per_batch(self._order) if samples is None else samples
 
-    def _reaches(self, data_pass: int, batches: int) -> bool:
-        """Returns whether the elements of a pass after a batch are recorded."""
+    def _is_recorded_after(self, data_pass: int, batches: int) -> bool:
+        """Returns whether the pass can be entered after a batch from recorded elements."""
         start = self._elements_before(data_pass, batches)
-        return self._recorded is not None and self._recorded.reaches(data_pass, start)
+        return self._recorded_order is not None and self._recorded_order.can_enter_at(
+            data_pass, start
+        )
 
     @property
-    def _drawn_order(self) -> Any:
-        """The index batches of a pass, drawn from the recorded sampler if there is one."""
-        order, recorded = self._order, self._recorded
-        return order if recorded is None else with_recorded(order, recorded)
+    def _order_to_draw(self) -> Any:
+        """The order to iterate for a pass: with the recorded sampler, if there is one."""
+        order, recorded = self._order, self._recorded_order
+        return order if recorded is None else with_recorded_sampler(order, recorded)
 
     @contextmanager
-    def _beginning(self, data_pass: int) -> Iterator[None]:
-        """Around the start of an iteration over a pass: the sampler is recorded."""
-        recorded = self._recorded
+    def _recording_pass(self, data_pass: int) -> Iterator[None]:
+        """Records the sampler, if it has a state, while a pass is begun in the body."""
+        recorded = self._recorded_order
         if recorded is None:
             yield
             return
@@ -314,95 +336,110 @@ class IndexedLoader(TorchLoader):
             yield
 
     def _set_capacity(self, recorded: RecordedOrder) -> None:
-        """Keeps as many elements as were drawn after any position that a run may go back to."""
+        """Sets how many elements are kept: enough for any position that a run may return to."""
         base = self.base
         ahead = base.num_workers * (base.prefetch_factor or 0)
-        aligned = base.num_workers - 1  # batches before the position, which worker 0 begins with
-        given = 2 * (self.places.window + 1)  # and not trained on, or looked ahead at
-        recorded.capacity = (ahead + aligned + given) * elements_a_batch(self._order)
+        # New workers begin with a batch of worker 0, up to so many batches before the position.
+        aligned = base.num_workers - 1
+        # Batches that were given and not trained on, or fetched ahead to find the end.
+        given = 2 * (self.places.window + 1)
+        recorded.capacity = (ahead + aligned + given) * elements_per_batch(self._order)
 
     @property
-    def _can_follow(self) -> bool:
-        """Returns whether it is certain which worker loads which batch."""
+    def _can_track_workers(self) -> bool:
+        """Returns whether it is certain which worker loads which batch, so states can be tracked.
+
+        Batches that Accelerate skips, and torchdata's own workers, are not tracked.
+        """
         base = self.base
         is_followed = base.num_workers > 0 and base.in_order
-        return is_followed and not self._is_torchdata and not self._skipped
+        return is_followed and not self._is_torchdata and not self._skipped_batches
 
     @property
     def _is_torchdata(self) -> bool:
         return hasattr(self.base, "load_state_dict")
 
-    def _open(self) -> Iterator[Any]:
+    def _open_iterator(self) -> Iterator[Any]:
         base = self.base
-        if not self._can_follow:
-            return super()._open()
+        if not self._can_track_workers:
+            return super()._open_iterator()
         forget_dead_workers(base)
         found = base._iterator
-        if found is not None and found is not self._own_workers():
-            self._workers.begin(self._data_pass, 0, ())  # started by the user
-            with self._beginning(self._data_pass):
-                return super()._open()
-        _, states = self._workers.at(self._data_pass, 0) or (0, [None] * base.num_workers)
+        if found is not None and found is not self._own_iterator():
+            # Persistent workers that the user started: they do not send their states.
+            self._worker_states.begin(self._data_pass, 0, ())
+            with self._recording_pass(self._data_pass):
+                return super()._open_iterator()
+        _, states = self._worker_states.at(self._data_pass, 0) or (0, [None] * base.num_workers)
         if found is not None:
-            states = self._workers.after(self._data_pass - 1)
-        with self._beginning(self._data_pass), self._workers.starting(base, states):
-            batches = super()._open()
-        self._workers.begin(self._data_pass, 0, states, self.places.window, self.length)
-        if self._recorded is not None and base.persistent_workers:
-            keep_workers(batches, base, self._drawn_order)
-        self._own_workers = ref(batches)
-        return self._workers.follow(batches, 0)
+            states = self._worker_states.after(self._data_pass - 1)
+        with self._recording_pass(self._data_pass), self._worker_states.starting(base, states):
+            batches = super()._open_iterator()
+        self._worker_states.begin(self._data_pass, 0, states, self.places.window, self.length)
+        if self._recorded_order is not None and base.persistent_workers:
+            keep_workers(batches, base, self._order_to_draw)
+        self._own_iterator = ref(batches)
+        return self._worker_states.follow(batches, 0)
 
     def continued(self, skip: int) -> Iterator[Any]:
-        """As its base does."""
-        if self._watched is not None and skip:
-            self._watched.continue_next()
+        """Returns the batches that follow a state, after the data have loaded that state."""
+        if self._watched_order is not None and skip:
+            self._watched_order.continue_next()
         return super().continued(skip)
 
-    def _to_start(self) -> DataLoader[Any]:
-        """Returns the loader, over the recorded sampler if there is one."""
+    def _loader_to_start(self) -> DataLoader[Any]:
+        """Returns the loader to iterate for a whole pass, with the recorded sampler if any."""
         base = self.base
-        if self._watched is not None:
-            return _over(base, with_recorded(self._order, self._watched), base.generator)
-        if self._recorded is None:
+        if self._watched_order is not None:
+            return _loader_over(
+                base, with_recorded_sampler(self._order, self._watched_order), base.generator
+            )
+        if self._recorded_order is None:
             return base
         if base.persistent_workers and base._iterator is not None:
-            keep_workers(base._iterator, base, self._drawn_order)
+            keep_workers(base._iterator, base, self._order_to_draw)
             return base
         stays, generator = base.persistent_workers, base.generator
-        return _over(base, self._drawn_order, generator, persistent_workers=stays)
+        return _loader_over(base, self._order_to_draw, generator, persistent_workers=stays)
 
-    def _reentered(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
-        first, states = self._followed(data_pass, skip)
-        if self._recorded is None or not self._reaches(data_pass, first):
-            return super()._reentered(data_pass, skip, begun)
-        self._set_capacity(self._recorded)
-        # All that was drawn is recorded: no generator goes back.
-        rest = entered_at_element(self._drawn_order, self._elements_before(data_pass, first))
-        batches = self._load(rest, self._seeds_of(begun), data_pass, first, states)
+    def _reenter_pass(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
+        first, states = self._worker_start(data_pass, skip)
+        if self._recorded_order is None or not self._is_recorded_after(data_pass, first):
+            return super()._reenter_pass(data_pass, skip, begun)
+        self._set_capacity(self._recorded_order)
+        # All elements that were drawn are recorded, so no generator has to be set back.
+        rest = enter_at_element(self._order_to_draw, self._elements_before(data_pass, first))
+        batches = self._load_batches(rest, self._seed_generator_of(begun), data_pass, first, states)
         return islice(batches, skip - first, None)
 
-    def _seeds_of(self, begun: RandomState) -> torch.Generator:
-        """Returns the generator that workers were seeded from, as it was when a pass began."""
+    def _seed_generator_of(self, begun: RandomState) -> torch.Generator:
+        """Returns a copy of the generator that seeds workers, as it was when a pass began."""
         seeds, of_loader = torch.Generator(), self.base.generator
         found = [state for each, state in begun.generators.values() if each is of_loader]
         seeds.set_state(found[0] if found else begun.cpu)
         return seeds
 
-    def _followed(self, data_pass: int, skip: int) -> tuple[int, list[bytes | None]]:
-        """Returns the batch to start workers with, and the state of each, if that is known."""
-        followed = self._workers.at(data_pass, skip) if self._can_follow else None
+    def _worker_start(self, data_pass: int, skip: int) -> tuple[int, list[bytes | None]]:
+        """Returns the first batch to load, at or before ``skip``, and the state of each worker.
+
+        New workers start with a batch of worker 0, so up to ``num_workers - 1`` batches before
+        ``skip`` are loaded again. A state is None if it is unknown.
+        """
+        followed = self._worker_states.at(data_pass, skip) if self._can_track_workers else None
         return followed or (skip, [None] * self.base.num_workers)
 
-    def _reopen(self, data_pass: int, skip: int) -> Iterator[Any]:
-        # Taken before the order is drawn: workers are seeded as they were when the pass began.
+    def _open_iterator_at(self, data_pass: int, skip: int) -> Iterator[Any]:
+        # Copied before the order is drawn, so that workers get the seeds that they had when the
+        # pass began.
         seeds, of_loader = torch.Generator(), self.base.generator
         seeds.set_state((torch.default_generator if of_loader is None else of_loader).get_state())
-        first, states = self._followed(data_pass, skip)
-        batches = self._load(self._draw_rest(data_pass, first), seeds, data_pass, first, states)
+        first, states = self._worker_start(data_pass, skip)
+        batches = self._load_batches(
+            self._draw_rest(data_pass, first), seeds, data_pass, first, states
+        )
         return islice(batches, skip - first, None)
 
-    def _load(
+    def _load_batches(
         self,
         rest: Iterator[Any],
         seeds: torch.Generator,
@@ -410,67 +447,80 @@ class IndexedLoader(TorchLoader):
         first: int,
         states: list[bytes | None],
     ) -> Iterator[Any]:
-        """Yields the batches of these indices, from workers that begin with these states."""
+        """Yields the batches of the index batches ``rest``, from workers with given states.
+
+        Args:
+            rest: the index batches.
+            seeds: the generator to seed new workers from.
+            data_pass: the pass.
+            first: the number of the first of the batches in the pass.
+            states: the state that each worker begins with; None for one that torch seeds.
+        """
         base, stays = self.base, self.base.persistent_workers
-        if not self._can_follow:
-            yield from started(_over(base, rest, seeds))
+        if not self._can_track_workers:
+            yield from started(_loader_over(base, rest, seeds))
             return
-        base._iterator = None  # ends persistent workers, which have prefetched too far
-        loader = _over(base, rest, seeds, persistent_workers=stays)
-        with self._workers.starting(loader, states):
+        base._iterator = None  # ends persistent workers, which have prefetched other batches
+        loader = _loader_over(base, rest, seeds, persistent_workers=stays)
+        with self._worker_states.starting(loader, states):
             batches = started(loader)
-        self._workers.begin(data_pass, first, states, self.places.window, self.length)
+        self._worker_states.begin(data_pass, first, states, self.places.window, self.length)
         if stays:
-            keep_workers(batches, base, self._drawn_order)
-            self._own_workers = ref(batches)
-        yield from self._workers.follow(batches, first)
+            keep_workers(batches, base, self._order_to_draw)
+            self._own_iterator = ref(batches)
+        yield from self._worker_states.follow(batches, first)
 
     def _draw_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Draws what was drawn up to a position, and returns the index batches after it."""
-        with self._beginning(data_pass):
-            return self._drawn_rest(data_pass, skip)
+        """Draws the order of a pass up to a position, and returns the index batches after it."""
+        with self._recording_pass(data_pass):
+            return self._index_batches_after(data_pass, skip)
 
-    def _drawn_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
-        base, order = self.base, self._drawn_order
-        is_others = gone_through(self._order) is self._order
-        whole = iter(order) if is_others else order  # may draw, before torch draws the seed
+    def _index_batches_after(self, data_pass: int, skip: int) -> Iterator[Any]:
+        base, order = self.base, self._order_to_draw
+        is_others = replayed_sampler(self._order) is self._order
+        # A sampler of another class may draw in __iter__, which torch calls before it draws the
+        # seed for workers.
+        whole = iter(order) if is_others else order
         if self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
         if is_others and base.num_workers:
-            whole = iter(order)  # torch asks for the iterator twice
+            whole = iter(order)  # torch calls __iter__ twice for workers, and it may draw each time
         samples = self.samples_before(FeedPosition(data_pass, skip))
         if samples is None:
-            _, rest = entered(whole, skip)
+            _, rest = enter_order(whole, skip)
         else:
-            rest = entered_at_sample(order, samples)
-        return chain([*islice(rest, self._count_asked(data_pass, skip))], rest)
+            rest = enter_at_sample(order, samples)
+        return chain([*islice(rest, self._count_drawn_ahead(data_pass, skip))], rest)
 
-    def _count_asked(self, data_pass: int, skip: int) -> int:
-        """Returns how many index batches after a position had been drawn already."""
+    def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
+        """Returns how many index batches after a position had been drawn already.
+
+        They are drawn at once again, so that later draws come at the time of the first iteration.
+        """
         asked = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
             asked += 1
-        if self.furthest.data_pass == data_pass:
-            asked += max(0, self.furthest.batches - skip)
+        if self.furthest_position.data_pass == data_pass:
+            asked += max(0, self.furthest_position.batches - skip)
         return asked if skip else max(asked, 1)
 
     def doubts(self) -> list[str]:
-        """Returns those of the base class, and what has changed in the present workers."""
-        is_over = self._workers.is_over and not self._stays
-        order = self._watched if self._recorded is None else self._recorded
+        """Returns the doubts of the base class, and those about the sampler and the workers."""
+        is_over = self._worker_states.is_over and not self._has_running_workers
+        order = self._watched_order if self._recorded_order is None else self._recorded_order
         of_order = [] if order is None else order.doubts()
         return [
             *super().doubts(),
             *of_order,
-            *self._doubts_of_seeds(),
-            *(() if is_over else self._workers.doubts),
+            *self._seed_doubts(),
+            *(() if is_over else self._worker_states.doubts),
         ]
 
-    def _doubts_of_seeds(self) -> list[str]:
-        """Returns why workers may be seeded otherwise after a resume."""
-        base, recorded = self.base, self._recorded
-        if recorded is None or self._order is not recorded.holder or not recorded.draws_when_asked:
-            return []  # a batch sampler of torch asks for it after the workers are seeded
+    def _seed_doubts(self) -> list[str]:
+        """Returns the reason why workers may get another seed after a resume, if there is one."""
+        base, recorded = self.base, self._recorded_order
+        if recorded is None or self._order is not recorded.holder or not recorded.draws_on_iter:
+            return []  # torch's BatchSampler asks for the iterator after the workers are seeded
         if base.num_workers == 1 and not base.persistent_workers:
             return []
         return [
@@ -479,22 +529,27 @@ class IndexedLoader(TorchLoader):
         ]
 
     @contextmanager
-    def _as_begun(self, begun: RandomState) -> Iterator[None]:
-        """Leaves the generators that only the order draws from where the draws leave them."""
-        own = {id(each) for each in self._generators_of_order()}
+    def _at_start_of_pass(self, begun: RandomState) -> Iterator[None]:
+        """Sets the generators to their states at the start of a pass, during the body.
+
+        Afterwards all get their present states back, except for those that only the order draws
+        from: these stay where the draws of the body have moved them.
+        """
+        own = {id(each) for each in self._order_generators()}
         others = {name: each for name, each in self.generators.items() if id(each) not in own}
         with RandomState.preserved(generators=others):
             begun.restore()
             yield
 
-    def _generators_of_order(self) -> list[RandomGenerator]:
-        """Returns the generators that only the order draws from, and no sample."""
+    def _order_generators(self) -> list[RandomGenerator]:
+        """Returns the generators that only the order is drawn from, and no sample."""
         of_data = self._search_data(data_parts(self.base)).named.values()
         of_order = self._search_order(order_parts(self.base)).named.values()
         return [each for each in of_order if all(each is not other for other in of_data)]
 
     @contextmanager
-    def _even(self) -> Iterator[None]:
+    def _even_batches_applied(self) -> Iterator[None]:
+        """Turns off the padding of Accelerate's batch samplers, unless even batches are needed."""
         shards = [
             sampler
             for sampler in (self.loader.batch_sampler, self.loader.sampler)
@@ -510,14 +565,21 @@ class IndexedLoader(TorchLoader):
                 shard.even_batches = even_batches
 
 
-def _over(
+def _loader_over(
     base: DataLoader[Any],
     indices: Iterable[Any],
     generator: torch.Generator | None,
     *,
     persistent_workers: bool = False,
 ) -> DataLoader[Any]:
-    """A loader like ``base`` that goes over ``indices`` and then ends."""
+    """Returns a loader like ``base`` for one iteration over ``indices``.
+
+    Args:
+        base: the loader to copy the settings of.
+        indices: index batches, or indices if ``base`` has no batch sampler.
+        generator: the generator to seed workers from.
+        persistent_workers: whether the workers stay after the iteration.
+    """
     order = {"sampler": indices, "batch_size": None}
     if base.batch_sampler is not None:
         order = {"batch_sampler": indices}

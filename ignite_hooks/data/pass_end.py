@@ -1,4 +1,4 @@
-"""Where a pass over the data ends: told with its last batch, and the same for all processes."""
+"""Detects the last batch of a pass when it is fetched, equally on all ranks."""
 
 import warnings
 from collections import deque
@@ -18,17 +18,20 @@ _END = object()
 
 
 class PassEnd:
-    """Fetches the batches of each pass, and tells the last one when it comes, not after it.
+    """Fetches the batches of each pass, and marks the last one before it is trained on.
 
-    The last batch closes the window of the optimizer, so it must be known before it is trained on.
-    A loader that knows its end itself is asked; where the number of batches is certain, they are
-    counted; else one is fetched ahead. ``ahead`` holds what is fetched and not given yet, and
-    ``length`` the number of batches in a pass, or None where it is not certain.
+    The last batch closes the accumulation window, so it must be known when it is given, not after
+    it. If the loader marks its last batch itself, its mark is used; if the number of batches is
+    certain, they are counted; otherwise one batch is fetched ahead.
+
+    Attributes:
+        ahead: batches that are fetched and not given yet.
+        length: the number of batches in a pass; None if it is not certain.
 
     Args:
-        source: what gives the batches.
-        accelerator: of the processes that must end together, after as many batches as the poorest
-            of them has; None where each ends by itself.
+        source: the source of the batches.
+        accelerator: if given, all of its ranks end a pass together, after as many batches as the
+            rank with the fewest has; None if each rank ends by itself.
     """
 
     def __init__(self, source: PlainIterable, accelerator: Accelerator | None = None) -> None:
@@ -36,82 +39,92 @@ class PassEnd:
         self._accelerator = accelerator
         self.ahead: deque[Any] = deque()
         self.length: int | None = None
-        self._has_told = self._has_told_orders = False
-        self.settle()
+        self._warned_of_surplus = self._warned_of_different_orders = False
+        self.synchronize_length()
 
-    def settle(self, digest: int = 0) -> None:
-        """Asks anew how many batches a pass has, which may depend on the pass. Collective.
+    def synchronize_length(self, digest: int = 0) -> None:
+        """Updates the number of batches in a pass to the smallest of all ranks. Collective.
+
+        The number may differ from pass to pass.
 
         Args:
-            digest: of the global random generators, where the order may be drawn from them; all
-                processes must have the same. 0 where they need not.
+            digest: a hash of the global random generators if the order may be drawn from them; a
+                warning follows if it differs between ranks. 0 if it need not be compared.
         """
-        length = self._own_length = self._source.length
+        length = self._local_length = self._source.length
         if self._accelerator is not None:
+            # One collective: the minimum of -digest is the negative of the maximum of digest.
             own = (-1 if length is None else length, digest, -digest)
             smallest, lowest, highest = smallest_of_all(own, self._accelerator)
             length = None if smallest < 0 else smallest
-            if length is not None and self._own_length is not None:
-                self._tell_surplus(self._own_length - length)
+            if length is not None and self._local_length is not None:
+                self._warn_of_surplus(self._local_length - length)
             if lowest != -highest:
-                self._tell_other_orders()
+                self._warn_of_different_orders()
         self.length = length
 
     def look(self) -> None:
-        """Takes over a number of batches that has changed in this process."""
+        """Updates the number of batches if it has changed in this process. Not collective."""
         length = self._source.length
-        if length != self._own_length:
-            self.length = self._own_length = length
+        if length != self._local_length:
+            self.length = self._local_length = length
 
     def fetch(self, batches: Iterator[Any], data_pass: int, given: int) -> Iterator[bool]:
-        """Puts batch after batch in ``ahead``; says of each whether it is the last of the pass.
+        """Puts batch after batch in ``ahead``, and yields for each whether it is the last one.
 
         Args:
-            batches: those of pass ``data_pass`` (from 0) but the first ``given``.
-            data_pass: the pass, for the message of an error.
-            given: how many of its batches were given before.
+            batches: the batches of pass ``data_pass`` (from 0) without the first ``given``.
+            data_pass: the pass, for error messages.
+            given: number of its batches that were given before.
 
         Raises:
-            RuntimeError: the pass has more or fewer batches than it was said to have.
+            RuntimeError: the pass has more or fewer batches than its ``len()``.
         """
-        if self._source.ends_itself:
-            while self._fill(batches, 1):
+        if self._source.knows_its_end:
+            while self._fetch_up_to(batches, 1):
                 yield bool(self._source.loader.end_of_dataloader)
         elif self.length is not None:
             ahead, length = self.ahead, self.length
             for number in range(given + 1, length + 1):
-                ahead.append(next(batches, _END))  # by no name: it would be kept with it
+                # Without a variable, which would keep the batch alive while this is suspended.
+                ahead.append(next(batches, _END))
                 if ahead[0] is _END:
                     ahead.clear()
-                    raise RuntimeError(self._wrong_length(f"only {number - 1}", data_pass))
+                    raise RuntimeError(self._wrong_length_message(f"only {number - 1}", data_pass))
                 yield number == length
-            # Samplers draw at their end: a pass that was entered again has to come to it as well.
-            if self._own_length == self.length and next(batches, _END) is not _END:
-                raise RuntimeError(self._wrong_length("more", data_pass))
+            # Ask for the end as well: samplers draw at their end, so a pass that was entered in its
+            # middle must reach it, too. It is not reached if other ranks have fewer batches.
+            if self._local_length == self.length and next(batches, _END) is not _END:
+                raise RuntimeError(self._wrong_length_message("more", data_pass))
         else:
             yield from self._look_ahead(batches)
 
     def _look_ahead(self, batches: Iterator[Any]) -> Iterator[bool]:
+        """Fetches ahead of the batches that are given, to find the end of a pass.
+
+        With one process one batch is fetched ahead. With several, a whole window is fetched and the
+        ranks exchange how many batches they have, once per window instead of once per batch.
+        """
         several = self._accelerator
         window = several.gradient_accumulation_steps if several else 1
         ending = False
         while not ending:
-            available = self._fill(batches, window + 1)
+            available = self._fetch_up_to(batches, window + 1)
             if several:
                 (available,) = smallest_of_all([available], several)
             ending = available <= window
             given = available if ending else window
             if ending and several:
-                self._tell_surplus(len(self.ahead) - given, "at least ")
+                self._warn_of_surplus(len(self.ahead) - given, "at least ")
             for number in range(1, given + 1):
                 yield ending and number == given
         self.ahead.clear()
 
-    def _tell_surplus(self, batches: int, at_least: str = "") -> None:
-        """Warns once that this rank has batches that are left out."""
+    def _warn_of_surplus(self, batches: int, at_least: str = "") -> None:
+        """Warns once that batches of this rank are left out."""
         accelerator = self._accelerator
-        if accelerator is not None and batches > 0 and not self._has_told:
-            self._has_told = True
+        if accelerator is not None and batches > 0 and not self._warned_of_surplus:
+            self._warned_of_surplus = True
             warnings.warn(
                 f"rank {accelerator.process_index} has more batches in a pass than another rank, "
                 f"{at_least}{batches}: these are left out, so that all ranks make the same steps. "
@@ -119,11 +132,11 @@ class PassEnd:
                 stacklevel=2,
             )
 
-    def _tell_other_orders(self) -> None:
-        """Warns once that each rank may take its share of another order."""
-        if self._has_told_orders:
+    def _warn_of_different_orders(self) -> None:
+        """Warns once that the ranks may take their shares of different orders."""
+        if self._warned_of_different_orders:
             return
-        self._has_told_orders = True
+        self._warned_of_different_orders = True
         loader = self._source.loader
         warnings.warn(
             f"the global random generators differ between ranks, and {what_may_draw_apart(loader)} "
@@ -133,11 +146,12 @@ class PassEnd:
             stacklevel=2,
         )
 
-    def _fill(self, batches: Iterator[Any], count: int) -> int:
+    def _fetch_up_to(self, batches: Iterator[Any], count: int) -> int:
+        """Fetches until ``ahead`` has ``count`` batches, or the data end; returns how many."""
         self.ahead.extend(islice(batches, count - len(self.ahead)))
         return len(self.ahead)
 
-    def _wrong_length(self, given: str, data_pass: int) -> str:
+    def _wrong_length_message(self, given: str, data_pass: int) -> str:
         return (
             f"`data` must give as many batches as its len() says, which is {self.length}; it gave "
             f"{given} in pass {data_pass + 1}: correct __len__ of its batch sampler "

@@ -1,4 +1,4 @@
-"""Finds the kind that data is of, and has Accelerate prepare it where that does no harm."""
+"""Wraps data in the source for its type, after Accelerate has prepared it where that is safe."""
 
 import warnings
 from typing import Any
@@ -19,37 +19,47 @@ from ignite_hooks.data.dispatched_source import DispatchedStream
 from ignite_hooks.data.indexed_source import IndexedLoader
 from ignite_hooks.data.own_states import has_state
 from ignite_hooks.data.sources import AdaptedLoader
-from ignite_hooks.data.sources import OwnLoader
+from ignite_hooks.data.sources import CustomLoader
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
-from ignite_hooks.data.sources import parts_of
+from ignite_hooks.data.sources import dataset_and_samplers
 from ignite_hooks.processes.host_group import of_rank_0
 
-__all__ = ["can_prepare", "changes_iteration", "device_of_batches", "source_of"]
+__all__ = ["can_prepare", "device_of_batches", "overrides_iteration", "source_of"]
 
-_KNOWN = {"torch", "torchdata"}  # the libraries whose loaders can be made again
-_ITERATION = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
-_STATE = {"state_dict", "load_state_dict"}
+_LOADER_LIBRARIES = {"torch", "torchdata"}  # the libraries whose loaders can be made again
+_ITERATION_MEMBERS = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
+_STATE_METHODS = {"state_dict", "load_state_dict"}
 
 
 def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
-    """Prepares ``data`` if it is a loader that is not prepared yet, and finds the kind it is of.
+    """Returns the source for ``data``, after preparing a loader that is not prepared yet.
 
-    The accelerator's list of loaders stays as it is: see ``list_loader``.
+    The loader is not added to the accelerator's list of prepared loaders: see ``list_loader``.
+
+    Args:
+        data: a loader, prepared or not, or any iterable of batches.
+        accelerator: prepares the loader; None to use it unchanged.
+        even_batches: whether samples may be repeated, so that every process has as many batches.
+
+    Raises:
+        ValueError: the data cannot be divided over the processes, or would be padded although
+            ``even_batches`` is False.
     """
     if not isinstance(data, DataLoader):
         return PlainIterable(data, even_batches)
-    if changes_iteration(data):
-        _refuse_own_iteration(data, accelerator)
-        return OwnLoader(data, even_batches)
+    if overrides_iteration(data):
+        _refuse_undivided_custom_loader(data, accelerator)
+        return CustomLoader(data, even_batches)
     is_alone = accelerator is None or accelerator.num_processes == 1
-    if is_alone and _has_own_state(data):  # which a loader that is made again has not
-        return OwnLoader(data, even_batches)
+    # A prepared loader is a new object, without the state methods of the user's class.
+    if is_alone and _overrides_state(data):
+        return CustomLoader(data, even_batches)
     loader: Any = data
     if accelerator is not None:
         _refuse_undivided(data, accelerator)
         if can_prepare(data):
-            loader = _prepare(data, accelerator)
+            loader = _prepare_loader(data, accelerator)
     is_stream = isinstance(loader.dataset, IterableDataset)
     if is_stream:
         _refuse_padding(loader, even_batches)
@@ -60,50 +70,58 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
     return (TorchLoader if is_stream else IndexedLoader)(loader, even_batches)
 
 
-def changes_iteration(loader: DataLoader[Any]) -> bool:
-    """Returns whether the class of a loader iterates in a way of its own.
+def overrides_iteration(loader: DataLoader[Any]) -> bool:
+    """Returns whether a loader overrides how torch iterates.
 
-    Accelerate would make another loader of its data set and sampler, which iterates as torch does.
+    Accelerate prepares a loader by making a new one from its data set and sampler, which would
+    lose the override.
     """
     if isinstance(loader, DataLoaderAdapter):
-        return False  # it was made already
-    return _overrides(loader, _ITERATION) or not _ITERATION.isdisjoint(vars(loader))
+        return False  # prepared already: an override is lost
+    return _overrides(loader, _ITERATION_MEMBERS) or not _ITERATION_MEMBERS.isdisjoint(vars(loader))
 
 
-def _has_own_state(loader: DataLoader[Any]) -> bool:
+def _overrides_state(loader: DataLoader[Any]) -> bool:
     if isinstance(loader, DataLoaderAdapter):
         return False
-    return has_state(loader) and _overrides(loader, _STATE)
+    return has_state(loader) and _overrides(loader, _STATE_METHODS)
 
 
 def _overrides(loader: DataLoader[Any], names: set[str]) -> bool:
-    """Returns whether the class of a loader has others of these methods than its library's."""
-    kind = type(loader)
-    known = next(each for each in kind.__mro__ if each.__module__.partition(".")[0] in _KNOWN)
-    return any(getattr(kind, name, None) is not getattr(known, name, None) for name in names)
+    """Returns whether the class of a loader overrides one of these methods of its library."""
+    loader_type = type(loader)
+    base = next(
+        each
+        for each in loader_type.__mro__
+        if each.__module__.partition(".")[0] in _LOADER_LIBRARIES
+    )
+    return any(getattr(loader_type, name, None) is not getattr(base, name, None) for name in names)
 
 
 def can_prepare(data: Any) -> bool:
-    """Whether Accelerate prepares ``data`` without harm: it loses samplers of single samples.
+    """Returns whether Accelerate can prepare ``data`` without losing part of it.
 
-    It also loses the iteration of a class that has one of its own.
+    It would lose the sampler of a loader without batches (``batch_size=None``), and an overridden
+    iteration.
     """
-    if not isinstance(data, DataLoader) or changes_iteration(data):
+    if not isinstance(data, DataLoader) or overrides_iteration(data):
         return False
     has_batches = data.batch_sampler is not None or isinstance(data.dataset, IterableDataset)
     return is_prepared(data) or has_batches
 
 
 def device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.device | None:
-    """Where batches must be moved to; None if they are there already."""
+    """Returns the device to move batches to; None if they need not be moved."""
     if accelerator is None or not accelerator.device_placement or accelerator.device.type == "cpu":
         return None
-    # That of a loader that is not prepared is its user's business.
-    is_theirs = isinstance(loader, DataLoaderAdapter)
-    return loader.device if is_theirs else accelerator.device  # type: ignore[no-any-return]
+    # A loader that its user prepared without device placement has no device: its batches stay.
+    is_adapter = isinstance(loader, DataLoaderAdapter)
+    return loader.device if is_adapter else accelerator.device  # type: ignore[no-any-return]
 
 
-def _refuse_own_iteration(loader: DataLoader[Any], accelerator: Accelerator | None) -> None:
+def _refuse_undivided_custom_loader(
+    loader: DataLoader[Any], accelerator: Accelerator | None
+) -> None:
     is_divided = isinstance(loader.sampler, DistributedSampler)
     if accelerator is not None and accelerator.num_processes > 1 and not is_divided:
         raise ValueError(
@@ -124,18 +142,19 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
         )
 
 
-def _prepare(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
-    """Has Accelerate prepare a loader.
+def _prepare_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
+    """Returns a loader as prepared by Accelerate.
 
-    With one process there is no one to dispatch to: batches may then be anything, too. With several
-    a seedable sampler has the same seed on all ranks.
+    With one process nothing is dispatched by default, so that the batches need not be tensors. With
+    several processes a seedable sampler gets the same seed on all ranks.
     """
     config = accelerator.dataloader_config
     found = (config.dispatch_batches, config.data_seed)
     if accelerator.num_processes > 1:
         _warn_of_second_division(loader, accelerator)
         if config.use_seedable_sampler and config.data_seed is None:
-            # Accelerate takes that of each rank, and each would take its share of another order.
+            # Accelerate would take the seed of each rank, so the ranks' shares would be of
+            # different orders.
             config.data_seed = of_rank_0(torch.initial_seed(), accelerator)
     elif config.dispatch_batches is None:
         config.dispatch_batches = False
@@ -147,7 +166,7 @@ def _prepare(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
 
 
 def _warn_of_second_division(loader: DataLoader[Any], accelerator: Accelerator) -> None:
-    parts = () if is_prepared(loader) else parts_of(loader)
+    parts = () if is_prepared(loader) else dataset_and_samplers(loader)
     if any(isinstance(each, DistributedSampler) and each.num_replicas > 1 for each in parts):
         warnings.warn(
             "`data` has a DistributedSampler, and Accelerate divides its loader once more: each of "

@@ -1,10 +1,10 @@
-"""Samplers with a state in a loader with workers: recorded as they are drawn ahead of the batches.
+"""Records samplers with a state in a loader with workers, which draws ahead of the batches.
 
-The main process gives index batches to workers ahead of the batches that have come, so the state of
-a sampler is that of a later place than the position of a run. The elements that were drawn between
-the two are kept. With them the state of now fits: a process that resumes takes these elements, and
-then asks the sampler, from its state, for more. No element is drawn twice, and each is drawn when
-an unbroken run draws it.
+The main process hands out index batches to workers before earlier batches have arrived. So the
+sampler's state is ahead of the position of the run. The elements that were drawn in between are
+kept, and saved with the present state: a process that resumes takes these elements first, and then
+continues the sampler from its state. No element is drawn twice, and each one is drawn at the time
+when an unbroken run draws it.
 """
 
 import copy
@@ -28,29 +28,32 @@ from ignite_hooks.data.place_states import is_same_state
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 
-__all__ = ["RecordedOrder", "packed", "unpacked"]
+__all__ = ["RecordedOrder", "pack_elements", "unpacked"]
 
 _END = object()
-_WATCHED = 2  # elements of a pass: the first one may draw an order, and the next one tells
+# Elements of a pass that are checked for draws: if the first one draws from the global generators
+# and the second does not, the whole order is drawn with the first.
+_CHECKED_ELEMENTS = 2
 
 
 class RecordedOrder(Unsearched):
-    """A sampler, or batch sampler, with a state, in the place where a loader iterates it.
+    """A wrapper of a sampler or batch sampler with a state, which a loader iterates in its place.
 
-    An element is what the sampler yields: an index, or an index batch. Elements are numbered from
+    An element is what the sampler yields: an index, or an index batch. Elements are counted from
     the start of a pass.
 
     Attributes:
-        keeper: the sampler, with the names of it.
-        capacity: how many of the elements drawn last are kept.
-        head_size: how many elements of the start of a pass are kept as well.
-        size: the length of each element but the last, where a pass can be entered only then.
+        keeper: the sampler, with its names in the loader.
+        capacity: how many of the most recent elements are kept.
+        head_size: how many elements from the start of a pass are kept as well.
+        size: the required length of every element but the last; None if lengths may differ. A pass
+            with other lengths cannot be entered in its middle.
         is_beginning: whether an iteration over a pass is being started.
 
     Args:
-        keeper: as above.
-        head_size: likewise.
-        size: likewise.
+        keeper: see above.
+        head_size: see above.
+        size: see above.
     """
 
     def __init__(self, keeper: PlaceKeeper, head_size: int = 0, size: int | None = None) -> None:
@@ -58,77 +61,81 @@ class RecordedOrder(Unsearched):
         self.capacity = 0
         self.head_size = head_size
         self.size = size
-        self._is_told: bool | None = None  # whether an element changes the state
-        self._is_refused = False  # whether what was to be saved has more in it than plain data
-        self._loaded: Any = None  # the state that was loaded, until an element is drawn from it
-        self._start_pass: int | None = None  # the last pass that the sampler was asked for
-        self._start: Any = None  # the state before the first element of that pass
-        self._second: Any = None  # that before the second one
+        # Whether the state changes with each element; None until two elements were drawn.
+        self._state_advances: bool | None = None
+        self._is_unsavable = False  # whether the state or an element is not plain data
+        # The state that was loaded last; None once an element was drawn after it.
+        self._loaded_state: Any = None
+        self._start_pass: int | None = None  # the pass that was begun last
+        self._start_state: Any = None  # the state before the first element of that pass
+        self._second_state: Any = None  # the state before its second element
         self.is_beginning = False
-        self._is_continued = False
+        self._continues_pass = False
         self._generators: Mapping[str, RandomGenerator] = {}
-        self._clear()
+        self._reset()
 
-    def _clear(self, data_pass: int | None = None) -> None:
-        self._pass = data_pass
+    def _reset(self, data_pass: int | None = None) -> None:
+        self._data_pass = data_pass
         self._elements = deque[Any]()
         self._head: list[Any] = []
-        self._drawn = 0
+        self._drawn_count = 0
         self._iterator: Iterator[Any] | None = None
         self._is_over, self._is_irregular = True, False
-        # The global generators before the iterator was asked for, and before the first element was:
-        # where these drew from them, and later elements do not, an order is drawn at once.
+        # The global generators before iter() and before the first element, if that step drew from
+        # them and later elements do not: then the step draws the order of the whole pass.
         self._before_iterator: RandomState | None = None
         self._before_first: RandomState | None = None
 
     @property
     def holder(self) -> Any:
-        """The sampler."""
+        """The sampler that is recorded."""
         return self.keeper.holder
 
     @property
-    def is_restored(self) -> bool:
+    def has_loaded_state(self) -> bool:
         """Returns whether a state was loaded and no element has been drawn since."""
-        return self._loaded is not None
+        return self._loaded_state is not None
 
     @property
-    def tells_place(self) -> bool:
-        """Returns whether the state tells the place, and can be saved, as far as is known."""
-        return self._is_told is not False and not self._is_refused
+    def has_usable_state(self) -> bool:
+        """Returns whether the state holds the position and can be saved, as far as is known."""
+        return self._state_advances is not False and not self._is_unsavable
 
     @property
-    def draws_when_asked(self) -> bool:
-        """Returns whether the global generators were drawn from to make the iterator."""
+    def draws_on_iter(self) -> bool:
+        """Returns whether the sampler's ``__iter__`` drew from the global generators."""
         return self._before_iterator is not None
 
     @property
     def batch_size(self) -> Any:
-        """The batch size of a batch sampler, which Accelerate asks for to split its batches."""
+        """The batch size of the batch sampler, which Accelerate reads to split its batches."""
         return self.holder.batch_size
 
     def __len__(self) -> int:
         return len(self.holder)
 
     def __iter__(self) -> Iterator[Any]:
-        if self._is_continued:
-            self._is_continued, self._is_over = False, False
-            self._iterator = self._reopened()
-            return self._following(self._iterator)
-        # A pass that someone else begins, by iterating a loader whose workers stay, has no number.
-        self._clear(self._pass if self.is_beginning else None)
-        # Now, not with the first element: torch asks for the iterator twice, and a sampler may draw
-        # each time.
-        random = RandomState.capture(generators=self._generators) if self.is_restored else None
+        if self._continues_pass:
+            self._continues_pass, self._is_over = False, False
+            self._iterator = self._resumed_iterator()
+            return self._record_elements(self._iterator)
+        # A pass begun outside ``beginning`` has no known number: a user iterates a loader with
+        # persistent workers.
+        self._reset(self._data_pass if self.is_beginning else None)
+        # iter() is called at once, not with the first element: torch calls it twice for workers,
+        # and a sampler may draw each time.
+        random = RandomState.capture(generators=self._generators) if self.has_loaded_state else None
         before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False
         self._before_iterator = before if before.has_moved() else None
-        self._iterator = iterator if random is None else self._past_end(iterator, random)
-        return self._following(self._iterator)
+        self._iterator = iterator if random is None else self._elements_past_end(iterator, random)
+        return self._record_elements(self._iterator)
 
-    def _past_end(self, iterator: Iterator[Any], random: RandomState) -> Iterator[Any]:
-        """Yields the elements of a pass, where the state that was loaded may be that of an end.
+    def _elements_past_end(self, iterator: Iterator[Any], random: RandomState) -> Iterator[Any]:
+        """Yields the elements of a new pass after a state was loaded, perhaps one of a pass's end.
 
-        Some samplers give what follows their state: after that of their end, nothing once.
+        Some samplers continue from the state of their end, and yield nothing in that iteration.
+        Then another one is begun, with the generators as they were before the first.
         """
         first = next(iterator, _END)
         if first is _END:
@@ -136,19 +143,21 @@ class RecordedOrder(Unsearched):
             iterator = iter(self.holder)
         else:
             yield first
-        yield from _elements_of(iterator)
+        yield from _remaining_elements(iterator)
 
     @contextmanager
     def beginning(
         self, data_pass: int, generators: Mapping[str, RandomGenerator]
     ) -> Iterator[None]:
-        """Around the start of an iteration over a pass: the elements are of that pass.
+        """Counts the elements that are drawn from now on as those of a new pass.
+
+        The iteration must be started in the body.
 
         Args:
             data_pass: the pass.
             generators: the random generators of the data, which the sampler may draw from.
         """
-        self._clear(data_pass)
+        self._reset(data_pass)
         self.is_beginning, self._generators = True, generators
         try:
             yield
@@ -156,17 +165,17 @@ class RecordedOrder(Unsearched):
             self.is_beginning, self._generators = False, {}
 
     def continue_next(self) -> None:
-        """Has the next iteration continue a pass, from a state that the sampler was given."""
-        self._is_continued, self._drawn = True, max(self._drawn, _WATCHED)
+        """Makes the next iteration continue a pass, from the state that the sampler has loaded."""
+        self._continues_pass, self._drawn_count = True, max(self._drawn_count, _CHECKED_ELEMENTS)
 
     def rewind(self, data_pass: int) -> None:
-        """Puts the sampler back to where a pass began, if it had begun, or notes its state."""
+        """Resets the sampler to the start of a pass that had begun; else saves its state there."""
         if self._start_pass != data_pass:
-            state, self._start_pass = self._state(), data_pass
-            self._is_refused = not is_plain(state)
-            self._start = None if self._is_refused else state
-        elif self._start is not None:
-            self._load(self._start)
+            state, self._start_pass = self._current_state(), data_pass
+            self._is_unsavable = not is_plain(state)
+            self._start_state = None if self._is_unsavable else state
+        elif self._start_state is not None:
+            self._load_into_holder(self._start_state)
         else:
             warnings.warn(
                 f"the {type(self.holder).__name__} has no known state of the start of pass "
@@ -175,128 +184,138 @@ class RecordedOrder(Unsearched):
                 stacklevel=2,
             )
 
-    def reaches(self, data_pass: int, start: int) -> bool:
-        """Returns whether a pass can be entered after ``start`` elements without drawing them."""
-        is_kept = self._drawn - len(self._elements) <= start
-        is_drawn = start <= self._drawn or self._is_over  # the last batch may be smaller
-        return self._pass == data_pass and is_kept and is_drawn and not self._is_irregular
+    def can_enter_at(self, data_pass: int, start: int) -> bool:
+        """Returns whether a pass can be entered after ``start`` elements without redrawing any."""
+        is_kept = self._drawn_count - len(self._elements) <= start
+        # At the end of the pass ``start`` may exceed the count: the last batch may be smaller.
+        is_drawn = start <= self._drawn_count or self._is_over
+        return self._data_pass == data_pass and is_kept and is_drawn and not self._is_irregular
 
     def head(self, count: int) -> list[Any]:
-        """Returns the first elements of the pass.
+        """Returns the first ``count`` elements of the pass, which pad its last batches.
 
-        They even out the last batches of several processes. A larger batch size than that of the
-        run before asks for more than were kept: these come again, as at the end of a small data
-        set.
+        If the batch size has grown since the state was saved, fewer elements were kept than are
+        needed; then they are repeated, as Accelerate does at the end of a small data set.
         """
         repeats = -(-count // max(1, len(self._head)))
-        return [_copied(each) for each in (self._head * repeats)[:count]]
+        return [_copy_element(each) for each in (self._head * repeats)[:count]]
 
     def rest(self, start: int) -> Iterator[Any]:
-        """Returns the elements after ``start`` of them: those that are kept, then further ones."""
-        kept = self._kept(start)
+        """Returns the elements after the first ``start``: recorded ones, then newly drawn ones."""
+        kept = self._kept_after(start)
         if self._is_over:
             return iter(kept)
         if self._iterator is None:
-            self._iterator = self._reopened()
-        return chain(kept, self._following(self._iterator))
+            self._iterator = self._resumed_iterator()
+        return chain(kept, self._record_elements(self._iterator))
 
-    def _reopened(self) -> Iterator[Any]:
+    def _resumed_iterator(self) -> Iterator[Any]:
         """Returns the elements that follow a state which was loaded in the middle of a pass."""
         holder = self.holder
         if isinstance(holder, Iterator):
-            return holder  # it stands where its state says, and may begin again if asked for itself
+            return holder  # at the position of its state already; iter() may make it begin again
         opening = self._before_iterator or self._before_first
-        return iter(holder) if opening is None else self._opened(opening)
+        return iter(holder) if opening is None else self._redraw_order(opening)
 
-    def _opened(self, opening: RandomState) -> Iterator[Any]:
-        """Has the sampler draw its order once more, with the random numbers of the first time."""
+    def _redraw_order(self, opening: RandomState) -> Iterator[Any]:
+        """Lets the sampler draw its order again, with the generators of the first time."""
         with RandomState.preserved():
             opening.restore_global()
             iterator = iter(self.holder)
             first = [*islice(iterator, 0 if self._before_first is None else 1)]
         yield from first
-        yield from _elements_of(iterator)
+        yield from _remaining_elements(iterator)
 
     def exhaust(self) -> None:
-        """Draws what is left of the pass."""
-        deque(self.rest(self._drawn), maxlen=0)
+        """Draws the remaining elements of the pass."""
+        deque(self.rest(self._drawn_count), maxlen=0)
 
-    def _kept(self, start: int) -> list[Any]:
-        first = self._drawn - len(self._elements)
-        return [_copied(each) for each in islice(self._elements, start - first, None)]
+    def _kept_after(self, start: int) -> list[Any]:
+        first = self._drawn_count - len(self._elements)
+        return [_copy_element(each) for each in islice(self._elements, start - first, None)]
 
-    def _following(self, iterator: Iterator[Any]) -> Iterator[Any]:
+    def _record_elements(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Yields the elements of an iterator, and records them while no other has replaced it."""
         while True:
-            before = RandomState.capture() if self._drawn < _WATCHED else None
+            before = RandomState.capture() if self._drawn_count < _CHECKED_ELEMENTS else None
             element = next(iterator, _END)
             if element is _END:
                 break
             if iterator is self._iterator:
                 if before is not None and before.has_moved():
-                    self._before_first = None if self._drawn else before
-                self._note(element)
+                    # A draw with the second element: the order is not drawn with the first.
+                    self._before_first = None if self._drawn_count else before
+                self._note_element(element)
             yield element
         if iterator is self._iterator:
-            self._is_over, self._loaded = True, None
+            self._is_over, self._loaded_state = True, None
 
-    def _note(self, element: Any) -> None:
+    def _note_element(self, element: Any) -> None:
         if self.size is not None and self._elements and len(self._elements[-1]) != self.size:
             self._is_irregular = True
-        self._loaded = None
-        self._drawn += 1
-        self._elements.append(_copied(element))
+        self._loaded_state = None
+        self._drawn_count += 1
+        self._elements.append(_copy_element(element))
         while len(self._elements) > self.capacity:
             self._elements.popleft()
-        if self._drawn <= self.head_size:
-            self._head.append(_copied(element))
-        if self._drawn <= 2 and self._start is not None and not self._is_told:
-            self._compare(self._state())
+        if self._drawn_count <= self.head_size:
+            self._head.append(_copy_element(element))
+        if self._drawn_count <= 2 and self._start_state is not None and not self._state_advances:
+            self._check_advance(self._current_state())
 
-    def _compare(self, state: Any) -> None:
-        """Notes whether each of the first two elements of a pass has changed the state.
+    def _check_advance(self, state: Any) -> None:
+        """Checks whether each of the first two elements of a pass has changed the state.
 
-        A state that counts an element only when the next one is asked for, or that changes with the
-        pass alone, does not tell the place.
+        A state that counts an element only when the next one is drawn, or that changes once per
+        pass, does not hold the position.
         """
-        if self._drawn == 1:
-            self._second = state
+        if self._drawn_count == 1:
+            self._second_state = state
         else:
-            before, between = self._start, self._second
-            self._is_told = not (is_same_state(before, between) or is_same_state(between, state))
-            self._second = None
+            before, between = self._start_state, self._second_state
+            self._state_advances = not (
+                is_same_state(before, between) or is_same_state(between, state)
+            )
+            self._second_state = None
 
-    def _state(self) -> Any:
-        """Returns the state of now; some samplers tell theirs wrongly until they are iterated."""
-        if self._loaded is not None:
-            return self._loaded
+    def _current_state(self) -> Any:
+        """Returns the present state: the loaded one if no element was drawn after it.
+
+        Some samplers return a wrong state between ``load_state_dict`` and their next iteration.
+        """
+        if self._loaded_state is not None:
+            return self._loaded_state
         return copy.deepcopy(self.holder.state_dict())
 
-    def _load(self, state: Any) -> None:
+    def _load_into_holder(self, state: Any) -> None:
+        """Loads a copy of ``state`` into the sampler, which may keep and change its argument."""
         self.holder.load_state_dict(copy.deepcopy(state))
-        self._loaded = state
+        self._loaded_state = state
 
     def state_dict(self, data_pass: int, start: int, *, is_begun: bool) -> dict[str, Any] | None:
-        """Returns the state of now, and the elements of a pass after the first ``start`` of them.
+        """Returns the present state, and the recorded elements after the first ``start``.
 
         Args:
             data_pass: the pass.
             start: the number of elements before the position.
-            is_begun: whether the pass has begun. If not, the state is that of before it.
+            is_begun: whether the pass has begun. If not, the state from before the pass is saved.
 
         Returns:
-            Plain data; None where the elements are not known, or where there is more in them.
+            Plain data; None if the elements are unknown, or cannot be saved as plain data.
         """
-        is_within = is_begun and self.reaches(data_pass, start)
+        is_within = is_begun and self.can_enter_at(data_pass, start)
         if is_within:
-            self._find_end()
-        if (start or is_begun) and not (is_within and self._is_told):
-            return None
+            self._check_end()
+        if (start or is_begun) and not (is_within and self._state_advances):
+            return None  # within a pass the state is of use only with the elements drawn ahead
         is_opened = self._start_pass == data_pass and not is_begun
-        state = self._start if is_opened else self._state()
-        elements = packed(self._kept(start) if is_within else [])
-        head = packed(self._head if is_within else [])
-        self._is_refused = elements is None or head is None or state is None or not is_plain(state)
-        if self._is_refused:
+        state = self._start_state if is_opened else self._current_state()
+        elements = pack_elements(self._kept_after(start) if is_within else [])
+        head = pack_elements(self._head if is_within else [])
+        self._is_unsavable = (
+            elements is None or head is None or state is None or not is_plain(state)
+        )
+        if self._is_unsavable:
             return None
         return {
             "of": self.keeper.name,
@@ -309,29 +328,32 @@ class RecordedOrder(Unsearched):
             "opening": self.opening if is_within else None,
         }
 
-    def _find_end(self) -> None:
-        """Asks a sampler for its end if it has yielded as many elements as it has.
+    def _check_end(self) -> None:
+        """Takes the sampler to the end of its iteration if it has yielded all its elements.
 
-        A state of before the end would have some samplers begin another pass.
+        From a state of before the end some samplers would begin another pass.
         """
         try:
-            is_whole = self._drawn == len(self.holder)
+            is_whole = self._drawn_count == len(self.holder)
         except TypeError:
             return
         if is_whole and not self._is_over and self._iterator is not None:
             self._is_over = next(self._iterator, _END) is _END
-            self._loaded = None
+            self._loaded_state = None
 
     @property
     def opening(self) -> dict[str, Any] | None:
-        """The global generators of the moments at which an order is drawn from them, if it is."""
+        """The states of the global generators from which the order of the pass was drawn.
+
+        None if the order is not drawn from them by ``iter()`` or with the first element.
+        """
         opening = {"iterator": self._before_iterator, "first": self._before_first}
         if not any(opening.values()):
             return None
         return {name: each and each.state_dict() for name, each in opening.items()}
 
     def load_opening(self, opening: Mapping[str, Any] | None) -> None:
-        """Has the rest of a pass draw its order with the generators that ``opening`` has told."""
+        """Restores a value of ``opening``, from which the rest of a pass draws its order."""
         states = opening or {"iterator": None, "first": None}
         self._before_iterator, self._before_first = (
             states[each] and RandomState.from_state_dict(states[each])
@@ -339,23 +361,23 @@ class RecordedOrder(Unsearched):
         )
 
     def load_state_dict(self, data_pass: int, state_dict: Mapping[str, Any] | None) -> None:
-        """Continues a pass from what ``state_dict`` has returned of a sampler of this name."""
-        self._clear()
-        self._loaded = self._start = self._start_pass = None
+        """Continues from a state of ``state_dict``, of a sampler of the same name; None resets."""
+        self._reset()
+        self._loaded_state = self._start_state = self._start_pass = None
         if state_dict is None:
             return
-        self._load(state_dict["state"])
-        self._is_refused, self._is_over = False, state_dict["is_over"]
+        self._load_into_holder(state_dict["state"])
+        self._is_unsavable, self._is_over = False, state_dict["is_over"]
         if state_dict["is_within"]:
-            self._pass = self._start_pass = data_pass
-            self._is_told = True
+            self._data_pass = self._start_pass = data_pass
+            self._state_advances = True
             self._elements.extend(unpacked(state_dict["elements"]))
             self._head = unpacked(state_dict["head"])
-            self._drawn = state_dict["start"] + len(self._elements)
+            self._drawn_count = state_dict["start"] + len(self._elements)
             self.load_opening(state_dict.get("opening"))
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns what keeps the next elements from being those that followed the state."""
+        """Returns the reasons why the next elements may differ from those of the saved run."""
         if state_dict["is_within"] or state_dict["is_over"]:
             return []
         return [
@@ -364,14 +386,14 @@ class RecordedOrder(Unsearched):
         ]
 
     def doubts(self) -> list[str]:
-        """Returns why the state is not saved."""
-        if self._is_refused:
+        """Returns the reason why the state is not saved, if there is one."""
+        if self._is_unsavable:
             return [
                 f"the state_dict of {self.keeper.name}, or what it yields, has more in it than "
                 "tensors, numbers, texts, lists and dicts, and is not saved: it is iterated again "
                 "instead"
             ]
-        if self._is_told is False:
+        if self._state_advances is False:
             return [
                 f"the state_dict of {self.keeper.name} is the same after an element as before it, "
                 "and is not saved: it is iterated again instead"
@@ -381,7 +403,7 @@ class RecordedOrder(Unsearched):
                 f"the state of {self.keeper.name} is not saved, because its batches differ in "
                 f"length, and Accelerate leaves out those that have not {self.size} samples"
             ]
-        if self._drawn == 1 and self._before_first is not None:
+        if self._drawn_count == 1 and self._before_first is not None:
             return [
                 f"{self.keeper.name} draws from the global random generators for its first "
                 "element, and only the second one tells whether that was the order of the pass"
@@ -389,36 +411,36 @@ class RecordedOrder(Unsearched):
         return []
 
 
-def _elements_of(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Yields what an iterator gives, without asking it for itself, at which some begin again."""
+def _remaining_elements(iterator: Iterator[Any]) -> Iterator[Any]:
+    """Yields the remaining elements without calling ``iter()``, which makes some begin again."""
     while (element := next(iterator, _END)) is not _END:
         yield element
 
 
-def _copied(element: Any) -> Any:
-    """Copies an index batch: Accelerate adds to one at the end of a pass."""
+def _copy_element(element: Any) -> Any:
+    """Returns a copy of an index batch, because Accelerate pads the last one in place."""
     if type(element) is list:
         return element.copy()
     return element.clone() if isinstance(element, torch.Tensor) else element
 
 
-def packed(elements: Iterable[Any]) -> dict[str, Any] | None:
-    """Returns elements as plain data, integers as one tensor; None if they are something else."""
+def pack_elements(elements: Iterable[Any]) -> dict[str, Any] | None:
+    """Returns elements as plain data, integers as one tensor; None if that is not possible."""
     elements = [*elements]
     is_nested = bool(elements) and all(type(each) is list for each in elements)
     flat = [*chain.from_iterable(elements)] if is_nested else elements
-    kinds = {type(each) for each in flat}
-    if kinds in ({int}, {np.int64}) and all(-(2**63) <= each < 2**63 for each in flat):
+    types = {type(each) for each in flat}
+    if types in ({int}, {np.int64}) and all(-(2**63) <= each < 2**63 for each in flat):
         return {
             "indices": torch.tensor(flat, dtype=torch.int64),
             "sizes": torch.tensor([*map(len, elements)]) if is_nested else None,
-            "is_numpy": kinds == {np.int64},
+            "is_numpy": types == {np.int64},
         }
     return {"values": elements} if is_plain(elements) else None
 
 
 def unpacked(state: Mapping[str, Any]) -> list[Any]:
-    """Returns the elements that ``packed`` was given."""
+    """Returns the elements that were given to ``pack_elements``."""
     if "values" in state:
         return [*state["values"]]
     indices = state["indices"]

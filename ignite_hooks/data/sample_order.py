@@ -1,15 +1,18 @@
-"""Enters the order of the samples of a pass at any position, at the cost of its beginning.
+"""Enters the order of the samples at any position of a pass, about as fast as at its start.
 
-A sampler yields its indices one by one, so position ``n`` is reached by asking for ``n`` indices.
-The samplers of torch and Accelerate draw in a known way: one permutation of all samples, 32 indices
-at a time, or all at once. This module makes the same draws, which gives the same indices and leaves
-the generator in the same state, and builds no list that a fresh pass does not build. Indices that a
-sampler draws 32 at a time are drawn again in few large calls: ``torch.randint`` gives the same
-numbers in one call as in many. ``tests/data/test_sample_order.py`` fails if a sampler changes how
-it draws.
+A sampler yields its indices one by one, so in general position ``n`` is reached by iterating over
+``n`` indices. But the samplers of torch and Accelerate draw in a known way: one permutation of all
+samples, 32 indices at a time, or all indices at once. This module makes the same draws. They give
+the same indices, leave the generator in the same state, and need no list that a fresh pass does not
+build. Indices that a sampler draws 32 at a time are drawn again in a few large calls, because
+``torch.randint`` gives the same numbers in one call as in many. ``tests/data/test_sample_order.py``
+fails if a sampler changes how it draws.
 
-Only these exact classes are treated so, not their subclasses. Any other order is iterated up to the
-position, except for the iterators of lists, tuples and ranges, which have an index.
+Only these exact classes are handled, not their subclasses. Any other order is iterated up to the
+position, except for lists, tuples and ranges, whose iterators have an index.
+
+An *order* is a sampler, a batch sampler or another iterable; its *elements* are indices or lists of
+indices.
 """
 
 import copy
@@ -37,53 +40,56 @@ from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.recorded_order import RecordedOrder
 
 __all__ = [
-    "batches_behind",
-    "elements_a_batch",
-    "entered",
-    "entered_at_element",
-    "entered_at_sample",
-    "gone_through",
-    "name_of",
-    "samples_a_batch",
-    "samples_of",
-    "with_recorded",
+    "batches_after",
+    "elements_per_batch",
+    "enter_at_element",
+    "enter_at_sample",
+    "enter_order",
+    "order_name",
+    "replayed_sampler",
+    "samples_per_batch",
+    "samples_per_pass",
+    "with_recorded_sampler",
 ]
 
-# The elements of the beginning that are asked for, and the iterator over the rest.
-_Entered: TypeAlias = tuple[list[Any], Iterator[Any]]
+# The requested elements from the start of the order, and an iterator over the rest.
+_HeadAndRest: TypeAlias = tuple[list[Any], Iterator[Any]]
 
-_DRAWN_AT_ONCE = 32  # by a RandomSampler with replacement
-_REDRAWN_AT_ONCE = 10**6
-_WITH_PLACES = (SequentialSampler, DistributedSampler, list, tuple, range)
-_WITH_INDEX = tuple(type(iter(each)) for each in (list[int](), (0,), range(0)))
+_BLOCK_SIZE = 32  # indices that a RandomSampler with replacement draws in one call
+_MAX_REDRAWN_AT_ONCE = 10**6  # indices, a multiple of the block size; bounds the memory
+_DIRECT_ACCESS_TYPES = (SequentialSampler, DistributedSampler, list, tuple, range)
+_INDEXED_ITERATORS = tuple(type(iter(each)) for each in (list[int](), (0,), range(0)))
 
 
-def entered(order: Any, start: int, first: int = 0) -> _Entered:
+def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
     """Enters an order after its first ``start`` elements.
 
-    The random numbers for these elements are drawn now, so the generators must be in the state in
-    which the pass began. Later random numbers are drawn lazily, as the sampler draws them.
+    The random numbers for these elements are drawn at once, so the generators must be in the state
+    in which the pass began. Later random numbers are drawn lazily, as the sampler draws them.
 
     Args:
         order: a sampler, a batch sampler, or any iterable.
         start: number of elements before the position.
-        first: number of elements to return from the start of the order; at most ``start``.
+        head_size: number of elements to return from the start of the order; at most ``start``.
 
     Returns:
         The first elements, and an iterator over the elements after the position.
     """
-    if type(order) in (BatchSampler, BatchSamplerShard) and not first:
-        size = samples_a_batch(order)
+    if type(order) in (BatchSampler, BatchSamplerShard) and not head_size:
+        size = samples_per_batch(order)
         if size is not None:
-            return [], entered_at_sample(order, start * size)
-    enter: Callable[[Any, int, int], _Entered] = _ENTERED_BY.get(type(order), _enter_any)
-    return enter(order, start, first)
+            return [], enter_at_sample(order, start * size)
+    enter: Callable[[Any, int, int], _HeadAndRest] = _ENTER_FUNCTIONS.get(
+        type(order), _enter_by_iterating
+    )
+    return enter(order, start, head_size)
 
 
-def samples_a_batch(order: Any) -> int | None:
-    """Returns how many samples of all processes one index batch takes.
+def samples_per_batch(order: Any) -> int | None:
+    """Returns how many samples of all processes together one index batch takes.
 
-    Returns None if the number is not certain: other classes may yield batches of varying size.
+    Returns None if the number is not certain: batch samplers of other classes may yield batches of
+    varying sizes.
     """
     if type(order) is BatchSampler:
         return order.batch_size
@@ -93,7 +99,7 @@ def samples_a_batch(order: Any) -> int | None:
     return None
 
 
-def elements_a_batch(order: Any) -> int:
+def elements_per_batch(order: Any) -> int:
     """Returns how many elements of a recorded order one index batch of this process takes.
 
     Args:
@@ -101,24 +107,24 @@ def elements_a_batch(order: Any) -> int:
     """
     if type(order) is BatchSamplerShard and type(order.batch_sampler) is not BatchSampler:
         return 1 if order.split_batches else order.num_processes
-    return samples_a_batch(order) or 1
+    return samples_per_batch(order) or 1
 
 
-def with_recorded(order: Any, recorded: RecordedOrder) -> Any:
-    """Returns the same order over a recorded sampler in place of the sampler itself."""
+def with_recorded_sampler(order: Any, recorded: RecordedOrder) -> Any:
+    """Returns a copy of an order in which the recorded sampler replaces the original one."""
     if order is recorded.holder:
         return recorded
     if type(order) is BatchSampler:
-        samples = with_recorded(order.sampler, recorded)
+        samples = with_recorded_sampler(order.sampler, recorded)
         return BatchSampler(samples, order.batch_size, order.drop_last)
     shard = copy.copy(order)
-    shard.batch_sampler = with_recorded(order.batch_sampler, recorded)
+    shard.batch_sampler = with_recorded_sampler(order.batch_sampler, recorded)
     return shard
 
 
-def samples_of(order: Any) -> int | None:
-    """Returns how many samples of all processes a pass has; None if the number is not known."""
-    if samples_a_batch(order) is None:
+def samples_per_pass(order: Any) -> int | None:
+    """Returns how many samples of all processes a pass has; None if the number is unknown."""
+    if samples_per_batch(order) is None:
         return None
     batches = order.batch_sampler if type(order) is BatchSamplerShard else order
     try:
@@ -127,57 +133,66 @@ def samples_of(order: Any) -> int | None:
         return None
 
 
-def entered_at_sample(order: Any, samples: int) -> Iterator[Any]:
-    """Enters an order of batches after its first ``samples`` samples: the next batch starts there.
+def enter_at_sample(order: Any, samples: int) -> Iterator[Any]:
+    """Enters an order of batches after its first ``samples`` samples; a batch begins there.
 
     Args:
-        order: an order for which ``samples_a_batch`` returns a number.
+        order: an order for which ``samples_per_batch`` returns a number.
         samples: samples of all processes before the position.
     """
     if type(order) is BatchSampler:
-        _, rest = entered(order.sampler, samples)
+        _, rest = enter_order(order.sampler, samples)
         return iter(BatchSampler(rest, order.batch_size, order.drop_last))
     whole = order.batch_sampler
-    first, rest = _with_head(order, whole.sampler, samples)
-    return _divided(order, BatchSampler(rest, whole.batch_size, whole.drop_last), first)
+    first, rest = _enter_with_head(order, whole.sampler, samples)
+    return _take_share(order, BatchSampler(rest, whole.batch_size, whole.drop_last), first)
 
 
-def entered_at_element(order: Any, start: int) -> Iterator[Any]:
-    """Enters an order over a recorded one after ``start`` elements of that, which it reaches."""
-    if samples_a_batch(order) is not None:
-        return entered_at_sample(order, start)
+def enter_at_element(order: Any, start: int) -> Iterator[Any]:
+    """Enters an order over a recorded order after ``start`` elements of the recorded one.
+
+    The recorded order must still have the elements after ``start`` (``can_enter_at``).
+    """
+    if samples_per_batch(order) is not None:
+        return enter_at_sample(order, start)
     if type(order) is RecordedOrder:
         return order.rest(start)
     whole = order.batch_sampler
-    first, rest = _with_head(order, whole, start)
-    return _divided(order, _Batches(rest, whole), first)
+    first, rest = _enter_with_head(order, whole, start)
+    return _take_share(order, _RemainingBatches(rest, whole), first)
 
 
-def _with_head(shard: BatchSamplerShard, elements: Any, start: int) -> tuple[bool, Iterator[Any]]:
-    """Enters the elements that a shard divides; returns whether those of a batch come first.
+def _enter_with_head(
+    shard: BatchSamplerShard, elements: Any, start: int
+) -> tuple[bool, Iterator[Any]]:
+    """Enters the elements that a shard divides over the processes.
 
-    The shard pads the last batches with the first samples of the pass, so it needs the first batch
-    of each process as well. If these were not full, the rest is divided as a pass is.
+    A shard pads the last batches of a pass with its first samples, which it takes from the elements
+    that it sees first. So the first batch of each process is put before the rest. If these batches
+    were not full, the rest is divided like a whole pass.
+
+    Returns:
+        Whether the first batches precede the rest, and the elements.
     """
-    a_batch = elements_a_batch(shard)
+    a_batch = elements_per_batch(shard)
     is_filled = shard.even_batches and not shard.drop_last and start >= a_batch
-    first, rest = entered(elements, start, a_batch if is_filled else 0)
+    first, rest = enter_order(elements, start, a_batch if is_filled else 0)
     return is_filled, chain(first, rest)
 
 
-def _divided(order: BatchSamplerShard, batches: Any, is_filled: bool) -> Iterator[Any]:
-    """Returns the part of this process of some batches, but for those that only fill the last."""
+def _take_share(order: BatchSamplerShard, batches: Any, is_filled: bool) -> Iterator[Any]:
+    """Returns this process's share of batches, without a first batch that is there for padding."""
     shard = copy.copy(order)
     shard.batch_sampler = batches
     return islice(iter(shard), 1 if is_filled else 0, None)
 
 
-class _Batches:
-    """The index batches that are left of a pass, as Accelerate iterates them.
+class _RemainingBatches:
+    """The remaining index batches of a pass, with the attributes that Accelerate reads.
 
     Args:
-        batches: the index batches.
-        whole: what gives those of a pass.
+        batches: the remaining index batches.
+        whole: the batch sampler that gives the index batches of a whole pass.
     """
 
     def __init__(self, batches: Iterator[Any], whole: RecordedOrder) -> None:
@@ -191,15 +206,20 @@ class _Batches:
         return self._whole.batch_size
 
 
-def batches_behind(order: Any, samples: int) -> int:
-    """Returns how many batches ``entered_at_sample`` yields, for an order of known length."""
+def batches_after(order: Any, samples: int) -> int:
+    """Returns how many batches ``enter_at_sample`` yields, for an order of known length.
+
+    Args:
+        order: torch's or Accelerate's batch sampler.
+        samples: samples of all processes before the position.
+    """
     whole: Any = order.batch_sampler if type(order) is BatchSamplerShard else order
     count = max(0, len(whole.sampler) - samples)
     left = BatchSampler(range(count), whole.batch_size, whole.drop_last)
     if whole is order:
         return len(left)
     if order.split_batches and not order.even_batches and not order.drop_last:
-        # Its own len() counts a last batch of which this process has no part.
+        # The len() of the shard would count a last batch of which this process has no part.
         part: int = whole.batch_size // order.num_processes
         has_part: bool = count % whole.batch_size > part * order.process_index
         return count // int(whole.batch_size) + has_part
@@ -208,57 +228,66 @@ def batches_behind(order: Any, samples: int) -> int:
     return len(shard)
 
 
-def gone_through(order: Any) -> Any:
-    """Returns the sampler that is iterated from its start to enter the order; None if none is."""
+def replayed_sampler(order: Any) -> Any:
+    """Returns the sampler that must be iterated from its start to enter an order; or None."""
     if type(order) is BatchSamplerShard:
-        return gone_through(order.batch_sampler)
+        return replayed_sampler(order.batch_sampler)
     if type(order) is BatchSampler:
-        return gone_through(order.sampler)
-    return None if type(order) in (*_ENTERED_BY, *_WITH_PLACES) else order
+        return replayed_sampler(order.sampler)
+    return None if type(order) in (*_ENTER_FUNCTIONS, *_DIRECT_ACCESS_TYPES) else order
 
 
-def name_of(order: Any) -> str:
-    """Returns the name of the class that decides on the order, to notice another one."""
+def order_name(order: Any) -> str:
+    """Returns the name of the class that determines the order, to detect a change of it."""
     if type(order) is BatchSamplerShard:
-        return name_of(order.batch_sampler)
+        return order_name(order.batch_sampler)
     if type(order) is BatchSampler:
-        return name_of(order.sampler)
+        return order_name(order.sampler)
     if type(order) is RecordedOrder:
-        return name_of(order.holder)
+        return order_name(order.holder)
     name = type(order).__name__
     return f"{name}(replacement=True)" if getattr(order, "replacement", None) is True else name
 
 
-def _enter_any(order: Iterable[Any], start: int, first: int) -> _Entered:
+def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _HeadAndRest:
+    """Enters an order by iterating over its elements before the position.
+
+    Warns if elements after the first one are drawn from the global generators.
+    """
     iterator: Any = iter(order)
-    if type(iterator) in _WITH_INDEX:
+    if type(iterator) in _INDEXED_ITERATORS:
+        # Iterators of lists, tuples and ranges can be moved by the protocol of pickle.
         sequence = iterator.__reduce__()[1][0]
         iterator.__setstate__(start)
-        return list(sequence[:first]), iterator
-    before = list(islice(iterator, max(first, min(start, 1))))
+        return list(sequence[:head_size]), iterator
+    # Take at least one element before capturing the state: a sampler that draws its whole order
+    # with the first element draws the same order again, and is no reason for a warning.
+    before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)
     if begun.has_moved():
         warnings.warn(
-            f"{name_of(order)} draws from the global random generators while it is iterated: "
+            f"{order_name(order)} draws from the global random generators while it is iterated: "
             f"its first {start} elements are drawn again without the random numbers that others "
             "drew in between, so the elements that follow may differ. Give it its own generator, "
             "or state_dict() and load_state_dict()",
             stacklevel=2,
         )
-    return before[:first], iterator
+    return before[:head_size], iterator
 
 
-def _enter_recorded(order: RecordedOrder, start: int, first: int) -> _Entered:
+def _enter_recorded(order: RecordedOrder, start: int, head_size: int) -> _HeadAndRest:
+    """Enters a recorded order: by iterating while a pass is begun, else from its record."""
     if order.is_beginning:
-        return _enter_any(order, start, first)
-    return order.head(first), order.rest(start)
+        return _enter_by_iterating(order, start, head_size)
+    return order.head(head_size), order.rest(start)
 
 
-def _enter_random(sampler: RandomSampler, start: int, first: int) -> _Entered:
+def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAndRest:
     population, count = len(sampler.data_source), sampler.num_samples
     generator = sampler.generator
     if generator is None:
+        # As RandomSampler.__iter__ does: it draws a seed from the global generator.
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
         generator = torch.Generator()
         generator.manual_seed(seed)
@@ -273,52 +302,54 @@ def _enter_random(sampler: RandomSampler, start: int, first: int) -> _Entered:
 
     draw: Callable[[int], torch.Tensor]
     if sampler.replacement:
-        draw, block, at_once = with_replacement, _DRAWN_AT_ONCE, _REDRAWN_AT_ONCE
+        draw, block, at_once = with_replacement, _BLOCK_SIZE, _MAX_REDRAWN_AT_ONCE
     else:
         draw, block, at_once = without, population, population
+    # The draws before the position are made for their effect on the generator: in large calls, as
+    # far as whole blocks go. Then the sampler's own blocks follow.
     whole = count - count % block
     behind = min(start - start % block, whole)
     before: list[int] = []
     for done in range(0, behind, at_once):
         drawn = draw(min(at_once, behind - done))
-        before += drawn[: first - len(before)].tolist()
-    # torch draws the last block even if it is empty.
+        before += drawn[: head_size - len(before)].tolist()
+    # RandomSampler draws the last block even if it is empty, which moves the generator.
     blocks = (
         draw(block if done < whole else count % block) for done in range(behind, whole + 1, block)
     )
     if start == behind:
-        return before, _in_one(blocks)
+        return before, _flatten(blocks)
     drawn = next(blocks)
-    before += drawn[: first - len(before)].tolist()
-    return before, chain(drawn[start - behind :].tolist(), _in_one(blocks))
+    before += drawn[: head_size - len(before)].tolist()
+    return before, chain(drawn[start - behind :].tolist(), _flatten(blocks))
 
 
-def _in_one(blocks: Iterator[torch.Tensor]) -> Iterator[int]:
+def _flatten(blocks: Iterator[torch.Tensor]) -> Iterator[int]:
     return chain.from_iterable(map(torch.Tensor.tolist, blocks))
 
 
-def _enter_seedable(sampler: SeedableRandomSampler, start: int, first: int) -> _Entered:
-    """Seeds the sampler as it does itself at the start of each pass, from the pass number."""
+def _enter_seedable(sampler: SeedableRandomSampler, start: int, head_size: int) -> _HeadAndRest:
+    """Enters a seedable sampler, after seeding its generator from the pass as it does itself."""
     if sampler.generator is None:
         sampler.generator = torch.Generator(device=torch.get_default_device())
     sampler.generator.manual_seed(sampler.epoch + sampler.initial_seed)
-    return _enter_random(sampler, start, first)
+    return _enter_random(sampler, start, head_size)
 
 
-def _enter_subset(sampler: SubsetRandomSampler, start: int, first: int) -> _Entered:
+def _enter_subset(sampler: SubsetRandomSampler, start: int, head_size: int) -> _HeadAndRest:
     drawn = torch.randperm(len(sampler.indices), generator=sampler.generator)
     index = sampler.indices.__getitem__
-    return [*map(index, drawn[:first].tolist())], map(index, drawn[start:].tolist())
+    return [*map(index, drawn[:head_size].tolist())], map(index, drawn[start:].tolist())
 
 
-def _enter_weighted(sampler: WeightedRandomSampler, start: int, first: int) -> _Entered:
+def _enter_weighted(sampler: WeightedRandomSampler, start: int, head_size: int) -> _HeadAndRest:
     drawn = torch.multinomial(
         sampler.weights, sampler.num_samples, sampler.replacement, generator=sampler.generator
     )
-    return drawn[:first].tolist(), iter(drawn[start:].tolist())
+    return drawn[:head_size].tolist(), iter(drawn[start:].tolist())
 
 
-_ENTERED_BY: dict[type, Callable[[Any, int, int], _Entered]] = {
+_ENTER_FUNCTIONS: dict[type, Callable[[Any, int, int], _HeadAndRest]] = {
     RandomSampler: _enter_random,
     RecordedOrder: _enter_recorded,
     SeedableRandomSampler: _enter_seedable,

@@ -1,8 +1,8 @@
-"""Orders of data that all ranks must draw alike, because each is given a share of one.
+"""Checks for orders of data that must be drawn equally on all ranks.
 
-Accelerate divides a sampler's indices, or the samples of a stream: each rank goes through all of
-them and takes its own. If the order comes from a global random generator, and these differ between
-ranks, the shares are of different orders: some samples are trained on twice, and others never.
+Accelerate divides a sampler's indices, or the samples of a stream: each rank iterates over all of
+them and takes its share. If the order comes from a global random generator whose state differs
+between ranks, the shares are of different orders: some samples are trained on twice, others never.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from torch.utils.data import DistributedSampler
 from torch.utils.data import IterableDataset
 from torch.utils.data import SequentialSampler
 
-from ignite_hooks.data.sources import parts_of
+from ignite_hooks.data.sources import dataset_and_samplers
 
-__all__ = ["digest_of_global_generators", "what_may_draw_apart"]
+__all__ = ["global_generators_digest", "what_may_draw_apart"]
 
-# These draw nothing, or with seeds that are the same on all ranks.
-_ALIKE = {
+# These classes draw nothing, or draw with seeds that are equal on all ranks.
+_SAME_ON_ALL_RANKS = {
     BatchSampler,
     BatchSamplerShard,
     DistributedSampler,
@@ -39,30 +39,30 @@ _ALIKE = {
 
 
 def what_may_draw_apart(data: Any) -> str | None:
-    """Returns what may draw the order of ``data`` from a global random generator; None if nothing.
+    """Returns which part of ``data`` may draw the order from a global generator; None if none.
 
-    A sampler or a stream that has a ``generator`` draws from that: Accelerate sends its state from
-    rank 0 to all as a pass begins.
+    A sampler or a stream with a ``generator`` draws from that one, and Accelerate broadcasts its
+    state from rank 0 when a pass begins.
 
     Args:
         data: a loader, prepared or not, or another iterable of batches.
     """
     if isinstance(data, DataLoaderDispatcher) or type(data) in (list, tuple):
-        return None  # rank 0 reads for all; nothing is drawn
+        return None  # rank 0 reads for all ranks, or the order is fixed
     if not isinstance(data, DataLoader):
         return f"a {type(data).__name__}"
     dataset = data.dataset
     if isinstance(dataset, IterableDatasetShard):
         dataset = dataset.dataset
-    parts = [dataset] if isinstance(dataset, IterableDataset) else parts_of(data)[1:]
+    parts = [dataset] if isinstance(dataset, IterableDataset) else dataset_and_samplers(data)[1:]
     for part in parts:
-        if type(part) not in _ALIKE and getattr(part, "generator", None) is None:
+        if type(part) not in _SAME_ON_ALL_RANKS and getattr(part, "generator", None) is None:
             return f"a {type(part).__name__}"
     return None
 
 
-def digest_of_global_generators() -> int:
-    """Returns a number that differs, most likely, where global generators are in other states."""
+def global_generators_digest() -> int:
+    """Returns a hash of the states of the global random generators, as a positive integer."""
     states = (random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().numpy())
     digest = hashlib.blake2b(pickle.dumps(states), digest_size=7).digest()
     return 1 + int.from_bytes(digest, "big")

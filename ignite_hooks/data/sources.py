@@ -1,4 +1,9 @@
-"""Kinds of data, their parts, and how one pass over each is begun, re-entered and ended."""
+"""Sources of batches: adapters over each type of data, which begin, resume and end a pass.
+
+A source wraps one type of data for a feed: an iterable, a torch ``DataLoader``, a prepared loader.
+"To enter a pass" means to begin its iteration at a given batch: at batch 0, as a plain loop does,
+or in its middle, after a resume or a rollback.
+"""
 
 from collections import deque
 from collections.abc import Generator
@@ -55,17 +60,17 @@ from ignite_hooks.data.workers import starting_workers
 __all__ = [
     "PADDED",
     "AdaptedLoader",
-    "OwnLoader",
+    "CustomLoader",
     "PlainIterable",
     "TorchLoader",
     "data_parts",
+    "dataset_and_samplers",
     "order_parts",
-    "parts_of",
 ]
 
 
-def parts_of(loader: Any) -> list[Any]:
-    """The data set and the samplers, nested ones too."""
+def dataset_and_samplers(loader: Any) -> list[Any]:
+    """Returns the data set and the samplers of a loader, nested samplers included."""
     parts = [loader.dataset]
     samplers = [loader.batch_sampler, loader.sampler]
     while samplers:
@@ -77,17 +82,17 @@ def parts_of(loader: Any) -> list[Any]:
 
 
 def data_parts(loader: Any) -> dict[str, Any]:
-    """What a batch of samples comes from, once it is known which samples."""
+    """Returns the objects that make a batch of given samples, by name."""
     return {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
 
 
 def order_parts(loader: Any) -> dict[str, Any]:
-    """What the order of the samples comes from."""
+    """Returns the objects that determine the order of the samples, by name; some may be None."""
     names = ("generator", "sampler", "batch_sampler")
     return {name: getattr(loader, name, None) for name in names}
 
 
-_TURNS = (
+_WORKER_ORDER_CAVEAT = (
     "torchdata asks persistent workers in another order after a pass that was entered in its "
     "middle, so batches come in another order: use one worker, or leave out persistent_workers"
 )
@@ -95,108 +100,120 @@ PADDED = (
     "the samples that Accelerate repeats to fill the last batch of this pass are the first ones "
     "after the place it is entered at; with drop_last=True none are"
 )
-_WITH_TORCHDATA = (
+_TORCHDATA_HINT = (
     " (with torchdata installed a StatefulDataLoader asks the data set's copies in the workers for "
     "their states instead)"
 )
-# What these have is what they give.
-_CERTAIN = (Sequence, Set, Mapping, MappingView, torch.Tensor)
+# The len() of these types is certain: an iteration gives exactly so many elements.
+_CERTAIN_LENGTH_TYPES = (Sequence, Set, Mapping, MappingView, torch.Tensor)
 
 
-def _parts_of(thing: Any) -> tuple[()] | None:
-    """Says that nothing is in an iterator of torch: where it stands is told by the position."""
+def _skip_torch_iterators(thing: Any) -> tuple[()] | None:
+    """Excludes the insides of torch's loader iterators from the search for generators.
+
+    What such an iterator holds follows from the position, and is not part of the saved state.
+    """
     return () if issubclass(type(thing), _BaseDataLoaderIter) else None
 
 
 class PlainIterable:
-    """Any iterable of batches. Base of the other kinds.
+    """Any iterable of batches, and the base class of the other sources.
+
+    Attributes:
+        own_states: the states that users' objects have besides their random generators.
+        furthest_position: the position reached before the feed was last moved.
+        places: the states of the data before its last batches, if it has a state.
 
     Args:
-        loader: what is iterated.
-        even_batches: whether samples may be given twice, so that every process has as many.
+        loader: the loader or iterable to iterate.
+        even_batches: whether samples may be repeated, so that every process has as many batches.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         self.loader = loader
         self.even_batches = even_batches
         self._iterator = loader if isinstance(loader, Iterator) else None
-        self._search_generators = GeneratorSearch(_parts_of)
+        self._search_generators = GeneratorSearch(_skip_torch_iterators)
         self.own_states = OwnStates()
-        self.furthest = FeedPosition(0, 0)  # that was come to before going back
+        self.furthest_position = FeedPosition(0, 0)
         self.places = PlaceStates()
-        self._begun: tuple[int, RandomState] | None = None
-        self._opening: tuple[int, RandomState] | None = None  # until the first batch is there
+        # The pass that was begun last, and the random state before its order was drawn.
+        self._started_pass: tuple[int, RandomState] | None = None
+        # The same for a pass whose first batch has not come yet: the attempt may be interrupted.
+        self._starting_pass: tuple[int, RandomState] | None = None
 
     @property
     def can_repeat(self) -> bool:
-        """Whether batches that were given can be given again; an iterator needs a state for it."""
+        """Returns whether earlier batches can be given again; an iterator needs a state for it."""
         return self._iterator is None or self.keeper is not None
 
     @property
     def keeper(self) -> PlaceKeeper | None:
-        """The object whose state tells the place in the data, if there is one."""
-        has_place = not isinstance(self.loader, _CERTAIN) and has_state(self.loader)
+        """The object whose ``state_dict`` holds the position in the data; None without one."""
+        has_place = not isinstance(self.loader, _CERTAIN_LENGTH_TYPES) and has_state(self.loader)
         return keeper_of(self.loader, ("data",)) if has_place else None
 
     @property
     def reaches_all_ranks(self) -> bool:
-        """Returns whether each rank is sure to have a batch, which all of them know."""
+        """Returns whether every rank certainly has a batch in a pass; equal on all ranks."""
         return False
 
     @property
     def is_reader(self) -> bool:
-        """Returns whether this process loads the batches; else another one sends them."""
+        """Returns whether this process loads its batches; otherwise rank 0 sends them."""
         return True
 
     def set_window(self, window: int) -> None:
-        """Sets the batches in a full accumulation window, by which a run may roll back."""
+        """Sets the number of batches in a full accumulation window: how far a run may roll back."""
         self.places.window = window
 
-    def place_before(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of the data at a position; None if there is none to be saved."""
+    def place_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the state of the data at a position; None if no state can be saved."""
         return self.places.state_dict(self, position)
 
-    def keeps_place(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether the data resume from their own state, whatever else has changed.
+    def resumes_from_own_state(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether the data resume from their own state, even if facts have changed.
 
         Args:
-            state_dict: that of the feed.
+            state_dict: the saved state of the feed.
         """
         return self.places.takes(self, state_dict.get("place"))
 
-    def place_differences(
+    def place_state_differences(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns what keeps batches from being those that followed the place that was saved."""
+        """Returns the reasons why a saved state of the data may not restore the same batches."""
         return self.places.differences(self, position, state_dict)
 
-    def resume_place(self, position: FeedPosition, state_dict: Mapping[str, Any] | None) -> None:
-        """Restores the state that ``place_before`` has returned."""
+    def load_place_state(
+        self, position: FeedPosition, state_dict: Mapping[str, Any] | None
+    ) -> None:
+        """Restores a state that ``place_state_at`` returned."""
         self.places.load_state_dict(self, position, state_dict)
 
     @property
     def draws_in_workers(self) -> bool:
-        """Whether the state that tells the place has what workers draw from in it."""
+        """Returns whether the state of the data includes the random states of its workers."""
         return False
 
     @property
     def remedy(self) -> str:
-        """What would have the place told by a state, where that is known; else nothing."""
+        """The end of a sentence: how to get a state that holds the position; empty if unknown."""
         return ""
 
     @property
     def length(self) -> int | None:
-        """The number of batches in a pass, or None where it is not certain."""
-        return self.promised_length if isinstance(self.loader, _CERTAIN) else None
+        """The number of batches in a pass; None if the number is not certain."""
+        return self.promised_length if isinstance(self.loader, _CERTAIN_LENGTH_TYPES) else None
 
     @property
-    def _length_of_pass(self) -> int | None:
-        """That of any pass that is begun with its first batch."""
+    def _full_pass_length(self) -> int | None:
+        """The number of batches in a pass that begins with its first batch."""
         return self.length
 
     @property
     def promised_length(self) -> int | None:
-        """What ``len()`` says, which is to be shown, not to be relied on; None if there is none."""
+        """The ``len()`` of the loader, for display only; None if the loader has none."""
         try:
             return len(self.loader) if isinstance(self.loader, Sized) else None
         except (TypeError, NotImplementedError):
@@ -204,57 +221,63 @@ class PlainIterable:
 
     @property
     def is_entered_exactly(self) -> bool:
-        """Whether a pass is entered in its middle with no random number drawn twice."""
+        """Returns whether a pass can be entered in its middle without drawing a number twice."""
         return isinstance(self.loader, Sequence)
 
     @property
     def is_replayed(self) -> bool:
-        """Returns whether a pass without a state is entered by loading its earlier batches."""
+        """Returns whether, without a state, a pass is entered by loading its earlier batches."""
         return not isinstance(self.loader, Sequence)
 
     @property
-    def ends_itself(self) -> bool:
-        """Whether the loader knows its last batch by itself (``end_of_dataloader``)."""
+    def knows_its_end(self) -> bool:
+        """Returns whether the loader marks its last batch itself (``end_of_dataloader``)."""
         return False
 
     @property
     def generators(self) -> dict[str, RandomGenerator]:
-        """The random generators that the loader and the data have for themselves, by name."""
+        """The random generators that belong to the loader and the data, by name."""
         return dict(self.found_generators.named)
 
     @property
     def found_generators(self) -> FoundGenerators:
-        """The same, and why there may be others."""
+        """The random generators by name, with reasons why the search may have missed others."""
         return self._search_generators(self.roots)
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The objects that batches come from, by name; none of what cannot be moved at all."""
+        """The objects that batches are made by, by name; empty for an iterator without a state."""
         return {"data": self.loader} if self.can_repeat else {}
 
     @property
     def beside_keeper(self) -> Objects:
-        """The objects whose states are not in that of the object that keeps the place."""
+        """The objects whose states are not part of the state of ``keeper``, by name."""
         watched, keeper = self.found_generators.watched, self.keeper
         if keeper is None:
             return watched
         return {name: get for name, get in watched.items() if not keeper.has(name)}
 
     def tell_pass(self, data_pass: int) -> None:
-        """Tells the loader, its samplers and the data set which pass comes, from 0.
+        """Announces the next pass: calls ``set_epoch`` of the loader, its samplers and data set.
 
-        They may be anywhere in a loader of loaders. What has ``set_epoch`` tells what is within it.
+        In a loader of loaders these objects may be nested at any depth. An object with
+        ``set_epoch`` is expected to forward the call to the objects that it contains.
+
+        Args:
+            data_pass: the number of the pass, from 0.
         """
         with self.own_states.told(self.beside_keeper):
-            for each in self._to_tell():
+            for each in self._epoch_targets():
                 each.set_epoch(data_pass)
 
-    def _to_tell(self) -> list[Any]:
+    def _epoch_targets(self) -> list[Any]:
+        """Returns the objects whose ``set_epoch`` announces a pass."""
         if hasattr(self.loader, "set_epoch"):
             return [self.loader]
-        return [*self._found_to_tell().values()]
+        return [*self._nested_epoch_targets().values()]
 
-    def _found_to_tell(self) -> dict[str, Any]:
+    def _nested_epoch_targets(self) -> dict[str, Any]:
+        """Returns the outermost objects with a ``set_epoch``, by the path to each."""
         outermost: dict[str, Any] = {}
         for path, get in self.found_generators.watched.items():
             each = get()
@@ -265,105 +288,112 @@ class PlainIterable:
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Around one pass, or what is left of it: the loader knows which one it is."""
+        """Prepares the loader for one pass, or the rest of one, during the body."""
         self.tell_pass(data_pass)
         yield
 
-    def mark_last(self) -> None:
-        """Tells Accelerate that the batch to come is the last of the pass."""
+    def mark_last_batch(self) -> None:
+        """Marks the next batch as the last of the pass, for Accelerate."""
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Returns the batches of pass ``data_pass`` (from 0) but the first ``skip``.
+        """Returns the batches of pass ``data_pass`` (from 0), without the first ``skip``.
 
-        Data that tell their place are given the state that they had there.
+        Data whose state holds the position are given the state that they had there.
         """
         if self.keeper is None:
             return self.replayed(data_pass, skip)
         return self.places.batches(self, FeedPosition(data_pass, skip))
 
     def replayed(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass but the first ``skip``, without the help of a state.
+        """Yields the batches of a pass without the first ``skip``, without using a state.
 
-        A pass that was begun before is entered again: the order of its samples is drawn from the
-        generators as they were when it began, and then they are put back as they are now.
+        If the pass was begun before, the order of its samples is drawn again from the generators as
+        they were at its start. Afterwards the generators get their present states back.
         """
         if self._iterator is not None:
-            # One that can begin again does so when it is asked for its iterator.
-            yield from _without_closing(self._iterator if skip else iter(self._iterator))
-        elif self._begun is not None and self._begun[0] == data_pass:
-            yield from self._reentered(data_pass, skip, self._begun[1])
+            # iter() makes some iterators begin again, which is wanted at the start of a pass only.
+            yield from _remaining_batches(self._iterator if skip else iter(self._iterator))
+        elif self._started_pass is not None and self._started_pass[0] == data_pass:
+            yield from self._reenter_pass(data_pass, skip, self._started_pass[1])
         else:
-            iterator, first = self._begin(data_pass, skip), deque[Any]()
-            first.extend(islice(iterator, 1))  # samplers draw the order now
-            self._begun, self._opening = self._opening, None
+            iterator, first = self._begin_pass(data_pass, skip), deque[Any]()
+            first.extend(islice(iterator, 1))  # here the samplers draw the order of the pass
+            self._started_pass, self._starting_pass = self._starting_pass, None
             if first:
-                yield first.popleft()  # by no name: it would be kept with it
+                # Without a variable, which would keep the batch alive while this is suspended.
+                yield first.popleft()
                 yield from iterator
 
-    def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Begins a pass, with the random numbers of the first attempt if that broke off."""
+    def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
+        """Begins a pass; after an interrupted attempt, with the random state of that attempt."""
         self.own_states.begin(self.beside_keeper)
-        if self._opening is not None and self._opening[0] == data_pass:
-            self._opening[1].restore()
+        if self._starting_pass is not None and self._starting_pass[0] == data_pass:
+            self._starting_pass[1].restore()
         else:
-            self._opening = (data_pass, RandomState.capture(generators=self.generators))
-        return self._reopen(data_pass, skip) if skip else self._open()
+            self._starting_pass = (data_pass, RandomState.capture(generators=self.generators))
+        return self._open_iterator_at(data_pass, skip) if skip else self._open_iterator()
 
-    def _reentered(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
-        """Enters a pass that began with the random generators in a state."""
-        with self._as_begun(begun):
-            return self._reopen(data_pass, skip)
+    def _reenter_pass(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
+        """Enters a pass again that began with the generators in the state ``begun``."""
+        with self._at_start_of_pass(begun):
+            return self._open_iterator_at(data_pass, skip)
 
     @contextmanager
-    def _as_begun(self, begun: RandomState) -> Iterator[None]:
-        """Puts the generators back to where a pass began while its order is drawn again."""
+    def _at_start_of_pass(self, begun: RandomState) -> Iterator[None]:
+        """Sets the generators to their states at the start of a pass, during the body."""
         with RandomState.preserved(generators=self.generators):
             begun.restore()
             yield
 
     def continued(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow a state which the data were given just now.
+        """Returns the batches that follow a state, after the data have loaded that state.
 
         Args:
-            skip: how many batches of its pass come before that state.
+            skip: number of batches of the pass before that state.
         """
-        loaders = [*self._loaders_within().values()] if skip else []
+        # The seeds of workers were drawn when the pass began, and must not be drawn again.
+        loaders = [*self._inner_loaders().values()] if skip else []
         if loaders:
             with_workers = [each for each in loaders if each.num_workers]
-            return _started_late(self.loader, with_workers, _seeded_aside(loaders))
+            return _start_on_first_batch(
+                self.loader, with_workers, _with_copied_generators(loaders)
+            )
         if self._iterator is None:
-            return self._open()
-        return _without_closing(self._iterator if skip else iter(self._iterator))
+            return self._open_iterator()
+        return _remaining_batches(self._iterator if skip else iter(self._iterator))
 
     def begun_with(self, data_pass: int) -> RandomState | None:
-        """Returns the global generators as they were when a pass began, if that is known."""
-        if self._begun is None or self._begun[0] != data_pass:
+        """Returns the states of the global generators at the start of a pass; None if unknown."""
+        if self._started_pass is None or self._started_pass[0] != data_pass:
             return None
-        return replace(self._begun[1], generators={})
+        return replace(self._started_pass[1], generators={})
 
     def forget_pass(self) -> None:
-        """Takes no pass for begun."""
-        self._begun = self._opening = None
+        """Forgets that a pass was begun: the next one draws its order from the present states."""
+        self._started_pass = self._starting_pass = None
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Ends a pass all of whose batches were given, and whose end broke off."""
+        """Ends a pass whose batches were all given, but whose end was interrupted."""
 
     def facts(self) -> dict[str, int | str | None]:
-        """What must be the same for another process to be given the same batches."""
+        """Returns properties that must be equal for a resumed run to see the same batches.
+
+        The keys are part of checkpoints, and appear in messages.
+        """
         base = getattr(self.loader, "base_dataloader", self.loader)
         sampler = getattr(base, "batch_sampler", None)
         sized = base if sampler is None else sampler
         return {
-            "batches a pass": self._length_of_pass,
+            "batches a pass": self._full_pass_length,
             "samples a batch": getattr(sized, "batch_size", None),
             "workers": getattr(base, "num_workers", 0),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to enter the pass that was begun last again, in another process."""
+        """Returns all that another process needs to enter the last pass again."""
         begun = None
-        if self._begun is not None:
-            data_pass, random = self._begun
+        if self._started_pass is not None:
+            data_pass, random = self._started_pass
             begun = {"data_pass": data_pass, "random": random.state_dict()}
         found = self.found_generators
         return {
@@ -373,7 +403,7 @@ class PlainIterable:
         }
 
     def samples_before(self, position: FeedPosition) -> int | None:
-        """Returns the samples of the pass before a position; None if not certain."""
+        """Returns how many samples of the pass come before a position; None if not certain."""
         return None
 
     @property
@@ -382,55 +412,55 @@ class PlainIterable:
         return True
 
     @property
-    def gone_through(self) -> Any:
-        """The sampler that has to be iterated to enter a pass; None if there is none."""
+    def replayed_sampler(self) -> Any:
+        """The sampler that must be iterated from its start to enter a pass; None without one."""
         return None
 
-    def batches_behind(self, samples: int) -> int | None:
-        """Returns how many batches come after that many samples; None if not known."""
+    def batches_after(self, samples: int) -> int | None:
+        """Returns how many batches of a pass follow ``samples`` samples; None if not known."""
         return None
 
-    def place_samples(self, position: FeedPosition, samples: int) -> None:
-        """Sets how many samples of the pass come before a position."""
+    def set_samples_before(self, position: FeedPosition, samples: int) -> None:
+        """Sets how many samples of the pass come before ``position``."""
 
-    def workers_before(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the states of the workers at a position; None without any, or if not known."""
+    def worker_states_at(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the states of the workers at a position; None without workers, or if unknown."""
         return None
 
-    def takes_workers(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether workers can continue from these states."""
+    def accepts_worker_states(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether workers can continue from saved states."""
         return False
 
-    def place_workers(
+    def load_worker_states(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Sets the states from which workers continue at a position; None if not known."""
+        """Sets the states from which workers continue at a position; None if unknown."""
 
-    def order_before(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of a sampler that is recorded; None without one, or if not known."""
+    def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the state of a recorded sampler; None without one, or if unknown."""
         return None
 
-    def takes_order(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether a sampler can continue from this state."""
+    def accepts_order_state(self, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether a sampler can continue from a saved state."""
         return False
 
-    def place_order(
+    def load_order_state(
         self,
         position: FeedPosition,
         state_dict: Mapping[str, Any] | None = None,
         *,
         ends: bool = False,
     ) -> None:
-        """Sets the state from which a sampler continues at a position; None if not known.
+        """Sets the state from which a sampler continues at a position; None if unknown.
 
         Args:
-            position: the place in the data.
-            state_dict: what ``order_before`` has returned.
-            ends: whether the sampler is to go on to the end of the pass.
+            position: the position in the data.
+            state_dict: the return value of ``order_state_at``.
+            ends: whether to exhaust the sampler, because no batch of the pass is left.
         """
 
-    def changes_of_order(self, state_dict: Mapping[str, Any] | None) -> list[str]:
-        """Returns what keeps a sampler from continuing from this state."""
+    def order_state_differences(self, state_dict: Mapping[str, Any] | None) -> list[str]:
+        """Returns the reasons why a sampler cannot continue from a saved state."""
         if state_dict is None:
             return []
         now = "there is nothing with a state now"
@@ -438,90 +468,101 @@ class PlainIterable:
             now = f"{keeper.name} does not draw ahead for workers now"
         return [f"the state of {state_dict['of']} is not restored, {now}"]
 
-    def has_saved(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether the state that was saved tells of the generator of that name."""
+    def order_state_includes(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
+        """Returns whether a saved state of the sampler includes the generator ``name``."""
         return False
 
     def doubts(self) -> list[str]:
-        """Returns why there may be a state that ``state_dict`` does not have."""
+        """Returns the reasons why ``state_dict`` may lack some of the state of the data."""
         found = self.found_generators
         staying = [
-            f"{path} has workers that stay from pass to pass, and a process that resumes starts "
-            "others, with a random number more: without persistent_workers there is no difference"
-            for path, loader in self._loaders_within().items()
+            f"{path} has persistent workers, and a process that resumes starts new ones, for which "
+            "it draws one random number more: without persistent_workers there is no difference"
+            for path, loader in self._inner_loaders().items()
             if loader.persistent_workers and getattr(loader, "_iterator", None) is not None
         ]
         return [*found.doubts, *self.own_states.doubts(self.beside_keeper), *staying]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes that pass for begun here. Of the generators those are set that have a state."""
+        """Restores a state of ``state_dict``: the pass counts as begun in this process.
+
+        Generators that the state does not have are left unchanged.
+        """
         generators, states = self.generators, state_dict["generators"]
-        self._begun = self._opening = None
+        self._started_pass = self._starting_pass = None
         if (begun := state_dict["begun"]) is not None:
             random = RandomState.from_state_dict(begun["random"], generators=generators)
-            self._begun = begun["data_pass"], random
+            self._started_pass = begun["data_pass"], random
         for name in generators.keys() & states.keys():
             set_state(generators[name], states[name])
         objects = self.beside_keeper
         self.own_states.load_state_dict(objects, state_dict.get("objects", {}))
 
-    def _loaders_within(self) -> dict[str, DataLoader[Any]]:
-        """Returns the loaders in a loader of loaders, by the path to each."""
+    def _inner_loaders(self) -> dict[str, DataLoader[Any]]:
+        """Returns the loaders that a loader of loaders contains, by the path to each."""
         if isinstance(self.loader, DataLoader):
             return {}
         found = {path: get() for path, get in self.found_generators.watched.items()}
         return {path: each for path, each in found.items() if isinstance(each, DataLoader)}
 
-    def _open(self) -> Iterator[Any]:
-        loaders = [each for each in self._loaders_within().values() if each.num_workers]
-        return _started_late(self.loader, loaders) if loaders else iter(self.loader)
+    def _open_iterator(self) -> Iterator[Any]:
+        """Returns a new iterator over a whole pass."""
+        loaders = [each for each in self._inner_loaders().values() if each.num_workers]
+        return _start_on_first_batch(self.loader, loaders) if loaders else iter(self.loader)
 
-    def _reopen(self, data_pass: int, skip: int) -> Iterator[Any]:
-        iterator = self._open()
+    def _open_iterator_at(self, data_pass: int, skip: int) -> Iterator[Any]:
+        """Returns a new iterator over a pass without the first ``skip`` batches."""
+        iterator = self._open_iterator()
         deque(islice(iterator, skip), maxlen=0)
         return iterator
 
 
 class AdaptedLoader(PlainIterable):
-    """A prepared loader that must iterate itself: it dispatches batches to the other processes."""
+    """A prepared loader that Accelerate must iterate: rank 0 sends the batches to other ranks."""
 
     @property
     def keeper(self) -> PlaceKeeper | None:
-        """Returns None: it iterates its data in its own way."""
+        """Returns None: Accelerate iterates the data, so its state is not used."""
         return None
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The data and the (nested) samplers."""
+        """The data set, ``collate_fn`` and samplers, by name."""
         return {**data_parts(self.loader), **order_parts(self.loader)}
 
     @property
-    def ends_itself(self) -> bool:
-        """It sets ``end_of_dataloader`` with the last batch."""
+    def knows_its_end(self) -> bool:
+        """Returns True: Accelerate sets ``end_of_dataloader`` with the last batch."""
         return True
 
     @property
     def length(self) -> int | None:
-        """An iterable data set's length is a promise; without padding, each process has its own."""
+        """The number of batches; None for a stream, or where each process has another number.
+
+        The ``len()`` of an iterable data set is only a promise. Without padding, the last batch
+        leaves some processes without samples.
+        """
         is_stream = isinstance(self.loader.dataset, IterableDataset)
         return self.promised_length if self.even_batches and not is_stream else None
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """It sets the epoch itself, by its count of iterations."""
+        """Sets the pass number, from which Accelerate's iteration calls ``set_epoch``."""
         with activated(self.loader):
             self.loader.iteration = data_pass
             yield
 
-    def _open(self) -> Iterator[Any]:
-        batches = _started_late(self.loader, [self.loader.base_dataloader])
+    def _open_iterator(self) -> Iterator[Any]:
+        batches = _start_on_first_batch(self.loader, [self.loader.base_dataloader])
         return batches if self.even_batches else self._without_padding(batches)
 
     def _without_padding(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yields the batches of this rank without the samples that fill up the last one."""
         for batch in batches:
             size = find_batch_size(batch)
             if self.loader.end_of_dataloader and isinstance(self.loader, DataLoaderDispatcher):
-                # The last batch of all processes together was filled up with the first samples.
+                # Only ``remainder`` samples of the last batch of all ranks together are real; the
+                # others are repeated.
                 rank = self.loader.state.process_index
                 size = min(max(self.loader.remainder - rank * size, 0), size)
                 batch = slice_tensors(batch, slice(0, size))
@@ -532,39 +573,42 @@ class AdaptedLoader(PlainIterable):
 class TorchLoader(PlainIterable):
     """A torch ``DataLoader``, prepared or not, iterated without Accelerate's look-ahead.
 
-    Accelerate fetches one batch ahead to find the end, which moves the draws of random numbers in
-    the data set before those of the previous iteration.
+    Accelerate fetches one batch ahead to find the end, so the data set would draw its random
+    numbers before the model draws those of the previous iteration (dropout, say).
 
     Attributes:
-        caveats: what differs in a pass of a stream that is entered by its state.
+        caveats: what may differ in the rest of a pass that is entered from the state of a stream.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
-        self._stateful: DataLoader[Any] | None = None
+        self._stateful_loader: DataLoader[Any] | None = None
         self.caveats: tuple[str, ...] = ()
         super().__init__(loader, even_batches)
-        self._stateful = self._made_stateful()
-        self._drew_seed = True  # for the workers of the pass that was begun last
-        self._had_workers = False
-        self._is_continued = False
+        self._stateful_loader = self._make_stateful_loader()
+        self._drew_seed = True  # whether the last pass began with drawing a seed for its workers
+        self._had_persistent_workers = False  # in the process whose state was loaded
+        self._continues_pass = False  # whether the iterator to open continues a begun pass
         base: Any = self.base
         if is_stateful_loader(base):
-            # Accelerate has asked for its state, which began an iterator, and with it drew its
-            # random numbers, before any pass.
+            # Accelerate asked for the loader's state while it prepared the loader. That began an
+            # iterator, which drew random numbers before any pass; an empty state discards it.
             base.load_state_dict({})
 
     @property
     def base(self) -> DataLoader[Any]:
         """The torch loader under Accelerate's adapter."""
         base: DataLoader[Any] = getattr(self.loader, "base_dataloader", self.loader)
-        return base if self._stateful is None else self._stateful
+        return base if self._stateful_loader is None else self._stateful_loader
 
-    def _made_stateful(self) -> DataLoader[Any] | None:
-        """Returns a loader that is iterated in place of torch's, which cannot ask its workers."""
+    def _make_stateful_loader(self) -> DataLoader[Any] | None:
+        """Returns a torchdata loader to iterate in place of torch's; None if that is not needed.
+
+        torch's loader cannot ask its workers for the states of their copies of a stream.
+        """
         base = self.base
         if type(base) is not DataLoader or not base.num_workers or not self._is_stateful_stream:
             return None
-        return None if _is_seeded(base.dataset) else stateful_loader(base)
+        return None if _is_reseeded(base.dataset) else stateful_loader(base)
 
     @property
     def _is_stateful_stream(self) -> bool:
@@ -573,12 +617,12 @@ class TorchLoader(PlainIterable):
 
     @property
     def keeper(self) -> PlaceKeeper | None:
-        """A stream or sampler with a state, or the loader whose workers have copies of a stream."""
+        """The stream or sampler with a state, or a loader whose workers hold copies of a stream."""
         base: Any = self.base
         dataset = base.dataset
         if not isinstance(self.base.dataset, IterableDataset):
             return sampler_keeper(base)
-        if not self._is_stateful_stream or _is_seeded(dataset):
+        if not self._is_stateful_stream or _is_reseeded(dataset):
             return None
         is_shard = isinstance(dataset, IterableDatasetShard)
         pads = is_shard and dataset.num_processes > 1 and not dataset.drop_last
@@ -589,42 +633,45 @@ class TorchLoader(PlainIterable):
         if not is_stateful_loader(base):
             return None
         if base.persistent_workers and base.num_workers > 1:
-            caveats += (_TURNS,)
+            caveats += (_WORKER_ORDER_CAVEAT,)
         return replace(keeper_of(base, ("loader", "dataset"), base.num_workers), caveats=caveats)
 
     @property
     def remedy(self) -> str:
-        """Where workers could be asked for the states of their copies of the data set."""
-        can_be_asked = self._is_stateful_stream and not _is_seeded(self.base.dataset)
-        return _WITH_TORCHDATA if can_be_asked and self.keeper is None else ""
+        """The hint that torchdata could ask workers for the states of their streams, if so."""
+        can_be_asked = self._is_stateful_stream and not _is_reseeded(self.base.dataset)
+        return _TORCHDATA_HINT if can_be_asked and self.keeper is None else ""
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The data, the (nested) samplers, and a loader of a class of the user."""
+        """The data set, ``collate_fn`` and samplers, and a loader of a user's class, by name."""
         own = {} if is_of_library(type(self.base)) else {"loader": self.base}
         return {**data_parts(self.base), **order_parts(self.base), **own}
 
     @property
     def length(self) -> int | None:
-        """An iterable data set's length is a promise at best."""
+        """Returns None: the ``len()`` of an iterable data set is only a promise."""
         return None
 
-    def mark_last(self) -> None:
-        """As Accelerate's own iteration does before its last batch."""
+    def mark_last_batch(self) -> None:
+        """Sets ``end_of_dataloader``, as Accelerate's own iteration does before its last batch."""
         if isinstance(self.loader, DataLoaderShard):
             self.loader.end_of_dataloader = True
 
-    def _to_tell(self) -> list[Any]:
-        """A prepared loader tells its parts, but not what is within them."""
-        parts, direct = parts_of(self.base), [self.loader]
+    def _epoch_targets(self) -> list[Any]:
+        """Returns the objects whose ``set_epoch`` announces a pass.
+
+        A prepared loader forwards the call to its data set and samplers, but no deeper.
+        """
+        parts, direct = dataset_and_samplers(self.base), [self.loader]
         if not isinstance(self.loader, DataLoaderShard):
             direct = [each for each in parts if hasattr(each, "set_epoch")]
-        found = self._found_to_tell().values()
+        found = self._nested_epoch_targets().values()
         return direct + [each for each in found if all(each is not part for part in parts)]
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """As Accelerate's own iteration begins and ends; samplers and data set know the pass."""
+        """Begins and ends the iteration as Accelerate's own does, and announces the pass."""
         loader = self.loader
         if not isinstance(loader, DataLoaderShard):
             self.tell_pass(data_pass)
@@ -638,62 +685,74 @@ class TorchLoader(PlainIterable):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """And whether there are workers that stay."""
+        """Returns the state of the base class, and the facts that worker seeds depend on."""
         return {
             **super().state_dict(),
             "drew_seed": self._drew_seed,
-            "has_workers": self._has_workers,
+            "has_workers": self._has_persistent_workers,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As its base does. Workers that are there end: they are not at that place."""
+        """Restores a state; ends persistent workers, which are at another position."""
         super().load_state_dict(state_dict)
         if self.base.persistent_workers and not self.draws_in_workers:
             self.base._iterator = None
         self._drew_seed = state_dict.get("drew_seed", self._drew_seed)
-        self._had_workers = state_dict.get("has_workers", False)
+        self._had_persistent_workers = state_dict.get("has_workers", False)
 
     @property
-    def _has_workers(self) -> bool:
-        """Whether workers stay from pass to pass and are there already, or were where this was."""
-        return self._had_workers or self._stays
+    def _has_persistent_workers(self) -> bool:
+        """Returns whether persistent workers run here, or ran in the process that was saved."""
+        return self._had_persistent_workers or self._has_running_workers
 
     @property
-    def _stays(self) -> bool:
-        # torchdata's loader keeps its last iterator in any case.
+    def _has_running_workers(self) -> bool:
+        # torchdata's loader sets ``_iterator`` without persistent workers, too.
         has_iterator = getattr(self.base, "_iterator", None) is not None
-        return self.base.persistent_workers and has_iterator and not self._is_data_told
+        return self.base.persistent_workers and has_iterator and not self._dataset_sets_epoch
 
     @property
-    def _is_data_told(self) -> bool:
-        """Whether the data set is told the pass, of which its copies in workers do not hear."""
+    def _dataset_sets_epoch(self) -> bool:
+        """Returns whether the data set has a ``set_epoch``, which does not reach its copies.
+
+        Persistent workers hold copies of the data set that were made when they started.
+        """
         dataset = self.base.dataset
-        paths = [path.partition(".")[0] for path in self._found_to_tell()]
+        paths = [path.partition(".")[0] for path in self._nested_epoch_targets()]
         return hasattr(dataset, "set_epoch") or "dataset" in paths
 
-    def _begin(self, data_pass: int, skip: int) -> Iterator[Any]:
-        if self.base.persistent_workers and self._is_data_told:
-            self.base._iterator = None  # which ends its workers
-        self._drew_seed = not self._has_workers  # those that are there are not given a new one
-        return super()._begin(data_pass, skip)
+    def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
+        if self.base.persistent_workers and self._dataset_sets_epoch:
+            self.base._iterator = None  # ends the workers: new ones get the data set of this pass
+        # torch draws no new seed for persistent workers that are running.
+        self._drew_seed = not self._has_persistent_workers
+        return super()._begin_pass(data_pass, skip)
 
     def continued(self, skip: int) -> Iterator[Any]:
-        """As its base does."""
-        self._is_continued = skip > 0
+        """Returns the batches that follow a state, after the data have loaded that state."""
+        self._continues_pass = skip > 0
         try:
-            return self._open()
+            return self._open_iterator()
         finally:
-            self._is_continued = False
+            self._continues_pass = False
 
     @contextmanager
-    def _as_seeded(self, *, is_continued: bool = False) -> Iterator[None]:
-        """While an iteration begins: as many numbers are drawn for workers as in the other one."""
+    def _matching_seed_draws(self, *, is_continued: bool = False) -> Iterator[None]:
+        """Begins an iteration in the body with as many draws of seeds as the recorded run made.
+
+        torch draws a seed for workers whenever an iteration begins, except for persistent workers
+        that run already. A resumed process may have to start workers where the saved one had
+        them, or the other way round. Then a draw is added, or made from a temporary generator.
+
+        Args:
+            is_continued: whether the pass was begun before, so that its seed is drawn already.
+        """
         base = self.base
         forget_dead_workers(base)
         if is_continued:
-            with _seeded_aside([base]):
+            with _with_copied_generators([base]):
                 yield
-        elif self._drew_seed == (not self._stays):
+        elif self._drew_seed == (not self._has_running_workers):
             yield
         elif self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
@@ -701,77 +760,80 @@ class TorchLoader(PlainIterable):
         else:
             generator, base.generator = base.generator, torch.Generator()
             try:
-                yield  # begins workers, whose seed is drawn from that generator
+                yield  # the seed of the new workers is drawn from the temporary generator
             finally:
                 base.generator = generator
 
     @property
-    def _skipped(self) -> int:
-        """The batches that its user has Accelerate leave out."""
+    def _skipped_batches(self) -> int:
+        """The number of batches that ``skip_first_batches`` of Accelerate leaves out."""
         return getattr(self.loader, "skip_batches", 0)
 
     @property
     def draws_in_workers(self) -> bool:
-        """Whether the state that tells the place has what workers draw from in it."""
+        """Returns whether the state of the data includes the random states of its workers."""
         keeper = self.keeper
         return keeper is not None and keeper.workers > 0
 
-    def _to_start(self) -> DataLoader[Any]:
-        """Returns the loader that is iterated for a whole pass."""
+    def _loader_to_start(self) -> DataLoader[Any]:
+        """Returns the loader to iterate for a whole pass."""
         return self.base
 
-    def _open(self) -> Iterator[Any]:
+    def _open_iterator(self) -> Iterator[Any]:
         with ExitStack() as stack:
-            stack.enter_context(self._as_seeded(is_continued=self._is_continued))
+            stack.enter_context(self._matching_seed_draws(is_continued=self._continues_pass))
             if self.draws_in_workers:
                 stack.enter_context(with_random_state(self.base))
-            batches = started(self._to_start())
-        return islice(batches, self._skipped, None) if self._skipped else batches
+            batches = started(self._loader_to_start())
+        return islice(batches, self._skipped_batches, None) if self._skipped_batches else batches
 
 
-class OwnLoader(TorchLoader):
-    """A loader of a class that changes how it iterates: it is iterated as it is.
+class CustomLoader(TorchLoader):
+    """A loader whose class overrides the iteration: its own ``__iter__`` is used unchanged.
 
-    Its number of batches is a promise. No batch is left out but by asking for it.
+    Its ``len()`` is only a promise, and a batch can be skipped only by loading it.
     """
 
     @property
     def draws_in_workers(self) -> bool:
-        """False: its class may start workers whenever it wants."""
+        """Returns False: the class may start workers at any time, which cannot be tracked."""
         return False
 
     @property
     def keeper(self) -> PlaceKeeper | None:
-        """The loader: its class may hold samples that its data set has given."""
+        """The loader itself, if it has a state: it may buffer samples of its data set."""
         is_stream = isinstance(self.base.dataset, IterableDataset)
-        # torchdata's goes through a stream again that has no state.
+        # torchdata's loader replays a stream without a state, which is not a state of the position.
         is_asked = not (is_stream and is_stateful_loader(self.base)) or self._is_stateful_stream
         paths = ("loader", *data_parts(self.base), *order_parts(self.base))
         has_place = has_state(self.loader) and is_asked
         return keeper_of(self.loader, paths, self.base.num_workers) if has_place else None
 
-    def _made_stateful(self) -> None:
-        """Returns None: the loader is iterated as it is."""
+    def _make_stateful_loader(self) -> None:
+        """Returns None: the loader itself is iterated."""
 
-    def _to_tell(self) -> list[Any]:
-        """The loader alone, if it can be told: it may tell its parts another number."""
-        return [self.loader] if hasattr(self.loader, "set_epoch") else super()._to_tell()
+    def _epoch_targets(self) -> list[Any]:
+        """Returns the loader alone if it has ``set_epoch``: it may pass on another number."""
+        return [self.loader] if hasattr(self.loader, "set_epoch") else super()._epoch_targets()
 
-    def _open(self) -> Iterator[Any]:
-        return _started_late(
-            self.loader, [self.loader], self._as_seeded(is_continued=self._is_continued)
+    def _open_iterator(self) -> Iterator[Any]:
+        return _start_on_first_batch(
+            self.loader, [self.loader], self._matching_seed_draws(is_continued=self._continues_pass)
         )
 
 
-def _is_seeded(dataset: Any) -> bool:
-    """Returns whether Accelerate seeds a generator of a stream whenever it is iterated."""
+def _is_reseeded(dataset: Any) -> bool:
+    """Returns whether Accelerate's shard seeds the stream's generator at each iteration."""
     stream = unsharded(dataset)
     has_generator = isinstance(getattr(stream, "generator", None), torch.Generator)
     return stream is not dataset and has_generator and not hasattr(stream, "set_epoch")
 
 
-def _without_closing(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Yields what an iterator gives from here on, and does not ask it to begin again."""
+def _remaining_batches(iterator: Iterator[Any]) -> Iterator[Any]:
+    """Yields the remaining batches of an iterator.
+
+    Neither ``iter()`` is called, which makes some iterators begin again, nor ``close()``.
+    """
     while True:
         try:
             yield next(iterator)
@@ -780,10 +842,10 @@ def _without_closing(iterator: Iterator[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _seeded_aside(loaders: Iterable[Any]) -> Iterator[None]:
-    """While an iteration begins that had begun before: loaders draw no seed for their workers.
+def _with_copied_generators(loaders: Iterable[Any]) -> Iterator[None]:
+    """Lets loaders draw the seeds of workers from copies of their generators, during the body.
 
-    They draw it from a generator that nobody else uses.
+    An iteration that had begun before is begun again without moving the generators.
     """
     found = [(each, each.generator) for each in loaders]
     for loader, generator in found:
@@ -797,17 +859,17 @@ def _seeded_aside(loaders: Iterable[Any]) -> Iterator[None]:
             loader.generator = generator
 
 
-def _started_late(
+def _start_on_first_batch(
     loader: Any,
     with_workers: Iterable[Any],
     beginning: AbstractContextManager[None] | None = None,
 ) -> Iterator[Any]:
-    """Yields the batches of a loader that may begin its iteration, and workers, with the first.
+    """Yields the batches of a loader that may start its workers only with its first batch.
 
     Args:
         loader: the loader.
-        with_workers: the loaders of torch whose workers begin then.
-        beginning: is entered around that.
+        with_workers: the torch loaders whose workers start then.
+        beginning: a context that is entered while the iteration begins.
     """
     first = deque[Any]()
     with ExitStack() as stack:
@@ -817,5 +879,6 @@ def _started_late(
         batches = iter(loader)
         first.extend(islice(batches, 1))
     while first:
-        yield first.popleft()  # by no name: it would be kept with it
+        # Without a variable, which would keep the batch alive while this is suspended.
+        yield first.popleft()
     yield from batches

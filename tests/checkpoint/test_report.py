@@ -268,7 +268,7 @@ def test_data_that_may_draw_during_a_pass_is_not_exact(make):
     assert feed.differences(feed.state_dict()) == []
     next(given)
     (difference,) = feed.differences(feed.state_dict())
-    assert "what they draw at random is drawn anew until this pass ends" in difference
+    assert "what they draw at random is drawn again until this pass ends" in difference
     feed.close()
 
 
@@ -278,7 +278,7 @@ def test_persistent_workers_in_any_order_are_not_exact_at_the_end_of_a_pass():
     assert feed.differences(feed.state_dict()) == []
     assert len(list(feed)) == 2
     (difference,) = feed.differences(feed.state_dict())
-    assert "in workers that stay is drawn anew" in difference
+    assert "in persistent workers is drawn again" in difference
 
 
 def test_workers_are_exact_at_the_end_of_a_pass(tmp_path):

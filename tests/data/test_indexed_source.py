@@ -7,7 +7,7 @@ from torch.utils.data import DistributedSampler
 from torch.utils.data import get_worker_info
 
 from ignite_hooks.data.indexed_source import IndexedLoader
-from ignite_hooks.data.indexed_source import _over
+from ignite_hooks.data.indexed_source import _loader_over
 from tests.reference import Epochs
 from tests.reference import given
 
@@ -185,7 +185,7 @@ def test_the_loader_of_the_rest_is_like_the_whole_one():
         "pin_memory": True,
     }
     loader = DataLoader(range(8), 2, multiprocessing_context="fork", **settings)
-    rest = _over(loader, iter([[2, 3]]), torch.Generator())
+    rest = _loader_over(loader, iter([[2, 3]]), torch.Generator())
     assert {name: getattr(rest, name) for name in settings} == settings
     assert rest.dataset is loader.dataset
     assert rest.multiprocessing_context.get_start_method() == "fork"

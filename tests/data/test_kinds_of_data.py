@@ -122,7 +122,7 @@ class Varying(Sampler):
         return BATCHES
 
 
-class OwnLoader(DataLoader):
+class CustomLoader(DataLoader):
     def __iter__(self):
         return (batch / 2 for batch in super().__iter__())
 
@@ -224,7 +224,7 @@ def batch_loss(model, batch):
 
 EXACT, SAME, OTHER = ("exact", True), ("approximate", True), ("approximate", False)
 AGAIN = "batches that were given are gone through again"
-MOVED = "an iterator cannot be moved: it goes on from where it is"
+MOVED = "an iterator cannot be moved: it continues from where it is"
 
 KINDS = [
     Kind("`DataLoader(shuffle=True)`", lambda: loader(Drawing())),
@@ -300,13 +300,13 @@ KINDS = [
     ),
     Kind(
         "a `DataLoader` of your own class, with its own `__iter__`",
-        lambda: OwnLoader(Still(), 2, shuffle=True),
+        lambda: CustomLoader(Still(), 2, shuffle=True),
         within=SAME,
         why=AGAIN,
     ),
     Kind(
         "… and the data set draws random numbers",
-        lambda: OwnLoader(Drawing(), 2, shuffle=True),
+        lambda: CustomLoader(Drawing(), 2, shuffle=True),
         within=OTHER,
         why=AGAIN,
     ),

@@ -18,7 +18,7 @@ from ignite_hooks import create_supervised_trainer
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.indexed_source import IndexedLoader
 from ignite_hooks.data.prepare import source_of
-from ignite_hooks.data.sources import OwnLoader
+from ignite_hooks.data.sources import CustomLoader
 from ignite_hooks.data.workers import ignored_by_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
@@ -167,7 +167,7 @@ def test_trainer_and_evaluator_see_what_the_loader_makes(accelerator):
         (lambda: DataLoader(Numbers()), IndexedLoader),
         (lambda: Named(Numbers()), IndexedLoader),
         (lambda: StatefulDataLoader(Numbers()), IndexedLoader),
-        (lambda: Halving(Numbers()), OwnLoader),
+        (lambda: Halving(Numbers()), CustomLoader),
     ],
 )
 def test_only_what_iterates_otherwise_is_left_as_it_is(accelerator, make, kind):
@@ -283,7 +283,7 @@ def test_workers_that_stay_in_a_loader_of_loaders_are_named(accelerator):
     assert feed.doubts() == []
     assert len(values(feed)) == 2
     (doubt,) = feed.doubts()
-    assert doubt.startswith("data.loaders.0 has workers that stay from pass to pass")
+    assert doubt.startswith("data.loaders.0 has persistent workers")
 
 
 class Asks(Dataset):

@@ -99,7 +99,7 @@ def test_settling_asks_for_the_length_anew():
     end = PassEnd(PlainIterable(data))
     data.append([2])
     assert end.length == 1
-    end.settle()
+    end.synchronize_length()
     assert end.length == 2
 
 

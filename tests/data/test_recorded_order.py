@@ -20,7 +20,7 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from ignite_hooks import DataFeed
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.data.recorded_order import packed
+from ignite_hooks.data.recorded_order import pack_elements
 from ignite_hooks.data.recorded_order import unpacked
 
 SIZE = 12  # samples of a pass
@@ -648,7 +648,7 @@ def test_batches_that_accelerate_leaves_out_are_named(split, rank):
     ],
 )
 def test_elements_are_saved_as_what_they_are(elements):
-    found = unpacked(carried(packed(elements)))
+    found = unpacked(carried(pack_elements(elements)))
     assert found == elements
     assert [type(each) for each in found] == [type(each) for each in elements]
     for one, other in zip(found, elements, strict=True):

@@ -15,12 +15,12 @@ from torch.utils.data import SubsetRandomSampler
 from torch.utils.data import WeightedRandomSampler
 
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.sample_order import batches_behind
-from ignite_hooks.data.sample_order import entered
-from ignite_hooks.data.sample_order import entered_at_sample
-from ignite_hooks.data.sample_order import gone_through
-from ignite_hooks.data.sample_order import samples_a_batch
-from ignite_hooks.data.sample_order import samples_of
+from ignite_hooks.data.sample_order import batches_after
+from ignite_hooks.data.sample_order import enter_at_sample
+from ignite_hooks.data.sample_order import enter_order
+from ignite_hooks.data.sample_order import replayed_sampler
+from ignite_hooks.data.sample_order import samples_per_batch
+from ignite_hooks.data.sample_order import samples_per_pass
 
 SIZE = 40
 
@@ -99,7 +99,7 @@ def test_an_order_is_entered_as_if_it_had_been_gone_through(name, has_generator)
     torch.manual_seed(0)
     for start in range(1, sum(1 for _ in SAMPLERS[name](None)) + 1):
         traces = []
-        for enter in (gone_through_by_torch, entered):
+        for enter in (gone_through_by_torch, enter_order):
             torch.manual_seed(5)
             generator = torch.Generator().manual_seed(7) if has_generator else None
             first, rest = enter(SAMPLERS[name](generator), start, min(start, 5))
@@ -113,7 +113,7 @@ def test_an_order_is_entered_as_if_it_had_been_gone_through(name, has_generator)
 def test_numbers_that_were_drawn_are_drawn_again_in_few_calls():
     start = 1_950_017
     orders = []
-    for enter in (gone_through_by_torch, entered):
+    for enter in (gone_through_by_torch, enter_order):
         sampler = RandomSampler(
             range(1000),
             replacement=True,
@@ -151,9 +151,9 @@ def test_the_batches_of_a_process_are_entered_with_those_that_fill_the_last(
         for start in range(1, len(whole) + 1):
             torch.manual_seed(5)
             order = batches_of_process(*options)
-            assert list(entered(order, start)[1]) == whole[start:]
-            behind = min(start * samples_a_batch(order), size)
-            assert batches_behind(order, behind) == len(whole) - start
+            assert list(enter_order(order, start)[1]) == whole[start:]
+            behind = min(start * samples_per_batch(order), size)
+            assert batches_after(order, behind) == len(whole) - start
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -164,9 +164,9 @@ def test_the_rest_of_a_pass_comes_in_batches_of_another_size(batch_size, drop_la
     for samples in range(1, SIZE):
         torch.manual_seed(5)
         order = BatchSampler(RandomSampler(range(SIZE)), batch_size, drop_last)
-        batches = list(entered_at_sample(order, samples))
+        batches = list(enter_at_sample(order, samples))
         assert batches == list(BatchSampler(numbers[samples:], batch_size, drop_last))
-        assert batches_behind(order, samples) == len(batches)
+        assert batches_after(order, samples) == len(batches)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 30])
@@ -178,9 +178,9 @@ def test_the_rest_of_a_pass_is_divided_over_processes_in_batches_of_another_size
         for rank in range(2):
             torch.manual_seed(5)
             order = batches_of_process(SIZE, 2, rank, False, True, False, batch_size)
-            batches = list(entered_at_sample(order, samples))
+            batches = list(enter_at_sample(order, samples))
             assert {len(batch) for batch in batches} == {batch_size}
-            lengths |= {len(batches), batches_behind(order, samples)}
+            lengths |= {len(batches), batches_after(order, samples)}
             given += chain.from_iterable(batches)
         assert set(given) >= set(numbers[samples:])
         assert len(lengths) == 1
@@ -192,25 +192,27 @@ def test_batches_of_another_class_have_no_place_in_samples():
 
     own = Own(range(9), 2, False)
     for order in (own, BatchSamplerShard(own, 2, 0), range(9), Countdown(None)):
-        assert samples_a_batch(order) is samples_of(order) is None
-    assert [*entered(own, 2)[1]] == [[4, 5], [6, 7], [8]]
-    assert [*entered(BatchSamplerShard(own, 2, 0), 1)[1]] == [[4, 5], [8, 0]]
+        assert samples_per_batch(order) is samples_per_pass(order) is None
+    assert [*enter_order(own, 2)[1]] == [[4, 5], [6, 7], [8]]
+    assert [*enter_order(BatchSamplerShard(own, 2, 0), 1)[1]] == [[4, 5], [8, 0]]
 
 
 def test_samples_are_counted_over_all_processes():
     options = {"size": 20, "rank": 1, "even": True, "drop_last": False}
     for processes, split, a_batch in ((1, False, 6), (2, False, 12), (2, True, 6)):
         order = batches_of_process(processes=processes, split=split, **options)
-        assert (samples_a_batch(order), samples_of(order)) == (a_batch, 20)
-    assert samples_of(BatchSampler(iter(range(9)), 2, False)) is None
+        assert (samples_per_batch(order), samples_per_pass(order)) == (a_batch, 20)
+    assert samples_per_pass(BatchSampler(iter(range(9)), 2, False)) is None
 
 
 def test_a_sampler_that_is_gone_through_is_told():
     own = Countdown(None)
     for order in (own, BatchSampler(own, 2, False), BatchSamplerShard(BatchSampler(own, 2, False))):
-        assert gone_through(order) is own
+        assert replayed_sampler(order) is own
     for name, make in SAMPLERS.items():
-        assert (gone_through(BatchSampler(make(None), 2, False)) is None) == ("user" not in name)
+        assert (replayed_sampler(BatchSampler(make(None), 2, False)) is None) == (
+            "user" not in name
+        )
 
 
 class Buffered(Countdown):
@@ -226,7 +228,7 @@ def test_a_sampler_that_draws_from_a_global_generator_as_it_goes_is_told():
     with pytest.warns(
         UserWarning, match="Buffered draws from the global random generators while it is iter"
     ):
-        entered(BatchSampler(Buffered(None), 4, False), 3)
+        enter_order(BatchSampler(Buffered(None), 4, False), 3)
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1)])
@@ -246,6 +248,6 @@ class AtOnce(Countdown):
 
 def test_a_sampler_that_draws_its_order_at_once_is_not_told_of():
     torch.manual_seed(5)
-    _, rest = entered(AtOnce(None), 7)
+    _, rest = enter_order(AtOnce(None), 7)
     torch.manual_seed(5)
     assert [*rest] == [*AtOnce(None)][7:]

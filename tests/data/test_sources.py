@@ -12,8 +12,8 @@ from torch.utils.data import RandomSampler
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import data_parts
+from ignite_hooks.data.sources import dataset_and_samplers
 from ignite_hooks.data.sources import order_parts
-from ignite_hooks.data.sources import parts_of
 from tests.reference import Epochs
 from tests.reference import given
 
@@ -35,7 +35,7 @@ def test_data_set_and_nested_samplers_are_parts_each_once():
     random = RandomSampler(data)
     halved = Halved(random)
     batches = BatchSampler(halved, 2, drop_last=False)
-    parts = parts_of(DataLoader(data, batch_sampler=batches))
+    parts = dataset_and_samplers(DataLoader(data, batch_sampler=batches))
     assert parts[0] is data
     for part in (batches, halved, random):
         assert sum(part is each for each in parts) == 1
@@ -105,7 +105,7 @@ class TestPlainIterable:
 class TestAdaptedLoader:
     def test_prepared_stream_ends_itself_with_uncertain_length(self, accelerator):
         source = AdaptedLoader(accelerator.prepare(DataLoader(Stream(), batch_size=2)))
-        assert source.ends_itself
+        assert source.knows_its_end
         assert source.length is None
 
     def test_the_length_of_dispatched_samples_is_certain(self):

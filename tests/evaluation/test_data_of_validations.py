@@ -309,7 +309,7 @@ NAMED = {
     "left early, draws, workers that stay": (
         on(lambda: with_workers(Drawing()), max_batches=1),
         ("approximate", False),
-        "val_: what the data set draws at random in workers that stay is drawn anew",
+        "val_: what the data set draws at random in persistent workers is drawn again",
     ),
     "left early, batches that go on": (
         on(Endless, max_batches=2),
