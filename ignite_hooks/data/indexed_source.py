@@ -100,11 +100,12 @@ class IndexedLoader(TorchLoader):
             known = self._known_samples
             if known is None or known[0].data_pass != self._data_pass:
                 return self._full_pass_length
-            behind = self.batches_after(known[1])
-            return None if behind is None else known[0].batches + behind
+            remaining = self.batches_after(known[1])
+            return None if remaining is None else known[0].batches + remaining
 
     @property
     def _full_pass_length(self) -> int | None:
+        """The number of index batches in a pass that begins with its first batch."""
         is_known = samples_per_pass(self._order) is not None
         return batches_after(self._order, 0) if is_known else self.promised_length
 
@@ -114,6 +115,8 @@ class IndexedLoader(TorchLoader):
         order = self._order
         if type(order) is not BatchSamplerShard or samples_per_pass(order) is None:
             return False
+        # A single batch that is split may have fewer samples than there are ranks; of two batches,
+        # the first is full.
         needed = 2 if order.split_batches else order.num_processes
         return len(order.batch_sampler) >= needed
 
@@ -160,7 +163,7 @@ class IndexedLoader(TorchLoader):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the base class, and the random state behind the samplers' order.
+        """Returns the state of the base class, and the random state remaining the samplers' order.
 
         The seeds of Accelerate's seedable samplers are included, because such a sampler takes the
         seed that torch had when the loader was prepared.
@@ -183,16 +186,16 @@ class IndexedLoader(TorchLoader):
     def facts(self) -> dict[str, int | str | None]:
         """Returns the facts of the base class, the samples of a pass and the class of the order."""
         with self._even_batches_applied():
-            of_samples = {
+            sample_facts = {
                 "samples a pass": samples_per_pass(self._order),
                 "order": order_name(self._order),
             }
-            return {**super().facts(), **of_samples}
+            return {**super().facts(), **sample_facts}
 
     def samples_before(self, position: FeedPosition) -> int | None:
         """Returns how many samples of the pass come before a position; None if not certain."""
-        a_batch = samples_per_batch(self._order)
-        if a_batch is None:
+        per_batch = samples_per_batch(self._order)
+        if per_batch is None:
             return None
         known, samples = FeedPosition(position.data_pass, 0), 0
         if (
@@ -200,7 +203,7 @@ class IndexedLoader(TorchLoader):
             and self._known_samples[0].data_pass == position.data_pass
         ):
             known, samples = self._known_samples
-        return samples + (position.batches - known.batches) * a_batch
+        return samples + (position.batches - known.batches) * per_batch
 
     @property
     def replayed_sampler(self) -> Any:
@@ -352,11 +355,12 @@ class IndexedLoader(TorchLoader):
         Batches that Accelerate skips, and torchdata's own workers, are not tracked.
         """
         base = self.base
-        is_followed = base.num_workers > 0 and base.in_order
-        return is_followed and not self._is_torchdata and not self._skipped_batches
+        is_in_known_order = base.num_workers > 0 and base.in_order
+        return is_in_known_order and not self._is_torchdata and not self._skipped_batches
 
     @property
     def _is_torchdata(self) -> bool:
+        """Returns whether the loader has a state, as torchdata's loaders do."""
         return hasattr(self.base, "load_state_dict")
 
     def _open_iterator(self) -> Iterator[Any]:
@@ -372,6 +376,7 @@ class IndexedLoader(TorchLoader):
                 return super()._open_iterator()
         _, states = self._worker_states.at(self._data_pass, 0) or (0, [None] * base.num_workers)
         if found is not None:
+            # Persistent workers continue from the states in which they ended the last pass.
             states = self._worker_states.after(self._data_pass - 1)
         with self._recording_pass(self._data_pass), self._worker_states.starting(base, states):
             batches = super()._open_iterator()
@@ -397,6 +402,7 @@ class IndexedLoader(TorchLoader):
         if self._recorded_order is None:
             return base
         if base.persistent_workers and base._iterator is not None:
+            # The running workers are kept; only the order that they load from is replaced.
             keep_workers(base._iterator, base, self._order_to_draw)
             return base
         stays, generator = base.persistent_workers, base.generator
@@ -414,8 +420,8 @@ class IndexedLoader(TorchLoader):
 
     def _seed_generator_of(self, begun: RandomState) -> torch.Generator:
         """Returns a copy of the generator that seeds workers, as it was when a pass began."""
-        seeds, of_loader = torch.Generator(), self.base.generator
-        found = [state for each, state in begun.generators.values() if each is of_loader]
+        seeds, loader_generator = torch.Generator(), self.base.generator
+        found = [state for each, state in begun.generators.values() if each is loader_generator]
         seeds.set_state(found[0] if found else begun.cpu)
         return seeds
 
@@ -425,14 +431,16 @@ class IndexedLoader(TorchLoader):
         New workers start with a batch of worker 0, so up to ``num_workers - 1`` batches before
         ``skip`` are loaded again. A state is None if it is unknown.
         """
-        followed = self._worker_states.at(data_pass, skip) if self._can_track_workers else None
-        return followed or (skip, [None] * self.base.num_workers)
+        known = self._worker_states.at(data_pass, skip) if self._can_track_workers else None
+        return known or (skip, [None] * self.base.num_workers)
 
     def _open_iterator_at(self, data_pass: int, skip: int) -> Iterator[Any]:
         # Copied before the order is drawn, so that workers get the seeds that they had when the
         # pass began.
-        seeds, of_loader = torch.Generator(), self.base.generator
-        seeds.set_state((torch.default_generator if of_loader is None else of_loader).get_state())
+        seeds, loader_generator = torch.Generator(), self.base.generator
+        seeds.set_state(
+            (torch.default_generator if loader_generator is None else loader_generator).get_state()
+        )
         first, states = self._worker_start(data_pass, skip)
         batches = self._load_batches(
             self._draw_rest(data_pass, first), seeds, data_pass, first, states
@@ -476,14 +484,15 @@ class IndexedLoader(TorchLoader):
             return self._index_batches_after(data_pass, skip)
 
     def _index_batches_after(self, data_pass: int, skip: int) -> Iterator[Any]:
+        """Returns the index batches after a position, while the sampler is recorded."""
         base, order = self.base, self._order_to_draw
-        is_others = replayed_sampler(self._order) is self._order
+        is_custom = replayed_sampler(self._order) is self._order
         # A sampler of another class may draw in __iter__, which torch calls before it draws the
         # seed for workers.
-        whole = iter(order) if is_others else order
+        whole = iter(order) if is_custom else order
         if self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
-        if is_others and base.num_workers:
+        if is_custom and base.num_workers:
             whole = iter(order)  # torch calls __iter__ twice for workers, and it may draw each time
         samples = self.samples_before(FeedPosition(data_pass, skip))
         if samples is None:
@@ -508,10 +517,10 @@ class IndexedLoader(TorchLoader):
         """Returns the doubts of the base class, and those about the sampler and the workers."""
         is_over = self._worker_states.is_over and not self._has_running_workers
         order = self._watched_order if self._recorded_order is None else self._recorded_order
-        of_order = [] if order is None else order.doubts()
+        order_doubts = [] if order is None else order.doubts()
         return [
             *super().doubts(),
-            *of_order,
+            *order_doubts,
             *self._seed_doubts(),
             *(() if is_over else self._worker_states.doubts),
         ]
@@ -543,9 +552,11 @@ class IndexedLoader(TorchLoader):
 
     def _order_generators(self) -> list[RandomGenerator]:
         """Returns the generators that only the order is drawn from, and no sample."""
-        of_data = self._search_data(data_parts(self.base)).named.values()
-        of_order = self._search_order(order_parts(self.base)).named.values()
-        return [each for each in of_order if all(each is not other for other in of_data)]
+        data_generators = self._search_data(data_parts(self.base)).named.values()
+        order_generators = self._search_order(order_parts(self.base)).named.values()
+        return [
+            each for each in order_generators if all(each is not other for other in data_generators)
+        ]
 
     @contextmanager
     def _even_batches_applied(self) -> Iterator[None]:

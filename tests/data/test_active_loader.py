@@ -20,8 +20,8 @@ def loader(accelerator):
     return accelerator.prepare(DataLoader(range(7), batch_size=1))
 
 
-def windows(accelerator, loader, nested=None):
-    """Which of the batches of two plain passes synchronize; ``nested`` runs after each."""
+def synchronizing_batches(accelerator, loader, nested=None):
+    """Returns for each batch of two passes whether it synchronizes; ``nested`` runs after each."""
     synced = []
     for _ in range(2):
         for batch in loader:
@@ -39,8 +39,8 @@ def abandon(batches, kept):
 
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("broken_off", [True, False])
-def test_iteration_while_set_aside_changes_no_window(same, broken_off, accelerator, loader):
-    plain = windows(accelerator, loader)
+def test_nested_iteration_in_set_aside_changes_no_window(same, broken_off, accelerator, loader):
+    plain = synchronizing_batches(accelerator, loader)
     assert plain == [0, 0, 1, 0, 0, 1, 1] * 2
     other = loader if same else accelerator.prepare(DataLoader(range(3), batch_size=1))
     kept = []
@@ -54,13 +54,13 @@ def test_iteration_while_set_aside_changes_no_window(same, broken_off, accelerat
                 list(other)
         assert GradientState().active_dataloader is loader
 
-    assert windows(accelerator, loader, nested) == plain
+    assert synchronizing_batches(accelerator, loader, nested) == plain
     with set_aside(loader):
         kept.clear()
 
 
 @pytest.mark.parametrize("at_the_end", [True, False])
-def test_the_flags_of_a_loader_set_aside_come_back_after_a_failure(at_the_end, accelerator, loader):
+def test_flags_are_restored_after_a_failure_in_set_aside(at_the_end, accelerator, loader):
     state = GradientState()
     for batch in loader:
         if int(batch) != 6 and at_the_end:
@@ -81,7 +81,7 @@ def test_the_flags_of_a_loader_set_aside_come_back_after_a_failure(at_the_end, a
 
 
 @pytest.mark.parametrize("data", [None, [1], "a list has no flags"])
-def test_data_of_any_kind_can_be_set_aside(data, accelerator, loader):
+def test_any_data_can_be_set_aside(data, accelerator, loader):
     loader.begin()
     with set_aside(data):
         assert not GradientState().in_dataloader
@@ -89,7 +89,7 @@ def test_data_of_any_kind_can_be_set_aside(data, accelerator, loader):
     loader.end()
 
 
-def test_a_loader_is_no_longer_active_when_the_body_is_left(accelerator, loader):
+def test_loader_is_inactive_after_the_body(accelerator, loader):
     with activated(loader):
         loader.begin()
         assert GradientState().active_dataloader is loader
@@ -100,7 +100,7 @@ def test_a_loader_is_no_longer_active_when_the_body_is_left(accelerator, loader)
     assert GradientState().dataloader_references == [None]
 
 
-def test_nested_iteration_of_a_loader_restores_the_outer_one(accelerator, loader):
+def test_nested_iteration_restores_the_outer_one(accelerator, loader):
     with activated(loader):
         loader.begin()
         loader.end_of_dataloader, loader.remainder = True, 3
@@ -113,7 +113,7 @@ def test_nested_iteration_of_a_loader_restores_the_outer_one(accelerator, loader
     assert GradientState().dataloader_references == [None]
 
 
-def test_leaving_an_inner_loader_keeps_the_outer_one(accelerator, loader):
+def test_outer_loader_stays_active_after_an_inner_one(accelerator, loader):
     other = accelerator.prepare(DataLoader(range(3)))
     with activated(loader):
         loader.begin()
@@ -122,7 +122,7 @@ def test_leaving_an_inner_loader_keeps_the_outer_one(accelerator, loader):
         assert GradientState().active_dataloader is loader
 
 
-def test_persistent_workers_serve_training_alone():
+def test_nested_iteration_leaves_persistent_workers_alone():
     accelerator = Accelerator(cpu=True)
     loader = DataLoader(range(8), batch_size=2, num_workers=1, persistent_workers=True)
     loader = accelerator.prepare(loader)

@@ -4,7 +4,7 @@ import torch
 from ignite_hooks.data.batch import unpack
 
 
-def test_unpack_gives_a_pair_and_leaves_its_content_alone():
+def test_unpack_returns_a_pair_unchanged():
     x, y = {"ids": torch.ones(2)}, [torch.zeros(2)]
     assert unpack((x, y))[0] is x
     assert unpack([x, y], device=torch.device("cpu"), non_blocking=True)[1] is y
@@ -26,7 +26,7 @@ def test_unpack_moves_a_pair_to_the_device():
         (5, "int"),
     ],
 )
-def test_unpack_says_what_a_batch_was_that_is_no_pair(batch, described):
+def test_unpack_describes_a_batch_that_is_not_a_pair(batch, described):
     with pytest.raises(ValueError, match="a batch must be a pair") as raised:
         unpack(batch)
     message = str(raised.value)

@@ -66,11 +66,11 @@ def by_batches():
         (lambda: iter(DATA), 1, None),
     ],
 )
-def test_samples_of_one_batch_over_all_processes(loader, processes, size):
+def test_global_batch_size_by_loader_and_processes(loader, processes, size):
     assert global_batch_size(loader(), processes) == size
 
 
-def test_size_is_what_the_processes_are_given():
+def test_global_batch_size_is_the_sum_over_all_ranks():
     for options in ({}, {"split_batches": True}):
         for data in (DATA, Stream()):
             given = 0

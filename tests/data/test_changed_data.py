@@ -45,7 +45,7 @@ ORDERS = {
     "shuffled": lambda batch_size, **options: DataLoader(
         numbers(), batch_size, shuffle=True, **options
     ),
-    "by a generator of its own": lambda batch_size, **options: DataLoader(
+    "shuffled by its own generator": lambda batch_size, **options: DataLoader(
         numbers(), batch_size, shuffle=True, generator=generator(), **options
     ),
     "with replacement": with_replacement,
@@ -88,8 +88,8 @@ def sizes(seen):
 
 @pytest.mark.parametrize("seedable", [False, True])
 @pytest.mark.parametrize("name", ORDERS)
-def test_the_rest_of_a_pass_comes_in_its_order_in_batches_of_another_size(name, seedable, tmp_path):
-    """And of it, after a second change of the size, the rest; each sample once in each epoch."""
+def test_changed_batch_size_keeps_the_order_of_the_samples(name, seedable, tmp_path):
+    """The batch size changes twice in a pass; each sample is given once per epoch."""
     make = ORDERS[name]
     whole = trainer_of(make(4), seedable=seedable)
     whole.run(max_epochs=3)
@@ -111,16 +111,16 @@ def test_the_rest_of_a_pass_comes_in_its_order_in_batches_of_another_size(name, 
     assert sizes(last.seen)[2] == [7] * (rest // 7) + ([rest % 7] if rest % 7 else [])
 
 
-def saved_in_the_second_pass(data, folder, **options):
-    """After two batches of it."""
+def save_in_second_pass(data, folder, **options):
+    """Saves a checkpoint after two batches of the second pass."""
     trainer = trainer_of(data, checkpoint=SaveCheckpoint(folder), **options)
     trainer.run(max_epochs=1)
     trainer.run(max_steps=trainer.state.optimizer_step + 2)
     return trainer
 
 
-def test_the_state_shows_how_long_the_epochs_are(tmp_path):
-    saved_in_the_second_pass(DataLoader(numbers(), 4, shuffle=True), tmp_path)
+def test_state_shows_the_epoch_length_after_the_change(tmp_path):
+    save_in_second_pass(DataLoader(numbers(), 4, shuffle=True), tmp_path)
     trainer = trainer_of(DataLoader(numbers(), 8, shuffle=True), resume_from=tmp_path)
     shown = []
     trainer.add_event_handler(
@@ -132,7 +132,7 @@ def test_the_state_shows_how_long_the_epochs_are(tmp_path):
     assert (trainer.state.epoch, trainer.state.iteration) == (3, 6 + 4 + 3)
 
 
-def test_the_last_window_of_a_changed_pass_ends_with_it(tmp_path):
+def test_last_window_ends_with_the_changed_pass(tmp_path):
     options = {"accumulation": 2}
     data = DataLoader(numbers(), 3)
     trainer = trainer_of(data, checkpoint=SaveCheckpoint(tmp_path), **options)
@@ -145,11 +145,11 @@ def test_the_last_window_of_a_changed_pass_ends_with_it(tmp_path):
     assert trainer.state.optimizer_step == 1 + 3
 
 
-def test_a_last_batch_that_is_dropped_no_more_is_given(tmp_path):
+def test_last_batch_is_given_when_drop_last_is_turned_off(tmp_path):
     def make(drop_last):
         return DataLoader(numbers(), 5, drop_last=drop_last)
 
-    saved_in_the_second_pass(make(True), tmp_path)
+    save_in_second_pass(make(True), tmp_path)
     trainer = trainer_of(make(False), resume_from=tmp_path)
     part = trainer.resume_report.parts["data"]
     assert str(part) == (
@@ -161,7 +161,7 @@ def test_a_last_batch_that_is_dropped_no_more_is_given(tmp_path):
     assert sizes(trainer.seen) == {2: [5, 5, 4], 3: [5, 5, 5, 5, 4]}
 
 
-def test_at_the_start_of_an_epoch_another_size_of_batches_is_told_with_its_steps(tmp_path):
+def test_changed_batch_size_is_reported_with_steps_per_pass(tmp_path):
     trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
     trainer = trainer_of(DataLoader(numbers(), 8), resume_from=tmp_path)
     assert str(trainer.resume_report.parts["data"]) == (
@@ -172,8 +172,8 @@ def test_at_the_start_of_an_epoch_another_size_of_batches_is_told_with_its_steps
     assert sizes(trainer.seen) == {2: [8, 8, 8]}
 
 
-class Own(BatchSampler):
-    """Its batches are its own business."""
+class CustomBatches(BatchSampler):
+    """A batch sampler of a user's class, whose batches may have any size."""
 
 
 class Stream(IterableDataset):
@@ -181,8 +181,10 @@ class Stream(IterableDataset):
         return iter(torch.arange(float(SIZE))[:, None])
 
 
-def of_own_batches(batch_size):
-    return DataLoader(numbers(), batch_sampler=Own(SequentialSampler(numbers()), batch_size, False))
+def loader_of_custom_batches(batch_size):
+    return DataLoader(
+        numbers(), batch_sampler=CustomBatches(SequentialSampler(numbers()), batch_size, False)
+    )
 
 
 OTHER_DATA = {
@@ -199,8 +201,8 @@ OTHER_DATA = {
         6,
     ),
     "batches of a user's sampler": (
-        of_own_batches(4),
-        of_own_batches(8),
+        loader_of_custom_batches(4),
+        loader_of_custom_batches(8),
         "4 samples a batch then, 8 now",
         3,
     ),
@@ -246,7 +248,7 @@ def trainer_by_batch(data, **options):
 
 
 @pytest.mark.parametrize("name", OTHER_DATA)
-def test_the_epoch_starts_again_where_the_position_is_void(name, tmp_path):
+def test_epoch_starts_again_if_the_position_is_invalid(name, tmp_path):
     then, now, told, length = OTHER_DATA[name]
     trainer = trainer_by_batch(then, checkpoint=SaveCheckpoint(tmp_path))
     trainer.run(max_epochs=1)
@@ -271,7 +273,7 @@ def test_the_epoch_starts_again_where_the_position_is_void(name, tmp_path):
     assert trainer.state.optimizer_step == done + 2 * length
 
 
-def test_other_data_at_the_start_of_an_epoch_are_nothing_to_speak_of(tmp_path):
+def test_changed_data_at_an_epoch_start_resumes_exactly(tmp_path):
     trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
     trainer = trainer_of(DataLoader(numbers(32), 4), resume_from=tmp_path)
     assert str(trainer.resume_report.parts["data"]) == "exact"
@@ -279,7 +281,7 @@ def test_other_data_at_the_start_of_an_epoch_are_nothing_to_speak_of(tmp_path):
     assert sizes(trainer.seen) == {2: [4] * 8}
 
 
-def test_a_fixed_epoch_goes_on_with_the_next_pass_of_other_data(tmp_path):
+def test_fixed_epoch_continues_with_the_next_pass_of_changed_data(tmp_path):
     trainer = trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path))
     trainer.run(max_steps=4, epoch_length=5)
     trainer = trainer_of(DataLoader(numbers(16), 4), resume_from=tmp_path)
@@ -288,7 +290,7 @@ def test_a_fixed_epoch_goes_on_with_the_next_pass_of_other_data(tmp_path):
 
 
 class Counted:
-    """Endless batches, or some, of no known length, which count how often they were asked for."""
+    """Batches without a known length, endless by default, that count how many were given."""
 
     def __init__(self, batches=10**9):
         self.batches, self.given = batches, 0
@@ -299,8 +301,8 @@ class Counted:
             yield torch.full((2, 1), float(number))
 
 
-class Placed(Counted):
-    """The same, and it goes on at its place."""
+class StatefulCounted(Counted):
+    """Counted batches whose state holds the position."""
 
     def __iter__(self):
         while self.given < self.batches:
@@ -320,14 +322,14 @@ def resumed_after(steps, data, now, folder, **options):
     return trainer_by_batch(now, resume_from=ResumeCheckpoint(folder, **options))
 
 
-def test_endless_data_without_a_state_go_on_with_new_samples_if_asked(tmp_path):
+def test_endless_data_starts_a_new_pass_without_replay(tmp_path):
     data = Counted()
     trainer = resumed_after(7, Counted(), data, tmp_path, replay=False)
     part = trainer.resume_report.parts["data"]
     assert part.level == "changed"
     assert part.reason.startswith("replay=False: the current pass is dropped after 7 batches")
     trainer.run(max_steps=9)
-    assert data.given == 3  # with the one that is looked ahead
+    assert data.given == 3  # including the one that is fetched ahead
     assert (trainer.state.epoch, trainer.state.iteration) == (1, 9)
 
     data = Counted()
@@ -335,7 +337,7 @@ def test_endless_data_without_a_state_go_on_with_new_samples_if_asked(tmp_path):
     assert data.given == 10
 
 
-def test_the_epoch_of_a_pass_without_replay_starts_again(tmp_path):
+def test_epoch_starts_again_without_replay(tmp_path):
     trainer = resumed_after(7, Counted(5), Counted(5), tmp_path, replay=False)
     trainer.run(max_epochs=2)
     assert trainer.seen == [(2, 7), *((2, number) for number in range(8, 13))]
@@ -343,24 +345,23 @@ def test_the_epoch_of_a_pass_without_replay_starts_again(tmp_path):
 
 @pytest.mark.parametrize(
     "make",
-    [Placed, lambda: DataLoader(numbers(), 2), lambda: [torch.ones(2, 1)] * 9],
+    [StatefulCounted, lambda: DataLoader(numbers(), 2), lambda: [torch.ones(2, 1)] * 9],
     ids=["with a state", "with a sampler", "a list"],
 )
-def test_what_need_not_be_replayed_goes_on_at_its_place(make, tmp_path):
+def test_data_that_needs_no_replay_resumes_at_its_position(make, tmp_path):
     trainer = resumed_after(7, make(), make(), tmp_path, replay=False)
     assert str(trainer.resume_report.parts["data"]) == "exact"
     trainer.run(max_steps=9)
     assert (trainer.state.epoch, trainer.state.iteration) == (1, 9)
 
 
-def test_between_two_passes_there_is_nothing_to_replay(tmp_path):
+def test_replay_is_not_mentioned_between_two_passes(tmp_path):
     trainer = resumed_after(5, Counted(5), Counted(5), tmp_path, replay=False)
     assert "replay" not in trainer.resume_report.parts["data"].reason
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_state_without_samples_and_workers_counts_batches(workers):
-    """As those of former versions are."""
+def test_state_of_a_former_version_counts_batches(workers):
     feed = DataFeed(DataLoader(numbers(), 4, num_workers=workers))
     batches = iter(feed)
     before = [next(batches)[0].flatten().tolist() for _ in range(2)]
@@ -377,7 +378,7 @@ def test_a_state_without_samples_and_workers_counts_batches(workers):
     assert [*chain(*before, *rest)] == [*range(SIZE)]
 
 
-def test_a_rest_that_makes_no_batch_completes_the_epoch(tmp_path):
+def test_epoch_completes_if_too_few_samples_are_left(tmp_path):
     trainer_of(DataLoader(numbers(), 5), checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=4)
     trainer = trainer_of(DataLoader(numbers(), 6, drop_last=True), resume_from=tmp_path)
     completed = []
@@ -392,7 +393,7 @@ def test_a_rest_that_makes_no_batch_completes_the_epoch(tmp_path):
     assert sizes(trainer.seen) == {2: [6] * 4}
 
 
-def test_another_order_of_the_samples_starts_the_epoch_again(tmp_path):
+def test_changed_order_starts_the_epoch_again(tmp_path):
     trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=2)
     trainer = trainer_of(DataLoader(numbers(), 4, shuffle=True), resume_from=tmp_path)
     told = "SequentialSampler then, RandomSampler now: the current pass is dropped after 2 batches"
@@ -401,7 +402,7 @@ def test_another_order_of_the_samples_starts_the_epoch_again(tmp_path):
     assert sorted(samples(trainer.seen)[1]) == [*range(SIZE)]
 
 
-def test_another_order_of_the_samples_is_told_between_two_passes(tmp_path):
+def test_changed_order_is_reported_between_two_passes(tmp_path):
     trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
     trainer = trainer_of(with_replacement(4), resume_from=tmp_path)
     told = (
@@ -411,7 +412,7 @@ def test_another_order_of_the_samples_is_told_between_two_passes(tmp_path):
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_in_any_order_are_told(persistent, tmp_path):
+def test_workers_without_a_fixed_order_are_reported(persistent, tmp_path):
     def make():
         options = {"num_workers": 2, "persistent_workers": persistent}
         return DataLoader(numbers(), 4, in_order=False, **options)

@@ -27,16 +27,16 @@ LOADERS = [
 ]
 
 
-def dispatching(**options):
+def dispatching_accelerator(**options):
     config = DataLoaderConfiguration(dispatch_batches=True, **options)
     return Accelerator(cpu=True, dataloader_config=config)
 
 
 @pytest.mark.parametrize("stateful", [False, True])
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_resumed_stream_is_not_read_again(name, stateful):
+def test_resumed_stream_is_not_read_again(name, stateful):
     kind, wrap = KINDS[name]
-    accelerator = dispatching(use_stateful_dataloader=stateful)
+    accelerator = dispatching_accelerator(use_stateful_dataloader=stateful)
     per_pass = len([*DataFeed(wrap(kind()), accelerator)])
     for given, data, differences in resumes(kind, wrap, accelerator, 2 * per_pass):
         assert differences == []
@@ -44,19 +44,19 @@ def test_a_resumed_stream_is_not_read_again(name, stateful):
 
 
 @pytest.mark.parametrize("name", WORKERS)
-def test_workers_of_the_stream_go_on(name):
+def test_workers_of_the_stream_continue(name):
     kind, wrap = WORKERS[name]
-    accelerator = dispatching()
+    accelerator = dispatching_accelerator()
     per_pass = len([*DataFeed(wrap(kind()), accelerator)])
     for _, _, differences in resumes(kind, wrap, accelerator, 2 * per_pass):
         assert differences == []
 
 
-def test_a_stream_goes_on_with_another_batch_size():
+def test_stream_resumes_with_another_batch_size():
     def feed(size):
         return DataFeed(DataLoader(Samples(), size), accelerator)
 
-    accelerator = dispatching()
+    accelerator = dispatching_accelerator()
     first, other = feed(2), feed(1)
     batches = iter(first)
     next(batches)
@@ -79,7 +79,7 @@ class Longer(Samples):
         self.index = 0
 
 
-def test_a_broken_window_is_not_read_from_the_start():
+def test_rollback_of_a_window_does_not_replay_the_stream():
     config = DataLoaderConfiguration(dispatch_batches=True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4, dataloader_config=config)
     whole = [*DataFeed(DataLoader(Longer(), 1), accelerator)]
@@ -93,22 +93,22 @@ def test_a_broken_window_is_not_read_from_the_start():
 
 
 class Wrapping(Samples):
-    """Holds what is told the pass, and is not told itself."""
+    """A stream without ``set_epoch``, which contains an object that has one."""
 
     def __init__(self):
         super().__init__()
-        self.told = Told()
+        self.told = EpochRecorder()
 
 
-class Told:
+class EpochRecorder:
     epoch = None
 
     def set_epoch(self, epoch):
         self.epoch = epoch
 
 
-def test_what_is_within_the_stream_is_told_the_pass():
+def test_set_epoch_reaches_objects_inside_the_stream():
     data = Wrapping()
-    feed = DataFeed(DataLoader(data, 2), dispatching())
+    feed = DataFeed(DataLoader(data, 2), dispatching_accelerator())
     for data_pass in range(3):
         assert {data.told.epoch for _ in feed} == {data_pass}

@@ -30,7 +30,7 @@ from tests.reference import seed
 
 
 class Counted(Dataset):
-    """Gives the index, and counts what it is asked for."""
+    """A data set of its indices, which records the indices that are loaded."""
 
     def __init__(self, size=10):
         self.size = size
@@ -62,7 +62,7 @@ class Promising(Stream):
 
 
 class Unsized:
-    """Can be iterated again and again, and does not say how long it is."""
+    """An iterable without a length, which can be iterated again."""
 
     def __init__(self, *batches):
         self.batches = batches
@@ -72,7 +72,7 @@ class Unsized:
 
 
 class Batches:
-    """A batch sampler that says what it is told to say about its length."""
+    """A batch sampler with any length, right or wrong."""
 
     def __init__(self, batches, length):
         self.batches, self.length = batches, length
@@ -129,7 +129,7 @@ def one_pass(feed):
 
 
 def take(feed, count):
-    """Gives ``count`` batches and leaves."""
+    """Returns ``count`` batches, and leaves the pass."""
     batches = iter(feed)
     taken = [listed(next(batches)) for _ in range(count)]
     feed.close()
@@ -145,7 +145,7 @@ def same_tensors(these, those):
 
 
 def shuffled(size=10, *, prepare=None, **settings):
-    """A shuffled loader of batches of 3, the last one shorter, and its data set."""
+    """Returns a shuffled loader of batches of 3, the last one shorter, and its data set."""
     data_set = Counted(size)
     loader = DataLoader(data_set, **{"batch_size": 3, "shuffle": True, **settings})
     return data_set, prepare.prepare(loader) if prepare is not None else loader
@@ -207,21 +207,21 @@ class TestPasses:
             assert GradientState().dataloader_references == [None]
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_without_an_accelerator_data_is_used_as_it_is(self, kind):
+    def test_data_is_unchanged_without_an_accelerator(self, kind):
         data = KINDS[kind]()
         feed = DataFeed(data)
         assert feed.loader is data
         assert [one_pass(feed), one_pass(feed)] == [[[1], [2], [3]]] * 2
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_the_last_batch_of_a_pass_is_known_as_the_last(self, kind, accelerator):
+    def test_last_batch_is_marked_when_it_is_given(self, kind, accelerator):
         feed = DataFeed(KINDS[kind](), accelerator)
         for _ in range(2):
             assert [feed.is_last for _ in feed] == [False, False, True]
             assert not feed.is_last
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_pass_left_half_way_is_gone_on_with(self, kind, accelerator):
+    def test_pass_left_half_way_is_continued(self, kind, accelerator):
         feed = DataFeed(KINDS[kind](), accelerator)
         assert take(feed, 2) == [[1], [2]]
         assert feed.position == (0, 2)
@@ -231,7 +231,7 @@ class TestPasses:
         assert feed.at_start
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_pass_left_after_its_last_batch_is_over(self, kind, accelerator):
+    def test_pass_left_after_its_last_batch_is_over(self, kind, accelerator):
         feed = DataFeed(KINDS[kind](), accelerator)
         take(feed, 3)
         assert feed.position == (0, 3)
@@ -251,7 +251,7 @@ class TestPasses:
         assert GradientState().dataloader_references == [None]
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_iterating_anew_abandons_the_pass_that_is_being_given(self, kind, accelerator):
+    def test_iterating_again_abandons_the_current_pass(self, kind, accelerator):
         feed = DataFeed(KINDS[kind](), accelerator)
         abandoned = iter(feed)
         next(abandoned)
@@ -260,14 +260,14 @@ class TestPasses:
         assert next(abandoned, None) is None
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_pass_whose_iterator_was_dropped_is_gone_on_with(self, kind, accelerator):
+    def test_pass_of_a_dropped_iterator_is_continued(self, kind, accelerator):
         feed = DataFeed(KINDS[kind](), accelerator)
         next(iter(feed))
         assert GradientState().dataloader_references == [None]
         assert one_pass(feed) == [[2], [3]]
 
     @pytest.mark.parametrize("batch_size", [None, 2])
-    def test_a_stream_may_hold_things_that_are_no_tensors(self, batch_size, accelerator):
+    def test_stream_may_yield_non_tensors(self, batch_size, accelerator):
         expected = list(DataLoader(Words(), batch_size=batch_size))
         feed = DataFeed(DataLoader(Words(), batch_size=batch_size), accelerator)
         assert list(feed) == expected
@@ -288,7 +288,7 @@ class TestPasses:
         feed.next_pass()
         assert feed.position == (0, 0)
 
-    def test_closing_twice_is_closing_once(self, accelerator):
+    def test_close_is_idempotent(self, accelerator):
         feed = DataFeed(shuffled(prepare=accelerator)[1], accelerator)
         feed.close()
         batches = iter(feed)
@@ -305,7 +305,7 @@ class TestPasses:
         assert DataFeed(loader, seedable).position == (1, 0)
         assert one_pass(DataFeed(loader, seedable)) == [batch.tolist() for batch in same]
 
-    def test_whoever_iterates_the_loader_next_has_the_next_pass(self, seedable):
+    def test_direct_iteration_afterwards_gets_the_next_epoch(self, seedable):
         _, plain = shuffled(prepare=seedable)
         expected = [[batch.tolist() for batch in plain] for _ in range(3)]
         _, loader = shuffled(prepare=seedable)
@@ -330,7 +330,7 @@ class TestLength:
             ("stream of batches", None),
         ],
     )
-    def test_length_is_known_where_it_is_certain(self, kind, length, accelerator):
+    def test_length_is_known_if_it_is_certain(self, kind, length, accelerator):
         feed = DataFeed(KINDS[kind](), accelerator)
         assert feed.length == length
         if length is None:
@@ -339,11 +339,11 @@ class TestLength:
         else:
             assert len(feed) == length
 
-    def test_the_batches_left_are_counted_from_the_present_one(self):
+    def test_batches_left_include_the_current_one(self):
         feed = DataFeed([[1], [2], [3]])
         assert [feed.batches_left for _ in feed] == [3, 2, 1]
 
-    def test_without_a_length_only_the_last_batch_is_counted(self):
+    def test_batches_left_without_a_length_are_known_at_the_end(self):
         feed = DataFeed(Unsized([1], [2], [3]))
         assert [feed.batches_left for _ in feed] == [None, None, 1]
 
@@ -354,9 +354,7 @@ class TestLength:
 
     @pytest.mark.parametrize("promised", [0, 2, 4, 6, 9])
     @pytest.mark.parametrize("accelerated", [False, True])
-    def test_what_an_iterable_data_set_promises_is_not_believed(
-        self, promised, accelerated, accelerator
-    ):
+    def test_promised_length_of_a_stream_is_not_relied_on(self, promised, accelerated, accelerator):
         loader = DataLoader(Promising(6, promised), batch_size=2)
         feed = DataFeed(loader, accelerator if accelerated else None)
         assert [feed.is_last for _ in feed] == [False, False, True]
@@ -381,7 +379,7 @@ class TestLength:
         assert GradientState().dataloader_references == [None]
 
     @pytest.mark.parametrize("accelerated", [False, True])
-    def test_a_batch_sampler_without_a_length_is_looked_ahead_at(self, accelerated, accelerator):
+    def test_batch_sampler_without_a_length_is_fetched_ahead(self, accelerated, accelerator):
         loader = DataLoader(range(6), batch_sampler=Nameless())
         feed = DataFeed(loader, accelerator if accelerated else None)
         assert feed.length is None
@@ -410,21 +408,21 @@ class TestIterators:
         assert not feed.can_repeat
         assert take(feed, 1) + take(feed, 2) + one_pass(feed) == [[0], [1], [2], [3], [4]]
 
-    def test_a_next_pass_goes_on_where_the_iterator_is(self):
+    def test_next_pass_continues_the_iterator(self):
         feed = DataFeed([number] for number in range(5))
         take(feed, 2)
         feed.next_pass()
         assert feed.position == (1, 0)
         assert one_pass(feed) == [[2], [3], [4]]
 
-    def test_an_iterator_stays_where_it_is_when_told_to_go_elsewhere(self):
+    def test_seek_does_not_move_an_iterator(self):
         feed = DataFeed([number] for number in range(5))
         take(feed, 2)
         feed.seek(FeedPosition(0, 0))
         assert feed.position == (0, 2)
         assert one_pass(feed) == [[2], [3], [4]]
 
-    def test_no_more_is_drawn_than_one_batch_ahead(self):
+    def test_at_most_one_batch_is_fetched_ahead(self):
         drawn = []
         feed = DataFeed(drawn.append(number) or [number] for number in range(5))
         take(feed, 2)
@@ -501,7 +499,7 @@ class TestRandomOrder:
         assert order != list(range(12))
 
     @pytest.mark.parametrize("dispatched", [False, True])
-    def test_a_seedable_sampler_shuffles_each_pass_anew(self, dispatched):
+    def test_seedable_sampler_shuffles_each_pass_differently(self, dispatched):
         accelerator = Accelerator(
             cpu=True,
             dataloader_config=DataLoaderConfiguration(
@@ -604,7 +602,7 @@ class TestSeeking:
         assert data_set.asked == Counter(flat(rest))
 
     @pytest.mark.parametrize("left", [1, 2, 3])
-    def test_an_interruption_changes_no_random_number(self, left, accelerator):
+    def test_interruption_changes_no_random_number(self, left, accelerator):
         def run(stop_at):
             seed()
             feed = DataFeed(
@@ -635,7 +633,7 @@ class TestSeeking:
         assert torch.equal(torch.rand(3), expected)
         assert sorted(flat(first + rest)) == list(range(10))
 
-    def test_a_dispatched_loader_goes_on_too(self):
+    def test_dispatched_loader_continues(self):
         accelerator = Accelerator(
             cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=True)
         )
@@ -644,7 +642,7 @@ class TestSeeking:
             given = take(feed, left) + one_pass(feed)
             assert sorted(flat(given)) == list(range(10))
 
-    def test_data_without_a_length_goes_on_too(self, accelerator):
+    def test_data_without_a_length_continues(self, accelerator):
         feed = DataFeed(Unsized([1], [2], [3]), accelerator)
         take(feed, 2)
         feed.seek(FeedPosition(0, 1))
@@ -654,21 +652,21 @@ class TestSeeking:
         assert feed.position == (6, 0)
 
     @pytest.mark.parametrize("accelerated", [False, True])
-    def test_a_sampler_without_end_can_be_gone_on_with(self, accelerated, accelerator):
+    def test_endless_sampler_continues(self, accelerated, accelerator):
         sampler = WithoutEnd()
         loader = DataLoader(range(6), batch_size=2, sampler=sampler)
         feed = DataFeed(loader, accelerator if accelerated else None)
         assert take(feed, 1) == [[0, 1]]
         assert take(feed, 2) == [[2, 3], [4, 5]]
 
-    def test_going_back_forgets_that_the_pass_was_at_its_last_batch(self):
+    def test_seeking_back_clears_is_last(self):
         feed = DataFeed([[1], [2]])
         take(feed, 2)
         feed.seek(FeedPosition(0, 1))
         assert not feed.is_last
         assert one_pass(feed) == [[2]]
 
-    def test_a_batch_that_was_looked_ahead_at_is_not_given_twice(self):
+    def test_batch_fetched_ahead_is_not_given_twice(self):
         feed = DataFeed(Unsized([1], [2], [3]))
         batches = iter(feed)
         next(batches)
@@ -769,7 +767,7 @@ class TestActiveLoader:
         assert feed.position == (0, 1)
 
 
-class TestHandMadeEngine:
+class TestPlainIgniteEngine:
     """A plain Ignite engine on a feed."""
 
     @pytest.fixture(params=["map", "stream", "unsized batches"])
@@ -794,7 +792,7 @@ class TestHandMadeEngine:
         assert engine.state.epoch_length == 3
         assert GradientState().dataloader_references == [None]
 
-    def test_two_runs_of_one_epoch_see_the_batches_of_one_run_of_two(self, engine, seedable):
+    def test_two_runs_of_one_epoch_equal_one_run_of_two(self, engine, seedable):
         orders = []
         for epochs in ([2], [1, 1]):
             feed = DataFeed(shuffled(prepare=seedable)[1], seedable)
@@ -807,7 +805,7 @@ class TestHandMadeEngine:
         assert orders[0][:4] != orders[0][4:]
         assert GradientState().dataloader_references == [None]
 
-    def test_terminate_leaves_the_rest_of_the_pass_for_the_next_run(self, engine, feed):
+    def test_next_run_after_terminate_gets_the_rest_of_the_pass(self, engine, feed):
         @engine.on(Events.ITERATION_COMPLETED(once=2))
         def stop(engine):
             engine.terminate()
@@ -829,7 +827,7 @@ class TestHandMadeEngine:
         assert engine.seen == [[0, 1], [2, 3], [0, 1], [2, 3], [4, 5]]
         assert GradientState().dataloader_references == [None]
 
-    def test_a_failure_leaves_no_active_loader_and_the_feed_goes_on(self, feed):
+    def test_failure_leaves_no_active_loader_and_feed_continues(self, feed):
         seen = []
 
         def process(engine, batch):
@@ -847,7 +845,7 @@ class TestHandMadeEngine:
         assert seen[2:] == [[4, 5]]
         assert GradientState().dataloader_references == [None]
 
-    def test_a_nested_engine_on_the_same_loader_does_not_disturb(self, engine, feed, accelerator):
+    def test_nested_engine_on_the_same_loader_changes_nothing(self, engine, feed, accelerator):
         inner = Engine(lambda engine, batch: batch.tolist())
         own = DataFeed(feed.loader, accelerator)
 
@@ -914,15 +912,13 @@ class TestErrors:
         ids=["unsized", "generator", "stream", "batch sampler"],
     )
     @pytest.mark.parametrize("accelerated", [False, True])
-    def test_data_that_turns_out_to_be_empty_is_an_error_in_its_pass(
-        self, make, accelerated, accelerator
-    ):
+    def test_data_found_to_be_empty_is_an_error_in_its_pass(self, make, accelerated, accelerator):
         feed = DataFeed(make(), accelerator if accelerated else None)
         with pytest.raises(ValueError, match=r"`data` gave no batch in pass 1, it must give at"):
             one_pass(feed)
         assert GradientState().dataloader_references == [None]
 
-    def test_data_that_is_empty_later_is_an_error_then(self):
+    def test_data_empty_in_a_later_pass_is_an_error(self):
         data = [[1]]
         feed = DataFeed(data)
         one_pass(feed)
@@ -931,10 +927,10 @@ class TestErrors:
             one_pass(feed)
 
 
-# One feed for each loader.
+# Feeds: one feed for each loader.
 
 
-def test_a_loader_is_prepared_once_and_goes_on_where_it_was_left(accelerator):
+def test_loader_is_prepared_once_and_keeps_its_position(accelerator):
     feeds = Feeds(accelerator)
     loaders = [DataLoader(range(4), batch_size=2) for _ in range(2)]
     first = feeds.of(loaders[0])
@@ -947,7 +943,7 @@ def test_a_loader_is_prepared_once_and_goes_on_where_it_was_left(accelerator):
     assert accelerator._dataloaders == [first.loader]
 
 
-def test_the_prepared_loader_has_the_feed_of_the_raw_one(accelerator):
+def test_prepared_loader_shares_the_feed_of_the_raw_one(accelerator):
     feeds = Feeds(accelerator)
     raw = DataLoader(range(4))
     feed = feeds.of(raw)
@@ -955,7 +951,7 @@ def test_the_prepared_loader_has_the_feed_of_the_raw_one(accelerator):
     assert feeds.of(feed.loader) is feed
 
 
-def test_of_data_that_is_no_loader_the_newest_is_remembered(accelerator):
+def test_newest_feed_of_other_iterables_is_remembered(accelerator):
     feeds = Feeds(accelerator)
     one, other = [[1], [2]], [[1], [2]]
     feed = feeds.of(one)
@@ -964,7 +960,7 @@ def test_of_data_that_is_no_loader_the_newest_is_remembered(accelerator):
     assert feeds.of(one) is not feed
 
 
-def test_a_feed_may_be_named_for_data(accelerator):
+def test_feed_can_be_registered_for_data(accelerator):
     feeds = Feeds(accelerator)
     raw = DataLoader(range(4))
     feed = DataFeed(raw, accelerator)
@@ -974,7 +970,7 @@ def test_a_feed_may_be_named_for_data(accelerator):
 
 
 @pytest.mark.parametrize("even_batches", [True, False])
-def test_the_feeds_are_even_if_asked_for(even_batches, accelerator):
+def test_even_batches_is_passed_to_the_feeds(even_batches, accelerator):
     feed = Feeds(accelerator, even_batches).of(DataLoader(range(4)))
     assert feed._source.even_batches is even_batches
 
@@ -988,7 +984,7 @@ def test_feed_of_unusable_data_is_not_cached(accelerator):
     assert len(feeds.of(data)) == 1
 
 
-# A feed that is told where another stood gives what that one would have given next.
+# A feed that loads the state of another gives the batches that the other would give next.
 
 
 SAMPLES, BATCH, PASSES = 10, 3, 3
@@ -1007,7 +1003,7 @@ class Permuted:
 
 
 class Drawing(Permuted):
-    """The same, drawn from a generator of its own."""
+    """Batches in an order that is drawn from their own generator when the pass begins."""
 
     def __init__(self):
         self.rng = np.random.default_rng(torch.initial_seed())
@@ -1020,7 +1016,7 @@ def noisy_loader(**options):
     return DataLoader(Noisy(SAMPLES), BATCH, shuffle=True, **options)
 
 
-def own_generators():
+def three_generators_loader():
     sampler = RandomSampler(
         range(SAMPLES), generator=torch.Generator().manual_seed(torch.initial_seed())
     )
@@ -1046,15 +1042,15 @@ MOVABLE = {
         noisy_loader(), accelerator_with(use_seedable_sampler=True)
     ),
     "drop_last": lambda: DataFeed(noisy_loader(drop_last=True), accelerator_with()),
-    "generators of its own": lambda: DataFeed(own_generators()),
-    "prepared, generators of its own": lambda: DataFeed(own_generators(), accelerator_with()),
+    "own generators": lambda: DataFeed(three_generators_loader()),
+    "prepared, own generators": lambda: DataFeed(three_generators_loader(), accelerator_with()),
     "with replacement": lambda: DataFeed(replacing(), accelerator_with()),
     "single samples": lambda: DataFeed(DataLoader(Noisy(4), batch_size=None, shuffle=True)),
     "a list": lambda: DataFeed(list(torch.arange(4.0))),
     "an iterable without length": lambda: DataFeed(Permuted()),
     "an iterable with a generator": lambda: DataFeed(Drawing()),
-    "dispatched, generators of its own": lambda: DataFeed(
-        own_generators(), accelerator_with(dispatch_batches=True)
+    "dispatched, own generators": lambda: DataFeed(
+        three_generators_loader(), accelerator_with(dispatch_batches=True)
     ),
     "an iterable data set": lambda: DataFeed(DataLoader(Floats(), BATCH), accelerator_with()),
 }
@@ -1071,8 +1067,8 @@ def after_a_file(state_dict):
     return torch.load(file, weights_only=True)
 
 
-def given_until(feed, until):
-    """The batches up to a pass, and at which places."""
+def batches_until(feed, until):
+    """Returns the batches up to a pass, and the positions at which they were given."""
     found = []
     while feed.position.data_pass < until:
         for batch in feed:
@@ -1082,7 +1078,7 @@ def given_until(feed, until):
 
 
 def advance(feed, number):
-    """Takes some batches; a pass that has ended is left, as a trainer leaves it."""
+    """Takes ``number`` batches; ends a pass after its last batch, as a trainer does."""
     batches = iter(feed)
     for _ in range(number):
         try:
@@ -1099,21 +1095,21 @@ def assert_same(found, expected):
         assert torch.equal(ours, theirs)
 
 
-def both(make, number):
-    """What a feed gives after some batches, and what another gives that was told where it stood."""
+def resumed_and_unbroken(make, number):
+    """Returns what a feed gives after some batches, and what a feed resumed from it gives."""
     seed(1)
     feed = make()
     batches = advance(feed, number)
     place, random = feed.state_dict(), RandomState.capture().state_dict()
     place, random = after_a_file(place), after_a_file(random)
-    rest = [*_rest(feed, batches), *given_until(feed, PASSES)]
+    rest = [*_rest(feed, batches), *batches_until(feed, PASSES)]
     at_end = RandomState.capture(generators=feed.generators).state_dict()
 
     seed(2)
     other = make()
     other.load_state_dict(place)
     RandomState.from_state_dict(random).restore()
-    resumed = given_until(other, PASSES)
+    resumed = batches_until(other, PASSES)
     at_other_end = RandomState.capture(generators=other.generators).state_dict()
     return rest, resumed, at_end, at_other_end
 
@@ -1128,7 +1124,7 @@ def _rest(feed, batches):
 @pytest.mark.parametrize("number", range(9))
 @pytest.mark.parametrize("kind", MOVABLE)
 def test_resumed_pass_equals_the_rest_from_every_position(kind, number):
-    rest, resumed, at_end, at_other_end = both(MOVABLE[kind], number)
+    rest, resumed, at_end, at_other_end = resumed_and_unbroken(MOVABLE[kind], number)
     assert rest
     assert_same(resumed, rest)
     assert str(at_other_end) == str(at_end)
@@ -1142,7 +1138,7 @@ def test_resumed_pass_with_workers_equals_the_rest(workers, number):
         loader = DataLoader(Noisy(SAMPLES, noise=0), BATCH, shuffle=True, **WORKERS[workers])
         return DataFeed(loader, accelerator_with())
 
-    rest, resumed, at_end, at_other_end = both(make, number)
+    rest, resumed, at_end, at_other_end = resumed_and_unbroken(make, number)
     assert_same(resumed, rest)
     assert str(at_other_end) == str(at_end)
 
@@ -1166,7 +1162,10 @@ def test_resumed_pass_does_not_load_earlier_batches():
 
 
 def test_generators_missing_on_one_side_are_named():
-    feed, other = DataFeed(own_generators()), DataFeed(noisy_loader(generator=torch.Generator()))
+    feed, other = (
+        DataFeed(three_generators_loader()),
+        DataFeed(noisy_loader(generator=torch.Generator())),
+    )
     advance(feed, 1)
     sampler = "batch_sampler.sampler.generator (torch.Generator, cpu)"
     (found,) = other.differences(feed.state_dict())

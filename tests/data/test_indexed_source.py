@@ -18,13 +18,13 @@ def accelerator():
 
 
 def shard(loader, process, **settings):
-    """What the loader is on one of two processes."""
+    """Returns the loader as prepared on one of two processes."""
     return prepare_data_loader(
         loader, num_processes=2, process_index=process, put_on_device=False, **settings
     )
 
 
-def test_the_base_is_the_loader_of_torch(accelerator):
+def test_base_is_the_torch_loader(accelerator):
     raw = DataLoader(range(4))
     assert IndexedLoader(raw).base is raw
     prepared = accelerator.prepare(raw)
@@ -32,7 +32,7 @@ def test_the_base_is_the_loader_of_torch(accelerator):
 
 
 class Drawing:
-    """A data set that draws from a generator of its own."""
+    """A data set that draws from its own generator."""
 
     def __init__(self, generator):
         self.rng = generator
@@ -45,7 +45,7 @@ class Drawing:
 
 
 def test_reentered_pass_does_not_rewind_the_data_generator():
-    """The order's generators end where the samplers leave them, the data's where the data does."""
+    """Only the generators of the order are set back; those of the data are left unchanged."""
     source = IndexedLoader(DataLoader(Drawing(torch.Generator().manual_seed(1)), 2, shuffle=True))
     drawn, places = [], []
     for data_pass, skip in ((0, 0), (0, 2), (1, 0)):
@@ -55,8 +55,8 @@ def test_reentered_pass_does_not_rewind_the_data_generator():
     assert len(set(map(tuple, places))) == 3
 
 
-class AtOnce:
-    """An order of samples, or of batches, that is drawn when it is asked for."""
+class DrawnOnIter:
+    """An order of samples, or of batches, that is drawn in ``__iter__``."""
 
     def __init__(self, batched):
         self.batched = batched
@@ -70,10 +70,10 @@ class AtOnce:
 
 @pytest.mark.parametrize(
     "order",
-    [{"batch_sampler": AtOnce(True)}, {"sampler": AtOnce(False), "batch_size": None}],
+    [{"batch_sampler": DrawnOnIter(True)}, {"sampler": DrawnOnIter(False), "batch_size": None}],
     ids=["batches", "samples"],
 )
-def test_a_pass_is_reentered_in_the_order_that_was_drawn_at_once(order):
+def test_reentered_pass_keeps_an_order_drawn_by_iter(order):
     source = IndexedLoader(DataLoader(range(8), **order))
     whole = [each.tolist() for each in map(torch.as_tensor, given(source, 0, 0))]
     rest = [each.tolist() for each in map(torch.as_tensor, given(source, 0, 1))]
@@ -81,7 +81,7 @@ def test_a_pass_is_reentered_in_the_order_that_was_drawn_at_once(order):
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_the_epoch_of_a_sampler_is_set(batch_size):
+def test_set_epoch_of_a_sampler_is_called(batch_size):
     sampler = DistributedSampler(range(8), num_replicas=2, rank=0, seed=3)
     source = IndexedLoader(DataLoader(range(8), batch_size=batch_size, sampler=sampler))
     orders = [[str(batch) for batch in given(source, number, 0)] for number in (0, 1, 0)]
@@ -89,7 +89,7 @@ def test_the_epoch_of_a_sampler_is_set(batch_size):
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_the_epoch_of_a_batch_sampler_is_set(prepared, accelerator):
+def test_set_epoch_of_a_batch_sampler_is_called(prepared, accelerator):
     sampler = Epochs([0, 1], [2])
     loader = DataLoader(range(3), batch_sampler=sampler)
     source = IndexedLoader(accelerator.prepare(loader) if prepared else loader)
@@ -99,7 +99,7 @@ def test_the_epoch_of_a_batch_sampler_is_set(prepared, accelerator):
 
 @pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize("split_batches", [False, True])
-def test_without_even_batches_no_sample_is_given_twice(process, split_batches):
+def test_no_sample_is_repeated_without_even_batches(process, split_batches):
     loader = shard(DataLoader(range(9), batch_size=4), process, split_batches=split_batches)
     source = IndexedLoader(loader, even_batches=False)
     batches = [batch.tolist() for batch in given(source, 0, 0)]
@@ -115,13 +115,13 @@ def test_without_even_batches_no_sample_is_given_twice(process, split_batches):
 
 @pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize("size", [1, 2, 5, 8, 9])
-def test_without_even_batches_the_length_is_that_of_the_process(process, size):
+def test_length_is_per_process_without_even_batches(process, size):
     source = IndexedLoader(shard(DataLoader(range(size), 2), process), even_batches=False)
     assert source.length == len(given(source, 0, 0))
 
 
 @pytest.mark.parametrize("even", [True, False])
-def test_the_loader_keeps_its_own_even_batches(even):
+def test_even_batches_of_the_loader_is_restored(even):
     loader = shard(DataLoader(range(9), batch_size=2), 1, even_batches=even)
     source = IndexedLoader(loader, even_batches=False)
     assert source.length == 2
@@ -134,7 +134,7 @@ def test_the_loader_keeps_its_own_even_batches(even):
 
 
 class Seeds(torch.utils.data.Dataset):
-    """What a worker is seeded with, beside the index."""
+    """Samples of the index and the seed of the worker that loads it."""
 
     def __len__(self):
         return 8
@@ -144,7 +144,7 @@ class Seeds(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("persistent_workers", [False, True])
-def test_the_rest_of_a_pass_is_loaded_as_its_beginning_was(persistent_workers):
+def test_reentered_pass_seeds_workers_as_at_its_start(persistent_workers):
     calls = []
     loader = DataLoader(
         Seeds(),
@@ -162,19 +162,19 @@ def test_the_rest_of_a_pass_is_loaded_as_its_beginning_was(persistent_workers):
     batches = source.batches(0, 0)
     first = next(batches)
     batches.close()
-    assert [first, *source.batches(0, 1)] == [*IndexedLoader(again(loader)).batches(0, 0)]
+    assert [first, *source.batches(0, 1)] == [*IndexedLoader(rebuild(loader)).batches(0, 0)]
     assert loader.worker_init_fn == calls.append
 
 
-def again(loader):
-    """The same loader, not iterated yet."""
+def rebuild(loader):
+    """Returns a copy of the loader that has not been iterated."""
     loader.generator.manual_seed(5)
     return DataLoader(
         loader.dataset, 2, num_workers=1, collate_fn=tuple, generator=loader.generator
     )
 
 
-def test_the_loader_of_the_rest_is_like_the_whole_one():
+def test_loader_of_the_rest_has_the_same_settings():
     settings = {
         "num_workers": 1,
         "collate_fn": tuple,

@@ -1,4 +1,4 @@
-"""What a resume is for each kind of data: the table of README, and each row of it tried."""
+"""The table in README of how exact a resume is for each type of data, with each row tested."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ BATCHES = 4  # in a pass
 
 
 class Still(Dataset):
-    """Draws no random number."""
+    """A data set that draws no random number."""
 
     def __init__(self, size=2 * BATCHES):
         self.size = size
@@ -42,7 +42,7 @@ class Drawing(Still):
 
 
 class Stream(IterableDataset):
-    """The samples of a data set, divided over the workers."""
+    """A stream of the samples of a data set, divided over the workers."""
 
     def __init__(self, data):
         self.data = data
@@ -54,7 +54,7 @@ class Stream(IterableDataset):
 
 
 class StatefulStream(Stream):
-    """The same, and it tells its place."""
+    """A stream whose state holds the position."""
 
     def __init__(self, data):
         super().__init__(data)
@@ -76,7 +76,7 @@ class StatefulStream(Stream):
 
 
 class Shuffled(Sampler):
-    """Draws the order of a pass as it begins."""
+    """A sampler that draws the order of a pass at its start."""
 
     def __iter__(self):
         return iter(torch.randperm(2 * BATCHES).tolist())
@@ -86,14 +86,14 @@ class Shuffled(Sampler):
 
 
 class DrawingEach(Shuffled):
-    """Draws each index when it is asked for."""
+    """A sampler that draws each index when it is needed."""
 
     def __iter__(self):
         return (int(torch.randint(2 * BATCHES, ())) for _ in range(2 * BATCHES))
 
 
 class StatefulDrawing(DrawingEach):
-    """The same, and it tells its place."""
+    """A sampler that draws each index, and whose state holds the position."""
 
     def __init__(self):
         self.given = 0
@@ -112,7 +112,7 @@ class StatefulDrawing(DrawingEach):
 
 
 class Varying(Sampler):
-    """Batches of one to three samples."""
+    """A batch sampler with batches of one to three samples."""
 
     def __iter__(self):
         order = torch.randperm(2 * BATCHES).tolist()
@@ -128,7 +128,7 @@ class CustomLoader(DataLoader):
 
 
 class Repeatable:
-    """Batches that can be iterated again; their number is a promise."""
+    """Batches that can be iterated again, with a length that is only a promise."""
 
     def __init__(self, data):
         self.data = data
@@ -141,7 +141,7 @@ class Repeatable:
 
 
 class StatefulRepeatable(Repeatable):
-    """The same, and it tells its place."""
+    """Repeatable batches whose state holds the position."""
 
     def __init__(self, data):
         super().__init__(data)
@@ -160,8 +160,8 @@ class StatefulRepeatable(Repeatable):
         self.given = state_dict["given"]
 
 
-def none_or_empty(samples):
-    """Nothing is left of the batches of two samples."""
+def collate_with_empty_batches(samples):
+    """Returns None for the batch of sample 0, an empty one for that of sample 1, else all samples."""
     found = {round(10 * float(each[0])) for each in samples}
     if 0 in found:
         return None
@@ -199,24 +199,25 @@ class Kind:
 
     @property
     def row(self) -> str:
-        """As it stands in README."""
-        return f"| {self.name} | {told(*self.between)} | {told(*self.within)} | {self.why} |"
+        """The row as in README."""
+        between, within = expected_level(*self.between), expected_level(*self.within)
+        return f"| {self.name} | {between} | {within} | {self.why} |"
 
 
-def told(level: str, same: bool) -> str:
-    """The words of a cell."""
+def expected_level(level: str, same: bool) -> str:
+    """Returns the text of a cell."""
     return (
         level if (level == "exact") == same else f"{level}, {'the same' if same else 'other'} bits"
     )
 
 
-def trained_kind(kind, **options):
-    """A trainer of the kind's data, and of batches of any kind."""
+def trainer_for(kind, **options):
+    """Returns a trainer for the data of a row, whatever its batches are."""
     return make_trainer(kind.make(), dropout=0.5, batch_processor=batch_loss, **options)
 
 
 def batch_loss(model, batch):
-    """The loss of the weights alone where there is no sample."""
+    """Returns the loss of a batch; without samples, a loss of the weights alone."""
     if batch is None or not len(batch):
         return None, sum(p.pow(2).sum() for p in model.parameters())
     return None, model(batch).pow(2).mean()
@@ -232,7 +233,7 @@ KINDS = [
     Kind("… `drop_last=True`", lambda: loader(Drawing(2 * BATCHES + 1), drop_last=True)),
     Kind("… `pin_memory=True`", lambda: loader(Drawing(), pin_memory=True)),
     Kind("… `batch_size=None`", lambda: loader(Drawing(BATCHES), batch_size=None)),
-    Kind("… batches that are None or empty", lambda: loader(collate_fn=none_or_empty)),
+    Kind("… batches that are None or empty", lambda: loader(collate_fn=collate_with_empty_batches)),
     Kind(
         "… `sampler=RandomSampler(…, replacement=True)`",
         lambda: unshuffled(Drawing(), sampler=RandomSampler(Still(), replacement=True)),
@@ -328,7 +329,7 @@ KINDS = [
         lambda: StatefulRepeatable(Drawing()),
     ),
     Kind(
-        "a generator, begun anew",
+        "a generator, started again",
         lambda: (torch.full((2, 4), number / 10) for number in range(2 * BATCHES)),
         between=OTHER,
         within=OTHER,
@@ -352,16 +353,16 @@ ERRORS = [
 @pytest.mark.filterwarnings("ignore:DrawingEach draws from the global random generators")
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_resume_is_what_the_table_says(kind, tmp_path):
+def test_resume_is_as_exact_as_the_table_says(kind, tmp_path):
     seed()
-    whole = trained_kind(kind, checkpoint=SaveCheckpoint(tmp_path, every_steps=1, keep_last=99))
+    whole = trainer_for(kind, checkpoint=SaveCheckpoint(tmp_path, every_steps=1, keep_last=99))
     whole.run(max_epochs=2, epoch_length=kind.epoch_length)
     assert whole.state.optimizer_step == 2 * BATCHES
     found = {"between": set(), "within": set()}
     for step in range(1, 2 * BATCHES):
         seed(5)  # what was not restored shows
         checkpoint = tmp_path / f"step_{step:08d}"
-        resumed = trained_kind(kind, resume_from=ResumeCheckpoint(checkpoint))
+        resumed = trainer_for(kind, resume_from=ResumeCheckpoint(checkpoint))
         resumed.run(max_epochs=2)
         part = resumed.resume_report.parts["data"]
         assert part.level == "exact" or kind.why in part.reason
@@ -371,7 +372,7 @@ def test_a_resume_is_what_the_table_says(kind, tmp_path):
 
 
 @pytest.mark.parametrize(("make", "message"), [each[1:] for each in ERRORS])
-def test_what_cannot_be_trained_on_is_an_error(make, message):
+def test_unusable_data_is_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(make(), batch_processor=batch_loss).run(max_epochs=2)
 

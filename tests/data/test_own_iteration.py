@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # o
 
 
 class Still(Dataset):
-    """Gives the number of the pass that it was told, and that of the sample."""
+    """A data set of 10 times the epoch that was set, plus the index."""
 
     def __init__(self, size=6):
         self.size = size
@@ -44,7 +44,7 @@ class Numbers(Still):
 
 
 class Halving(DataLoader):
-    """A batch is finished on the way out."""
+    """A loader that changes each batch in ``__iter__``."""
 
     def __iter__(self):
         for batch in super().__iter__():
@@ -52,31 +52,31 @@ class Halving(DataLoader):
 
 
 class ByIterator(DataLoader):
-    """As loaders of graphs do it."""
+    """A loader that overrides ``_get_iterator``, as loaders of graphs do."""
 
     def _get_iterator(self):
         return (batch / 2 for batch in super()._get_iterator())
 
 
 class Longer(Halving):
-    """Promises more than it gives."""
+    """A loader whose length is too large."""
 
     def __len__(self):
         return 99
 
 
-class OwnStateful(StatefulDataLoader):
+class CustomStateful(StatefulDataLoader):
     def __iter__(self):
         for batch in super().__iter__():
             yield batch / 2
 
 
 class Named(DataLoader):
-    """Iterates as torch does."""
+    """A subclass that does not override the iteration."""
 
 
 class Zipped:
-    """A loader of loaders."""
+    """A loader of loaders, which are iterated together."""
 
     def __init__(self, *loaders):
         self.loaders = loaders
@@ -88,8 +88,8 @@ class Zipped:
         return 99
 
 
-class Rewound:
-    """An iterator that begins again when it is asked for itself, as those of DALI do."""
+class RestartingIterator:
+    """An iterator that begins again whenever ``iter`` is called, as those of DALI do."""
 
     def __init__(self):
         self.next = 0
@@ -114,30 +114,30 @@ def values(batches):
     return [batch.flatten().tolist() for batch in batches]
 
 
-OWN = {
+CUSTOM_LOADERS = {
     "__iter__": Halving,
     "_get_iterator": ByIterator,
     "a wrong length": Longer,
-    "of torchdata": OwnStateful,
+    "of torchdata": CustomStateful,
 }
 
 
-@pytest.mark.parametrize("kind", OWN.values(), ids=OWN)
+@pytest.mark.parametrize("kind", CUSTOM_LOADERS.values(), ids=CUSTOM_LOADERS)
 @pytest.mark.parametrize("even_batches", [True, False])
-def test_a_subclass_is_iterated_as_it_is(accelerator, kind, even_batches):
+def test_subclass_keeps_its_iteration(accelerator, kind, even_batches):
     feed = DataFeed(kind(Numbers(), 2), accelerator, even_batches=even_batches)
     assert values(feed) == [[0.0, 0.5], [1.0, 1.5], [2.0, 2.5]]
     assert values(feed) == [[5.0, 5.5], [6.0, 6.5], [7.0, 7.5]]
     assert accelerator._dataloaders == []
 
 
-def test_an_instance_may_have_its_own_iterator(accelerator):
+def test_instance_may_override_iter(accelerator):
     loader = DataLoader(Numbers(), 3)
     loader._get_iterator = lambda: iter([torch.ones(1), torch.zeros(1)])
     assert values(DataFeed(loader, accelerator)) == [[1.0], [0.0]]
 
 
-def test_trainer_and_evaluator_see_what_the_loader_makes(accelerator):
+def test_trainer_and_evaluator_get_the_custom_batches(accelerator):
     model, seen = torch.nn.Linear(1, 1), []
     trainer = create_supervised_trainer(
         model,
@@ -170,22 +170,22 @@ def test_trainer_and_evaluator_see_what_the_loader_makes(accelerator):
         (lambda: Halving(Numbers()), CustomLoader),
     ],
 )
-def test_only_what_iterates_otherwise_is_left_as_it_is(accelerator, make, kind):
+def test_only_overridden_iteration_is_kept(accelerator, make, kind):
     assert type(source_of(make(), accelerator, True)) is kind
     assert type(source_of(make(), None, True)) is kind
 
 
-class OfTwo:
-    """As much of an accelerator of two processes as is asked for."""
+class TwoProcessAccelerator:
+    """A stand-in for an accelerator of two processes, with the attributes that are read."""
 
     num_processes = 2
 
 
-def test_several_processes_cannot_share_it_unless_it_is_divided():
+def test_several_processes_need_a_distributed_sampler():
     with pytest.raises(ValueError, match=r"got a Halving, whose class iterates in its own way.*"):
-        source_of(Halving(Numbers(), 2), OfTwo(), True)
+        source_of(Halving(Numbers(), 2), TwoProcessAccelerator(), True)
     sampler = DistributedSampler(Numbers(), 2, rank=1, shuffle=False)
-    source = source_of(Halving(Numbers(), 3, sampler=sampler), OfTwo(), True)
+    source = source_of(Halving(Numbers(), 3, sampler=sampler), TwoProcessAccelerator(), True)
     assert values(source.batches(0, 0)) == [[0.5, 1.5, 2.5]]
 
 
@@ -202,7 +202,7 @@ WORKERS = {
 @pytest.mark.parametrize("options", WORKERS.values(), ids=WORKERS)
 @pytest.mark.parametrize("given", range(7))
 @pytest.mark.parametrize("data", [Numbers, Still])
-def test_a_resumed_feed_gives_what_follows(accelerator, options, given, data):
+def test_resumed_feed_gives_the_following_batches(accelerator, options, given, data):
     def feed():
         return DataFeed(Halving(data(), 2, shuffle=True, **options), accelerator)
 
@@ -238,7 +238,7 @@ def test_a_resumed_feed_gives_what_follows(accelerator, options, given, data):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_workers": 1}], ids=["no workers", "workers"])
-def test_every_part_of_a_loader_of_loaders_knows_the_pass(accelerator, options):
+def test_set_epoch_reaches_every_nested_loader(accelerator, options):
     one, other = Numbers(2), Subset(Numbers(2), [1, 0])
     sampler = DistributedSampler(other, 1, rank=0)
     loaders = Zipped(DataLoader(one, **options), DataLoader(other, sampler=sampler))
@@ -252,13 +252,13 @@ def test_every_part_of_a_loader_of_loaders_knows_the_pass(accelerator, options):
 
 @pytest.mark.parametrize("options", WORKERS.values(), ids=WORKERS)
 @pytest.mark.parametrize("kind", [DataLoader, Named])
-def test_the_data_set_within_a_data_set_knows_the_pass(accelerator, options, kind):
+def test_set_epoch_reaches_a_nested_data_set(accelerator, options, kind):
     feed = DataFeed(kind(Subset(Numbers(), [0, 5]), 2, **options), accelerator)
     assert [values(feed) for _ in range(3)] == [[[0.0, 5.0]], [[10.0, 15.0]], [[20.0, 25.0]]]
 
 
 @pytest.mark.parametrize("wrap", [lambda loader: loader, Zipped], ids=["itself", "within another"])
-def test_what_tells_its_parts_itself_is_told_alone(accelerator, wrap):
+def test_set_epoch_of_the_outermost_object_is_called_alone(accelerator, wrap):
     class Late(Zipped):
         def set_epoch(self, epoch):
             for loader in self.loaders:
@@ -270,13 +270,13 @@ def test_what_tells_its_parts_itself_is_told_alone(accelerator, wrap):
     assert {*numbers.told} == {0, 7, 8}
 
 
-def test_a_promised_length_is_not_relied_on(accelerator):
+def test_promised_length_is_not_relied_on(accelerator):
     feed = DataFeed(Zipped(DataLoader(Numbers(2))), accelerator)
     assert feed.length is None
     assert len(values(feed)) == 2
 
 
-def test_workers_that_stay_in_a_loader_of_loaders_are_named(accelerator):
+def test_persistent_workers_of_nested_loaders_are_named(accelerator):
     feed = DataFeed(
         Zipped(DataLoader(Numbers(2), num_workers=1, persistent_workers=True)), accelerator
     )
@@ -297,7 +297,7 @@ class Asks(Dataset):
 @pytest.mark.parametrize(
     "wrap", [Zipped, lambda loader: loader], ids=["a loader of loaders", "a subclass"]
 )
-def test_their_workers_outlive_signals(accelerator, wrap):
+def test_workers_of_custom_loaders_outlive_signals(accelerator, wrap):
     class Same(DataLoader):
         def __iter__(self):
             yield from super().__iter__()
@@ -308,8 +308,8 @@ def test_their_workers_outlive_signals(accelerator, wrap):
     assert values(feed) == [[True]]
 
 
-def test_an_iterator_that_begins_again_is_asked_to(accelerator):
-    feed = DataFeed(Rewound(), accelerator)
+def test_iterator_that_restarts_on_iter_is_restarted(accelerator):
+    feed = DataFeed(RestartingIterator(), accelerator)
     assert [values(feed), values(feed)] == [[[1.0], [2.0], [3.0]]] * 2
     iterator = iter(feed)
     assert values([next(iterator)]) == [[1.0]]

@@ -13,7 +13,7 @@ from ignite_hooks.data.sources import PlainIterable
 
 
 class Drawn:
-    """Gives numbers, without saying how many, and remembers those that it gave."""
+    """An iterable of numbers without a length, which records those that it gave."""
 
     def __init__(self, count):
         self.count = count
@@ -26,7 +26,7 @@ class Drawn:
 
 
 class Promising(Drawn):
-    """Says how many it gives, rightly or not."""
+    """Drawn numbers with a length, which may be wrong."""
 
     def __init__(self, count, promised):
         super().__init__(count)
@@ -38,11 +38,11 @@ class Promising(Drawn):
 
 @Sequence.register
 class Listed(Promising):
-    """Is believed, as lists are."""
+    """A sequence, whose length is trusted like that of a list."""
 
 
-def told(end, source, given=0, data_pass=0):
-    """Each batch of a pass, whether it was told as the last, and how many were drawn by then."""
+def fetch_all(end, source, given=0, data_pass=0):
+    """Yields each batch of a pass, whether it is the last, and how many were drawn by then."""
     drawn = source.loader.numbers if isinstance(source.loader, Drawn) else []
     with source.active(data_pass):
         for is_last in end.fetch(source.batches(data_pass, given), data_pass, given):
@@ -53,7 +53,7 @@ def test_certain_length_is_counted_without_fetching_ahead():
     source = PlainIterable(Listed(3, promised=3))
     end = PassEnd(source)
     assert end.length == 3
-    assert list(told(end, source)) == [(0, False, 1), (1, False, 2), (2, True, 3)]
+    assert list(fetch_all(end, source)) == [(0, False, 1), (1, False, 2), (2, True, 3)]
 
 
 @pytest.mark.parametrize("data", [Drawn(3), Promising(3, promised=99)], ids=["drawn", "promising"])
@@ -61,7 +61,7 @@ def test_uncertain_length_fetches_one_batch_ahead(data):
     source = PlainIterable(data)
     end = PassEnd(source)
     assert end.length is None
-    assert list(told(end, source)) == [(0, False, 2), (1, False, 3), (2, True, 3)]
+    assert list(fetch_all(end, source)) == [(0, False, 2), (1, False, 3), (2, True, 3)]
 
 
 class Stream(IterableDataset):
@@ -69,18 +69,18 @@ class Stream(IterableDataset):
         return iter(torch.arange(5))
 
 
-def test_loader_aware_of_its_end_needs_no_fetching_ahead():
+def test_loader_that_marks_its_end_is_not_fetched_ahead():
     source = AdaptedLoader(Accelerator(cpu=True).prepare(DataLoader(Stream(), batch_size=2)))
     end = PassEnd(source)
     assert end.length is None
-    passed = [(is_last, len(end.ahead)) for _, is_last, _ in told(end, source)]
+    passed = [(is_last, len(end.ahead)) for _, is_last, _ in fetch_all(end, source)]
     assert passed == [(False, 0), (False, 0), (True, 0)]
 
 
 @pytest.mark.parametrize("data", [Drawn(4), Listed(4, 4)], ids=["drawn", "listed"])
-def test_reentered_pass_ends_at_the_same_batch(data):
+def test_pass_entered_in_its_middle_ends_at_the_same_batch(data):
     source = PlainIterable(data)
-    rest = [(number, is_last) for number, is_last, _ in told(PassEnd(source), source, given=2)]
+    rest = [(number, is_last) for number, is_last, _ in fetch_all(PassEnd(source), source, given=2)]
     assert rest == [(2, False), (3, True)]
 
 
@@ -91,10 +91,10 @@ def test_wrong_promised_length_is_an_error_naming_the_pass(gives, promised, give
     source = PlainIterable(Listed(gives, promised))
     end = PassEnd(source)
     with pytest.raises(RuntimeError, match=rf"which is 3; it gave {given} in pass 5: correct"):
-        list(told(end, source, data_pass=4))
+        list(fetch_all(end, source, data_pass=4))
 
 
-def test_settling_asks_for_the_length_anew():
+def test_synchronize_length_reads_the_length_again():
     data = [[1]]
     end = PassEnd(PlainIterable(data))
     data.append([2])
@@ -104,8 +104,8 @@ def test_settling_asks_for_the_length_anew():
 
 
 @pytest.mark.filterwarnings("ignore:rank 0 has more batches in a pass than another rank")
-class TestAgreeing:
-    """With another process, whose numbers are given. (tests/distributed has two real ones.)"""
+class TestSeveralRanks:
+    """A pass end with a simulated second rank; tests/distributed has two real ranks."""
 
     @pytest.fixture
     def others(self, monkeypatch):
@@ -120,23 +120,23 @@ class TestAgreeing:
         return numbers, asked
 
     @pytest.mark.parametrize(("theirs", "length"), [(2, 2), (5, 3), (-1, None)])
-    def test_the_length_is_the_smallest_or_unknown_to_all(self, theirs, length, others):
+    def test_length_is_the_smallest_of_all_ranks_or_unknown(self, theirs, length, others):
         others[0].append(theirs)
         end = PassEnd(PlainIterable(Listed(3, 3)), Accelerator(cpu=True))
         assert end.length == length
 
-    def test_process_ends_its_pass_with_the_shortest_process(self, others):
+    def test_rank_ends_its_pass_with_the_shortest_rank(self, others):
         others[0].append(2)
         source = PlainIterable(Listed(3, 3))
         end = PassEnd(source, Accelerator(cpu=True))
-        assert list(told(end, source)) == [(0, False, 1), (1, True, 2)]
+        assert list(fetch_all(end, source)) == [(0, False, 1), (1, True, 2)]
 
     def test_unknown_length_is_synchronized_once_per_window(self, others):
         numbers, asked = others
         numbers += [-1, 4, 3]  # of lengths; of windows of 3: one whole one, and it has 3 left
         source = PlainIterable(Drawn(9))
         end = PassEnd(source, Accelerator(cpu=True, gradient_accumulation_steps=3))
-        passed = [(number, is_last) for number, is_last, _ in told(end, source)]
+        passed = [(number, is_last) for number, is_last, _ in fetch_all(end, source)]
         assert passed == [(number, number == 5) for number in range(6)]
         assert asked == [-1, 4, 4]
         assert not end.ahead, "what the others have not is not kept for the next pass"

@@ -48,18 +48,18 @@ def accelerator():
         (stream, TorchLoader),
     ],
 )
-def test_each_kind_of_data_has_its_source(make, kind, accelerator):
+def test_each_type_of_data_has_its_source(make, kind, accelerator):
     assert type(source_of(make(), accelerator, True)) is kind
 
 
-def test_a_stream_that_the_user_prepared_may_be_dispatched(accelerator):
+def test_user_prepared_stream_may_be_dispatched(accelerator):
     loader = accelerator.prepare(stream())
     assert isinstance(loader, DataLoaderDispatcher)
     assert type(source_of(loader, accelerator, True)) is AdaptedLoader
 
 
 @pytest.mark.parametrize("dispatched", [None, False, True])
-def test_preparing_leaves_the_settings_of_the_accelerator(dispatched):
+def test_preparing_restores_the_accelerator_settings(dispatched):
     config = DataLoaderConfiguration(dispatch_batches=dispatched)
     accelerator = Accelerator(cpu=True, dataloader_config=config)
     source = source_of(stream(), accelerator, True)
@@ -70,14 +70,14 @@ def test_preparing_leaves_the_settings_of_the_accelerator(dispatched):
 @pytest.mark.parametrize(
     ("make", "kind"), [(map_style, IndexedLoader), (stream, TorchLoader), (list, PlainIterable)]
 )
-def test_without_an_accelerator_nothing_is_prepared(make, kind):
+def test_nothing_is_prepared_without_an_accelerator(make, kind):
     data = make()
     source = source_of(data, None, True)
     assert type(source) is kind
     assert source.loader is data
 
 
-def test_a_dispatched_loader_iterates_itself():
+def test_dispatched_loader_is_iterated_by_accelerate():
     accelerator = Accelerator(
         cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=True)
     )
@@ -93,13 +93,13 @@ def test_prepared_loader_is_not_prepared_again(accelerator):
     assert accelerator._dataloaders == [loader]
 
 
-def test_unprepared_loader_is_prepared_and_not_listed(accelerator):
+def test_prepared_loader_is_not_added_to_accelerates_list(accelerator):
     source = source_of(map_style(), accelerator, True)
     assert isinstance(source.loader, DataLoaderShard)
     assert accelerator._dataloaders == []
 
 
-def test_single_samples_are_left_to_torch(accelerator):
+def test_loader_without_batches_is_not_prepared(accelerator):
     loader = single_samples()
     assert not can_prepare(loader)
     assert source_of(loader, accelerator, True).loader is loader
@@ -107,11 +107,11 @@ def test_single_samples_are_left_to_torch(accelerator):
 
 
 @pytest.mark.parametrize(("make", "can"), [(map_style, True), (stream, True), (list, False)])
-def test_loaders_with_batches_can_be_prepared(make, can):
+def test_can_prepare_only_loaders_with_batches(make, can):
     assert can_prepare(make()) is can
 
 
-def test_stream_that_repeats_samples_is_refused_for_metrics(accelerator):
+def test_padded_stream_is_refused_without_even_batches(accelerator):
     def split(**settings):
         return prepare_data_loader(
             DataLoader(Stream(), batch_size=2, **settings),

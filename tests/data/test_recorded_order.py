@@ -27,7 +27,7 @@ SIZE = 12  # samples of a pass
 
 
 class Numbers(Dataset):
-    """Samples with augmentation from the random numbers of a worker."""
+    """Samples with an augmentation that is drawn in the worker."""
 
     def __len__(self):
         return SIZE
@@ -36,8 +36,8 @@ class Numbers(Dataset):
         return torch.tensor([float(index)]) + torch.rand(1)
 
 
-class Carried(Sampler):
-    """Draws as it goes; each pass goes on with the numbers that follow those of the one before."""
+class ContinuingSampler(Sampler):
+    """A sampler that draws each index when it is needed; its passes continue one sequence."""
 
     def __init__(self, size=1, batch_size=None):
         self.size, self.shift, self.index, self.drawn = size, 0, 0, 0
@@ -72,8 +72,8 @@ class Carried(Sampler):
         self.generator.set_state(state["generator"])
 
 
-class Ordered(Carried):
-    """Draws the order as it is asked for its first number, and remembers from where."""
+class Ordered(ContinuingSampler):
+    """A sampler that draws its order before the first index, and saves the generator from then."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,7 @@ class Ordered(Carried):
 
 
 class Counting(Ordered):
-    """Counts alone, stays at its end, and tells a wrong state until it is iterated."""
+    """A sampler whose state is a count, stays at the end, and is wrong until it is iterated."""
 
     def __iter__(self):
         self.index, self.start = self.start, 0
@@ -114,8 +114,8 @@ class Counting(Ordered):
         self.index, self.start = -1, state["index"]
 
 
-class Global(Carried):
-    """Draws each number from the global generators, when it is asked for it."""
+class Global(ContinuingSampler):
+    """A sampler that draws each index from the global generators when it is needed."""
 
     def draw(self):
         numbers = torch.randint(SIZE, ()), random.randrange(SIZE), np.random.randint(SIZE)
@@ -123,7 +123,7 @@ class Global(Carried):
 
 
 class Shuffled(Counting):
-    """Counts alone, and draws its order from the global generator at its first element."""
+    """A sampler whose state is a count, and which draws its order with the first element."""
 
     def order(self):
         return (3 * torch.randperm(SIZE // self.size)).tolist()
@@ -143,21 +143,21 @@ class Shuffled(Counting):
 
 
 class ShuffledEarly(Shuffled):
-    """Draws its order when it is asked for its iterator."""
+    """A sampler that draws its order in ``__iter__``."""
 
     def __iter__(self):
         return self.elements(self.order())
 
 
-class Numpy(Carried):
-    """Yields numbers of numpy."""
+class Numpy(ContinuingSampler):
+    """A sampler that yields NumPy integers."""
 
     def draw(self):
         return np.int64(super().draw())
 
 
-class Itself(Carried):
-    """An iterator that begins its next pass when it is asked for itself."""
+class RestartingSampler(ContinuingSampler):
+    """An iterator that begins its next pass whenever ``iter`` is called."""
 
     def __iter__(self):
         self.index = 0
@@ -171,8 +171,8 @@ class Itself(Carried):
         return self.draw()
 
 
-class Unsized(Carried):
-    """Does not tell how many numbers a pass has."""
+class Unsized(ContinuingSampler):
+    """A sampler without a length."""
 
     def __len__(self):
         raise TypeError
@@ -182,53 +182,55 @@ def distributed():
     return StatefulDistributedSampler(Numbers(), num_replicas=1, rank=0)
 
 
-def sampled(kind, **options):
+def sampler_loader(kind, **options):
     return lambda: DataLoader(Numbers(), 2, sampler=kind(), **options)
 
 
-def of_single_samples(kind=Carried, **options):
+def single_sample_loader(kind=ContinuingSampler, **options):
     return lambda: DataLoader(Numbers(), batch_size=None, sampler=kind(), **options)
 
 
-def batched(kind=Carried, size=2, **options):
+def batch_sampler_loader(kind=ContinuingSampler, size=2, **options):
     return lambda: DataLoader(Numbers(), batch_sampler=kind(size), **options)
 
 
 ONE = {"num_workers": 1, "prefetch_factor": 1}
 TWO = {"num_workers": 2, "prefetch_factor": 1}
-STAYING = {"num_workers": 2, "persistent_workers": True}
+PERSISTENT = {"num_workers": 2, "persistent_workers": True}
 GRID = {
-    "a sampler": sampled(Carried, **TWO),
-    "a sampler, one worker": sampled(Carried, **ONE),
-    "a sampler, workers that stay": sampled(Carried, **STAYING),
+    "a sampler": sampler_loader(ContinuingSampler, **TWO),
+    "a sampler, one worker": sampler_loader(ContinuingSampler, **ONE),
+    "a sampler, persistent workers": sampler_loader(ContinuingSampler, **PERSISTENT),
     "a sampler, the last batch dropped": lambda: DataLoader(
-        Numbers(), 5, sampler=Carried(), drop_last=True, **TWO
+        Numbers(), 5, sampler=ContinuingSampler(), drop_last=True, **TWO
     ),
-    "a sampler, the last batch smaller": lambda: DataLoader(Numbers(), 5, sampler=Carried(), **TWO),
-    "a sampler of single samples": of_single_samples(**TWO),
-    "single samples, workers that stay": of_single_samples(**STAYING),
-    "a batch sampler": batched(**TWO),
-    "a batch sampler, one worker": batched(**ONE),
-    "a batch sampler, workers that stay": batched(**STAYING),
-    "an order drawn again": sampled(Ordered, **TWO),
-    "an order drawn again, workers that stay": sampled(Ordered, **STAYING),
-    "one that counts": sampled(Counting, **TWO),
-    "torchdata's": sampled(distributed, **TWO),
-    "torchdata's, workers that stay": sampled(distributed, **STAYING),
-    "one that draws from global generators": sampled(Global, **TWO),
-    "an order of the global generators": sampled(Shuffled, **TWO),
-    "an order drawn for the iterator": of_single_samples(ShuffledEarly, **ONE),
-    "an order drawn for that of batches": sampled(ShuffledEarly, **STAYING),
-    "numbers of numpy": sampled(Numpy, **ONE),
-    "an iterator": sampled(Itself, **ONE),
-    "one without a length": sampled(Unsized, **TWO),
-    "one without a length, workers that stay": sampled(Unsized, **STAYING),
+    "a sampler, the last batch smaller": lambda: DataLoader(
+        Numbers(), 5, sampler=ContinuingSampler(), **TWO
+    ),
+    "a sampler of single samples": single_sample_loader(**TWO),
+    "single samples, persistent workers": single_sample_loader(**PERSISTENT),
+    "a batch sampler": batch_sampler_loader(**TWO),
+    "a batch sampler, one worker": batch_sampler_loader(**ONE),
+    "a batch sampler, persistent workers": batch_sampler_loader(**PERSISTENT),
+    "an order drawn again": sampler_loader(Ordered, **TWO),
+    "an order drawn again, persistent workers": sampler_loader(Ordered, **PERSISTENT),
+    "one that counts": sampler_loader(Counting, **TWO),
+    "torchdata's": sampler_loader(distributed, **TWO),
+    "torchdata's, persistent workers": sampler_loader(distributed, **PERSISTENT),
+    "one that draws from global generators": sampler_loader(Global, **TWO),
+    "an order of the global generators": sampler_loader(Shuffled, **TWO),
+    "an order drawn for the iterator": single_sample_loader(ShuffledEarly, **ONE),
+    "an order drawn for that of batches": sampler_loader(ShuffledEarly, **PERSISTENT),
+    "numbers of numpy": sampler_loader(Numpy, **ONE),
+    "an iterator": sampler_loader(RestartingSampler, **ONE),
+    "one without a length": sampler_loader(Unsized, **TWO),
+    "one without a length, persistent workers": sampler_loader(Unsized, **PERSISTENT),
 }
 
 
-# Kinds that meet each way through the code once; the others differ in what they are made of.
-OFTEN = {
-    "a sampler, workers that stay",
+# Cases that cover each path through the code once; the others only vary what they are made of.
+FREQUENT_CASES = {
+    "a sampler, persistent workers",
     "a sampler, the last batch smaller",
     "a batch sampler, one worker",
     "one that counts",
@@ -238,9 +240,9 @@ OFTEN = {
     "an iterator",
     "one without a length",
 }
-SELDOM = {
+RARE_CASES = {
     "a sampler of single samples",
-    "an order drawn again, workers that stay",
+    "an order drawn again, persistent workers",
     "numbers of numpy",
     "torchdata's",
 }
@@ -258,8 +260,8 @@ def holder_of(loader):
     return batches.sampler if type(batches) is BatchSampler else batches
 
 
-def carried(state):
-    """A state as a checkpoint has it."""
+def through_checkpoint(state):
+    """Returns a state after a round trip through a checkpoint's format."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -282,16 +284,16 @@ def set_global_state(state):
     np.random.set_state(state[2])
 
 
-def of_model():
+def draw_of_model():
     return [*torch.rand(1).tolist(), random.random(), np.random.rand()]
 
 
-def give(feed, count):
-    """Yields ``count`` batches, each with the numbers that a model draws after it."""
+def batches_with_draws(feed, count):
+    """Yields ``count`` batches, each with the random numbers that a model draws after it."""
     given = 0
     while given < count:
         for batch in feed:
-            yield torch.as_tensor(batch).flatten().tolist() + of_model()
+            yield torch.as_tensor(batch).flatten().tolist() + draw_of_model()
             given += 1
             if given == count:
                 break
@@ -301,24 +303,24 @@ def give(feed, count):
 
 
 def indices(batch):
-    """The samples of a batch, without what was drawn at random."""
+    """Returns the samples of a batch, without the random numbers."""
     return [int(each) for each in batch[:-3]]
 
 
-def drawn(feed):
+def drawn_batches(feed):
     return getattr(holder_of(feed.loader), "drawn", 0)
 
 
 def run(make, count, accelerator=None):
-    """Returns the batches of an unbroken run, and each place: what a checkpoint has of it."""
+    """Returns the batches of an unbroken run, and the saved state at each step."""
     seed()
     feed = DataFeed(make(), accelerator)
-    places = [(carried(feed.state_dict()), global_state(), 0)]
+    places = [(through_checkpoint(feed.state_dict()), global_state(), 0)]
     batches = []
-    for batch in give(feed, count):
+    for batch in batches_with_draws(feed, count):
         batches.append(batch)
         assert feed.doubts() == []
-        places.append((carried(feed.state_dict()), global_state(), drawn(feed)))
+        places.append((through_checkpoint(feed.state_dict()), global_state(), drawn_batches(feed)))
     return batches, places, feed
 
 
@@ -336,46 +338,46 @@ def per_pass(make):
     return sum(1 for _ in DataFeed(make()))
 
 
-@pytest.mark.parametrize("make", sample_of_grid(OFTEN))
-def test_a_resume_at_each_step_gives_the_same_bits(make):
+@pytest.mark.parametrize("make", sample_of_grid(FREQUENT_CASES))
+def test_resume_at_each_step_gives_the_same_bits(make):
     count = per_pass(make) + 2
     batches, places, whole = run(make, count)
     for given, place in enumerate(places[:-1]):
         feed = resumed(make, place)
-        assert [*give(feed, count - given)] == batches[given:], given
-        assert drawn(feed) + place[2] == drawn(whole)
+        assert [*batches_with_draws(feed, count - given)] == batches[given:], given
+        assert drawn_batches(feed) + place[2] == drawn_batches(whole)
 
 
-@pytest.mark.parametrize("make", sample_of_grid(SELDOM))
-def test_each_batch_may_come_from_another_process(make):
+@pytest.mark.parametrize("make", sample_of_grid(RARE_CASES))
+def test_each_batch_can_be_resumed_from_the_one_before(make):
     count = 2 * per_pass(make) + 1
     batches, (place, *_), _ = run(make, count)
     for batch in batches:
         feed = resumed(make, place)
-        assert [*give(feed, 1)] == [batch]
-        assert carried(feed.state_dict())["order"]["of"]
-        place = carried(feed.state_dict()), global_state(), 0
+        assert [*batches_with_draws(feed, 1)] == [batch]
+        assert through_checkpoint(feed.state_dict())["order"]["of"]
+        place = through_checkpoint(feed.state_dict()), global_state(), 0
 
 
 @pytest.mark.parametrize(
-    "make", sample_of_grid({"a sampler", "a batch sampler, workers that stay"})
+    "make", sample_of_grid({"a sampler", "a batch sampler, persistent workers"})
 )
-def test_a_feed_that_is_left_draws_no_number_twice(make):
+def test_feed_left_in_a_pass_draws_no_number_twice(make):
     count = per_pass(make) + 2
     batches, _, whole = run(make, count)
     seed()
     feed = DataFeed(make())
     found = []
     for _ in range(count):
-        found += give(feed, 1)
-    # Of what workers that stay draw only the state of those that went through the pass is known.
+        found += batches_with_draws(feed, 1)
+    # The states of persistent workers are known only if they went through the whole pass.
     assert [indices(each) for each in found] == [indices(each) for each in batches]
-    assert drawn(feed) == drawn(whole)
+    assert drawn_batches(feed) == drawn_batches(whole)
 
 
-# torch asks a sampler that is an iterator for itself with each batch, and this one never ends then.
+# torch calls iter() of such a sampler for each batch, so this one would never end.
 @pytest.mark.parametrize("name", [each for each in GRID if each != "an iterator"])
-def test_an_unbroken_run_is_that_of_a_plain_loop(name):
+def test_unbroken_run_equals_a_plain_loop(name):
     make = GRID[name]
     seed()
     loader = make()
@@ -383,59 +385,59 @@ def test_an_unbroken_run_is_that_of_a_plain_loop(name):
     for data_pass in range(2):
         if hasattr(holder_of(loader), "set_epoch"):
             holder_of(loader).set_epoch(data_pass)
-        plain += [[*torch.as_tensor(each).flatten().tolist(), *of_model()] for each in loader]
+        plain += [[*torch.as_tensor(each).flatten().tolist(), *draw_of_model()] for each in loader]
     seed()
-    assert [*give(DataFeed(make()), len(plain))] == plain
+    assert [*batches_with_draws(DataFeed(make()), len(plain))] == plain
 
 
 @pytest.mark.parametrize(
     "make",
-    [sampled(Shuffled), sampled(ShuffledEarly), of_single_samples(ShuffledEarly)],
+    [sampler_loader(Shuffled), sampler_loader(ShuffledEarly), single_sample_loader(ShuffledEarly)],
 )
-def test_an_order_of_global_generators_without_workers(make):
+def test_order_drawn_from_global_generators_without_workers(make):
     count = per_pass(make) + 2
     batches, places, _ = run(make, count)
     for given, place in enumerate(places[:-1]):
         if given != count - 2:  # the sampler has not been asked for its end, which is named
-            assert [*give(resumed(make, place), count - given)] == batches[given:]
+            assert [*batches_with_draws(resumed(make, place), count - given)] == batches[given:]
 
 
-def test_what_the_first_element_draws_is_known_with_the_second():
-    feed = DataFeed(of_single_samples(Shuffled)())
-    [*give(feed, 1)]
+def test_order_drawn_at_once_is_known_after_two_elements():
+    feed = DataFeed(single_sample_loader(Shuffled)())
+    [*batches_with_draws(feed, 1)]
     (doubt,) = feed.doubts()
     assert doubt.startswith(
         "batch_sampler.sampler (Shuffled) draws from the global random generators for its"
     )
-    [*give(feed, 1)]
+    [*batches_with_draws(feed, 1)]
     assert feed.doubts() == []
 
 
-@pytest.mark.parametrize("options", [TWO, STAYING])
-def test_a_sampler_that_moves_the_seed_of_workers_is_named(options):
-    feed = DataFeed(of_single_samples(ShuffledEarly, **options)())
-    [*give(feed, 2)]
+@pytest.mark.parametrize("options", [TWO, PERSISTENT])
+def test_sampler_that_changes_worker_seeds_is_named(options):
+    feed = DataFeed(single_sample_loader(ShuffledEarly, **options)())
+    [*batches_with_draws(feed, 2)]
     (doubt,) = feed.doubts()
     assert doubt.startswith("sampler (ShuffledEarly) draws from the global random generators when")
 
 
-@pytest.mark.parametrize("options", [ONE, TWO, STAYING])
-def test_a_feed_goes_back_in_a_pass(options):
-    make = sampled(Carried, **options)
+@pytest.mark.parametrize("options", [ONE, TWO, PERSISTENT])
+def test_feed_seeks_back_within_a_pass(options):
+    make = sampler_loader(ContinuingSampler, **options)
     batches, _, _ = run(make, 6)
     seed()
     feed = DataFeed(make(), Accelerator(cpu=True, gradient_accumulation_steps=3))
-    assert [*give(feed, 5)] == batches[:5]
-    drawn_before = drawn(feed)
+    assert [*batches_with_draws(feed, 5)] == batches[:5]
+    drawn_before = drawn_batches(feed)
     feed.seek((0, 3))
-    assert [each[:-3] for each in give(feed, 1)] == [batches[3][:-3]]
-    assert drawn(feed) == drawn_before
+    assert [each[:-3] for each in batches_with_draws(feed, 1)] == [batches[3][:-3]]
+    assert drawn_batches(feed) == drawn_before
     feed.seek((0, 0))
-    assert [each[:-3] for each in give(feed, 6)] == [each[:-3] for each in batches]
+    assert [each[:-3] for each in batches_with_draws(feed, 6)] == [each[:-3] for each in batches]
 
 
-class Beginning(Carried):
-    """Draws the order of a pass anew, unless its state is in the middle of one."""
+class Beginning(ContinuingSampler):
+    """A sampler that draws a new order in each iteration, unless its state is within a pass."""
 
     def __init__(self):
         super().__init__()
@@ -459,21 +461,21 @@ class Beginning(Carried):
         self.order, self.is_loaded = state["order"].tolist(), True
 
 
-def test_a_sampler_that_has_yielded_all_begins_no_other_pass():
+def test_exhausted_sampler_does_not_begin_another_pass():
     def make():
         return DataLoader(Numbers(), 2, sampler=Beginning(), num_workers=2)
 
     count = 2 * SIZE // 2
     batches, places, _ = run(make, count)
     for given, place in enumerate(places[:-1]):
-        assert [*give(resumed(make, place), count - given)] == batches[given:], given
+        assert [*batches_with_draws(resumed(make, place), count - given)] == batches[given:], given
 
 
-def test_a_feed_goes_back_further_than_is_recorded():
+def test_feed_seeks_back_beyond_the_recorded_elements():
     def make():
         return DataLoader(range(100), None, sampler=Long(), **ONE)
 
-    class Long(Carried):
+    class Long(ContinuingSampler):
         def __len__(self):
             return 100
 
@@ -488,15 +490,17 @@ def test_a_feed_goes_back_further_than_is_recorded():
     batches, _, _ = run(make, 100)
     seed()
     feed = DataFeed(make())
-    assert [indices(each) for each in give(feed, 90)] == [indices(each) for each in batches[:90]]
+    assert [indices(each) for each in batches_with_draws(feed, 90)] == [
+        indices(each) for each in batches[:90]
+    ]
     for start in (5, 0):
         feed.seek((0, start))
-        found = [indices(each) for each in give(feed, 100 - start)]
+        found = [indices(each) for each in batches_with_draws(feed, 100 - start)]
         assert found == [indices(each) for each in batches[start:]]
         feed.seek((0, 90))
 
 
-def test_a_pass_whose_first_batch_failed_begins_again():
+def test_pass_begins_again_after_its_first_batch_failed():
     class Failing(Numbers):
         def __getitem__(self, index):
             if fails.exists():
@@ -511,47 +515,51 @@ def test_a_pass_whose_first_batch_failed_begins_again():
             return bool(self.value)
 
     fails = Flag()
-    make = sampled(Carried, **TWO)
+    make = sampler_loader(ContinuingSampler, **TWO)
     batches, _, _ = run(make, 3)
     seed()
-    feed = DataFeed(DataLoader(Failing(), 2, sampler=Carried(), **TWO))
+    feed = DataFeed(DataLoader(Failing(), 2, sampler=ContinuingSampler(), **TWO))
     with pytest.raises(ValueError, match="a broken sample"):
-        [*give(feed, 1)]
-    state = carried(feed.state_dict())
+        [*batches_with_draws(feed, 1)]
+    state = through_checkpoint(feed.state_dict())
     fails.value.zero_()
-    assert [indices(each) for each in give(feed, 3)] == [indices(each) for each in batches]
+    assert [indices(each) for each in batches_with_draws(feed, 3)] == [
+        indices(each) for each in batches
+    ]
     other = resumed(make, (state, global_state(), 0))
-    assert [indices(each) for each in give(other, 3)] == [indices(each) for each in batches]
+    assert [indices(each) for each in batches_with_draws(other, 3)] == [
+        indices(each) for each in batches
+    ]
 
 
-def test_a_pass_goes_on_after_its_user_has_iterated_the_loader():
-    make = sampled(Carried, **STAYING)
+def test_pass_continues_after_the_user_iterated_the_loader():
+    make = sampler_loader(ContinuingSampler, **PERSISTENT)
     batches, _, _ = run(make, 6)
     seed()
     feed = DataFeed(make())
-    found = [*give(feed, 2)]
+    found = [*batches_with_draws(feed, 2)]
     next(iter(feed.loader), None)
-    found += give(feed, 4)
+    found += batches_with_draws(feed, 4)
     assert [indices(each) for each in found] == [indices(each) for each in batches]
     assert feed.state_dict()["order"] is not None
 
 
-def test_workers_that_a_user_has_started_are_given_the_recorded_order():
-    loader = sampled(Carried, **STAYING)()
+def test_workers_started_by_the_user_get_the_recorded_order():
+    loader = sampler_loader(ContinuingSampler, **PERSISTENT)()
     before = [int(each) for batch in loader for each in batch]
     feed = DataFeed(loader)
-    found = [*give(feed, 2)]
-    other = DataFeed(sampled(Carried, **TWO)())
-    other.load_state_dict(carried(feed.state_dict()))
-    found += give(other, 4)
-    batches, _, _ = run(sampled(Carried, **TWO), 12)
+    found = [*batches_with_draws(feed, 2)]
+    other = DataFeed(sampler_loader(ContinuingSampler, **TWO)())
+    other.load_state_dict(through_checkpoint(feed.state_dict()))
+    found += batches_with_draws(other, 4)
+    batches, _, _ = run(sampler_loader(ContinuingSampler, **TWO), 12)
     of_both = [each for batch in batches for each in indices(batch)]
     assert before + [each for batch in found for each in indices(batch)] == of_both
 
 
-def test_only_elements_that_may_come_again_are_saved():
+def test_only_elements_needed_again_are_saved():
     feed = DataFeed(DataLoader(range(10**6), None, sampler=Endless(), **ONE))
-    [*give(feed, 500)]
+    [*batches_with_draws(feed, 500)]
     indices_saved = feed.state_dict()["order"]["elements"]["indices"]
     assert len(indices_saved) == 2  # one for the worker, and one that the feed looks ahead at
 
@@ -566,7 +574,7 @@ class Key:
         return self.index
 
 
-def test_only_elements_that_may_come_again_are_kept():
+def test_only_elements_needed_again_are_kept():
     class Keys(Endless):
         def draw(self):
             key = Key(super().draw())
@@ -575,35 +583,35 @@ def test_only_elements_that_may_come_again_are_kept():
 
     keys = WeakSet()
     feed = DataFeed(DataLoader(range(10**6), None, sampler=Keys(), **ONE))
-    [*give(feed, 100)]
+    [*batches_with_draws(feed, 100)]
     kept = len(keys)
-    [*give(feed, 400)]
+    [*batches_with_draws(feed, 400)]
     assert len(keys) == kept < 10
 
 
-def test_a_place_is_saved_again_before_an_element_is_drawn():
-    make = sampled(Counting, **ONE)
+def test_loaded_state_can_be_saved_again_at_once():
+    make = sampler_loader(Counting, **ONE)
     batches, places, _ = run(make, 8)
     for given, place in enumerate(places[:-1]):
-        state = carried(resumed(make, place).state_dict())
+        state = through_checkpoint(resumed(make, place).state_dict())
         feed = resumed(make, (state, place[1], 0))
-        assert [*give(feed, 8 - given)] == batches[given:]
+        assert [*batches_with_draws(feed, 8 - given)] == batches[given:]
 
 
-def test_a_feed_that_goes_back_beyond_what_was_loaded_warns():
-    _, places, _ = run(sampled(Carried, **ONE), 4)
-    feed = resumed(sampled(Carried, **ONE), places[3])
-    [*give(feed, 1)]
+def test_seeking_back_beyond_the_loaded_position_warns():
+    _, places, _ = run(sampler_loader(ContinuingSampler, **ONE), 4)
+    feed = resumed(sampler_loader(ContinuingSampler, **ONE), places[3])
+    [*batches_with_draws(feed, 1)]
     feed.seek((0, 0))
     with pytest.warns(UserWarning, match="no known state of the start of pass 1"):
-        [*give(feed, 1)]
+        [*batches_with_draws(feed, 1)]
 
 
 # Shards of Accelerate
 
 
-class Varying(Carried):
-    """Every third batch has another length than it says."""
+class Varying(ContinuingSampler):
+    """A batch sampler whose every third batch has another length than its batch size."""
 
     def __len__(self):
         raise TypeError
@@ -614,19 +622,19 @@ class Varying(Carried):
 
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_batches_that_accelerate_leaves_out_are_named(split, rank):
+def test_batches_that_accelerate_drops_are_named(split, rank):
     def make():
         shard = BatchSamplerShard(Varying(2, 2), 2, rank, split)
         return DataLoader(Numbers(), batch_sampler=shard, **ONE)
 
     seed()
-    whole = [indices(each) for each in give(DataFeed(make()), 2 + split)]
+    whole = [indices(each) for each in batches_with_draws(DataFeed(make()), 2 + split)]
     seed()
     feed = DataFeed(make())
-    found = [indices(each) for each in give(feed, 1)]
+    found = [indices(each) for each in batches_with_draws(feed, 1)]
     assert feed.state_dict()["order"] is None
     assert any("because its batches differ in length" in each for each in feed.doubts())
-    found += [indices(each) for each in give(feed, 1 + split)]
+    found += [indices(each) for each in batches_with_draws(feed, 1 + split)]
     assert found == whole
 
 
@@ -647,8 +655,8 @@ def test_batches_that_accelerate_leaves_out_are_named(split, rank):
         [True, False],
     ],
 )
-def test_elements_are_saved_as_what_they_are(elements):
-    found = unpacked(carried(pack_elements(elements)))
+def test_elements_keep_their_types(elements):
+    found = unpacked(through_checkpoint(pack_elements(elements)))
     assert found == elements
     assert [type(each) for each in found] == [type(each) for each in elements]
     for one, other in zip(found, elements, strict=True):
@@ -661,85 +669,92 @@ def test_elements_are_saved_as_what_they_are(elements):
 
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("size", [3, 1, 4])
-def test_the_rest_of_a_pass_may_have_another_batch_size(size):
-    make = sampled(Carried, **TWO)
+def test_rest_of_a_pass_may_have_another_batch_size(size):
+    make = sampler_loader(ContinuingSampler, **TWO)
     batches, places, _ = run(make, 12)
     samples = [each for batch in batches for each in indices(batch)]
     for given in range(1, 6):
-        feed = DataFeed(DataLoader(Numbers(), size, sampler=Carried(), **TWO))
+        feed = DataFeed(DataLoader(Numbers(), size, sampler=ContinuingSampler(), **TWO))
         state = places[given][0]
         assert len(feed.changes(state)) == 1
         assert feed.remarks(state) == []
         feed.load_state_dict(state)
         assert feed.length == given - -(SIZE - 2 * given) // size
         seed()
-        found = [each for batch in give(feed, feed.length - given + 2) for each in indices(batch)]
+        found = [
+            each
+            for batch in batches_with_draws(feed, feed.length - given + 2)
+            for each in indices(batch)
+        ]
         assert found == samples[2 * given :][: len(found)]
-        # A place that a feed of the other size saves holds as well.
-        again = DataFeed(DataLoader(Numbers(), size, sampler=Carried(), **TWO))
+        # A state that is saved with the new batch size can be resumed, too.
+        again = DataFeed(DataLoader(Numbers(), size, sampler=ContinuingSampler(), **TWO))
         again.load_state_dict(state)
-        one = [each for batch in give(again, 1) for each in indices(batch)]
-        third = DataFeed(DataLoader(Numbers(), size, sampler=Carried(), **TWO))
-        third.load_state_dict(carried(again.state_dict()))
-        one += [each for batch in give(third, 2) for each in indices(batch)]
+        one = [each for batch in batches_with_draws(again, 1) for each in indices(batch)]
+        third = DataFeed(DataLoader(Numbers(), size, sampler=ContinuingSampler(), **TWO))
+        third.load_state_dict(through_checkpoint(again.state_dict()))
+        one += [each for batch in batches_with_draws(third, 2) for each in indices(batch)]
         assert one == samples[2 * given :][: len(one)]
 
 
-def test_a_pass_without_a_length_may_have_another_batch_size():
+def test_pass_without_length_may_have_another_batch_size():
     def feed_at(state):
         feed = DataFeed(DataLoader(Numbers(), 4, sampler=Unsized(), **ONE))
-        feed.load_state_dict(carried(state))
+        feed.load_state_dict(through_checkpoint(state))
         return feed
 
-    batches, places, _ = run(sampled(Unsized, **ONE), 6)
+    batches, places, _ = run(sampler_loader(Unsized, **ONE), 6)
     samples = [each for batch in batches for each in indices(batch)]
     for given in (1, 3):
         feed = feed_at(places[given][0])
-        found = [each for batch in give(feed, 1) for each in indices(batch)]
-        for batch in give(feed_at(feed.state_dict()), 1):
+        found = [each for batch in batches_with_draws(feed, 1) for each in indices(batch)]
+        for batch in batches_with_draws(feed_at(feed.state_dict()), 1):
             found += indices(batch)
         assert found == samples[2 * given :][: len(found)]
 
 
 @pytest.mark.parametrize("given", [4, 5])  # the sampler has two elements left, or none
-def test_a_rest_that_makes_no_batch_is_drawn(given):
+def test_remaining_samples_without_a_batch_are_drawn(given):
     def make(size):
-        sampler = Carried()
+        sampler = ContinuingSampler()
         return DataLoader(Numbers(), size, sampler=sampler, drop_last=True, **ONE)
 
     batches, places, _ = run(lambda: make(2), 8)
     feed = DataFeed(make(5))
     feed.load_state_dict(places[given][0])
     assert feed.position == (1, 0)
-    found = [each for batch in give(feed, 1) for each in indices(batch)]
+    found = [each for batch in batches_with_draws(feed, 1) for each in indices(batch)]
     assert found == [each for batch in batches[6:] for each in indices(batch)] + found[4:]
 
 
-@pytest.mark.parametrize(("then", "now"), [(TWO, ONE), (ONE, TWO), (ONE, STAYING)])
-def test_the_order_stays_with_other_workers(then, now):
-    batches, places, _ = run(sampled(Carried, **then), 8)
+@pytest.mark.parametrize(("then", "now"), [(TWO, ONE), (ONE, TWO), (ONE, PERSISTENT)])
+def test_order_is_kept_with_another_number_of_workers(then, now):
+    batches, places, _ = run(sampler_loader(ContinuingSampler, **then), 8)
     for given in range(1, 8):
-        feed = DataFeed(sampled(Carried, **now)())
+        feed = DataFeed(sampler_loader(ContinuingSampler, **now)())
         feed.load_state_dict(places[given][0])
-        found = [indices(each) for each in give(feed, 8 - given)]
+        found = [indices(each) for each in batches_with_draws(feed, 8 - given)]
         assert found == [indices(each) for each in batches[given:]]
 
 
-def test_a_state_of_another_kind_is_named():
-    _, places, _ = run(sampled(Carried, **ONE), 2)
+def test_state_of_another_sampler_class_is_named():
+    _, places, _ = run(sampler_loader(ContinuingSampler, **ONE), 2)
     for make, now in (
-        (sampled(Ordered, **ONE), "there is batch_sampler.sampler (Ordered) now"),
-        (sampled(Carried), "batch_sampler.sampler (Carried) does not draw ahead for workers now"),
-        (sampled(lambda: None), "there is nothing with a state now"),
+        (sampler_loader(Ordered, **ONE), "there is batch_sampler.sampler (Ordered) now"),
+        (
+            sampler_loader(ContinuingSampler),
+            "batch_sampler.sampler (ContinuingSampler) does not draw ahead for workers now",
+        ),
+        (sampler_loader(lambda: None), "there is nothing with a state now"),
     ):
         differences = DataFeed(make()).differences(places[2][0])
-        told = "the state of batch_sampler.sampler (Carried) is not restored, "
+        told = "the state of batch_sampler.sampler (ContinuingSampler) is not restored, "
         assert told + now in differences
 
 
-def test_a_checkpoint_without_a_state_is_resumed_as_before():
-    class Still(Carried):
-        """Each pass is the same, and counts its numbers."""
+def test_checkpoint_without_a_sampler_state_is_resumed():
+    class Still(ContinuingSampler):
+        """A sampler whose passes are equal, and which counts its indices."""
 
         def __iter__(self):
             for self.index in range(1, SIZE + 1):
@@ -749,7 +764,7 @@ def test_a_checkpoint_without_a_state_is_resumed_as_before():
         def load_state_dict(self, state):
             raise AssertionError
 
-    make = sampled(Still, **TWO)
+    make = sampler_loader(Still, **TWO)
     batches, places, _ = run(make, 6)
     for given in range(1, 6):
         state, random_state, _ = places[given]
@@ -760,20 +775,20 @@ def test_a_checkpoint_without_a_state_is_resumed_as_before():
         assert told.startswith("a Still is iterated again over the")
         feed.load_state_dict(state)
         set_global_state(random_state)
-        assert [*give(feed, 6 - given)] == batches[given:]
-        assert carried(feed.state_dict())["order"] is not None
+        assert [*batches_with_draws(feed, 6 - given)] == batches[given:]
+        assert through_checkpoint(feed.state_dict())["order"] is not None
 
 
 # What cannot be saved
 
 
-class Pickled(Carried):
+class Pickled(ContinuingSampler):
     def state_dict(self):
         return {**super().state_dict(), "more": range(3)}
 
 
-class Placeless(Carried):
-    """Has a state that tells of passes alone."""
+class PassCountingOnly(ContinuingSampler):
+    """A sampler whose state counts passes, not indices."""
 
     def __iter__(self):
         self.shift += 1
@@ -786,8 +801,8 @@ class Placeless(Carried):
         self.shift = state["shift"]
 
 
-class Late(Carried):
-    """Counts a number when the next one is asked for."""
+class Late(ContinuingSampler):
+    """A sampler that counts an index only when the next one is asked for."""
 
     def __iter__(self):
         for _ in range(SIZE):
@@ -798,8 +813,8 @@ class Late(Carried):
         return {"index": self.index}
 
 
-class Objects(Carried):
-    """Yields what a checkpoint does not take."""
+class Objects(ContinuingSampler):
+    """A sampler that yields objects that a checkpoint cannot save."""
 
     def draw(self):
         return Number(super().draw())
@@ -814,34 +829,34 @@ class Number(int):
     [
         (Pickled, "Pickled), or what it yields, has more in it than tensors"),
         (Objects, "Objects), or what it yields, has more in it than tensors"),
-        (Placeless, "Placeless) is the same after an element as before it"),
+        (PassCountingOnly, "PassCountingOnly) is the same after an element as before it"),
         (Late, "Late) is the same after an element as before it"),
     ],
 )
-def test_a_state_that_cannot_be_saved_is_named(kind, reason):
+def test_unsavable_state_is_named(kind, reason):
     seed()
-    feed = DataFeed(sampled(kind, **TWO)())
-    found = [*give(feed, 2)]
-    assert carried(feed.state_dict())["order"] is None
+    feed = DataFeed(sampler_loader(kind, **TWO)())
+    found = [*batches_with_draws(feed, 2)]
+    assert through_checkpoint(feed.state_dict())["order"] is None
     assert sum(reason in each for each in feed.doubts()) == 1
     seed()
-    whole = [*give(DataFeed(sampled(kind, **TWO)()), 6)]
-    found += give(feed, 4)  # in the same process nothing is needed
+    whole = [*batches_with_draws(DataFeed(sampler_loader(kind, **TWO)()), 6)]
+    found += batches_with_draws(feed, 4)  # the same process needs no saved state
     assert [indices(each) for each in found] == [indices(each) for each in whole]
 
 
-def test_a_pass_that_was_left_in_its_middle_is_named():
+def test_pass_left_in_its_middle_is_named():
     def make():
         return DataLoader(range(100), None, sampler=Endless(), **ONE)
 
     feed = DataFeed(make())
-    [*give(feed, 2)]
+    [*batches_with_draws(feed, 2)]
     feed.next_pass()
-    (difference,) = DataFeed(make()).differences(carried(feed.state_dict()))
+    (difference,) = DataFeed(make()).differences(through_checkpoint(feed.state_dict()))
     assert difference.startswith("the pass before was left in its middle: sampler (Endless) begins")
 
 
-class Endless(Carried):
+class Endless(ContinuingSampler):
     def __len__(self):
         raise TypeError
 
@@ -873,12 +888,12 @@ def weights(trainer):
     return torch.cat([each.detach().flatten() for each in trainer.model.parameters()]).tolist()
 
 
-TRAINED = ("a sampler", "a batch sampler, workers that stay", "one without a length")
+TRAINED = ("a sampler", "a batch sampler, persistent workers", "one without a length")
 
 
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path, name):
+def test_resumed_run_ends_in_the_same_bits(tmp_path, name):
     make = GRID[name]
     save = SaveCheckpoint(tmp_path, every_steps=1, keep_last=99)
     whole = a_trainer(make(), checkpoint=save)
@@ -898,7 +913,7 @@ class Broken(Exception):
 
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("name", TRAINED[::-1])
-def test_a_failed_run_goes_on_from_its_last_step(name):
+def test_failed_run_continues_from_its_last_step(name):
     def run(fails_at=None):
         trainer = a_trainer(GRID[name](), accumulation=3)
         trained = []

@@ -80,12 +80,12 @@ SAMPLERS = {
 HAS_GENERATOR = [False, True]
 
 
-def state(generator):
-    """What is drawn next, from the generator and from the global one."""
+def next_draws(generator):
+    """Returns the next draws from a generator and from the global one, to compare states."""
     return [each.get_state().tolist() for each in (generator, torch.default_generator) if each]
 
 
-def gone_through_by_torch(order, start, first):
+def iterate_sampler(order, start, first):
     iterator = iter(order)
     before = [*islice(iterator, start)]
     return before[:first], iterator
@@ -94,26 +94,26 @@ def gone_through_by_torch(order, start, first):
 @pytest.mark.filterwarnings("ignore:Countdown draws from the global random generators")
 @pytest.mark.parametrize("has_generator", HAS_GENERATOR)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_an_order_is_entered_as_if_it_had_been_gone_through(name, has_generator):
-    """The same numbers, drawn at the same moments, from the first number on and after the last."""
+def test_entered_order_equals_an_iterated_one(name, has_generator):
+    """The indices and the state of the generators are equal after every element."""
     torch.manual_seed(0)
     for start in range(1, sum(1 for _ in SAMPLERS[name](None)) + 1):
         traces = []
-        for enter in (gone_through_by_torch, enter_order):
+        for enter in (iterate_sampler, enter_order):
             torch.manual_seed(5)
             generator = torch.Generator().manual_seed(7) if has_generator else None
             first, rest = enter(SAMPLERS[name](generator), start, min(start, 5))
-            trace = [first, state(generator)]
+            trace = [first, next_draws(generator)]
             for number in rest:
-                trace += [number, state(generator)]
-            traces.append([*trace, state(generator)])
+                trace += [number, next_draws(generator)]
+            traces.append([*trace, next_draws(generator)])
         assert traces[0] == traces[1], start
 
 
-def test_numbers_that_were_drawn_are_drawn_again_in_few_calls():
+def test_indices_are_redrawn_in_few_calls():
     start = 1_950_017
     orders = []
-    for enter in (gone_through_by_torch, enter_order):
+    for enter in (iterate_sampler, enter_order):
         sampler = RandomSampler(
             range(1000),
             replacement=True,
@@ -121,7 +121,7 @@ def test_numbers_that_were_drawn_are_drawn_again_in_few_calls():
             generator=torch.Generator().manual_seed(7),
         )
         first, rest = enter(sampler, start, 50)
-        orders.append([first, list(rest), state(sampler.generator)])
+        orders.append([first, list(rest), next_draws(sampler.generator)])
     assert orders[0] == orders[1]
 
 
@@ -141,9 +141,7 @@ def batches_of_process(size, processes, rank, split, even, drop_last, batch_size
 
 @pytest.mark.parametrize(("processes", "split", "even", "drop_last"), SHARDS)
 @pytest.mark.parametrize("size", [5, 6, 17, 36, 40, 41])
-def test_the_batches_of_a_process_are_entered_with_those_that_fill_the_last(
-    size, processes, split, even, drop_last
-):
+def test_entered_shard_pads_the_last_batch_equally(size, processes, split, even, drop_last):
     for rank in range(processes):
         options = (size, processes, rank, split, even, drop_last)
         torch.manual_seed(5)
@@ -158,7 +156,7 @@ def test_the_batches_of_a_process_are_entered_with_those_that_fill_the_last(
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 4, 9, 50])
-def test_the_rest_of_a_pass_comes_in_batches_of_another_size(batch_size, drop_last):
+def test_rest_of_a_pass_with_another_batch_size(batch_size, drop_last):
     torch.manual_seed(5)
     numbers = list(RandomSampler(range(SIZE)))
     for samples in range(1, SIZE):
@@ -170,7 +168,7 @@ def test_the_rest_of_a_pass_comes_in_batches_of_another_size(batch_size, drop_la
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 30])
-def test_the_rest_of_a_pass_is_divided_over_processes_in_batches_of_another_size(batch_size):
+def test_rest_of_a_divided_pass_with_another_batch_size(batch_size):
     torch.manual_seed(5)
     numbers = list(RandomSampler(range(SIZE)))
     for samples in (1, 12, 39):
@@ -186,11 +184,11 @@ def test_the_rest_of_a_pass_is_divided_over_processes_in_batches_of_another_size
         assert len(lengths) == 1
 
 
-def test_batches_of_another_class_have_no_place_in_samples():
-    class Own(BatchSampler):
+def test_custom_batch_sampler_has_no_sample_position():
+    class CustomBatches(BatchSampler):
         pass
 
-    own = Own(range(9), 2, False)
+    own = CustomBatches(range(9), 2, False)
     for order in (own, BatchSamplerShard(own, 2, 0), range(9), Countdown(None)):
         assert samples_per_batch(order) is samples_per_pass(order) is None
     assert [*enter_order(own, 2)[1]] == [[4, 5], [6, 7], [8]]
@@ -205,7 +203,7 @@ def test_samples_are_counted_over_all_processes():
     assert samples_per_pass(BatchSampler(iter(range(9)), 2, False)) is None
 
 
-def test_a_sampler_that_is_gone_through_is_told():
+def test_sampler_that_must_be_iterated_is_returned():
     own = Countdown(None)
     for order in (own, BatchSampler(own, 2, False), BatchSamplerShard(BatchSampler(own, 2, False))):
         assert replayed_sampler(order) is own
@@ -216,7 +214,7 @@ def test_a_sampler_that_is_gone_through_is_told():
 
 
 class Buffered(Countdown):
-    """Takes its numbers from a buffer, in an order that it draws as it goes."""
+    """A sampler that takes its indices from a buffer, at random positions drawn one by one."""
 
     def __iter__(self):
         waiting = [*range(SIZE)]
@@ -224,7 +222,7 @@ class Buffered(Countdown):
             yield waiting.pop(random.randrange(len(waiting)))
 
 
-def test_a_sampler_that_draws_from_a_global_generator_as_it_goes_is_told():
+def test_sampler_with_late_global_draws_is_warned_of():
     with pytest.warns(
         UserWarning, match="Buffered draws from the global random generators while it is iter"
     ):
@@ -232,22 +230,22 @@ def test_a_sampler_that_draws_from_a_global_generator_as_it_goes_is_told():
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1)])
-def test_each_global_generator_is_watched(draw):
+def test_draws_from_each_global_generator_are_noticed(draw):
     state = RandomState.capture()
     assert not state.has_moved()
     draw()
     assert state.has_moved()
 
 
-class AtOnce(Countdown):
-    """Draws its order from a global generator as it begins, as most samplers do."""
+class DrawnOnIter(Countdown):
+    """A sampler that draws its order from a global generator at its start, as most do."""
 
     def __iter__(self):
         yield from torch.randperm(SIZE).tolist()
 
 
-def test_a_sampler_that_draws_its_order_at_once_is_not_told_of():
+def test_sampler_that_draws_its_order_at_once_does_not_warn():
     torch.manual_seed(5)
-    _, rest = enter_order(AtOnce(None), 7)
+    _, rest = enter_order(DrawnOnIter(None), 7)
     torch.manual_seed(5)
-    assert [*rest] == [*AtOnce(None)][7:]
+    assert [*rest] == [*DrawnOnIter(None)][7:]

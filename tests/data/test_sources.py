@@ -30,7 +30,7 @@ class Halved:
         return iter(list(self.sampler)[::2])
 
 
-def test_data_set_and_nested_samplers_are_parts_each_once():
+def test_data_set_and_nested_samplers_are_listed_once():
     data = [1, 2, 3, 4]
     random = RandomSampler(data)
     halved = Halved(random)
@@ -69,7 +69,7 @@ def accelerator():
 
 
 class TestPlainIterable:
-    def test_the_epoch_is_set_before_each_pass(self):
+    def test_set_epoch_is_called_before_each_pass(self):
         data = Epochs([1], [2])
         source = PlainIterable(data)
         for number, skip in ((0, 0), (1, 1), (1, 0), (7, 2)):
@@ -79,15 +79,15 @@ class TestPlainIterable:
     @pytest.mark.parametrize(
         ("data", "length"), [([1, 2], 2), (iter([1, 2]), None), ({1: 2}.values(), 1)]
     )
-    def test_the_length_is_that_of_the_data_if_it_has_one(self, data, length):
+    def test_length_is_certain_for_lists_only(self, data, length):
         assert PlainIterable(data).length == length
 
-    def test_only_an_iterator_can_not_repeat(self):
+    def test_only_an_iterator_cannot_repeat(self):
         assert PlainIterable([1]).can_repeat
         assert PlainIterable(Epochs(1)).can_repeat
         assert not PlainIterable(iter([1])).can_repeat
 
-    def test_a_pass_entered_again_has_the_order_in_which_it_began(self):
+    def test_reentered_pass_keeps_its_order(self):
         class Shuffling:
             def __iter__(self):
                 order = list(range(6))
@@ -103,19 +103,19 @@ class TestPlainIterable:
 
 
 class TestAdaptedLoader:
-    def test_prepared_stream_ends_itself_with_uncertain_length(self, accelerator):
+    def test_prepared_stream_marks_its_end_without_a_length(self, accelerator):
         source = AdaptedLoader(accelerator.prepare(DataLoader(Stream(), batch_size=2)))
         assert source.knows_its_end
         assert source.length is None
 
-    def test_the_length_of_dispatched_samples_is_certain(self):
+    def test_length_of_a_dispatched_sampler_is_certain(self):
         accelerator = Accelerator(
             cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=True)
         )
         source = AdaptedLoader(accelerator.prepare(DataLoader(range(6), batch_size=4)))
         assert source.length == 2
 
-    def test_loader_receives_the_number_of_the_pass(self, accelerator):
+    def test_loader_gets_the_pass_number(self, accelerator):
         source = AdaptedLoader(accelerator.prepare(DataLoader(Stream(), batch_size=2)))
         with source.active(3):
             for batch in source.batches(3, 1):
