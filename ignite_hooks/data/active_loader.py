@@ -19,7 +19,7 @@ __all__ = ["activated", "set_aside"]
 
 @contextmanager
 def set_aside(loader: Any, *, alone: bool = False) -> Iterator[None]:
-    """Takes ``loader`` out of Accelerate's active loaders during the body.
+    """Leaves Accelerate without an active loader during the body, while ``loader`` is paused.
 
     The body may iterate any loader, ``loader`` included, and leave it in any state. Afterwards
     Accelerate's active loader, that loader's flags and the end of the window are restored.
@@ -37,7 +37,7 @@ def set_aside(loader: Any, *, alone: bool = False) -> Iterator[None]:
         _set_flags(loader, flags)
 
     with restored(restore, alone=alone):
-        state.dataloader_references = [None]
+        state.dataloader_references = [None]  # as Accelerate has it while no loader is iterated
         with _without_persistent_workers(loader, alone=alone):
             yield
 

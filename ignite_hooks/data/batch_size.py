@@ -26,6 +26,7 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
     if not isinstance(base, DataLoader):
         return None
     dataset, sampler = base.dataset, base.sampler
+    # With ``batch_size=None`` a batch sampler may be given as the sampler.
     sizes: Any = sampler if isinstance(sampler, BatchSampler) else base.batch_sampler
     size = base.batch_size if sizes is None else getattr(sizes, "batch_size", None)
     is_split = False

@@ -64,6 +64,7 @@ class ChangedData:
         """Returns each change with its consequence, in samples, batches and optimizer steps."""
         found = []
         what = next((each for each in _POSITION_FACTS if self._differs(each)), None)
+        # Within a pass each change matters; at its start, only these two change what follows.
         if what in ("order", "samples a batch") or (what is not None and self.batches):
             found.append(f"{self._describe_change(what)}: {self._describe_consequence()}")
         elif self.starts_over:

@@ -152,6 +152,7 @@ class DispatchedStream(AdaptedLoader):
         # alone: this may run in the generator of a feed, which can be closed at any time, while
         # changes that were made later are still in use.
         with restored(lambda: setattr(loader, "base_dataloader", base), alone=True):
+            # Accelerate asks the loader for its iterator when the first batch is fetched.
             loader.base_dataloader = _LoaderWithIterator(base, reads)
             batches = iter(loader)
             first.extend(islice(batches, 1))

@@ -83,19 +83,20 @@ class DataFeed:
             )
         self._accelerator = accelerator
         self._source = source_of(data, accelerator, even_batches)
+        # A loader that Accelerate would harm is not prepared, so it is not listed either.
         self._is_on_accelerate_list = can_prepare(data)
         self.use_for(self)
-        several = accelerator is not None and accelerator.num_processes > 1
-        agrees = several and even_batches and not self._source.knows_its_end
+        is_distributed = accelerator is not None and accelerator.num_processes > 1
+        ends_together = is_distributed and even_batches and not self._source.knows_its_end
         # A rank without a batch is valid here: another rank has those of a small data set.
-        self._may_be_empty = several and not even_batches
+        self._may_be_empty = is_distributed and not even_batches
         self._device = device_of_batches(self._source.loader, accelerator)
         self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
         # Weak, so that the iterator (and its workers) end when the engine drops it.
         self._iterator_ref: ref[Generator[Any, None, None]] | None = None
         self._held_iterator: Generator[Any, None, None] | None = None
         self.holds_iterator = False
-        self._pass_end = PassEnd(self._source, accelerator if agrees else None)
+        self._pass_end = PassEnd(self._source, accelerator if ends_together else None)
         if accelerator is not None:
             self._source.set_window(accelerator.gradient_accumulation_steps)
         self.is_last = False
@@ -176,10 +177,10 @@ class DataFeed:
         elif self.is_last:  # the last batch was given, but the end of the pass was interrupted
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
-        giving = self._iterate_pass()
-        self._iterator_ref = ref(giving)
-        self._held_iterator = giving if self.holds_iterator else None
-        return giving
+        iterator = self._iterate_pass()
+        self._iterator_ref = ref(iterator)
+        self._held_iterator = iterator if self.holds_iterator else None
+        return iterator
 
     def _current_iterator(self) -> Generator[Any, None, None] | None:
         return None if self._iterator_ref is None else self._iterator_ref()
@@ -241,17 +242,17 @@ class DataFeed:
 
     def finish(self) -> None:
         """Ends the pass after its last batch, so that Accelerate and the workers end theirs."""
-        giving = self._current_iterator()
-        if self.is_last and giving is not None:
-            next(giving, None)
+        iterator = self._current_iterator()
+        if self.is_last and iterator is not None:
+            next(iterator, None)
 
     def close(self) -> None:
         """Ends the iteration: stops workers, and takes the loader off Accelerate's active ones."""
-        giving = self._current_iterator()
+        iterator = self._current_iterator()
         if self.can_repeat:
             self._pass_end.ahead.clear()
-        if giving is not None:
-            giving.close()
+        if iterator is not None:
+            iterator.close()
         # Last, so that a call that was interrupted before can be repeated.
         self._iterator_ref = self._held_iterator = None
 
@@ -267,6 +268,7 @@ class DataFeed:
         ``weights_only=True``. The global random generators are not included: code outside the feed
         draws from them too, so the checkpoint saves them.
         """
+        # After the last batch of a pass a resumed run begins the next pass.
         position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
         return {
             "position": list(position),
@@ -338,9 +340,11 @@ class DataFeed:
         places, place = self._source.places, state_dict.get("place")
         order = state_dict.get("order")
         generators = state_dict["source"]["generators"].keys()
+        # A generator that exists on one side only is not restored, unless the state of a sampler
+        # or of a stream includes it.
         for name in sorted(generators ^ self._source.generators.keys()):
-            is_told = places.restores(self._source, place, name)
-            if not is_told and not self._source.order_state_includes(name, order):
+            is_included = places.restores(self._source, place, name)
+            if not is_included and not self._source.order_state_includes(name, order):
                 when = "then" if name in generators else "now"
                 found.append(f"there is a random generator {name} only {when}")
         changed = self._compare_data(state_dict)
@@ -354,9 +358,11 @@ class DataFeed:
                 "batches that were given are gone through again: what they draw at random is drawn "
                 f"again until this pass ends; without such draws it is exact{self._source.remedy}"
             )
-        is_drawn = self._source.draws_in_workers and state_dict.get("draws_in_workers", False)
+        restores_worker_draws = self._source.draws_in_workers and state_dict.get(
+            "draws_in_workers", False
+        )
         if self._usable_worker_states(state_dict) is not None or (
-            is_drawn and places.takes(self._source, place)
+            restores_worker_draws and places.takes(self._source, place)
         ):
             pass  # the workers continue from their states
         elif is_within and not self._source.is_in_order:
@@ -440,6 +446,7 @@ class DataFeed:
                 self._warn_of_change(length_before)
             batches = stack.enter_context(closing(self._source.batches(*self.position)))
             for is_last in self._pass_end.fetch(batches, *self.position):
+                # Counted before it is given, so that a stop during its iteration finds it counted.
                 data_pass, given = self.position
                 self.position = FeedPosition(data_pass, given + 1)
                 self.is_last = is_last

@@ -102,23 +102,23 @@ class PassEnd:
     def _look_ahead(self, batches: Iterator[Any]) -> Iterator[bool]:
         """Fetches ahead of the batches that are given, to find the end of a pass.
 
-        With one process one batch is fetched ahead. With several, a whole window is fetched and the
-        ranks exchange how many batches they have, once per window instead of once per batch.
+        With one process one batch is fetched ahead. With several, a window and one batch more are
+        fetched, so that the ranks exchange how many batches they have only once per window.
         """
-        several = self._accelerator
-        window = several.gradient_accumulation_steps if several else 1
+        accelerator = self._accelerator
+        window = accelerator.gradient_accumulation_steps if accelerator else 1
         ending = False
         while not ending:
             available = self._fetch_up_to(batches, window + 1)
-            if several:
-                (available,) = smallest_of_all([available], several)
+            if accelerator:
+                (available,) = smallest_of_all([available], accelerator)
             ending = available <= window
             given = available if ending else window
-            if ending and several:
+            if ending and accelerator:
                 self._warn_of_surplus(len(self.ahead) - given, "at least ")
             for number in range(1, given + 1):
                 yield ending and number == given
-        self.ahead.clear()
+        self.ahead.clear()  # batches that another rank does not have
 
     def _warn_of_surplus(self, batches: int, at_least: str = "") -> None:
         """Warns once that batches of this rank are left out."""

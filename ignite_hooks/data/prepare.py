@@ -51,9 +51,9 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
     if overrides_iteration(data):
         _refuse_undivided_custom_loader(data, accelerator)
         return CustomLoader(data, even_batches)
-    is_alone = accelerator is None or accelerator.num_processes == 1
+    is_single_process = accelerator is None or accelerator.num_processes == 1
     # A prepared loader is a new object, without the state methods of the user's class.
-    if is_alone and _overrides_state(data):
+    if is_single_process and _overrides_state(data):
         return CustomLoader(data, even_batches)
     loader: Any = data
     if accelerator is not None:
@@ -63,6 +63,7 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
     is_stream = isinstance(loader.dataset, IterableDataset)
     if is_stream:
         _refuse_padding(loader, even_batches)
+    # A prepared loader that is not a DataLoaderShard dispatches, so Accelerate must iterate it.
     if hasattr(loader, "end_of_dataloader") and not isinstance(loader, DataLoaderShard):
         if isinstance(loader, DataLoaderDispatcher) and has_state(loader.dataset) and is_stream:
             return DispatchedStream(loader, even_batches)

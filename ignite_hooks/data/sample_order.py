@@ -57,6 +57,7 @@ _HeadAndRest: TypeAlias = tuple[list[Any], Iterator[Any]]
 
 _BLOCK_SIZE = 32  # indices that a RandomSampler with replacement draws in one call
 _MAX_REDRAWN_AT_ONCE = 10**6  # indices, a multiple of the block size; bounds the memory
+# Orders whose iterator is that of a list, a tuple or a range, which can be moved to any index.
 _DIRECT_ACCESS_TYPES = (SequentialSampler, DistributedSampler, list, tuple, range)
 _INDEXED_ITERATORS = tuple(type(iter(each)) for each in (list[int](), (0,), range(0)))
 

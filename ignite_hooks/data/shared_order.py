@@ -64,5 +64,6 @@ def what_may_draw_apart(data: Any) -> str | None:
 def global_generators_digest() -> int:
     """Returns a hash of the states of the global random generators, as a positive integer."""
     states = (random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().numpy())
+    # 7 bytes, so that the negative fits into an int64, too; positive, because 0 stands for no hash.
     digest = hashlib.blake2b(pickle.dumps(states), digest_size=7).digest()
     return 1 + int.from_bytes(digest, "big")

@@ -612,6 +612,7 @@ class TorchLoader(PlainIterable):
 
     @property
     def _is_stateful_stream(self) -> bool:
+        """Returns whether the data set is a stream with a state, below Accelerate's shard."""
         stream = unsharded(self.base.dataset)
         return isinstance(stream, IterableDataset) and has_state(stream)
 
@@ -677,6 +678,7 @@ class TorchLoader(PlainIterable):
             self.tell_pass(data_pass)
             yield
             return
+        # DataLoaderShard.__iter__ does this first, but is not used, because it fetches ahead.
         if loader.rng_types is not None:
             synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
         with activated(loader):
@@ -707,6 +709,7 @@ class TorchLoader(PlainIterable):
 
     @property
     def _has_running_workers(self) -> bool:
+        """Returns whether persistent workers run, and will load the next pass as well."""
         # torchdata's loader sets ``_iterator`` without persistent workers, too.
         has_iterator = getattr(self.base, "_iterator", None) is not None
         return self.base.persistent_workers and has_iterator and not self._dataset_sets_epoch

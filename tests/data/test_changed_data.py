@@ -138,8 +138,8 @@ def test_last_window_ends_with_the_changed_pass(tmp_path):
     trainer = trainer_of(data, checkpoint=SaveCheckpoint(tmp_path), **options)
     trainer.run(max_steps=1)
     trainer = trainer_of(DataLoader(numbers(), 4), resume_from=tmp_path, **options)
-    told = str(trainer.resume_report.parts["data"])
-    assert "the 18 samples left of this pass come in 5 batches (3 steps)" in told
+    message = str(trainer.resume_report.parts["data"])
+    assert "the 18 samples left of this pass come in 5 batches (3 steps)" in message
     trainer.run(max_epochs=1)
     assert sizes(trainer.seen) == {1: [4, 4, 4, 4, 2]}
     assert trainer.state.optimizer_step == 1 + 3
@@ -249,7 +249,7 @@ def trainer_by_batch(data, **options):
 
 @pytest.mark.parametrize("name", OTHER_DATA)
 def test_epoch_starts_again_if_the_position_is_invalid(name, tmp_path):
-    then, now, told, length = OTHER_DATA[name]
+    then, now, message, length = OTHER_DATA[name]
     trainer = trainer_by_batch(then, checkpoint=SaveCheckpoint(tmp_path))
     trainer.run(max_epochs=1)
     trainer.run(max_steps=trainer.state.optimizer_step + 2)
@@ -258,10 +258,10 @@ def test_epoch_starts_again_if_the_position_is_invalid(name, tmp_path):
     part = trainer.resume_report.parts["data"]
     assert part.level == "changed"
     assert part.reason == (
-        f"{told}: the current pass is dropped after 2 batches and the next one starts; an epoch "
+        f"{message}: the current pass is dropped after 2 batches and the next one starts; an epoch "
         "without a fixed length starts again with it, and iterations and steps keep counting"
     )
-    with pytest.warns(UserWarning, match=told):
+    with pytest.warns(UserWarning, match=message):
         trainer.run(max_epochs=3)
     counts = [done + number for number in range(2 * length + 1)]
     assert trainer.seen == [
@@ -386,8 +386,8 @@ def test_epoch_completes_if_too_few_samples_are_left(tmp_path):
         Events.EPOCH_COMPLETED,
         lambda engine: completed.append((engine.state.epoch, engine.state.iteration)),
     )
-    told = "the 4 samples left of this pass make no batch, so it ends; a pass has 4 batches"
-    assert told in trainer.resume_report.parts["data"].reason
+    message = "the 4 samples left of this pass make no batch, so it ends; a pass has 4 batches"
+    assert message in trainer.resume_report.parts["data"].reason
     trainer.run(max_epochs=2)
     assert completed == [(1, 4), (2, 4 + 4)]
     assert sizes(trainer.seen) == {2: [6] * 4}
@@ -396,8 +396,10 @@ def test_epoch_completes_if_too_few_samples_are_left(tmp_path):
 def test_changed_order_starts_the_epoch_again(tmp_path):
     trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=2)
     trainer = trainer_of(DataLoader(numbers(), 4, shuffle=True), resume_from=tmp_path)
-    told = "SequentialSampler then, RandomSampler now: the current pass is dropped after 2 batches"
-    assert trainer.resume_report.parts["data"].reason.startswith(told)
+    message = (
+        "SequentialSampler then, RandomSampler now: the current pass is dropped after 2 batches"
+    )
+    assert trainer.resume_report.parts["data"].reason.startswith(message)
     trainer.run(max_epochs=1)
     assert sorted(samples(trainer.seen)[1]) == [*range(SIZE)]
 
@@ -405,10 +407,10 @@ def test_changed_order_starts_the_epoch_again(tmp_path):
 def test_changed_order_is_reported_between_two_passes(tmp_path):
     trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
     trainer = trainer_of(with_replacement(4), resume_from=tmp_path)
-    told = (
+    message = (
         "SequentialSampler then, RandomSampler(replacement=True) now: the samples come in another"
     )
-    assert trainer.resume_report.parts["data"].reason.startswith(told)
+    assert trainer.resume_report.parts["data"].reason.startswith(message)
 
 
 @pytest.mark.parametrize("persistent", [False, True])

@@ -97,7 +97,7 @@ class Wrapping(Samples):
 
     def __init__(self):
         super().__init__()
-        self.told = EpochRecorder()
+        self.recorder = EpochRecorder()
 
 
 class EpochRecorder:
@@ -111,4 +111,4 @@ def test_set_epoch_reaches_objects_inside_the_stream():
     data = Wrapping()
     feed = DataFeed(DataLoader(data, 2), dispatching_accelerator())
     for data_pass in range(3):
-        assert {data.told.epoch for _ in feed} == {data_pass}
+        assert {data.recorder.epoch for _ in feed} == {data_pass}

@@ -161,7 +161,7 @@ class StatefulRepeatable(Repeatable):
 
 
 def collate_with_empty_batches(samples):
-    """Returns None for the batch of sample 0, an empty one for that of sample 1, else all samples."""
+    """Returns None for the batch of sample 0, and an empty tensor for that of sample 1."""
     found = {round(10 * float(each[0])) for each in samples}
     if 0 in found:
         return None

@@ -29,18 +29,18 @@ class Still(Dataset):
 
     def __init__(self, size=6):
         self.size = size
-        self.told = [0]
+        self.epochs = [0]
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
-        return torch.tensor([10.0 * self.told[-1] + index])
+        return torch.tensor([10.0 * self.epochs[-1] + index])
 
 
 class Numbers(Still):
     def set_epoch(self, epoch):
-        self.told.append(epoch)
+        self.epochs.append(epoch)
 
 
 class Halving(DataLoader):
@@ -267,7 +267,7 @@ def test_set_epoch_of_the_outermost_object_is_called_alone(accelerator, wrap):
     numbers = Numbers(1)
     feed = DataFeed(wrap(Late(DataLoader(numbers))), accelerator)
     assert [values(feed), values(feed)] == [[[70.0]], [[80.0]]]
-    assert {*numbers.told} == {0, 7, 8}
+    assert {*numbers.epochs} == {0, 7, 8}
 
 
 def test_promised_length_is_not_relied_on(accelerator):

@@ -748,8 +748,8 @@ def test_state_of_another_sampler_class_is_named():
         (sampler_loader(lambda: None), "there is nothing with a state now"),
     ):
         differences = DataFeed(make()).differences(places[2][0])
-        told = "the state of batch_sampler.sampler (ContinuingSampler) is not restored, "
-        assert told + now in differences
+        prefix = "the state of batch_sampler.sampler (ContinuingSampler) is not restored, "
+        assert prefix + now in differences
 
 
 def test_checkpoint_without_a_sampler_state_is_resumed():
@@ -771,8 +771,8 @@ def test_checkpoint_without_a_sampler_state_is_resumed():
         del state["order"]
         seed(9)
         feed = DataFeed(make())
-        (told,) = feed.remarks(state)
-        assert told.startswith("a Still is iterated again over the")
+        (remark,) = feed.remarks(state)
+        assert remark.startswith("a Still is iterated again over the")
         feed.load_state_dict(state)
         set_global_state(random_state)
         assert [*batches_with_draws(feed, 6 - given)] == batches[given:]
