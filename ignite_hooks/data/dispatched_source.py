@@ -22,7 +22,7 @@ from ignite_hooks.core.restoring import restored
 from ignite_hooks.data.active_loader import activated
 from ignite_hooks.data.place_states import PlaceKeeper
 from ignite_hooks.data.place_states import first_of
-from ignite_hooks.data.sources import PADDED
+from ignite_hooks.data.sources import PADDING_CAVEAT
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import TorchLoader
 
@@ -43,7 +43,7 @@ class DispatchedStream(AdaptedLoader):
         base = loader.base_dataloader
         self._reader = (TorchLoader if self._is_reader else _UnreadLoader)(base, even_batches)
         if loader.state.num_processes > 1 and not loader._drop_last and even_batches:
-            self._reader.caveats = (PADDED,)
+            self._reader.caveats = (PADDING_CAVEAT,)
         self.places, self.own_states = self._reader.places, self._reader.own_states
 
     @property

@@ -58,7 +58,7 @@ from ignite_hooks.data.workers import started
 from ignite_hooks.data.workers import starting_workers
 
 __all__ = [
-    "PADDED",
+    "PADDING_CAVEAT",
     "AdaptedLoader",
     "CustomLoader",
     "PlainIterable",
@@ -96,9 +96,9 @@ _WORKER_ORDER_CAVEAT = (
     "torchdata asks persistent workers in another order after a pass that was entered in its "
     "middle, so batches come in another order: use one worker, or leave out persistent_workers"
 )
-PADDED = (
+PADDING_CAVEAT = (
     "the samples that Accelerate repeats to fill the last batch of this pass are the first ones "
-    "after the place it is entered at; with drop_last=True none are"
+    "after the position where it continues; with drop_last=True none are repeated"
 )
 _TORCHDATA_HINT = (
     " (with torchdata installed a StatefulDataLoader asks the data set's copies in the workers for "
@@ -627,7 +627,7 @@ class TorchLoader(PlainIterable):
             return None
         is_shard = isinstance(dataset, IterableDatasetShard)
         pads = is_shard and dataset.num_processes > 1 and not dataset.drop_last
-        caveats = (PADDED,) if pads else self.caveats
+        caveats = (PADDING_CAVEAT,) if pads else self.caveats
         if not base.num_workers:
             path = "dataset.dataset" if is_shard else "dataset"
             return PlaceKeeper(unsharded(dataset), (path,), caveats=caveats)

@@ -1,4 +1,4 @@
-"""Streams with a state that Accelerate has one process read for all."""
+"""Streams with a state that rank 0 reads for all ranks."""
 
 from collections import deque
 from itertools import islice

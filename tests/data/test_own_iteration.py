@@ -1,4 +1,4 @@
-"""Loaders that iterate in their own way, and loaders of loaders, are iterated as they are."""
+"""Loaders that override the iteration, and loaders of loaders, keep their own iteration."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Samplers with a state are asked for it with workers too, which draw ahead of the batches."""
+"""Samplers with a state in loaders with workers, which draw ahead of the batches."""
 
 import io
 import random
