@@ -401,7 +401,7 @@ class RecordedOrder(Unsearched):
         if self._is_irregular:
             return [
                 f"the state of {self.keeper.name} is not saved, because its batches differ in "
-                f"length, and Accelerate leaves out those that have not {self.size} samples"
+                f"length, and Accelerate leaves out those without {self.size} samples"
             ]
         if self._drawn_count == 1 and self._before_first is not None:
             return [

@@ -285,6 +285,7 @@ def _enter_recorded(order: RecordedOrder, start: int, head_size: int) -> _HeadAn
 
 
 def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAndRest:
+    """Enters a ``RandomSampler`` by making the draws of its ``__iter__``."""
     population, count = len(sampler.data_source), sampler.num_samples
     generator = sampler.generator
     if generator is None:
@@ -298,31 +299,31 @@ def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAn
             high=population, size=(number,), dtype=torch.int64, generator=generator
         )
 
-    def without(number: int) -> torch.Tensor:
+    def without_replacement(number: int) -> torch.Tensor:
         return torch.randperm(population, generator=generator)[:number]
 
     draw: Callable[[int], torch.Tensor]
     if sampler.replacement:
         draw, block, at_once = with_replacement, _BLOCK_SIZE, _MAX_REDRAWN_AT_ONCE
     else:
-        draw, block, at_once = without, population, population
+        draw, block, at_once = without_replacement, population, population
     # The draws before the position are made for their effect on the generator: in large calls, as
     # far as whole blocks go. Then the sampler's own blocks follow.
     whole = count - count % block
-    behind = min(start - start % block, whole)
+    redrawn = min(start - start % block, whole)
     before: list[int] = []
-    for done in range(0, behind, at_once):
-        drawn = draw(min(at_once, behind - done))
+    for done in range(0, redrawn, at_once):
+        drawn = draw(min(at_once, redrawn - done))
         before += drawn[: head_size - len(before)].tolist()
     # RandomSampler draws the last block even if it is empty, which moves the generator.
     blocks = (
-        draw(block if done < whole else count % block) for done in range(behind, whole + 1, block)
+        draw(block if done < whole else count % block) for done in range(redrawn, whole + 1, block)
     )
-    if start == behind:
+    if start == redrawn:
         return before, _flatten(blocks)
     drawn = next(blocks)
     before += drawn[: head_size - len(before)].tolist()
-    return before, chain(drawn[start - behind :].tolist(), _flatten(blocks))
+    return before, chain(drawn[start - redrawn :].tolist(), _flatten(blocks))
 
 
 def _flatten(blocks: Iterator[torch.Tensor]) -> Iterator[int]:
