@@ -411,7 +411,9 @@ def can_be_saved(obj: Any) -> bool:
 
 def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
     """Returns whether the state of an object is part of the state of an object that holds it."""
-    # An EpochOutputStore has no `state_dict` to look into.
+    # An EpochOutputStore has no `state_dict` to look into, and none that an owner's could contain.
+    if isinstance(obj, EpochOutputStore):
+        return False
     owners = [
         owner
         for above, owner in found

@@ -428,6 +428,33 @@ def outputs_of_an_epoch(trainer, model, optimizer):
     return lambda: store.data
 
 
+class CountWithOutputs:
+    """Counts steps, and collects outputs in a handler that has no state_dict of its own."""
+
+    def __init__(self):
+        self.count = 0
+        self.store = EpochOutputStore()
+
+    def attach(self, engine):
+        self.store.attach(engine)
+        engine.add_event_handler(STEP, self)
+
+    def __call__(self, engine):
+        self.count += 1
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict):
+        self.count = state_dict["count"]
+
+
+def outputs_within_a_handler(trainer, model, optimizer):
+    handler = CountWithOutputs()
+    handler.attach(trainer)
+    return lambda: [handler.count, handler.store.data]
+
+
 def metrics(trainer, model, optimizer):
     RunningAverage(output_transform=float).attach(trainer, "running")
     mean = Average()
@@ -497,6 +524,7 @@ CASES = {
     ): ["LambdaStateScheduler"],
     second_optimizer: ["Adam", "Linear", "StepLR"],
     outputs_of_an_epoch: ["EpochOutputStore"],
+    outputs_within_a_handler: ["CountWithOutputs", "EpochOutputStore"],
     metrics: ["Average", "RunningAverage"],
     evaluator_run_by_a_handler: ["EarlyStopping"],
     evaluator_and_callable_by_name: ["Count", "EarlyStopping"],
