@@ -37,9 +37,9 @@ from ignite_hooks.optim.averaged_gradients import AveragedGradients
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.optim.prepared_optimizer import check_optimizer
 from ignite_hooks.processes.watched_run import OnPeerFailure
-from ignite_hooks.trainer.process_function import forward_with
-from ignite_hooks.trainer.process_function import loss_alone
-from ignite_hooks.trainer.process_function import supervised_step
+from ignite_hooks.trainer.process_function import detached_loss
+from ignite_hooks.trainer.process_function import make_forward
+from ignite_hooks.trainer.process_function import make_process_function
 from ignite_hooks.trainer.trainer import Trainer
 
 __all__ = ["create_supervised_trainer"]
@@ -66,13 +66,13 @@ def create_supervised_trainer(
     prepare_batch: Callable[..., tuple[Any, Any]] = unpack,
     model_transform: Callable[[Any], Any] = identity,
     model_fn: Callable[[torch.nn.Module, Any], Any] = apply_model,
-    output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = loss_alone,
+    output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = detached_loss,
     agree_every: int = 1,
 ) -> Trainer:
-    """Builds a trainer: model, optimizer and data prepared with Accelerate, the handlers wired in.
+    """Builds a trainer: prepares model, optimizer and data with Accelerate, and attaches handlers.
 
-    What is prepared already is used as it is. Gradient accumulation, mixed precision, device and
-    processes are the accelerator's, and not arguments as in Ignite's factory::
+    Objects that are prepared already are used unchanged. Gradient accumulation, mixed precision,
+    device and processes are settings of the accelerator, and not arguments as in Ignite's factory::
 
         trainer = create_supervised_trainer(
             model, optimizer, F.cross_entropy, loader,
@@ -85,54 +85,55 @@ def create_supervised_trainer(
 
     Args:
         model: the model to train. A root module in eval mode is set to train mode when a run
-            starts; submodules of one in train mode keep their modes.
-        optimizer: an optimizer of the model's parameters, and of those of a ``loss_fn``, a
-            ``batch_processor`` or another of the functions that is a module. Such a module is moved
-            to the device and saved in checkpoints, and several processes average its gradients.
+            starts; submodules of a root module in train mode keep their modes.
+        optimizer: an optimizer of the model's parameters, and of the parameters of a ``loss_fn``, a
+            ``batch_processor`` or another function that is a module. Such a module is moved to the
+            device and saved in checkpoints, and several processes average its gradients.
         loss_fn: (y_pred, y) -> scalar loss, the mean over the batch.
         data: the batches to train on; they can be given to ``run`` instead.
-        accelerator: default: a new ``Accelerator`` with the settings of those there are.
+        accelerator: default: a new ``Accelerator`` with the settings of the existing ones.
         lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes one from the
             prepared optimizer. It moves once per committed step for any number of processes.
         scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch" after
-            its validation, or after each "validation" but that before the first step.
-        scheduler_metric: the name in ``state.metrics`` that a ``ReduceLROnPlateau`` is given,
-            "val_loss" for instance.
+            its validation, or after each "validation" except one before the first step.
+        scheduler_metric: the name in ``state.metrics`` of the value for a ``ReduceLROnPlateau``,
+            for example "val_loss".
         batch_processor: (model, batch) -> (outputs, loss), instead of ``loss_fn`` and the three
             functions that serve it. ``output_transform`` is then given (batch, None, outputs,
-            loss). With mixed precision all of it is in the accelerator's autocast.
+            loss). With mixed precision the whole batch processor is in the accelerator's autocast.
         grad_clip: clips the gradient of each step.
-        validation: validates on its schedule. Others can be among the handlers; those that are due
-            at one moment are one validation.
+        validation: validates on its schedule. Others can be among the handlers; validations that
+            are due at the same event are run as one.
         checkpoint: saves on its schedule.
         resume_from: a ``ResumeCheckpoint``, or the path of a checkpoint or of a directory of them.
-            It is loaded when all else is built; the next ``run`` goes on from there.
+            It is loaded when everything else is built; the next ``run`` continues from there.
         handlers: anything with ``attach(engine)``: handlers of this package, Ignite's
             ``ProgressBar`` and others.
-        on_peer_failure: with several processes, what becomes of one that is blocked in a collective
-            when another has failed. "exit" ends it with exit code 1; "wait" leaves it there until
-            the timeout of the collective. One that is not blocked raises what the other tells.
+        on_peer_failure: with several processes, what happens to a process that is blocked in a
+            collective when another process has failed. "exit" ends it with exit code 1; "wait"
+            leaves it there until the timeout of the collective. A process that is not blocked
+            raises an error with the message of the failure.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
         model_transform: makes ``y_pred`` of the model's output.
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred, loss) -> ``state.output``. The default is
-            ``loss.detach()``: ``.item()`` would wait for the device in each iteration.
-        agree_every: with several processes, the windows from one exchange of stops, signals and
-            clocks to the next. What one process asks for is obeyed by all of them, at the same
-            step, at most ``agree_every`` + 1 windows later and at the end of each epoch.
+            ``loss.detach()``: ``.item()`` would synchronize with the device in each iteration.
+        agree_every: with several processes, the number of windows from one exchange of stops,
+            signals and clocks to the next. All processes obey a request of one process at the same
+            step, at most ``agree_every`` + 1 windows later, and at the end of each epoch.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has a wrong type.
         ValueError: arguments that do not go together; a model without trainable parameters; an
-            optimizer or scheduler of other parameters; with a model that is split over processes,
-            a module beside it whose parameters the optimizer holds; empty data.
+            optimizer or scheduler of other parameters; a model that is split over processes, with
+            another module whose parameters the optimizer holds; empty data.
     """
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
     if isinstance(resume_from, str | Path):
         resume_from = ignite_hooks.checkpoint.ResumeCheckpoint(resume_from)
     check_no_device(data)
     _check_arguments(model, optimizer, loss_fn, batch_processor)
-    modules = _modules_beside(
+    modules = _modules_of_functions(
         model,
         loss_fn=loss_fn,
         batch_processor=batch_processor,
@@ -142,7 +143,7 @@ def create_supervised_trainer(
     )
     _check_parameters(model, optimizer, modules)
     whole_number("agree_every", agree_every, "1 exchanges after each step")
-    _check_own_handlers(grad_clip, validation, checkpoint, resume_from)
+    _check_handler_arguments(grad_clip, validation, checkpoint, resume_from)
     _check_handlers(handlers)
     _check_unused(
         batch_processor,
@@ -151,10 +152,10 @@ def create_supervised_trainer(
         model_fn=(model_fn, apply_model),
     )
     accelerator = accelerator_or_default(accelerator)
-    _check_whole(model, accelerator)
+    _check_not_sharded(model, accelerator)
     _move_to_device(modules, accelerator)
-    _check_averaged(_trained_apart(model, modules, optimizer), accelerator)
-    # DeepSpeed needs to see the loader together with the model, for the size of its batches.
+    _check_replicated(_separately_trained(model, modules, optimizer), accelerator)
+    # DeepSpeed reads the batch size from a loader that is prepared together with the model.
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     with_loader = [data] if is_deepspeed and can_prepare(data) else []
     feeds = Feeds(accelerator)
@@ -164,16 +165,18 @@ def create_supervised_trainer(
     optimizer_step = OptimizerStep(
         accelerator, optimizer, lr_scheduler, scheduler_at, scheduler_metric
     )
-    beside = {name: each for name, each in modules.items() if any(True for _ in each.parameters())}
-    if beside and accelerator.num_processes > 1 and is_data_parallel(accelerator):
-        optimizer_step.averaged = AveragedGradients(
+    trainable_modules = {
+        name: each for name, each in modules.items() if any(True for _ in each.parameters())
+    }
+    if trainable_modules and accelerator.num_processes > 1 and is_data_parallel(accelerator):
+        optimizer_step.averaged_gradients = AveragedGradients(
             model,
-            beside,
+            trainable_modules,
             optimizer_step.optimizer,
             accelerator.device,
             sends_buffers=broadcasts_buffers(accelerator),
         )
-    forward = forward_with(
+    forward = make_forward(
         loss_fn,
         batch_processor,
         prepare_batch,
@@ -181,7 +184,7 @@ def create_supervised_trainer(
         model_transform,
         accelerator,
     )
-    process_function = supervised_step(model, optimizer_step, forward, output_transform)
+    process_function = make_process_function(model, optimizer_step, forward, output_transform)
     trainer = Trainer(
         process_function, model, optimizer_step, feeds, modules, agree_every, on_peer_failure
     )
@@ -215,7 +218,7 @@ def _check_arguments(
 
 
 def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
-    """Raises a ValueError for functions that ``batch_processor`` would make useless."""
+    """Raises a ValueError for functions that are not called with a ``batch_processor``."""
     given = [name for name, (function, default) in functions.items() if function is not default]
     if batch_processor is not None and given:
         raise ValueError(
@@ -224,37 +227,40 @@ def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
         )
 
 
-def _check_own_handlers(grad_clip: Any, validation: Any, checkpoint: Any, resume_from: Any) -> None:
-    """Checks the kinds of the handlers that have an argument of their own.
+def _check_handler_arguments(
+    grad_clip: Any, validation: Any, checkpoint: Any, resume_from: Any
+) -> None:
+    """Checks the types of the handlers that are arguments by themselves.
 
-    A class is looked up only for what was given: those with checked fields take 60 ms to import.
+    A class is imported only if its argument was given: classes with checked fields take 60 ms.
     """
     if grad_clip is not None:
-        kind: type = ignite_hooks.optim.GradientClipping
-        _check_kind("grad_clip", grad_clip, kind, "GradientClipping(max_norm=1.0)")
+        expected: type = ignite_hooks.optim.GradientClipping
+        _check_type("grad_clip", grad_clip, expected, "GradientClipping(max_norm=1.0)")
     if validation is not None:
-        kind = ignite_hooks.evaluation.Validation
+        expected = ignite_hooks.evaluation.Validation
         remedy = "Validation(evaluator, loader, every_epochs=1)"
-        _check_kind("validation", validation, kind, remedy)
+        _check_type("validation", validation, expected, remedy)
     if checkpoint is not None:
-        kind = ignite_hooks.checkpoint.SaveCheckpoint
+        expected = ignite_hooks.checkpoint.SaveCheckpoint
         directory = str(checkpoint) if isinstance(checkpoint, str | Path) else "runs"
-        _check_kind(
-            "checkpoint", checkpoint, kind, f"SaveCheckpoint({directory!r}, every_epochs=1)"
-        )
+        remedy = f"SaveCheckpoint({directory!r}, every_epochs=1)"
+        _check_type("checkpoint", checkpoint, expected, remedy)
     if resume_from is not None:
-        kind = ignite_hooks.checkpoint.ResumeCheckpoint
-        _check_kind("resume_from", resume_from, kind, 'ResumeCheckpoint("checkpoints")')
+        expected = ignite_hooks.checkpoint.ResumeCheckpoint
+        _check_type("resume_from", resume_from, expected, 'ResumeCheckpoint("checkpoints")')
 
 
-def _check_kind(name: str, handler: Any, kind: type, remedy: str) -> None:
-    if not isinstance(handler, kind):
+def _check_type(name: str, handler: Any, expected: type, remedy: str) -> None:
+    """Raises a TypeError for a handler of another class."""
+    if not isinstance(handler, expected):
         raise TypeError(
-            f"`{name}` must be a {kind.__name__}, got {shown_type(handler)}: pass {remedy}"
+            f"`{name}` must be a {expected.__name__}, got {shown_type(handler)}: pass {remedy}"
         )
 
 
 def _check_handlers(handlers: Any) -> None:
+    """Raises a TypeError for a handler that cannot be attached."""
     if not isinstance(handlers, Iterable):
         raise TypeError(
             f"`handlers` must be a list of handlers, got {shown_type(handlers)}: put it into a "
@@ -289,6 +295,7 @@ def _check_handlers(handlers: Any) -> None:
 
 
 def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
+    """Checks that there is either a loss function or a batch processor, and that it is callable."""
     if (loss_fn is None) == (batch_processor is None):
         got = "neither" if loss_fn is None else "both"
         raise ValueError(
@@ -328,24 +335,25 @@ def _check_function(name: str, function: Any, arguments: tuple[str, str]) -> Non
         ) from None
 
 
-def _modules_beside(model: torch.nn.Module, **functions: Any) -> dict[str, torch.nn.Module]:
-    """Returns those of the functions that are modules, or methods of one, with their names.
+def _modules_of_functions(model: torch.nn.Module, **functions: Any) -> dict[str, torch.nn.Module]:
+    """Returns the functions that are modules, or methods of modules, by name of the argument.
 
-    The model, its parts, and a module that only holds the model are none of them: what they train
-    is the model's.
+    The model, its submodules, and a module that only holds the model are left out: their parameters
+    are those of the model.
     """
     found: dict[str, torch.nn.Module] = {}
-    of_model = set(map(id, _tensors(model)))
+    model_tensors = set(map(id, _tensors(model)))
     for name, function in functions.items():
         module = getattr(function, "__self__", function)
         if isinstance(module, torch.nn.Module) and module not in found.values():
             own = set(map(id, _tensors(module)))
-            if not own or own - of_model:
+            if not own or own - model_tensors:
                 found[name] = module
     return found
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Returns the parameters and buffers of a module."""
     return [*module.parameters(), *module.buffers()]
 
 
@@ -354,13 +362,15 @@ def _check_parameters(
     optimizer: torch.optim.Optimizer,
     modules: Mapping[str, torch.nn.Module],
 ) -> None:
+    """Raises a ValueError for a frozen model, or for an optimizer of other parameters."""
     known = list(model.parameters())
     if not any(parameter.requires_grad for parameter in known):
         raise ValueError(
             f"`model` must have trainable parameters, {type(model).__name__} has none out of "
             f"{len(known)}: set requires_grad, or use create_supervised_evaluator"
         )
-    if _has_other_parameters(optimizer):
+    # Then the parameters of the optimizer cannot be compared with those of the model.
+    if _may_hold_replacements(optimizer):
         return
     for module in modules.values():
         known += module.parameters()
@@ -375,12 +385,12 @@ def _check_parameters(
         )
 
 
-def _trained_apart(
+def _separately_trained(
     model: torch.nn.Module,
     modules: Mapping[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, torch.nn.Module]:
-    """Returns the modules that have parameters which are trained and are not the model's."""
+    """Returns the modules with parameters that the optimizer holds and the model does not have."""
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     own -= set(map(id, model.parameters()))
     return {
@@ -390,23 +400,28 @@ def _trained_apart(
     }
 
 
-def _check_whole(model: torch.nn.Module, accelerator: Accelerator) -> None:
+def _check_not_sharded(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """Raises a ValueError if the user has split the model over the processes."""
-    kinds = {type(each).__name__ for each in model.parameters()} | {
+    type_names = {type(each).__name__ for each in model.parameters()} | {
         type(each.data).__name__ for each in model.parameters()
     }
-    if "DTensor" in kinds and is_data_parallel(accelerator):
+    if "DTensor" in type_names and is_data_parallel(accelerator):
         raise ValueError(
             "`model` must be whole on every process, got parameters that are split over them "
             "(DTensor, of fully_shard or parallelize_module): give the whole model, which "
             "Accelerate wraps in DDP, or an Accelerator with fsdp_plugin=, which splits it itself. "
-            "Training and saving models that are split by hand is planned"
+            "Training and saving models that the user has split is planned"
         )
 
 
-def _check_averaged(apart: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
-    """Raises a ValueError if parameters beside the model are to be trained where it is split."""
-    for name, module in {} if is_data_parallel(accelerator) else apart.items():
+def _check_replicated(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
+    """Raises a ValueError for trained parameters outside of a model that is split over processes.
+
+    Args:
+        modules: the modules, outside of the model, whose parameters the optimizer holds.
+        accelerator: decides whether the model is split.
+    """
+    for name, module in {} if is_data_parallel(accelerator) else modules.items():
         raise ValueError(
             f"`{name}` must have no parameters that `optimizer` holds with "
             f"{accelerator.distributed_type.value}, which "
@@ -417,15 +432,18 @@ def _check_averaged(apart: Mapping[str, torch.nn.Module], accelerator: Accelerat
 
 
 def _move_to_device(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
-    """Moves modules from the CPU to the device; one that was put elsewhere stays there."""
+    """Moves modules from the CPU to the device; a module on another device stays there."""
     for module in modules.values():
         is_on_cpu = all(tensor.device.type == "cpu" for tensor in _tensors(module))
         if accelerator.device_placement and is_on_cpu:
             module.to(accelerator.device)
 
 
-def _has_other_parameters(optimizer: Any) -> bool:
-    """Whether preparing may have put others in the place of the model's, as sharding does."""
+def _may_hold_replacements(optimizer: Any) -> bool:
+    """Returns whether an optimizer may hold other parameters than the model it was made for.
+
+    Sharding replaces the parameters when it prepares model and optimizer.
+    """
     state = getattr(optimizer, "accelerator_state", None)
     if not is_prepared(optimizer) or state is None:
         return False

@@ -1,4 +1,4 @@
-"""The optimizer step and what belongs to it."""
+"""The optimizer step, gradient clipping and learning rate schedulers."""
 
 from typing import TYPE_CHECKING
 

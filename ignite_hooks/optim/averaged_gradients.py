@@ -1,8 +1,8 @@
-"""Gradients of parameters beside the model, averaged over all ranks.
+"""Gradients of parameters outside of the model, averaged over all ranks.
 
-DDP averages the gradients of the model that it wraps. A loss function with parameters, or a batch
-processor with some, cannot always be wrapped: it may be a method, or hold the model. Its gradients
-are averaged here, once a window.
+DDP averages the gradients of the model that it wraps. A loss function or a batch processor with
+parameters cannot always be wrapped: it may be a method, or hold the model. Its gradients are
+averaged here, once per window.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,16 @@ __all__ = ["AveragedGradients"]
 
 
 class AveragedGradients:
-    """Parameters that all ranks train together, though no wrapper averages their gradients.
+    """Averages the gradients of parameters that all ranks train and no wrapper covers.
 
-    As with DDP, training begins with the values of rank 0, each gradient is divided by the number
-    of ranks before the sum, and buffers are those of rank 0 after each step. A parameter that has
-    no gradient on any rank is left without one, so that the optimizer passes over it as with one
-    process. Parameters that the optimizer is given later are averaged from then on.
+    As with DDP, training starts from the values of rank 0, each gradient is divided by the number
+    of ranks before they are summed, and after each step the buffers are those of rank 0. A
+    parameter that has no gradient on any rank is left without one, so that the optimizer skips it
+    as with one process. Parameters that the optimizer is given later are averaged from then on.
 
     Args:
-        model: the model; its parameters are not among them.
-        modules: modules beside it, by name, the same on every rank. What is in a DDP is averaged by
-            that.
+        model: the model, whose parameters are left out.
+        modules: the other modules by name, the same on every rank. Parts in a DDP are left out.
         optimizer: trains the parameters.
         device: where the processes exchange tensors.
         sends_buffers: whether buffers are sent after each step.
@@ -59,37 +58,41 @@ class AveragedGradients:
             RuntimeError: a gradient is sparse.
         """
         optimized = {id(each) for group in self._optimizer.param_groups for each in group["params"]}
-        by_kind: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        # One all_reduce needs one dtype and one device. All ranks form the same groups, in the same
+        # order: what has a gradient may differ between ranks, so it must not decide.
         for each in self._parameters().values():
             if each.requires_grad and id(each) in optimized:
-                by_kind.setdefault((each.dtype, each.device), []).append(each)
+                groups.setdefault((each.dtype, each.device), []).append(each)
         with torch.no_grad():
-            for parameters in by_kind.values():
+            for parameters in groups.values():
                 _average(parameters)
-        if self._sends_buffers and by_kind and (buffers := self._buffers()):
+        if self._sends_buffers and groups and (buffers := self._buffers()):
             broadcast_values(buffers, self._device)
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         """Returns the parameters that no wrapper averages, by name."""
-        return self._named(torch.nn.Module.named_parameters)
+        return self._collect(torch.nn.Module.named_parameters)
 
     def _buffers(self) -> dict[str, torch.Tensor]:
-        """Returns the buffers of now: some modules put new ones in the place of the old."""
-        return self._named(torch.nn.Module.named_buffers)
+        """Returns the present buffers, by name: some modules replace theirs by new tensors."""
+        return self._collect(torch.nn.Module.named_buffers)
 
-    def _named(
+    def _collect(
         self, tensors_of: Callable[[torch.nn.Module], Iterable[tuple[str, torch.Tensor]]]
     ) -> dict[str, torch.Tensor]:
-        taken = {id(each) for module in self._wrapped() for _, each in tensors_of(module)}
+        """Returns the tensors of the modules that are in no wrapper, each once, by name."""
+        seen = {id(each) for module in self._wrapped_modules() for _, each in tensors_of(module)}
         found: dict[str, torch.Tensor] = {}
         for name, module in self._modules.items():
             for path, each in tensors_of(module):
-                if id(each) not in taken:
-                    taken.add(id(each))
+                if id(each) not in seen:
+                    seen.add(id(each))
                     found[f"{name}.{path}"] = each
         return found
 
-    def _wrapped(self) -> Iterator[torch.nn.Module]:
+    def _wrapped_modules(self) -> Iterator[torch.nn.Module]:
+        """Yields the modules whose gradients are averaged elsewhere."""
         yield self._model
         for module in self._modules.values():
             yield from (
@@ -98,23 +101,26 @@ class AveragedGradients:
 
 
 def _average(parameters: list[torch.Tensor]) -> None:
+    """Averages the gradients of parameters of one dtype and device, with one collective."""
     ranks = distributed.get_world_size()
-    parts = [_gradient_of(each).flatten() / ranks for each in parameters]
+    parts = [_gradient_or_zeros(each).flatten() / ranks for each in parameters]
     has_gradient = parts[0].new_tensor([each.grad is not None for each in parameters])
     flat = torch.cat([*parts, has_gradient])
     distributed.all_reduce(flat)
     *averages, counts = torch.split(flat, [*map(len, parts), len(parameters)])
-    # Synchronizes only where a parameter has no gradient on this rank.
-    is_whole = all(each.grad is not None for each in parameters)
-    is_used = [True] * len(parameters) if is_whole else (counts.abs() > 0).tolist()
-    for parameter, average, is_given in zip(parameters, averages, is_used, strict=True):
+    # The result is read, which synchronizes with the device, only on a rank where a parameter has
+    # no gradient.
+    are_all_present = all(each.grad is not None for each in parameters)
+    has_averages = [True] * len(parameters) if are_all_present else (counts.abs() > 0).tolist()
+    for parameter, average, has_average in zip(parameters, averages, has_averages, strict=True):
         if parameter.grad is not None:
             parameter.grad.copy_(average.view_as(parameter))
-        elif is_given:
+        elif has_average:
             parameter.grad = average.view_as(parameter).clone()
 
 
-def _gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+def _gradient_or_zeros(parameter: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient, or zeros of its shape on a rank that has none."""
     if parameter.grad is None:
         return torch.zeros_like(parameter)
     if parameter.grad.is_sparse:

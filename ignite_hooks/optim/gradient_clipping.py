@@ -1,4 +1,4 @@
-"""Clips the gradient once a window: whole, unscaled, as the last change before the step."""
+"""Clips the gradient once per window: whole, unscaled, as the last change before the step."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached
 from ignite_hooks.optim.optimizer_step import OptimizerStep
-from ignite_hooks.optim.optimizer_step import called_before_step
+from ignite_hooks.optim.optimizer_step import callbacks_before_step
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
 
 __all__ = ["GradientClipping"]
@@ -21,21 +21,22 @@ __all__ = ["GradientClipping"]
 class GradientClipping(Handler):
     """Keeps the gradient of a step within a limit, by its norm or by each of its values.
 
-    By hand it is done per batch instead of per step, before the loss scaler's factor is taken out,
-    or with a short window counted short. Here it acts when the gradient is whole and unscaled and
-    all handlers of OPTIMIZER_STEP_STARTED have returned, whenever they were attached: who rescales
-    the gradient does so before it is clipped. It acts on the trainable parameters of the optimizer
-    that have a gradient. Clipping by norm leaves the norm before clipping in
-    ``state.metrics["grad_norm"]``, a tensor: nothing waits for the device.
+    Training loops often clip after each batch instead of once per step, before the loss scaler's
+    factor is removed, or at the wrong scale in a short window. This handler clips when the gradient
+    is whole and unscaled and all handlers of OPTIMIZER_STEP_STARTED have returned, whenever they
+    were attached: a handler that rescales the gradient does so before it is clipped. The trainable
+    parameters of the optimizer that have a gradient are clipped. Clipping by norm writes the norm
+    before clipping to ``state.metrics["grad_norm"]``, as a tensor, without synchronizing with the
+    device.
 
     Args:
         max_norm: largest norm of all gradients together, as in ``torch.nn.utils.clip_grad_norm_``;
-            inf clips nothing and measures.
+            inf clips nothing, and measures.
         clip_value: largest absolute value of a gradient, as in ``clip_grad_value_``.
         norm_type: the p of the p-norm, inf for the largest absolute value.
 
     Raises:
-        ValueError: both limits or none are given, or one is not positive; the engine has no
+        ValueError: both limits or neither are given, or one is not positive; the engine has no
             OptimizerStep, or a GradientClipping already.
     """
 
@@ -44,7 +45,7 @@ class GradientClipping(Handler):
     norm_type: NormType = 2.0
 
     def __post_init__(self) -> None:
-        """Checks that there is one limit."""
+        """Checks that there is exactly one limit."""
         if (self.max_norm is None) == (self.clip_value is None):
             raise ValueError(
                 "exactly one of `max_norm` and `clip_value` must be given, got "
@@ -53,8 +54,8 @@ class GradientClipping(Handler):
             )
 
     def check(self, engine: Engine, event: Any) -> None:
-        """One clipper, on an engine that steps."""
-        _optimizer_step_of(engine)
+        """Raises a ValueError unless ``engine`` has an OptimizerStep and no GradientClipping."""
+        _find_optimizer_step(engine)
         if attached(engine, GradientClipping):
             raise ValueError(
                 "`engine` must have one GradientClipping, and it has one already: remove() the "
@@ -62,26 +63,27 @@ class GradientClipping(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Acts once a window, right before the step."""
-        step = _optimizer_step_of(attachment.engine)
+        """Clips once per window, directly before the step."""
+        step = _find_optimizer_step(attachment.engine)
         stepping = step.attachment
 
         def clip(engine: Engine) -> None:
             nonlocal step, stepping
-            if not (stepping and stepping.is_attached):  # another has taken its place
-                step = _optimizer_step_of(engine)
+            if not (stepping and stepping.is_attached):  # the OptimizerStep was replaced
+                step = _find_optimizer_step(engine)
                 stepping = step.attachment
             self._clip(step.prepared, engine)
 
-        callbacks = called_before_step(attachment.engine)
+        callbacks = callbacks_before_step(attachment.engine)
         callbacks.append(clip)
         attachment.on_removal(lambda: callbacks.remove(clip))
 
     def __call__(self, engine: Engine) -> None:
-        """Clips the gradients that are there."""
-        self._clip(_optimizer_step_of(engine).prepared, engine)
+        """Clips the present gradients."""
+        self._clip(_find_optimizer_step(engine).prepared, engine)
 
     def _clip(self, prepared: PreparedOptimizer, engine: Engine) -> None:
+        """Clips, and writes the norm to the metrics if it is measured."""
         if self.max_norm is not None:
             norm = prepared.clip_grad_norm_(self.max_norm, self.norm_type)
             engine.state.metrics["grad_norm"] = norm
@@ -89,7 +91,8 @@ class GradientClipping(Handler):
             prepared.clip_grad_value_(self.clip_value)
 
 
-def _optimizer_step_of(engine: Engine) -> OptimizerStep:
+def _find_optimizer_step(engine: Engine) -> OptimizerStep:
+    """Returns the OptimizerStep of ``engine``, or raises a ValueError."""
     for step in attached(engine, OptimizerStep):
         return step
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Learning rate schedulers: which can be used, and when they move."""
+"""Learning rate schedulers: which of them can be used, and when they move."""
 
 import warnings
 from collections.abc import Iterator
@@ -35,8 +35,8 @@ class SchedulerDriver:
         lr_scheduler: a torch scheduler, a callable that makes one from the optimizer, or None.
         optimizer: the optimizer as Accelerate prepared it.
         at: when the scheduler moves.
-        metric: the name in ``state.metrics`` of the value that a ReduceLROnPlateau is given.
-        signals: are held back while it moves.
+        metric: the name in ``state.metrics`` of the value for a ReduceLROnPlateau.
+        signals: held back while the scheduler moves.
 
     Attributes:
         at: when the scheduler moves.
@@ -44,8 +44,9 @@ class SchedulerDriver:
         moves_by_step: whether ``OptimizerStep`` moves the scheduler after each committed step.
 
     Raises:
-        TypeError: ``lr_scheduler`` is no torch scheduler and makes none.
-        ValueError: it belongs to another optimizer, or does not go with ``at`` and ``metric``.
+        TypeError: ``lr_scheduler`` is not a torch scheduler, and makes none.
+        ValueError: the scheduler belongs to another optimizer, or does not go with ``at`` and
+            ``metric``.
     """
 
     def __init__(
@@ -66,35 +67,38 @@ class SchedulerDriver:
         self.metric = metric
         self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
-        self._ended_epoch: list[int] = []  # the iteration after which it began, if one has ended
-        self._validated: list[bool] = []  # whether more are to come, if a validation has ended
-        self._of_torch = of_torch(self.lr_scheduler)
-        self._left_at: int | None = None  # its `last_epoch` after our last step
+        # What makes a move due is an entry of a list: the statement that moves the scheduler
+        # removes the entry, so an exception cannot come between the two.
+        self._due_epoch: list[int] = []  # the iterations before an epoch that has ended
+        self._due_validation: list[bool] = []  # of a validation that has ended: are more to come?
+        self._torch_scheduler = of_torch(self.lr_scheduler)
+        self._last_position: int | None = None  # its ``last_epoch`` after our last move
         self._has_warned = False
         _check_metric(self.lr_scheduler, at, metric)
 
     @property
     def takes_metric(self) -> bool:
-        """Whether the scheduler is given a metric."""
+        """True if the scheduler is given a metric."""
         return self.metric is not None
 
     def check_length(self, moves: int, limits: str) -> None:
-        """Checks that a schedule which has an end, a OneCycleLR, lasts as long as the run.
+        """Checks that a schedule with an end, which a OneCycleLR has, lasts as long as the run.
 
         Args:
-            moves: how often the run is to move the scheduler from now on, at least.
+            moves: the minimum number of moves in the run from now on.
             limits: the limits of the run, for the message.
 
         Raises:
-            ValueError: the schedule would fail in the middle of the run.
+            ValueError: the schedule would raise an error in the middle of the run.
         """
-        wrapper, scheduler = self.lr_scheduler, self._of_torch
+        wrapper, scheduler = self.lr_scheduler, self._torch_scheduler
         is_prepared = isinstance(wrapper, AcceleratedScheduler) and wrapper.step_with_optimizer
         if is_prepared and not wrapper.split_batches:
             if hasattr(scheduler, "total_steps"):
-                return  # Accelerate does not move it any more at its end
+                return  # Accelerate stops moving such a schedule at its end
+            # Accelerate's wrapper moves the scheduler once per process.
             moves *= PartialState().num_processes
-        for schedule, left in _ends_of(scheduler):
+        for schedule, left in _finite_schedules(scheduler):
             if moves > left:
                 total = schedule.total_steps
                 raise ValueError(
@@ -106,115 +110,135 @@ class SchedulerDriver:
                     "earlier"
                 )
 
-    def watch(self) -> None:
-        """Before the scheduler is moved: warns once if something else has moved it meanwhile.
+    def check_not_moved_elsewhere(self) -> None:
+        """Warns once if something else has moved the scheduler since our last move.
 
-        A scheduler that stands further back has had a state loaded.
+        A scheduler that is further back than then has loaded a state.
         """
-        left_at, found_at = self._left_at, self._place()
-        self._left_at = None  # one that fails or is interrupted half-way has moved or has not
-        if left_at is not None and found_at > left_at and not self._has_warned:
-            self._warn(left_at, found_at)
+        last_position, position = self._last_position, self._current_position()
+        # A move that raises, or is interrupted, may or may not have changed the position.
+        self._last_position = None
+        if last_position is not None and position > last_position and not self._has_warned:
+            self._warn_of_other_moves(last_position, position)
 
-    def note_place(self) -> None:
-        """After the scheduler was moved: notes where it stands."""
-        self._left_at = self._place()
+    def note_position(self) -> None:
+        """Notes the position of the scheduler after a move."""
+        self._last_position = self._current_position()
 
-    def _place(self) -> int:
-        place: int = getattr(self._of_torch, "last_epoch", 0)  # a ChainedScheduler has none
-        return place
+    def _current_position(self) -> int:
+        # A ChainedScheduler has no ``last_epoch``.
+        position: int = getattr(self._torch_scheduler, "last_epoch", 0)
+        return position
 
-    def forget_place(self) -> None:
-        """Forgets where the scheduler stood: a state may have been loaded."""
-        self._left_at = None
+    def forget_position(self) -> None:
+        """Forgets the noted position, as a state may have been loaded."""
+        self._last_position = None
 
-    def _warn(self, left_at: int, found_at: int) -> None:
+    def _warn_of_other_moves(self, last_position: int, position: int) -> None:
+        """Warns that the scheduler is moved in two places."""
         self._has_warned = True
         warnings.warn(
             f"`lr_scheduler` must be stepped in one place: it is stepped after each {self.at} "
-            f"already, and in between its `last_epoch` went from {left_at} to {found_at}, so the "
-            "learning rate runs ahead. Remove the other lr_scheduler.step(), or do not give it as "
-            "`lr_scheduler`",
+            f"already, and in between its `last_epoch` went from {last_position} to {position}, so "
+            "the learning rate runs ahead. Remove the other lr_scheduler.step(), or do not give it "
+            "as `lr_scheduler`",
             stacklevel=3,
         )
 
     def end_epoch(self, began_after: int) -> bool:
-        """Notes that an epoch has ended; returns whether the scheduler is to move now.
+        """Notes that an epoch has ended.
 
         Args:
-            began_after: the number of iterations before the epoch, to tell a metric of this one.
+            began_after: the number of iterations before the epoch, to recognize a stale metric.
+
+        Returns:
+            Whether the scheduler is to move now.
         """
         moves = self.at == "epoch" and self.lr_scheduler is not None
-        self._ended_epoch = [began_after] if moves else []
+        self._due_epoch = [began_after] if moves else []
         return moves
 
-    def after_epoch(self, engine: Engine) -> None:
+    def move_after_epoch(self, engine: Engine) -> None:
         """Moves the scheduler if the end of an epoch was noted; a second call does nothing."""
-        if not self._ended_epoch:
+        if not self._due_epoch:
             return
-        began_after = self._ended_epoch[0]
-        arguments = [] if self.metric is None else [self._value(engine, began_after)]
-        self._move(self._ended_epoch, arguments)
+        began_after = self._due_epoch[0]
+        arguments = [] if self.metric is None else [self._metric_value(engine, began_after)]
+        self._move(self._due_epoch, arguments)
 
     def end_validation(self, *, are_more_to_come: bool) -> None:
         """Notes that a validation has ended.
 
         Args:
-            are_more_to_come: whether another, not run yet, may be the one that gives the metric.
+            are_more_to_come: whether another validation, not run yet, may measure the metric.
         """
         moves = self.at == "validation" and self.lr_scheduler is not None
-        self._validated = [are_more_to_come] if moves else []
+        self._due_validation = [are_more_to_come] if moves else []
 
     @property
-    def is_validated(self) -> bool:
-        """Whether a validation has ended after which the scheduler is still to be moved."""
-        return bool(self._validated)
+    def has_due_validation(self) -> bool:
+        """True if the scheduler is still to be moved after a validation that has ended."""
+        return bool(self._due_validation)
 
     def after_validation(self, engine: Engine) -> None:
-        """Moves the scheduler if the end of a validation was noted that gave its metric."""
-        if not self._validated:
+        """Moves the scheduler if a validation has ended that measured its metric."""
+        if not self._due_validation:
             return
-        are_more_to_come, arguments = self._validated[0], []
+        are_more_to_come, arguments = self._due_validation[0], []
         if self.metric is not None:
             measured = measured_at(engine).get(self.metric)
-            is_of_another = measured is not None and measured != engine.state.iteration
-            is_of_later = are_more_to_come and self.metric not in engine.state.metrics
-            if is_of_another or is_of_later:
+            # A validation that did not measure the metric moves nothing.
+            is_stale = measured is not None and measured != engine.state.iteration
+            comes_later = are_more_to_come and self.metric not in engine.state.metrics
+            if is_stale or comes_later:
                 self.forget_validation()
                 return
-            arguments = [self._value(engine, -1)]
-        self._move(self._validated, arguments)
+            arguments = [self._metric_value(engine, -1)]
+        self._move(self._due_validation, arguments)
 
     def forget_validation(self) -> None:
-        """Forgets a validation that ended."""
-        self._validated = []
+        """Forgets a validation that has ended."""
+        self._due_validation = []
 
     def start_new_run(self) -> None:
         """Forgets an epoch and a validation that ended in the run before."""
-        self._ended_epoch = []
-        self._validated = []
+        self._due_epoch = []
+        self._due_validation = []
 
     def _move(self, due: list[Any], arguments: list[Any]) -> None:
-        """Moves the scheduler, with signals held back, and takes off ``due`` what made it due.
+        """Moves the scheduler, with signals held back.
 
-        That is one line: a failure before leaves it due; one that raises half-way cannot be
-        repaired.
+        Both the move and its removal from ``due`` are one statement: if an exception comes before,
+        the move stays due. A scheduler that raises half-way cannot be repaired.
+
+        Args:
+            due: the list whose only entry makes the move due.
+            arguments: the metric, or nothing.
         """
-        self.watch()
+        self.check_not_moved_elsewhere()
         step = self.lr_scheduler.step
         self._signals.is_holding = True
         try:
             with warnings.catch_warnings():
-                # A resumed run may begin with this move: torch knows of no step before it.
+                # A resumed run may begin with this move, before torch has seen a step in this
+                # process.
                 message = r"Detected call of `lr_scheduler\.step\(\)` before"
                 warnings.filterwarnings("ignore", message)
                 due.pop(), step(*arguments)
         finally:
             self._signals.release()
-        self.note_place()
+        self.note_position()
 
-    def _value(self, engine: Engine, after: int) -> Any:
-        """Returns the metric, which must have been measured after iteration ``after``."""
+    def _metric_value(self, engine: Engine, after: int) -> Any:
+        """Returns the metric for the scheduler.
+
+        Args:
+            engine: the engine, whose state has the metrics.
+            after: the metric must have been measured after this iteration.
+
+        Raises:
+            ValueError: the metric is stale, or missing.
+        """
         metrics, name = engine.state.metrics, self.metric
         assert name is not None
         measured = measured_at(engine).get(name)
@@ -233,53 +257,55 @@ class SchedulerDriver:
 
 
 def of_torch(lr_scheduler: Any) -> Any:
-    """Returns the torch scheduler in Accelerate's wrapper, or ``lr_scheduler`` itself."""
+    """Returns the torch scheduler within Accelerate's wrapper, or ``lr_scheduler`` itself."""
     is_prepared = isinstance(lr_scheduler, AcceleratedScheduler)
     return lr_scheduler.scheduler if is_prepared else lr_scheduler
 
 
-def _ends_of(
-    scheduler: Any, until: float = inf, place: int | None = None
+def _finite_schedules(
+    scheduler: Any, until: float = inf, moves_made: int | None = None
 ) -> Iterator[tuple[Any, int]]:
-    """Gives the schedules that have an end, and how often the whole can be moved until then.
+    """Yields the schedules that have an end, with the number of moves left until their end.
 
     Args:
-        scheduler: a torch scheduler, which may be made of others.
-        until: how often it is moved at most before another takes its place.
-        place: how often it was moved; default: as often as it says.
+        scheduler: a torch scheduler, which may be composed of others.
+        until: the maximum number of moves before another schedule takes its place.
+        moves_made: the number of moves so far; default: the scheduler's own count.
     """
-    if place is None:
-        place = getattr(scheduler, "last_epoch", None)
+    if moves_made is None:
+        moves_made = getattr(scheduler, "last_epoch", None)
     if isinstance(scheduler, OneCycleLR):
-        left = scheduler.total_steps - (place or 0)
+        left = scheduler.total_steps - (moves_made or 0)
         if left < until:
             yield scheduler, left
+    # All parts of a ChainedScheduler move together; those of a SequentialLR one after the other.
     within = schedulers_within(scheduler)
     if not isinstance(scheduler, SequentialLR):
         for each in within:
-            yield from _ends_of(each, until, place)
+            yield from _finite_schedules(each, until, moves_made)
         return
-    place, milestones = place or 0, milestones_of(scheduler)
+    moves_made, milestones = moves_made or 0, milestones_of(scheduler)
     for each, begin, end in zip(within, [0, *milestones], [*milestones, inf], strict=False):
-        to_come = max(0, begin - place)  # the call at a milestone begins the next schedule
-        last = min(until, end - 1 - place) - to_come
-        for inner, left in _ends_of(each, last, max(0, place - begin)):
+        to_come = max(0, begin - moves_made)  # the move at a milestone starts the next one
+        last = min(until, end - 1 - moves_made) - to_come
+        for inner, left in _finite_schedules(each, last, max(0, moves_made - begin)):
             yield inner, to_come + left
 
 
 def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
-    """Checks that a ReduceLROnPlateau, and no other scheduler, has a metric, and where."""
+    """Checks that a ReduceLROnPlateau has a metric in time, and that no other scheduler has."""
     if not isinstance(lr_scheduler, ReduceLROnPlateau):
         if metric is not None:
-            kind = "None" if lr_scheduler is None else type(lr_scheduler).__name__
+            scheduler_name = "None" if lr_scheduler is None else type(lr_scheduler).__name__
             raise ValueError(
                 f"`scheduler_metric` must be left out unless `lr_scheduler` is a "
-                f"ReduceLROnPlateau, got {metric!r} with {kind}: other schedulers take no metric"
+                f"ReduceLROnPlateau, got {metric!r} with {scheduler_name}: other schedulers "
+                "take no metric"
             )
     elif at == "step":
         raise ValueError(
             '`scheduler_at` must be "epoch" or "validation" with a ReduceLROnPlateau, whose metric '
-            'is there then, got "step": pass scheduler_at="validation"'
+            'exists then, got "step": pass scheduler_at="validation"'
         )
     elif not isinstance(metric, str):
         raise ValueError(
@@ -289,7 +315,7 @@ def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
 
 
 def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
-    """Returns the scheduler given, or the one that the callable given makes from the optimizer."""
+    """Returns the given scheduler, or the one that the given callable makes."""
     if lr_scheduler is None:
         return None
     if isinstance(lr_scheduler, BaseParamScheduler):
@@ -299,7 +325,7 @@ def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
             "trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, scheduler)"
         )
     made_here = not isinstance(lr_scheduler, LRScheduler | AcceleratedScheduler)
-    scheduler = _made(lr_scheduler, optimizer) if made_here else lr_scheduler
+    scheduler = _call_maker(lr_scheduler, optimizer) if made_here else lr_scheduler
     inner = of_torch(scheduler)
     if not isinstance(inner, LRScheduler):
         raise TypeError(
@@ -307,17 +333,22 @@ def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
             f"optimizer, got {type(scheduler).__name__}: "
             "pass StepLR(optimizer, 10), or lambda optimizer: StepLR(optimizer, 10)"
         )
-    if _innermost(inner.optimizer) is not _innermost(optimizer):
+    if _unwrapped_optimizer(inner.optimizer) is not _unwrapped_optimizer(optimizer):
         raise ValueError(
             "`lr_scheduler` must be built on the optimizer that is trained with, its own is "
-            f"another {type(_innermost(inner.optimizer)).__name__}: build it on that one, or "
-            "pass a callable that makes it from the prepared optimizer"
+            f"another {type(_unwrapped_optimizer(inner.optimizer)).__name__}: build it on that "
+            "one, or pass a callable that makes it from the prepared optimizer"
         )
     # Accelerate's wrapper would step a ReduceLROnPlateau once per process.
     return inner if isinstance(inner, ReduceLROnPlateau) else scheduler
 
 
-def _made(lr_scheduler: Any, optimizer: Optimizer) -> Any:
+def _call_maker(lr_scheduler: Any, optimizer: Optimizer) -> Any:
+    """Returns the scheduler that a callable makes; anything else is returned unchanged.
+
+    Raises:
+        TypeError: a scheduler class needs more arguments than the optimizer.
+    """
     if not callable(lr_scheduler):
         return lr_scheduler
     try:
@@ -331,8 +362,8 @@ def _made(lr_scheduler: Any, optimizer: Optimizer) -> Any:
         ) from error
 
 
-def _innermost(optimizer: Any) -> Any:
-    """What is under Accelerate's wrappers."""
+def _unwrapped_optimizer(optimizer: Any) -> Any:
+    """Returns the optimizer within Accelerate's wrappers."""
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer
     return optimizer

@@ -1,4 +1,4 @@
-"""The optimizer step, once a window: at the right batch, with the right gradient, or not at all."""
+"""The optimizer step, once per window: at the right batch, with the right gradient, or skipped."""
 
 import warnings
 from collections.abc import Callable
@@ -47,36 +47,38 @@ _STEPS_ITSELF = "steps_itself"
 
 
 class OptimizerStep(Handler):
-    """Does all that comes between the last backward of a window and the first forward of the next.
+    """Makes the optimizer step of each window of batches, and moves the scheduler.
 
-    Gradient accumulation goes wrong by hand in the corners: the last, shorter window of a pass, a
-    step that the loss scaler skips, a scheduler that moves once per process. Here a window of k
-    batches steps with the gradient of the mean of its k losses, whatever k; a skipped step moves
-    neither counter nor scheduler; the scheduler moves once per committed step.
+    Hand-written gradient accumulation often fails in the corners: the last, shorter window of a
+    pass, a step that the loss scaler skips, a scheduler that moves once per process. Here a window
+    of k batches steps with the gradient of the mean of its k losses, for any k; a skipped step
+    moves neither counter nor scheduler; the scheduler moves once per committed step.
 
-    A trainer makes one, and steps before ITERATION_COMPLETED; its gradients are zeroed when all
-    handlers of that event have returned, and then STEP_COMPLETED fires. On a hand-made engine the
-    process function does the forward pass and ``accelerator.backward(loss)``, with or without
-    ``accelerator.accumulate``, and the step is the first handler of ITERATION_COMPLETED: attach it
-    before others of that event. There STEP_COMPLETED comes directly after the step, and the
-    gradients stay until the next iteration starts, or the epoch or the run ends.
+    A trainer makes its own OptimizerStep, and steps before ITERATION_COMPLETED. Its gradients are
+    zeroed when all handlers of that event have returned, and then STEP_COMPLETED fires. On a plain
+    Ignite engine the process function does the forward pass and ``accelerator.backward(loss)``,
+    with or without ``accelerator.accumulate``, and the step is the first handler of
+    ITERATION_COMPLETED: attach it before other handlers of that event. There STEP_COMPLETED comes
+    directly after the step, and the gradients stay until the next iteration starts, or the epoch or
+    the run ends.
 
     Whether the window will close is decided at ITERATION_STARTED (``accelerator.sync_gradients``).
     Committed steps are counted in ``state.optimizer_step``; ``state.step_committed`` says whether
-    this iteration made one. Gradients are unscaled when the OPTIMIZER_STEP_STARTED handlers see
-    them: they must not unscale again. (FSDP and DeepSpeed unscale where Accelerate has them do it.)
+    this iteration made one. Handlers of OPTIMIZER_STEP_STARTED see unscaled gradients, and must not
+    unscale again. (FSDP and DeepSpeed unscale where Accelerate has them do it.)
 
     Args:
         accelerator: its ``gradient_accumulation_steps`` is the size of the windows, in batches.
         optimizer: a torch optimizer, prepared or not.
         lr_scheduler: a torch scheduler on that optimizer, or a callable that makes one from the
-            prepared optimizer. One that was prepared with Accelerate keeps Accelerate's own rule.
+            prepared optimizer. A scheduler that was prepared with Accelerate keeps Accelerate's
+            rule.
         scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch", or
-            after each "validation" but that before the first step.
-        scheduler_metric: the name in ``state.metrics`` that a ReduceLROnPlateau is given.
+            after each "validation" except one before the first step.
+        scheduler_metric: the name in ``state.metrics`` of the value for a ReduceLROnPlateau.
 
     Raises:
-        TypeError: an argument is of a kind that cannot be used.
+        TypeError: an argument has a type that cannot be used.
         ValueError: the scheduler cannot be used; the engine has an OptimizerStep already.
     """
 
@@ -95,7 +97,7 @@ class OptimizerStep(Handler):
             "1 is no accumulation",
         )
         self.accelerator = accelerator
-        # Asked in each iteration: Accelerate's properties take 10 µs of it, `use_distributed` most.
+        # Looked up once: Accelerate's properties take 10 µs per iteration, `use_distributed` most.
         self._gradient_state = accelerator.gradient_state
         self.is_distributed = accelerator.use_distributed
         self.prepared = PreparedOptimizer(accelerator, optimizer)
@@ -104,25 +106,30 @@ class OptimizerStep(Handler):
             lr_scheduler, self.optimizer, scheduler_at, scheduler_metric, self.signals
         )
         self.steps = 0
-        # What must be one is one line: an exception can come between any two. A call that is due
-        # is on a list, and off it on the line that begins it.
-        self._to_step: list[Callable[[], Any]] | None = None  # while a step is under way
-        self._stepped: list[Any] = []  # the result of a step that is not counted yet
-        self._to_move: list[Callable[[], Any]] = []  # the scheduler's step, if it is due
-        self._broken_at = 0  # the step after which the scheduler's step has raised
+        # An exception (a signal) can come between any two lines, so changes that belong together
+        # are on one line. A call that is due is the entry of a list, and the line that makes the
+        # call removes it.
+        self._step_call: list[Callable[[], Any]] | None = None  # None unless a step is under way
+        self._step_result: list[Any] = []  # the result of a step that is not counted yet
+        self._scheduler_call: list[Callable[[], Any]] = []  # the scheduler's step, if it is due
+        self._failed_step = 0  # the number of a step that raised, or whose scheduler did
         self._version_after_step: int | None = None  # of the first parameter
-        self._number = 0  # of the step that is under way
-        self._uncompleted: list[int] = []  # the step of which STEP_COMPLETED has not been fired
+        self._step_number = 0  # the number of the step that is under way
+        self._uncompleted_step: list[
+            int
+        ] = []  # the step of which STEP_COMPLETED has not been fired
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
-        self._divisor = 1  # of the losses of the window
+        self._divisor = 1  # the losses of the window are divided by this
         self._divides_exactly = False
-        self.averaged: AveragedGradients | None = None  # with several processes, beside the model
+        self.averaged_gradients: AveragedGradients | None = (
+            None  # with several processes, beside the model
+        )
         self._timetable = Timetable()
         self.is_stepping = False
-        self.attachment: Attachment | None = None  # the last one
-        # Of the engine that it is attached to; looked up once.
-        self._called_before_step: list[Callable[[Engine], None]] = []
+        self.attachment: Attachment | None = None  # the last attachment
+        # Those of the engine that this is attached to; looked up once.
+        self._callbacks_before_step: list[Callable[[Engine], None]] = []
         self._fire: Callable[..., None] = fire_within
 
     @property
@@ -137,32 +144,39 @@ class OptimizerStep(Handler):
 
     @property
     def timetable(self) -> Timetable:
-        """The callbacks by step; they are called after STEP_COMPLETED."""
+        """The callbacks on step schedules, which are called after STEP_COMPLETED."""
         return self._timetable
 
     def start_from(self, step: int) -> None:
-        """Sets the number of steps committed so far; nothing is left to be done after them."""
+        """Sets the number of steps committed so far, and forgets what is due after a step.
+
+        Args:
+            step: the number of committed steps.
+        """
         self.steps = step
-        self._to_step = None
-        self._stepped, self._to_move = [], []
-        self._broken_at, self._version_after_step = 0, None
-        self._uncompleted.clear()
+        self._step_call = None
+        self._step_result, self._scheduler_call = [], []
+        self._failed_step, self._version_after_step = 0, None
+        self._uncompleted_step.clear()
         self.signals.has_broken = False
         self._timetable.start_from(step)
-        self.scheduler.forget_place()
+        self.scheduler.forget_position()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Back-propagates ``loss`` with its share in the mean over the window.
 
-        In a trainer, where the length of the data is known, so is the size of the window when it
-        opens, and the share is exact, also that of ``accelerator.backward``. Else losses are
+        In a trainer the size of a window is known when it opens, wherever the length of the data is
+        known. Then the share is exact, also that of ``accelerator.backward``. Otherwise losses are
         divided by the full size, and the gradient of a short window is scaled up at its end, which
         rounds differently.
         """
         self.prepared.backward(loss, self._divisor)
 
-    def synchronizing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
-        """Around forward and backward: several processes exchange gradients for the last batch."""
+    def gradient_sync(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        """Returns a context for forward and backward pass, with or without exchange of gradients.
+
+        Processes exchange gradients at the last batch of a window only.
+        """
         if self.window.is_closing or self._gradient_state.plugin_kwargs.get(
             "sync_each_batch", False
         ):
@@ -174,8 +188,8 @@ class OptimizerStep(Handler):
         """Adds a batch to the window, and decides whether gradients are exchanged after it.
 
         Args:
-            batches_left: returns how many batches come from this one on, None where that is not
-                known; called only where windows have several batches.
+            batches_left: returns the number of batches from this one on, or None if not known. It
+                is called only where windows have several batches.
         """
         gradient_state, window = self._gradient_state, self.window
         full_size = self._divisor = self.accumulation.full_size()
@@ -184,11 +198,12 @@ class OptimizerStep(Handler):
             self._divisor = window.size
             self.accumulation.shorten(window.size)
         gradient_state.sync_gradients = window.is_closing
-        # What `accelerator.accumulate`, if the process function uses it, makes the same of.
+        # ``accelerator.accumulate``, if the process function uses it, adds 1 and derives the same
+        # ``sync_gradients`` from it.
         self.accelerator.step = self._divisor - 1 if window.is_closing else window.count - 1
 
     def close_window(self, engine: Engine) -> bool:
-        """Steps with the gradient of the mean over the window, and moves the scheduler.
+        """Makes the step with the gradient of the mean over the window, and moves the scheduler.
 
         Returns:
             Whether the step was committed, and not skipped by the loss scaler. In either case the
@@ -197,32 +212,34 @@ class OptimizerStep(Handler):
         state: Any = engine.state
         self.is_stepping = True
         self._gradient_state.sync_gradients = True
-        if self.averaged is not None:
-            self.averaged.average()
+        if self.averaged_gradients is not None:
+            self.averaged_gradients.average()
         if self.window.count != self._divisor:
             self.prepared.scale(self._divisor / self.window.count)
-            self.accumulation.shorten(self.window.count)  # for losses of the handlers
+            self.accumulation.shorten(self.window.count)  # for a backward pass in a handler
         self.prepared.unscale()
         with channels_of(engine).on_optimizer_step:
             self._fire(engine, TrainEvents.OPTIMIZER_STEP_STARTED)
-            for callback in self._called_before_step:
+            for callback in self._callbacks_before_step:
                 callback(engine)
             if self.scheduler.moves_by_step:
-                self.scheduler.watch()
+                self.scheduler.check_not_moved_elsewhere()
             before, signals = self.steps, self.signals
-            self._number = before + 1
-            self._to_move = []
-            self._to_step = [self.prepared.step]
+            self._step_number = before + 1
+            self._scheduler_call = []
+            self._step_call = [self.prepared.step]
             if signals.is_stale:
                 signals.look()
+            # From the step to the counters and the scheduler a signal has to wait: after half of
+            # this the run could not be continued.
             signals.is_holding = True
             try:
-                self._stepped.append(self._to_step.pop()())
+                self._step_result.append(self._step_call.pop()())
                 self.count_step(state)
-                if self._to_move:
-                    self._to_move.pop()()
+                if self._scheduler_call:
+                    self._scheduler_call.pop()()
             except BaseException:
-                self._broken_at = self._number
+                self._failed_step = self._step_number
                 raise
             finally:
                 signals.is_holding = False
@@ -231,44 +248,47 @@ class OptimizerStep(Handler):
             committed = self.steps != before
             if committed:
                 if self.scheduler.moves_by_step:
-                    self.scheduler.note_place()
+                    self.scheduler.note_position()
                 self._fire(engine, TrainEvents.OPTIMIZER_STEP_COMPLETED)
         self.is_stepping = False
         return committed
 
     def count_step(self, state: Any) -> None:
-        """Counts a step that was made and is not counted; a call that broke off can be repeated."""
-        if not self._stepped:
+        """Counts a step that was made and is not counted yet.
+
+        A call that was broken off can be repeated.
+        """
+        if not self._step_result:
             return
         self._end_window()
         if self.prepared.has_changed_parameters():
-            self.steps = state.optimizer_step = self._number
+            self.steps = state.optimizer_step = self._step_number
             self._version_after_step = self.prepared.first_parameter._version
             state.step_committed = True
-            self._uncompleted[:] = [self._number]
+            self._uncompleted_step[:] = [self._step_number]
             if self.scheduler.moves_by_step:
-                self._to_move = [self.scheduler.lr_scheduler.step]
-        self._to_step = None
-        self._stepped.clear()
+                self._scheduler_call = [self.scheduler.lr_scheduler.step]
+        self._step_call = None
+        self._step_result.clear()
 
     @property
     def is_half_done(self) -> bool:
-        """True if the last step broke off within: some parameters may have changed, others not."""
-        return self.signals.has_broken or (self._to_step == [] and not self._stepped)
+        """True if the last step broke off: some parameters may have changed, and others not."""
+        return self.signals.has_broken or (self._step_call == [] and not self._step_result)
 
     @property
     def is_completed(self) -> bool:
-        """True if STEP_COMPLETED was fired for the last step, and what it made due was called."""
-        return not self._uncompleted and self.steps < self._timetable.next_due
+        """True if STEP_COMPLETED was fired for the last step, and its due callbacks were called."""
+        return not self._uncompleted_step and self.steps < self._timetable.next_due
 
     @property
     def is_whole(self) -> bool:
         """True if parameters, optimizer and scheduler are known to be those after the last step.
 
-        That is asked after a failure. A process function may have been changing parameters, to look
-        at the loss nearby say; what is written to ``parameter.data`` does not show here.
+        This is asked after a failure: a process function may have been changing parameters, for
+        example to compute the loss near them. Writes to ``parameter.data`` cannot be seen here.
         """
-        has_moved = not self._to_move and self._broken_at != self.steps
+        has_moved = not self._scheduler_call and self._failed_step != self.steps
         return (
             not self.is_half_done
             and has_moved
@@ -278,34 +298,36 @@ class OptimizerStep(Handler):
     def complete_step(self, engine: Engine) -> None:
         """Fires STEP_COMPLETED for the last committed step, and calls what is due after that step.
 
-        What was begun by an earlier call is not done again, and what a failure kept from beginning
-        is: the scheduler moves, and a handler that averages weights misses no step.
+        Whatever an earlier call had begun is not repeated; whatever a failure kept it from
+        beginning is done now: the scheduler moves, and a handler that averages weights misses no
+        step.
         """
-        if self._to_move:
+        if self._scheduler_call:
             self._move_scheduler()
-        if self._uncompleted:
+        if self._uncompleted_step:
             self._fire(engine, TrainEvents.STEP_COMPLETED)
-            self._uncompleted.clear()  # on a trainer done already, if there was a handler
+            self._uncompleted_step.clear()  # on a trainer its first handler has done so
         if self.steps >= self._timetable.next_due:
             self._timetable.call_due(self.steps)
 
     def _move_scheduler(self) -> None:
+        """Moves the scheduler after a step that failed before it could; signals are held back."""
         self.signals.is_holding = True
         try:
-            self._to_move.pop()()
+            self._scheduler_call.pop()()
         finally:
             self.signals.release()
 
     def end_validation(self, *, are_more_to_come: bool) -> None:
-        """Notes that a validation has ended, unless nothing was trained before.
+        """Notes that a validation has ended, after which the scheduler may be due.
 
-        ``scheduler.after_validation`` moves the scheduler then.
+        ``scheduler.after_validation`` moves it. A validation before the first step moves nothing.
         """
         if self.steps:
             self.scheduler.end_validation(are_more_to_come=are_more_to_come)
 
     def zero_grad(self) -> None:
-        """Zeroes the gradients of a window that was stepped with."""
+        """Zeroes the gradients of a window that has made its step."""
         self.prepared.zero_grad()
 
     def drop_window(self) -> None:
@@ -316,11 +338,12 @@ class OptimizerStep(Handler):
         self.prepared.zero_grad()
 
     def _end_window(self) -> None:
+        """Closes the window, and restores the full number of batches per step."""
         self.window.close()
         self.accumulation.restore()
 
     def check(self, engine: Engine, event: Any) -> None:
-        """One OptimizerStep for one engine, at the moments of its own."""
+        """Raises a ValueError unless this can be the one OptimizerStep of ``engine``."""
         if event is not None:
             raise ValueError(
                 f"`event` must be left out, got {event}: OptimizerStep acts at the end of each "
@@ -345,7 +368,7 @@ class OptimizerStep(Handler):
     def attach_to(self, attachment: Attachment) -> None:
         """Opens windows at ITERATION_STARTED and closes them at ITERATION_COMPLETED.
 
-        The loop of a trainer does so itself, between the events.
+        On a trainer the loop does both itself, between these events.
         """
         engine = attachment.engine
         TrainEvents.register(engine)
@@ -353,14 +376,15 @@ class OptimizerStep(Handler):
         state: Any = engine.state
         state.step_committed = False
         self.start_from(state.optimizer_step)
-        self._called_before_step = called_before_step(engine)
+        self._callbacks_before_step = callbacks_before_step(engine)
         self._fire = type(engine).fire_event if isinstance(engine, QuickEngine) else fire_within
         if is_trainer(engine):
             belongings(engine)[_STEPS_ITSELF] = True
-            # The process function of a plain engine may divide by a number of its own.
+            # On a plain engine the process function may divide the losses itself, by a fixed
+            # number.
             self._divides_exactly = True
             assert isinstance(engine, QuickEngine)
-            self._uncompleted = engine.due_until_fired(TrainEvents.STEP_COMPLETED)
+            self._uncompleted_step = engine.due_until_fired(TrainEvents.STEP_COMPLETED)
             self._attach_to_trainer(attachment)
         else:
             if has_handlers(engine, Events.ITERATION_COMPLETED):
@@ -369,73 +393,80 @@ class OptimizerStep(Handler):
                     "will see the parameters before the step: attach it first",
                     stacklevel=3,
                 )
-            _PlainStepping(self).attach_to(attachment)
+            _PlainEngineStepping(self).attach_to(attachment)
         self.attachment = attachment
 
     def _attach_to_trainer(self, attachment: Attachment) -> None:
-        """Has callbacks by step, and the scheduler, act in their turns among the handlers.
+        """Attaches the callbacks by step and the scheduler in their turns among the handlers.
 
-        The loop calls both too, should a failure keep these handlers from being called.
+        The loop calls both too, in case a failure keeps these handlers from being called.
         """
 
-        def call_due(engine: Engine) -> None:
+        def call_due_by_step(engine: Engine) -> None:
             if self.steps >= self._timetable.next_due:
                 self._timetable.call_due(self.steps)
 
-        call_due.__qualname__ = type(self).__name__  # what profilers show
-        set_turn(call_due, Turn.DUE_BY_STEP)
-        attachment.add(TrainEvents.STEP_COMPLETED, call_due)  # cheaper than `on`, for each step
+        call_due_by_step.__qualname__ = type(self).__name__  # the name that profilers show
+        set_turn(call_due_by_step, Turn.DUE_BY_STEP)
+        # ``add`` costs less than ``on`` each time the event fires.
+        attachment.add(TrainEvents.STEP_COMPLETED, call_due_by_step)
         if self.scheduler.at == "epoch" and not self.scheduler.takes_metric:
-            move = self.scheduler.after_epoch
+            move = self.scheduler.move_after_epoch
             attachment.on(Events.EPOCH_COMPLETED, move, turn=Turn.SCHEDULER)
 
 
-class _PlainStepping:
+class _PlainEngineStepping:
     """Opens, closes and drops windows at the events of a plain Ignite engine.
 
-    Nothing tells there for sure what data is left, or when a handler looks at gradients for the
-    last time. So those of a step stay until the next iteration starts, or the epoch or run ends.
+    On such an engine it is not certain how much data is left, nor when a handler reads gradients
+    for the last time. Gradients therefore stay until the next iteration starts, or the epoch or the
+    run ends.
     """
 
     def __init__(self, step: OptimizerStep) -> None:
         self._step = step
         self._data = RemainingData()
-        self._has_gradients = False  # of a window that was stepped with
-        self._moves_by_epoch = step.scheduler.at == "epoch"
-        self._moves_late = self._moves_by_epoch and step.scheduler.takes_metric
+        self._has_gradients = False  # those of a window that has made its step
+        self._moves_each_epoch = step.scheduler.at == "epoch"
+        self._moves_after_handlers = self._moves_each_epoch and step.scheduler.takes_metric
 
     def attach_to(self, attachment: Attachment) -> None:
         """Adds the handlers of all these events."""
         attachment.during_run(self._in_run)
         attachment.on(Events.STARTED, self._start)
-        attachment.on(Events.EPOCH_STARTED, self._data.epoch_starts)
+        attachment.on(Events.EPOCH_STARTED, self._data.begin_epoch)
         attachment.on(Events.ITERATION_STARTED, self._take_batch)
         attachment.on(Events.ITERATION_COMPLETED, self._close_if_full)
-        attachment.on(Events.DATALOADER_STOP_ITERATION, self._close_late)
-        attachment.on(Events.TERMINATE, self._data.run_terminates)
-        dropping = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH
-        attachment.on(dropping, lambda engine: self._step.drop_window())
+        attachment.on(Events.DATALOADER_STOP_ITERATION, self._close_at_data_end)
+        attachment.on(Events.TERMINATE, self._data.terminate_run)
+        drop_events = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH
+        attachment.on(drop_events, lambda engine: self._step.drop_window())
         attachment.on(Events.EPOCH_COMPLETED, self._end_epoch, first=True)
-        if self._moves_by_epoch and not self._moves_late:
+        if self._moves_each_epoch and not self._moves_after_handlers:
             attachment.on(Events.EPOCH_COMPLETED, self._move_scheduler)
 
     @contextmanager
     def _in_run(self, engine: Engine) -> Iterator[None]:
-        with Attachment(self._step, engine) as late:
-            if self._moves_late:  # added when the run begins, it follows the validation of an epoch
-                late.on(Events.EPOCH_COMPLETED, self._move_scheduler)
+        """Surrounds a run: drops the open window after a failure, and zeroes gradients."""
+        with Attachment(self._step, engine) as attachment:
+            # Attached when the run begins, the scheduler follows the handlers that may write its
+            # metric, such as a validation.
+            if self._moves_after_handlers:
+                attachment.on(Events.EPOCH_COMPLETED, self._move_scheduler)
             try:
                 yield
             except BaseException:
-                if not is_interrupted(engine):  # it still is if run() refused its arguments
+                # An interrupted run whose ``run()`` refuses its arguments is still interrupted.
+                if not is_interrupted(engine):
                     self._step.drop_window()
                 raise
             finally:
                 self._zero_gradients()
 
     def _start(self, engine: Engine) -> None:
+        """Starts with an empty window; a new run counts its steps from 0."""
         state: Any = engine.state
-        self._data.run_starts(engine)
+        self._data.begin_run(engine)
         self._step.drop_window()
         if state.iteration == 0:
             self._step.start_from(0)
@@ -443,56 +474,67 @@ class _PlainStepping:
             state.optimizer_step = 0
 
     def _take_batch(self, engine: Engine) -> None:
+        """Takes the batch into the window, and zeroes the gradients of the last step."""
         state: Any = engine.state
         self._zero_gradients()
         state.step_committed = False
         self._step.take_batch(lambda: self._data.batches_left(engine))
 
     def _close_if_full(self, engine: Engine) -> None:
+        """Makes the step, if this is the last batch of the window."""
         if self._step.window.is_closing:
             self._close(engine)
 
-    def _close_late(self, engine: Engine) -> None:
-        """Steps with an open window when the data ended and nothing had told that it would."""
+    def _close_at_data_end(self, engine: Engine) -> None:
+        """Makes the step with an open window when the data has ended without notice.
+
+        Raises:
+            RuntimeError: there are several processes, whose gradients were not exchanged.
+        """
         step = self._step
         if not step.window.count:
             return
         if step.accelerator.use_distributed:
             raise RuntimeError(
-                "`data` must tell its last batch as the last, for the processes to reduce their "
+                "`data` must mark its last batch as the last, for the processes to reduce their "
                 f"gradients then; {type(engine.state.dataloader).__name__} does not: run the "
                 "engine on DataFeed(data, accelerator)"
             )
         self._close(engine)
 
     def _close(self, engine: Engine) -> None:
+        """Makes the step and fires STEP_COMPLETED."""
         self._has_gradients = True
         if self._step.close_window(engine):
             self._step.complete_step(engine)
 
     def _end_epoch(self, engine: Engine) -> None:
-        # It is open after a failure that a handler swallowed, or if the end was not foreseen.
+        """Closes a window that the end of the data left open; drops that of a broken epoch."""
+        # A window is open here after a failure that a handler swallowed, or if the end of the data
+        # came without notice. Only the latter is a whole window.
         step = self._step
-        if step.is_stepping or step.window.is_closing or not self._data.is_whole(engine):
+        if step.is_stepping or step.window.is_closing or not self._data.has_whole_epoch(engine):
             step.drop_window()
         else:
-            self._close_late(engine)
+            self._close_at_data_end(engine)
         self._zero_gradients()
 
     def _move_scheduler(self, engine: Engine) -> None:
+        """Moves a scheduler by epoch."""
         self._step.scheduler.end_epoch(self._data.epoch_began_after)
-        self._step.scheduler.after_epoch(engine)
+        self._step.scheduler.move_after_epoch(engine)
 
     def _zero_gradients(self) -> None:
+        """Zeroes the gradients of the last step, once."""
         if self._has_gradients:
             self._has_gradients = False
             self._step.zero_grad()
 
 
-def called_before_step(engine: AnyEngine) -> list[Callable[[Engine], None]]:
-    """Returns what is called after all handlers of OPTIMIZER_STEP_STARTED, before the step.
+def callbacks_before_step(engine: AnyEngine) -> list[Callable[[Engine], None]]:
+    """Returns the callbacks between the handlers of OPTIMIZER_STEP_STARTED and the step.
 
-    It is kept with the engine, whose OptimizerStep may be replaced by another.
+    The list is kept with the engine, so that it survives a replacement of the OptimizerStep.
     """
     callbacks: list[Callable[[Engine], None]] = belongings(engine).setdefault("before_step", [])
     return callbacks

@@ -17,10 +17,10 @@ __all__ = ["PreparedOptimizer", "check_optimizer"]
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Checks that there is an optimizer, and that it steps without a closure.
+    """Checks that ``optimizer`` is an optimizer that steps without a closure.
 
     Raises:
-        TypeError: it is none, or its ``step`` needs an argument.
+        TypeError: ``optimizer`` is something else, or its ``step`` needs an argument.
     """
     if not isinstance(optimizer, Optimizer):
         remedy = "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
@@ -31,28 +31,28 @@ def check_optimizer(optimizer: Any) -> None:
         raise TypeError(
             f"`optimizer` must be a torch.optim.Optimizer, got {shown_type(optimizer)}: {remedy}"
         )
-    of_torch: Any = optimizer
-    while isinstance(of_torch, AcceleratedOptimizer):
-        of_torch = of_torch.optimizer
+    torch_optimizer: Any = optimizer
+    while isinstance(torch_optimizer, AcceleratedOptimizer):
+        torch_optimizer = torch_optimizer.optimizer
     try:
-        # Of the class: a scheduler wraps the method of the instance.
-        parameters = inspect.signature(type(of_torch).step).parameters
-    except (TypeError, ValueError):  # one that is not written in Python
+        # The method of the class: a scheduler wraps the method of the instance.
+        parameters = inspect.signature(type(torch_optimizer).step).parameters
+    except (TypeError, ValueError):  # a ``step`` that is not written in Python has no signature
         return
     for each in list(parameters.values())[1:]:
         if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             raise TypeError(
-                f"`optimizer` must step without arguments, {type(of_torch).__name__}.step() needs "
-                f"`{each.name}`: a closure would run the model several times within a step, on "
-                "batches that are gone; use an optimizer that needs none, or a loop of your own"
+                f"`optimizer` must step without arguments, {type(torch_optimizer).__name__}.step() "
+                f"needs `{each.name}`: a closure would run the model several times within a step, "
+                "on batches that are gone; use an optimizer that needs none, or your own training loop"
             )
 
 
 class PreparedOptimizer:
-    """An optimizer that Accelerate has prepared, and the backward pass that goes with it.
+    """An optimizer that Accelerate has prepared, with the backward pass that belongs to it.
 
     Args:
-        accelerator: whose scaler, processes and kind of parallelism decide what is done.
+        accelerator: its scaler, processes and type of parallelism decide what each method does.
         optimizer: a torch optimizer, prepared or not.
     """
 
@@ -62,15 +62,17 @@ class PreparedOptimizer:
             self, accelerator, accelerator.prepare_optimizer, optimizer
         )
         self.is_data_parallel = is_data_parallel(accelerator)
-        self.is_plain = self._accelerate_adds_nothing()
+        self.calls_torch_directly = self._can_call_torch_directly()
         self._is_unscaled = False
-        # Its ``_version``, autograd's count of changes, tells whether parameters have changed.
+        # Autograd counts the changes of a tensor in ``_version``: a cheap test for changed
+        # parameters.
         self.first_parameter = next(iter(self.parameters), torch.empty(0))
 
-    def _accelerate_adds_nothing(self) -> bool:
-        """Whether Accelerate's backward, step and zero_grad come down to torch's.
+    def _can_call_torch_directly(self) -> bool:
+        """Returns whether Accelerate's backward, step and zero_grad only call those of torch.
 
-        They cost 100 µs a step then, for two look-ups of a package and an ``inspect.signature``.
+        In this case Accelerate would cost 100 µs per step, for two look-ups of a package and an
+        ``inspect.signature``.
         """
         return (
             self.is_data_parallel
@@ -84,46 +86,59 @@ class PreparedOptimizer:
     def parameters(self) -> list[torch.nn.Parameter]:
         """The trainable parameters, in the order of the optimizer's groups."""
         groups = self.optimizer.param_groups
-        return [p for group in groups for p in group["params"] if p.requires_grad]
+        return [
+            parameter
+            for group in groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        ]
 
     def backward(self, loss: torch.Tensor, window_size: int) -> None:
-        """Back-propagates the share of ``loss`` in the mean over a window."""
-        if self.is_plain:
+        """Back-propagates ``loss`` with its share in the mean over a window.
+
+        Args:
+            loss: the loss of one batch.
+            window_size: the number of batches to divide by.
+        """
+        if self.calls_torch_directly:
             share = loss if window_size == 1 else loss / window_size
             share.backward()  # type: ignore[no-untyped-call]
         else:
-            steps = self.accelerator.gradient_accumulation_steps  # by which Accelerate divides
+            steps = self.accelerator.gradient_accumulation_steps  # Accelerate divides by this
             self.accelerator.backward(loss if steps == window_size else loss * steps / window_size)
 
     def scale(self, factor: float) -> None:
-        """Multiplies the gradients."""
+        """Multiplies the gradients by ``factor``."""
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
     def unscale(self) -> None:
-        """Takes the loss scaler's factor out of the gradients, if there is one."""
+        """Removes the loss scaler's factor from the gradients, if there is one."""
         if self.optimizer.scaler is not None and self.is_data_parallel:
-            self._is_unscaled = True  # before: ``zero_grad`` must know if this breaks off
+            # Set first: after an exception in ``unscale_`` the scaler may have noted the optimizer
+            # as unscaled, and ``zero_grad`` must reset that.
+            self._is_unscaled = True
             self.optimizer.scaler.unscale_(self.optimizer.optimizer)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
-        """Clips by norm; returns the norm before."""
-        # Accelerate's would unscale again, and with the scaler of every optimizer.
+        """Clips the gradients by their norm; returns the norm before."""
+        # Accelerate's own function would unscale again, and the gradients of every optimizer.
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         norm: torch.Tensor = clip.clip_grad_norm_(self.parameters, max_norm, norm_type=norm_type)
         return norm
 
     def clip_grad_value_(self, clip_value: float) -> None:
-        """Clips each value."""
+        """Clips each value of the gradients."""
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         clip.clip_grad_value_(self.parameters, clip_value)
 
     @property
     def step(self) -> Callable[[], Any]:
-        """The function that steps."""
-        if self.is_plain:
-            # A scheduler that was built on Accelerate's wrapper looks here.
+        """The function that makes the optimizer step."""
+        if self.calls_torch_directly:
+            # A scheduler that was built on Accelerate's wrapper reads this, and else warns that it
+            # was moved before the first step.
             self.optimizer._opt_called = True
             return self.optimizer.optimizer.step  # type: ignore[no-any-return]
         return self.optimizer.step  # type: ignore[no-any-return]
@@ -131,13 +146,15 @@ class PreparedOptimizer:
     def has_changed_parameters(self) -> bool:
         """Returns whether the last step was made, and not skipped by the loss scaler."""
         self._is_unscaled = False
-        return self.is_plain or not self.optimizer.step_was_skipped
+        return self.calls_torch_directly or not self.optimizer.step_was_skipped
 
     def zero_grad(self) -> None:
-        """Clears the gradients, also of a step that is not to be."""
+        """Clears the gradients, also of a window that ends without a step."""
         if self._is_unscaled:
-            # Else the scaler would refuse to unscale the next window. Its factor stays.
+            # Without an update the scaler would refuse to unscale the next window. Its factor
+            # stays.
             self.optimizer.scaler.update(self.optimizer.scaler.get_scale())
             self._is_unscaled = False
-        self.accelerator.gradient_state.sync_gradients = True  # else Accelerate's does nothing
-        (self.optimizer.optimizer if self.is_plain else self.optimizer).zero_grad()
+        # Accelerate's ``zero_grad`` does nothing unless this is set.
+        self.accelerator.gradient_state.sync_gradients = True
+        (self.optimizer.optimizer if self.calls_torch_directly else self.optimizer).zero_grad()

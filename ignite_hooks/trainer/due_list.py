@@ -1,4 +1,4 @@
-"""Callbacks that wait until all handlers of an event have returned."""
+"""Callbacks that are deferred until all handlers of an event have returned."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -12,73 +12,88 @@ _Entry = tuple[Turn, Callable[[], None]]
 
 
 class DueList:
-    """Callbacks that are due when all handlers of an event have returned, each to be called once.
+    """The deferred callbacks of a trainer: each is called once, after all handlers of an event.
 
-    One that fails stays due, with those after it: the next run calls them first.
+    A callback that raises stays due, and so do those after it: the next run calls them first.
 
     Attributes:
-        entries: what is due, in the order in which it was asked for.
-        broken_off: what a stop broke off, for the next run.
-        on_resume: the names of what a stop broke off in the run that is resumed.
+        entries: the callbacks that are due, with their turns, in the order in which they were
+            added.
+        broken_off: the callbacks that a stop broke off; the next run makes them due again.
+        on_resume: what a stop broke off in the run that is resumed, by name: callbacks cannot be
+            saved.
     """
 
     def __init__(self) -> None:
         self.entries: list[_Entry] = []
         self.broken_off: list[_Entry] = []
         self.on_resume: Mapping[str, Any] = {}
-        self._called: _Entry | None = None
-        self._results: list[None] = []  # of that one, when it has returned
+        self._current: _Entry | None = None  # the entry that is being called
+        self._results: list[None] = []  # the result of ``_current``, once it has returned
 
     def add(self, callback: Callable[[], None], turn: Turn) -> None:
-        """Adds ``callback`` unless it is there already; an earlier turn is called earlier."""
-        waiting = (entry for entry in self.entries if entry is not self._called)
+        """Adds ``callback`` unless it is on the list already; an earlier turn is called earlier."""
+        # A callback that defers itself while it is called is wanted once more, so it does not
+        # count.
+        waiting = (entry for entry in self.entries if entry is not self._current)
         if all(callback != other for _, other in waiting):
             self.entries.append((turn, callback))
 
     def drop(self, callback: Callable[[], None]) -> None:
-        """Drops one."""
+        """Removes ``callback``, wherever it waits."""
         self.entries = [entry for entry in self.entries if entry[1] != callback]
         self.broken_off = [entry for entry in self.broken_off if entry[1] != callback]
 
     def clear(self) -> None:
-        """Drops all of them."""
+        """Removes all callbacks."""
         self.entries = []
         self.broken_off = []
         self.on_resume = {}
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off what is to be made up by the next run."""
+        """True if a stop broke off callbacks that the next run has to call."""
         return bool(self.broken_off or self.on_resume)
 
     def break_off(self) -> None:
-        """Sets aside what is due, but for what is asked for from now on."""
-        self.settle()
+        """Sets aside all callbacks that are due now; those added later are called as usual."""
+        self.remove_returned()
         self.broken_off, self.entries = [*self.broken_off, *self.entries], []
 
     def resume(self) -> None:
-        """Makes due again what was set aside."""
+        """Makes the callbacks that were set aside due again, before those added since."""
         earlier = [callback for _, callback in self.broken_off]
         later = [entry for entry in self.entries if entry[1] not in earlier]
-        # One line: an exception before leaves it set aside, and one after leaves it due.
+        # One line: an exception (Ctrl-C) before it leaves the callbacks set aside, and one after it
+        # leaves them due.
         self.entries, self.broken_off = [*self.broken_off, *later], []
 
     def call(self) -> None:
-        """Calls what is due, and what becomes due meanwhile; who asks again waits."""
-        called: list[Callable[[], None]] = []
-        self.settle()
-        while waiting := [entry for entry in self.entries if entry[1] not in called]:
-            self._called = entry = min(waiting, key=lambda each: each[0])
-            called.append(entry[1])
-            self._results.append(entry[1]())  # one line: it has returned if there is a result
-            self.settle()
+        """Calls the callbacks that are due, and those that are added meanwhile.
 
-    def settle(self) -> None:
-        """Takes off the callback that has returned; one that broke off stays, once."""
-        called = self._called
+        A callback that is added again while this runs is called the next time, so that two
+        callbacks that defer each other cannot run for ever.
+        """
+        called: list[Callable[[], None]] = []
+        self.remove_returned()
+        while waiting := [entry for entry in self.entries if entry[1] not in called]:
+            self._current = entry = min(waiting, key=lambda each: each[0])
+            called.append(entry[1])
+            # One line: after an exception a result tells that the callback has returned.
+            self._results.append(entry[1]())
+            self.remove_returned()
+
+    def remove_returned(self) -> None:
+        """Removes the callback that was called last if it has returned.
+
+        If the callback raised, it stays on the list once, also where it had deferred itself again.
+        """
+        current = self._current
         if self._results:
-            self.entries = [entry for entry in self.entries if entry is not called]
-        elif called is not None:
-            self.entries = [each for each in self.entries if each is called or each[1] != called[1]]
-        self._called = None
+            self.entries = [entry for entry in self.entries if entry is not current]
+        elif current is not None:
+            self.entries = [
+                each for each in self.entries if each is current or each[1] != current[1]
+            ]
+        self._current = None
         self._results.clear()

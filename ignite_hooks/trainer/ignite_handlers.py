@@ -1,4 +1,4 @@
-"""Handlers of Ignite's that do on a trainer what their users may not expect: they are told."""
+"""Warnings about handlers of Ignite that behave differently on a trainer than users expect."""
 
 import warnings
 from typing import Any
@@ -12,7 +12,7 @@ from ignite_hooks.events import TrainEvents
 
 __all__ = ["warn_of_gradient_logger", "warn_of_lr_finder"]
 
-_WITH_GRADIENTS = (
+_EVENTS_WITH_GRADIENTS = (
     TrainEvents.MODEL_BACKWARD_COMPLETED,
     TrainEvents.OPTIMIZER_STEP_STARTED,
     TrainEvents.OPTIMIZER_STEP_COMPLETED,
@@ -21,30 +21,35 @@ _WITH_GRADIENTS = (
 
 
 def warn_of_gradient_logger(handler: Any, event: Any) -> None:
-    """Warns if ``handler`` logs gradients and will find none at ``event``: it would log nothing."""
+    """Warns if ``handler`` logs gradients, and there are none at ``event``."""
     if not isinstance(handler, BaseWeightsHandler):
         return
-    if not any(kind.__name__.startswith("Grads") for kind in type(handler).__mro__):
+    # By name: each logger of Ignite (TensorBoard, MLflow, …) has its own GradsScalarHandler and
+    # GradsHistHandler, with no common base class.
+    if not any(base.__name__.startswith("Grads") for base in type(handler).__mro__):
         return
     events = event if isinstance(event, EventsList) else [event]
-    without = [each for each in events if all(each != other for other in _WITH_GRADIENTS)]
-    if without:
+    gradientless = [
+        each for each in events if all(each != other for other in _EVENTS_WITH_GRADIENTS)
+    ]
+    if gradientless:
         warnings.warn(
-            f"{type(handler).__name__} at {without[0]} finds no gradients, and logs nothing: a "
-            "trainer zeroes them when the handlers of ITERATION_COMPLETED have returned; attach it "
-            "to TrainEvents.OPTIMIZER_STEP_COMPLETED, where they are whole",
+            f"{type(handler).__name__} at {gradientless[0]} finds no gradients, and logs nothing: "
+            "a trainer zeroes them when the handlers of ITERATION_COMPLETED have returned; attach "
+            "it to TrainEvents.OPTIMIZER_STEP_COMPLETED, where they are whole",
             stacklevel=4,
         )
 
 
 def warn_of_lr_finder(handler: Any, event: Any, window: int) -> None:
-    """Warns of Ignite's finder of learning rates if windows have several batches.
+    """Warns if ``handler`` is Ignite's FastaiLRFinder, and a window has several batches.
 
     Args:
-        handler: what is attached.
-        event: where it is attached; the finder begins at STARTED.
+        handler: the handler that is being attached.
+        event: the event that it is attached to; the finder starts at STARTED.
         window: batches in a full window.
     """
+    # FastaiLRFinder attaches several bound methods; the one at STARTED alone warns, once.
     is_finder = isinstance(getattr(handler, "__self__", None), FastaiLRFinder)
     if is_finder and window > 1 and event == Events.STARTED:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The limits of a run: what it was given, and what the state of its engine shows of them."""
+"""The limits of a run: those that it was given, and those that the state of its engine shows."""
 
 import sys
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from ignite_hooks.core.place import Progress
 from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.rules import whole_number
 
-__all__ = ["Limits", "Shown"]
+__all__ = ["Limits", "ShownLimits"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a run: the first that is reached ends it. They count from its beginning.
+    """The limits of a run, counted from its beginning. The run ends at the first that is reached.
 
     Args:
-        max_epochs: complete epochs, or None for no such limit.
-        max_iters: batches, or None.
-        max_steps: committed optimizer steps, or None.
+        max_epochs: complete epochs; None for no such limit.
+        max_iters: batches; None for no such limit.
+        max_steps: committed optimizer steps; None for no such limit.
     """
 
     max_epochs: int | None = None
@@ -30,7 +30,7 @@ class Limits:
     max_steps: int | None = None
 
     def __or__(self, other: "Limits") -> "Limits":
-        """Returns these limits, and those of ``other`` where these have none."""
+        """Returns these limits, completed by those of ``other`` where these are None."""
         mine, theirs = vars(self), vars(other)
         return Limits(**{name: theirs[name] if mine[name] is None else mine[name] for name in mine})
 
@@ -38,8 +38,13 @@ class Limits:
         given = {name: limit for name, limit in vars(self).items() if limit is not None}
         return ", ".join(f"{name}={limit}" for name, limit in given.items()) or "no limit"
 
-    def rewritten(self, shown: "Limits", now: "Limits") -> "Limits":
-        """Returns these limits, shown by a state as ``shown``, after someone wrote ``now``."""
+    def with_changes(self, shown: "Limits", now: "Limits") -> "Limits":
+        """Returns these limits with the changes that someone made to the state.
+
+        Args:
+            shown: the limits that the state showed before.
+            now: the limits that the state shows now.
+        """
         mine, old, new = vars(self), vars(shown), vars(now)
         return Limits(**{n: mine[n] if new[n] == old[n] else new[n] for n in mine})
 
@@ -60,7 +65,8 @@ class Limits:
         self.check_values(progress, steps)
 
     def check_values(self, progress: Progress, steps: int) -> None:
-        """Raises a ValueError for a limit that is no positive integer or lies in the past."""
+        """Raises a ValueError for a limit that is not a positive integer, or lies in the past."""
+        # An epoch that has begun counts as done: a run cannot end before its end by ``max_epochs``.
         begun = progress.epochs + (progress.batches > 0)
         done = {"max_epochs": begun, "max_iters": progress.iteration, "max_steps": steps}
         for name, value in vars(self).items():
@@ -70,11 +76,14 @@ class Limits:
             if value < done[name]:
                 raise ValueError(
                     f"`{name}` must be at least what is done already, {done[name]}, got {value}: "
-                    f"set trainer.state.{name} = None before run() to begin anew"
+                    f"set trainer.state.{name} = None before run() to begin a new run"
                 )
 
     def check_written(self) -> None:
-        """Raises a ValueError for limits that a handler cannot write; one may lie in the past."""
+        """Raises a ValueError for limits that a handler cannot write to the state.
+
+        A handler may write a limit that lies in the past, to end the run at once.
+        """
         for name, value in vars(self).items():
             if value is not None and not (is_integer(value) and value >= 0):
                 raise ValueError(
@@ -90,13 +99,13 @@ class Limits:
     def steps_to_come(
         self, progress: Progress, steps: int, window: int, epoch_length: int | None
     ) -> int:
-        """Returns the number of optimizer steps until a limit, at least; 0 if it is not known.
+        """Returns the minimum number of optimizer steps until a limit; 0 if it is not known.
 
         Args:
             progress: the counters.
-            steps: the committed optimizer steps so far.
+            steps: the optimizer steps committed so far.
             window: batches in a full window.
-            epoch_length: batches in an epoch; None if that is not known.
+            epoch_length: batches in an epoch; None if not known.
         """
         counts = []
         if self.max_steps is not None:
@@ -105,6 +114,7 @@ class Limits:
             batches = self.max_iters - progress.iteration
             counts.append(progress.steps_in(batches, window, epoch_length))
         if self.max_epochs is not None:
+            # Without a known length no step is sure to come, which makes the number 0.
             length = epoch_length or 0
             batches = (self.max_epochs - progress.epochs) * length - progress.batches
             counts.append(progress.steps_in(max(0, batches), window, epoch_length))
@@ -113,8 +123,13 @@ class Limits:
     def epochs_to_come(
         self, progress: Progress, steps: int, window: int, epoch_length: int | None
     ) -> int:
-        """Returns the number of complete epochs until a limit, at least; as ``steps_to_come``."""
+        """Returns the minimum number of complete epochs until a limit.
+
+        The arguments are those of ``steps_to_come``.
+        """
         counts = [] if self.max_epochs is None else [self.max_epochs - progress.epochs]
+        # Without a known length no epoch is sure to be complete before ``max_iters`` or
+        # ``max_steps``.
         length = epoch_length or sys.maxsize
         if self.max_iters is not None:
             batches = self.max_iters - progress.iteration
@@ -126,7 +141,7 @@ class Limits:
         return min(counts)
 
     def reached(self, progress: Progress, steps: int) -> str | None:
-        """Returns the name of the limit that ends the run, or None."""
+        """Returns the name of the limit that ends the run now; None if no limit is reached."""
         if self.max_steps is not None and steps >= self.max_steps:
             return "max_steps"
         if self.max_iters is not None and progress.iteration >= self.max_iters:
@@ -136,8 +151,8 @@ class Limits:
         return None
 
 
-class Shown(NamedTuple):
-    """What the state of an engine shows of the limits: a handler may have written to it."""
+class ShownLimits(NamedTuple):
+    """The limits and the epoch length as an engine's state shows them; handlers may write there."""
 
     max_epochs: int | None = None
     max_iters: int | None = None
@@ -145,17 +160,17 @@ class Shown(NamedTuple):
     epoch_length: int | None = None
 
     @classmethod
-    def on(cls, state: State) -> "Shown":
-        """Returns what ``state`` shows now."""
+    def read(cls, state: State) -> "ShownLimits":
+        """Reads them from ``state``."""
         shown: Any = state
         return cls(shown.max_epochs, shown.max_iters, shown.max_steps, shown.epoch_length)
 
     @property
     def limits(self) -> Limits:
-        """The limits among it."""
+        """The limits, without the epoch length."""
         return Limits(*self[:3])
 
-    def asks_for_new_run(self, now: "Shown") -> bool:
-        """Whether a limit has been removed (``state.max_epochs = None``), Ignite's way to ask."""
+    def asks_for_new_run(self, now: "ShownLimits") -> bool:
+        """Returns whether a limit was set to None since, Ignite's way to ask for a new run."""
         pairs = zip(self[:3], now[:3], strict=True)
         return any(before is not None and after is None for before, after in pairs)

@@ -38,16 +38,16 @@ from ignite_hooks.processes.host_group import has_host_group
 from ignite_hooks.trainer.due_list import DueList
 from ignite_hooks.trainer.ignite_handlers import warn_of_gradient_logger
 from ignite_hooks.trainer.ignite_handlers import warn_of_lr_finder
-from ignite_hooks.trainer.limits import Shown
+from ignite_hooks.trainer.limits import ShownLimits
 from ignite_hooks.trainer.requests import AT_LIMIT
-from ignite_hooks.trainer.requests import EPOCH
-from ignite_hooks.trainer.requests import INTERRUPT
-from ignite_hooks.trainer.requests import RUN
-from ignite_hooks.trainer.requests import Request
-from ignite_hooks.trainer.requests import Requests
-from ignite_hooks.trainer.requests import Stop
-from ignite_hooks.trainer.requests import Terminate
-from ignite_hooks.trainer.requests import TerminateEpoch
+from ignite_hooks.trainer.requests import INTERRUPT_RUN
+from ignite_hooks.trainer.requests import TERMINATE_EPOCH
+from ignite_hooks.trainer.requests import TERMINATE_RUN
+from ignite_hooks.trainer.requests import EpochTerminated
+from ignite_hooks.trainer.requests import RequestFlag
+from ignite_hooks.trainer.requests import RunRequests
+from ignite_hooks.trainer.requests import RunTerminated
+from ignite_hooks.trainer.requests import StopRequest
 from ignite_hooks.trainer.run_position import RunPosition
 from ignite_hooks.trainer.running_metrics import RunningMetrics
 
@@ -55,24 +55,29 @@ __all__ = ["TrainingLoop"]
 
 
 class TrainingLoop(QuickEngine):
-    """Runs epochs over a ``DataFeed``, steered by a ``RunPosition``.
+    """Runs epochs over a ``DataFeed``; a ``RunPosition`` counts and decides when to stop.
 
-    However a run ends, ``_stand_at_boundary`` is called: the open window is dropped, the loader is
-    no longer Accelerate's active one, and counters and data stand at the last step boundary, where
-    the next run continues.
+    The methods that follow the drawing in ``events.py`` are, from the outside in, ``_run_loop``,
+    ``_loop``, ``_epochs`` and ``_iterations``. All four are generators, so that ``interrupt()`` can
+    suspend a run with its scopes open.
 
-    Requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) are obeyed where Ignite obeys
-    them: after the events that can make one. What is open in the loop or the epoch is left first,
-    and then ``Terminate`` or ``TerminateEpoch`` takes the way out of the generators. A subclass
-    must leave the three flags as they are here: the loop looks at the set of those that are set.
+    However a run ends, ``_roll_back_to_boundary`` is called: the open window is dropped, the loader
+    is no longer Accelerate's active one, and counters and data return to the last step boundary,
+    where the next run continues.
 
-    With several processes a request of one rank is obeyed by all of them at the same step boundary
+    The loop handles requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) where Ignite
+    does: after the events whose handlers can make one. It first leaves the scopes that are open
+    within the loop or the epoch, and then raises ``RunTerminated`` or ``EpochTerminated`` to get
+    out of the generators. A subclass must not replace the three flags: the loop reads only the
+    dictionary that their descriptors write to.
+
+    With several processes all ranks obey a request of one rank at the same step boundary
     (``Decisions``): at most ``agree_every`` + 1 windows later, or at the end of the epoch.
     """
 
-    should_terminate = Request()
-    should_terminate_single_epoch = Request()
-    should_interrupt = Request()
+    should_terminate = RequestFlag()
+    should_terminate_single_epoch = RequestFlag()
+    should_interrupt = RequestFlag()
 
     state: Any
 
@@ -82,199 +87,236 @@ class TrainingLoop(QuickEngine):
         optimizer_step: OptimizerStep,
         agree_every: int = 1,
     ) -> None:
-        is_alone = not has_host_group(optimizer_step.accelerator)
-        self._requests = Requests(is_alone=is_alone)
+        is_single_process = not has_host_group(optimizer_step.accelerator)
+        self._requests = RunRequests(is_single_process=is_single_process)
         self._decisions: Decisions | None = None
-        if not is_alone:
+        if not is_single_process:
             self._decisions = Decisions(optimizer_step.accelerator, agree_every)
-            self._decisions.add(Question(self._requests.to_tell, self._requests.obey))
-        self._is_over = False  # no request changes who ended the run
+            self._decisions.add(Question(self._requests.unshared_requests, self._requests.activate))
+        self._is_end_noted = False  # once set, no further request changes ``ended_by``
         self._running_metrics = RunningMetrics(self._metrics, optimizer_step.signals)
         self._position = RunPosition(optimizer_step)
         super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
+        # To notice a state that a user has put in the place of this one.
         self._own_state = self.state
-        self._position.unannounced = self.due_until_fired(Events.EPOCH_COMPLETED)
+        self._position.uncompleted_epoch = self.due_until_fired(Events.EPOCH_COMPLETED)
         self._changes = Changes()
-        self._changes_around: tuple[Callable[[], None], ...] = ()  # by scopes that surround the run
-        self._is_standing = True  # at a step boundary, with nothing left to be undone
-        self._leaves_epoch: Any = False  # the request to, of a run that has failed
+        self._outer_changes: tuple[Callable[[], None], ...] = ()  # made by scopes around the run
+        self._is_rolled_back = True  # at a step boundary, with nothing left to undo
+        # The request to terminate the epoch of a run that failed before it could do so.
+        self._pending_epoch_termination: Any = False
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
         self._optimizer_step = optimizer_step
         self._due = DueList()
-        self._at_end: list[Callable[[], None]] = []
-        self._after_first_step: list[Callable[[], None]] = []  # of this run
+        self._end_callbacks: list[Callable[[], None]] = []
+        self._after_first_step: list[Callable[[], None]] = []  # of each run; called once
         self._batches: Iterator[Any] = iter(())
         self._has_data = False
-        self._depth_in_loop = self._depth_in_epoch = 0
+        # The numbers of scopes that are open just within on_loop and on_epoch.
+        self._loop_depth = self._epoch_depth = 0
         self._started = 0.0
 
     # The loop
 
     def _run_loop(self) -> Generator[State, None, State]:
-        """The whole run, with what surrounds it; yields where the run is interrupted."""
+        """Runs from before STARTED to after COMPLETED, and unwinds; yields when interrupted."""
         self.stop_reason = None
         self._requests.clear()
         if self._decisions is not None:
             self._decisions.begin()
-        self._position.ended_by, self._is_over = None, False
+        self._position.ended_by, self._is_end_noted = None, False
         self._position.enter_run()
-        self._running_metrics.enter(self._position.place.progress.iteration)
-        self._changes_around = self._changes.present
-        self._is_standing = False
+        self._running_metrics.begin_run(self._position.place.progress.iteration)
+        # Those of the scopes around ``run`` are undone by these scopes, after the run.
+        self._outer_changes = self._changes.present
+        self._is_rolled_back = False
         self._batches = iter(self._present_feed)
         with self.hook_channels.scopes as scopes:
             scopes.enter(_Unwinding(self))
             try:
                 yield from self._loop()
-            except GeneratorExit:  # interrupted, and never continued
+            except GeneratorExit:  # the run was interrupted and is never continued: not a failure
                 raise
             except BaseException as error:
-                if not self._is_handled(error):
+                if not self._handle_failure(error):
                     raise
         return self.state  # type: ignore[no-any-return]
 
     def _loop(self) -> Generator[State, None, None]:
+        """The drawing from STARTED to COMPLETED: the scope on_loop, and how its epochs end."""
         self._clear_times()
         self._started = time.time()
-        self._depth_in_loop = self._depth_in_epoch = 0  # not in it yet
+        self._loop_depth = self._epoch_depth = 0  # a failure to enter on_loop fires no TERMINATE
         with self.hook_channels.on_loop:
-            self._depth_in_loop = self._depth_in_epoch = len(self.hook_channels.scopes.open)
+            self._loop_depth = self._epoch_depth = len(self.hook_channels.scopes.open)
             try:
                 yield from self._epochs()
                 self.stop_reason = self._position.limit_reached
-                self._settle_end()
-            except Terminate:
-                self._terminate(self.stop_reason or self._requests.stop.reason)
-            except TerminateEpoch:
+                self._note_ended_by()
+            except RunTerminated:
+                self._end_terminated_run(self.stop_reason or self._requests.stop.reason)
+            except EpochTerminated:
                 raise RuntimeError(
                     "terminate_epoch() must be called within an epoch, it was called at STARTED or "
                     "EPOCH_STARTED: call it at ITERATION_STARTED"
                 ) from None
-            self._complete()
+            self._complete_run()
 
     def _epochs(self) -> Generator[State, None, None]:
+        """The drawing from STARTED to the last EPOCH_COMPLETED: one turn of the loop is one epoch.
+
+        Before the first epoch a run completes what the run before it left undone.
+        """
         position = self._position
-        self._update_handlers()  # Ignite's profilers write to the table of handlers when attached …
-        self._fire_to_profilers(Events.STARTED)  # … and at this event
+        # Ignite's profilers write to the table of handlers, past every method: when they are
+        # attached, and at STARTED.
+        self._update_handlers()
+        self._fire_to_profilers(Events.STARTED)
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         if self._decisions is not None:
             self._decisions.settle_now()
-        self._look()
-        if not (self.is_broken_off and self._requests.of_run == AT_LIMIT):  # that is not all yet
-            yield from self._obey()
-        self._finish_boundary()
-        if self.is_leaving_epoch and not self._requests.of_run:
-            self._cut_epoch()
-        elif not position.place.progress.is_full:  # else the epoch completes first
-            yield from self._obey()
+        self._check_limits()
+        # At a limit a validation that a stop broke off is still to be made up.
+        if not (self.is_broken_off and self._requests.terminate_flag == AT_LIMIT):
+            yield from self._handle_requests()
+        self._finish_previous_step()
+        if self.is_leaving_epoch and not self._requests.terminate_flag:
+            self._end_terminated_epoch()
+        elif not position.place.progress.is_full:  # a full epoch completes before the run ends
+            yield from self._handle_requests()
         position.restore_random_state(is_last_time=position.place.progress.batches == 0)
-        self._call_due_on_resume()
+        self._call_deferred_on_resume()
         while position.limit_reached is None or position.place.progress.is_full:
             self.state.epoch = position.place.progress.epochs + 1
             self._present_feed.look()
             self._show_lengths()
             started = time.time()
             with self.hook_channels.on_epoch:
-                self._depth_in_epoch = len(self.hook_channels.scopes.open)
+                self._epoch_depth = len(self.hook_channels.scopes.open)
                 if not position.has_epoch_to_complete:
                     self._fire(Events.EPOCH_STARTED)
-                    self._follow_data()
-                    self._look()
-                    self._note_frozen()
-                    if not position.place.progress.is_full:  # else the epoch completes first
-                        if position.limit_reached is not None:  # now, not after the first batch
-                            self._stop_at(position.limit_reached)
-                        yield from self._obey()
-                        if EPOCH in self._requests.asked:  # other ranks may not know of it
-                            raise TerminateEpoch
+                    self._switch_data()
+                    self._check_limits()
+                    self._note_frozen_modules()
+                    if not position.place.progress.is_full:  # a full epoch completes first
+                        # A handler of EPOCH_STARTED may have lowered a limit: no batch then.
+                        if position.limit_reached is not None:
+                            self._stop_at_limit(position.limit_reached)
+                        yield from self._handle_requests()
+                        # The error for a terminate_epoch() at EPOCH_STARTED cannot wait until
+                        # other ranks know of the request.
+                        if TERMINATE_EPOCH in self._requests.requested_flags:
+                            raise EpochTerminated
+                # Handlers of EPOCH_STARTED draw random numbers and reset metrics; in the middle of
+                # an epoch the run that is resumed has not called them.
                 position.restore_random_state(is_last_time=True)
                 self._running_metrics.restore(self, is_last_time=True)
                 yield from self._iterations()
+                # Ignite sets the time before EPOCH_COMPLETED, for its handlers, and again after
+                # them.
                 self.state.times[Events.EPOCH_COMPLETED.name] = time.time() - started
                 self._complete_epoch()
-            self._requests.withdraw(EPOCH)
+            self._requests.withdraw_flag(TERMINATE_EPOCH)
             self.state.times[Events.EPOCH_COMPLETED.name] = took = time.time() - started
             self.logger.info("Epoch[%d] complete, %.3f s.", self.state.epoch, took)
-            yield from self._obey()
-            self._look()  # it may have been interrupted meanwhile
+            yield from self._handle_requests()
+            self._check_limits()  # a user may have written limits while the run was interrupted
 
-    def _finish_boundary(self) -> None:
-        """Does what the run before left undone as it failed after a step, and validates at start.
+    def _finish_previous_step(self) -> None:
+        """Completes the last step of a run that failed after committing it; validates at start.
 
-        If that was the last batch of an epoch, validation and save wait for the epoch to complete.
+        If that step was the last of an epoch, validation and save wait for the epoch to complete.
         """
         position = self._position
-        if self._leaves_epoch and not position.place.progress.is_full:
-            self._requests.set(EPOCH, self._leaves_epoch)
+        if self._pending_epoch_termination and not position.place.progress.is_full:
+            self._requests.set_flag(TERMINATE_EPOCH, self._pending_epoch_termination)
         self._due.resume()
-        if self._optimizer_step.scheduler.is_validated:
+        if self._optimizer_step.scheduler.has_due_validation:
             self.defer(self._move_scheduler, Turn.SCHEDULER)
         self._optimizer_step.complete_step(self)
-        self._look()
+        self._check_limits()
         if not position.place.progress.is_full:
-            self._call_due()
-            if self._due.on_resume and self._requests.of_run == AT_LIMIT:  # no epoch is to come
+            self._call_deferred()
+            # At a limit no epoch follows in which the callbacks could be called.
+            if self._due.on_resume and self._requests.terminate_flag == AT_LIMIT:
                 position.restore_random_state(is_last_time=True)
+                # Within an epoch the state shows the number of this epoch, not of the last complete
+                # one.
                 if position.place.progress.batches:
                     self.state.epoch = position.place.progress.epochs + 1
-                self._call_due_on_resume()
+                self._call_deferred_on_resume()
 
-    def _call_due_on_resume(self) -> None:
-        """Does what a stop broke off in the run that is resumed, when all of it is restored.
+    def _call_deferred_on_resume(self) -> None:
+        """Calls what a stop broke off in the run that is resumed, once everything is restored.
 
-        If that was the last batch of an epoch, it waits for the epoch to complete.
+        If the stop came at the last batch of an epoch, the calls wait for the epoch to complete.
         """
         if self._due.on_resume and self._position.is_restored:
             make_due(self, self._due.on_resume)
             self._due.on_resume = {}
             if not self._position.place.progress.is_full:
-                self._call_due()
+                self._call_deferred()
 
     def _iterations(self) -> Generator[State, None, None]:
+        """The drawing between EPOCH_STARTED and EPOCH_COMPLETED: one turn of the loop is one batch.
+
+        This is the hot path. Attributes are looked up once, and requests are tested before a
+        generator is made to handle them.
+        """
         state, fire, channels = self.state, self._fire, self.hook_channels
         position, optimizer_step = self._position, self._optimizer_step
-        requests, decisions, window = self._requests.obeyed, self._decisions, optimizer_step.window
-        fire_of_data = fire if self._has_data else _fire_nothing
-        optimizer_step.signals.is_stale = True  # loader workers may start, with a handler
+        requests, decisions = self._requests.active_flags, self._decisions
+        window = optimizer_step.window
+        fire_data_event = fire if self._has_data else _fire_nothing
+        # The first batch starts the workers of a loader, and torch sets a handler of SIGCHLD then.
+        optimizer_step.signals.is_stale = True
         try:
             if self._due.on_resume:
-                self._call_due_on_resume()
+                self._call_deferred_on_resume()
                 if not position.place.progress.is_full:
-                    yield from self._obey()
+                    yield from self._handle_requests()
             while not position.place.progress.is_full:
+                # GET_BATCH_STARTED … GET_BATCH_COMPLETED. Outside on_step, which so measures no
+                # wait for data.
                 state.batch = state.model_outputs = state.loss = None
                 state.step_committed = False
-                fire_of_data(Events.GET_BATCH_STARTED)
+                fire_data_event(Events.GET_BATCH_STARTED)
                 if requests:
-                    yield from self._obey()
+                    yield from self._handle_requests()
                 try:
                     state.batch = next(self._batches)
                 except StopIteration:
                     if position.has_lost_batches:
-                        self._cut_short()
+                        self._end_short_epoch()
                         return
-                    yield from self._enter_next_pass(fire_of_data)
+                    yield from self._enter_next_pass(fire_data_event)
                 state.output = None
-                fire_of_data(Events.GET_BATCH_COMPLETED)
+                fire_data_event(Events.GET_BATCH_COMPLETED)
                 if requests:
-                    yield from self._obey()
+                    yield from self._handle_requests()
+                # ITERATION_STARTED, process function, and the optimizer step if the window is full.
                 progress = position.count_batch()
                 state.iteration = progress.iteration
                 if progress.batches == 1:
+                    # With the first batch of a pass its length may have become known.
                     self._show_lengths()
                 optimizer_step.take_batch(self._count_batches_left)
+                # A window of one batch is not noted: if it is dropped, no metric has seen its
+                # batch.
                 if window.count == 1 < window.size:
                     self._running_metrics.open_window(progress.iteration - 1)
                 is_closing = window.is_closing
                 with channels.on_step:
                     fire(Events.ITERATION_STARTED)
                     if requests:
-                        yield from self._obey()
+                        yield from self._handle_requests()
                     with channels.on_batch:
                         state.output = self._process(self, state.batch)
                     is_committed = is_closing and optimizer_step.close_window(self)
                     fire(Events.ITERATION_COMPLETED)
+                    # All handlers of ITERATION_COMPLETED have returned: STEP_COMPLETED, then what
+                    # is due.
                     if is_closing:
                         optimizer_step.zero_grad()
                     if is_committed:
@@ -283,100 +325,117 @@ class TrainingLoop(QuickEngine):
                             self._after_first_step.pop()()
                     if is_closing and decisions is not None:
                         decisions.settle()
-                    self._look()
+                    self._check_limits()
                     is_last = position.place.progress.is_full
                     is_due = self._due.entries or requests
+                    # At the last batch of an epoch the deferred callbacks wait for EPOCH_COMPLETED.
                     if is_due and not (is_last or self.is_leaving_epoch):
-                        self._call_due()
+                        self._call_deferred()
+                    # The exchange runs beside the next window. At the end of an epoch it is
+                    # blocking instead.
                     if is_closing and decisions is not None and not (is_last or requests):
                         decisions.ask()
-                if is_last and self._requests.of_run:
-                    return  # the epoch completes first
+                if is_last and self._requests.terminate_flag:
+                    return  # the epoch completes before the run ends
                 if requests:
-                    yield from self._obey()
-                    self._look()  # it was interrupted
-        except TerminateEpoch:
-            self._cut_epoch()
+                    yield from self._handle_requests()
+                    self._check_limits()  # limits that were written during an interruption
+        except EpochTerminated:
+            self._end_terminated_epoch()
 
-    def _cut_epoch(self) -> None:
-        """Ends the present epoch here: its open window and the rest of the pass are dropped."""
+    def _end_terminated_epoch(self) -> None:
+        """Drops the open window and the rest of the pass; the epoch then completes as it is."""
         batches = self._position.place.progress.batches
         self._optimizer_step.drop_window()
         self._present_feed.next_pass()
         self._batches = iter(self._present_feed)
-        self._position.cut_epoch(self._requests.obeyed[EPOCH])
+        self._position.end_epoch_early(self._requests.active_flags[TERMINATE_EPOCH])
         self._fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=batches)
 
     def _enter_next_pass(self, fire: Callable[[Any], None]) -> Generator[State, None, None]:
-        """Gets the first batch of a new pass over the data, as one has ended."""
+        """Gets the first batch of the next pass over the data, when a pass has ended."""
         ended = self._batches
         fire(Events.DATALOADER_STOP_ITERATION)
-        self._follow_data()
-        yield from self._obey()
-        if self._batches is ended:  # no handler has set other data
+        self._switch_data()
+        yield from self._handle_requests()
+        if self._batches is ended:  # unless a handler has set other data
             self._batches = iter(self._present_feed)
-        self._optimizer_step.signals.is_stale = True  # loader workers may start
+        self._optimizer_step.signals.is_stale = True  # workers may start, as at the first pass
         self.state.batch = next(self._batches)
 
     def _complete_epoch(self) -> None:
+        """The drawing from EPOCH_COMPLETED on: fires the event, then calls the deferred callbacks.
+
+        With several processes the ranks exchange their requests here and wait for the result, so
+        that no stop leaks into the next epoch.
+        """
         self._present_feed.finish()
         progress = self._position.place.progress
         self._show_lengths()
-        is_announced = self._position.cut != "skip_epoch_completed"
+        fires_completed = self._position.epoch_termination != "skip_epoch_completed"
         self._position.complete_epoch()
-        if is_announced:
+        if fires_completed:
             if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
-            self._announce_epoch()
-        self._position.unannounced.clear()  # done already, if there was a handler
+            self._fire_epoch_completed()
+        self._position.uncompleted_epoch.clear()  # the first handler has done so, if there is one
         if self._decisions is None:
-            self._call_due()
+            self._call_deferred()
             return
         self._decisions.settle_now()
         has_due = bool(self._due.entries)
-        self._call_due()
-        if has_due and not self._requests.of_run:  # a handler of CHECKPOINT_SAVED may have asked
+        self._call_deferred()
+        # A handler of CHECKPOINT_SAVED may have requested a stop.
+        if has_due and not self._requests.terminate_flag:
             self._decisions.settle_now()
-            if self._requests.of_run:
-                self._call_due()
+            if self._requests.terminate_flag:
+                self._call_deferred()
 
-    def _announce_epoch(self) -> None:
-        """Fires EPOCH_COMPLETED; if the validation in it is broken off, the epoch stays open.
+    def _fire_epoch_completed(self) -> None:
+        """Fires EPOCH_COMPLETED; the epoch stays incomplete if a stop breaks off its validation.
 
-        The other handlers, which see the results, are called when the validation is made up.
+        The other handlers, which see the results, are then called in the next run, after the
+        validation.
         """
-        (before,) = self._position.unannounced
-        put_back = self._running_metrics.noted() if stop_watches(self) else _nothing
+        (before,) = self._position.uncompleted_epoch
+        # Ignite's metrics compute before the validation, and will compute again in the next run.
+        restore_metrics = self._running_metrics.snapshot() if stop_watches(self) else _do_nothing
         try:
             self._fire(Events.EPOCH_COMPLETED)
             return
         except BrokenOff:
             self._position.reopen_epoch(before)
-        put_back()  # they have computed
-        self._requests.withdraw(EPOCH)  # the position knows it
+        restore_metrics()
+        self._requests.withdraw_flag(TERMINATE_EPOCH)  # the position keeps the request
         self._stop_broken_off()
-        self.hook_channels.scopes.leave(self._depth_in_loop)
-        raise Terminate
+        self.hook_channels.scopes.leave(self._loop_depth)
+        raise RunTerminated
 
     def _move_scheduler(self) -> None:
+        """Moves a scheduler that waits for a validation or for the end of an epoch."""
         self._optimizer_step.scheduler.after_validation(self)
-        self._optimizer_step.scheduler.after_epoch(self)
+        self._optimizer_step.scheduler.move_after_epoch(self)
 
-    def _complete(self) -> None:
+    def _complete_run(self) -> None:
+        """Fires COMPLETED, unless ``terminate(skip_completed=True)`` asked not to."""
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
-        if self._requests.of_run != "skip_completed":
-            self._fire_to_profilers(Events.COMPLETED)  # where they take back what they wrote
+        if self._requests.terminate_flag != "skip_completed":
+            self._fire_to_profilers(Events.COMPLETED)  # they remove what they wrote at STARTED
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
 
-    def _note_frozen(self) -> None:
-        """Called when the handlers of EPOCH_STARTED have returned."""
+    def _note_frozen_modules(self) -> None:
+        """Is called after the handlers of EPOCH_STARTED; ``Trainer`` overrides this."""
 
     # Limits and lengths, which handlers read and write on the state
 
-    def _look(self) -> None:
-        """Adopts the limits and the length that handlers wrote, and ends the run at a limit."""
+    def _check_limits(self) -> None:
+        """Adopts the limits and the epoch length that handlers wrote; requests a stop at a limit.
+
+        This is called wherever a handler may have written to the state: after STARTED,
+        EPOCH_STARTED, each iteration, each epoch, and the deferred callbacks.
+        """
         state, position = self.state, self._position
         if state is not self._own_state:
             raise RuntimeError(
@@ -385,28 +444,31 @@ class TrainingLoop(QuickEngine):
             )
         now = (state.max_epochs, state.max_iters, state.max_steps, state.epoch_length)
         if now != position.shown:
-            self._take_over()
+            self._adopt_limits()
         limit = position.limit_reached
         if limit is not None:
             progress = position.place.progress
-            # At the end of an epoch only `max_steps` says so by TERMINATE; the others are expected.
+            # At the end of an epoch `max_epochs` and `max_iters` are the regular end of a run, with
+            # COMPLETED alone. `max_steps` fires TERMINATE there too.
             if progress.batches and (limit == "max_steps" or not progress.is_full):
-                self._stop_at(limit)
-        elif self._requests.obeyed and self.stop_reason in vars(position.limits):
-            self.stop_reason = None  # it was reached, and now lies further
-            if self._requests.of_run == AT_LIMIT:
-                self._requests.withdraw(RUN)
+                self._stop_at_limit(limit)
+        elif self._requests.active_flags and self.stop_reason in vars(position.limits):
+            self.stop_reason = None  # a handler has raised the limit that was reached
+            if self._requests.terminate_flag == AT_LIMIT:
+                self._requests.withdraw_flag(TERMINATE_RUN)
 
-    def _take_over(self) -> None:
+    def _adopt_limits(self) -> None:
+        """Adopts what was written to the state; drops a window that the new limits leave open."""
         position, optimizer_step = self._position, self._optimizer_step
-        now = Shown.on(self.state)
+        now = ShownLimits.read(self.state)
         self._check_can_end(now)
-        if position.take_over(now):
+        if position.adopt_limits(now):
             optimizer_step.drop_window()
             position.mark_boundary(position.place.progress)
         self._show_lengths()
 
-    def _check_can_end(self, now: Shown) -> None:
+    def _check_can_end(self, now: ShownLimits) -> None:
+        """Raises a ValueError for an epoch without data and without a length."""
         if now.epoch_length is None and not self._has_data:
             raise ValueError(
                 "`trainer.state.epoch_length` must stay a number without data, got None: an epoch "
@@ -414,184 +476,228 @@ class TrainingLoop(QuickEngine):
             )
 
     def _show_limits(self) -> None:
-        """Shows the limits and the length of the present epoch on the state."""
+        """Writes the limits and the length of the present epoch to the state."""
         position, state = self._position, self.state
-        shown = Shown(**vars(position.limits), epoch_length=position.length_of_epoch)
-        # One line: what is shown and not noted would be taken for what a user has written.
+        shown = ShownLimits(**vars(position.limits), epoch_length=position.length_of_epoch)
+        # One statement: after an exception between the two, a value that is on the state and not in
+        # ``shown`` would be taken for one that a user has written.
         state.max_epochs, state.max_iters, state.max_steps, state.epoch_length = position.shown = (
             shown
         )
         self._show_lengths()
 
     def _show_lengths(self) -> None:
-        """Shows the length of the present epoch, and the epochs that ``max_steps`` alone takes.
+        """Writes the length of the present epoch and the epochs for ``max_steps`` to the state.
 
-        What a handler has just written there stays, for the next look.
+        A value that a handler has written there is kept, for ``_check_limits`` to adopt.
         """
         state, position = self.state, self._position
         shown, length, max_epochs = position.shown, state.epoch_length, state.max_epochs
         if length == shown.epoch_length:
-            length = position.length_to_show
+            length = position.epoch_length_or_estimate
             shown = shown._replace(epoch_length=length)
-        epochs_to_take = position.epochs_to_take
-        if epochs_to_take is not None and max_epochs == shown.max_epochs:
-            max_epochs = epochs_to_take
+        epochs_needed = position.epochs_needed
+        if epochs_needed is not None and max_epochs == shown.max_epochs:
+            max_epochs = epochs_needed
             shown = shown._replace(max_epochs=max_epochs)
-        # One line, as above.
+        # One statement, as in ``_show_limits``.
         state.epoch_length, state.max_epochs, position.shown = length, max_epochs, shown
 
-    def _follow_data(self) -> None:
+    def _switch_data(self) -> None:
         """Switches to data that a handler has assigned to ``state.dataloader``, as in Ignite."""
-        data = self._data_on_state
+        data = self._assigned_data
         if data is not None:
             self.set_data(data)
 
     @property
-    def _data_on_state(self) -> Any:
-        """The data assigned to ``state.dataloader``; None if it shows the present loader."""
+    def _assigned_data(self) -> Any:
+        """The data assigned to ``state.dataloader``; None if the present loader is there."""
         data, feed = self.state.dataloader, self._position.feed
         return None if feed is not None and data is feed.loader else data
 
     # The ways out
 
-    def _stop_at(self, limit: str) -> None:
-        if self._decisions is not None and not self._requests.of_run:
-            self._decisions.settle_now()  # no boundary is to come at which it could be obeyed
-        asked = self._requests.stop.reason if self._requests.of_run else limit
+    def _stop_at_limit(self, limit: str) -> None:
+        """Requests the end of the run at ``limit``, unless its end was requested before."""
+        if self._decisions is not None and not self._requests.terminate_flag:
+            # A request of another rank cannot be obeyed later: no step boundary follows.
+            self._decisions.settle_now()
+        asked = self._requests.stop.reason if self._requests.terminate_flag else limit
         self.stop_reason = self.stop_reason or asked
-        if not self._requests.of_run:  # else a handler may have set it to "skip_completed"
-            self._requests.set(RUN, AT_LIMIT)
+        if not self._requests.terminate_flag:  # else a handler may have set it to "skip_completed"
+            self._requests.set_flag(TERMINATE_RUN, AT_LIMIT)
 
-    def _cut_short(self) -> None:
-        """Completes an epoch whose pass has fewer batches left than it had when it was begun."""
+    def _end_short_epoch(self) -> None:
+        """Ends an epoch whose pass over the data has turned out shorter than it was."""
         self._optimizer_step.drop_window()
         progress = self._position.place.progress
         self._position.mark_boundary(progress._replace(is_full=True))
 
-    def _obey(self) -> Generator[State, None, None]:
-        requests = self._requests.obeyed
-        if RUN in requests:
-            self.hook_channels.scopes.leave(self._depth_in_loop)
-            raise Terminate
-        if EPOCH in requests:
-            self.hook_channels.scopes.leave(self._depth_in_epoch)
-            raise TerminateEpoch
-        if INTERRUPT in requests:
+    def _handle_requests(self) -> Generator[State, None, None]:
+        """Obeys the active requests: raises to end the run or the epoch, yields to interrupt.
+
+        Raises:
+            RunTerminated: the run is to end; the scopes within on_loop have been left.
+            EpochTerminated: the epoch is to end; the scopes within on_epoch have been left.
+        """
+        requests = self._requests.active_flags
+        if TERMINATE_RUN in requests:
+            self.hook_channels.scopes.leave(self._loop_depth)
+            raise RunTerminated
+        if TERMINATE_EPOCH in requests:
+            self.hook_channels.scopes.leave(self._epoch_depth)
+            raise EpochTerminated
+        if INTERRUPT_RUN in requests:
             self._fire(Events.INTERRUPT)
-            self._requests.withdraw(INTERRUPT)
+            self._requests.withdraw_flag(INTERRUPT_RUN)
             feed = self._present_feed
             try:
-                with set_aside(feed.loader, alone=True):  # the scopes of a run are left meanwhile
+                # ``alone``: scopes that were entered around this run may be left while it is
+                # suspended.
+                with set_aside(feed.loader, alone=True):
                     yield self.state
-            except GeneratorExit:  # abandoned: the feed may have ended before this one
+            except GeneratorExit:  # the run is abandoned: the feed may be closed already
                 feed.deactivate()
                 raise
-            if feed is not self._position.feed:  # set_data, meanwhile
+            if feed is not self._position.feed:  # set_data() was called during the interruption
                 feed.deactivate()
 
-    def _terminate(self, reason: str) -> None:
+    def _end_terminated_run(self, reason: str) -> None:
         """Ends the run before its limit, with TERMINATE if STARTED has been fired."""
         self.stop_reason = reason
-        self._settle_end()
-        if self._depth_in_loop:
-            self.hook_channels.scopes.leave(self._depth_in_loop)
+        self._note_ended_by()
+        if self._loop_depth:
+            self.hook_channels.scopes.leave(self._loop_depth)
             self._fire(Events.TERMINATE)
 
-    def _settle_end(self) -> None:
-        """Notes who ended the run: ``terminate()`` at TERMINATE or COMPLETED has no effect."""
-        self._position.ended_by, self._is_over = self.ended_by, True
+    def _note_ended_by(self) -> None:
+        """Notes what has ended the run.
 
-    def _is_handled(self, error: BaseException) -> bool:
-        """Returns whether handlers of EXCEPTION_RAISED, or an open context, handled a failure."""
+        A ``terminate()`` at TERMINATE or COMPLETED comes too late to change that.
+        """
+        self._position.ended_by, self._is_end_noted = self.ended_by, True
+
+    def _handle_failure(self, error: BaseException) -> bool:
+        """Fires EXCEPTION_RAISED and closes the open contexts.
+
+        Returns:
+            Whether a handler of the event, or a context, has handled the failure.
+        """
         self.stop_reason = "exception"
         self.logger.error("Engine run is terminating due to exception: %s", error)
         if not has_handlers(self, Events.EXCEPTION_RAISED):
-            return self._is_stopped_by_context(error)
+            return self._unwind_until_terminated(error)
         try:
+            # While all scopes are open: handlers see the state in which the failure came.
             self._fire(Events.EXCEPTION_RAISED, error)
         except BaseException as raised:
-            if self._is_stopped_by_context(raised):
+            if self._unwind_until_terminated(raised):
                 return True
             raise
-        is_stopped = self._is_stopped_by_context(error)
+        is_stopped = self._unwind_until_terminated(error)
         return is_stopped or self.hook_channels.scopes.later_failure is None
 
-    def _is_stopped_by_context(self, error: BaseException) -> bool:
-        """Closes open contexts until one calls ``terminate()`` to end the failure cleanly."""
+    def _unwind_until_terminated(self, error: BaseException) -> bool:
+        """Closes the open contexts until one handles the failure by calling ``terminate()``.
+
+        Returns:
+            Whether a context has done so; the run has then ended as a terminated one.
+        """
+        # A ``terminate()`` from before the failure does not count.
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
                 reason = self.stop_reason if self.stop_reason != "exception" else None
-                self._requests.obey_own()
-                self._terminate(reason or self._requests.stop.reason)
-                if self._depth_in_loop:  # COMPLETED too comes only after STARTED
-                    self._complete()
+                self._requests.activate_own()
+                self._end_terminated_run(reason or self._requests.stop.reason)
+                if self._loop_depth:  # COMPLETED follows STARTED only
+                    self._complete_run()
                 return True
             self.should_terminate = False
         return False
 
-    def _stand_at_boundary(self) -> None:
-        """Leaves nothing behind, and stands at the last step boundary.
+    def _roll_back_to_boundary(self) -> None:
+        """Returns counters, data and window to the last step boundary, and undoes pending changes.
 
-        What is due after the step of that boundary stays so if the run has failed. A call that
-        broke off may be repeated: the next run does so.
+        If the run has failed, the callbacks that are due after the step of that boundary stay due.
+        A call that is broken off can be repeated, and the next run does so.
         """
-        if self._is_standing:
+        if self._is_rolled_back:
             return
         position, optimizer_step = self._position, self._optimizer_step
         has_failed = self.stop_reason == "exception"
-        self._changes.undo(self._changes_around)
+        self._changes.undo(self._outer_changes)
         self._forget_firing()
-        self._due.settle()
+        self._due.remove_returned()
         optimizer_step.count_step(self.state)
         drops_window = not position.is_at_boundary
         if has_failed and drops_window:
-            self._due.clear()  # its batches are given again, and their handlers ask again
+            # The batches of the window are given again, and their handlers defer again.
+            self._due.clear()
             optimizer_step.scheduler.forget_validation()
         is_leaving = has_failed and not drops_window and self.is_leaving_epoch
-        self._leaves_epoch = is_leaving and self._requests.obeyed[EPOCH]
-        position.roll_back(has_failed=True)  # ``run`` has the last word
+        self._pending_epoch_termination = (
+            is_leaving and self._requests.active_flags[TERMINATE_EPOCH]
+        )
+        # As failed until the very end of ``run``, which notes how the run has ended: an exception
+        # may still come before.
+        position.roll_back(has_failed=True)
         self.state.iteration = position.place.progress.iteration
-        self._running_metrics.leave(self.state.iteration, drops_window=drops_window)
+        self._running_metrics.end_run(self.state.iteration, drops_window=drops_window)
         optimizer_step.drop_window()
         self._present_feed.go_back_to(position.place.position)
         self._present_feed.close()
-        self._changes.undo(self._changes_around)  # what the end of the feed has not
-        self._is_standing = True
+        self._changes.undo(self._outer_changes)  # changes that closing the feed has left
+        self._is_rolled_back = True
 
-    def _call_due(self) -> None:
-        """Calls what is due, and what is to be called where the run ends if it ends here."""
-        self._try_due()
-        self._look()
-        is_over = bool(self._requests.of_run or self._position.limit_reached)
+    def _call_deferred(self) -> None:
+        """Calls the deferred callbacks and, if the run ends here, the callbacks of ``call_at_end``.
+
+        If one of them breaks off a validation because the run is to stop, the rest stays due.
+        """
+        self._call_deferred_or_stop()
+        self._check_limits()
+        is_over = bool(self._requests.terminate_flag or self._position.limit_reached)
         if is_over and self._position.is_at_boundary and not self.is_leaving_epoch:
-            for callback in tuple(self._at_end):
+            for callback in tuple(self._end_callbacks):
                 callback()
-            self._look()  # a handler of CHECKPOINT_SAVED may have written another limit
+            self._check_limits()  # a handler of CHECKPOINT_SAVED may have written another limit
 
-    def _finish_due(self) -> None:
-        """Does what was asked for at COMPLETED, or in a window that was dropped at the end."""
+    def _finish_deferred(self) -> None:
+        """Calls the callbacks that are still due when a run has ended without a failure.
+
+        Handlers of COMPLETED may have deferred them, or those of a window that was dropped.
+        """
         if self.stop_reason != "exception":
-            self._try_due()
+            self._call_deferred_or_stop()
             self._due.entries = []
 
-    def _try_due(self) -> None:
+    def _call_deferred_or_stop(self) -> None:
+        """Calls the deferred callbacks; stops if a validation among them is broken off."""
         try:
             self._due.call()
         except BrokenOff:
             self._stop_broken_off()
 
     def _stop_broken_off(self) -> None:
-        """Stops, now that a validation was broken off for that: it stays due, and what follows."""
+        """Stops the run after a validation was broken off.
+
+        The validation and the callbacks after it are set aside for the next run. The save on a
+        signal, which ``obey`` defers, is called now.
+        """
         self._due.break_off()
         for watch in stop_watches(self):
             watch.obey()
         self._due.call()
 
-    # What handlers ask for: ``core/training_engine.py``
+    # The interface for handlers, which is typed in ``core/training_engine.py``
 
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
-        """Adds a handler; one of this package that cannot work here raises an error now."""
+        """Adds a handler, as Ignite does.
+
+        A handler of this package that cannot work on a trainer, or at this event, raises its error
+        here and not in the run.
+        """
         if isinstance(handler, Handler):
             handler.check(self, event_name)
         warn_of_gradient_logger(handler, event_name)
@@ -600,18 +706,20 @@ class TrainingLoop(QuickEngine):
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     def _update_handlers(self) -> None:
+        """Looks the handlers up again, and which of them are updates of metrics."""
         self._running_metrics.forget_updates()
         super()._update_handlers()
 
     def _heard_as(self, name: Any, function: Any, args: Any, kwargs: Any) -> Callable[..., Any]:
+        """Returns the function to call for a handler; updates of metrics are tracked."""
         handler = super()._heard_as(name, function, args, kwargs)
         if name != Events.ITERATION_COMPLETED.name or owner_of(function, Metric) is None:
             return handler
         iteration = self._position.place.progress.iteration
-        return self._running_metrics.counted((function, args), handler, iteration)
+        return self._running_metrics.tracked((function, args), handler, iteration)
 
     def _metrics(self) -> Iterator[Metric]:
-        """Ignite's metrics that are attached, some of them several times."""
+        """Yields the metrics of Ignite that are attached; one may come several times."""
         for function in handlers_of(self):
             metric = owner_of(function, Metric)
             if metric is not None:
@@ -624,15 +732,16 @@ class TrainingLoop(QuickEngine):
 
     @property
     def place(self) -> Place:
-        """The counters and the position in the data. Handlers cannot change it."""
+        """The counters and the position in the data, which handlers cannot change."""
         return self._position.place
 
     @property
     def batches_left(self) -> int | None:
-        """Batches from the present one on before data, epoch or run ends; None if not known."""
+        """Batches from the present one to the end of data, epoch or run; None if not known."""
         return self._position.batches_left
 
     def _count_batches_left(self) -> int | None:
+        """Returns ``batches_left``; the optimizer step calls this only if it needs the number."""
         return self._position.batches_left
 
     @property
@@ -646,129 +755,144 @@ class TrainingLoop(QuickEngine):
         With several processes the run ends on all of them, at the same step boundary.
 
         The next ``run()`` of this process continues the run. Another process that resumes from its
-        checkpoints does so only if all that asked for the end are resumable, as Ignite's
-        ``TimeLimit`` and signals are: a run that ``EarlyStopping`` ended is finished.
+        checkpoints does so only if every request to end the run was resumable, as Ignite's
+        ``TimeLimit`` and signals are. A run that ``EarlyStopping`` ended is finished.
 
         Args:
-            skip_completed: as in Ignite: whether COMPLETED is left out.
-            resumable: whether a process that resumes from a checkpoint continues the run, for a
+            skip_completed: whether COMPLETED is left out, as in Ignite.
+            resumable: whether a process that resumes from a checkpoint continues the run, as for a
                 clock or a budget, or finds it finished.
         """
         if self.should_terminate in (False, AT_LIMIT):
-            self._requests.asked_stops.clear()  # a request was withdrawn
-        self._requests.asked_stops.append(Stop.called_from(sys._getframe(1), resumable=resumable))
+            self._requests.requested_stops.clear()  # left by a request that was withdrawn
+        # The caller's frame tells which handler this is: Ignite's handlers pass no reason.
+        self._requests.requested_stops.append(
+            StopRequest.from_frame(sys._getframe(1), resumable=resumable)
+        )
         super().terminate(skip_completed)
 
     def stop_on_all_ranks(self, reason: str) -> None:
-        """Ends the run after the present event, resumably. All ranks call it at the same place.
+        """Ends the run after the present event, resumably. All ranks must make this call together.
 
         Args:
             reason: the ``stop_reason``.
         """
         self.stop_reason = reason
-        self._requests.end_with(Stop(reason, is_final=False))
+        self._requests.stop_on_all_ranks_with(StopRequest(reason, is_final=False))
 
     def ask_ranks(
         self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
     ) -> Callable[[], None]:
         """Has ``obey`` called on all ranks, at the same step boundary, if one of them asks for it.
 
-        It is called before what is due at that boundary, and at the ends of epochs. Only with
-        several processes.
+        ``obey`` is called before the callbacks that are due at that boundary, and at the ends of
+        epochs. Only with several processes.
 
         Args:
-            asked: returns what this rank asks for, which can be pickled, or None. It is called at
-                each boundary.
-            obey: is given what each rank has asked for, in their order.
+            asked: returns what this rank asks for, an object that can be pickled, or None. It is
+                called at each boundary.
+            obey: is given what each rank has asked for, in the order of the ranks.
 
         Returns:
-            What undoes this.
+            A function that undoes this.
         """
         assert self._decisions is not None
         return self._decisions.add(Question(asked, obey))
 
     @property
     def is_ending(self) -> bool:
-        """True if all ranks know that the run ends at the next chance."""
-        return bool(self._requests.of_run)
+        """True if all ranks know that the run ends at the next place where requests are handled."""
+        return bool(self._requests.terminate_flag)
 
     @property
     def ended_by(self) -> str | None:
         """Names what finished the run before its limit; None for a limit or a resumable end."""
-        if self._is_over or self._position.ended_by is not None:
+        if self._is_end_noted or self._position.ended_by is not None:
             return self._position.ended_by
-        is_asked, stop = self._requests.of_run not in (False, AT_LIMIT), self._requests.stop
+        is_asked, stop = self._requests.terminate_flag not in (False, AT_LIMIT), self._requests.stop
         return stop.caller if is_asked and stop.is_final else None
 
     def finish_resumed_run(self, ended_by: str) -> None:
-        """Leaves the next run nothing to do: ``ended_by`` has finished the one it resumes."""
+        """Marks the run that is resumed as finished: the next ``run()`` trains nothing.
+
+        Args:
+            ended_by: names what finished the run.
+        """
         self._position.ended_by = ended_by
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off what is due at this step boundary: it is made up later."""
+        """True if a stop broke off callbacks of this step boundary, which the next run calls."""
         return self._due.is_broken_off
 
     @property
     def is_leaving_epoch(self) -> bool:
-        """True if the rest of the epoch is about to be skipped; deferred callbacks wait for it."""
-        return EPOCH in self._requests.obeyed and self._position.place.progress.batches > 0
+        """True if the rest of the epoch is to be skipped; deferred callbacks wait until then."""
+        return (
+            TERMINATE_EPOCH in self._requests.active_flags
+            and self._position.place.progress.batches > 0
+        )
 
     def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.
 
-        That is after STARTED, after STEP_COMPLETED (or ITERATION_COMPLETED, if no step was made)
-        or, from the last batch of an epoch on, after EPOCH_COMPLETED. A callback that fails after
-        a step is called again by the next run.
+        Deferred callbacks are called after STARTED and after STEP_COMPLETED (or
+        ITERATION_COMPLETED, if no step was made); from the last batch of an epoch on, after
+        EPOCH_COMPLETED. If a callback fails after a step, the next run calls it again.
+
+        Args:
+            callback: is called without arguments; a callback that waits already is not added again.
+            turn: an earlier turn is called earlier.
         """
         self._due.add(callback, turn)
 
     def cancel(self, callback: Callable[[], None]) -> None:
-        """Takes off a deferred callback, if it is still to be called."""
+        """Removes a deferred callback, if it has not been called yet."""
         self._due.drop(callback)
 
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls ``callback`` where a run ends: at its last step boundary, after deferred callbacks.
 
-        That is before TERMINATE and COMPLETED, whose handlers a longer run would not call here. It
-        is not called by a run that ends between two boundaries, or by a failure.
+        Its place is before TERMINATE and COMPLETED, whose handlers a longer run would not call
+        here. A run that fails, or that ends between two step boundaries, does not call it.
 
         Returns:
-            What undoes this.
+            A function that undoes this.
         """
-        self._at_end.append(callback)
-        return lambda: self._at_end.remove(callback)
+        self._end_callbacks.append(callback)
+        return lambda: self._end_callbacks.remove(callback)
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls ``callback`` in the next run, if it resumes, where random generators are restored.
 
-        That is for what handlers of STARTED and EPOCH_STARTED reset, metrics say. A finished run
-        that is resumed calls it too.
+        A callback can restore what handlers of STARTED and EPOCH_STARTED reset, metrics for
+        example. A finished run that is resumed calls it too.
 
         Returns:
-            What undoes this.
+            A function that undoes this.
         """
         return self._position.call_on_resume(callback)
 
     def position_state_dict(self) -> dict[str, Any]:
         """Returns the position of the run: numbers, lists and tensors, for ``torch.load``.
 
-        That is the counters, the limits, the position in the data with the order of its samples,
-        and the random generators. To be called at a step boundary, when all callbacks have
-        returned. Model, optimizer and scheduler have states of their own.
+        The position is the counters, the limits, the position in the data with the order of its
+        samples, and the random generators. Call this at a step boundary, when all callbacks have
+        returned. Model, optimizer and scheduler have their own states.
         """
-        has_failed = self.stop_reason == "exception"  # then what it left undone is due
+        # After a failure the callbacks that were not called are still due.
+        has_failed = self.stop_reason == "exception"
         is_due = self._due.broken_off or (self._due.entries and has_failed)
         due = self._due.on_resume or (due_of(self) if is_due else {})
         return {**self._position.state_dict(), "validation": self.state.validation, "due": due}
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Makes the next run continue there, on data that is built as the data was built then.
+        """Makes the next run continue at that position, on data that is built in the same way.
 
         The random generators are restored when the handlers of STARTED have returned, and in the
-        middle of an epoch once more after those of EPOCH_STARTED: neither was called there in the
-        run that is resumed. A run that was finished has nothing left to do: the next ``run``
-        returns at once, unless a limit is given that lies further.
+        middle of an epoch once more after those of EPOCH_STARTED: the run that is resumed called
+        neither at this place. If that run was finished, the next ``run`` returns at once, unless it
+        is given a higher limit.
         """
         self._prepare_to_load("load_position_state_dict()")
         self._position.load_state_dict(state_dict)
@@ -782,7 +906,7 @@ class TrainingLoop(QuickEngine):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads Ignite's state: the next run continues at that iteration and batch.
 
-        Shuffled data has the order it had only if its sampler draws it from the number of the
+        Shuffled data keeps its order only if its sampler derives the order from the number of the
         pass, as Accelerate's seedable sampler does.
         """
         if not isinstance(state_dict, Mapping):
@@ -796,11 +920,11 @@ class TrainingLoop(QuickEngine):
         self._move_to_state()
 
     def state_dict(self) -> Any:
-        """As Ignite's. Where the length of this epoch is not known, it is that of the last one."""
+        """Returns Ignite's state. An unknown epoch length is replaced by that of the last epoch."""
         state, position = super().state_dict(), self._position
         length = state["epoch_length"]
         if length is not None and length == position.shown.epoch_length:
-            length = position.length_of_epoch  # without one it is only promised
+            length = position.length_of_epoch  # not an estimate: None if the length is not known
         state["epoch_length"] = length or position.length_of_pass
         return state
 
@@ -809,44 +933,53 @@ class TrainingLoop(QuickEngine):
         state, position = self.state, self._position
         epochs, length = state.epoch, state.epoch_length or 0
         if state.iteration < epochs * length:
-            epochs -= 1  # of a copy made in the middle of an epoch, which counts that one
+            epochs -= 1  # within an epoch the state counts this one, too
         progress = Progress(state.iteration, epochs, state.iteration - epochs * length)
-        shown = Shown.on(state)
+        shown = ShownLimits.read(state)
         position.move_to(progress, state.optimizer_step, shown.limits, state.epoch_length)
         position.shown = shown
 
     def _prepare_to_load(self, what: str) -> None:
+        """Closes an interrupted run and forgets what is due in it; an error while running."""
         self._check_not_running(what, "call terminate() first, and load after run()")
         self._close_interrupted()
         self._due.clear()
         self._running_metrics.forget()
 
     def _check_not_running(self, what: str, remedy: str) -> None:
+        """Raises a RuntimeError within ``run``."""
         if is_running(self):
             raise RuntimeError(f"{what} must not be called while the trainer runs: {remedy}")
 
     @property
     def _present_feed(self) -> DataFeed:
+        """The feed, which a run has always."""
         assert self._position.feed is not None
         return self._position.feed
 
 
 class _Unwinding(AbstractContextManager[None, None]):
-    """The outermost scope of a run. Not a generator, which a traceback could keep until later."""
+    """The outermost scope of a run, which rolls back when the run ends.
+
+    This is a class and not a generator: a traceback that someone keeps would hold a suspended
+    generator open until later.
+    """
 
     def __init__(self, loop: TrainingLoop) -> None:
         self._loop = loop
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None and not isinstance(error, GeneratorExit):  # of a run that is abandoned
+    def __exit__(self, error_type: Any, error: BaseException | None, traceback: Any) -> None:
+        # GeneratorExit: an interrupted run is abandoned, which is no failure.
+        if error is not None and not isinstance(error, GeneratorExit):
             self._loop.stop_reason = "exception"
-        if not sys.is_finalizing():  # with an interrupted run; torch may be gone already
-            self._loop._stand_at_boundary()
+        # At the exit of Python an interrupted run is closed when torch may be gone already.
+        if not sys.is_finalizing():
+            self._loop._roll_back_to_boundary()
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Does nothing."""
 
 
 def _fire_nothing(event: Any) -> None:
-    """Fires nothing: without data Ignite fires no events of the data."""
+    """Stands in for ``_fire``: without data Ignite fires no GET_BATCH events."""

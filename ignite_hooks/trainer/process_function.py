@@ -1,4 +1,4 @@
-"""The process function of a supervised trainer: forward, loss, backward."""
+"""The process function of a supervised trainer: forward pass, loss, backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,26 +18,35 @@ from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.trainer import Trainer
 
-__all__ = ["forward_with", "loss_alone", "supervised_step"]
+__all__ = ["detached_loss", "make_forward", "make_process_function"]
 
 Forward = Callable[[torch.nn.Module, Any], tuple[Any, Any, Any, Any]]
 
 
-def supervised_step(
+def make_process_function(
     model: torch.nn.Module,
     optimizer_step: OptimizerStep,
     forward: Forward,
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any],
 ) -> Callable[[Trainer, Any], Any]:
-    """Returns the process function; the optimizer steps after it."""
+    """Returns the process function of a trainer, which the loop calls with each batch.
+
+    The function ends with the backward pass; the loop makes the optimizer step.
+
+    Args:
+        model: the prepared model.
+        optimizer_step: scales the loss for the window, and decides when ranks exchange gradients.
+        forward: returns (x, y, outputs, loss) for a model and a batch.
+        output_transform: makes ``state.output`` of these four.
+    """
     is_distributed = optimizer_step.is_distributed
-    is_value = output_transform is loss_alone  # then there is no need to detach it twice
+    returns_loss = output_transform is detached_loss  # the loss is detached once
 
     def process(engine: Trainer, batch: Any) -> Any:
         state, fire, channels = engine.state, engine.fire_event, engine.hook_channels
         if not model.training:
             engine.return_to_train_mode()
-        with optimizer_step.synchronizing(model) if is_distributed else NOTHING:
+        with optimizer_step.gradient_sync(model) if is_distributed else NOTHING:
             with channels.on_model_forward:
                 fire(TrainEvents.MODEL_FORWARD_STARTED)
                 x, y, outputs, loss = forward(model, batch)
@@ -49,12 +58,12 @@ def supervised_step(
                 optimizer_step.backward(loss)
                 state.loss = value = loss.detach()
                 fire(TrainEvents.MODEL_BACKWARD_COMPLETED)
-        return value if is_value else output_transform(x, y, outputs, loss)
+        return value if returns_loss else output_transform(x, y, outputs, loss)
 
     return process
 
 
-def forward_with(
+def make_forward(
     loss_fn: Callable[[Any, Any], torch.Tensor] | None,
     batch_processor: Callable[[torch.nn.Module, Any], tuple[Any, torch.Tensor]] | None,
     prepare_batch: Callable[..., tuple[Any, Any]],
@@ -64,30 +73,32 @@ def forward_with(
 ) -> Forward:
     """Returns a function from a model and a batch to (x, y, outputs, loss).
 
-    With mixed precision the model and all of ``batch_processor`` are in the accelerator's autocast.
-    Accelerate sees to that in ``forward`` alone, and not where another method is called.
+    With mixed precision the model, and all of ``batch_processor``, run in the accelerator's
+    autocast. Accelerate itself wraps only the ``forward`` of the model, and no other method.
     """
     if batch_processor is not None:
-        return _forward_of(batch_processor, accelerator)
+        return _batch_processor_forward(batch_processor, accelerator)
     assert loss_fn is not None
     return _supervised_forward(loss_fn, prepare_batch, model_fn, model_transform, accelerator)
 
 
-def _forward_of(
+def _batch_processor_forward(
     batch_processor: Callable[[torch.nn.Module, Any], tuple[Any, torch.Tensor]],
     accelerator: Accelerator,
 ) -> Forward:
-    # Without a cache: autocast keeps the weights that it has cast until the outermost one is left,
-    # and a batch processor may change them between two calls of the model.
-    without_cache = AutocastKwargs(cache_enabled=False)
-    watched: set[torch.nn.Module] = set()
+    """Returns a forward function that calls ``batch_processor``."""
+    # Without a cache: autocast keeps cast weights until the outermost autocast is left, and a batch
+    # processor may change the weights between two calls of the model.
+    no_cache = AutocastKwargs(cache_enabled=False)
+    hooked_models: set[torch.nn.Module] = set()
 
     def forward(model: torch.nn.Module, batch: Any) -> tuple[Any, Any, Any, Any]:
         if accelerator.native_amp:
-            if model not in watched:  # once: to a compiled model a new hook is a new program
-                watched.add(model)
+            # Once: torch.compile compiles a model again when it gets a new hook.
+            if model not in hooked_models:
+                hooked_models.add(model)
                 model.register_forward_pre_hook(_clear_autocast_cache)
-            with accelerator.autocast(without_cache):
+            with accelerator.autocast(no_cache):
                 processed = batch_processor(model, batch)
         else:
             processed = batch_processor(model, batch)
@@ -97,13 +108,13 @@ def _forward_of(
                 f"{describe(processed)}: return model_outputs, loss"
             )
         outputs, loss = processed
-        return batch, None, outputs, _checked(loss, "batch_processor")
+        return batch, None, outputs, _check_loss(loss, "batch_processor")
 
     return forward
 
 
 def _clear_autocast_cache(model: torch.nn.Module, inputs: Any) -> None:
-    """Forgets the weights as they were cast in the forward before, in Accelerate's own autocast."""
+    """Clears the weights that Accelerate's own autocast has cast in the previous forward pass."""
     torch.clear_autocast_cache()
 
 
@@ -114,13 +125,14 @@ def _supervised_forward(
     model_transform: Callable[[Any], Any],
     accelerator: Accelerator,
 ) -> Forward:
+    """Returns a forward function of ``prepare_batch``, ``model_fn`` and ``loss_fn``."""
     device, non_blocking = accelerator.device, accelerator.non_blocking
-    # What does nothing is not called: 4 µs of an iteration.
+    # Defaults that do nothing are not called, which saves 4 µs per iteration.
     only_unpacks = prepare_batch is unpack and device.type == "cpu"
-    is_usual = model_transform is identity and model_fn is apply_model
+    calls_model_directly = model_transform is identity and model_fn is apply_model
 
     def predict(model: torch.nn.Module, x: Any) -> Any:
-        """Does as the evaluator does."""
+        """Calls the model and transforms its output, exactly as the evaluator does."""
         if not accelerator.native_amp:
             return model_transform(model_fn(model, x))
         with accelerator.autocast():
@@ -132,22 +144,26 @@ def _supervised_forward(
             if only_unpacks
             else prepare_batch(batch, device=device, non_blocking=non_blocking)
         )
-        y_pred = model(x) if is_usual else predict(model, x)
-        return x, y, y_pred, _checked(loss_fn(y_pred, y), "loss_fn")
+        y_pred = model(x) if calls_model_directly else predict(model, x)
+        return x, y, y_pred, _check_loss(loss_fn(y_pred, y), "loss_fn")
 
     return forward
 
 
-def loss_alone(x: Any, y: Any, y_pred: Any, loss: torch.Tensor) -> torch.Tensor:
-    """The default ``output_transform``. Ignite's is ``loss.item()``, which waits for the device."""
+def detached_loss(x: Any, y: Any, y_pred: Any, loss: torch.Tensor) -> torch.Tensor:
+    """Returns ``loss.detach()``: the default ``output_transform``.
+
+    Ignite's default is ``loss.item()``, which synchronizes with the device in each iteration.
+    """
     return loss.detach()
 
 
-def _checked(loss: Any, source: str) -> torch.Tensor:
+def _check_loss(loss: Any, source: str) -> torch.Tensor:
+    """Returns ``loss``, or raises an error that names the function that it comes from."""
     if not isinstance(loss, torch.Tensor):
         raise TypeError(
-            f"the loss of `{source}` must be a tensor, got {describe(loss)}: return what is to be "
-            "minimized, as it comes from torch"
+            f"the loss of `{source}` must be a tensor, got {describe(loss)}: return the value to "
+            "minimize, as it comes from torch"
         )
     if loss.numel() != 1:
         order = " (it returns (outputs, loss), in this order)" if source != "loss_fn" else ""

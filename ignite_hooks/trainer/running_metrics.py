@@ -22,161 +22,172 @@ class RunningMetrics:
     """Restores the metrics of an engine when a run continues.
 
     Ignite resets a metric at STARTED or EPOCH_STARTED, and both are fired when a run continues in
-    the middle of an epoch. A metric may also have seen batches of a window that was dropped, which
-    are given again, or may have missed the batch of the last committed step.
+    the middle of an epoch. Moreover, a metric may have seen batches of a window that was dropped
+    and whose batches are given again, or may have missed the batch of the last committed step.
 
     Args:
         metrics: returns the metrics that the engine has now.
-        signals: are held back while a metric is updated.
+        signals: held back while a metric is updated.
     """
 
     def __init__(self, metrics: Callable[[], Iterable[Metric]], signals: HeldSignals) -> None:
         self._metrics = metrics
         self._signals = signals
-        self._found: list[Metric] | None = None  # all of them, until handlers come or go
-        self._updates: dict[Any, Update] = {}
-        self._seen: dict[Any, int] = {}  # the last iteration of each update
-        self._at_window: tuple[int, list[_Copy]] | None = None  # and the iteration before
-        self._kept: list[_Copy] | None = None
-        self._missed: list[Any] = []
+        self._all_metrics: list[Metric] | None = None  # None when handlers were added or removed
+        self._updates: dict[Any, Update] = {}  # the handlers that update metrics
+        self._updated_at: dict[Any, int] = {}  # the iteration of the last call of each update
+        # The iteration before the open window, and the metrics as they were then.
+        self._before_window: tuple[int, list[_Snapshot]] | None = None
+        self._to_restore: list[_Snapshot] | None = None
+        self._missed: list[Any] = []  # the updates that have not seen the last committed step
 
-    def counted(self, key: Any, update: Update, iteration: int) -> Update:
-        """Returns ``update`` with a wrapper that notes in which iteration it was last called.
+    def tracked(self, key: Any, update: Update, iteration: int) -> Update:
+        """Wraps ``update``, to note the iteration in which it was last called.
 
         Args:
             key: identifies this update when the handlers are looked up again.
             update: the handler by which a metric sees an iteration.
             iteration: the present one; a metric that is attached now has not missed it.
         """
-        seen, signals = self._seen, self._signals
-        seen.setdefault(key, iteration)
+        updated_at, signals = self._updated_at, self._signals
+        updated_at.setdefault(key, iteration)
         self._updates[key] = update
 
-        def see(engine: Any) -> None:
+        def update_metric(engine: Any) -> None:
             iteration = engine.place.progress.iteration
             signals.is_holding = True
             try:
-                # One line: after an exception at any it is known whether the metric was updated.
-                seen[key] = (update(engine), iteration)[1]
+                # One line: after an exception at any line the note says whether the metric was
+                # updated.
+                updated_at[key] = (update(engine), iteration)[1]
             finally:
                 signals.release()
-                signals.has_broken = False  # by a second Ctrl-C: it is no step that is half done
+                # A second Ctrl-C breaks off the update at once. Without a step that is half done,
+                # which this flag stands for, the run can continue.
+                signals.has_broken = False
 
-        return see
+        return update_metric
 
     def forget_updates(self) -> None:
-        """Forgets the updates, to be looked up again, but not which iterations they have seen."""
-        self._found, self._updates = None, {}
+        """Forgets the updates, which are then looked up again.
+
+        The iteration in which each was called last stays noted.
+        """
+        self._all_metrics, self._updates = None, {}
 
     def open_window(self, iteration: int) -> None:
-        """Notes the metrics as they are before a window of several batches.
+        """Notes the metrics before a window of several batches.
 
         Args:
-            iteration: the last one before the window.
+            iteration: the last iteration before the window.
         """
         if self._updates:
-            if self._found is None:
-                self._found = _all_of(self._metrics())
-            self._at_window = iteration, [_Copy(metric) for metric in self._found]
+            if self._all_metrics is None:
+                self._all_metrics = _with_nested(self._metrics())
+            self._before_window = iteration, [_Snapshot(metric) for metric in self._all_metrics]
 
-    def noted(self) -> Callable[[], None]:
-        """Notes the metrics as they are now; returns what puts them back."""
-        copies = self._copies()
+    def snapshot(self) -> Callable[[], None]:
+        """Copies the present metrics; returns a function that restores them."""
+        snapshots = self._snapshots()
 
-        def put_back() -> None:
-            for each in copies:
-                each.put_back()
+        def restore_all() -> None:
+            for each in snapshots:
+                each.restore()
 
-        return put_back
+        return restore_all
 
-    def leave(self, iteration: int, *, drops_window: bool) -> None:
+    def end_run(self, iteration: int, *, drops_window: bool) -> None:
         """Copies the metrics at the end of a run, for the next run to restore.
 
         Args:
-            iteration: that of the last step boundary.
-            drops_window: whether batches after that are given again.
+            iteration: the iteration of the last step boundary.
+            drops_window: whether the batches after that boundary are given again.
         """
-        if self._kept is not None:
-            return  # this run has not come to where it puts them back
-        opened, kept = self._at_window or (None, [])
-        # A window of one batch, the last of a pass say, was not noted: no metric has seen it.
+        if self._to_restore is not None:
+            return  # this run ended before it restored those of the run before
+        opened, kept = self._before_window or (None, [])
+        # A window of one batch was not noted: if it is dropped, no metric has seen its batch.
         is_of_window = drops_window and opened == iteration
-        missed = [key for key in self._updates if self._seen[key] < iteration]
-        # One line: a leaving that breaks off is repeated, unless the metrics are kept.
-        self._kept, self._missed = kept if is_of_window else self._copies(), missed
+        missed = [key for key in self._updates if self._updated_at[key] < iteration]
+        # One line: if an exception comes before it, this call is repeated.
+        self._to_restore, self._missed = kept if is_of_window else self._snapshots(), missed
 
     def forget(self) -> None:
-        """Forgets the copies: a new run restores nothing."""
-        self._kept = self._at_window = None
+        """Drops the copies: a new run restores nothing."""
+        self._to_restore = self._before_window = None
         self._missed = []
 
-    def enter(self, iteration: int) -> None:
+    def begin_run(self, iteration: int) -> None:
         """Starts or continues a run after ``iteration``."""
-        self._at_window = None
-        self._seen.clear()
-        self._seen.update(dict.fromkeys(self._updates, iteration))
+        self._before_window = None
+        self._updated_at.clear()
+        self._updated_at.update(dict.fromkeys(self._updates, iteration))
 
     def restore(self, engine: Any, *, is_last_time: bool) -> None:
-        """Puts the metrics back, and shows them the batch that they missed.
+        """Restores the metrics, and updates them with the batch that they missed.
 
         Args:
             engine: the engine, whose state still has the output of that batch.
-            is_last_time: whether no event that starts metrics is to come before the next batch.
+            is_last_time: whether no further event before the next batch resets metrics.
         """
-        if self._kept is None:
+        if self._to_restore is None:
             return
-        for each in self._kept:
-            each.put_back()
+        for each in self._to_restore:
+            each.restore()
         if self._missed:
             for key in self._missed:
                 if key in self._updates:
                     self._updates[key](engine)
-            # One line: if it breaks off before, they are put back and shown the batch again.
-            self._kept, self._missed = self._copies(), []
+            # One line: if an exception comes before it, both are done again, from the old copies.
+            self._to_restore, self._missed = self._snapshots(), []
         if is_last_time:
-            self._kept = None
+            self._to_restore = None
 
-    def _copies(self) -> "list[_Copy]":
-        return [_Copy(metric) for metric in _all_of(self._metrics())]
+    def _snapshots(self) -> "list[_Snapshot]":
+        return [_Snapshot(metric) for metric in _with_nested(self._metrics())]
 
 
-class _Copy:
-    """The attributes of a metric at one moment."""
+class _Snapshot:
+    """A copy of the attributes of a metric."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
-        self._attributes = _copied(vars(metric))
+        self._attributes = _copy_attributes(vars(metric))
 
-    def put_back(self) -> None:
-        vars(self._metric).update(_copied(self._attributes))
+    def restore(self) -> None:
+        vars(self._metric).update(_copy_attributes(self._attributes))
 
 
-def _all_of(metrics: Iterable[Metric]) -> list[Metric]:
+def _with_nested(metrics: Iterable[Metric]) -> list[Metric]:
+    """Returns the metrics and those within them, each once: a running average holds a metric."""
     found: dict[int, Metric] = {}
     for metric in metrics:
-        _find(metric, found)
+        _collect(metric, found)
     return [*found.values()]
 
 
-def _find(value: Any, found: dict[int, Metric]) -> None:
-    """Finds a metric and those within it: a running average has one, and so on."""
+def _collect(value: Any, found: dict[int, Metric]) -> None:
+    """Adds a metric, and the metrics in its attributes, to ``found``."""
     if isinstance(value, Metric):
         if id(value) not in found:
             found[id(value)] = value
             for attribute in vars(value).values():
-                _find(attribute, found)
+                _collect(attribute, found)
     elif isinstance(value, Mapping | list | tuple):
         for each in value.values() if isinstance(value, Mapping) else value:
             if isinstance(each, Metric):
-                _find(each, found)
+                _collect(each, found)
 
 
-def _copied(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a metric may change in place is copied: tensors, and collections, not their contents."""
-    return {name: _copy(value) for name, value in attributes.items()}
+def _copy_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies the attributes that a metric may change in place: tensors and collections.
+
+    The contents of collections are not copied.
+    """
+    return {name: _copy_value(value) for name, value in attributes.items()}
 
 
-def _copy(value: Any) -> Any:
+def _copy_value(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()
     return copy(value) if isinstance(value, list | dict | set | deque | np.ndarray) else value

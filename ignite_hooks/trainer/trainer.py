@@ -42,9 +42,9 @@ from ignite_hooks.processes.peer_failures import PeerFailures
 from ignite_hooks.processes.same_parameters import SameParameters
 from ignite_hooks.processes.watched_run import OnPeerFailure
 from ignite_hooks.trainer.limits import Limits
-from ignite_hooks.trainer.limits import Shown
+from ignite_hooks.trainer.limits import ShownLimits
 from ignite_hooks.trainer.loop import TrainingLoop
-from ignite_hooks.trainer.requests import Stop
+from ignite_hooks.trainer.requests import StopRequest
 from ignite_hooks.trainer.summary import summary_of
 
 if TYPE_CHECKING:
@@ -53,25 +53,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer"]
 
-_SEEDS = 2**32  # that numpy takes
+_SEED_COUNT = 2**32  # numpy takes seeds below this
 
 
 class Trainer(TrainingLoop):
-    """An Ignite engine that trains: ``create_supervised_trainer`` builds it, ``run`` runs it.
+    """An Ignite engine that trains. ``create_supervised_trainer`` builds it, ``run`` runs it.
 
-    It is an ``Engine``: ``trainer.on(...)``, metrics, loggers and ``ProgressBar`` work as on any.
-    The loop is drawn in ``ignite_hooks.events``. Its state shows, in addition to Ignite's,
-    ``optimizer_step`` (committed steps in all), ``step_committed``, ``max_steps``, ``start_epoch``
-    and ``start_step`` (where this run began), ``model_outputs`` and ``loss``.
+    The trainer is an ``Engine``: ``trainer.on(...)``, metrics, loggers and ``ProgressBar`` work as
+    on any engine. The loop is drawn in ``ignite_hooks.events``. In addition to Ignite's attributes,
+    ``trainer.state`` shows ``optimizer_step`` (committed steps in all), ``step_committed``,
+    ``max_steps``, ``start_epoch`` and ``start_step`` (where this run began), ``model_outputs`` and
+    ``loss``.
 
     ``stop_reason`` says why the last run ended: "max_epochs", "max_iters", "max_steps",
-    "exception", the class of the handler that called ``terminate()`` ("EarlyStopping"),
-    "terminate" where a function did or, with a ``SaveCheckpoint``, the name of a signal. With
-    several processes it names the rank that has asked, "EarlyStopping on rank 1", if not all have.
-    ``ended_by`` names what finished the run before its limit, in which case a process that resumes
-    it has nothing left to do. ``resume_report`` says what of an earlier run was resumed, and how
-    exactly; None if nothing was. ``hooks`` has what is entered before and left after a part of the
-    loop.
+    "exception", the class of the handler that called ``terminate()`` ("EarlyStopping"), "terminate"
+    if a function called it or, with a ``SaveCheckpoint``, the name of a signal. With several
+    processes it names the rank that asked, "EarlyStopping on rank 1", unless all ranks did.
+    ``ended_by`` names what finished the run before its limit; a process that resumes such a run has
+    nothing left to do. ``resume_report`` says what of an earlier run was resumed, and how exactly;
+    None if nothing was. ``hooks`` holds the contexts that are entered before and left after each
+    part of the loop.
     """
 
     def __init__(
@@ -89,22 +90,25 @@ class Trainer(TrainingLoop):
         self.model = model
         self.optimizer = optimizer_step.optimizer
         self.lr_scheduler = optimizer_step.lr_scheduler
-        self._complete_state()
+        self._add_state_attributes()
         self.resume_report: ResumeReport | None = None
-        self._usual_limits = Limits()
+        self._default_limits = Limits()
         self._feeds = feeds
         self._rank_seed: int | None = None
         self._modules = dict(modules or {})
-        self._frozen: list[torch.nn.Module] = []
-        self._same = SameParameters()
-        self._peers = PeerFailures(self, on_peer_failure)
+        self._frozen_modules: list[torch.nn.Module] = []
+        self._same_parameters = SameParameters()
+        self._peer_failures = PeerFailures(self, on_peer_failure)
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
+        # These two scopes are around every run: signals can be held back, and changes are undone.
+        # The functions take the trainer as an argument, so that they hold no reference to it.
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
-        self._unwrapped: tuple[Any, Any] = (None, None)  # the model, and what is in its wrappers
+        # The model, and the module within its wrappers.
+        self._unwrapped_cache: tuple[Any, Any] = (None, None)
         self._position.find_generators = self._find_generators
-        self._found = FoundGenerators()
+        self._found_generators = FoundGenerators()
         self._hooks = Hooks()
         self._hooks.attach(self)
 
@@ -119,7 +123,8 @@ class Trainer(TrainingLoop):
 
     @hooks.setter
     def hooks(self, hooks: Hooks) -> None:
-        if hooks is not self._hooks:  # else it is `trainer.hooks += more`
+        # ``trainer.hooks += more`` changes the set in place and then assigns it here.
+        if hooks is not self._hooks:
             raise AttributeError(
                 f"`trainer.hooks` must stay the set that it is, got {hooks!r}: use its "
                 "register_all(), or attach() the other"
@@ -127,33 +132,41 @@ class Trainer(TrainingLoop):
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The trained modules by name, without wrappers: the model, and others with a state.
+        """The trained modules by name, without wrappers: the model, and others that have a state.
 
-        The others are those that the factory was given as ``loss_fn``, ``batch_processor`` and so
-        on.
+        The others are modules that were given to the factory as ``loss_fn``, ``batch_processor`` or
+        another function.
         """
         others = {name: unwrapped(module) for name, module in self._modules.items()}
         with_state = {name: module for name, module in others.items() if module.state_dict()}
-        return {"model": self._bare_model(), **with_state}
+        return {"model": self._unwrapped_model(), **with_state}
 
     def parameter_digest(self) -> tuple[int, int] | None:
-        """Returns what tells the parameters of this rank from those of others; None if alone."""
-        return self._same.digest(self._replicated()) if self._has_replicas else None
+        """Returns a digest of the parameters of this rank, to compare it with those of other ranks.
+
+        None unless several ranks train the whole model each.
+        """
+        return (
+            self._same_parameters.digest(self._replicated_parameters())
+            if self._has_replicas
+            else None
+        )
 
     def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
-        """Warns once, or raises, if ranks have other parameters. Collective if digests differ.
+        """Warns once, or raises, if ranks have different parameters. Collective if digests differ.
 
         Args:
-            digests: those of all ranks, in their order.
+            digests: the digests of all ranks, in their order.
 
         Raises:
             RuntimeError: a parameter differs by more than rounding does.
         """
         present = [each for each in digests if each is not None]
         if present:
-            self._same.compare(self._replicated(), present)
+            self._same_parameters.compare(self._replicated_parameters(), present)
 
-    def _compare_now(self) -> None:
+    def _compare_parameters_now(self) -> None:
+        """Exchanges the digests of all ranks and compares them. Collective."""
         own = self.parameter_digest()
         digests: list[Any] = [None] * self.accelerator.num_processes
         torch.distributed.all_gather_object(digests, own, group=host_group(self.accelerator))
@@ -161,10 +174,10 @@ class Trainer(TrainingLoop):
 
     @property
     def _has_replicas(self) -> bool:
-        """Whether several ranks train the whole model each."""
+        """True if several ranks train the whole model each."""
         return self.accelerator.num_processes > 1 and is_data_parallel(self.accelerator)
 
-    def _replicated(self) -> dict[str, torch.nn.Parameter]:
+    def _replicated_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Returns the parameters that are the same on every rank: the model's, and trained ones."""
         trained = {id(each) for each in self._optimizer_step.prepared.parameters}
         ignored = {f"model.{each}" for each in getattr(self.model, "parameters_to_ignore", ())}
@@ -173,60 +186,62 @@ class Trainer(TrainingLoop):
             for name, module in self.modules.items()
             for path, parameter in module.named_parameters()
             if (name == "model" or id(parameter) in trained)
-            and f"{name}.{path}" not in ignored  # by DDP, on the user's demand
+            and f"{name}.{path}" not in ignored  # by DDP, as the user asked
             and type(parameter.data) is torch.Tensor
         }
 
-    def _bare_model(self) -> torch.nn.Module:
-        """Returns the model without wrappers."""
-        if self._unwrapped[0] is not self.model:
-            # Accelerate takes hundreds of calls for it, too many for each save.
+    def _unwrapped_model(self) -> torch.nn.Module:
+        """Returns the model without wrappers, from a cache."""
+        if self._unwrapped_cache[0] is not self.model:
+            # Accelerate makes hundreds of calls for this, too many for each save.
             bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            self._unwrapped = (self.model, bare)
-        bare_model: torch.nn.Module = self._unwrapped[1]
-        return bare_model
+            self._unwrapped_cache = (self.model, bare)
+        unwrapped_model: torch.nn.Module = self._unwrapped_cache[1]
+        return unwrapped_model
 
     @property
     def generators(self) -> Mapping[str, Any]:
-        """The random generators that model, functions and handlers have for themselves, by name.
+        """The random generators that belong to the model, to functions and to handlers, by name.
 
-        They are saved and restored with the global generators, and a validation leaves them where
-        they were. Those of the data belong to the place in the data.
+        They are saved and restored like the global generators, and a validation leaves them as they
+        were. The generators of the data are not among them: they belong to the position in the
+        data.
         """
         return self._find_generators().named
 
     @property
     def searched(self) -> Mapping[str, Callable[[], Any]]:
-        """What the last search for random generators has looked into, by name.
+        """The objects that were searched for random generators last, by name.
 
         The names begin with "model", "optimizer", "process_function" and so on. Each value is a
-        function that returns the object, or None if it is gone. It is the same mapping until
-        another object is found.
+        function that returns the object, or None if the object is gone. This is the same mapping
+        until another object is found.
         """
-        return self._found.watched
+        return self._found_generators.watched
 
     def unknown_parts(self) -> dict[str, str]:
         """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
         return self._position.unknown_parts()
 
     def _find_generators(self) -> FoundGenerators:
+        """Searches everything that a run can reach for random generators."""
         step, feed = self._optimizer_step, self.feed
         others = {
-            "model": self._bare_model(),
+            "model": self._unwrapped_model(),
             **self._modules,
             "optimizer": getattr(self.optimizer, "optimizer", self.optimizer),
             "scheduler": getattr(self.lr_scheduler, "scheduler", self.lr_scheduler),
         }
-        closed = [self.accelerator, step, self._position, self._feeds, self.model, self.optimizer]
-        closed.append(self.hook_channels)
-        of_data = FoundGenerators()
+        excluded = [self.accelerator, step, self._position, self._feeds, self.model, self.optimizer]
+        excluded.append(self.hook_channels)
+        data_generators = FoundGenerators()
         if feed is not None:
-            closed += [feed, feed.loader, *feed.roots.values()]
-            of_data = feed.found_generators
+            excluded += [feed, feed.loader, *feed.roots.values()]
+            data_generators = feed.found_generators
         searched = {*map(id, others.values())}
-        closed = [each for each in closed if id(each) not in searched]
-        self._found = generators_of_run(self, others, closed, of_data)
-        return self._found
+        excluded = [each for each in excluded if id(each) not in searched]
+        self._found_generators = generators_of_run(self, others, excluded, data_generators)
+        return self._found_generators
 
     @explains_arguments_of(Engine.run)
     def run(
@@ -238,16 +253,21 @@ class Trainer(TrainingLoop):
         *,
         max_steps: int | None = None,
     ) -> State:
-        """Trains until a limit is reached, whichever comes first; see ``set_limits`` for the usual.
+        """Trains until a limit is reached, whichever comes first.
 
-        A run that was stopped or failed goes on where its last whole step ended, at the next batch
-        of the same pass over the data. One that was finished goes on if a limit is given that lies
-        further; else training begins anew, with the next pass. All limits count from the beginning
-        of the training. A handler may write others to the state, for the rest of the run.
+        Without any limit a new run lasts one epoch, or as long as ``set_limits`` has said; a run
+        that continues keeps its limits.
+
+        A run that was stopped or failed continues where its last committed step ended, at the next
+        batch of the same pass over the data. A finished run continues if a higher limit is given;
+        otherwise a new run begins, with the next pass. All limits count from the beginning of the
+        run, earlier calls included. A handler may write other limits to the state, for the rest of
+        the run.
 
         Args:
-            data: batches to train on, a DataLoader for instance; default: those of the factory, or
-                of the run before. Without any, ``epoch_length`` is needed and batches are None.
+            data: the batches to train on, for example a DataLoader; default: those of the factory,
+                or of the run before. Without any, ``epoch_length`` is needed and each batch is
+                None.
             max_epochs: number of epochs.
             max_iters: number of batches. Not in one call with ``max_epochs``.
             epoch_length: number of batches of an epoch; default: one pass over the data.
@@ -257,8 +277,9 @@ class Trainer(TrainingLoop):
             The state.
 
         Raises:
-            ValueError: a limit is no positive integer or lies in the past, or there is no data.
-            RuntimeError: another rank failed in this run, or in one before.
+            ValueError: a limit is not a positive integer or lies in the past, or there is no data.
+            RuntimeError: the trainer is running; a step broke off half-way in the run before; or
+                another rank failed, in this run or in one before.
         """
         if is_integer(data):
             raise TypeError(
@@ -266,56 +287,63 @@ class Trainer(TrainingLoop):
                 f"run(max_epochs={data})"
             )
         self._check_not_running(
-            "run()", "call terminate() and run() after it, or set_data() to go on with other data"
+            "run()",
+            "call terminate() and run() after it, or set_data() to continue with other data",
         )
-        with self._peers:
+        with self._peer_failures:
             given = Limits(max_epochs, max_iters, max_steps)
-            self._take_borrowed_weights()
-            self._adopt_state()
+            self._warn_of_borrowed_weights()
+            self._adopt_replaced_state()
             if given == Limits() and self._position.is_resumed:
-                given = self._usual_limits
-            if is_interrupted(self) and self._position.shown.asks_for_new_run(Shown.on(self.state)):
+                given = self._default_limits
+            now = ShownLimits.read(self.state)
+            if is_interrupted(self) and self._position.shown.asks_for_new_run(now):
                 self._close_interrupted()
             if self._optimizer_step.scheduler.at == "validation":
                 _warn_without_validation(self)
             if not is_interrupted(self):
                 self._finish_unwinding()
             state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
-        return self._finish_run() or state  # type: ignore[func-returns-value]  # as one line
+        # The outcome is noted as the very last act, on the line that returns: an exception (Ctrl-C)
+        # on any line before leaves the run as failed, and so to be continued.
+        return self._note_outcome() or state  # type: ignore[func-returns-value]
 
     def load_best(self) -> "CheckpointEntry":
         """Loads the weights of the best checkpoint of this run, for a test pass after it.
 
-        The model gets them, and a loss function with weights of its own; everything else stays as
-        it is: counters, optimizer, scheduler, metrics, modes and handlers. So nothing is saved
-        until training continues, and a run that does continue starts from these weights, with a
-        warning. To continue where the run ended, resume from its last checkpoint instead.
+        The model gets the weights, and so does a loss function that has weights. Everything else is
+        left unchanged: counters, optimizer, scheduler, metrics, modes and handlers. Therefore
+        nothing is saved until training continues. A run that does continue starts from these
+        weights, with a warning. To continue where the run ended, resume from its last checkpoint
+        instead.
 
-        The best is that by the ``metric`` and the ``mode`` of the trainer's ``SaveCheckpoint``,
-        among the checkpoints of this run that are there (``keep_best=1`` keeps it). With several
-        processes all of them call this, and all load the same.
+        The best checkpoint is chosen by the ``metric`` and the ``mode`` of the trainer's
+        ``SaveCheckpoint``, among the checkpoints of this run that still exist (``keep_best=1``
+        keeps it). With several processes all of them must call this, and all load the same
+        checkpoint.
 
         Returns:
-            The checkpoint that it was.
+            The checkpoint that was loaded.
 
         Raises:
             OSError: the directory cannot be read.
             RuntimeError: the trainer is running, or interrupted.
             ValueError: there is no SaveCheckpoint with a metric, or no checkpoint with a value of
-                it; the checkpoint is damaged, or the model has changed since. The weights are as
-                they were.
+                it; the checkpoint is damaged, or the model has changed since. The weights are
+                unchanged then.
         """
-        # Most trainers need not wait for this import.
+        # Imported here: most trainers never need it, and the import takes time.
         from ignite_hooks.checkpoint.best_weights import load_best_weights
 
         return load_best_weights(self)
 
-    def _is_handled(self, error: BaseException) -> bool:
-        self._peers.tell(error)  # before anyone handles it, which may take long
-        return super()._is_handled(error)
+    def _handle_failure(self, error: BaseException) -> bool:
+        """Reports the failure to the other ranks, and then handles it on this one."""
+        self._peer_failures.tell(error)  # first: handlers of EXCEPTION_RAISED may take long
+        return super()._handle_failure(error)
 
-    def _take_borrowed_weights(self) -> None:
-        """Warns of a run that continues with the weights of another step."""
+    def _warn_of_borrowed_weights(self) -> None:
+        """Warns if a run starts from weights that ``load_best`` has loaded."""
         step = step_of_borrowed_weights(self)
         if step is not None:
             forget_borrowed_weights(self)
@@ -327,35 +355,37 @@ class Trainer(TrainingLoop):
             )
 
     def _finish_unwinding(self) -> None:
-        """Does what an exception kept the run before from doing on its way out."""
+        """Finishes the way out of the run before, if an exception broke it off."""
         if self.hook_channels.scopes.open:
             self.hook_channels.scopes.abandon()
-        self._stand_at_boundary()
+        self._roll_back_to_boundary()
         self._changes.undo()
         if self._optimizer_step.is_half_done:
-            raise RuntimeError(_half_done(self))
+            raise RuntimeError(_half_done_message(self))
 
-    def _finish_run(self) -> None:
-        """Notes that a run has ended, or failed, as its very last act: it may break off before."""
+    def _note_outcome(self) -> None:
+        """Notes whether the run failed; the very last act of ``run``."""
         if not is_interrupted(self):
             self._position.has_failed = self.stop_reason == "exception" or self.is_broken_off
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
+        """Starts, continues or resumes a run within the scopes around it."""
         position, run = self._position, None
         if is_interrupted(self):
             given.check(position.place.progress, position.steps)
-            position.asked = given | position.asked
+            position.given_limits = given | position.given_limits
             for name, limit in vars(given).items():
-                if limit is not None:  # for the next look of the loop
+                if limit is not None:  # the loop adopts what it finds on the state
                     setattr(self.state, name, limit)
-        elif position.is_finished(given, Shown.on(self.state)):
+        elif position.is_finished(given, ShownLimits.read(self.state)):
+            # Not the last time: a further call with a higher limit resumes, and restores again.
             position.restore_random_state(is_last_time=False)
-            self._tell_finished(given)
+            self._report_finished(given)
             return self.state  # type: ignore[no-any-return]
         else:
-            self._set_up(data, given, epoch_length)
+            self._set_up_run(data, given, epoch_length)
             self.logger.info("Engine run starting with %s: %r", position.limits, self)
-            self._after_first_step = [self._compare_now] if self._has_replicas else []
+            self._after_first_step = [self._compare_parameters_now] if self._has_replicas else []
             run = self._run_loop()
         was_enabled = torch.is_grad_enabled()
 
@@ -363,35 +393,36 @@ class Trainer(TrainingLoop):
             torch.set_grad_enabled(was_enabled)
 
         try:
-            # Ctrl-C at the end of a `with torch.no_grad()` of torch's leaves gradients disabled.
+            # Ctrl-C at the end of a ``with torch.no_grad()`` within torch leaves gradients
+            # disabled.
             with restored(restore, alone=True):
                 state = self._drive(run)
         except BaseException:
-            if is_interrupted(self):  # Ctrl-C before the run continued: it still can
+            if is_interrupted(self):  # Ctrl-C before the run continued: it can still continue
                 raise
-            with self.hook_channels.scopes:  # closes what a second Ctrl-C has left open
+            with self.hook_channels.scopes:  # closes scopes that a second Ctrl-C has left open
                 self.stop_reason = "exception"
-                self._stand_at_boundary()
+                self._roll_back_to_boundary()
                 raise
         if not is_interrupted(self):
-            self._finish_due()
+            self._finish_deferred()
         return state
 
-    def _tell_finished(self, given: Limits) -> None:
-        """Says why a resumed run has nothing left to do."""
+    def _report_finished(self, given: Limits) -> None:
+        """Sets ``stop_reason`` and warns, where a resumed run has nothing left to do."""
         position, ended_by = self._position, self._position.ended_by
         if ended_by is None:
             limits = given | position.limits
             self.stop_reason = limits.reached(position.place.progress, position.steps)
             return
-        self.stop_reason = Stop(ended_by).reason
+        self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        position.ended_by = None  # a further run() continues, as it does where this one was ended
+        position.ended_by = None  # a further run() continues, as in the process that ended the run
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
-            f"{position.steps}, and the same command would end it again; to train on all the same, "
-            'say ResumeCheckpoint(after_terminate="continue")',
+            f"{position.steps}, and the same command would end it again; to continue anyway, "
+            'use ResumeCheckpoint(after_terminate="continue")',
             stacklevel=2,
         )
 
@@ -401,40 +432,41 @@ class Trainer(TrainingLoop):
         max_iters: int | None = None,
         max_steps: int | None = None,
     ) -> None:
-        """Sets the limits of a run that ``run()`` begins, or resumes, without a limit of its own.
+        """Sets the limits of a new or resumed run for a call of ``run()`` without limits.
 
-        It is one epoch unless this is called. See ``run`` for the arguments.
+        Unless this is called, a new run lasts one epoch, and a resumed run keeps its limits. See
+        ``run`` for the arguments.
 
         Raises:
-            ValueError: a limit is no positive integer.
+            ValueError: a limit is not a positive integer.
         """
         limits = Limits(max_epochs, max_iters, max_steps)
         limits.check(Progress(), 0)
-        self._usual_limits = limits
+        self._default_limits = limits
 
     def seed_ranks(self, seed: int) -> None:
-        """Has each rank draw other random numbers from the next run on.
+        """Gives each rank different random numbers from the next run on.
 
-        So dropout and augmentation differ between ranks, where model and order of the data must
-        not. Rank 0 goes on with the numbers that it has; rank ``r`` is seeded with ``seed`` + r. If
-        the order of the data may come from a global random generator, all go on with the same
-        numbers, and a warning says so. A run that resumes has the numbers that it had.
+        Dropout and augmentation should differ between ranks, while the model and the order of the
+        data must not. Rank 0 keeps its random numbers; rank ``r`` is seeded with ``seed`` + r. If
+        the order of the data may come from a global random generator, all ranks keep their numbers,
+        and a warning says so. A run that resumes restores its own numbers.
 
         Args:
-            seed: an integer from 0 to 2**32 - 1, beyond which it begins with 0 again.
+            seed: an integer from 0 to 2**32 - 1; ``seed`` + r wraps around to 0 above that.
 
         Raises:
-            ValueError: ``seed`` is none.
+            ValueError: ``seed`` is not such an integer.
         """
-        if not (is_integer(seed) and 0 <= seed < _SEEDS):
+        if not (is_integer(seed) and 0 <= seed < _SEED_COUNT):
             raise ValueError(
                 f"`seed` must be an integer from 0 to 2**32 - 1, got {seed!r}: give what the ranks "
                 "were seeded with before the model was made"
             )
         self._rank_seed = seed
 
-    def _begin_random_numbers(self) -> None:
-        """Seeds the ranks as ``seed_ranks`` has said, once."""
+    def _seed_this_rank(self) -> None:
+        """Seeds this rank if ``seed_ranks`` was called, once."""
         seed, self._rank_seed = self._rank_seed, None
         if seed is None or self.accelerator.num_processes == 1:
             return
@@ -447,36 +479,41 @@ class Trainer(TrainingLoop):
                 stacklevel=2,
             )
         elif self.accelerator.process_index:
-            set_seed((seed + self.accelerator.process_index) % _SEEDS)
+            set_seed((seed + self.accelerator.process_index) % _SEED_COUNT)
 
     def set_data(self, data: Iterable[Any]) -> None:
         """Takes the next batch from ``data``.
 
         Within a run the present epoch ends with the pass over ``data``, unless the run has an
-        ``epoch_length`` or a handler writes one to the state: that stays, as in Ignite.
+        ``epoch_length`` or a handler writes one to the state: a fixed length stays, as in Ignite.
         """
         if self.feed is not None:
             self.feed.close()
-        feed = self._feed_of(data, None)
+        feed = self._choose_feed(data, None)
         feed.look()
         self._position.change_feed(feed)
         self._batches = iter(feed)
         self._show_lengths()
 
-    def _set_up(self, data: Any, given: Limits, epoch_length: int | None) -> None:
-        """Settles where this run begins and ends, before anything happens."""
+    def _set_up_run(self, data: Any, given: Limits, epoch_length: int | None) -> None:
+        """Starts a new run or continues the last one: decides where the run begins and ends.
+
+        No event is fired and no batch is read before.
+        """
         if epoch_length is not None:
             whole_number("epoch_length", epoch_length, "leave it out for one pass over the data")
         position, state = self._position, self.state
-        now = Shown.on(state)
+        now = ShownLimits.read(state)
         limits = position.limits_to_continue(given, now)
         if limits is None:
             given.check(Progress(), 0)
-            usual = Limits(max_epochs=1) if self._usual_limits == Limits() else self._usual_limits
+            default = (
+                Limits(max_epochs=1) if self._default_limits == Limits() else self._default_limits
+            )
             if not self._has_data:
                 epoch_length = epoch_length or position.epoch_length
-            feed = self._feed_of(data, epoch_length)
-            limits = usual if given == Limits() else given
+            feed = self._choose_feed(data, epoch_length)
+            limits = default if given == Limits() else given
             position.check_schedule(limits, feed, epoch_length, is_new=True)
             self._due.clear()
             self._running_metrics.forget()
@@ -484,58 +521,67 @@ class Trainer(TrainingLoop):
             state.iteration = state.epoch = state.validation = state.optimizer_step = 0
             position.start_new_run(feed, limits, epoch_length)
         else:
-            position.take_over_length(now)
-            feed = self._feed_of(data, position.epoch_length)
+            position.adopt_epoch_length(now)
+            feed = self._choose_feed(data, position.epoch_length)
             self._check_can_end(now)
             length = epoch_length or position.epoch_length
             position.check_schedule(limits, feed, length, is_new=False)
             position.continue_run(feed, limits, epoch_length)
-        self._begin_random_numbers()
+        self._seed_this_rank()
         self._show_limits()
         state.start_step = position.steps
         state.start_epoch = position.place.progress.epochs
         if not self.model.training:
             self.model.train()
-        self._note_frozen()
+        self._note_frozen_modules()
 
     def return_to_train_mode(self) -> None:
-        """Sets the model to train mode, but for the submodules that were frozen as the epoch began.
+        """Sets the model to train mode, except for submodules that were frozen as the epoch began.
 
-        Ignite's own trainer calls ``model.train()`` in each iteration, and so its users' handlers
-        leave the model in eval mode: ``ignite.engine.create_supervised_evaluator`` does.
+        Ignite's own trainer calls ``model.train()`` in each iteration, so handlers that users write
+        may leave the model in eval mode, as ``ignite.engine.create_supervised_evaluator`` does.
         """
-        self._frozen = [module for module in self._frozen if not module.training]  # one was thawed
+        # A handler may have set a frozen module to train mode since: that one is trained now.
+        self._frozen_modules = [module for module in self._frozen_modules if not module.training]
         self.model.train()
-        for module in self._frozen:
+        for module in self._frozen_modules:
             module.training = False
 
-    def _note_frozen(self) -> None:
-        if self.model.training:  # else all were left in eval mode
-            self._frozen = [module for module in self.model.modules() if not module.training]
+    def _note_frozen_modules(self) -> None:
+        """Notes which submodules are in eval mode while the model is in train mode."""
+        if self.model.training:  # a model left in eval mode says nothing about its submodules
+            self._frozen_modules = [
+                module for module in self.model.modules() if not module.training
+            ]
 
-    def _adopt_state(self) -> None:
-        """Works with a state that a user has put in the place of the trainer's, as Ignite does."""
+    def _adopt_replaced_state(self) -> None:
+        """Continues with a state that a user has assigned to ``trainer.state``, as Ignite does."""
         state = self.state
         if state is self._own_state:
             return
         self._close_interrupted()
-        self._complete_state()
+        self._add_state_attributes()
         self._own_state = state
         self._move_to_state()
 
-    def _complete_state(self) -> None:
-        """Gives the state what it shows in addition to Ignite's, as it is before a run."""
-        none = ("max_steps", "max_iters", "model_outputs", "loss")  # Ignite 0.5.4 has no max_iters
-        values = {**dict.fromkeys(none), "start_epoch": 0, "start_step": 0}
+    def _add_state_attributes(self) -> None:
+        """Adds the trainer's attributes to the state, with their values before a run."""
+        # Ignite 0.5.4 has no max_iters.
+        initially_none = ("max_steps", "max_iters", "model_outputs", "loss")
+        values = {**dict.fromkeys(initially_none), "start_epoch": 0, "start_step": 0}
         for name, value in values.items():
             if not hasattr(self.state, name):
                 setattr(self.state, name, value)
 
-    def _feed_of(self, data: Any, epoch_length: int | None) -> DataFeed:
-        """Returns the feed of ``data``, or else that of the run before."""
+    def _choose_feed(self, data: Any, epoch_length: int | None) -> DataFeed:
+        """Returns the feed of ``data``; without data, the feed of the run before.
+
+        Raises:
+            ValueError: there is no data and no ``epoch_length``.
+        """
         feed = self.feed
         if data is None:
-            data = self._data_on_state
+            data = self._assigned_data
         if data is not None:
             feed = self._feeds.of(data)
             self._has_data = True
@@ -551,7 +597,7 @@ class Trainer(TrainingLoop):
 
 
 class _NoData(Sequence[None]):
-    """Batches of None for as long as there can be an epoch."""
+    """Batches of None, more than any epoch has."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -563,8 +609,9 @@ class _NoData(Sequence[None]):
         return repeat(None)
 
 
-def _half_done(trainer: Trainer) -> str:
-    # Most trainers need not wait for this import.
+def _half_done_message(trainer: Trainer) -> str:
+    """Returns the error for a run after a step that broke off half-way, with the remedy."""
+    # Imported here: most trainers never need it, and the import takes time.
     from ignite_hooks.checkpoint.save import SaveCheckpoint
 
     saved = (each.last_checkpoint for each in attached(trainer, SaveCheckpoint))
@@ -580,7 +627,8 @@ def _half_done(trainer: Trainer) -> str:
 
 
 def _warn_without_validation(trainer: Trainer) -> None:
-    # Most trainers need not wait for this import, which takes 60 ms.
+    """Warns if no validation will ever move the scheduler."""
+    # Imported here: most trainers never need it, and the import takes 60 ms.
     from ignite_hooks.evaluation.validation import validations_to_come
 
     if validations_to_come(trainer) is None:

@@ -96,7 +96,7 @@ def trained(way, data, accumulation, *, is_plain=True, precision="no", is_left_a
     trainer = create_supervised_trainer(
         model, sgd(model), data=data, accelerator=accelerator, **{"loss_fn": F.mse_loss, **options}
     )
-    trainer._optimizer_step.prepared.is_plain = is_plain
+    trainer._optimizer_step.prepared.calls_torch_directly = is_plain
     attach(trainer)
     trainer.run()
     assert accelerator.gradient_accumulation_steps == (is_left_at or accumulation)
@@ -179,7 +179,7 @@ def test_a_window_that_ends_before_its_size_has_the_number_of_its_batches():
 def test_epochs_are_counted_in_full_windows_within_a_short_one():
     trainer, seen = make_trainer(batches_of(6), accumulation=4), []
     for event in (Events.EPOCH_STARTED, Events.ITERATION_STARTED(once=5)):
-        trainer.add_event_handler(event, lambda t: seen.append(t._position.epochs_to_take))
+        trainer.add_event_handler(event, lambda t: seen.append(t._position.epochs_needed))
     trainer.run(max_steps=20)
     assert set(seen) == {10}
 

@@ -95,7 +95,7 @@ def assert_norms(norms, expected):
 def test_clips_once_per_window_and_reports_the_norm_before(limits, path):
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if path == "scaler" else None
     trainer = make_trainer(limits, scaler=scaler)
-    trainer._optimizer_step.prepared.is_plain = path == "plain"
+    trainer._optimizer_step.prepared.calls_torch_directly = path == "plain"
     norms = record_norms(trainer)
     trainer.run()
     expected, expected_norms = by_hand(limits)

@@ -62,7 +62,7 @@ def make_trainer(lr_scheduler, scheduler_at="step", is_plain=True, **arguments):
         scheduler_at=scheduler_at,
         **arguments,
     )
-    trainer._optimizer_step.prepared.is_plain = is_plain
+    trainer._optimizer_step.prepared.calls_torch_directly = is_plain
     return trainer
 
 
@@ -120,7 +120,7 @@ def test_scheduler_on_raw_or_prepared_optimizer_moves_each_step(built_on, is_pla
         accelerator=accelerator,
         lr_scheduler=halving(optimizer),
     )
-    trainer._optimizer_step.prepared.is_plain = is_plain
+    trainer._optimizer_step.prepared.calls_torch_directly = is_plain
     seen = record_lr(trainer, TrainEvents.OPTIMIZER_STEP_STARTED, trainer.optimizer)
     trainer.run(max_epochs=2)
     assert seen == [0.2, 0.1, 0.05, 0.025]

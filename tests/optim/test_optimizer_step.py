@@ -249,7 +249,7 @@ def test_plain_engine_trains_like_the_plain_loop(kind, accumulation, batches, ac
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_short_window_of_a_generator_steps_at_epoch_end(accumulate, is_plain):
     made = make_engine(4, accumulate=accumulate)
-    made.step.prepared.is_plain = is_plain
+    made.step.prepared.calls_torch_directly = is_plain
     after_iteration = []
     made.engine.add_event_handler(
         Events.ITERATION_COMPLETED,
@@ -346,7 +346,7 @@ def test_a_stop_of_a_trainer_drops_the_open_window(stop, windows, is_plain):
 @pytest.mark.parametrize("kind", ["list", "feed of a prepared loader"])
 def test_terminate_drops_the_open_window_of_a_plain_engine(kind, is_plain):
     made = make_engine(4)
-    made.step.prepared.is_plain = is_plain
+    made.step.prepared.calls_torch_directly = is_plain
     data = DATA[kind](8, made.accelerator)
     made.engine.add_event_handler(
         Events.ITERATION_COMPLETED(once=6), lambda engine: engine.terminate()
@@ -696,7 +696,7 @@ def test_step_handlers_see_old_and_new_parameters_and_gradient(is_plain):
     trainer = make_trainer(
         batches, accumulation=2, lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.5)
     )
-    trainer._optimizer_step.prepared.is_plain = is_plain
+    trainer._optimizer_step.prepared.calls_torch_directly = is_plain
     seen = []
 
     def look(engine):

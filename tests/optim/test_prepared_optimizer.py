@@ -20,7 +20,7 @@ def make(is_plain=None, scaler=None):
     model = make_model(dropout=0)
     prepared = PreparedOptimizer(accelerator, torch.optim.SGD(model.parameters(), lr=0.1))
     if is_plain is not None:
-        prepared.is_plain = is_plain
+        prepared.calls_torch_directly = is_plain
     return model, prepared
 
 
@@ -49,7 +49,7 @@ def test_what_splits_or_compiles_the_model_takes_accelerates_path(kind):
     optimizer._is_accelerate_prepared = True  # what preparing needs is not installed
     accelerator.state.distributed_type = DistributedType[kind]
     prepared = PreparedOptimizer(accelerator, optimizer)
-    assert not prepared.is_plain
+    assert not prepared.calls_torch_directly
     assert not prepared.is_data_parallel
 
 

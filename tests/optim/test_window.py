@@ -88,8 +88,8 @@ class WithoutLength:
 def record_batches_left(engine):
     """What RemainingData tells of each batch."""
     data, told = RemainingData(), []
-    engine.add_event_handler(Events.STARTED, data.run_starts)
-    engine.add_event_handler(Events.EPOCH_STARTED, data.epoch_starts)
+    engine.add_event_handler(Events.STARTED, data.begin_run)
+    engine.add_event_handler(Events.EPOCH_STARTED, data.begin_epoch)
     engine.add_event_handler(
         Events.ITERATION_STARTED, lambda engine: told.append(data.batches_left(engine))
     )

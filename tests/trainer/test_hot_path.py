@@ -108,7 +108,7 @@ def test_iteration_does_not_synchronize_with_the_device(accumulation, clip, kind
         accelerator=Accelerator(cpu=True, gradient_accumulation_steps=accumulation),
         grad_clip=GradientClipping(**clip),
     )
-    trainer._optimizer_step.prepared.is_plain = is_plain
+    trainer._optimizer_step.prepared.calls_torch_directly = is_plain
     for event in TrainEvents:
         trainer.add_event_handler(event, lambda engine: None)
     trainer._optimizer_step.timetable.add(3, lambda: None)

@@ -16,7 +16,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.core.place import Progress
 from ignite_hooks.trainer.limits import Limits
-from ignite_hooks.trainer.limits import Shown
+from ignite_hooks.trainer.limits import ShownLimits
 from tests.ids import stable_id
 from tests.reference import assert_clean
 from tests.reference import batches_of
@@ -82,14 +82,14 @@ def test_epochs_and_iterations_exclude_each_other():
 
 
 def test_limits_written_to_the_state_replace_those_of_their_kind():
-    shown, limits = Shown(max_epochs=2, max_steps=8), Limits(max_steps=8)
+    shown, limits = ShownLimits(max_epochs=2, max_steps=8), Limits(max_steps=8)
 
-    def rewritten(**written):
-        return limits.rewritten(shown.limits, shown._replace(**written).limits)
+    def with_changes(**written):
+        return limits.with_changes(shown.limits, shown._replace(**written).limits)
 
-    assert rewritten() == limits
-    assert rewritten(max_epochs=5) == Limits(max_epochs=5, max_steps=8)
-    assert rewritten(max_steps=None) == Limits()
+    assert with_changes() == limits
+    assert with_changes(max_epochs=5) == Limits(max_epochs=5, max_steps=8)
+    assert with_changes(max_steps=None) == Limits()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_limits_written_to_the_state_replace_those_of_their_kind():
     [({}, False), ({"max_epochs": 9}, False), ({"max_epochs": None}, True)],
 )
 def test_who_removes_a_limit_asks_for_a_new_run(written, asks):
-    shown = Shown(max_epochs=2, max_steps=8)
+    shown = ShownLimits(max_epochs=2, max_steps=8)
     assert shown.asks_for_new_run(shown._replace(**written)) == asks
 
 

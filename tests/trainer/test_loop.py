@@ -1233,18 +1233,18 @@ def test_a_flag_is_clear_until_it_is_set_and_after_it_is_cleared(flag):
     assert getattr(trainer, flag) is False
     setattr(trainer, flag, "a word")
     assert getattr(trainer, flag) == "a word"
-    assert trainer._requests.obeyed == {flag: "a word"}
+    assert trainer._requests.active_flags == {flag: "a word"}
     for _ in range(2):
         setattr(trainer, flag, False)
         assert getattr(trainer, flag) is False
-        assert not trainer._requests.obeyed
+        assert not trainer._requests.active_flags
 
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_a_flag_can_be_patched_and_is_put_back(flag):
     trainer = make_trainer(batches_of(2))
     with mock.patch.object(trainer, flag, True):
-        assert trainer._requests.obeyed == {flag: True}
+        assert trainer._requests.active_flags == {flag: True}
     assert getattr(trainer, flag) is False
     assert isinstance(getattr(type(trainer), flag), Request)
 
@@ -1479,7 +1479,7 @@ def test_max_epochs_grows_when_steps_are_skipped():
         if len(calls) > 3:
             step()
 
-    trainer._optimizer_step.prepared.is_plain = False
+    trainer._optimizer_step.prepared.calls_torch_directly = False
     trainer.optimizer.step = skip_some
     type_of = type(trainer.optimizer)
     skipped = property(lambda self: len(calls) <= 3)

@@ -9,7 +9,7 @@ from ignite_hooks import OptimizerStep
 from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
 from ignite_hooks.trainer.limits import Limits
-from ignite_hooks.trainer.limits import Shown
+from ignite_hooks.trainer.limits import ShownLimits
 from ignite_hooks.trainer.run_position import RunPosition
 from tests.reference import Repeatable
 
@@ -116,7 +116,7 @@ def test_the_batches_left_are_the_fewest_of_data_epoch_and_run(limits, epoch_len
 )
 def test_max_steps_alone_takes_so_many_epochs(limits, expected):
     position, *_ = begun(accumulation=2, limits=limits)
-    assert position.epochs_to_take == expected
+    assert position.epochs_needed == expected
 
 
 def test_other_data_goes_on_from_the_same_counters():
@@ -149,7 +149,7 @@ def test_a_run_continues_if_its_limits_lie_further(given, is_resumed, expected):
     step.start_from(10)
     position.place = Place(DONE_2_OF_4)
     position.set_limits(Limits(max_epochs=4))
-    position.shown = Shown(max_epochs=4)
+    position.shown = ShownLimits(max_epochs=4)
     position.is_resumed = is_resumed
     assert position.limits_to_continue(given, position.shown) == expected
 
@@ -160,7 +160,7 @@ def test_a_run_that_failed_at_its_limit_is_continued():
     position.place = Place(DONE_2_OF_4)
     limits = Limits(max_epochs=2)
     position.set_limits(limits)
-    position.shown = Shown(max_epochs=2)
+    position.shown = ShownLimits(max_epochs=2)
     position.roll_back(has_failed=True)
     assert position.limits_to_continue(NONE, position.shown) == limits
     position.roll_back(has_failed=False)
@@ -176,7 +176,7 @@ def test_an_epoch_that_is_cut_is_full_and_no_measure_of_a_pass():
     position.start_new_run(feed, Limits(max_epochs=2), None)
     data = iter(feed)
     advance(position, step, data)
-    position.cut_epoch()
+    position.end_epoch_early()
     assert position.has_epoch_to_complete
     position.complete_epoch()
     assert position.length_of_pass is None
@@ -189,19 +189,19 @@ def test_an_epoch_that_is_cut_is_full_and_no_measure_of_a_pass():
     assert position.length_of_pass == 3
 
 
-@pytest.mark.parametrize("now", [Shown(), Shown(max_epochs=2)])
+@pytest.mark.parametrize("now", [ShownLimits(), ShownLimits(max_epochs=2)])
 def test_a_new_run_begins_when_the_limits_are_reached_or_removed(now):
     position, _ = make_position()
     position.place = Place(DONE_2_OF_4)
     position.set_limits(Limits(max_epochs=2))
-    position.shown = Shown(max_epochs=2)
+    position.shown = ShownLimits(max_epochs=2)
     assert position.limits_to_continue(NONE, now) is None
 
 
 def test_a_limit_that_only_shows_what_max_steps_takes_ends_nothing():
     position, _ = make_position()
     position.set_limits(Limits(max_steps=12))
-    position.shown = Shown(max_epochs=3, max_steps=12)
+    position.shown = ShownLimits(max_epochs=3, max_steps=12)
     assert position.limits_to_continue(NONE, position.shown) == Limits(max_steps=12)
 
 
@@ -218,10 +218,10 @@ def test_only_a_resumed_run_can_have_nothing_left_to_do(given, is_resumed, expec
     position, _ = make_position()
     position.place = Place(DONE_2_OF_4)
     position.set_limits(Limits(max_epochs=2))
-    position.shown = Shown(max_epochs=2)
+    position.shown = ShownLimits(max_epochs=2)
     position.is_resumed = is_resumed
     assert position.is_finished(given, position.shown) == expected
-    assert not position.is_finished(given, Shown())  # a new run was asked for
+    assert not position.is_finished(given, ShownLimits())  # a new run was asked for
 
 
 def test_state_can_be_continued_by_another_position():
@@ -265,7 +265,7 @@ def test_a_new_run_forgets_what_was_to_be_resumed():
 
 def test_an_epoch_that_was_begun_keeps_its_length():
     position, *_ = begun(epoch_length=4)
-    with pytest.raises(ValueError, match="`epoch_length` must stay 4 when training goes on, got 3"):
+    with pytest.raises(ValueError, match="`epoch_length` must stay 4 when training continues, got 3"):
         position.continue_run(position.feed, Limits(max_epochs=2), 3)
 
 

@@ -443,7 +443,7 @@ def test_other_data_for_a_run_that_goes_on_begins_the_epoch_anew():
 def test_another_epoch_length_when_training_goes_on_is_an_error():
     trainer = make_trainer(batches_of(4))
     trainer.run(max_steps=2, epoch_length=3)
-    with pytest.raises(ValueError, match="`epoch_length` must stay 3 when training goes on, got 2"):
+    with pytest.raises(ValueError, match="`epoch_length` must stay 3 when training continues, got 2"):
         trainer.run(max_steps=5, epoch_length=2)
     trainer.run(max_steps=5)
     assert counters(trainer) == (2, 5, 5)

@@ -246,8 +246,8 @@ def test_accelerate_path_gives_the_bits_of_the_plain_path(
             scheduler_at,
             {"every_steps": 2},
         )
-        assert trainer._optimizer_step.prepared.is_plain
-        trainer._optimizer_step.prepared.is_plain = is_plain
+        assert trainer._optimizer_step.prepared.calls_torch_directly
+        trainer._optimizer_step.prepared.calls_torch_directly = is_plain
         results.append(run(trainer))
     assert_same(*results)
 
