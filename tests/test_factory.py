@@ -56,7 +56,7 @@ def test_handlers_come_in_order_and_clipping_after_them(kind):
     assert "grad_norm" in trainer.state.metrics
 
 
-def test_handlers_of_this_package_are_known_to_the_trainer():
+def test_handlers_of_this_package_are_attached():
     clip, validation = GradientClipping(max_norm=1.0), Validation(no_metrics, every_epochs=1)
     trainer = make_trainer(grad_clip=clip, validation=validation, handlers=[Timer()])
     assert attached(trainer, GradientClipping) == [clip]
@@ -75,7 +75,7 @@ def test_the_step_comes_before_every_handler_of_the_iteration():
     assert seen == [1]
 
 
-def test_prepared_objects_are_used_as_they_are():
+def test_prepared_objects_are_used_unchanged():
     accelerator = Accelerator(cpu=True)
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -151,7 +151,7 @@ def test_an_optimizer_of_a_loss_module_too_passes():
     check(model, sgd(model, loss_fn), loss_fn)
 
 
-def test_parameters_of_a_loss_that_is_no_module_are_not_the_models():
+def test_parameters_of_a_loss_function_are_refused():
     model, other = make_model(), make_model()
     with pytest.raises(ValueError, match="`optimizer` must hold parameters of `model`") as raised:
         check(model, sgd(model, other), lambda y_pred, y: F.mse_loss(other(y_pred), y))
@@ -185,7 +185,7 @@ def test_parameter_replaced_after_optimizer_creation_is_noticed():
         check(model, optimizer)
 
 
-def test_the_handler_without_attach_is_named():
+def test_a_handler_without_attach_is_named():
     with pytest.raises(TypeError, match=r"handlers\[1\] is a function") as raised:
         check(handlers=[GradientClipping(max_norm=1.0), test_valid_arguments_pass_the_check])
     assert "trainer.add_event_handler(event, function)" in str(raised.value)
@@ -216,7 +216,7 @@ def test_the_first_wrong_argument_is_named():
 
 
 class Head(torch.nn.Module):
-    """Can be each of the functions: it multiplies by a parameter, with dropout."""
+    """A module for each of the functions: multiplies by a parameter, with dropout."""
 
     def __init__(self, model=None):
         super().__init__()
@@ -303,7 +303,7 @@ def test_a_function_with_parameters_is_trained_and_resumed(name):
     assert made[1].scale.item() != 1.5
 
 
-def test_what_a_function_trains_is_what_a_plain_loop_trains():
+def test_a_function_is_trained_as_by_a_plain_loop():
     model, head = make_model(), ProcessorHead()
     optimizer = sgd(model, head)
     data = batches_of(3)
@@ -327,7 +327,7 @@ def test_the_method_of_a_module_counts_as_the_module():
 
 
 @pytest.mark.parametrize("is_own", [False, True])
-def test_a_function_that_holds_the_model_is_another_module_if_it_has_more(is_own):
+def test_a_function_holding_the_model_counts_if_it_has_more(is_own):
     model = make_model()
     head = ProcessorHead(model) if is_own else OnlyModel(model)
     function = head if is_own else lambda *given: None
@@ -354,7 +354,7 @@ def test_a_function_on_the_cpu_is_moved_to_the_device(monkeypatch):
 
 
 @pytest.mark.parametrize(("start", "placement"), [("meta", True), ("cpu", False)])
-def test_a_function_that_was_placed_by_hand_stays_there(start, placement, monkeypatch):
+def test_a_function_that_the_user_moved_stays_there(start, placement, monkeypatch):
     accelerator = Accelerator(cpu=True, device_placement=placement)
     monkeypatch.setattr(Accelerator, "device", torch.device("cpu" if placement else "meta"))
     head = ModelHead().to(start)
@@ -363,7 +363,7 @@ def test_a_function_that_was_placed_by_hand_stays_there(start, placement, monkey
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_split_model_is_trained_without_parameters_beside_it(name, monkeypatch):
+def test_a_sharded_model_refuses_separate_parameters(name, monkeypatch):
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     message = rf"`{name}` must have no parameters .* with FSDP.*a submodule of `model`"

@@ -44,7 +44,8 @@ def check_optimizer(optimizer: Any) -> None:
             raise TypeError(
                 f"`optimizer` must step without arguments, {type(torch_optimizer).__name__}.step() "
                 f"needs `{each.name}`: a closure would run the model several times within a step, "
-                "on batches that are gone; use an optimizer that needs none, or your own training loop"
+                "on batches that are gone; use an optimizer that needs none, or your own "
+                "training loop"
             )
 
 

@@ -128,7 +128,7 @@ class TrainingLoop(QuickEngine):
         self._position.ended_by, self._is_end_noted = None, False
         self._position.enter_run()
         self._running_metrics.begin_run(self._position.place.progress.iteration)
-        # Those of the scopes around ``run`` are undone by these scopes, after the run.
+        # Scopes around ``run`` undo their own changes, after the run.
         self._outer_changes = self._changes.present
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
@@ -144,7 +144,7 @@ class TrainingLoop(QuickEngine):
         return self.state  # type: ignore[no-any-return]
 
     def _loop(self) -> Generator[State, None, None]:
-        """The drawing from STARTED to COMPLETED: the scope on_loop, and how its epochs end."""
+        """Runs from STARTED to COMPLETED, within on_loop, as in the drawing."""
         self._clear_times()
         self._started = time.time()
         self._loop_depth = self._epoch_depth = 0  # a failure to enter on_loop fires no TERMINATE
@@ -164,7 +164,7 @@ class TrainingLoop(QuickEngine):
             self._complete_run()
 
     def _epochs(self) -> Generator[State, None, None]:
-        """The drawing from STARTED to the last EPOCH_COMPLETED: one turn of the loop is one epoch.
+        """Fires STARTED, and then runs one epoch in each turn of its loop, as in the drawing.
 
         Before the first epoch a run completes what the run before it left undone.
         """
@@ -224,7 +224,7 @@ class TrainingLoop(QuickEngine):
             self._check_limits()  # a user may have written limits while the run was interrupted
 
     def _finish_previous_step(self) -> None:
-        """Completes the last step of a run that failed after committing it; validates at start.
+        """Completes the last step if the run before failed after it; validates at the start.
 
         If that step was the last of an epoch, validation and save wait for the epoch to complete.
         """
@@ -259,7 +259,7 @@ class TrainingLoop(QuickEngine):
                 self._call_deferred()
 
     def _iterations(self) -> Generator[State, None, None]:
-        """The drawing between EPOCH_STARTED and EPOCH_COMPLETED: one turn of the loop is one batch.
+        """Runs one batch in each turn of its loop, up to EPOCH_COMPLETED, as in the drawing.
 
         This is the hot path. Attributes are looked up once, and requests are tested before a
         generator is made to handle them.
@@ -277,8 +277,8 @@ class TrainingLoop(QuickEngine):
                 if not position.place.progress.is_full:
                     yield from self._handle_requests()
             while not position.place.progress.is_full:
-                # GET_BATCH_STARTED … GET_BATCH_COMPLETED. Outside on_step, which so measures no
-                # wait for data.
+                # GET_BATCH_STARTED … GET_BATCH_COMPLETED. Both come before on_step, so that a
+                # context on this channel does not measure the wait for data.
                 state.batch = state.model_outputs = state.loss = None
                 state.step_committed = False
                 fire_data_event(Events.GET_BATCH_STARTED)
@@ -295,7 +295,9 @@ class TrainingLoop(QuickEngine):
                 fire_data_event(Events.GET_BATCH_COMPLETED)
                 if requests:
                     yield from self._handle_requests()
-                # ITERATION_STARTED, process function, and the optimizer step if the window is full.
+
+                # ITERATION_STARTED … ITERATION_COMPLETED, with the process function and, if the
+                # window is full, the optimizer step in between.
                 progress = position.count_batch()
                 state.iteration = progress.iteration
                 if progress.batches == 1:
@@ -315,8 +317,9 @@ class TrainingLoop(QuickEngine):
                         state.output = self._process(self, state.batch)
                     is_committed = is_closing and optimizer_step.close_window(self)
                     fire(Events.ITERATION_COMPLETED)
-                    # All handlers of ITERATION_COMPLETED have returned: STEP_COMPLETED, then what
-                    # is due.
+
+                    # All handlers of ITERATION_COMPLETED have returned. If the window was full:
+                    # STEP_COMPLETED, and then validation and save, if due.
                     if is_closing:
                         optimizer_step.zero_grad()
                     if is_committed:
@@ -344,7 +347,7 @@ class TrainingLoop(QuickEngine):
             self._end_terminated_epoch()
 
     def _end_terminated_epoch(self) -> None:
-        """Drops the open window and the rest of the pass; the epoch then completes as it is."""
+        """Drops the open window and the rest of the pass; the epoch completes without them."""
         batches = self._position.place.progress.batches
         self._optimizer_step.drop_window()
         self._present_feed.next_pass()
@@ -364,7 +367,7 @@ class TrainingLoop(QuickEngine):
         self.state.batch = next(self._batches)
 
     def _complete_epoch(self) -> None:
-        """The drawing from EPOCH_COMPLETED on: fires the event, then calls the deferred callbacks.
+        """Fires EPOCH_COMPLETED, and then calls the deferred callbacks, as in the drawing.
 
         With several processes the ranks exchange their requests here and wait for the result, so
         that no stop leaks into the next epoch.
@@ -528,7 +531,7 @@ class TrainingLoop(QuickEngine):
             self._requests.set_flag(TERMINATE_RUN, AT_LIMIT)
 
     def _end_short_epoch(self) -> None:
-        """Ends an epoch whose pass over the data has turned out shorter than it was."""
+        """Ends an epoch whose pass has fewer batches left than when the pass began."""
         self._optimizer_step.drop_window()
         progress = self._position.place.progress
         self._position.mark_boundary(progress._replace(is_full=True))

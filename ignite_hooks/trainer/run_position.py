@@ -195,7 +195,7 @@ class RunPosition:
 
     @property
     def is_restored(self) -> bool:
-        """True if the random state of a resumed run has been restored, or if there is none."""
+        """True unless the random state of a resumed run is still to be restored."""
         return self._random_state is None
 
     @property

@@ -1,4 +1,4 @@
-"""Accelerate keeps one number of batches per step: whose it is, and in short windows."""
+"""The number of batches per step, which all accelerators share, and short windows."""
 
 import itertools
 import sys
@@ -68,8 +68,8 @@ WAYS = {
 }
 
 
-def by_hand(batches, accumulation, *, is_first=False, is_once=False, precision="no"):
-    """A plain loop whose every loss, the penalty included, counts as its share of the window."""
+def plain_loop(batches, accumulation, *, is_first=False, is_once=False, precision="no"):
+    """Trains in a plain loop in which each loss, the penalty included, has its share."""
     model = make_model(dropout=0)
     optimizer = sgd(model)
     for first in range(0, len(batches), accumulation):
@@ -111,28 +111,30 @@ def test_another_loss_counts_as_much_as_the_first(way, accumulation, number, is_
     data = batches_of(number)
     found = trained(WAYS[way], data, accumulation, is_plain=is_plain, precision=precision)
     is_first = way == "batch_processor"
-    assert torch.equal(found, by_hand(data, accumulation, is_first=is_first, precision=precision))
+    assert torch.equal(
+        found, plain_loop(data, accumulation, is_first=is_first, precision=precision)
+    )
 
 
 @pytest.mark.parametrize(("accumulation", "number"), [(4, 6), (3, 5)])
 @pytest.mark.parametrize("way", WAYS)
-def test_another_loss_counts_as_much_where_the_end_is_not_known(way, accumulation, number):
+def test_another_loss_counts_as_much_without_a_known_end(way, accumulation, number):
     data = batches_of(number)
     found = trained(WAYS[way], Repeatable(data), accumulation)
-    expected = by_hand(data, accumulation, is_first=way == "batch_processor")
+    expected = plain_loop(data, accumulation, is_first=way == "batch_processor")
     # Divided by 3 and multiplied by 3 / 2 is rounded twice more than divided by 2; 4 is exact.
     tolerance = {"rtol": 0, "atol": 0} if accumulation == 4 else {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(found, expected, **tolerance)
 
 
 @pytest.mark.parametrize("kind", [list, Repeatable])
-def test_a_loss_added_before_the_step_counts_as_one_of_the_window(kind):
+def test_a_loss_added_before_the_step_belongs_to_the_window(kind):
     data = batches_of(6)
     way = add_at(TrainEvents.OPTIMIZER_STEP_STARTED)
-    assert torch.equal(trained(way, kind(data), 4), by_hand(data, 4, is_once=True))
+    assert torch.equal(trained(way, kind(data), 4), plain_loop(data, 4, is_once=True))
 
 
-def test_an_evaluator_made_in_a_short_window_leaves_its_number():
+def test_evaluator_in_a_short_window_keeps_the_number_of_batches():
     def way(accelerator):
         options, attach = WAYS["handler"](accelerator)
 
@@ -145,10 +147,10 @@ def test_an_evaluator_made_in_a_short_window_leaves_its_number():
         return options, attach_both
 
     data = batches_of(6)
-    assert torch.equal(trained(way, data, 4), by_hand(data, 4))
+    assert torch.equal(trained(way, data, 4), plain_loop(data, 4))
 
 
-def test_a_number_that_a_handler_sets_in_a_short_window_stays():
+def test_a_number_set_by_a_handler_in_a_short_window_stays():
     trainer = make_trainer(batches_of(6), accumulation=4)
 
     @trainer.on(Events.ITERATION_STARTED(once=5))
@@ -160,7 +162,7 @@ def test_a_number_that_a_handler_sets_in_a_short_window_stays():
     assert trainer.state.optimizer_step == 2 + 2
 
 
-def test_a_window_that_ends_before_its_size_has_the_number_of_its_batches():
+def test_a_window_that_ends_early_divides_by_its_batches():
     trainer = make_trainer(accumulation=4)
     step, seen = trainer._optimizer_step, []
 
@@ -184,7 +186,7 @@ def test_epochs_are_counted_in_full_windows_within_a_short_one():
     assert set(seen) == {10}
 
 
-def test_another_training_within_a_short_window_has_full_ones():
+def test_a_trainer_within_a_short_window_has_full_windows():
     data = batches_of(6)
     alone = make_trainer(data, accumulation=4)
     alone.run()
@@ -198,7 +200,7 @@ def test_another_training_within_a_short_window_has_full_ones():
 
 
 def make_interruption():
-    """Has a training interrupted at the n-th line of the package that keeps the number."""
+    """Interrupts a run at the n-th line of the package that sets the number."""
     files = {accumulation.__file__, optimizer_step.__file__}
 
     class Interruption:
@@ -218,7 +220,7 @@ def make_interruption():
     return Interruption
 
 
-def test_an_interruption_leaves_the_number_as_it_was():
+def test_an_interruption_restores_the_number_of_batches():
     interruption_of, before = make_interruption(), sys.gettrace()
     for at in itertools.count(1):
         trainer = make_trainer(batches_of(2), accumulation=4)
@@ -236,7 +238,7 @@ def test_an_interruption_leaves_the_number_as_it_was():
     assert at > 60
 
 
-def test_a_number_left_behind_is_put_right_by_the_next_run():
+def test_a_number_left_behind_is_restored_by_the_next_run():
     trainer = make_trainer(batches_of(4), accumulation=4)
     trainer._optimizer_step.accumulation.shorten(2)  # as two interruptions can leave it
     seen = []
@@ -251,36 +253,36 @@ def test_a_number_left_behind_is_put_right_by_the_next_run():
 # A second accelerator
 
 
-def told(act):
-    """The warnings of ``act`` about accelerators."""
+def warnings_of(action):
+    """Returns the warnings of ``action`` about accelerators."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        act()
+        action()
     return [str(each.message) for each in caught if "accelerators" in str(each.message)]
 
 
-def test_a_second_accelerator_with_another_number_is_told_once():
+def test_a_second_accelerator_with_another_number_warns_once():
     data = batches_of(8)
     first = make_trainer(data, accumulation=4)
     first.run()
     second = make_trainer(data, accumulation=8)
-    assert told(second.run) == []
-    (message,) = told(first.run)
+    assert warnings_of(second.run) == []
+    (message,) = warnings_of(first.run)
     assert "Accelerator(4) was followed by an Accelerator(8)" in message
     assert "built with 4, now takes 8 batches a step" in message
     assert "accelerator.gradient_accumulation_steps = 4 before" in message
-    assert told(first.run) == told(second.run) == []
+    assert warnings_of(first.run) == warnings_of(second.run) == []
     assert first.state.optimizer_step == 1
 
 
-def test_an_accelerator_made_during_a_run_is_told_in_it():
+def test_an_accelerator_made_during_a_run_warns_in_it():
     trainer = make_trainer(batches_of(8), accumulation=4)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), lambda _: Accelerator(cpu=True))
-    (message,) = told(trainer.run)
+    (message,) = warnings_of(trainer.run)
     assert "Accelerator(4) was followed by an Accelerator(1)" in message
 
 
-def test_an_accelerator_made_in_a_short_window_is_told_and_keeps_its_number():
+def test_accelerator_made_in_a_short_window_warns_and_counts():
     def way(accelerator):
         options, attach = WAYS["handler"](accelerator)
 
@@ -294,29 +296,29 @@ def test_an_accelerator_made_in_a_short_window_is_told_and_keeps_its_number():
         return options, attach_both
 
     data, found = batches_of(6), []
-    (message,) = told(lambda: found.append(trained(way, data, 4, is_left_at=8)))
+    (message,) = warnings_of(lambda: found.append(trained(way, data, 4, is_left_at=8)))
     assert "Accelerator(4) was followed by an Accelerator(8)" in message
-    assert torch.equal(*found, by_hand(data, 4))
+    assert torch.equal(*found, plain_loop(data, 4))
 
 
-def test_an_accelerator_made_on_the_last_batch_is_told_to_the_next_run():
+def test_accelerator_made_on_the_last_batch_warns_in_next_run():
     trainer = make_trainer(batches_of(6), accumulation=4)
     trainer.add_event_handler(
         Events.ITERATION_STARTED(once=6),
         lambda _: Accelerator(cpu=True, gradient_accumulation_steps=8),
     )
-    assert told(trainer.run) == []
+    assert warnings_of(trainer.run) == []
     assert trainer.accelerator.gradient_accumulation_steps == 8
-    assert len(told(trainer.run)) == 1
+    assert len(warnings_of(trainer.run)) == 1
 
 
-def test_an_accelerator_of_an_evaluator_is_told_on_a_plain_engine_too():
+def test_an_evaluators_accelerator_warns_on_a_plain_engine_too():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = make_model(dropout=0)
     engine = Engine(lambda engine, batch: accelerator.backward(model(batch[0]).sum()))
     OptimizerStep(accelerator, sgd(model)).attach(engine)
     create_supervised_evaluator(model, accelerator=Accelerator(cpu=True))
-    assert len(told(lambda: engine.run(batches_of(2)))) == 1
+    assert len(warnings_of(lambda: engine.run(batches_of(2)))) == 1
 
 
 @pytest.mark.parametrize("number", [7, 8])
@@ -327,24 +329,24 @@ def test_an_accelerator_of_an_evaluator_is_told_on_a_plain_engine_too():
         lambda trainer: Accelerator(cpu=True, gradient_accumulation_steps=4),
         lambda trainer: create_supervised_evaluator(trainer.model),
     ],
-    ids=["set by hand", "same number", "default"],
+    ids=["set by the user", "same number", "default"],
 )
-def test_a_number_that_is_meant_is_not_told(meanwhile, number):
+def test_setting_the_number_on_purpose_does_not_warn(meanwhile, number):
     trainer = make_trainer(batches_of(number), accumulation=4)
     trainer.run()
     meanwhile(trainer)
-    assert told(trainer.run) == []
+    assert warnings_of(trainer.run) == []
 
 
-def test_a_number_that_is_set_back_is_not_told():
+def test_resetting_the_number_does_not_warn():
     trainer = make_trainer(batches_of(8), accumulation=4)
     other = make_trainer(batches_of(8), accumulation=8)
-    assert told(other.run) == []
+    assert warnings_of(other.run) == []
     trainer.accelerator.gradient_accumulation_steps = 4
-    assert told(trainer.run) == []
+    assert warnings_of(trainer.run) == []
 
 
-def test_trainings_one_after_the_other_are_not_told():
+def test_consecutive_trainers_do_not_warn():
     for number in (1, 4, 2):
         trainer = make_trainer(batches_of(4), accumulation=number)
-        assert told(trainer.run) == []
+        assert warnings_of(trainer.run) == []

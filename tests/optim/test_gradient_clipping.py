@@ -38,8 +38,8 @@ def make_sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
 
 
-def clip_by_hand(limits):
-    """The function of torch that does it, and the norms that it returned."""
+def clip_with_torch(limits):
+    """Returns torch's clipping function for these limits, and the norms that it returned."""
     norms = []
 
     def clip(parameters):
@@ -52,9 +52,9 @@ def clip_by_hand(limits):
     return clip, norms
 
 
-def by_hand(limits, model=None):
+def plain_loop(limits, model=None):
     model = model or make_model(dropout=0)
-    clip, norms = clip_by_hand(limits)
+    clip, norms = clip_with_torch(limits)
     train_on_windows(model, make_sgd(model), make_batches(), WINDOWS, clip=clip)
     return weights(model), norms
 
@@ -98,7 +98,7 @@ def test_clips_once_per_window_and_reports_the_norm_before(limits, path):
     trainer._optimizer_step.prepared.calls_torch_directly = path == "plain"
     norms = record_norms(trainer)
     trainer.run()
-    expected, expected_norms = by_hand(limits)
+    expected, expected_norms = plain_loop(limits)
     assert torch.equal(weights(trainer.model), expected)
     assert_norms(norms, expected_norms)
 
@@ -118,7 +118,7 @@ def test_clips_on_a_plain_ignite_engine(limits, accumulate):
     GradientClipping(**limits).attach(engine)
     norms = record_norms(engine)
     engine.run(make_batches())
-    expected, expected_norms = by_hand(limits)
+    expected, expected_norms = plain_loop(limits)
     assert torch.equal(weights(model), expected)
     assert_norms(norms, expected_norms)
 
@@ -158,7 +158,7 @@ def test_clipping_acts_last_whenever_it_was_attached(place, limits, make):
         assert len(set(before)) == 1
         assert before[0] > after
     model = make_model(dropout=0)
-    clip, _ = clip_by_hand(limits)
+    clip, _ = clip_with_torch(limits)
 
     def rescale_and_clip(parameters):
         parameters = list(parameters)
@@ -182,7 +182,7 @@ def test_an_attachment_is_removed_by_itself_and_by_its_context():
 
 
 def partly_frozen():
-    """Of three layers one is frozen and one is not used: its gradients stay None."""
+    """Returns a model with a frozen bias, and an unused layer whose gradients stay None."""
     model = make_model(dropout=0)
     model[0].bias.requires_grad_(False)
     model.add_module("unused", torch.nn.Linear(2, 2))
@@ -195,7 +195,7 @@ def test_frozen_parameters_and_those_without_gradient_are_ignored(limits):
     trainer = make_trainer(limits, model=partly_frozen())
     norms = record_norms(trainer)
     trainer.run()
-    expected, expected_norms = by_hand(limits, partly_frozen())
+    expected, expected_norms = plain_loop(limits, partly_frozen())
     assert torch.equal(weights(trainer.model), expected)
     assert_norms(norms, expected_norms)
     assert trainer.model.unused.weight.grad is None
@@ -238,7 +238,7 @@ def test_the_overflow_of_a_scaler_is_not_hidden_by_clipping():
     trainer.run(batches)
     assert trainer.state.optimizer_step == 1
     model = make_model(dropout=0)
-    clip, _ = clip_by_hand({"clip_value": 0.02})
+    clip, _ = clip_with_torch({"clip_value": 0.02})
     train_on_windows(model, make_sgd(model), batches, [[2]], clip=clip)
     assert torch.equal(weights(trainer.model), weights(model))
 
@@ -251,7 +251,7 @@ def test_half_precision_gradients_are_unscaled_only_once(limits):
     trainer.accelerator.state._mixed_precision = "fp16"
     assert trainer.accelerator.mixed_precision == "fp16"
     trainer.run()
-    assert torch.equal(weights(trainer.model), by_hand(limits)[0])
+    assert torch.equal(weights(trainer.model), plain_loop(limits)[0])
 
 
 def test_clipping_can_be_attached_at_another_event():
@@ -305,7 +305,7 @@ def test_a_clipper_may_follow_one_that_was_removed():
     GradientClipping(max_norm=0.01).attach(trainer).remove()
     GradientClipping(max_norm=0.2).attach(trainer)
     trainer.run()
-    assert torch.equal(weights(trainer.model), by_hand({"max_norm": 0.2})[0])
+    assert torch.equal(weights(trainer.model), plain_loop({"max_norm": 0.2})[0])
 
 
 def test_clipping_without_an_optimizer_step_is_an_error():

@@ -130,7 +130,7 @@ def test_scheduler_on_raw_or_prepared_optimizer_moves_each_step(built_on, is_pla
     ("scheduler_at", "expected"),
     [("step", [0.2, 0.1, 0.05, 0.025]), ("epoch", [0.2, 0.2, 0.1, 0.1])],
 )
-def test_a_scheduler_prepared_with_accelerate_is_used_as_it_is(scheduler_at, expected):
+def test_a_scheduler_prepared_with_accelerate_is_used_unchanged(scheduler_at, expected):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = make_model(dropout=0)
     optimizer = make_sgd(model)
@@ -210,7 +210,7 @@ def measure(model):
 
 
 def plateau_by_hand(scheduler_at, epochs=6):
-    """The weights after the loop that people write, and the rate of each of its steps."""
+    """Returns the weights after a hand-written loop, and the rate of each of its steps."""
     model, rates = make_model(dropout=0), []
     optimizer = make_sgd(model)
     scheduler = by_plateau(optimizer)
@@ -235,7 +235,7 @@ def validation_for(scheduler_at, model, **options):
 
 @pytest.mark.parametrize("built", ["from a callable", "on the raw optimizer", "prepared"])
 @pytest.mark.parametrize("scheduler_at", ["epoch", "validation"])
-def test_plateau_scheduler_trains_like_the_loop_by_hand(scheduler_at, built):
+def test_plateau_scheduler_trains_like_the_plain_loop(scheduler_at, built):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = make_model(dropout=0)
     optimizer = make_sgd(model)
@@ -351,7 +351,7 @@ def test_metric_of_a_validation_still_to_come_is_waited_for():
     ("given", "remedy"),
     [("val_lss", "did you mean `val_loss`?"), ("f1", "there are `val_loss`, `val_accuracy`")],
 )
-def test_missing_metric_names_those_that_there_are(given, remedy, scheduler_at):
+def test_a_missing_metric_error_names_the_existing_ones(given, remedy, scheduler_at):
     trainer = make_plateau_trainer(
         given,
         scheduler_at,
@@ -362,7 +362,7 @@ def test_missing_metric_names_those_that_there_are(given, remedy, scheduler_at):
         trainer.run()
 
 
-def test_metric_of_before_the_epoch_is_refused_at_its_end():
+def test_a_stale_metric_is_refused_at_the_end_of_an_epoch():
     trainer = make_plateau_trainer(
         validation=Validation(lambda: {"loss": 1.0}, every_epochs=2, at_start=True)
     )
@@ -396,9 +396,7 @@ def test_new_run_forgets_where_the_epochs_of_the_last_one_began():
         (None, "step", "val_loss", "must be left out unless .*got 'val_loss' with None"),
     ],
 )
-def test_a_metric_goes_with_a_plateau_and_with_nothing_else(
-    lr_scheduler, scheduler_at, metric, message
-):
+def test_only_a_plateau_scheduler_takes_a_metric(lr_scheduler, scheduler_at, metric, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(lr_scheduler, scheduler_at, scheduler_metric=metric)
 
@@ -453,7 +451,7 @@ def test_the_remedy_for_a_scheduler_of_ignite_works():
         (lambda optimizer: LinearCyclicalScheduler(optimizer, "lr", 0, 1, 10), "LinearCyclical"),
     ],
 )
-def test_object_that_is_no_scheduler_is_refused(given, kind):
+def test_an_object_that_is_not_a_scheduler_is_refused(given, kind):
     message = rf"`lr_scheduler` must be a torch\S* .*got .*{kind}.*: (pass StepLR|.*attach it with)"
     with pytest.raises(TypeError, match=message):
         make_step(given)
@@ -478,11 +476,11 @@ def test_class_needing_more_arguments_is_refused_with_a_remedy():
 # A scheduler that is moved by another too
 
 
-def told(act):
-    """The warnings of ``act`` about the scheduler."""
+def warnings_of(action):
+    """Returns the warnings of ``action`` about the scheduler."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        act()
+        action()
     return [str(each.message) for each in caught if "`lr_scheduler`" in str(each.message)]
 
 
@@ -501,26 +499,26 @@ def step_it(trainer):
         ("validation", TrainEvents.STEP_COMPLETED, "from 3 to 5"),
     ],
 )
-def test_a_scheduler_that_the_user_moves_too_is_told_once(scheduler_at, event, moves):
+def test_a_scheduler_that_the_user_moves_too_warns_once(scheduler_at, event, moves):
     validation = Validation(lambda model: {}, every_epochs=1)
     trainer = make_trainer(halving, scheduler_at, validation=validation)
     trainer.add_event_handler(event, step_it)
-    (message,) = told(lambda: trainer.run(max_epochs=3))
+    (message,) = warnings_of(lambda: trainer.run(max_epochs=3))
     assert f"stepped after each {scheduler_at} already" in message
     assert f"`last_epoch` went {moves}, so the learning rate runs ahead" in message
     assert "Remove the other lr_scheduler.step()" in message
-    assert told(lambda: trainer.run(max_epochs=4)) == []
+    assert warnings_of(lambda: trainer.run(max_epochs=4)) == []
 
 
 @pytest.mark.parametrize("make", [halving, lambda o: OneCycleLR(o, max_lr=0.5, total_steps=99)])
-def test_a_scheduler_wrapped_by_ignite_too_is_told(make):
+def test_a_scheduler_wrapped_by_ignite_too_warns(make):
     trainer = make_trainer(make)
     wrapped = IgniteLRScheduler(trainer.lr_scheduler)
     trainer.add_event_handler(Events.ITERATION_STARTED, wrapped)
-    assert len(told(lambda: trainer.run(max_epochs=2))) == 1
+    assert len(warnings_of(lambda: trainer.run(max_epochs=2))) == 1
 
 
-def test_a_scheduler_prepared_with_accelerate_and_moved_in_the_loop_is_told():
+def test_a_prepared_scheduler_moved_in_the_loop_warns():
     accelerator = Accelerator(cpu=True)
     model = make_model(dropout=0)
     optimizer = make_sgd(model)
@@ -531,7 +529,7 @@ def test_a_scheduler_prepared_with_accelerate_and_moved_in_the_loop_is_told():
         scheduler.step()
 
     OptimizerStep(accelerator, optimizer, scheduler).attach(engine)
-    assert len(told(lambda: engine.run(make_batches()))) == 1
+    assert len(warnings_of(lambda: engine.run(make_batches()))) == 1
 
 
 def train_again(trainer):
@@ -545,7 +543,7 @@ def go_back(trainer):
 
 
 def load_a_later_state(trainer):
-    """A checkpoint of Ignite's, say, of a run that went further."""
+    """Loads the state of a run that went further, as from a checkpoint of Ignite."""
     further = make_trainer(halving)
     further.run(max_epochs=3)
     trainer.run(max_epochs=1)
@@ -582,26 +580,26 @@ def fail_in_the_scheduler(trainer):
 
 
 @pytest.mark.parametrize(
-    "act",
+    "action",
     [train_again, go_back, load_a_later_state, set_the_rate, find_the_rate, fail_in_the_scheduler],
 )
-def test_a_scheduler_that_only_the_trainer_moves_is_not_told(act):
+def test_a_scheduler_that_only_the_trainer_moves_is_silent(action):
     trainer = make_trainer(halving)
-    assert told(lambda: (act(trainer), trainer.run(max_epochs=6))) == []
+    assert warnings_of(lambda: (action(trainer), trainer.run(max_epochs=6))) == []
 
 
-def test_a_resumed_scheduler_is_not_told(tmp_path):
+def test_a_resumed_scheduler_does_not_warn(tmp_path):
     make_trainer(halving, checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=3)
     trainer = make_trainer(halving)
     trainer.run(max_epochs=1)
     ResumeCheckpoint(tmp_path).attach(trainer)
-    assert told(lambda: trainer.run(max_epochs=5)) == []
+    assert warnings_of(lambda: trainer.run(max_epochs=5)) == []
 
 
-def test_a_chain_of_schedulers_which_counts_nothing_is_not_watched():
+def test_a_chained_scheduler_without_a_count_does_not_warn():
     trainer = make_trainer(lambda optimizer: ChainedScheduler([halving(optimizer)]))
     trainer.add_event_handler(TrainEvents.STEP_COMPLETED, step_it)
-    assert told(trainer.run) == []
+    assert warnings_of(trainer.run) == []
 
 
 # A schedule that ends before the run
@@ -681,7 +679,7 @@ def test_the_error_names_the_length_that_is_needed():
     trainer.run(max_steps=4)  # the run can still be continued
 
 
-def test_a_run_whose_steps_are_not_known_begins():
+def test_a_run_of_unknown_length_is_not_refused():
     class Stream:
         def __iter__(self):
             return iter(make_batches())

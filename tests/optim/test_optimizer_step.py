@@ -99,7 +99,7 @@ def by_windows(windows, batches):
 
 
 def make_engine(accumulation, *, accumulate=False, process=None, scaler=None, **step_arguments):
-    """A hand-made Ignite engine with an OptimizerStep."""
+    """Returns a plain Ignite engine with an OptimizerStep."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     accelerator.scaler = scaler
     model = accelerator.prepare(make_model(dropout=0))
@@ -141,13 +141,13 @@ def has_no_gradient(model):
 
 
 def begin_again(data):
-    """A feed keeps its place over the end of a run."""
+    """Moves a feed to its next pass: a feed keeps its position after a run."""
     if isinstance(data, DataFeed):
         data.next_pass()
 
 
 def release(data):
-    """Ignite exhausts no loader."""
+    """Ends the loaders that are still active: Ignite never exhausts a loader."""
     if isinstance(data, DataFeed):
         data.close()
     for each in GradientState().dataloader_references:
@@ -455,7 +455,7 @@ def test_failure_drops_the_open_window_before_the_next_run(error, kind):
 
 
 @pytest.mark.parametrize("iteration", [2, 3, 4])
-def test_a_failure_that_a_handler_swallows_makes_no_step(iteration):
+def test_a_failure_that_a_handler_handles_makes_no_step(iteration):
     def fail(engine, batch):
         if engine.state.iteration == iteration:
             raise ZeroDivisionError
@@ -475,7 +475,7 @@ def test_a_failure_that_a_handler_swallows_makes_no_step(iteration):
         (TrainEvents.OPTIMIZER_STEP_COMPLETED, [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]),
     ],
 )
-def test_windows_are_whole_after_a_swallowed_step_failure(event, windows):
+def test_windows_are_whole_after_a_handled_step_failure(event, windows):
     def fail(engine):
         failing.remove()
         raise ZeroDivisionError
@@ -611,7 +611,7 @@ def test_scaler_overflow_skips_the_step_but_not_the_next_window():
 
 @pytest.mark.parametrize("skipped", [(1,), (3,), (1, 2), (2, 4), (1, 2, 3, 4)])
 @pytest.mark.parametrize(("accumulation", "batches"), [(1, 4), (2, 7), (4, 14)])
-def test_skipped_steps_leave_no_trace(accumulation, batches, skipped):
+def test_skipped_steps_change_nothing(accumulation, batches, skipped):
     data = make_batches(batches)
     trainer = make_trainer(data, accumulation, scaler=FakeScaler(*skipped))
     trainer.run()
@@ -755,7 +755,7 @@ FIELDS = {
 
 @pytest.mark.parametrize("values", [FIELDS, dict.fromkeys(FIELDS), dict.fromkeys(FIELDS, -3)])
 @pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_steps": 4}, {"max_iters": 14}])
-def test_no_counter_that_a_handler_writes_to_the_state_changes_a_step(limits, values):
+def test_counters_written_to_the_state_change_no_step(limits, values):
     batches = make_batches(7)
     trainer = make_trainer(batches, accumulation=4)
     stepped = []
@@ -817,7 +817,7 @@ def test_handler_added_while_firing_is_last_and_doubles_no_other(event):
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_a_handler_that_removes_another_keeps_the_others_turns(event):
+def test_removing_a_handler_while_firing_skips_no_other(event):
     trainer = make_trainer(make_batches(1))
     called = []
 
@@ -891,7 +891,7 @@ def test_optimizer_step_cannot_be_attached_at_an_event():
         ({"scheduler_at": "batch"}, ValueError, r'`scheduler_at` must be "step", .*\'batch\': '),
     ],
 )
-def test_arguments_that_can_not_be_used_are_named(arguments, error, message):
+def test_unusable_arguments_are_named(arguments, error, message):
     given = {"optimizer": make_sgd(make_model()), **arguments}
     with pytest.raises(error, match=message):
         OptimizerStep(Accelerator(cpu=True), **given)
@@ -905,7 +905,7 @@ def test_accumulation_below_one_is_named(value):
         OptimizerStep(accelerator, make_sgd(make_model()))
 
 
-def test_an_optimizer_that_is_prepared_already_is_used_as_it_is():
+def test_a_prepared_optimizer_is_used_unchanged():
     accelerator = Accelerator(cpu=True)
     optimizer = accelerator.prepare(make_sgd(make_model()))
     assert OptimizerStep(accelerator, optimizer).optimizer is optimizer
@@ -949,7 +949,7 @@ def test_step_removed_within_its_own_event_does_nothing_more(event, taken, steps
 
 
 def gradients_at(engine, model, *events):
-    """A list that grows by the name of the event, and whether gradients are there."""
+    """Returns a log of events, and whether gradients exist at each."""
     seen = []
     for event in events:
 
@@ -1071,7 +1071,7 @@ def test_gradients_of_a_plain_engine_are_zeroed_when_its_run_ends(way):
 
 
 @pytest.mark.parametrize("make", [make_trainer, None], ids=["trainer", "plain"])
-def test_a_skipped_step_completes_nothing_and_its_gradients_go(make):
+def test_a_skipped_step_fires_no_event_and_zeroes_gradients(make):
     batches = make_batches(7)
     if make is None:
         made = make_engine(2, scaler=FakeScaler(2))

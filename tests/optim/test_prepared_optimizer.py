@@ -11,7 +11,7 @@ from tests.reference import weights
 
 
 class Wrapped(AcceleratedOptimizer):
-    """A kind that is not known."""
+    """A subclass of Accelerate's optimizer, about which nothing is known."""
 
 
 def make(is_plain=None, scaler=None):
@@ -33,7 +33,7 @@ def gradients(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def test_the_plain_path_is_for_what_accelerate_adds_nothing_to():
+def test_torch_is_called_directly_where_accelerate_adds_nothing():
     accelerator = Accelerator(cpu=True)
     assert make()[1].is_plain
     assert not make(scaler=torch.amp.GradScaler("cpu"))[1].is_plain
@@ -43,7 +43,7 @@ def test_the_plain_path_is_for_what_accelerate_adds_nothing_to():
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA"])
-def test_what_splits_or_compiles_the_model_takes_accelerates_path(kind):
+def test_accelerate_is_called_where_it_shards_or_compiles(kind):
     accelerator = Accelerator(cpu=True)
     optimizer = AcceleratedOptimizer(torch.optim.SGD(make_model().parameters(), lr=0.1))
     optimizer._is_accelerate_prepared = True  # what preparing needs is not installed
@@ -54,14 +54,14 @@ def test_what_splits_or_compiles_the_model_takes_accelerates_path(kind):
 
 
 @pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU"])
-def test_replicated_model_takes_the_plain_path(kind):
+def test_torch_is_called_directly_for_a_replicated_model(kind):
     accelerator = Accelerator(cpu=True, device_placement=False)
     accelerator.state.distributed_type = DistributedType[kind]
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
     assert PreparedOptimizer(accelerator, optimizer).is_plain
 
 
-def test_lomo_takes_accelerates_path():
+def test_accelerate_is_called_for_lomo():
     accelerator = Accelerator(cpu=True)
     accelerator.has_lomo_optimizer = True
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
@@ -69,7 +69,7 @@ def test_lomo_takes_accelerates_path():
 
 
 @pytest.mark.parametrize("window_size", [1, 3, 4])
-def test_both_paths_have_the_same_bits(window_size):
+def test_both_paths_give_the_same_bits(window_size):
     results = []
     for is_plain in (True, False):
         model, prepared = make(is_plain)
@@ -85,7 +85,7 @@ def test_both_paths_have_the_same_bits(window_size):
 
 
 @pytest.mark.parametrize("is_plain", [True, False])
-def test_the_accumulation_of_the_accelerator_stays_what_it_is(is_plain):
+def test_the_accumulation_of_the_accelerator_is_unchanged(is_plain):
     model, prepared = make(is_plain)
     backward(model, prepared, window_size=3)
     assert prepared.accelerator.gradient_accumulation_steps == 4
@@ -94,7 +94,7 @@ def test_the_accumulation_of_the_accelerator_stays_what_it_is(is_plain):
     assert prepared.accelerator.gradient_accumulation_steps == 4
 
 
-def test_gradients_that_are_not_there_are_not_scaled():
+def test_missing_gradients_are_not_scaled():
     model, prepared = make()
     backward(model, prepared)
     before = gradients(model)
@@ -128,7 +128,7 @@ def test_step_not_taken_leaves_the_scaler_ready_and_unchanged():
     assert scaler.get_scale() == 16.0
 
 
-def test_an_overflow_is_no_step():
+def test_an_overflow_is_not_a_step():
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     model, prepared = make(scaler=scaler)
     before = weights(model)

@@ -19,8 +19,8 @@ from tests.reference import batches_of
 from tests.reference import make_model
 
 
-def go_over(batches, full_size, left_of):
-    """The sizes of the windows closed, and what each batch was told."""
+def take_batches(batches, full_size, left_of):
+    """Returns the last window, the sizes of all closed windows, and a log of each batch."""
     window, sizes, told = Window(), [], []
     for number in range(batches):
         window.take(full_size, left_of(batches - number))
@@ -34,7 +34,7 @@ def go_over(batches, full_size, left_of):
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_n_batches_make_ceil_n_over_size_windows_summing_to_n(batches, full_size):
-    window, sizes, told = go_over(batches, full_size, lambda left: left)
+    window, sizes, told = take_batches(batches, full_size, lambda left: left)
     assert len(sizes) == -(-batches // full_size)
     assert sum(sizes) == batches
     assert all(size == full_size for size in sizes[:-1])
@@ -47,23 +47,23 @@ def test_n_batches_make_ceil_n_over_size_windows_summing_to_n(batches, full_size
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_windows_are_the_same_if_only_the_last_batch_is_known(batches, full_size):
-    _, known, _ = go_over(batches, full_size, lambda left: left)
-    _, sizes, told = go_over(batches, full_size, lambda left: 1 if left == 1 else None)
+    _, known, _ = take_batches(batches, full_size, lambda left: left)
+    _, sizes, told = take_batches(batches, full_size, lambda left: 1 if left == 1 else None)
     assert sizes == known
     assert all(size == full_size for size, count, _ in told if count < full_size and count > 1)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12))
-def test_where_nothing_is_known_the_short_window_stays_open(batches, full_size):
-    window, sizes, _ = go_over(batches, full_size, lambda left: None)
+def test_a_short_window_stays_open_if_no_length_is_known(batches, full_size):
+    window, sizes, _ = take_batches(batches, full_size, lambda left: None)
     assert sizes == [full_size] * (batches // full_size)
     assert window.count == batches % full_size
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=20))
-def test_a_window_never_outgrows_its_size_whatever_it_is_told(told):
+def test_a_window_never_outgrows_its_size(told):
     window = Window()
     for full_size, left in told:
         window.take(full_size, left)
@@ -86,7 +86,7 @@ class WithoutLength:
 
 
 def record_batches_left(engine):
-    """What RemainingData tells of each batch."""
+    """Returns the ``batches_left`` of RemainingData at each batch."""
     data, told = RemainingData(), []
     engine.add_event_handler(Events.STARTED, data.begin_run)
     engine.add_event_handler(Events.EPOCH_STARTED, data.begin_epoch)
@@ -106,21 +106,21 @@ def record_batches_left(engine):
         (WithoutLength([1, 2, 3]), {"max_iters": 2}, [2, 1]),
     ],
 )
-def test_an_engine_tells_how_many_batches_are_left(data, limits, expected):
+def test_batches_left_of_an_engine(data, limits, expected):
     engine = Engine(lambda engine, batch: None)
     told = record_batches_left(engine)
     engine.run(data, **limits)
     assert told == expected
 
 
-def test_a_feed_tells_the_end_of_its_pass_within_a_longer_epoch():
+def test_batches_left_end_with_a_pass_within_a_longer_epoch():
     engine = Engine(lambda engine, batch: None)
     told = record_batches_left(engine)
     engine.run(DataFeed([1, 2, 3]), epoch_length=5)
     assert told == [3, 2, 1, 2, 1]
 
 
-def test_a_prepared_loader_tells_its_last_batch():
+def test_the_last_batch_of_a_prepared_loader_is_known():
     loader = Accelerator(cpu=True).prepare(DataLoader(range(6), batch_size=2))
     engine = Engine(lambda engine, batch: None)
     told = record_batches_left(engine)
@@ -161,7 +161,7 @@ def test_batches_left_are_unknown_without_any_limit():
 
 @pytest.fixture
 def stepping():
-    """A hand-made engine whose windows have two batches."""
+    """Returns a plain engine whose windows have two batches."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = accelerator.prepare(make_model(dropout=0))
 
@@ -184,7 +184,7 @@ def test_step_committed_marks_the_iterations_with_a_step(stepping):
     assert after == [False, True, False, True, True]
 
 
-def test_data_that_ends_unforeseen_closes_the_window_late(stepping):
+def test_data_that_ends_without_notice_closes_the_window(stepping):
     steps = []
     for event in (Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED):
 
@@ -196,8 +196,8 @@ def test_data_that_ends_unforeseen_closes_the_window_late(stepping):
     assert steps == [(1, 0), (2, 1), (3, 1), (3, 2)]
 
 
-def test_several_processes_can_not_close_a_window_late(stepping, monkeypatch):
+def test_several_processes_refuse_data_that_ends_without_notice(stepping, monkeypatch):
     monkeypatch.setattr(Accelerator, "use_distributed", True)
-    with pytest.raises(RuntimeError, match=r"tell its last batch .* WithoutLength does not: run "):
+    with pytest.raises(RuntimeError, match=r"mark its last batch .* WithoutLength does not: run "):
         stepping.run(WithoutLength(batches_of(3)))
     assert stepping.state.optimizer_step == 1

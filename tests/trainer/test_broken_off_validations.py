@@ -1,4 +1,4 @@
-"""A validation that a signal broke off is made up, and the rest is that of an unbroken run."""
+"""Resuming after a signal broke off a validation gives the results of an unbroken run."""
 
 import os
 import signal
@@ -69,7 +69,7 @@ KINDS = {
 
 
 class Script:
-    """A training as a script makes it, and all that can be seen of it.
+    """A training run as a script makes it, with a log of everything that it shows.
 
     A signal comes in the ``signal_at``-th of all batches that are evaluated.
     """
@@ -134,7 +134,7 @@ class Script:
         return {}
 
     def load_state_dict(self, state_dict):
-        """Keeps what was noted: it is compared with an unbroken run."""
+        """Loads nothing: the log stays, for the comparison with an unbroken run."""
 
     def run(self):
         self.trainer.run(**self._run_options)
@@ -151,7 +151,7 @@ def unbroken(kind):
 @pytest.mark.parametrize("way", ["another process", "the same process"])
 @pytest.mark.parametrize("signal_at", range(1, 7))
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_differs_from_an_unbroken_run(tmp_path, kind, signal_at, way):
+def test_broken_off_and_resumed_run_equals_unbroken_run(tmp_path, kind, signal_at, way):
     whole = unbroken(kind)
     broken = Script(tmp_path, kind, signal_at=signal_at).run()
     assert broken.trainer.stop_reason == "SIGTERM"
@@ -168,14 +168,14 @@ def test_nothing_differs_from_an_unbroken_run(tmp_path, kind, signal_at, way):
     assert torch.equal(weights(resumed.trainer.model), weights(whole.trainer.model))
 
 
-def test_a_run_may_be_broken_off_again_and_again(tmp_path):
+def test_a_run_may_be_broken_off_repeatedly(tmp_path):
     log = []
     for number in (1, 2, 3):  # each makes up one validation, and is broken off in the next
         log += Script(tmp_path, "by step", number=number, signal_at=4).run().log
     assert log == unbroken("by step").log
 
 
-def test_a_position_of_an_older_version_has_nothing_due(tmp_path):
+def test_position_of_an_older_version_has_nothing_due(tmp_path):
     script = Script(tmp_path, "by epoch")
     script.trainer.run(max_epochs=1)
     place = script.trainer.position_state_dict()

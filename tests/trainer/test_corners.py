@@ -1,4 +1,4 @@
-"""What is asked for, or fails, at each event: what is seen after it, and what is left.
+"""Failures and requests at each event: the events that follow, and how the next run begins.
 
 Two epochs of six batches in windows of two; validation and checkpoint by step and by epoch. The
 letters are those of ``LETTERS``, in the order of an iteration that makes a step::
@@ -133,7 +133,7 @@ def fail(trainer):
 
 
 def rows(table):
-    """One for each of the events that share a row."""
+    """Returns one test case for each event of each row."""
     return [
         pytest.param(iteration, name, *row, id=f"{iteration}-{name}")
         for iteration, names, *row in table
@@ -142,9 +142,9 @@ def rows(table):
 
 
 class Run:
-    """A trainer on which something happens once, and what was fired before and after that."""
+    """A trainer with one action at one event, and a log of the events."""
 
-    def __init__(self, folder, name, iteration, happen):
+    def __init__(self, folder, name, iteration, action):
         self.trainer = make_trainer(
             batches_of(6),
             accumulation=2,
@@ -152,17 +152,17 @@ class Run:
             checkpoint=SaveCheckpoint(folder, every_steps=1, every_epochs=1, at_end=False),
         )
         self.seen = []
-        self.has_happened = False
+        self.has_acted = False
 
-        def act(engine):
-            if not self.has_happened and engine.state.iteration == iteration:
-                self.has_happened = True
+        def act_once(engine):
+            if not self.has_acted and engine.state.iteration == iteration:
+                self.has_acted = True
                 self.seen.clear()
-                happen(engine)
+                action(engine)
 
         for event, letter in LETTERS.items():
             self.trainer.add_event_handler(event, self._note, letter)
-        self.trainer.add_event_handler(EVENTS[name], act)
+        self.trainer.add_event_handler(EVENTS[name], act_once)
 
     def _note(self, engine, *arguments, **more):
         letter = next(each for each in arguments if isinstance(each, str))
@@ -170,7 +170,7 @@ class Run:
         self.seen.append(f"{letter}{number}")
 
     def run(self):
-        """Runs; returns what was seen, since something happened or else since the beginning."""
+        """Runs; returns the log since the action, or since the beginning without one."""
         self.seen.clear()
         self.trainer.run(max_epochs=2)
         return list(self.seen)
@@ -180,15 +180,15 @@ class Run:
         return self.trainer.state.optimizer_step, self.trainer.state.iteration
 
 
-def upto(seen, *ends):
-    """What was seen up to the first that begins with one of the ends."""
+def log_until(seen, *ends):
+    """Returns the log up to the first entry that begins with one of ``ends``."""
     for index, each in enumerate(seen):
         if each.startswith(ends):
             return " ".join(seen[: index + 1])
     return " ".join(seen)
 
 
-def by_hand(*windows):
+def plain_loop(*windows):
     model = make_model(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     train_on_windows(model, optimizer, batches_of(6), windows)
@@ -199,8 +199,8 @@ EPOCH = [[0, 1], [2, 3], [4, 5]]
 
 
 def assert_continues_as_unbroken(run, begins):
-    assert upto(run.run(), "i") == begins
-    assert torch.equal(weights(run.trainer.model), by_hand(*EPOCH, *EPOCH))
+    assert log_until(run.run(), "i") == begins
+    assert torch.equal(weights(run.trainer.model), plain_loop(*EPOCH, *EPOCH))
     assert run.counters == (6, 12)
     assert run.trainer.state.validation == 6
 
@@ -234,8 +234,8 @@ def test_interrupt_at_an_event(tmp_path, iteration, name, seen, counters, begins
 @pytest.mark.parametrize(("iteration", "name", "seen", "windows"), rows(TERMINATE_EPOCH))
 def test_terminate_epoch_at_an_event(tmp_path, iteration, name, seen, windows):
     run = Run(tmp_path, name, iteration, lambda trainer: trainer.terminate_epoch())
-    assert upto(run.run(), "E(") == seen
-    assert torch.equal(weights(run.trainer.model), by_hand(*windows, *EPOCH))
+    assert log_until(run.run(), "E(") == seen
+    assert torch.equal(weights(run.trainer.model), plain_loop(*windows, *EPOCH))
     assert_clean(run.trainer)
 
 
@@ -243,6 +243,6 @@ def test_terminate_epoch_at_an_event(tmp_path, iteration, name, seen, windows):
 def test_skipped_epoch_completed_at_an_event(tmp_path, iteration, name, seen, windows):
     skip = {"skip_epoch_completed": True}
     run = Run(tmp_path, name, iteration, lambda trainer: trainer.terminate_epoch(**skip))
-    assert upto(run.run(), "E(") == seen
-    assert torch.equal(weights(run.trainer.model), by_hand(*windows, *EPOCH))
+    assert log_until(run.run(), "E(") == seen
+    assert torch.equal(weights(run.trainer.model), plain_loop(*windows, *EPOCH))
     assert_clean(run.trainer)

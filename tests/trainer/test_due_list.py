@@ -8,7 +8,7 @@ class Failure(Exception):
     """A failure of any kind."""
 
 
-def test_callbacks_are_called_once_an_earlier_turn_first():
+def test_callbacks_are_called_once_in_order_of_turns():
     due, called = DueList(), []
     save, validate = (lambda: called.append("save")), (lambda: called.append("validate"))
     due.add(save, Turn.CHECKPOINT)
@@ -19,7 +19,7 @@ def test_callbacks_are_called_once_an_earlier_turn_first():
     assert called == ["validate", "save"]
 
 
-def test_one_that_is_dropped_is_not_called():
+def test_dropped_callbacks_are_not_called():
     due, called = DueList(), []
     first, second = (lambda: called.append(1)), (lambda: called.append(2))
     due.add(first, Turn.OTHERS)
@@ -33,7 +33,7 @@ def test_one_that_is_dropped_is_not_called():
     assert called == [2]
 
 
-def test_what_becomes_due_meanwhile_is_called_and_who_asks_again_waits():
+def test_callbacks_added_meanwhile_are_called_but_none_twice():
     due, called = DueList(), []
 
     def ask_again():
@@ -52,7 +52,7 @@ def test_what_becomes_due_meanwhile_is_called_and_who_asks_again_waits():
 
 
 @pytest.mark.parametrize("asks_again", [False, True])
-def test_one_that_fails_stays_due_once_with_those_after_it(asks_again):
+def test_failing_callback_and_those_after_it_stay_due(asks_again):
     due, called = DueList(), []
 
     def fail_once():
@@ -71,7 +71,7 @@ def test_one_that_fails_stays_due_once_with_those_after_it(asks_again):
     assert len(due.entries) == asks_again
 
 
-def test_what_is_broken_off_waits_for_the_next_run():
+def test_callbacks_that_a_stop_broke_off_wait_for_next_run():
     due, called = DueList(), []
 
     def break_off():

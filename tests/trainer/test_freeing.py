@@ -1,4 +1,4 @@
-"""What nobody holds any more is freed, though engines and an accelerator that are held met it."""
+"""Unused loaders, models and trainers are freed while their accelerator and engines live."""
 
 import copy
 import gc
@@ -24,7 +24,7 @@ from tests.reference import weights
 
 
 class Halved(DataLoader):
-    """Is iterated as it is."""
+    """A loader of another class, which is iterated without preparation."""
 
     def __iter__(self):
         return ((x / 2, y) for x, y in super().__iter__())
@@ -71,7 +71,7 @@ def run_on_new_loaders(engine, make, number=5):
 
 @pytest.mark.parametrize("kind", [loader_of, lambda: Halved(Noisy(4), 2)], ids=["raw", "own"])
 @pytest.mark.parametrize("engine", ["trainer", "evaluator"])
-def test_of_the_loaders_of_an_engine_the_newest_is_kept(accelerator, kind, engine):
+def test_only_the_newest_loader_of_an_engine_is_kept(accelerator, kind, engine):
     engine = {
         "trainer": lambda: trainer_of(accelerator),
         "evaluator": lambda: create_supervised_evaluator(make_model(), accelerator=accelerator),
@@ -81,13 +81,13 @@ def test_of_the_loaders_of_an_engine_the_newest_is_kept(accelerator, kind, engin
     assert len(accelerator._dataloaders) == (kind is loader_of)
 
 
-def test_a_trainer_that_saves_keeps_the_newest_loader_too(accelerator, tmp_path):
+def test_a_trainer_that_saves_keeps_only_the_newest_loader(accelerator, tmp_path):
     trainer = trainer_of(accelerator, checkpoint=SaveCheckpoint(tmp_path, every_epochs=1))
     for references in run_on_new_loaders(trainer, loader_of):
         assert alive(references) == [4]
 
 
-def test_of_twelve_trainers_with_one_accelerator_nothing_stays(accelerator, tmp_path):
+def test_twelve_trainers_on_one_accelerator_are_all_freed(accelerator, tmp_path):
     gone = []
     for number in range(12):
         data, held_out = loader_of(), loader_of()
@@ -114,7 +114,7 @@ def test_of_twelve_trainers_with_one_accelerator_nothing_stays(accelerator, tmp_
     assert lists_of(accelerator) == [0, 0, 0]
 
 
-def test_classes_that_a_cell_makes_anew_are_freed(accelerator):
+def test_classes_redefined_in_a_notebook_cell_are_freed(accelerator):
     def cell():
         class Local(Noisy):
             def __getitem__(self, index):
@@ -128,7 +128,7 @@ def test_classes_that_a_cell_makes_anew_are_freed(accelerator):
     assert alive(gone) == []
 
 
-def test_what_its_user_prepared_stays_with_the_accelerator(accelerator):
+def test_objects_the_user_prepared_stay_with_the_accelerator(accelerator):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
@@ -155,7 +155,7 @@ def test_what_its_user_prepared_stays_with_the_accelerator(accelerator):
     assert accelerator._dataloaders == [prepared[3]]
 
 
-def test_a_model_is_listed_as_long_as_one_of_its_trainers(accelerator):
+def test_accelerator_lists_a_model_while_a_trainer_uses_it(accelerator):
     model = make_model()
     first, second = trainer_of(accelerator, model), trainer_of(accelerator, model)
     assert accelerator._optimizers == [first.optimizer, second.optimizer]
@@ -168,7 +168,7 @@ def test_a_model_is_listed_as_long_as_one_of_its_trainers(accelerator):
     assert lists_of(accelerator) == [0, 0, 0]
 
 
-def test_freed_lists_are_filled_by_what_is_used_then(accelerator):
+def test_accelerator_lists_hold_only_objects_in_use(accelerator):
     loader = loader_of()
     trainer = trainer_of(accelerator, data=loader)
     accelerator.free_memory()
@@ -190,7 +190,7 @@ def test_an_accelerator_is_freed_with_its_engines():
     assert alive([gone]) == []
 
 
-def test_parts_that_are_used_alone_are_freed(accelerator):
+def test_parts_used_without_a_trainer_are_freed(accelerator):
     loader, model = loader_of(), make_model()
     feed = DataFeed(loader, accelerator)
     step = OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -202,7 +202,7 @@ def test_parts_that_are_used_alone_are_freed(accelerator):
 
 
 @pytest.mark.parametrize("which", ["raw", "prepared by the trainer", "prepared by its user"])
-def test_a_loader_that_is_held_goes_on_where_it_was_left(accelerator, which):
+def test_a_loader_that_is_kept_continues_where_it_stopped(accelerator, which):
     loader = loader_of(8)
     if which == "prepared by its user":
         loader = accelerator.prepare(loader)
@@ -220,7 +220,7 @@ def test_a_loader_that_is_held_goes_on_where_it_was_left(accelerator, which):
     assert trainer.feed.position == (0, 2)
 
 
-def test_a_copy_of_a_loader_has_a_place_of_its_own(accelerator):
+def test_a_copy_of_a_loader_has_its_own_position(accelerator):
     loader = loader_of(8)
     trainer = trainer_of(accelerator, data=loader)
     trainer.run(max_steps=1)
@@ -231,7 +231,7 @@ def test_a_copy_of_a_loader_has_a_place_of_its_own(accelerator):
         assert trainer.feed.position == (0, 0)
 
 
-def test_trainers_of_one_loader_have_each_a_place_of_its_own(accelerator):
+def test_trainers_of_one_loader_have_separate_positions(accelerator):
     loader = loader_of(8)
     first, second = (trainer_of(accelerator, data=loader) for _ in range(2))
     first.run(max_steps=3)
@@ -242,7 +242,7 @@ def test_trainers_of_one_loader_have_each_a_place_of_its_own(accelerator):
     assert alive([gone]) == []
 
 
-def test_accelerates_own_checkpoint_holds_what_is_in_use(accelerator, tmp_path):
+def test_accelerate_checkpoints_hold_the_objects_in_use(accelerator, tmp_path):
     model = make_model()
     trainer = trainer_of(accelerator, model, loader_of())
     trainer.run(max_steps=1)

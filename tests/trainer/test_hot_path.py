@@ -45,7 +45,7 @@ OF_ACCELERATE = ("gather", "gather_for_metrics", "reduce", "wait_for_everyone", 
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Counts, between the first and the last iteration, what waits for a device or a process."""
+    """Counts the calls between first and last iteration that wait for a device or a process."""
     counted = Counter()
     is_counting = []
 

@@ -1,4 +1,4 @@
-"""What Ignite's loggers of gradients log on a trainer, and where they are told better."""
+"""Ignite's loggers of gradients on a trainer, and the warning where they log nothing."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from tests.reference import make_trainer
 
 
 class Writer:
-    """Keeps what a logger would write."""
+    """Records the values that a logger would write."""
 
     def __init__(self):
         self.rows = []
@@ -60,7 +60,7 @@ def by_ignite(model):
         TrainEvents.OPTIMIZER_STEP_COMPLETED,
     ],
 )
-def test_gradient_loggers_log_what_they_log_on_ignites_engine(event, kind):
+def test_gradient_loggers_log_the_same_as_on_ignites_engine(event, kind):
     trainer = make_trainer()
     reference = make_trainer().model
     logged = []
@@ -84,7 +84,7 @@ def test_gradient_loggers_log_what_they_log_on_ignites_engine(event, kind):
         Events.ITERATION_STARTED | Events.ITERATION_COMPLETED,
     ],
 )
-def test_a_gradient_logger_that_would_log_nothing_is_told_once(event, kind):
+def test_a_gradient_logger_without_gradients_warns_once(event, kind):
     trainer, logger = make_trainer(batches_of(4)), Logger()
     message = f"{kind.__name__} at .* finds no gradients.*OPTIMIZER_STEP_COMPLETED"
     with pytest.warns(UserWarning, match=message):
@@ -92,7 +92,7 @@ def test_a_gradient_logger_that_would_log_nothing_is_told_once(event, kind):
     trainer.run(max_epochs=2)  # where another warning would be an error
 
 
-def test_a_logger_of_weights_is_told_nothing():
+def test_a_logger_of_weights_does_not_warn():
     trainer, logger = make_trainer(batches_of(2)), Logger()
     logger.attach(trainer, WeightsScalarHandler(trainer.model), Events.EPOCH_COMPLETED)
     trainer.run()

@@ -52,8 +52,8 @@ def press_ctrl_c():
 
 
 @pytest.fixture(autouse=True)
-def _as_found():
-    """Each test finds Python's own handlers, and what it leaves is no other's."""
+def _restore_signal_handlers():
+    """Gives each test Python's own handler of SIGINT, and restores all handlers after it."""
     found = {number: signal.getsignal(number) for number in NUMBERS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -66,7 +66,7 @@ def _as_found():
 
 
 def shuffled():
-    """By a generator of its own, which the sampler draws from at the end of a pass too."""
+    """Returns a loader with its own generator, which the sampler uses at the end of a pass too."""
     return DataLoader(
         samples(8), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(3)
     )
@@ -80,7 +80,7 @@ DATA = {
 
 
 def make(kind, accumulation, scheduler_at="step"):
-    """A trainer with all that a run can break off in, and a submodule that stays in eval mode."""
+    """Returns a trainer with every part that can break off, and a submodule in eval mode."""
     seed()
     model = make_model(0.0)
     evaluator = create_supervised_evaluator(model, {"loss": Loss(mse_loss)})
@@ -112,12 +112,12 @@ def make(kind, accumulation, scheduler_at="step"):
 
 
 def run(trainer):
-    """Two epochs; the second is cut short where windows have one batch."""
+    """Runs two epochs."""
     return trainer.run(max_epochs=2)
 
 
 def process_state():
-    """What a run changes in the process and puts back."""
+    """Returns the settings of the process that a run changes and restores."""
     gradient_state = GradientState()
     return {
         "handlers": [signal.getsignal(number) for number in NUMBERS],
@@ -128,7 +128,7 @@ def process_state():
 
 
 def outcome(trainer):
-    """All that must be that of the unbroken run."""
+    """Returns everything that must equal the unbroken run."""
     state = trainer.state
     return {
         "weights": weights(trainer.model).tolist(),
@@ -168,7 +168,7 @@ class Lines:
         # A collection would call finalizers of earlier runs, from which nothing can be raised.
         gc.disable()
         sys.settrace(self._enter)
-        sys.setprofile(self._go_on)
+        sys.setprofile(self._resume_tracing)
         try:
             return call()
         finally:
@@ -179,7 +179,7 @@ class Lines:
     def _enter(self, frame, event, argument):
         return self._line if self._counts(frame.f_code) else None
 
-    def _go_on(self, frame, event, argument):
+    def _resume_tracing(self, frame, event, argument):
         if len(self.acted) < len(self._actions) and sys.gettrace() is None:
             sys.settrace(self._enter)
 
@@ -217,7 +217,7 @@ class Sweep:
         self.wrong = {}
 
     def places(self, share=0, of=1):
-        """The numbers of a share of the lines, each at one of the times that it is passed."""
+        """Yields the numbers of a share of the lines, each at one of its executions."""
         numbers = defaultdict(list)
         for number, place in enumerate(self._lines.passed, 1):
             numbers[place].append(number)
@@ -275,7 +275,7 @@ def test_ctrl_c_at_any_line(share):
 
 @pytest.mark.exhaustive
 @each_share
-def test_second_failure_while_a_run_is_left(share):
+def test_second_failure_while_a_run_unwinds(share):
     sweep = Sweep(of_package, *SETTINGS[share])
     first = sweep.places()[300 + 200 * share]
     second = first + 1
@@ -315,8 +315,8 @@ def test_failure_after_the_last_batch_ends_its_pass_once(kind, accumulation):
     assert outcome(trainer) == outcome(unbroken)
 
 
-def test_a_failure_at_the_end_of_a_longer_run_is_continued_by_the_same_call():
-    """A handler has raised the limit that the call gives."""
+def test_same_call_continues_a_run_that_failed_at_its_end():
+    """Tests a run whose handler has raised the limit of the call."""
     trainer, completed = make("list", 1), []
     trainer.add_event_handler(
         Events.EPOCH_STARTED, lambda engine: setattr(engine.state, "max_epochs", 3)
@@ -415,7 +415,7 @@ def press_twice():
 @pytest.mark.parametrize(
     ("action", "error"), [(press_twice, KeyboardInterrupt), (fail, Failure)], ids=["twice", "fail"]
 )
-def test_a_step_broken_off_within_is_an_error_of_the_next_run(action, error, tmp_path):
+def test_next_run_refuses_a_half_done_step(action, error, tmp_path):
     trainer = with_watched_step(at_step(3, action))
     SaveCheckpoint(tmp_path, every_steps=2).attach(trainer)
     with pytest.raises(error):
@@ -426,7 +426,7 @@ def test_a_step_broken_off_within_is_an_error_of_the_next_run(action, error, tmp
 
 
 @pytest.mark.filterwarnings("ignore:resumed from")  # the optimizer counts its calls itself
-def test_loading_a_checkpoint_heals_a_step_broken_off(tmp_path, unbroken):
+def test_loading_a_checkpoint_repairs_a_half_done_step(tmp_path, unbroken):
     trainer = with_watched_step(at_step(3, fail))
     SaveCheckpoint(tmp_path, every_steps=2).attach(trainer)
     with pytest.raises(Failure):
@@ -436,7 +436,7 @@ def test_loading_a_checkpoint_heals_a_step_broken_off(tmp_path, unbroken):
     assert result(trainer) == unbroken
 
 
-def test_second_ctrl_c_that_raises_nothing_breaks_no_step(unbroken):
+def test_second_ctrl_c_that_raises_nothing_completes_the_step(unbroken):
     signal.signal(signal.SIGINT, lambda number, frame: None)
     trainer = with_watched_step(at_step(2, press_twice))
     trainer.run(max_epochs=1)
@@ -444,7 +444,7 @@ def test_second_ctrl_c_that_raises_nothing_breaks_no_step(unbroken):
     assert result(trainer) == unbroken
 
 
-def test_all_signals_that_waited_are_handled_when_one_raises():
+def test_all_held_signals_are_handled_even_if_one_raises():
     seen = []
 
     def note(number, frame):
@@ -464,7 +464,7 @@ def test_all_signals_that_waited_are_handled_when_one_raises():
     assert trainer.state.optimizer_step == 1
 
 
-def test_a_scheduler_that_fails_is_not_moved_again():
+def test_a_scheduler_that_raised_is_not_moved_again():
     class Failing(ExponentialLR):
         def step(self, *arguments):
             if self.last_epoch == 1:
@@ -490,12 +490,12 @@ def test_sigterm_within_a_step_saves_that_step(tmp_path):
     assert process_state() == found
 
 
-def test_handlers_set_during_a_run_are_held_back_and_stay():
+def test_signal_handlers_set_during_a_run_are_held_and_stay():
     def handler(number, frame):
         raise Failure
 
     class Batches(list):
-        """Sets a handler when it is first iterated, as a loader with workers does."""
+        """Sets a signal handler when first iterated, as a loader with workers does."""
 
         def __iter__(self):
             signal.signal(signal.SIGCHLD, handler)
@@ -508,7 +508,7 @@ def test_handlers_set_during_a_run_are_held_back_and_stay():
     assert signal.getsignal(signal.SIGCHLD) is handler
 
 
-def test_a_handler_set_by_a_handler_of_the_run_is_used_and_stays():
+def test_signal_handler_set_by_an_event_handler_is_used_and_stays():
     seen = []
 
     def own(number, frame):
@@ -521,7 +521,7 @@ def test_a_handler_set_by_a_handler_of_the_run_is_used_and_stays():
     assert signal.getsignal(signal.SIGINT) is own
 
 
-def test_handlers_are_put_back_while_a_run_is_interrupted():
+def test_signal_handlers_are_restored_during_an_interruption():
     trainer = with_watched_step(lambda step: None)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.interrupt)
     found = process_state()["handlers"]

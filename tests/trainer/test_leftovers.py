@@ -1,4 +1,4 @@
-"""What a failure leaves to be done: the next run does it first, and a new run forgets it."""
+"""Work that a failure leaves due: the next run does it first, and a new run forgets it."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ class BadState:
 
 
 def failing_once(trainer, event):
-    """Has the first handler of ``event`` fail, once."""
+    """Makes the first handler of ``event`` fail, once."""
     failures = []
 
     def fail(engine):
@@ -91,7 +91,7 @@ def by_epoch(folder, **options):
 EPOCH = ["EPOCH_STARTED", "VALIDATION_COMPLETED", "CHECKPOINT_SAVED"]
 
 
-def test_a_metric_that_fails_hides_nothing_that_is_due_by_epoch(tmp_path):
+def test_a_failing_metric_keeps_callbacks_by_epoch_due(tmp_path):
     trainer, seen = by_epoch(tmp_path)
     FailingOnce().attach(trainer, "metric")
     with pytest.raises(Failure):
@@ -103,7 +103,7 @@ def test_a_metric_that_fails_hides_nothing_that_is_due_by_epoch(tmp_path):
     assert names(seen) == ["STARTED", *due, *EPOCH, "COMPLETED"]
 
 
-def test_a_validation_that_fails_does_not_hide_the_save_by_epoch(tmp_path):
+def test_a_failing_validation_keeps_the_save_by_epoch_due(tmp_path):
     trainer, seen = by_epoch(tmp_path)
     failing_once(trainer, TrainEvents.VALIDATION_STARTED)
     with pytest.raises(Failure):
@@ -132,7 +132,7 @@ def test_the_scheduler_by_epoch_moves_once_also_after_a_failure(tmp_path):
     assert rates == [0.025, 0.025]
 
 
-def test_a_save_that_failed_is_made_up(tmp_path):
+def test_a_failed_save_is_repeated_by_the_next_run(tmp_path):
     save = SaveCheckpoint(
         tmp_path, every_steps=2, at_end=False, keep_last="all", also={"bad": BadState()}
     )
@@ -146,7 +146,7 @@ def test_a_save_that_failed_is_made_up(tmp_path):
 
 
 def with_a_save_due(folder):
-    """A trainer that failed before its second save, in the validation of the same step."""
+    """Returns a trainer that failed in a validation, before the save of the same step."""
     trainer = make_trainer(
         batches_of(6),
         validation=Validation(lambda: None, every_steps=4),
@@ -158,21 +158,21 @@ def with_a_save_due(folder):
     return trainer, record(trainer, [TrainEvents.CHECKPOINT_SAVED])
 
 
-def test_a_new_run_does_not_save_what_the_old_one_left(tmp_path):
+def test_a_new_run_drops_the_save_due_in_the_old_one(tmp_path):
     trainer, saved = with_a_save_due(tmp_path)
     trainer.state.max_epochs = None
     trainer.run(batches_of(1), max_epochs=1)
     assert saved == []
 
 
-def test_a_run_that_is_resumed_does_not_save_what_the_old_one_left(tmp_path):
+def test_a_resumed_run_drops_the_save_due_in_the_old_one(tmp_path):
     trainer, saved = with_a_save_due(tmp_path)
     ResumeCheckpoint(tmp_path).attach(trainer)
     trainer.run(max_steps=3)
     assert saved == []
 
 
-def test_a_removed_handler_does_not_save_what_was_due(tmp_path):
+def test_a_removed_handler_drops_its_due_save(tmp_path):
     trainer = make_trainer(batches_of(6))
     attachment = SaveCheckpoint(tmp_path, every_steps=2, at_end=False).attach(trainer)
     failing_once(trainer, TrainEvents.STEP_COMPLETED(once=2))
@@ -183,7 +183,7 @@ def test_a_removed_handler_does_not_save_what_was_due(tmp_path):
     assert list(tmp_path.glob("step_*")) == []
 
 
-def test_a_new_run_forgets_what_the_old_one_measured(tmp_path):
+def test_a_new_run_forgets_the_metrics_of_the_old_one(tmp_path):
     validation = Validation(lambda: {"loss": 1.0}, every_epochs=2)
     trainer = make_trainer(batches_of(4), validation=validation)
     trainer.run(max_epochs=2)
@@ -194,7 +194,7 @@ def test_a_new_run_forgets_what_the_old_one_measured(tmp_path):
     assert trainer.state.metrics == {}
 
 
-def test_a_plateau_goes_on_after_an_earlier_state_is_resumed(tmp_path):
+def test_a_plateau_scheduler_continues_from_an_earlier_state(tmp_path):
     trainer, _ = by_epoch(
         tmp_path,
         lr_scheduler=ReduceLROnPlateau,
@@ -208,7 +208,7 @@ def test_a_plateau_goes_on_after_an_earlier_state_is_resumed(tmp_path):
     assert trainer.lr_scheduler.last_epoch == 3
 
 
-def test_a_state_that_is_loaded_after_a_failure_has_not_failed():
+def test_loading_a_state_clears_an_earlier_failure():
     finished = make_trainer(batches_of(2))
     finished.run(max_epochs=1)
     trainer = make_trainer(batches_of(2))
@@ -221,7 +221,7 @@ def test_a_state_that_is_loaded_after_a_failure_has_not_failed():
     assert len(iterations) == 2  # a new run, as on any finished trainer
 
 
-def test_a_step_that_is_made_up_may_end_its_epoch():
+def test_a_step_completed_by_the_next_run_may_end_its_epoch():
     trainer = make_trainer(batches_of(6))
     cut = lambda e: e.terminate_epoch() if e.state.optimizer_step == 2 else None  # noqa: E731
     trainer.add_event_handler(TrainEvents.STEP_COMPLETED, cut)
@@ -234,12 +234,12 @@ def test_a_step_that_is_made_up_may_end_its_epoch():
     assert (trainer.state.iteration, trainer.state.epoch) == (2, 1)
 
 
-@pytest.mark.parametrize("act", ["fail", "terminate"])
-def test_at_start_is_not_repeated_when_the_first_window_was_broken(act):
+@pytest.mark.parametrize("action", ["fail", "terminate"])
+def test_at_start_is_not_repeated_if_the_first_window_failed(action):
     trainer = make_trainer(
         batches_of(4), accumulation=2, validation=Validation(lambda: None, at_start=True)
     )
-    if act == "fail":
+    if action == "fail":
         failing_once(trainer, Events.ITERATION_COMPLETED(once=1))
         with pytest.raises(Failure):
             trainer.run()
@@ -254,7 +254,7 @@ def test_at_start_is_not_repeated_when_the_first_window_was_broken(act):
     assert trainer.state.validation == 1  # of a new run
 
 
-def test_a_full_epoch_is_completed_before_other_data_begin(tmp_path):
+def test_a_full_epoch_completes_before_other_data_begins(tmp_path):
     trainer, seen = by_epoch(tmp_path)
     failing_once(trainer, Events.ITERATION_COMPLETED(once=2))
     with pytest.raises(Failure):
@@ -266,7 +266,7 @@ def test_a_full_epoch_is_completed_before_other_data_begin(tmp_path):
     assert (trainer.state.iteration, trainer.state.epoch) == (5, 2)
 
 
-def test_the_weights_are_those_of_a_run_without_a_failure(tmp_path):
+def test_weights_equal_those_of_a_run_without_failure(tmp_path):
     results = []
     for fails in (False, True):
         trainer, _ = by_epoch(tmp_path / str(fails))

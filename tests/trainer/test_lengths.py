@@ -1,4 +1,4 @@
-"""The length of an epoch: one pass over the data, asked anew in each, and data set within a run."""
+"""The length of an epoch: one pass over the data, whatever its length, and data set in a run."""
 
 import io
 
@@ -24,7 +24,7 @@ from tests.reference import weights
 
 
 class Growing(Dataset):
-    """As large as it is told to be."""
+    """A data set of any size, which can change."""
 
     def __init__(self, size):
         self.size = size
@@ -38,7 +38,7 @@ class Growing(Dataset):
 
 
 class GrowingStream(IterableDataset):
-    """Two samples more in each pass; nobody knows how many."""
+    """A data set without length, with two more samples in each pass."""
 
     def __init__(self):
         self.size = 2
@@ -66,7 +66,7 @@ class FewerEachPass(Sampler):
 
 
 def shown_lengths(trainer, events):
-    """What ``state.epoch_length`` shows at each of the events, by epoch."""
+    """Returns the values of ``state.epoch_length`` at each event, by epoch."""
     shown = {}
     for event in events:
 
@@ -85,7 +85,7 @@ def all_of(length):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_a_data_set_that_grows_is_seen_whole_in_each_epoch(shuffle):
+def test_each_epoch_sees_all_of_a_growing_dataset(shuffle):
     data = Growing(6)
     trainer = make_trainer(DataLoader(data, batch_size=2, shuffle=shuffle), accumulation=2)
     shown = shown_lengths(trainer, EVENTS)
@@ -99,7 +99,7 @@ def test_a_data_set_that_grows_is_seen_whole_in_each_epoch(shuffle):
     assert (trainer.state.iteration, trainer.state.optimizer_step) == (15, 2 + 3 + 4)
 
 
-def test_a_data_set_that_grows_as_an_epoch_starts_is_seen_whole_in_it():
+def test_an_epoch_sees_a_dataset_grown_at_its_start():
     data = Growing(6)
     trainer = make_trainer(DataLoader(data, batch_size=2))
     shown = shown_lengths(trainer, EVENTS)
@@ -113,7 +113,7 @@ def test_a_data_set_that_grows_as_an_epoch_starts_is_seen_whole_in_it():
 
 
 class Promising(Repeatable):
-    """Promises a number of batches, and draws random numbers for it."""
+    """Batches whose ``len()`` may be wrong, and draws random numbers."""
 
     def __init__(self, promised, batches=None):
         super().__init__(batches_of(4) if batches is None else batches)
@@ -158,7 +158,7 @@ PROMISES = {
 @pytest.mark.filterwarnings("ignore:Length of IterableDataset")
 @pytest.mark.parametrize("promised", [4, 2, 9])
 @pytest.mark.parametrize("kind", PROMISES)
-def test_a_promised_length_is_shown_and_not_relied_on(kind, promised):
+def test_an_uncertain_length_is_shown_but_not_used(kind, promised):
     def trained(data):
         seed()
         trainer = make_trainer(data, accumulation=3)
@@ -178,7 +178,7 @@ def batches_in(number):
     return [*DataLoader(samples(number), batch_size=2)]
 
 
-def test_a_progress_bar_works_with_a_promise():
+def test_a_progress_bar_works_with_an_uncertain_length():
     trainer = make_trainer(Promising(3))
     stream = io.StringIO()
     ProgressBar(persist=True, file=stream).attach(trainer)
@@ -186,7 +186,7 @@ def test_a_progress_bar_works_with_a_promise():
     assert "[1/3]" in stream.getvalue()
 
 
-def test_a_promise_is_neither_saved_nor_continued_with():
+def test_an_uncertain_length_is_neither_saved_nor_resumed():
     trainer = make_trainer(Promising(3))
     trainer.run(max_steps=2)
     assert trainer.state.epoch_length == 3
@@ -202,7 +202,7 @@ def test_a_promise_is_neither_saved_nor_continued_with():
     assert shown == {3: {**all_of(3), "EPOCH_COMPLETED": 4}}
 
 
-def test_an_epoch_that_is_cut_leaves_a_promise_a_promise():
+def test_a_terminated_epoch_leaves_the_length_uncertain():
     trainer = make_trainer(Promising(3))
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate_epoch()
@@ -217,7 +217,7 @@ def test_an_epoch_that_is_cut_leaves_a_promise_a_promise():
     assert trainer.state.iteration == 9
 
 
-def test_data_that_are_set_within_an_epoch_promise_the_rest_of_it():
+def test_data_set_within_an_epoch_add_their_uncertain_length():
     trainer = make_trainer(Promising(3))
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda engine: engine.set_data(Promising(5))
@@ -229,7 +229,7 @@ def test_data_that_are_set_within_an_epoch_promise_the_rest_of_it():
     }
 
 
-def test_another_value_than_the_promised_one_fixes_the_length():
+def test_writing_another_value_fixes_an_uncertain_length():
     trainer = make_trainer(Promising(3))
     trainer.add_event_handler(
         Events.EPOCH_STARTED(once=1), lambda engine: setattr(engine.state, "epoch_length", 2)
@@ -240,7 +240,7 @@ def test_another_value_than_the_promised_one_fixes_the_length():
 
 
 @pytest.mark.parametrize("error", [TypeError, NotImplementedError])
-def test_a_length_that_is_refused_is_not_shown(error):
+def test_a_refused_length_is_not_shown(error):
     class Refusing(Repeatable):
         def __len__(self):
             raise error
@@ -251,8 +251,10 @@ def test_a_length_that_is_refused_is_not_shown(error):
     assert shown == {1: {"EPOCH_STARTED": None, "EPOCH_COMPLETED": 2}}
 
 
-@pytest.mark.parametrize("limits", [{"max_epochs": 1}, {"max_epochs": 2}], ids=["anew", "goes on"])
-def test_a_data_set_that_grows_between_two_runs_is_seen_whole(limits):
+@pytest.mark.parametrize(
+    "limits", [{"max_epochs": 1}, {"max_epochs": 2}], ids=["new run", "continued"]
+)
+def test_a_run_sees_all_of_a_dataset_grown_before_it(limits):
     data = Growing(6)
     trainer = make_trainer(DataLoader(data, batch_size=2, shuffle=True))
     trainer.run(max_epochs=1)
@@ -266,7 +268,7 @@ def test_a_data_set_that_grows_between_two_runs_is_seen_whole(limits):
     assert len(torch.cat(seen).unique(dim=0)) == 10
 
 
-def test_a_sampler_whose_batches_vary_by_pass_ends_each_epoch_with_its_pass():
+def test_epochs_follow_a_sampler_of_varying_length():
     loader = DataLoader(Growing(10), batch_sampler=FewerEachPass())
     trainer = make_trainer(loader, accumulation=2)
     shown = shown_lengths(trainer, EVENTS)
@@ -275,7 +277,7 @@ def test_a_sampler_whose_batches_vary_by_pass_ends_each_epoch_with_its_pass():
     assert trainer.state.optimizer_step == 3 + 2 + 2
 
 
-def test_a_stream_shows_the_length_of_a_pass_when_it_is_known():
+def test_a_stream_shows_its_length_once_known():
     trainer = make_trainer(DataLoader(GrowingStream(), batch_size=2))
     shown = shown_lengths(trainer, EVENTS)
     trainer.run(max_epochs=2)
@@ -283,7 +285,7 @@ def test_a_stream_shows_the_length_of_a_pass_when_it_is_known():
     assert {epoch: each["EPOCH_COMPLETED"] for epoch, each in shown.items()} == {1: 2, 2: 3}
 
 
-def test_the_state_of_a_stream_can_be_loaded_in_the_middle_of_a_pass():
+def test_stream_state_can_be_loaded_in_the_middle_of_a_pass():
     trainer = make_trainer(Repeatable(batches_of(4)))
     trainer.run(max_epochs=1)
     trainer.run(max_steps=6)
@@ -296,7 +298,7 @@ def test_the_state_of_a_stream_can_be_loaded_in_the_middle_of_a_pass():
     assert (other.state.epoch, other.state.iteration) == (3, 12)
 
 
-def test_max_epochs_follows_what_max_steps_takes_of_growing_data():
+def test_max_epochs_follows_max_steps_on_growing_data():
     data, shown = Growing(6), []
     trainer = make_trainer(DataLoader(data, batch_size=2))
 
@@ -310,7 +312,7 @@ def test_max_epochs_follows_what_max_steps_takes_of_growing_data():
     assert (trainer.state.epoch, trainer.state.iteration) == (3, 15)
 
 
-def test_data_that_shrank_in_the_middle_of_a_pass_end_it_with_a_warning():
+def test_data_shrinking_in_a_pass_ends_it_with_a_warning():
     data = Growing(10)
     trainer = make_trainer(DataLoader(data, batch_size=2))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), Engine.terminate)
@@ -321,7 +323,7 @@ def test_data_that_shrank_in_the_middle_of_a_pass_end_it_with_a_warning():
     assert (trainer.state.epoch, trainer.state.iteration) == (2, 4 + 3)
 
 
-def test_data_that_become_empty_are_an_error():
+def test_data_that_becomes_empty_is_an_error():
     data = Growing(4)
     trainer = make_trainer(DataLoader(data, batch_size=2))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: setattr(data, "size", 0))
@@ -340,7 +342,7 @@ def test_data_that_become_empty_are_an_error():
         (2, [0, 1, 10, 11], 2),  # it is full already
     ],
 )
-def test_an_epoch_ends_with_the_pass_of_new_data_or_at_its_length(written, expected, length):
+def test_an_epoch_ends_with_new_datas_pass_or_at_its_length(written, expected, length):
     old, new = batches_of(4), batches_of(3)
     trainer, order, lengths = make_trainer(old), [], []
 
@@ -368,7 +370,7 @@ def test_an_epoch_ends_with_the_pass_of_new_data_or_at_its_length(written, expec
     "event", [Events.EPOCH_STARTED, Events.DATALOADER_STOP_ITERATION, Events.EPOCH_COMPLETED]
 )
 @pytest.mark.parametrize("options", [{}, {"epoch_length": 3}], ids=["one pass", "length given"])
-def test_an_iterator_put_on_the_state_is_gone_on_with_as_in_ignite(event, options):
+def test_an_iterator_on_the_state_continues_as_in_ignite(event, options):
     trainer, engine = make_trainer(), Engine(lambda engine, batch: None)
     seen = []
     for each in (trainer, engine):
@@ -393,7 +395,7 @@ def test_an_iterator_put_on_the_state_is_gone_on_with_as_in_ignite(event, option
     assert [number for _, number in seen[0]] == [*range(9)]
 
 
-def test_data_put_on_the_state_as_an_epoch_starts_come_in_this_epoch():
+def test_data_put_on_the_state_at_epoch_start_is_used_at_once():
     trainer, other, seen = make_trainer(batches_of(5)), batches_of(2), []
     trainer.add_event_handler(
         Events.EPOCH_STARTED(once=2), lambda engine: setattr(engine.state, "dataloader", other)
@@ -406,7 +408,7 @@ def test_data_put_on_the_state_as_an_epoch_starts_come_in_this_epoch():
     assert seen == [False, False, True, True]
 
 
-def test_a_loader_put_on_the_state_between_two_runs_is_taken():
+def test_a_loader_put_on_the_state_between_runs_is_used():
     trainer, other = make_trainer(batches_of(4)), batches_of(2)
     trainer.run()
     trainer.state.dataloader = other
@@ -425,7 +427,7 @@ def test_a_validation_changes_neither_length_nor_data():
 
 
 class DrawsWhenTold:
-    """A sampler that draws its order when it is told the epoch, by torch's global generator."""
+    """A sampler that draws its order in ``set_epoch``, from torch's global generator."""
 
     def __init__(self, size):
         self.size = size
@@ -440,7 +442,7 @@ class DrawsWhenTold:
         return iter(self.order)
 
 
-def test_asking_for_the_length_takes_no_random_number():
+def test_reading_the_length_draws_no_random_number():
     """``set_epoch`` may draw: the order is that of a loop which calls it once in each epoch."""
     sampler = DrawsWhenTold(8)
     loader = DataLoader(Growing(8), sampler=sampler, batch_size=2)
@@ -477,7 +479,7 @@ def test_a_length_written_between_two_runs_can_complete_the_epoch():
     assert ends == [3, 5, 7]
 
 
-def test_without_data_the_length_of_an_epoch_cannot_be_lifted_between_two_runs():
+def test_epoch_length_cannot_be_removed_between_runs_without_data():
     trainer = make_trainer(**NO_DATA)
     trainer.run(epoch_length=3, max_iters=2)
     trainer.state.epoch_length = None
@@ -485,7 +487,7 @@ def test_without_data_the_length_of_an_epoch_cannot_be_lifted_between_two_runs()
         trainer.run(max_iters=9)
 
 
-def test_without_data_the_length_of_an_epoch_cannot_be_lifted():
+def test_epoch_length_cannot_be_removed_without_data():
     trainer = make_trainer(**NO_DATA)
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2),

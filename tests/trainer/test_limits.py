@@ -35,7 +35,7 @@ def test_limits_that_are_reached_are_left_out():
     assert limits.without_reached(Progress(epochs=2), 7) == Limits()
 
 
-def test_limits_are_filled_up_with_those_of_before():
+def test_missing_limits_are_taken_from_the_earlier_ones():
     assert Limits(max_epochs=3) | Limits(max_epochs=2, max_steps=7) == Limits(
         max_epochs=3, max_steps=7
     )
@@ -81,7 +81,7 @@ def test_epochs_and_iterations_exclude_each_other():
     Limits(max_iters=1, max_steps=1).check(Progress(), 0)
 
 
-def test_limits_written_to_the_state_replace_those_of_their_kind():
+def test_limits_written_to_the_state_replace_the_same_limits():
     shown, limits = ShownLimits(max_epochs=2, max_steps=8), Limits(max_steps=8)
 
     def with_changes(**written):
@@ -96,7 +96,7 @@ def test_limits_written_to_the_state_replace_those_of_their_kind():
     ("written", "asks"),
     [({}, False), ({"max_epochs": 9}, False), ({"max_epochs": None}, True)],
 )
-def test_who_removes_a_limit_asks_for_a_new_run(written, asks):
+def test_removing_a_limit_asks_for_a_new_run(written, asks):
     shown = ShownLimits(max_epochs=2, max_steps=8)
     assert shown.asks_for_new_run(shown._replace(**written)) == asks
 
@@ -141,7 +141,7 @@ TABLE = {  # the next call: in the same process, resumed in another, and after a
 
 
 def outcome(trainer, limits):
-    """How ``run`` begins, and the counters at its end."""
+    """Returns how ``run`` begins, and the counters at its end."""
     events = record(trainer, [Events.STARTED, Events.ITERATION_STARTED])
     before = trainer.place.progress.iteration
     try:
@@ -274,7 +274,7 @@ def test_limits_that_a_handler_writes_count_from_then_on(limits, event, written,
         assert torch.equal(weights(trainer.model), weights(model))
 
 
-def test_a_limit_that_is_passed_as_an_epoch_starts_gives_it_no_batch():
+def test_an_epoch_past_its_limit_at_the_start_gets_no_batch():
     trainer = make_trainer(batches_of(3))
     trainer.add_event_handler(
         Events.EPOCH_STARTED(once=2), lambda engine: setattr(engine.state, "max_epochs", 1)
@@ -306,7 +306,7 @@ def test_a_limit_that_cannot_be_used_is_an_error_in_the_run(written, message):
 @pytest.mark.parametrize("batches", [3, 4], ids=["within an epoch", "at its end"])
 @pytest.mark.parametrize("name", ["max_steps", "max_iters"])
 @pytest.mark.parametrize("event", [TrainEvents.VALIDATION_COMPLETED, TrainEvents.CHECKPOINT_SAVED])
-def test_a_limit_that_is_reached_can_be_raised_by_what_is_due_then(event, name, batches, tmp_path):
+def test_deferred_callbacks_can_raise_a_limit_just_reached(event, name, batches, tmp_path):
     saves = SaveCheckpoint(tmp_path, every_steps=100)  # so it is the one at the end
     validation = Validation(lambda: {"accuracy": 1.0}, every_steps=4)
     trainer = make_trainer(batches_of(batches), validation=validation, checkpoint=saves)
@@ -316,7 +316,7 @@ def test_a_limit_that_is_reached_can_be_raised_by_what_is_due_then(event, name, 
     assert saves.last_checkpoint.name.endswith("6")
 
 
-def test_a_stop_asked_for_at_a_limit_stays_one_when_the_limit_is_raised():
+def test_a_stop_at_a_limit_stays_when_the_limit_is_raised():
     validation = Validation(lambda: {"accuracy": 1.0}, every_epochs=1)
     trainer = make_trainer(batches_of(2), validation=validation)
 
@@ -329,7 +329,7 @@ def test_a_stop_asked_for_at_a_limit_stays_one_when_the_limit_is_raised():
     assert (trainer.state.iteration, trainer.stop_reason) == (2, "terminate")
 
 
-def test_max_epochs_as_shown_holds_when_max_steps_is_lifted():
+def test_shown_max_epochs_holds_when_max_steps_is_removed():
     trainer = make_trainer(batches_of(4))
 
     @trainer.on(Events.ITERATION_COMPLETED(once=1))
@@ -355,7 +355,7 @@ def test_limits_that_a_handler_wrote_belong_to_that_run():
 
 @pytest.mark.parametrize("again", [{}, {"max_epochs": 2}], ids=stable_id)
 def test_limits_that_a_handler_wrote_hold_until_the_run_is_over(again, tmp_path):
-    """Also in another process, which makes the same call."""
+    """Tests this also in another process, which makes the same call."""
 
     def make(**options):
         trainer = make_trainer(batches_of(4), **options)
@@ -391,7 +391,7 @@ def test_a_limit_set_to_none_after_an_interruption_begins_a_new_run():
 @pytest.mark.parametrize(
     ("given", "expected"), [({"max_epochs": 3}, (3, 12)), ({"max_iters": 6}, (2, 6)), ({}, (1, 4))]
 )
-def test_an_interrupted_run_goes_on_to_limits_that_are_given_or_written(given, expected):
+def test_interrupted_run_continues_to_given_or_written_limits(given, expected):
     trainer = make_trainer(batches_of(4))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.interrupt)
     trainer.run(max_epochs=2)
@@ -421,7 +421,7 @@ def test_an_interrupted_run_at_its_limit_begins_no_epoch():
 # A state of the user's
 
 
-def test_a_state_of_the_user_is_taken_as_ignite_takes_it():
+def test_a_state_replaced_by_the_user_is_used_as_in_ignite():
     trainer, engine = make_trainer(batches_of(4)), Engine(lambda engine, batch: None)
     seen = []
     for each in (trainer, engine):
@@ -459,7 +459,7 @@ def test_a_state_that_is_replaced_within_a_run_is_an_error():
 
 
 def find_rates(make_engine, num_iter=12, **options):
-    """The rates and losses that it finds on three epochs of data, and what is trained after it."""
+    """Returns the rates and losses that the finder records, and the training after it."""
     model = make_model(dropout=0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     engine, data, finder = make_engine(model, optimizer), batches_of(5), FastaiLRFinder()
@@ -489,7 +489,7 @@ def plain_engine(model, optimizer):
 
 
 @pytest.mark.parametrize("options", [{}, {"step_mode": "linear"}, {"num_iter": 3}], ids=stable_id)
-def test_the_finder_of_rates_finds_what_it_finds_on_an_engine_of_ignite(options):
+def test_lr_finder_finds_the_same_as_on_ignites_engine(options):
     def trainer(model, optimizer):
         return make_trainer(model=model, optimizer=optimizer)
 
@@ -499,7 +499,7 @@ def test_the_finder_of_rates_finds_what_it_finds_on_an_engine_of_ignite(options)
     assert len(found[2]) == 10
 
 
-def test_the_finder_of_rates_with_accumulation_is_a_warning():
+def test_lr_finder_with_accumulation_warns():
     trainer = make_trainer(batches_of(5), accumulation=4)
     to_save = {"model": trainer.model, "optimizer": trainer.optimizer}
     with (

@@ -1,4 +1,4 @@
-"""What Ignite's own loggers, profilers and handlers see on a trainer: what is true at that time."""
+"""Ignite's own loggers, profilers and handlers see the true values on a trainer."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def by_ignite(model):
 
 
 @pytest.mark.parametrize(("every", "n_saved"), [(6, 2), (4, None), (3, None)])
-def test_ignites_checkpoint_names_and_keeps_as_on_ignites_engine(tmp_path, every, n_saved):
+def test_ignites_checkpoint_works_as_on_ignites_engine(tmp_path, every, n_saved):
     names = []
     for engine in (make_trainer(accumulation=4), Engine(lambda engine, batch: None)):
         folder = tmp_path / str(len(names))
@@ -84,7 +84,7 @@ def test_the_filter_of_step_completed_counts_steps():
 
 
 @pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED, TrainEvents.STEP_COMPLETED])
-def test_averaged_weights_are_of_the_same_step_when_validated(event):
+def test_averaged_weights_are_validated_at_their_own_step(event):
     trainer = make_trainer(batches_of(4))
     ema = EMAHandler(trainer.model, momentum=0.5)
     validated = []
@@ -93,10 +93,10 @@ def test_averaged_weights_are_of_the_same_step_when_validated(event):
     trainer.run()
     model = make_trainer().model
     reference, expected = by_ignite(model), []
-    by_hand = EMAHandler(model, momentum=0.5)
-    by_hand.attach(reference, event=Events.ITERATION_COMPLETED)
+    reference_average = EMAHandler(model, momentum=0.5)
+    reference_average.attach(reference, event=Events.ITERATION_COMPLETED)
     reference.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda: expected.append(weights(by_hand.ema_model))
+        Events.ITERATION_COMPLETED, lambda: expected.append(weights(reference_average.ema_model))
     )
     reference.run(batches_of(4))
     assert all(torch.equal(a, b) for a, b in zip(validated, expected, strict=True))
@@ -118,7 +118,7 @@ def test_an_averaging_handler_misses_no_step_after_a_failure():
     assert torch.equal(*averaged)
 
 
-# An evaluator of the user's in a handler, and saves by hand
+# An evaluator in a handler of the user, and saves in a handler
 
 
 def test_gradients_live_through_an_evaluator_in_a_handler():
@@ -154,7 +154,7 @@ SAVES = [
 
 
 @pytest.mark.parametrize(("event", "counters"), SAVES)
-def test_a_save_by_hand_is_of_the_step_boundary_after_it(tmp_path, event, counters):
+def test_a_save_in_a_handler_is_of_the_next_step_boundary(tmp_path, event, counters):
     def make():
         return make_trainer(
             batches_of(6), accumulation=2, validation=Validation(lambda: None, every_steps=1)
@@ -181,7 +181,7 @@ def test_a_save_by_hand_is_of_the_step_boundary_after_it(tmp_path, event, counte
 
 
 class Clock:
-    """The clock of Ignite's timers, in seconds; it stands still but for what takes time here."""
+    """A clock for Ignite's timers, in seconds, which only ``take`` advances."""
 
     def __init__(self):
         self.now = 0.0
@@ -238,7 +238,7 @@ def test_handlers_of_started_are_in_the_basic_profile_as_on_ignites_engine(clock
     assert totals == [3, 3]
 
 
-def test_profiles_have_names_that_a_user_can_place(tmp_path):
+def test_profilers_show_readable_handler_names(tmp_path):
     trainer = make_trainer(
         batches_of(4),
         grad_clip=GradientClipping(max_norm=1.0),

@@ -19,7 +19,7 @@ from ignite_hooks.core import engine
 from ignite_hooks.trainer import loop
 from ignite_hooks.trainer import run_position
 from ignite_hooks.trainer.loop import DueList
-from ignite_hooks.trainer.loop import Request
+from ignite_hooks.trainer.loop import RequestFlag
 from tests.ids import stable_id
 from tests.reference import NO_DATA
 from tests.reference import WITHIN_THE_DATA
@@ -42,9 +42,9 @@ DATA = {"list": lambda: batches_of(5), "shuffled": shuffled}
 # Ignite's own events
 
 
-def at(event, act):
-    """Has ``act`` called, once, with an engine at ``event``."""
-    return lambda engine: engine.add_event_handler(event, act)
+def at(event, callback):
+    """Returns a function that attaches ``callback`` to ``event`` of an engine."""
+    return lambda engine: engine.add_event_handler(event, callback)
 
 
 SAME_AS_IGNITE = {
@@ -134,7 +134,7 @@ SAME_AS_IGNITE = {
 
 @pytest.mark.parametrize(("prepare", "limits"), SAME_AS_IGNITE.values(), ids=SAME_AS_IGNITE.keys())
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_events_of_ignite_come_where_ignite_fires_them(prepare, limits, accumulation):
+def test_ignites_events_fire_where_ignite_fires_them(prepare, limits, accumulation):
     engine = Engine(lambda engine, batch: None)
     trainer = make_trainer(accumulation=accumulation)
     seen = {}
@@ -150,7 +150,7 @@ def test_events_of_ignite_come_where_ignite_fires_them(prepare, limits, accumula
 
 
 @pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED])
-def test_an_epoch_that_has_not_begun_can_not_be_ended(event):
+def test_terminate_epoch_before_an_epoch_is_an_error(event):
     trainer = make_trainer(batches_of(4))
     trainer.add_event_handler(event, Engine.terminate_epoch)
     with pytest.raises(RuntimeError, match="call it at ITERATION_STARTED"):
@@ -219,18 +219,18 @@ def assert_leaves_unchanged(trainer, error, **limits):
 
 
 class FailingAt(torch.nn.Module):
-    """Runs ``act`` in forward, or in backward."""
+    """A module that calls ``callback`` in its forward, or in its backward."""
 
-    def __init__(self, act, in_backward):
+    def __init__(self, callback, in_backward):
         super().__init__()
-        self.act, self.in_backward = act, in_backward
+        self.callback, self.in_backward = callback, in_backward
 
     def forward(self, x):
         if not self.in_backward:
-            self.act()
+            self.callback()
         elif torch.is_grad_enabled():
             x = x * 1
-            x.register_hook(lambda grad: self.act())
+            x.register_hook(lambda grad: self.callback())
         return x
 
 
@@ -337,7 +337,7 @@ def test_failure_leaves_run_unchanged_without_side_effects(place, error):
     ],
     ids=stable_id,
 )
-def test_a_failure_goes_back_to_the_last_step_boundary(place, steps):
+def test_a_failure_rolls_back_to_the_last_step_boundary(place, steps):
     error = Failure()
     trainer = trainer_that_fails(place, error, 4, 2, batches_of(5))
     assert_leaves_unchanged(trainer, error)
@@ -471,7 +471,7 @@ def test_failure_after_failure_ends_in_the_same_weights():
     assert torch.equal(weights(trainer.model), expected)
 
 
-def test_a_generator_can_not_give_batches_again_and_says_so():
+def test_a_generator_that_cannot_repeat_batches_is_an_error():
     batches = batches_of(6)
     trainer, order = make_trainer(accumulation=3), []
     trainer.add_event_handler(
@@ -610,7 +610,7 @@ def test_exception_raised_fires_inside_the_open_scopes():
     assert trainer.state.iteration == 2
 
 
-def test_removed_exception_handler_swallows_nothing():
+def test_a_removed_exception_handler_handles_nothing():
     error = Failure()
     trainer = make_trainer(batches_of(3))
     trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: None).remove()
@@ -618,7 +618,7 @@ def test_removed_exception_handler_swallows_nothing():
     assert_leaves_unchanged(trainer, error)
 
 
-def test_after_a_swallowed_failure_training_goes_on():
+def test_training_continues_after_a_handled_failure():
     expected, _ = trained(shuffled)
     seed()
     trainer = make_trainer(shuffled())
@@ -888,7 +888,7 @@ def test_without_data_the_events_are_those_of_ignite(limits):
     assert trainer.state.dataloader is None
 
 
-def test_a_stop_without_data_goes_on_in_mid_epoch():
+def test_a_run_without_data_continues_in_mid_epoch():
     trainer = make_trainer(**NO_DATA)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.terminate)
     trainer.run(epoch_length=4, max_epochs=2)
@@ -909,14 +909,14 @@ def test_stop_iteration_of_a_handler_is_not_the_end_of_data():
 
 def test_terminate_single_epoch_handlers_get_the_batch_count():
     trainer = make_trainer(batches_of(4))
-    told = []
+    batch_counts = []
     trainer.add_event_handler(
         Events.TERMINATE_SINGLE_EPOCH,
-        lambda engine, iter_counter: told.append(iter_counter),
+        lambda engine, iter_counter: batch_counts.append(iter_counter),
     )
     trainer.add_event_handler(Events.ITERATION_COMPLETED(every=3), Engine.terminate_epoch)
     trainer.run(max_epochs=2)
-    assert told == [3, 3]
+    assert batch_counts == [3, 3]
 
 
 def test_after_an_ended_epoch_the_next_pass_begins():
@@ -997,7 +997,7 @@ def test_a_stop_before_the_last_batch_does_not_complete_the_epoch(event):
     assert trainer.state.iteration == 3
 
 
-def test_a_validation_that_is_due_comes_before_a_stop_is_obeyed():
+def test_a_due_validation_comes_before_a_stop():
     validation = Validation(lambda: None, every_steps=1)
     trainer = make_trainer(batches_of(3), validation=validation)
     events = [Events.TERMINATE, TrainEvents.VALIDATION_COMPLETED, Events.EPOCH_COMPLETED]
@@ -1028,7 +1028,7 @@ def test_a_validation_that_is_due_comes_before_a_stop_is_obeyed():
     ],
     ids=lambda event: f"{event.name}",
 )
-def test_interrupt_and_going_on_are_those_of_ignite(event):
+def test_interrupt_and_continue_work_as_in_ignite(event):
     engine = Engine(lambda engine, batch: None)
     trainer = make_trainer()
     seen = {}
@@ -1058,7 +1058,7 @@ def test_a_stop_while_interrupted_is_obeyed_as_in_ignite(stop):
 
 @pytest.mark.parametrize("make_data", [augmented, lambda: batches_of(5)], ids=["loader", "list"])
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_an_interrupted_run_that_goes_on_is_the_uninterrupted_one(accumulation, make_data):
+def test_a_continued_run_equals_the_uninterrupted_one(accumulation, make_data):
     options = {"accumulation": accumulation, "dropout": 0.5}
     expected, unbroken = trained(make_data, **options)
     for number in range(1, 11):
@@ -1118,7 +1118,7 @@ def test_interrupt_may_come_again_and_again():
     assert torch.equal(weights(trainer.model), expected)
 
 
-def test_a_trainer_that_is_interrupted_and_dropped_leaves_nothing():
+def test_a_dropped_interrupted_trainer_leaves_nothing_behind():
     trainer = make_trainer(shuffled(), accumulation=3)
     model = trainer.model
     errors = []
@@ -1138,7 +1138,7 @@ def test_a_trainer_that_is_interrupted_and_dropped_leaves_nothing():
 
 
 def noting_ends(trainer):
-    """A list of the names of three events and of "end", in their order, and what undoes it."""
+    """Returns a log of three events and of an end callback, and a function that removes it."""
     names = []
     for event in (Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
         trainer.add_event_handler(event, lambda engine, event=event: names.append(event.name))
@@ -1168,7 +1168,7 @@ def test_end_callbacks_run_once_at_a_step_boundary(limits, stop_at, expected):
     assert names == expected
 
 
-def test_at_the_end_comes_after_what_is_due_and_is_undone():
+def test_end_callbacks_come_after_deferred_ones_and_are_removable():
     trainer, names = make_trainer(batches_of(2)), []
     trainer.add_event_handler(
         Events.EPOCH_COMPLETED, lambda: trainer.defer(lambda: names.append("postponed"), 9)
@@ -1181,7 +1181,7 @@ def test_at_the_end_comes_after_what_is_due_and_is_undone():
     assert names[3:] == ["postponed"]
 
 
-def test_a_stop_that_comes_from_what_is_due_is_an_end():
+def test_a_stop_from_a_deferred_callback_calls_end_callbacks():
     trainer = make_trainer(batches_of(4))
     names, _ = noting_ends(trainer)
     trainer.add_event_handler(
@@ -1191,7 +1191,7 @@ def test_a_stop_that_comes_from_what_is_due_is_an_end():
     assert names == ["end", "TERMINATE", "COMPLETED"]
 
 
-def test_a_failure_and_an_interruption_are_no_ends():
+def test_failure_and_interruption_call_no_end_callbacks():
     trainer = make_trainer(batches_of(4))
     names, _ = noting_ends(trainer)
     event = Events.ITERATION_COMPLETED(once=2)
@@ -1241,12 +1241,12 @@ def test_a_flag_is_clear_until_it_is_set_and_after_it_is_cleared(flag):
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_can_be_patched_and_is_put_back(flag):
+def test_a_patched_flag_is_restored(flag):
     trainer = make_trainer(batches_of(2))
     with mock.patch.object(trainer, flag, True):
         assert trainer._requests.active_flags == {flag: True}
     assert getattr(trainer, flag) is False
-    assert isinstance(getattr(type(trainer), flag), Request)
+    assert isinstance(getattr(type(trainer), flag), RequestFlag)
 
 
 def test_flags_are_independent_of_each_other_and_other_engines():
@@ -1266,7 +1266,7 @@ def test_flags_are_independent_of_each_other_and_other_engines():
         (Events.ITERATION_COMPLETED(once=3), 3),
     ],
 )
-def test_a_flag_that_a_handler_sets_by_hand_ends_the_run_there(event, steps):
+def test_setting_should_terminate_ends_the_run_there(event, steps):
     trainer = make_trainer(batches_of(5))
 
     @trainer.on(event)
@@ -1281,7 +1281,7 @@ def test_a_flag_that_a_handler_sets_by_hand_ends_the_run_there(event, steps):
 # What is due
 
 
-def test_due_callbacks_go_by_their_turn_then_in_order():
+def test_deferred_callbacks_are_called_by_turn_then_in_order():
     due, done = DueList(), []
     callbacks = [lambda name=name: done.append(name) for name in "abcd"]
     for callback, turn in zip(callbacks, (1, 0, 1, 0), strict=True):
@@ -1290,7 +1290,7 @@ def test_due_callbacks_go_by_their_turn_then_in_order():
     assert done == ["b", "d", "a", "c"]
 
 
-def test_a_callback_that_is_due_twice_is_called_once():
+def test_a_callback_deferred_twice_is_called_once():
     due, done = DueList(), []
 
     def callback():
@@ -1305,14 +1305,14 @@ def test_a_callback_that_is_due_twice_is_called_once():
     assert not due.entries
 
 
-def test_cleared_callbacks_are_never_called():
+def test_cancelled_callbacks_are_never_called():
     due = DueList()
     due.add(lambda: pytest.fail("done"), 0)
     due.clear()
     due.call()
 
 
-def test_a_callback_that_asks_again_waits_for_the_next_time():
+def test_a_callback_that_defers_itself_waits_for_the_next_time():
     due, done = DueList(), []
 
     def callback():
@@ -1326,7 +1326,7 @@ def test_a_callback_that_asks_again_waits_for_the_next_time():
     assert done == [1, 1]
 
 
-def test_what_becomes_due_meanwhile_is_called_in_its_turn():
+def test_callbacks_deferred_meanwhile_are_called_in_turn():
     due, done = DueList(), []
 
     def callback():
@@ -1406,7 +1406,7 @@ def test_window_closes_at_the_end_of_pass_epoch_or_run(limits, windows, data):
 @pytest.mark.parametrize(
     ("accumulation", "number", "boundary"), [(2, 2, 2), (2, 3, 2), (3, 2, 0), (3, 5, 3)]
 )
-def test_batches_that_were_not_stepped_on_are_counted_no_more(accumulation, number, boundary):
+def test_batches_dropped_before_their_step_are_not_counted(accumulation, number, boundary):
     trainer = make_trainer(batches_of(6), accumulation=accumulation)
     stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=number), Engine.terminate)
     trainer.run()
@@ -1440,20 +1440,20 @@ def test_counters_that_a_handler_writes_to_the_state_do_not_steer(event, value):
 
 
 @pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_STARTED, Events.COMPLETED])
-def test_with_max_steps_alone_max_epochs_is_what_it_takes(event):
+def test_max_epochs_is_derived_from_max_steps_alone(event):
     trainer, shown = make_trainer(batches_of(5), accumulation=2), []
     trainer.add_event_handler(event, lambda engine: shown.append(engine.state.max_epochs))
     trainer.run(max_steps=7)
     assert set(shown) == {3}
 
 
-def test_max_epochs_that_was_asked_for_is_shown_as_it_is():
+def test_a_given_max_epochs_is_shown_unchanged():
     trainer = make_trainer(batches_of(5), accumulation=2)
     trainer.run(max_steps=7, max_epochs=2)
     assert trainer.state.max_epochs == 2
 
 
-def test_max_epochs_that_is_only_shown_is_no_limit_of_the_next_run():
+def test_a_derived_max_epochs_does_not_limit_the_next_run():
     trainer = make_trainer(batches_of(5), accumulation=2)
     trainer.run(max_steps=7)
     trainer.run(max_steps=12)

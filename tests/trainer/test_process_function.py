@@ -73,7 +73,7 @@ def test_a_batch_of_two_is_the_input_and_the_target(kind):
     ids=["dict", "triple", "namedtuple", "dataclass", "tensor"],
 )
 @pytest.mark.parametrize("way", ["prepare_batch", "batch_processor"])
-def test_batches_of_any_form_work_in_either_way(make_batch, prepare, way):
+def test_batches_of_any_structure_work(make_batch, prepare, way):
     data = [make_batch(x, y) for x, y in batches_of(3)]
     if way == "prepare_batch":
         options = {"prepare_batch": lambda batch, device, non_blocking: prepare(batch)}
@@ -235,7 +235,7 @@ class LearnedScale(torch.nn.Module):
         return F.mse_loss(self.scale * y_pred, y)
 
 
-def test_parameters_of_a_loss_module_are_trained_with():
+def test_parameters_of_a_loss_module_are_trained():
     def train(make):
         model, loss_fn = make_model(0.0), LearnedScale()
         optimizer = torch.optim.SGD([*model.parameters(), *loss_fn.parameters()], lr=0.1)
@@ -269,7 +269,7 @@ def test_gradients_of_a_loss_module_are_clipped_and_cleared():
     assert all(p.grad is None for p in parameters)
 
 
-def test_objects_prepared_before_are_used_as_they_are():
+def test_objects_prepared_before_are_used_unchanged():
     accelerator = Accelerator(cpu=True)
     model = make_model(0.0)
     model, optimizer, loader = accelerator.prepare(
@@ -326,7 +326,7 @@ def test_handlers_are_anything_with_attach():
     assert timer.value() > 0
 
 
-def test_the_clipper_comes_after_the_handlers_whatever_these_are():
+def test_clipping_comes_after_all_other_handlers():
     class Noting:
         def attach(self, engine):
             engine.add_event_handler(
@@ -343,7 +343,7 @@ def test_the_clipper_comes_after_the_handlers_whatever_these_are():
     assert "grad_norm" in trainer.state.metrics
 
 
-def test_a_clipper_among_the_handlers_is_as_good_as_grad_clip():
+def test_a_clipper_among_the_handlers_works_as_grad_clip():
     results = []
     for name in ("handlers", "grad_clip"):
         clip = GradientClipping(max_norm=0.1)
@@ -433,7 +433,7 @@ def test_mixed_precision_of_the_accelerator_is_used():
     ],
     ids=["model_fn", "batch_processor"],
 )
-def test_mixed_precision_is_there_without_the_models_forward(options):
+def test_mixed_precision_covers_other_methods_than_forward(options):
     dtypes = []
     model = make_model(0.0)
     model[3].register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))

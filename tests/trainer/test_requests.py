@@ -12,7 +12,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_a_flag_is_set_and_taken_back_as_on_any_engine(name):
+def test_a_flag_is_set_and_cleared_as_on_any_engine(name):
     trainer, other = make_trainer(batches_of(2)), make_trainer(batches_of(2))
     assert getattr(trainer, name) is False
     FLAGS[name](trainer)

@@ -1,4 +1,4 @@
-"""Going on in another trainer, from every step, ends in the bits of the run that was not broken."""
+"""Resuming in another trainer, from any step, gives the bits of an unbroken run."""
 
 import copy
 import io
@@ -30,7 +30,7 @@ def shuffled(**options):
 
 
 class WithoutLength:
-    """Batches in an order that is drawn, and nobody knows how many."""
+    """Batches in a random order, without a length."""
 
     def __iter__(self):
         return iter([batches_of(5)[i] for i in torch.randperm(5)])
@@ -82,7 +82,7 @@ def trainer_of(kind, *, number):
 
 
 def states(trainer):
-    """All that a checkpoint has to hold, through a file that runs no code when it is read."""
+    """Returns the state that a checkpoint holds, after a round trip through a safe file."""
     file = io.BytesIO()
     torch.save(
         {
@@ -105,7 +105,7 @@ def load(trainer, state_dicts):
 
 
 def history(trainer):
-    """Epoch, iteration, step, rate and loss of each iteration."""
+    """Returns a log of epoch, iteration, step, rate and loss of each iteration."""
     seen = []
 
     @trainer.on(Events.ITERATION_COMPLETED)
@@ -118,7 +118,7 @@ def history(trainer):
 
 
 def saving(trainer):
-    """The states after each step, as a handler that saves takes them: last of the moment."""
+    """Returns the states after each step, taken last, as a handler that saves does."""
     saved = []
 
     @trainer.on(Events.ITERATION_COMPLETED)
@@ -180,7 +180,7 @@ def test_finished_run_fires_no_event_and_continues_if_extended():
     assert trainer.state.epoch == EPOCHS + 2
 
 
-def test_the_limits_of_the_other_run_hold_only_where_none_is_given():
+def test_saved_limits_hold_only_where_none_is_given():
     trainer = make_trainer(batches_of(4))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.terminate)
     trainer.run(max_steps=6, max_epochs=9)
@@ -198,7 +198,7 @@ def test_run_after_a_continued_run_starts_from_scratch():
     other = make_trainer(batches_of(4))
     other.load_position_state_dict(trainer.position_state_dict())
     other.run(max_epochs=2)
-    other.run()  # Ignite's: a finished run begins anew
+    other.run()  # as in Ignite, a finished run starts from scratch
     assert (other.state.epoch, other.state.iteration) == (1, 4)
 
 

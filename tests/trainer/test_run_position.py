@@ -114,12 +114,12 @@ def test_the_batches_left_are_the_fewest_of_data_epoch_and_run(limits, epoch_len
         (Limits(max_epochs=2), None),
     ],
 )
-def test_max_steps_alone_takes_so_many_epochs(limits, expected):
+def test_max_steps_alone_needs_this_many_epochs(limits, expected):
     position, *_ = begun(accumulation=2, limits=limits)
     assert position.epochs_needed == expected
 
 
-def test_other_data_goes_on_from_the_same_counters():
+def test_other_data_continues_from_the_same_counters():
     position, step, data = begun()
     advance(position, step, data)
     other = DataFeed([torch.zeros(1, 2)] * 3)
@@ -144,7 +144,7 @@ DONE_2_OF_4 = Progress(iteration=10, epochs=2)
         (Limits(max_steps=10), True, None),
     ],
 )
-def test_a_run_continues_if_its_limits_lie_further(given, is_resumed, expected):
+def test_a_run_continues_if_its_limits_are_higher(given, is_resumed, expected):
     position, step = make_position()
     step.start_from(10)
     position.place = Place(DONE_2_OF_4)
@@ -167,7 +167,7 @@ def test_a_run_that_failed_at_its_limit_is_continued():
     assert position.limits_to_continue(NONE, position.shown) is None
 
 
-def test_an_epoch_that_is_cut_is_full_and_no_measure_of_a_pass():
+def test_a_terminated_epoch_is_full_but_not_a_pass_length():
     model = torch.nn.Linear(2, 2)
     accelerator = Accelerator(cpu=True)
     step = OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -198,7 +198,7 @@ def test_a_new_run_begins_when_the_limits_are_reached_or_removed(now):
     assert position.limits_to_continue(NONE, now) is None
 
 
-def test_a_limit_that_only_shows_what_max_steps_takes_ends_nothing():
+def test_a_derived_max_epochs_ends_no_run():
     position, _ = make_position()
     position.set_limits(Limits(max_steps=12))
     position.shown = ShownLimits(max_epochs=3, max_steps=12)
@@ -251,7 +251,7 @@ def test_state_can_be_continued_by_another_position():
     assert not torch.equal(torch.rand(2), expected)
 
 
-def test_a_new_run_forgets_what_was_to_be_resumed():
+def test_a_new_run_forgets_the_state_to_resume():
     position, step, data = begun()
     advance(position, step, data)
     position.mark_boundary(position.place.progress)
@@ -265,11 +265,13 @@ def test_a_new_run_forgets_what_was_to_be_resumed():
 
 def test_an_epoch_that_was_begun_keeps_its_length():
     position, *_ = begun(epoch_length=4)
-    with pytest.raises(ValueError, match="`epoch_length` must stay 4 when training continues, got 3"):
+    with pytest.raises(
+        ValueError, match="`epoch_length` must stay 4 when training continues, got 3"
+    ):
         position.continue_run(position.feed, Limits(max_epochs=2), 3)
 
 
-def test_other_data_begins_the_epoch_again():
+def test_other_data_restarts_the_epoch():
     position, step, data = begun(batches=5)
     advance(position, step, data)
     other = DataFeed([torch.zeros(1, 2)] * 3)
@@ -277,7 +279,7 @@ def test_other_data_begins_the_epoch_again():
     assert (position.place.progress, position.length_of_epoch) == (Progress(1), 3)
 
 
-def test_moves_to_the_batch_that_counters_say():
+def test_move_to_continues_at_the_batch_of_its_counters():
     position, _step = make_position()
     position.move_to(Progress(7, 1, 2), 7, Limits(max_epochs=3), 5)
     position.continue_run(position.feed, position.limits, None)

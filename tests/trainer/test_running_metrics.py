@@ -1,4 +1,4 @@
-"""Metrics of Ignite when a run goes on in the middle of an epoch, in the same process."""
+"""Ignite's metrics when a run continues in the middle of an epoch, in the same process."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def raise_failure(engine):
 
 
 class Sizes(Metric):
-    """A user's, which says nothing of its state, and changes it in place."""
+    """A metric of a user, which declares no state and changes it in place."""
 
     def reset(self):
         self.sizes, self.seen, self.total = {}, [], torch.zeros(1)
@@ -59,7 +59,7 @@ METRICS = {
 
 
 def watched(accumulation, **options):
-    """A trainer with all metrics, and what it shows at the end of each epoch."""
+    """Returns a trainer with all metrics, and a log of their values at the end of each epoch."""
     trainer, shown = make_trainer(batches_of(7), accumulation=accumulation, **options), []
     for name, make in METRICS.items():
         make().attach(trainer, name)
@@ -78,7 +78,7 @@ def unbroken(accumulation, **options):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("number", [1, 3, 5, 6, 7, 8, 12, 14])
-def test_metrics_go_on_after_a_stop(number, accumulation):
+def test_metrics_continue_after_a_stop(number, accumulation):
     trainer, shown = watched(accumulation)
     stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=number), Engine.terminate)
     trainer.run(max_epochs=2)
@@ -105,7 +105,7 @@ def test_metrics_go_on_after_a_stop(number, accumulation):
     ids=lambda event: event.name,
 )
 @pytest.mark.parametrize("comes_first", [True, False])
-def test_metrics_go_on_after_a_failure(event, accumulation, comes_first):
+def test_metrics_continue_after_a_failure(event, accumulation, comes_first):
     def attach(trainer):
         calls = []
 
@@ -135,8 +135,8 @@ def test_metrics_go_on_after_a_failure(event, accumulation, comes_first):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_metrics_go_on_after_runs_that_fail_before_they_train(accumulation):
-    """STARTED and EPOCH_STARTED have begun the metrics anew by then."""
+def test_metrics_continue_after_runs_that_fail_early(accumulation):
+    """Tests that a reset at STARTED and EPOCH_STARTED is undone by then."""
     trainer, shown = watched(accumulation)
     stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), Engine.terminate)
     trainer.run(max_epochs=2)
@@ -157,7 +157,7 @@ def test_metrics_go_on_after_runs_that_fail_before_they_train(accumulation):
     assert shown == unbroken(accumulation)
 
 
-def test_the_metrics_of_a_step_are_there_when_step_completed_is_made_up():
+def test_metrics_are_complete_when_step_completed_is_made_up():
     trainer, seen = make_trainer(batches_of(4)), []
     calls = iter([False, True])
 
@@ -183,7 +183,7 @@ def test_the_metrics_of_a_step_are_there_when_step_completed_is_made_up():
     assert seen == expected
 
 
-def test_a_new_run_begins_with_new_metrics():
+def test_a_new_run_resets_metrics():
     trainer, shown = watched(3)
     stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), Engine.terminate)
     trainer.run(max_epochs=2)
@@ -195,7 +195,7 @@ def test_a_new_run_begins_with_new_metrics():
     assert shown == unbroken(3)
 
 
-def test_a_metric_that_is_attached_between_two_runs_sees_what_comes():
+def test_a_metric_attached_between_runs_sees_the_next_batches():
     trainer = make_trainer(batches_of(4))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), Engine.terminate)
     trainer.run()
@@ -205,7 +205,7 @@ def test_a_metric_that_is_attached_between_two_runs_sees_what_comes():
     assert len(metric.seen) == 2
 
 
-def test_a_metric_that_is_attached_after_an_iteration_has_not_missed_it():
+def test_a_metric_attached_after_an_iteration_did_not_miss_it():
     trainer, metric = make_trainer(batches_of(4)), Sizes(output_transform=float)
 
     @trainer.on(TrainEvents.STEP_COMPLETED(once=2))
@@ -220,8 +220,8 @@ def test_a_metric_that_is_attached_after_an_iteration_has_not_missed_it():
     assert len(metric.seen) == 2
 
 
-def test_metrics_go_on_after_a_failure_in_a_last_window_of_one_batch():
-    """Seven batches by three: the window before was noted, and is not the one that is dropped."""
+def test_metrics_survive_a_failure_in_a_window_of_one_batch():
+    """Trains seven batches in windows of three: the dropped window of one batch was not noted."""
     trainer, shown = watched(3)
 
     def fail(engine):
@@ -235,7 +235,7 @@ def test_metrics_go_on_after_a_failure_in_a_last_window_of_one_batch():
     assert shown == unbroken(3)
 
 
-def test_a_batch_that_metrics_missed_is_shown_again_if_that_breaks_off():
+def test_a_missed_batch_is_repeated_if_its_update_fails():
     trainer, failing = make_trainer(batches_of(4)), iter([False, True, True])
 
     def transform(output):

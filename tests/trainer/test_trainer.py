@@ -119,12 +119,12 @@ def test_the_limit_that_comes_first_ends_the_run(limits, expected, reason, data)
     assert trainer.stop_reason == reason
 
 
-def test_usual_limits_are_those_of_a_run_that_is_given_none():
+def test_default_limits_hold_for_a_run_without_limits():
     trainer = make_trainer(batches_of(5))
     trainer.set_limits(max_epochs=2, max_steps=7)
     trainer.run()
     assert counters(trainer) == (2, 7, 7)
-    trainer.run(max_epochs=1)  # anew, as any finished run
+    trainer.run(max_epochs=1)  # a new run, as after any finished run
     assert counters(trainer) == (1, 5, 5)
     trainer.run(max_epochs=3)
     trainer.run()
@@ -146,14 +146,14 @@ def test_stopped_run_continues_to_its_own_limits():
 @pytest.mark.parametrize(
     ("usual", "expected"),
     [
-        ({}, (2, 10, 10)),  # those of the run that is gone on with
+        ({}, (2, 10, 10)),  # the limits of the run that continues
         ({"max_epochs": 3}, (3, 15, 15)),
         ({"max_steps": 9}, (2, 9, 9)),
         ({"max_epochs": 1}, (1, 7, 7)),
     ],
     ids=stable_id,
 )
-def test_a_resumed_run_goes_on_to_the_usual_limits(usual, expected):
+def test_a_resumed_run_continues_to_the_default_limits(usual, expected):
     first = make_trainer(batches_of(5))
     first.add_event_handler(Events.ITERATION_COMPLETED(once=7), first.terminate)
     first.run(max_epochs=2)
@@ -166,7 +166,7 @@ def test_a_resumed_run_goes_on_to_the_usual_limits(usual, expected):
 
 @pytest.mark.parametrize("name", ["max_steps", "max_epochs", "max_iters"])
 @pytest.mark.parametrize("value", [0, True, 2.0, "2"], ids=stable_id)
-def test_usual_limits_must_be_positive_integers(name, value):
+def test_default_limits_must_be_positive_integers(name, value):
     trainer = make_trainer(batches_of(3))
     with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got {value!r}"):
         trainer.set_limits(**{name: value})
@@ -209,7 +209,7 @@ def test_a_limit_in_the_past_is_an_error_that_changes_nothing(limit):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("first", range(1, 6))
-def test_more_steps_later_see_the_batches_of_one_long_run(first, accumulation):
+def test_two_short_runs_see_the_batches_of_one_long_run(first, accumulation):
     whole = seeded_trainer(accumulation=accumulation)
     whole.run(max_steps=6)
     trainer = seeded_trainer(accumulation=accumulation)
@@ -241,7 +241,7 @@ def test_the_same_limit_again_starts_over_with_the_next_pass(limit):
     assert (trainer.state.start_epoch, trainer.state.start_step) == (0, 0)
 
 
-def test_a_further_limit_of_another_kind_goes_on_too():
+def test_a_higher_limit_of_another_type_continues_too():
     trainer = make_trainer(batches_of(5))
     trainer.run(max_epochs=1)
     trainer.run(max_steps=8)
@@ -377,7 +377,7 @@ def test_two_runs_of_one_epoch_see_the_batches_of_one_run_of_two(limits):
     assert torch.equal(weights(trainer.model), weights(whole.model))
 
 
-def test_a_finished_run_goes_on_when_more_epochs_are_asked_for():
+def test_a_finished_run_continues_with_more_epochs():
     whole = seeded_trainer()
     whole.run(max_epochs=3)
     trainer = seeded_trainer()
@@ -401,7 +401,7 @@ def test_root_trains_and_frozen_submodules_keep_their_mode(training):
     assert modes == [(True, not training)] * 2
 
 
-def test_run_within_a_run_is_an_error_and_the_run_goes_on():
+def test_run_within_a_run_is_an_error_and_the_run_continues():
     trainer, errors = make_trainer(batches_of(4)), []
 
     @trainer.on(Events.ITERATION_COMPLETED(once=2))
@@ -429,7 +429,7 @@ def test_other_data_for_a_later_run():
     assert trainer.state.epoch_length == 2
 
 
-def test_other_data_for_a_run_that_goes_on_begins_the_epoch_anew():
+def test_other_data_for_a_continued_run_restarts_the_epoch():
     trainer, sizes = make_trainer(batches_of(3)), []
     trainer.add_event_handler(
         Events.ITERATION_STARTED, lambda engine: sizes.append(len(engine.state.batch[0]))
@@ -440,10 +440,12 @@ def test_other_data_for_a_run_that_goes_on_begins_the_epoch_anew():
     assert trainer.state.epoch == 1
 
 
-def test_another_epoch_length_when_training_goes_on_is_an_error():
+def test_another_epoch_length_for_a_continued_run_is_an_error():
     trainer = make_trainer(batches_of(4))
     trainer.run(max_steps=2, epoch_length=3)
-    with pytest.raises(ValueError, match="`epoch_length` must stay 3 when training continues, got 2"):
+    with pytest.raises(
+        ValueError, match="`epoch_length` must stay 3 when training continues, got 2"
+    ):
         trainer.run(max_steps=5, epoch_length=2)
     trainer.run(max_steps=5)
     assert counters(trainer) == (2, 5, 5)
@@ -468,7 +470,7 @@ def test_empty_data_is_an_error(data):
     assert GradientState().dataloader_references == [None]
 
 
-def test_data_that_can_not_be_iterated_is_an_error():
+def test_data_that_cannot_be_iterated_is_an_error():
     trainer = make_trainer()
     with pytest.raises(TypeError, match="`data` must be an iterable of batches, got 3: for 3"):
         trainer.run(3)
@@ -525,7 +527,7 @@ def test_the_state_dict_is_ignites_and_holds_the_steps():
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("stop", range(1, 9))
-def test_a_loaded_state_goes_on_at_the_same_batch(stop, accumulation):
+def test_a_loaded_state_continues_at_the_same_batch(stop, accumulation):
     batches = batches_of(4)
     first = make_trainer(batches, accumulation=accumulation)
     order = []
@@ -621,7 +623,7 @@ def test_a_state_that_lacks_something_is_an_error(missing):
         trainer.load_state_dict(state)
 
 
-def test_scheduler_that_no_validation_moves_is_told():
+def test_a_scheduler_that_no_validation_moves_warns():
     options = {"lr_scheduler": lambda o: StepLR(o, 1), "scheduler_at": "validation"}
     trainer = make_trainer(batches_of(1), **options)
     with pytest.warns(UserWarning, match="no Validation is attached, .* rate will not change"):
@@ -632,8 +634,8 @@ def test_scheduler_that_no_validation_moves_is_told():
     assert trainer.lr_scheduler.last_epoch == 1
 
 
-def test_an_evaluator_of_ignite_leaves_frozen_and_thawed_submodules_as_they_are():
-    """Its evaluators leave all of the model in eval mode."""
+def test_submodule_modes_survive_an_evaluator_of_ignite():
+    """Tests with an evaluator that leaves the whole model in eval mode."""
     model = make_model(0.5)
     model[2].eval()
     trainer, modes = make_trainer(batches_of(2), model=model), []
@@ -653,7 +655,7 @@ def test_an_evaluator_of_ignite_leaves_frozen_and_thawed_submodules_as_they_are(
     assert modes == 4 * [frozen] + 6 * [thawed]
 
 
-def test_the_model_is_taken_out_of_its_wrappers_once(monkeypatch):
+def test_the_model_is_unwrapped_once(monkeypatch):
     trainer, unwrapped = make_trainer(batches_of(1)), []
     unwrap = trainer.accelerator.unwrap_model
 
@@ -672,6 +674,6 @@ def test_the_model_is_taken_out_of_its_wrappers_once(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1", None])
-def test_a_seed_of_ranks_that_none_of_them_could_take_is_refused(seed):
+def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(ValueError, match=r"`seed` must be an integer from 0 to 2\*\*32 - 1, got"):
         make_trainer(batches_of(2)).seed_ranks(seed)

@@ -80,7 +80,7 @@ def random_states():
 
 
 @cache
-def by_hand(accumulation, batches, clip, optimizer, scheduler_at, augmented, shuffle=True):
+def plain_loop(accumulation, batches, clip, optimizer, scheduler_at, augmented, shuffle=True):
     model = make_model()
     optimizer = OPTIMIZERS[optimizer](model.parameters())
     scheduler = ExponentialLR(optimizer, 0.8)
@@ -177,7 +177,7 @@ def test_trainer_trains_like_the_plain_loop(
     )
     validations = count(trainer, TrainEvents.VALIDATION_COMPLETED)
     result = run(trainer)
-    expected = by_hand(accumulation, batches, clip, optimizer, scheduler_at, augmented)
+    expected = plain_loop(accumulation, batches, clip, optimizer, scheduler_at, augmented)
     assert_same(result, expected, is_exact(accumulation, batches, length))
     steps = math.ceil(batches / accumulation) * EPOCHS
     assert trainer.state.optimizer_step == steps
@@ -187,7 +187,7 @@ def test_trainer_trains_like_the_plain_loop(
 
 @pytest.mark.parametrize("length", ["known", "unknown"])
 @pytest.mark.parametrize(("accumulation", "batches"), WINDOWS)
-def test_validation_by_a_plain_ignite_engine_leaves_no_trace(accumulation, batches, length):
+def test_validation_by_a_plain_ignite_engine_changes_nothing(accumulation, batches, length):
     augmented = length == "known"
     data = make_loader(batches, augmented)
     data = data if augmented else WithoutLength(data)
@@ -195,13 +195,13 @@ def test_validation_by_a_plain_ignite_engine_leaves_no_trace(accumulation, batch
     held_out = trainer.accelerator.prepare(DataLoader(Noisy(5), batch_size=2, shuffle=True))
     evaluator = Engine(lambda engine, batch: trainer.model(batch[0]))
     Validation(evaluator, held_out, every_steps=1).attach(trainer)
-    expected = by_hand(accumulation, batches, "norm", "SGD", "step", augmented)
+    expected = plain_loop(accumulation, batches, "norm", "SGD", "step", augmented)
     assert_same(run(trainer), expected, is_exact(accumulation, batches, length))
 
 
 def test_every_axis_of_the_grid_makes_a_difference():
     results = {
-        (*windows, clip, optimizer, scheduler_at, augmented): by_hand(
+        (*windows, clip, optimizer, scheduler_at, augmented): plain_loop(
             *windows, clip, optimizer, scheduler_at, augmented
         )[0]
         for windows in WINDOWS
@@ -221,7 +221,7 @@ def test_an_iterable_data_set_trains_as_the_plain_loop_does(accumulation, batche
     samples = make_loader(batches, augmented=False).dataset
     data = DataLoader(Stream(samples), batch_size=2)
     result = run(make_trainer(accumulation, data, clip, "SGD", "step", {"every_steps": 1}))
-    expected = by_hand(accumulation, batches, clip, "SGD", "step", False, shuffle=False)
+    expected = plain_loop(accumulation, batches, clip, "SGD", "step", False, shuffle=False)
     assert torch.equal(result[0], expected[0]) or not is_exact(accumulation, batches, "unknown")
     torch.testing.assert_close(result[0], expected[0], rtol=1e-5, atol=1e-6)
 
@@ -265,5 +265,5 @@ def test_with_a_listener_on_every_event_the_bits_are_the_same(accumulation, batc
 
     for event in (*Events, *TrainEvents):
         trainer.add_event_handler(event, listen)
-    assert_same(run(trainer), by_hand(accumulation, batches, clip, "SGD", "step", True))
+    assert_same(run(trainer), plain_loop(accumulation, batches, clip, "SGD", "step", True))
     assert set(TrainEvents) - heard == {TrainEvents.CHECKPOINT_SAVED}

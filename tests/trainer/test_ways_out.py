@@ -1,4 +1,4 @@
-"""Contexts on a trainer: where they are entered, and that they are left, whatever happens."""
+"""Contexts on a trainer: where they are entered, and that they are always left."""
 
 import gc
 import subprocess
@@ -73,7 +73,7 @@ def trainer_with(channels=CHANNELS, kind=noting):
 
 
 def run_to_the_end(trainer, **limits):
-    """Two epochs unless other limits are given, gone on with after each ``interrupt()``."""
+    """Runs two epochs unless other limits are given, and continues after each ``interrupt()``."""
     trainer.run(**(limits or {"max_epochs": 2}))
     while trainer.stop_reason is None:
         trainer.run()
@@ -94,7 +94,7 @@ def names(log):
 
 
 def call(method, event, times=1):
-    """The engine's ``method`` at the n-th ``event``."""
+    """Returns a handler that calls the engine's ``method`` at the n-th ``event``."""
 
     def arrange(trainer):
         calls = []
@@ -109,7 +109,7 @@ def call(method, event, times=1):
 
 
 def fail_at(event, times=1, failure=Broken):
-    """A handler that fails at the n-th ``event``."""
+    """Returns a handler that fails at the n-th ``event``."""
 
     def arrange(trainer):
         calls = []
@@ -356,7 +356,7 @@ def notes_of(error):
     return getattr(error, "__notes__", [])
 
 
-def test_failures_on_the_way_out_of_a_failure_are_noted():
+def test_failures_during_unwinding_are_noted():
     trainer, log = trainer_with()
     later = [ValueError("of the step"), KeyboardInterrupt("of the loop")]
     trainer.hooks.register("on_step", fails_on_the_way_out(later[0]))
@@ -372,7 +372,7 @@ def test_failures_on_the_way_out_of_a_failure_are_noted():
         assert ["of the loop" in note for note in notes_of(caught.value)] == [False, True]
 
 
-def test_first_failure_on_a_clean_way_out_is_raised():
+def test_first_failure_during_a_clean_exit_is_raised():
     trainer, log = trainer_with()
     first, later = ValueError("of the epoch"), ValueError("of the loop")
     trainer.hooks.register("on_epoch", fails_on_the_way_out(first))
@@ -397,7 +397,7 @@ def test_handled_failure_returns_if_a_context_fails_on_exit():
     handled.clear()
     trainer.hooks.unregister_all()
     fail_at(Events.ITERATION_STARTED)(trainer)
-    trainer.run()  # dealt with, and nothing else failed this time
+    trainer.run()  # the failure was handled, and no other one came
     assert len(handled) == 1
 
 
@@ -405,7 +405,7 @@ def test_handled_failure_returns_if_a_context_fails_on_exit():
     sys.version_info < (3, 11),
     reason="contextlib of Python 3.10 keeps a failure that passes a generator in a cycle",
 )
-def test_a_failure_is_freed_as_soon_as_it_is_forgotten():
+def test_an_exception_is_freed_when_nobody_holds_it():
     trainer, _ = trainer_with([])
     for channel in CHANNELS:
         trainer.hooks.register(channel, HookContext(before=lambda engine: None))
@@ -458,7 +458,7 @@ EVENT_WITHIN = {
 
 @pytest.mark.parametrize("context", [stopping, Stopping], ids=["generator", "class"])
 @pytest.mark.parametrize("channel", [c for c in CHANNELS if c != "on_model_backward"])
-def test_a_context_can_make_a_clean_stop_of_a_failure(channel, context, unbroken):
+def test_a_context_can_turn_a_failure_into_a_clean_stop(channel, context, unbroken):
     trainer, log = trainer_with()
     stop = trainer.hooks.register(channel, context)
     trainer.hooks.register(channel, noting(log, "inner"))
@@ -512,7 +512,7 @@ def swallowing_manager(engine):
 
 @pytest.mark.parametrize("context", [swallowing, stopping_too_late, swallowing_manager])
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_a_failure_is_not_swallowed_by_less_than_both(channel, context):
+def test_a_failure_is_handled_only_by_swallow_and_terminate(channel, context):
     trainer, log = trainer_with()
     trainer.hooks.register(channel, context)
     trainer.hooks.register(channel, stopping_too_late)
@@ -523,7 +523,7 @@ def test_a_failure_is_not_swallowed_by_less_than_both(channel, context):
     assert log.open == []
 
 
-def test_stop_requested_before_a_failure_swallows_nothing():
+def test_a_stop_requested_before_a_failure_handles_nothing():
     trainer, _ = trainer_with([])
     trainer.hooks.register("on_epoch", swallowing)
 
@@ -536,7 +536,7 @@ def test_stop_requested_before_a_failure_swallows_nothing():
         trainer.run()
 
 
-def test_a_failure_after_a_clean_stop_of_a_failure_is_a_failure():
+def test_a_failure_after_a_handled_failure_is_raised():
     trainer, log = trainer_with()
     trainer.hooks.register("on_step", stopping)
     fail_at(TrainEvents.MODEL_FORWARD_STARTED)(trainer)
@@ -582,7 +582,7 @@ def test_a_stop_before_the_loop_began_fires_no_event(has_run):
     assert log == ["+on_loop.a", "+on_loop.b", "-on_loop.b", "-on_loop.a"]
 
 
-def test_control_c_can_be_made_a_clean_stop_around_the_whole_run():
+def test_ctrl_c_can_be_a_clean_stop_around_the_whole_run():
     trainer, log = trainer_with()
 
     @trainer.hooks.on("on_loop")
@@ -635,7 +635,7 @@ def test_a_context_can_end_the_epoch(side):
 
 
 @pytest.mark.parametrize("event", IN_THE_LOOP[:-1], ids=lambda event: event.name)
-def test_an_interrupted_run_keeps_open_what_is_open(event, unbroken):
+def test_an_interrupted_run_keeps_its_contexts_open(event, unbroken):
     trainer, log = trainer_with()
     call("interrupt", event)(trainer)
     open_then = []
@@ -655,7 +655,7 @@ def test_an_interrupted_run_keeps_open_what_is_open(event, unbroken):
 AFTER_ONE_EPOCH = {"epoch_length": 5, "max_epochs": 2, "iteration": 5}
 
 
-def test_an_interrupted_run_that_is_given_up_is_left():
+def test_an_abandoned_interrupted_run_leaves_its_contexts():
     trainer, log = trainer_with()
     call("interrupt", Events.ITERATION_STARTED, 2)(trainer)
     trainer.run(max_epochs=2)
@@ -757,7 +757,7 @@ def test_dropped_interrupted_trainer_leaves_its_contexts():
 
 
 def test_gradients_are_enabled_again_after_a_failure():
-    """Ctrl-C at the end of a ``with torch.no_grad()`` leaves them disabled."""
+    """Tests Ctrl-C at the end of a ``with torch.no_grad()``, which leaves gradients disabled."""
     trainer = make_trainer(batches_of(4))
 
     @trainer.on(Events.ITERATION_COMPLETED(once=2))
