@@ -32,7 +32,7 @@ class Accumulation:
 
     def full_size(self) -> int:
         """Returns the batches of a full window; warns if another accelerator changed the number."""
-        # Read directly: Accelerate's property ``num_steps`` alone costs as much as all of this.
+        # Read directly: Accelerate's property ``num_steps`` would cost as much again.
         settings = self._gradient_state.plugin_kwargs
         if settings is not self._settings:
             if not self._window.count:

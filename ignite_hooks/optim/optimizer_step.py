@@ -115,16 +115,14 @@ class OptimizerStep(Handler):
         self._failed_step = 0  # the number of a step that raised, or whose scheduler did
         self._version_after_step: int | None = None  # of the first parameter
         self._step_number = 0  # the number of the step that is under way
-        self._uncompleted_step: list[
-            int
-        ] = []  # the step of which STEP_COMPLETED has not been fired
+        # The number of the step whose STEP_COMPLETED has not been fired, if there is one.
+        self._uncompleted_step: list[int] = []
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
         self._divisor = 1  # the losses of the window are divided by this
         self._divides_exactly = False
-        self.averaged_gradients: AveragedGradients | None = (
-            None  # with several processes, beside the model
-        )
+        # With several processes: trained parameters outside of the model.
+        self.averaged_gradients: AveragedGradients | None = None
         self._timetable = Timetable()
         self.is_stepping = False
         self.attachment: Attachment | None = None  # the last attachment

@@ -110,7 +110,7 @@ class RunPosition:
     def _with_rest_of_pass(self, length: int | None) -> int | None:
         """Returns the batches of this epoch if it ends with a pass of ``length`` batches."""
         assert self.feed is not None
-        # Before the seek the position of the feed is not that of this run.
+        # Before the seek the feed is not yet at the position of this run.
         if not length or self._pending_seek is not None:
             return length or None
         return self.place.progress.batches + length - self.feed.position.batches
@@ -408,7 +408,8 @@ class RunPosition:
     def state_dict(self) -> dict[str, Any]:
         """Returns all that another process needs to continue: numbers, lists and tensors.
 
-        Call this at a step boundary, when all callbacks of that boundary have returned.
+        Call this at a step boundary, when all callbacks of that boundary have returned. The keys
+        "asked", "cut" and "has_drawn_since" keep their names for the sake of older checkpoints.
         """
         assert self.feed is not None
         device = self._optimizer_step.accelerator.device

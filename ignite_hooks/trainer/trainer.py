@@ -422,7 +422,7 @@ class Trainer(TrainingLoop):
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
             f"{position.steps}, and the same command would end it again; to continue anyway, "
-            'use ResumeCheckpoint(after_terminate="continue")',
+            'say ResumeCheckpoint(after_terminate="continue")',
             stacklevel=2,
         )
 
