@@ -369,7 +369,7 @@ def _check_parameters(
             f"`model` must have trainable parameters, {type(model).__name__} has none out of "
             f"{len(known)}: set requires_grad, or use create_supervised_evaluator"
         )
-    # Then the parameters of the optimizer cannot be compared with those of the model.
+    # Parameters that sharding has replaced cannot be compared with those of the model.
     if _may_hold_replacements(optimizer):
         return
     for module in modules.values():

@@ -35,11 +35,11 @@ def gradients(model):
 
 def test_torch_is_called_directly_where_accelerate_adds_nothing():
     accelerator = Accelerator(cpu=True)
-    assert make()[1].is_plain
-    assert not make(scaler=torch.amp.GradScaler("cpu"))[1].is_plain
+    assert make()[1].calls_torch_directly
+    assert not make(scaler=torch.amp.GradScaler("cpu"))[1].calls_torch_directly
     unknown = Wrapped(torch.optim.SGD(make_model().parameters(), lr=0.1))
     unknown._is_accelerate_prepared = True
-    assert not PreparedOptimizer(accelerator, unknown).is_plain
+    assert not PreparedOptimizer(accelerator, unknown).calls_torch_directly
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA"])
@@ -58,14 +58,14 @@ def test_torch_is_called_directly_for_a_replicated_model(kind):
     accelerator = Accelerator(cpu=True, device_placement=False)
     accelerator.state.distributed_type = DistributedType[kind]
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
-    assert PreparedOptimizer(accelerator, optimizer).is_plain
+    assert PreparedOptimizer(accelerator, optimizer).calls_torch_directly
 
 
 def test_accelerate_is_called_for_lomo():
     accelerator = Accelerator(cpu=True)
     accelerator.has_lomo_optimizer = True
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
-    assert not PreparedOptimizer(accelerator, optimizer).is_plain
+    assert not PreparedOptimizer(accelerator, optimizer).calls_torch_directly
 
 
 @pytest.mark.parametrize("window_size", [1, 3, 4])
