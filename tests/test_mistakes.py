@@ -88,6 +88,12 @@ def metric_that_is_missing(s):
     s.trainer(checkpoint=checkpoint, validation=validation).run(max_epochs=1)
 
 
+def optimizer_of_another_accelerator(s):
+    other = Accelerator(cpu=True)
+    other.scaler = torch.amp.GradScaler("cpu")  # as mixed_precision="fp16" makes it on a GPU
+    s.trainer(s.model, other.prepare(s.optimizer))
+
+
 def of_three(s):
     tensors = torch.zeros(8, 4), torch.zeros(8).long(), torch.zeros(8)
     return DataLoader(TensorDataset(*tensors), batch_size=4)
@@ -447,6 +453,11 @@ MISTAKES = {
         lambda s: s.trainer(gradient_accumulation_steps=4),
         TypeError,
         "pass accelerator=Accelerator(gradient_accumulation_steps=4)",
+    ),
+    "optimizer of another accelerator": (
+        optimizer_of_another_accelerator,
+        ValueError,
+        "`accelerator` must be the one that prepared `optimizer`, got another with another loss",
     ),
     "two clippings": (
         lambda s: s.trainer(grad_clip=s.clipping(), handlers=[s.clipping()]),

@@ -55,6 +55,9 @@ class PreparedOptimizer:
     Args:
         accelerator: its scaler, processes and type of parallelism decide what each method does.
         optimizer: a torch optimizer, prepared or not.
+
+    Raises:
+        ValueError: another accelerator, with a loss scaler of its own, prepared the optimizer.
     """
 
     def __init__(self, accelerator: Accelerator, optimizer: Optimizer) -> None:
@@ -62,6 +65,12 @@ class PreparedOptimizer:
         self.optimizer: Any = prepared_for(
             self, accelerator, accelerator.prepare_optimizer, optimizer
         )
+        if getattr(self.optimizer, "scaler", accelerator.scaler) is not accelerator.scaler:
+            raise ValueError(
+                "`accelerator` must be the one that prepared `optimizer`, got another with another "
+                "loss scaler: gradients would be scaled by one and unscaled by the other; pass the "
+                "accelerator that prepared it"
+            )
         self.is_data_parallel = is_data_parallel(accelerator)
         self.calls_torch_directly = self._can_call_torch_directly()
         self._is_unscaled = False
