@@ -1,6 +1,7 @@
 """PyTorch-Ignite handlers, and a supervised trainer on Accelerate with all of them wired in.
 
-A name is imported on first use: who clears a cache does not wait for checkpoints.
+Names are imported lazily, on first use, so that a script that uses ``ClearCache`` alone does not
+pay for importing the checkpoint modules.
 """
 
 from typing import TYPE_CHECKING

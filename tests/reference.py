@@ -1,4 +1,4 @@
-"""The reference: plain PyTorch loops that anyone can check by eye, and small things to train."""
+"""Plain PyTorch loops as references, and small models and data to train with."""
 
 import random
 
@@ -16,7 +16,7 @@ from ignite_hooks import create_supervised_trainer
 
 
 class Noisy(Dataset):
-    """Samples with augmentation from the three global generators."""
+    """A data set whose augmentation draws from the three global generators."""
 
     def __init__(self, size=10, noise=0.1):
         generator = torch.Generator().manual_seed(3)
@@ -38,7 +38,7 @@ def samples(number):
 
 
 def shuffled(batches=5):
-    """Shuffled by the global generator of torch, which nothing else draws from."""
+    """Returns a loader that torch's global generator shuffles; nothing else draws from it."""
     return DataLoader(samples(2 * batches), batch_size=2, shuffle=True)
 
 
@@ -47,7 +47,7 @@ def augmented(batches=5):
 
 
 class Repeatable:
-    """Can be iterated again; of no known length."""
+    """An iterable of batches without a known length, which can be iterated again."""
 
     def __init__(self, batches):
         self.batches = batches
@@ -57,7 +57,7 @@ class Repeatable:
 
 
 class Epochs:
-    """Batches, or their indices, that remember the epochs they were told."""
+    """Batches, or their indices, that record the arguments of ``set_epoch``."""
 
     def __init__(self, *batches):
         self.batches = batches
@@ -74,13 +74,13 @@ class Epochs:
 
 
 class Notes(list):
-    """What a test notes of a run: a checkpoint need not have it, and says nothing of it."""
+    """A list in which a test records a run; checkpoints skip it, and do not report it."""
 
     def state_dict(self):
         return {}
 
     def load_state_dict(self, state_dict):
-        """Keeps what was noted."""
+        """Keeps the recorded items."""
 
 
 def make_model(dropout=0.5):
@@ -111,7 +111,7 @@ def train_by_hand(
     after_step=None,
     after_epoch=None,
 ):
-    """The loop that people write. A window of k batches steps with the mean of its k losses."""
+    """Trains with the usual loop. A window of k batches steps with the mean of its k losses."""
     for _ in range(epochs):
         batches = len(loader)
         for index, (x, y) in enumerate(loader):
@@ -144,7 +144,7 @@ def train_on_windows(model, optimizer, batches, windows, *, clip=None, after_ste
 
 
 def batches_of(number, size=2):
-    """A list of batches for the models of ``make_model``."""
+    """Returns a list of batches for the models of ``make_model``."""
     generator = torch.Generator().manual_seed(7)
     return [
         (torch.randn(size, 4, generator=generator), torch.randn(size, 2, generator=generator))
@@ -153,12 +153,12 @@ def batches_of(number, size=2):
 
 
 def position(batches, batch):
-    """The place of ``batch`` itself in a list."""
+    """Returns the index of ``batch`` in a list, by identity."""
     return next(i for i, each in enumerate(batches) if each is batch)
 
 
 def given(source, data_pass, skip):
-    """The batches that a kind of loader gives of a pass, but the first ``skip``."""
+    """Returns the batches of one pass of a loader, without the first ``skip``."""
     with source.active(data_pass):
         return list(source.batches(data_pass, skip))
 
@@ -178,7 +178,7 @@ def make_trainer(
     accelerator=None,
     **options,
 ):
-    """A trainer of ``make_model``, by SGD with momentum and the mean squared error."""
+    """Returns a trainer of ``make_model``, with SGD with momentum and the mean squared error."""
     model = make_model(dropout) if model is None else model
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     accelerator = accelerator or Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
@@ -196,7 +196,7 @@ NO_DATA = {
 
 
 def trained(make_data, epochs=2, **options):
-    """The weights of an unbroken run, and its trainer."""
+    """Returns the weights of an unbroken run, and its trainer."""
     seed()
     trainer = make_trainer(make_data(), **options)
     trainer.run(max_epochs=epochs)
@@ -204,7 +204,7 @@ def trained(make_data, epochs=2, **options):
 
 
 def assert_clean(trainer):
-    """Neither a loader that is taken for the active one nor a gradient is left."""
+    """Checks that no loader is Accelerate's active one, and that no gradient is left."""
     assert GradientState().dataloader_references == [None]
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
@@ -214,7 +214,7 @@ WITHIN_THE_DATA = [event for event in Events if event is not Events.DATALOADER_S
 
 
 def record(engine, events):
-    """A list that grows by (name, epoch, iteration) at each of the events."""
+    """Returns a list that grows by (name, epoch, iteration) at each of the events."""
     seen = []
     for event in events:
 
@@ -226,7 +226,7 @@ def record(engine, events):
 
 
 class Log(list):
-    """What was entered and left, in order, and ``open``, what is open now."""
+    """A log of contexts entered and left, in order. ``open``: the contexts open now."""
 
     def __init__(self):
         self.open = []
@@ -241,12 +241,12 @@ class Log(list):
 
     @property
     def failed(self):
-        """The ways out by a failure."""
+        """Returns the exits by a failure."""
         return [entry for entry in self if not isinstance(entry, str)]
 
 
 def noting(log, name):
-    """A context that tells ``log`` when it is entered and how it is left."""
+    """Returns a context that records in ``log`` when it is entered and how it is left."""
 
     def context(engine):
         log.enter(name)

@@ -71,7 +71,7 @@ def test_step_events_come_at_the_end_of_each_window():
     ]
 
 
-def test_a_run_of_two_batches_is_the_one_that_is_drawn(tmp_path):
+def test_a_run_of_two_batches_matches_the_drawing(tmp_path):
     drawing = events.__doc__.split("Three words")[0].split("\n\n", 2)[2]
     known = "|".join(sorted((event.name for event in ALL_EVENTS), key=len, reverse=True))
     drawn = re.findall(rf"\b(?:{known})\b", drawing)
@@ -113,7 +113,7 @@ def test_the_channels_open_and_close_where_they_are_drawn(tmp_path):
     assert {each[1:] for each in drawn if each[0] in "+-"} == set(CHANNELS)
 
 
-def test_every_event_is_drawn_or_a_listed_exception():
+def test_every_event_is_in_the_drawing_or_a_listed_exception():
     exceptions = {
         "TERMINATE",
         "TERMINATE_SINGLE_EPOCH",
@@ -180,7 +180,7 @@ def test_trainer_events_support_once_and_event_filters():
     assert seen == [("forward", 3), 3, ("forward", 4)]
 
 
-def test_the_attributes_begin_anew_with_a_new_run():
+def test_the_counters_start_from_scratch_in_a_new_run():
     trainer = make_trainer(batches_of(3), validation=Validation(lambda: None, every_steps=1))
     trainer.run(max_epochs=2)
     trainer.run(max_epochs=2)

@@ -1,7 +1,8 @@
 """The public face for people who write a handler of their own.
 
-``Handler`` and ``Scheduled`` are the base classes, and ``attach`` returns an ``Attachment``. In a
-pydantic dataclass with ``handler_config`` the field types check the values that it is made of::
+``Handler`` and ``Scheduled`` are the base classes, and ``attach`` returns an ``Attachment``. Write
+the handler as a pydantic dataclass with ``handler_config``, and the field types check the values
+that its constructor is given::
 
     @checked_dataclass
     class LogLoss(Scheduled):
@@ -11,7 +12,7 @@ pydantic dataclass with ``handler_config`` the field types check the values that
         def __call__(self, engine):
             print(engine.state.iteration, float(engine.state.output))
 
-``must_be`` makes a field type of a rule of your own.
+``must_be`` makes a field type from a rule that you write.
 """
 
 from ignite_hooks.core.checked_dataclass import handler_config
