@@ -1,1 +1,1 @@
-"""Scopes around the parts of the loop."""
+"""Context managers of users, entered and left around the parts of the training loop."""

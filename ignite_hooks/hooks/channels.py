@@ -21,14 +21,17 @@ CHANNELS: tuple[ChannelName, ...] = get_args(ChannelName)
 
 
 class Channels:
-    """What is on the channels of one engine, and what of it the engine is in.
+    """The contexts on the channels of one engine, and the stack of those that are open.
 
     ``with channels.on_step:`` enters the contexts of that channel in order of their registration
-    and leaves them in reverse; while there are none it costs next to nothing.
+    and leaves them in reverse; a channel without contexts costs next to nothing.
 
-    After a failure they stay open, for the handlers of EXCEPTION_RAISED to be called inside, and
-    whoever runs the engine closes them all with ``scopes``. ``on_validation`` alone closes at once:
-    someone may catch the failure of a validation and train on.
+    After a failure contexts stay open, so that handlers of EXCEPTION_RAISED are called inside them.
+    The code that runs the engine then closes all of them with ``scopes``. Only ``on_validation``
+    closes at once, because a user may catch the failure of a validation and continue to train.
+
+    Attributes:
+        scopes: the open contexts of all channels.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -44,32 +47,34 @@ class Channels:
         self._engine = ref(engine)
         self._hooks: tuple[Hook, ...] = ()
 
-    def join(self, hooks: Sequence[Hook]) -> None:
-        """A set comes, with these."""
+    def attach_set(self, hooks: Sequence[Hook]) -> None:
+        """Adds a set of hooks that is attached to the engine."""
         self.add(hooks)
 
-    def part(self, hooks: Sequence[Hook]) -> None:
-        """A set goes, with these."""
+    def detach_set(self, hooks: Sequence[Hook]) -> None:
+        """Removes a set of hooks that is detached from the engine."""
         self.drop(hooks)
 
     def add(self, hooks: Sequence[Hook]) -> None:
-        """Has the contexts entered after those there are, when their channels open next."""
-        self._arrange((*self._hooks, *hooks))
+        """Adds hooks after the present ones, from the next time on that their channels open."""
+        self._set_hooks((*self._hooks, *hooks))
 
     def drop(self, hooks: Sequence[Hook]) -> None:
-        """Has the contexts entered no more when their channels open next; open ones are left."""
+        """Drops hooks, from the next time on that their channels open; open contexts stay open."""
         dropped = set(hooks)
-        self._arrange(tuple(each for each in self._hooks if each not in dropped))
+        self._set_hooks(tuple(each for each in self._hooks if each not in dropped))
 
-    def _arrange(self, hooks: tuple[Hook, ...]) -> None:
+    def _set_hooks(self, hooks: tuple[Hook, ...]) -> None:
         self._hooks = hooks
         for name in CHANNELS:
             own = tuple(hook for hook in hooks if hook.channel == name)
-            kind = _ChannelOfValidation if name == "on_validation" else _Channel
-            setattr(self, name, kind(own, self.scopes, self._engine) if own else NOTHING)
+            channel_type = _ValidationChannel if name == "on_validation" else _Channel
+            setattr(self, name, channel_type(own, self.scopes, self._engine) if own else NOTHING)
 
 
 class _Channel(AbstractContextManager[None, Any]):
+    """A channel with contexts; after a failure they stay open for the code that runs the engine."""
+
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         self._hooks = hooks
         self._scopes = scopes
@@ -80,13 +85,13 @@ class _Channel(AbstractContextManager[None, Any]):
         engine = self._engine()
         assert engine is not None
         scopes = self._scopes
-        self._depth = len(scopes.open)
+        self._depth = len(scopes.open)  # contexts of outer channels are below this depth
         for hook in self._hooks:
             scopes.enter(HookScope(hook, engine))
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
@@ -95,45 +100,59 @@ class _Channel(AbstractContextManager[None, Any]):
         return None
 
 
-class _ChannelOfValidation(_Channel):
-    """Closes after a failure too, and ends that if one of its contexts calls ``terminate()``."""
+class _ValidationChannel(_Channel):
+    """A channel that closes after a failure too, as ``on_validation`` does.
+
+    A context that calls ``terminate()`` on its way out ends the failure: the run stops cleanly.
+    """
 
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         super().__init__(hooks, scopes, engine)
-        self._depths: list[int] = []  # a handler may validate within a validation
+        self._depths: list[int] = []  # several, as a handler may validate within a validation
 
     def __enter__(self) -> None:
         depth = len(self._scopes.open)
         try:
             super().__enter__()
-        except BaseException as error:  # nothing can keep the validation from failing
-            self._close(error, depth)
+        except BaseException as error:
+            # Raised even if a context calls terminate(): a failed __enter__ cannot skip the body.
+            self._leave(error, depth)
             raise
         self._depths.append(depth)
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        return self._close(error, self._depths.pop())
+        return self._leave(error, self._depths.pop())
 
-    def _close(self, error: BaseException | None, depth: int) -> bool:
-        """Closes all, and returns whether a context has made a clean stop of a failure."""
+    def _leave(self, error: BaseException | None, depth: int) -> bool:
+        """Closes the channel; returns whether a context has turned a failure into a clean stop.
+
+        Args:
+            error: the failure, if there was one.
+            depth: the number of contexts that were open before the channel opened.
+        """
         if error is not None and not self._is_stopped_by_context(error, depth):
             return False
         try:
             self._scopes.leave(depth)
         except BaseException as first:
-            if not self._close(first, depth):
+            if not self._leave(first, depth):
                 raise
         return error is not None
 
     def _is_stopped_by_context(self, error: BaseException, depth: int) -> bool:
-        """Closes open contexts until one calls ``terminate()`` to end the failure cleanly."""
+        """Closes open contexts until one calls ``terminate()`` to end the failure cleanly.
+
+        Returns whether one did. Such a context must have caught the failure, without another.
+        """
         engine: Any = self._engine()
         scopes = self._scopes
+        # Set aside, so that a stop that was requested before the failure is not taken for one that
+        # a context requests now; the same goes for a failure of an outer scope.
         later, scopes.later_failure = scopes.later_failure, None
         requested, engine.should_terminate = engine.should_terminate, False
         stop = False

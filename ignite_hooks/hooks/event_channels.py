@@ -1,4 +1,4 @@
-"""The channels of an engine that knows nothing of them: they open and close at its events."""
+"""The channels of an engine that is not a trainer: they open and close at its events."""
 
 import warnings
 from collections.abc import Iterator
@@ -23,55 +23,62 @@ __all__ = ["EventChannels", "channels_of"]
 
 
 class EventChannels(Channels):
-    """Channels that open and close at events; ``OptimizerStep`` and ``Validation`` open theirs.
+    """Channels that open and close at the events of an engine.
 
-    After a failure an event that would close a channel does not come. Then it is closed when the
-    channel opens again, when one around it closes, or when ``engine.run`` is left. So nothing is
-    opened in a run that was not entered here, that in which the first set was attached. What is
-    open when the last set goes is left in its turn; at the end of the run nothing listens any more.
+    ``on_optimizer_step`` and ``on_validation`` are opened by ``OptimizerStep`` and ``Validation``.
+
+    After a failure the event that would close a channel is not fired. The channel is then closed
+    when it opens again, when a channel around it closes, or when ``engine.run`` is left. A run in
+    which the first set was attached has no scope around ``engine.run``, so no channel opens in it.
+    When the last set is detached within a run, its open contexts are still left when their channels
+    close, and the handlers are removed at the end of the run.
     """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._depths: dict[str, int] = {}
-        self._sets = 0
+        self._number_of_sets = 0
         self._is_in_run = False
         self._has_warned = False
         self._attachment: Attachment | None = None
 
-    def join(self, hooks: Sequence[Hook]) -> None:
-        """As always; listens to the events from now on."""
+    def attach_set(self, hooks: Sequence[Hook]) -> None:
+        """Adds a set of hooks; the first set attaches the handlers that open the channels."""
         self._warn_once(hooks)
         engine = self._engine()
         if self._attachment is None and engine is not None:
             self._attachment = HookChannels().attach(engine)
-        self._sets += 1
-        super().add(hooks)
+        self._number_of_sets += 1
+        super().add(hooks)  # not this class's own, which would warn at another stack level
 
-    def part(self, hooks: Sequence[Hook]) -> None:
-        """As always; listens no more if it was the last."""
-        super().part(hooks)
-        self._sets -= 1
+    def detach_set(self, hooks: Sequence[Hook]) -> None:
+        """Removes a set of hooks; with the last set the handlers go too."""
+        super().detach_set(hooks)
+        self._number_of_sets -= 1
         self._detach_if_idle()
 
     def add(self, hooks: Sequence[Hook]) -> None:
-        """As always."""
+        """Adds hooks to a set that is attached already."""
         self._warn_once(hooks)
         super().add(hooks)
 
     def _warn_once(self, hooks: Sequence[Hook]) -> None:
-        """Before anything is changed: a warning may be an error."""
+        """Warns about channels that may be left late.
+
+        To be called before anything is changed: a user may have turned warnings into errors.
+        """
         if not self._has_warned and any(each.channel in ("on_loop", "on_epoch") for each in hooks):
             self._has_warned = True
             warnings.warn(
                 "on_loop and on_epoch may be left late after a failure on an engine that is not a "
                 "Trainer: its events do not tell, so they are left when run() is left or the next "
                 "epoch starts",
-                stacklevel=5,  # who called a public method of Hooks: each is as far from here
+                # The caller of a public method of Hooks; each method is as many calls away.
+                stacklevel=5,
             )
 
     def open(self, channel: str) -> None:
-        """Opens a channel, and closes it first where a failure left it open."""
+        """Opens a channel; closes it first if a failure has left it open."""
         self.close(channel)
         scope = getattr(self, channel)
         if scope is not NOTHING and self._is_in_run:
@@ -79,23 +86,25 @@ class EventChannels(Channels):
             scope.__enter__()
 
     def close(self, channel: str) -> None:
-        """Closes a channel and those within it, as far as they are open."""
+        """Closes a channel and the channels within it, as far as they are open."""
         if self._depths:
+            # CHANNELS lists each channel after the channels around it.
             within = CHANNELS[CHANNELS.index(channel) :]
             depths = [self._depths.pop(name) for name in within if name in self._depths]
             if depths:
                 self.scopes.leave(min(depths))
 
     @contextmanager
-    def in_run(self, engine: Engine) -> Iterator[None]:
-        """Around ``engine.run``: closes what is open at its end."""
+    def run_scope(self, engine: Engine) -> Iterator[None]:
+        """Closes all channels at the end of ``engine.run``, which is the body."""
         self._is_in_run = True
         try:
             yield
             if not is_interrupted(engine):
-                self._close_all()
+                self._leave_all()
         except BaseException:
-            if not is_interrupted(engine):  # it may be so still, if run() refused its arguments
+            # Interrupted before, the run still is if run() has refused its arguments.
+            if not is_interrupted(engine):
                 self._depths = {}
                 with self.scopes:
                     raise
@@ -104,55 +113,61 @@ class EventChannels(Channels):
             self._is_in_run = False
             self._detach_if_idle()
 
-    def _close_all(self) -> None:
+    def _leave_all(self) -> None:
         self._depths = {}
         self.scopes.leave(0)
 
     def _detach_if_idle(self) -> None:
-        if not self._sets and not self.scopes.open and self._attachment is not None:
+        if not self._number_of_sets and not self.scopes.open and self._attachment is not None:
             attachment, self._attachment = self._attachment, None
             attachment.remove()
 
 
 class HookChannels(Handler):
-    """Opens and closes the channels of an engine."""
+    """The handlers that open and close the channels of an engine at its events."""
 
     def attach_to(self, attachment: Attachment) -> None:
         TrainEvents.register(attachment.engine)
-        attachment.during_run(lambda engine: _channels(engine).in_run(engine))
+        attachment.during_run(lambda engine: _event_channels(engine).run_scope(engine))
 
-        def opens(name: str, at: Any) -> None:
-            attachment.on(at, lambda engine: _channels(engine).open(name), first=True)
+        def opens(name: str, event: Any) -> None:
+            attachment.on(event, lambda engine: _event_channels(engine).open(name), first=True)
 
-        def closes(name: str, at: Any, *, first: bool = False) -> None:
-            attachment.on(at, lambda engine: _channels(engine).close(name), first=first)
+        def closes(name: str, event: Any, *, first: bool = False) -> None:
+            attachment.on(event, lambda engine: _event_channels(engine).close(name), first=first)
 
-        opens("on_loop", at=Events.STARTED)
-        opens("on_epoch", at=Events.EPOCH_STARTED)
-        opens("on_batch", at=Events.ITERATION_STARTED)
-        opens("on_step", at=Events.ITERATION_STARTED)  # the last that is put first comes first
-        opens("on_model_forward", at=TrainEvents.MODEL_FORWARD_STARTED)
-        closes("on_model_forward", at=TrainEvents.MODEL_FORWARD_COMPLETED)
-        opens("on_model_backward", at=TrainEvents.MODEL_BACKWARD_STARTED)
-        closes("on_model_backward", at=TrainEvents.MODEL_BACKWARD_COMPLETED)
-        closes("on_batch", at=Events.ITERATION_COMPLETED, first=True)
-        closes("on_step", at=Events.ITERATION_COMPLETED)
-        closes("on_step", at=Events.TERMINATE_SINGLE_EPOCH, first=True)
-        closes("on_epoch", at=Events.EPOCH_COMPLETED)
-        closes("on_epoch", at=Events.TERMINATE, first=True)
-        closes("on_loop", at=Events.COMPLETED)
+        opens("on_loop", Events.STARTED)
+        opens("on_epoch", Events.EPOCH_STARTED)
+        # Each `first` handler is put before those that are there: on_step opens before on_batch.
+        opens("on_batch", Events.ITERATION_STARTED)
+        opens("on_step", Events.ITERATION_STARTED)
+        opens("on_model_forward", TrainEvents.MODEL_FORWARD_STARTED)
+        closes("on_model_forward", TrainEvents.MODEL_FORWARD_COMPLETED)
+        opens("on_model_backward", TrainEvents.MODEL_BACKWARD_STARTED)
+        closes("on_model_backward", TrainEvents.MODEL_BACKWARD_COMPLETED)
+        # on_batch is left before the handlers of ITERATION_COMPLETED, on_step after those that are
+        # attached by now.
+        closes("on_batch", Events.ITERATION_COMPLETED, first=True)
+        closes("on_step", Events.ITERATION_COMPLETED)
+        # Ignite fires no ITERATION_COMPLETED if the epoch is terminated before, and no
+        # EPOCH_COMPLETED if the run is terminated.
+        closes("on_step", Events.TERMINATE_SINGLE_EPOCH, first=True)
+        closes("on_epoch", Events.EPOCH_COMPLETED)
+        closes("on_epoch", Events.TERMINATE, first=True)
+        closes("on_loop", Events.COMPLETED)
 
 
 def channels_of(engine: AnyEngine) -> Channels:
-    """Returns the channels of ``engine``: a trainer has some, a plain engine is given some."""
-    owner: Any = engine  # of a plain engine nobody knows this attribute
+    """Returns the channels of ``engine``: a trainer has its own, a plain engine is given some."""
+    owner: Any = engine  # Ignite's Engine does not declare this attribute
     if not hasattr(owner, "hook_channels"):
         owner.hook_channels = EventChannels(owner)
     channels: Channels = owner.hook_channels
     return channels
 
 
-def _channels(engine: Engine) -> EventChannels:
-    owner: Any = engine  # it was given the channels when it was attached to
+def _event_channels(engine: Engine) -> EventChannels:
+    """Returns the channels that ``channels_of`` has given to a plain engine."""
+    owner: Any = engine
     channels: EventChannels = owner.hook_channels
     return channels

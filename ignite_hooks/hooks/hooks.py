@@ -1,41 +1,42 @@
-"""Contexts that are entered before a part of the loop and surely left after it.
+"""Sets of contexts that are entered before a part of the loop and left after it, without fail.
 
-Events are moments. A context on a *channel* is a scope: a profiler's range, a timer, a temporary
-setting, a lock, a span of a trace. ``events.py`` draws where each of the eight begins and ends.
+An event is a point in time. A context on a *channel* is a scope: a profiler's range, a timer, a
+temporary setting, a lock, a span of a trace. The drawing in ``events.py`` shows where each of the
+eight channels opens and closes.
 
 =====================  ============================================================================
-``on_loop``            one run; an ``interrupt()`` leaves it open until the run goes on and ends
+``on_loop``            one run; after ``interrupt()`` it stays open until the continued run ends
 ``on_epoch``           one epoch, with the validation and the save at its end
-``on_step``            one iteration without the wait for its batch, with the step that it may make
-                       and what is due after that
+``on_step``            one iteration without the wait for its batch, with its optimizer step if
+                       there is one, and the validation and the save that are due after the step
 ``on_batch``           the process function: forward and backward
 ``on_model_forward``   the model and the loss
 ``on_model_backward``  the backward pass
-``on_optimizer_step``  the step of a full window: clipping, step, scheduler
-``on_validation``      one validation with its events: the place for temporary weights; after a
+``on_optimizer_step``  the step at the end of a window: clipping, step, scheduler
+``on_validation``      one validation with its events: the place to swap weights in; after a
                        failure it is left at once, before EXCEPTION_RAISED
 =====================  ============================================================================
 
-A context is given the engine. On a trainer it finds there, at any time:
+A context is called with the engine. A trainer has these attributes at any time:
 
 ========================  ========================  ================================================
-on the engine             type                      what
+attribute                 type                      meaning
 ========================  ========================  ================================================
 ``accelerator``           Accelerator               owns device and processes
 ``model``                 Module                    as Accelerate prepared it
 ``optimizer``             AcceleratedOptimizer      its ``param_groups`` are live
 ``lr_scheduler``          LRScheduler | None        the one that the trainer moves
-``state.epoch``           int                       the present one, from 1; 0 before
+``state.epoch``           int                       the present epoch, from 1; 0 before the first
 ``state.iteration``       int                       batches so far, this one included
 ``state.optimizer_step``  int                       steps committed so far
 ``state.step_committed``  bool                      whether this iteration made a step; False on the
                                                     way out of ``on_optimizer_step``: it was skipped
 ``state.max_epochs``      int | None                of this run, or what ``max_steps`` alone takes
 ``state.max_steps``       int | None                of this run
-``state.start_epoch``     int                       epochs that were complete when it began
-``state.start_step``      int                       steps that were committed when it began
-``state.dataloader``      iterable | None           what it trains on, as prepared
-``state.batch``           what the data gives       that of this iteration, or None
+``state.start_epoch``     int                       epochs that were complete when the run began
+``state.start_step``      int                       steps that were committed when the run began
+``state.dataloader``      iterable | None           the prepared data that the trainer runs on
+``state.batch``           what the data gives       the batch of this iteration, or None
 ``state.model_outputs``   what the model gives      from the end of the forward on; None before
 ``state.loss``            Tensor, a scalar | None   likewise; without its graph after the backward
 ========================  ========================  ================================================
@@ -75,13 +76,13 @@ ContextT = TypeVar("ContextT", bound=Context)
 
 
 class Registration(AbstractContextManager["Registration", None]):
-    """One or several contexts in a set, until ``remove()``. In a ``with``, until its end."""
+    """A registration of contexts in a set, ended by ``remove()`` or by the end of a ``with``."""
 
     def __init__(self, remove: Callable[[], None]) -> None:
         self._remove = remove
 
     def remove(self) -> None:
-        """Takes off this registration and no other. A second time does nothing."""
+        """Removes this registration and no other. A second call does nothing."""
         self._remove()
 
     def __exit__(self, *failure: object) -> None:
@@ -103,34 +104,34 @@ class Hooks(Handler):
 
     A context is a generator function with one ``yield``, a function that makes a context manager
     (``lambda engine: record_function("step")``), or a ``HookContext``. It receives the engine.
-    Contexts are entered in order of registration and left in reverse, whatever happens in between:
-    a failure arrives as the exception at the ``yield``. It cannot be swallowed there, unless by
-    ``trainer.terminate()`` before the generator returns, which makes a clean stop of it. A failure
-    on the way out does not keep the others from being left; if there was one before, the later one
-    is noted on it.
+    Contexts are entered in order of registration and left in reverse, also after a failure, which
+    is raised as an exception at the ``yield``. A context can end the failure in one way only: catch
+    it and call ``trainer.terminate()`` before the generator returns, which stops the run cleanly.
+    A context that fails on the way out does not keep the others from being left. If the run was
+    failing before, the later failure is added to the first one as a note.
 
-    A trainer has a set, ``trainer.hooks``; others are attached to it, or given to the factory's
-    ``handlers``. What is registered or removed meanwhile counts when its channel opens next; what
-    is open is left in its turn.
+    A trainer has a set, ``trainer.hooks``; further sets are attached to the trainer, or given to
+    the factory's ``handlers``. A context that is registered or removed during a run is entered, or
+    no longer entered, from the next time on that its channel opens; open contexts are still left.
 
-    On an engine that is not a trainer the channels open and close at its events: ``on_batch`` as
-    ``on_step``, the model's two if the process function fires ``TrainEvents`` (or uses ``begin``),
-    ``on_optimizer_step`` if the engine has an ``OptimizerStep``, ``on_validation`` if it has a
-    ``Validation``. Contexts are entered before the
-    handlers of the first event and left in order of attachment with those of the last, so attach
-    the set after them, and after the OptimizerStep; a first set attached within a run counts from
-    the next run on. Such an engine does not tell when a failure has ended an epoch or the loop:
-    ``on_loop`` and ``on_epoch`` are left when ``run`` is left or the next epoch starts, and see
-    nothing of a failure that a handler of EXCEPTION_RAISED has swallowed.
+    On a plain Ignite engine the channels open and close at its events: ``on_batch`` as ``on_step``,
+    ``on_model_forward`` and ``on_model_backward`` if the process function fires ``TrainEvents`` (or
+    uses ``begin``), ``on_optimizer_step`` if the engine has an ``OptimizerStep``,
+    ``on_validation`` if it has a ``Validation``. Contexts are entered before all handlers of the
+    first event. They are left in order of attachment among the handlers of the last event, so
+    attach the set after these handlers, and after the OptimizerStep. A first set that is attached
+    within a run takes effect with the next run. A plain engine has no event for a failure that ends
+    an epoch or the loop: ``on_loop`` and ``on_epoch`` are left when ``run`` is left or the next
+    epoch starts, and do not see a failure that a handler of EXCEPTION_RAISED has swallowed.
     """
 
     def __init__(self) -> None:
         self._hooks: tuple[Hook, ...] = ()
-        self._followers: WeakSet[Channels] = WeakSet()
+        self._attached_channels: WeakSet[Channels] = WeakSet()
 
     @classmethod
     def from_hooks(cls, hooks: "Hooks | Iterable[Hooks] | None") -> "Hooks":
-        """A new set of all that is in ``hooks``: none, one set, or several."""
+        """Returns a new set with the contexts of ``hooks``: None, one set, or several."""
         new = cls()
         several = () if hooks is None else [hooks] if isinstance(hooks, Hooks) else hooks
         if not isinstance(several, Iterable):
@@ -143,56 +144,59 @@ class Hooks(Handler):
         return new
 
     def register(self, channel: ChannelName, context: Context) -> Registration:
-        """Has ``context`` entered and left with ``channel``.
+        """Registers ``context``, which is entered and left with ``channel`` from now on.
 
         Returns:
-            What takes off this registration and no other.
+            The registration: its ``remove()`` removes this registration and no other.
 
         Raises:
-            TypeError: ``context`` is no context.
+            TypeError: ``context`` is not a context.
             ValueError: there is no such channel.
         """
         _check_channel(channel)
         check_context(context)
-        return self._add([Hook(channel, context)])
+        return self._add_hooks([Hook(channel, context)])
 
     def on(self, channel: ChannelName) -> Callable[[ContextT], ContextT]:
-        """``register`` as a decorator."""
+        """Returns a decorator that registers a context on ``channel``."""
         _check_channel(channel)
 
         def register(context: ContextT) -> ContextT:
             check_context(context)
-            self._add([Hook(channel, context)])  # not by register(): see `_warn_once`
+            # Not by register(), which would put one call more between the user and the warning of
+            # `EventChannels`, whose `stacklevel` counts them.
+            self._add_hooks([Hook(channel, context)])
             return context
 
         return register
 
     def register_all(self, hooks: "Hooks") -> Registration:
-        """Registers all that is in ``hooks`` now.
+        """Registers all contexts that ``hooks`` has now.
 
         Returns:
-            What takes off these registrations and no others.
+            The registration: its ``remove()`` removes these contexts and no others.
         """
-        return self._add(_copied(hooks))
+        return self._add_hooks(_copies_of(hooks))
 
     def __iadd__(self, hooks: "Hooks") -> "Hooks":
-        self._add(_copied(hooks))
+        self._add_hooks(_copies_of(hooks))
         return self
 
     def unregister_all(self) -> None:
-        """Takes off all that is in this set. Other sets on the same engines stay."""
-        self._drop(self._hooks)
+        """Removes all contexts of this set. Other sets on the same engines stay."""
+        self._drop_hooks(self._hooks)
 
     def begin(self, channel: ChannelName, engine: Engine) -> AbstractContextManager[None]:
-        """The contexts of this set on ``channel``, around a part of one's own loop.
+        """Returns a scope in which this set's contexts on ``channel`` are open.
 
-        A failure of the body passes, whatever they do to it.
+        For a loop or process function that you write yourself. A failure of the body always leaves
+        the scope; contexts cannot end it.
         """
         _check_channel(channel)
-        return self._begun(channel, engine)
+        return self._entered_contexts(channel, engine)
 
     @contextmanager
-    def _begun(self, channel: ChannelName, engine: Engine) -> Iterator[None]:
+    def _entered_contexts(self, channel: ChannelName, engine: Engine) -> Iterator[None]:
         with ScopeStack() as scopes:
             for hook in self._hooks:
                 if hook.channel == channel:
@@ -200,7 +204,7 @@ class Hooks(Handler):
             yield
 
     def check(self, engine: Engine, event: Any) -> None:
-        """A set has moments of its own, and is on an engine once."""
+        """Checks that no event is given, and that the set is attached to the engine only once."""
         if event is not None:
             raise ValueError(
                 f"`event` must be left out, got {event}: a context is entered and left with its "
@@ -213,35 +217,35 @@ class Hooks(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Adds what is in the set, now and later, to the channels of the engine."""
+        """Adds the contexts of the set, those registered later too, to the engine's channels."""
         channels = channels_of(attachment.engine)
-        channels.join(self._hooks)
-        self._followers.add(channels)
+        channels.attach_set(self._hooks)
+        self._attached_channels.add(channels)
 
-        def leave() -> None:
-            self._followers.discard(channels)
-            channels.part(self._hooks)
+        def detach() -> None:
+            self._attached_channels.discard(channels)
+            channels.detach_set(self._hooks)
 
-        attachment.on_removal(leave)
+        attachment.on_removal(detach)
 
-    def _add(self, hooks: Sequence[Hook]) -> Registration:
-        for channels in self._followers:
+    def _add_hooks(self, hooks: Sequence[Hook]) -> Registration:
+        for channels in self._attached_channels:
             channels.add(hooks)
         self._hooks = (*self._hooks, *hooks)
-        return Registration(lambda: self._drop(hooks))
+        return Registration(lambda: self._drop_hooks(hooks))
 
-    def _drop(self, hooks: Sequence[Hook]) -> None:
+    def _drop_hooks(self, hooks: Sequence[Hook]) -> None:
         dropped = set(hooks)
         self._hooks = tuple(each for each in self._hooks if each not in dropped)
-        for channels in self._followers:
+        for channels in self._attached_channels:
             channels.drop(hooks)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has registrations of its own and is attached to nothing.
-        return {**vars(self), "_hooks": tuple(_copied(self)), "_followers": None}
+        # A copy has its own registrations and is attached to no engine.
+        return {**vars(self), "_hooks": tuple(_copies_of(self)), "_attached_channels": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _followers=WeakSet())
+        vars(self).update(state, _attached_channels=WeakSet())
 
     def __len__(self) -> int:
         return len(self._hooks)
@@ -255,7 +259,8 @@ class Hooks(Handler):
         return f"<{type(self).__name__} {'; '.join(shown) or 'without contexts'}>"
 
 
-def _copied(hooks: Hooks) -> list[Hook]:
+def _copies_of(hooks: Hooks) -> list[Hook]:
+    """Returns a new hook for each hook of a set, which can be removed separately."""
     if not isinstance(hooks, Hooks):
         raise TypeError(
             f"`hooks` must be a Hooks, got {hooks!r}: register() takes a channel and a context"

@@ -35,7 +35,7 @@ def on(engine):
 
 
 def hook(log, name, channel="on_step", act=lambda: None):
-    """A context that records, and acts on the way in."""
+    """Returns a hook whose context records, and calls ``act`` on the way in."""
 
     def context(engine):
         log.append(f"+{name}")
@@ -101,7 +101,7 @@ def test_contexts_are_given_the_engine(on, engine):
     assert given == [engine]
 
 
-def test_each_engine_has_channels_of_its_own(on):
+def test_engines_do_not_share_channels(on):
     log = []
     other = Channels(Engine(lambda engine, batch: None))
     on.add([hook(log, "a")])
@@ -121,10 +121,10 @@ def test_channels_do_not_keep_their_engine_alive():
     assert on.on_step is not NOTHING
 
 
-# What comes and goes
+# Adding and dropping
 
 
-def test_a_channel_without_contexts_is_nothing_again(on):
+def test_a_channel_without_contexts_is_replaced_by_nothing(on):
     assert all(getattr(on, channel) is NOTHING for channel in CHANNELS)
     first, second = hook([], "a"), hook([], "b")
     on.add([first])
@@ -149,7 +149,7 @@ def test_dropping_one_keeps_the_order_of_the_others(on):
     assert log == ["+a", "+c", "+d", "+b", "-b", "-d", "-c", "-a"]
 
 
-def test_dropping_what_is_not_there_does_nothing(on):
+def test_dropping_an_unknown_hook_does_nothing(on):
     log = []
     first = hook(log, "a")
     on.add([first])
@@ -201,7 +201,7 @@ def test_context_added_to_an_open_empty_channel_waits_too(on):
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_context_dropped_while_open_is_left_in_its_turn(on, which):
+def test_context_dropped_while_open_is_left_in_order(on, which):
     log = []
     hooks = [hook(log, name) for name in "abc"]
     for each in hooks:
@@ -216,7 +216,7 @@ def test_context_dropped_while_open_is_left_in_its_turn(on, which):
     assert log == [*(f"+{name}" for name in kept), *(f"-{name}" for name in reversed(kept))]
 
 
-def test_all_that_are_dropped_while_they_are_open_are_left(on):
+def test_all_contexts_dropped_while_open_are_left(on):
     log = []
     hooks = [hook(log, name) for name in "ab"]
     for each in hooks:
@@ -346,9 +346,9 @@ FILES = {module.__file__ for module in (scopes, hook_context, channels)}
 
 
 class InterruptAt:
-    """Raises KeyboardInterrupt before the n-th line that is run in the three files.
+    """Raises KeyboardInterrupt before the n-th executed line of the three files.
 
-    ``code`` is what it was raised in, once it was.
+    ``code`` is the code object in which it was raised.
     """
 
     def __init__(self, number, *, not_in=()):
@@ -376,7 +376,7 @@ class InterruptAt:
 
 
 class Log(list):
-    """What was entered and left. ``is_balanced``: all was left, and the innermost first."""
+    """A log of contexts. ``is_balanced``: all that were entered were left, innermost first."""
 
     def is_balanced(self):
         still_open = []
@@ -450,11 +450,11 @@ def test_ctrl_c_at_any_line_leaves_contexts_and_loses_nothing():
         assert trainer.hook_channels.scopes.open == []
 
 
-def test_control_c_before_any_line_leaves_every_context_manager():
-    # Not in `_within`: Python's own `with` does not guarantee `__exit__` if Ctrl-C comes between
+def test_ctrl_c_at_any_line_leaves_every_context_manager():
+    # Not in `_entered`: Python's own `with` does not guarantee `__exit__` if Ctrl-C comes between
     # the end of its body and the call.
     for _, log, interrupt in interrupted_at_each_line(
-        lambda: recording_trainer(as_class, batches=1), not_in=["_within"]
+        lambda: recording_trainer(as_class, batches=1), not_in=["_entered"]
     ):
         assert log.is_balanced(), interrupt.code
 

@@ -19,7 +19,7 @@ from ignite_hooks import HookContext
 from ignite_hooks.hooks.context import Hook
 from ignite_hooks.hooks.context import HookScope
 from ignite_hooks.hooks.context import check_context
-from ignite_hooks.hooks.context import described
+from ignite_hooks.hooks.context import describe
 from ignite_hooks.hooks.context import name_of
 from tests.ids import stable_id
 
@@ -36,14 +36,14 @@ def scope_of(context, engine, channel="on_step"):
 
 
 def closed_after(scope, error):
-    """What the scope says of a failure that was raised in a body, as in a ``with``."""
+    """Returns whether the scope handles a failure of its body, as in a ``with``."""
     try:
         raise error
     except BaseException:
         return scope.__exit__(*sys.exc_info())
 
 
-# What a context may be given as. Each of these makes one that records what it is given.
+# The forms of a context. Each function makes a context that records its arguments.
 
 
 def generator(log):
@@ -183,7 +183,7 @@ def test_body_failure_reaches_the_context_and_is_not_handled(form, failure, engi
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_context_serves_again_and_again(form, engine):
+def test_a_context_can_be_used_many_times(form, engine):
     log = []
     context = form(log)
     for _ in range(2):
@@ -192,7 +192,7 @@ def test_a_context_serves_again_and_again(form, engine):
     assert log == [engine, "left"] * 2
 
 
-def test_passages_through_one_context_keep_separate_state(engine):
+def test_uses_of_one_context_keep_separate_state(engine):
     log = []
 
     def context(engine):
@@ -256,8 +256,8 @@ def test_failure_of_after_is_raised_with_the_first_as_context(engine):
     assert later.__context__ is first
 
 
-def test_a_hook_context_is_itself_and_can_not_be_changed():
-    # Two of the same functions are two contexts: they are told apart by identity.
+def test_a_hook_context_is_hashable_by_identity_and_frozen():
+    # Two contexts of the same functions are different, as their registrations are.
     assert HookContext(before=print) != HookContext(before=print)
     assert len({HookContext(before=print), HookContext(before=print)}) == 2
     with pytest.raises(AttributeError):
@@ -287,7 +287,7 @@ def test_generator_returning_after_a_catch_handles_the_failure(engine):
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_any_failure_can_be_dealt_with(failure, engine):
+def test_a_context_can_handle_any_failure(failure, engine):
     def context(engine):
         with suppress(failure):
             yield
@@ -297,7 +297,7 @@ def test_any_failure_can_be_dealt_with(failure, engine):
     assert closed_after(scope, failure()) is True
 
 
-def test_a_manager_deals_with_a_failure_by_returning_true(engine):
+def test_a_manager_handles_a_failure_by_returning_true(engine):
     class Context(AbstractContextManager):
         def __exit__(self, *failure):
             return True
@@ -482,7 +482,7 @@ def test_closing_a_scope_that_failed_to_open_does_nothing(engine):
     assert log == ["in"] * 3
 
 
-# What can be seen to be wrong only when it is used: name, file and channel are in the message
+# Errors that are found only on use: the message has the name, the file and the channel
 
 
 def assert_names(error, function, channel, *parts):
@@ -563,7 +563,7 @@ def test_function_making_no_context_manager_is_named_with_file(made, engine):
     assert closes_without_doing_anything(scope)
 
 
-# What can be seen when it is registered
+# Errors that are found at registration
 
 
 async def coroutine(engine):
@@ -594,7 +594,7 @@ class AsyncCallable:
     ],
     ids=name_of,
 )
-def test_an_async_function_is_no_context(context):
+def test_an_async_function_is_refused_as_a_context(context):
     with pytest.raises(TypeError, match=r"^`context` must not be async, got `.*with def$") as e:
         check_context(context)
     assert name_of(context) in str(e.value)
@@ -625,7 +625,7 @@ def test_context_manager_instance_is_refused_with_a_remedy(manager):
     message = str(caught.value)
     assert message.startswith("`context` must be a function that makes a context manager, got ")
     assert repr(manager) in message
-    assert message.endswith("pass lambda engine: ... that makes it anew")
+    assert message.endswith("pass lambda engine: ... that makes a new one each time")
 
 
 NOT_CALLABLE = [None, 3, "step", [print], object()]
@@ -686,9 +686,9 @@ OTHER_SIGNATURES = {
 
 
 @pytest.mark.parametrize("which", OTHER_SIGNATURES)
-def test_a_function_of_other_arguments_is_told_with_those_it_takes(which):
+def test_the_error_for_wrong_arguments_shows_the_signature(which):
     function, signature = OTHER_SIGNATURES[which]
-    told = f"must take the engine as its one argument, got {described(function)}"
+    told = f"must take the engine as its one argument, got {describe(function)}"
     for argument, make in (
         ("context", check_context),
         ("before", lambda value: HookContext(before=value)),
@@ -703,7 +703,7 @@ def test_a_function_of_other_arguments_is_told_with_those_it_takes(which):
         assert caught.value.__suppress_context__
 
 
-def test_a_hook_context_of_neither_side_is_told_to_have_one():
+def test_a_hook_context_without_functions_is_an_error():
     with pytest.raises(ValueError, match=r"must have `before` or `after` or both, got neither: "):
         HookContext()
 
@@ -720,7 +720,7 @@ def test_optional_arguments_do_no_harm():
 
 
 def test_c_function_of_unknown_signature_is_checked_on_first_use(engine):
-    with pytest.raises(ValueError, match="signature"):  # else this test tests nothing
+    with pytest.raises(ValueError, match="signature"):  # the precondition of this test
         inspect.signature(dict)
     check_context(dict)
     with pytest.raises(TypeError):
@@ -737,14 +737,14 @@ def sample(engine):
 def test_a_context_is_described_by_name_file_and_line():
     line = no_argument.__code__.co_firstlineno
     told = f"`no_argument` ({__file__}, line {line})"
-    assert described(no_argument) == told
+    assert describe(no_argument) == told
     inner = partial(no_argument)
     inner.tag = "keeps Python from making one partial of the two"
-    assert described(partial(inner)) == told
+    assert describe(partial(inner)) == told
     # The decorated function is where the author wrote it, not in contextlib.
-    assert described(contextmanager(no_argument)) == told
+    assert describe(contextmanager(no_argument)) == told
     code = sample.__code__
-    assert described(HookContext(after=sample)) == (
+    assert describe(HookContext(after=sample)) == (
         f"`HookContext(after=sample)` ({__file__}, line {code.co_firstlineno})"
     )
 
@@ -752,21 +752,21 @@ def test_a_context_is_described_by_name_file_and_line():
 def test_methods_and_objects_are_described_by_their_function():
     method, call = Methods.on_step.__code__, Methods.__call__.__code__
     on_step = f"`Methods.on_step` ({__file__}, line {method.co_firstlineno})"
-    assert described(Methods([]).on_step) == on_step
-    assert described(Methods([])) == f"`Methods` ({__file__}, line {call.co_firstlineno})"
+    assert describe(Methods([]).on_step) == on_step
+    assert describe(Methods([])) == f"`Methods` ({__file__}, line {call.co_firstlineno})"
     init = Methods.__init__.__code__
-    assert described(Methods) == f"`Methods` ({__file__}, line {init.co_firstlineno})"
+    assert describe(Methods) == f"`Methods` ({__file__}, line {init.co_firstlineno})"
 
 
 def test_function_without_a_file_is_described_by_its_name():
-    assert described(print) == "`print`"
-    assert described(dict) == "`dict`"
+    assert describe(print) == "`print`"
+    assert describe(dict) == "`dict`"
     assert name_of(partial(partial(print, 1), 2)) == "print"
 
 
 def test_a_scope_shows_its_context_and_channel(engine):
     scope = scope_of(no_argument, engine, "on_optimizer_step")
-    assert str(scope).startswith(f"the context {described(no_argument)} on ")
+    assert str(scope).startswith(f"the context {describe(no_argument)} on ")
     assert str(scope).endswith(" on_optimizer_step")
 
 
@@ -783,7 +783,7 @@ def test_failure_raised_from_stop_iteration_is_a_new_failure(engine):
         closed_after(scope, StopIteration())
 
 
-def test_a_failure_that_can_not_be_changed_passes(engine):
+def test_a_failure_with_frozen_attributes_passes(engine):
     @dataclass(frozen=True)
     class Frozen(Exception):
         number: int = 1
@@ -804,7 +804,7 @@ def with_number(function):
     return called_with_the_engine
 
 
-def test_what_a_decorator_makes_of_a_function_is_what_is_called(engine):
+def test_the_decorated_function_is_called_not_the_original(engine):
     log = []
 
     @with_number
@@ -843,7 +843,7 @@ def test_what_a_decorator_makes_of_a_function_is_what_is_called(engine):
     assert log == [7, 7, 7, "item"]
 
 
-def test_what_fails_when_it_is_called_with_the_engine_is_named(engine):
+def test_a_context_that_fails_when_called_is_named(engine):
     if sys.version_info < (3, 11):
         pytest.skip("Python 3.10 has no add_note")
 

@@ -1,4 +1,4 @@
-"""Contexts on engines that are no trainers: where they are entered, and that they are left."""
+"""Contexts on engines that are not trainers: order of entry, and exit on every way out."""
 
 import gc
 import sys
@@ -33,7 +33,7 @@ from tests.reference import noting
 from tests.reference import weights
 
 UNSURE = "on_loop and on_epoch may be left late after a failure"
-# It comes in nearly all of these tests. Those of the warning itself do not go by this line.
+# Nearly all of these tests cause this warning. The tests of the warning itself catch it.
 pytestmark = pytest.mark.filterwarnings(f"ignore:{UNSURE}:UserWarning")
 
 AT_EVENTS = ("on_loop", "on_epoch", "on_step", "on_batch")
@@ -63,7 +63,7 @@ def plain_engine():
 
 
 def engine_without_interrupts():
-    """Ignite has a second loop for those who switch ``interrupt()`` off."""
+    """Returns an engine with Ignite's second loop, which has no ``interrupt()``."""
     engine = Engine(nothing)
     engine.interrupt_resume_enabled = False
     return engine
@@ -80,7 +80,7 @@ def evaluator():
 
 
 def hand_made(accumulation=1, *, scaler=None, step_at_once=True):
-    """An engine of one's own that fires the model's events, and steps and validates."""
+    """Returns a user's engine that fires the model's events, steps and validates."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     accelerator.scaler = scaler
     model = make_model(dropout=0.0)
@@ -114,7 +114,7 @@ def run_anew(engine, batches=2, epochs=1):
     return engine.run(batches_of(batches), max_epochs=epochs)
 
 
-# Where they are entered and left
+# Order
 
 
 DRAWING = """
@@ -160,7 +160,7 @@ COMPLETED: late
 
 
 class Drawing(Log):
-    """A log that is indented by what is open, with the handlers of events in between."""
+    """A log of contexts and handlers, indented by the open contexts."""
 
     def enter(self, name):
         super().enter(name)
@@ -212,7 +212,7 @@ def test_loop_epochs_steps_and_batches_nest_on_every_engine(make, epochs, batche
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_each_channel_alone_is_entered_as_often_as_it_should_be(channel):
+def test_each_channel_alone_is_entered_the_right_number_of_times(channel):
     engine, log = hand_made(2), Log()
     hooks_of(log, [channel]).attach(engine)
     engine.run(batches_of(3), max_epochs=2)
@@ -296,7 +296,7 @@ def test_gradients_are_full_on_entry_and_exit_and_then_zeroed():
     assert seen == [True] * 5
 
 
-def test_whether_the_step_was_committed_is_told_on_the_way_out():
+def test_step_committed_is_set_on_the_way_out():
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     engine, hooks, seen = hand_made(scaler=scaler), Hooks(), []
 
@@ -317,7 +317,9 @@ def test_whether_the_step_was_committed_is_told_on_the_way_out():
 def test_late_step_at_the_end_of_data_opens_within_the_epoch():
     engine, log = hand_made(2), Log()
     hooks_of(log, ["on_epoch", "on_step", "on_optimizer_step"]).attach(engine)
-    engine.run(iter(batches_of(3)))  # nothing tells that the third is the last
+    engine.run(
+        iter(batches_of(3))
+    )  # the length is unknown: the third batch is not known to be the last
     alone, step = passage("on_step"), passage("on_optimizer_step")
     assert log == passage("on_epoch", alone, passage("on_step", step), alone, step)
 
@@ -338,7 +340,7 @@ def test_contexts_change_no_bit_of_the_weights(accumulation):
 
 
 def at(event, times, act):
-    """Has ``act(engine)`` called at the n-th ``event``. Not all events know ``once``."""
+    """Calls ``act(engine)`` at the n-th ``event``; not all events support ``once``."""
 
     def arrange(engine):
         calls = []
@@ -376,7 +378,7 @@ def both(*arrangements):
 
 
 class BreakingOnce:
-    """Three batches a pass, but for the first pass, which breaks."""
+    """Data of three batches per pass, whose first pass fails."""
 
     def __init__(self):
         self.has_broken = False
@@ -445,14 +447,14 @@ some_channels = pytest.mark.parametrize("channels", SOME, ids=lambda channels: c
 
 
 def engine_with(channels=CHANNELS):
-    """The hand-made engine, with two contexts on each channel."""
+    """Returns the user's engine with two contexts on each channel."""
     engine, log = hand_made(2), Log()
     hooks_of(log, channels, [".a", ".b"]).attach(engine)
     return engine, log
 
 
 def run_to_the_end(engine, data=None, **limits):
-    """Two epochs, gone on with after an ``interrupt()``."""
+    """Runs two epochs, and continues after an ``interrupt()``."""
     data = batches_of(3) if data is None else data
     state = engine.run(data, **(limits or {"max_epochs": 2}))
     while engine._internal_run_generator is not None:
@@ -486,7 +488,7 @@ def test_contexts_are_left_innermost_first_without_a_failure(way, channels):
     "max_iters" not in signature(Engine.run).parameters, reason="Ignite 0.5.4 has no max_iters"
 )
 @pytest.mark.parametrize("max_iters", [1, 2, 3, 4, 6])
-def test_all_that_was_entered_is_left_at_max_iters(max_iters):
+def test_all_contexts_are_left_at_max_iters(max_iters):
     engine, log = engine_with()
     run_to_the_end(engine, max_iters=max_iters)
     assert log.open == log.failed == []
@@ -530,7 +532,7 @@ def test_a_failure_of_the_data_is_seen_by_the_epoch_and_the_loop():
 
 @engines
 @pytest.mark.parametrize("failure", [Broken, KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_after_a_failure_the_next_run_enters_and_leaves_as_ever(make, failure):
+def test_contexts_are_balanced_in_the_run_after_a_failure(make, failure):
     engine, log = make(), Log()
     hooks_of(log, AT_EVENTS).attach(engine)
     failing = engine.add_event_handler(Events.ITERATION_STARTED(once=2), fail_with(failure))
@@ -545,7 +547,7 @@ def test_after_a_failure_the_next_run_enters_and_leaves_as_ever(make, failure):
 
 
 def assert_failed_in_validation_alone(log, *, has_failed):
-    """That channel does not wait for the handlers of EXCEPTION_RAISED."""
+    """Checks that only ``on_validation`` is closed before EXCEPTION_RAISED is handled."""
     within = any("on_validation" in entry for entry in log if isinstance(entry, str))
     names = [name.split(".")[0] for name, _ in log.failed]
     assert set(names) == ({"-on_validation"} if has_failed and within else set())
@@ -734,7 +736,7 @@ def test_first_failure_is_raised_and_later_ones_are_noted():
     assert later["on_batch"].__context__ is first
 
 
-def test_a_context_can_not_swallow_the_failure_of_the_body():
+def test_a_context_cannot_swallow_the_failure_of_the_body():
     engine, hooks, failure, seen = plain_engine(), Hooks(), Broken(), []
 
     @hooks.on("on_step")
@@ -769,8 +771,8 @@ def handlers_of(engine):
     return {event: list(each) for event, each in engine._event_handlers.items() if each}
 
 
-def remains(engine):
-    """What hooks have on an engine: handlers, attributes, attachments, a wrapper of ``run``."""
+def traces_of_hooks(engine):
+    """Returns all traces of hooks on an engine: handlers, attributes, attachments, run scopes."""
     ours = {"hook_channels", "_ignite_hooks"}  # empty, for the next set that comes
     attachments = list(belongings(engine).get("attachments", []))
     return handlers_of(engine), set(vars(engine)) - ours, attachments
@@ -783,23 +785,23 @@ def test_nothing_remains_when_the_last_set_is_removed(make, order, has_run):
     engine, log = make(), Log()
     engine.add_event_handler(Events.STARTED, lambda: None)
     TrainEvents.register(engine)
-    if has_run:  # a run of Ignite leaves attributes of its own
+    if has_run:  # Ignite's run leaves attributes of Ignite
         engine.run(batches_of(1))
-    before = remains(engine)
+    before = traces_of_hooks(engine)
     attachments = [hooks_of(log, CHANNELS, [str(each)]).attach(engine) for each in range(3)]
-    assert remains(engine) != before
+    assert traces_of_hooks(engine) != before
     if has_run:
         run_anew(engine)
     for each in order:
         assert handlers_of(engine) != before[0]
         attachments[each].remove()
-    assert remains(engine) == before
+    assert traces_of_hooks(engine) == before
     log.clear()
     run_anew(engine)
     assert log == []
 
 
-def test_removing_twice_takes_off_no_other_set():
+def test_removing_twice_does_not_remove_another_set():
     engine, log = plain_engine(), Log()
     first = hooks_of(log, ["on_step"], ["1"]).attach(engine)
     hooks_of(log, ["on_step"], ["2"]).attach(engine)
@@ -852,7 +854,7 @@ def test_further_set_attached_in_a_run_counts_from_next_entry():
 
 
 def test_first_set_attached_during_a_run_waits_for_the_next_run():
-    """Nothing would be sure to leave its contexts if this run fails."""
+    """Contexts entered at once could stay open after a failure: nothing wraps this run."""
     engine, log = plain_engine(), Log()
     hooks = hooks_of(log, AT_EVENTS)
     attaching = engine.add_event_handler(
@@ -882,7 +884,7 @@ def test_first_set_attached_in_a_run_waits_despite_earlier_sets():
 
 def test_set_removed_in_a_failing_run_leaves_nothing_behind():
     engine, log = plain_engine(), Log()
-    before = remains(engine)
+    before = traces_of_hooks(engine)
     attachment = hooks_of(log, AT_EVENTS).attach(engine)
     handles = [
         engine.add_event_handler(Events.ITERATION_STARTED(once=1), attachment.remove),
@@ -894,7 +896,7 @@ def test_set_removed_in_a_failing_run_leaves_nothing_behind():
         handle.remove()
     assert log.open == []
     assert len(log.failed) == 4
-    assert remains(engine) == before
+    assert traces_of_hooks(engine) == before
 
 
 @pytest.mark.parametrize("act", ["attach", "register"])
@@ -908,13 +910,13 @@ def test_a_warning_that_is_an_error_changes_nothing(act):
         "attach": lambda: hooks.attach(engine),
         "register": lambda: hooks.register("on_loop", noting(log, "")),
     }[act]
-    before, number = remains(engine), len(hooks)
+    before, number = traces_of_hooks(engine), len(hooks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match=UNSURE):
             change()
     assert len(hooks) == number
-    assert remains(engine) == before
+    assert traces_of_hooks(engine) == before
     engine.run([0])
     assert log == []
 
@@ -959,7 +961,7 @@ def test_the_last_set_removed_within_a_run_leaves_no_handler():
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_a_context_may_remove_its_set(channel, is_on_the_way_in, others):
     engine, log, attachments = hand_made(), Log(), []
-    before = remains(engine)
+    before = traces_of_hooks(engine)
     other = [Hooks().attach(engine) for _ in range(others)]
     hooks = hooks_of(log)
 
@@ -977,7 +979,7 @@ def test_a_context_may_remove_its_set(channel, is_on_the_way_in, others):
     assert log.count(f"+{channel}") == 1
     for each in other:
         each.remove()
-    assert remains(engine) == before
+    assert traces_of_hooks(engine) == before
 
 
 def test_refused_run_arguments_keep_interrupted_contexts_open():
@@ -1044,7 +1046,7 @@ def test_set_attached_in_a_failed_run_works_in_the_next(is_wrapped):
     failing.remove()
     run_anew(engine, batches=1)
     step = passage("on_step", passage("on_batch"))
-    # What was open at the failure is left before the next loop begins, if it was not at once.
+    # Contexts open at the failure are left before the next loop begins, at the latest.
     assert log[log.index("+on_loop") :] == passage("on_loop", passage("on_epoch", step))
     assert log.open == []
 
@@ -1060,7 +1062,7 @@ def test_context_failing_to_leave_at_run_end_blocks_no_other():
     assert log.open == []
 
 
-# Contexts that come and go
+# Contexts that are added and removed
 
 
 def test_contexts_registered_after_attaching_are_entered():
@@ -1088,7 +1090,7 @@ def test_context_changes_during_a_run_count_from_the_next_entry():
     @engine.on(Events.ITERATION_STARTED)
     def exchange(engine):
         number = engine.state.iteration
-        registrations.pop(number).remove()  # it is open and is left in its turn
+        registrations.pop(number).remove()  # the open context is still left in order
         registrations[number + 1] = hooks.register("on_step", noting(log, f"{number + 1}"))
         log.append("exchanged")
 
@@ -1144,7 +1146,7 @@ def test_one_set_serves_two_engines_at_once():
 
 
 def warned_by(act):
-    """The places, file and line, of the warnings that come of ``act()``."""
+    """Returns the file and line of each warning that ``act()`` causes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         act()

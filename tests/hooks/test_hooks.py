@@ -52,7 +52,7 @@ def hooks_of(log, channel, *names):
     return hooks
 
 
-# Registering and taking off
+# Registering and removing
 
 
 def test_contexts_enter_in_registration_order_and_leave_reversed():
@@ -162,7 +162,7 @@ def memory_span(engine):
 
 
 class Counting(Hooks):
-    """A set that is a class of its own, with methods for contexts."""
+    """A subclass of Hooks with methods for contexts."""
 
     def __init__(self):
         super().__init__()
@@ -179,7 +179,7 @@ class Counting(Hooks):
         self.calls.append("out")
 
 
-def test_a_set_can_be_a_class_of_its_own():
+def test_a_set_can_be_a_subclass_with_methods():
     counting = Counting()
     make_trainer(batches_of(2), handlers=[counting]).run()
     assert counting.calls == ["in", 1, 2, "out"]
@@ -275,7 +275,7 @@ def test_a_set_of_functions_of_a_module_can_be_pickled():
     assert repr(pickle.loads(pickle.dumps(hooks))) == repr(hooks)
 
 
-# What comes and goes while a channel is open
+# Contexts added and removed while a channel is open
 
 
 def test_registering_in_a_context_skips_and_doubles_no_other():
@@ -336,7 +336,7 @@ def test_a_set_attached_and_detached_while_the_loop_is_open():
     assert log == ["+a", "-a", "+a", "-a"]
 
 
-# A loop of one's own
+# Custom loops
 
 
 def test_begin_enters_and_leaves_a_channel_in_a_custom_loop():
@@ -562,7 +562,7 @@ def test_unusable_context_is_named_with_its_file_when_used(case, channel):
     assert log == ["+loop"]  # `recorder` has no `finally`: it was left with the failure
 
 
-# What a context finds
+# The fields that a context finds
 
 
 LIVE = {
@@ -586,9 +586,9 @@ LIVE = {
 }
 
 
-@pytest.mark.parametrize("moment", LIVE)
-def test_a_context_finds_all_that_it_needs_on_the_engine(moment):
-    """Three batches in windows of two, the second epoch: at its second batch, or around it."""
+@pytest.mark.parametrize("point", LIVE)
+def test_a_context_finds_the_documented_fields_on_the_engine(point):
+    """Looks at the second batch of the second epoch: three batches, windows of two."""
     model = torch.nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = StepLR(optimizer, 1)
@@ -608,7 +608,7 @@ def test_a_context_finds_all_that_it_needs_on_the_engine(moment):
 
     def look(engine):
         state = engine.state
-        if state.iteration == 5 or moment[1:] in ("on_loop", "on_epoch"):
+        if state.iteration == 5 or point[1:] in ("on_loop", "on_epoch"):
             loss, outputs = state.loss, state.model_outputs
             kind = None if loss is None else "whole" if loss.requires_grad else "detached"
             number = int(state.batch[0][0, 0])
@@ -624,10 +624,10 @@ def test_a_context_finds_all_that_it_needs_on_the_engine(moment):
         assert engine.lr_scheduler is scheduler
         assert list(map(len, state.dataloader)) == [2, 2, 2]
 
-    side = "before" if moment[0] == "+" else "after"
-    trainer.hooks.register(moment[1:], HookContext(**{side: look}))
+    side = "before" if point[0] == "+" else "after"
+    trainer.hooks.register(point[1:], HookContext(**{side: look}))
     trainer.run(max_epochs=2, max_steps=9)
-    assert seen == [LIVE[moment]]
+    assert seen == [LIVE[point]]
 
 
 def samples(number):
@@ -678,7 +678,7 @@ def test_step_committed_is_false_at_entry_and_true_at_exit():
     assert committed == [False, True] * 3
 
 
-def test_the_way_out_of_a_skipped_step_tells_that_it_was_skipped():
+def test_step_committed_stays_false_for_a_skipped_step():
     model = torch.nn.Linear(4, 2)
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -700,10 +700,10 @@ def test_the_way_out_of_a_skipped_step_tells_that_it_was_skipped():
     assert committed == [True, False, True, True]
 
 
-# What people put there
+# Common uses
 
 
-def test_profiler_ranges_come_once_for_each_passage():
+def test_profiler_ranges_appear_once_per_use():
     validation = Validation(lambda: None, every_epochs=1)
     trainer = make_trainer(batches_of(4), accumulation=2, validation=validation)
     for channel in CHANNELS:

@@ -1,4 +1,4 @@
-"""The channel around a validation: on a trainer and on an engine that is none."""
+"""The channel around a validation, on a trainer and on a plain Ignite engine."""
 
 from types import SimpleNamespace
 
@@ -48,7 +48,7 @@ def on_plain_engine():
 
 @pytest.fixture(params=[on_trainer, on_plain_engine], ids=["trainer", "plain engine"])
 def made(request):
-    """An engine with its hooks, and a log of the validation, which fails where it is told to."""
+    """Returns an engine, its hooks and a log; the validation fails at the given place."""
     engine, hooks = request.param()
     log = Log()
     made = SimpleNamespace(engine=engine, hooks=hooks, log=log, fails_at=None)
@@ -112,8 +112,8 @@ def test_channel_is_left_before_the_handlers_of_the_failure(where, made):
 
 
 @pytest.mark.parametrize("where", [*WITHIN, "entering", "leaving"])
-def test_training_goes_on_after_a_failure_that_is_caught(where, made):
-    """With the weights of training, and as if there were no validation."""
+def test_training_continues_after_a_caught_failure(where, made):
+    """Training continues with its own weights, as if there had been no validation."""
     made.add_events()
     made.fails_at = where
     made.hooks.register("on_validation", with_temporary_weights)
@@ -203,7 +203,7 @@ def stopping(engine):
 
 
 @pytest.mark.parametrize("where", [*WITHIN, "leaving"])
-def test_context_can_make_a_clean_stop_of_a_failed_validation(where, made):
+def test_a_context_can_end_a_failed_validation_cleanly(where, made):
     made.add_events()
     made.fails_at = where
     made.hooks.register("on_validation", noting(made.log, "outer"))
@@ -273,7 +273,7 @@ def test_stop_requested_before_a_failure_that_is_caught_is_obeyed(made):
     assert made.engine.state.iteration == 1
 
 
-def test_a_stop_by_a_context_that_lets_the_failure_pass_is_none(made):
+def test_terminate_without_a_catch_does_not_end_a_failure(made):
     made.fails_at = "evaluation"
 
     @made.hooks.on("on_validation")
@@ -311,8 +311,8 @@ def test_a_failure_remains_if_an_inner_context_failed_on_exit(made):
     assert made.log == ["+outer", "evaluation", ("-outer", caught.value)]
 
 
-def test_a_failure_on_the_way_out_that_is_caught_is_over(made):
-    """A later one, that handlers of EXCEPTION_RAISED deal with, is not raised for it."""
+def test_a_caught_failure_on_the_way_out_is_handled(made):
+    """A later failure that handlers of EXCEPTION_RAISED handle does not raise it again."""
     made.fails_at = "evaluation"
     made.hooks.register("on_validation", fail_on_the_way_out)
 
@@ -328,7 +328,7 @@ def test_a_failure_on_the_way_out_that_is_caught_is_over(made):
     assert len(raised) == 1
 
 
-def test_validation_within_a_validation_leaves_both_passages(made):
+def test_nested_validations_leave_all_contexts(made):
     made.hooks.register("on_validation", noting(made.log, "a"))
     inner = Validation(lambda: made.log.append("inner"))
 
