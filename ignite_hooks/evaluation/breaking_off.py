@@ -1,4 +1,4 @@
-"""Breaks an evaluation off between two batches, on all processes at the same one."""
+"""Breaks an evaluation off between two batches, after the same batch on every rank."""
 
 import copy
 from collections.abc import Callable
@@ -23,16 +23,20 @@ from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import load_between_passes
 
-__all__ = ["NEVER", "Breaker"]
+__all__ = ["NEVER_STOPS", "StopCheck"]
 
 
-class Breaker:
-    """Breaks a validation off when the run that it is part of is to stop.
+class StopCheck:
+    """Checks whether a run is to stop, and breaks its validation off if so.
 
-    An evaluator is left by Ignite's own ``terminate``, without the events that its results would
-    come with. With several processes they agree after each batch, whatever number of batches each
-    of them has: one that has had its last answers until all have had theirs. (Where Ignite does not
-    know which batch is the last, the evaluator ends by an exception then, ``BrokenOff``.)
+    An evaluator is ended with Ignite's ``terminate(skip_completed=True)``, so that it does not fire
+    the events at which handlers expect its results.
+
+    With several processes all ranks exchange after each batch whether one of them was asked to
+    stop. Ranks may have different numbers of batches, so a rank that has evaluated its last batch
+    keeps taking part in the exchange until all ranks have. Where the number of batches is unknown,
+    a rank learns only at EPOCH_COMPLETED that a batch was its last. ``terminate`` would let the
+    other handlers of EPOCH_COMPLETED be called, so a ``BrokenOff`` is raised there instead.
 
     Args:
         engine: the engine that trains; None for a validation that cannot be broken off.
@@ -40,174 +44,198 @@ class Breaker:
 
     def __init__(self, engine: AnyEngine | None) -> None:
         self.watches = () if engine is None else stop_watches(engine)
+        # None with one process, where there is nobody to ask.
         self._any_of = next((each.any_of for each in self.watches if each.any_of), None)
-        self._weighed: Sequence[torch.nn.Module] = ()
+        self._models: Sequence[torch.nn.Module] = ()
         self._norms: list[torch.Tensor] = []
 
-    def note_weights(self, models: Sequence[torch.nn.Module]) -> None:
-        """Notes the weights of training: the validation is not broken off while they are others.
+    def remember_weights(self, models: Sequence[torch.nn.Module]) -> None:
+        """Remembers the weights of training, before a handler can swap others in.
 
-        Handlers of VALIDATION_STARTED, or of the first events of an evaluator, that swap other
-        weights in swap them out at the event that is left out. The wrong ones would be saved, and
-        trained on.
+        A handler that swaps averaged weights in at VALIDATION_STARTED, or at the first events of an
+        evaluator, swaps them out at a later event. Breaking off skips that event: the averaged
+        weights would be saved, and training would continue with them. So the validation is not
+        broken off while the models have other weights than these.
         """
         if self.watches:
-            self._weighed, self._norms = models, _norms(models)
+            self._models, self._norms = models, _parameter_norms(models)
 
-    def noted(
+    def snapshot(
         self, evaluators: Sequence[Engine], feeds: Callable[[], Iterable[DataFeed]]
     ) -> Callable[[], None]:
-        """Notes the results of evaluators and the states of their handlers, before they run.
+        """Copies the results of evaluators, the states of their handlers and the data positions.
 
-        Those of an evaluator that is complete when the next one is broken off are dropped too. The
-        data go back to where they began: all evaluators run on them once more.
+        A validation that was broken off runs again from its first evaluator. So an evaluator that
+        had completed before the next one was broken off is restored as well.
 
         Args:
-            evaluators: the evaluators.
+            evaluators: the evaluators, which have not run yet.
             feeds: returns the feeds of their data.
 
         Returns:
-            What puts them back.
+            A function that restores all of it.
         """
+        # Nothing can break this validation off, so the copies would never be needed.
         if not self.watches:
             return lambda: None
-        owners = {id(owner): owner for each in evaluators for owner in _owners(each)}
+        owners = {id(owner): owner for each in evaluators for owner in _handlers_with_state(each)}
         states = [(owner, copy.deepcopy(owner.state_dict())) for owner in owners.values()]
         data = [(feed, copy.deepcopy(feed.state_dict())) for feed in feeds()]
         results = [(each, each.state.metrics) for each in evaluators]
 
-        def put_back() -> None:
+        def restore() -> None:
             for owner, state in states:
                 owner.load_state_dict(state)
             load_between_passes(data)
             for evaluator, metrics in results:
                 evaluator.state.metrics = metrics
 
-        return put_back
+        return restore
 
-    def look(self) -> None:
-        """Raises BrokenOff if the run is to stop. Collective."""
-        if self.watches and self.agree(is_busy=False)[0]:
+    def raise_if_stopping(self) -> None:
+        """Raises BrokenOff if the run is to stop. A collective call with several processes."""
+        if self.watches and self.check_all_ranks(is_busy=False)[0]:
             raise BrokenOff
 
     @contextmanager
-    def breaking(self, evaluator: Engine) -> Iterator[None]:
-        """Breaks off a run of ``evaluator`` in the body.
+    def stopping(self, evaluator: Engine) -> Iterator[None]:
+        """Breaks off the run of ``evaluator`` in the body, if the training run is to stop.
 
         Raises:
-            BrokenOff: it was broken off.
+            BrokenOff: the evaluator was broken off.
         """
         if not self.watches:
             yield
             return
-        run, is_alone = _Run(self), self._any_of is None
-        after_batch = run.after_batch if is_alone else run.after_batch_of_several
+        run, is_single_process = _EvaluatorRun(self), self._any_of is None
+        after_batch = run.after_batch if is_single_process else run.after_batch_on_all_ranks
         watching = evaluator.add_event_handler(Events.ITERATION_COMPLETED, after_batch)
         with restored(watching.remove):
-            if is_alone:
+            if is_single_process:
                 yield
             else:
-                with _waiting(evaluator, run.wait):
+                with _first_at_epoch_completed(evaluator, run.at_end_of_data):
                     yield
-                run.answer_others()
+                # An evaluator that a handler has terminated reached neither of these handlers.
+                run.wait_for_others()
         if run.is_broken_off:
             raise BrokenOff
 
-    def agree(self, *, is_busy: bool) -> list[bool]:
-        """Returns whether the run is to stop, and whether any process is busy, as all see it."""
+    def check_all_ranks(self, *, is_busy: bool) -> list[bool]:
+        """Returns whether the run is to stop, and whether a rank has batches left.
+
+        All ranks return the same.
+
+        Args:
+            is_busy: whether this rank has batches left.
+        """
         is_asked = any(each.is_asked() for each in self.watches)
         if self._any_of is not None:
             is_asked, is_busy = self._any_of(is_asked, is_busy)
-        return [is_asked and not self._has_other_weights(), is_busy]
+        return [is_asked and not self._are_weights_swapped(), is_busy]
 
-    def _has_other_weights(self) -> bool:
-        """Returns whether a model has other weights, in any process, than those noted."""
-        now = _norms(self._weighed)
-        is_other = any(
+    def _are_weights_swapped(self) -> bool:
+        """Returns whether a model, on any rank, has other weights than the remembered ones."""
+        now = _parameter_norms(self._models)
+        is_swapped = any(
             not torch.equal(then, each) for then, each in zip(self._norms, now, strict=False)
         )
-        return is_other if self._any_of is None else self._any_of(is_other)[0]
+        return is_swapped if self._any_of is None else self._any_of(is_swapped)[0]
 
 
-class _Run:
-    """A run of an evaluator."""
+class _EvaluatorRun:
+    """A run of an evaluator that may be broken off, with the handlers that do so."""
 
-    def __init__(self, breaker: Breaker) -> None:
+    def __init__(self, stop_check: StopCheck) -> None:
         self.is_broken_off = False
-        self._breaker = breaker
+        self._stop_check = stop_check
         self._are_all_done = False
-        self._watches = breaker.watches
+        self._watches = stop_check.watches
 
     def after_batch(self, evaluator: Engine) -> None:
-        """Ends the run if it is to be broken off, with one process: nearly at no cost if not."""
+        """Ends the run if it is to be broken off. For one process, where this costs nearly nothing.
+
+        The weights are compared only after somebody has asked for a stop.
+        """
         for watch in self._watches:
             if watch.is_asked():
-                self.is_broken_off, _ = self._breaker.agree(is_busy=False)
+                self.is_broken_off, _ = self._stop_check.check_all_ranks(is_busy=False)
                 self._end_if_broken_off(evaluator)
 
-    def after_batch_of_several(self, evaluator: Engine) -> None:
-        """Ends the run if it is to be broken off, on all processes."""
+    def after_batch_on_all_ranks(self, evaluator: Engine) -> None:
+        """Ends the run on every rank if it is to be broken off. For several processes."""
+        # `epoch_length` is None if the number of batches is unknown: see `at_end_of_data`.
         is_last = evaluator.state.iteration == evaluator.state.epoch_length
         if is_last:
-            self.answer_others()
+            self.wait_for_others()
         else:
-            self.is_broken_off, _ = self._breaker.agree(is_busy=True)
+            self.is_broken_off, _ = self._stop_check.check_all_ranks(is_busy=True)
         self._end_if_broken_off(evaluator)
 
     def _end_if_broken_off(self, evaluator: Engine) -> None:
         if self.is_broken_off:
             evaluator.terminate(skip_completed=True)
 
-    def wait(self, evaluator: Engine) -> None:
-        """Waits for the others where it was not known that a batch was the last."""
-        self.answer_others()
+    def at_end_of_data(self, evaluator: Engine) -> None:
+        """Waits for the other ranks, if the number of batches was unknown until the data ended."""
+        self.wait_for_others()
         if self.is_broken_off:
             raise BrokenOff
 
-    def answer_others(self) -> None:
-        """Returns when all processes have had their batches, or the run is to be broken off."""
+    def wait_for_others(self) -> None:
+        """Returns when all ranks have evaluated their batches, or the run is to be broken off."""
         while not (self._are_all_done or self.is_broken_off):
-            self.is_broken_off, is_any_busy = self._breaker.agree(is_busy=False)
+            self.is_broken_off, is_any_busy = self._stop_check.check_all_ranks(is_busy=False)
             self._are_all_done = not is_any_busy
 
 
-NEVER = Breaker(None)
-"""For a validation that cannot be broken off."""
+NEVER_STOPS = StopCheck(None)
+"""The check of a validation that cannot be broken off."""
 
 
 @contextmanager
-def _waiting(evaluator: Engine, wait: Callable[[Engine], None]) -> Iterator[None]:
-    """Has ``wait`` called first as the data end: what follows may exchange something, too.
+def _first_at_epoch_completed(
+    evaluator: Engine, at_end_of_data: Callable[[Engine], None]
+) -> Iterator[None]:
+    """Calls ``at_end_of_data`` before all other handlers of EPOCH_COMPLETED.
 
-    An evaluator of ours attaches such a handler in its ``run``, which is before STARTED.
+    The others may make collective calls, which all ranks must reach in the same order.
     """
     with ExitStack() as stack:
 
         def attach(evaluator: Engine) -> None:
-            waiting = evaluator.add_event_handler(Events.EPOCH_COMPLETED, wait)
-            stack.enter_context(restored(waiting.remove))
+            ending = evaluator.add_event_handler(Events.EPOCH_COMPLETED, at_end_of_data)
+            stack.enter_context(restored(ending.remove))
             move_to_front(evaluator, Events.EPOCH_COMPLETED)
 
+        # Attached at STARTED, not now: an evaluator of this package puts a handler (of
+        # `SharedMetrics`) to the front in its `run`, before STARTED, and this one must come first.
         starting = evaluator.add_event_handler(Events.STARTED, attach)
         stack.enter_context(restored(starting.remove))
         yield
 
 
-def _norms(models: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
-    """Returns the norms of the parameters of models, some of which differ for other weights.
+def _parameter_norms(models: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
+    """Returns a norm of each parameter: some norm differs if other weights are swapped in.
 
-    A parameter's version would be quicker, and does not tell of what is written to its ``data``.
+    Comparing ``Tensor._version`` would be quicker, but the version does not change when a swap
+    writes to ``parameter.data``.
     """
+    # By identity: an evaluator and the trainer usually share their model. A sharded parameter
+    # counts with this rank's shard, for which no collective call is needed.
     parameters = {id(each): each.detach() for model in models for each in model.parameters()}
     local = (each.to_local() if hasattr(each, "to_local") else each for each in parameters.values())
     norm = torch.linalg.vector_norm
     return [norm(each, 1, dtype=torch.float32) for each in local if each.is_floating_point()]
 
 
-def _owners(evaluator: Engine) -> Iterator[Any]:
-    """Gives the handlers of an evaluator that have a state, but for metrics, which are reset."""
+def _handlers_with_state(evaluator: Engine) -> Iterator[Any]:
+    """Yields the handlers of an evaluator that have a state, except metrics, engines and modules.
+
+    Metrics need no copy, because they are reset at the beginning of each run.
+    """
     for function in handlers_of(evaluator):
-        owner = getattr(function, "__self__", function)
+        owner = getattr(function, "__self__", function)  # a bound method, or a callable object
         is_other = isinstance(owner, Engine | Metric | torch.nn.Module | type)
         has_state = all(
             callable(getattr(owner, name, None)) for name in ("state_dict", "load_state_dict")

@@ -18,7 +18,7 @@ from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.rules import shown_type
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.workers import starting_workers
-from ignite_hooks.evaluation.breaking_off import Breaker
+from ignite_hooks.evaluation.breaking_off import StopCheck
 from ignite_hooks.evaluation.evaluator import Evaluator
 from ignite_hooks.evaluation.evaluator import FirstBatches
 from ignite_hooks.evaluation.modes import without_ddp
@@ -31,15 +31,9 @@ class Evaluations:
 
     Args:
         evaluate: an evaluator or callable, or several by name.
-        data: what evaluators run on, or several by name.
-        prefix: what the names of results begin with.
+        data: the data that evaluators run on, or several by name.
+        prefix: the beginning of the names of all results.
         max_batches: the largest number of batches of each of the data.
-
-    Raises:
-        TypeError: ``evaluate`` is neither an engine nor a callable that can be called, ``data`` no
-            iterable.
-        ValueError: there are no data for an evaluator, or some that no evaluator takes; they are
-            empty, or endless as far as can be told.
     """
 
     def __init__(self, evaluate: Any, data: Any, prefix: str, max_batches: int | None) -> None:
@@ -51,7 +45,14 @@ class Evaluations:
         self._max_batches = max_batches
 
     def check(self) -> None:
-        """Raises what can be told before the first evaluation."""
+        """Checks the arguments, before the first evaluation.
+
+        Raises:
+            TypeError: ``evaluate`` is neither an engine nor a callable that takes no argument or
+                the model; ``data`` is not an iterable.
+            ValueError: an evaluator has no data, or there are data without an evaluator; the data
+                are empty, or of unknown length (and may be endless) without ``max_batches``.
+        """
         if not self._evaluate:
             raise ValueError(
                 "`evaluate` must be an engine or a callable, or several by name, got {}: pass "
@@ -74,10 +75,10 @@ class Evaluations:
             )
 
     @property
-    def wants_model(self) -> bool:
-        """Whether a callable takes the model."""
+    def needs_model(self) -> bool:
+        """True if a callable must be given the model."""
         return any(
-            not isinstance(evaluate, Engine) and bool(_arguments_of(evaluate))
+            not isinstance(evaluate, Engine) and bool(_count_required_arguments(evaluate))
             for evaluate in self._evaluate.values()
         )
 
@@ -88,70 +89,89 @@ class Evaluations:
 
     @property
     def callables(self) -> list[Callable[..., Any]]:
-        """Those that are no engines."""
+        """The evaluators that are callables, not engines."""
         return [each for each in self._evaluate.values() if not isinstance(each, Engine)]
 
-    def results(self, engine: Engine, breaker: Breaker) -> Iterator[tuple[str, Any]]:
-        """Evaluates; gives each metric with the name that it has in ``state.metrics``.
+    def results(self, engine: Engine, stop_check: StopCheck) -> Iterator[tuple[str, Any]]:
+        """Evaluates, and yields each metric with the name that it gets in ``state.metrics``.
+
+        Args:
+            engine: the engine that trains.
+            stop_check: breaks off evaluators.
 
         Raises:
-            BrokenOff: ``breaker`` has broken off an evaluator, or kept what follows from beginning.
+            BrokenOff: the run is to stop: an evaluator was broken off, or was not begun.
         """
         for name, evaluate in self._evaluate.items():
-            prefix = _joined(self._prefix, name)
+            prefix = _extended_prefix(self._prefix, name)
             if not isinstance(evaluate, Engine):
-                breaker.look()
-                owner: Any = engine  # of a plain engine's model nothing is known
-                arguments = [without_ddp(owner.model)] if _arguments_of(evaluate) else []
+                stop_check.raise_if_stopping()
+                owner: Any = engine  # plain engines declare no `model`; `check` has found one
+                arguments = (
+                    [without_ddp(owner.model)] if _count_required_arguments(evaluate) else []
+                )
                 metrics = evaluate(*arguments)
-                yield from _named(prefix, metrics if isinstance(metrics, Mapping) else {})
+                yield from _with_prefix(prefix, metrics if isinstance(metrics, Mapping) else {})
                 continue
-            for of_data, data in self._data.items():
-                yield from _named(_joined(prefix, of_data), self._run(evaluate, data, breaker))
+            for data_name, data in self._data.items():
+                yield from _with_prefix(
+                    _extended_prefix(prefix, data_name),
+                    self._run_evaluator(evaluate, data, stop_check),
+                )
 
     def runs(self) -> Iterator[tuple[str, Evaluator, Any]]:
-        """Yields each evaluator of ours with each of its data, after the prefix of the results."""
+        """Yields (prefix of the results, evaluator, data) for each evaluator of this package."""
         for name, evaluate in self._evaluate.items():
             if isinstance(evaluate, Evaluator):
-                for of_data, data in self._data.items():
-                    yield _joined(_joined(self._prefix, name), of_data), evaluate, data
+                for data_name, data in self._data.items():
+                    yield (
+                        _extended_prefix(_extended_prefix(self._prefix, name), data_name),
+                        evaluate,
+                        data,
+                    )
 
-    def _run(self, evaluator: Engine, data: Any, breaker: Breaker) -> Mapping[str, Any]:
-        breaker.look()
-        evaluator.state.metrics = {}  # none of an earlier run, should this one break off
+    def _run_evaluator(
+        self, evaluator: Engine, data: Any, stop_check: StopCheck
+    ) -> Mapping[str, Any]:
+        stop_check.raise_if_stopping()
+        evaluator.state.metrics = {}  # a run that ends early must not show earlier results
         try:
-            with breaker.breaking(evaluator):
+            with stop_check.stopping(evaluator):
                 if isinstance(evaluator, Evaluator):
                     evaluator.run(evaluator.feed_of(data), max_batches=self._max_batches)
                 else:
                     limit = self._max_batches
-                    with _workers_kept(data):
+                    with _workers_survive_signals(data):
                         evaluator.run(data if limit is None else FirstBatches(data, limit))
         except BaseException:
+            # After a failure Ignite's next `run` would do nothing.
             forget_run(evaluator)
             raise
-        if is_interrupted(evaluator):  # else the next validation would go on with this one
+        if is_interrupted(evaluator):  # the next validation would continue this run otherwise
             forget_run(evaluator)
         return dict(evaluator.state.metrics)
 
 
-def _workers_kept(data: Any) -> AbstractContextManager[None]:
-    """Has workers outlive signals where an engine of Ignite iterates over ``data`` by itself."""
-    loader = getattr(data, "base_dataloader", data)  # of one that Accelerate has prepared
+def _workers_survive_signals(data: Any) -> AbstractContextManager[None]:
+    """Returns a scope in which workers of ``data`` are started so that they ignore signals.
+
+    A ``DataFeed`` does so itself; plain Ignite engines iterate over the data without one.
+    """
+    loader = getattr(data, "base_dataloader", data)  # the torch loader inside Accelerate's wrapper
     is_torch = isinstance(loader, DataLoader)
     return starting_workers(loader, blocks=False) if is_torch else nullcontext()
 
 
-def _joined(prefix: str, name: Any) -> str:
+def _extended_prefix(prefix: str, name: Any) -> str:
     return f"{prefix}{name}_" if name != "" else prefix
 
 
-def _named(prefix: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _with_prefix(prefix: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((f"{prefix}{name}", value) for name, value in metrics.items())
 
 
 def _check_data(by_name: Mapping[Any, Any], max_batches: int | None, evaluators: int) -> None:
-    """Checks that an evaluator has data, under each name, and that they come to an end."""
+    """Checks that there are data, that they are not empty, and that they come to an end."""
     if not by_name:
         raise ValueError(
             "`data` must be given with an evaluator engine, got {}: "
@@ -195,11 +215,11 @@ def _check_callable(where: str, evaluate: Any) -> None:
             f"{where} must be an engine or a callable, got "
             f"{type(evaluate).__name__}: pass create_supervised_evaluator(model, metrics)"
         )
-    _arguments_of(evaluate)
+    _count_required_arguments(evaluate)
 
 
-def _arguments_of(evaluate: Callable[..., Any]) -> int:
-    """Returns how many arguments a callable must be given: none, or one for the model."""
+def _count_required_arguments(evaluate: Callable[..., Any]) -> int:
+    """Returns the number of arguments that a callable needs: 0, or 1 for the model."""
     try:
         parameters = inspect.signature(evaluate).parameters.values()
     except ValueError:

@@ -1,4 +1,4 @@
-"""An engine that evaluates: each sample once, and everything as it was afterwards."""
+"""An engine that evaluates each sample once and restores everything that it changes."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -39,11 +39,11 @@ __all__ = ["Evaluator", "FirstBatches", "create_supervised_evaluator"]
 
 
 class FirstBatches:
-    """The first batches of data, for an engine that would go through all of it.
+    """The first batches of an iterable, for an engine that would iterate over all of it.
 
     Args:
         data: an iterable of batches.
-        number: at most so many of them are given.
+        number: the largest number of batches to give.
     """
 
     def __init__(self, data: Iterable[Any], number: int) -> None:
@@ -52,9 +52,9 @@ class FirstBatches:
 
     @property
     def length(self) -> int | None:
-        """How many there are; None where that is not known."""
-        of_data = PlainIterable(self._data).length
-        return None if of_data is None else min(of_data, self._number)
+        """The number of batches; None if it is unknown."""
+        data_length = PlainIterable(self._data).length
+        return None if data_length is None else min(data_length, self._number)
 
     def __len__(self) -> int:
         length = self.length
@@ -69,9 +69,9 @@ class FirstBatches:
 class Evaluator(EventCheckingEngine):
     """An Ignite engine that evaluates: ``create_supervised_evaluator`` builds it.
 
-    Each ``run(data)`` begins anew at the first batch, prepares a loader that is not prepared yet
-    (once), and leaves Accelerate's state and the modes of the model as they were. On several
-    processes all of them run it, with the model's buffers of rank 0.
+    Each ``run(data)`` starts from the first batch, prepares a loader that is not prepared yet
+    (once), and restores Accelerate's state and the modes of the model. With several processes every
+    rank must call ``run``; it evaluates with rank 0's buffers of the model.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Evaluator(EventCheckingEngine):
         self._shared_metrics = SharedMetrics(accelerator)
 
     def feed_of(self, data: Iterable[Any]) -> DataFeed:
-        """Returns the feed of ``data``, with the place in it, which is remembered from now on."""
+        """Returns the feed of ``data``; the feed and its position are kept from now on."""
         return self._feeds.of(data, keeps=True)
 
     def known_feed_of(self, data: Iterable[Any]) -> DataFeed | None:
@@ -124,6 +124,7 @@ class Evaluator(EventCheckingEngine):
         if max_batches is not None:
             whole_number("max_batches", max_batches, "leave it out for all batches")
         feed = self._feeds.of(data)
+        # Neither the data nor Ignite may continue a run that was left in the middle.
         feed.next_pass()
         feed.holds_iterator = True
         forget_run(self)
@@ -138,12 +139,13 @@ class Evaluator(EventCheckingEngine):
                 self.model.eval()
                 limits = {"max_iters": max_iters} if max_iters is not None else {}
                 batches = feed if max_batches is None else FirstBatches(feed, max_batches)
+
                 length = epoch_length or batches.length or None
                 return super().run(batches, max_epochs, epoch_length=length, **limits)
         finally:
-            feed.next_pass()  # the place to save is the beginning of the next run
+            feed.next_pass()  # checkpoints save the beginning of the next run as the position
             if is_interrupted(self):
-                forget_run(self)  # nothing will go on with it
+                forget_run(self)  # an interrupted evaluation is never continued
 
 
 @explains_arguments_of(ignite.engine.create_supervised_evaluator)
@@ -160,23 +162,23 @@ def create_supervised_evaluator(
 ) -> Evaluator:
     """Builds an evaluator: no gradients, the accelerator's mixed precision, exact metrics.
 
-    With several processes each sample is evaluated once, by one of them, with the buffers of rank
-    0, and Ignite's metrics reduce over the processes as they always do. Do not gather outputs
-    before: they would count as often as there are processes.
+    With several processes each sample is evaluated once, on one rank, with the buffers of rank 0,
+    and Ignite's metrics reduce over the ranks as usual. Do not gather outputs yourself: each would
+    count once per process.
 
     Args:
         model: the model, prepared or not. It is not prepared for training here.
         metrics: Ignite's metrics by name; the results are in ``state.metrics``.
-        accelerator: default: a new ``Accelerator`` with the settings of those there are.
+        accelerator: default: a new ``Accelerator`` with the settings of the existing ones.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
-        model_transform: makes ``y_pred`` of the model's output.
+        model_transform: converts the model's output to ``y_pred``.
         model_fn: (model, x) -> the model's output.
-        output_transform: (x, y, y_pred) -> ``state.output``, what the metrics see.
+        output_transform: (x, y, y_pred) -> ``state.output``, the input of the metrics.
         inference_mode: evaluate in ``torch.inference_mode`` instead of ``torch.no_grad``: a little
             faster, but tensors made in it cannot be used in training later.
 
     Raises:
-        TypeError: ``model`` is no module or a metric is none.
+        TypeError: ``model`` is not a module, or a metric is not an Ignite metric.
     """
     check_model(model, "the order is create_supervised_evaluator(model, metrics)")
     if not isinstance(metrics or {}, Mapping):
@@ -187,8 +189,9 @@ def create_supervised_evaluator(
     accelerator = accelerator_or_default(accelerator)
     if accelerator.device_placement and not is_prepared(model):
         model = model.to(accelerator.device)
-    model = without_ddp(model)
+    model = without_ddp(model)  # DDP's forward is collective, and ranks may have unequal batches
     device, non_blocking = accelerator.device, accelerator.non_blocking
+    # Accelerate converts the outputs of a prepared model to float32; this one may not be prepared.
     to_full_precision = convert_to_fp32 if accelerator.native_amp else identity
 
     def process(engine: Engine, batch: Any) -> Any:

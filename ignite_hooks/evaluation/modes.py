@@ -1,4 +1,4 @@
-"""The modes, gradients and buffers of a model while it is evaluated, and as they were before."""
+"""Scopes that restore the modes, gradients and buffers of a model after an evaluation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,16 @@ from ignite_hooks.processes.broadcast import broadcast_values
 
 __all__ = ["buffers_of_rank_0", "gradients_kept", "modes_kept", "without_ddp"]
 
-_sent: set[int] = set()  # identities of the models that have the buffers of rank 0 now
+# Identities of the models that have the buffers of rank 0 now, so that scopes can be nested.
+_broadcast_models: set[int] = set()
 
 
 @contextmanager
 def modes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Whatever the body does, each submodule is in its own mode again afterwards.
+    """Restores the mode of each submodule after the body, whatever the body does.
 
-    ``model.train()`` would not do: it wakes the submodules that were frozen in eval mode.
+    Calling ``model.train()`` would not be the same: it puts submodules that a user has frozen in
+    eval mode into training mode.
     """
     modes = [(module, module.training) for module in model.modules()]
 
@@ -34,7 +36,10 @@ def modes_kept(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
-    """The body sees no gradients and leaves none; it may switch their recording on and off."""
+    """Hides the gradients of ``model`` from the body, and restores them after it.
+
+    Gradients that the body computes are dropped, and ``torch.is_grad_enabled()`` is restored too.
+    """
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     was_enabled = torch.is_grad_enabled()
 
@@ -51,43 +56,54 @@ def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -> Iterator[None]:
-    """The model has the buffers of rank 0, whose state is saved, on every rank. Collective.
+    """Gives the model the buffers of rank 0 on every rank, for the body. A collective call.
 
-    In training each rank updates its own, the running statistics of a BatchNorm say: metrics would
-    be those of several models. They come back afterwards, so that training goes on without a trace.
+    In training each rank updates its own buffers, such as the running statistics of a BatchNorm,
+    and checkpoints hold those of rank 0. Without this scope a metric would mix the results of
+    several models. The rank's own buffers are restored after the body, so that training continues
+    as if there had been no evaluation.
 
     Args:
-        model: the model; with one whose buffers were sent already nothing is done.
-        accelerator: None for one process.
+        model: the model. In a scope within another of the same model nothing happens.
+        accelerator: the accelerator of the processes; None for one process.
     """
-    bare = without_ddp(model)
-    buffers = dict(bare.named_buffers())
-    if accelerator is None or not buffers or id(bare) in _sent or not _has_replicas(accelerator):
+    module = without_ddp(model)
+    buffers = dict(module.named_buffers())
+    if (
+        accelerator is None
+        or not buffers
+        or id(module) in _broadcast_models
+        or not _has_replicas(accelerator)
+    ):
         yield
         return
-    is_sent = not accelerator.is_main_process
-    own = [(each, each.clone()) for each in buffers.values() if is_sent and not each.is_inference()]
+    is_receiver = not accelerator.is_main_process
+    # Tensors that were made in inference mode cannot be written to outside it.
+    own = [
+        (each, each.clone()) for each in buffers.values() if is_receiver and not each.is_inference()
+    ]
 
     def restore() -> None:
-        _sent.discard(id(bare))
+        _broadcast_models.discard(id(module))
         with torch.no_grad():
             for buffer, values in own:
                 buffer.copy_(values)
 
     with restored(restore):
         broadcast_values(buffers, accelerator.device)
-        _sent.add(id(bare))
+        _broadcast_models.add(id(module))
         yield
 
 
 def _has_replicas(accelerator: Accelerator) -> bool:
-    """Returns whether several ranks have the whole model each."""
+    """Returns whether there are several ranks, each with the whole model."""
     return accelerator.num_processes > 1 and is_data_parallel(accelerator)
 
 
 def without_ddp(model: torch.nn.Module) -> torch.nn.Module:
-    """The module under DDP, whose forward pass needs no other process.
+    """Returns the module inside a ``DistributedDataParallel``, whose forward needs no other rank.
 
-    DDP sends buffers in its own, which hangs when the processes have unequal numbers of batches.
+    DDP broadcasts buffers in its forward pass, which hangs if the ranks have unequal numbers of
+    batches.
     """
     return model.module if isinstance(model, DistributedDataParallel) else model

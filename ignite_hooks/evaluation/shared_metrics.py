@@ -1,4 +1,4 @@
-"""Ignite's metrics on ranks that have unequal numbers of samples, or none."""
+"""Ignite's metrics on ranks with unequal numbers of samples, where some ranks have none."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -23,31 +23,34 @@ from ignite_hooks.processes.ignite_collectives import among_unequal_ranks
 
 __all__ = ["SharedMetrics"]
 
-# Modules that import a collective by itself.
-_WITH_OTHERS = ("ignite.metrics.mean_average_precision", "ignite.metrics.vision.")
+# These modules import a collective by its name, so they would not call the functions that
+# `ignite_collectives` puts into `ignite.distributed`.
+_MODULES_WITH_OWN_COLLECTIVES = ("ignite.metrics.mean_average_precision", "ignite.metrics.vision.")
 
 
 class SharedMetrics:
-    """The metrics of an evaluator, which has each sample on one rank.
+    """The metrics of an evaluator that evaluates each sample on one rank.
 
-    Ignite's metrics cannot be computed where they have seen no sample. Those ranks take the results
-    of the others. Metrics of a user, and what is attached on one rank only, are left as they are.
+    Ignite's metrics cannot be computed on a rank that has seen no sample. The ranks that have
+    samples compute them together, and the others receive the results. Users' own metrics, and
+    metrics that are not attached on every rank, are left alone.
 
     Args:
-        accelerator: of the processes.
+        accelerator: the accelerator of the processes.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._groups: dict[tuple[int, ...], Any] = {}  # by their ranks
+        # Process groups by their ranks: a group is made once, since torch keeps it until the end.
+        self._groups: dict[tuple[int, ...], Any] = {}
 
     @contextmanager
     def computed_together(self, engine: Engine, *, reaches_all_ranks: bool) -> Iterator[None]:
-        """Around a run of the evaluator.
+        """Has the ranks with samples compute the metrics, in a run of the evaluator in the body.
 
         Args:
             engine: the evaluator.
-            reaches_all_ranks: whether each rank is sure to have a batch, which all of them know.
+            reaches_all_ranks: whether each rank is sure to have a batch; the same on every rank.
         """
         if self._accelerator.num_processes == 1:
             yield
@@ -55,12 +58,12 @@ class SharedMetrics:
         with ExitStack() as stack:
 
             def share(engine: Engine) -> None:
-                metrics = _metrics_of(engine)
+                metrics = _ignite_metrics_of(engine)
                 ranks = self._ranks_with_samples(engine, metrics)
                 if 0 < len(ranks) < self._accelerator.num_processes:
                     group = self._group_of(ranks)
                     for metric in metrics:
-                        compute = _ComputedBySome(metric.compute, ranks, group)
+                        compute = _ComputeOnSomeRanks(metric.compute, ranks, group)
                         stack.enter_context(_replaced_compute(metric, compute))
 
             if not reaches_all_ranks:
@@ -71,50 +74,59 @@ class SharedMetrics:
             yield
 
     def _ranks_with_samples(self, engine: Engine, metrics: list[Metric]) -> tuple[int, ...]:
-        """Returns the ranks that have evaluated a batch; none if their metrics differ. Collective.
+        """Returns the ranks that have evaluated a batch; none if the ranks' metrics differ.
+
+        A collective call.
 
         Args:
             engine: the evaluator.
-            metrics: those of this rank.
+            metrics: the metrics of this rank.
         """
-        kinds = [type(each).__qualname__ for each in metrics]
+        metric_types = [type(each).__qualname__ for each in metrics]
         found: list[Any] = [None] * self._accelerator.num_processes
-        distributed.all_gather_object(found, (engine.state.iteration > 0, kinds))
-        if any(others != kinds for _, others in found):
+        distributed.all_gather_object(found, (engine.state.iteration > 0, metric_types))
+        if any(others != metric_types for _, others in found):
             return ()
         return tuple(rank for rank, (has_sample, _) in enumerate(found) if has_sample)
 
     def _group_of(self, ranks: tuple[int, ...]) -> Any:
+        """Returns the process group of ``ranks``. Collective over all ranks when it is new."""
         if ranks not in self._groups:
             timeout = timeout_of(self._accelerator)
             self._groups[ranks] = distributed.new_group(ranks, timeout=timeout)
         return self._groups[ranks]
 
 
-def _metrics_of(engine: Engine) -> list[Metric]:
-    """Returns the metrics of Ignite that give a result, in order."""
+def _ignite_metrics_of(engine: Engine) -> list[Metric]:
+    """Returns the metrics from Ignite that write a result, in the order of their handlers."""
     functions = (function for function, _ in calls_of(engine))
+    # A metric writes its result in its `completed`. One that is only an argument of another
+    # metric (`MetricsLambda`) has no such handler.
     called = (each for each in functions if getattr(each, "__name__", None) == "completed")
     owners = (getattr(each, "__self__", None) for each in called)
-    return [each for each in owners if isinstance(each, Metric) and _is_of_ignite(each)]
+    return [each for each in owners if isinstance(each, Metric) and _uses_ignite_collectives(each)]
 
 
-def _is_of_ignite(metric: Metric) -> bool:
-    """Returns whether ``compute`` uses the collectives of ``ignite.distributed`` by their names."""
+def _uses_ignite_collectives(metric: Metric) -> bool:
+    """Returns whether ``compute`` looks its collectives up in ``ignite.distributed``."""
     module = type(metric).compute.__module__
-    return module.startswith("ignite.metrics.") and not module.startswith(_WITH_OTHERS)
+    return module.startswith("ignite.metrics.") and not module.startswith(
+        _MODULES_WITH_OWN_COLLECTIVES
+    )
 
 
-class _ComputedBySome:
-    """The ``compute`` of a metric: some ranks call it, and the result goes to all.
+class _ComputeOnSomeRanks:
+    """A replacement for a metric's ``compute``: some ranks compute, all ranks get the result.
 
     Args:
-        compute: that of the metric.
-        ranks: those ranks.
-        group: their group.
+        compute: the ``compute`` of the metric.
+        ranks: the ranks that compute.
+        group: the process group of these ranks.
     """
 
-    _is_within = False  # what a metric is made of is computed by the same ranks alone
+    # A metric may compute metrics that it is made of. These calls are made on the same ranks only,
+    # so they must not send their result to the others.
+    _is_computing = False
 
     def __init__(self, compute: Callable[[], Any], ranks: tuple[int, ...], group: Any) -> None:
         self._compute = compute
@@ -122,15 +134,16 @@ class _ComputedBySome:
         self._group = group
 
     def __call__(self) -> Any:
-        if _ComputedBySome._is_within:
+        if _ComputeOnSomeRanks._is_computing:
             return self._compute()
-        result, failure, told = None, None, None
+        result, failure, message = None, None, None
         if distributed.get_rank() in self._ranks:
             try:
                 result = self._compute_together()
             except Exception as error:
-                failure, told = error, f"{type(error).__name__}: {error}"
-        sent = [result, told]
+                # Raised after the broadcast, which the ranks without samples are waiting for.
+                failure, message = error, f"{type(error).__name__}: {error}"
+        sent = [result, message]
         distributed.broadcast_object_list(sent, src=self._ranks[0])
         if failure is not None:
             raise failure
@@ -139,18 +152,22 @@ class _ComputedBySome:
         return sent[0]
 
     def _compute_together(self) -> Any:
-        def leave() -> None:
-            _ComputedBySome._is_within = False
+        """Returns the result, on the CPU, with Ignite's collectives among these ranks only."""
 
-        with restored(leave), among_ranks(self._ranks, self._group):
-            _ComputedBySome._is_within = True
+        def end() -> None:
+            _ComputeOnSomeRanks._is_computing = False
+
+        with restored(end), among_ranks(self._ranks, self._group):
+            _ComputeOnSomeRanks._is_computing = True
+            # A pickled CUDA tensor would arrive on the sender's device.
             return send_to_device(self._compute(), "cpu")
 
 
 @contextmanager
 def _replaced_compute(metric: Metric, compute: Callable[[], Any]) -> Iterator[None]:
+    """Replaces the metric's ``compute`` in the body, unless it is replaced already."""
     attributes = metric.__dict__
-    if "compute" in attributes:  # in an earlier epoch of this run, or under another name
+    if "compute" in attributes:  # in an earlier epoch of this run, or attached under two names
         yield
         return
     with restored(lambda: attributes.pop("compute", None)):

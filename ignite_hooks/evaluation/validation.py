@@ -1,4 +1,4 @@
-"""Validates on schedule, and nothing in training can tell that it did."""
+"""Validation on a schedule within training, without any effect on the training."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -43,8 +43,8 @@ from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.prepare import source_of
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.run_generators import generators_of_run
-from ignite_hooks.evaluation.breaking_off import NEVER
-from ignite_hooks.evaluation.breaking_off import Breaker
+from ignite_hooks.evaluation.breaking_off import NEVER_STOPS
+from ignite_hooks.evaluation.breaking_off import StopCheck
 from ignite_hooks.evaluation.evaluations import Evaluations
 from ignite_hooks.evaluation.modes import buffers_of_rank_0
 from ignite_hooks.evaluation.modes import gradients_kept
@@ -58,14 +58,14 @@ __all__ = ["Validation", "ValidationSchedule", "validations_of", "validations_to
 
 @checked_dataclass
 class ValidationSchedule:
-    """What of a ``Validation`` is plain data; the evaluator and its data are not.
+    """The fields of a ``Validation`` that are plain data: all but the evaluator and its data.
 
     Args:
-        every_steps: validate each time so many steps were committed (on an engine without an
-            OptimizerStep: so many iterations).
-        every_epochs: validate each time so many epochs were completed.
-        at_start: validate before the first epoch; not when training is gone on with.
-        prefix: what the names in ``state.metrics`` begin with.
+        every_steps: validate once in so many committed steps (on an engine without an
+            OptimizerStep: iterations).
+        every_epochs: validate once in so many completed epochs.
+        at_start: validate before the first epoch, but not when a run is resumed.
+        prefix: the beginning of the names in ``state.metrics``.
         max_batches: evaluate at most so many batches of each of the data, in each process.
 
     Raises:
@@ -81,46 +81,47 @@ class ValidationSchedule:
 
 @checked_dataclass(kw_only=False)
 class Validation(ValidationSchedule, Scheduled):
-    """Evaluates in the middle of training, with no effect on it.
+    """Evaluates in the middle of training, without any effect on the training.
 
-    An evaluator on a prepared loader switches gradient accumulation off, ``model.train()`` after
-    it wakes frozen submodules, and every random number that it draws shifts those of training.
-    Here windows, data order, random generators and each submodule's mode are what they were, also
-    when the evaluation fails or breaks off, and also if handlers of the VALIDATION events draw
-    random numbers. The evaluation itself, of a callable too, is in eval mode and without
-    gradients; ``torch.enable_grad()`` within it gives some. (On a plain Ignite engine that goes for
-    the models that are known: the evaluator's, the engine's ``model``, and those prepared with the
-    accelerator of its OptimizerStep.)
+    Without this class, an evaluator on a prepared loader switches gradient accumulation off, the
+    ``model.train()`` after it puts frozen submodules into training mode, and every random number
+    that it draws shifts the random numbers of training. ``Validation`` restores windows, data
+    order, random generators and each submodule's mode, also when the evaluation fails or is broken
+    off, and also if handlers of the VALIDATION events draw random numbers. The evaluation, of a
+    callable too, runs in eval mode and without gradients; ``torch.enable_grad()`` within it enables
+    them. (On a plain Ignite engine this holds for the models that are known: the evaluator's, the
+    engine's ``model``, and those prepared with the accelerator of its OptimizerStep.)
 
-    All validations of an engine that are due by schedule at one moment are one: VALIDATION_STARTED
-    and VALIDATION_COMPLETED fire once, and the results are written to ``state.metrics`` together,
-    in place of those that earlier validations measured with other weights. On a trainer it runs
-    after STEP_COMPLETED, and at EPOCH_COMPLETED after Ignite's metrics and before all other
-    handlers. One that is attached to an event, ``attach(engine, event)``, acts by itself in its
-    turn among the handlers of that event.
+    All validations of an engine that their schedules make due at the same step or epoch run as one:
+    VALIDATION_STARTED and VALIDATION_COMPLETED fire once, and the results are written to
+    ``state.metrics`` together. They replace stale metrics of earlier validations, which were
+    measured with other weights. On a trainer a validation runs after STEP_COMPLETED, and at
+    EPOCH_COMPLETED after Ignite's metrics and before all other handlers. A Validation that is
+    attached to an event, ``attach(engine, event)``, runs separately, in order of attachment among
+    the handlers of that event.
 
     A signal that asks a trainer to stop (``SaveCheckpoint(on_signals=…)``) breaks an evaluator off
     between two batches. The results are dropped, contexts on ``on_validation`` are left without an
     exception, and neither VALIDATION_COMPLETED nor the evaluator's COMPLETED is fired. The state is
-    saved, with the validation still due: the run that resumes begins with it, or completes the
-    epoch with it, and calls the handlers of VALIDATION_STARTED and of the evaluators again. The
-    signal waits for what cannot be broken off or made up: a callable (the evaluator after it is
-    not begun), a validation at an event, evaluators that handlers run, and a validation while
-    handlers, of VALIDATION_STARTED or of an evaluator, have other weights swapped in. Swap weights
-    in a context instead.
+    saved, with the validation still due: the run that resumes begins with the validation, or
+    completes the epoch with it, and calls the handlers of VALIDATION_STARTED and of the evaluators
+    again. Some things cannot be broken off, or could not be made up for later, and delay the stop:
+    a callable (an evaluator after it is not begun), a validation at an event, evaluators that
+    handlers run, and a validation while handlers of VALIDATION_STARTED or of an evaluator have
+    other weights swapped in. Swap weights in a context instead.
 
     Args:
         evaluate: an evaluator engine, or a callable without argument or with the model as its one
             argument; a mapping that it returns counts as its metrics. Or several by name: the
             metric ``m`` is then in ``state.metrics`` as ``val_<name>_m``.
-        data: what evaluators run on, or several by name. The metric ``m`` is then in
+        data: the data that evaluators run on, or several by name. The metric ``m`` is then in
             ``state.metrics`` as ``val_m``, or ``val_<name of the data>_m``; with several evaluators
             as ``val_<name>_<name of the data>_m``.
-        every_steps: validate each time so many steps were committed (on an engine without an
-            OptimizerStep: so many iterations).
-        every_epochs: validate each time so many epochs were completed.
-        at_start: validate before the first epoch; not when training is gone on with.
-        prefix: what the names in ``state.metrics`` begin with.
+        every_steps: validate once in so many committed steps (on an engine without an
+            OptimizerStep: iterations).
+        every_epochs: validate once in so many completed epochs.
+        at_start: validate before the first epoch, but not when a run is resumed.
+        prefix: the beginning of the names in ``state.metrics``.
         max_batches: evaluate at most so many batches of each of the data, in each process. Data of
             unknown length, which may be endless, need it.
 
@@ -134,16 +135,16 @@ class Validation(ValidationSchedule, Scheduled):
     data: Any = None
 
     def __post_init__(self) -> None:
-        """Checks that there is something to evaluate with, and on."""
+        """Checks ``evaluate`` and ``data``."""
         self.evaluations.check()
 
     @property
     def evaluations(self) -> Evaluations:
-        """What it evaluates."""
+        """The evaluators and callables with their data."""
         return Evaluations(self.evaluate, self.data, self.prefix, self.max_batches)
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Something says when, and a callable that wants a model gets one."""
+        """Checks that there is a schedule or an event, and a model if a callable needs one."""
         if event is None and not (self.every_steps or self.every_epochs or self.at_start):
             raise ValueError(
                 "a Validation must have a schedule, `every_steps`, `every_epochs` and `at_start` "
@@ -154,162 +155,184 @@ class Validation(ValidationSchedule, Scheduled):
                 "`evaluate` must be another engine than the one it is attached to: pass "
                 "create_supervised_evaluator(model, metrics)"
             )
-        if self.evaluations.wants_model and not hasattr(engine, "model"):
+        if self.evaluations.needs_model and not hasattr(engine, "model"):
             raise ValueError(
                 "`evaluate` takes the model, and this engine has none to give: pass a callable "
                 "without argument, lambda: evaluate(model)"
             )
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
-        """Attaches it; the VALIDATION events can be attached to from now on."""
+        """Attaches the handler, and registers the VALIDATION events with ``engine``."""
+        # Also with an event: the events and channels must be there before a user attaches to them.
         TrainEvents.register(engine)
         channels_of(engine)
         return super().attach(engine, event)
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Validates on schedule, together with the others that are due."""
-        scheduled = _scheduled_on(attachment.engine)
-        scheduled.members.append(self)
-        attachment.on_removal(lambda: scheduled.drop(self))
+        """Validates on schedule, together with other Validations that are due at the same time."""
+        scheduled = _scheduled_validations(attachment.engine)
+        scheduled.validations.append(self)
+        attachment.on_removal(lambda: scheduled.remove(self))
         is_due, make_due = scheduled.due_on_resume(self)
         attachment.on_removal(add_due(attachment.engine, "validations", is_due, make_due))
-        # Each attachment calls these, and the first call does it for all: a later one finds
-        # nothing left to do.
-        attachment.during_run(scheduled.in_run)
-        attachment.on(Events.STARTED, scheduled.start, turn=Turn.LATE_VALIDATION)
-        self.on_steps(attachment, scheduled.end_step, is_note=True)
+        # These methods act for all Validations of the engine, and are attached once for each of
+        # them. The first call does the work; the later calls find nothing left to do.
+        attachment.during_run(scheduled.run_scope)
+        attachment.on(Events.STARTED, scheduled.validate_at_start, turn=Turn.LATE_VALIDATION)
+        self.on_steps(attachment, scheduled.after_step, is_note=True)
         if is_trainer(attachment.engine):
-            attachment.on(Events.EPOCH_COMPLETED, scheduled.note_epoch, turn=Turn.NOTE)
-        attachment.on(Events.EPOCH_COMPLETED, scheduled.end_epoch, turn=Turn.VALIDATION)
+            attachment.on(Events.EPOCH_COMPLETED, scheduled.note_due_by_epoch, turn=Turn.NOTE)
+        attachment.on(Events.EPOCH_COMPLETED, scheduled.after_epoch, turn=Turn.VALIDATION)
         if self.every_steps is not None and is_trainer(attachment.engine):
-            attachment.add(TrainEvents.STEP_COMPLETED, scheduled.run_after_step())
+            attachment.add(TrainEvents.STEP_COMPLETED, scheduled.handler_after_step())
 
     def __call__(self, engine: Engine) -> None:
-        """Validates now."""
+        """Runs this validation now."""
         _validate(engine, [self])
 
 
 class _ScheduledValidations:
-    """The validations of one engine that have a schedule; those due at one moment are one."""
+    """The scheduled Validations of one engine, which run as one when they are due together."""
 
     def __init__(self, engine: Engine) -> None:
-        self.members: list[Validation] = []
+        self.validations: list[Validation] = []
         self._engine = ref(engine)
-        self._due: list[Validation] = []  # until they have been run without a failure
-        self._due_at = -1  # the iteration: what was due at another one is due no more
-        self._last_at: dict[Validation, int] = {}  # the iteration, in this run
+        # Validations stay due until they have run without a failure, and are dropped if the engine
+        # continues at another iteration than the one at which they were due.
+        self._due: list[Validation] = []
+        self._due_iteration = -1
+        # The iteration of this run at which each last began: at the end of an epoch its schedules
+        # by step and by epoch may both be due.
+        self._last_iterations: dict[Validation, int] = {}
 
-    def drop(self, validation: Validation) -> None:
-        """Takes off one, also if it is due."""
-        self.members.remove(validation)
-        if validation not in self.members:  # it may be attached twice
+    def remove(self, validation: Validation) -> None:
+        """Removes one attachment of ``validation``, also if the validation is due."""
+        self.validations.remove(validation)
+        if validation not in self.validations:  # the same handler may be attached twice
             self._due = [each for each in self._due if each is not validation]
 
     @contextmanager
-    def in_run(self, engine: Engine) -> Iterator[None]:
-        """Forgets, at the entry into a run, when the runs before have validated."""
-        if not (is_interrupted(engine) or is_running(engine)):  # when attached within a run
-            self._last_at = {}
+    def run_scope(self, engine: Engine) -> Iterator[None]:
+        """Forgets at which iterations earlier runs have validated, when a new run begins."""
+        # A Validation that is attached within a run enters this scope while the engine is running.
+        if not (is_interrupted(engine) or is_running(engine)):
+            self._last_iterations = {}
         yield
 
-    def start(self, engine: Engine) -> None:
+    def validate_at_start(self, engine: Engine) -> None:
         """Validates before the first epoch; on a trainer as the last handler of STARTED."""
         if is_trainer(engine) and engine.is_broken_off:
-            return  # the loop has it made up when all is restored
+            return  # the loop calls for the validation that is still due, once all is restored
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
         if engine.state.iteration == 0 and not is_ending:
-            # A trainer may go on from there, after a failure in the first window.
+            # A trainer that failed in its first window continues from iteration 0, and must not
+            # repeat a validation that was completed then.
             done = completed_validations(engine) if is_trainer(engine) else ()
-            self._trigger(engine, [e for e in self.members if e.at_start and e not in done])
-            with suppress(BrokenOff):  # the loop finds it due
-                self.run()
+            self._add_due(engine, [e for e in self.validations if e.at_start and e not in done])
+            with suppress(BrokenOff):  # the validation stays due, and the loop saves and stops
+                self.run_due()
 
-    def end_step(self, engine: Engine) -> None:
-        """Validates after a step; on a trainer when all else that is due by step is done."""
+    def after_step(self, engine: Engine) -> None:
+        """Validates after a step; on a trainer after all other callbacks that are due by step."""
         counts = (step.steps for step in attached(engine, OptimizerStep))
-        steps = next(counts, engine.state.iteration)
-        due = [each for each in self.members if _divides(each.every_steps, steps)]
-        self._trigger(engine, due)
+        steps = next(counts, engine.state.iteration)  # iterations without an OptimizerStep
+        due = [each for each in self.validations if _is_due(each.every_steps, steps)]
+        self._add_due(engine, due)
 
-    def note_epoch(self, engine: Engine) -> None:
-        """Notes what is due at the end of an epoch, before a handler can fail."""
+    def note_due_by_epoch(self, engine: Engine) -> None:
+        """Notes which validations are due at the end of an epoch.
+
+        The first handler of EPOCH_COMPLETED, so that no failure of another can hide them.
+        """
         epoch = engine.state.epoch
-        due = [each for each in self.members if _divides(each.every_epochs, epoch)]
-        self._trigger(engine, due)
+        due = [each for each in self.validations if _is_due(each.every_epochs, epoch)]
+        self._add_due(engine, due)
 
-    def end_epoch(self, engine: Engine) -> None:
+    def after_epoch(self, engine: Engine) -> None:
         """Validates at EPOCH_COMPLETED, if a schedule by epoch or by step is due."""
-        self.note_epoch(engine)
-        self.run()
+        # Noted here too: a plain engine has no turns, so it has no earlier handler for it.
+        self.note_due_by_epoch(engine)
+        self.run_due()
 
-    def _trigger(self, engine: Engine, due: list[Validation]) -> None:
+    def _add_due(self, engine: Engine, due: list[Validation]) -> None:
+        """Adds validations to those that are due, and runs them: on a trainer deferred, else now.
+
+        Args:
+            engine: the engine.
+            due: validations that a schedule makes due, in any order. One that has run at this
+                iteration already is left out.
+        """
         iteration = engine.state.iteration
-        if self._due_at != iteration:  # what was due in a run that has been given up
-            self._due, self._due_at = [], iteration
-        due = [*self._due, *(each for each in due if self._last_at.get(each) != iteration)]
-        self._due = [each for each in dict.fromkeys(self.members) if each in due]
+        if self._due_iteration != iteration:  # they were due in a run that was not continued
+            self._due, self._due_iteration = [], iteration
+        due = [*self._due, *(each for each in due if self._last_iterations.get(each) != iteration)]
+        # In order of attachment, each once.
+        self._due = [each for each in dict.fromkeys(self.validations) if each in due]
         if self._due and is_trainer(engine):
-            engine.defer(self.run, Turn.VALIDATION)
+            engine.defer(self.run_due, Turn.VALIDATION)
         elif self._due:
-            self.run()
+            self.run_due()
 
-    def run_after_step(self) -> Callable[[TrainingEngine], None]:
-        """Returns a handler that runs what a step made due, unless the epoch ends with that step.
+    def handler_after_step(self) -> Callable[[TrainingEngine], None]:
+        """Returns a handler of STEP_COMPLETED that runs the validations that a step made due.
 
-        It is one of its own for each attachment, and called at each step.
+        At the last step of an epoch the handler does nothing: validations are deferred to
+        EPOCH_COMPLETED.
         """
 
-        def run(trainer: TrainingEngine) -> None:
+        # A new function for each attachment: Ignite removes handlers by equality.
+        def run_if_epoch_continues(trainer: TrainingEngine) -> None:
             if self._due and not (trainer.place.progress.is_full or trainer.is_leaving_epoch):
-                with suppress(BrokenOff):  # the loop finds it due
-                    self.run()
+                with suppress(BrokenOff):  # the validation stays due, and the loop saves and stops
+                    self.run_due()
 
-        run.__qualname__ = Validation.__name__  # what profilers show
-        set_turn(run, Turn.LATE_VALIDATION)
-        return run
+        run_if_epoch_continues.__qualname__ = Validation.__name__  # profilers show this name
+        set_turn(run_if_epoch_continues, Turn.LATE_VALIDATION)
+        return run_if_epoch_continues
 
-    def run(self) -> None:
-        """Runs what is due as one validation. It stays due if that fails.
+    def run_due(self) -> None:
+        """Runs all validations that are due as one. They stay due if it fails.
 
         Raises:
-            BrokenOff: the run is to stop, and the validation stays due.
+            BrokenOff: the run is to stop, and the validations stay due.
         """
-        engine, iteration = self._engine(), self._due_at
+        engine, iteration = self._engine(), self._due_iteration
         assert engine is not None
         if self._due and iteration == engine.state.iteration:
-            breaker = Breaker(engine) if _evaluators(self._due) else NEVER
-            breaker.look()
-            self._last_at.update(dict.fromkeys(self._due, iteration))
-            _validate(engine, [*self._due], self._due, breaker)
+            stop_check = StopCheck(engine) if _evaluators(self._due) else NEVER_STOPS
+            stop_check.raise_if_stopping()
+            self._last_iterations.update(dict.fromkeys(self._due, iteration))
+            _validate(engine, [*self._due], self._due, stop_check)
         self._due = []
 
     def due_on_resume(
         self, validation: Validation
     ) -> tuple[Callable[[], bool], Callable[[], None]]:
-        """Returns what tells whether a validation is due, and what makes it due."""
+        """Returns two functions for checkpoints: whether a validation is due, and make it due."""
 
         def is_due() -> bool:
             engine = self._engine()
             assert engine is not None
-            return validation in self._due and self._due_at == engine.state.iteration
+            return validation in self._due and self._due_iteration == engine.state.iteration
 
         def make_due() -> None:
             engine = self._engine()
             assert engine is not None
-            self._trigger(engine, [validation])
+            self._add_due(engine, [validation])
 
         return is_due, make_due
 
 
-def _divides(every: int | None, count: int) -> bool:
+def _is_due(every: int | None, count: int) -> bool:
     return every is not None and count % every == 0
 
 
-def _scheduled_on(engine: Engine) -> _ScheduledValidations:
-    kept = belongings(engine)
-    if "validations" not in kept:
-        kept["validations"] = _ScheduledValidations(engine)
-    scheduled: _ScheduledValidations = kept["validations"]
+def _scheduled_validations(engine: Engine) -> _ScheduledValidations:
+    """Returns the scheduled Validations of ``engine``, which are stored on the engine."""
+    stored = belongings(engine)
+    if "validations" not in stored:
+        stored["validations"] = _ScheduledValidations(engine)
+    scheduled: _ScheduledValidations = stored["validations"]
     return scheduled
 
 
@@ -317,87 +340,92 @@ def _validate(
     engine: Engine,
     validations: Sequence[Validation],
     due: list[Validation] | None = None,
-    breaker: Breaker = NEVER,
+    stop_check: StopCheck = NEVER_STOPS,
 ) -> None:
-    """Runs one validation: the events, the evaluations, and the results of all of them.
+    """Runs one validation: fires its events, evaluates, and writes the results of all together.
 
     Args:
         engine: the engine.
-        validations: what is run.
-        due: is emptied when it has been run.
-        breaker: breaks it off.
+        validations: the Validations to run as one.
+        due: a list that is emptied when the validation is complete.
+        stop_check: checks whether to break the validation off.
 
     Raises:
-        BrokenOff: it was broken off: its results are dropped, and contexts are left without an
-            exception, as those of an epoch are when the run is terminated.
+        BrokenOff: the validation was broken off. Its results are dropped. Contexts are left without
+            an exception, as those of an epoch are when a run is terminated.
     """
     TrainEvents.register(engine)
     state: Any = engine.state
     before, due = state.validation, [*validations] if due is None else due
 
-    def discount() -> None:
-        if due:  # it broke off
+    def restore_count() -> None:
+        if due:  # the validation was not completed, and does not count
             state.validation = before
 
-    with restored(discount):
+    with restored(restore_count):
         state.validation = before + 1
         is_complete = is_broken_off = False
-        # What handlers of the events and contexts draw is no more of training's than the rest.
-        with _data_and_generators_kept(engine, validations), channels_of(engine).on_validation:
-            breaker.note_weights(_models_of(engine, validations))
+        # Around the events and contexts too: handlers that draw random numbers must not shift those
+        # of training either.
+        with _data_and_generators_restored(engine, validations), channels_of(engine).on_validation:
+            stop_check.remember_weights(_models_of(engine, validations))
             fire_within(engine, TrainEvents.VALIDATION_STARTED)
-            put_back = breaker.noted(_evaluators(validations), lambda: _feeds(validations))
+            restore = stop_check.snapshot(_evaluators(validations), lambda: _feeds(validations))
             results: dict[str, Any] = {}
             try:
-                with _models_kept(engine, validations):
+                with _models_in_eval_mode(engine, validations):
                     for validation in validations:
-                        new = dict(validation.evaluations.results(engine, breaker))
-                        _add(new, validation.prefix, results)
+                        new = dict(validation.evaluations.results(engine, stop_check))
+                        _merge(new, validation.prefix, results)
             except BrokenOff:
+                # Not raised here: contexts on on_validation are to be left without an exception.
                 is_broken_off = True
-                put_back()  # here, where the workers of training are set aside
+                restore()  # in this scope, in which the workers of training are set aside
             else:
-                _write(engine, results)
+                _write_results(engine, results)
                 fire_within(engine, TrainEvents.VALIDATION_COMPLETED)
                 is_complete = True
         if is_broken_off:
             raise BrokenOff
-        if is_complete:  # and no context has made a clean stop of a failure
+        # False after a failure that a context has turned into a clean stop with `terminate()`.
+        if is_complete:
             completed_validations(engine).update(validations)
             are_more_to_come = bool(validations_to_come(engine))
             for step in attached(engine, OptimizerStep):
                 step.end_validation(are_more_to_come=are_more_to_come)
-        due.clear()  # it is done, but for the scheduler
+        due.clear()
+    # Last, when the validation counts as complete: a scheduler that fails must not repeat it.
     for step in attached(engine, OptimizerStep):
         step.scheduler.after_validation(engine)
 
 
-def _add(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
-    twice = sorted(new.keys() & results.keys())
-    if twice:
+def _merge(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
+    """Adds new results to ``results``; raises a ValueError if a name is there already."""
+    duplicates = sorted(new.keys() & results.keys())
+    if duplicates:
         raise ValueError(
             f"`prefix` must tell apart two Validations that give the same metric, got {prefix!r} "
-            f"twice, and two values of {twice[0]!r}: choose another for one of them"
+            f"twice, and two values of {duplicates[0]!r}: choose another for one of them"
         )
     results.update(new)
 
 
 def validations_of(engine: AnyEngine) -> list[Validation]:
-    """Returns the validations of an engine: those that are attached, and those that it calls."""
+    """Returns the Validations that are attached to ``engine``, or added as its event handlers."""
     handlers = (each for each in handlers_of(engine) if isinstance(each, Validation))
     return [*attached(engine, Validation), *handlers]
 
 
 def validations_to_come(engine: AnyEngine) -> list[Validation] | None:
-    """Returns the validations of an engine that have given no result yet; None if it has none."""
+    """Returns the Validations of ``engine`` that have no result yet; None if it has none at all."""
     validations = validations_of(engine)
     if not validations:
         return None
     return [each for each in validations if each not in completed_validations(engine)]
 
 
-def _write(engine: Engine, results: dict[str, Any]) -> None:
-    """Writes the results of a validation, in place of those measured with older weights."""
+def _write_results(engine: Engine, results: dict[str, Any]) -> None:
+    """Writes the results of a validation to ``state.metrics``, and removes stale ones."""
     metrics, measured, now = engine.state.metrics, measured_at(engine), engine.state.iteration
     for name, iteration in measured.items():
         if iteration != now:
@@ -407,44 +435,49 @@ def _write(engine: Engine, results: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _data_and_generators_kept(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
-    """Puts back training's random generators and its place in the loader."""
+def _data_and_generators_restored(
+    engine: Engine, validations: Sequence[Validation]
+) -> Iterator[None]:
+    """Restores training's random generators and its position in the loader after the body."""
     data = engine.feed if is_trainer(engine) else engine.state.dataloader
     feed = data if isinstance(data, DataFeed) else source_of(data, None, even_batches=True)
     accelerator = _accelerator_of(engine, validations)
     device = accelerator.device if accelerator is not None else None
     if is_trainer(engine):
-        of_run = engine.generators
+        run_generators = engine.generators
     else:
+        # The generators of the data are restored with the feed, so the data are not searched.
         closed = [feed, feed.loader, *feed.roots.values(), accelerator]
         models = {f"model {n}": each for n, each in enumerate(_models_of(engine, validations))}
-        of_run = generators_of_run(engine, models, closed, feed.found_generators).named
-    generators = {**feed.generators, **of_run}
+        run_generators = generators_of_run(engine, models, closed, feed.found_generators).named
+    generators = {**feed.generators, **run_generators}
     with RandomState.preserved(device, generators), set_aside(feed.loader):
         yield
 
 
 @contextmanager
-def _models_kept(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
-    """Has the models in eval mode, and without gradients, for the time of the evaluation alone."""
+def _models_in_eval_mode(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
+    """Puts the models into eval mode, without gradients, and restores both after the body."""
     accelerator = _accelerator_of(engine, validations)
-    with ExitStack() as kept:
+    with ExitStack() as scopes:
         for model in _models_of(engine, validations):
-            kept.enter_context(modes_kept(model))
-            kept.enter_context(gradients_kept(model))
-            kept.enter_context(buffers_of_rank_0(model, accelerator))
+            scopes.enter_context(modes_kept(model))
+            scopes.enter_context(gradients_kept(model))
+            scopes.enter_context(buffers_of_rank_0(model, accelerator))
             model.eval()
-        kept.enter_context(torch.no_grad())
+        scopes.enter_context(torch.no_grad())
         yield
 
 
 def _accelerator_of(engine: Engine, validations: Sequence[Validation]) -> Accelerator | None:
+    """Returns the accelerator of the engine, its OptimizerStep or an evaluator, if one has any."""
     owners = [engine, *attached(engine, OptimizerStep), *_evaluators(validations)]
     accelerators = (getattr(owner, "accelerator", None) for owner in owners)
     return next((each for each in accelerators if isinstance(each, Accelerator)), None)
 
 
 def _models_of(engine: Engine, validations: Sequence[Validation]) -> list[torch.nn.Module]:
+    """Returns the models that the engine trains or the evaluators evaluate; some several times."""
     owners = [engine, *_evaluators(validations)]
     models = [getattr(owner, "model", None) for owner in owners]
     for step in attached(engine, OptimizerStep):

@@ -1,4 +1,4 @@
-"""A signal breaks an evaluator off between two batches, and nothing of its validation is left."""
+"""Signals that break an evaluator off between two batches, and the repeated validation."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import weights
 
-# What these tests note in lists is not in a checkpoint, and a resume says so.
+# The tests record in lists, which are not in a checkpoint: a resume warns of that.
 pytestmark = pytest.mark.filterwarnings("ignore:resumed from")
 
 MARKS = {
@@ -44,7 +44,7 @@ def stop(*_):
 
 
 class Run:
-    """A trainer of two epochs of four steps, its evaluator, and what is called, one letter each."""
+    """A trainer of two epochs of four steps, its evaluator, and a log of calls, one letter each."""
 
     def __init__(self, folder, *, resumes=False, save=None, **options):
         self.letters = []
@@ -71,7 +71,7 @@ class Run:
         Validation(evaluate, data, **options).attach(self.trainer, event)
 
     def stop_at_batch(self, number, evaluator=None):
-        """Has a signal come in that batch of all that are evaluated."""
+        """Sends a signal in the n-th of all batches that are evaluated."""
         event = Events.ITERATION_STARTED
         seen = []
 
@@ -90,7 +90,7 @@ class Run:
 
     @property
     def saved(self):
-        """Complete epochs, iteration and metric of each checkpoint."""
+        """Returns complete epochs, iteration and metric of each checkpoint."""
         manifests = [each.manifest for each in CheckpointStore(self.folder).checkpoints()]
         return [(each.epoch, each.iteration, each.metric_value) for each in reversed(manifests)]
 
@@ -127,7 +127,7 @@ def test_an_evaluator_ends_without_the_events_of_its_results(tmp_path, make, bat
     assert (evaluator.state.metrics, run.trainer.stop_reason) == ({}, "SIGTERM")
 
 
-def test_results_of_the_validation_before_stay(tmp_path):
+def test_results_of_the_previous_validation_are_kept(tmp_path):
     run = Run(tmp_path)
     run.validate()
     run.stop_at_batch(5)
@@ -137,7 +137,7 @@ def test_results_of_the_validation_before_stay(tmp_path):
     assert run.trainer.state.validation == 1
 
 
-MOMENTS = {
+SIGNAL_POINTS = {
     "VALIDATION_STARTED": ("<STC", "<.>ES<.>ESC"),
     "the callable before": ("<cSTC", "<c.>ES<c.>ESC"),
     "the evaluator before": ("<.STC", "<.>ES<.>ESC"),
@@ -146,8 +146,8 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_what_follows_a_signal_is_not_begun(tmp_path, moment):
+@pytest.mark.parametrize("point", SIGNAL_POINTS)
+def test_nothing_begins_after_a_signal(tmp_path, point):
     def made(*, is_stopped):
         run = Run(tmp_path, resumes=not is_stopped)
         run.evaluator.add_event_handler(Events.COMPLETED, run.add, ".")
@@ -157,26 +157,26 @@ def test_what_follows_a_signal_is_not_begun(tmp_path, moment):
             run.add("c")
             act()
 
-        if moment == "the callable before":
+        if point == "the callable before":
             run.validate(evaluate)
-        if moment == "the evaluator before":
+        if point == "the evaluator before":
             run.validate({"a": run.evaluator, "b": run.make_evaluator()})
             run.evaluator.add_event_handler(Events.COMPLETED(once=1), lambda: act())
         else:
             run.validate()
-        if moment == "the callable after":
+        if point == "the callable after":
             run.validate(evaluate)
-        if moment == "VALIDATION_STARTED":
+        if point == "VALIDATION_STARTED":
             run.trainer.add_event_handler(TrainEvents.VALIDATION_STARTED, lambda: act())
-        if moment == "the last batch of an epoch":
+        if point == "the last batch of an epoch":
             run.trainer.add_event_handler(Events.ITERATION_STARTED(once=4), lambda: act())
         return run()
 
-    assert (made(is_stopped=True), made(is_stopped=False)) == MOMENTS[moment]
+    assert (made(is_stopped=True), made(is_stopped=False)) == SIGNAL_POINTS[point]
 
 
 @pytest.mark.parametrize("way", ["callables alone", "at an event", "by a handler"])
-def test_the_signal_waits_for_what_cannot_be_broken_off(tmp_path, way):
+def test_callables_and_nested_runs_delay_the_stop(tmp_path, way):
     run = Run(tmp_path)
     if way == "callables alone":
         run.validate(lambda: stop())
@@ -202,7 +202,7 @@ def test_the_signal_waits_for_what_cannot_be_broken_off(tmp_path, way):
 
 
 def swapping(model):
-    """Swaps zeros in and out, as people swap averaged weights."""
+    """Swaps weights of zero in and out, as users swap averaged weights."""
     kept = []
 
     def swap_in(*_):
@@ -242,7 +242,7 @@ SWAPS = {
 
 
 @pytest.mark.parametrize("events", SWAPS)
-def test_a_swap_by_events_has_the_signal_wait(tmp_path, events):
+def test_weights_swapped_by_handlers_delay_the_stop(tmp_path, events):
     run = Run(tmp_path)
     swap_in, swap_out = swapping(run.trainer.model)
     owner = run.trainer if events == "the validation" else run.evaluator
@@ -255,7 +255,7 @@ def test_a_swap_by_events_has_the_signal_wait(tmp_path, events):
     assert weights(run.trainer.model).any()
 
 
-def test_between_two_evaluators_that_swap_weights_it_is_broken_off(tmp_path):
+def test_breaks_off_between_two_evaluators_that_swap_weights(tmp_path):
     run = Run(tmp_path)
     swap_in, swap_out = swapping(run.trainer.model)
     run.evaluator.add_event_handler(Events.STARTED, swap_in)
@@ -267,10 +267,10 @@ def test_between_two_evaluators_that_swap_weights_it_is_broken_off(tmp_path):
     assert weights(run.trainer.model).any()
 
 
-# What is made up
+# The validation and the save are repeated by the next run
 
 
-def test_handlers_of_an_evaluator_before_count_once(tmp_path):
+def test_state_of_a_completed_evaluators_handlers_is_restored(tmp_path):
     counts = []
     for resumes in (False, True):
         run = Run(tmp_path, resumes=resumes)
@@ -298,7 +298,7 @@ BEST = {"keep_best": 1, "metric": "val_loss", "keep_last": 1, "mode": "min"}
         ({"every_steps": 2}, 5, (0, 4), (1, 4)),
     ],
 )
-def test_a_save_that_was_due_is_made_with_the_metric(tmp_path, schedule, batch, at, made_up):
+def test_a_due_save_is_repeated_with_the_metric(tmp_path, schedule, batch, at, made_up):
     run = Run(tmp_path, save={**schedule, **BEST})
     run.validate(**schedule)
     run.stop_at_batch(batch)
@@ -317,9 +317,9 @@ def test_a_save_that_was_due_is_made_with_the_metric(tmp_path, schedule, batch, 
     assert losses
 
 
-@pytest.mark.parametrize("moment", [Events.ITERATION_STARTED, TrainEvents.VALIDATION_STARTED])
+@pytest.mark.parametrize("point", [Events.ITERATION_STARTED, TrainEvents.VALIDATION_STARTED])
 @pytest.mark.parametrize("way", ["another process", "the same process"])
-def test_a_save_that_was_not_due_is_not_made_up(tmp_path, moment, way):
+def test_a_save_that_was_not_due_is_not_repeated(tmp_path, point, way):
     run = Run(tmp_path, save={"at_end": False, "keep_last": "all"})
     run.validate(every_steps=2)
     signals = iter([stop])
@@ -328,7 +328,7 @@ def test_a_save_that_was_not_due_is_not_made_up(tmp_path, moment, way):
         if run.trainer.state.iteration == 2:
             next(signals, int)()
 
-    run.trainer.add_event_handler(moment, stop_once)
+    run.trainer.add_event_handler(point, stop_once)
     run()
     if way == "another process":
         run = Run(tmp_path, resumes=True, save={"at_end": False, "keep_last": "all"})
@@ -337,7 +337,7 @@ def test_a_save_that_was_not_due_is_not_made_up(tmp_path, moment, way):
     assert [iteration for _, iteration, _ in run.saved] == [2]
 
 
-def test_a_signal_before_it_is_made_up_saves_nothing_new(tmp_path):
+def test_a_signal_before_the_repeated_validation_saves_nothing(tmp_path):
     run = Run(tmp_path)
     run.validate()
     run.evaluator.add_event_handler(Events.ITERATION_STARTED, stop)
@@ -347,7 +347,7 @@ def test_a_signal_before_it_is_made_up_saves_nothing_new(tmp_path):
     assert len(run.saved) == 1
 
 
-def test_a_save_that_fails_leaves_the_epoch_to_be_completed(tmp_path, monkeypatch):
+def test_after_a_failed_save_the_epoch_is_still_completed(tmp_path, monkeypatch):
     run = Run(tmp_path)
     run.validate()
     run.stop_at_batch(2)
@@ -366,7 +366,7 @@ def test_a_save_that_fails_leaves_the_epoch_to_be_completed(tmp_path, monkeypatc
     assert torch.equal(weights(run.trainer.model), weights(whole.trainer.model))
 
 
-def test_a_removed_validation_is_not_made_up(tmp_path):
+def test_a_removed_validation_is_not_repeated(tmp_path):
     run = Run(tmp_path)
     attachment = Validation(run.evaluator, batches_of(3), every_epochs=1).attach(run.trainer)
     run.stop_at_batch(2)
@@ -376,7 +376,7 @@ def test_a_removed_validation_is_not_made_up(tmp_path):
     assert run() == "ESESC"
 
 
-def test_a_new_run_forgets_what_was_broken_off(tmp_path):
+def test_a_new_run_does_not_repeat_a_broken_off_validation(tmp_path):
     run = Run(tmp_path)
     run.validate(every_steps=3)
     run.stop_at_batch(2)

@@ -1,4 +1,4 @@
-"""The data of evaluators go on, after a resume, where those of the unbroken run were."""
+"""Resumed data of evaluators, compared with those of an unbroken run."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def _quick_disk(monkeypatch):
 
 
 class Still(Dataset):
-    """Draws no random number."""
+    """A data set that draws no random numbers."""
 
     def __init__(self, size=6):
         self.size = size
@@ -56,15 +56,15 @@ class Still(Dataset):
 
 
 class Drawing(Still):
-    """Draws from all global generators."""
+    """A data set that draws from all global generators."""
 
     def __getitem__(self, index):
         noise = random.random() + np.random.rand()
         return super().__getitem__(index) + torch.rand(4) + noise
 
 
-class Told(Still):
-    """Is another in each pass."""
+class Described(Still):
+    """A data set that gives other samples in each pass."""
 
     data_pass = 0
 
@@ -76,7 +76,7 @@ class Told(Still):
 
 
 class Forgetful(Still):
-    """Counts the samples that it has given, and does not save the number."""
+    """A data set that counts the samples that it has given, and does not save the number."""
 
     given = 0
 
@@ -86,7 +86,7 @@ class Forgetful(Still):
 
 
 class Counting(Forgetful):
-    """The same, and saves it."""
+    """A data set that counts its samples, and saves the number."""
 
     def state_dict(self):
         return {"given": self.given}
@@ -96,7 +96,7 @@ class Counting(Forgetful):
 
 
 class Endless:
-    """Batches that go on from one iteration to the next, with the place as state."""
+    """Batches that continue from one iteration to the next, with the position as state."""
 
     def __init__(self):
         self.given = 0
@@ -114,7 +114,7 @@ class Endless:
 
 
 class Passes(IterableDataset):
-    """A stream that is another in each pass, and saves the number of passes with its place."""
+    """A stream that differs in each pass, and saves its position and the number of passes."""
 
     def __init__(self):
         self.passes = self.given = 0
@@ -133,7 +133,7 @@ class Passes(IterableDataset):
 
 
 class Batches:
-    """The batches of such a stream."""
+    """The batches of a ``Passes`` stream."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -211,7 +211,7 @@ def batch_loss(model, batch):
 
 
 def on(make_data, **options):
-    """One evaluator on that data."""
+    """Returns a maker of one Validation, with one evaluator on the data."""
     return lambda run: [{"evaluate": run.evaluator(), "data": make_data(), **options}]
 
 
@@ -223,7 +223,7 @@ def two_validations(run):
 
 
 def evaluators_by_name(run):
-    """With data that both evaluators go on with, each after the other."""
+    """Returns two Validations, each with two evaluators by name that share the data."""
     stream = loader(Passes(), shuffle=False)
     data = {"held_out": with_workers(Drawing()), "batches": Batches(Passes()), "stream": stream}
     evaluate = {"raw": run.evaluator(), "average": run.evaluator()}
@@ -245,8 +245,8 @@ EXACT = {
     "has its own generator": on(
         lambda: with_workers(Drawing(), generator=torch.Generator().manual_seed(3))
     ),
-    "is told the pass": on(lambda: loader(Told())),
-    "is told the pass, workers that stay": on(lambda: with_workers(Told())),
+    "is told the pass": on(lambda: loader(Described())),
+    "is told the pass, workers that stay": on(lambda: with_workers(Described())),
     "has a state": on(lambda: loader(Counting())),
     "has a state, workers that stay": on(lambda: with_workers(Counting())),
     "is a stream with a state": on(lambda: loader(Passes(), shuffle=False), max_batches=9),
@@ -269,7 +269,7 @@ def resumed_at_each_step(make, folder, reasons=None, **options):
         make: makes the validations.
         folder: where checkpoints are saved.
         reasons: a set that the reasons of the reports are added to.
-        options: those of ``Run``.
+        options: the options of ``Run``.
     """
     seed()
     save = SaveCheckpoint(folder, every_steps=1, keep_last="all")
@@ -277,7 +277,7 @@ def resumed_at_each_step(make, folder, reasons=None, **options):
     assert max(whole.seen) == whole.trainer.state.optimizer_step == STEPS
     found = set()
     for step in (1, 3, 4):  # in a pass, at its end, and at the first step of another
-        seed(5)  # what was not restored shows
+        seed(5)  # makes state that was not restored visible
         resumed = Run(make, resume_from=ResumeCheckpoint(folder / f"step_{step:08d}"), **options)()
         left = {number: each for number, each in whole.seen.items() if number > step}
         assert resumed.trainer.resume_report.parts["data"].level == "exact"
@@ -289,12 +289,12 @@ def resumed_at_each_step(make, folder, reasons=None, **options):
 
 
 @pytest.mark.parametrize("prepares", [False, True])
-def test_the_loader_of_training_is_validated_on(prepares, tmp_path):
+def test_the_training_loader_can_be_validated_on(prepares, tmp_path):
     options = {"training": lambda: with_workers(Drawing()), "prepares": prepares}
     assert resumed_at_each_step(of_training, tmp_path, **options) == {("exact", True)}
 
 
-def test_the_stream_of_training_is_validated_on_between_two_passes(tmp_path):
+def test_the_training_stream_is_validated_on_between_passes(tmp_path):
     def make(run):
         data = {"evaluate": run.evaluator(), "data": run.data, "max_batches": 9}
         return [{**data, "every_steps": 3}]
@@ -311,7 +311,7 @@ NAMED = {
         ("approximate", False),
         "val_: what the data set draws at random in persistent workers is drawn again",
     ),
-    "left early, batches that go on": (
+    "left early, batches that continue": (
         on(Endless, max_batches=2),
         ("approximate", True),
         "val_: the pass before was left in its middle",
@@ -335,13 +335,13 @@ NAMED = {
 
 
 @pytest.mark.parametrize(("make", "found", "why"), NAMED.values(), ids=NAMED)
-def test_what_does_not_go_on_is_named(make, found, why, tmp_path):
+def test_state_that_cannot_be_resumed_is_named(make, found, why, tmp_path):
     reasons = set()
     assert resumed_at_each_step(make, tmp_path, reasons=reasons) == {found}
     assert all(why in reason for reason in reasons)
 
 
-def test_another_name_is_told(tmp_path):
+def test_data_under_another_name_are_reported(tmp_path):
     seed()
     Run(on(lambda: loader(Still())), checkpoint=SaveCheckpoint(tmp_path))(max_steps=2)
     make = on(lambda: loader(Still()), prefix="held_out_")
@@ -350,7 +350,7 @@ def test_another_name_is_told(tmp_path):
     assert "the checkpoint, which has val_" in part.reason
 
 
-def test_a_validation_that_is_new_or_gone_is_no_difference(tmp_path):
+def test_a_new_or_removed_validation_is_not_a_difference(tmp_path):
     seed()
     Run(on(lambda: loader(Still())), checkpoint=SaveCheckpoint(tmp_path))(max_steps=2)
     make = on(lambda: loader(Still()))
@@ -363,7 +363,7 @@ def test_a_validation_that_is_new_or_gone_is_no_difference(tmp_path):
     assert "validation data" not in without.trainer.resume_report.parts
 
 
-def test_changed_data_are_told(tmp_path):
+def test_changed_data_are_reported(tmp_path):
     seed()
     Run(on(lambda: loader(Still())), checkpoint=SaveCheckpoint(tmp_path))(max_steps=2)
     make = on(lambda: loader(Still(), batch_size=3))
@@ -373,7 +373,7 @@ def test_changed_data_are_told(tmp_path):
 
 
 def forget_places(folder):
-    """Makes of a checkpoint one of a version that did not save the data of evaluators."""
+    """Removes the data of evaluators from a checkpoint, which older versions did not save."""
     rank, manifest = folder / "rank_00000.pt", folder / "manifest.json"
     place = torch.load(rank, weights_only=True)
     assert place.pop("evaluations").keys() == {"val_"}
@@ -383,7 +383,7 @@ def forget_places(folder):
     manifest.write_bytes(sealed(json.dumps(content).encode()))
 
 
-def test_a_checkpoint_without_these_places_is_resumed(tmp_path):
+def test_a_checkpoint_without_data_positions_is_resumed(tmp_path):
     seed()
     Run(on(lambda: loader(Still())), checkpoint=SaveCheckpoint(tmp_path))(max_steps=2)
     forget_places(tmp_path / "step_00000002")
@@ -391,7 +391,7 @@ def test_a_checkpoint_without_these_places_is_resumed(tmp_path):
     assert (part.level, "does not hold the places" in part.reason) == ("unknown", True)
 
 
-def test_of_a_plain_engine_nothing_is_said(tmp_path):
+def test_data_of_a_plain_engine_are_not_reported(tmp_path):
     def make(run):
         return [{"evaluate": Engine(lambda engine, batch: None), "data": [torch.ones(1)]}]
 
@@ -412,7 +412,7 @@ BROKEN_OFF = {
 
 @pytest.mark.parametrize("resumes", [False, True])
 @pytest.mark.parametrize("make", BROKEN_OFF.values(), ids=BROKEN_OFF)
-def test_a_validation_that_was_broken_off_is_made_up_on_the_same_samples(make, resumes, tmp_path):
+def test_a_broken_off_validation_is_repeated_on_the_same_samples(make, resumes, tmp_path):
     seed()
     whole = Run(make)()
     seed()
@@ -437,7 +437,7 @@ def test_a_validation_that_was_broken_off_is_made_up_on_the_same_samples(make, r
 
 
 class CountingCollate:
-    """Adds the number of batches that it has made, for training and validation, and saves it."""
+    """A collate function that counts its batches in all uses, and saves the number."""
 
     made = 0
 
@@ -452,7 +452,7 @@ class CountingCollate:
         self.made = state_dict["made"]
 
 
-def test_what_training_and_a_stream_share_is_restored_once(tmp_path):
+def test_data_shared_with_training_are_restored_once(tmp_path):
     def make(run):
         data = loader(Passes(), shuffle=False, collate_fn=run.data.collate_fn)
         return [{"evaluate": run.evaluator(), "data": data, "max_batches": 9}]
@@ -463,7 +463,7 @@ def test_what_training_and_a_stream_share_is_restored_once(tmp_path):
     assert resumed_at_each_step(make, tmp_path, training=training) == {("exact", True)}
 
 
-def test_a_stateful_sampler_that_was_left_early_begins_again(tmp_path):
+def test_a_stateful_sampler_left_early_starts_from_scratch(tmp_path):
     def trainer_of(**options):
         seed()
         trainer = make_trainer(DataLoader(Still(), 2), batch_processor=loss_of_weights, **options)

@@ -1,4 +1,4 @@
-"""Several evaluators by name, and how much of their data they are given."""
+"""Several evaluators by name, and limits of their data."""
 
 import itertools
 
@@ -75,7 +75,7 @@ def test_unusable_evaluators_by_name_are_errors(evaluate, data, message):
 
 
 class Stream(IterableDataset):
-    """Endless, or of so many samples."""
+    """A stream of samples: endless, or of a given length."""
 
     def __init__(self, samples=None):
         self.samples = samples
@@ -121,7 +121,7 @@ def test_max_batches_limits_each_of_the_data(make_data, expected, make_evaluator
     assert len(batches) == 2 * expected
 
 
-def test_limited_data_begin_again_at_each_validation():
+def test_limited_data_start_from_scratch_at_each_validation():
     trainer = make_trainer(batches_of(2))
     evaluator, batches = counting(ours(trainer))
     Validation(evaluator, DataLoader(Stream(), 1), every_steps=1, max_batches=2).attach(trainer)
@@ -139,7 +139,7 @@ def test_data_that_may_be_endless_need_a_limit(data, by_name):
         Validation(evaluator, {"a": data} if by_name else data, every_epochs=1)
 
 
-def test_a_limit_is_of_no_use_to_a_callable():
+def test_max_batches_with_a_callable_is_an_error():
     with pytest.raises(ValueError, match="`max_batches` must be left out with a callable, got 3"):
         Validation(lambda: None, every_epochs=1, max_batches=3)
 

@@ -23,7 +23,7 @@ class Failure(Exception):
 
 
 class Watched(torch.nn.Linear):
-    """Notes in which circumstances each forward pass happens."""
+    """A model that records the modes in which each forward pass runs."""
 
     def __init__(self):
         super().__init__(4, 2)
@@ -45,7 +45,7 @@ class Watched(torch.nn.Linear):
 
 
 class Numbers(Dataset):
-    """Sample i is i, as input and as target."""
+    """A data set whose sample i is i, as input and as target."""
 
     def __init__(self, size=6):
         self.size = size
@@ -66,7 +66,7 @@ def noiseless(size=10):
 
 
 def firsts(evaluator):
-    """The first number of each batch that the evaluator sees."""
+    """Returns a list that grows by the first number of each evaluated batch."""
     seen = []
     evaluator.add_event_handler(
         Events.ITERATION_STARTED, lambda engine: seen.append(float(engine.state.batch[0][0, 0]))
@@ -96,7 +96,9 @@ def test_metrics_equal_those_of_all_samples_at_once():
         expected = F.mse_loss(model.eval()(data.x), data.y).item()
     # The mean of means of batches is summed in another order than that over all samples.
     assert metrics["mse"] == pytest.approx(expected, rel=1e-6)
-    assert metrics["mse2"] == pytest.approx(2 * expected, rel=1e-6)  # it divides by the samples
+    assert metrics["mse2"] == pytest.approx(
+        2 * expected, rel=1e-6
+    )  # Ignite's mean divides by the number of samples
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_metrics_equal_those_of_all_samples_at_once():
         },
     ],
 )
-def test_functions_mean_what_they_mean_in_ignite(functions):
+def test_functions_have_the_same_meaning_as_in_ignite(functions):
     model, data = make_model(), batches_of(3)
     ours = create_supervised_evaluator(
         model, {"mse": MeanSquaredError()}, accelerator=cpu(), **functions
@@ -157,7 +159,7 @@ def test_evaluates_without_gradients_and_not_in_inference_mode():
     assert torch.is_grad_enabled()
 
 
-def test_no_gradients_in_the_functions_of_the_user_either():
+def test_functions_of_the_user_run_without_gradients():
     seen = []
 
     def note(value):
@@ -207,7 +209,7 @@ def test_mixed_precision_applies_and_outputs_are_float32(prepared):
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_output_in_full_precision_is_what_model_transform_gets():
+def test_model_transform_gets_full_precision_output():
     seen = []
     create_supervised_evaluator(
         make_model(),
@@ -276,7 +278,7 @@ def test_model_is_not_prepared_for_training():
     assert evaluator.model is model
 
 
-def test_a_prepared_model_is_used_as_it_is():
+def test_a_prepared_model_is_not_prepared_again():
     accelerator = cpu()
     model = accelerator.prepare(make_model())
     evaluator = create_supervised_evaluator(model, accelerator=accelerator)
@@ -333,7 +335,7 @@ def test_each_run_begins_at_the_first_batch(numbers_in, stop):
     assert GradientState().dataloader_references == [None]
 
 
-def test_a_run_that_was_interrupted_starts_over():
+def test_an_interrupted_run_starts_from_scratch():
     evaluator = create_supervised_evaluator(make_model(), accelerator=cpu())
     seen = firsts(evaluator)
     data = DataLoader(Numbers(), 2)
@@ -344,7 +346,7 @@ def test_a_run_that_was_interrupted_starts_over():
     assert seen == [0.0, 0.0, 2.0, 4.0]
 
 
-def test_failures_leave_as_they_were_raised():
+def test_failures_leave_run_unchanged():
     failure = Failure()
 
     def fail(model, x):
@@ -486,7 +488,7 @@ def test_missing_data_is_an_error():
         evaluator.run()
 
 
-def test_without_an_accelerator_the_accumulation_of_others_stays():
+def test_the_default_accelerator_keeps_the_accumulation_of_others():
     accelerator = cpu(gradient_accumulation_steps=4)
     create_supervised_evaluator(make_model()).run(batches_of(1))
     assert accelerator.gradient_accumulation_steps == 4
@@ -498,7 +500,7 @@ def test_metrics_of_ignite_can_be_attached_later():
     assert evaluator.run(batches_of(2)).metrics["later"] > 0
 
 
-def test_evaluates_the_model_of_a_trainer_as_it_is_now():
+def test_evaluates_a_trainers_model_with_current_weights():
     trainer = make_trainer(batches_of(4))
     evaluator = create_supervised_evaluator(
         trainer.model, {"mse": MeanSquaredError()}, accelerator=trainer.accelerator

@@ -21,7 +21,7 @@ def mixed_model():
 
 @pytest.mark.parametrize("change", [torch.nn.Module.eval, torch.nn.Module.train])
 @pytest.mark.parametrize("failing", [False, True])
-def test_each_submodule_has_its_own_mode_again(change, failing):
+def test_the_mode_of_each_submodule_is_restored(change, failing):
     model = mixed_model()
     before = modes(model)
     try:
@@ -73,7 +73,7 @@ def test_scopes_within_each_other_restore_what_each_found():
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_gradients_and_their_recording_are_what_they_were(failing):
+def test_gradients_and_grad_mode_are_restored(failing):
     model = make_model(0.0)
     model[0](torch.ones(1, 4)).sum().backward()
     before = [parameter.grad for parameter in model.parameters()]
@@ -93,19 +93,19 @@ def test_gradients_and_their_recording_are_what_they_were(failing):
         assert grad is None or torch.equal(grad, value)
 
 
-def test_gradients_that_are_not_recorded_stay_so():
+def test_disabled_gradients_stay_disabled():
     with torch.no_grad():
         with gradients_kept(make_model()):
             torch.set_grad_enabled(True)
         assert not torch.is_grad_enabled()
 
 
-def test_a_module_without_ddp_is_itself():
+def test_without_ddp_the_module_is_returned_unchanged():
     model = make_model()
     assert without_ddp(model) is model
 
 
-def test_only_ddp_is_taken_off(tmp_path):
+def test_only_the_ddp_wrapper_is_removed(tmp_path):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )

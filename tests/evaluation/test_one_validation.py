@@ -1,4 +1,4 @@
-"""All that is due at one moment is one validation, and nothing of it is left in training."""
+"""Validations that are due together run as one, and do not change training."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def evaluator_of(model, accelerator):
 
 
 def plain_engine(batches=3):
-    """An Ignite engine with an OptimizerStep, and its data."""
+    """Returns an Ignite engine with an OptimizerStep, and its data."""
     model, accelerator = make_model(0), Accelerator(cpu=True)
     engine = Engine(
         lambda engine, batch: accelerator.backward(F.mse_loss(model(batch[0]), batch[1]))
@@ -55,7 +55,7 @@ ENGINES = pytest.mark.parametrize("make", [trainer_and_data, plain_engine])
 
 
 @ENGINES
-def test_validations_due_at_one_moment_have_one_pair_of_events(make):
+def test_validations_due_together_have_one_pair_of_events(make):
     engine, data = make()
     for prefix in ("a_", "b_"):
         evaluate = lambda: {"epoch": engine.state.epoch}  # noqa: E731
@@ -80,7 +80,7 @@ def test_schedules_by_step_that_meet_are_one_validation(make):
     assert "".join(f"{each} " for each in order) == "| two | three | two | two three "
 
 
-def test_two_validations_do_not_halve_the_patience():
+def test_two_validations_count_once_for_early_stopping():
     ends = []
     for prefixes in (["val_"], ["val_", "ema_"]):
         trainer = make_trainer(batches_of(1))
@@ -94,7 +94,7 @@ def test_two_validations_do_not_halve_the_patience():
     assert ends == [4, 4]
 
 
-def test_validation_at_an_event_is_its_own_and_in_its_turn():
+def test_validation_at_an_event_runs_separately_in_order():
     trainer, order = make_trainer(batches_of(1)), []
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: order.append("before"))
     Validation(lambda: order.append("own")).attach(trainer, Events.EPOCH_COMPLETED)
@@ -107,7 +107,7 @@ def test_validation_at_an_event_is_its_own_and_in_its_turn():
 
 
 @ENGINES
-def test_results_of_earlier_weights_do_not_stay_beside_new_ones(make):
+def test_stale_results_are_removed(make):
     engine, data = make(3)
     results = iter([{"a": 1, "b": 1}, {"a": 2}, {"b": 3}])
     Validation(lambda: next(results), every_steps=1).attach(engine)
@@ -124,7 +124,7 @@ def test_results_of_earlier_weights_do_not_stay_beside_new_ones(make):
     ]
 
 
-def test_results_of_the_same_weights_stay_beside_each_other():
+def test_results_of_the_same_weights_are_kept_together():
     trainer = make_trainer(batches_of(2))
     own = Validation(lambda: {"x": 1}, prefix="own_")
     own.attach(trainer, Events.ITERATION_COMPLETED)
@@ -132,7 +132,7 @@ def test_results_of_the_same_weights_stay_beside_each_other():
     assert trainer.run().metrics == {"own_x": 1, "val_x": 2}
 
 
-def test_no_result_is_written_unless_all_are_there():
+def test_results_are_written_together_or_not_at_all():
     trainer = make_trainer(batches_of(1))
     Validation(lambda: {"x": 1}, every_epochs=1).attach(trainer)
     Validation(lambda: 1 / 0, every_epochs=1).attach(trainer)
@@ -175,7 +175,7 @@ def test_a_validation_attached_within_a_run_repeats_no_other():
     assert order.count("a") == 2
 
 
-def test_an_evaluator_that_was_interrupted_begins_again():
+def test_an_interrupted_evaluator_starts_from_scratch():
     trainer, seen = make_trainer(batches_of(2)), []
     evaluator = Engine(lambda engine, batch: seen.append(batch))
     first = lambda engine, number: len(seen) == 2  # noqa: E731
@@ -212,7 +212,7 @@ def test_a_new_run_forgets_the_validation_that_was_due():
     assert (trainer.state.iteration, trainer.state.validation) == (3, 1)
 
 
-# No trace in training
+# No effect on training
 
 
 def model_with_statistics():
@@ -299,7 +299,7 @@ def test_handlers_of_its_events_run_with_the_modes_of_training():
     assert seen == [(True, True), (False, False), (True, True)]
 
 
-# What listeners of the epoch see
+# The metrics that handlers of EPOCH_COMPLETED see
 
 
 def test_handlers_of_an_epoch_see_its_metrics_and_its_validation():
@@ -326,7 +326,7 @@ def test_a_validation_sees_the_metrics_of_its_own_epoch():
 
 
 class Named(torch.nn.Module):
-    """A model that is used by another method than ``forward``; it notes the dtypes of products."""
+    """A model that is called by another method than ``forward``, and records dtypes."""
 
     def __init__(self):
         super().__init__()

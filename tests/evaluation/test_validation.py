@@ -43,7 +43,7 @@ class Failure(Exception):
     pass
 
 
-class Noting:
+class RecordingEvaluator:
     """A callable without argument that counts its calls and returns the count as a metric."""
 
     def __init__(self):
@@ -58,8 +58,8 @@ def nothing():
     return None
 
 
-def moments(engine, event=TrainEvents.VALIDATION_STARTED):
-    """A list that grows by (epoch, iteration, steps) at each validation."""
+def iterations_of_event(engine, event=TrainEvents.VALIDATION_STARTED):
+    """Returns a list that grows by (epoch, iteration, steps) at each ``event``."""
     seen = []
     engine.add_event_handler(
         event,
@@ -111,11 +111,11 @@ EVALUATORS = pytest.mark.parametrize("make_evaluator", [mse_evaluator, ignites_e
     ],
 )
 def test_validates_on_its_schedules_and_once_where_two_are_due(schedule, expected):
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     trainer = make_trainer(
         batches_of(6), accumulation=2, validation=Validation(evaluate, **schedule)
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run(max_epochs=2)
     assert seen == expected
     assert evaluate.calls == trainer.state.validation == len(expected)
@@ -139,7 +139,7 @@ def test_validations_occur_exactly_when_schedules_are_due(
         accumulation=accumulation,
         validation=Validation(nothing, every_steps=every_steps, every_epochs=every_epochs),
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run(max_epochs=epochs)
     in_epoch = -(-batches // accumulation)
     expected = [
@@ -164,7 +164,7 @@ def test_validates_at_the_step_that_ends_the_run(limits, expected):
     trainer = make_trainer(
         batches_of(6), accumulation=2, validation=Validation(nothing, every_steps=2)
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run(**limits)
     assert seen == expected
 
@@ -174,7 +174,7 @@ def test_validates_when_a_handler_of_the_same_event_stops_the_run(stop):
     trainer = make_trainer(
         batches_of(6), accumulation=2, validation=Validation(nothing, every_steps=2)
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=4), lambda engine: getattr(engine, stop)()
     )
@@ -182,11 +182,11 @@ def test_validates_when_a_handler_of_the_same_event_stops_the_run(stop):
     assert seen == [(1, 4, 2)]
 
 
-def test_an_epoch_that_was_ended_early_is_validated_as_any():
+def test_an_epoch_that_ended_early_is_validated():
     trainer = make_trainer(
         batches_of(6), accumulation=2, validation=Validation(nothing, every_epochs=1)
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), Engine.terminate_epoch)
     trainer.run(max_epochs=2)
     assert seen == [(1, 3, 1), (2, 9, 4)]
@@ -198,7 +198,7 @@ def test_works_with_data_of_unknown_length():
         accumulation=2,
         validation=Validation(nothing, every_steps=2, every_epochs=1),
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run()
     assert seen == [(1, 4, 2), (1, 5, 3)]
 
@@ -218,8 +218,8 @@ def test_at_start_validates_after_started_and_before_any_batch():
 
 
 @pytest.mark.parametrize("stop", [Engine.terminate, Engine.interrupt, "failure", "limit"])
-def test_at_start_is_not_repeated_when_training_goes_on(stop):
-    evaluate = Noting()
+def test_at_start_is_not_repeated_when_a_run_is_continued(stop):
+    evaluate = RecordingEvaluator()
     trainer = make_trainer(batches_of(4), validation=Validation(evaluate, at_start=True))
 
     def stop_once(engine):
@@ -239,15 +239,15 @@ def test_at_start_is_not_repeated_when_training_goes_on(stop):
 
 
 def test_at_start_is_not_repeated_for_more_epochs():
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     trainer = make_trainer(batches_of(2), validation=Validation(evaluate, at_start=True))
     trainer.run(max_epochs=1)
     trainer.run(max_epochs=2)
     assert evaluate.calls == 1
 
 
-def test_at_start_comes_again_when_training_starts_over():
-    evaluate = Noting()
+def test_at_start_is_repeated_in_a_new_run():
+    evaluate = RecordingEvaluator()
     trainer = make_trainer(batches_of(2), validation=Validation(evaluate, at_start=True))
     trainer.run()
     trainer.run()
@@ -256,24 +256,24 @@ def test_at_start_comes_again_when_training_starts_over():
 
 
 def test_a_run_terminated_at_its_start_is_not_validated():
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     trainer = make_trainer(batches_of(2), validation=Validation(evaluate, at_start=True))
     trainer.add_event_handler(Events.STARTED, Engine.terminate)
     trainer.run()
     assert evaluate.calls == 0
 
 
-def test_schedules_go_on_over_runs():
+def test_schedules_continue_over_several_runs():
     trainer = make_trainer(
         batches_of(5), validation=Validation(nothing, every_steps=3, every_epochs=2)
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run(max_steps=4)
     trainer.run(max_epochs=4, max_steps=20)
     assert [steps for _, _, steps in seen] == [3, 6, 9, 10, 12, 15, 18, 20]
 
 
-# The order of things.
+# Order.
 
 
 def test_validation_runs_after_later_attached_handlers_too():
@@ -308,7 +308,7 @@ def test_validation_of_an_epoch_precedes_its_scheduler_and_handlers(schedule):
     assert order == ["batch", "batch", 0.1, "epoch", "batch", "batch", 0.05, "epoch"]
 
 
-def test_comes_before_the_next_epoch_and_before_the_end():
+def test_runs_before_the_next_epoch_and_before_completed():
     trainer = make_trainer(batches_of(1), validation=Validation(nothing, every_epochs=1))
     seen = record(
         trainer,
@@ -341,14 +341,14 @@ def test_metrics_are_set_between_evaluation_and_completed_event():
 
 def test_filters_of_the_events_count_validations():
     trainer = make_trainer(batches_of(5), validation=Validation(nothing, every_steps=1))
-    second = moments(trainer, TrainEvents.VALIDATION_COMPLETED(every=2))
-    third = moments(trainer, TrainEvents.VALIDATION_STARTED(once=3))
+    second = iterations_of_event(trainer, TrainEvents.VALIDATION_COMPLETED(every=2))
+    third = iterations_of_event(trainer, TrainEvents.VALIDATION_STARTED(once=3))
     trainer.run()
     assert [steps for _, _, steps in second] == [2, 4]
     assert [steps for _, _, steps in third] == [3]
 
 
-def test_validations_due_at_one_moment_are_one():
+def test_validations_due_at_the_same_step_are_one():
     order = []
     trainer = make_trainer(batches_of(2))
     for name in ("a", "b", "c"):
@@ -360,7 +360,7 @@ def test_validations_due_at_one_moment_are_one():
     assert trainer.state.validation == 1
 
 
-def test_metrics_can_steer_the_training():
+def test_handlers_can_use_the_metrics_to_stop_training():
     trainer = make_trainer(batches_of(3), validation=Validation(lambda: {"x": 1}, every_steps=2))
 
     @trainer.on(TrainEvents.VALIDATION_COMPLETED)
@@ -372,7 +372,7 @@ def test_metrics_can_steer_the_training():
     assert (trainer.state.iteration, trainer.stop_reason) == (2, "terminate")
 
 
-# No validation where there is nothing to validate.
+# No validation after a skipped step or a failure.
 
 
 def test_no_validation_on_a_skipped_step():
@@ -389,7 +389,7 @@ def test_no_validation_on_a_skipped_step():
         accelerator=accelerator,
         validation=Validation(nothing, every_steps=1),
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run()
     assert seen == [(1, 1, 1), (1, 3, 2), (1, 4, 3)]
 
@@ -409,7 +409,7 @@ def test_no_validation_on_a_skipped_step():
     ],
 )
 def test_no_validation_after_a_failure(event, validations):
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     trainer = make_trainer(
         batches_of(3),
         validation=Validation(evaluate, every_steps=4, every_epochs=2, at_start=True),
@@ -426,7 +426,7 @@ def test_no_validation_after_a_failure(event, validations):
 
 def test_a_validation_that_a_failure_prevented_comes_with_the_next_run():
     trainer = make_trainer(batches_of(4), validation=Validation(nothing, every_steps=1))
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
 
     def fail():
         raise Failure
@@ -491,7 +491,7 @@ def test_other_metrics_of_the_trainer_are_left_alone():
 
 
 @pytest.mark.parametrize("result", [None, 0.5, [("x", 1)], "x"])
-def test_result_that_is_no_mapping_sets_no_metrics(result):
+def test_a_result_that_is_not_a_mapping_sets_no_metrics(result):
     trainer = make_trainer(batches_of(1), validation=Validation(lambda: result, every_epochs=1))
     trainer.run()
     assert trainer.state.metrics == {}
@@ -514,11 +514,11 @@ def test_terminated_evaluation_does_not_report_stale_metrics(make_evaluator):
     assert "val_broken_mse" not in trainer.state.metrics
 
 
-# What can evaluate.
+# Evaluators and callables.
 
 
 @EVALUATORS
-def test_evaluators_see_the_weights_of_now(make_evaluator):
+def test_evaluators_see_the_current_weights(make_evaluator):
     trainer = make_trainer(batches_of(4))
     evaluator = make_evaluator(trainer.model, trainer.accelerator)
     held_out = batches_of(2)
@@ -617,7 +617,7 @@ def test_raw_loader_is_prepared_once_and_seen_whole_each_time():
 
 
 @EVALUATORS
-def test_an_evaluator_goes_on_to_work_after_it_failed(make_evaluator):
+def test_an_evaluator_can_run_again_after_a_failure(make_evaluator):
     trainer = make_trainer(batches_of(3))
     evaluator = make_evaluator(trainer.model, trainer.accelerator)
     Validation(evaluator, batches_of(3), every_steps=1).attach(trainer)
@@ -651,14 +651,14 @@ def test_failed_validation_is_not_completed_and_sets_no_metrics():
     assert trainer.state.metrics == {}
 
 
-# The three ways of use, and taking it off again.
+# The three ways to use a handler, and removal.
 
 
 def test_validation_can_be_attached_to_any_event():
     trainer = make_trainer(batches_of(4))
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     attachment = Validation(evaluate).attach(trainer, Events.ITERATION_COMPLETED(every=2))
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run()
     assert seen == [(1, 2, 2), (1, 4, 4)]
     attachment.remove()
@@ -671,7 +671,7 @@ def test_validation_can_be_added_as_a_handler():
     handle = trainer.add_event_handler(
         Events.ITERATION_COMPLETED(every=2), Validation(lambda: {"x": 1})
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run()
     assert seen == [(1, 2, 2), (1, 4, 4)]
     assert trainer.state.metrics == {"val_x": 1}
@@ -680,12 +680,12 @@ def test_validation_can_be_added_as_a_handler():
     assert len(seen) == 2
 
 
-def test_attached_to_an_event_its_own_schedules_are_not_due():
+def test_attached_to_an_event_its_schedules_are_ignored():
     trainer = make_trainer(batches_of(4))
     Validation(nothing, every_steps=1, every_epochs=1, at_start=True).attach(
         trainer, Events.EPOCH_COMPLETED
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run()
     assert seen == [(1, 4, 4)]
 
@@ -698,7 +698,7 @@ def test_validation_can_be_called_directly():
 
 def test_removed_validation_does_not_run():
     trainer = make_trainer(batches_of(2))
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     schedules = {"every_steps": 1, "every_epochs": 1, "at_start": True}
     with Validation(evaluate, **schedules).attach(trainer):
         trainer.run()
@@ -709,7 +709,7 @@ def test_removed_validation_does_not_run():
 
 def test_one_of_two_validation_attachments_can_be_removed():
     trainer = make_trainer(batches_of(2))
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     validation = Validation(evaluate, every_epochs=1)
     first = validation.attach(trainer)
     validation.attach(trainer)
@@ -720,14 +720,14 @@ def test_one_of_two_validation_attachments_can_be_removed():
 
 def test_validation_can_be_removed_and_added_within_a_run():
     trainer = make_trainer(batches_of(6))
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     attachment = Validation(evaluate, every_steps=1).attach(trainer)
     trainer.add_event_handler(TrainEvents.VALIDATION_COMPLETED(once=2), lambda: attachment.remove())
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=4),
         lambda engine: Validation(evaluate, every_steps=1).attach(engine),
     )
-    seen = moments(trainer)
+    seen = iterations_of_event(trainer)
     trainer.run()
     assert [steps for _, _, steps in seen] == [1, 2, 4, 5, 6]
 
@@ -735,7 +735,7 @@ def test_validation_can_be_removed_and_added_within_a_run():
 def test_one_validation_serves_several_trainers():
     validation = Validation(nothing, every_steps=2, every_epochs=1)
     trainers = [make_trainer(batches_of(n), validation=validation) for n in (2, 3)]
-    seen = [moments(trainer) for trainer in trainers]
+    seen = [iterations_of_event(trainer) for trainer in trainers]
     for trainer in trainers:
         trainer.run()
     assert seen == [[(1, 2, 2)], [(1, 2, 2), (1, 3, 3)]]
@@ -755,7 +755,7 @@ def test_validation_keeps_no_trainer_alive():
 
 
 def engine_by_hand(model, accelerator):
-    """An engine that trains if an OptimizerStep is attached."""
+    """Returns an engine that trains if an OptimizerStep is attached."""
 
     def process(engine, batch):
         x, y = batch
@@ -809,7 +809,7 @@ def test_without_an_optimizer_step_steps_are_iterations(schedule, expected):
         ({"every_epochs": 2, "at_start": True}, [(0, 0), (10, 6)]),
     ],
 )
-def test_with_an_optimizer_step_steps_are_steps(schedule, expected):
+def test_with_an_optimizer_step_steps_are_committed_steps(schedule, expected):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = make_model(0.0)
     engine = engine_by_hand(model, accelerator)
@@ -823,7 +823,7 @@ def test_with_an_optimizer_step_steps_are_steps(schedule, expected):
 
 
 def test_on_a_plain_engine_at_start_is_not_repeated_on_resume():
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     engine = Engine(lambda engine, batch: None)
     Validation(evaluate, at_start=True).attach(engine)
     engine.run([1, 2], max_epochs=1)
@@ -832,7 +832,7 @@ def test_on_a_plain_engine_at_start_is_not_repeated_on_resume():
 
 
 def test_on_a_plain_engine_a_removed_validation_validates_no_more():
-    evaluate = Noting()
+    evaluate = RecordingEvaluator()
     engine = Engine(lambda engine, batch: None)
     with Validation(evaluate, every_steps=1, every_epochs=1, at_start=True).attach(engine):
         engine.run([1, 2])
@@ -851,11 +851,11 @@ def test_on_a_plain_engine_the_events_and_their_filters_work():
     assert seen == [2, 4]
 
 
-# No trace in training. Two epochs of seven batches, windows of two.
+# No effect on training: two epochs of seven batches, windows of two.
 
 
 class Stream(IterableDataset):
-    """Samples that are drawn while they are read."""
+    """A stream whose samples are drawn at random while it is read."""
 
     def __iter__(self):
         for _ in range(14):
@@ -863,14 +863,14 @@ class Stream(IterableDataset):
 
 
 def model_with_frozen_parts():
-    """A model with a submodule in eval mode while the others train."""
+    """Returns a model with one submodule in eval mode while the others train."""
     model = torch.nn.Sequential(make_model(0.5), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(2))
     model[1].eval()
     return model
 
 
 class Jittered(Noisy):
-    """Samples with augmentation from a generator of its own."""
+    """A data set whose augmentation draws from its own generator."""
 
     def __init__(self, size):
         super().__init__(size, noise=0)
@@ -892,7 +892,7 @@ LOADERS = {
 
 
 class Training:
-    """A training that uses every source of randomness, and keeps a record of everything."""
+    """A training run that uses every source of randomness and records all results."""
 
     def __init__(self, loader="shuffled", **options):
         seed()
@@ -935,7 +935,7 @@ class Training:
 
 
 class TrainingByHand(Training):
-    """The same on a plain engine with an OptimizerStep."""
+    """The same training run on a plain engine with an OptimizerStep."""
 
     def make_engine(self):
         self.model = self.accelerator.prepare(self.model)
@@ -956,7 +956,7 @@ class TrainingByHand(Training):
 
 
 class TrainingWithoutAccelerate(Training):
-    """The same on an engine that knows nothing of Accelerate nor of this package."""
+    """The same training run on an engine without Accelerate and this package."""
 
     def make_engine(self):
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
@@ -1072,7 +1072,7 @@ VALIDATIONS = {
     "no gradients from now on": lambda t: (lambda: torch.set_grad_enabled(False),),
 }
 
-MOMENTS = {
+SCHEDULES = {
     "every step": {"every_steps": 1},
     "every third step, at start": {"every_steps": 3, "at_start": True},
     "every epoch": {"every_epochs": 1},
@@ -1082,12 +1082,12 @@ MOMENTS = {
 }
 
 
-def attach(training, name, moment):
-    schedule = MOMENTS[moment] if isinstance(MOMENTS[moment], dict) else {}
-    event = None if schedule else MOMENTS[moment]
+def attach(training, name, when):
+    schedule = SCHEDULES[when] if isinstance(SCHEDULES[when], dict) else {}
+    event = None if schedule else SCHEDULES[when]
     evaluate, *data = VALIDATIONS[name](training)
     if isinstance(evaluate, Engine):
-        schedule = {**schedule, "max_batches": 100}  # a stream, say, does not tell its length
+        schedule = {**schedule, "max_batches": 100}  # needed for data of unknown length
     return Validation(evaluate, *data, **schedule).attach(training.engine, event)
 
 
@@ -1098,25 +1098,25 @@ def _gradients_on():
 
 
 @pytest.mark.grid(11)
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("when", SCHEDULES)
 @pytest.mark.parametrize("name", VALIDATIONS)
-def test_validation_does_not_change_training(name, moment):
+def test_validation_does_not_change_training(name, when):
     training = Training()
-    attach(training, name, moment)
+    attach(training, name, when)
     training.run()
     assert training.engine.state.validation > 0
     assert_undisturbed(training)
 
 
 @pytest.mark.grid(7)
-@pytest.mark.parametrize("moment", ["every third step, at start", "before each batch"])
+@pytest.mark.parametrize("when", ["every third step, at start", "before each batch"])
 @pytest.mark.parametrize(
     "name", ["draws", *(name for name in VALIDATIONS if "training loader" in name)]
 )
 @pytest.mark.parametrize("loader", ["own generator", "stream"])
-def test_validation_does_not_change_training_on_other_loaders(name, moment, loader):
+def test_validation_does_not_change_training_on_other_loaders(name, when, loader):
     training = Training(loader)
-    attach(training, name, moment)
+    attach(training, name, when)
     training.run()
     assert_undisturbed(training)
 
@@ -1138,13 +1138,13 @@ def test_validation_may_share_the_data_set_and_its_generator():
 
 
 @pytest.mark.grid(5)
-@pytest.mark.parametrize("moment", ["every third step, at start", "in the window"])
+@pytest.mark.parametrize("when", ["every third step, at start", "in the window"])
 @pytest.mark.parametrize("name", [name for name in VALIDATIONS if "raw training" not in name])
-def test_validation_does_not_change_training_on_a_plain_engine(name, moment):
+def test_validation_does_not_change_training_on_a_plain_engine(name, when):
     training = TrainingByHand()
     if len(VALIDATIONS[name](training)) == 1:
         training.engine.model = training.model
-    attach(training, name, moment)
+    attach(training, name, when)
     training.run()
     assert training.engine.state.validation > 0
     assert_undisturbed(training)
@@ -1162,7 +1162,7 @@ def test_any_engine_restores_the_modes_of_the_evaluated_model(kind, make_evaluat
 
 
 @pytest.mark.parametrize("kind", [Training, TrainingByHand])
-def test_a_callable_without_argument_can_not_change_modes_either(kind):
+def test_a_callable_without_argument_cannot_change_modes(kind):
     training = kind()
     Validation(lambda: training.model.eval(), every_steps=1).attach(training.engine)
     training.run()
@@ -1170,7 +1170,7 @@ def test_a_callable_without_argument_can_not_change_modes_either(kind):
 
 
 @pytest.mark.parametrize("evaluate", [odd_modes, gradients])
-def test_an_engine_may_have_a_model_that_its_validation_gets(evaluate):
+def test_a_callable_gets_the_model_of_a_plain_engine(evaluate):
     training = TrainingWithoutAccelerate()
     training.engine.model = training.model
     Validation(evaluate, every_steps=1).attach(training.engine)
@@ -1264,7 +1264,7 @@ def test_training_loader_is_inactive_while_validating():
     assert set(seen) == {False}
 
 
-def test_a_validation_in_the_window_does_not_end_it():
+def test_a_validation_within_a_window_does_not_end_the_window():
     trainer = make_trainer(batches_of(7), accumulation=3)
     loader = trainer.accelerator.prepare(DataLoader(Noisy(4), 2))
     Validation(ignites_evaluator(trainer.model), loader).attach(
@@ -1278,7 +1278,7 @@ def test_a_validation_in_the_window_does_not_end_it():
     assert steps == [False, False, True, False, False, True, True]
 
 
-def test_the_training_that_is_compared_with_is_sensitive():
+def test_the_reference_training_is_sensitive_to_changes():
     assert_undisturbed(Training().run())
     training = Training()
     training.engine.add_event_handler(Events.ITERATION_COMPLETED(once=5), draw)
@@ -1297,7 +1297,7 @@ def test_a_validation_has_its_fields_and_defaults():
         assert getattr(validation, field.name) == getattr(schedule, field.name)
 
 
-def test_a_schedule_makes_a_validation():
+def test_the_fields_of_a_schedule_make_a_validation():
     schedule = ValidationSchedule(every_steps=3, every_epochs=2, at_start=True, prefix="test_")
     validation = Validation(lambda: None, **vars(schedule))
     assert {**vars(validation), **vars(schedule)} == vars(validation)

@@ -287,7 +287,7 @@ def test_second_failure_while_a_run_unwinds(share):
 FUNCTIONS = {
     "the step": {"close_window", "count_step", "complete_step", "zero_grad", "call_due"},
     "the end of an epoch": {"finish", "_leave_pass", "_complete_epoch", "complete_epoch", "call"},
-    "a validation": {"restore", "restored", "end", "_validate", "run", "_move"},
+    "a validation": {"restore", "restored", "end", "_validate", "run", "run_due", "_move"},
     "the way out": {"_stand_at_boundary", "roll_back", "drop_window", "close", "_finish_run"},
 }
 
