@@ -1,1 +1,1 @@
-"""Memory: the device's cache, Python's garbage, and peaks."""
+"""Handlers for the cache of the device, for Python's garbage and for peaks of memory."""

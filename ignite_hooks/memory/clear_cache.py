@@ -1,4 +1,4 @@
-"""Gives memory that the device's allocator keeps and does not use back to the device."""
+"""A handler that returns cached memory, which the allocator holds unused, to the device."""
 
 from accelerate.utils import memory as accelerate_memory
 from ignite.engine import Engine
@@ -16,25 +16,26 @@ __all__ = ["ClearCache"]
 
 @checked_dataclass
 class ClearCache(Upkeep):
-    """Clears the cache of the device's allocator, so that what is free can be used by all.
+    """Clears the cache of the device's allocator, so that free memory can be used for anything.
 
-    The allocator keeps freed blocks for the next tensor. That is fast, and it is why a long batch
-    or a validation can fail for lack of memory while much of it lies reserved in pieces of the
-    wrong size. Clearing costs: the device is waited for, and blocks must be reserved anew. So it is
-    done on a schedule: ``every_steps``, when the gradients of a committed step are cleared,
-    ``every_epochs``, or at the end of each epoch if neither is given. It is done by Accelerate's
-    ``clear_device_cache``, for any kind of device; without one there is no cache to clear.
+    The allocator keeps freed blocks for the next tensor. Reusing them is fast, but a long batch or
+    a validation can run out of memory while much memory is reserved in blocks of the wrong size.
+    Clearing the cache synchronizes with the device, and blocks must be reserved again. So the cache
+    is cleared on a schedule: ``every_steps``, when the gradients of a committed step are zeroed,
+    ``every_epochs``, or at the end of each epoch if neither is given. Accelerate's
+    ``clear_device_cache`` does it, for any kind of device; without one there is no cache to clear.
 
-    What it gave back is in ``state.metrics["cleared_cache_mib"]``, where the device can tell.
+    The memory that was freed is in ``state.metrics["cleared_cache_mib"]``, if the device has
+    statistics of its memory.
 
     Args:
         every_steps: once in so many committed steps (iterations, on an engine that has no
             ``OptimizerStep``).
         every_epochs: once in so many epochs.
-        garbage_collection: collect Python's garbage first, tensors in reference cycles with it. It
-            takes 0.1 to 0.2 s.
-        min_fragmentation: clear only if more than this fraction of what is reserved is not in use.
-            Where the device cannot tell, it is cleared always.
+        garbage_collection: collect Python's garbage first, including tensors in reference cycles.
+            This takes 0.1 to 0.2 s.
+        min_fragmentation: clear only if more than this fraction of the reserved memory is unused.
+            On a device without statistics the cache is always cleared.
 
     Raises:
         ValueError: a schedule or the fraction is out of its range.

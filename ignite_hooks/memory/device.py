@@ -1,4 +1,4 @@
-"""Figures of the device's allocator: the memory in use, and the high-water marks it keeps."""
+"""Statistics of the device's allocator: the memory in use, and its high-water marks."""
 
 from typing import Any
 
@@ -6,38 +6,38 @@ import torch
 
 from ignite_hooks.memory.mark import Mark
 
-__all__ = ["DeviceMark", "DevicePeaks", "allocator", "memory_in_use"]
+__all__ = ["DeviceMark", "DevicePeaks", "allocator_module", "memory_in_use"]
 
 DevicePeaks = tuple[int, int]
-"""Bytes handed out for tensors, and bytes reserved on the device."""
+"""The highest numbers of bytes allocated for tensors, and reserved on the device."""
 
-_KINDS = ("allocated_bytes", "reserved_bytes")
-_NONE = {"all": {"peak": 0}}
+_STATISTICS = ("allocated_bytes", "reserved_bytes")
+_NO_STATISTIC = {"all": {"peak": 0}}
 
 
-def allocator() -> Any:
-    """The module with the figures of the current device's allocator, or None without one.
+def allocator_module() -> Any:
+    """Returns the module with the memory functions of the current device, or None without one.
 
-    It is the module of the device (``torch.cuda``, ``torch.xpu``), or ``torch.accelerator``, which
-    has them from torch 2.9 on; some devices, MPS for one, have none.
+    This is the module of the device (``torch.cuda``, ``torch.xpu``), or ``torch.accelerator``,
+    which has these functions from torch 2.9 on. Some devices, MPS for example, have neither.
     """
     if not torch.accelerator.is_available():
         return None
     for module in (torch.get_device_module(), torch.accelerator):
         try:
             module.memory_reserved()
-        except (AttributeError, RuntimeError):  # it has the function and the device has not
+        except (AttributeError, RuntimeError):  # the function may be there and refuse the device
             continue
         return module
     return None
 
 
 def memory_in_use() -> tuple[int, int] | None:
-    """Bytes that the allocator has reserved, and bytes of these that are in use.
+    """Returns the bytes that the allocator has reserved, and how many of these are in use.
 
-    None where there is no device, or one that cannot tell.
+    None without a device, or on one without statistics.
     """
-    module = allocator()
+    module = allocator_module()
     if module is None:
         return None
     try:
@@ -47,45 +47,46 @@ def memory_in_use() -> tuple[int, int] | None:
 
 
 class DeviceMark(Mark[DevicePeaks]):
-    """The marks of the current device; nothing without a device, or with one that cannot tell."""
+    """The marks of the current device; (0, 0) without a device, or on one without statistics."""
 
-    nothing = (0, 0)
+    zero = (0, 0)
 
     def __init__(self) -> None:
         self._allocator: Any = None
-        self._is_in_use = False
+        self._has_statistics = False
 
     def open(self) -> None:
-        """Finds the allocator."""
-        self._allocator = allocator()
-        self._is_in_use = False
+        """Finds the module of the device."""
+        self._allocator = allocator_module()
+        self._has_statistics = False
 
     def reset(self) -> None:
-        """Lowers both marks to what is in use now."""
-        if not self._is_in_use:
+        """Lowers both marks to the memory in use now."""
+        if not self._has_statistics:
             self.read()
-        if self._is_in_use:  # else some devices cannot reset
+        # Some devices cannot reset marks before the first tensor, when there are no statistics.
+        if self._has_statistics:
             self._allocator.reset_peak_memory_stats()
 
     def read(self) -> DevicePeaks:
-        """The highest of both since the last reset."""
+        """Returns the highest values of both since the last reset."""
         if self._allocator is None:
-            return self.nothing
+            return self.zero
         try:
             if hasattr(self._allocator, "memory_stats_as_nested_dict"):
-                # What memory_stats() does beside, to flatten and to sort, takes 100 µs.
+                # memory_stats() also flattens and sorts the dictionary, which takes 100 µs.
                 stats = self._allocator.memory_stats_as_nested_dict()
-                peaks = [stats.get(kind, _NONE)["all"]["peak"] for kind in _KINDS]
+                peaks = [stats.get(name, _NO_STATISTIC)["all"]["peak"] for name in _STATISTICS]
             else:
                 stats = self._allocator.memory_stats()
-                peaks = [stats.get(f"{kind}.all.peak", 0) for kind in _KINDS]
-        except RuntimeError:  # torch.accelerator has the function, this kind of device has not
+                peaks = [stats.get(f"{name}.all.peak", 0) for name in _STATISTICS]
+        except RuntimeError:  # torch.accelerator has the function, but this device does not
             self._allocator = None
-            return self.nothing
-        self._is_in_use = bool(stats)
+            return self.zero
+        self._has_statistics = bool(stats)
         return peaks[0], peaks[1]
 
     @staticmethod
     def higher(one: DevicePeaks, other: DevicePeaks) -> DevicePeaks:
-        """The higher of each."""
+        """Returns the higher value of each of the two."""
         return max(one[0], other[0]), max(one[1], other[1])

@@ -1,4 +1,4 @@
-"""Collects Python's garbage when it suits the training, and tells what that takes."""
+"""Handlers that collect Python's garbage at chosen steps, and measure how long that takes."""
 
 import gc
 from collections.abc import Iterator
@@ -35,27 +35,28 @@ logger = getLogger(__name__)
 class GarbageCollector(Upkeep):
     """Runs ``gc.collect`` on a schedule: ``every_steps``, ``every_epochs``, or every epoch.
 
-    Python collects when a count of objects says so, in the middle of a step, and on each process at
-    a moment of its own: the others wait for it at the next exchange of gradients. With
-    ``disable_automatic`` all pause at the same step. A full collection of a process with torch,
-    Accelerate and Ignite takes 120 to 200 ms, almost all of it for objects that never die;
-    ``freeze_after`` takes these out of its sight, and it takes 0.003 ms.
+    Python collects garbage when a count of objects reaches a threshold: in the middle of a step,
+    and at a different step on each rank. All other ranks then wait at the next exchange of
+    gradients. With ``disable_automatic`` all ranks pause at the same step. A full collection of a
+    process with torch, Accelerate and Ignite takes 120 to 200 ms, almost all of it for objects that
+    live until the end. ``freeze_after`` excludes these objects, and a collection takes 0.003 ms.
 
-    ``state.metrics`` get ``gc_collected``, the number of objects, and ``gc_seconds`` of the last
-    collection, and with ``track_pauses`` ``gc_pause_seconds`` of the run. What is changed in the
-    process is changed at each entry into ``run`` and put back at each exit, however it ends. Of
-    several collectors and of runs within runs the last one puts back what the first has found. As
-    a callable, with ``engine.add_event_handler``, it collects and changes nothing.
+    ``state.metrics`` gets ``gc_collected``, the number of objects, and ``gc_seconds``, the duration
+    of the last collection; with ``track_pauses`` also ``gc_pause_seconds``, the duration of all
+    automatic collections of the run. Settings of the process are changed at each entry into ``run``
+    and restored at each exit, also after a failure. With several collectors, or runs within runs,
+    the last exit restores the settings that the first entry found. As a callable, with
+    ``engine.add_event_handler``, the handler collects and changes no settings.
 
     Args:
         every_steps: once in so many committed steps (iterations, on an engine that has no
             ``OptimizerStep``).
         every_epochs: once in so many epochs.
-        generation: 0, 1 or 2, as in ``gc.collect``. Cycles that have grown old are found by 2 only.
+        generation: 0, 1 or 2, as in ``gc.collect``. Only 2 finds cycles of old objects.
         disable_automatic: no automatic collections during a run.
         freeze_after: after so many iterations of this run, resumed or not, one full collection and
             ``gc.freeze()``, undone at the end of the run.
-        track_pauses: measure what automatic collections take, to see what there is to gain.
+        track_pauses: measure the duration of automatic collections, to see what could be gained.
         verbose: log each collection, with the logger of this module at level INFO.
 
     Raises:
@@ -71,12 +72,15 @@ class GarbageCollector(Upkeep):
     verbose: Flag = False
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
-        """As any handler; at an ``event`` too the process is changed for the time of each run."""
+        """Attaches the handler, with its changes of the process for the duration of each run.
+
+        The changes are also made when the handler is attached to an ``event``.
+        """
         attachment = super().attach(engine, event)
         if self.disable_automatic:
             attachment.during_run(lambda engine: automatic_collection_off())
         if self.track_pauses:
-            attachment.during_run(_Pauses().measured)
+            attachment.during_run(_PauseMetric().measured)
         if self.freeze_after is not None:
             iterations = self.freeze_after
             attachment.during_run(lambda engine: _frozen_after(iterations, engine))
@@ -92,7 +96,7 @@ class GarbageCollector(Upkeep):
             logger.info("%d objects collected in %.3f s", collected, seconds)
 
 
-class _Pauses:
+class _PauseMetric:
     """The seconds that automatic collections take in a run, in ``state.metrics``."""
 
     def __init__(self) -> None:
@@ -100,60 +104,64 @@ class _Pauses:
 
     @contextmanager
     def measured(self, engine: Engine) -> Iterator[None]:
-        if not is_interrupted(engine):
+        """Measures in the body, a run of ``engine``."""
+        if not is_interrupted(engine):  # a run that was interrupted continues its sum
             self._seconds = 0.0
-        self._tell(engine)
+        self._write(engine)
 
         def add(seconds: float) -> None:
             self._seconds += seconds
-            self._tell(engine)
+            self._write(engine)
 
         with automatic_pauses(add):
             yield
 
-    def _tell(self, engine: Engine) -> None:
-        # Not added to what is there: a second collector measures the same pauses.
+    def _write(self, engine: Engine) -> None:
+        # Overwritten, not added to: a second collector measures the same pauses.
         engine.state.metrics["gc_pause_seconds"] = self._seconds
 
 
 @contextmanager
 def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
+    """Freezes objects once the run in the body has done ``iterations``; undoes it at the end."""
     with ExitStack() as changes:
-        left = iterations
+        remaining = iterations
 
         def count(engine: Engine) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
+            nonlocal remaining
+            remaining -= 1
+            if remaining == 0:
                 handle.remove()
                 changes.enter_context(frozen())
 
-        count.__qualname__ = GarbageCollector.__name__  # what profilers show
+        count.__qualname__ = GarbageCollector.__name__  # profilers show this name
         handle = engine.add_event_handler(Events.ITERATION_COMPLETED, count)
         try:
             yield
         finally:
-            if left > 0:
+            if remaining > 0:
                 handle.remove()
-                left = 0  # should it be called all the same, by the event that is being fired
+                # The event that is being fired may still call `count` once: it must not freeze.
+                remaining = 0
 
 
 @checked_dataclass
 class CudaGarbageCollector(GarbageCollector):
     """A ``GarbageCollector`` that clears the cache of the device after each collection.
 
-    Tensors in reference cycles are freed by the collection; their memory stays in the cache of the
-    device's allocator until that is cleared. It works for any kind of device that Accelerate knows.
-    On a machine without one the Python part is done, and a warning says so once.
+    Collecting frees tensors in reference cycles, but their memory stays in the cache of the
+    device's allocator until the cache is cleared. The handler works for any kind of device that
+    Accelerate knows. On a machine without a device it only collects Python's garbage, and warns
+    once.
 
     Args:
-        every_steps: as for a ``GarbageCollector``, like all but the last.
+        every_steps: as for a ``GarbageCollector``, like all arguments but ``verbose``.
         every_epochs: once in so many epochs.
         generation: 0, 1 or 2.
         disable_automatic: no automatic collections during a run.
-        freeze_after: freeze what is there after so many iterations.
-        track_pauses: measure what automatic collections take.
-        verbose: log what each part took, and the summary of the device's memory.
+        freeze_after: freeze all objects after so many iterations.
+        track_pauses: measure the duration of automatic collections.
+        verbose: log the duration of each part, and the summary of the device's memory.
     """
 
     def __call__(self, engine: Engine) -> None:

@@ -1,10 +1,10 @@
-"""Linux's own high-water marks of resident memory: of this process, and of its children.
+"""Linux's high-water marks of resident memory: of this process, and of its children.
 
-The kernel keeps, for each process, the most memory it has had resident, ``VmHWM`` in
-``/proc/<pid>/status``; a "5" written to ``/proc/<pid>/clear_refs`` lowers it to what is resident
-now (see proc(5)). It is kept where memory is taken and given back, so no peak escapes it, however
-short, and this process needs no thread to watch it. The kernel counts pages in batches for each
-processor, which is what a mark can be off by.
+For each process the kernel keeps the highest resident memory, ``VmHWM`` in ``/proc/<pid>/status``.
+Writing "5" to ``/proc/<pid>/clear_refs`` lowers this mark to the memory that is resident now (see
+proc(5)). The kernel updates the mark when memory is taken and released, so the mark contains every
+peak, however short, and no thread has to sample it. Its error is the batch of pages that the kernel
+counts at once for each processor.
 """
 
 import os
@@ -32,44 +32,49 @@ except ImportError:  # not a Unix: the mark is never opened there
 
 
 _FILES = {"clear_refs": os.O_WRONLY, "status": os.O_RDONLY, "statm": os.O_RDONLY}
-_SPIKE = 4 * 2**20
-_BALLAST = 2**18  # twice the batch of pages that the kernel counts at once
+_TRIAL_BYTES = 4 * 2**20  # taken and released before a reset, which must then lower the mark
+_BALLAST_BYTES = 2**18  # twice the batch of pages that the kernel counts at once
 
 
 class KernelMark(ByteMark):
     """The mark of this process, in bytes.
 
-    ``getrusage`` tells it for a tenth of what ``status`` costs, but never less than a floor, the
-    mark of the program that this one has replaced. What is above the lowest that it has ever told
-    is above the floor, and so it is the mark. Else, if as much as it tells is resident now, that is
-    the mark. Else ``status`` is read.
+    ``getrusage`` reports the mark at a tenth of the cost of reading ``status``, but never less than
+    a floor: the mark of the program that this process ran before its last ``exec``. The floor is
+    not known, so a reported value is checked:
 
-    So the lowest is looked for when the mark is opened, before a ballast is taken, which keeps what
-    is told above it, and again, where the mark has just been reset, if ``status`` had to be read.
+    1. If it is above the lowest value ever reported, it is above the floor, and is the mark.
+    2. Otherwise, if at least as much is resident now, the resident memory is the mark.
+    3. Otherwise the mark is read from ``status``.
+
+    To make the first case frequent, the lowest reported value is updated when the mark is opened,
+    before a ballast is allocated that keeps later values above it. It is updated again at the reset
+    after ``status`` had to be read.
     """
 
-    _lowest = float("inf")
+    # Of the class: the floor is a property of the process.
+    _lowest_reported = float("inf")
 
     def __init__(self) -> None:
         self._open_files: dict[str, int] = {}
         self._ballast: mmap | None = None
-        self._looks_for_lowest = True
+        self._updates_lowest_at_reset = True
 
     def open(self) -> None:
-        """Opens the files. They stay this process's: a child must open its own."""
+        """Opens the files of this process; a forked child must open its own."""
         try:
             for name, flags in _FILES.items():
                 self._open_files[name] = os.open(f"/proc/self/{name}", flags)
-            self._looks_for_lowest = True
+            self._updates_lowest_at_reset = True
             self.reset()
-            self._ballast = _taken(_BALLAST)
+            self._ballast = _allocate(_BALLAST_BYTES)
         except OSError as error:
             self.close()
             note(error, 'The kernel\'s mark needs this file; backend="sampler" does without it.')
             raise
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Closes the files and releases the ballast; may be called in any state."""
         ballast, self._ballast = self._ballast, None
         if ballast is not None:
             ballast.close()
@@ -77,69 +82,76 @@ class KernelMark(ByteMark):
             os.close(self._open_files.popitem()[1])
 
     def reset(self) -> None:
-        """Lowers the mark to what is resident now."""
+        """Lowers the mark to the memory that is resident now."""
         os.write(self._open_files["clear_refs"], b"5")
-        if self._looks_for_lowest:
-            self._looks_for_lowest = False
-            KernelMark._lowest = min(self._lowest, getrusage(RUSAGE_THREAD).ru_maxrss * KIB)
+        if self._updates_lowest_at_reset:
+            self._updates_lowest_at_reset = False
+            KernelMark._lowest_reported = min(
+                self._lowest_reported, getrusage(RUSAGE_THREAD).ru_maxrss * KIB
+            )
 
     def read(self) -> int:
-        """The most that was resident since the last reset."""
-        # The mark is that of the process here too, and no threads have to be counted for it.
-        told = getrusage(RUSAGE_THREAD).ru_maxrss * KIB
-        if told > self._lowest:
-            return told
-        KernelMark._lowest = told
+        """Returns the highest resident memory since the last reset."""
+        # RUSAGE_THREAD gives the mark of the whole process too, and is quicker than RUSAGE_SELF,
+        # for which the kernel adds up the times of all threads.
+        reported = getrusage(RUSAGE_THREAD).ru_maxrss * KIB
+        if reported > self._lowest_reported:
+            return reported
+        KernelMark._lowest_reported = reported
         resident = int(os.pread(self._open_files["statm"], 2**8, 0).split()[1]) * PAGESIZE
-        if resident >= told:
+        if resident >= reported:
             return resident
-        self._looks_for_lowest = True
+        self._updates_lowest_at_reset = True
         return self.from_status()
 
     def from_status(self) -> int:
-        """The same, without the shortcuts."""
+        """Returns the mark from ``/proc/self/status``, without the shortcuts of ``read``."""
         return proc_field(os.pread(self._open_files["status"], 2**16, 0), b"VmHWM")
 
 
-def _taken(size: int) -> mmap:
+def _allocate(size: int) -> mmap:
+    """Returns a block of ``size`` bytes that are resident, because they are written to."""
     block = mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)
     block.write(bytes(size))
     return block
 
 
 def why_no_kernel_mark() -> str | None:
-    """Why the mark cannot be used in this process; None if a reset was seen to lower it once."""
-    with _proof.lock:  # two at once would each see the reset of the other
-        if not _proof.was_given:
-            refusal = _refusal()
-            if refusal is not None:  # which may pass, if it is a want of descriptors for instance
+    """Returns why the mark cannot be used in this process; None if a reset has lowered it once."""
+    with _reset_trial.lock:  # of two trials at once each would see the other's reset
+        if not _reset_trial.has_succeeded:
+            refusal = _try_reset()
+            # A refusal is not remembered: a lack of file descriptors, for example, may pass.
+            if refusal is not None:
                 return refusal
-            _proof.was_given = True
+            _reset_trial.has_succeeded = True
     return None
 
 
-class _Proof:
-    """Whether it was proved in this process that the mark falls."""
+class _ResetTrial:
+    """The state of the trial whether a reset lowers the mark in this process."""
 
     def __init__(self) -> None:
-        self.was_given = False
+        self.has_succeeded = False
         self.renew_lock()
 
     def renew_lock(self) -> None:
         self.lock = Lock()
 
 
-_proof = _Proof()
+_reset_trial = _ResetTrial()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_proof.renew_lock)
+    # Another thread of the parent may hold the lock at the fork; in the child nobody releases it.
+    os.register_at_fork(after_in_child=_reset_trial.renew_lock)
 
 
-def _refusal() -> str | None:
+def _try_reset() -> str | None:
+    """Tries whether a reset lowers the mark; returns why not, or None."""
     mark = KernelMark()
     try:
         mark.open()
-        _taken(_SPIKE).close()
+        _allocate(_TRIAL_BYTES).close()
         before = mark.from_status()
         mark.reset()
         falls = mark.from_status() < before
@@ -151,50 +163,56 @@ def _refusal() -> str | None:
 
 
 class KernelChildrenMark(ByteMark):
-    """The sum over the living children, direct and indirect, of their own marks, in bytes.
+    """The sum of the marks of the living children, direct and indirect, in bytes.
 
-    A forked child shares most of its pages with its parent, where they are counted already. Of each
-    child's mark the part that it shares now is taken off: ``VmHWM - (Rss - private pages)``. The
-    marks of those that are there at a reset are lowered; one that is born later has a mark of its
-    own time. A child that has ended has none: it counts as far as it was read before.
+    A forked child shares most of its pages with its parent, whose mark counts them already. So the
+    memory that a child shares now is subtracted: ``VmHWM - (Rss - private pages)``. A reset lowers
+    the marks of the children that exist; the mark of a child that starts later covers its life. A
+    child that has ended has no mark: its peak counts only if it was read before.
     """
 
     def reset(self) -> None:
-        """Lowers the mark of each child that is there to what is resident in it."""
+        """Lowers the mark of each child to the memory that is resident in it now."""
         for folder in _children():
             try:
                 (folder / "clear_refs").write_bytes(b"5")
-            except OSError:  # it has ended, or belongs to another user
+            except OSError:  # the child has ended, or belongs to another user
                 continue
 
     def read(self) -> int:
-        """The sum of the marks of those that are there."""
-        return sum(map(_own_mark, _children()))
+        """Returns the sum of the marks of the children that exist."""
+        return sum(map(_unshared_mark, _children()))
 
 
 def _children() -> Iterator[Path]:
+    """Returns the folders in ``/proc`` of all children, direct and indirect."""
     return (Path("/proc", str(child.pid)) for child in psutil.Process().children(recursive=True))
 
 
-def _own_mark(folder: Path) -> int:
-    """The mark of one child without what it shares; 0 when it has ended."""
+def _unshared_mark(folder: Path) -> int:
+    """Returns the mark of one child without the memory that it shares; 0 if it has ended."""
     try:
-        shared = _shared(folder)
+        shared = _shared_bytes(folder)
         return proc_field((folder / "status").read_bytes(), b"VmHWM") - shared
     except (OSError, ValueError):
         return 0
 
 
-def _shared(folder: Path) -> int:
+def _shared_bytes(folder: Path) -> int:
+    """Returns the resident memory that a process shares with others."""
     try:
         pages = (folder / "smaps_rollup").read_bytes()
-    except PermissionError:  # a program of another user, which shares nothing with this one
+    except PermissionError:  # a program of another user, which shares nothing with this process
         return 0
     private = sum(proc_field(pages, name) for name in (b"Private_Clean", b"Private_Dirty"))
     return proc_field(pages, b"Rss") - private
 
 
 def proc_field(text: bytes, name: bytes) -> int:
-    """The first field ``name`` in ``text``, in bytes; a ValueError if there is none."""
+    """Returns the first field ``name`` in ``text``, in bytes.
+
+    Raises:
+        ValueError: there is no such field.
+    """
     start = text.index(name + b":") + len(name) + 1
     return int(text[start : text.index(b"kB", start)]) * KIB

@@ -1,4 +1,4 @@
-"""Measurements of one high-water mark, several at once, each exact for its own time."""
+"""Measurements that share one high-water mark, each exact from its start to its stop."""
 
 import os
 from collections.abc import Callable
@@ -20,208 +20,222 @@ from ignite_hooks.memory.sampled import Sampling
 __all__ = ["Measurement", "PeakLedger"]
 
 Self = TypeVar("Self", bound="PeakLedger[Any]")
-Given = ParamSpec("Given")
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 
 class Measurement(Generic[Reading]):
-    """The peak of a mark from ``start()`` to ``stop()``, whoever else measures meanwhile.
+    """The peak of a mark from ``start()`` to ``stop()``; others may measure at the same time.
 
     Args:
         ledger: the owner of the mark.
-        every: seconds between samples, where the mark has to be sampled.
+        every: seconds between samples, for a mark that has to be sampled.
+
+    Attributes:
+        peak: the peak when the ledger last updated it.
     """
 
     def __init__(self, ledger: "PeakLedger[Reading]", every: float) -> None:
         self.ledger = ledger
         self.every = every
-        self.peak = ledger.nothing
+        self.peak = ledger.zero
 
     @property
     def is_running(self) -> bool:
-        """Whether it measures now."""
+        """True from ``start()`` to ``stop()``."""
         return self in self.ledger.running
 
     def start(self) -> None:
-        """Begins anew; while it is running already it goes on."""
-        self.ledger.begin(self, self.ledger.nothing)
+        """Starts measuring with an empty peak; does nothing while running."""
+        self.ledger.begin(self, self.ledger.zero)
 
-    def go_on(self) -> None:
-        """Begins after a pause, with the peak there was."""
+    def resume(self) -> None:
+        """Continues measuring after a stop, with the peak so far; does nothing while running."""
         self.ledger.begin(self, self.peak)
 
     def stop(self) -> None:
-        """Ends it; the peak stays. While it is not running nothing happens."""
+        """Stops measuring and keeps the peak; does nothing while not running."""
         self.ledger.end(self)
 
     def abandon(self) -> None:
-        """``stop`` for finalizers: it waits for nobody."""
-        self.ledger.end_soon(self)
+        """Stops measuring without waiting for a lock; for finalizers."""
+        self.ledger.end_without_waiting(self)
 
     def reset(self) -> None:
-        """Forgets the peak. While it is running it begins anew now."""
+        """Forgets the peak; a running measurement starts from scratch."""
         self.ledger.restart(self)
 
     def result(self) -> Reading:
-        """The peak so far, or of the last time."""
+        """Returns the peak so far; after a stop, the peak until then."""
         return self.ledger.peak_of(self) if self in self.ledger.running else self.peak
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps open what starting would open and stopping would close, to start often."""
-        self.ledger.hold(self.every)
+    def held_open(self) -> Iterator[None]:
+        """Keeps the mark open for the body, so that starting and stopping in it costs less."""
+        self.ledger.hold_open(self.every)
         try:
             yield
         finally:
-            self.ledger.let_go(self.every)
+            self.ledger.release(self.every)
 
 
-def _in_turn(
-    act: Callable[Concatenate[Self, Given], Result],
-) -> Callable[Concatenate[Self, Given], Result]:
-    """One after another; the mark stays open for ``act``, whatever is ended meanwhile."""
+def _exclusive(
+    method: Callable[Concatenate[Self, Params], Result],
+) -> Callable[Concatenate[Self, Params], Result]:
+    """Decorates a method of a ledger: one thread at a time, and the mark stays open meanwhile.
 
-    @wraps(act)
-    def in_turn(ledger: Self, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+    A finalizer may end the last measurement within the method. The mark is closed only when the
+    outermost call of such a method returns.
+    """
+
+    @wraps(method)
+    def exclusive(ledger: Self, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
         with ledger._lock:
-            ledger._users += 1
+            ledger._calls += 1
             try:
-                return act(ledger, *args, **kwargs)
+                return method(ledger, *args, **kwargs)
             finally:
-                ledger._users -= 1
+                ledger._calls -= 1
+                # Skipped for a mark that is held open and not sampled, where a start must be quick.
                 if ledger._is_sampled or not ledger._holders:
-                    ledger._adjust()
+                    ledger._close_or_sample()
 
-    return in_turn
+    return exclusive
 
 
 class PeakLedger(Generic[Reading]):
-    """The one owner of a mark. Nobody else may reset it, or the measurements lose what was.
+    """The only owner of a mark, which several measurements share.
 
-    Whoever begins to measure needs the mark reset. What it said before then goes to all who were
-    measuring, and so does what it says whenever it is read: none of two measurements, one within
-    the other, ever has the higher peak inside.
+    Starting a measurement resets the mark. Before that, and whenever the mark is read, all running
+    measurements take its value into their peaks. So the peak of a measurement is never below the
+    peak of another within it. If other code reset the mark, measurements would lose earlier peaks.
 
-    The mark is open while anyone measures or holds it. A forked child inherits measurements of its
-    parent; in the child they begin at the fork, with a mark of its own.
+    The mark is open while a measurement runs or holds it open. A forked child inherits the
+    measurements of its parent; in the child they start from scratch, with the child's own mark.
 
     Args:
         mark: the mark.
-        is_sampled: whether it must be read now and then, in a thread, for anything to be seen.
+        is_sampled: whether the mark holds only values that were read, and so must be read
+            regularly, in a thread.
+
+    Attributes:
+        running: the measurements from ``start()`` to ``stop()``.
     """
 
     def __init__(self, mark: Mark[Reading], *, is_sampled: bool = False) -> None:
-        self.nothing = mark.nothing
+        self.zero = mark.zero
         self.running: list[Measurement[Reading]] = []
         self._mark = mark
         self._is_sampled = is_sampled
         self._is_open = False
-        self._users = 0
+        self._calls = 0
         self._sampling: Sampling | None = None
-        self._holders: list[float] = []
+        self._holders: list[float] = []  # the seconds between samples, of each that holds it open
         self._abandoned: list[Measurement[Reading]] = []
-        # Re-entrant: a signal's handler or a finalizer may come at any line, and use the ledger.
+        # Re-entrant: a signal handler or a finalizer may run at any line, and use the ledger.
         self._lock = RLock()
         _ledgers.add(self)
 
-    @_in_turn
+    @_exclusive
     def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
-        """Measures from now on, ``peak`` counted in, unless it does so already."""
+        """Starts a measurement that is not running, with ``peak`` as its peak so far."""
         if measurement not in self.running:
             if self.running or self._abandoned:
-                self._note()
+                self._update_peaks()
             if self._is_sampled or not self._is_open:
                 self._open(measurement.every)
             self._mark.reset()
             measurement.peak = peak
             self.running.append(measurement)
 
-    @_in_turn
+    @_exclusive
     def end(self, measurement: Measurement[Reading]) -> None:
-        """Measures no more."""
+        """Stops a measurement."""
         if measurement in self.running:
             try:
-                self._note()
+                self._update_peaks()
             finally:
-                self._drop(measurement)
+                self._remove(measurement)
 
-    def end_soon(self, measurement: Measurement[Reading]) -> None:
-        """Has it ended now or, if the ledger is busy, the next time that the ledger is used.
+    def end_without_waiting(self, measurement: Measurement[Reading]) -> None:
+        """Stops a measurement now or, if the ledger is locked, when the ledger is used next.
 
-        A garbage collection may be what calls this, at any line of any thread.
+        A garbage collection may call this at any line of any thread, also of the thread that holds
+        the lock.
         """
         if measurement in self.running:
             self._abandoned.append(measurement)
-            self._unless_busy(self._drop_abandoned)
+            self._call_unless_locked(self._remove_abandoned)
 
-    @_in_turn
+    @_exclusive
     def restart(self, measurement: Measurement[Reading]) -> None:
-        """Forgets the peak; a running measurement begins now."""
+        """Forgets the peak of a measurement; a running one starts from scratch."""
         if measurement in self.running:
-            self._note()
+            self._update_peaks()
             self._mark.reset()
-        measurement.peak = self.nothing
+        measurement.peak = self.zero
 
-    @_in_turn
+    @_exclusive
     def peak_of(self, measurement: Measurement[Reading]) -> Reading:
-        """The peak so far."""
+        """Returns the peak of a measurement so far."""
         if measurement in self.running:
-            self._note()
+            self._update_peaks()
         return measurement.peak
 
-    @_in_turn
-    def hold(self, every: float) -> None:
-        """Keeps the mark open, and sampled once in so many seconds at least."""
+    @_exclusive
+    def hold_open(self, every: float) -> None:
+        """Keeps the mark open until ``release``, and sampled at least every ``every`` seconds."""
         self._open(every)
         self._holders.append(every)
 
-    @_in_turn
-    def let_go(self, every: float) -> None:
-        """Closes the mark, if nobody else needs it."""
+    @_exclusive
+    def release(self, every: float) -> None:
+        """Ends a ``hold_open``; closes the mark if nothing else needs it."""
         self._holders.remove(every)
 
-    def begin_in_child(self) -> None:
-        """In a forked child: what is open, locked or running is the parent's."""
+    def reset_in_child(self) -> None:
+        """Resets the ledger in a forked child, where files, lock and thread are the parent's."""
         self._lock = RLock()
-        self._users = 0
+        self._calls = 0
         self._sampling = None
         if self._is_open:
             self._is_open = False
             self._mark.close()
         for measurement in self.running:
-            measurement.peak = self.nothing
+            measurement.peak = self.zero
 
-    def _note_unless_busy(self) -> None:
-        self._unless_busy(self._note)
+    def _update_unless_locked(self) -> None:
+        self._call_unless_locked(self._update_peaks)
 
-    def _unless_busy(self, act: Callable[[], None]) -> None:
-        # Whoever has the lock does it too, or waits for this thread to end.
+    def _call_unless_locked(self, method: Callable[[], None]) -> None:
+        # The holder of the lock updates the peaks itself. Or it is stopping the sampling thread and
+        # waits for it, so that this thread would wait for the lock forever.
         if self._lock.acquire(blocking=False):
             try:
-                self._take_turn(act)
+                self._call_exclusively(method)
             finally:
                 self._lock.release()
 
-    @_in_turn
-    def _take_turn(self, act: Callable[[], None]) -> None:
-        act()
+    @_exclusive
+    def _call_exclusively(self, method: Callable[[], None]) -> None:
+        method()
 
-    def _note(self) -> None:
-        """Tells all running measurements what the mark says."""
+    def _update_peaks(self) -> None:
+        """Takes the value of the mark into the peaks of all running measurements."""
         if self._abandoned:
-            self._drop_abandoned()
+            self._remove_abandoned()
         if self.running:
-            if not self._is_open:  # this is a child, forked since
+            if not self._is_open:  # a child that was forked since, with inherited measurements
                 self._open()
             reading, higher = self._mark.read(), self._mark.higher
             for measurement in tuple(self.running):
                 measurement.peak = higher(measurement.peak, reading)
 
-    def _drop_abandoned(self) -> None:
-        while self._abandoned:  # to which other threads may be adding
-            self._drop(self._abandoned.pop())
+    def _remove_abandoned(self) -> None:
+        while self._abandoned:  # not a `for`: other threads may add to the list meanwhile
+            self._remove(self._abandoned.pop())
 
-    def _drop(self, measurement: Measurement[Reading]) -> None:
+    def _remove(self, measurement: Measurement[Reading]) -> None:
         if measurement in self.running:
             self.running.remove(measurement)
 
@@ -234,11 +248,11 @@ class PeakLedger(Generic[Reading]):
                 raise
             self._is_open = True
         if self._is_sampled:
-            self._sample(*every)
+            self._sample_at_least_every(*every)
 
-    def _adjust(self) -> None:
-        """Closes the mark if nobody needs it; else has it read as often as anyone wants."""
-        if self._users:  # the outermost one does it
+    def _close_or_sample(self) -> None:
+        """Closes the mark if nothing needs it; otherwise adapts the interval of the samples."""
+        if self._calls:  # left to the outermost call
             return
         if not (self._holders or self.running):
             sampling, self._sampling = self._sampling, None
@@ -248,13 +262,15 @@ class PeakLedger(Generic[Reading]):
                 self._is_open = False
                 self._mark.close()
         elif self._is_sampled:
-            self._sample()
+            self._sample_at_least_every()
 
-    def _sample(self, *also: float) -> None:
+    def _sample_at_least_every(self, *also: float) -> None:
+        """Samples at the shortest interval, in seconds, that anything needs, ``also`` included."""
         every = min([*(measurement.every for measurement in self.running), *self._holders, *also])
         if self._sampling is None or self._sampling.every != every:
-            # In this order, should a finalizer or a signal's handler come here meanwhile.
-            sampling = Sampling(self._note_unless_busy, every)
+            # The new thread is stored before it starts: a finalizer or signal handler that comes
+            # here meanwhile stops it, and a stopped Sampling never starts.
+            sampling = Sampling(self._update_unless_locked, every)
             former, self._sampling = self._sampling, sampling
             if former is not None:
                 former.stop()
@@ -264,10 +280,10 @@ class PeakLedger(Generic[Reading]):
 _ledgers: WeakSet[PeakLedger[Any]] = WeakSet()
 
 
-def _begin_in_child() -> None:
+def _reset_in_child() -> None:
     for ledger in _ledgers:
-        ledger.begin_in_child()
+        ledger.reset_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_in_child)
+    os.register_at_fork(after_in_child=_reset_in_child)

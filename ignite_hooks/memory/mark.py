@@ -1,4 +1,4 @@
-"""High-water marks: the highest that something has been until a reset; and units of memory."""
+"""High-water marks, which hold the highest value since their last reset; and units of memory."""
 
 from abc import ABC
 from abc import abstractmethod
@@ -15,31 +15,31 @@ Reading = TypeVar("Reading")
 
 
 class Mark(ABC, Generic[Reading]):
-    """The highest that something has been since the last reset. A process has one of each kind."""
+    """The highest value of something since the last reset. A process has one mark of each kind."""
 
-    nothing: Reading
-    """What is below every reading."""
+    zero: Reading
+    """A reading below all others."""
 
     higher: Callable[[Reading, Reading], Reading]
-    """Tells the higher of two readings."""
+    """Returns the higher of two readings."""
 
     def open(self) -> None:
-        """Takes what it needs of the process, descriptors say."""
+        """Acquires the resources for reading the mark, such as file descriptors."""
 
     def close(self) -> None:
-        """Gives that back."""
+        """Releases the resources."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Lowers the mark to what is in use now."""
+        """Lowers the mark to the present value."""
 
     @abstractmethod
     def read(self) -> Reading:
-        """The highest since the last reset."""
+        """Returns the highest value since the last reset."""
 
 
 class ByteMark(Mark[int]):
     """A mark of one number of bytes."""
 
-    nothing = 0
+    zero = 0
     higher = staticmethod(max)

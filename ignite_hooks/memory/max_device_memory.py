@@ -1,4 +1,4 @@
-"""Peaks of device memory as metrics: what tensors took, and what was reserved for them."""
+"""Peaks of device memory as metrics: memory allocated for tensors, and memory reserved."""
 
 from weakref import WeakKeyDictionary
 
@@ -24,26 +24,27 @@ __all__ = ["MaxDeviceMemory"]
 class MaxDeviceMemory(PeakMetric):
     """The peaks of device memory in an iteration, an epoch and a run.
 
-    ``minibatch_max_device_allocated_mib`` in ``state.metrics`` is the most that tensors took in an
-    iteration, ``minibatch_max_device_reserved_mib`` the most that the allocator had reserved for
-    them; ``epoch_…`` and ``run_…`` are the same of an epoch and of a run. The allocator of the
-    current device keeps these peaks, for any device that ``torch.accelerator`` or a module such as
-    ``torch.cuda`` tells of (see ``torch.cuda.memory_stats``); reading them waits for nothing. There
-    is one of each, so nobody else may call ``reset_peak_memory_stats`` meanwhile. On a CPU this
-    attaches and reports nothing.
+    In ``state.metrics``, ``minibatch_max_device_allocated_mib`` is the highest memory of all
+    tensors in an iteration, and ``minibatch_max_device_reserved_mib`` the highest memory that the
+    allocator had reserved. ``epoch_…`` and ``run_…`` are the same for an epoch and for a run. The
+    allocator of the current device keeps these peaks, on any device for which
+    ``torch.accelerator`` or a module such as ``torch.cuda`` has them (see
+    ``torch.cuda.memory_stats``). Reading them does not synchronize with the device. The process has
+    only one of each, so no other code may call ``reset_peak_memory_stats`` meanwhile. On a CPU the
+    handler can be attached, and reports nothing.
 
     An iteration goes from ITERATION_STARTED to ITERATION_COMPLETED, an epoch from EPOCH_STARTED to
     EPOCH_COMPLETED, a run from its entry to COMPLETED.
 
     Args:
         minibatch: report the peaks of an iteration.
-        epoch: report those of an epoch.
-        run: report those of a run.
-        every_iterations: measure every n-th iteration only; each, if it is left out.
+        epoch: report the peaks of an epoch.
+        run: report the peaks of a run.
+        every_iterations: measure every n-th iteration only; default: each iteration.
 
     Raises:
         ValueError: nothing is to be reported; an argument is out of its range. When attached: the
-            engine has another one that reports the same.
+            engine has another handler that reports the same peaks.
     """
 
     minibatch: Flag = True
@@ -53,7 +54,7 @@ class MaxDeviceMemory(PeakMetric):
 
     def __post_init__(self) -> None:
         """Checks that there is something to report."""
-        if not self._kinds():
+        if not self._reported_spans():
             raise ValueError(
                 "one of `minibatch`, `epoch` and `run` must be True, got none: leave them out to "
                 "have all"
@@ -65,45 +66,47 @@ class MaxDeviceMemory(PeakMetric):
             )
 
     def result(self) -> dict[str, float]:
-        """The peaks so far, or of the last time, in MiB; 0.0 if nothing was measured yet.
+        """Returns the peaks in MiB: so far, or of the last measurement; 0.0 before the first.
 
-        On several engines they are those of the one that this was attached to last.
+        With several engines they are the peaks of the engine to which this was attached last.
         """
         peaks = dict.fromkeys(self.names(), 0.0)
-        for kind, measurement in _latest.get(self, {}).items():
-            peaks.update(zip(_names(kind), _in_mib(measurement), strict=True))
+        for span, measurement in _latest.get(self, {}).items():
+            peaks.update(zip(_metric_names(span), _peaks_in_mib(measurement), strict=True))
         return peaks
 
     def reset(self) -> None:
-        """Forgets these peaks; what is being measured begins anew now."""
+        """Forgets these peaks; running measurements start from scratch."""
         for measurement in _latest.get(self, {}).values():
             measurement.reset()
 
     def names(self) -> list[str]:
-        """Two keys for each kind of span."""
-        return [name for kind in self._kinds() for name in _names(kind)]
+        """Returns the keys in ``state.metrics``, two for each reported span."""
+        return [name for span in self._reported_spans() for name in _metric_names(span)]
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Measures what was asked for."""
+        """Measures the spans that are to be reported."""
         _latest[self] = {}
         if self.minibatch:
-            self._span("minibatch", attachment).of_iterations(self.every_iterations)
+            self._add_span("minibatch", attachment).measure_iterations(self.every_iterations)
         if self.epoch:
-            epochs = self._span("epoch", attachment)
-            epochs.between(Events.EPOCH_STARTED, Events.EPOCH_COMPLETED)
+            epochs = self._add_span("epoch", attachment)
+            epochs.measure_between(Events.EPOCH_STARTED, Events.EPOCH_COMPLETED)
         if self.run:
-            self._span("run", attachment).of_runs()
+            self._add_span("run", attachment).measure_runs()
 
-    def _kinds(self) -> list[str]:
-        return [kind for kind in ("minibatch", "epoch", "run") if getattr(self, kind)]
+    def _reported_spans(self) -> list[str]:
+        return [span for span in ("minibatch", "epoch", "run") if getattr(self, span)]
 
-    def _span(self, kind: str, attachment: Attachment) -> Span:
-        measurement = _latest[self][kind] = Measurement(_ledger, every=1.0)
+    def _add_span(self, span: str, attachment: Attachment) -> Span:
+        measurement = _latest[self][span] = Measurement(_ledger, every=1.0)
 
         def report(engine: Engine) -> None:
-            allocated, reserved = _in_mib(measurement)
-            if reserved:
-                engine.state.metrics.update(zip(_names(kind), (allocated, reserved), strict=True))
+            allocated, reserved = _peaks_in_mib(measurement)
+            if reserved:  # 0 without a device
+                engine.state.metrics.update(
+                    zip(_metric_names(span), (allocated, reserved), strict=True)
+                )
 
         return Span(attachment, [measurement], report)
 
@@ -112,13 +115,13 @@ _ledger = PeakLedger(DeviceMark())
 
 _latest: WeakKeyDictionary[MaxDeviceMemory, dict[str, Measurement[DevicePeaks]]]
 _latest = WeakKeyDictionary()
-"""What each has measured last; apart from it, so that a copy has measured nothing."""
+"""The last measurements of each handler. Not an attribute, so that a copy has none."""
 
 
-def _names(kind: str) -> tuple[str, str]:
-    return f"{kind}_max_device_allocated_mib", f"{kind}_max_device_reserved_mib"
+def _metric_names(span: str) -> tuple[str, str]:
+    return f"{span}_max_device_allocated_mib", f"{span}_max_device_reserved_mib"
 
 
-def _in_mib(measurement: Measurement[DevicePeaks]) -> tuple[float, float]:
+def _peaks_in_mib(measurement: Measurement[DevicePeaks]) -> tuple[float, float]:
     allocated, reserved = measurement.result()
     return allocated / MIB, reserved / MIB

@@ -1,4 +1,4 @@
-"""The peak of resident memory between two moments, and no spike is too short for it."""
+"""The peak of resident memory between two lines of code, with spikes of any length."""
 
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -26,29 +26,29 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
             work()
         print(ram.result(), "MiB")
 
-    What kills a run is the peak, and a thread that looks every second sees it by chance. On Linux
-    the kernel keeps it and is asked: every spike is in it, however short, and no thread is needed.
-    Several can measure at once, one within the other or overlapping; each has the peak of its time.
+    A process is killed at its peak, which a thread that samples every second sees only by chance.
+    The Linux kernel keeps the peak: it includes every spike, however short, and needs no thread.
+    Several objects can measure at once, nested or overlapping; each has the peak of its own time.
 
-    It is the absolute peak of all that is resident, libraries and what the allocator keeps for
-    later included. So the difference of two peaks is not the size of an allocation: a block that
-    is freed and taken again may show once only.
+    The result is the absolute peak of all resident memory, including libraries and the memory that
+    the allocator keeps for reuse. So the difference of two peaks is not the size of an allocation:
+    a block that is freed and allocated again may raise only the first peak.
 
-    With ``include_children`` the peaks of the children's own memory are added, loader workers for
-    instance; pages that they share with this process count once. The children are visited at
-    ``start``, ``reset``, ``result`` and ``stop``, and every ``every`` seconds by a thread. A visit
-    takes 3 to 10 ms. What a child takes after the last visit in its life is missed, so all of a
-    child that lives between two visits. And the sum may be more than there ever was, when the peaks
-    of the processes are not at the same time. The children's own marks are reset: one that measures
-    itself meanwhile sees less.
+    With ``include_children`` the peaks of the children's unshared memory are added, of loader
+    workers for example; pages that they share with this process count once. The marks of the
+    children are read at ``start``, ``reset``, ``result`` and ``stop``, and every ``every`` seconds
+    by a thread. Reading them takes 3 to 10 ms. Memory that a child takes after the last reading
+    before its end is missed, and so is a child that starts and ends between two readings. The sum
+    may exceed the memory that was ever in use, if the processes had their peaks at different times.
+    The children's own marks are reset, so a child that measures itself meanwhile sees less.
 
     Args:
-        every: seconds between two samples of the sampler, and between two visits to the children.
-        include_children: add what the children of this process, direct and indirect, have taken.
+        every: seconds between two samples of the sampler, and between two readings of the children.
+        include_children: add the memory of the children of this process, direct and indirect.
         backend: "kernel", on Linux, resets and reads the kernel's high-water mark, which belongs to
-            the whole process (``ru_maxrss`` falls with it); "sampler" is a thread that looks every
-            so many seconds, and at start, reset, result and stop; "auto" is the kernel where a
-            reset is seen to work, and the sampler elsewhere.
+            the whole process (``ru_maxrss`` falls with it); "sampler" is a thread that measures
+            every ``every`` seconds, and at start, reset, result and stop; "auto" is the kernel
+            where a reset is seen to work, and the sampler elsewhere.
 
     Raises:
         ValueError: an argument is out of its range; the kernel's mark cannot be used here.
@@ -60,11 +60,11 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
 
     def __post_init__(self) -> None:
         """Checks that the backend can be used."""
-        assert self._used_backend
+        assert self._used_backend  # the property raises the ValueError
 
     @property
     def used_backend(self) -> str:
-        """Which backend it is: "kernel" or "sampler"."""
+        """The backend in use: "kernel" or "sampler"."""
         return self._used_backend
 
     @cached_property
@@ -72,33 +72,33 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         return backend_in_use(self.backend)
 
     @cached_property
-    def _parts(self) -> list[Measurement[int]]:
+    def _measurements(self) -> list[Measurement[int]]:
         return ram_measurements(self.used_backend, self.every, self.include_children)
 
     def start(self) -> None:
-        """Begins anew. While it is running it goes on, and the first ``stop`` ends it."""
+        """Starts measuring from scratch; does nothing while running. One ``stop`` is enough."""
         try:
-            for part in self._parts:
-                part.start()
+            for measurement in self._measurements:
+                measurement.start()
         except BaseException:
-            self.stop()  # the first part, if it is the second that failed
+            self.stop()  # if the second measurement fails to start, the first is running
             raise
 
     def stop(self) -> None:
-        """Ends it; the result stays. Without a start before it nothing happens."""
-        for part in self._parts:
-            part.stop()
+        """Stops measuring and keeps the result; does nothing while not running."""
+        for measurement in self._measurements:
+            measurement.stop()
 
     def reset(self) -> None:
-        """Forgets the peak: a running measurement begins anew now."""
-        for part in self._parts:
-            part.reset()
+        """Forgets the peak; while running, measures from scratch."""
+        for measurement in self._measurements:
+            measurement.reset()
 
     def result(self) -> float:
-        """The peak so far, or of the last time, in MiB; 0.0 if nothing was measured yet."""
+        """Returns the peak in MiB: so far, or of the last measurement; 0.0 before the first."""
         peak = 0
-        for part in self._parts:
-            peak += part.result()
+        for measurement in self._measurements:
+            peak += measurement.result()
         return peak / MIB
 
     def __enter__(self) -> "MaxRAM":
@@ -109,8 +109,8 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         self.stop()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_parts"}
+        return {name: value for name, value in vars(self).items() if name != "_measurements"}
 
     def __del__(self) -> None:
-        for part in vars(self).get("_parts", ()):
-            part.abandon()
+        for measurement in vars(self).get("_measurements", ()):
+            measurement.abandon()

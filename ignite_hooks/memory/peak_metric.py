@@ -1,4 +1,4 @@
-"""What metrics of peaks have in common: names of their own, and no event but their own."""
+"""The base class of the metrics of peaks: each measures between its own events."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +15,15 @@ class PeakMetric(Handler):
     """A handler that writes peaks, in MiB, to ``engine.state.metrics``."""
 
     def names(self) -> Sequence[str]:
-        """The keys that it writes to."""
+        """Returns the keys that the handler writes in ``state.metrics``."""
         return ()
 
     def check(self, engine: Engine, event: Any) -> None:
-        """It has events of its own and names that no other on this engine has."""
+        """Checks that no event is given, and that no other metric of the engine has these names."""
         if event is not None:
             raise ValueError(
                 f"`event` must be left out, got {event}: {type(self).__name__} measures from one "
-                "event to another; MaxRAM measures between any two moments"
+                "event to another; MaxRAM measures from any start() to any stop()"
             )
         taken = {name for other in attached(engine, PeakMetric) for name in other.names()}
         for name in self.names():

@@ -1,4 +1,4 @@
-"""Python's garbage collector, as several runs at once may change it and the last puts it back."""
+"""Changes of Python's garbage collector that several runs at once can share."""
 
 import gc
 import os
@@ -16,72 +16,82 @@ from ignite_hooks.core.warn_once import warn_once
 __all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
 
 
-class _Holding:
-    """Who holds a change of this process, and what undoes it."""
+class _ChangeState:
+    """The users of a change in this process, and the function that undoes the change."""
 
     def __init__(self) -> None:
         self.lock = Lock()
         self.users: list[object] = []
-        self.undo: Callable[[], None] = _nothing
+        self.undo: Callable[[], None] = _do_nothing
 
 
-class _Shared:
-    """A change of the process that is made by the first who needs it and undone by the last."""
+class _SharedChange:
+    """A change of the process that its first user makes and its last user undoes.
 
-    def __init__(self, look: Callable[[], tuple[Callable[[], None], Callable[[], None]]]) -> None:
-        self._look = look  # gives the change, and what undoes it
-        self._holding = _Holding()
+    Args:
+        prepare: returns two functions: one makes the change, the other undoes it.
+    """
+
+    def __init__(
+        self, prepare: Callable[[], tuple[Callable[[], None], Callable[[], None]]]
+    ) -> None:
+        self._prepare = prepare
+        self._state = _ChangeState()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        holding, user = self._holding, object()
+        """Keeps the change in effect for the body."""
+        state, user = self._state, object()
 
-        def leave() -> None:
-            if holding is self._holding:  # else this is a child, and its parent holds the change
-                with holding.lock:
-                    if holding.users == [user]:
-                        holding.undo()
-                    holding.users = [each for each in holding.users if each is not user]
+        def end() -> None:
+            # In a forked child the state is another one: the user of the change is the parent.
+            if state is self._state:
+                with state.lock:
+                    if state.users == [user]:
+                        state.undo()
+                    state.users = [each for each in state.users if each is not user]
 
-        with restored(leave, alone=True):
-            with holding.lock:
-                if not holding.users:
-                    change, holding.undo = self._look()
-                    holding.users.append(user)  # before: the change is undone if this breaks off
+        with restored(end, alone=True):
+            with state.lock:
+                if not state.users:
+                    change, state.undo = self._prepare()
+                    # Before the change, so that it is undone if a signal breaks it off.
+                    state.users.append(user)
                     change()
                 else:
-                    holding.users.append(user)
+                    state.users.append(user)
             yield
 
-    def begin_anew(self) -> Callable[[], None]:
-        """In a forked child: nobody holds it. Returns what undoes what the parent has changed."""
-        holding, self._holding = self._holding, _Holding()
-        return holding.undo if holding.users else _nothing
+    def forget_in_child(self) -> Callable[[], None]:
+        """Forgets all users, in a forked child; returns a function that undoes the change there."""
+        state, self._state = self._state, _ChangeState()
+        return state.undo if state.users else _do_nothing
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     return None
 
 
-def _disable() -> tuple[Callable[[], None], Callable[[], None]]:
-    return gc.disable, gc.enable if gc.isenabled() else _nothing
+def _prepare_disabling() -> tuple[Callable[[], None], Callable[[], None]]:
+    return gc.disable, gc.enable if gc.isenabled() else _do_nothing
 
 
-_disabled = _Shared(_disable)
+_disabled = _SharedChange(_prepare_disabling)
 
 
 def automatic_collection_off() -> AbstractContextManager[None]:
-    """A scope without automatic collections. In several at once, the last restores what was."""
+    """Returns a scope without automatic collections. The last of several restores the setting."""
     return _disabled.held()
 
 
-def _freeze() -> tuple[Callable[[], None], Callable[[], None]]:
+def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
+    # gc.unfreeze() thaws everything, so objects that somebody else has frozen would be thawed too.
     if gc.get_freeze_count():
         warn_once(
             "`freeze_after` must find nothing frozen, and does nothing: what was frozen before "
             "would be thawed at the end of the run; leave it out, or call gc.unfreeze() first"
         )
-        return _nothing, _nothing
+        return _do_nothing, _do_nothing
 
     def change() -> None:
         gc.collect()
@@ -90,21 +100,23 @@ def _freeze() -> tuple[Callable[[], None], Callable[[], None]]:
     return change, gc.unfreeze
 
 
-_frozen = _Shared(_freeze)
+_frozen = _SharedChange(_prepare_freezing)
 
 
 def frozen() -> AbstractContextManager[None]:
-    """A scope in which no collection looks at the objects that there were at its beginning.
+    """Returns a scope in which collections skip all objects that existed at its beginning.
 
-    It begins with a full collection. What another had frozen before stays frozen, and then nothing
-    is added to it: ``gc.unfreeze`` knows no difference.
+    The scope begins with a full collection. If objects are frozen already, it warns and does
+    nothing.
     """
     return _frozen.held()
 
 
 def _begin_in_child() -> None:
-    _disabled.begin_anew()()  # loader workers collect their own garbage
-    _frozen.begin_anew()  # what is frozen stays so, which keeps its pages shared
+    _disabled.forget_in_child()()  # loader workers collect their own garbage
+    # Frozen objects stay frozen: a collection would write to their pages, which the child shares
+    # with its parent, and the kernel would copy them.
+    _frozen.forget_in_child()
 
 
 if hasattr(os, "register_at_fork"):
@@ -112,30 +124,31 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def automatic_pauses(note: Callable[[float], Any]) -> Iterator[None]:
-    """A scope in which ``note(seconds)`` is called after each automatic collection."""
+def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
+    """Calls ``report(seconds)`` after each automatic collection in the body."""
     began: list[float] = []
 
-    def listen(phase: str, info: dict[str, int]) -> None:
+    def measure(phase: str, info: dict[str, int]) -> None:
         if phase == "start" and _is_automatic():
             began.append(perf_counter())
         elif phase == "stop" and began:
-            note(perf_counter() - began.pop())
+            report(perf_counter() - began.pop())
 
-    def leave() -> None:
-        if listen in gc.callbacks:
-            gc.callbacks.remove(listen)
+    def end() -> None:
+        if measure in gc.callbacks:
+            gc.callbacks.remove(measure)
 
-    with restored(leave, alone=True):
-        gc.callbacks.append(listen)
+    with restored(end, alone=True):
+        gc.callbacks.append(measure)
         yield
 
 
 def _is_automatic() -> bool:
-    """Whether the collection that starts was not asked for.
+    """Returns whether the collection that starts now is automatic, and not a ``gc.collect()``.
 
-    Python starts one when the youngest generation has outgrown its threshold; then none is there
-    to be asked for, short of a moment right after ``gc.enable``. With a threshold of 0 it starts
-    none.
+    Python starts one when the youngest generation has more objects than its threshold. A
+    ``gc.collect()`` does not find so many, because Python would have collected them before; only
+    one directly after ``gc.enable()`` is taken for automatic. With a threshold of 0 Python never
+    collects by itself.
     """
     return gc.isenabled() and 0 < gc.get_threshold()[0] < gc.get_count()[0]

@@ -30,7 +30,7 @@ __all__ = [
 
 @checked_dataclass
 class RAMMetric(PeakMetric):
-    """The peak of resident memory from one event to another, in ``engine.state.metrics``."""
+    """The base class of handlers that write a peak of resident memory to ``state.metrics``."""
 
     name: MetricName
     every: Seconds = 1.0
@@ -38,19 +38,19 @@ class RAMMetric(PeakMetric):
     backend: Backend = "auto"
 
     def result(self) -> float:
-        """The peak so far, or of the last time, in MiB; 0.0 if nothing was measured yet.
+        """Returns the peak in MiB: so far, or of the last measurement; 0.0 before the first.
 
-        On several engines it is that of the one that this was attached to last.
+        With several engines it is the peak of the engine to which this was attached last.
         """
         return _latest[self].result() if self in _latest else 0.0
 
     def reset(self) -> None:
-        """Forgets that peak; what is being measured begins anew now."""
+        """Forgets this peak; a running measurement starts from scratch."""
         if self in _latest:
             _latest[self].reset()
 
     def names(self) -> tuple[str]:
-        """The one key."""
+        """Returns the key in ``state.metrics``."""
         return (self.name,)
 
     def _span(self, attachment: Attachment) -> Span:
@@ -59,7 +59,7 @@ class RAMMetric(PeakMetric):
         def report(engine: Engine) -> None:
             engine.state.metrics[self.name] = ram.result()
 
-        return Span(attachment, ram._parts, report)
+        return Span(attachment, ram._measurements, report)
 
     def _max_ram(self) -> MaxRAM:
         return MaxRAM(
@@ -68,24 +68,24 @@ class RAMMetric(PeakMetric):
 
 
 _latest: WeakKeyDictionary[RAMMetric, MaxRAM] = WeakKeyDictionary()
-"""What each has measured last; apart from it, so that a copy has measured nothing."""
+"""The last measurement of each handler. Not an attribute, so that a copy has none."""
 
 
 @checked_dataclass
 class MinibatchMaxRAM(RAMMetric):
     """The peak of resident memory in an iteration: forward, backward and step, not the fetching.
 
-    It goes from ITERATION_STARTED to ITERATION_COMPLETED, to the handlers that were attached before
-    it. Attach it before the loggers, as any metric. What is measured, and what can be missed, is
-    said at ``MaxRAM``.
+    The iteration is measured from ITERATION_STARTED to ITERATION_COMPLETED, including handlers of
+    the latter that were attached earlier. Attach the metric before the loggers, as any metric.
+    ``MaxRAM`` describes which memory is measured, and which can be missed.
 
     Args:
         name: the key in ``state.metrics``.
         every: seconds between samples, of the sampler and of the children.
-        include_children: add what the children of this process have taken, loader workers for
-            instance. It takes some milliseconds at each end of the iteration.
+        include_children: add the memory of the children of this process, loader workers for
+            example. This takes some milliseconds at each end of the iteration.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
-        every_iterations: measure every n-th iteration only; each, if it is left out.
+        every_iterations: measure every n-th iteration only; default: each iteration.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
@@ -96,21 +96,23 @@ class MinibatchMaxRAM(RAMMetric):
     every_iterations: Iterations | None = None
 
     def attach_to(self, attachment: Attachment) -> None:
-        """From ITERATION_STARTED to ITERATION_COMPLETED."""
-        self._span(attachment).of_iterations(self.every_iterations)
+        """Measures from ITERATION_STARTED to ITERATION_COMPLETED."""
+        self._span(attachment).measure_iterations(self.every_iterations)
 
 
 @checked_dataclass
 class EpochMaxRAM(RAMMetric):
-    """The peak of resident memory in an epoch, fetching included, the validation at its end not.
+    """The peak of resident memory in an epoch, with fetching, without the validation at its end.
 
-    It goes from EPOCH_STARTED to EPOCH_COMPLETED, to the handlers that were attached before it.
-    What is measured, and what can be missed, is said at ``MaxRAM``.
+    The epoch is measured from EPOCH_STARTED to EPOCH_COMPLETED: on a trainer until the validation
+    and the handlers other than Ignite's metrics begin, on any other engine including the handlers
+    of EPOCH_COMPLETED that were attached earlier. ``MaxRAM`` describes which memory is measured,
+    and which can be missed.
 
     Args:
         name: the key in ``state.metrics``.
         every: seconds between samples, of the sampler and of the children.
-        include_children: add what the children of this process have taken.
+        include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
@@ -121,21 +123,22 @@ class EpochMaxRAM(RAMMetric):
     name: MetricName = "epoch_max_ram_mib"
 
     def attach_to(self, attachment: Attachment) -> None:
-        """From EPOCH_STARTED to EPOCH_COMPLETED."""
-        self._span(attachment).between(Events.EPOCH_STARTED, Events.EPOCH_COMPLETED)
+        """Measures from EPOCH_STARTED to EPOCH_COMPLETED."""
+        self._span(attachment).measure_between(Events.EPOCH_STARTED, Events.EPOCH_COMPLETED)
 
 
 @checked_dataclass
 class ExperienceMaxRAM(RAMMetric):
-    """The peak of resident memory in one run of the engine: on an evaluator, that of one loader.
+    """The peak of resident memory in one run of the engine; on an evaluator, over one loader.
 
-    It goes from the entry into ``run`` to COMPLETED, to the handlers that were attached before it.
-    What is measured, and what can be missed, is said at ``MaxRAM``.
+    The run is measured from the entry into ``run`` to COMPLETED, including handlers of COMPLETED
+    that were attached earlier. ``MaxRAM`` describes which memory is measured, and which can be
+    missed.
 
     Args:
         name: the key in ``state.metrics``.
         every: seconds between samples, of the sampler and of the children.
-        include_children: add what the children of this process have taken.
+        include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
@@ -146,53 +149,58 @@ class ExperienceMaxRAM(RAMMetric):
     name: MetricName = "experience_max_ram_mib"
 
     def attach_to(self, attachment: Attachment) -> None:
-        """From the entry into ``run`` to COMPLETED."""
-        self._span(attachment).of_runs()
+        """Measures from the entry into ``run`` to COMPLETED."""
+        self._span(attachment).measure_runs()
 
 
 @checked_dataclass
 class StreamMaxRAM(RAMMetric):
-    """The peak of resident memory in one whole validation, all its loaders.
+    """The peak of resident memory in one whole validation, with all its loaders.
 
-    On a trainer it goes from VALIDATION_STARTED to VALIDATION_COMPLETED, on any other engine from
-    STARTED to COMPLETED, in runs only: a validation by hand, after a run, is measured by hand, from
-    ``start`` to ``stop``. What is measured, and what can be missed, is said at ``MaxRAM``.
+    The validation is measured from VALIDATION_STARTED to VALIDATION_COMPLETED on a trainer, and
+    from STARTED to COMPLETED on any other engine, within runs only. Around a validation that you
+    call yourself, outside a run, call ``start`` and ``stop``. ``MaxRAM`` describes which memory is
+    measured, and which can be missed.
 
     Args:
         name: the key in ``state.metrics``.
         every: seconds between samples, of the sampler and of the children.
-        include_children: add what the children of this process have taken.
+        include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name; then or when started: the kernel's mark cannot be used here.
+            that name. When attached or started: the kernel's mark cannot be used here.
     """
 
     name: MetricName = "stream_max_ram_mib"
 
     def attach_to(self, attachment: Attachment) -> None:
-        """From the beginning of a validation to its end."""
+        """Measures from the beginning of a validation to its end."""
         span = self._span(attachment)
         if is_trainer(attachment.engine):
-            span.between(TrainEvents.VALIDATION_STARTED, TrainEvents.VALIDATION_COMPLETED)
+            span.measure_between(TrainEvents.VALIDATION_STARTED, TrainEvents.VALIDATION_COMPLETED)
         else:
-            span.between(Events.STARTED, Events.COMPLETED)
+            span.measure_between(Events.STARTED, Events.COMPLETED)
 
     def start(self) -> None:
-        """Begins anew; while it is running it goes on. What an engine measures is not touched."""
-        if self not in _by_hand:
-            _by_hand[self] = self._max_ram()
-        _latest[self] = _by_hand[self]
-        _by_hand[self].start()
+        """Starts measuring from scratch; does nothing while running.
+
+        Measurements of attached engines are not affected.
+        """
+        if self not in _started_by_user:
+            _started_by_user[self] = self._max_ram()
+        _latest[self] = _started_by_user[self]
+        _started_by_user[self].start()
 
     def stop(self) -> None:
-        """Ends it; the result stays. Without a start before it nothing happens."""
-        if self in _by_hand:
-            _by_hand[self].stop()
+        """Stops measuring and keeps the result; does nothing while not running."""
+        if self in _started_by_user:
+            _started_by_user[self].stop()
 
 
-_by_hand: WeakKeyDictionary[StreamMaxRAM, MaxRAM] = WeakKeyDictionary()
+_started_by_user: WeakKeyDictionary[StreamMaxRAM, MaxRAM] = WeakKeyDictionary()
+"""The measurements of ``StreamMaxRAM.start`` and ``stop``."""
 
 
 @checked_call
@@ -206,7 +214,7 @@ def ram_usage_metrics(
     include_children: Flag = False,
     backend: Backend = "auto",
 ) -> list[RAMMetric]:
-    """The metrics of resident memory that are asked for, for the factory's ``handlers`` say.
+    """Returns the requested metrics of resident memory, for the factory's ``handlers`` for example.
 
     Args:
         every: seconds between samples, of the sampler and of the children.
@@ -214,28 +222,28 @@ def ram_usage_metrics(
         epoch: an ``EpochMaxRAM``.
         experience: an ``ExperienceMaxRAM``.
         stream: a ``StreamMaxRAM``.
-        include_children: add what the children of this process have taken.
+        include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Returns:
         The handlers, from the shortest span to the longest.
 
     Raises:
-        ValueError: none is asked for; an argument is out of its range.
+        ValueError: no metric is requested; an argument is out of its range.
     """
-    asked = {
+    requested = {
         MinibatchMaxRAM: minibatch,
         EpochMaxRAM: epoch,
         ExperienceMaxRAM: experience,
         StreamMaxRAM: stream,
     }
-    if not any(asked.values()):
+    if not any(requested.values()):
         raise ValueError(
             "one of `minibatch`, `epoch`, `experience` and `stream` must be True, got none: "
             "epoch=True is the usual choice"
         )
     return [
         metric(every=every, include_children=include_children, backend=backend)
-        for metric, is_asked in asked.items()
-        if is_asked
+        for metric, is_requested in requested.items()
+        if is_requested
     ]

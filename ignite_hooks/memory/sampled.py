@@ -1,4 +1,4 @@
-"""Sampling: a thread that looks again and again, and a mark that is the highest of its looks."""
+"""Sampling: a thread that measures at intervals, and a mark that is the highest measured value."""
 
 import sys
 from collections.abc import Callable
@@ -12,81 +12,91 @@ import psutil
 
 from ignite_hooks.memory.mark import ByteMark
 
-__all__ = ["SampledMark", "Sampling", "resident", "uss_of_children"]
+__all__ = ["SampledMark", "Sampling", "resident_bytes", "unshared_bytes_of_children"]
 
 logger = getLogger(__name__)
 
 
 class SampledMark(ByteMark):
-    """The most that any look has found, in bytes. Between two looks it is blind."""
+    """The highest value that was measured, in bytes; peaks between two measurements are missed.
 
-    def __init__(self, look: Callable[[], int]) -> None:
-        self._look = look
+    Args:
+        measure: returns the present value, in bytes.
+    """
+
+    def __init__(self, measure: Callable[[], int]) -> None:
+        self._measure = measure
         self._highest = 0
 
     def open(self) -> None:
-        """Forgets what was before."""
+        """Forgets earlier values."""
         self._highest = 0
 
     def reset(self) -> None:
-        """Looks, and forgets what was before."""
-        self._highest = self._look()
+        """Measures, and forgets earlier values."""
+        self._highest = self._measure()
 
     def read(self) -> int:
-        """Looks, and tells the highest since the last reset."""
-        self._highest = max(self._highest, self._look())
+        """Measures, and returns the highest value since the last reset."""
+        self._highest = max(self._highest, self._measure())
         return self._highest
 
 
-def resident() -> int:
-    """The resident memory of this process, in bytes."""
+def resident_bytes() -> int:
+    """Returns the resident memory of this process, in bytes."""
     rss: int = psutil.Process().memory_info().rss
     return rss
 
 
-def uss_of_children() -> int:
-    """The memory that the children of this process, direct and indirect, share with nobody."""
+def unshared_bytes_of_children() -> int:
+    """Returns the bytes that the children of this process, direct and indirect, do not share."""
     return sum(map(_uss, psutil.Process().children(recursive=True)))
 
 
 def _uss(child: psutil.Process) -> int:
     try:
         uss: int = child.memory_full_info().uss
-    except psutil.Error:  # it has ended, or belongs to another user
+    except psutil.Error:  # the child has ended, or belongs to another user
         return 0
     return uss
 
 
 class Sampling:
-    """Calls ``act`` every so many seconds, in a thread of its own, from ``start()`` to ``stop()``.
+    """A thread that calls ``callback`` at intervals, from ``start()`` to ``stop()``.
 
-    Once it is stopped it stays so, ``start()`` or not.
+    After ``stop()`` it cannot be started, also if it had not been started before.
+
+    Args:
+        callback: the function to call.
+        every: seconds between two calls.
     """
 
-    def __init__(self, act: Callable[[], None], every: float) -> None:
+    def __init__(self, callback: Callable[[], None], every: float) -> None:
         self.every = every
-        self._act = act
+        self._callback = callback
         self._has_failed = False
-        self._is_over = Event()
+        self._is_stopped = Event()
         self._thread = Thread(target=self._run, name="ignite_hooks.memory", daemon=True)
 
     def start(self) -> None:
         """Starts the thread; the first call comes after ``every`` seconds."""
-        if not self._is_over.is_set():
+        if not self._is_stopped.is_set():
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread and waits for its end, which takes no longer than one ``act``."""
-        self._is_over.set()
-        is_frozen = sys.is_finalizing()  # as daemons are when the interpreter ends
+        """Ends the thread and waits for its end, at most as long as one call of ``callback``."""
+        self._is_stopped.set()
+        # When the interpreter ends, daemon threads are frozen: waiting for one would never end.
+        is_frozen = sys.is_finalizing()
         if self._thread.is_alive() and self._thread is not current_thread() and not is_frozen:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._is_over.wait(min(self.every, TIMEOUT_MAX)):
+        while not self._is_stopped.wait(min(self.every, TIMEOUT_MAX)):
             try:
-                self._act()
+                self._callback()
             except Exception:
+                # Logged once, not at every interval.
                 if not self._has_failed:
                     logger.exception("a sample of memory failed; others are taken all the same")
                 self._has_failed = True

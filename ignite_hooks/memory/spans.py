@@ -1,4 +1,4 @@
-"""Measures a part of an engine's run, again and again, and ends with the run."""
+"""Measurements of parts of a run: of iterations, of whole runs, or from one event to another."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -19,93 +19,98 @@ __all__ = ["Span"]
 
 
 class Span:
-    """What one attachment of a metric measures, once it is told between which moments.
+    """The part of a run that one attachment of a metric measures, every time that it occurs.
 
-    It measures in runs of the engine only: a run is what surely ends. A span that a failure,
-    ``terminate()`` or the removal of the attachment breaks off ends there, and is reported too:
-    what was needed when memory ran out is what people ask for. One that ``interrupt()`` breaks off
-    goes on with the run; what happens in between is not in it.
+    One of the ``measure_…`` methods sets the part. A span measures only within runs of the engine,
+    because the end of a run is the one end that is certain. If a failure, ``terminate()`` or the
+    removal of the attachment cuts a span short, the span ends there and is reported too: the peak
+    before memory ran out is the most wanted one. A span that ``interrupt()`` cuts short continues
+    with the run, without the time in between.
 
     Args:
         attachment: the attachment.
-        parts: what is measured.
+        measurements: the measurements to start and stop together.
         report: is called with the engine at the end of each span.
     """
 
     def __init__(
         self,
         attachment: Attachment,
-        parts: Sequence[Measurement[Any]],
+        measurements: Sequence[Measurement[Any]],
         report: Callable[[Engine], None],
     ) -> None:
         self._attachment = attachment
-        self._parts = parts
+        self._measurements = measurements
         self._report = report
-        self._is_in_run = self._is_on = self._is_broken_off = False
-        attachment.during_run(self._in_run)
+        self._is_in_run = self._is_measuring = self._was_cut_short = False
+        attachment.during_run(self._run_scope)
 
-    def of_iterations(self, every: int | None) -> None:
-        """Measures each iteration, or once in ``every``: all but the fetching of the batch."""
+    def measure_iterations(self, every: int | None) -> None:
+        """Measures each iteration, or one in ``every``, without the fetching of its batch."""
         period = every or 1
 
         def begin_if_due(engine: Engine) -> None:
-            # Filters of Ignite on both events would cost 3 to 10 µs an iteration that is not due.
+            # Ignite's filters on both events would cost 3 to 10 µs per iteration that is not due.
             if engine.state.iteration % period == 0:
                 self._begin(engine)
-            elif self._is_on:
+            elif self._is_measuring:  # the iteration before had no ITERATION_COMPLETED
                 self._stop()
 
         self._attachment.on(Events.ITERATION_STARTED, begin_if_due)
         self._attachment.on(Events.ITERATION_COMPLETED, self._end)
 
-    def of_runs(self) -> None:
-        """Measures each run, from its entry."""
-        self._attachment.during_run(self._of_run)
+    def measure_runs(self) -> None:
+        """Measures each run, from the entry into ``run`` to COMPLETED."""
+        self._attachment.during_run(self._begin_with_run)
         self._attachment.on(Events.COMPLETED, self._end)
 
-    def between(self, began: Any, ended: Any) -> None:
-        """Measures from the event ``began`` to the event ``ended``."""
-        self._attachment.on(began, self._begin)
-        self._attachment.on(ended, self._end, turn=Turn.METRICS)  # before a validation
+    def measure_between(self, start_event: Any, end_event: Any) -> None:
+        """Measures from ``start_event`` to ``end_event``."""
+        self._attachment.on(start_event, self._begin)
+        # With Ignite's metrics: an epoch is measured without the validation at its end.
+        self._attachment.on(end_event, self._end, turn=Turn.METRICS)
 
     def _begin(self, engine: Engine) -> None:
-        if self._is_on:  # a handler made an end of a failure, and Ignite went on
+        # The span before did not end, if a handler of EXCEPTION_RAISED swallowed a failure and
+        # Ignite continued.
+        if self._is_measuring:
             self._stop()
         if self._is_in_run:
-            for part in self._parts:
-                part.start()
-            self._is_on = True
+            for measurement in self._measurements:
+                measurement.start()
+            self._is_measuring = True
 
     def _end(self, engine: Engine) -> None:
-        if self._is_on:
+        if self._is_measuring:
             self._stop()
             self._report(engine)
 
     def _stop(self) -> None:
-        self._is_on = False
-        for part in self._parts:
-            part.stop()
+        self._is_measuring = False
+        for measurement in self._measurements:
+            measurement.stop()
 
     @contextmanager
-    def _in_run(self, engine: Engine) -> Iterator[None]:
-        with ExitStack() as kept:
-            for part in self._parts:
-                kept.enter_context(part.held())
+    def _run_scope(self, engine: Engine) -> Iterator[None]:
+        """Ends the span with the run in the body; continues one that was interrupted."""
+        with ExitStack() as scopes:
+            for measurement in self._measurements:
+                scopes.enter_context(measurement.held_open())
             self._is_in_run = True
-            if self._is_broken_off and is_interrupted(engine):
-                self._is_on = True
-                for part in self._parts:
-                    part.go_on()
+            if self._was_cut_short and is_interrupted(engine):
+                self._is_measuring = True
+                for measurement in self._measurements:
+                    measurement.resume()
             try:
                 yield
             finally:
                 self._is_in_run = False
-                self._is_broken_off = self._is_on
+                self._was_cut_short = self._is_measuring
                 self._end(engine)
-                self._stop()  # what a beginning that failed has left
+                self._stop()  # if starting one measurement failed, the others may be running
 
     @contextmanager
-    def _of_run(self, engine: Engine) -> Iterator[None]:
-        if not self._is_on:  # else it goes on
+    def _begin_with_run(self, engine: Engine) -> Iterator[None]:
+        if not self._is_measuring:  # an interrupted run continues its measurement
             self._begin(engine)
         yield

@@ -1,4 +1,4 @@
-"""What the handlers that tidy up have in common: when they do it."""
+"""The schedule that the handlers for the cache and for garbage share."""
 
 from typing import Any
 
@@ -12,26 +12,27 @@ __all__ = ["Upkeep"]
 
 
 class Upkeep(Scheduled):
-    """Acts on a schedule of steps, of epochs, or both; without one at the end of each epoch.
+    """A handler called by step, by epoch, or both; at the end of each epoch without a schedule.
 
-    On a schedule of steps it acts at STEP_COMPLETED, when the gradients are zeroed. If both are due
-    at the end of an epoch it acts once, on the step's schedule.
+    On a schedule by step the handler is called at STEP_COMPLETED, when the gradients are zeroed. If
+    both schedules are due at the end of an epoch, it is called once, at the step.
     """
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Acts on the schedules."""
-        last_at: list[Any] = [None]
+        """Attaches the handler to its schedules."""
+        last_iteration: list[Any] = [None]
 
-        def begin(engine: Engine) -> None:
-            last_at[0] = None
+        def forget_last(engine: Engine) -> None:
+            last_iteration[0] = None
 
-        def act_once(engine: Engine) -> None:
-            if last_at[0] != engine.state.iteration:
-                last_at[0] = engine.state.iteration
+        def call_once(engine: Engine) -> None:
+            if last_iteration[0] != engine.state.iteration:
+                last_iteration[0] = engine.state.iteration
                 self(engine)
 
-        attachment.on(Events.STARTED, begin)
+        # A new run counts its iterations from 0 again.
+        attachment.on(Events.STARTED, forget_last)
         if self.every_steps is None and self.every_epochs is None:
-            attachment.on(Events.EPOCH_COMPLETED, act_once)
+            attachment.on(Events.EPOCH_COMPLETED, call_once)
         else:
-            self.on_schedule(attachment, act_once)
+            self.on_schedule(attachment, call_once)

@@ -1,4 +1,4 @@
-"""Memory that is taken and given back at once, in this process and in forked children."""
+"""Helpers that take memory and free it at once, in this process and in forked children."""
 
 import gc
 import os
@@ -28,12 +28,12 @@ for name in ("ignite_hooks", "ignite_hooks.handlers"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [{str(ROOT)!r} + "/" + name.replace(".", "/")]
 """
-"""What a program of its own begins with, to import a module of the package without all of it."""
+"""The first lines of a separate program that imports one module of the package."""
 
 
 @contextmanager
 def taken(mib):
-    """Resident memory that the allocator has no part in: glibc keeps freed blocks below 32 MiB."""
+    """Takes resident memory with mmap, as glibc's allocator keeps freed blocks below 32 MiB."""
     with mmap(-1, mib * MIB, MAP_PRIVATE | MAP_ANONYMOUS) as block:
         for page in range(0, mib * MIB, PAGESIZE):
             block[page] = 1
@@ -46,24 +46,24 @@ def spike(mib):
 
 
 def descriptors():
-    """What each open descriptor of this process leads to."""
+    """Returns the file behind each open descriptor of this process."""
     links = {}
     for name in os.listdir("/proc/self/fd"):
         try:
             links[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:  # the one of the listing
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return links
 
 
 def of_marks():
-    """The descriptors of high-water marks among them."""
+    """Returns the files of high-water marks that are open."""
     links = descriptors().values()
     return sorted(link for link in links if Path(link).name in ("clear_refs", "status", "statm"))
 
 
 def forked(act):
-    """What ``act`` returns in a forked child."""
+    """Returns the result of ``act`` in a forked child."""
     here, there = os.pipe()
     child = os.fork()
     if child == 0:
@@ -85,7 +85,7 @@ def forked(act):
 
 
 class Child:
-    """A forked child that does what it is told, until the end of the ``with``."""
+    """A forked child that executes functions, until the end of the ``with``."""
 
     def __init__(self):
         self._pipe, there = Pipe()
@@ -105,18 +105,18 @@ class Child:
         there.close()
 
     def do(self, act, *arguments):
-        """What ``act`` returns there."""
+        """Returns the result of ``act`` in the child."""
         self._pipe.send((act, arguments))
         return self._pipe.recv()
 
     def end(self):
-        """Ends it, and leaves a zombie."""
+        """Ends the child, which stays as a zombie."""
         self._pipe.send(None)
         self._pipe.close()
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 
     def bury(self):
-        """Ends it for good."""
+        """Ends the child and reaps it."""
         self.end()
         assert os.waitpid(self.pid, 0)[1] == 0
 
@@ -139,12 +139,12 @@ def keep(mib):
 
 
 def give_back():
-    """Gives back what was kept last."""
+    """Frees the memory that was kept last."""
     _kept.pop().__exit__(None, None, None)
 
 
 def keep_mapped(path):
-    """Reads a file in place, and keeps it."""
+    """Maps a file, reads it, and keeps the mapping."""
     with open(path, "rb") as file:
         block = mmap(file.fileno(), 0, MAP_PRIVATE, PROT_READ)
     for page in range(0, len(block), PAGESIZE):
@@ -156,22 +156,22 @@ _descendants = []
 
 
 def bear():
-    """Has a child of its own."""
+    """Forks a grandchild."""
     _descendants.append(Child())
 
 
 def bury():
-    """Ends that child."""
+    """Ends the grandchild."""
     _descendants.pop().bury()
 
 
 def let_child_do(act, *arguments):
-    """Has that child do something."""
+    """Executes a function in the grandchild."""
     return _descendants[-1].do(act, *arguments)
 
 
 def program(*arguments):
-    """What a Python that is called with these arguments writes; it must succeed."""
+    """Returns the output of a Python process with these arguments, which must succeed."""
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=DEADLINE
     )

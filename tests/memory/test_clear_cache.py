@@ -20,7 +20,7 @@ MIB = 2**20
 
 @pytest.fixture
 def clearings(monkeypatch):
-    """What Accelerate's one function was called with."""
+    """Records the arguments of Accelerate's ``clear_device_cache``."""
     calls = []
     monkeypatch.setattr(
         accelerate_memory, "clear_device_cache", lambda **arguments: calls.append(arguments)
@@ -37,7 +37,7 @@ def test_clears_at_any_event_and_when_called(clearings):
     assert clearings == [one, one, {"garbage_collection": True}]
 
 
-def test_on_a_schedule_of_steps_the_gradients_are_gone(monkeypatch):
+def test_on_a_schedule_by_step_the_gradients_are_zeroed(monkeypatch):
     trainer = make_trainer(batches_of(2))
     gradients = []
 
@@ -82,7 +82,7 @@ def test_after_remove_nothing_is_cleared(clearings):
     assert len(clearings) == 1
 
 
-def test_garbage_is_collected_first_if_asked_for():
+def test_garbage_is_collected_first_if_requested():
     class Node:
         pass
 
@@ -148,7 +148,7 @@ def test_freed_memory_is_a_metric_if_the_device_reports_it(clearings, monkeypatc
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_cache_of_a_device_is_given_back():
+def test_cached_memory_is_returned_to_the_device():
     trainer = make_trainer()
     kept = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
     free = torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")

@@ -5,10 +5,10 @@ import torch
 
 from ignite_hooks.memory import device as device_mark
 from ignite_hooks.memory.device import DeviceMark
-from ignite_hooks.memory.device import allocator
+from ignite_hooks.memory.device import allocator_module
 from ignite_hooks.memory.device import memory_in_use
 
-# Memory in use: what torch tells of it on any kind of device.
+# Memory in use, on any kind of device.
 
 
 WITHOUT_FIGURES = {}
@@ -18,7 +18,7 @@ RESERVED_7_USED_5 = {"memory_reserved": lambda: 7, "memory_allocated": lambda: 5
 
 @pytest.fixture
 def device(monkeypatch):
-    """Puts a device in place, by what the general and the special module of torch know of it."""
+    """Installs a device, given torch's general and special module for it."""
 
     def put(general, special):
         accelerator = SimpleNamespace(is_available=lambda: True, **general)
@@ -30,9 +30,9 @@ def device(monkeypatch):
     return put
 
 
-def test_without_a_device_there_are_no_figures(monkeypatch):
+def test_without_a_device_there_are_no_statistics(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert allocator() is None
+    assert allocator_module() is None
     assert memory_in_use() is None
 
 
@@ -45,30 +45,30 @@ REFUSING = {"memory_reserved": refuse, "memory_allocated": refuse}
 
 def test_the_module_of_the_device_is_asked_first(device):
     _, special = device(RESERVED_3_USED_2, RESERVED_7_USED_5)
-    assert allocator() is special
+    assert allocator_module() is special
     assert memory_in_use() == (7, 5)
 
 
 @pytest.mark.parametrize("of_device", [WITHOUT_FIGURES, REFUSING], ids=["none", "refused"])
 def test_falls_back_to_the_general_memory_module(device, of_device):
     general, _ = device(RESERVED_3_USED_2, of_device)
-    assert allocator() is general
+    assert allocator_module() is general
     assert memory_in_use() == (3, 2)
 
 
-def test_a_device_of_which_no_module_has_figures_can_not_tell(device):
+def test_a_device_without_memory_functions_has_no_statistics(device):
     device(WITHOUT_FIGURES, WITHOUT_FIGURES)
-    assert allocator() is None
+    assert allocator_module() is None
     assert memory_in_use() is None
 
 
-def test_device_refusing_its_figures_has_no_allocator(device):
+def test_a_device_that_refuses_has_no_allocator_module(device):
     device(REFUSING, WITHOUT_FIGURES)
-    assert allocator() is None
+    assert allocator_module() is None
     assert memory_in_use() is None
 
 
-def test_a_device_that_stops_telling_can_not_tell(device):
+def test_a_device_that_begins_to_refuse_has_no_statistics(device):
     device({"memory_reserved": lambda: 3, "memory_allocated": refuse}, WITHOUT_FIGURES)
     assert memory_in_use() is None
 
@@ -80,9 +80,9 @@ MIB = 2**20
 
 
 class Allocator:
-    """Counts as the allocator of a device does: what is in use, and the most that was.
+    """A device's allocator, with counts of memory in use and its peaks.
 
-    What is freed stays reserved. Before the first tensor it has no figures at all.
+    Freed memory stays reserved. Before the first tensor there are no statistics.
     """
 
     def __init__(self):
@@ -124,7 +124,7 @@ class Allocator:
 
 
 class Refusing:
-    """A device whose allocator has no figures, MPS for one."""
+    """A device whose allocator has no statistics, such as MPS."""
 
     asked = 0
 
@@ -138,7 +138,7 @@ class Refusing:
 
 @pytest.fixture
 def found(monkeypatch):
-    """Has the mark find an allocator; counts how often it looks for one."""
+    """Installs an allocator for the mark; counts how often it is looked up."""
     looks = []
 
     def find(allocator):
@@ -146,7 +146,7 @@ def found(monkeypatch):
             looks.append(allocator)
             return allocator
 
-        monkeypatch.setattr(device_mark, "allocator", look)
+        monkeypatch.setattr(device_mark, "allocator_module", look)
         return looks
 
     return find
@@ -172,17 +172,17 @@ def test_device_mark_reads_peaks_and_reset_lowers_them(found):
     assert mark.read() == (10 * MIB, 10 * MIB)
 
 
-def test_higher_compares_each_figure():
+def test_higher_compares_each_value():
     assert DeviceMark.higher((1, 5), (3, 4)) == (3, 5)
     assert DeviceMark.higher((3, 4), (1, 5)) == (3, 5)
 
 
-def test_nothing_reading_is_the_lowest():
-    assert DeviceMark().nothing == (0, 0)
+def test_the_zero_reading_is_the_lowest():
+    assert DeviceMark().zero == (0, 0)
 
 
 @pytest.mark.parametrize("stats", [{}, {"other": 1}])
-def test_without_the_figures_there_is_nothing(found, stats):
+def test_without_statistics_the_peaks_are_zero(found, stats):
     allocator = Allocator()
     allocator.is_initialised = True
     allocator.memory_stats = lambda: stats
@@ -219,7 +219,7 @@ def test_reset_is_skipped_before_the_first_tensor(found):
     assert allocator.resets == 1
 
 
-def test_reset_reads_no_figures_once_they_exist(found):
+def test_reset_reads_no_statistics_once_they_exist(found):
     allocator = Allocator()
     found(allocator)
     allocator.allocate(1)
@@ -230,7 +230,7 @@ def test_reset_reads_no_figures_once_they_exist(found):
     assert allocator.resets == 2
 
 
-def test_a_device_that_can_not_tell_is_asked_once(found):
+def test_a_device_without_statistics_is_asked_once(found):
     allocator = Refusing()
     found(allocator)
     mark = opened()

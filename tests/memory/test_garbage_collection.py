@@ -36,7 +36,7 @@ def _as_found():
 
 @pytest.fixture
 def collections(monkeypatch):
-    """The generations that were collected."""
+    """Records the generations that are collected."""
     generations = []
     collect = gc.collect
 
@@ -53,13 +53,13 @@ def plain_engine():
 
 
 def moments_of(engine, monkeypatch, handler, **run):
-    moments = []
+    iterations = []
     with monkeypatch.context() as patched, handler.attach(engine):
         patched.setattr(
-            gc, "collect", lambda generation: moments.append(engine.state.iteration) or 0
+            gc, "collect", lambda generation: iterations.append(engine.state.iteration) or 0
         )
         engine.run(**run)
-    return moments
+    return iterations
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_verbose_logs_what_was_collected_and_what_it_took(verbose, caplog):
 
 
 def watched(engine, look):
-    """What ``look`` finds within a run."""
+    """Returns a list of the results of ``look`` within a run."""
     seen = []
     engine.add_event_handler(Events.ITERATION_STARTED, lambda: seen.append(look()))
     return seen
@@ -200,7 +200,7 @@ def test_objects_are_frozen_from_warm_up_to_the_end_of_each_run():
     handlers = numbers_of_handlers(trainer)
     trainer.run(max_steps=3)
     assert gc.get_freeze_count() == 0
-    trainer.run(max_steps=6)  # goes on
+    trainer.run(max_steps=6)  # continues
     assert seen == [False, False, True, False, False, True]
     assert numbers_of_handlers(trainer) == handlers
     attached.remove()
@@ -273,7 +273,7 @@ def test_without_a_device_it_collects_python_and_warns_once(collections, monkeyp
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_tensors_in_cycles_are_given_back_to_the_device():
+def test_memory_of_tensors_in_cycles_is_freed_on_the_device():
     trainer = make_trainer()
     node = Node()
     node.itself, node.tensor = node, torch.empty(2**28, dtype=torch.uint8, device="cuda")
@@ -303,7 +303,7 @@ def test_wrong_fields_are_named_with_their_rule(kind, field, value, rule):
 
 
 @pytest.mark.parametrize("make", [lambda: make_trainer(), plain_engine])
-def test_at_an_event_of_choice_the_process_is_changed_too(make, collections):
+def test_attached_to_an_event_it_changes_the_process_too(make, collections):
     engine = make()
     handler = GarbageCollector(disable_automatic=True, freeze_after=1, track_pauses=True)
     seen = []
@@ -318,7 +318,7 @@ def test_at_an_event_of_choice_the_process_is_changed_too(make, collections):
 
 
 def pauses_of(engine, **run):
-    """The sum of the pauses, of which there are some, by what Python itself says."""
+    """Runs the engine; returns the sum of its automatic collections, timed independently."""
     began, pauses = [], []
 
     def listen(phase, info):
@@ -394,14 +394,14 @@ def test_removal_by_an_earlier_due_handler_prevents_collecting(collections):
 
 
 @pytest.mark.parametrize("first_is_removed_first", [False, True])
-def test_of_two_collectors_the_last_restores_what_was(first_is_removed_first):
+def test_the_last_of_two_collectors_restores_the_settings(first_is_removed_first):
     engine, seen = plain_engine(), []
     handler = GarbageCollector(every_epochs=9, disable_automatic=True, freeze_after=1)
     attachments = [handler.attach(engine) for _ in range(2)]
 
     @engine.on(Events.ITERATION_STARTED)
     def remove_one():
-        if engine.state.iteration > 1:  # both have frozen what there is
+        if engine.state.iteration > 1:  # both have frozen the objects
             attachments.pop(0 if first_is_removed_first else -1).remove()
             seen.append((gc.isenabled(), gc.get_freeze_count() > 0))
 
@@ -409,7 +409,7 @@ def test_of_two_collectors_the_last_restores_what_was(first_is_removed_first):
     assert seen == [(False, True), (True, False)]
 
 
-def test_with_automatic_collection_off_the_pauses_are_none():
+def test_with_automatic_collection_off_there_are_no_pauses():
     engine = Engine(lambda engine, batch: objects_to_collect() and None)
     GarbageCollector(every_epochs=9, disable_automatic=True, track_pauses=True).attach(engine)
     engine.run([0] * 3)

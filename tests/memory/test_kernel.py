@@ -12,7 +12,7 @@ from ignite_hooks.memory import kernel as kernel_mark
 from ignite_hooks.memory import sampled as sampled_mark
 from ignite_hooks.memory.kernel import KernelChildrenMark
 from ignite_hooks.memory.kernel import KernelMark
-from ignite_hooks.memory.kernel import _proof
+from ignite_hooks.memory.kernel import _reset_trial
 from ignite_hooks.memory.kernel import proc_field
 from ignite_hooks.memory.kernel import why_no_kernel_mark
 from tests.memory.spikes import LEAN
@@ -36,11 +36,11 @@ BATCHES = MIB  # the kernel counts pages in batches
 
 @pytest.fixture(autouse=True)
 def _as_found():
-    _proof.was_given = False
+    _reset_trial.has_succeeded = False
     before = descriptors()
     yield
     assert descriptors() == before
-    _proof.was_given = False
+    _reset_trial.has_succeeded = False
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ HUGE = 2**40  # more than can be resident
 
 @pytest.fixture
 def telling(mark, monkeypatch):
-    """Makes getrusage tell these, and status -1."""
+    """Returns a function that makes getrusage report these values, and status -1."""
 
     def tell(*told):
         told = list(told)
-        monkeypatch.setattr(KernelMark, "_lowest", float("inf"))
+        monkeypatch.setattr(KernelMark, "_lowest_reported", float("inf"))
         monkeypatch.setattr(
             kernel_mark, "getrusage", lambda who: SimpleNamespace(ru_maxrss=told.pop(0) // 1024)
         )
@@ -128,30 +128,30 @@ def telling(mark, monkeypatch):
     return tell
 
 
-def test_what_getrusage_tells_above_the_lowest_is_believed(telling):
+def test_a_value_of_getrusage_above_the_lowest_is_the_mark(telling):
     one = 1024
     readings = telling(HUGE, HUGE + one, HUGE + 3 * one, HUGE + 2 * one, HUGE)
     assert readings == [-1, HUGE + one, HUGE + 3 * one, HUGE + 2 * one, -1]
 
 
-def test_what_getrusage_tells_for_the_first_time_may_be_a_floor(telling):
+def test_the_first_value_of_getrusage_may_be_a_floor(telling):
     one = 1024
     assert telling(HUGE + 5 * one, HUGE, HUGE, HUGE + one) == [-1, -1, -1, HUGE + one]
 
 
 def test_resident_memory_is_the_mark_if_no_more_is_reported(telling):
     readings = telling(1024, 1024)
-    assert readings == pytest.approx([sampled_mark.resident()] * 2, abs=BATCHES)
+    assert readings == pytest.approx([sampled_mark.resident_bytes()] * 2, abs=BATCHES)
 
 
 def test_resident_memory_is_not_the_mark_if_more_is_reported(telling):
-    told = sampled_mark.resident() + 4 * MIB
+    told = sampled_mark.resident_bytes() + 4 * MIB
     assert telling(told, told) == [-1, -1]
 
 
 @pytest.fixture
 def read_files(monkeypatch):
-    """Which files of marks are read, one for each time."""
+    """Records the files of marks that are read."""
     read, really = [], os.pread
 
     def pread(descriptor, *arguments):
@@ -162,9 +162,9 @@ def read_files(monkeypatch):
     return read
 
 
-def test_where_memory_stays_as_it_was_no_file_is_read(mark, read_files):
+def test_no_file_is_read_if_memory_stays_constant(mark, read_files):
     mark.close()
-    KernelMark._lowest = float("inf")
+    KernelMark._lowest_reported = float("inf")
     mark.open()
     for _ in range(20):
         mark.reset()
@@ -174,10 +174,10 @@ def test_where_memory_stays_as_it_was_no_file_is_read(mark, read_files):
 
 def test_equal_low_peaks_read_status_only_once(mark, read_files):
     with taken(60):
-        KernelMark._lowest = float("inf")
+        KernelMark._lowest_reported = float("inf")
         mark.read()
-        # Where memory was given back meanwhile, this read is above what is resident, and the next
-        # reset looks for the lowest: here, above the peaks that follow.
+        # If memory was freed meanwhile, this reading is above the resident memory, and the next
+        # reset updates the lowest value: here, above the peaks that follow.
         mark.reset()
     read_files.clear()
     for _ in range(20):
@@ -187,32 +187,32 @@ def test_equal_low_peaks_read_status_only_once(mark, read_files):
     assert read_files == ["statm", "status"]
 
 
-def test_the_lowest_is_that_of_the_process_and_goes_up_for_no_mark(mark):
-    lowest = KernelMark._lowest
+def test_all_marks_share_the_lowest_value_which_only_falls(mark):
+    lowest = KernelMark._lowest_reported
     with taken(60):
         other = KernelMark()
         other.open()
         other.reset()
         other.close()
-    assert KernelMark._lowest <= lowest < float("inf")
+    assert KernelMark._lowest_reported <= lowest < float("inf")
 
 
 def test_ballast_of_the_mark_is_freed():
     mark = KernelMark()
-    before = sampled_mark.resident()
+    before = sampled_mark.resident_bytes()
     for _ in range(100):
         mark.open()
         mark.close()
-    assert sampled_mark.resident() - before < 100 * kernel_mark._BALLAST / 4
+    assert sampled_mark.resident_bytes() - before < 100 * kernel_mark._BALLAST_BYTES / 4
 
 
-def test_getrusage_and_status_tell_the_same(mark, monkeypatch):
+def test_getrusage_and_status_agree(mark, monkeypatch):
     mark.reset()
     mark.read()
     spike(60)
-    monkeypatch.setattr(KernelMark, "_lowest", 0)
+    monkeypatch.setattr(KernelMark, "_lowest_reported", 0)
     told = mark.read()
-    monkeypatch.setattr(KernelMark, "_lowest", float("inf"))
+    monkeypatch.setattr(KernelMark, "_lowest_reported", float("inf"))
     assert mark.read() == mark.from_status() == pytest.approx(told, abs=BATCHES)
 
 
@@ -241,7 +241,7 @@ print(json.dumps([getrusage(RUSAGE_SELF).ru_maxrss / 1024, results, peaks]))
 """
 
 
-def test_a_large_program_that_was_replaced_is_not_in_the_peaks():
+def test_the_peak_of_a_replaced_program_does_not_count():
     told = program("-c", A_LARGE_PROGRAM, LEAN + AFTER_IT)
     floor, results, (outer, base) = json.loads(told)
     assert floor > 500
@@ -250,7 +250,7 @@ def test_a_large_program_that_was_replaced_is_not_in_the_peaks():
     assert outer - base == pytest.approx(90, abs=2)
 
 
-# Why not
+# Reasons why the mark cannot be used
 
 
 def test_kernel_mark_works_here_and_leaves_nothing_open():
@@ -264,7 +264,7 @@ def test_kernel_mark_is_tried_only_once(monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_process_that_has_become_another_user_is_refused():
+def test_the_mark_is_refused_after_changing_the_user():
     def in_child():
         os.setuid(65534)
         return why_no_kernel_mark(), of_marks()
@@ -319,14 +319,14 @@ def test_mark_is_seen_to_fall_without_earlier_allocations(mark):
 
 def test_concurrent_first_queries_do_not_disturb_each_other():
     for _ in range(5):
-        _proof.was_given = False
+        _reset_trial.has_succeeded = False
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda number: why_no_kernel_mark(), range(4))) == [None] * 4
 
 
 def test_temporary_refusal_is_not_remembered(monkeypatch):
     real = os.open
-    _proof.was_given = False
+    _reset_trial.has_succeeded = False
 
     def out_of_descriptors(*arguments):
         monkeypatch.setattr(os, "open", real)
@@ -357,7 +357,7 @@ def children_mark():
     return KernelChildrenMark()
 
 
-def test_without_children_there_is_nothing(children_mark):
+def test_without_children_the_mark_is_zero(children_mark):
     children_mark.reset()
     assert children_mark.read() == 0
 
@@ -382,14 +382,14 @@ def test_a_spike_before_the_reset_is_forgotten(children_mark):
         assert children_mark.read() - before < NEARLY
 
 
-def test_a_child_counts_from_its_birth(children_mark):
+def test_a_child_counts_from_its_start(children_mark):
     children_mark.reset()
     with Child() as child:
         child.do(spike, 60)
         assert 60 * MIB - NEARLY < children_mark.read() < 75 * MIB
 
 
-def test_what_children_share_with_this_process_is_not_theirs(children_mark):
+def test_memory_that_children_share_with_the_parent_is_subtracted(children_mark):
     with taken(200), Child() as one, Child() as other:
         for child in (one, other):
             child.do(spike, 1)
@@ -399,7 +399,7 @@ def test_what_children_share_with_this_process_is_not_theirs(children_mark):
         assert 90 * MIB - NEARLY < children_mark.read() < 130 * MIB
 
 
-def test_what_a_child_writes_to_is_its_own(children_mark):
+def test_memory_that_a_child_writes_to_is_its_own(children_mark):
     with taken(60) as block, Child() as child:
         child.do(spike, 1)
         before = children_mark.read()
@@ -442,7 +442,7 @@ def test_a_child_that_has_ended_is_not_counted(children_mark):
     assert children_mark.read() == 0
 
 
-def test_a_zombie_has_no_mark_and_disturbs_nobody(children_mark):
+def test_a_zombie_counts_zero(children_mark):
     with Child() as child, Child() as other:
         other.do(spike, 60)
         child.end()
@@ -464,7 +464,7 @@ def test_child_that_ended_since_listing_is_ignored(children_mark, monkeypatch):
         assert children_mark.read() < 20 * MIB
 
 
-def test_a_child_that_ends_while_it_is_looked_at_has_nothing(children_mark, monkeypatch):
+def test_a_child_that_ends_while_it_is_read_counts_zero(children_mark, monkeypatch):
     read = Path.read_bytes
     with Child() as child:
 
@@ -480,7 +480,7 @@ def test_a_child_that_ends_while_it_is_looked_at_has_nothing(children_mark, monk
         os.waitpid(child.pid, 0)
 
 
-def test_a_child_of_another_user_is_counted_with_all_that_it_has(children_mark, monkeypatch):
+def test_a_child_of_another_user_counts_with_its_whole_mark(children_mark, monkeypatch):
     read = Path.read_bytes
 
     def refuse(path):
@@ -495,7 +495,7 @@ def test_a_child_of_another_user_is_counted_with_all_that_it_has(children_mark, 
         assert children_mark.read() > 150 * MIB
 
 
-def test_a_child_whose_mark_can_not_be_reset_disturbs_nobody(children_mark, monkeypatch):
+def test_a_child_whose_mark_cannot_be_reset_is_ignored(children_mark, monkeypatch):
     write = Path.write_bytes
     with Child() as locked, Child() as other:
 
@@ -511,7 +511,7 @@ def test_a_child_whose_mark_can_not_be_reset_disturbs_nobody(children_mark, monk
         assert 60 * MIB - NEARLY < children_mark.read() < 90 * MIB
 
 
-def test_the_order_of_the_children_does_not_matter_to_a_refusal(children_mark, monkeypatch):
+def test_a_refusal_by_one_child_does_not_affect_the_others(children_mark, monkeypatch):
     write = Path.write_bytes
     with Child() as other, Child() as locked:
 
@@ -560,7 +560,7 @@ def test_first_field_with_the_exact_name_is_read():
 
 
 @pytest.mark.parametrize("text", [b"", STATUS, b"VmSwap", b"VmSwap:\n"])
-def test_a_field_that_is_not_there_is_an_error(text):
+def test_a_missing_field_is_an_error(text):
     with pytest.raises(ValueError, match=r"not found"):
         proc_field(text, b"VmSwap")
 

@@ -14,11 +14,11 @@ from ignite_hooks.memory.mark import ByteMark
 from tests.memory.spikes import descriptors
 from tests.memory.spikes import forked
 
-HANGS = 20  # seconds after which a thread is said to hang
+HANGS = 20  # seconds after which a thread is taken to hang
 
 
 class Tank(ByteMark):
-    """What is in it now, and the mark of the highest there has been."""
+    """A mark for tests: the present level, and the highest since the last reset."""
 
     def __init__(self):
         self.content = self.highest = 0
@@ -97,7 +97,7 @@ def samplers():
     return [t for t in threading.enumerate() if t.name == "ignite_hooks.memory"]
 
 
-def test_a_peak_is_that_from_start_to_stop(tank, ledger):
+def test_a_peak_covers_the_time_from_start_to_stop(tank, ledger):
     tank.spike(9)
     measurement = started(ledger)
     tank.spike(5)
@@ -117,7 +117,7 @@ def test_before_the_first_start_nothing_is_measured_or_opened(tank, ledger):
     assert (tank.opened, tank.closed) == (0, 0)
 
 
-def test_a_second_start_goes_on_and_one_stop_ends_it(tank, ledger):
+def test_a_second_start_does_nothing_and_one_stop_ends_it(tank, ledger):
     measurement = started(ledger)
     tank.spike(5)
     measurement.start()
@@ -128,7 +128,7 @@ def test_a_second_start_goes_on_and_one_stop_ends_it(tank, ledger):
     assert tank.closed == 1
 
 
-def test_a_start_after_a_stop_starts_over(tank, ledger):
+def test_a_start_after_a_stop_measures_from_scratch(tank, ledger):
     measurement = started(ledger)
     tank.spike(5)
     measurement.stop()
@@ -145,10 +145,10 @@ def test_continuing_keeps_the_peak_and_ignores_the_pause(tank, ledger):
     tank.spike(5)
     measurement.stop()
     tank.spike(9)
-    measurement.go_on()
+    measurement.resume()
     assert measurement.result() == 5
     tank.spike(7)
-    measurement.go_on()
+    measurement.resume()
     assert measurement.result() == 7
     measurement.stop()
 
@@ -166,7 +166,7 @@ def test_reset_restarts_if_running_and_clears_if_stopped(tank, ledger):
     assert measurement.result() == 0
 
 
-def test_a_reset_of_one_that_does_not_run_leaves_the_mark_alone(tank, ledger):
+def test_reset_of_a_stopped_measurement_leaves_the_mark_alone(tank, ledger):
     other, measurement = Measurement(ledger, 1.0), started(ledger)
     tank.spike(5)
     other.reset()
@@ -186,7 +186,7 @@ def test_reading_a_result_changes_nothing(tank, ledger):
 
 
 @pytest.mark.parametrize("begin", ["start", "reset"])
-def test_a_peak_before_another_begins_goes_to_those_that_run(tank, ledger, begin):
+def test_a_peak_before_another_start_counts_for_running_ones(tank, ledger, begin):
     outer, inner = started(ledger), Measurement(ledger, 1.0)
     if begin == "reset":
         inner.start()
@@ -239,7 +239,7 @@ def test_the_mark_is_opened_once_and_closed_after_the_last(tank, ledger):
     assert (tank.opened, tank.closed) == (2, 2)
 
 
-def test_a_stop_of_one_that_does_not_run_closes_nothing(tank, ledger):
+def test_stop_of_a_stopped_measurement_closes_nothing(tank, ledger):
     other, measurement = Measurement(ledger, 1.0), started(ledger)
     other.stop()
     assert measurement.is_running
@@ -249,7 +249,7 @@ def test_a_stop_of_one_that_does_not_run_closes_nothing(tank, ledger):
 
 def test_held_mark_stays_open_between_measurements(tank, ledger):
     measurement = Measurement(ledger, 1.0)
-    with measurement.held():
+    with measurement.held_open():
         for _ in range(3):
             measurement.start()
             measurement.stop()
@@ -259,22 +259,22 @@ def test_held_mark_stays_open_between_measurements(tank, ledger):
 
 def test_mark_held_twice_is_closed_by_the_last(tank, ledger):
     one, other = Measurement(ledger, 1.0), Measurement(ledger, 1.0)
-    with one.held():
-        with other.held():
+    with one.held_open():
+        with other.held_open():
             assert tank.opened == 1
         assert tank.closed == 0
     assert tank.closed == 1
 
 
 def test_held_mark_is_released_after_a_failure(tank, ledger):
-    with pytest.raises(KeyError), Measurement(ledger, 1.0).held():
+    with pytest.raises(KeyError), Measurement(ledger, 1.0).held_open():
         raise KeyError
     assert tank.closed == 1
 
 
-def test_a_measurement_outlives_what_held_the_mark(tank, ledger):
+def test_a_measurement_outlives_the_scope_that_held_the_mark(tank, ledger):
     measurement = Measurement(ledger, 1.0)
-    with measurement.held():
+    with measurement.held_open():
         measurement.start()
     assert tank.closed == 0
     tank.spike(5)
@@ -284,7 +284,7 @@ def test_a_measurement_outlives_what_held_the_mark(tank, ledger):
 
 
 class Levels(ByteMark):
-    nothing = -100
+    zero = -100
 
     def __init__(self):
         self.level = -7
@@ -296,7 +296,7 @@ class Levels(ByteMark):
         return self.level
 
 
-def test_ledger_uses_nothing_and_higher_of_its_mark():
+def test_ledger_uses_zero_and_higher_of_its_mark():
     ledger = PeakLedger(Levels())
     measurement = Measurement(ledger, 1.0)
     assert measurement.result() == -100
@@ -337,7 +337,7 @@ def test_concurrent_measurements_each_have_their_own_peak(steps):
             if number in holds:
                 holds.pop(number).__exit__(None, None, None)
             else:
-                holds[number] = measurements[number].held()
+                holds[number] = measurements[number].held_open()
                 holds[number].__enter__()
         elif act == "result":
             assert measurements[number].result() == peaks[number]
@@ -362,12 +362,12 @@ def test_concurrent_measurements_each_have_their_own_peak(steps):
 # Failures
 
 
-@pytest.mark.parametrize("begin", ["start", "go_on", "hold"])
+@pytest.mark.parametrize("begin", ["start", "resume", "hold"])
 def test_failed_opening_leaves_nothing_open(tank, ledger, begin):
     tank.refusals = ["open"]
     measurement = Measurement(ledger, 1.0)
     with pytest.raises(OSError, match="open"):
-        ledger.hold(1.0) if begin == "hold" else getattr(measurement, begin)()
+        ledger.hold_open(1.0) if begin == "hold" else getattr(measurement, begin)()
     assert tank.descriptor is None
     assert not measurement.is_running
     measurement.start()
@@ -380,7 +380,7 @@ def test_failed_opening_leaves_nothing_open(tank, ledger, begin):
 def test_failed_hold_is_not_released(tank, ledger):
     tank.refusals = ["open"]
     with pytest.raises(OSError, match="open"):
-        Measurement(ledger, 1.0).held().__enter__()
+        Measurement(ledger, 1.0).held_open().__enter__()
     assert (tank.opened, tank.closed) == (1, 1)
 
 
@@ -513,9 +513,9 @@ def _with(lock, act, *arguments):
 # Sampling
 
 
-def test_a_mark_that_need_not_be_sampled_has_no_thread(ledger):
+def test_a_mark_without_sampling_has_no_thread(ledger):
     measurement = started(ledger, every=0.001)
-    with measurement.held():
+    with measurement.held_open():
         assert samplers() == []
     measurement.stop()
 
@@ -556,7 +556,7 @@ def test_shortest_period_wins_and_the_longer_one_returns(sampled):
     assert period() == 3600
     fast = started(sampled, every=60)
     assert period() == 60
-    with Measurement(sampled, 30).held():
+    with Measurement(sampled, 30).held_open():
         assert period() == 30
     assert period() == 60
     usual = started(sampled, every=1800)
@@ -571,7 +571,7 @@ def test_shortest_period_wins_and_the_longer_one_returns(sampled):
 def test_a_thread_of_the_right_period_is_kept(sampled):
     one = started(sampled)
     threads = samplers()
-    with one.held():
+    with one.held_open():
         other = started(sampled)
         one.stop()
         other.stop()
@@ -580,14 +580,14 @@ def test_a_thread_of_the_right_period_is_kept(sampled):
 
 
 def test_holding_starts_the_thread_but_reads_nothing(tank, sampled):
-    waited, acquire = Event(), sampled._note_unless_busy
+    waited, acquire = Event(), sampled._update_unless_locked
 
     def telling():
         acquire()
         waited.set()
 
-    sampled._note_unless_busy = telling
-    with Measurement(sampled, 0.001).held():
+    sampled._update_unless_locked = telling
+    with Measurement(sampled, 0.001).held_open():
         assert len(samplers()) == 1
         assert waited.wait(HANGS)
     assert tank.thread is None
@@ -596,13 +596,13 @@ def test_holding_starts_the_thread_but_reads_nothing(tank, sampled):
 
 def test_the_thread_does_not_wait_for_a_busy_ledger(tank, sampled):
     tried, release = Event(), Event()
-    note = sampled._note_unless_busy
+    note = sampled._update_unless_locked
 
     def telling():
         note()
         tried.set()
 
-    sampled._note_unless_busy = telling
+    sampled._update_unless_locked = telling
     read = tank.read
 
     def slow():
@@ -649,7 +649,7 @@ def test_stop_waits_for_a_reading_thread_without_hanging(tank, sampled):
 
 
 def test_measurement_ended_by_the_thread_itself_does_not_hang(tank, sampled):
-    """The garbage collection that finds it runs in whichever thread it likes."""
+    """A garbage collection, which ends the measurement, may run in any thread."""
     forgotten = started(sampled, every=3600)
     inside, ended = Event(), Event()
     read = tank.read
@@ -682,14 +682,14 @@ def any_ledger(request, tank):
 
 
 @forks_beside_threads
-def test_in_a_forked_child_what_runs_begins_at_the_fork(tank, any_ledger):
+def test_in_a_forked_child_measurements_begin_at_the_fork(tank, any_ledger):
     measurement = started(any_ledger)
     tank.spike(9)
     measurement.result()
 
     def in_child():
         assert measurement.is_running
-        tank.highest = tank.content  # as the kernel has it
+        tank.highest = tank.content  # as with the kernel's mark
         tank.spike(5)
         result = measurement.result()
         measurement.stop()
@@ -784,7 +784,7 @@ def test_forked_child_does_not_wait_for_another_threads_lock(tank, any_ledger):
 
 
 @forks_beside_threads
-def test_a_ledger_that_is_gone_is_no_burden_to_a_fork():
+def test_a_fork_after_a_ledger_is_gone_works():
     tank = Tank()
     started(PeakLedger(tank)).stop()
     assert forked(lambda: tank.closed) == 1
@@ -793,7 +793,7 @@ def test_a_ledger_that_is_gone_is_no_burden_to_a_fork():
 @pytest.mark.parametrize("how", ["stop", "abandon"])
 @pytest.mark.parametrize("what", ["read", "reset"])
 def test_mark_in_use_is_closed_after_its_last_measurement_ends(how, what):
-    """As a finalizer or a signal's handler does, at some line of what reads or resets."""
+    """A finalizer or signal handler may end a measurement within ``read`` or ``reset``."""
     tank = Tank()
     ledger = PeakLedger(tank)
     measurement = Measurement(ledger, 1.0)
@@ -834,12 +834,12 @@ def test_measurement_has_the_peak_from_start_to_stop(tank, measurement):
     assert (measurement.result(), measurement.peak) == (5, 5)
 
 
-def test_a_start_forgets_and_going_on_does_not(tank, measurement):
+def test_start_forgets_the_peak_and_resume_does_not(tank, measurement):
     measurement.start()
     tank.spike(5)
     measurement.stop()
     tank.spike(9)
-    measurement.go_on()
+    measurement.resume()
     assert measurement.result() == 5
     measurement.stop()
     measurement.start()
@@ -859,7 +859,7 @@ def test_a_reset_forgets_running_or_not(tank, measurement):
 
 
 def test_mark_is_held_open_until_released(tank, measurement):
-    with measurement.held():
+    with measurement.held_open():
         for _ in range(3):
             measurement.start()
             measurement.stop()

@@ -10,17 +10,17 @@ from ignite_hooks.memory.sampled import SampledMark
 @pytest.mark.parametrize(
     ("one", "other", "highest"), [(1, 2, 2), (2, 1, 2), (0, 0, 0), (2**40, 2**40 - 1, 2**40)]
 )
-def test_of_two_numbers_of_bytes_the_larger_is_the_higher(one, other, highest):
+def test_the_larger_number_of_bytes_is_higher(one, other, highest):
     assert ByteMark.higher(one, other) == highest
 
 
 @pytest.mark.parametrize("reading", [0, 1, 2**50])
-def test_nothing_reading_is_the_lowest(reading):
-    assert ByteMark.higher(ByteMark.nothing, reading) == reading
-    assert ByteMark.higher(reading, ByteMark.nothing) == reading
+def test_the_zero_reading_is_the_lowest(reading):
+    assert ByteMark.higher(ByteMark.zero, reading) == reading
+    assert ByteMark.higher(reading, ByteMark.zero) == reading
 
 
-def test_a_mark_must_say_how_it_is_reset_and_read():
+def test_a_mark_must_implement_reset_and_read():
     for kind in (Mark, ByteMark):
         with pytest.raises(TypeError, match="abstract"):
             kind()

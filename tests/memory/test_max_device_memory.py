@@ -32,10 +32,10 @@ def _ledger_as_found():
 
 @pytest.fixture
 def allocator(monkeypatch):
-    """A device in this process that has its first tensor, of 10 MiB."""
+    """Installs a device that has its first tensor, of 10 MiB."""
     allocator = Allocator()
     allocator.allocate(10)
-    monkeypatch.setattr(device_mark, "allocator", lambda: allocator)
+    monkeypatch.setattr(device_mark, "allocator_module", lambda: allocator)
     return allocator
 
 
@@ -44,7 +44,7 @@ def nothing(engine):
 
 
 def engine_of(kind, act=nothing):
-    """An engine that calls ``act(engine)`` in its process function."""
+    """Returns an engine that calls ``act(engine)`` in its process function."""
     if kind == "engine":
         return Engine(lambda engine, batch: act(engine))
 
@@ -63,7 +63,7 @@ def values_at(engine, event, name):
 
 
 def allocated_at_ends(engine):
-    """Of each iteration, epoch and run."""
+    """Returns the allocated peaks at the end of each iteration, epoch and run."""
     ends = [Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED, Events.COMPLETED]
     return [values_at(engine, end, name) for end, name in zip(ends, NAMES[::2], strict=True)]
 
@@ -118,7 +118,7 @@ def test_reserved_memory_is_reported_without_any_tensor(allocator):
     assert engine.state.metrics == dict(zip(NAMES, [0, 10] * 3, strict=True))
 
 
-def test_a_run_begins_with_its_call_and_anew_each_time(allocator):
+def test_each_run_is_measured_from_its_call(allocator):
     engine = engine_of("engine")
     spiking = engine.add_event_handler(Events.STARTED, lambda: allocator.spike(20))
     MaxDeviceMemory().attach(engine)
@@ -172,7 +172,7 @@ def test_each_second_iteration_is_measured_and_its_value_stays(allocator):
     assert runs == [15]
 
 
-def test_the_result_is_that_so_far_and_a_reset_starts_over(allocator):
+def test_the_result_is_the_peak_so_far_until_a_reset(allocator):
     metric, engine = MaxDeviceMemory(epoch=False), engine_of("engine")
     metric.reset()
     metric.attach(engine)
@@ -206,7 +206,7 @@ def test_two_engines_keep_own_values_and_result_is_last_attached(allocator):
 
 def test_before_the_first_tensor_nothing_is_reset_or_reported(monkeypatch):
     allocator = Allocator()
-    monkeypatch.setattr(device_mark, "allocator", lambda: allocator)
+    monkeypatch.setattr(device_mark, "allocator_module", lambda: allocator)
 
     def act(engine):
         if engine.state.iteration == 3:
@@ -220,9 +220,9 @@ def test_before_the_first_tensor_nothing_is_reset_or_reported(monkeypatch):
     assert engine.state.metrics == dict.fromkeys(NAMES, 10)
 
 
-def test_device_without_figures_is_asked_once_per_run(monkeypatch):
+def test_a_device_without_statistics_is_asked_once_per_run(monkeypatch):
     allocator = Refusing()
-    monkeypatch.setattr(device_mark, "allocator", lambda: allocator)
+    monkeypatch.setattr(device_mark, "allocator_module", lambda: allocator)
     engine, metric = engine_of("engine"), MaxDeviceMemory()
     metric.attach(engine)
     for runs in (1, 2):
@@ -234,7 +234,7 @@ def test_device_without_figures_is_asked_once_per_run(monkeypatch):
 
 def test_the_device_is_looked_for_once_a_run(monkeypatch):
     looks = []
-    monkeypatch.setattr(device_mark, "allocator", lambda: looks.append(1))
+    monkeypatch.setattr(device_mark, "allocator_module", lambda: looks.append(1))
     engine = engine_of("engine")
     MaxDeviceMemory(epoch=False, run=False).attach(engine)
     engine.run([0] * 4)
@@ -243,7 +243,7 @@ def test_the_device_is_looked_for_once_a_run(monkeypatch):
 
 @pytest.mark.parametrize("failure", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("kind", ["engine", "trainer"])
-def test_what_a_failure_breaks_off_is_reported(kind, failure, allocator):
+def test_the_peak_until_a_failure_is_reported(kind, failure, allocator):
     def act(engine):
         if engine.state.iteration == 2:
             allocator.spike(20)
@@ -256,7 +256,7 @@ def test_what_a_failure_breaks_off_is_reported(kind, failure, allocator):
     assert [engine.state.metrics[name] for name in NAMES[::2]] == [30, 30, 30]
 
 
-def test_an_interrupted_run_goes_on_with_its_peaks(allocator):
+def test_an_interrupted_run_continues_with_its_peaks(allocator):
     engine = engine_of("engine")
     MaxDeviceMemory().attach(engine)
 
@@ -308,7 +308,7 @@ def test_fields_are_given_by_name_and_do_not_change():
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric))]
 )
-def test_a_copy_of_one_that_has_measured_has_measured_nothing(copied, allocator):
+def test_a_copy_has_no_measurements(copied, allocator):
     metric, engine = MaxDeviceMemory(epoch=False, every_iterations=1), engine_of("engine")
     metric.attach(engine)
     engine.run([0])

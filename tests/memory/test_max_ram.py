@@ -23,7 +23,7 @@ from ignite_hooks.memory.kernel import KernelMark
 from ignite_hooks.memory.kernel import why_no_kernel_mark
 from ignite_hooks.memory.ledger import PeakLedger
 from ignite_hooks.memory.sampled import SampledMark
-from ignite_hooks.memory.sampled import resident
+from ignite_hooks.memory.sampled import resident_bytes
 from tests.ids import stable_id
 from tests.memory.spikes import LEAN
 from tests.memory.spikes import MIB
@@ -40,13 +40,13 @@ from tests.memory.spikes import program
 from tests.memory.spikes import spike
 from tests.memory.spikes import taken
 
-HANGS = 20  # seconds after which a thread is said to hang
+HANGS = 20  # seconds after which a thread is taken to hang
 NEVER = 3600  # seconds between samples: those at start, reset, result and stop are the only ones
 SPIKE = 60
 
 
 def exactly(mib):
-    """Within 1 % of a spike of 60 MiB."""
+    """Compares with 1 % of a spike of 60 MiB as tolerance."""
     return pytest.approx(mib, abs=0.01 * SPIKE)
 
 
@@ -60,7 +60,7 @@ def _as_found():
 
 
 def base(**arguments):
-    """The peak when nothing happens."""
+    """Returns the peak without any spike."""
     with MaxRAM(**arguments) as ram:
         pass
     return ram.result()
@@ -74,13 +74,13 @@ def samplers():
 
 
 @pytest.mark.parametrize("mib", [60, 300])
-def test_a_spike_that_is_gone_at_once_is_seen(mib):
+def test_a_spike_that_is_freed_at_once_is_seen(mib):
     with MaxRAM(backend="kernel") as ram:
         spike(mib)
     assert ram.result() - base() == pytest.approx(mib, rel=0.01)
 
 
-def test_the_result_is_in_mib_and_all_that_is_resident():
+def test_the_result_is_all_resident_memory_in_mib():
     with MaxRAM() as ram:
         pass
     resident = psutil.Process().memory_info().rss / MIB
@@ -106,7 +106,7 @@ def test_result_is_zero_after_a_reset_while_stopped():
     assert ram.result() == 0.0
 
 
-def test_a_start_after_a_stop_starts_over():
+def test_a_start_after_a_stop_measures_from_scratch():
     ram = MaxRAM()
     ram.start()
     spike(SPIKE)
@@ -142,7 +142,7 @@ def test_a_stop_without_a_start_is_harmless():
     assert ram.result() - base() == exactly(SPIKE)
 
 
-def test_a_reset_while_it_runs_starts_over_now():
+def test_a_reset_while_running_measures_from_scratch():
     with MaxRAM() as ram:
         spike(SPIKE)
         ram.reset()
@@ -298,7 +298,7 @@ def test_each_thread_can_measure():
     assert outer.result() < base() + 90
 
 
-# What it keeps open
+# Open files and threads
 
 
 def test_nothing_is_open_before_the_start_and_after_the_last_stop():
@@ -372,7 +372,7 @@ def test_dropped_measurement_leaves_the_others_alone():
     assert outer.result() - base() == exactly(SPIKE)
 
 
-def test_a_copy_is_a_measurement_of_its_own():
+def test_a_copy_is_a_separate_measurement():
     with MaxRAM(every=0.5) as ram:
         other = copy.copy(ram)
         assert other.every == 0.5
@@ -406,7 +406,7 @@ from ignite_hooks.memory import ram_backends
 from ignite_hooks.memory.max_ram import MaxRAM
 ram = MaxRAM(backend="sampler", every=0.001)
 ram.start()
-ledger = ram_backends._OWN["sampler"]
+ledger = ram_backends._PROCESS_LEDGERS["sampler"]
 ledger._mark._look = Event().wait
 while ledger._lock.acquire(blocking=False):  # until the thread has it
     ledger._lock.release()
@@ -415,23 +415,23 @@ print("end", flush=True)
 
 
 def test_measurement_forgotten_until_exit_does_not_hang():
-    """The thread is no more then; what it had locked stays locked."""
+    """The sampling thread is frozen at exit, and locks that it holds stay locked."""
     assert program("-c", LEAN + FORGOTTEN_AT_THE_END_OF_THE_PROCESS) == "end\n"
 
 
 def test_measurement_forgotten_while_stopping_does_not_hang(monkeypatch):
-    """A garbage collection runs in any thread, at any line."""
-    ledger = PeakLedger(SampledMark(resident), is_sampled=True)
-    monkeypatch.setitem(ram_backends._OWN, "sampler", ledger)
+    """A garbage collection may run in any thread, at any line."""
+    ledger = PeakLedger(SampledMark(resident_bytes), is_sampled=True)
+    monkeypatch.setitem(ram_backends._PROCESS_LEDGERS, "sampler", ledger)
     forgotten, inside = [sampled()], Event()
     forgotten[0].start()
 
     def collecting():
         inside.set()
-        assert sampling._is_over.wait(HANGS)
+        assert sampling._is_stopped.wait(HANGS)
         forgotten.clear()
 
-    monkeypatch.setattr(ledger, "_note_unless_busy", collecting)
+    monkeypatch.setattr(ledger, "_update_unless_locked", collecting)
     ram = sampled(every=0.001)
     ram.start()
     sampling = ledger._sampling
@@ -451,7 +451,7 @@ def sampled(every=NEVER):
     return MaxRAM(backend="sampler", every=every)
 
 
-def test_the_sampler_misses_what_is_between_two_samples():
+def test_the_sampler_misses_spikes_between_two_samples():
     with sampled() as ram:
         spike(SPIKE)
     assert ram.result() < base() + 5
@@ -502,7 +502,7 @@ def test_nested_sampled_measurements_have_their_own_peaks():
 
 
 class SecondLook:
-    """Wraps what the thread looks at: the second look began after the first one had ended."""
+    """Waits for the second sample of the thread, which begins after the first has ended."""
 
     def __init__(self, monkeypatch, name):
         self._really = getattr(psutil.Process, name)
@@ -525,7 +525,7 @@ class SecondLook:
         assert self._began.wait(HANGS)
 
 
-def test_what_lasts_over_several_samples_is_seen(monkeypatch):
+def test_memory_held_over_several_samples_is_seen(monkeypatch):
     ram = sampled(every=0.001)
     ram.start()
     with taken(SPIKE):
@@ -548,9 +548,9 @@ def test_stopping_the_sampler_does_not_wait_for_its_period():
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
 def test_sampling_period_is_the_given_one(backend):
     with MaxRAM(backend=backend, include_children=True, every=60):
-        assert ram_backends._CHILDREN[backend]._sampling.every == 60
+        assert ram_backends._CHILDREN_LEDGERS[backend]._sampling.every == 60
         if backend == "sampler":
-            assert ram_backends._OWN[backend]._sampling.every == 60
+            assert ram_backends._PROCESS_LEDGERS[backend]._sampling.every == 60
 
 
 def test_both_backends_can_measure_at_once():
@@ -585,14 +585,14 @@ def test_forked_child_measures_itself_and_not_its_parent():
         return at_first, own, *rest, ram.result() - base_there.result()
 
     with ram:
-        spike(SPIKE)  # read by nobody: the mark alone has it
+        spike(SPIKE)  # not read meanwhile: only the mark has it
         assert forked(in_child) == pytest.approx([0, 50, 30, 30, 0], abs=1)
         assert forked(in_child) == pytest.approx([0, 50, 30, 30, 0], abs=1)
         assert ram.result() - base() == exactly(SPIKE)
     assert ram.result() - base() == exactly(SPIKE)
 
 
-def test_a_forked_child_has_descriptors_of_its_own():
+def test_a_forked_child_has_its_own_descriptors():
     def in_child():
         inherited = of_marks()
         ram.result()
@@ -618,7 +618,7 @@ def test_a_peak_in_a_child_is_not_its_parents():
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
 def test_forked_child_does_not_wait_for_another_threads_lock(backend):
     inside, go_on = Event(), Event()
-    ledger = ram_backends._OWN[backend]
+    ledger = ram_backends._PROCESS_LEDGERS[backend]
 
     def busy():
         with ledger._lock:
@@ -644,7 +644,7 @@ def test_forked_child_does_not_wait_for_another_threads_lock(backend):
 
 
 @forks_beside_threads
-def test_a_forked_child_samples_in_a_thread_of_its_own():
+def test_a_forked_child_samples_in_its_own_thread():
     def in_child():
         before = len(samplers())
         at_first = ram.result()
@@ -720,7 +720,7 @@ def test_a_spike_of_a_child_before_a_reset_is_not_counted(child):
         assert ram.result() == near(base_with_children())
 
 
-def test_a_child_that_is_born_later_counts_from_its_birth():
+def test_a_child_started_later_counts_from_its_start():
     with with_children() as ram, Child() as late:
         late.do(spike, SPIKE)
         at_the_end = ram.result()
@@ -728,21 +728,21 @@ def test_a_child_that_is_born_later_counts_from_its_birth():
     assert ram.result() >= at_the_end
 
 
-def test_a_child_that_has_ended_is_in_the_result_if_it_was_visited():
+def test_an_ended_child_counts_if_it_was_read_before():
     with with_children() as ram, Child() as late:
         late.do(spike, SPIKE)
         ram.result()
     assert ram.result() > base() + SPIKE - NEAR
 
 
-def test_a_child_that_was_never_visited_is_missed():
+def test_a_child_that_was_never_read_is_missed():
     with with_children() as ram, Child() as late:
         late.do(spike, SPIKE)
     assert ram.result() == near(base())
 
 
 @forks_beside_threads
-def test_children_are_visited_now_and_then(monkeypatch):
+def test_children_are_read_at_intervals(monkeypatch):
     with with_children(every=0.001) as ram, Child() as late:
         late.do(spike, SPIKE)
         SecondLook(monkeypatch, "children").wait()
@@ -758,7 +758,7 @@ def test_children_that_follow_one_another_do_not_add_up():
     assert base() + SPIKE - NEAR < ram.result() < base() + SPIKE + 20
 
 
-def test_what_forked_children_share_with_this_process_counts_once():
+def test_memory_shared_with_forked_children_counts_once():
     before = base()
     with taken(300), with_children() as ram, Child() as one, Child() as other:
         for child in (one, other):
@@ -791,7 +791,7 @@ def test_nested_measurements_with_children_are_each_right(child):
 
 
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
-def test_zombies_and_children_that_end_meanwhile_do_not_disturb(backend, child):
+def test_zombies_and_children_that_end_meanwhile_are_ignored(backend, child):
     with with_children(backend) as ram:
         gone, zombie = Child(), Child()
         gone.do(keep, 1)
@@ -804,7 +804,7 @@ def test_zombies_and_children_that_end_meanwhile_do_not_disturb(backend, child):
     os.waitpid(zombie.pid, 0)
 
 
-def test_one_thread_visits_the_children_for_all_measurements():
+def test_one_thread_reads_the_children_for_all_measurements():
     with with_children(every=60) as ram:
         threads = samplers()
         with with_children():
@@ -816,7 +816,7 @@ def test_one_thread_visits_the_children_for_all_measurements():
 
 
 @pytest.mark.parametrize("look", ["start", "reset", "result", "stop"])
-def test_sampled_children_are_seen_at_each_visit(child, look):
+def test_sampled_children_are_seen_at_each_reading(child, look):
     ram = with_children("sampler")
     if look != "start":
         ram.start()
@@ -827,13 +827,13 @@ def test_sampled_children_are_seen_at_each_visit(child, look):
     assert ram.result() - base_with_children("sampler") == near(SPIKE)
 
 
-def test_sampled_children_are_missed_between_two_visits(child):
+def test_sampled_children_are_missed_between_two_readings(child):
     with with_children("sampler") as ram:
         child.do(spike, SPIKE)
     assert ram.result() == near(base_with_children("sampler"))
 
 
-def test_what_sampled_children_share_with_this_process_counts_once():
+def test_memory_shared_with_sampled_children_counts_once():
     before = base(backend="sampler")
     with taken(300), Child() as one, Child() as other, with_children("sampler") as ram:
         for child in (one, other):
@@ -843,7 +843,7 @@ def test_what_sampled_children_share_with_this_process_counts_once():
 
 
 class Spiky(Dataset):
-    """Each example takes memory of its own for a moment, beside what the workers share."""
+    """A data set whose samples take memory for a short time, beside memory that workers share."""
 
     def __init__(self, shared):
         self.shared = shared
@@ -872,7 +872,7 @@ def test_spike_in_a_worker_that_ends_before_stop_is_counted():
     assert total - NEAR < ram.result() < total + OWN
 
 
-# What it takes
+# Arguments
 
 
 def test_omitted_arguments_have_their_defaults():
@@ -880,7 +880,7 @@ def test_omitted_arguments_have_their_defaults():
     assert (ram.every, ram.include_children, ram.backend) == (1.0, False, "auto")
 
 
-def test_fields_and_the_backend_in_use_can_not_be_changed():
+def test_fields_and_the_backend_in_use_cannot_be_changed():
     ram = MaxRAM()
     for name in ("every", "include_children", "backend"):
         with pytest.raises(FrozenInstanceError):
@@ -1000,7 +1000,7 @@ def test_threads_finalizers_and_signals_leave_nothing_behind():
         witness.stop()
     assert told
     gc.collect()
-    for backend, ledger in ram_backends._OWN.items():
+    for backend, ledger in ram_backends._PROCESS_LEDGERS.items():
         with MaxRAM(backend=backend):
             pass  # ends those that were forgotten while the ledger was busy
         assert (ledger.running, ledger._abandoned, ledger._is_open) == ([], [], False)

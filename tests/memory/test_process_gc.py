@@ -79,7 +79,7 @@ class Node:
 
 
 def old_cycle(freed):
-    """Garbage that only a full collection finds."""
+    """Returns garbage that only a full collection finds."""
     node = Node()
     node.itself = node
     gc.collect()
@@ -106,7 +106,7 @@ def test_garbage_is_collected_before_it_would_be_frozen():
         gc.enable()
 
 
-def test_what_another_had_frozen_stays_so_and_that_is_said_once():
+def test_objects_frozen_before_stay_frozen_with_one_warning():
     gc.freeze()
     try:
         before = gc.get_freeze_count()
@@ -122,11 +122,11 @@ def test_what_another_had_frozen_stays_so_and_that_is_said_once():
 
 
 def objects_to_collect():
-    """Enough of them for several automatic collections of the youngest generation."""
+    """Returns enough objects for several automatic collections of the youngest generation."""
     return [Node() for _ in range(5 * gc.get_threshold()[0])]
 
 
-def test_the_pauses_of_automatic_collections_are_noted():
+def test_pauses_of_automatic_collections_are_reported():
     pauses = []
     with automatic_pauses(pauses.append):
         objects_to_collect()
@@ -138,7 +138,7 @@ def test_the_pauses_of_automatic_collections_are_noted():
 
 
 @pytest.mark.parametrize("generation", [0, 1, 2])
-def test_a_collection_that_is_asked_for_is_no_pause(generation):
+def test_an_explicit_collection_is_not_a_pause(generation):
     pauses = []
     objects = objects_to_collect()
     gc.collect()
@@ -168,7 +168,7 @@ def test_with_a_threshold_of_zero_nothing_is_automatic():
 
 
 def of_a_forked_child():
-    """What a child finds, and what its own scope leaves."""
+    """Returns whether collection is automatic in a child, before, in and after its own scope."""
     found = gc.isenabled()
     with automatic_collection_off():
         within = gc.isenabled()
@@ -194,7 +194,7 @@ def test_forked_child_leaving_parent_scopes_changes_nothing():
     left(scope)
 
 
-def test_where_it_was_off_before_it_is_off_in_a_child():
+def test_collection_disabled_before_stays_off_in_a_child():
     gc.disable()
     try:
         with automatic_collection_off():

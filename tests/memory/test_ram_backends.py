@@ -4,7 +4,7 @@ import pytest
 
 from ignite_hooks import MaxRAM
 from ignite_hooks.memory import ram_backends
-from ignite_hooks.memory.kernel import _proof
+from ignite_hooks.memory.kernel import _reset_trial
 from ignite_hooks.memory.ram_backends import backend_in_use
 from ignite_hooks.memory.ram_backends import ram_measurements
 from tests.memory.spikes import forked
@@ -15,9 +15,9 @@ REASON = "PermissionError: [Errno 13] Permission denied: '/proc/self/clear_refs'
 
 @pytest.fixture(autouse=True)
 def _asked_anew():
-    _proof.was_given = False
+    _reset_trial.has_succeeded = False
     yield
-    _proof.was_given = False
+    _reset_trial.has_succeeded = False
     assert of_marks() == []
 
 
@@ -46,11 +46,11 @@ def test_the_sampler_never_asks_the_kernel(monkeypatch):
     with ram:
         assert ram.result() > 0
     assert ram.used_backend == "sampler"
-    assert not _proof.was_given
+    assert not _reset_trial.has_succeeded
 
 
 @pytest.mark.usefixtures("refused")
-def test_where_the_kernel_refuses_auto_is_the_sampler():
+def test_auto_is_the_sampler_if_the_kernel_refuses():
     ram = MaxRAM(every=3600)
     assert ram.used_backend == "sampler"
     with ram:
@@ -72,7 +72,7 @@ def test_refused_kernel_backend_is_error_with_reason_and_remedy():
     assert message in str(raised.value)
 
 
-def test_where_the_mark_does_not_fall_auto_is_the_sampler(monkeypatch):
+def test_auto_is_the_sampler_if_a_reset_has_no_effect(monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, text: len(text))
     assert MaxRAM().used_backend == "sampler"
     with pytest.raises(ValueError, match=r"does not lower VmHWM\): backend=.auto. takes"):
@@ -100,17 +100,20 @@ def test_auto_is_the_sampler_after_changing_the_user():
 @pytest.mark.parametrize("include_children", [False, True])
 def test_each_measurement_uses_the_process_wide_ledger(backend, include_children):
     parts = ram_measurements(backend, 0.5, include_children)
-    owners = [ram_backends._OWN[backend], ram_backends._CHILDREN[backend]]
+    owners = [ram_backends._PROCESS_LEDGERS[backend], ram_backends._CHILDREN_LEDGERS[backend]]
     assert [part.ledger for part in parts] == owners[: 1 + include_children]
     assert [part.every for part in parts] == [0.5] * len(parts)
     others = ram_measurements(backend, 0.5, include_children)
     assert not set(parts) & set(others)
 
 
-def test_the_kernels_own_mark_alone_needs_no_samples():
+def test_only_the_kernels_mark_of_the_process_needs_no_samples():
     sampled = {
         (whose, backend): ledger._is_sampled
-        for whose, ledgers in (("own", ram_backends._OWN), ("children", ram_backends._CHILDREN))
+        for whose, ledgers in (
+            ("own", ram_backends._PROCESS_LEDGERS),
+            ("children", ram_backends._CHILDREN_LEDGERS),
+        )
         for backend, ledger in ledgers.items()
     }
     assert [name for name, is_sampled in sampled.items() if not is_sampled] == [("own", "kernel")]

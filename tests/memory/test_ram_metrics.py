@@ -27,9 +27,9 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks import ram_usage_metrics
-from ignite_hooks.memory.ram_backends import _CHILDREN
-from ignite_hooks.memory.ram_backends import _OWN
-from ignite_hooks.memory.sampled import resident
+from ignite_hooks.memory.ram_backends import _CHILDREN_LEDGERS
+from ignite_hooks.memory.ram_backends import _PROCESS_LEDGERS
+from ignite_hooks.memory.sampled import resident_bytes
 from tests.ids import stable_id
 from tests.memory.spikes import spike as spike_of
 from tests.reference import batches_of
@@ -49,13 +49,13 @@ ALL = {"minibatch": True, "epoch": True, "experience": True, "stream": True}
 
 
 def spike(height=1):
-    """Takes ``height`` times SPIKE MiB, and gives them back at once."""
+    """Takes ``height`` times SPIKE MiB, and frees them at once."""
     spike_of(height * SPIKE)
 
 
 def heights(peaks):
-    """How many spikes each of the peaks is above what is resident now, to 2 % of a spike."""
-    floor = resident() / MIB
+    """Returns the height of each peak above the resident memory, in spikes, within 2 %."""
+    floor = resident_bytes() / MIB
     found = [(peak - floor) / SPIKE for peak in peaks]
     whole = [round(height) for height in found]
     assert found == pytest.approx(whole, abs=0.02)
@@ -67,7 +67,7 @@ def height(peak):
 
 
 def peaks_at(engine, event, name):
-    """A list that grows by the value of the metric at each ``event``."""
+    """Returns a list that grows by the value of the metric at each ``event``."""
     peaks = []
     engine.add_event_handler(event, lambda engine: peaks.append(engine.state.metrics[name]))
     return peaks
@@ -78,7 +78,7 @@ def nothing(engine):
 
 
 def engine_of(kind, act=nothing):
-    """An engine that calls ``act(engine)`` in its process function."""
+    """Returns an engine that calls ``act(engine)`` in its process function."""
     if kind == "engine":
         return Engine(lambda engine, batch: act(engine))
 
@@ -100,7 +100,7 @@ def in_iterations(*iterations, act=spike):
 
 @pytest.fixture(autouse=True, scope="module")
 def _warm():
-    """What Python and torch load at the first step is in no test's peaks."""
+    """Runs a step first, so that modules loaded by it are in no test's peaks."""
     trainer = make_trainer(batches_of(2))
     Validation(create_supervised_evaluator(make_model()), batches_of(1), every_epochs=1).attach(
         trainer
@@ -133,7 +133,7 @@ class InStep(torch.optim.SGD):
 
 
 def spiking_trainer(part, iteration, accumulation):
-    """A trainer with a spike in one part of one iteration."""
+    """Returns a trainer with a spike in one part of one iteration."""
 
     def act(present):
         if present == part and trainer.state.iteration == iteration:
@@ -225,8 +225,8 @@ def test_peak_includes_handlers_between_the_events_of_its_span(metric, began, en
     engine = engine_of("engine")
     spiking = []
 
-    def handler(moment):
-        return lambda: spike() if moment in spiking else None
+    def handler(point):
+        return lambda: spike() if point in spiking else None
 
     engine.add_event_handler(began, handler("before"))
     engine.add_event_handler(ended, handler("within, at the end"))
@@ -234,8 +234,8 @@ def test_peak_includes_handlers_between_the_events_of_its_span(metric, began, en
     engine.add_event_handler(began, handler("within, at the beginning"))
     engine.add_event_handler(ended, handler("after"))
     found = []
-    for moment in ("before", "within, at the beginning", "within, at the end", "after"):
-        spiking[:] = [moment]
+    for point in ("before", "within, at the beginning", "within, at the end", "after"):
+        spiking[:] = [point]
         engine.run([0])
         found.append(height(engine.state.metrics[name]))
     assert found == [metric is ExperienceMaxRAM, 1, 1, 0]  # a run begins with the call of run()
@@ -261,7 +261,7 @@ def validated(trainer, data=None, **schedule):
 ZEROS = torch.zeros(2, 4), torch.zeros(2, 2)
 
 
-def test_each_epoch_has_a_peak_of_its_own():
+def test_each_epoch_has_its_own_peak():
     trainer = engine_of("trainer", in_iterations(3))
     EpochMaxRAM().attach(trainer)
     peaks = peaks_at(trainer, Events.EPOCH_COMPLETED, EPOCH)
@@ -347,7 +347,7 @@ def test_trainer_stream_is_a_whole_validation_over_all_loaders(spiking):
     assert heights(peaks) == [spiking is not None] * 2
 
 
-def test_each_validation_has_a_peak_of_its_own():
+def test_each_validation_has_its_own_peak():
     trainer = make_trainer()
     acts = iter([nothing, spike, nothing])
     Validation(lambda: next(acts)(1), every_epochs=1).attach(trainer)
@@ -364,13 +364,13 @@ def test_without_a_validation_a_trainer_has_no_stream():
     assert STREAM not in trainer.state.metrics
 
 
-@pytest.mark.parametrize("moment", [Events.STARTED, Events.GET_BATCH_STARTED, Events.COMPLETED])
-def test_on_an_evaluator_a_stream_is_from_started_to_completed(moment):
+@pytest.mark.parametrize("point", [Events.STARTED, Events.GET_BATCH_STARTED, Events.COMPLETED])
+def test_on_an_evaluator_a_stream_is_from_started_to_completed(point):
     evaluator = create_supervised_evaluator(make_model())
     StreamMaxRAM().attach(evaluator)
-    with evaluator.add_event_handler(moment, spike_now):
+    with evaluator.add_event_handler(point, spike_now):
         evaluator.run(batches_of(2))
-    assert height(evaluator.state.metrics[STREAM]) == (moment != Events.COMPLETED)
+    assert height(evaluator.state.metrics[STREAM]) == (point != Events.COMPLETED)
     evaluator.run(batches_of(2))
     assert height(evaluator.state.metrics[STREAM]) == 0
 
@@ -379,13 +379,13 @@ def spike_now():
     spike()
 
 
-def test_by_hand_a_stream_is_from_start_to_stop_over_several_runs():
+def test_a_manual_stream_spans_several_runs():
     stream = StreamMaxRAM()
     acts = [nothing, nothing, spike]
     stream.start()
     for act in acts:
         engine_of("engine", lambda engine, act=act: act(1)).run([0])
-    assert height(stream.result()) == 1  # and it goes on
+    assert height(stream.result()) == 1  # and the measurement continues
     spike(2)
     stream.stop()
     spike(3)
@@ -414,27 +414,27 @@ def test_a_stop_without_a_start_and_a_second_stop_are_harmless():
     spike(2)
     stream.stop()
     assert height(stream.result()) == 1
-    assert not _OWN["kernel"].running
+    assert not _PROCESS_LEDGERS["kernel"].running
 
 
-def test_by_hand_a_stream_has_the_children_in_it_if_asked_for():
+def test_a_manual_stream_includes_children_if_requested():
     alone, stream = StreamMaxRAM(), StreamMaxRAM(include_children=True)
     with child_with(100):
         for each in (alone, stream):
             each.start()
             each.stop()
     assert 100 <= stream.result() - alone.result() <= 112
-    assert not _CHILDREN["kernel"].running
+    assert not _CHILDREN_LEDGERS["kernel"].running
 
 
-def test_a_stream_that_was_started_and_forgotten_ends():
+def test_a_manual_stream_that_is_dropped_ends():
     stream = StreamMaxRAM()
     stream.start()
     try:
         del stream
-        assert not _OWN["kernel"].running
+        assert not _PROCESS_LEDGERS["kernel"].running
     finally:
-        for left in tuple(_OWN["kernel"].running):
+        for left in tuple(_PROCESS_LEDGERS["kernel"].running):
             left.stop()
 
 
@@ -445,9 +445,9 @@ def test_attaching_ends_a_manual_measurement():
     try:
         stream.attach(engine).remove()
         stream.stop()
-        assert not _OWN["kernel"].running
+        assert not _PROCESS_LEDGERS["kernel"].running
     finally:
-        for left in tuple(_OWN["kernel"].running):
+        for left in tuple(_PROCESS_LEDGERS["kernel"].running):
             left.stop()
 
 
@@ -481,7 +481,7 @@ SPANS = {
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_attached_together_each_has_the_spikes_of_its_own_time(event, iteration, shown):
+def test_metrics_attached_together_have_their_own_spikes(event, iteration, shown):
     trainer = make_trainer()
     validated(trainer, batches_of(2), every_epochs=1)
     for metric in ram_usage_metrics(**ALL):
@@ -568,7 +568,7 @@ def test_two_engines_with_one_handler_run_one_within_the_other():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_result_is_the_peak_so_far_then_that_of_the_last_time(metric):
+def test_the_result_is_the_peak_so_far_or_the_last_one(metric):
     metric = metric()
     assert metric.result() == 0.0
     engine = engine_of("engine", in_iterations(1))
@@ -585,7 +585,7 @@ def test_the_result_is_the_peak_so_far_then_that_of_the_last_time(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_reset_within_starts_over_and_one_after_forgets(metric):
+def test_reset_restarts_within_a_span_and_clears_after_it(metric):
     metric = metric()
     metric.reset()
     engine = engine_of("engine")
@@ -599,12 +599,12 @@ def test_a_reset_within_starts_over_and_one_after_forgets(metric):
     assert height(engine.state.metrics[metric.name]) == 0
 
 
-# Where the figures come from
+# Backends
 
 
 @contextmanager
 def child_with(mib):
-    """A child process that has so much memory."""
+    """Keeps a child process with ``mib`` MiB of memory running for the body."""
     code = f"b = bytearray(b'x') * ({mib} << 20); print(flush=True); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=pipe, stdout=pipe) as child:
@@ -631,11 +631,11 @@ def test_peak_includes_children_if_requested(metric, backend):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_sampler_with_its_period_runs_during_a_run_if_asked_for(metric):
+def test_the_sampler_runs_during_a_run_with_its_period(metric):
     engine = engine_of("engine")
     metric(backend="sampler", every=123.0).attach(engine)
     periods = []
-    ledger = _OWN["sampler"]
+    ledger = _PROCESS_LEDGERS["sampler"]
     engine.add_event_handler(
         Events.ITERATION_STARTED, lambda: periods.append(ledger._sampling.every)
     )
@@ -660,10 +660,10 @@ def test_a_kernel_that_refuses_is_an_error_when_attached(monkeypatch):
     assert not engine.state.metrics
 
 
-# With what Ignite has
+# With Ignite's handlers
 
 
-def test_a_best_model_rule_goes_by_the_peak(tmp_path):
+def test_a_checkpoint_score_can_be_the_peak(tmp_path):
     trainer = engine_of("trainer", in_iterations(1, 5))
     EpochMaxRAM().attach(trainer)
     checkpoint = Checkpoint(
@@ -735,7 +735,7 @@ def test_fields_are_given_by_name_and_those_unknown_are_refused(metric):
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric))]
 )
-def test_a_copy_of_one_that_has_measured_has_measured_nothing(metric, copied):
+def test_a_copy_has_no_measurements(metric, copied):
     options = {"every_iterations": 1} if metric is MinibatchMaxRAM else {}
     metric = metric(name="x", every=2.0, include_children=True, backend="kernel", **options)
     engine = engine_of("engine")
@@ -814,7 +814,7 @@ def test_arguments_are_given_by_name():
         ram_usage_metrics(1.0)
 
 
-def test_the_result_is_that_of_what_began_last_by_hand_or_attached():
+def test_the_result_is_of_the_measurement_that_began_last():
     stream, engine = StreamMaxRAM(), Engine(lambda engine, batch: spike())
     stream.attach(engine)
     engine.run([0])

@@ -9,8 +9,8 @@ import pytest
 from ignite_hooks.memory import sampled as sampled_mark
 from ignite_hooks.memory.sampled import SampledMark
 from ignite_hooks.memory.sampled import Sampling
-from ignite_hooks.memory.sampled import resident
-from ignite_hooks.memory.sampled import uss_of_children
+from ignite_hooks.memory.sampled import resident_bytes
+from ignite_hooks.memory.sampled import unshared_bytes_of_children
 from tests.memory.spikes import MIB
 from tests.memory.spikes import Child
 from tests.memory.spikes import bear
@@ -30,13 +30,13 @@ def mark_of(*looks):
     return SampledMark(lambda: looks.pop(0))
 
 
-def test_every_reading_looks_and_tells_the_highest():
+def test_a_reading_measures_and_returns_the_highest_value():
     mark = mark_of(5, 3, 9, 2)
     mark.open()
     assert [mark.read() for _ in range(4)] == [5, 5, 9, 9]
 
 
-def test_a_reset_looks_and_forgets_what_was_before():
+def test_a_reset_measures_and_forgets_earlier_values():
     mark = mark_of(9, 4, 3, 5)
     mark.open()
     assert mark.read() == 9
@@ -54,76 +54,76 @@ def test_reopened_mark_forgets_its_peak():
 
 
 def test_resident_memory_follows_what_the_process_allocates():
-    before = resident()
+    before = resident_bytes()
     with taken(60):
-        assert resident() - before == pytest.approx(60 * MIB, rel=0.01)
-    assert abs(resident() - before) < MIB
+        assert resident_bytes() - before == pytest.approx(60 * MIB, rel=0.01)
+    assert abs(resident_bytes() - before) < MIB
 
 
-def test_a_forked_child_looks_at_itself():
+def test_a_forked_child_measures_itself():
     def in_child():
-        before = resident()
+        before = resident_bytes()
         with taken(60):
-            return resident() - before
+            return resident_bytes() - before
 
-    before = resident()
+    before = resident_bytes()
     assert forked(in_child) == pytest.approx(60 * MIB, rel=0.02)
-    assert resident() - before < MIB
+    assert resident_bytes() - before < MIB
 
 
-def test_no_children_have_nothing():
-    assert uss_of_children() == 0
+def test_without_children_the_sum_is_zero():
+    assert unshared_bytes_of_children() == 0
 
 
-def test_children_have_what_they_share_with_nobody():
+def test_only_unshared_memory_of_children_counts():
     with taken(100), Child() as one, Child() as other:
         for child in (one, other):
             child.do(keep, 1)
-        before = uss_of_children()
+        before = unshared_bytes_of_children()
         assert 2 * MIB <= before < 2 * MIB + 2 * FEW
         one.do(keep, 30)
         other.do(keep, 20)
-        assert uss_of_children() - before == pytest.approx(50 * MIB, abs=MIB)
+        assert unshared_bytes_of_children() - before == pytest.approx(50 * MIB, abs=MIB)
         one.do(give_back)
-        assert uss_of_children() - before == pytest.approx(20 * MIB, abs=MIB)
+        assert unshared_bytes_of_children() - before == pytest.approx(20 * MIB, abs=MIB)
 
 
 def test_grandchildren_are_children():
     with Child() as child:
         child.do(bear)
         child.do(let_child_do, keep, 1)
-        before = uss_of_children()
+        before = unshared_bytes_of_children()
         child.do(let_child_do, keep, 30)
-        assert uss_of_children() - before == pytest.approx(30 * MIB, abs=MIB)
+        assert unshared_bytes_of_children() - before == pytest.approx(30 * MIB, abs=MIB)
         child.do(bury)
 
 
-def test_a_zombie_has_nothing():
+def test_a_zombie_counts_zero():
     with Child() as child:
         child.do(keep, 30)
         child.end()
         assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
-        assert uss_of_children() < MIB
+        assert unshared_bytes_of_children() < MIB
         os.waitpid(child.pid, 0)
 
 
-def test_a_child_that_has_ended_since_it_was_listed_has_nothing(monkeypatch):
+def test_a_child_that_ended_after_listing_counts_zero(monkeypatch):
     with Child() as child:
         listed = psutil.Process().children()
     monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: listed)
     assert [process.pid for process in listed] == [child.pid]
-    assert uss_of_children() == 0
+    assert unshared_bytes_of_children() == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_child_of_another_user_has_nothing_that_could_be_seen():
+def test_a_child_of_another_user_counts_zero():
     def in_child():
         with Child() as of_root:
             of_root.do(keep, 30)
-            assert uss_of_children() >= 30 * MIB
+            assert unshared_bytes_of_children() >= 30 * MIB
             os.setresuid(65534, 65534, 0)
             try:
-                return uss_of_children()
+                return unshared_bytes_of_children()
             finally:
                 os.setresuid(0, 0, 0)
 
@@ -133,11 +133,11 @@ def test_a_child_of_another_user_has_nothing_that_could_be_seen():
 # The thread that samples.
 
 
-HANGS = 20  # seconds after which a thread is said to hang
+HANGS = 20  # seconds after which a thread is taken to hang
 
 
 def in_time(act):
-    """Does ``act`` in another thread, which must come to its end."""
+    """Calls ``act`` in another thread, which must end in time."""
     thread = Thread(target=act, daemon=True)
     thread.start()
     thread.join(HANGS)
@@ -161,7 +161,7 @@ def _as_found():
     assert threading.enumerate() == before
 
 
-def test_sampling_repeats_in_a_thread_of_its_own():
+def test_sampling_repeats_in_a_thread():
     calls, thrice = [], Event()
 
     def act():
@@ -209,7 +209,7 @@ def test_stop_does_not_wait_for_the_period_and_joins_the_thread():
     assert names() == before
 
 
-def test_stop_waits_until_the_call_that_goes_on_has_returned():
+def test_stop_waits_for_the_present_call():
     inside, go_on, ended = Event(), Event(), []
 
     def act():
@@ -221,7 +221,7 @@ def test_stop_waits_until_the_call_that_goes_on_has_returned():
     assert inside.wait(HANGS)
     stopping = Thread(target=sampling.stop, daemon=True)
     stopping.start()
-    assert sampling._is_over.wait(HANGS)
+    assert sampling._is_stopped.wait(HANGS)
     assert stopping.is_alive()
     assert ended == []
     go_on.set()

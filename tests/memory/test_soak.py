@@ -22,15 +22,15 @@ MIB = 2**20
 
 
 def resident_mib():
-    """What this process shares with nobody, rubbish taken out."""
+    """Returns the unshared memory of this process after a garbage collection."""
     gc.collect()
     return psutil.Process().memory_full_info().uss / MIB
 
 
 def in_process():
-    """What may neither grow in a run nor stay after it.
+    """Returns counts that may neither grow in a run nor stay higher after it.
 
-    Of descriptors the fewest of many looks: a thread that samples opens some for a moment.
+    Descriptors are counted many times, as a sampling thread opens some briefly: the minimum counts.
     """
     return {
         "threads": threading.active_count(),
@@ -42,7 +42,7 @@ def in_process():
 
 
 def assert_no_more(now, before):
-    """A descriptor that was there before may have been closed meanwhile, by whoever opened it."""
+    """Checks that no count has grown; descriptors opened earlier may have been closed meanwhile."""
     assert now["descriptors"] <= before["descriptors"]
     assert {**now, "descriptors": 0} == {**before, "descriptors": 0}
 
@@ -78,7 +78,7 @@ def test_long_run_with_all_handlers_uses_no_more_memory(first, iterations):
     def look():
         looks.append((resident_mib(), in_process()))
 
-    gc.collect()  # what other tests have left open goes now
+    gc.collect()  # closes files that other tests have left open
     before = in_process()
     trainer.run(max_epochs=iterations // 100)
     after = resident_mib(), in_process()

@@ -17,8 +17,8 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import ram_usage_metrics
 from ignite_hooks.memory.max_device_memory import _ledger
-from ignite_hooks.memory.ram_backends import _CHILDREN
-from ignite_hooks.memory.ram_backends import _OWN
+from ignite_hooks.memory.ram_backends import _CHILDREN_LEDGERS
+from ignite_hooks.memory.ram_backends import _PROCESS_LEDGERS
 from tests.memory.test_ram_metrics import EPOCH
 from tests.memory.test_ram_metrics import EXPERIENCE
 from tests.memory.test_ram_metrics import METRICS
@@ -38,11 +38,11 @@ from tests.reference import make_trainer
 
 KINDS = ["engine", "trainer"]
 NAMES = {MINIBATCH, EPOCH, EXPERIENCE}
-LEDGERS = [_ledger, *_OWN.values(), *_CHILDREN.values()]
+LEDGERS = [_ledger, *_PROCESS_LEDGERS.values(), *_CHILDREN_LEDGERS.values()]
 
 
 def in_process():
-    """What a measurement may not leave behind."""
+    """Returns counts of resources that a measurement must release."""
     return threading.enumerate(), len(os.listdir("/proc/self/fd"))
 
 
@@ -105,7 +105,7 @@ def run_out(engine, way):
 
 
 @pytest.mark.parametrize(("kind", "way"), WAYS_OF_KINDS)
-def test_every_way_out_reports_broken_spans_and_leaves_nothing(kind, way):
+def test_every_way_out_reports_open_spans_and_leaves_nothing(kind, way):
     def act(engine):
         if engine.state.iteration == 2:
             spike()
@@ -119,7 +119,7 @@ def test_every_way_out_reports_broken_spans_and_leaves_nothing(kind, way):
     engine.add_event_handler(Events.ITERATION_STARTED, lambda: within.append(in_process()))
     found = in_process()
     run_out(engine, way)
-    assert is_idle(_OWN["kernel"])
+    assert is_idle(_PROCESS_LEDGERS["kernel"])
     assert in_process() == found
     assert within[0][0] == found[0]
     assert within[0][1] > found[1]
@@ -146,7 +146,7 @@ def test_after_any_way_out_no_thread_is_left(kind, way):
         if way == "interrupt":
             engine.run()
             assert threading.active_count() == threads
-        engine.state.max_epochs = engine.state.max_iters = None  # begin anew
+        engine.state.max_epochs = engine.state.max_iters = None  # the next run is a new one
         engine._internal_run_generator = None
         if kind == "trainer":
             engine.state.max_steps = None
@@ -179,7 +179,7 @@ def test_span_ended_by_a_failure_does_not_continue_in_next_run(kind):
     peaks = peaks_at(engine, Events.ITERATION_COMPLETED, MINIBATCH)
     with pytest.raises(ZeroDivisionError):
         engine.run(batches_of(3), max_epochs=1)
-    engine._internal_run_generator = None  # else the next run of Ignite's engine does nothing
+    engine._internal_run_generator = None  # otherwise Ignite's next run would do nothing
     engine.run(batches_of(3), max_epochs=1)
     assert set(heights(peaks)) == {0}
     assert heights(engine.state.metrics.values()) == [0, 0, 0]
@@ -225,7 +225,7 @@ def test_a_failure_in_an_evaluator_is_reported_in_both():
 
 
 def swallowing(act):
-    """An engine of Ignite's, where a handler makes an end of a failure and the run goes on."""
+    """Returns an Ignite engine with a handler that swallows failures, so that the run continues."""
     engine = engine_of("engine", act)
     engine.add_event_handler(Events.EXCEPTION_RAISED, lambda *failure: None)
     return engine
@@ -268,7 +268,7 @@ def test_no_undue_iteration_is_measured_after_swallowed_failure():
 
 
 def interrupted(kind, event, **filters):
-    """An engine with a spike at an event, after which it is interrupted."""
+    """Returns an engine with a spike at an event, after which it is interrupted."""
     engine = engine_of(kind)
     attach_all(engine)
 
@@ -321,27 +321,27 @@ def test_a_span_can_be_interrupted_again_and_again(kind):
 def test_next_interruption_does_not_continue_an_earlier_span(kind):
     engine = engine_of(kind)
     MinibatchMaxRAM().attach(engine)
-    moments = [Events.ITERATION_STARTED, Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED]
+    events = [Events.ITERATION_STARTED, Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED]
 
     def interrupt_if_due(engine):
-        if moments and engine.last_event_name == moments[0]:
-            moments.pop(0)
+        if events and engine.last_event_name == events[0]:
+            events.pop(0)
             engine.interrupt()
 
-    for moment in tuple(moments):
-        engine.add_event_handler(moment, interrupt_if_due)
+    for event in tuple(events):
+        engine.add_event_handler(event, interrupt_if_due)
     engine.run(batches_of(2), max_epochs=1)
     assert MINIBATCH in engine.state.metrics
     engine.run()
     engine.state.metrics.clear()
     engine.run()
-    assert (moments, engine.state.iteration) == ([], 1)
+    assert (events, engine.state.iteration) == ([], 1)
     assert not engine.state.metrics
     engine.run()
     assert MINIBATCH in engine.state.metrics
 
 
-def test_a_validation_that_was_not_open_does_not_go_on():
+def test_a_validation_that_was_not_open_is_not_resumed():
     trainer = make_trainer(batches_of(2))
     StreamMaxRAM().attach(trainer)
     trainer.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: trainer.interrupt())
@@ -350,7 +350,7 @@ def test_a_validation_that_was_not_open_does_not_go_on():
     assert STREAM not in trainer.state.metrics
 
 
-def test_the_next_span_after_one_that_went_on_starts_over():
+def test_the_span_after_a_resumed_one_starts_from_scratch():
     engine = interrupted("engine", Events.ITERATION_STARTED, once=1)
     epochs = peaks_at(engine, Events.EPOCH_COMPLETED, EPOCH)
     peaks = peaks_at(engine, Events.ITERATION_COMPLETED, MINIBATCH)
@@ -360,7 +360,7 @@ def test_the_next_span_after_one_that_went_on_starts_over():
     assert heights(epochs) == [1, 0]
 
 
-def test_an_interrupted_run_that_is_given_up_is_over():
+def test_an_abandoned_interrupted_run_is_not_resumed():
     trainer = interrupted("trainer", Events.ITERATION_COMPLETED, once=2)
     trainer.run(batches_of(3), max_epochs=1)
     assert heights(trainer.state.metrics.values()) == [0, 1, 1]
@@ -370,7 +370,7 @@ def test_an_interrupted_run_that_is_given_up_is_over():
 
 
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
-def test_the_children_are_measured_on_after_an_interruption_too(backend):
+def test_children_are_measured_after_an_interruption_too(backend):
     engine = engine_of("engine")
     ExperienceMaxRAM(include_children=True, backend=backend).attach(engine)
     engine.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: engine.interrupt())
@@ -391,7 +391,7 @@ def test_removal_within_a_run_reports_only_the_open_span(kind, metric, backend):
     engine = engine_of(kind)
     Validation(lambda: None, at_start=True, every_steps=1).attach(engine)
     attachment = metric(backend=backend).attach(engine)
-    found, ledger = in_process(), _OWN[backend]
+    found, ledger = in_process(), _PROCESS_LEDGERS[backend]
     trains = kind == "trainer"
     within = TrainEvents.VALIDATION_STARTED(once=2) if metric is StreamMaxRAM and trains else None
     after = []
@@ -456,7 +456,7 @@ def test_first_attachment_within_a_run_can_be_removed_in_it(metric):
         Events.ITERATION_STARTED(once=1), lambda: attachments.append(metric().attach(engine))
     )
     engine.run([0] * 2, max_epochs=3)
-    assert is_idle(_OWN["kernel"])
+    assert is_idle(_PROCESS_LEDGERS["kernel"])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -465,22 +465,22 @@ def test_removal_by_an_earlier_handler_prevents_the_span(kind, metric):
     engine = engine_of(kind)
     Validation(lambda: None, every_steps=1).attach(engine)
     attachments = []
-    moments = {
+    events = {
         MinibatchMaxRAM: Events.ITERATION_STARTED,
         EpochMaxRAM: Events.EPOCH_STARTED,
         ExperienceMaxRAM: Events.STARTED,
         StreamMaxRAM: TrainEvents.VALIDATION_STARTED if kind == "trainer" else Events.STARTED,
     }
-    engine.add_event_handler(moments[metric], lambda: attachments[0].remove())
+    engine.add_event_handler(events[metric], lambda: attachments[0].remove())
     attachments.append(metric().attach(engine))
     engine.run(batches_of(2), max_epochs=1)
-    assert is_idle(_OWN["kernel"])
+    assert is_idle(_PROCESS_LEDGERS["kernel"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attached_within_a_run_measures_from_then_on(kind):
     engine = engine_of(kind, in_iterations(3))
-    EpochMaxRAM(name="first").attach(engine)  # an engine of Ignite's has its scopes from now on
+    EpochMaxRAM(name="first").attach(engine)  # from now on Ignite's engine has run scopes
     peaks = []
 
     @engine.on(Events.ITERATION_STARTED(once=2))
@@ -504,7 +504,7 @@ def test_failure_after_attaching_within_a_run_leaves_nothing():
         engine.run([0] * 2)
 
 
-def test_a_validation_by_hand_that_fails_leaves_nothing():
+def test_a_failed_manual_validation_leaves_nothing():
     trainer = make_trainer(batches_of(2))
     StreamMaxRAM().attach(trainer)
     with pytest.raises(ZeroDivisionError):
@@ -537,7 +537,7 @@ def test_metrics_are_not_kept_alive(metric):
     assert kept() is None
 
 
-# What stays open
+# Open files and threads
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -576,7 +576,7 @@ def test_the_samplers_threads_are_started_once_a_run(include_children, threads, 
 
 def test_iterations_that_are_not_due_read_nothing(monkeypatch):
     reads = []
-    mark = _OWN["kernel"]._mark
+    mark = _PROCESS_LEDGERS["kernel"]._mark
     engine = engine_of("engine")
     MinibatchMaxRAM(every_iterations=5).attach(engine)
     read = mark.read
@@ -598,7 +598,7 @@ def test_a_span_that_could_not_begin_reports_nothing(monkeypatch):
     engine.run([0])
     engine.state.metrics.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(_OWN["kernel"]._mark, "reset", lambda: 1 / 0)
+        patched.setattr(_PROCESS_LEDGERS["kernel"]._mark, "reset", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.run([0])
     assert engine.state.metrics == {}

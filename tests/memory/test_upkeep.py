@@ -12,8 +12,8 @@ from tests.reference import make_trainer
 
 
 @checked_dataclass
-class Noting(Upkeep):
-    """Notes the epochs and iterations at which it acts."""
+class Recording(Upkeep):
+    """A handler that records the epochs and iterations at which it is called."""
 
     every_steps: Every | None = None
     every_epochs: Every | None = None
@@ -25,10 +25,10 @@ class Noting(Upkeep):
 
 
 def moments_of(engine, handler, **run):
-    engine.state.metrics["acted"] = moments = []
+    engine.state.metrics["acted"] = iterations = []
     with handler.attach(engine):
         engine.run(**run)
-    return moments
+    return iterations
 
 
 @pytest.mark.parametrize(
@@ -42,16 +42,16 @@ def moments_of(engine, handler, **run):
     ],
     ids=stable_id,
 )
-def test_acts_on_schedules_and_once_where_both_are_due(schedules, expected):
+def test_is_called_on_schedules_and_once_if_both_are_due(schedules, expected):
     trainer = make_trainer(batches_of(6), accumulation=2)
-    handler = Noting(**schedules)
+    handler = Recording(**schedules)
     assert moments_of(trainer, handler, max_epochs=2) == expected
     assert moments_of(trainer, handler, max_epochs=2) == expected
 
 
-def test_second_run_with_the_same_counters_is_acted_on_too():
+def test_is_called_in_a_second_run_at_the_same_iterations_too():
     trainer = make_trainer(batches_of(2))
-    Noting(every_epochs=1).attach(trainer)
+    Recording(every_epochs=1).attach(trainer)
     for _ in range(2):
         trainer.run(max_epochs=1)
     assert trainer.state.metrics["acted"] == [(1, 2), (1, 2)]
@@ -59,15 +59,15 @@ def test_second_run_with_the_same_counters_is_acted_on_too():
 
 def test_without_an_optimizer_step_a_step_is_an_iteration():
     engine = Engine(lambda engine, batch: None)
-    handler = Noting(every_steps=4)
+    handler = Recording(every_steps=4)
     assert moments_of(engine, handler, data=[0] * 5, max_epochs=2) == [(1, 4), (2, 8)]
 
 
-def test_handler_due_by_both_schedules_acts_when_the_step_completes():
+def test_due_by_both_schedules_it_is_called_at_the_step():
     trainer = make_trainer(batches_of(2))
     acted = trainer.state.metrics["acted"] = []
     seen = []
-    Noting(every_steps=2, every_epochs=1).attach(trainer)
+    Recording(every_steps=2, every_epochs=1).attach(trainer)
     for event in (Events.ITERATION_COMPLETED, TrainEvents.STEP_COMPLETED, Events.EPOCH_COMPLETED):
         trainer.add_event_handler(event, lambda: seen.append(list(acted)))
     trainer.run()
