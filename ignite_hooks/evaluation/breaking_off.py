@@ -79,6 +79,7 @@ class StopCheck:
         if not self.watches:
             return lambda: None
         owners = {id(owner): owner for each in evaluators for owner in _handlers_with_state(each)}
+        # Copies, because a `state_dict` may return references to the live state.
         states = [(owner, copy.deepcopy(owner.state_dict())) for owner in owners.values()]
         data = [(feed, copy.deepcopy(feed.state_dict())) for feed in feeds()]
         results = [(each, each.state.metrics) for each in evaluators]

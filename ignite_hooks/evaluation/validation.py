@@ -201,8 +201,8 @@ class _ScheduledValidations:
         # continues at another iteration than the one at which they were due.
         self._due: list[Validation] = []
         self._due_iteration = -1
-        # The iteration of this run at which each last began: at the end of an epoch its schedules
-        # by step and by epoch may both be due.
+        # The iteration of this run at which each Validation last ran: at the end of an epoch both
+        # of its schedules, by step and by epoch, may be due, and it must run only once.
         self._last_iterations: dict[Validation, int] = {}
 
     def remove(self, validation: Validation) -> None:
@@ -222,7 +222,7 @@ class _ScheduledValidations:
     def validate_at_start(self, engine: Engine) -> None:
         """Validates before the first epoch; on a trainer as the last handler of STARTED."""
         if is_trainer(engine) and engine.is_broken_off:
-            return  # the loop calls for the validation that is still due, once all is restored
+            return  # the loop runs the validation that was broken off, once all state is restored
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
         if engine.state.iteration == 0 and not is_ending:
             # A trainer that failed in its first window continues from iteration 0, and must not
@@ -242,7 +242,8 @@ class _ScheduledValidations:
     def note_due_by_epoch(self, engine: Engine) -> None:
         """Notes which validations are due at the end of an epoch.
 
-        The first handler of EPOCH_COMPLETED, so that no failure of another can hide them.
+        On a trainer this is one of the first handlers of EPOCH_COMPLETED, so that the validations
+        are known to be due even if another handler fails.
         """
         epoch = engine.state.epoch
         due = [each for each in self.validations if _is_due(each.every_epochs, epoch)]
@@ -308,7 +309,10 @@ class _ScheduledValidations:
     def due_on_resume(
         self, validation: Validation
     ) -> tuple[Callable[[], bool], Callable[[], None]]:
-        """Returns two functions for checkpoints: whether a validation is due, and make it due."""
+        """Returns two functions for checkpoints.
+
+        The first one returns whether ``validation`` is due, the second one makes it due.
+        """
 
         def is_due() -> bool:
             engine = self._engine()

@@ -65,6 +65,7 @@ class Channels:
         self._set_hooks(tuple(each for each in self._hooks if each not in dropped))
 
     def _set_hooks(self, hooks: tuple[Hook, ...]) -> None:
+        # Channels are replaced, not changed: the `with` of an open one still leaves its contexts.
         self._hooks = hooks
         for name in CHANNELS:
             own = tuple(hook for hook in hooks if hook.channel == name)

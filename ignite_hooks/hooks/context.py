@@ -177,11 +177,11 @@ class HookScope(AbstractContextManager[None, bool]):
 
     def __enter__(self) -> None:
         try:
-            manager = self._hook.make(self._engine)
+            returned = self._hook.make(self._engine)
         except Exception as error:
             note(error, f"It is {self} that failed when it was called with the engine.")
             raise
-        generator = manager if isinstance(manager, GeneratorType) else self._entered(manager)
+        generator = returned if isinstance(returned, GeneratorType) else self._entered(returned)
         self._generator = generator
         if next(generator, _ENDED) is _ENDED:
             raise RuntimeError(
@@ -205,7 +205,7 @@ class HookScope(AbstractContextManager[None, bool]):
             try:
                 generator.throw(error)
             except StopIteration as end:
-                return end is not error
+                return end is not error  # the generator returned, unless the failure is passed on
             except BaseException as raised:
                 if raised is error or _is_wrapped_stop_iteration(error, raised):
                     return False
@@ -249,6 +249,7 @@ def _check_takes_engine(argument: str, function: Any) -> None:
         raise TypeError(
             f"{argument} must be a function of the engine, got {function!r}: def f(engine): ..."
         )
+    # Not of the wrapped function: a decorator may pass more arguments to it than it takes itself.
     try:
         signature = inspect.signature(function, follow_wrapped=False)
     except ValueError:  # some functions written in C have no signature

@@ -81,6 +81,7 @@ class EventChannels(Channels):
         """Opens a channel; closes it first if a failure has left it open."""
         self.close(channel)
         scope = getattr(self, channel)
+        # A run that began before the first set was attached would not close it after a failure.
         if scope is not NOTHING and self._is_in_run:
             self._depths[channel] = len(self.scopes.open)
             scope.__enter__()
@@ -106,7 +107,7 @@ class EventChannels(Channels):
             # Interrupted before, the run still is if run() has refused its arguments.
             if not is_interrupted(engine):
                 self._depths = {}
-                with self.scopes:
+                with self.scopes:  # closes all, each with the failure as the exception of its body
                     raise
             raise
         finally:

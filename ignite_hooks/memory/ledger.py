@@ -115,7 +115,7 @@ class PeakLedger(Generic[Reading]):
 
     Args:
         mark: the mark.
-        is_sampled: whether the mark holds only values that were read, and so must be read
+        is_sampled: whether the mark loses values between two readings, and so must be read
             regularly, in a thread.
 
     Attributes:
@@ -140,6 +140,7 @@ class PeakLedger(Generic[Reading]):
     def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
         """Starts a measurement that is not running, with ``peak`` as its peak so far."""
         if measurement not in self.running:
+            # The reset below would lose the peaks of running measurements.
             if self.running or self._abandoned:
                 self._update_peaks()
             if self._is_sampled or not self._is_open:
@@ -154,7 +155,7 @@ class PeakLedger(Generic[Reading]):
         if measurement in self.running:
             try:
                 self._update_peaks()
-            finally:
+            finally:  # stopped even if the mark cannot be read
                 self._remove(measurement)
 
     def end_without_waiting(self, measurement: Measurement[Reading]) -> None:
@@ -199,6 +200,7 @@ class PeakLedger(Generic[Reading]):
         self._calls = 0
         self._sampling = None
         if self._is_open:
+            # The inherited files read the mark of the parent.
             self._is_open = False
             self._mark.close()
         for measurement in self.running:

@@ -99,6 +99,7 @@ class MaxDeviceMemory(PeakMetric):
         return [span for span in ("minibatch", "epoch", "run") if getattr(self, span)]
 
     def _add_span(self, span: str, attachment: Attachment) -> Span:
+        # `every` has no effect, as this ledger does not sample.
         measurement = _latest[self][span] = Measurement(_ledger, every=1.0)
 
         def report(engine: Engine) -> None:

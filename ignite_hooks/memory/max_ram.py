@@ -109,8 +109,11 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         self.stop()
 
     def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own measurements on first use.
         return {name: value for name, value in vars(self).items() if name != "_measurements"}
 
     def __del__(self) -> None:
+        # A measurement that is dropped while running must not keep the mark open. There are none if
+        # the constructor has failed.
         for measurement in vars(self).get("_measurements", ()):
             measurement.abandon()

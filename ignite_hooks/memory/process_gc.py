@@ -51,6 +51,7 @@ class _SharedChange:
                         state.undo()
                     state.users = [each for each in state.users if each is not user]
 
+        # Alone: scopes that overlap may end in any order.
         with restored(end, alone=True):
             with state.lock:
                 if not state.users:
@@ -135,7 +136,7 @@ def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
             report(perf_counter() - began.pop())
 
     def end() -> None:
-        if measure in gc.callbacks:
+        if measure in gc.callbacks:  # a signal may come before the callback is added
             gc.callbacks.remove(measure)
 
     with restored(end, alone=True):

@@ -92,6 +92,7 @@ class Sampling:
             self._thread.join()
 
     def _run(self) -> None:
+        # A longer wait than TIMEOUT_MAX would raise an OverflowError.
         while not self._is_stopped.wait(min(self.every, TIMEOUT_MAX)):
             try:
                 self._callback()

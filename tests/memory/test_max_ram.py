@@ -407,7 +407,7 @@ from ignite_hooks.memory.max_ram import MaxRAM
 ram = MaxRAM(backend="sampler", every=0.001)
 ram.start()
 ledger = ram_backends._PROCESS_LEDGERS["sampler"]
-ledger._mark._look = Event().wait
+ledger._mark._measure = Event().wait
 while ledger._lock.acquire(blocking=False):  # until the thread has it
     ledger._lock.release()
 print("end", flush=True)

@@ -188,7 +188,7 @@ def test_forked_child_leaving_parent_scopes_changes_nothing():
     def leave():
         gc.disable()
         left(scope)
-        return gc.isenabled(), process_gc._disabled._holding.users
+        return gc.isenabled(), process_gc._disabled._state.users
 
     assert forked(leave) == (False, [])
     left(scope)
@@ -204,7 +204,7 @@ def test_collection_disabled_before_stays_off_in_a_child():
 
 
 def test_a_child_does_not_wait_for_a_lock_of_its_parent():
-    with process_gc._disabled._holding.lock:
+    with process_gc._disabled._state.lock:
         assert forked(of_a_forked_child) == (True, False, True)
 
 
