@@ -46,7 +46,7 @@ class StopCheck:
         self.watches = () if engine is None else stop_watches(engine)
         # None with one process, where there is nobody to ask.
         self._any_of = next((each.any_of for each in self.watches if each.any_of), None)
-        self._models: Sequence[torch.nn.Module] = ()
+        self._watched_models: Sequence[torch.nn.Module] = ()
         self._norms: list[torch.Tensor] = []
 
     def remember_weights(self, models: Sequence[torch.nn.Module]) -> None:
@@ -58,7 +58,7 @@ class StopCheck:
         broken off while the models have other weights than these.
         """
         if self.watches:
-            self._models, self._norms = models, _parameter_norms(models)
+            self._watched_models, self._norms = models, _parameter_norms(models)
 
     def snapshot(
         self, evaluators: Sequence[Engine], feeds: Callable[[], Iterable[DataFeed]]
@@ -137,7 +137,7 @@ class StopCheck:
 
     def _are_weights_swapped(self) -> bool:
         """Returns whether a model, on any rank, has other weights than the remembered ones."""
-        now = _parameter_norms(self._models)
+        now = _parameter_norms(self._watched_models)
         is_swapped = any(
             not torch.equal(then, each) for then, each in zip(self._norms, now, strict=False)
         )
