@@ -1,4 +1,4 @@
-"""Checkpoints: saving, resuming, using their weights, and a test that a run can be resumed."""
+"""Checkpoints: saving and resuming, loading their weights, and a test that a run can be resumed."""
 
 from typing import TYPE_CHECKING
 

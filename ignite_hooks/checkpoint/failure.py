@@ -1,8 +1,9 @@
-"""A save that a signal has asked for, when the run has failed before it.
+"""The save that a signal asked for, when the run has failed before it.
 
-The trainer stands at its last step boundary then: the open window was dropped, its batches are
-given again. Nobody can tell what the code that failed has drawn at random or written to its own
-state since that boundary, so a checkpoint that is taken here names what is uncertain.
+After a failure the trainer is back at its last step boundary: the open window was dropped, and the
+next run is given its batches again. The code that failed may have drawn random numbers or changed
+its own state since that boundary, which cannot be seen or undone. A checkpoint that is taken here
+therefore names the parts that are uncertain.
 """
 
 from ignite_hooks.core.handler import attached
@@ -17,10 +18,11 @@ def why_not_saved(trainer: TrainingEngine, error: BaseException | None, ranks: i
 
     Args:
         trainer: the trainer, whose run has ended.
-        error: what has ended it; None if a handler of EXCEPTION_RAISED has handled that.
+        error: the exception that ended the run; None if a handler of EXCEPTION_RAISED handled it.
         ranks: the number of processes.
     """
     (optimizer_step,) = attached(trainer, OptimizerStep)
+    # KeyboardInterrupt and SystemExit ask to end without delay, and a save may take minutes.
     if error is not None and not isinstance(error, Exception):
         return f"{type(error).__name__} ends a run at once"
     if ranks > 1:
@@ -29,22 +31,32 @@ def why_not_saved(trainer: TrainingEngine, error: BaseException | None, ranks: i
         return "the parameters are not known to be those of a step"
     feed = trainer.feed
     if feed is None or feed.position != trainer.place.position or optimizer_step.window.count:
-        return "the run has not come back to a step boundary"  # an iterator cannot
+        # For example where the data are an iterator, which cannot give a batch again.
+        return "the run has not come back to a step boundary"
     return None
 
 
 def uncertain_parts(trainer: TrainingEngine, error: BaseException | None) -> dict[str, str]:
-    """Returns why a part may not be that of the step, by its name in the ``ResumeReport``."""
-    what = "an error" if error is None else type(error).__name__
-    reason = f"{what} broke off the run after that step, and what it had changed is not known"
+    """Returns why parts of the state may have changed since the step that is saved.
+
+    Args:
+        trainer: the trainer, whose run has ended.
+        error: the exception that ended the run; None if a handler of EXCEPTION_RAISED handled it.
+
+    Returns:
+        The reasons, by the names of the parts in the ``ResumeReport``.
+    """
+    cause = "an error" if error is None else type(error).__name__
+    reason = f"{cause} broke off the run after that step, and what it had changed is not known"
     names = ["random generators", "handlers", "also", "scheduler"]
     if any(True for module in trainer.modules.values() for _ in module.buffers()):
-        names.append("model")  # of batch normalization, say, which has seen batches since
+        # Batch normalization updates its buffers in each forward pass, before the step is whole.
+        names.append("model")
     parts = dict.fromkeys(names, reason)
     (optimizer_step,) = attached(trainer, OptimizerStep)
     if not optimizer_step.is_completed:
         parts["counters"] = (
-            f"{what} came before all was done that step {optimizer_step.steps} makes due: what is "
+            f"{cause} came before all was done that step {optimizer_step.steps} makes due: what is "
             "left of STEP_COMPLETED, validations and saves by step is left out"
         )
     return parts

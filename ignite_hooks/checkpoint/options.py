@@ -1,4 +1,4 @@
-"""The options of ``SaveCheckpoint``, as the parts below it read them."""
+"""The options of ``SaveCheckpoint``, as a protocol for the modules that it imports."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,8 @@ __all__ = ["SaveOptions"]
 class SaveOptions(Protocol):
     """The options of a save: where, when and how checkpoints are written.
 
-    ``SaveCheckpoint`` is the one that there is, and describes and checks them.
+    ``SaveCheckpoint`` is the only implementation; it documents and checks the options. The
+    protocol spares the modules below an import of the handler, which would be circular.
     """
 
     @property
@@ -21,11 +22,11 @@ class SaveOptions(Protocol):
 
     @property
     def every_seconds(self) -> float | None:
-        """The time between two saves, in seconds."""
+        """The time between two saves, in seconds; None for no saves by time."""
 
     @property
     def at_end(self) -> bool:
-        """Returns whether the end of a run is saved."""
+        """Returns whether the state at the end of a run is saved."""
 
     @property
     def on_signals(self) -> tuple[str, ...]:
@@ -33,19 +34,19 @@ class SaveOptions(Protocol):
 
     @property
     def keep_last(self) -> int | Literal["all"]:
-        """The number of the newest checkpoints that stay."""
+        """The number of the newest checkpoints that are kept, or "all"."""
 
     @property
     def keep_best(self) -> int:
-        """The number of the best checkpoints that stay besides."""
+        """The number of the best checkpoints that are kept besides the newest."""
 
     @property
     def metric(self) -> str | None:
-        """The name in ``state.metrics`` of what tells the best."""
+        """The name in ``state.metrics`` of the value that ranks checkpoints."""
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        """The end of the scale that is best."""
+        """The direction of ``metric``: whether its largest or its smallest value is best."""
 
     @property
     def safe_serialization(self) -> bool:
@@ -57,11 +58,11 @@ class SaveOptions(Protocol):
 
     @property
     def on_busy(self) -> Literal["error", "wait"]:
-        """What to do while another run writes to the directory."""
+        """The reaction to another run that writes to the directory: an error, or waiting."""
 
     @property
     def wait_seconds(self) -> float | None:
-        """The longest wait for another run, in seconds; None for no limit."""
+        """The longest time to wait for another run, in seconds; None for no limit."""
 
     @property
     def also(self) -> Mapping[str, Any] | None:
@@ -73,4 +74,4 @@ class SaveOptions(Protocol):
 
     @property
     def grace_seconds(self) -> float:
-        """The time in which further signals are part of the first, in seconds."""
+        """The time after a signal in which further signals are the same request, in seconds."""

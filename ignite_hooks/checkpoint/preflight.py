@@ -1,4 +1,4 @@
-"""What can be known before training about a save that would fail after hours."""
+"""Checks before training for problems that would make the first save fail, hours later."""
 
 import shutil
 import tempfile
@@ -16,10 +16,10 @@ __all__ = ["check_directory", "warn_if_full"]
 
 
 def check_directory(directory: Path) -> None:
-    """Makes the directory, and a file in it for a moment.
+    """Creates the directory and, to try, a temporary file in it.
 
     Raises:
-        ValueError: it cannot be made, or not be written to.
+        ValueError: the directory cannot be created, or cannot be written to.
     """
     try:
         make_folder(directory)
@@ -28,13 +28,16 @@ def check_directory(directory: Path) -> None:
     except OSError as error:
         raise ValueError(
             f"`directory` must be a folder that can be written to, got {directory} "
-            f"({type(error).__name__}: {error}): give another, or mend that one"
+            f"({type(error).__name__}: {error}): give another, or fix that one"
         ) from error
 
 
 def warn_if_full(directory: Path, trainer: TrainingEngine) -> None:
-    """Warns if less than two checkpoints find room: the old one goes after the new one is there."""
-    needed = 2 * _size_of_checkpoint(trainer)
+    """Warns if the disk has not enough room for two checkpoints.
+
+    For a short time there are two: the old one is removed only when the new one is complete.
+    """
+    needed = 2 * _checkpoint_bytes(trainer)
     free = shutil.disk_usage(directory).free
     if free < needed:
         warnings.warn(
@@ -45,15 +48,19 @@ def warn_if_full(directory: Path, trainer: TrainingEngine) -> None:
         )
 
 
-def _size_of_checkpoint(trainer: TrainingEngine) -> int:
-    """In bytes: the model, and twice its trainable parameters for the optimizer, as Adam needs."""
+def _checkpoint_bytes(trainer: TrainingEngine) -> int:
+    """Returns about how many bytes a checkpoint takes.
+
+    The optimizer has no state before its first step. Its state is counted as that of Adam, twice
+    the trainable parameters.
+    """
     size = 0
     for module in trainer.modules.values():
-        size += sum(map(_size_of, (*module.parameters(), *module.buffers())))
-        size += 2 * sum(_size_of(each) for each in module.parameters() if each.requires_grad)
+        size += sum(map(_tensor_bytes, (*module.parameters(), *module.buffers())))
+        size += 2 * sum(_tensor_bytes(each) for each in module.parameters() if each.requires_grad)
     return size
 
 
-def _size_of(tensor: torch.Tensor) -> int:
-    """In bytes, as far as it is known: a lazy tensor has no size yet, and sparse ones tell none."""
+def _tensor_bytes(tensor: torch.Tensor) -> int:
+    """Returns the bytes of a tensor; 0 where they are not known, for lazy and sparse tensors."""
     return 0 if is_lazy(tensor) or tensor.layout != torch.strided else tensor.nbytes

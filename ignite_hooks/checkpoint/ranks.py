@@ -1,4 +1,4 @@
-"""The processes of one training, and how they agree without asking the device."""
+"""The processes that train together, and their collectives, which run on the host."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +17,16 @@ Result = TypeVar("Result")
 
 
 class Ranks:
-    """This process among the others. With one process nothing is exchanged.
+    """The rank of this process, with collectives over all ranks.
 
-    They talk to each other on the host, over a group of their own: another ``Ranks``, in a thread
-    say, or the exchange of gradients is not disturbed.
-    Every process must make as many of these, and call the same methods in the same order.
+    Each object has its own gloo group, so that its collectives do not mix with the exchange of
+    gradients, nor with those of another ``Ranks``, which may be used in another thread. Every rank
+    must create as many objects, and call the same methods in the same order. With one process
+    nothing is exchanged.
 
     Args:
-        accelerator: its timeout is that of each exchange; default: torch's, of 30 minutes.
+        accelerator: the accelerator whose timeout applies to each collective; default: torch's
+            timeout of 30 minutes.
     """
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
@@ -38,32 +40,43 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that does what one process does."""
+        """Returns whether this is rank 0, which does what only one process may do."""
         return self.rank == 0
 
     def gather(self, own: Result) -> list[Result]:
-        """What each process gives, in their order. It is pickled on the way, among themselves."""
+        """Returns the objects of all ranks, in the order of the ranks.
+
+        The objects are pickled. That is safe here: the processes of one run trust each other.
+        """
         if self.size == 1:
             return [own]
         gathered: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(gathered, own, group=self._group)
         return gathered
 
-    def agree(self, act: Callable[[], Result]) -> list[Result]:
-        """Calls ``act`` in each process; returns what each returned, or raises in all of them.
+    def agree(self, callback: Callable[[], Result]) -> list[Result]:
+        """Calls ``callback`` on every rank, and raises on all ranks if it fails on one of them.
+
+        Without this the other ranks would continue, and wait in their next collective for a rank
+        that never comes.
+
+        Returns:
+            The results of all ranks, in the order of the ranks.
 
         Raises:
-            RuntimeError: it failed elsewhere. A failure in this process is raised as it is.
+            RuntimeError: the callback failed on another rank. An exception on this rank is raised
+                unchanged.
         """
         if self.size == 1:
-            return [act()]
+            return [callback()]
         result, failure = None, None
         try:
-            result = act()
+            result = callback()
         except Exception as error:
             failure = error
-        told = None if failure is None else f"{type(failure).__name__}: {failure}"
-        outcomes = self.gather((result, told))
+        # The text is sent, because not every exception can be pickled.
+        own_problem = None if failure is None else f"{type(failure).__name__}: {failure}"
+        outcomes = self.gather((result, own_problem))
         problems = "; ".join(
             f"process {rank}: {text}" for rank, (_, text) in enumerate(outcomes) if text
         )
@@ -73,13 +86,13 @@ class Ranks:
             raise raised
         return [result for result, _ in outcomes]  # type: ignore[misc]
 
-    def first_alone(self, act: Callable[[], Result]) -> Result:
-        """Calls ``act`` in the first process; what it returns, or raises, in all."""
-        result: Result = self.agree(lambda: act() if self.is_first else None)[0]  # type: ignore[assignment]
+    def first_alone(self, callback: Callable[[], Result]) -> Result:
+        """Calls ``callback`` on rank 0; all ranks return its result, or raise if it fails."""
+        result: Result = self.agree(lambda: callback() if self.is_first else None)[0]  # type: ignore[assignment]
         return result
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """Each flag, set if any process has set it."""
+        """Returns the flags, each of which is set if it is set on any rank."""
         if self.size == 1:
             return list(flags)
         tensor = torch.tensor(flags, dtype=torch.int32)

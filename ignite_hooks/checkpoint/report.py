@@ -1,4 +1,4 @@
-"""What of a training was taken up again, and how exactly."""
+"""The report on a resume: which parts of the state were restored, and how exactly."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ResumedPart:
-    """One kind of state.
+    """The report on one part of the state, for example on the optimizer or the handlers.
 
     Args:
-        level: "exact"; "approximate": it was restored, but a difference can show; "changed": the
-            script gives other settings than the run had; "unknown": it may have a state that could
-            not be saved; or "missing".
-        reason: why it is not exact, or what it takes to restore it.
-        names: the objects that were restored, if it is of several.
+        level: "exact"; "approximate": restored, but the result may differ; "changed": the script
+            gives other settings than the run had; "unknown": there may be state that could not be
+            saved; or "missing": not restored.
+        reason: why the part is not exact, or what restoring it takes.
+        names: the objects that were restored, if the part has several.
     """
 
     level: str
@@ -37,7 +37,10 @@ class ResumedPart:
     names: tuple[str, ...] = field(default=(), compare=False)
 
     def doubted(self, level: str, reason: str) -> "ResumedPart":
-        """Returns the part with one more reason why it is not exact."""
+        """Returns the part with one more reason why it is not exact.
+
+        The level of a part that is not exact already stays.
+        """
         if self.level == "exact":
             return ResumedPart(level, reason, self.names)
         if reason in self.reason:
@@ -45,21 +48,26 @@ class ResumedPart:
         return ResumedPart(self.level, f"{self.reason}; {reason}", self.names)
 
     def __str__(self) -> str:
-        inside = self.reason or ", ".join(self.names)
-        return f"{self.level} ({inside})" if inside else self.level
+        details = self.reason or ", ".join(self.names)
+        return f"{self.level} ({details})" if details else self.level
 
 
-def reasons_of_all(of_ranks: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Returns the reasons of all processes by part: those that not all have, with the process."""
+def reasons_of_all(rank_reasons: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Returns the reasons of all ranks, merged by part.
+
+    Args:
+        rank_reasons: the reasons of each rank, by part. A reason that differs from the one of rank
+            0 is given with its rank.
+    """
     reasons: dict[str, list[str]] = {}
-    for rank, of_rank in enumerate(of_ranks):
-        for part, reason in of_rank.items():
-            if rank == 0 or reason != of_ranks[0].get(part):
-                reasons.setdefault(part, []).append(_on(rank, reason) if rank else reason)
-    return {part: "; ".join(of_part) for part, of_part in reasons.items()}
+    for rank, own_reasons in enumerate(rank_reasons):
+        for part, reason in own_reasons.items():
+            if rank == 0 or reason != rank_reasons[0].get(part):
+                reasons.setdefault(part, []).append(_with_rank(rank, reason) if rank else reason)
+    return {part: "; ".join(part_reasons) for part, part_reasons in reasons.items()}
 
 
-def _on(rank: int, reason: str) -> str:
+def _with_rank(rank: int, reason: str) -> str:
     return f"on process {rank}: {reason}"
 
 
@@ -68,12 +76,14 @@ EXACT = ResumedPart("exact")
 
 @dataclass(frozen=True)
 class ResumeReport:
-    """What of a run was restored. Printed, it is one line for each kind of state, exact ones last.
+    """The parts of a run's state that were restored, and how exactly.
+
+    ``str(report)`` has a line for each part, with the exact ones last.
 
     Args:
-        checkpoint: the folder it was read from.
-        step: the committed optimizer steps there.
-        parts: what became of each kind of state, by its name.
+        checkpoint: the folder of the checkpoint.
+        step: the number of committed optimizer steps in the checkpoint.
+        parts: how each part of the state was restored, by the name of the part.
     """
 
     checkpoint: Path
@@ -82,26 +92,26 @@ class ResumeReport:
 
     @property
     def is_exact(self) -> bool:
-        """Whether nobody can tell from the result that the training was interrupted."""
+        """Returns whether the run has the same result as one that was never interrupted."""
         return all(part.level == "exact" for part in self.parts.values())
 
     def with_others(self, reports: Sequence["ResumeReport"]) -> "ResumeReport":
-        """Returns the report with what is not exact on other processes alone.
+        """Returns the report of this rank, with the parts that are not exact on other ranks.
 
         Args:
-            reports: those of all processes, in their order.
+            reports: the reports of all ranks, in the order of the ranks.
         """
         parts = dict(self.parts)
         for rank, report in enumerate(reports):
             for name, part in report.parts.items():
                 own = self.parts.get(name, EXACT)
                 if part.level != "exact" and part != own:
-                    reason = _on(rank, part.reason)
+                    reason = _with_rank(rank, part.reason)
                     parts[name] = parts.get(name, own).doubted(part.level, reason)
         return ResumeReport(self.checkpoint, self.step, parts)
 
     def __str__(self) -> str:
-        # A warning is read from its beginning, and its end may be cut: what matters comes first.
+        # The inexact parts come first, because the end of a long warning may be cut.
         parts = sorted(self.parts.items(), key=lambda item: item[1].level == "exact")
         lines = [f"resumed from {self.checkpoint}, step {self.step}"]
         return "\n  ".join([*lines, *(f"{name}: {part}" for name, part in parts)])
@@ -110,7 +120,16 @@ class ResumeReport:
 def part_of_named(
     targets: Mapping[str, Any], states: Mapping[str, Any], what: str
 ) -> ResumedPart | None:
-    """What is to be said of objects that had a state, and of those that have one."""
+    """Returns the part of the report on objects with a name, for example the handlers.
+
+    Args:
+        targets: the objects of this trainer that have a state, by name.
+        states: the states in the checkpoint, by name.
+        what: the place where the objects of this trainer are, for the message.
+
+    Returns:
+        The part; None if there are no objects and no states.
+    """
     new, gone = targets.keys() - states.keys(), states.keys() - targets.keys()
     reasons = [f"not in the checkpoint: {some(new)}"] if new else []
     reasons += [f"not in {what} any more: {some(gone)}"] if gone else []
@@ -121,13 +140,18 @@ def part_of_named(
 
 
 def part_of_generators(then: Set[str], now: Set[str]) -> ResumedPart:
-    """Returns the report on the random generators of a run besides the global ones, by name."""
+    """Returns the part of the report on the generators of a run besides the global ones.
+
+    Args:
+        then: the names of the generators in the checkpoint.
+        now: the names of the generators that this trainer has.
+    """
     reasons = [f"there is a random generator {name} only then" for name in sorted(then - now)]
     reasons += [f"there is a random generator {name} only now" for name in sorted(now - then)]
     return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
 
 def some(names: Iterable[str]) -> str:
-    """The names for a message: all, or the first and how many more."""
+    """Returns names as text for a message: all of them, or the first and the number of others."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if len(others) > 2 else ", ".join([first, *others])

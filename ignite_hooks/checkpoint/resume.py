@@ -1,4 +1,4 @@
-"""Goes on from a checkpoint as if the training had never been interrupted, or says what differs."""
+"""Resumes a run from a checkpoint as if it had never been interrupted, or reports what differs."""
 
 import warnings
 from contextlib import closing
@@ -45,61 +45,65 @@ logger = getLogger(__name__)
 
 @checked_dataclass(kw_only=False)
 class ResumeCheckpoint(Handler):
-    """Takes up a training where a checkpoint has it, on a trainer that is built as it was then.
+    """Resumes a run from a checkpoint, on a trainer that is built as for that run.
 
-    The next ``run`` goes on with the next batch, in the same order, with the same random numbers:
-    the result is that of a training that was never interrupted, bit by bit. What cannot be so is
-    said in ``trainer.resume_report``, and as a warning when the run starts. A training that was
-    finished runs nothing, unless more is asked for. One that a handler ended for good runs nothing
-    either, and a warning names the handler; see ``after_terminate``.
+    The next ``run`` continues with the next batch, in the same order, with the same random numbers:
+    the result is the same, bit by bit, as that of a run that was never interrupted. Where this is
+    not possible, ``trainer.resume_report`` says so, and a warning when the run starts. A run that
+    had reached its limit trains nothing, unless the limit is raised. A run that a handler ended for
+    good trains nothing either, and a warning names the handler; see ``after_terminate``.
 
-    Every file is verified before anything is loaded. A checkpoint that is damaged is skipped for
-    the next older one, with a warning. One of another model, optimizer or number of processes is an
-    error that lists the differences, with the trainer as it was. No code from a checkpoint is run.
+    Every file is verified before anything is loaded. A damaged checkpoint is skipped with a
+    warning, and the next older one is used. A checkpoint of another model, optimizer or number of
+    processes is an error that lists the differences and leaves the trainer unchanged. No code from
+    a checkpoint is run.
 
-    A checkpoint that is pruned while it is read, by a run that saves there, is not damaged: the
-    newest that is there then is read. A source that cannot be read, a server that cannot be reached
-    for instance, is an error, and is never taken for an empty one.
+    A checkpoint may be removed while it is read, by a run that saves to the same directory. That
+    is no damage: the search begins again, and finds a newer one. A source that cannot be read, for
+    example on a server that cannot be reached, is an error; it never counts as empty.
 
-    Model, optimizer, scheduler and counters are loaded when this is attached (the factory does that
-    last). Random generators and the states of handlers, of those that are attached later too, are
-    put back when the handlers of STARTED, and in mid-epoch of EPOCH_STARTED, have reset what they
-    reset. The user's own objects are those of ``SaveCheckpoint(also=…)``.
+    The model, the optimizer, the scheduler and the counters are loaded when this handler is
+    attached, which the factory does last. Random generators and the states of handlers are restored
+    when the run starts, so that handlers which are attached later are restored too. That is after
+    all handlers of STARTED, and in the middle of an epoch also after those of EPOCH_STARTED, which
+    often reset the state of a handler. The user's own objects are those of
+    ``SaveCheckpoint(also=…)``.
 
-    With a directory as source the run of training there is continued, and a ``SaveCheckpoint`` into
-    that directory removes its old checkpoints. From a checkpoint that is given by its own name, or
-    from elsewhere, a branch begins: a run of its own, which removes its own checkpoints only.
+    If ``source`` is a directory, the run in it is continued, and a ``SaveCheckpoint`` to that
+    directory removes the old checkpoints of the run. If ``source`` is a single checkpoint, or the
+    trainer saves to another directory, a branch begins: a new run, which removes only its own
+    checkpoints.
 
     Args:
-        source: a checkpoint; a directory of them, for the newest that is whole; or a URL of either,
-            read with fsspec. A relative path is made absolute now, with ``~`` expanded.
+        source: a checkpoint; a directory of checkpoints, for the newest one that is whole; or a URL
+            of either, read with fsspec. A relative path is made absolute now, with ``~`` expanded.
         cache_dir: the folder that a URL is downloaded to.
-        on_missing: "error", or "start" to begin from scratch when there is no checkpoint yet: what
-            a job needs that is started again each time it was stopped.
+        on_missing: "error", or "start" to begin from scratch when there is no checkpoint yet, for
+            a job that is restarted with the same command each time.
         verify: read every file and compare its checksum first.
-        trust_pickle: load what was registered with ``accelerator.register_for_checkpointing`` too,
-            and models that are split over processes, which can run code from the checkpoint.
-        after_terminate: what becomes of a run that a handler ended before its limit,
-            ``EarlyStopping`` for instance: "finish" trains nothing more, so that a job that is
-            started again does not train another epoch each time; "continue" trains on. Signals,
-            ``TimeLimit`` and ``trainer.terminate(resumable=True)`` end no run for good.
-        replay: whether data that tell no place are gone through again, up to the place in their
-            pass, as an iterable without ``state_dict`` must be. If not, the run goes on with their
-            next pass, and the epoch begins anew with it; what is entered without loading the
-            batches before, or has a state, goes on at its place as ever.
-        override: the names of settings that the script decides, where it gives another value than
-            the run had, and not the checkpoint: settings of the optimizer's groups ("lr",
-            "weight_decay", "betas", "momentum", …), "scheduler", and "requires_grad" for which
-            parameters are frozen. "lr" sets the rate that a schedule starts from; the present one
-            becomes the script's times what the schedule has made of the checkpoint's so far.
-            "scheduler" moves the script's schedule from its beginning to the step of the
-            checkpoint; a ``ReduceLROnPlateau`` begins with no history.
+        trust_pickle: also load objects registered with ``accelerator.register_for_checkpointing``,
+            and models that are split over processes. Both can run code from the checkpoint.
+        after_terminate: what to do with a run that a handler, for example ``EarlyStopping``, ended
+            before its limit. "finish" trains no more, so that a job which is restarted does not
+            train another epoch each time; "continue" trains until the limit. A run that a signal,
+            ``TimeLimit`` or ``trainer.terminate(resumable=True)`` ended continues with both.
+        replay: whether to iterate data that cannot report or restore their position, such as an
+            iterable without ``state_dict``, from the beginning of the pass up to the position. If
+            False, the run continues with the next pass of such data and restarts the epoch. Data
+            that have a state, or can be entered at any batch, continue at their position either
+            way.
+        override: the names of settings for which the script decides, and not the checkpoint, where
+            the script gives another value than the run had: settings of the optimizer's groups
+            ("lr", "weight_decay", "betas", "momentum", …), "scheduler", and "requires_grad" for
+            which parameters are frozen. "lr" sets the rate that a schedule starts from; the present
+            rate is scaled in proportion. "scheduler" moves the script's schedule from its beginning
+            to the step of the checkpoint; a ``ReduceLROnPlateau`` begins with no history.
 
     Raises:
         FileNotFoundError: when attached: there is no checkpoint, or it was removed meanwhile.
         ImportError: when attached: the package for the protocol of a URL is not installed.
         OSError: when attached: the source cannot be read, or ``cache_dir`` cannot be written.
-        ValueError: an argument is out of its range; when attached: the engine is no trainer; all
+        ValueError: an argument is out of its range; when attached: the engine is not a trainer; all
             checkpoints are damaged; the checkpoint does not fit the trainer.
     """
 
@@ -114,7 +118,7 @@ class ResumeCheckpoint(Handler):
     override: SettingNames = ()
 
     def check(self, engine: Engine, event: Any) -> None:
-        """It needs a trainer, and no event."""
+        """Checks that the engine is a trainer, is not running, and that no event was given."""
         if not is_trainer(engine):
             raise ValueError(
                 f"`engine` must be a trainer, got {type(engine).__name__}: make it with "
@@ -132,17 +136,18 @@ class ResumeCheckpoint(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Loads now, and what was not there yet when the run begins."""
+        """Loads the checkpoint now, and restores the rest of the state when the run begins."""
         trainer = attachment.engine
         assert is_trainer(trainer)  # check() has refused all others
         ranks = Ranks(trainer.accelerator)
-        found = self._search(ranks, trainer)
+        found = self._find_checkpoint(ranks, trainer)
         if found is None:
             logger.info("no checkpoint at %s yet: training begins from scratch", self.source)
             return
         loaded, newest = found
         with closing(loaded):
-            ranks.agree(lambda: _check(loaded))
+            # Nothing is loaded on any rank before the checkpoint was found to fit on every rank.
+            ranks.agree(lambda: _check_contents(loaded))
             reports = ranks.agree(loaded.apply)
         trainer.resume_report = reports[ranks.rank].with_others(reports)
         ended_by = loaded.manifest.ended_by
@@ -151,46 +156,54 @@ class ResumeCheckpoint(Handler):
         if ranks.is_first:
             checkpoint = Checkpoint(loaded.folder, loaded.manifest)
             lineage_of(trainer).note_resumed(self.source, checkpoint, newest)
-        logger.info("training is taken up from %s", loaded.folder)
-        engine = ref(trainer)
-        told: ResumeReport | None = None
+        logger.info("the run resumes from %s", loaded.folder)
+        engine = ref(trainer)  # a strong reference in a callback of the trainer would be a cycle
+        last_report: ResumeReport | None = None
 
         def complete() -> None:
-            nonlocal told
+            nonlocal last_report
             reports = ranks.agree(loaded.complete)
             report = reports[ranks.rank].with_others(reports)
             engine().resume_report = report  # type: ignore[union-attr]
-            if report != told:  # handlers of EPOCH_STARTED may change it once more
-                told = report
-                _tell(report)
+            # This is called after STARTED, and in the middle of an epoch after EPOCH_STARTED too.
+            if report != last_report:
+                last_report = report
+                _announce(report)
 
         attachment.on_removal(trainer.call_on_resume(complete))
 
-    def _search(self, ranks: Ranks, trainer: TrainingEngine) -> tuple[LoadedState, int] | None:
-        """Finds the newest checkpoint that can be read; all processes read the same.
+    def _find_checkpoint(
+        self, ranks: Ranks, trainer: TrainingEngine
+    ) -> tuple[LoadedState, int] | None:
+        """Reads the newest checkpoint that is not damaged, the same one on all ranks.
 
-        Its state is returned, and the number of the newest, which may be damaged. A checkpoint may
-        be pruned by the run that saves there while it is read here. That is no damage: there is a
-        newer one then, and the search begins again.
+        A checkpoint may be removed while it is read, by a run that saves to the same directory.
+        That is no damage: there is a newer one then, and the search begins again.
+
+        Returns:
+            The state that was read, and the number of the newest checkpoint, which may be a damaged
+            one; None if there is no checkpoint and ``on_missing`` is "start".
         """
-        made: list[Source] = []
-        ranks.agree(lambda: made.append(source_at(self.source, self.cache_dir)))
-        (source,) = made
+        sources: list[Source] = []
+        # Each rank makes its own source. It is not returned, since agree() would pickle it.
+        ranks.agree(lambda: sources.append(source_at(self.source, self.cache_dir)))
+        (source,) = sources
         damaged: dict[str, str] = {}
         tried: set[tuple[str, bytes]] = set()
         removed = ""
         while True:
-            look = ranks.first_alone(source.find)
-            for name, why in look.damaged.items():
+            found = ranks.first_alone(source.find)
+            for name, why in found.damaged.items():
                 if name not in damaged:
                     _warn_of_skipped(f"{name}: {why}")
-            damaged |= look.damaged
-            candidates = [each for each in look.candidates if each.key not in tried]
+            damaged |= found.damaged
+            candidates = [each for each in found.candidates if each.key not in tried]
             for candidate in candidates:
-                _check_fit(candidate, ranks)
+                _check_compatibility(candidate, ranks)
                 try:
-                    loaded = self._read(source, candidate, ranks, trainer)
+                    loaded = self._read_checkpoint(source, candidate, ranks, trainer)
                 except (OSError, ValueError, RuntimeError) as error:
+                    # An older checkpoint does not help where the source itself cannot be read.
                     if any(ranks.gather(isinstance(error, SourceError))):
                         raise
                     tried.add(candidate.key)
@@ -198,7 +211,7 @@ class ResumeCheckpoint(Handler):
                     _warn_of_skipped(f"{candidate.name}: {error}")
                     continue
                 if loaded is not None:
-                    return loaded, max(each.manifest.number for each in look.candidates)
+                    return loaded, max(each.manifest.number for each in found.candidates)
                 removed = candidate.name
                 logger.info("%s was removed while it was read: the search begins again", removed)
                 break
@@ -220,45 +233,48 @@ class ResumeCheckpoint(Handler):
             return None
         raise FileNotFoundError(
             f"`source` must be a checkpoint or a directory of them, got {self.source}, where there "
-            'is none: mend the path, or say on_missing="start" to begin from scratch'
+            'is no checkpoint: fix the path, or say on_missing="start" to begin from scratch'
         )
 
-    def _read(
+    def _read_checkpoint(
         self, source: Source, candidate: Candidate, ranks: Ranks, trainer: TrainingEngine
     ) -> LoadedState | None:
         """Reads a checkpoint; returns None if it has been removed meanwhile.
 
-        If it is still there, what fails in one process raises in all.
+        If the checkpoint is still there, a failure on one rank raises on all ranks.
         """
-        read: list[LoadedState] = []
-        state = self._state(trainer)
+        states: list[LoadedState] = []
+        training_state = self._training_state(trainer)
         try:
             checkpoint = self._fetch(source, candidate, ranks)
             ranks.agree(
-                lambda: read.append(
-                    LoadedState(checkpoint, state, ranks.rank, self.override, self.replay)
+                lambda: states.append(
+                    LoadedState(checkpoint, training_state, ranks.rank, self.override, self.replay)
                 )
             )
-            # All files are open now. Were they all of this checkpoint?
+            # A removal renames the manifest before it touches a file. So if the manifest is still
+            # the same, all files were whole when they were opened, and stay readable.
             if ranks.first_alone(lambda: is_still_there(checkpoint)):
-                return read.pop()
+                return states.pop()
         except (OSError, ValueError, RuntimeError):
             if ranks.first_alone(lambda: source.still_has(candidate)):
                 raise
         finally:
-            for each in read:
+            for each in states:
                 each.close()
         return None
 
     def _fetch(self, source: Source, candidate: Candidate, ranks: Ranks) -> Checkpoint:
+        """Verifies a checkpoint, and downloads it on each machine if it is remote."""
         checkpoint = ranks.first_alone(lambda: source.fetch(candidate, verify=self.verify))
-        # Another machine has downloads of its own, to be made or verified by one process there.
+        # Rank 0 has served its own machine. On each other one a single rank makes the download, and
+        # verifies it. A shared directory was verified by rank 0 already.
         is_elsewhere = not ranks.is_first and PartialState().local_process_index == 0
         verify = self.verify and source.makes_copies
         ranks.agree(lambda: source.fetch(candidate, verify=verify) if is_elsewhere else None)
         return checkpoint
 
-    def _state(self, trainer: TrainingEngine) -> TrainingState:
+    def _training_state(self, trainer: TrainingEngine) -> TrainingState:
         also: dict[str, Any] = {}
         for handler in attached(trainer, SaveCheckpoint):
             also |= handler.also or {}
@@ -269,7 +285,8 @@ def _warn_of_skipped(problem: str) -> None:
     warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=2)
 
 
-def _check_fit(candidate: Candidate, ranks: Ranks) -> None:
+def _check_compatibility(candidate: Candidate, ranks: Ranks) -> None:
+    """Raises if the layout or the number of processes of a checkpoint is not the present one."""
     manifest = candidate.manifest
     if manifest.version != SCHEMA:
         raise ValueError(
@@ -281,33 +298,38 @@ def _check_fit(candidate: Candidate, ranks: Ranks) -> None:
     if manifest.world_size != ranks.size:
         raise ValueError(
             f"{candidate.name} is of {manifest.world_size} processes, and there are {ranks.size} "
-            "now: start as many, each has a place in the data and random generators of its own"
+            "now: start as many, since each has its own position in the data and its own random "
+            "generators"
         )
 
 
-def _check(loaded: LoadedState) -> None:
-    _refuse(loaded, loaded.problems or [*loaded.problems_of_members()])
+def _check_contents(loaded: LoadedState) -> None:
+    """Raises if the files hold anything invalid, or do not fit the trainer.
+
+    The order matters: states can be compared only if their form is valid.
+    """
+    _raise_for_problems(loaded, loaded.problems or [*loaded.problems_of_members()])
     differences = loaded.differences()
     if differences:
         raise ValueError(
-            f"{loaded.folder} does not fit this trainer, which is as it was: "
+            f"{loaded.folder} does not fit this trainer, which was left unchanged: "
             f"{'; '.join(differences)}: build the trainer as it was built for the checkpoint, or "
             "take the weights alone, by ignite_hooks.checkpoint.load_weights"
         )
-    _refuse(loaded, [*loaded.problems_of_states()])
+    _raise_for_problems(loaded, [*loaded.problems_of_states()])
 
 
-def _refuse(loaded: LoadedState, problems: list[str]) -> None:
+def _raise_for_problems(loaded: LoadedState, problems: list[str]) -> None:
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
             f"{loaded.folder} holds what no checkpoint of layout {SCHEMA} does, although its "
             f"hashes are right: {'; '.join(problems[:3])}{more}; was it edited, or written by "
-            "another version of ignite_hooks? The trainer is as it was"
+            "another version of ignite_hooks? The trainer was left unchanged"
         )
 
 
-def _tell(report: ResumeReport) -> None:
+def _announce(report: ResumeReport) -> None:
     if report.is_exact:
         logger.info("%s", report)
     else:
