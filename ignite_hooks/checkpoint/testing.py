@@ -1,7 +1,7 @@
-"""A test for users' own trainings: an interruption and a resume must change nothing.
+"""A check for users' own tests: a run that is interrupted and resumed must not change its result.
 
-``assert_resumable`` is the test; a ``Trace`` is what it compares, a digest of each thing that must
-not differ, for each iteration of a run.
+``assert_resumable`` is the check. It compares the digests that a ``RunRecorder`` takes of a run in
+each iteration.
 """
 
 import random
@@ -34,28 +34,29 @@ from ignite_hooks.data.random_state import GeneratorState
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.events import TrainEvents
 
-__all__ = ["Trace", "assert_resumable"]
+__all__ = ["RunRecorder", "assert_resumable"]
 
-_STOPS = 5
+_DEFAULT_STOPS = 5
 Digests = dict[str, str]
 
 
 def assert_resumable(
     make_trainer: Callable[[], Engine], max_steps: int, *, stops: Iterable[int] | None = None
 ) -> None:
-    """Trains with and without an interruption, and compares all that was done, bit by bit.
+    """Trains with and without an interruption, and compares the two runs bit by bit.
 
     ::
 
         def test_my_training_can_be_resumed():
             assert_resumable(make_trainer, max_steps=20)
 
-    It runs the trainer through; again, saving at each of ``stops``; and from each of these
-    checkpoints a further one to the end. It compares, in each iteration, the place, the batch, the
-    random generators, the loss, every parameter and buffer, and the states of the optimizer, the
-    scheduler and the handlers that tell one. Data with a state of their own, a handler that changes
-    the training by one that it does not tell, a seed that is drawn in the wrong place: what differs
-    first is named.
+    A first trainer runs to the end without an interruption. A second one does the same, and saves
+    at each of ``stops``. From each of these checkpoints a further trainer resumes and runs to the
+    end. In each iteration these are compared: the position, the batch, the random generators, the
+    loss, every parameter and buffer, and the states of the optimizer, the scheduler and the
+    handlers. The message names the first difference. It finds, for example, data with unsaved
+    state, a handler with unsaved state that changes the result, or a seed that is set in the wrong
+    place.
 
     Args:
         make_trainer: builds the trainer as the script does, with its data, from its own seeds. It
@@ -65,24 +66,25 @@ def assert_resumable(
         stops: the steps to resume from; default: five from the first to the last but one.
 
     Raises:
-        AssertionError: something differs; the message says what comes first.
-        TypeError: ``make_trainer`` makes something else than a trainer.
+        AssertionError: something differs; the message names the first difference.
+        TypeError: ``make_trainer`` does not return a trainer.
         ValueError: a stop is not between 1 and ``max_steps``; a trainer has resumed already.
     """
     whole_number("max_steps", max_steps, "it says how long to train")
-    stops = _stops(max_steps, stops)
+    stops = _checked_stops(max_steps, stops)
     ranks = Ranks()
     directory = Path(ranks.first_alone(lambda: tempfile.mkdtemp(prefix="ignite_hooks-")))
     try:
-        unbroken = _run(_new(make_trainer), max_steps)
-        saved = _run(_saving(_new(make_trainer), directory, stops), max_steps)
+        unbroken = _train(_make_checked(make_trainer), max_steps)
+        saved = _train(_add_saves(_make_checked(make_trainer), directory, stops), max_steps)
+        # First, because with other seeds in each run a difference would say nothing of the resume.
         if difference := saved.first_difference(unbroken):
             raise AssertionError(
-                f"two runs that begin anew are not the same, {difference} differs: seed all random "
+                f"two runs from scratch are not the same, {difference} differs: seed all random "
                 "generators in make_trainer, before the model is made"
             )
         for stop in stops:
-            resumed = _run(_resumed(_new(make_trainer), directory, stop), max_steps)
+            resumed = _train(_resume_at(_make_checked(make_trainer), directory, stop), max_steps)
             difference = resumed.first_difference(unbroken)
             missing = max(unbroken.iterations) not in resumed.iterations
             if difference is None and missing and stop < unbroken.steps:
@@ -93,31 +95,34 @@ def assert_resumable(
                     f"resumed at step {stop}, {difference} differs from the unbroken run"
                 )
     finally:
-        ranks.gather(None)
+        ranks.gather(None)  # until here another rank may read the directory
         if ranks.is_first:
             shutil.rmtree(directory)
 
 
-class Trace:
-    """Notes for each iteration of a trainer's run a digest of each thing that must not differ.
+class RunRecorder:
+    """A recorder of everything that must not differ between two runs, as digests.
 
     Args:
-        trainer: the trainer; notes are made after all handlers that are attached by now.
+        trainer: the trainer. Attach its handlers first, so that the digests are taken after them.
+
+    Attributes:
+        iterations: the digests of each iteration, by what they were taken of.
     """
 
     def __init__(self, trainer: TrainingEngine) -> None:
         self.iterations: dict[int, Digests] = {}
         self._trainer = trainer
-        trainer.add_event_handler(Events.ITERATION_STARTED, self._before)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after)
+        trainer.add_event_handler(Events.ITERATION_STARTED, self._record_start)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._record_end)
 
     @property
     def steps(self) -> int:
         """The committed optimizer steps of the trainer."""
         return int(self._trainer.state.optimizer_step)
 
-    def first_difference(self, other: "Trace") -> str | None:
-        """The first thing that is not as in ``other``, where both have been; None if all is."""
+    def first_difference(self, other: "RunRecorder") -> str | None:
+        """Returns the first difference in the iterations that both runs have; None without one."""
         for iteration in sorted(self.iterations.keys() & other.iterations.keys()):
             mine, theirs = self.iterations[iteration], other.iterations[iteration]
             for what, value in theirs.items():
@@ -125,7 +130,7 @@ class Trace:
                     return f"{what} of iteration {iteration}"
         return None
 
-    def _before(self) -> None:
+    def _record_start(self) -> None:
         state = self._trainer.state
         trainer = self._trainer
         generators = RandomState.capture(trainer.accelerator.device, trainer.generators)
@@ -135,7 +140,7 @@ class Trace:
             "the random generators": digest_of(generators.state_dict()),
         }
 
-    def _after(self) -> None:
+    def _record_end(self) -> None:
         trainer = self._trainer
         digests = self.iterations[trainer.state.iteration]
         digests["the loss"] = digest_of(trainer.state.loss)
@@ -145,15 +150,16 @@ class Trace:
         digests["the optimizer's state"] = digest_of(trainer.optimizer.state_dict())
         if trainer.lr_scheduler is not None:
             digests["the scheduler's state"] = digest_of(trainer.lr_scheduler.state_dict())
-        also = _also(trainer)
+        also = _saved_objects(trainer)
         for name, each in {**handlers_with_state(trainer, also.values()), **also}.items():
             digests[f"the state of {name}"] = digest_of(Member(each, trainer).state_dict())
 
 
-def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
+def _checked_stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
     if stops is None:
         last = max(max_steps - 1, 1)
-        return sorted({1 + (last - 1) * k // (_STOPS - 1) for k in range(_STOPS)})
+        intervals = _DEFAULT_STOPS - 1
+        return sorted({1 + (last - 1) * k // intervals for k in range(_DEFAULT_STOPS)})
     found = sorted(set(stops))
     if not found or found[0] < 1 or found[-1] > max_steps:
         raise ValueError(
@@ -163,7 +169,8 @@ def _stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
     return found
 
 
-def _new(make_trainer: Callable[[], Engine]) -> Engine:
+def _make_checked(make_trainer: Callable[[], Engine]) -> Engine:
+    """Makes a trainer, and raises if it is something else, or has resumed already."""
     engine = trainer = make_trainer()
     if not is_trainer(trainer):
         raise TypeError(
@@ -172,33 +179,36 @@ def _new(make_trainer: Callable[[], Engine]) -> Engine:
         )
     if trainer.resume_report is not None:
         raise ValueError(
-            "`make_trainer` must make a trainer that begins anew, got one that has resumed from "
-            f"{trainer.resume_report.checkpoint}: leave out resume_from"
+            "`make_trainer` must make a trainer that has not resumed, got one that has resumed "
+            f"from {trainer.resume_report.checkpoint}: leave out resume_from"
         )
     return engine
 
 
-def _run(trainer: Engine, max_steps: int) -> Trace:
-    assert is_trainer(trainer)  # _new() has refused all others
-    trace = Trace(trainer)
+def _train(trainer: Engine, max_steps: int) -> RunRecorder:
+    assert is_trainer(trainer)  # _make_checked() has refused all others
+    recorder = RunRecorder(trainer)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "resumed from")  # it is seen what comes of it
-        warnings.filterwarnings("ignore", ".* checkpoints of other runs")  # its own ones
-        warnings.filterwarnings("ignore", "nothing is trained")  # resumed where a handler ended it
+        # An inexact resume is no failure by itself: the comparison shows whether it matters.
+        warnings.filterwarnings("ignore", "resumed from")
+        # The other runs in the temporary directory are those of this check.
+        warnings.filterwarnings("ignore", ".* checkpoints of other runs")
+        # A stop may be the step at which a handler ends the run.
+        warnings.filterwarnings("ignore", "nothing is trained")
         trainer.run(max_steps=max_steps)
-    return trace
+    return recorder
 
 
-def _saving(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
-    """Saves at the stops, wherever the trainer's own handlers save."""
+def _add_saves(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
+    """Attaches saves at the stops, besides those of the trainer's own handlers."""
     save = SaveCheckpoint(
-        directory, at_end=False, keep_last="all", on_signals=(), also=_also(trainer)
+        directory, at_end=False, keep_last="all", on_signals=(), also=_saved_objects(trainer)
     )
     save.attach(trainer, TrainEvents.STEP_COMPLETED(event_filter=lambda _, step: step in stops))
     return trainer
 
 
-def _also(trainer: AnyEngine) -> dict[str, Any]:
+def _saved_objects(trainer: AnyEngine) -> dict[str, Any]:
     """Returns the objects in ``also`` of the trainer's own handlers, by name."""
     handlers = attached(trainer, SaveCheckpoint)
     also = {name: each for handler in handlers for name, each in (handler.also or {}).items()}
@@ -208,8 +218,9 @@ def _also(trainer: AnyEngine) -> dict[str, Any]:
     }
 
 
-def _resumed(trainer: Engine, directory: Path, stop: int) -> Engine:
-    """As in another process, where other random numbers were drawn before."""
+def _resume_at(trainer: Engine, directory: Path, stop: int) -> Engine:
+    """Resumes a trainer at a stop, with the global generators as in another process."""
     ResumeCheckpoint(directory / f"step_{stop:08d}").attach(trainer)
+    # Another process has drawn other random numbers before its run, which must not matter.
     torch.rand(1), np.random.rand(), random.random()
     return trainer

@@ -14,7 +14,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import assert_resumable
-from ignite_hooks.checkpoint.testing import Trace
+from ignite_hooks.checkpoint.testing import RunRecorder
 from tests import reference
 from tests.reference import Noisy
 from tests.reference import batches_of
@@ -75,7 +75,7 @@ def test_a_training_that_can_be_resumed_passes():
 
 def test_nondeterministic_training_is_reported_before_resuming():
     numbers = itertools.count()
-    with pytest.raises(AssertionError, match="two runs that begin anew are not the same, the batc"):
+    with pytest.raises(AssertionError, match="two runs from scratch are not the same, the batch"):
         assert_resumable(lambda: make_trainer(number=next(numbers)), max_steps=4)
 
 
@@ -285,7 +285,7 @@ def test_a_trainer_that_has_resumed_already_is_refused(tmp_path_factory):
         ResumeCheckpoint(folder).attach(trainer)
         return trainer
 
-    with pytest.raises(ValueError, match=r"begins anew, got one that has resumed.*leave out"):
+    with pytest.raises(ValueError, match=r"has not resumed, got one that has resumed.*leave out"):
         assert_resumable(make, max_steps=4)
 
 
@@ -302,7 +302,7 @@ def traced(*, change=None, at=3, **options):
     if change is not None:
         event, act = change
         trainer.add_event_handler(event(once=at), lambda: act(trainer))
-    trace = Trace(trainer)
+    trace = RunRecorder(trainer)
     torch.manual_seed(5)
     trainer.run(batches_of(5))
     return trace

@@ -38,7 +38,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.checkpoint.testing import Trace
+from ignite_hooks.checkpoint.testing import RunRecorder
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -170,9 +170,9 @@ def make_trainer(kind, configuration, *, number):
     return trainer, patience
 
 
-def told(trainer, patience, trace):
+def told(trainer, patience, recorder):
     return {
-        "iterations": {str(number): sums for number, sums in trace.iterations.items()},
+        "iterations": {str(number): sums for number, sums in recorder.iterations.items()},
         "loss": float(trainer.state.metrics["loss"]),
         "patience": [patience.counter, float(patience.best_score)],
         "steps": trainer.state.optimizer_step,
@@ -183,11 +183,11 @@ def save(folder):
     found = {}
     for training in TRAININGS:
         trainer, patience = make_trainer(*training, number=1)
-        trace = Trace(trainer)
+        recorder = RunRecorder(trainer)
         place = folder / ", ".join(training)
         SaveCheckpoint(place, every_steps=1, every_epochs=1, keep_last="all").attach(trainer)
         trainer.run(max_epochs=EPOCHS)
-        found[place.name] = told(trainer, patience, trace)
+        found[place.name] = told(trainer, patience, recorder)
     return found
 
 
@@ -198,9 +198,9 @@ def resume(folder, part, parts):
         for checkpoint in sorted(place.glob("step_*")):
             trainer, patience = make_trainer(*training, number=2)
             ResumeCheckpoint(checkpoint).attach(trainer)
-            trace = Trace(trainer)
+            recorder = RunRecorder(trainer)
             trainer.run(max_epochs=EPOCHS)
-            found.setdefault(place.name, []).append(told(trainer, patience, trace))
+            found.setdefault(place.name, []).append(told(trainer, patience, recorder))
     return found
 
 
