@@ -1,4 +1,4 @@
-"""The value of the metric that says which checkpoint is best, if it is one of these weights."""
+"""The value of the metric that ranks checkpoints, unless it was measured with earlier weights."""
 
 from typing import Any
 
@@ -18,33 +18,37 @@ __all__ = ["MetricValue"]
 
 
 class MetricValue:
-    """Tells the value in ``trainer.state.metrics``, and none that is left from earlier weights.
+    """A reader of one value in ``trainer.state.metrics`` that leaves out stale values.
 
-    A ``Validation`` notes at which iteration it has measured. Of other metrics a value is stale if
-    it is the very object that was there when the iteration began, and nobody has written to it in
-    place since. Values of users are looked at, never replaced. So an equal value that was computed
-    again is a new one, and the same object stored again, ``1.0`` of a line of code or a small int,
-    cannot be told from one that nobody has stored: it is taken for stale, because a checkpoint
-    without a value does less harm than one with the value of other weights.
+    A stale value was measured with earlier weights. A ``Validation`` notes the iteration at which
+    it has measured. The value of any other metric is stale if it is the same object as when the
+    iteration began, and was not written to in place since. Values are only looked at, never copied
+    back or replaced.
+
+    So an equal value that was computed again is a new value. The same object stored again, for
+    example a literal ``1.0`` in a loop or a small int, looks like a value that nobody has stored,
+    and counts as stale: a checkpoint without a value does less harm than one with the value of
+    other weights.
 
     Args:
-        name: of the metric; None if no metric is asked for.
+        name: the name of the metric; None if checkpoints are not ranked.
         trainer: the trainer.
     """
 
     def __init__(self, name: str | None, trainer: TrainingEngine) -> None:
         self._name = name
-        self._seen: Any = None  # held, so that no other object can get its identity
-        self._content: Any = None
+        # The reference keeps the object alive, so that no new object can get the same ``id``.
+        self._value_before: Any = None
+        self._version_before: Any = None
         if name is not None:
-            trainer.add_event_handler(Events.ITERATION_STARTED, self._note)
+            trainer.add_event_handler(Events.ITERATION_STARTED, self._note_value)
 
-    def of(self, trainer: TrainingEngine) -> float | None:
-        """Returns the value now; None if there is none, or a stale one.
+    def current(self, trainer: TrainingEngine) -> float | None:
+        """Returns the present value; None if there is no value, or a stale one.
 
         Raises:
-            TypeError: it is no number.
-            ValueError: all validations have been run, and none has given it.
+            TypeError: the value is not a number.
+            ValueError: all validations have been run, and none of them has given the metric.
         """
         name = self._name
         if name is None:
@@ -55,7 +59,7 @@ class MetricValue:
             self._is_stale(found) if measured is None else measured != trainer.state.iteration
         )
         if found is None and measured is None:
-            _miss(name, trainer)
+            _report_missing(name, trainer)
         if found is None or is_stale:
             return None
         try:
@@ -65,16 +69,17 @@ class MetricValue:
                 f"`metric` must name a number, state.metrics[{name!r}] is {found!r}: name another"
             ) from error
 
-    def _note(self, trainer: TrainingEngine) -> None:
-        self._seen = trainer.state.metrics.get(self._name)
-        self._content = _content_of(self._seen)
+    def _note_value(self, trainer: TrainingEngine) -> None:
+        self._value_before = trainer.state.metrics.get(self._name)
+        self._version_before = _version_of(self._value_before)
 
-    def _is_stale(self, found: Any) -> bool:
-        return found is self._seen and bool(self._content == _content_of(found))
+    def _is_stale(self, value: Any) -> bool:
+        is_same_object = value is self._value_before
+        return is_same_object and bool(self._version_before == _version_of(value))
 
 
-def _miss(name: str, trainer: TrainingEngine) -> None:
-    """Raises, or warns once, that the metric is not there, unless a validation is still to come."""
+def _report_missing(name: str, trainer: TrainingEngine) -> None:
+    """Raises, or warns once, that the metric is missing, unless a validation is still to come."""
     to_come = validations_to_come(trainer)
     metrics = trainer.state.metrics
     if to_come is None:
@@ -82,7 +87,8 @@ def _miss(name: str, trainer: TrainingEngine) -> None:
             f"`metric` must be one of state.metrics to tell the best checkpoint, got {name!r}: "
             "attach the metric, or save when it has been computed"
         )
-    elif not to_come and (trainer.place.progress.epochs or _is_of_validation(name, trainer)):
+    # Within the first epoch a metric that is computed at EPOCH_COMPLETED may still appear.
+    elif not to_come and (trainer.place.progress.epochs or _has_prefix(name, trainer)):
         raise ValueError(
             "`metric` must be one of state.metrics when the first checkpoint is saved, got "
             f"{name!r}: {close_to(name, metrics)} (If a handler of your own gives it later, set it "
@@ -90,18 +96,22 @@ def _miss(name: str, trainer: TrainingEngine) -> None:
         )
 
 
-def _is_of_validation(name: str, trainer: TrainingEngine) -> bool:
-    """Returns whether nothing but a validation would give a metric of that name."""
+def _has_prefix(name: str, trainer: TrainingEngine) -> bool:
+    """Returns whether the name has the prefix of a validation, which alone gives such metrics."""
     return any(
         each.prefix and name.startswith(each.prefix) for each in attached(trainer, Validation)
     )
 
 
-def _content_of(value: Any) -> Any:
-    """Returns what changes when a number is written to in place, without asking the device."""
+def _version_of(value: Any) -> Any:
+    """Returns something that changes whenever a number is written to in place.
+
+    Reading the version of a tensor does not synchronize with the device.
+    """
     if isinstance(value, torch.Tensor) and not value.is_inference():
-        return value._version
-    # Nothing counts the writes to these; a copy of more than a number would cost time.
+        return value._version  # torch counts the writes in place, for autograd
+    # Nothing counts the writes to inference tensors and arrays, so a copy is compared. A copy of
+    # more than one number would cost time.
     if isinstance(value, torch.Tensor):
         return value.clone() if value.numel() == 1 else None
     return value.copy() if isinstance(value, np.ndarray) and value.size == 1 else None

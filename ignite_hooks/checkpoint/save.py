@@ -1,4 +1,4 @@
-"""Saves on schedule, at the end and when told to stop; a crash costs what came after the last."""
+"""Saves checkpoints on a schedule, at the end of a run and at a signal, safely if it crashes."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ignite.engine import Events
 from ignite_hooks.checkpoint.members import has_state
 from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
-from ignite_hooks.checkpoint.settings import keep_record
+from ignite_hooks.checkpoint.settings import record_settings
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.triggers import CheckpointTriggers
 from ignite_hooks.checkpoint.unsaved import note_beginning
@@ -43,7 +43,7 @@ from ignite_hooks.events import TrainEvents
 
 __all__ = ["SaveCheckpoint"]
 
-_NO_SAVE = (
+_WHY_NOT_SAVED = (
     "after a failure a step may be half done, and the last checkpoint is what there is; "
     'on_signals=("SIGINT", "SIGTERM") saves a run that Ctrl-C stops'
 )
@@ -51,69 +51,71 @@ _NO_SAVE = (
 
 @checked_dataclass(kw_only=False)
 class SaveCheckpoint(Scheduled):
-    """Saves all that it takes to go on as if nothing had happened, and keeps what is worth keeping.
+    """Saves the whole state of a run, and keeps the newest and the best checkpoints.
 
-    A checkpoint is a folder, ``directory/step_00000500``. It is taken between two steps, when every
-    other handler of the moment is done, validation too, and once however many schedules are due.
-    Its files are on the disk before ``manifest.json`` makes it a checkpoint, and only then older
-    ones go: a crash, a full disk or a kill at any moment costs what came after the last one.
-    CHECKPOINT_SAVED fires when it is complete, and ``last_checkpoint`` names it.
+    A checkpoint is a folder, ``directory/step_00000500``. It is taken between two steps, after all
+    other handlers of the event and the validation, and once even if several schedules are due. The
+    files are on the disk before ``manifest.json`` makes the folder a checkpoint, and only then
+    older checkpoints are removed. So a crash, a full disk or a kill costs at most the steps since
+    the last checkpoint. CHECKPOINT_SAVED fires when a checkpoint is complete; ``last_checkpoint``
+    is its folder.
 
-    It holds the model (and a loss function's own parameters), optimizer, scheduler, scaler, random
-    generators, the place in the data, counters, metrics, the state of every handler that has one,
-    and what ``also`` names. ``ResumeCheckpoint`` goes on from it.
+    A checkpoint holds the model (and the parameters of a loss function), optimizer, scheduler,
+    scaler, random generators, the position in the data, counters, metrics, the state of every
+    handler that has one, and the objects in ``also``. ``ResumeCheckpoint`` resumes from it.
 
-    One of ``on_signals`` has the state saved at the next step boundary, and the run end there;
-    ``trainer.stop_reason`` is the signal's name ("SIGTERM on rank 1" if not all processes have
-    received it). More signals within ``grace_seconds`` are the same
-    request; a later one, or one that comes when the save is complete, does what it did before.
-    Workers of a ``DataLoader`` ignore the signals meanwhile, so that one to all processes of a job
-    harms nothing. A ``Validation`` in progress is broken off, and made up when the run is resumed.
-    If the run fails before that save, and there is one process, the last step boundary is saved on
-    the way out where it is known; the error has a note that says so.
+    A signal in ``on_signals`` saves the state at the next step boundary and ends the run there.
+    ``trainer.stop_reason`` is then the name of the signal ("SIGTERM on rank 1" if not all processes
+    have received it). Further signals within ``grace_seconds`` are part of the same request. A
+    later signal, or one that comes after the save, calls the handler that was set for it before the
+    run. Workers of a ``DataLoader`` ignore these signals during the run, so that a signal to all
+    processes of a job does not end them. A ``Validation`` in progress is broken off, and run when
+    the run is resumed. If the run fails before that save, and there is one process, the state of
+    the last step boundary is saved if it is known, and the error has a note that says so.
 
-    One run at a time writes to a directory: a run holds a lock on it until it ends, and is refused,
-    or waits, while another holds it. An interrupted run keeps the lock.
+    One run at a time writes to a directory. A run holds a lock on it until it ends; another run is
+    refused meanwhile, or waits. An interrupted run keeps the lock.
 
-    With several processes all of them save, and the directory must be one that all of them see.
-    Each gets its own states of handlers and of ``also`` back; of a model's buffers, which
-    ``DistributedDataParallel`` sends to all anyway, the first one's are saved. Where the model is
-    split over processes (FSDP, DeepSpeed) model and optimizer are written by
-    ``accelerator.save_state``; that was not tested on such machines, and resuming from it needs
+    With several processes all of them save, to a directory that all of them must see. On each rank
+    the states of handlers and of ``also`` are saved and restored separately. The buffers of a model
+    are those of rank 0, which ``DistributedDataParallel`` sends to all ranks anyway. A model that
+    is split over processes (FSDP, DeepSpeed) is written with its optimizer by
+    ``accelerator.save_state``. This was not tested on such machines, and resuming from it needs
     ``trust_pickle``, because Accelerate unpickles there.
 
     Args:
-        directory: where the checkpoints are; it is made if it is not there. A relative path is made
+        directory: the folder of the checkpoints; it is created if missing. A relative path is made
             absolute now, with ``~`` expanded: the working directory may change later.
-        every_steps: save each time so many steps were committed.
-        every_epochs: save each time so many epochs were completed.
-        every_seconds: save at the first step after so many seconds.
-        at_end: save where a run ends, unless it fails.
-        keep_last: how many of the newest of this run of training stay, or "all". Of a checkpoint
-            that is a symbolic link the link is removed, and what it leads to stays.
-        keep_best: how many of the best by ``metric`` stay besides. A NaN is never among them.
-        metric: the name in ``state.metrics`` of what says which is best. Of a metric that is not a
-            validation's the value counts for the iteration in which it was stored; the very object
-            of an earlier iteration stored again counts as the old value.
+        every_steps: save each time this many steps were committed.
+        every_epochs: save each time this many epochs were completed.
+        every_seconds: save at the first step after this many seconds.
+        at_end: save when a run ends, unless it fails.
+        keep_last: how many of the newest checkpoints of this run to keep, or "all". If a checkpoint
+            is a symbolic link, the link is removed, and its target is kept.
+        keep_best: how many of the best checkpoints by ``metric`` to keep besides. A checkpoint
+            with a NaN is never among the best.
+        metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value that is
+            not a validation's counts only in the iteration in which it was stored; if the same
+            object of an earlier iteration is stored again, it counts as the old value.
         mode: whether "max" or "min" is best.
         on_signals: names of the signals that ask for a save and the end of the run.
         safe_serialization: whether the model is written with safetensors; else with ``torch.save``.
-        background: have a thread write, from a copy in the host's memory, while training goes on.
-            What goes wrong is raised at the next save or the end of the run. With a model that is
-            split over processes, its part is written at once all the same.
+        background: write in a thread, from a copy in the host's memory, while training continues.
+            An error is raised at the next save or at the end of the run. The part of a model that
+            is split over processes is written at once all the same.
         also: further objects with ``state_dict`` and ``load_state_dict``, by name, whose states
             must be made of tensors and plain data; or random generators of torch, numpy or Python.
-        trust_pickle: save what was registered with ``accelerator.register_for_checkpointing`` too,
-            which has to be unpickled.
-        grace_seconds: how long after a signal further ones are taken for the same request: job
+        trust_pickle: also save objects registered with ``accelerator.register_for_checkpointing``,
+            which have to be unpickled.
+        grace_seconds: how long after a signal further signals are part of the same request: job
             schedulers signal all processes, and launchers pass their own signal on.
         on_busy: what to do while another run writes to the directory. "error" refuses before the
             first batch; "wait" is for a requeued job whose predecessor is about to end: the handler
             waits for it when it is attached, before a resume, and when the run begins.
-        wait_seconds: the longest wait, with "wait"; None for no limit.
+        wait_seconds: the longest time to wait, with "wait"; None for no limit.
 
     Raises:
-        ValueError: an argument is out of its range. When attached: the engine is no trainer; the
+        ValueError: an argument is out of its range. When attached: the engine is not a trainer; the
             directory cannot be written to; objects are registered with the accelerator.
             When the first checkpoint is saved: all validations have been run, and none has given
             ``metric``.
@@ -141,7 +143,7 @@ class SaveCheckpoint(Scheduled):
     wait_seconds: Seconds | None = None
 
     def __post_init__(self) -> None:
-        """Checks what goes together."""
+        """Checks the options that depend on each other."""
         if self.keep_best and self.metric is None:
             raise ValueError(
                 f"`metric` must be given with `keep_best`, which is {self.keep_best}, got None: "
@@ -164,8 +166,8 @@ class SaveCheckpoint(Scheduled):
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """The folder of the last one that was completed; None if there was none yet."""
-        return _last.get(self)
+        """The folder of the last complete checkpoint; None before the first one."""
+        return _last_checkpoints.get(self)
 
     @property
     def summary(self) -> str:
@@ -173,7 +175,7 @@ class SaveCheckpoint(Scheduled):
         return f"checkpoints in {self.directory}"
 
     def check(self, engine: Engine, event: Any) -> None:
-        """It needs a trainer, a directory, and something to save by."""
+        """Checks the engine, the event, and the directory, which is created."""
         if not is_trainer(engine):
             raise ValueError(
                 f"`engine` must be a trainer, whose place in the data is known, got "
@@ -182,7 +184,7 @@ class SaveCheckpoint(Scheduled):
             )
         if event == Events.EXCEPTION_RAISED:
             raise ValueError(
-                f"`event` must be one of a run that goes on or ends well, got {event}: {_NO_SAVE}"
+                f"`event` must be one of a run that has not failed, got {event}: {_WHY_NOT_SAVED}"
             )
         check_directory(Path(self.directory))
         TrainingState(engine, trust_pickle=self.trust_pickle).check()
@@ -194,9 +196,9 @@ class SaveCheckpoint(Scheduled):
             )
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
-        """As any handler; at an ``event`` too it saves at the end and on signals, as it is told."""
-        saves_by_itself = self.every_seconds or self.at_end or self.on_signals
-        if not (event or self.every_steps or self.every_epochs or saves_by_itself):
+        """Attaches the handler; ``at_end`` and ``on_signals`` apply with an ``event`` too."""
+        has_other_trigger = self.every_seconds or self.at_end or self.on_signals
+        if not (event or self.every_steps or self.every_epochs or has_other_trigger):
             raise ValueError(
                 "a SaveCheckpoint must have something to save by, `every_steps`, `every_epochs`, "
                 "`every_seconds`, `at_end` and `on_signals` are all off: every_epochs=1 is the "
@@ -207,30 +209,36 @@ class SaveCheckpoint(Scheduled):
         assert is_trainer(trainer)  # check() has refused all others
         warn_if_full(Path(self.directory), trainer)
         triggers = _triggers_of(self, engine)
+        # Before a ResumeCheckpoint is attached, so that it finds what the other run saves last.
         triggers.wait_for_others()
         attachment.on_removal(triggers.release)
         attachment.on_removal(lambda: trainer.cancel(triggers.save))
-        attachment.on_removal(triggers.break_off(trainer))
-        keep_record(attachment)
-        attachment.during_run(triggers.watching)
-        attachment.on(Events.STARTED, triggers.start)
+        attachment.on_removal(triggers.break_off_validations(trainer))
+        record_settings(attachment)
+        attachment.during_run(triggers.around_run)
+        attachment.on(Events.STARTED, triggers.check_state)
+        # After the other handlers of STARTED, which may create or reset a state.
         attachment.on(Events.STARTED, note_beginning, turn=Turn.DUE_BY_STEP)
         attachment.on(Events.STARTED, note_attributes, turn=Turn.DUE_BY_STEP)
         attachment.on_removal(triggers.end_runs_without_workers(trainer))
         if trainer.accelerator.num_processes > 1:
-            attachment.on_removal(triggers.watch(trainer))
+            attachment.on_removal(triggers.ask_ranks(trainer))
         elif self.every_seconds or self.on_signals or self.background:
-            attachment.on(TrainEvents.STEP_COMPLETED, triggers.look)
+            attachment.on(TrainEvents.STEP_COMPLETED, triggers.after_step)
         if self.at_end:
             attachment.on_removal(trainer.call_at_end(triggers.save))
         return attachment
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Saves on its schedules; that one is due at the end of an epoch is noted first of all."""
+        """Saves on its schedules.
+
+        At the end of an epoch the save is noted as due before any other handler is called, so that
+        it stays due if one of them fails.
+        """
         self.on_schedule(attachment, self, turn_by_epoch=Turn.NOTE)
 
     def __call__(self, engine: Engine) -> None:
-        """Saves when all other handlers of the moment are done; after a run at once.
+        """Saves after all other handlers of the present event; between two runs, at once.
 
         Raises:
             RuntimeError: the run was interrupted, and not between two steps.
@@ -238,7 +246,7 @@ class SaveCheckpoint(Scheduled):
         triggers = _triggers_of(self, engine)
         assert is_trainer(engine)  # check() has refused all others
         if is_running(engine) and engine.last_event_name == Events.EXCEPTION_RAISED:
-            warnings.warn(f"nothing is saved at EXCEPTION_RAISED: {_NO_SAVE}", stacklevel=2)
+            warnings.warn(f"nothing is saved at EXCEPTION_RAISED: {_WHY_NOT_SAVED}", stacklevel=2)
         elif is_running(engine) and engine.last_event_name != Events.INTERRUPT:
             triggers.schedule(engine)
         else:
@@ -246,7 +254,10 @@ class SaveCheckpoint(Scheduled):
 
 
 def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
-    """What the handler does on this engine, kept with the engine."""
+    """Returns the triggers of a handler on an engine; creates them on the first call.
+
+    They are kept with the engine, since one handler may serve several trainers.
+    """
     found: dict[SaveCheckpoint, CheckpointTriggers] = belongings(engine).setdefault(
         "checkpoint_triggers", {}
     )
@@ -255,10 +266,11 @@ def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
         assert is_trainer(engine)  # check() has refused all others
 
         def announce(folder: Path) -> None:
-            _last[handler] = folder
+            _last_checkpoints[handler] = folder
 
         found[handler] = CheckpointTriggers(handler, engine, announce)
     return found[handler]
 
 
-_last: WeakKeyDictionary[SaveCheckpoint, Path] = WeakKeyDictionary()
+# Kept outside of the handler, whose dataclass is frozen.
+_last_checkpoints: WeakKeyDictionary[SaveCheckpoint, Path] = WeakKeyDictionary()

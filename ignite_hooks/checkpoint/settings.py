@@ -1,8 +1,8 @@
 """The settings that a run is trained with, as plain data: numbers, strings, None, lists and dicts.
 
-A checkpoint carries the settings as the script gave them, so that a script which resumes can be
-compared with it. Momentary values would not do: a schedule moves the learning rate, and handlers
-freeze layers.
+A checkpoint has the settings as the script gave them, so that they can be compared with those of a
+script that resumes. The present values cannot be compared: a schedule changes the learning rate,
+and handlers freeze layers.
 """
 
 import copy
@@ -10,6 +10,7 @@ import functools
 import sys
 import types
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Set
@@ -40,32 +41,34 @@ from ignite_hooks.optim.lr_scheduler import of_torch
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = [
-    "OF_SCHEDULE",
-    "Rates",
+    "SCHEDULE_KEYS",
+    "ParamGroups",
     "SettingsRecord",
-    "keep_record",
+    "copied_groups",
     "plain",
-    "rates_of",
+    "record_settings",
     "settings_of",
     "settings_record",
     "unrestored_settings_of",
 ]
 
-Rates: TypeAlias = list[dict[str, Any]]
+ParamGroups: TypeAlias = list[dict[str, Any]]
 
 MAX_DEPTH = 8
-"""Containers and closures within each other that ``plain`` enters."""
+"""The levels of nested containers and closures that ``plain`` enters."""
 
 MAX_ELEMENTS = 64
-"""Elements of a tensor that ``plain`` lists; a larger one becomes its shape."""
+"""The elements of a tensor that ``plain`` lists; a larger tensor becomes its shape."""
 
-OF_SCHEDULE = frozenset({"base_momentum", "max_lr", "max_momentum", "min_lr", "swa_lr"})
-"""What schedulers keep in the optimizer's groups, besides ``initial_lr``."""
+SCHEDULE_KEYS = frozenset({"base_momentum", "max_lr", "max_momentum", "min_lr", "swa_lr"})
+"""The keys that schedulers keep in the optimizer's groups, besides ``initial_lr``."""
 
-_NO_SETTINGS = {"params", "param_names", "initial_lr"} | OF_SCHEDULE
+# Keys of an optimizer's group that are not settings, or are the schedule's.
+_EXCLUDED_KEYS = {"params", "param_names", "initial_lr"} | SCHEDULE_KEYS
 
-# Of a scheduler: where it stands, and what follows from the optimizer's settings or from others.
-_NO_CONSTANTS = {
+# Attributes of a scheduler that change with its moves, or follow from the optimizer's settings or
+# from other attributes.
+_EXCLUDED_ATTRIBUTES = {
     "T_cur",
     "T_i",
     "_get_lr_called_within_step",
@@ -86,11 +89,11 @@ _NO_CONSTANTS = {
 
 
 def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
-    """Returns what ``trainer`` trains with now: as the script gives it, if nothing was trained.
+    """Returns the present settings of ``trainer``; before any training, those of the script.
 
-    The learning rate is the one that a schedule starts from. Functions, of a ``LambdaLR`` for
-    instance, are described by their code and the plain values that they use. Hyperparameters of
-    modules, dropout for instance, are not known.
+    The learning rate is the one that a schedule starts from. Functions, for example those of a
+    ``LambdaLR``, are described by their code and the plain values that they use. Hyperparameters
+    of modules, for example dropout, are not included: a module does not list them.
     """
     scheduler = trainer.lr_scheduler
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
@@ -99,10 +102,10 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
             "class": type(optimizer).__name__,
             "groups": [_settings_of_group(trainer, each) for each in optimizer.param_groups],
         },
-        "scheduler": None if scheduler is None else _schedule_of(of_torch(scheduler)),
+        "scheduler": None if scheduler is None else _schedule_settings(of_torch(scheduler)),
         "frozen": sorted(
-            f"{of}.{name}"
-            for of, module in trainer.modules.items()
+            f"{module_name}.{name}"
+            for module_name, module in trainer.modules.items()
             for name, parameter in module.named_parameters()
             if not parameter.requires_grad
         ),
@@ -111,7 +114,7 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
 
 
 def unrestored_settings_of(trainer: TrainingEngine) -> dict[str, Any]:
-    """Returns those of the settings that no state holds: a resumed run has what its script says."""
+    """Returns the settings that are in no state: a resumed run has those of its script."""
     (step,) = attached(trainer, OptimizerStep)
     accelerator = trainer.accelerator
     names = ("max_norm", "clip_value", "norm_type")
@@ -133,9 +136,9 @@ class SettingsRecord:
 
     Attributes:
         given: the settings when the first ``SaveCheckpoint`` or ``ResumeCheckpoint`` was attached,
-            before anything was trained; of a run that was resumed, those that its checkpoint or the
-            script has decided.
-        started: the settings when the handlers of STARTED had returned, if that was seen.
+            before anything was trained. In a resumed run these are the checkpoint's, with those
+            that the script has overridden.
+        started: the settings after the handlers of STARTED; None if they were not recorded.
         writes: the settings of the optimizer's groups before and after the handlers of STARTED and
             of the last EPOCH_STARTED, by the name of the event.
     """
@@ -145,7 +148,7 @@ class SettingsRecord:
     writes: dict[str, list[Any]] = field(default_factory=dict)
 
     def state_dict(self, trainer: TrainingEngine) -> dict[str, Any]:
-        """Returns the record as plain data, with the settings of now that no state holds."""
+        """Returns the record as plain data, with the present settings that are in no state."""
         return {
             "given": self.given,
             "started": self.started,
@@ -155,7 +158,7 @@ class SettingsRecord:
 
 
 def settings_record(trainer: TrainingEngine) -> SettingsRecord:
-    """Returns the record of the trainer's settings; on the first call it is made."""
+    """Returns the record of the trainer's settings, which the first call creates."""
     kept = belongings(trainer)
     if "settings" not in kept:
         kept["settings"] = SettingsRecord(settings_of(trainer))
@@ -163,36 +166,38 @@ def settings_record(trainer: TrainingEngine) -> SettingsRecord:
     return record
 
 
-def keep_record(attachment: Attachment) -> None:
-    """Notes the settings now, and what the handlers of STARTED and EPOCH_STARTED write to them.
+def record_settings(attachment: Attachment) -> None:
+    """Records the settings now, and those that the handlers of STARTED and EPOCH_STARTED write.
 
-    A run that continues keeps what was noted: what its handlers write there is not restored.
+    In the middle of a run, or of an epoch, the record does not change: on a resume the settings are
+    restored after these handlers, and their writes do not last.
     """
     trainer = attachment.engine
     assert is_trainer(trainer)
     record = settings_record(trainer)
-    as_built = plain(rates_of(trainer))
+    as_built = plain(copied_groups(trainer))
 
-    def note_started(trainer: TrainingEngine) -> None:
+    def record_started(trainer: TrainingEngine) -> None:
         if trainer.place.progress.iteration == 0:
             record.started = settings_of(trainer)
-            record.writes["STARTED"] = [as_built, plain(rates_of(trainer))]
+            record.writes["STARTED"] = [as_built, plain(copied_groups(trainer))]
 
-    def note_epoch(trainer: TrainingEngine) -> None:
+    def record_before_epoch(trainer: TrainingEngine) -> None:
         if trainer.place.progress.batches == 0:
-            record.writes["EPOCH_STARTED"] = [plain(rates_of(trainer))]
+            record.writes["EPOCH_STARTED"] = [plain(copied_groups(trainer))]
 
-    def note_epoch_started(trainer: TrainingEngine) -> None:
+    def record_after_epoch_started(trainer: TrainingEngine) -> None:
         if trainer.place.progress.batches == 0:
-            record.writes.setdefault("EPOCH_STARTED", [None])[1:] = [plain(rates_of(trainer))]
+            record.writes.setdefault("EPOCH_STARTED", [None])[1:] = [plain(copied_groups(trainer))]
 
-    attachment.on(Events.STARTED, note_started, turn=Turn.CHECKPOINT)
-    attachment.on(Events.EPOCH_STARTED, note_epoch, turn=Turn.NOTE)
-    attachment.on(Events.EPOCH_STARTED, note_epoch_started, turn=Turn.CHECKPOINT)
+    # Turn.NOTE comes before all other handlers of the event, Turn.CHECKPOINT after them.
+    attachment.on(Events.STARTED, record_started, turn=Turn.CHECKPOINT)
+    attachment.on(Events.EPOCH_STARTED, record_before_epoch, turn=Turn.NOTE)
+    attachment.on(Events.EPOCH_STARTED, record_after_epoch_started, turn=Turn.CHECKPOINT)
 
 
-def rates_of(trainer: TrainingEngine) -> Rates:
-    """Returns a copy of all settings of the optimizer's groups, momentary values included."""
+def copied_groups(trainer: TrainingEngine) -> ParamGroups:
+    """Returns a copy of the optimizer's groups without their parameters, with present values."""
     return [
         {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
         for group in trainer.optimizer.param_groups
@@ -201,31 +206,32 @@ def rates_of(trainer: TrainingEngine) -> Rates:
 
 def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a group of parameters, with the rate that a schedule starts from."""
-    settings = {name: plain(value) for name, value in group.items() if name not in _NO_SETTINGS}
+    settings = {name: plain(value) for name, value in group.items() if name not in _EXCLUDED_KEYS}
     if trainer.lr_scheduler is not None and "initial_lr" in group:
         settings["lr"] = plain(group["initial_lr"])
     schedulers = all_within(of_torch(trainer.lr_scheduler))
     if any(getattr(each, "cycle_momentum", False) for each in schedulers):
-        # They are the schedule's, which writes them at each step.
+        # The schedule writes momentum, or the first of the betas, at each step.
         settings.pop("momentum", None)
         if "betas" in settings:
             settings["betas"] = [None, *settings["betas"][1:]]
     return settings
 
 
-def _schedule_of(scheduler: Any) -> dict[str, Any]:
+def _schedule_settings(scheduler: Any) -> dict[str, Any]:
     """Returns the constants of a scheduler, with those that it keeps in the optimizer's groups."""
     groups = scheduler.optimizer.param_groups
-    kept = sorted(OF_SCHEDULE.intersection(*groups) - {"min_lr"})
+    # OneCycleLR computes "min_lr" from its other constants.
+    kept = sorted(SCHEDULE_KEYS.intersection(*groups) - {"min_lr"})
     return _constants_of(scheduler) | {name: [plain(g[name]) for g in groups] for name in kept}
 
 
 def _constants_of(scheduler: Any) -> dict[str, Any]:
-    """Returns the class of a torch scheduler and its constants, those within it included."""
+    """Returns the class and the constants of a torch scheduler and of those within it."""
     constants = {
         name.lstrip("_"): plain(value)
         for name, value in vars(scheduler).items()
-        if name not in _NO_CONSTANTS and not name.startswith(("_anneal", "_schedule"))
+        if name not in _EXCLUDED_ATTRIBUTES and not name.startswith(("_anneal", "_schedule"))
     }
     if isinstance(scheduler, OneCycleLR):
         constants |= one_cycle_constants(scheduler)
@@ -236,7 +242,7 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
-    """Gives the clippers: those on their own schedule, and those called at an event."""
+    """Yields the clipping handlers, those attached and those added as plain event handlers."""
     own = attached(trainer, GradientClipping)
     yield from own
     for handler in handlers_of(trainer):
@@ -247,13 +253,18 @@ def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
 def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     """Returns ``value`` as plain data, which compares equal if the settings are the same.
 
-    What has no such form becomes the name of its class.
+    An object that has no such form becomes the name of its class.
+
+    Args:
+        value: the value of a setting.
+        depth: the levels of nested containers that are entered; deeper ones become a class name.
     """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):  # a lone surrogate cannot be written as JSON
         return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, int | float):  # and not a subclass, of numpy's say
+    if isinstance(value, int | float):
+        # A subclass, for example numpy's float64, becomes the plain number.
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, torch.Tensor):
         if value.numel() <= MAX_ELEMENTS and not value.is_meta:
@@ -262,7 +273,8 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     if depth == 0:
         return type(value).__name__
     within = functools.partial(plain, depth=depth - 1)
-    if isinstance(value, Counter):  # of a MultiStepLR, which was given a list
+    if isinstance(value, Counter):
+        # MultiStepLR turns its list of milestones into one.
         return within(sorted(value.elements()))
     if isinstance(value, Mapping):
         return {plain(str(key)): within(each) for key, each in value.items()}
@@ -273,13 +285,18 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, Enum | PurePath):
         return value.name if isinstance(value, Enum) else str(value)
     if callable(value):
-        return _description_of(value, within)
-    item = getattr(type(value), "item", None)  # a scalar of numpy's
+        return _describe_callable(value, within)
+    item = getattr(type(value), "item", None)  # a scalar of numpy
     return within(value.item()) if item is not None else type(value).__name__
 
 
-def _description_of(function: Any, within: Any) -> Any:
-    """Describes a callable by its name, its code, and the plain values that it uses."""
+def _describe_callable(function: Any, within: Callable[[Any], Any]) -> Any:
+    """Describes a callable by its name, its code, and the plain values that it uses.
+
+    Args:
+        function: the callable.
+        within: turns a value that belongs to the callable into plain data, one level deeper.
+    """
     if isinstance(function, functools.partial):
         return {
             "function": within(function.func),
@@ -289,17 +306,18 @@ def _description_of(function: Any, within: Any) -> Any:
     if isinstance(function, types.MethodType):
         return within(function.__func__)
     if not isinstance(function, types.FunctionType):
-        kind = function if isinstance(function, type) else type(function)
-        name = getattr(function, "__name__", kind.__name__)
+        cls = function if isinstance(function, type) else type(function)
+        name = getattr(function, "__name__", cls.__name__)
         attributes = {} if isinstance(function, type) else getattr(function, "__dict__", {})
         return {"function": name, **{key: within(each) for key, each in attributes.items()}}
-    used = dict(zip(function.__code__.co_freevars, _contents(function), strict=False))
-    own = function.__globals__
-    names = {name for code in _codes(function.__code__) for name in code.co_names if name in own}
+    used = dict(zip(function.__code__.co_freevars, _closure_values(function), strict=False))
+    scope = function.__globals__
+    codes = _code_objects(function.__code__)
+    names = {name for code in codes for name in code.co_names if name in scope}
     used |= {
-        name: own[name]
+        name: scope[name]
         for name in sorted(names)
-        if isinstance(own[name], bool | int | float | str | list | tuple)
+        if isinstance(scope[name], bool | int | float | str | list | tuple)
     }
     return {
         "function": function.__qualname__,
@@ -309,31 +327,36 @@ def _description_of(function: Any, within: Any) -> Any:
     }
 
 
-def _contents(function: types.FunctionType) -> Iterator[Any]:
+def _closure_values(function: types.FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # nothing is in it yet
+        except ValueError:  # the cell is empty: the variable is not assigned yet
             yield None
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+def _code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yields a code object and those of the functions, lambdas and comprehensions within it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
+            yield from _code_objects(constant)
 
 
 def _digest_of(code: types.CodeType) -> str:
-    """Returns a digest of compiled code, for this version of Python alone."""
+    """Returns a digest of compiled code, after the version of Python that has compiled it.
+
+    Line numbers and file names do not enter the digest; versions of Python compile differently.
+    """
     parts = [
-        repr((each.co_code, each.co_names, [_constant(c) for c in each.co_consts]))
-        for each in _codes(code)
+        repr((each.co_code, each.co_names, [_constant_text(c) for c in each.co_consts]))
+        for each in _code_objects(code)
     ]
     return f"{sys.implementation.cache_tag} {xxh3_64_hexdigest(repr(parts).encode())}"
 
 
-def _constant(constant: Any) -> str:
+def _constant_text(constant: Any) -> str:
     if isinstance(constant, types.CodeType):
-        return "code"  # its own part of the digest
+        return "code"  # the code within has its own part of the digest
+    # The order of a set of strings differs between two processes.
     return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)

@@ -1,6 +1,6 @@
-"""The first stage of a save, due: a schedule, the clock, a signal or the end of a run asks for it.
+"""The triggers of a save: a schedule, the clock, a signal, or the end of a run.
 
-The stages that follow are drawn in ``write.py``.
+That is the first of the four stages of a save, "due"; ``write.py`` has a table of all stages.
 """
 
 import warnings
@@ -38,11 +38,11 @@ from ignite_hooks.processes.decisions import name_ranks
 
 __all__ = ["CheckpointTriggers"]
 
-_BY_CLOCK = "clock"
+_CLOCK = "clock"  # the request for a save by time; a request for a signal is its name
 
 
 class CheckpointTriggers:
-    """What one ``SaveCheckpoint`` does on one trainer.
+    """The triggers of one ``SaveCheckpoint`` on one trainer, and the writer that they call.
 
     Args:
         options: the options of the handler.
@@ -58,14 +58,15 @@ class CheckpointTriggers:
         self._signals = StopSignals(options.on_signals, options.grace_seconds)
         self._is_stopping = False  # for a signal, once all processes know of it
         self._is_saving = False
-        self._uncertain: dict[str, str] = {}  # what a failure leaves unknown of the last boundary
+        # The parts of the state that a failure may have changed since the last step boundary.
+        self._uncertain: dict[str, str] = {}
         self._newest: Path | None = None
-        self._last_time = monotonic()
+        self._last_save_time = monotonic()
         self._is_after_failure = self.is_in_run = False
-        self._scheduled_at = -1  # the iteration at which a schedule asked for a save last
-        engine = ref(trainer)
+        self._scheduled_iteration = -1  # the last iteration at which a schedule asked for a save
+        engine = ref(trainer)  # the trainer keeps these functions, and must not keep itself alive
 
-        def tell(folder: Path) -> None:
+        def announce_saved(folder: Path) -> None:
             self._newest = folder
             announce(folder)
             engine().fire_event(TrainEvents.CHECKPOINT_SAVED)  # type: ignore[union-attr]
@@ -73,40 +74,47 @@ class CheckpointTriggers:
         def save() -> None:
             self._save(engine())  # type: ignore[arg-type]
 
-        self._writer = CheckpointWriter(options, trainer, tell)
-        is_alone = self._writer.ranks.size == 1
+        self._writer = CheckpointWriter(options, trainer, announce_saved)
+        is_single_process = self._writer.ranks.size == 1
+        # Then a step without a signal costs one comparison: see after_step().
         self._waits_for_signals_only = (
-            is_alone and options.every_seconds is None and not options.background
+            is_single_process and options.every_seconds is None and not options.background
         )
         self.save = save
-        enter_at_each_run(trainer, lambda trainer: _Owning(self, trainer))
-        enter_at_each_run(trainer, self._finishing)
+        # In this order: the lock is released after the last file was written.
+        enter_at_each_run(trainer, lambda trainer: _LockScope(self, trainer))
+        enter_at_each_run(trainer, self._waiting_for_writer)
 
     def defer(self, trainer: TrainingEngine) -> None:
-        """Saves when the handlers of the present event have returned, after a validation."""
+        """Saves when all handlers of the present event and the validation have returned."""
         trainer.defer(self.save, Turn.CHECKPOINT)
 
     def schedule(self, trainer: TrainingEngine) -> None:
-        """Saves as above, also once more if a validation of that moment is broken off."""
-        self._scheduled_at = trainer.place.progress.iteration
+        """Saves as ``defer`` does, and again if a signal breaks off the validation of this step.
+
+        That validation runs when the run continues or is resumed. The scheduled save is then made
+        again, with the values of the validation.
+        """
+        self._scheduled_iteration = trainer.place.progress.iteration
         self.defer(trainer)
 
-    def break_off(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Has a signal break off validations; returns what undoes it."""
+    def break_off_validations(self, trainer: TrainingEngine) -> Callable[[], None]:
+        """Lets a signal break off a validation; returns a function that undoes this."""
         ranks = self._writer.ranks
 
         def is_due() -> bool:
-            return self._scheduled_at == trainer.place.progress.iteration
+            return self._scheduled_iteration == trainer.place.progress.iteration
 
-        def obey() -> None:
-            if not is_due():  # the save below is then the only one
+        def save_and_stop() -> None:
+            if not is_due():
+                # No schedule asked for it, so it need not be made again after the validation.
                 trainer.cancel(self.save)
-            self._obey(trainer, ranks.gather(self._asked()))
+            self._handle_requests(trainer, ranks.gather(self._own_request()))
 
         watch = StopWatch(
             lambda: self._signals.received is not None,
             None if ranks.size == 1 else ranks.any_of,
-            obey,
+            save_and_stop,
         )
         undo = [add_due(trainer, "saves", is_due, lambda: self.schedule(trainer))]
         if self._options.on_signals:
@@ -118,62 +126,71 @@ class CheckpointTriggers:
 
         return remove
 
-    def start(self, trainer: TrainingEngine) -> None:
-        """Before the first batch: a state that cannot be saved is an error, none is new yet."""
-        if not self._writer.lock.is_taken:  # a signal ended the wait for it
+    def check_state(self, trainer: TrainingEngine) -> None:
+        """Raises, before the first batch, if the state cannot be saved."""
+        if not self._writer.lock.is_taken:
+            # A signal has ended the wait for the lock: nothing may be written.
             trainer.terminate(resumable=True)
             return
-        self._begin(trainer)
+        # Once more, since a new run has reset the counters after around_run() noted them.
+        self._note_start(trainer)
         self._writer.rehearse(trainer)
 
-    def watch(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Obeys signals and the clock of any rank, with several processes.
+    def ask_ranks(self, trainer: TrainingEngine) -> Callable[[], None]:
+        """Handles signals and the clock of any rank, with several processes.
 
         Returns:
-            What undoes this.
+            A function that undoes this.
         """
-        return trainer.ask_ranks(self._asked, lambda asked: self._obey(trainer, asked))
+        return trainer.ask_ranks(
+            self._own_request, lambda requests: self._handle_requests(trainer, requests)
+        )
 
-    def look(self, trainer: TrainingEngine) -> None:
-        """After a step of one process: obeys a signal and the clock, tells of what is written."""
+    def after_step(self, trainer: TrainingEngine) -> None:
+        """Handles a signal and the clock after a step, with one process.
+
+        A checkpoint that was written in the background is announced here too.
+        """
         if self._waits_for_signals_only and self._signals.received is None:
             return
         if self._options.background:
-            self._writer.tell_if_done()
-        asked = self._asked()
-        if asked is not None:
-            self._obey(trainer, [asked])
+            self._writer.announce_if_done()
+        request = self._own_request()
+        if request is not None:
+            self._handle_requests(trainer, [request])
 
-    def _asked(self) -> str | None:
-        """Returns what this rank asks for: to stop for a signal, by its name, or to save now."""
+    def _own_request(self) -> str | None:
+        """Returns the request of this rank: a signal's name to save and stop, or to save now."""
         every = self._options.every_seconds
-        is_due = every is not None and monotonic() - self._last_time >= every
-        return self._signals.received or (_BY_CLOCK if is_due else None)
+        is_due = every is not None and monotonic() - self._last_save_time >= every
+        return self._signals.received or (_CLOCK if is_due else None)
 
-    def _obey(self, trainer: TrainingEngine, asked: Sequence[str | None]) -> None:
-        """Saves, and for a signal stops, as any rank asks."""
-        if any(asked) and self._writer.lock.is_taken:  # else a signal has ended the wait for it
+    def _handle_requests(self, trainer: TrainingEngine, requests: Sequence[str | None]) -> None:
+        """Saves if any rank requests it, and stops the run if the request is a signal."""
+        # Without the lock, for which a signal has ended the wait, nothing may be written.
+        if any(requests) and self._writer.lock.is_taken:
             self.defer(trainer)
-        reason = _signal_of(asked)
+        reason = _first_signal(requests)
         if reason is not None:
             self._is_stopping = True
             trainer.stop_on_all_ranks(reason)
 
     @contextmanager
-    def watching(self, trainer: TrainingEngine) -> Iterator[None]:
-        """Around a run: signals are noted, and its last state is saved."""
+    def around_run(self, trainer: TrainingEngine) -> Iterator[None]:
+        """A scope around a run that notes signals, takes the lock, and saves the last state."""
+        # Once more, since the disk may have changed after the handler was attached.
         check_directory(self._directory)
         warn_if_full(self._directory, trainer)
         if not is_interrupted(trainer):
             self._signals.forget()
             self._is_stopping = self._is_saving = False
             self._uncertain = {}
-            self._begin(trainer)
+            self._note_start(trainer)
         with self._signals.noted():
-            self._take(trainer)
-            self._writer.warn_of_others(trainer)
-            self._last_time = monotonic()
-            with self._finishing(trainer):
+            self._take_lock(trainer)
+            self._writer.warn_of_other_runs(trainer)
+            self._last_save_time = monotonic()
+            with self._waiting_for_writer(trainer):
                 try:
                     yield
                 except BaseException as error:
@@ -181,48 +198,59 @@ class CheckpointTriggers:
                     raise
                 if trainer.stop_reason == "exception" and not is_interrupted(trainer):
                     self._save_after_failure(trainer, None)
-                if _has_ended(trainer) and self._writer.lock.is_taken:
-                    if self._is_signalled(trainer) or self._options.at_end:
+                if _has_ended_well(trainer) and self._writer.lock.is_taken:
+                    if self._has_signal(trainer) or self._options.at_end:
                         self._save_now(trainer)
                     self._writer.note_end(trainer)
-            if _has_ended(trainer):
-                self._is_signalled(trainer)
+            if _has_ended_well(trainer):
+                # A signal that came during the last save is the reason of the stop as well.
+                self._has_signal(trainer)
 
     def wait_for_others(self) -> None:
-        """Waits, if it is to, for a run that is about to end: what it saves last is resumed."""
+        """Waits with ``on_busy="wait"`` until another run has ended, and notes what it has saved.
+
+        The lock is released again, and taken when the run begins.
+        """
         lock = self._writer.lock
         if self._options.on_busy == "wait" and not lock.is_taken:
             lock.take()
             lock.release()
         self._writer.note_newest()
 
-    def _take(self, trainer: TrainingEngine) -> None:
-        """Takes the directory for a run, unless it was interrupted, or a signal ends the wait."""
+    def _take_lock(self, trainer: TrainingEngine) -> None:
+        """Takes the lock of the directory for a run; a signal ends the wait for it.
+
+        A run that was interrupted has kept the lock.
+        """
         lock = self._writer.lock
-        is_taken_anew = not lock.is_taken
-        if lock.take(lambda: self._signals.received is not None) and is_taken_anew:
+        was_taken = lock.is_taken
+        if lock.take(lambda: self._signals.received is not None) and not was_taken:
             self._writer.check_newest()
 
     def release(self) -> None:
-        """Gives the directory back, unless a run goes on: then its end does so."""
-        if not (self.is_in_run or self._writer.is_writing):  # where Ctrl-C broke off the wait
+        """Releases the lock of the directory. During a run the end of the run does so instead."""
+        # A thread still writes if Ctrl-C broke off the wait for it.
+        if not (self.is_in_run or self._writer.is_writing):
             self._writer.lock.release()
 
-    def _begin(self, trainer: TrainingEngine) -> None:
-        """Notes that there is nothing to save yet, unless a failure left a save undone."""
+    def _note_start(self, trainer: TrainingEngine) -> None:
+        """Notes that there is nothing to save yet, unless a failure prevented a save."""
         if not self._is_after_failure:
-            self._writer.begin(trainer)
+            self._writer.note_start(trainer)
 
-    def _is_signalled(self, trainer: TrainingEngine) -> bool:
-        """Whether a signal has come; if so, that is why the run ends."""
-        reason = _signal_of(self._writer.ranks.gather(self._signals.received))
+    def _has_signal(self, trainer: TrainingEngine) -> bool:
+        """Returns whether a rank has received a signal, which becomes the reason of the stop."""
+        reason = _first_signal(self._writer.ranks.gather(self._signals.received))
         if reason is not None and not self._is_stopping:
             trainer.stop_reason = reason
         return reason is not None
 
     @contextmanager
-    def _finishing(self, trainer: TrainingEngine) -> Iterator[None]:
-        """Around a run: what a thread writes is complete, or its failure told, when it ends."""
+    def _waiting_for_writer(self, trainer: TrainingEngine) -> Iterator[None]:
+        """A scope around a run that waits at its end for the thread, and raises what failed there.
+
+        The failure of the run itself comes first: that of the thread becomes a note on it.
+        """
         if not is_interrupted(trainer):
             self._is_after_failure = trainer.stop_reason == "exception"
         try:
@@ -236,7 +264,8 @@ class CheckpointTriggers:
         self._writer.wait()
 
     def _save(self, trainer: TrainingEngine) -> None:
-        # Ended by a validation, the epoch is to be completed first; and a window may be open.
+        # If a validation has ended the epoch, the epoch is completed before the save. A window may
+        # be open, whose step comes first.
         if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_between_steps):
             self.defer(trainer)
         elif is_interrupted(trainer) and not trainer.is_between_steps:
@@ -247,39 +276,51 @@ class CheckpointTriggers:
             )
         else:
             self._save_now(trainer)
-            self._last_time = monotonic()
+            self._last_save_time = monotonic()
+            # In the background the checkpoint is not on the disk yet.
             if self._is_stopping and not self._options.background:
-                self._signals.complete()
+                self._signals.mark_complete()
 
     def _save_now(self, trainer: TrainingEngine) -> None:
+        # Without a ``finally``: after a failure the flag says that it was the save that failed.
         self._is_saving = True
         self._writer.save(trainer, self._uncertain)
         self._is_saving = False
 
     def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Ends a run after a signal where a worker of its loader is found dead: it has served.
+        """Ends a run well, after a signal, if a worker of its loader has died.
+
+        A signal to all processes of a job ends a worker that did not ignore it. Then there are no
+        more batches, but the state of the last step boundary can be saved.
 
         Returns:
-            What undoes this.
+            A function that undoes this.
         """
 
-        def ending(engine: Any) -> Iterator[None]:  # it is the trainer
+        def end_well(engine: Any) -> Iterator[None]:  # the engine is the trainer
             try:
                 yield
             except (RuntimeError, OSError, EOFError) as error:
-                is_alone = self._writer.ranks.size == 1
-                if not (is_alone and self._signals.received and is_death_of_worker(error)):
+                is_single_process = self._writer.ranks.size == 1
+                has_signal = is_single_process and self._signals.received
+                if not (has_signal and is_death_of_worker(error)):
                     raise
                 self._uncertain = uncertain_parts(engine, error)
                 engine.stop_reason = self._signals.received
                 engine.terminate(resumable=True)
 
-        channels, hooks = channels_of(trainer), [Hook("on_loop", ending)]
+        channels, hooks = channels_of(trainer), [Hook("on_loop", end_well)]
         channels.add(hooks)
         return lambda: channels.drop(hooks)
 
     def _save_after_failure(self, trainer: TrainingEngine, error: BaseException | None) -> None:
-        """Saves the last step boundary if a signal had asked for it, and says what became of it."""
+        """Saves the last step boundary if a signal had asked for it; a note says how that went.
+
+        Args:
+            trainer: the trainer, whose run has failed.
+            error: the exception, which gets the note; None if a handler of EXCEPTION_RAISED has
+                handled it, and the note is a warning.
+        """
         name = self._signals.received
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
             return
@@ -306,10 +347,11 @@ class CheckpointTriggers:
             warnings.warn(text, stacklevel=2)
 
 
-class _Owning(AbstractContextManager[None, None]):
-    """Around all else of a run: gives the directory back at its end, unless it is interrupted.
+class _LockScope(AbstractContextManager[None, None]):
+    """The outermost scope of a run, which releases the lock unless the run is interrupted.
 
-    Not a generator, whose end could not be repeated if Ctrl-C broke it off.
+    It is a class, because its end must be repeated if Ctrl-C broke it off. The end of a generator
+    cannot be repeated.
     """
 
     def __init__(self, triggers: CheckpointTriggers, trainer: TrainingEngine) -> None:
@@ -325,14 +367,17 @@ class _Owning(AbstractContextManager[None, None]):
             self._triggers.release()
 
 
-def _signal_of(asked: Sequence[str | None]) -> str | None:
-    """Returns the signal that the first rank has received, and which rank that is; else None."""
-    signals = [None if each == _BY_CLOCK else each for each in asked]
+def _first_signal(requests: Sequence[str | None]) -> str | None:
+    """Returns the first signal that a rank has received; None if there is no signal.
+
+    The text names the rank unless all ranks have received that signal: "SIGTERM on rank 1".
+    """
+    signals = [None if each == _CLOCK else each for each in requests]
     first = next((each for each in signals if each is not None), None)
     return None if first is None else first + name_ranks([each == first for each in signals])
 
 
-def _has_ended(trainer: TrainingEngine) -> bool:
-    """Whether a run is over that has not failed: neither interrupted nor still going on."""
+def _has_ended_well(trainer: TrainingEngine) -> bool:
+    """Returns whether the run is over, has not failed, and was not just interrupted."""
     is_over = not (is_interrupted(trainer) or is_running(trainer))
     return is_over and trainer.stop_reason != "exception"

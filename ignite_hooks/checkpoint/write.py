@@ -1,4 +1,4 @@
-"""Takes checkpoints of one trainer: a save is one path of four stages.
+"""Takes checkpoints of one trainer, each in four stages.
 
 =======  =================================  =================================================
 due      ``triggers.CheckpointTriggers``    a schedule, the clock, a signal or the end of the
@@ -14,8 +14,8 @@ commit   ``store.CheckpointStore``          the renaming of the manifest makes t
                                             CHECKPOINT_SAVED fires
 =======  =================================  =================================================
 
-``CheckpointWriter._save`` is the path from capture to commit. With ``background`` the thread of a
-``BackgroundWriter`` writes and commits while training continues.
+``CheckpointWriter._save`` does the stages from capture to commit. With ``background`` the thread of
+a ``BackgroundWriter`` writes and commits while training continues.
 """
 
 import os
@@ -56,25 +56,32 @@ from ignite_hooks.core.training_engine import TrainingEngine
 __all__ = ["BackgroundWriter", "CheckpointWriter"]
 
 _THREAD_NAME = "ignite_hooks.checkpoint"
-_NOTHING: Mapping[str, str] = MappingProxyType({})
+_NO_REASONS: Mapping[str, str] = MappingProxyType({})
 
 
 class CheckpointWriter:
-    """Saves what a trainer is, if it has moved since the last time.
+    """A writer of one trainer's checkpoints to one directory.
+
+    It saves only if the trainer has moved since the last save.
 
     Args:
-        options: where, and what is kept.
-        trainer: of whom; it must outlive this.
+        options: the options of ``SaveCheckpoint``.
+        trainer: the trainer, which must outlive the writer.
         announce: is called with the folder when a checkpoint is complete.
+
+    Attributes:
+        ranks: the collectives of the thread that trains.
+        lock: the lock of the directory.
     """
 
     def __init__(
         self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks(trainer.accelerator)
+        # The positions (see _position) of the last save, and of the one that is being made.
         self._saved_at: tuple[Progress, int, bool] | None = None
-        self._last_saved: Checkpoint | None = None  # of this run
         self._saving_at: tuple[Progress, int, bool] | None = None
+        self._last_saved: Checkpoint | None = None  # of this run
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._lineage = lineage_of(trainer)
@@ -85,22 +92,24 @@ class CheckpointWriter:
         )
         self._announce = announce
         self._writer = BackgroundWriter()
+        # The thread has its own group, so that its collectives do not mix with those of training.
         self._writing_ranks = Ranks(trainer.accelerator) if options.background else self.ranks
-        self._written: Path | None = None
-        self._newest: int | None = None  # the number of the newest checkpoint known of
-        self._value = MetricValue(options.metric, trainer)
+        self._unannounced: Path | None = None  # a complete checkpoint, before CHECKPOINT_SAVED
+        self._newest: int | None = None  # the number of the newest checkpoint that is known
+        self._metric_value = MetricValue(options.metric, trainer)
 
-    def save(self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NOTHING) -> None:
+    def save(self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NO_REASONS) -> None:
         """Takes a checkpoint now. The trainer must be at a step boundary.
 
-        A run holds the lock; a save between two runs takes it for itself.
+        During a run the lock is held already; between two runs it is taken for this save.
 
         Args:
             trainer: the trainer.
-            uncertain: as in ``TrainingState``.
+            uncertain: why parts of the state may have changed since the step, by their names in the
+                ``ResumeReport``.
 
         Raises:
-            OSError: it could not be written; the older ones are all there.
+            OSError: the checkpoint could not be written; all older ones are still there.
             RuntimeError: another run writes to the directory.
             TypeError: a state cannot be saved without pickle.
         """
@@ -118,15 +127,17 @@ class CheckpointWriter:
         is_background = self._options.background
         if self.has_saved(trainer):
             if not is_background:
-                self._tell()  # unless a failure just after the commit kept it from being told
+                # A failure just after the commit may have prevented the announcement.
+                self._tell()
             return
-        self._saving_at = _place(trainer)
+        self._saving_at = _position(trainer)
         self.wait()
-        state = self._state(trainer, uncertain)
+        state = self._training_state(trainer, uncertain)
         files = self._capture(state)
-        draft = self.ranks.first_alone(lambda: self._draft(trainer, files))
+        draft = self.ranks.first_alone(lambda: self._draft_manifest(trainer, files))
         folder = None
-        if state.is_sharded:  # Accelerate writes, so that training has to wait
+        if state.is_sharded:
+            # Accelerate writes the model itself, which cannot be done in the background.
             folder = self._begin(draft, self.ranks)
             state.write_sharded(folder)
         if is_background:
@@ -135,12 +146,12 @@ class CheckpointWriter:
             self._writer.start(lambda: self._write_and_commit(copied, draft, ranks, folder))
         else:
             self._write_and_commit(files, draft, self.ranks, folder)
-        self._saved_at = _place(trainer)
+        self._saved_at = _position(trainer)
         if not is_background:
             self._tell()
 
-    def _state(
-        self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NOTHING
+    def _training_state(
+        self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NO_REASONS
     ) -> TrainingState:
         options = self._options
         return TrainingState(
@@ -148,33 +159,41 @@ class CheckpointWriter:
         )
 
     def _capture(self, state: TrainingState) -> dict[str, Content]:
+        """Returns the files that this rank writes, by their names in the folder.
+
+        With several ranks two exchanges come first: whether the parameters are the same on all
+        ranks, and which states differ from those of rank 0. The other ranks write only these.
+        """
         files: dict[str, Content] = {}
         objects: dict[str, Any] = {}
-        rank, is_alone = self.ranks.rank, self.ranks.size == 1
+        rank, is_single_process = self.ranks.rank, self.ranks.size == 1
 
-        def look() -> tuple[Any, dict[str, Any], dict[str, str]]:
+        def inspect() -> tuple[Any, dict[str, Any], dict[str, str]]:
             state.check()
             objects.update(state.objects())
-            if is_alone:
+            if is_single_process:
                 return None, {}, {}
             digest = state.trainer.parameter_digest()
             unknown = {**state.trainer.unknown_parts(), **state.unknown_parts()}
             return (digest, {}, unknown) if rank else (digest, digests_of(objects), {})
 
-        looks = self.ranks.agree(look)
-        if not is_alone:
-            state.trainer.compare_parameters([digest for digest, _, _ in looks])
-        of_first, unknown = looks[0][1], [of_rank for _, _, of_rank in looks]
-        self.ranks.agree(lambda: files.update(state.files(rank, objects, of_first, unknown)))
+        # Of each rank: the digest of its parameters; of rank 0, the digests of its states; of the
+        # other ranks, why parts of their states may not be restored.
+        findings = self.ranks.agree(inspect)
+        if not is_single_process:
+            state.trainer.compare_parameters([digest for digest, _, _ in findings])
+        rank_0_digests, unknown = findings[0][1], [parts for _, _, parts in findings]
+        self.ranks.agree(lambda: files.update(state.files(rank, objects, rank_0_digests, unknown)))
         return files
 
-    def _draft(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:
-        """The manifest but for its number and its files."""
+    def _draft_manifest(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:
+        """Returns the manifest without its number and its files, which the commit adds."""
         feed = trainer.feed
         assert feed is not None  # its state has been captured
         position = feed.position
-        if not is_running(trainer):  # another trainer may have continued the run meanwhile
-            self._lineage.settle(trainer)
+        if not is_running(trainer):
+            # Between two runs another trainer may have continued this run.
+            self._lineage.decide_run(trainer)
         return Manifest(
             number=1,
             training=training_id(trainer),
@@ -186,7 +205,7 @@ class CheckpointWriter:
             batches=position.batches,
             world_size=self.ranks.size,
             metric=self._options.metric,
-            metric_value=self._value.of(trainer),
+            metric_value=self._metric_value.current(trainer),
             metric_mode=None if self._options.metric is None else self._options.mode,
             ended_by=trainer.ended_by,
             files={},
@@ -194,15 +213,21 @@ class CheckpointWriter:
         )
 
     def _begin(self, draft: Manifest, ranks: Ranks) -> Path:
-        def begin() -> Path:
+        """Creates the new folder on rank 0, and returns it on all ranks."""
+
+        def create_folder() -> Path:
             self.lock.check()
             return self._store.begin(draft.step)
 
-        return ranks.first_alone(begin)
+        return ranks.first_alone(create_folder)
 
     def _write_and_commit(
         self, files: dict[str, Content], draft: Manifest, ranks: Ranks, folder: Path | None
     ) -> None:
+        """Writes the files of this rank; then rank 0 makes the folder a checkpoint.
+
+        With ``background`` the thread calls it. ``folder`` is None if it is not created yet.
+        """
         if folder is None:
             folder = self._begin(draft, ranks)
         try:
@@ -212,23 +237,27 @@ class CheckpointWriter:
             if ranks.is_first and self.lock.is_taken:
                 self._store.discard(folder)
             raise
-        self._written = folder
+        self._unannounced = folder
 
     def _commit(self, folder: Path, records: list[dict[str, FileRecord]], draft: Manifest) -> None:
-        files = {name: record for of_rank in records for name, record in of_rank.items()}
+        """Completes a checkpoint with its manifest, and removes older ones, on rank 0."""
+        files = {name: record for rank_files in records for name, record in rank_files.items()}
         if (folder / SHARDED).is_dir():
             paths = sorted(path for path in (folder / SHARDED).rglob("*") if path.is_file())
             give_mode_of(folder / INCOMPLETE, paths)
             sync_tree(folder / SHARDED)
             files |= {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
+        # While the files were written, another run may have taken a lock that seemed abandoned.
         self.lock.check()
         number = self._store.next_number()
         manifest = draft.model_copy(update={"files": files, "number": number})
-        self._lineage.known[self._real_directory] = number
+        # Before the commit: if Ctrl-C comes after it, the checkpoint must count as this trainer's.
+        self._lineage.known_numbers[self._real_directory] = number
         self._store.commit(folder, manifest)
         self._last_saved, self._newest = Checkpoint(folder, manifest), number
-        if self.ranks.size == 1:  # whatever fails from here on, it need not be saved again
-            self._saved_at, self._written = self._saving_at, folder
+        if self.ranks.size == 1:
+            # The checkpoint is complete: a failure from here on must not repeat the save.
+            self._saved_at, self._unannounced = self._saving_at, folder
         options = self._options
         try:
             self._store.retain(
@@ -242,16 +271,21 @@ class CheckpointWriter:
             warnings.warn(f"an old checkpoint could not be removed: {error}", stacklevel=2)
 
     def _tell(self) -> None:
-        folder, self._written = self._written, None
+        """Announces a checkpoint that is complete, once."""
+        folder, self._unannounced = self._unannounced, None
         if folder is not None:
             self._announce(folder)
 
     def has_saved(self, trainer: TrainingEngine) -> bool:
-        """Returns whether the trainer stands where it was saved last, or where its run began."""
-        return _place(trainer) == self._saved_at
+        """Returns whether the trainer has not moved since its last save, or since its run began."""
+        return _position(trainer) == self._saved_at
 
     def note_end(self, trainer: TrainingEngine) -> None:
-        """Notes in the checkpoint of this place who has finished the run after it was saved."""
+        """Writes into the checkpoint of the present position what has finished the run since.
+
+        A handler may end the run for good in the same step, after the save. Without the note a
+        resume would train on.
+        """
         ended_by = trainer.ended_by
         if ended_by is None or not self.has_saved(trainer):
             return
@@ -268,22 +302,22 @@ class CheckpointWriter:
         self.ranks.first_alone(amend)
 
     def rehearse(self, trainer: TrainingEngine) -> None:
-        """Raises what would keep the state from being saved later, as far as it shows by now."""
-        self._capture(self._state(trainer))
+        """Captures the state without writing it, to raise now if it cannot be saved."""
+        self._capture(self._training_state(trainer))
 
-    def begin(self, trainer: TrainingEngine) -> None:
-        """Says that there is nothing to save yet: a run begins."""
-        self._saved_at = _place(trainer)
+    def note_start(self, trainer: TrainingEngine) -> None:
+        """Notes that a run begins, so that there is nothing to save yet."""
+        self._saved_at = _position(trainer)
         self._last_saved = None
 
-    def warn_of_others(self, trainer: TrainingEngine) -> None:
-        """Warns if the directory has checkpoints of other runs of training, and none of this one.
+    def warn_of_other_runs(self, trainer: TrainingEngine) -> None:
+        """Warns if the directory has checkpoints of other runs, and none of this one.
 
-        Which run this one is, is decided first.
+        Before that it decides which run the trainer continues, or that a branch begins.
         """
         if not self.ranks.is_first:
             return
-        self._lineage.settle(trainer)
+        self._lineage.decide_run(trainer)
         found = [each.manifest for each in self._store.checkpoints()]
         if found and training_id(trainer) not in [each.training for each in found]:
             directory = str(self._store.directory)
@@ -291,28 +325,31 @@ class CheckpointWriter:
                 f"{directory} has {len(found)} checkpoints of other runs, the newest of step "
                 f"{found[0].step}: they stay, and a resume from the directory takes the newest of "
                 f"all; continue that run with resume_from=ResumeCheckpoint({directory!r}), or give "
-                "this run a directory of its own",
+                "this run its own directory",
                 stacklevel=2,
             )
 
     def note_newest(self) -> None:
-        """Notes what the directory has, before a resume."""
+        """Notes the newest checkpoint of the directory, before a resume."""
         if self.ranks.is_first:
             self._newest = self._newest_number()
 
     def check_newest(self) -> None:
-        """Refuses to train on from behind what another run has saved meanwhile. All ranks call it.
+        """Raises if another run has saved checkpoints since this trainer has resumed.
+
+        Training from an older state would go back behind them. All ranks call this method.
 
         Raises:
-            RuntimeError: there are newer checkpoints than those that a resume could find.
+            RuntimeError: the directory has newer checkpoints than those that a resume could find.
         """
 
         def check() -> None:
             directory, lineage = self._store.directory, self._lineage
-            # After a run of its own, or from a named checkpoint, a trainer begins a branch instead.
-            is_behind = self.lock.has_waited or lineage.is_to_continue(self._real_directory)
-            is_known = self._newest is None or self._newest_number() <= self._newest
-            if is_behind and not is_known:
+            # A trainer that has trained meanwhile, or has resumed from a named checkpoint, begins a
+            # branch, and is free to start from an older state.
+            must_be_newest = self.lock.has_waited or lineage.has_resumed_from(self._real_directory)
+            is_newest = self._newest is None or self._newest_number() <= self._newest
+            if must_be_newest and not is_newest:
                 raise RuntimeError(
                     f"{directory} has checkpoints that another run saved after this trainer was "
                     "made, and this run would start before them: make the trainer again, so that "
@@ -330,24 +367,25 @@ class CheckpointWriter:
         return self._writer.is_busy
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more; raises what became of it."""
+        """Waits until the thread has written its checkpoint; raises what failed there."""
         if self.lock.is_of_parent:
-            return  # the thread is not in this process, nor are its checkpoints this one's
+            # This process was forked from the one that saves, and has no copy of its thread.
+            return
         if self._writer.wait():
             self._tell()
 
-    def tell_if_done(self) -> None:
-        """Announces the checkpoint that is being written, if it is complete by now."""
+    def announce_if_done(self) -> None:
+        """Announces the checkpoint that the thread was writing, if it is complete by now."""
         if not self._writer.is_busy:
             self.wait()
 
 
 class BackgroundWriter:
-    """Makes one call at a time in a thread; ``wait`` raises what the call has raised.
+    """A thread for one call at a time; ``wait`` raises the exception of the call.
 
-    The interpreter waits for a call in progress before it ends. The thread is a plain one because
-    an executor accepts no call once the main thread has ended, while a run in another thread still
-    goes on.
+    The interpreter waits for a call in progress before it exits. The thread is not that of an
+    executor, which accepts no calls after the main thread has ended: a run in another thread may
+    still have checkpoints to write then.
     """
 
     def __init__(self) -> None:
@@ -356,22 +394,28 @@ class BackgroundWriter:
 
     @property
     def is_busy(self) -> bool:
-        """True while the last call is in progress."""
+        """Returns whether the last call is in progress."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, call: Callable[[], None]) -> None:
-        """Begins ``call``; the one before must have been waited for."""
+        """Begins ``call``; ``wait`` must have returned for the call before."""
         thread = Thread(target=self._run, args=[call], name=_THREAD_NAME, daemon=False)
-        self._thread = thread  # before it starts: Ctrl-C may come right after
+        # Before the start, after which Ctrl-C may come: no thread is left that nothing waits for.
+        self._thread = thread
         try:
             thread.start()
         except BaseException:
-            if thread.ident is None:  # it never ran: there is nothing to wait for
+            if thread.ident is None:
+                # The thread never ran, and join() of such a thread raises.
                 self._thread = None
             raise
 
     def wait(self) -> bool:
-        """Returns whether there was a call, when it is done; raises what it has raised."""
+        """Waits for the call in progress, and raises its exception.
+
+        Returns:
+            Whether there was a call that was not waited for yet.
+        """
         thread = self._thread
         if thread is None:
             return False
@@ -389,15 +433,18 @@ class BackgroundWriter:
             self._error = error
 
 
-def _place(trainer: TrainingEngine) -> tuple[Progress, int, bool]:
-    """Counters alone begin anew with a new training; the batches taken in this process do not.
+def _position(trainer: TrainingEngine) -> tuple[Progress, int, bool]:
+    """Returns what changes whenever there is something new to save.
 
-    A validation that was broken off is new when it has been made up.
+    The counters alone would not do, because a new run resets them; the number of batches taken in
+    this process is never reset. After a validation that was broken off has run, there is something
+    new to save at the same counters.
     """
     return trainer.place.progress, trainer.place.taken, trainer.is_broken_off
 
 
 def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecord]:
+    """Writes files to a folder, synchronizes them with the disk, and returns their records."""
     paths = {name: folder / name for name in files}
     for name, content in files.items():
         content.write(paths[name])

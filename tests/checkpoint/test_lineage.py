@@ -80,7 +80,7 @@ def test_a_run_from_scratch_tells_of_those_that_are_there(runs):
     assert message.startswith(
         f"{runs} has 2 checkpoints of other runs, the newest of step 10: they stay, and a resume "
         f"from the directory takes the newest of all; continue that run with "
-        f"resume_from=ResumeCheckpoint('{runs}'), or give this run a directory of its own"
+        f"resume_from=ResumeCheckpoint('{runs}'), or give this run its own directory"
     )
     assert steps(runs) == [8, 10, 4, 6]
 

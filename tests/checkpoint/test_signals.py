@@ -61,10 +61,10 @@ def test_signals_within_the_grace_are_part_of_the_first(before):
 
 def test_signals_after_what_was_asked_for_act_as_before(before):
     with StopSignals(["SIGTERM"], 5.0, Clock()) as signals:
-        signals.complete()
+        signals.mark_complete()
         send("SIGTERM")
         assert before == []
-        signals.complete()
+        signals.mark_complete()
         send("SIGTERM")
         assert before == ["SIGTERM"]
 
@@ -77,7 +77,7 @@ def test_a_new_beginning_has_a_grace_of_its_own(before):
             send("SIGTERM")
             send("SIGTERM")
             assert (signals.received, before) == ("SIGTERM", [])
-            signals.complete()
+            signals.mark_complete()
 
 
 @pytest.mark.parametrize("graces", [(5.0, 9.0), (9.0, 5.0)])
@@ -87,7 +87,7 @@ def test_nested_stop_signals_wait_for_the_longer_grace(before, graces):
     with outer, inner:
         send("SIGTERM")
         assert outer.received == inner.received == "SIGTERM"
-        outer.complete() if graces[0] < graces[1] else inner.complete()
+        outer.mark_complete() if graces[0] < graces[1] else inner.mark_complete()
         clock.seconds += 6
         send("SIGTERM")
         assert before == []
