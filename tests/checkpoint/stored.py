@@ -1,4 +1,4 @@
-"""Small checkpoints in a store, and damage to them."""
+"""Small checkpoints in a ``CheckpointStore``, and ways to damage them."""
 
 from datetime import datetime
 from datetime import timezone

@@ -1,4 +1,4 @@
-"""Who ends a run decides whether another process that resumes it trains on."""
+"""The reason for the end of a run decides whether a resumed process continues to train."""
 
 import re
 import signal
@@ -30,7 +30,7 @@ class Budget(TimeLimit):
 
 
 class Patience:
-    """A user's own handler, which calls ``terminate()`` from a method of its own."""
+    """A user's handler that calls ``terminate()`` from another of its methods."""
 
     def __call__(self, trainer):
         self._end(trainer)
@@ -101,7 +101,7 @@ RESUMABLE = {
 
 
 def start(directory, *, end=None, event=None, after_terminate="finish", **options):
-    """Starts the command of a job: a trainer that saves there and resumes from there."""
+    """Returns the trainer of a job, which saves to a directory and resumes from it."""
     torch.manual_seed(1)
     trainer = make_trainer(
         shuffled(),
@@ -150,8 +150,8 @@ def end_at(trainer, iteration, function):
 @pytest.mark.parametrize("event", [Events.TERMINATE, Events.COMPLETED])
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("way", [stop_when_bored, set_the_flag])
-def test_a_request_after_the_end_finishes_no_run(event, end, way, tmp_path, unbroken):
-    """An early stopping on the evaluator of a final test, say."""
+def test_a_request_after_the_end_does_not_finish_a_run(event, end, way, tmp_path, unbroken):
+    """For example, an EarlyStopping on the evaluator of a final test requests it."""
     first = start(tmp_path)
     first.add_event_handler(event, way)
     ENDS[end](first)
@@ -161,9 +161,9 @@ def test_a_request_after_the_end_finishes_no_run(event, end, way, tmp_path, unbr
     assert torch.equal(weights(again.model), unbroken)
 
 
-@pytest.mark.parametrize("who", FINAL)
-def test_a_run_that_a_handler_ended_for_good_is_finished(who, tmp_path):
-    end, reason = FINAL[who]
+@pytest.mark.parametrize("case", FINAL)
+def test_a_run_that_a_handler_ended_for_good_is_finished(case, tmp_path):
+    end, reason = FINAL[case]
     first = start(tmp_path, end=end)
     first.run(max_epochs=3)
     assert first.stop_reason == reason
@@ -178,9 +178,9 @@ def test_a_run_that_a_handler_ended_for_good_is_finished(who, tmp_path):
         assert torch.equal(weights(again.model), weights(first.model))
 
 
-@pytest.mark.parametrize("who", RESUMABLE)
-def test_a_run_that_a_clock_ended_is_continued_by_the_next_job(who, tmp_path, unbroken):
-    end, reason = RESUMABLE[who]
+@pytest.mark.parametrize("case", RESUMABLE)
+def test_a_run_that_a_clock_ended_is_continued_by_the_next_job(case, tmp_path, unbroken):
+    end, reason = RESUMABLE[case]
     first = start(tmp_path / "run", end=end)
     first.run(max_epochs=3)
     assert (first.stop_reason, first.ended_by) == (reason, None)
@@ -203,7 +203,7 @@ EVENTS = {
 
 
 @pytest.mark.parametrize("when", EVENTS)
-def test_the_last_checkpoint_knows_that_the_run_was_ended(when, tmp_path):
+def test_the_last_checkpoint_says_that_the_run_was_ended(when, tmp_path):
     event, options = EVENTS[when]
     first = start(tmp_path, end=lambda trainer: stop_when_bored, event=event, **options)
     first.run(max_epochs=3)
@@ -212,12 +212,13 @@ def test_the_last_checkpoint_knows_that_the_run_was_ended(when, tmp_path):
         again.run(max_epochs=3)
     assert again.state.iteration == first.state.iteration
     names = [path.name for path in tmp_path.iterdir()]
-    assert not [name for name in names if name.endswith("-2")]  # it is noted, not saved again
+    # The end is noted in the last checkpoint, and not saved as another one of the same step.
+    assert not [name for name in names if name.endswith("-2")]
     assert main(["verify", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("way", ["another checkpoint", "a state of Ignite's"])
-def test_what_is_loaded_later_counts(way, tmp_path):
+def test_a_later_load_replaces_the_end_of_the_run(way, tmp_path):
     start(tmp_path, end=early_stopping).run(max_epochs=3)
     trainer = start(tmp_path)
     assert trainer.ended_by == "EarlyStopping"
@@ -228,7 +229,7 @@ def test_what_is_loaded_later_counts(way, tmp_path):
     assert trainer.ended_by is None
 
 
-def test_a_checkpoint_from_before_the_end_is_continued_to_the_end(tmp_path):
+def test_an_older_checkpoint_continues_to_the_same_end(tmp_path):
     options = {"end": lambda trainer: stop_when_bored, "every_steps": 4, "at_end": False}
     for _ in range(2):
         trainer = start(tmp_path, **options)
@@ -237,14 +238,14 @@ def test_a_checkpoint_from_before_the_end_is_continued_to_the_end(tmp_path):
         assert (trainer.state.iteration, trainer.stop_reason) == (END, "terminate")
 
 
-def test_the_method_itself_may_be_the_handler(tmp_path):
+def test_terminate_itself_may_be_the_handler(tmp_path):
     first = start(tmp_path)
     first.add_event_handler(Events.EPOCH_COMPLETED, first.terminate)
     first.run(max_epochs=3)
     assert (first.stop_reason, first.ended_by is None) == ("terminate", False)
 
 
-def test_the_requests_of_a_run_before_are_forgotten(tmp_path):
+def test_requests_of_an_earlier_run_are_forgotten(tmp_path):
     trainer = start(tmp_path)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), resumable_flag)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), set_the_flag)
@@ -254,7 +255,7 @@ def test_the_requests_of_a_run_before_are_forgotten(tmp_path):
     assert (trainer.state.iteration, trainer.ended_by is None) == (4, False)
 
 
-def test_a_search_for_a_learning_rate_finishes_no_training(tmp_path):
+def test_a_learning_rate_search_does_not_finish_a_run(tmp_path):
     trainer = start(tmp_path)
     to_save = {"model": trainer.model, "optimizer": trainer.optimizer}
     finder = FastaiLRFinder()
@@ -263,7 +264,7 @@ def test_a_search_for_a_learning_rate_finishes_no_training(tmp_path):
     assert (trainer.stop_reason, trainer.ended_by) == ("FastaiLRFinder", None)
 
 
-def test_a_limit_leaves_no_such_request(tmp_path):
+def test_reaching_a_limit_is_no_final_end(tmp_path):
     first = start(tmp_path)
     first.run(max_steps=4)
     assert first.ended_by is None
@@ -274,8 +275,8 @@ def test_a_limit_leaves_no_such_request(tmp_path):
     assert again.state.iteration == 5
 
 
-@pytest.mark.filterwarnings("ignore:resumed from")  # nothing stops the second script
-def test_continue_trains_on_as_if_nobody_had_ended_the_run(tmp_path, unbroken):
+@pytest.mark.filterwarnings("ignore:resumed from")  # the handler that ended the run is missing
+def test_after_terminate_continue_trains_like_an_unbroken_run(tmp_path, unbroken):
     start(tmp_path / "run", end=early_stopping).run(max_epochs=3)
     start(tmp_path / "run", after_terminate="continue").run(max_epochs=3)
     again = start(tmp_path / "run")
@@ -293,8 +294,8 @@ def test_the_next_run_of_the_same_process_continues(tmp_path, unbroken):
     assert torch.equal(weights(trainer.model), unbroken)
 
 
-@pytest.mark.filterwarnings("ignore:resumed from")  # nothing stops the second script
-def test_other_limits_do_not_continue_a_run_that_was_ended(tmp_path):
+@pytest.mark.filterwarnings("ignore:resumed from")  # the handler that ended the run is missing
+def test_a_higher_limit_does_not_continue_a_finished_run(tmp_path):
     start(tmp_path, end=early_stopping).run(max_epochs=3)
     again = start(tmp_path)
     with pytest.warns(UserWarning, match='say ResumeCheckpoint\\(after_terminate="continue"\\)'):
@@ -302,7 +303,7 @@ def test_other_limits_do_not_continue_a_run_that_was_ended(tmp_path):
     assert again.state.iteration < 15
 
 
-def test_a_new_run_may_begin_where_one_was_ended(tmp_path):
+def test_a_finished_trainer_can_begin_a_new_run(tmp_path):
     start(tmp_path, end=early_stopping).run(max_epochs=3)
     again = start(tmp_path)
     again.state.max_epochs = None
@@ -310,8 +311,8 @@ def test_a_new_run_may_begin_where_one_was_ended(tmp_path):
     assert (again.state.iteration, again.ended_by) == (5, None)
 
 
-@pytest.mark.filterwarnings("ignore:resumed from")  # nothing stops the second script
-def test_a_further_run_continues_as_in_the_process_that_was_ended(tmp_path, unbroken):
+@pytest.mark.filterwarnings("ignore:resumed from")  # the handler that ended the run is missing
+def test_a_second_run_continues_after_a_finished_resume(tmp_path, unbroken):
     start(tmp_path / "run", end=early_stopping).run(max_epochs=3)
     again = start(tmp_path / "run")
     with pytest.warns(UserWarning, match="nothing is trained"):
@@ -320,7 +321,7 @@ def test_a_further_run_continues_as_in_the_process_that_was_ended(tmp_path, unbr
     assert torch.equal(weights(again.model), unbroken)
 
 
-def test_a_checkpoint_by_hand_knows_it_too(tmp_path):
+def test_a_manual_checkpoint_says_that_the_run_was_ended(tmp_path):
     first = make_trainer(shuffled())
     save = SaveCheckpoint(tmp_path, at_end=False)
     save.attach(first)
@@ -331,7 +332,7 @@ def test_a_checkpoint_by_hand_knows_it_too(tmp_path):
         start(tmp_path).run(max_epochs=3)
 
 
-def test_a_failure_that_a_handler_ends_the_run_for_is_no_end(tmp_path):
+def test_terminate_after_a_failure_does_not_finish_the_run(tmp_path):
     trainer = start(tmp_path)
     trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: trainer.terminate())
 
@@ -343,7 +344,7 @@ def test_a_failure_that_a_handler_ends_the_run_for_is_no_end(tmp_path):
     assert (trainer.stop_reason, trainer.ended_by) == ("exception", None)
 
 
-def test_a_failure_is_no_end(tmp_path, unbroken):
+def test_a_failure_does_not_finish_a_run(tmp_path, unbroken):
     first = start(tmp_path / "run", end=lambda trainer: twice)
 
     @first.on(Events.ITERATION_COMPLETED(once=END))
@@ -360,7 +361,7 @@ def test_a_failure_is_no_end(tmp_path, unbroken):
     assert torch.equal(weights(again.model), unbroken)
 
 
-def test_early_stopping_by_validation_ends_the_job_wherever_it_is_started_again(tmp_path):
+def test_early_stopping_ends_every_restart_of_the_job(tmp_path):
     def job():
         torch.manual_seed(1)
         trainer = make_trainer(
@@ -379,7 +380,7 @@ def test_early_stopping_by_validation_ends_the_job_wherever_it_is_started_again(
     assert [job(), job(), job()] == [(3, 2, "EarlyStopping")] * 3
 
 
-def test_a_training_that_ends_early_can_be_tested(tmp_path):
+def test_assert_resumable_accepts_a_run_that_ends_early(tmp_path):
     def make():
         torch.manual_seed(1)
         trainer = make_trainer(shuffled())

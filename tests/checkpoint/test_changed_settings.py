@@ -1,4 +1,4 @@
-"""A script that resumes gives other settings: each is named, and the right one is used."""
+"""A script that resumes with other settings: each is reported, and the right one is used."""
 
 import functools
 import re
@@ -53,7 +53,8 @@ def at(scheduler_at):
     return {"schedule": cosine(20), "arguments": {"scheduler_at": scheduler_at}}
 
 
-REPLACED = {  # by the checkpoint's: the script before and now, and the sentence about it
+# Settings that the checkpoint replaces: the script before and now, and the sentence of the report.
+REPLACED = {
     "lr": ({}, {"lr": 0.01}, "optimizer: lr 0.01 given, 0.1 of the checkpoint is used"),
     "lr of a schedule": (
         {"schedule": cosine(20)},
@@ -120,7 +121,8 @@ REPLACED = {  # by the checkpoint's: the script before and now, and the sentence
         "frozen parameters none given, model.0.weight of the checkpoint is used",
     ),
 }
-KEPT = {  # the script's, which no state replaces
+# Settings of the script that no state replaces.
+KEPT = {
     "accumulation": ({}, {"accumulate": 2}, "accumulation 2 as given is used, 1 in the checkpoint"),
     "clipping": (
         clipping(max_norm=1.0),
@@ -148,7 +150,7 @@ KEPT = {  # the script's, which no state replaces
 
 
 @pytest.mark.parametrize("case", [*REPLACED, *KEPT])
-def test_each_setting_that_changed_is_told_with_both_values(tmp_path, case):
+def test_each_changed_setting_is_reported_with_both_values(tmp_path, case):
     before, now, sentence = {**REPLACED, **KEPT}[case]
     trained(tmp_path, **before)
     trainer, told = resumed(tmp_path, 17, **now)
@@ -160,13 +162,13 @@ def test_each_setting_that_changed_is_told_with_both_values(tmp_path, case):
     assert sentence in told[0]
     assert ("lets the script win" in part.reason) == (case in REPLACED)
     assert ("the run differs from one" in part.reason) == (case in KEPT)
-    # The checkpoint's setting is told of as long as the script asks for another.
+    # A replaced setting is reported at each resume, until the script gives the same value.
     trainer, told = resumed(tmp_path, 18, **now)
     assert bool(told) == (case in REPLACED)
 
 
 @pytest.mark.parametrize("case", [*REPLACED, *KEPT])
-def test_the_same_script_is_exact_whatever_has_moved_meanwhile(tmp_path, case):
+def test_the_same_script_resumes_exactly(tmp_path, case):
     before, *_ = {**REPLACED, **KEPT}[case]
     trained(tmp_path, **before)
     for steps in (17, 19):
@@ -176,7 +178,7 @@ def test_the_same_script_is_exact_whatever_has_moved_meanwhile(tmp_path, case):
 
 
 @pytest.mark.parametrize("name", ["foreach", "fused"])
-def test_how_the_same_numbers_are_computed_is_no_difference(tmp_path, name):
+def test_implementation_options_are_no_difference(tmp_path, name):
     trained(tmp_path)
     trainer, told = resumed(tmp_path, 17, **{name: True})
     assert not told
@@ -187,7 +189,7 @@ def test_how_the_same_numbers_are_computed_is_no_difference(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "betas", "eps"])
-def test_an_override_lets_the_script_win_once_and_for_good(tmp_path, name):
+def test_an_override_applies_the_script_value_once(tmp_path, name):
     values = {"lr": 0.01, "weight_decay": 0.3, "betas": (0.8, 0.9), "eps": 1e-5}
     script = {name: values[name]}
     trained(tmp_path)
@@ -201,7 +203,7 @@ def test_an_override_lets_the_script_win_once_and_for_good(tmp_path, name):
         assert rates(trainer, name) == [values[name]]
 
 
-def test_others_than_those_named_stay_the_checkpoints(tmp_path):
+def test_settings_not_overridden_stay_those_of_the_checkpoint(tmp_path):
     trained(tmp_path)
     trainer, (told,) = resumed(tmp_path, 17, ("lr",), lr=0.01, weight_decay=0.3)
     assert rates(trainer) == [0.01]
@@ -209,7 +211,7 @@ def test_others_than_those_named_stay_the_checkpoints(tmp_path):
     assert 'ResumeCheckpoint(override=("weight_decay",)) lets the script win' in told
 
 
-def test_an_overridden_run_is_that_of_a_hand_written_loop(tmp_path):
+def test_an_overridden_run_equals_a_hand_written_loop(tmp_path):
     trained(tmp_path, weight_decay=0.0)
     trainer, _ = resumed(tmp_path, 20, ("lr", "weight_decay"), lr=0.01, weight_decay=0.3)
 
@@ -226,7 +228,7 @@ def test_an_overridden_run_is_that_of_a_hand_written_loop(tmp_path):
 
 
 @pytest.mark.parametrize("lr", [0.2, 0.01])
-def test_the_rate_of_a_schedule_goes_on_in_proportion(tmp_path, lr):
+def test_overridden_rate_of_a_schedule_is_scaled_in_proportion(tmp_path, lr):
     script = {"schedule": cosine(20, eta_min=0.001)}
     trained(tmp_path, **script)
     before, _ = resumed(tmp_path, **script)
@@ -241,7 +243,7 @@ def test_the_rate_of_a_schedule_goes_on_in_proportion(tmp_path, lr):
     assert rates(again) == once
 
 
-def test_the_rates_within_a_schedule_of_several_are_set_too(tmp_path):
+def test_rates_within_a_sequential_schedule_are_overridden(tmp_path):
     trained(tmp_path, schedule=by_milestone)
     trainer, _ = resumed(tmp_path, 17, ("lr",), lr=0.01, schedule=by_milestone)
     assert [each.base_lrs for each in trainer.lr_scheduler._schedulers] == [[0.01], [0.01]]
@@ -260,7 +262,7 @@ def test_an_override_without_a_change_keeps_what_a_handler_wrote(tmp_path):
         assert not told
 
 
-def test_frozen_parameters_are_the_scripts_if_they_are_named(tmp_path):
+def test_overridden_requires_grad_freezes_as_the_script_does(tmp_path):
     def flags(trainer):
         return [each.requires_grad for each in trainer.model.parameters()]
 
@@ -276,13 +278,13 @@ def test_frozen_parameters_are_the_scripts_if_they_are_named(tmp_path):
     assert flags(trainer) == [True, True, True, True]
 
 
-def test_layers_that_a_handler_thaws_stay_so(tmp_path):
-    def thaw_later(trainer):
+def test_layers_unfrozen_by_a_handler_stay_unfrozen(tmp_path):
+    def unfreeze_later(trainer):
         @trainer.on(Events.EPOCH_STARTED(once=2))
-        def thaw(engine):
+        def unfreeze(engine):
             engine.model[0].weight.requires_grad_(True)
 
-    script = {"frozen": ["0.weight"], "prepare": thaw_later}
+    script = {"frozen": ["0.weight"], "prepare": unfreeze_later}
     trained(tmp_path, **script)
     trainer, told = resumed(tmp_path, 17, ("requires_grad",), **script)
     assert trainer.model[0].weight.requires_grad
@@ -292,7 +294,7 @@ def test_layers_that_a_handler_thaws_stay_so(tmp_path):
 # Handlers, and code between the factory and the run
 
 
-def setting(event, rate):
+def writing_at(event, rate):
     def prepare(trainer):
         @trainer.on(event)
         def write(engine):
@@ -302,7 +304,7 @@ def setting(event, rate):
     return prepare
 
 
-def before_run(rate):
+def writing_before_run(rate):
     def prepare(trainer):
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate(group["lr"], 0)
@@ -311,17 +313,17 @@ def before_run(rate):
 
 
 WRITES = {
-    "STARTED, a value": (setting(Events.STARTED, lambda lr, epoch: 0.05), 0.05),
-    "STARTED, a factor": (setting(Events.STARTED, lambda lr, epoch: lr / 2), 0.05),
-    "before run(), a value": (before_run(lambda lr, epoch: 0.05), 0.05),
-    "before run(), a factor": (before_run(lambda lr, epoch: lr / 2), 0.05),
-    "EPOCH_STARTED, by number": (setting(Events.EPOCH_STARTED, lambda lr, n: 0.1 / n), 0.05),
-    "EPOCH_STARTED, a factor": (setting(Events.EPOCH_STARTED, lambda lr, n: lr / 4), 0.1 / 16),
+    "STARTED, a value": (writing_at(Events.STARTED, lambda lr, epoch: 0.05), 0.05),
+    "STARTED, a factor": (writing_at(Events.STARTED, lambda lr, epoch: lr / 2), 0.05),
+    "before run(), a value": (writing_before_run(lambda lr, epoch: 0.05), 0.05),
+    "before run(), a factor": (writing_before_run(lambda lr, epoch: lr / 2), 0.05),
+    "EPOCH_STARTED, by number": (writing_at(Events.EPOCH_STARTED, lambda lr, n: 0.1 / n), 0.05),
+    "EPOCH_STARTED, a factor": (writing_at(Events.EPOCH_STARTED, lambda lr, n: lr / 4), 0.1 / 16),
 }
 
 
 @pytest.mark.parametrize("case", WRITES)
-def test_a_write_that_the_other_run_made_too_is_no_change(tmp_path, case):
+def test_a_write_repeated_from_the_first_run_is_no_change(tmp_path, case):
     prepare, rate = WRITES[case]
     trained(tmp_path, prepare=prepare)
     for steps in (17, 19):
@@ -332,23 +334,23 @@ def test_a_write_that_the_other_run_made_too_is_no_change(tmp_path, case):
 
 @pytest.mark.parametrize("case", WRITES)
 @pytest.mark.parametrize("override", [(), ("lr",)])
-def test_a_write_of_another_value_is_told(tmp_path, case, override):
+def test_a_write_of_another_value_is_reported(tmp_path, case, override):
     first, rate = WRITES[case]
     trained(tmp_path, prepare=first)
     event = Events.EPOCH_STARTED if "EPOCH" in case else Events.STARTED
-    now = setting(event, lambda lr, epoch: 0.003)
+    now = writing_at(event, lambda lr, epoch: 0.003)
     if "before" in case:
-        now = before_run(lambda lr, epoch: 0.003)
+        now = writing_before_run(lambda lr, epoch: 0.003)
     trainer, told = resumed(tmp_path, 17, override, prepare=now)
     assert rates(trainer) == [0.003 if override else rate]
     assert f"written until {event.name}" in told[-1]
     assert "optimizer: lr 0.003" in told[-1]
     again, told = resumed(tmp_path, 18, override, prepare=now)
     assert rates(again) == rates(trainer)
-    assert bool(told) == (not override)  # what is not used is told each time
+    assert bool(told) == (not override)  # an unused value is reported each time
 
 
-def test_what_a_scheduler_of_a_handler_writes_is_no_change(tmp_path):
+def test_writes_of_an_ignite_scheduler_are_no_change(tmp_path):
     def prepare(trainer):
         scheduler = CosineAnnealingScheduler(trainer.optimizer.optimizer, "lr", 0.1, 0.0, 9)
         trainer.add_event_handler(Events.EPOCH_STARTED, scheduler)
@@ -375,12 +377,12 @@ def test_what_a_scheduler_of_a_handler_writes_is_no_change(tmp_path):
         (None, "must be names of settings"),
     ],
 )
-def test_a_name_that_no_optimizer_has_is_an_error_at_once(override, message):
+def test_override_of_an_unknown_setting_is_an_error(override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         ResumeCheckpoint("checkpoints", override=override)
 
 
-def test_settings_of_an_optimizer_of_ones_own_can_be_named():
+def test_settings_of_a_custom_optimizer_can_be_overridden():
     class Own(torch.optim.SGD):
         def __init__(self, params, lr, trust=1.0):
             super().__init__(params, lr)
@@ -389,7 +391,7 @@ def test_settings_of_an_optimizer_of_ones_own_can_be_named():
 
 
 @pytest.mark.parametrize("on_missing", ["error", "start"])
-def test_a_name_that_this_optimizer_lacks_is_an_error_when_attached(tmp_path, on_missing):
+def test_override_of_a_setting_the_optimizer_lacks_is_an_error(tmp_path, on_missing):
     trained(tmp_path)
     source = tmp_path if on_missing == "error" else tmp_path / "none"
     resume = ResumeCheckpoint(source, override=("momentum",), on_missing=on_missing)
@@ -415,27 +417,27 @@ def test_a_setting_whose_state_is_missing_cannot_be_overridden(tmp_path, kind, n
     assert trainer.state.optimizer_step == 0
 
 
-def test_another_scheduler_is_an_error_that_names_the_override(tmp_path):
+def test_another_scheduler_is_an_error_naming_the_override(tmp_path):
     trained(tmp_path, schedule=cosine(20))
     with pytest.raises(ValueError, match=re.escape('override=("scheduler",) takes the new one')):
         make_trainer(tmp_path, tmp_path, schedule=lambda optimizer: StepLR(optimizer, 5))
 
 
 @pytest.mark.parametrize(("then", "now"), [(None, cosine(20)), (cosine(20), None)])
-def test_a_scheduler_that_is_new_or_gone_is_told_once(tmp_path, then, now):
+def test_a_new_or_removed_scheduler_is_reported_once(tmp_path, then, now):
     trained(tmp_path, schedule=then)
     _, (told,) = resumed(tmp_path, 17, ("scheduler",), schedule=now)
     assert "CosineAnnealingLR" in told
     assert "scheduler_at" not in told
 
 
-def test_another_optimizer_is_an_error_with_an_override_too(tmp_path):
+def test_another_optimizer_is_an_error_despite_an_override(tmp_path):
     trained(tmp_path)
     with pytest.raises(ValueError, match="the optimizer was a AdamW, it is a SGD"):
         resumed(tmp_path, override=("lr", "scheduler"), kind=torch.optim.SGD)
 
 
-def test_a_schedule_too_short_for_the_step_is_an_error_that_changes_nothing(tmp_path):
+def test_too_short_a_schedule_is_an_error_that_changes_nothing(tmp_path):
     trained(tmp_path, schedule=cosine(20))
     short = lambda optimizer: OneCycleLR(optimizer, 0.2, total_steps=10)  # noqa: E731
     trainer = make_trainer(tmp_path, schedule=short)
@@ -446,7 +448,7 @@ def test_a_schedule_too_short_for_the_step_is_an_error_that_changes_nothing(tmp_
     assert trainer.state.optimizer_step == 0
 
 
-def test_a_plateau_begins_with_the_scripts_constants(tmp_path):
+def test_overridden_plateau_starts_with_the_script_constants(tmp_path):
     def plateau(patience):
         arguments = {"scheduler_at": "epoch", "scheduler_metric": "loss"}
 

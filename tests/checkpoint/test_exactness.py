@@ -1,4 +1,4 @@
-"""Going on from every step, in another process, ends in the bits of the run that was not broken."""
+"""A run resumed from any step, in another process, equals the unbroken run bit by bit."""
 
 import json
 import os
@@ -13,15 +13,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What the unbroken trainings did, and what each that was resumed did, by kind."""
+def outcomes(tmp_path_factory):
+    """The outcomes of the unbroken runs, and those of all resumed runs, by kind of run."""
     folder = tmp_path_factory.mktemp("exactness")
-    unbroken = told(started("save", folder))
-    parts = [started("resume", folder, part, 2) for part in range(2)]
-    return unbroken, {kind: each for part in parts for kind, each in told(part).items()}
+    unbroken = outcome(start_program("save", folder))
+    parts = [start_program("resume", folder, part, 2) for part in range(2)]
+    return unbroken, {kind: each for part in parts for kind, each in outcome(part).items()}
 
 
-def started(*arguments):
+def start_program(*arguments):
     return subprocess.Popen(
         [sys.executable, str(PROGRAM), *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -31,23 +31,23 @@ def started(*arguments):
     )
 
 
-def told(process):
+def outcome(process):
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
     return json.loads(output)
 
 
 @pytest.mark.exhaustive
-def test_every_kind_was_saved_at_every_step_and_resumed(found):
-    unbroken, resumed = found
+def test_every_run_was_saved_and_resumed_at_every_step(outcomes):
+    unbroken, resumed = outcomes
     assert len(unbroken) == 22
     for kind, whole in unbroken.items():
         assert len(resumed[kind]) == whole["steps"] >= 6
 
 
 @pytest.mark.exhaustive
-def test_resumed_runs_continue_like_the_unbroken_run(found):
-    unbroken, resumed = found
+def test_resumed_runs_continue_like_the_unbroken_run(outcomes):
+    unbroken, resumed = outcomes
     for kind, whole in unbroken.items():
         for number, each in enumerate(resumed[kind], start=1):
             iterations = list(whole["iterations"])
@@ -60,8 +60,8 @@ def test_resumed_runs_continue_like_the_unbroken_run(found):
 
 
 @pytest.mark.exhaustive
-def test_handlers_and_metrics_end_as_in_the_unbroken_one(found):
-    unbroken, resumed = found
+def test_handlers_and_metrics_end_as_in_the_unbroken_run(outcomes):
+    unbroken, resumed = outcomes
     for kind, whole in unbroken.items():
         for each in resumed[kind]:
             for what in ("loss", "patience", "steps"):

@@ -1,4 +1,4 @@
-"""A run that fails after a signal has asked for a save, and before that save."""
+"""A run that fails between a signal, which asks for a save, and that save."""
 
 import os
 import signal
@@ -27,8 +27,8 @@ class Failure(Exception):
 
 
 @pytest.fixture(autouse=True)
-def _process(monkeypatch):
-    """A process that handles the signal by itself, and a quick disk."""
+def _handled_signal(monkeypatch):
+    """Gives the process its own handler of SIGTERM, and skips fsync."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     found = signal.signal(signal.SIGTERM, lambda number, frame: None)
     yield
@@ -40,7 +40,7 @@ def send():
 
 
 class Faulty:
-    """Fails at the n-th call of ``fail``; in the time before, it does nothing."""
+    """An object whose method ``fail`` raises at its n-th call and does nothing before."""
 
     def __init__(self, number=1, error=None):
         self.left = number
@@ -76,7 +76,7 @@ def trainer_of(directory=None, data=None, **options):
 
 
 def saved(directory):
-    """The steps of its checkpoints, the oldest first."""
+    """Returns the steps of the checkpoints in a directory, the oldest first."""
     return [each.manifest.step for each in reversed(CheckpointStore(directory).checkpoints())]
 
 
@@ -85,7 +85,7 @@ def notes_of(error):
 
 
 def run_into(trainer, error, **limits):
-    """Runs until that very error; returns what is noted on it."""
+    """Runs until the given error is raised; returns the notes on it."""
     with pytest.raises(type(error)) as raised:
         trainer.run(**(limits or {"max_epochs": 2}))
     assert raised.value is error
@@ -133,7 +133,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("where", FAILURES)
-def test_the_last_boundary_is_saved_and_the_error_says_so(tmp_path, where):
+def test_last_boundary_is_saved_and_noted_on_the_error(tmp_path, where):
     arrange, step = FAILURES[where]
     faulty = Faulty()
     trainer = arrange(tmp_path, faulty)
@@ -165,7 +165,7 @@ def test_the_last_boundary_is_saved_and_the_error_says_so(tmp_path, where):
         (Events.ITERATION_STARTED(once=5), "exact"),
     ],
 )
-def test_what_the_last_step_made_due_and_is_left_out_is_named(tmp_path, event, level):
+def test_due_callbacks_that_are_left_out_are_reported(tmp_path, event, level):
     faulty = Faulty()
     validation = Validation(lambda: {"score": 1.0}, every_steps=2)
     trainer = trainer_of(tmp_path, validation=validation)
@@ -178,7 +178,7 @@ def test_what_the_last_step_made_due_and_is_left_out_is_named(tmp_path, event, l
 
 
 @pytest.mark.parametrize("schedule", [{"every_steps": 2}, {"every_epochs": 1}])
-def test_a_validation_that_failed_is_made_up_by_the_next_process(tmp_path, schedule):
+def test_a_failed_validation_is_run_by_the_resumed_process(tmp_path, schedule):
     def trainer_and_log(faulty, **options):
         log = []
         validation = Validation(lambda model: faulty.fail(), **schedule)
@@ -210,7 +210,7 @@ AT_AN_END = {
 
 
 @pytest.mark.parametrize("where", AT_AN_END)
-def test_an_epoch_that_fails_at_its_end_goes_on_from_there(tmp_path, where):
+def test_an_epoch_that_fails_at_its_end_continues_there(tmp_path, where):
     faulty, step = Faulty(), 6 if where == "of the end of all" else 3
     trainer = trainer_of(tmp_path)
     event = AT_AN_END[where]
@@ -249,7 +249,7 @@ def changed_parameters(trainer, faulty):
 
 
 @pytest.mark.parametrize("breaks", [half_a_step, half_a_schedule, changed_parameters])
-def test_what_is_not_known_to_be_a_step_is_not_saved(tmp_path, breaks):
+def test_parameters_changed_within_a_step_are_not_saved(tmp_path, breaks):
     faulty = Faulty()
     trainer = trainer_of(
         tmp_path, lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1)
@@ -264,7 +264,7 @@ def test_what_is_not_known_to_be_a_step_is_not_saved(tmp_path, breaks):
         assert f"the state of step {step} was not saved: {why}" in text
 
 
-def test_an_iterator_that_cannot_go_back_is_not_saved(tmp_path):
+def test_data_from_an_iterator_are_not_saved_after_a_failure(tmp_path):
     trainer, faulty = trainer_of(tmp_path, iter(batches_of(6))), Faulty()
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
     trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
@@ -274,7 +274,7 @@ def test_an_iterator_that_cannot_go_back_is_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=["Ctrl-C", "exit"])
-def test_who_ends_a_run_at_once_waits_for_no_save(tmp_path, error):
+def test_ctrl_c_and_exit_do_not_wait_for_a_save(tmp_path, error):
     trainer, faulty = trainer_of(tmp_path), Faulty(error=error)
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
     trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
@@ -286,7 +286,7 @@ def test_who_ends_a_run_at_once_waits_for_no_save(tmp_path, error):
     "error", [KeyboardInterrupt(), Failure("told to")], ids=["Ctrl-C", "error"]
 )
 @pytest.mark.parametrize("background", [False, True])
-def test_a_failure_after_the_save_is_not_said_to_have_lost_it(tmp_path, error, background):
+def test_a_failure_after_the_save_gets_no_note(tmp_path, error, background):
     trainer, faulty = trainer_of(tmp_path, saving={"background": background}), Faulty(error=error)
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
     trainer.add_event_handler(Events.COMPLETED, faulty.fail)
@@ -329,7 +329,7 @@ def test_a_save_that_failed_is_not_tried_again(tmp_path, monkeypatch, background
         assert "step 2 was not saved: it was the save that failed" in notes_of(raised.value)
 
 
-def test_an_error_that_a_handler_handles_has_the_boundary_saved_too(tmp_path):
+def test_boundary_is_saved_if_a_handler_handles_the_error(tmp_path):
     trainer, faulty = trainer_of(tmp_path), Faulty()
     trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: None)
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
@@ -339,7 +339,7 @@ def test_an_error_that_a_handler_handles_has_the_boundary_saved_too(tmp_path):
     assert (trainer.stop_reason, saved(tmp_path)) == ("exception", [1])
 
 
-def test_buffers_that_saw_batches_since_are_not_called_exact(tmp_path):
+def test_buffers_changed_since_the_step_are_not_exact(tmp_path):
     make = lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))  # noqa: E731
     trainer, faulty = trainer_of(tmp_path, model=make()), Faulty()
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
@@ -358,7 +358,7 @@ DEATHS = [
 
 @pytest.mark.parametrize("where", ["in the data", "in the forward", "in a validation"])
 @pytest.mark.parametrize("text", DEATHS)
-def test_a_worker_that_died_of_the_signal_ends_the_run_well(tmp_path, where, text):
+def test_death_of_a_worker_after_a_signal_ends_the_run_well(tmp_path, where, text):
     arrange, step = FAILURES[where]
     trainer, fired = arrange(tmp_path, Faulty(error=RuntimeError(text))), []
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
@@ -375,7 +375,7 @@ def test_a_worker_that_died_of_the_signal_ends_the_run_well(tmp_path, where, tex
 
 
 @pytest.mark.parametrize("text", DEATHS)
-def test_a_worker_that_dies_without_a_signal_is_a_failure(tmp_path, text):
+def test_death_of_a_worker_without_a_signal_is_a_failure(tmp_path, text):
     faulty = Faulty(error=RuntimeError(text))
     run_into(fails_in_data(tmp_path, faulty), faulty.error)
     assert saved(tmp_path) == []

@@ -15,13 +15,13 @@ OTHERS = r"has \d checkpoints of other runs, the newest of step \d+: they stay"
 
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch):
-    """What is saved is asked here, not whether that survives a power cut."""
+    """Skips fsync: these tests do not ask whether a checkpoint survives a power cut."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """A directory with the checkpoints of steps 8 and 10, the newest of which is the last."""
+    """A directory with the checkpoints of steps 8 and 10."""
     trainer_of(tmp_path / "runs").run(max_steps=10)
     return tmp_path / "runs"
 
@@ -34,7 +34,7 @@ def trainer_of(directory, source=None, also_to=(), **options):
 
 
 def run_on(trainer, steps):
-    """Trains some steps more; returns the warnings that are given."""
+    """Trains a number of further steps; returns the warnings."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         trainer.run(max_steps=trainer.state.optimizer_step + steps)
@@ -42,7 +42,7 @@ def run_on(trainer, steps):
 
 
 def steps(directory):
-    """The steps of the checkpoints, the oldest first."""
+    """Returns the steps of the checkpoints, the oldest first."""
     found = CheckpointStore(directory).checkpoints()
     return [each.manifest.step for each in reversed(found)]
 
@@ -75,7 +75,7 @@ def test_job_that_falls_back_to_an_older_checkpoint_continues_its_run(runs):
     assert (steps(runs), number_of_runs(runs)) == ([12, 14], 1)
 
 
-def test_a_run_from_scratch_tells_of_those_that_are_there(runs):
+def test_a_run_from_scratch_warns_of_other_runs(runs):
     (message,) = run_on(trainer_of(runs), 6)
     assert message.startswith(
         f"{runs} has 2 checkpoints of other runs, the newest of step 10: they stay, and a resume "
@@ -87,7 +87,7 @@ def test_a_run_from_scratch_tells_of_those_that_are_there(runs):
 
 @pytest.mark.parametrize("named", ["step_00000008", "step_00000010"])
 @pytest.mark.parametrize("background", [False, True])
-def test_a_branch_from_a_named_checkpoint_removes_its_own_only(runs, named, background):
+def test_branch_from_a_named_checkpoint_prunes_only_its_own(runs, named, background):
     base = runs / named
     start = int(named[-2:])
     trainer = trainer_of(runs, base, background=background)
@@ -98,7 +98,7 @@ def test_a_branch_from_a_named_checkpoint_removes_its_own_only(runs, named, back
     assert number_of_runs(runs) == 3
 
 
-def test_a_branch_that_is_started_again_is_one_run(runs):
+def test_a_restarted_branch_continues_the_branch(runs):
     run_on(trainer_of(runs, runs / "step_00000008"), 4)
     for _ in range(2):
         assert run_on(trainer_of(runs, runs), 4) == []
@@ -118,7 +118,7 @@ def test_branches_into_a_new_directory_keep_each_other(runs, tmp_path, source):
 
 
 @pytest.mark.parametrize(("target", "count"), [("step_00000010", 1), ("step_00000008", 2)])
-def test_a_link_with_its_own_name_continues_the_newest_only(runs, target, count):
+def test_a_link_with_another_name_continues_only_the_newest(runs, target, count):
     (runs / "latest").symlink_to(target)
     run_on(trainer_of(runs, runs / "latest"), 6)
     assert number_of_runs(runs) == count
@@ -133,7 +133,7 @@ def test_moved_and_linked_newest_checkpoint_is_continued(runs, tmp_path):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_trainer_whose_run_was_continued_by_another_branches_off(runs, named):
+def test_trainer_branches_if_another_continued_its_run(runs, named):
     first = trainer_of(runs, runs / "step_00000010" if named else runs)
     if not named:
         run_on(first, 2)
@@ -157,7 +157,7 @@ def test_run_with_two_directories_continues_in_both(runs, tmp_path):
 
 
 @pytest.mark.parametrize("lags", [False, True])
-def test_resume_from_a_copy_continues_where_both_have_the_newest(runs, tmp_path, lags):
+def test_resume_from_a_copy_continues_if_both_have_the_newest(runs, tmp_path, lags):
     shutil.copytree(runs, tmp_path / "copy")
     if lags:
         run_on(trainer_of(runs, runs), 2)
@@ -165,7 +165,7 @@ def test_resume_from_a_copy_continues_where_both_have_the_newest(runs, tmp_path,
     assert number_of_runs(runs) == 1 + lags
 
 
-def test_a_save_after_a_resume_without_a_run_is_of_a_branch(runs):
+def test_saving_after_a_resume_without_a_run_begins_a_branch(runs):
     handler = SaveCheckpoint(runs, keep_last=1)
     trainer = make_trainer(batches_of(10), checkpoint=handler)
     ResumeCheckpoint(runs / "step_00000008").attach(trainer)
@@ -174,7 +174,7 @@ def test_a_save_after_a_resume_without_a_run_is_of_a_branch(runs):
     assert number_of_runs(runs) == 2
 
 
-def test_a_save_by_hand_behind_another_trainer_is_of_a_branch(runs):
+def test_manual_save_after_another_trainer_begins_a_branch(runs):
     handler = SaveCheckpoint(runs, every_steps=2, at_end=False, keep_last=1)
     first = make_trainer(batches_of(10), checkpoint=handler, resume_from=ResumeCheckpoint(runs))
     run_on(first, 3)

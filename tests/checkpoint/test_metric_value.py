@@ -23,7 +23,7 @@ def _quick_disk(monkeypatch):
 
 
 def trainer_of(directory, values, kind=float, event=Events.EPOCH_COMPLETED, **options):
-    """Epochs of three steps; after each epoch a handler of the user's writes the next value."""
+    """Returns a trainer with epochs of three steps; after each one a handler writes a value."""
     given = iter(values)
     options = {"metric": "score", "keep_last": "all", **options}
     trainer = make_trainer(batches_of(3), checkpoint=SaveCheckpoint(directory, **options))
@@ -35,8 +35,8 @@ def trainer_of(directory, values, kind=float, event=Events.EPOCH_COMPLETED, **op
     return trainer
 
 
-def computed(value):
-    """A float of its own, as each computation gives one; ``float(value)`` is the value itself."""
+def new_float(value):
+    """Returns a new object, as a computation does; ``float(value)`` would return the same one."""
     return value * 1.0
 
 
@@ -46,7 +46,7 @@ def saved(directory):
 
 
 @pytest.mark.parametrize(
-    "kind", [computed, torch.tensor, np.float32], ids=["float", "tensor", "numpy"]
+    "kind", [new_float, torch.tensor, np.float32], ids=["float", "tensor", "numpy"]
 )
 def test_stale_metric_value_is_not_saved(tmp_path, kind):
     values = [0.5, 0.5, 0.5]
@@ -61,10 +61,10 @@ def test_stale_metric_value_is_not_saved(tmp_path, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    [computed, torch.tensor, np.float64, lambda value: 1000 * int(value)],
+    [new_float, torch.tensor, np.float64, lambda value: 1000 * int(value)],
     ids=["float", "tensor", "numpy", "int"],
 )
-def test_newer_wins_a_tie_between_equal_values(tmp_path, kind):
+def test_newer_of_two_equally_good_checkpoints_is_kept(tmp_path, kind):
     options = {"every_epochs": 1, "keep_last": 1, "keep_best": 1}
     trainer_of(tmp_path, [5.0, 5.0, 3.0], kind, **options).run(max_epochs=3)
     assert saved(tmp_path) == {6: float(kind(5.0)), 9: float(kind(3.0))}
@@ -92,7 +92,7 @@ def in_inference_mode():
 
 
 def written_in_place(total):
-    """Writes a value into the one object."""
+    """Writes a value into the object in place."""
 
     def add(value):
         with torch.inference_mode(isinstance(total, torch.Tensor) and total.is_inference()):
@@ -107,7 +107,7 @@ def written_in_place(total):
     [lambda: torch.zeros(()), lambda: torch.zeros(1), in_inference_mode, lambda: np.zeros(())],
     ids=["tensor", "one element", "inference tensor", "array"],
 )
-def test_number_that_is_written_to_in_place_has_a_new_value(tmp_path, make):
+def test_number_written_in_place_counts_as_a_new_value(tmp_path, make):
     options = {"every_steps": 1, "every_epochs": 1}
     trainer_of(tmp_path, [1.0, 2.0, 3.0], written_in_place(make()), **options).run(max_epochs=3)
     assert saved(tmp_path) == {**dict.fromkeys(range(1, 10), None), 3: 1.0, 6: 3.0, 9: 6.0}

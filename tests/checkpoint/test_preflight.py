@@ -16,7 +16,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def free(monkeypatch):
-    """Says how many bytes the disk has left."""
+    """A function that sets the free bytes of the disk."""
 
     def leave(number):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, number))
@@ -39,13 +39,13 @@ def test_files_that_are_there_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("below", ["file", "file/checkpoints"])
-def test_a_path_that_can_be_no_directory_is_an_error_that_says_so(tmp_path, below):
+def test_a_path_that_cannot_be_a_directory_is_an_error(tmp_path, below):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"`directory` must be a folder .*file.*: give another"):
         check_directory(tmp_path / below)
 
 
-def test_a_directory_that_can_not_be_written_to_is_an_error(tmp_path, monkeypatch):
+def test_a_directory_that_is_not_writable_is_an_error(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")  # root, as tests may be run, is not refused
 
@@ -98,7 +98,7 @@ def test_size_counts_frozen_parameters_once_and_buffers(tmp_path, free):
         warn_if_full(tmp_path, trainer)
 
 
-def test_a_run_that_has_little_room_warns_and_goes_on(tmp_path, free):
+def test_a_run_with_little_room_warns_and_continues(tmp_path, free):
     trainer = make_trainer(batches_of(2), checkpoint=SaveCheckpoint(tmp_path, at_end=False))
     free(3 * 2**20)
     trainer.run()

@@ -1,4 +1,4 @@
-"""With one process; tests/distributed/test_checkpoints.py has two."""
+"""``Ranks`` with one process; tests/distributed/test_checkpoints.py has two."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What was taken up is said, once: quietly when it is exact, as a warning when it is not."""
+"""The report on a resume is given once: logged if the resume is exact, else as a warning."""
 
 import logging
 import warnings
@@ -58,7 +58,7 @@ def saved(directory, data=shuffled, *, steps=2, **options):
 
 
 def resumed(directory, data=shuffled, **options):
-    """The report when it has been told of; warnings are let through."""
+    """Returns the report after it was given; warnings are not caught."""
     trainer = make_trainer(data and data(), resume_from=directory, **options)
     trainer.run(max_steps=6)
     return trainer.resume_report
@@ -222,7 +222,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("kind", DIFFERENCES)
-def test_each_difference_is_told_with_its_reason(tmp_path, kind):
+def test_each_difference_is_reported_with_its_reason(tmp_path, kind):
     data_then, data_now, options, said = DIFFERENCES[kind]
     saved(tmp_path, data_then, **{name: then for name, (then, _) in options.items()})
     with pytest.warns(UserWarning, match=said):
@@ -249,7 +249,7 @@ def test_different_objects_in_also_are_reported(tmp_path):
         lambda: DataLoader(samples(7), 2, drop_last=True),
     ],
 )
-def test_the_same_data_is_exact_in_the_middle_of_a_pass(tmp_path, make):
+def test_the_same_data_are_exact_in_the_middle_of_a_pass(tmp_path, make):
     saved(tmp_path, make)
     assert str(resumed(tmp_path, make).parts["data"]) == "exact"
 
@@ -272,7 +272,7 @@ def test_data_that_may_draw_during_a_pass_is_not_exact(make):
     feed.close()
 
 
-def test_persistent_workers_in_any_order_are_not_exact_at_the_end_of_a_pass():
+def test_unordered_persistent_workers_are_not_exact_at_pass_end():
     options = {"num_workers": 1, "persistent_workers": True, "in_order": False}
     feed = DataFeed(DataLoader(samples(4), 2, **options))
     assert feed.differences(feed.state_dict()) == []
@@ -289,7 +289,7 @@ def test_workers_are_exact_at_the_end_of_a_pass(tmp_path):
     assert resumed(tmp_path, make).is_exact
 
 
-def test_data_that_is_given_to_the_run_is_looked_at_then(tmp_path):
+def test_data_given_to_run_are_compared_at_its_start(tmp_path):
     saved(tmp_path, loader)
     trainer = make_trainer(None, resume_from=tmp_path)
     assert "data" not in trainer.resume_report.parts
@@ -311,7 +311,7 @@ def test_late_handler_is_restored_and_reported_at_run_start(tmp_path):
     assert box.value == 5 + 1
 
 
-def test_a_generator_of_the_data_that_is_gone_is_said(tmp_path):
+def test_a_removed_generator_of_the_data_is_reported(tmp_path):
     saved(tmp_path, lambda: DataLoader(samples(8), 2, shuffle=True, generator=torch.Generator()))
     trainer = make_trainer(shuffled(4), resume_from=tmp_path)
     part = trainer.resume_report.parts["data"]
@@ -334,7 +334,7 @@ def test_inexact_resume_of_a_finished_run_is_reported(tmp_path):
         (Events.ITERATION_STARTED(once=3), False),
     ],
 )
-def test_numbers_drawn_for_batches_that_were_given_up_are_said(tmp_path, event, is_exact):
+def test_numbers_drawn_for_dropped_batches_are_reported(tmp_path, event, is_exact):
     trainer = make_trainer(batches_of(6), accumulation=2, checkpoint=SaveCheckpoint(tmp_path))
     trainer.add_event_handler(event, lambda: trainer.terminate())
     trainer.run()
@@ -344,7 +344,7 @@ def test_numbers_drawn_for_batches_that_were_given_up_are_said(tmp_path, event, 
     assert is_exact or "batches were drawn that no step was made with" in part.reason
 
 
-def test_reasons_of_processes_are_told_once_each_with_the_process():
+def test_reasons_of_all_ranks_are_merged_with_their_rank():
     of_ranks = [{"data": "a"}, {"data": "a", "model": "b"}, {"data": "c"}]
     assert reasons_of_all(of_ranks) == {
         "data": "a; on process 2: c",
@@ -352,7 +352,7 @@ def test_reasons_of_processes_are_told_once_each_with_the_process():
     }
 
 
-def test_what_is_not_exact_on_another_process_is_in_the_report():
+def test_inexact_parts_of_another_rank_are_in_the_report():
     exact, doubted = (
         ResumeReport(Path("x"), 3, {"model": EXACT, "data": part})
         for part in (EXACT, ResumedPart("approximate", "a"))

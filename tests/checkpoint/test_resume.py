@@ -1,4 +1,4 @@
-"""A training that is taken up ends as if it had never been interrupted."""
+"""A resumed run has the same result as one that was never interrupted."""
 
 import logging
 import random
@@ -71,9 +71,10 @@ def adam_in_groups(model):
 
 
 def trainer_of(directory=None, *, number=1, optimizer=sgd, save=None, **options):
-    """A trainer as a script makes it, that saves each step if it is told where.
+    """Returns a trainer as a script makes it, which saves each step if it is given a directory.
 
-    The generators are seeded with the number, at another point than in the run before.
+    The generators are seeded with ``number``, so that a resumed run can begin with other states
+    than the run before.
     """
     seed(number)
     model = make_model(dropout=0.5)
@@ -101,7 +102,7 @@ def halved(step):
 
 
 class Scaled:
-    """A callable with a state, which LambdaLR's state then has in it."""
+    """A callable with attributes, which ``LambdaLR.state_dict`` includes."""
 
     def __init__(self, factor=0.5):
         self.factor = factor
@@ -132,7 +133,7 @@ KINDS = {
 
 @pytest.mark.grid(5)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_result_is_that_of_a_training_that_was_not_interrupted(tmp_path, kind):
+def test_resumed_result_equals_an_uninterrupted_run(tmp_path, kind):
     options = KINDS[kind]
     whole = trainer_of(tmp_path / "whole", **options)
     seen = losses(whole)
@@ -166,7 +167,7 @@ def test_resumed_run_saves_in_place_and_can_resume_again(tmp_path):
     assert names == [step_of(step) for step in range(1, STEPS + 1)]
 
 
-def test_what_a_script_draws_before_the_run_does_not_matter(tmp_path):
+def test_random_draws_before_the_run_do_not_matter(tmp_path):
     whole = trainer_of(tmp_path / "whole")
     whole.run(max_epochs=EPOCHS)
     source = tmp_path / "whole" / step_of(BATCHES + 1)
@@ -180,7 +181,7 @@ def test_what_a_script_draws_before_the_run_does_not_matter(tmp_path):
     assert torch.equal(weights(trainer.model), weights(whole.model))
 
 
-def test_resuming_draws_nothing_from_the_generators_of_the_script(tmp_path):
+def test_resuming_draws_no_random_numbers(tmp_path):
     trainer_of(tmp_path).run()
     seed(5)
     expected = torch.rand(2), np.random.rand(), random.random()
@@ -205,7 +206,7 @@ def test_a_finished_run_runs_nothing(tmp_path):
     assert not any((tmp_path / "new").glob("step_*"))
 
 
-def test_more_epochs_go_on_in_the_right_order(tmp_path):
+def test_more_epochs_continue_in_the_right_order(tmp_path):
     trainer_of(tmp_path, save={"every_steps": None}).run(max_epochs=EPOCHS)
     whole = trainer_of()
     whole.run(max_epochs=EPOCHS + 1)
@@ -215,7 +216,7 @@ def test_more_epochs_go_on_in_the_right_order(tmp_path):
     assert torch.equal(weights(trainer.model), weights(whole.model))
 
 
-def test_data_given_to_the_run_goes_on_in_the_middle_too(tmp_path):
+def test_data_given_to_run_continue_in_the_middle(tmp_path):
     whole = trainer_of(tmp_path / "whole")
     whole.run(max_epochs=EPOCHS)
     source = tmp_path / "whole" / step_of(BATCHES + 2)
@@ -275,7 +276,7 @@ def test_resume_needs_a_trainer_and_no_event(tmp_path):
 
 @pytest.fixture(params=["missing", "empty", "not finished", "a checkpoint that is missing"])
 def without_any(request, tmp_path):
-    """A place where there is no checkpoint yet."""
+    """A source without a checkpoint."""
     place = tmp_path / "checkpoints"
     if request.param == "empty":
         place.mkdir()
@@ -362,7 +363,7 @@ def test_error_lists_every_damaged_checkpoint(tmp_path, on_missing):
         assert part in str(caught.value)
 
 
-def test_a_checkpoint_that_is_named_and_damaged_is_an_error(tmp_path):
+def test_a_damaged_checkpoint_given_by_name_is_an_error(tmp_path):
     trainer_of(tmp_path).run()
     flip(tmp_path / step_of(3) / "model.safetensors")
     with (
@@ -414,7 +415,7 @@ class Counting:
 
 
 def stopped_early(directory=None, *, resume_from=None, is_attached_late, number):
-    """Stops when the score has not risen for three epochs; it never does."""
+    """Trains with an EarlyStopping whose score never rises, so that it ends the run."""
     trainer = trainer_of(directory, number=number, data=augmented(2))
     stopping = EarlyStopping(3, lambda engine: -engine.state.epoch, trainer)
     stopping.logger.disabled = True
@@ -428,7 +429,7 @@ def stopped_early(directory=None, *, resume_from=None, is_attached_late, number)
 
 
 @pytest.mark.parametrize("is_attached_late", [False, True])
-def test_early_stopping_goes_on_counting(tmp_path, is_attached_late):
+def test_early_stopping_continues_its_count(tmp_path, is_attached_late):
     whole = stopped_early(tmp_path / "whole", is_attached_late=False, number=1)
     assert whole.state.epoch == 4
     for step in (4, 5):
@@ -442,7 +443,7 @@ def test_early_stopping_goes_on_counting(tmp_path, is_attached_late):
         assert torch.equal(weights(trainer.model), weights(whole.model))
 
 
-def test_early_stopping_on_the_evaluator_goes_on_counting(tmp_path):
+def test_early_stopping_on_the_evaluator_continues_its_count(tmp_path):
     def make(directory, **options):
         evaluator = create_supervised_evaluator(torch.nn.Linear(4, 2), accelerator=Accelerator())
         validation = Validation(evaluator, batches_of(1), every_epochs=1)
@@ -463,7 +464,7 @@ def test_early_stopping_on_the_evaluator_goes_on_counting(tmp_path):
 
 @pytest.mark.parametrize("metric", ["RunningAverage", "Average"])
 @pytest.mark.parametrize("step", [BATCHES - 1, BATCHES, BATCHES + 1])
-def test_metrics_go_on_where_they_were(tmp_path, metric, step):
+def test_running_metrics_are_continued(tmp_path, metric, step):
     def run(directory=None, **options):
         trainer = trainer_of(directory, **options)
         if metric == "Average":
@@ -499,7 +500,7 @@ def test_metrics_of_the_state_are_restored(tmp_path):
     assert "what" not in metrics
 
 
-def test_ignites_parameter_scheduler_goes_on(tmp_path):
+def test_ignite_parameter_scheduler_is_continued(tmp_path):
     def run(directory=None, **options):
         trainer, rates = trainer_of(directory, **options), Notes()
         scheduler = LinearCyclicalScheduler(trainer.optimizer, "lr", 0.1, 0.01, 6)
@@ -532,7 +533,7 @@ def test_two_handlers_of_one_class_each_get_their_own_state_back(tmp_path):
     assert run(resume_from=source) == [EPOCHS, STEPS]
 
 
-def test_a_handler_that_notes_more_does_not_swap_the_states_of_two(tmp_path):
+def test_two_handlers_keep_their_states_if_one_has_more_keys(tmp_path):
     def run(directory, is_noted, **options):
         trainer, one, two = trainer_of(directory, **options), Counting(), Counting()
         if is_noted:
@@ -548,7 +549,7 @@ def test_a_handler_that_notes_more_does_not_swap_the_states_of_two(tmp_path):
 
 
 @pytest.mark.parametrize("is_set_again", [False, True])
-def test_the_keys_that_a_user_has_named_come_back(tmp_path, is_set_again):
+def test_state_dict_user_keys_are_restored(tmp_path, is_set_again):
     def make(directory, **options):
         trainer = trainer_of(directory, **options)
         if is_set_again or not options:

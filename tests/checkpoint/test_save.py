@@ -32,7 +32,7 @@ from tests.reference import weights
 
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch):
-    """What is saved is asked here, not whether that survives a power cut."""
+    """Skips fsync: these tests do not ask whether a checkpoint survives a power cut."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -40,13 +40,13 @@ def trainer_of(checkpoint=None, batches=4, **options):
     return make_trainer(batches_of(batches), checkpoint=checkpoint, **options)
 
 
-def whole(directory):
-    """The checkpoints, in the order of their commits."""
+def all_checkpoints(directory):
+    """Returns the checkpoints in the order of their commits."""
     return CheckpointStore(directory).checkpoints()[::-1]
 
 
 def saved(directory):
-    return [checkpoint.manifest for checkpoint in whole(directory)]
+    return [checkpoint.manifest for checkpoint in all_checkpoints(directory)]
 
 
 def steps(directory):
@@ -54,7 +54,7 @@ def steps(directory):
 
 
 class Counter:
-    """Something with a state of the user's."""
+    """A user's object with a state."""
 
     def __init__(self, content=None):
         self.content = content
@@ -108,7 +108,7 @@ def test_signals_that_cannot_be_handled_are_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize("directory", [None, 5])
-def test_a_directory_that_is_no_path_is_refused(directory):
+def test_a_directory_that_is_not_a_path_is_refused(directory):
     with pytest.raises(ValueError, match="`directory` must be"):
         SaveCheckpoint(directory)
 
@@ -118,7 +118,7 @@ def test_an_unknown_argument_is_refused(tmp_path):
         SaveCheckpoint(tmp_path, every_step=1)
 
 
-def test_the_best_need_a_metric(tmp_path):
+def test_keep_best_needs_a_metric(tmp_path):
     message = r"`metric` must be given with `keep_best`, which is 2, got None: name one of"
     with pytest.raises(ValueError, match=message):
         SaveCheckpoint(tmp_path, keep_best=2)
@@ -139,7 +139,7 @@ def test_objects_without_a_state_are_refused_by_name(tmp_path, also, kind, name)
         SaveCheckpoint(tmp_path, also=also)
 
 
-def test_something_must_say_when_to_save(tmp_path):
+def test_saving_without_any_trigger_is_refused(tmp_path):
     handler = SaveCheckpoint(tmp_path, at_end=False, on_signals=())
     with pytest.raises(ValueError, match=r"must have something to save by, .*: every_epochs=1 is"):
         handler.attach(trainer_of())
@@ -156,7 +156,7 @@ def test_attaching_at_exception_raised_is_refused(tmp_path):
         lambda: handler.attach(trainer, Events.EXCEPTION_RAISED),
         lambda: trainer.add_event_handler(Events.EXCEPTION_RAISED, handler),
     ):
-        with pytest.raises(ValueError, match=r"ends well, got .*EXCEPTION_RAISED: after .*SIGINT"):
+        with pytest.raises(ValueError, match=r"not failed, got .*EXCEPTION_RAISED: after .*SIGINT"):
             add()
 
 
@@ -168,11 +168,11 @@ def test_call_after_a_failure_warns_and_saves_nothing(tmp_path):
     with pytest.warns(UserWarning, match="nothing is saved at EXCEPTION_RAISED: after a failure"):
         trainer.run()
     assert steps(tmp_path) == []
-    handler(trainer)  # the run has ended, where its last whole step did
+    handler(trainer)  # after the failure the run is back at its last whole step
     assert steps(tmp_path) == [2]
 
 
-def test_the_factory_takes_nothing_else_for_a_checkpoint():
+def test_factory_refuses_other_values_of_checkpoint():
     with pytest.raises(TypeError, match=r"`checkpoint` must be a SaveCheckpoint, got str: pass"):
         trainer_of("checkpoints")
 
@@ -241,7 +241,7 @@ def test_added_as_a_handler_it_saves_only_at_its_event(tmp_path):
     assert steps(tmp_path) == [3, 6]
 
 
-def test_two_on_one_trainer_keep_own_schedules_and_directories(tmp_path):
+def test_two_on_one_trainer_keep_separate_schedules(tmp_path):
     one = SaveCheckpoint(tmp_path / "one", every_steps=1, at_end=False)
     other = SaveCheckpoint(tmp_path / "other", every_epochs=1)
     trainer = trainer_of(handlers=[one, other])
@@ -293,7 +293,7 @@ def test_removal_within_a_run_stops_saving(tmp_path, accumulation):
     assert (noted, steps(tmp_path)) == ([True], [])
 
 
-def test_an_engine_that_is_no_trainer_is_refused(tmp_path):
+def test_a_plain_ignite_engine_is_refused(tmp_path):
     engine, message = (
         Engine(lambda engine, batch: None),
         r"`engine` must be a trainer, .*got Engine",
@@ -325,7 +325,7 @@ def test_each_save_is_announced_once_when_it_is_complete(tmp_path, background):
 
 
 def test_save_comes_after_validation_and_all_event_handlers(tmp_path):
-    """Whenever they were attached; and what it saves is what they have left."""
+    """The order of attachment does not matter; the save has the state that the handlers left."""
     handler = SaveCheckpoint(tmp_path, every_steps=2, keep_last="all")
     trainer = trainer_of(handler)
     Validation(lambda: None, every_steps=2).attach(trainer)
@@ -369,7 +369,7 @@ def test_failing_checkpoint_saved_handler_keeps_the_checkpoint(tmp_path):
 
 
 def with_values(directory, values, **options):
-    """A trainer that validates and saves after each step; the validations give the values."""
+    """Returns a trainer that validates and saves after each step, with the given metric values."""
     given = iter(values)
     validation = Validation(lambda: {"score": next(given)}, every_steps=1)
     options = {"every_steps": 1, "metric": "val_score", **options}
@@ -409,7 +409,7 @@ def test_newest_and_best_checkpoints_are_kept(tmp_path, options, values, expecte
 
 
 def test_metric_value_of_an_earlier_step_is_not_saved(tmp_path):
-    """Between two validations ``state.metrics`` has what the last of them has left there."""
+    """Between two validations ``state.metrics`` still has the values of the last one."""
     values = iter([0.9, 0.5])
     validation = Validation(lambda: {"score": next(values)}, every_steps=2)
     options = {"every_steps": 1, "keep_last": 1, "keep_best": 1, "metric": "val_score"}
@@ -420,7 +420,7 @@ def test_metric_value_of_an_earlier_step_is_not_saved(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:resumed from")  # the iterator of the values begins again
-def test_a_trainer_that_goes_on_keeps_the_best_of_the_one_before(tmp_path):
+def test_resumed_run_keeps_the_best_checkpoint_so_far(tmp_path):
     options = {"keep_last": 1, "keep_best": 1}
     with_values(tmp_path, [1, 5, 2, 3], **options).run()
     assert steps(tmp_path) == [2, 4]
@@ -439,7 +439,7 @@ def test_new_run_keeps_checkpoints_of_another_run_and_warns(tmp_path):
         UserWarning, match="has 2 checkpoints of other runs, the newest of step 4: they"
     ):
         with_values(tmp_path, [9, 0, 0], **options).run()
-    found = [(each.folder.name, each.manifest.metric_value) for each in whole(tmp_path)]
+    found = [(each.folder.name, each.manifest.metric_value) for each in all_checkpoints(tmp_path)]
     assert found == [
         ("step_00000002", 5.0),
         ("step_00000004", 3.0),
@@ -452,7 +452,10 @@ def test_restarted_trainer_prunes_its_own_old_checkpoints(tmp_path):
     trainer = with_values(tmp_path, [1, 5, 2, 3], keep_last=2)
     for _ in range(2):
         trainer.run(max_steps=2)
-    assert [each.folder.name for each in whole(tmp_path)] == ["step_00000001-2", "step_00000002-2"]
+    assert [each.folder.name for each in all_checkpoints(tmp_path)] == [
+        "step_00000001-2",
+        "step_00000002-2",
+    ]
 
 
 def test_missing_metric_warns_once_and_still_saves(tmp_path):
@@ -468,7 +471,7 @@ def test_missing_metric_warns_once_and_still_saves(tmp_path):
 
 
 @pytest.mark.parametrize("schedule", [{"every_steps": 1}, {"every_epochs": 1}])
-def test_metric_of_no_validation_is_an_error_at_the_first_save(tmp_path, schedule):
+def test_metric_that_no_validation_gives_fails_the_first_save(tmp_path, schedule):
     save = SaveCheckpoint(tmp_path, **schedule, keep_best=1, metric="val_acuracy")
     trainer = trainer_of(save)
     Validation(lambda: {"accuracy": 1.0}, **schedule).attach(trainer)
@@ -479,7 +482,7 @@ def test_metric_of_no_validation_is_an_error_at_the_first_save(tmp_path, schedul
     assert steps(tmp_path) == []
 
 
-def test_metric_without_the_prefix_is_an_error_when_an_epoch_is_complete(tmp_path):
+def test_metric_without_the_prefix_is_an_error_after_an_epoch(tmp_path):
     trainer = trainer_of(SaveCheckpoint(tmp_path, every_steps=1, keep_best=1, metric="accuracy"))
     Validation(lambda: {"accuracy": 1.0}, every_steps=1).attach(trainer)
     with pytest.raises(ValueError, match="did you mean `val_accuracy`"):
@@ -488,7 +491,7 @@ def test_metric_without_the_prefix_is_an_error_when_an_epoch_is_complete(tmp_pat
 
 
 @pytest.mark.parametrize("later", [{"every_epochs": 1}, {"every_epochs": 2}])
-def test_metric_of_a_validation_still_to_come_is_waited_for(tmp_path, later):
+def test_metric_of_a_later_validation_is_no_error_yet(tmp_path, later):
     trainer = trainer_of(SaveCheckpoint(tmp_path, every_steps=1, keep_best=1, metric="late_x"))
     Validation(lambda: {"x": 1.0}, every_steps=1).attach(trainer)
     Validation(lambda: {"x": 2.0}, prefix="late_", **later).attach(trainer)
@@ -519,7 +522,7 @@ def test_missing_metric_warns_once_as_other_metrics_appear(tmp_path):
 
 
 @pytest.mark.parametrize("value", [torch.ones(2, 2), "good", {"mse": 1.0}], ids=stable_id)
-def test_a_metric_that_is_no_number_is_an_error_that_names_it(tmp_path, value):
+def test_a_metric_that_is_not_a_number_is_an_error(tmp_path, value):
     trainer = with_values(tmp_path, [value] * 4)
     with pytest.raises((TypeError, ValueError), match=r"`metric`.*val_score"):
         trainer.run()
@@ -547,7 +550,7 @@ def test_user_file_survives_removal_of_its_checkpoint(tmp_path):
     assert [path.name for path in (tmp_path / "step_00000002").iterdir()] == ["plot.png"]
 
 
-def test_a_directory_that_is_taken_away_in_a_run_is_made_again(tmp_path):
+def test_a_directory_removed_during_a_run_is_created_again(tmp_path):
     trainer = trainer_of(SaveCheckpoint(tmp_path / "one", every_steps=2))
     event = TrainEvents.CHECKPOINT_SAVED(once=2)
     trainer.add_event_handler(event, lambda: shutil.rmtree(tmp_path / "one"))
@@ -574,7 +577,7 @@ def test_unsupported_object_in_state_is_refused_by_name(tmp_path, background):
     assert list(tmp_path.glob("step_*")) == []
 
 
-def test_the_refusal_of_a_handlers_state_names_the_handler(tmp_path):
+def test_unsupported_handler_state_is_refused_by_name(tmp_path):
     class Odd(Counter):
         def attach(self, engine):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.act)
@@ -609,7 +612,7 @@ def test_registered_objects_are_refused_before_training(tmp_path):
         SaveCheckpoint(tmp_path).attach(trainer)
 
 
-def test_the_model_can_be_written_by_torch_instead_of_safetensors(tmp_path):
+def test_model_can_be_written_by_torch_save(tmp_path):
     trainer_of(SaveCheckpoint(tmp_path, safe_serialization=False)).run()
     folder = tmp_path / "step_00000004"
     assert not (folder / "model.safetensors").exists()
@@ -645,7 +648,7 @@ def generators():
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("safe_serialization", [False, True])
 def test_saving_changes_no_bit_of_the_training(tmp_path, background, safe_serialization):
-    """With dropout, shuffling and augmentation from all generators."""
+    """The run has dropout, shuffling and augmentation from all generators."""
 
     def trained(checkpoint):
         seed()
@@ -680,9 +683,7 @@ def test_call_after_the_run_saves_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_checkpoints_stay_in_place_when_the_working_directory_moves(
-    tmp_path, monkeypatch, background
-):
+def test_checkpoints_stay_when_the_working_directory_changes(tmp_path, monkeypatch, background):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     handler = SaveCheckpoint("runs", every_steps=1, keep_last=2, background=background)
@@ -698,7 +699,7 @@ def test_checkpoints_stay_in_place_when_the_working_directory_moves(
     assert again.resume_report.step == 4
 
 
-def test_a_linked_directory_is_shown_as_it_was_named(tmp_path):
+def test_a_linked_directory_is_reported_by_its_given_path(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").symlink_to("disk")
     handler = SaveCheckpoint(tmp_path / "runs")

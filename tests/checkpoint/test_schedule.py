@@ -1,4 +1,4 @@
-"""``override=("scheduler",)``: the script's schedule at the checkpoint's step, bit by bit."""
+"""``override=("scheduler",)`` moves the script's schedule to the checkpoint's step, exactly."""
 
 import warnings
 
@@ -37,7 +37,7 @@ def chain(steps):
     return lambda o: ChainedScheduler([LinearLR(o, 0.5), StepLR(o, steps)])
 
 
-SCHEDULES = {  # then, and now
+SCHEDULES = {  # in the checkpoint's run, and in the script that resumes
     "cosine": (lambda o: CosineAnnealingLR(o, 20), lambda o: CosineAnnealingLR(o, 40)),
     "one cycle": (
         lambda o: OneCycleLR(o, 0.1, total_steps=25),
@@ -73,7 +73,7 @@ SCHEDULES = {  # then, and now
 
 
 def moved_by_hand(schedule, moves, lr=0.1):
-    """An optimizer and its schedule in a loop of PyTorch alone, after so many moves."""
+    """Returns an optimizer whose schedule a plain PyTorch loop has moved a number of times."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = schedule(optimizer)
     move(optimizer, scheduler, moves)
@@ -93,7 +93,7 @@ def settings(optimizer):
 
 
 @pytest.mark.parametrize("case", SCHEDULES)
-def test_the_scripts_schedule_is_where_a_fresh_run_would_have_it(tmp_path, case):
+def test_script_schedule_is_where_a_fresh_run_would_have_it(tmp_path, case):
     then, now = SCHEDULES[case]
     trained(tmp_path, 20, schedule=then)
     optimizer, scheduler = moved_by_hand(now, 20)
@@ -113,7 +113,7 @@ def test_the_scripts_schedule_is_where_a_fresh_run_would_have_it(tmp_path, case)
         move(optimizer, scheduler, 1)
     assert seen == expected
     assert not [each for each in told if "`lr_scheduler.step()`" in str(each.message)]
-    # The next job, with or without the override, goes on as a run without an interruption.
+    # The next job, with or without the override, continues like an uninterrupted run.
     for steps, override in ((26, ("scheduler",)), (28, ())):
         trainer, _ = resumed(tmp_path, steps, override, schedule=now)
         move(optimizer, scheduler, 2)
@@ -124,7 +124,7 @@ def test_the_scripts_schedule_is_where_a_fresh_run_would_have_it(tmp_path, case)
 
 
 @pytest.mark.parametrize("case", SCHEDULES)
-def test_every_schedule_is_resumed_as_it_is(tmp_path, case):
+def test_every_schedule_is_resumed_unchanged(tmp_path, case):
     schedule, _ = SCHEDULES[case]
     trained(tmp_path, 15, schedule=schedule)
     trainer, told = resumed(tmp_path, 20, schedule=schedule)
@@ -143,9 +143,7 @@ def test_every_schedule_is_resumed_as_it_is(tmp_path, case):
     ids=["from the present rate", "from the base rate"],
 )
 @pytest.mark.parametrize(("override", "base"), [(("scheduler",), 0.1), (("scheduler", "lr"), 0.02)])
-def test_the_schedule_starts_from_the_scripts_rate_only_if_that_is_named(
-    tmp_path, override, base, schedule
-):
+def test_schedule_uses_script_rate_only_if_overridden(tmp_path, override, base, schedule):
     trained(tmp_path, 20, schedule=lambda o: ExponentialLR(o, 0.9))
     trainer, _ = resumed(tmp_path, override=override, schedule=schedule, lr=0.02)
     optimizer, _ = moved_by_hand(schedule, 20, base)
@@ -156,7 +154,7 @@ def test_the_schedule_starts_from_the_scripts_rate_only_if_that_is_named(
     ("before", "now", "moves"), [("epoch", "epoch", 2), ("step", "epoch", 2), ("epoch", "step", 25)]
 )
 @pytest.mark.parametrize("gamma", [0.8, 0.9], ids=["another schedule", "the same schedule"])
-def test_a_schedule_by_epoch_has_moved_once_an_epoch(tmp_path, before, now, moves, gamma):
+def test_a_schedule_by_epoch_moves_once_an_epoch(tmp_path, before, now, moves, gamma):
     script = {"schedule": lambda o: ExponentialLR(o, 0.9)}
     trained(tmp_path, 2 * LENGTH + 5, **script, arguments={"scheduler_at": before})
     script = {"schedule": lambda o: ExponentialLR(o, gamma), "arguments": {"scheduler_at": now}}
@@ -169,16 +167,17 @@ def rates_of_optimizer(optimizer):
     return [group["lr"] for group in optimizer.param_groups]
 
 
-def test_a_schedule_that_is_given_up_leaves_its_rate(tmp_path):
+def test_a_removed_schedule_leaves_its_rate(tmp_path):
     trained(tmp_path, 15, schedule=lambda o: OneCycleLR(o, 0.1, total_steps=25))
     before, _ = resumed(tmp_path, schedule=lambda o: OneCycleLR(o, 0.1, total_steps=25))
     trainer, _ = resumed(tmp_path, 17, ("scheduler",))
     assert rates(trainer) == rates(before)
-    assert rates(trainer, "betas") == [(0.9, 0.999)]  # a momentum that it cycled is the script's
+    # The script's momentum replaces the one that the checkpoint's schedule cycled.
+    assert rates(trainer, "betas") == [(0.9, 0.999)]
     assert trainer.resume_report.parts["settings"].level == "changed"
 
 
-def test_a_rate_that_is_a_tensor_is_moved_like_a_number(tmp_path):
+def test_a_tensor_rate_is_moved_like_a_number(tmp_path):
     def script(steps):
         return {"schedule": lambda o: CosineAnnealingLR(o, steps), "lr": torch.tensor(0.1)}
 
@@ -190,7 +189,7 @@ def test_a_rate_that_is_a_tensor_is_moved_like_a_number(tmp_path):
     assert float(*rates(trainer)) == pytest.approx(2 * float(*rates_of_optimizer(optimizer)))
 
 
-def test_a_rate_that_is_a_tensor_stays_one_when_it_starts_from_another(tmp_path):
+def test_a_tensor_rate_stays_a_tensor_from_another_start(tmp_path):
     trained(tmp_path, 15, schedule=lambda o: ExponentialLR(o, 0.9), lr=torch.tensor(0.1))
     script = {"schedule": lambda o: ExponentialLR(o, 0.8), "lr": torch.tensor(0.2)}
     trainer, _ = resumed(tmp_path, override=("scheduler",), **script)
@@ -200,7 +199,7 @@ def test_a_rate_that_is_a_tensor_stays_one_when_it_starts_from_another(tmp_path)
 
 
 class Marking(ExponentialLR):
-    """Has a state without its base rates, and writes to the groups when it moves."""
+    """A scheduler whose state has no base rates, and that writes other keys to the groups."""
 
     def __init__(self, optimizer):
         super().__init__(optimizer, 0.9)

@@ -37,7 +37,7 @@ def manifest_of(directory):
     return Manifest.loads(path.read_bytes())
 
 
-def test_the_manifest_says_what_a_run_was_trained_with(tmp_path):
+def test_manifest_has_the_settings_of_the_run(tmp_path):
     schedule = lambda optimizer: CosineAnnealingLR(optimizer, 20)  # noqa: E731
     arguments = {"grad_clip": GradientClipping(max_norm=1.0, norm_type=float("inf"))}
     trained(tmp_path, schedule=schedule, frozen=["0.bias"], accumulate=2, arguments=arguments)
@@ -55,7 +55,7 @@ def test_the_manifest_says_what_a_run_was_trained_with(tmp_path):
     assert settings["data"]["batches a pass"] == LENGTH
 
 
-def test_a_clipper_that_is_called_at_an_event_is_a_setting_too(tmp_path):
+def test_clipping_added_to_an_event_is_a_setting(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, GradientClipping(clip_value=0.5))
     assert settings_of(trainer)["clipping"]["clip_value"] == 0.5
@@ -87,7 +87,7 @@ def test_a_clipper_that_is_called_at_an_event_is_a_setting_too(tmp_path):
     ],
     ids=["milestones", "sequence"],
 )
-def test_the_constants_of_a_schedule_do_not_move_with_it(tmp_path, schedule, expected):
+def test_constants_of_a_schedule_do_not_change_as_it_moves(tmp_path, schedule, expected):
     trainer = make_trainer(tmp_path, schedule=schedule)
     assert settings_of(trainer)["scheduler"] == expected
     trainer.run(max_steps=7)
@@ -95,7 +95,7 @@ def test_the_constants_of_a_schedule_do_not_move_with_it(tmp_path, schedule, exp
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, functools.partial(SGD, momentum=0.9)])
-def test_settings_do_not_move_with_a_cycle(tmp_path, kind):
+def test_settings_do_not_change_with_a_cyclic_momentum(tmp_path, kind):
     schedule = lambda o: OneCycleLR(o, 0.1, total_steps=30)  # noqa: E731
     trainer = make_trainer(tmp_path, kind=kind, schedule=schedule)
     before = settings_of(trainer)
@@ -111,7 +111,7 @@ print(plain(lambda step: step in {"warm-up", "train", "cool-down", "end"}))
 """
 
 
-def test_a_function_is_described_alike_whatever_the_order_of_its_sets():
+def test_set_order_does_not_change_a_function_description():
     described = {
         subprocess.run(
             [sys.executable, "-c", DESCRIBE],
@@ -145,7 +145,7 @@ class Rule:
         return step
 
 
-def test_functions_are_compared_by_their_code_and_what_they_use(monkeypatch):
+def test_functions_are_compared_by_code_and_used_values(monkeypatch):
     one, same, other = make_function(1), make_function(1), make_function(2)
     assert plain(one) == plain(same) != plain(other)
     assert plain(other)["offset"] == 2
@@ -200,7 +200,7 @@ def test_any_value_becomes_plain_data(value, expected):
     json.dumps(result).encode()
 
 
-def test_values_that_hold_themselves_end():
+def test_values_that_contain_themselves_are_cut():
     endless = []
     endless.append(endless)
 
@@ -210,7 +210,7 @@ def test_values_that_hold_themselves_end():
     json.dumps([plain(endless), plain(recursive)])
 
 
-def test_a_record_keeps_what_was_given_before_handlers_changed_it(tmp_path):
+def test_record_keeps_settings_from_before_handlers_ran(tmp_path):
     trainer = make_trainer(tmp_path)
 
     @trainer.on(TrainEvents.STEP_COMPLETED(once=3))
@@ -223,7 +223,7 @@ def test_a_record_keeps_what_was_given_before_handlers_changed_it(tmp_path):
     settings = manifest_of(tmp_path).settings
     (group,) = settings["optimizer"]["groups"]
     assert (group["lr"], group["weight_decay"], settings["frozen"]) == (0.1, 0.01, [])
-    assert settings["accumulation"] == 2  # no state holds it: the run goes on with this one
+    assert settings["accumulation"] == 2  # it is in no state: the run continues with this value
 
 
 def test_a_lambda_of_each_group_is_described(tmp_path):

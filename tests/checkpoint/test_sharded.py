@@ -1,4 +1,4 @@
-"""Models that are split over processes, as far as it goes with one that is not."""
+"""Models that are split over processes, as far as one process can test them."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ from tests.reference import weights
 
 @pytest.fixture
 def split(monkeypatch):
-    """Takes the way of a model that is split; Accelerate writes and reads it whole."""
+    """Treats the model as split, so that Accelerate writes and reads it."""
     monkeypatch.setattr(TrainingState, "is_sharded", True)
 
 
@@ -72,7 +72,7 @@ def test_sharded_files_follow_the_umask(tmp_path):
 
 
 @pytest.mark.usefixtures("split")
-def test_what_accelerate_unpickles_is_refused_without_trust(tmp_path):
+def test_unpickling_by_accelerate_needs_trust_pickle(tmp_path):
     saved(tmp_path)
     with (
         pytest.warns(UserWarning, match="a checkpoint is skipped"),

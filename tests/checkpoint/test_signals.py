@@ -13,7 +13,7 @@ def send(name):
 
 @pytest.fixture
 def before():
-    """What the process did at three signals before: it counts them."""
+    """The names of the signals that reached the handlers which the process had set before."""
     counted = []
     numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
     found = {number: signal.getsignal(number) for number in numbers}
@@ -25,7 +25,7 @@ def before():
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that stands still until it is moved."""
 
     def __init__(self):
         self.seconds = 100.0
@@ -34,7 +34,7 @@ class Clock:
         return self.seconds
 
 
-def test_second_signal_gets_its_old_handler(before):
+def test_second_signal_calls_its_previous_handler(before):
     with StopSignals(["SIGTERM"]) as signals:
         assert signals.received is None
         send("SIGTERM")
@@ -45,7 +45,7 @@ def test_second_signal_gets_its_old_handler(before):
     assert before == ["SIGTERM"] * 2
 
 
-def test_signals_within_the_grace_are_part_of_the_first(before):
+def test_signals_within_the_grace_are_one_request(before):
     clock = Clock()
     with StopSignals(["SIGTERM", "SIGUSR1"], 5.0, clock) as signals:
         for seconds in (0, 4.9):
@@ -59,7 +59,7 @@ def test_signals_within_the_grace_are_part_of_the_first(before):
         assert (signals.received, before) == ("SIGTERM", ["SIGUSR1", "SIGTERM"])
 
 
-def test_signals_after_what_was_asked_for_act_as_before(before):
+def test_signals_after_completion_call_their_old_handler(before):
     with StopSignals(["SIGTERM"], 5.0, Clock()) as signals:
         signals.mark_complete()
         send("SIGTERM")
@@ -69,7 +69,7 @@ def test_signals_after_what_was_asked_for_act_as_before(before):
         assert before == ["SIGTERM"]
 
 
-def test_a_new_beginning_has_a_grace_of_its_own(before):
+def test_forgetting_a_signal_starts_a_new_grace(before):
     signals = StopSignals(["SIGTERM"], 5.0, Clock())
     for _ in range(2):
         signals.forget()
@@ -98,7 +98,7 @@ def test_nested_stop_signals_wait_for_the_longer_grace(before, graces):
     assert before == ["SIGTERM"] * 2
 
 
-def test_a_signal_of_no_handler_ends_the_process_after_the_grace():
+def test_unhandled_signal_ends_the_process_after_the_grace():
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -113,19 +113,19 @@ def test_a_signal_of_no_handler_ends_the_process_after_the_grace():
 
 
 @pytest.fixture
-def _no_children():
-    """What is done when a child ends is put back."""
+def _restored_sigchld():
+    """Restores the handler of SIGCHLD after the test."""
     found = signal.getsignal(signal.SIGCHLD)
     yield
     signal.signal(signal.SIGCHLD, found)
 
 
-@pytest.mark.usefixtures("_no_children")
-def test_after_a_signal_torch_does_not_raise_of_a_dead_worker(before):
-    def raise_as_told(number, frame):
+@pytest.mark.usefixtures("_restored_sigchld")
+def test_torch_does_not_raise_for_dead_worker_after_a_signal(before):
+    def raise_for_child(number, frame):
         raise errors.pop()
 
-    signal.signal(signal.SIGCHLD, raise_as_told)
+    signal.signal(signal.SIGCHLD, raise_for_child)
     of_torch = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
     errors = [of_torch, RuntimeError("another"), of_torch, of_torch]
     with StopSignals(["SIGTERM"], 5.0):
@@ -135,7 +135,7 @@ def test_after_a_signal_torch_does_not_raise_of_a_dead_worker(before):
         send("SIGCHLD")
         with pytest.raises(RuntimeError, match="another"):
             send("SIGCHLD")
-    assert signal.getsignal(signal.SIGCHLD) is raise_as_told
+    assert signal.getsignal(signal.SIGCHLD) is raise_for_child
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         send("SIGCHLD")
 
@@ -198,7 +198,7 @@ def test_nested_stop_signals_restore_what_they_found(before):
     assert signal.getsignal(signal.SIGTERM) == ours
 
 
-def test_off_the_main_thread_nothing_is_noted_or_changed(before):
+def test_outside_the_main_thread_nothing_is_changed(before):
     ours, seen = signal.getsignal(signal.SIGTERM), []
 
     def enter():
@@ -213,7 +213,7 @@ def test_off_the_main_thread_nothing_is_noted_or_changed(before):
     assert signal.getsignal(signal.SIGTERM) == ours
 
 
-def test_a_handler_that_python_does_not_know_is_left_alone(before, monkeypatch):
+def test_a_handler_set_by_c_code_is_left_alone(before, monkeypatch):
     ours = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(signal, "getsignal", lambda number: None)  # as for one that was set from C
@@ -223,7 +223,7 @@ def test_a_handler_that_python_does_not_know_is_left_alone(before, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is ours
 
 
-def test_a_name_that_is_given_twice_is_put_back_all_the_same(before):
+def test_a_signal_given_twice_is_restored(before):
     ours = signal.getsignal(signal.SIGTERM)
     with StopSignals(["SIGTERM", "SIGTERM"]):
         pass
@@ -239,7 +239,7 @@ def test_stop_signals_entered_twice_restore_the_handler(before):
     assert signal.getsignal(signal.SIGTERM) == ours
 
 
-def test_second_signal_of_another_kind_gets_its_old_handler(before):
+def test_second_signal_of_another_kind_calls_its_old_handler(before):
     with StopSignals(["SIGTERM", "SIGUSR1"]) as signals:
         send("SIGTERM")
         send("SIGUSR1")

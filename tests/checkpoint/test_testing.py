@@ -24,7 +24,7 @@ from tests.reference import seed
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch):
-    """Whatever comes of it, no files stay."""
+    """A temporary directory that must be empty after the test."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield
     assert list(tmp_path.glob("ignite_hooks*")) == []
@@ -43,7 +43,7 @@ def make_trainer(data=None, number=1):
 
 
 class Fading:
-    """Makes each step smaller than the one before, and keeps count of it."""
+    """Makes each step smaller than the one before, by a count that it keeps."""
 
     def __init__(self, trainer):
         self.steps = 0
@@ -90,7 +90,7 @@ def test_handler_with_saved_state_passes():
 
 
 class Queue:
-    """Data that go on where they are in each pass, and do not tell where that is."""
+    """Data that continue in each pass where the last one ended, and have no state_dict."""
 
     def __init__(self):
         self.batches = itertools.cycle(batches_of(7))
@@ -99,12 +99,12 @@ class Queue:
         return itertools.islice(self.batches, 5)
 
 
-def test_data_with_a_state_of_their_own_are_found_out_by_the_batch():
+def test_unsaved_data_state_is_found_by_the_batches():
     with pytest.raises(AssertionError, match="resumed at step 6, the batch of iteration 7 differs"):
         assert_resumable(lambda: make_trainer(Queue()), max_steps=8, stops=[6])
 
 
-def test_a_draw_in_the_wrong_place_is_found_out_by_the_generators():
+def test_a_misplaced_draw_is_found_by_the_generators():
     starts = itertools.count()
 
     def make():
@@ -118,7 +118,7 @@ def test_a_draw_in_the_wrong_place_is_found_out_by_the_generators():
 
 
 class Drawing(torch.nn.Module):
-    """Draws from a generator of its own, to no effect on the weights."""
+    """A module that draws from its own generator, without an effect on the weights."""
 
     def __init__(self, inner):
         super().__init__()
@@ -218,7 +218,7 @@ def test_stops_are_five_by_default_or_as_given(monkeypatch):
     assert resumed == [0, 0, 1, 3, 5, 7, 9]
     resumed.clear()
     assert_resumable(make, max_steps=10, stops=[5, 10, 2, 5])
-    assert resumed == [0, 0, 2, 5]  # one that was finished begins no run
+    assert resumed == [0, 0, 2, 5]  # a finished run is not run again
 
 
 @pytest.mark.parametrize("stops", [[], [0], [3, 9]])
@@ -236,7 +236,7 @@ def test_run_of_one_step_can_be_checked():
     assert_resumable(make_trainer, max_steps=1)
 
 
-def test_a_failure_of_the_training_comes_through():
+def test_an_error_of_the_training_is_raised_unchanged():
     def make():
         trainer = make_trainer()
         trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: 1 // 0)
@@ -294,35 +294,35 @@ def test_an_engine_that_is_not_a_trainer_is_refused():
         assert_resumable(lambda: Engine(lambda engine, batch: None), max_steps=4)
 
 
-# The traces that are compared
+# The records that are compared
 
 
-def traced(*, change=None, at=3, **options):
+def recorded(*, change=None, at=3, **options):
     trainer = reference.make_trainer(lr_scheduler=lambda optimizer: StepLR(optimizer, 2), **options)
     if change is not None:
-        event, act = change
-        trainer.add_event_handler(event(once=at), lambda: act(trainer))
-    trace = RunRecorder(trainer)
+        event, callback = change
+        trainer.add_event_handler(event(once=at), lambda: callback(trainer))
+    recorder = RunRecorder(trainer)
     torch.manual_seed(5)
     trainer.run(batches_of(5))
-    return trace
+    return recorder
 
 
-def test_two_trainings_that_are_the_same_have_no_difference():
-    assert traced().first_difference(traced()) is None
+def test_two_equal_runs_have_no_difference():
+    assert recorded().first_difference(recorded()) is None
 
 
-def test_all_iterations_are_noted_and_each_thing_in_them():
-    trace = traced()
-    assert list(trace.iterations) == [1, 2, 3, 4, 5]
-    for sums in trace.iterations.values():
-        assert list(sums)[:4] == [
+def test_every_iteration_is_recorded_completely():
+    recorder = recorded()
+    assert list(recorder.iterations) == [1, 2, 3, 4, 5]
+    for digests in recorder.iterations.values():
+        assert list(digests)[:4] == [
             "the place (epoch, step)",
             "the batch",
             "the random generators",
             "the loss",
         ]
-        assert list(sums)[4:] == [
+        assert list(digests)[4:] == [
             "model.0.weight after the step",
             "model.0.bias after the step",
             "model.3.weight after the step",
@@ -333,21 +333,21 @@ def test_all_iterations_are_noted_and_each_thing_in_them():
 
 
 def differing(what, iteration=3):
-    """The same trace but for one sum."""
-    trace = traced()
-    other = copy.copy(trace)
-    other.iterations = copy.deepcopy(trace.iterations)
+    """Returns the first difference of two records that differ in one digest."""
+    recorder = recorded()
+    other = copy.copy(recorder)
+    other.iterations = copy.deepcopy(recorder.iterations)
     other.iterations[iteration][what] = "another"
-    return trace.first_difference(other)
+    return recorder.first_difference(other)
 
 
-@pytest.mark.parametrize("what", list(traced().iterations[1]))
-def test_each_thing_that_differs_is_named(what):
+@pytest.mark.parametrize("what", list(recorded().iterations[1]))
+def test_the_first_difference_is_named(what):
     assert differing(what) == f"{what} of iteration 3"
 
 
-def test_only_iterations_that_both_have_are_compared():
-    one, other = traced(), traced()
+def test_only_common_iterations_are_compared():
+    one, other = recorded(), recorded()
     del one.iterations[2]
     other.iterations[2] = {}
     assert one.first_difference(other) is None

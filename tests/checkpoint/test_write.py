@@ -31,30 +31,30 @@ class Failure(Exception):
 
 
 class Disk:
-    """Whether the disk is slow or full for the thread that writes, or full for all."""
+    """A disk that can be slow or full for the thread that writes, or full for the main thread."""
 
     def __init__(self):
         self.is_full_for = None
-        self.act = None
-        self.may_go_on = threading.Event()
-        self.may_go_on.set()
+        self.callback = None
+        self.may_write = threading.Event()
+        self.may_write.set()
 
     def fsync(self, descriptor):
         here = "thread" if is_writer(threading.current_thread()) else "main"
         if here == "thread":
-            assert self.may_go_on.wait(60)
-            act, self.act = self.act, None
-            if act is not None:
-                act()
+            assert self.may_write.wait(60)
+            callback, self.callback = self.callback, None
+            if callback is not None:
+                callback()
         if self.is_full_for == here:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def stall(self):
-        self.may_go_on.clear()
+        self.may_write.clear()
 
     def finish(self):
-        """Returns when nothing is being written any more."""
-        self.may_go_on.set()
+        """Waits until nothing is being written any more."""
+        self.may_write.set()
         for thread in writing():
             thread.join()
 
@@ -76,7 +76,7 @@ def writing():
 
 
 def trainer_of(checkpoint=None, **options):
-    """Dropout, shuffling and augmentation; five batches make three steps."""
+    """Returns a trainer with dropout, shuffling and augmentation; five batches make three steps."""
     seed()
     return make_trainer(
         augmented(),
@@ -94,18 +94,18 @@ def in_background(directory, **schedule):
 
 
 def steps(directory):
-    """The steps of the checkpoints that are whole, in the order of their commits."""
+    """Returns the steps of the checkpoints in the order of their commits; all must be whole."""
     checkpoints = CheckpointStore(directory).checkpoints()
     assert not any(find_problems(checkpoint) for checkpoint in checkpoints)
     return [checkpoint.manifest.step for checkpoint in reversed(checkpoints)]
 
 
-def at_iteration(trainer, number, act, event=Events.ITERATION_COMPLETED):
-    trainer.add_event_handler(event(once=number), lambda: act())
+def at_iteration(trainer, number, callback, event=Events.ITERATION_COMPLETED):
+    trainer.add_event_handler(event(once=number), lambda: callback())
 
 
 def announced(trainer):
-    """The iteration and the folder at each CHECKPOINT_SAVED."""
+    """Returns a list that gets the iteration and the folder of each CHECKPOINT_SAVED."""
     seen = []
     (handler,) = [a.handler for a in trainer._ignite_hooks["attachments"] if is_saving(a.handler)]
     trainer.add_event_handler(
@@ -122,7 +122,7 @@ def is_saving(handler):
 # What a checkpoint says of itself
 
 
-def test_the_manifest_tells_where_in_the_training_it_was_taken(tmp_path):
+def test_manifest_has_the_position_in_the_run(tmp_path):
     validation = Validation(lambda: {"steps": torch.tensor(0.5)}, every_steps=1)
     handler = SaveCheckpoint(tmp_path, every_steps=2, at_end=False, metric="val_steps")
     trainer_of(handler, validation=validation).run(max_epochs=2)
@@ -167,12 +167,12 @@ def test_same_position_is_saved_once(tmp_path):
 
 
 def test_save_of_a_small_model_makes_few_calls(tmp_path):
-    """About 1,070 in the package and 4,500 in all, of which torch.save makes half."""
+    """A save makes about 1,070 calls in the package and 4,500 in all, half of them in torch.save."""
     profile = SaveProfile(tmp_path)
     assert profile.of_package.total() < 1080
     assert profile.of_all.total() < 5500
     # The new folder and its directory, four files, their folder, the manifest, its renaming; then
-    # the former folder once it is none, its files, and the directory again.
+    # the former folder once it is no checkpoint, its files, and the directory again.
     assert profile.fsyncs == 12
 
 
@@ -242,7 +242,7 @@ def test_background_and_foreground_saves_write_equal_files(tmp_path, disk):
 
 
 class Growing:
-    """Something whose state is what it goes on changing."""
+    """An object whose state holds the very containers that it keeps changing."""
 
     def __init__(self):
         self.of_set, self.of_list, self.of_dict = set(), [], {}
@@ -302,14 +302,14 @@ def test_end_of_a_run_waits_for_the_background_save(tmp_path, disk):
     trainer = trainer_of(in_background(tmp_path, at_end=True))
     seen = announced(trainer)
     disk.stall()
-    trainer.add_event_handler(Events.COMPLETED, lambda: disk.may_go_on.set())
+    trainer.add_event_handler(Events.COMPLETED, lambda: disk.may_write.set())
     trainer.run(max_epochs=1)
     assert seen == [(5, "step_00000003")]
     assert (steps(tmp_path), writing()) == ([3], [])
 
 
 class Witness:
-    """Notes at each save whether one is being written."""
+    """An object that notes at each save how many others are being written."""
 
     def __init__(self):
         self.seen = []
@@ -326,14 +326,14 @@ def test_background_saves_are_written_one_at_a_time(tmp_path, disk):
     witness = Witness()
     trainer = trainer_of(in_background(tmp_path, every_steps=1, also={"witness": witness}))
     trainer.add_event_handler(Events.ITERATION_STARTED, disk.stall)
-    # It goes on being written just before the next save.
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, disk.may_go_on.set)
+    # The writing continues just before the next save.
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, disk.may_write.set)
     trainer.run(max_epochs=1)
     assert steps(tmp_path) == [1, 2, 3]
     assert set(witness.seen) == {0}
 
 
-def test_an_error_surfaces_at_a_step_that_follows(tmp_path, disk):
+def test_a_background_error_is_raised_at_a_later_step(tmp_path, disk):
     trainer = trainer_of(in_background(tmp_path, every_steps=2))
     disk.is_full_for = "thread"
     at_iteration(trainer, 5, disk.finish, Events.ITERATION_STARTED)
@@ -343,7 +343,7 @@ def test_an_error_surfaces_at_a_step_that_follows(tmp_path, disk):
     assert (steps(tmp_path), writing()) == ([], [])
 
 
-def test_an_error_surfaces_at_the_next_save(tmp_path, disk):
+def test_a_background_error_is_raised_at_the_next_save(tmp_path, disk):
     trainer, folders = trainer_of(), []
     writer = CheckpointWriter(in_background(tmp_path), trainer, folders.append)
     writer.lock.take()  # as a run does; else each save waits for its thread, and gives it back
@@ -359,7 +359,7 @@ def test_an_error_surfaces_at_the_next_save(tmp_path, disk):
     assert (steps(tmp_path), [folder.name for folder in folders]) == ([3], ["step_00000003"])
 
 
-def test_an_error_surfaces_at_the_end_of_the_run(tmp_path, disk):
+def test_a_background_error_is_raised_at_the_end_of_the_run(tmp_path, disk):
     trainer = trainer_of(in_background(tmp_path, at_end=True))
     seen = announced(trainer)
     disk.is_full_for = "thread"
@@ -368,12 +368,12 @@ def test_an_error_surfaces_at_the_end_of_the_run(tmp_path, disk):
     assert (seen, steps(tmp_path), writing()) == ([], [], [])
 
 
-def test_an_error_is_noted_on_another_that_ends_the_run(tmp_path, disk, caplog):
+def test_a_background_error_is_noted_on_an_error_of_the_run(tmp_path, disk, caplog):
     trainer = trainer_of(in_background(tmp_path, every_steps=2))
     disk.is_full_for = "thread"
 
     def fail():
-        disk.may_go_on.set()
+        disk.may_write.set()
         raise Failure
 
     at_iteration(trainer, 5, fail, Events.ITERATION_STARTED)
@@ -393,7 +393,7 @@ def test_no_thread_is_left_however_a_run_ends(tmp_path, disk, end):
     trainer = trainer_of(in_background(tmp_path, every_steps=1))
     acts = {"failure": fail, "interruption": trainer.interrupt, "terminate": trainer.terminate}
     disk.stall()
-    at_iteration(trainer, 3, disk.may_go_on.set, Events.ITERATION_STARTED)
+    at_iteration(trainer, 3, disk.may_write.set, Events.ITERATION_STARTED)
     at_iteration(trainer, 3, acts[end])
     try:
         trainer.run(max_epochs=1)
@@ -402,7 +402,7 @@ def test_no_thread_is_left_however_a_run_ends(tmp_path, disk, end):
     assert (writing(), steps(tmp_path)) == ([], [1])
 
 
-def test_a_signal_has_its_save_completed_before_the_run_ends(tmp_path, disk):
+def test_the_save_for_a_signal_is_complete_before_the_run_ends(tmp_path, disk):
     trainer = trainer_of(in_background(tmp_path))
     seen = announced(trainer)
     found = signal.getsignal(signal.SIGTERM)
@@ -413,12 +413,12 @@ def test_a_signal_has_its_save_completed_before_the_run_ends(tmp_path, disk):
     assert signal.getsignal(signal.SIGTERM) == found
 
 
-def test_signal_while_the_last_save_is_written_does_not_lose_it(tmp_path, disk, monkeypatch):
+def test_a_signal_during_the_last_save_does_not_lose_it(tmp_path, disk, monkeypatch):
     noted, found, join = [], signal.getsignal(signal.SIGTERM), threading.Thread.join
 
     def join_later(thread):  # the main thread waits from now on
         disk.act = lambda: os.kill(os.getpid(), signal.SIGTERM)
-        disk.may_go_on.set()
+        disk.may_write.set()
         join(thread)
 
     signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
@@ -435,7 +435,7 @@ def test_signal_while_the_last_save_is_written_does_not_lose_it(tmp_path, disk, 
 # The thread
 
 
-def test_thread_of_a_call_is_gone_once_waited_for():
+def test_the_thread_of_a_call_has_ended_after_wait():
     writer, threads = BackgroundWriter(), []
     writer.start(lambda: threads.append(threading.current_thread()))
     assert writer.wait()
@@ -494,7 +494,7 @@ def call():
 """
 
 
-def test_the_interpreter_ends_when_the_call_is_done(tmp_path):
+def test_the_interpreter_exits_when_the_call_is_done(tmp_path):
     start = "threading.Thread(target=BackgroundWriter().start, args=[call], daemon=True)"
     program = f"{AT_THE_END}thread = {start}\nthread.start()\nthread.join()\n"
     subprocess.run([sys.executable, "-c", program, tmp_path / "file"], check=True, timeout=120)
@@ -568,7 +568,7 @@ def test_all_files_of_a_checkpoint_follow_the_umask(tmp_path, umask, background)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
 
 
-def test_a_file_system_without_modes_costs_no_checkpoint(tmp_path, monkeypatch):
+def test_checkpoints_are_saved_without_file_modes(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "chmod", refuse)
     trainer_of(SaveCheckpoint(tmp_path)).run()
     assert steps(tmp_path) == [3]

@@ -1,4 +1,4 @@
-"""One small run of 15 steps, built with the settings of each test, and resumed with others."""
+"""A small run of 15 steps that is trained with some settings and resumed with others."""
 
 import warnings
 
@@ -40,7 +40,7 @@ def make_trainer(
     arguments=None,
     **settings,
 ):
-    """A trainer; ``prepare`` is what a script does between the factory and the run."""
+    """Returns a trainer; ``prepare`` is called as a script would, between the factory and run()."""
     model = make_model()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -66,12 +66,12 @@ def make_trainer(
 
 
 def trained(directory, steps=15, **script):
-    """Saves a run of that script after so many steps."""
+    """Trains a number of steps with the settings of a script, and saves the run."""
     make_trainer(directory, **script).run(max_steps=steps)
 
 
 def resumed(directory, steps=None, override=(), **script):
-    """Resumes with that script and runs on; returns the trainer and what was told of settings."""
+    """Resumes with the settings of a script; returns the trainer and the warnings on the resume."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         source = ResumeCheckpoint(directory, override=override)

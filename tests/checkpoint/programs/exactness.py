@@ -1,10 +1,10 @@
-"""Trains each kind of training, or goes on from each of its checkpoints, and tells what was done.
+"""Trains each kind of run, or resumes from each of its checkpoints, and prints what was done.
 
 python exactness.py save FOLDER
 python exactness.py resume FOLDER PART PARTS
 
-Each is a process of its own: nothing but the files gets from one to the other. PART is a number
-from 0: of so many parts of the trainings this one goes on.
+Each command is a separate process, so that only the files get from one to the other. The runs are
+divided into PARTS parts; a process resumes those of one part, PART, numbered from 0.
 """
 
 import json
@@ -48,14 +48,14 @@ EPOCHS = 3
 
 
 class Stream(IterableDataset):
-    """Samples in an order that is drawn, and nobody knows how many."""
+    """Samples in a random order, without a length."""
 
     def __iter__(self):
         return iter([Noisy(9)[index] for index in torch.randperm(9)])
 
 
 class Jittered(Dataset):
-    """Samples with augmentation from generators of its own, and one of its transform's."""
+    """Samples with augmentation from generators of the dataset and of its transform."""
 
     def __init__(self):
         self.samples = Noisy(9, noise=0)
@@ -72,8 +72,8 @@ class Jittered(Dataset):
         return x + 0.1 * noise + self.rng.random() + self.shift[0](), y
 
 
-class InItsOrder(Sampler):
-    """Draws an order when a pass begins, and a number at its end."""
+class OrderSampler(Sampler):
+    """A sampler that draws an order when a pass begins, and a number at its end."""
 
     def __init__(self):
         self.rng = np.random.default_rng(torch.initial_seed())
@@ -86,8 +86,8 @@ class InItsOrder(Sampler):
         self.rng.random()
 
 
-class AsItGoes(InItsOrder):
-    """Draws each index when it is asked for it."""
+class LazySampler(OrderSampler):
+    """A sampler that draws each index when it is asked for."""
 
     def __iter__(self):
         for _ in range(9):
@@ -110,17 +110,17 @@ KINDS = {
     "a batch sampler": lambda: in_batches(False),
     "a batch sampler that drops": lambda: in_batches(True),
     "with replacement": lambda: loader(sampler=WeightedRandomSampler([1, 2, 3] * 3, 9)),
-    "a generator of its own": lambda: loader(
+    "its own generator": lambda: loader(
         shuffle=True, generator=torch.Generator().manual_seed(torch.initial_seed())
     ),
-    "a sampler with one of its own": lambda: loader(
+    "a sampler with its own generator": lambda: loader(
         sampler=RandomSampler(range(9), generator=torch.Generator().manual_seed(7))
     ),
-    "data with generators of its own": lambda: DataLoader(
+    "data with their own generators": lambda: DataLoader(
         Subset(Jittered(), range(9)), 2, shuffle=True
     ),
-    "a sampler of one's own": lambda: loader(sampler=InItsOrder()),
-    "a sampler that draws as it goes": lambda: DataLoader(Jittered(), 2, sampler=AsItGoes()),
+    "a custom sampler": lambda: loader(sampler=OrderSampler()),
+    "a sampler that draws lazily": lambda: DataLoader(Jittered(), 2, sampler=LazySampler()),
     "workers": lambda: loader(shuffle=True, num_workers=2, noise=0),
     "a stream": lambda: DataLoader(Stream(), 2),
     "a list": lambda: batches_of(5),
@@ -142,7 +142,10 @@ TRAININGS = [
 
 
 def make_trainer(kind, configuration, *, number):
-    """With as much as a checkpoint has to hold, from another seed in each process."""
+    """Returns a trainer with every state that a checkpoint can hold, and its EarlyStopping.
+
+    Each process gives another seed as ``number``.
+    """
     seed(number)
     accelerator = Accelerator(
         cpu=True, gradient_accumulation_steps=2, dataloader_config=LOADERS[configuration]
@@ -170,9 +173,9 @@ def make_trainer(kind, configuration, *, number):
     return trainer, patience
 
 
-def told(trainer, patience, recorder):
+def outcome(trainer, patience, recorder):
     return {
-        "iterations": {str(number): sums for number, sums in recorder.iterations.items()},
+        "iterations": {str(number): digests for number, digests in recorder.iterations.items()},
         "loss": float(trainer.state.metrics["loss"]),
         "patience": [patience.counter, float(patience.best_score)],
         "steps": trainer.state.optimizer_step,
@@ -187,7 +190,7 @@ def save(folder):
         place = folder / ", ".join(training)
         SaveCheckpoint(place, every_steps=1, every_epochs=1, keep_last="all").attach(trainer)
         trainer.run(max_epochs=EPOCHS)
-        found[place.name] = told(trainer, patience, recorder)
+        found[place.name] = outcome(trainer, patience, recorder)
     return found
 
 
@@ -200,15 +203,15 @@ def resume(folder, part, parts):
             ResumeCheckpoint(checkpoint).attach(trainer)
             recorder = RunRecorder(trainer)
             trainer.run(max_epochs=EPOCHS)
-            found.setdefault(place.name, []).append(told(trainer, patience, recorder))
+            found.setdefault(place.name, []).append(outcome(trainer, patience, recorder))
     return found
 
 
 def main():
-    warnings.simplefilter("ignore")  # workers are judged by what comes of them here
+    warnings.simplefilter("ignore")  # an inexact resume shows in the outcomes
     torch.set_num_threads(1)
-    act, folder, *part = sys.argv[1:]
-    found = {"save": save, "resume": resume}[act](Path(folder), *part)
+    command, folder, *part = sys.argv[1:]
+    found = {"save": save, "resume": resume}[command](Path(folder), *part)
     print(json.dumps(found))
 
 
