@@ -87,12 +87,16 @@ class Lineage:
         if not self._is_continued({each: found for each, found in newest.items() if found}):
             set_training_id(trainer, uuid4().hex)
             newest = dict.fromkeys(newest)
-            logger.info("a branch begins: a run of training that removes its own checkpoints only")
+            logger.info("a branch begins: a new run, which removes its own checkpoints only")
         self.resumed = None
         self.known_numbers = {each: found.number if found else 0 for each, found in newest.items()}
 
     def _is_continued(self, newest: dict[str, Manifest]) -> bool:
-        """Returns whether the trainer may continue its run, given the newest of it by directory."""
+        """Returns whether the trainer may continue its run.
+
+        Args:
+            newest: the newest checkpoint of the run in each directory that has one.
+        """
         if self.resumed is None or self.known_numbers.keys() & self.directories:
             # A larger number than the known one: another trainer has saved here since.
             return all(

@@ -306,7 +306,7 @@ def _check_compatibility(candidate: Candidate, ranks: Ranks) -> None:
 def _check_contents(loaded: LoadedState) -> None:
     """Raises if the files hold anything invalid, or do not fit the trainer.
 
-    The order matters: states can be compared only if their form is valid.
+    The states are checked last, because each is compared with the trainer's object of that kind.
     """
     _raise_for_problems(loaded, loaded.problems or [*loaded.problems_of_members()])
     differences = loaded.differences()

@@ -96,6 +96,7 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
     of modules, for example dropout, are not included: a module does not list them.
     """
     scheduler = trainer.lr_scheduler
+    # Accelerate's wrapper has the optimizer as its attribute ``optimizer``.
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return {
         "optimizer": {
@@ -231,6 +232,8 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
     constants = {
         name.lstrip("_"): plain(value)
         for name, value in vars(scheduler).items()
+        # A OneCycleLR keeps its arguments in another form there: see one_cycle_constants().
+        # Schedulers within another one come below.
         if name not in _EXCLUDED_ATTRIBUTES and not name.startswith(("_anneal", "_schedule"))
     }
     if isinstance(scheduler, OneCycleLR):
@@ -267,7 +270,7 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
         # A subclass, for example numpy's float64, becomes the plain number.
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, torch.Tensor):
-        if value.numel() <= MAX_ELEMENTS and not value.is_meta:
+        if value.numel() <= MAX_ELEMENTS and not value.is_meta:  # a meta tensor has no values
             return value.tolist()
         return f"a tensor of shape {list(value.shape)}"
     if depth == 0:

@@ -104,7 +104,7 @@ class RunRecorder:
     """A recorder of everything that must not differ between two runs, as digests.
 
     Args:
-        trainer: the trainer. Attach its handlers first, so that the digests are taken after them.
+        trainer: the trainer, with its handlers attached, so that digests are taken after them.
 
     Attributes:
         iterations: the digests of each iteration, by what they were taken of.

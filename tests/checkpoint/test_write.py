@@ -167,7 +167,7 @@ def test_same_position_is_saved_once(tmp_path):
 
 
 def test_save_of_a_small_model_makes_few_calls(tmp_path):
-    """A save makes about 1,070 calls in the package and 4,500 in all, half of them in torch.save."""
+    """A save makes about 1,070 calls in the package and 4,500 in all, half in torch.save."""
     profile = SaveProfile(tmp_path)
     assert profile.of_package.total() < 1080
     assert profile.of_all.total() < 5500
