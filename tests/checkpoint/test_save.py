@@ -580,9 +580,9 @@ def test_unsupported_object_in_state_is_refused_by_name(tmp_path, background):
 def test_unsupported_handler_state_is_refused_by_name(tmp_path):
     class Odd(Counter):
         def attach(self, engine):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.act)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.note)
 
-        def act(self):
+        def note(self):
             pass
 
     trainer = trainer_of(SaveCheckpoint(tmp_path), handlers=[Odd(Other())])

@@ -154,14 +154,14 @@ def test_every_file_of_the_folder_is_in_the_manifest(tmp_path):
 def test_same_position_is_saved_once(tmp_path):
     trainer, folders = trainer_of(), []
     writer = CheckpointWriter(SaveCheckpoint(tmp_path), trainer, folders.append)
-    writer.begin(trainer)
+    writer.note_start(trainer)
     writer.save(trainer)
     assert folders == []  # nothing has moved
     trainer.run()
     writer.save(trainer)
     writer.save(trainer)
     assert [folder.name for folder in folders] == ["step_00000003"]
-    writer.begin(trainer)
+    writer.note_start(trainer)
     writer.save(trainer)
     assert len(folders) == 1
 
@@ -417,7 +417,7 @@ def test_a_signal_during_the_last_save_does_not_lose_it(tmp_path, disk, monkeypa
     noted, found, join = [], signal.getsignal(signal.SIGTERM), threading.Thread.join
 
     def join_later(thread):  # the main thread waits from now on
-        disk.act = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        disk.callback = lambda: os.kill(os.getpid(), signal.SIGTERM)
         disk.may_write.set()
         join(thread)
 
