@@ -20,15 +20,15 @@ from ignite_hooks.core.accelerators import accelerator_or_default
 from ignite_hooks.core.accelerators import broadcasts_buffers
 from ignite_hooks.core.accelerators import is_data_parallel
 from ignite_hooks.core.accelerators import is_prepared
-from ignite_hooks.core.accelerators import prepared_for
-from ignite_hooks.core.ignite_arguments import check_no_device
-from ignite_hooks.core.ignite_arguments import explains_arguments_of
+from ignite_hooks.core.accelerators import prepare_for_owner
+from ignite_hooks.core.ignite_arguments import check_data_is_not_a_device
+from ignite_hooks.core.ignite_arguments import explain_ignite_arguments
+from ignite_hooks.core.rules import check_count
 from ignite_hooks.core.rules import shown_type
-from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.torch_modules import check_model
 from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import default_prepare_batch
 from ignite_hooks.data.batch import identity
-from ignite_hooks.data.batch import unpack
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.prepare import can_prepare
@@ -45,7 +45,7 @@ from ignite_hooks.trainer.trainer import Trainer
 __all__ = ["create_supervised_trainer"]
 
 
-@explains_arguments_of(ignite.engine.create_supervised_trainer)
+@explain_ignite_arguments(ignite.engine.create_supervised_trainer)
 def create_supervised_trainer(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -63,7 +63,7 @@ def create_supervised_trainer(
     resume_from: "ignite_hooks.checkpoint.ResumeCheckpoint | str | Path | None" = None,
     handlers: Iterable[Any] = (),
     on_peer_failure: OnPeerFailure = "exit",
-    prepare_batch: Callable[..., tuple[Any, Any]] = unpack,
+    prepare_batch: Callable[..., tuple[Any, Any]] = default_prepare_batch,
     model_transform: Callable[[Any], Any] = identity,
     model_fn: Callable[[torch.nn.Module, Any], Any] = apply_model,
     output_transform: Callable[[Any, Any, Any, torch.Tensor], Any] = detached_loss,
@@ -131,7 +131,7 @@ def create_supervised_trainer(
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
     if isinstance(resume_from, str | Path):
         resume_from = ignite_hooks.checkpoint.ResumeCheckpoint(resume_from)
-    check_no_device(data)
+    check_data_is_not_a_device(data)
     _check_arguments(model, optimizer, loss_fn, batch_processor)
     modules = _modules_of_functions(
         model,
@@ -142,12 +142,12 @@ def create_supervised_trainer(
         model_transform=model_transform,
     )
     _check_parameters(model, optimizer, modules)
-    whole_number("agree_every", agree_every, "1 exchanges after each step")
+    check_count("agree_every", agree_every, "1 exchanges after each step")
     _check_handler_arguments(grad_clip, validation, checkpoint, resume_from)
     _check_handlers(handlers)
     _check_unused(
         batch_processor,
-        prepare_batch=(prepare_batch, unpack),
+        prepare_batch=(prepare_batch, default_prepare_batch),
         model_transform=(model_transform, identity),
         model_fn=(model_fn, apply_model),
     )
@@ -159,7 +159,7 @@ def create_supervised_trainer(
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     with_loader = [data] if is_deepspeed and can_prepare(data) else []
     feeds = Feeds(accelerator)
-    model, optimizer, *loaders = prepared_for(
+    model, optimizer, *loaders = prepare_for_owner(
         feeds, accelerator, accelerator.prepare, model, optimizer, *with_loader
     )
     optimizer_step = OptimizerStep(
@@ -189,7 +189,7 @@ def create_supervised_trainer(
         process_function, model, optimizer_step, feeds, modules, agree_every, on_peer_failure
     )
     if data is not None:
-        feeds.add(data, DataFeed(loaders[0] if loaders else data, accelerator))
+        feeds.register(data, DataFeed(loaders[0] if loaders else data, accelerator))
         trainer.set_data(data)
     for handler in (grad_clip, *handlers, validation, checkpoint, resume_from):
         if handler is not None:

@@ -13,7 +13,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import assert_resumable
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from tests.reference import Noisy
 from tests.reference import batches_of
@@ -59,9 +59,9 @@ def test_handlers_come_in_order_and_clipping_after_them(kind):
 def test_handlers_of_this_package_are_attached():
     clip, validation = GradientClipping(max_norm=1.0), Validation(no_metrics, every_epochs=1)
     trainer = make_trainer(grad_clip=clip, validation=validation, handlers=[Timer()])
-    assert attached(trainer, GradientClipping) == [clip]
-    assert attached(trainer, Validation) == [validation]
-    assert len(attached(trainer, OptimizerStep)) == 1
+    assert attached_handlers(trainer, GradientClipping) == [clip]
+    assert attached_handlers(trainer, Validation) == [validation]
+    assert len(attached_handlers(trainer, OptimizerStep)) == 1
 
 
 def test_the_step_comes_before_every_handler_of_the_iteration():

@@ -42,7 +42,7 @@ def test_contestant_with_other_weights_is_not_ranked():
     assert quick.endswith("| differ by 9.5e-07: not ranked |")
 
 
-def test_contestant_that_can_not_run_is_left_out_and_says_why():
+def test_contestant_that_cannot_run_is_left_out_and_says_why():
     rounds = rounds_of({})
     rounds.names.append("other")
     rounds.missing["other"] = "other is not installed"

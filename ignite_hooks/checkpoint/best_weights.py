@@ -12,7 +12,7 @@ from ignite_hooks.checkpoint.weights import PreparedWeights
 from ignite_hooks.core.borrowed_weights import note_borrowed_weights
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["load_best_weights"]
@@ -37,7 +37,7 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
             reader.read_part(best, name, verify=True)  # once, on rank 0: it hashes every file
         return best, entry
 
-    best, entry = ranks.first_alone(find)
+    best, entry = ranks.call_on_rank_0(find)
     prepared: list[PreparedWeights] = []
 
     def prepare() -> None:
@@ -46,7 +46,7 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
             prepared.append(PreparedWeights(module, found, name, entry.path))
 
     # An error on any rank is raised on all of them here, before any rank has changed a module.
-    ranks.agree(prepare)
+    ranks.call_on_all_ranks(prepare)
     for each in prepared:
         each.load()
     # Weights of another step must not be saved as those of the present one: the trainer remembers
@@ -62,7 +62,7 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
     Raises:
         ValueError: no attached SaveCheckpoint keeps the best, or several do.
     """
-    handlers = attached(trainer, SaveCheckpoint)
+    handlers = attached_handlers(trainer, SaveCheckpoint)
     # Any other handler may have pruned the best checkpoint, and the best of the remaining ones
     # would silently be loaded instead.
     keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]

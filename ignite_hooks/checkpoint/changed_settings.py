@@ -21,10 +21,10 @@ from ignite.handlers import ParamGroupScheduler
 from ignite.handlers.param_scheduler import BaseParamScheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.checkpoint.handler_objects import handlers_with_state
 from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
-from ignite_hooks.checkpoint.report import some
+from ignite_hooks.checkpoint.report import summarize_names
 from ignite_hooks.checkpoint.schedule import ScriptSchedule
 from ignite_hooks.checkpoint.settings import SCHEDULE_KEYS
 from ignite_hooks.checkpoint.settings import ParamGroups
@@ -33,7 +33,7 @@ from ignite_hooks.checkpoint.settings import plain
 from ignite_hooks.checkpoint.settings import settings_of
 from ignite_hooks.checkpoint.settings import settings_record
 from ignite_hooks.checkpoint.settings import unrestored_settings_of
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.rules import is_number
 from ignite_hooks.core.training_engine import TrainingEngine
 
@@ -160,7 +160,7 @@ class ChangedSettings:
             each for each in self._override if each in changed or not self._saved_given
         }
 
-    def follow_names(self, renamed: Mapping[str, str]) -> None:
+    def translate_names(self, renamed: Mapping[str, str]) -> None:
         """Translates the names of frozen parameters that a module's own loading renames.
 
         Args:
@@ -295,7 +295,7 @@ class ChangedSettings:
         record.given, record.started = given, started or None
         record.writes = copy.deepcopy(self._saved_writes)
 
-    def look_at_writes(self, groups: ParamGroups, event: str) -> None:
+    def compare_writes(self, groups: ParamGroups, event: str) -> None:
         """Compares what the handlers of ``event`` have written to the optimizer's groups.
 
         These writes come after the checkpoint was loaded. The settings are restored once more
@@ -376,7 +376,7 @@ def check_override(trainer: TrainingEngine, override: Sequence[str]) -> None:
             class_name = type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__
             raise ValueError(
                 f"`override` must name settings that the optimizer has, got {name!r} with "
-                f"{class_name}: {close_to(name, names)}"
+                f"{class_name}: {did_you_mean(name, names)}"
             )
 
 
@@ -498,5 +498,5 @@ def _format_value(value: Any) -> str:
         parts = (f"{key}={each}" for key, each in value.items() if each is not None)
         return str(name) if name is not None else ", ".join(parts)
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-        return some(value)
+        return summarize_names(value)
     return "none" if value is None or value == [] else str(value)

@@ -36,11 +36,11 @@ from ignite_hooks.checkpoint.layout import SCALER
 from ignite_hooks.checkpoint.layout import SCHEDULER
 from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.manifest import Manifest
-from ignite_hooks.core.torch_schedulers import schedulers_within
+from ignite_hooks.core.torch_schedulers import child_schedulers
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import new_generator
-from ignite_hooks.data.random_state import set_state
-from ignite_hooks.data.recorded_order import unpacked
+from ignite_hooks.data.random_state import set_generator_state
+from ignite_hooks.data.recorded_order import unpack_elements
 
 __all__ = [
     "has_user_rates",
@@ -113,7 +113,7 @@ def _check_generator_states(states: dict[str, Any]) -> dict[str, Any]:
 
 def _check_generator_state(name: str, generator: RandomGenerator, state: Any) -> None:
     try:
-        set_state(generator, state)
+        set_generator_state(generator, state)
     except Exception as error:
         raise ValueError(
             f"{name} must be a state of a {type(generator).__name__} "
@@ -179,7 +179,7 @@ class _Workers(_StrictModel):
 
 def _check_elements(value: dict[str, Any]) -> dict[str, Any]:
     try:
-        unpacked(value)
+        unpack_elements(value)
     except Exception as error:
         raise ValueError(
             f"must be elements of a sampler ({type(error).__name__}: {error})"
@@ -204,7 +204,7 @@ class _DataOrder(_StrictModel):
 
 
 class _DataPlace(_StrictModel):
-    """The place of data that have a ``state_dict`` (``data/place_states.py``)."""
+    """The place of data that have a ``state_dict`` (``data/snapshots.py``)."""
 
     of: str
     ahead: NonNegativeInt
@@ -502,7 +502,7 @@ def has_user_rates(scheduler: Any) -> bool:
     if scheduler is None:
         return False
     is_own = not type(scheduler).__module__.startswith("torch.")
-    inner = schedulers_within(scheduler)
+    inner = child_schedulers(scheduler)
     return is_own or hasattr(scheduler, "lr_lambdas") or any(map(has_user_rates, inner))
 
 

@@ -14,7 +14,7 @@ from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.core.warn_once import warn_once
 
-__all__ = ["give_mode_of", "make_folder", "record_of", "sync", "sync_tree"]
+__all__ = ["copy_file_mode", "file_record", "make_folder", "sync", "sync_tree"]
 
 _CHUNK_BYTES = 2**20
 # Windows refuses to sync a file that was opened for reading only.
@@ -75,7 +75,7 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def give_mode_of(model: Path, paths: Iterable[Path]) -> None:
+def copy_file_mode(model: Path, paths: Iterable[Path]) -> None:
     """Gives files the access mode of ``model``, a file that was created with the usual ``open``.
 
     safetensors creates files that only their owner may read. The mode is copied from a file because
@@ -89,7 +89,7 @@ def give_mode_of(model: Path, paths: Iterable[Path]) -> None:
                 path.chmod(mode)
 
 
-def record_of(path: Path) -> FileRecord:
+def file_record(path: Path) -> FileRecord:
     """Returns the size and the XXH3 checksum of a file.
 
     XXH3 is faster than reading from memory. It detects damage; it does not prove the origin of a

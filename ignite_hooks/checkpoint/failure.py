@@ -6,7 +6,7 @@ its own state since that boundary, which cannot be seen or undone. A checkpoint 
 therefore names the parts that are uncertain.
 """
 
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
@@ -21,13 +21,13 @@ def why_not_saved(trainer: TrainingEngine, error: BaseException | None, ranks: i
         error: the exception that ended the run; None if a handler of EXCEPTION_RAISED handled it.
         ranks: the number of processes.
     """
-    (optimizer_step,) = attached(trainer, OptimizerStep)
+    (optimizer_step,) = attached_handlers(trainer, OptimizerStep)
     # KeyboardInterrupt and SystemExit ask to end without delay, and a save may take minutes.
     if error is not None and not isinstance(error, Exception):
         return f"{type(error).__name__} ends a run at once"
     if ranks > 1:
         return f"a save needs all of the {ranks} processes, and the others may be waiting elsewhere"
-    if not optimizer_step.is_whole:
+    if not optimizer_step.is_consistent:
         return "the parameters are not known to be those of a step"
     feed = trainer.feed
     if feed is None or feed.position != trainer.place.position or optimizer_step.window.count:
@@ -53,8 +53,8 @@ def uncertain_parts(trainer: TrainingEngine, error: BaseException | None) -> dic
         # Batch normalization updates its buffers in each forward pass, before the step is whole.
         names.append("model")
     parts = dict.fromkeys(names, reason)
-    (optimizer_step,) = attached(trainer, OptimizerStep)
-    if not optimizer_step.is_completed:
+    (optimizer_step,) = attached_handlers(trainer, OptimizerStep)
+    if not optimizer_step.has_completed_step:
         parts["counters"] = (
             f"{cause} came before all was done that step {optimizer_step.steps} makes due: what is "
             "left of STEP_COMPLETED, validations and saves by step is left out"

@@ -26,7 +26,7 @@ from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import is_checkpoint_name
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.training_engine import TrainingEngine
 
@@ -109,7 +109,7 @@ class Lineage:
 
 def lineage_of(trainer: TrainingEngine) -> Lineage:
     """Returns the lineage that is kept with a trainer."""
-    lineage: Lineage = belongings(trainer).setdefault("lineage", Lineage())
+    lineage: Lineage = engine_storage(trainer).setdefault("lineage", Lineage())
     return lineage
 
 

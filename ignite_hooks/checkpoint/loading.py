@@ -30,6 +30,7 @@ from ignite_hooks.checkpoint.content_checks import scheduler_step_problems
 from ignite_hooks.checkpoint.content_checks import trainer_file_problems
 from ignite_hooks.checkpoint.content_checks import user_module_problems
 from ignite_hooks.checkpoint.contents import load_objects
+from ignite_hooks.checkpoint.handler_objects import handlers_with_state
 from ignite_hooks.checkpoint.layout import OPTIMIZER
 from ignite_hooks.checkpoint.layout import SCALER
 from ignite_hooks.checkpoint.layout import SCHEDULER
@@ -38,28 +39,27 @@ from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import rank_file
 from ignite_hooks.checkpoint.layout import registered_file
 from ignite_hooks.checkpoint.layout import registered_files
-from ignite_hooks.checkpoint.member_state import Member
-from ignite_hooks.checkpoint.member_state import has_module
-from ignite_hooks.checkpoint.members import handlers_with_state
-from ignite_hooks.checkpoint.module_state import fit_of_module
-from ignite_hooks.checkpoint.module_state import give_to_module
+from ignite_hooks.checkpoint.module_state import check_module_fit
+from ignite_hooks.checkpoint.module_state import load_into_module
 from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import rename_flags
 from ignite_hooks.checkpoint.module_state import set_flags
+from ignite_hooks.checkpoint.object_state import StatefulObject
+from ignite_hooks.checkpoint.object_state import has_module
 from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import ResumeReport
-from ignite_hooks.checkpoint.report import part_of_generators
-from ignite_hooks.checkpoint.report import part_of_named
-from ignite_hooks.checkpoint.report import some
+from ignite_hooks.checkpoint.report import report_generators
+from ignite_hooks.checkpoint.report import report_named_objects
+from ignite_hooks.checkpoint.report import summarize_names
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.state import set_training_id
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.borrowed_weights import forget_borrowed_weights
-from ignite_hooks.core.measured import forget_validations
-from ignite_hooks.core.measured import measured_at
+from ignite_hooks.core.stale_metrics import forget_validations
+from ignite_hooks.core.stale_metrics import measured_at
 from ignite_hooks.data.random_state import GeneratorState
 
 __all__ = ["LoadedState", "rolled_back_on_failure"]
@@ -68,8 +68,8 @@ __all__ = ["LoadedState", "rolled_back_on_failure"]
 class LoadedState:
     """The content of a checkpoint for one process, read and not yet loaded into the trainer.
 
-    Callers ask in this order: ``problems``, ``problems_of_members``, ``differences``,
-    ``problems_of_states``; if all of these are empty, ``apply``, and ``complete`` when the run has
+    Callers ask in this order: ``problems``, ``object_problems``, ``differences``,
+    ``state_problems``; if all of these are empty, ``apply``, and ``complete`` when the run has
     started.
 
     Args:
@@ -110,7 +110,7 @@ class LoadedState:
         pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
         if pickled and not state.trust_pickle:
             raise ValueError(
-                f"{some(pickled)} would have to be unpickled, which runs code: say "
+                f"{summarize_names(pickled)} would have to be unpickled, which runs code: say "
                 "trust_pickle=True if you know who wrote it"
             )
         self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
@@ -171,7 +171,7 @@ class LoadedState:
         if OPTIMIZER in self._contents:
             yield from optimizer_file_problems(self._contents[OPTIMIZER])
 
-    def problems_of_members(self) -> Iterator[str]:
+    def object_problems(self) -> Iterator[str]:
         """Yields the problems of the states of modules in `also` and of handlers."""
         for section, objects in self._stateful_objects().items() if self._object_states else ():
             for name in objects.keys() & self._object_states[section].keys():
@@ -179,7 +179,7 @@ class LoadedState:
                 if objects[name].is_module and has_module(state):
                     yield from user_module_problems(f"objects.{section}.{name}", state)
 
-    def problems_of_states(self) -> Iterator[str]:
+    def state_problems(self) -> Iterator[str]:
         """Yields the problems of states that the trainer's objects would load.
 
         ``differences`` has shown before that the classes are the same.
@@ -243,14 +243,14 @@ class LoadedState:
             found.append(f"the checkpoint has a {name} with a state, this run has none")
         for name, module in self._state.whole_modules.items():
             metadata = self._trainer_content["modules"].get(name, {})
-            fit = fit_of_module(name, self._module_states.get(name), metadata, module)
+            fit = check_module_fit(name, self._module_states.get(name), metadata, module)
             found += fit.differences
             if fit.renamed:
                 metadata["flags"] = rename_flags(metadata["flags"], fit.renamed)
                 for now, then in fit.renamed.items():
                     self._saved_names[f"{name}.{now}"] = f"{name}.{then}"
         if self._saved_names:  # the settings of the groups are by the names of parameters
-            self._changed_settings.follow_names(self._saved_names)
+            self._changed_settings.translate_names(self._saved_names)
         if not self._state.is_sharded:
             found += self._optimizer_differences()
             found += self._changed_settings.problems(self._contents[OPTIMIZER])
@@ -316,7 +316,9 @@ class LoadedState:
         """Loads the states of all objects that are not modules. Any of them may be refused."""
         trainer, parts = self._trainer, self._report_parts
         self._load_stateful_objects(are_modules=False)
-        parts["also"] = part_of_named(self._state.also, self._object_states["also"], "`also`")
+        parts["also"] = report_named_objects(
+            self._state.also, self._object_states["also"], "`also`"
+        )
         self._load_metrics()
         registered_here = registered_objects(trainer.accelerator)
         pairs = zip(registered_here, self._registered, strict=False)
@@ -352,7 +354,7 @@ class LoadedState:
         model in train mode. Data that ``run`` was given are compared as well.
         """
         if self._rate_events:
-            self._changed_settings.look_at_writes(self._group_settings, self._rate_events.pop())
+            self._changed_settings.compare_writes(self._group_settings, self._rate_events.pop())
         self._load_stateful_objects(sections=["handlers"])
         for name, each in self._state.also.items():
             if isinstance(each, GeneratorState) and name in self._object_states["also"]:
@@ -393,17 +395,17 @@ class LoadedState:
         ]
         for level, reasons in doubts:
             for name, reason in reasons.items():
-                known[name] = known.get(name, EXACT).doubted(level, reason)
+                known[name] = known.get(name, EXACT).with_reason(level, reason)
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
-    def _stateful_objects(self) -> dict[str, dict[str, Member]]:
+    def _stateful_objects(self) -> dict[str, dict[str, StatefulObject]]:
         """Returns the objects in `also`, and those of handlers, as they are now, by name."""
         trainer, also = self._trainer, self._state.also
         # An object that is new in `also` may have been saved as one of a handler.
         saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
         sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {
-            section: {name: Member(each, trainer) for name, each in objects.items()}
+            section: {name: StatefulObject(each, trainer) for name, each in objects.items()}
             for section, objects in sections.items()
         }
 
@@ -433,7 +435,9 @@ class LoadedState:
                 if stateful.missing:
                     missing[name] = stateful.missing
         self._unrestored |= missing
-        part = part_of_named(objects["handlers"], self._object_states["handlers"], "the trainer")
+        part = report_named_objects(
+            objects["handlers"], self._object_states["handlers"], "the trainer"
+        )
         if part is not None and self._unrestored:
             reasons = [f"{name}: {why}" for name, why in self._unrestored.items()]
             reasons = [part.reason, *reasons] if part.reason else reasons
@@ -496,12 +500,14 @@ class LoadedState:
         converted, unlike = set[str](), set[str]()
         for name, module in self._state.whole_modules.items():
             metadata = self._trainer_content["modules"][name]
-            restored = give_to_module(module, self._module_states[name], metadata)
+            restored = load_into_module(module, self._module_states[name], metadata)
             converted |= restored.converted
             unlike |= restored.unlike
-        reasons = [f"other dtypes: {some(converted)}"] if converted else []
+        reasons = [f"other dtypes: {summarize_names(converted)}"] if converted else []
         if unlike:
-            reasons.append(f"changed or left out by the module's own loading: {some(unlike)}")
+            reasons.append(
+                f"changed or left out by the module's own loading: {summarize_names(unlike)}"
+            )
         return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
     def _load_single(self, file: str, target: Any) -> ResumedPart | None:
@@ -523,7 +529,7 @@ class LoadedState:
             reason = "another kind of device: its random generator cannot load the saved state"
             return ResumedPart("approximate", reason)
         saved_names = self._rank_content["random"]["generators"].keys()
-        return part_of_generators(saved_names, self._trainer.generators.keys())
+        return report_generators(saved_names, self._trainer.generators.keys())
 
 
 def _load_state(target: Any, state: Any, path: str, class_name: str | None = None) -> None:

@@ -165,16 +165,16 @@ class DirectoryLock:
         self._pid: int | None = None  # the process that took the lock
 
     @property
-    def is_taken(self) -> bool:
+    def is_held(self) -> bool:
         """Returns whether this run holds the lock; a forked process does not."""
         return self._pid == os.getpid()
 
     @property
-    def is_of_parent(self) -> bool:
+    def is_held_by_parent(self) -> bool:
         """Returns whether this process was forked from the one that took the lock."""
         return self._pid not in (None, os.getpid())
 
-    def take(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+    def acquire(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
         """Takes the lock, unless this run holds it already. All ranks call it.
 
         Args:
@@ -187,18 +187,18 @@ class DirectoryLock:
             RuntimeError: another run holds the lock, or this process was forked from the owner.
         """
         self._raise_in_child()
-        if self.is_taken:
+        if self.is_held:
             return True
         self.has_waited = False
         started = monotonic()
         try:
-            while not self._ranks.first_alone(lambda: self._try_take(started)):
+            while not self._ranks.call_on_rank_0(lambda: self._try_acquire(started)):
                 if any(self._ranks.any_of(is_stopped())):
                     return False
                 sleep(_POLL_SECONDS)
             self._pid = os.getpid()
         finally:
-            if not self.is_taken:  # also after an error on another rank, or a signal
+            if not self.is_held:  # also after an error on another rank, or a signal
                 self.release()
         return True
 
@@ -219,7 +219,7 @@ class DirectoryLock:
             return
         if not file.path.exists():
             file.close()
-            if self._try_take(monotonic()):
+            if self._try_acquire(monotonic()):
                 return
         raise RuntimeError(
             f"{self._directory} is no longer this run's: "
@@ -241,7 +241,7 @@ class DirectoryLock:
             self._finalizer.detach()
         self._file = self._finalizer = self._pid = None
 
-    def _try_take(self, started: float) -> bool:
+    def _try_acquire(self, started: float) -> bool:
         """Takes the lock if it is free, and returns whether it did.
 
         Args:
@@ -273,7 +273,7 @@ class DirectoryLock:
         return False
 
     def _raise_in_child(self) -> None:
-        if self.is_of_parent:
+        if self.is_held_by_parent:
             raise RuntimeError(
                 f"a checkpoint must be saved by the process that began the run, {self._pid}, and "
                 f"this is {os.getpid()}, which was forked from it: nothing is written or removed "

@@ -19,7 +19,7 @@ from xxhash import xxh3_128_hexdigest
 
 from ignite_hooks.checkpoint.plain_data import plain_data
 
-__all__ = ["SCHEMA", "FileRecord", "Manifest", "is_unrelated_json", "sealed"]
+__all__ = ["SCHEMA", "FileRecord", "Manifest", "is_unrelated_json", "with_checksum"]
 
 SCHEMA = 2
 """The version of the layout; a resume demands it, and loading weights accepts older ones, too.
@@ -113,7 +113,7 @@ class Manifest(BaseModel):
 
     def dumps(self) -> bytes:
         """Returns the manifest as JSON, one line for each field and file, with its checksum."""
-        return sealed(self.model_dump_json(indent=1).encode())
+        return with_checksum(self.model_dump_json(indent=1).encode())
 
     @classmethod
     def loads(cls, text: bytes) -> "Manifest":
@@ -123,7 +123,7 @@ class Manifest(BaseModel):
             ValueError: the JSON, a field or the checksum is wrong.
         """
         manifest = cls.model_validate_json(text)
-        if len(_CHECKSUM.findall(text)) != 1 or text != sealed(text):
+        if len(_CHECKSUM.findall(text)) != 1 or text != with_checksum(text):
             raise ValueError("`manifest_checksum` must be that of the text, which has changed")
         return manifest.model_copy(update={"manifest_checksum": ""})
 
@@ -143,7 +143,7 @@ def is_unrelated_json(text: bytes) -> bool:
     return True
 
 
-def sealed(text: bytes) -> bytes:
+def with_checksum(text: bytes) -> bytes:
     """Returns the JSON of a manifest with the right ``manifest_checksum`` filled in."""
     without = _CHECKSUM.sub(rb"\1\3", text)
     checksum = xxh3_128_hexdigest(without).encode()

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from ignite.engine import Events
 
-from ignite_hooks.core.handler import attached
-from ignite_hooks.core.measured import measured_at
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.rules import did_you_mean
+from ignite_hooks.core.stale_metrics import measured_at
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.evaluation.validation import Validation
-from ignite_hooks.evaluation.validation import validations_to_come
+from ignite_hooks.evaluation.validation import validations_without_result
 
 __all__ = ["MetricValue"]
 
@@ -80,7 +80,7 @@ class MetricValue:
 
 def _report_missing(name: str, trainer: TrainingEngine) -> None:
     """Raises, or warns once, that the metric is missing, unless a validation is still to come."""
-    to_come = validations_to_come(trainer)
+    to_come = validations_without_result(trainer)
     metrics = trainer.state.metrics
     if to_come is None:
         warn_once(
@@ -91,15 +91,16 @@ def _report_missing(name: str, trainer: TrainingEngine) -> None:
     elif not to_come and (trainer.place.progress.epochs or _has_prefix(name, trainer)):
         raise ValueError(
             "`metric` must be one of state.metrics when the first checkpoint is saved, got "
-            f"{name!r}: {close_to(name, metrics)} (If a handler of your own gives it later, set it "
-            "to NaN at STARTED.)"
+            f"{name!r}: {did_you_mean(name, metrics)} (If a handler of your own gives it later, "
+            "set it to NaN at STARTED.)"
         )
 
 
 def _has_prefix(name: str, trainer: TrainingEngine) -> bool:
     """Returns whether the name has the prefix of a validation, which alone gives such metrics."""
     return any(
-        each.prefix and name.startswith(each.prefix) for each in attached(trainer, Validation)
+        each.prefix and name.startswith(each.prefix)
+        for each in attached_handlers(trainer, Validation)
     )
 
 

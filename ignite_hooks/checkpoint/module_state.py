@@ -37,17 +37,17 @@ from ignite_hooks.checkpoint.module_trial import SourceTracker
 from ignite_hooks.checkpoint.module_trial import restored_on_exit
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.core.torch_modules import empty_buffers
-from ignite_hooks.core.torch_modules import has_own_loading
-from ignite_hooks.core.torch_modules import parts_to_save
+from ignite_hooks.core.torch_modules import has_custom_loading
+from ignite_hooks.core.torch_modules import persistent_tensors
 
 __all__ = [
     "ModuleFit",
-    "Restored",
-    "differences_of_module",
-    "fit_of_module",
+    "ModuleLoadResult",
+    "check_module_fit",
     "flags_of",
-    "give_to_module",
     "left_out_of_state",
+    "load_into_module",
+    "module_differences",
     "module_file",
     "read_module",
     "rename_flags",
@@ -71,7 +71,7 @@ class ModuleFit(NamedTuple):
     renamed: dict[str, str]
 
 
-class Restored(NamedTuple):
+class ModuleLoadResult(NamedTuple):
     """The result of loading a module: the tensors that are not as they were saved.
 
     Args:
@@ -168,14 +168,12 @@ def read_module(
     return {**tensors, **aliases, **module_info["extra"], **lazy}
 
 
-def differences_of_module(
-    name: str, saved: Mapping[str, Any], module: torch.nn.Module
-) -> list[str]:
+def module_differences(name: str, saved: Mapping[str, Any], module: torch.nn.Module) -> list[str]:
     """Returns the reasons why a module cannot load a state with plain names."""
-    return fit_of_module(name, saved, {"metadata": {}}, module).differences
+    return check_module_fit(name, saved, {"metadata": {}}, module).differences
 
 
-def fit_of_module(
+def check_module_fit(
     name: str,
     saved: Mapping[str, Any] | None,
     module_info: Mapping[str, Any],
@@ -250,19 +248,19 @@ def fit_of_module(
                 "its loading copy into the parameters that are there"
             )
         for key, parameter in before.items():
-            own_name, source = names.plain(_join_path(path, key)), sources.source_of(parameter)
+            own_name, source = names.plain(_join_path(path, key)), sources.prepare_source(parameter)
             if source is not None and _is_renamed(saved, own_name, names.plain(source)):
                 renamed[own_name] = names.plain(source)
     return ModuleFit(differences, renamed)
 
 
-def give_to_module(
+def load_into_module(
     module: torch.nn.Module,
     state: Mapping[str, Any],
     module_info: Mapping[str, Any],
     *,
     strict: bool = True,
-) -> Restored:
+) -> ModuleLoadResult:
     """Loads a state that fits the module; returns the tensors that are not as they were saved.
 
     Args:
@@ -294,11 +292,11 @@ def give_to_module(
     unmatched = missing, unexpected
     # torch copies the values faithfully. Only submodules with their own loading are compared.
     if not (paths and strict):
-        return Restored(converted, set(), unmatched)
+        return ModuleLoadResult(converted, set(), unmatched)
     now = names.plain_state(module.state_dict())
     # The values of a renamed parameter are compared under the name that they were saved with.
     for key, parameter in module.named_parameters():
-        source, own_name = sources.source_of(parameter), names.plain(key)
+        source, own_name = sources.prepare_source(parameter), names.plain(key)
         if source is not None and own_name in now and own_name not in state:
             now[names.plain(source)] = now.pop(own_name)
     saved = {key: state[key] for path in paths for key in _entries_under(state, path)}
@@ -308,7 +306,7 @@ def give_to_module(
         for key in saved.keys() & current.keys()
         if digest_of(saved[key]) != digest_of(current[key])
     }
-    return Restored(converted, unlike - converted, unmatched)
+    return ModuleLoadResult(converted, unlike - converted, unmatched)
 
 
 def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) -> list[str]:
@@ -319,13 +317,13 @@ def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) 
         names: the plain names of the module, if they are known.
     """
     names = names or PlainNames(module)
-    if not [p for p, each in names.modules if has_own_loading(each, is_root=each is module)]:
+    if not [p for p, each in names.modules if has_custom_loading(each, is_root=each is module)]:
         return []
     state = module.state_dict()
     saved = {_memory_key(value) for value in state.values()}  # a tied weight has another name
     return [
         names.plain(name)
-        for name, tensor in parts_to_save(module).items()
+        for name, tensor in persistent_tensors(module).items()
         if name not in state and not is_lazy(tensor) and _memory_key(tensor) not in saved
     ]
 
@@ -404,7 +402,7 @@ def _create_missing_buffers(
     for key, owner in empty_buffers(module).items():
         value = state.get(names.plain(key))
         # An owner that customizes its loading creates its buffers itself.
-        if isinstance(value, torch.Tensor) and not has_own_loading(owner):
+        if isinstance(value, torch.Tensor) and not has_custom_loading(owner):
             setattr(owner, key.rpartition(".")[2], torch.empty_like(value, device=device))
 
 
@@ -414,7 +412,7 @@ def _parts_with_own_loading(module: torch.nn.Module) -> Iterator[tuple[str, torc
     for path, each in module.named_modules():
         if any(path.startswith(f"{other}." if other else "") for other in above):
             continue  # loaded together with the submodule around it
-        if has_own_loading(each, is_root=not path) or _has_special_tensors(each):
+        if has_custom_loading(each, is_root=not path) or _has_special_tensors(each):
             above.append(path)
             yield path, each
 

@@ -38,7 +38,7 @@ class SourceTracker(TorchFunctionMode):
             self._sources[id(args[0])] = self._names[id(args[1])]
         return func(*args, **(kwargs or {}))
 
-    def source_of(self, parameter: torch.Tensor) -> str | None:
+    def prepare_source(self, parameter: torch.Tensor) -> str | None:
         """Returns the name of the tensor that a parameter was loaded from, or None."""
         return self._sources.get(id(parameter))
 

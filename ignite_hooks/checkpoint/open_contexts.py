@@ -16,9 +16,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ignite_hooks.checkpoint.report import some
+from ignite_hooks.checkpoint.report import summarize_names
 from ignite_hooks.core.object_graph import ObjectSearch
-from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.core.object_graph import is_library_code
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.hooks.context import HookScope
 from ignite_hooks.hooks.context import name_of
@@ -49,14 +49,14 @@ def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
         f"{name_of(each.context)} on {each.channel}"
         for each in scopes
         if each.channel == ("on_step" if is_in_epoch else "on_epoch")
-        and each.acts_on_way_out
+        and each.has_effect_on_exit
         and _reaches_state(each.context, trainer, carried_ids)
     }
     if not names:
         return ""
     return (
-        f"{some(names)} may change a state on its way out, which comes after the save: do that "
-        "before the `yield`, or at STEP_COMPLETED or EPOCH_COMPLETED"
+        f"{summarize_names(names)} may change a state on its way out, which comes after the save: "
+        "do that before the `yield`, or at STEP_COMPLETED or EPOCH_COMPLETED"
     )
 
 
@@ -65,7 +65,7 @@ def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int])
     for _, each in ObjectSearch({"context": context}, _MAX_SEARCHED, [trainer, trainer.state]):
         if id(each) in carried_ids or issubclass(type(each), _STATEFUL_CLASSES):
             return True
-        is_users = type(each) is FunctionType and not is_of_library(each)
+        is_users = type(each) is FunctionType and not is_library_code(each)
         if is_users and not _STATE_ATTRIBUTES.isdisjoint(_names_in_code(each.__code__)):
             return True
     return False

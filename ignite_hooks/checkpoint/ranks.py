@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate import PartialState
 
-from ignite_hooks.core.accelerators import timeout_of
-from ignite_hooks.processes.shared_failure import note_shared
+from ignite_hooks.core.accelerators import collective_timeout
+from ignite_hooks.processes.shared_failure import mark_shared
 
 __all__ = ["Ranks"]
 
@@ -35,11 +35,11 @@ class Ranks:
         self.size: int = state.num_processes
         self._group: Any = None
         if self.size > 1:
-            timeout = None if accelerator is None else timeout_of(accelerator)
+            timeout = None if accelerator is None else collective_timeout(accelerator)
             self._group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_0(self) -> bool:
         """Returns whether this is rank 0, which does what only one process may do."""
         return self.rank == 0
 
@@ -54,7 +54,7 @@ class Ranks:
         torch.distributed.all_gather_object(gathered, own, group=self._group)
         return gathered
 
-    def agree(self, callback: Callable[[], Result]) -> list[Result]:
+    def call_on_all_ranks(self, callback: Callable[[], Result]) -> list[Result]:
         """Calls ``callback`` on every rank, and raises on all ranks if it fails on one of them.
 
         Without this the other ranks would continue, and wait in their next collective for a rank
@@ -82,13 +82,13 @@ class Ranks:
         )
         if problems:
             raised = failure or RuntimeError(problems)
-            note_shared(raised, problems)
+            mark_shared(raised, problems)
             raise raised
         return [result for result, _ in outcomes]  # type: ignore[misc]
 
-    def first_alone(self, callback: Callable[[], Result]) -> Result:
+    def call_on_rank_0(self, callback: Callable[[], Result]) -> Result:
         """Calls ``callback`` on rank 0; all ranks return its result, or raise if it fails."""
-        result: Result = self.agree(lambda: callback() if self.is_first else None)[0]  # type: ignore[assignment]
+        result: Result = self.call_on_all_ranks(lambda: callback() if self.is_rank_0 else None)[0]  # type: ignore[assignment]
         return result
 
     def any_of(self, *flags: bool) -> list[bool]:

@@ -13,10 +13,10 @@ __all__ = [
     "EXACT",
     "ResumeReport",
     "ResumedPart",
-    "part_of_generators",
-    "part_of_named",
-    "reasons_of_all",
-    "some",
+    "merge_reasons",
+    "report_generators",
+    "report_named_objects",
+    "summarize_names",
 ]
 
 
@@ -36,7 +36,7 @@ class ResumedPart:
     reason: str = ""
     names: tuple[str, ...] = field(default=(), compare=False)
 
-    def doubted(self, level: str, reason: str) -> "ResumedPart":
+    def with_reason(self, level: str, reason: str) -> "ResumedPart":
         """Returns the part with one more reason why it is not exact.
 
         The level of a part that is not exact already stays.
@@ -52,7 +52,7 @@ class ResumedPart:
         return f"{self.level} ({details})" if details else self.level
 
 
-def reasons_of_all(rank_reasons: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def merge_reasons(rank_reasons: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Returns the reasons of all ranks, merged by part.
 
     Args:
@@ -107,7 +107,7 @@ class ResumeReport:
                 own = self.parts.get(name, EXACT)
                 if part.level != "exact" and part != own:
                     reason = _with_rank(rank, part.reason)
-                    parts[name] = parts.get(name, own).doubted(part.level, reason)
+                    parts[name] = parts.get(name, own).with_reason(part.level, reason)
         return ResumeReport(self.checkpoint, self.step, parts)
 
     def __str__(self) -> str:
@@ -117,7 +117,7 @@ class ResumeReport:
         return "\n  ".join([*lines, *(f"{name}: {part}" for name, part in parts)])
 
 
-def part_of_named(
+def report_named_objects(
     targets: Mapping[str, Any], states: Mapping[str, Any], what: str
 ) -> ResumedPart | None:
     """Returns the part of the report on objects with a name, for example the handlers.
@@ -131,15 +131,15 @@ def part_of_named(
         The part; None if there are no objects and no states.
     """
     new, gone = targets.keys() - states.keys(), states.keys() - targets.keys()
-    reasons = [f"not in the checkpoint: {some(new)}"] if new else []
-    reasons += [f"not in {what} any more: {some(gone)}"] if gone else []
+    reasons = [f"not in the checkpoint: {summarize_names(new)}"] if new else []
+    reasons += [f"not in {what} any more: {summarize_names(gone)}"] if gone else []
     restored = tuple(sorted(targets.keys() & states.keys()))
     if reasons:
         return ResumedPart("missing", "; ".join(reasons), restored)
     return ResumedPart("exact", names=restored) if targets else None
 
 
-def part_of_generators(then: Set[str], now: Set[str]) -> ResumedPart:
+def report_generators(then: Set[str], now: Set[str]) -> ResumedPart:
     """Returns the part of the report on the generators of a run besides the global ones.
 
     Args:
@@ -151,7 +151,7 @@ def part_of_generators(then: Set[str], now: Set[str]) -> ResumedPart:
     return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
 
-def some(names: Iterable[str]) -> str:
+def summarize_names(names: Iterable[str]) -> str:
     """Returns names as text for a message: all of them, or the first and the number of others."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if len(others) > 2 else ", ".join([first, *others])

@@ -34,7 +34,7 @@ from ignite_hooks.core.fields import SettingNames
 from ignite_hooks.core.fields import SourcePath
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import is_trainer
 
@@ -147,13 +147,13 @@ class ResumeCheckpoint(Handler):
         loaded, newest = found
         with closing(loaded):
             # Nothing is loaded on any rank before the checkpoint was found to fit on every rank.
-            ranks.agree(lambda: _check_contents(loaded))
-            reports = ranks.agree(loaded.apply)
+            ranks.call_on_all_ranks(lambda: _check_contents(loaded))
+            reports = ranks.call_on_all_ranks(loaded.apply)
         trainer.resume_report = reports[ranks.rank].with_others(reports)
         ended_by = loaded.manifest.ended_by
         if ended_by is not None and self.after_terminate == "finish":
             trainer.finish_resumed_run(ended_by)
-        if ranks.is_first:
+        if ranks.is_rank_0:
             checkpoint = Checkpoint(loaded.folder, loaded.manifest)
             lineage_of(trainer).note_resumed(self.source, checkpoint, newest)
         logger.info("the run resumes from %s", loaded.folder)
@@ -162,7 +162,7 @@ class ResumeCheckpoint(Handler):
 
         def complete() -> None:
             nonlocal last_report
-            reports = ranks.agree(loaded.complete)
+            reports = ranks.call_on_all_ranks(loaded.complete)
             report = reports[ranks.rank].with_others(reports)
             engine().resume_report = report  # type: ignore[union-attr]
             # This is called after STARTED, and in the middle of an epoch after EPOCH_STARTED too.
@@ -186,13 +186,13 @@ class ResumeCheckpoint(Handler):
         """
         sources: list[Source] = []
         # Each rank makes its own source. It is not returned, since agree() would pickle it.
-        ranks.agree(lambda: sources.append(source_at(self.source, self.cache_dir)))
+        ranks.call_on_all_ranks(lambda: sources.append(source_at(self.source, self.cache_dir)))
         (source,) = sources
         damaged: dict[str, str] = {}
         tried: set[tuple[str, bytes]] = set()
         removed = ""
         while True:
-            found = ranks.first_alone(source.find)
+            found = ranks.call_on_rank_0(source.find)
             for name, why in found.damaged.items():
                 if name not in damaged:
                     _warn_of_skipped(f"{name}: {why}")
@@ -247,17 +247,17 @@ class ResumeCheckpoint(Handler):
         training_state = self._training_state(trainer)
         try:
             checkpoint = self._fetch(source, candidate, ranks)
-            ranks.agree(
+            ranks.call_on_all_ranks(
                 lambda: states.append(
                     LoadedState(checkpoint, training_state, ranks.rank, self.override, self.replay)
                 )
             )
             # A removal renames the manifest before it touches a file. So if the manifest is still
             # the same, all files were whole when they were opened, and stay readable.
-            if ranks.first_alone(lambda: is_still_there(checkpoint)):
+            if ranks.call_on_rank_0(lambda: is_still_there(checkpoint)):
                 return states.pop()
         except (OSError, ValueError, RuntimeError):
-            if ranks.first_alone(lambda: source.still_has(candidate)):
+            if ranks.call_on_rank_0(lambda: source.still_has(candidate)):
                 raise
         finally:
             for each in states:
@@ -266,17 +266,19 @@ class ResumeCheckpoint(Handler):
 
     def _fetch(self, source: Source, candidate: Candidate, ranks: Ranks) -> Checkpoint:
         """Verifies a checkpoint, and downloads it on each machine if it is remote."""
-        checkpoint = ranks.first_alone(lambda: source.fetch(candidate, verify=self.verify))
+        checkpoint = ranks.call_on_rank_0(lambda: source.fetch(candidate, verify=self.verify))
         # Rank 0 has served its own machine. On each other one a single rank makes the download, and
         # verifies it. A shared directory was verified by rank 0 already.
-        is_elsewhere = not ranks.is_first and PartialState().local_process_index == 0
+        is_elsewhere = not ranks.is_rank_0 and PartialState().local_process_index == 0
         verify = self.verify and source.makes_copies
-        ranks.agree(lambda: source.fetch(candidate, verify=verify) if is_elsewhere else None)
+        ranks.call_on_all_ranks(
+            lambda: source.fetch(candidate, verify=verify) if is_elsewhere else None
+        )
         return checkpoint
 
     def _training_state(self, trainer: TrainingEngine) -> TrainingState:
         also: dict[str, Any] = {}
-        for handler in attached(trainer, SaveCheckpoint):
+        for handler in attached_handlers(trainer, SaveCheckpoint):
             also |= handler.also or {}
         return TrainingState(trainer, also, trust_pickle=self.trust_pickle)
 
@@ -308,7 +310,7 @@ def _check_contents(loaded: LoadedState) -> None:
 
     The states are checked last, because each is compared with the trainer's object of that kind.
     """
-    _raise_for_problems(loaded, loaded.problems or [*loaded.problems_of_members()])
+    _raise_for_problems(loaded, loaded.problems or [*loaded.object_problems()])
     differences = loaded.differences()
     if differences:
         raise ValueError(
@@ -316,7 +318,7 @@ def _check_contents(loaded: LoadedState) -> None:
             f"{'; '.join(differences)}: build the trainer as it was built for the checkpoint, or "
             "take the weights alone, by ignite_hooks.checkpoint.load_weights"
         )
-    _raise_for_problems(loaded, [*loaded.problems_of_states()])
+    _raise_for_problems(loaded, [*loaded.state_problems()])
 
 
 def _raise_for_problems(loaded: LoadedState, problems: list[str]) -> None:

@@ -10,16 +10,16 @@ from weakref import WeakKeyDictionary
 from ignite.engine import Engine
 from ignite.engine import Events
 
-from ignite_hooks.checkpoint.members import has_state
+from ignite_hooks.checkpoint.handler_objects import has_state
 from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.settings import record_settings
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.triggers import CheckpointTriggers
-from ignite_hooks.checkpoint.unsaved import note_beginning
-from ignite_hooks.checkpoint.unsaved_attributes import note_attributes
+from ignite_hooks.checkpoint.unsaved import record_initial_values
+from ignite_hooks.checkpoint.unsaved_attributes import record_initial_attributes
 from ignite_hooks.core.checked_dataclass import checked_dataclass
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import Count
 from ignite_hooks.core.fields import Directory
@@ -35,10 +35,10 @@ from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import SignalNames
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
-from ignite_hooks.data.random_state import GENERATOR_KINDS
+from ignite_hooks.data.random_state import GENERATOR_CLASSES
 from ignite_hooks.events import TrainEvents
 
 __all__ = ["SaveCheckpoint"]
@@ -156,7 +156,7 @@ class SaveCheckpoint(Scheduled):
             )
         objects = self.also if isinstance(self.also, Mapping) else {"also": self.also}
         for name, each in objects.items() if self.also is not None else ():
-            is_generator = isinstance(each, GENERATOR_KINDS)
+            is_generator = isinstance(each, GENERATOR_CLASSES)
             if not isinstance(self.also, Mapping) or not (is_generator or has_state(each)):
                 raise TypeError(
                     "`also` must be a dict of objects with state_dict() and load_state_dict(), or "
@@ -188,7 +188,7 @@ class SaveCheckpoint(Scheduled):
             )
         check_directory(Path(self.directory))
         TrainingState(engine, trust_pickle=self.trust_pickle).check()
-        others = [each for each in attached(engine, SaveCheckpoint) if each is not self]
+        others = [each for each in attached_handlers(engine, SaveCheckpoint) if each is not self]
         if any(Path(each.directory).resolve() == Path(self.directory).resolve() for each in others):
             raise ValueError(
                 f"`directory` must be another for each SaveCheckpoint of a trainer, got "
@@ -218,11 +218,11 @@ class SaveCheckpoint(Scheduled):
         attachment.during_run(triggers.around_run)
         attachment.on(Events.STARTED, triggers.check_state)
         # After the other handlers of STARTED, which may create or reset a state.
-        attachment.on(Events.STARTED, note_beginning, turn=Turn.DUE_BY_STEP)
-        attachment.on(Events.STARTED, note_attributes, turn=Turn.DUE_BY_STEP)
+        attachment.on(Events.STARTED, record_initial_values, turn=Turn.DUE_BY_STEP)
+        attachment.on(Events.STARTED, record_initial_attributes, turn=Turn.DUE_BY_STEP)
         attachment.on_removal(triggers.end_runs_without_workers(trainer))
         if trainer.accelerator.num_processes > 1:
-            attachment.on_removal(triggers.ask_ranks(trainer))
+            attachment.on_removal(triggers.request_on_all_ranks(trainer))
         elif self.every_seconds or self.on_signals or self.background:
             attachment.on(TrainEvents.STEP_COMPLETED, triggers.after_step)
         if self.at_end:
@@ -258,7 +258,7 @@ def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
 
     They are kept with the engine, since one handler may serve several trainers.
     """
-    found: dict[SaveCheckpoint, CheckpointTriggers] = belongings(engine).setdefault(
+    found: dict[SaveCheckpoint, CheckpointTriggers] = engine_storage(engine).setdefault(
         "checkpoint_triggers", {}
     )
     if handler not in found:

@@ -15,11 +15,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ignite_hooks.checkpoint.settings import SCHEDULE_KEYS
 from ignite_hooks.checkpoint.settings import ParamGroups
 from ignite_hooks.checkpoint.settings import plain
-from ignite_hooks.core.torch_schedulers import all_within
-from ignite_hooks.core.torch_schedulers import states_within
-from ignite_hooks.core.torch_schedulers import with_states_within
+from ignite_hooks.core.torch_schedulers import child_states
+from ignite_hooks.core.torch_schedulers import nested_schedulers
+from ignite_hooks.core.torch_schedulers import with_child_states
 from ignite_hooks.core.training_engine import TrainingEngine
-from ignite_hooks.optim.lr_scheduler import of_torch
+from ignite_hooks.optim.lr_scheduler import unwrapped_scheduler
 
 __all__ = ["ScriptSchedule"]
 
@@ -43,7 +43,7 @@ class ScriptSchedule:
     """
 
     def __init__(self, trainer: TrainingEngine, script: ParamGroups, bases: Sequence[Any]) -> None:
-        self._scheduler = of_torch(trainer.lr_scheduler)
+        self._scheduler = unwrapped_scheduler(trainer.lr_scheduler)
         self._script = script
         self._bases = bases
         self._moved_values: ParamGroups = []
@@ -115,8 +115,8 @@ class ScriptSchedule:
         rebased = dict(copy.deepcopy(state))
         if "base_lrs" in rebased:
             rebased["base_lrs"] = [_base_rate(each) for each in self._script]
-        inner_states = [self.rebased_state(each) for each in states_within(state)]
-        return with_states_within(rebased, inner_states)
+        inner_states = [self.rebased_state(each) for each in child_states(state)]
+        return with_child_states(rebased, inner_states)
 
     def write_group(self, group: dict[str, Any], index: int, *, keeps_rate: bool) -> None:
         """Writes the present values of this schedule to a group of the checkpoint's optimizer.
@@ -150,7 +150,7 @@ class ScriptSchedule:
     @property
     def _owns_rates(self) -> bool:
         """Returns whether the rates come from the arguments of a scheduler, not the optimizer."""
-        is_cyclic = any(isinstance(each, CyclicLR) for each in all_within(self._scheduler))
+        is_cyclic = any(isinstance(each, CyclicLR) for each in nested_schedulers(self._scheduler))
         return is_cyclic or any("max_lr" in group for group in self._groups)
 
     def _start_from_bases(self) -> None:
@@ -163,7 +163,7 @@ class ScriptSchedule:
             factor = plain(group["lr"]) / plain(script_base) if plain(script_base) else 1.0
             _set_in_group(group, "lr", plain(base) if factor == 1.0 else plain(base) * factor)
             _set_in_group(group, "initial_lr", plain(base))
-        for each in all_within(self._scheduler):
+        for each in nested_schedulers(self._scheduler):
             if hasattr(each, "base_lrs"):
                 each.base_lrs = [copy.deepcopy(_base_rate(group)) for group in self._groups]
 
@@ -171,7 +171,9 @@ class ScriptSchedule:
         self, group: Mapping[str, Any], script: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Returns the values in a group that are the schedule's, or that it has changed."""
-        cycles = any(getattr(each, "cycle_momentum", False) for each in all_within(self._scheduler))
+        cycles = any(
+            getattr(each, "cycle_momentum", False) for each in nested_schedulers(self._scheduler)
+        )
         names = {"lr", *_RATE_KEYS, *SCHEDULE_KEYS, *(("momentum", "betas") if cycles else ())}
         names |= {n for n in group.keys() & script.keys() if plain(group[n]) != plain(script[n])}
         return {n: copy.deepcopy(group[n]) for n in names - {"params"} if n in group}
@@ -183,7 +185,9 @@ class ScriptSchedule:
         state = copy.deepcopy(scheduler.state_dict())
         # The attribute is restored separately: a user's state_dict() may leave it out.
         bases = [
-            (each, each.base_lrs) for each in all_within(scheduler) if hasattr(each, "base_lrs")
+            (each, each.base_lrs)
+            for each in nested_schedulers(scheduler)
+            if hasattr(each, "base_lrs")
         ]
         try:
             yield
@@ -213,7 +217,7 @@ def _set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
 
 def _has_value_of(state: Any, *names: str) -> bool:
     """Returns whether one of ``names`` has a true value in a scheduler's state, or one within."""
-    is_within = any(_has_value_of(each, *names) for each in states_within(state))
+    is_within = any(_has_value_of(each, *names) for each in child_states(state))
     return is_within or (isinstance(state, Mapping) and any(state.get(name) for name in names))
 
 
@@ -221,5 +225,5 @@ def _move_count(state: Any) -> int | None:
     """Returns how many times the scheduler of a state was moved; None if the state has no count."""
     if isinstance(state, Mapping) and isinstance(state.get("last_epoch"), int):
         return int(state["last_epoch"])
-    within = states_within(state)  # a ChainedScheduler moves all of its schedulers alike
+    within = child_states(state)  # a ChainedScheduler moves all of its schedulers alike
     return _move_count(within[0]) if within else None

@@ -26,18 +26,18 @@ from ignite.engine import Events
 from torch.optim.lr_scheduler import OneCycleLR
 from xxhash import xxh3_64_hexdigest
 
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import handlers_of
 from ignite_hooks.core.handler import Attachment
-from ignite_hooks.core.handler import attached
-from ignite_hooks.core.torch_schedulers import all_within
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.torch_schedulers import child_schedulers
+from ignite_hooks.core.torch_schedulers import nested_schedulers
 from ignite_hooks.core.torch_schedulers import one_cycle_constants
-from ignite_hooks.core.torch_schedulers import schedulers_within
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.optim.gradient_clipping import GradientClipping
-from ignite_hooks.optim.lr_scheduler import of_torch
+from ignite_hooks.optim.lr_scheduler import unwrapped_scheduler
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = [
@@ -103,7 +103,9 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
             "class": type(optimizer).__name__,
             "groups": [_settings_of_group(trainer, each) for each in optimizer.param_groups],
         },
-        "scheduler": None if scheduler is None else _schedule_settings(of_torch(scheduler)),
+        "scheduler": None
+        if scheduler is None
+        else _schedule_settings(unwrapped_scheduler(scheduler)),
         "frozen": sorted(
             f"{module_name}.{name}"
             for module_name, module in trainer.modules.items()
@@ -116,7 +118,7 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
 
 def unrestored_settings_of(trainer: TrainingEngine) -> dict[str, Any]:
     """Returns the settings that are in no state: a resumed run has those of its script."""
-    (step,) = attached(trainer, OptimizerStep)
+    (step,) = attached_handlers(trainer, OptimizerStep)
     accelerator = trainer.accelerator
     names = ("max_norm", "clip_value", "norm_type")
     clippings = [{n: plain(getattr(each, n)) for n in names} for each in _clippings(trainer)]
@@ -160,7 +162,7 @@ class SettingsRecord:
 
 def settings_record(trainer: TrainingEngine) -> SettingsRecord:
     """Returns the record of the trainer's settings, which the first call creates."""
-    kept = belongings(trainer)
+    kept = engine_storage(trainer)
     if "settings" not in kept:
         kept["settings"] = SettingsRecord(settings_of(trainer))
     record: SettingsRecord = kept["settings"]
@@ -210,7 +212,7 @@ def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dic
     settings = {name: plain(value) for name, value in group.items() if name not in _EXCLUDED_KEYS}
     if trainer.lr_scheduler is not None and "initial_lr" in group:
         settings["lr"] = plain(group["initial_lr"])
-    schedulers = all_within(of_torch(trainer.lr_scheduler))
+    schedulers = nested_schedulers(unwrapped_scheduler(trainer.lr_scheduler))
     if any(getattr(each, "cycle_momentum", False) for each in schedulers):
         # The schedule writes momentum, or the first of the betas, at each step.
         settings.pop("momentum", None)
@@ -238,7 +240,7 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
     }
     if isinstance(scheduler, OneCycleLR):
         constants |= one_cycle_constants(scheduler)
-    within = [_constants_of(each) for each in schedulers_within(scheduler)]
+    within = [_constants_of(each) for each in child_schedulers(scheduler)]
     if within:
         constants["schedulers"] = within
     return {"class": type(scheduler).__name__, **constants}
@@ -246,7 +248,7 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
 
 def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
     """Yields the clipping handlers, those attached and those added as plain event handlers."""
-    own = attached(trainer, GradientClipping)
+    own = attached_handlers(trainer, GradientClipping)
     yield from own
     for handler in handlers_of(trainer):
         if isinstance(handler, GradientClipping) and not any(handler is each for each in own):

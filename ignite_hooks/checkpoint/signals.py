@@ -13,9 +13,9 @@ from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
-from ignite_hooks.core.held_signals import handler_of
-from ignite_hooks.core.held_signals import replace_handler
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.held_signals import replace_signal_handler
+from ignite_hooks.core.held_signals import signal_handler
+from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.data.workers import ignored_by_workers
 
 __all__ = ["StopSignals", "is_death_of_worker"]
@@ -67,10 +67,10 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
     def noted(self) -> Iterator[None]:
         """Notes signals in the body. The handlers are restored even if Ctrl-C breaks off its end.
 
-        ``restored`` repeats the restoring at the end of the run in that case.
+        ``undo_on_exit`` repeats the restoring at the end of the run in that case.
         """
         scope = object()
-        with restored(lambda: self._leave(scope), alone=True):
+        with undo_on_exit(lambda: self._leave(scope), out_of_order=True):
             self._enter(scope)
             yield
 
@@ -90,8 +90,8 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             for number in tuple(self._replaced):
                 found, own = self._replaced[number]
                 # A handler that other code has set in the meantime stays.
-                if handler_of(number) == own:
-                    replace_handler(number, found)
+                if signal_handler(number) == own:
+                    replace_signal_handler(number, found)
                 del self._replaced[number]
         self._scopes = [each for each in self._scopes if each is not scope]
 
@@ -119,7 +119,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
                 found(number, frame)
             elif found == signal.SIG_DFL:
                 # The default action cannot be called: the signal is sent again.
-                replace_handler(number, found)
+                replace_signal_handler(number, found)
                 signal.raise_signal(number)
 
     def _silence_torch(self, number: int) -> None:
@@ -129,7 +129,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         happens to execute, and break off the step before the save. The loader raises as well when
         it waits for a batch of that worker, and that error is handled.
         """
-        torch_handler = handler_of(number)
+        torch_handler = signal_handler(number)
 
         def handle(number: int, frame: FrameType | None) -> None:
             try:
@@ -142,10 +142,10 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             self._replace(number, handle)
 
     def _replace(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
-        found = handler_of(number)
+        found = signal_handler(number)
         if found is not None:
             self._replaced[number] = found, handler
-            replace_handler(number, handler)
+            replace_signal_handler(number, handler)
 
 
 def is_death_of_worker(error: BaseException) -> bool:

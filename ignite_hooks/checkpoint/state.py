@@ -19,6 +19,8 @@ from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.digest import digest_of
+from ignite_hooks.checkpoint.handler_objects import HandlerObjects
+from ignite_hooks.checkpoint.handler_objects import state_names_of_handlers
 from ignite_hooks.checkpoint.layout import OPTIMIZER
 from ignite_hooks.checkpoint.layout import SCALER
 from ignite_hooks.checkpoint.layout import SCHEDULER
@@ -26,29 +28,27 @@ from ignite_hooks.checkpoint.layout import SHARDED
 from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import rank_file
 from ignite_hooks.checkpoint.layout import registered_file
-from ignite_hooks.checkpoint.member_state import Member
-from ignite_hooks.checkpoint.members import HandlerObjects
-from ignite_hooks.checkpoint.members import state_names_of_handlers
 from ignite_hooks.checkpoint.module_state import left_out_of_state
 from ignite_hooks.checkpoint.module_state import module_file
+from ignite_hooks.checkpoint.object_state import StatefulObject
 from ignite_hooks.checkpoint.open_contexts import late_changes
 from ignite_hooks.checkpoint.plain_names import PlainNames
-from ignite_hooks.checkpoint.report import reasons_of_all
-from ignite_hooks.checkpoint.report import some
+from ignite_hooks.checkpoint.report import merge_reasons
+from ignite_hooks.checkpoint.report import summarize_names
 from ignite_hooks.checkpoint.settings import settings_record
 from ignite_hooks.checkpoint.unsaved import unsaved_changes
 from ignite_hooks.checkpoint.unsaved_attributes import unsaved_attributes
 from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
-from ignite_hooks.core.handler import attached
-from ignite_hooks.core.measured import measured_at
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.stale_metrics import measured_at
 from ignite_hooks.core.training_engine import TrainingEngine
-from ignite_hooks.data.random_state import GENERATOR_KINDS
+from ignite_hooks.data.random_state import GENERATOR_CLASSES
 from ignite_hooks.data.random_state import GeneratorState
-from ignite_hooks.evaluation.data_of_validations import DataOfValidations
+from ignite_hooks.evaluation.validation_data import ValidationData
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
 __all__ = ["TrainingState", "digests_of", "set_training_id", "training_id"]
@@ -56,13 +56,13 @@ __all__ = ["TrainingState", "digests_of", "set_training_id", "training_id"]
 
 def training_id(trainer: TrainingEngine) -> str:
     """Returns the unique identifier of the trainer's run of training."""
-    identifier: str = belongings(trainer).setdefault("training", uuid4().hex)
+    identifier: str = engine_storage(trainer).setdefault("training", uuid4().hex)
     return identifier
 
 
 def set_training_id(trainer: TrainingEngine, identifier: str) -> None:
     """Sets the identifier of the trainer's run of training, which it continues from then on."""
-    belongings(trainer)["training"] = identifier
+    engine_storage(trainer)["training"] = identifier
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class TrainingState:
     def __post_init__(self) -> None:
         """Wraps random generators in ``also`` in objects that have a ``state_dict``."""
         also = {
-            name: GeneratorState(each) if isinstance(each, GENERATOR_KINDS) else each
+            name: GeneratorState(each) if isinstance(each, GENERATOR_CLASSES) else each
             for name, each in self.also.items()
         }
         object.__setattr__(self, "also", also)  # the dataclass is frozen
@@ -122,7 +122,7 @@ class TrainingState:
     @cached_property
     def is_sharded(self) -> bool:
         """True if the model is split over processes, so that none of them has all of it."""
-        (optimizer_step,) = attached(self.trainer, OptimizerStep)
+        (optimizer_step,) = attached_handlers(self.trainer, OptimizerStep)
         return not optimizer_step.prepared.is_data_parallel
 
     @cached_property
@@ -164,9 +164,9 @@ class TrainingState:
         return HandlerObjects.of(self.trainer, self.also.values())
 
     @cached_property
-    def data_of_validations(self) -> DataOfValidations:
+    def data_of_validations(self) -> ValidationData:
         """The data of the evaluators that the trainer validates with."""
-        return DataOfValidations(self.trainer)
+        return ValidationData(self.trainer)
 
     def _held_states(self) -> dict[str, Any]:
         """Returns the states of objects that handlers hold, without those that cannot be saved."""
@@ -212,7 +212,7 @@ class TrainingState:
             "settings": settings_record(self.trainer).state_dict(self.trainer),
             "uncertain": dict(self.uncertain),
             # The reasons of this process are computed here; the other processes have sent theirs.
-            "unknown": reasons_of_all(
+            "unknown": merge_reasons(
                 [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
             ),
             # Between runs a model can be in eval mode after an evaluation. A resume must not train
@@ -255,7 +255,9 @@ class TrainingState:
             for each in left_out_of_state(module, self.plain_names[module_name])
         ]
         if left_out:
-            reason = f"left out of the state_dict(): {some(left_out)}; build these as then"
+            reason = (
+                f"left out of the state_dict(): {summarize_names(left_out)}; build these as then"
+            )
             unknown["model"] = reason
         # A part can have several reasons, which are joined.
         for part, reason in unsaved_attributes(self.trainer).items():
@@ -332,7 +334,7 @@ def _capture_states(
     objects: Mapping[str, Any], description: str, trainer: TrainingEngine
 ) -> dict[str, Any]:
     """Returns the states of objects, after a check that they can be saved without pickle."""
-    states = {name: Member(each, trainer).state_dict() for name, each in objects.items()}
+    states = {name: StatefulObject(each, trainer).state_dict() for name, each in objects.items()}
     for name, state in states.items():
         Objects(state, description.format(name))
     return states

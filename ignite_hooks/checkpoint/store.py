@@ -31,8 +31,8 @@ from typing import NamedTuple
 from typing import Protocol
 from typing import TypeVar
 
+from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.durable import make_folder
-from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.layout import INCOMPLETE
 from ignite_hooks.checkpoint.layout import MANIFEST
@@ -356,7 +356,7 @@ def _check_size(path: Path, name: str, expected: FileRecord) -> str | None:
 
 def _check_content(path: Path, name: str, expected: FileRecord) -> str | None:
     try:
-        found = record_of(path)
+        found = file_record(path)
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
     return None if found == expected else f"{name} has changed since it was written"

@@ -19,17 +19,17 @@ from ignite.engine import Engine
 from ignite.engine import Events
 
 from ignite_hooks.checkpoint.digest import digest_of
-from ignite_hooks.checkpoint.member_state import Member
-from ignite_hooks.checkpoint.members import handlers_with_state
+from ignite_hooks.checkpoint.handler_objects import handlers_with_state
+from ignite_hooks.checkpoint.object_state import StatefulObject
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
-from ignite_hooks.core.handler import attached
-from ignite_hooks.core.rules import whole_number
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.rules import check_count
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import is_trainer
-from ignite_hooks.data.random_state import GENERATOR_KINDS
+from ignite_hooks.data.random_state import GENERATOR_CLASSES
 from ignite_hooks.data.random_state import GeneratorState
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.events import TrainEvents
@@ -70,10 +70,10 @@ def assert_resumable(
         TypeError: ``make_trainer`` does not return a trainer.
         ValueError: a stop is not between 1 and ``max_steps``; a trainer has resumed already.
     """
-    whole_number("max_steps", max_steps, "it says how long to train")
+    check_count("max_steps", max_steps, "it says how long to train")
     stops = _checked_stops(max_steps, stops)
     ranks = Ranks()
-    directory = Path(ranks.first_alone(lambda: tempfile.mkdtemp(prefix="ignite_hooks-")))
+    directory = Path(ranks.call_on_rank_0(lambda: tempfile.mkdtemp(prefix="ignite_hooks-")))
     try:
         unbroken = _train(_make_checked(make_trainer), max_steps)
         saved = _train(_add_saves(_make_checked(make_trainer), directory, stops), max_steps)
@@ -96,7 +96,7 @@ def assert_resumable(
                 )
     finally:
         ranks.gather(None)  # until here another rank may read the directory
-        if ranks.is_first:
+        if ranks.is_rank_0:
             shutil.rmtree(directory)
 
 
@@ -152,7 +152,7 @@ class RunRecorder:
             digests["the scheduler's state"] = digest_of(trainer.lr_scheduler.state_dict())
         also = _saved_objects(trainer)
         for name, each in {**handlers_with_state(trainer, also.values()), **also}.items():
-            digests[f"the state of {name}"] = digest_of(Member(each, trainer).state_dict())
+            digests[f"the state of {name}"] = digest_of(StatefulObject(each, trainer).state_dict())
 
 
 def _checked_stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
@@ -210,10 +210,10 @@ def _add_saves(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
 
 def _saved_objects(trainer: AnyEngine) -> dict[str, Any]:
     """Returns the objects in ``also`` of the trainer's own handlers, by name."""
-    handlers = attached(trainer, SaveCheckpoint)
+    handlers = attached_handlers(trainer, SaveCheckpoint)
     also = {name: each for handler in handlers for name, each in (handler.also or {}).items()}
     return {
-        name: GeneratorState(each) if isinstance(each, GENERATOR_KINDS) else each
+        name: GeneratorState(each) if isinstance(each, GENERATOR_CLASSES) else each
         for name, each in also.items()
     }
 

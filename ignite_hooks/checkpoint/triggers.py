@@ -21,14 +21,14 @@ from ignite_hooks.checkpoint.preflight import check_directory
 from ignite_hooks.checkpoint.preflight import warn_if_full
 from ignite_hooks.checkpoint.signals import StopSignals
 from ignite_hooks.checkpoint.signals import is_death_of_worker
-from ignite_hooks.checkpoint.write import CheckpointWriter
-from ignite_hooks.core.due_on_resume import add_due
+from ignite_hooks.checkpoint.writer import CheckpointWriter
+from ignite_hooks.core.due_on_resume import add_due_entry
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.run_scope import enter_at_each_run
-from ignite_hooks.core.scopes import note
-from ignite_hooks.core.stop_requests import StopWatch
-from ignite_hooks.core.stop_requests import add_stop_watch
+from ignite_hooks.core.scopes import add_note
+from ignite_hooks.core.stop_requests import StopMonitor
+from ignite_hooks.core.stop_requests import add_stop_monitor
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.events import TrainEvents
@@ -111,14 +111,14 @@ class CheckpointTriggers:
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
 
-        watch = StopWatch(
+        watch = StopMonitor(
             lambda: self._signals.received is not None,
             None if ranks.size == 1 else ranks.any_of,
             save_and_stop,
         )
-        undo = [add_due(trainer, "saves", is_due, lambda: self.schedule(trainer))]
+        undo = [add_due_entry(trainer, "saves", is_due, lambda: self.schedule(trainer))]
         if self._options.on_signals:
-            undo.append(add_stop_watch(trainer, watch))
+            undo.append(add_stop_monitor(trainer, watch))
 
         def remove() -> None:
             for each in undo:
@@ -128,7 +128,7 @@ class CheckpointTriggers:
 
     def check_state(self, trainer: TrainingEngine) -> None:
         """Raises, before the first batch, if the state cannot be saved."""
-        if not self._writer.lock.is_taken:
+        if not self._writer.lock.is_held:
             # A signal has ended the wait for the lock: nothing may be written.
             trainer.terminate(resumable=True)
             return
@@ -136,13 +136,13 @@ class CheckpointTriggers:
         self._note_start(trainer)
         self._writer.rehearse(trainer)
 
-    def ask_ranks(self, trainer: TrainingEngine) -> Callable[[], None]:
+    def request_on_all_ranks(self, trainer: TrainingEngine) -> Callable[[], None]:
         """Handles signals and the clock of any rank, with several processes.
 
         Returns:
             A function that undoes this.
         """
-        return trainer.ask_ranks(
+        return trainer.request_on_all_ranks(
             self._own_request, lambda requests: self._handle_requests(trainer, requests)
         )
 
@@ -168,7 +168,7 @@ class CheckpointTriggers:
     def _handle_requests(self, trainer: TrainingEngine, requests: Sequence[str | None]) -> None:
         """Saves if any rank requests it, and stops the run if the request is a signal."""
         # Without the lock, for which a signal has ended the wait, nothing may be written.
-        if any(requests) and self._writer.lock.is_taken:
+        if any(requests) and self._writer.lock.is_held:
             self.defer(trainer)
         reason = _first_signal(requests)
         if reason is not None:
@@ -198,7 +198,7 @@ class CheckpointTriggers:
                     raise
                 if trainer.stop_reason == "exception" and not is_interrupted(trainer):
                     self._save_after_failure(trainer, None)
-                if _has_ended_well(trainer) and self._writer.lock.is_taken:
+                if _has_ended_well(trainer) and self._writer.lock.is_held:
                     if self._has_signal(trainer) or self._options.at_end:
                         self._save_now(trainer)
                     self._writer.note_end(trainer)
@@ -212,8 +212,8 @@ class CheckpointTriggers:
         The lock is released again, and taken when the run begins.
         """
         lock = self._writer.lock
-        if self._options.on_busy == "wait" and not lock.is_taken:
-            lock.take()
+        if self._options.on_busy == "wait" and not lock.is_held:
+            lock.acquire()
             lock.release()
         self._writer.note_newest()
 
@@ -223,8 +223,8 @@ class CheckpointTriggers:
         A run that was interrupted has kept the lock.
         """
         lock = self._writer.lock
-        was_taken = lock.is_taken
-        if lock.take(lambda: self._signals.received is not None) and not was_taken:
+        was_taken = lock.is_held
+        if lock.acquire(lambda: self._signals.received is not None) and not was_taken:
             self._writer.check_newest()
 
     def release(self) -> None:
@@ -259,7 +259,7 @@ class CheckpointTriggers:
             try:
                 self._writer.wait()
             except Exception as failure:
-                note(error, f"A checkpoint could not be written either: {failure!r}")
+                add_note(error, f"A checkpoint could not be written either: {failure!r}")
             raise
         self._writer.wait()
 
@@ -324,7 +324,7 @@ class CheckpointTriggers:
         name = self._signals.received
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
             return
-        if self._writer.has_saved(trainer) or not self._writer.lock.is_taken:
+        if self._writer.has_saved(trainer) or not self._writer.lock.is_held:
             return
         before, step = self._newest, trainer.state.optimizer_step
         reason = why_not_saved(trainer, error, self._writer.ranks.size)
@@ -342,7 +342,7 @@ class CheckpointTriggers:
         else:
             text = f"{name} had come before, but the state of step {step} was not saved: {reason}"
         if error is not None:
-            note(error, text)
+            add_note(error, text)
         else:
             warnings.warn(text, stacklevel=2)
 

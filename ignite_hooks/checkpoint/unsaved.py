@@ -42,18 +42,24 @@ from ignite.metrics import Metric
 from xxhash import xxh3_128_hexdigest
 
 from ignite_hooks.checkpoint.digest import digest_of
-from ignite_hooks.checkpoint.members import HandlerObjects
-from ignite_hooks.checkpoint.members import can_be_saved
-from ignite_hooks.checkpoint.members import state_names_of_handlers
-from ignite_hooks.checkpoint.report import some
-from ignite_hooks.core.engine import belongings
-from ignite_hooks.core.engine import calls_of
-from ignite_hooks.core.engine import is_called_at
-from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.checkpoint.handler_objects import HandlerObjects
+from ignite_hooks.checkpoint.handler_objects import can_be_saved
+from ignite_hooks.checkpoint.handler_objects import state_names_of_handlers
+from ignite_hooks.checkpoint.report import summarize_names
+from ignite_hooks.core.engine import engine_storage
+from ignite_hooks.core.engine import handlers_with_arguments
+from ignite_hooks.core.engine import is_handler_of_event
+from ignite_hooks.core.object_graph import is_library_code
 from ignite_hooks.core.object_graph import stored_values
 from ignite_hooks.core.training_engine import TrainingEngine
 
-__all__ = ["UNKNOWN", "digest_of_value", "note_beginning", "stored_by_user", "unsaved_changes"]
+__all__ = [
+    "UNKNOWN",
+    "digest_of_value",
+    "record_initial_values",
+    "stored_by_user",
+    "unsaved_changes",
+]
 
 # Bounds of what is digested of one value, since each save does so. Changes beyond them go unseen.
 _MAX_DEPTH = 8  # containers within each other
@@ -74,7 +80,7 @@ _STATE_ATTRIBUTES = {
 }
 
 
-def note_beginning(trainer: TrainingEngine) -> None:
+def record_initial_values(trainer: TrainingEngine) -> None:
     """Records the values that a run begins with, for objects that this process has not seen yet."""
     initial = _initial_values(trainer)
     handler_objects = HandlerObjects.of(trainer)
@@ -105,25 +111,25 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
     reasons = []
     if handler_paths:
         reasons.append(
-            f"{some(handler_paths)} changed and cannot be saved: give the object state_dict() and "
-            "load_state_dict(), or keep the value in one that has them"
+            f"{summarize_names(handler_paths)} changed and cannot be saved: give the object "
+            "state_dict() and load_state_dict(), or keep the value in one that has them"
         )
     if paths_beside_state:
         reasons.append(
-            f"{some(paths_beside_state)} changed and is in no state_dict(): a value computed from "
-            "it is wrong until it is reset; a class can name such attributes in "
+            f"{summarize_names(paths_beside_state)} changed and is in no state_dict(): a value "
+            "computed from it is wrong until it is reset; a class can name such attributes in "
             "_state_dict_all_req_keys"
         )
     if state_paths:
         names = ", ".join(repr(path.removeprefix(_STATE)) for path in sorted(state_paths))
         reasons.append(
-            f"{some(state_paths)} changed: append {names} to trainer.state_dict_user_keys to have "
-            "it saved"
+            f"{summarize_names(state_paths)} changed: append {names} to "
+            "trainer.state_dict_user_keys to have it saved"
         )
     if handler_objects.unnamed:
         reasons.append(
-            f"{some(handler_objects.unnamed)} have no order that another process repeats: keep "
-            "them in a list or by name"
+            f"{summarize_names(handler_objects.unnamed)} have no order that another process "
+            "repeats: keep them in a list or by name"
         )
     if not handler_objects.is_complete:
         reasons.append("handlers hold too many objects to look at all of them")
@@ -139,7 +145,7 @@ Values = dict[str, dict[str, list[str]]]
 
 def _initial_values(trainer: TrainingEngine) -> Values:
     """Returns the digests at the beginning, to which callers add those of new objects."""
-    initial: Values = belongings(trainer).setdefault("values_at_beginning", {})
+    initial: Values = engine_storage(trainer).setdefault("values_at_beginning", {})
     return initial
 
 
@@ -203,7 +209,7 @@ def _inherits_state(cls: type) -> bool:
     source = next((each for each in cls.__mro__ if "state_dict" in vars(each)), object)
     if source.__module__.partition(".")[0] != "ignite":
         return False
-    if not is_of_library(cls):
+    if not is_library_code(cls):
         return True
     # The values of these two describe the machine, not the training.
     measures_the_machine = issubclass(cls, Frequency | GpuInfo)
@@ -233,7 +239,7 @@ def _is_reset_before_use(trainer: TrainingEngine, obj: Any) -> bool:
         return False
     is_between_epochs = trainer.place.progress.batches == 0
     events = (Events.ITERATION_STARTED, *([Events.EPOCH_STARTED] if is_between_epochs else []))
-    return any(is_called_at(trainer, each, obj.started) for each in events)
+    return any(is_handler_of_event(trainer, each, obj.started) for each in events)
 
 
 def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
@@ -242,7 +248,7 @@ def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
     if cls in (list, dict, set, deque):
         return [("", holder)]
     is_code = cls is FunctionType or issubclass(cls, type)
-    is_user_class = not is_of_library(holder if is_code else cls)
+    is_user_class = not is_library_code(holder if is_code else cls)
     return (
         stored_values(holder)
         if is_user_class or issubclass(cls, _COMPARED_LIBRARY_CLASSES)
@@ -252,7 +258,7 @@ def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
 
 def _output_store_names(trainer: TrainingEngine) -> Iterator[str]:
     """Yields the attributes that Ignite's ``EpochOutputStore``s fill at the end of each epoch."""
-    for function, _ in calls_of(trainer):
+    for function, _ in handlers_with_arguments(trainer):
         owner = getattr(function, "__self__", None)
         if isinstance(owner, EpochOutputStore) and hasattr(owner, "name"):
             yield owner.name
@@ -294,7 +300,7 @@ def _digestible(value: Any, budget: list[int], depth: int) -> Any:
 def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
     """Returns a container as data that can be digested, within the bounds."""
     cls = type(value)
-    if not is_of_library(cls):
+    if not is_library_code(cls):
         # A user's container is not iterated, which could run any code. One with a state is saved.
         return cls.__qualname__, None if can_be_saved(value) else len(value)
     elements = list(value.items() if issubclass(cls, Mapping) else value)
@@ -325,7 +331,7 @@ def _iterator_position(iterator: Any, budget: list[int], depth: int) -> Any:
         position = None if frame is None else frame.f_lasti
         return "generator", position, _digestible(variables, budget, depth + 1)
     cls = type(iterator)
-    if is_of_library(cls) and hasattr(cls, "__length_hint__"):
+    if is_library_code(cls) and hasattr(cls, "__length_hint__"):
         return cls.__name__, length_hint(iterator)
     return repr(iterator) if cls is itertools.count else None
 

@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ignite_hooks.checkpoint.report import some
+from ignite_hooks.checkpoint.report import summarize_names
 from ignite_hooks.checkpoint.unsaved import UNKNOWN
 from ignite_hooks.checkpoint.unsaved import digest_of_value
 from ignite_hooks.checkpoint.unsaved import stored_by_user
-from ignite_hooks.core.engine import belongings
-from ignite_hooks.core.object_graph import is_of_library
-from ignite_hooks.core.torch_modules import attributes_beside_state
+from ignite_hooks.core.engine import engine_storage
+from ignite_hooks.core.object_graph import is_library_code
 from ignite_hooks.core.torch_modules import attributes_of_optimizer
-from ignite_hooks.core.torch_modules import has_own_state
+from ignite_hooks.core.torch_modules import attributes_outside_state
+from ignite_hooks.core.torch_modules import has_custom_state
 from ignite_hooks.core.torch_modules import tensors_in
 from ignite_hooks.core.torch_modules import unsaved_buffers
 from ignite_hooks.core.training_engine import TrainingEngine
 
-__all__ = ["note_attributes", "unsaved_attributes"]
+__all__ = ["record_initial_attributes", "unsaved_attributes"]
 
 _HANDLER_PREFIX = "handler "
 _MODULE_REMEDY = (
@@ -44,7 +44,7 @@ Holder = tuple[str, Callable[[], Any]]
 Values = dict[str, dict[str, Any]]
 
 
-def note_attributes(trainer: TrainingEngine) -> None:
+def record_initial_attributes(trainer: TrainingEngine) -> None:
     """Records the values that a run begins with, for objects that this process has not seen yet."""
     _ = trainer.generators  # makes the search whose objects `_holders` reads
     initial = _initial_values(trainer)
@@ -71,7 +71,7 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
             if before.get(name) != value or value == UNKNOWN
         ]
     return {
-        part: f"in no state_dict(), and changed: {some(paths)}; {_REMEDIES[part]}"
+        part: f"in no state_dict(), and changed: {summarize_names(paths)}; {_REMEDIES[part]}"
         for part, paths in changed.items()
         if paths
     }
@@ -79,7 +79,7 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
 
 def _initial_values(trainer: TrainingEngine) -> Values:
     """Returns the digests at the beginning, to which callers add those of new objects."""
-    initial: Values = belongings(trainer).setdefault("attributes_at_beginning", {})
+    initial: Values = engine_storage(trainer).setdefault("attributes_at_beginning", {})
     return initial
 
 
@@ -105,10 +105,10 @@ def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, An
 
 def _holders(trainer: TrainingEngine) -> list[Holder]:
     """Returns the objects to compare; they are selected again only after a new search."""
-    searched = trainer.searched
-    cached = belongings(trainer).get("attribute_holders")
+    searched = trainer.searched_objects
+    cached = engine_storage(trainer).get("attribute_holders")
     if cached is None or cached[0] is not searched:
-        cached = belongings(trainer)["attribute_holders"] = (
+        cached = engine_storage(trainer)["attribute_holders"] = (
             searched,
             list(_select_holders(searched)),
         )
@@ -126,7 +126,7 @@ def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holde
         if issubclass(type(obj), torch.nn.Module):
             if root.startswith(_HANDLER_PREFIX) and not tensors_in(obj):
                 continue  # `unsaved.py` compares it, like any object of a handler
-            saves_itself[path] = has_own_state(obj)
+            saves_itself[path] = has_custom_state(obj)
         elif issubclass(type(obj), Optimizer):
             saves_itself[path] = type(obj).state_dict is not Optimizer.state_dict
         # The innermost module or optimizer on the path decides.
@@ -146,10 +146,10 @@ def _unsaved_values(obj: Any) -> dict[str, Any]:
     """Returns the attributes of an object that its state does not have, by name."""
     cls = type(obj)
     if issubclass(cls, torch.nn.Module):
-        is_user_class = not is_of_library(cls)
-        return attributes_beside_state(obj) if is_user_class else dict(unsaved_buffers(obj))
+        is_user_class = not is_library_code(cls)
+        return attributes_outside_state(obj) if is_user_class else dict(unsaved_buffers(obj))
     if issubclass(cls, Optimizer):
-        return {} if is_of_library(cls) else attributes_of_optimizer(obj)
+        return {} if is_library_code(cls) else attributes_of_optimizer(obj)
     return dict(stored_by_user(obj) or ())
 
 

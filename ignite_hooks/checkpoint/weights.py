@@ -33,14 +33,14 @@ from ignite_hooks.checkpoint.choice import join_first
 from ignite_hooks.checkpoint.choice import select_checkpoints
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.contents import load_objects
-from ignite_hooks.checkpoint.durable import give_mode_of
+from ignite_hooks.checkpoint.durable import copy_file_mode
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.layout import SHARDED
 from ignite_hooks.checkpoint.layout import TRAINER
 from ignite_hooks.checkpoint.layout import module_files
-from ignite_hooks.checkpoint.module_state import Restored
-from ignite_hooks.checkpoint.module_state import fit_of_module
-from ignite_hooks.checkpoint.module_state import give_to_module
+from ignite_hooks.checkpoint.module_state import ModuleLoadResult
+from ignite_hooks.checkpoint.module_state import check_module_fit
+from ignite_hooks.checkpoint.module_state import load_into_module
 from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import split_state
 from ignite_hooks.checkpoint.plain_names import PlainNames
@@ -50,7 +50,7 @@ from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import SourcePath
 from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.rules import is_integer
-from ignite_hooks.core.torch_modules import unwrapped
+from ignite_hooks.core.torch_modules import unwrap_module
 
 __all__ = [
     "CheckpointEntry",
@@ -249,7 +249,7 @@ def export_weights(
         draft, mode_file = Path(folder) / target.name, Path(folder) / "mode"
         Tensors(kept, metadata).write(draft)
         mode_file.touch()  # a new file has the mode that the umask gives
-        give_mode_of(mode_file, [draft])
+        copy_file_mode(mode_file, [draft])
         sync(draft)
         os.replace(draft, target)
     sync(target.parent)
@@ -297,7 +297,7 @@ class PreparedWeights:
         strict: bool = True,
         map_location: MapLocation = None,
     ) -> None:
-        self._module = unwrapped(module)
+        self._module = unwrap_module(module)
         self._strict = strict
         self._label = f"{part!r} of {address}"
         state = _with_module_names(self._module, found.state, is_object=found.about is None)
@@ -311,7 +311,7 @@ class PreparedWeights:
                 'say "cpu", or leave it out'
             ) from error
         self._about = {"metadata": {} if found.about is None else found.about["metadata"]}
-        fit = fit_of_module(
+        fit = check_module_fit(
             part, self._state, self._about, self._module, strict=strict, keeps_parameters=False
         )
         if fit.differences:
@@ -321,9 +321,9 @@ class PreparedWeights:
                 + (", or say strict=False to load what has the same names" if strict else "")
             )
 
-    def load(self) -> Restored:
+    def load(self) -> ModuleLoadResult:
         """Loads the weights into the module; warns of values that differ from the checkpoint."""
-        restored = give_to_module(self._module, self._state, self._about, strict=self._strict)
+        restored = load_into_module(self._module, self._state, self._about, strict=self._strict)
         if restored.converted:
             warnings.warn(
                 f"the module has other dtypes than {self._label}, and the values are converted: "

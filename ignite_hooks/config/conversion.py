@@ -11,7 +11,7 @@ from ignite_hooks.config.encoding import first_difference
 from ignite_hooks.config.kinds import fields_of
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 
 __all__ = ["check_the_same", "from_dict", "replace", "to_dict"]
 
@@ -65,7 +65,7 @@ def replace(handler: HandlerT, **changes: Any) -> HandlerT:
         if name not in fields:
             raise TypeError(
                 f"`changes` must be fields of {type(handler).__name__}, got `{name}`; "
-                f"{close_to(name, fields)}"
+                f"{did_you_mean(name, fields)}"
             )
     return dataclasses.replace(handler, **changes)  # type: ignore[type-var]
 

@@ -24,7 +24,7 @@ from ignite_hooks.config.registry import all_tagged
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import tagged
 from ignite_hooks.core.checked_dataclass import message_of
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 
 __all__ = ["decode"]
 
@@ -157,7 +157,7 @@ class _Decoder:
         rule = "be a tag that is registered" if tag not in list(all_tagged()) else "fit here"
         return self._problem(
             at(path, TAG) if TAG in data else path,
-            f"`{TAG}` must {rule}, got {_short(tag)}; {close_to(str(tag), classes)}",
+            f"`{TAG}` must {rule}, got {_short(tag)}; {did_you_mean(str(tag), classes)}",
         )
 
     def _object(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
@@ -168,7 +168,7 @@ class _Decoder:
         for name, each in data.items():
             if name not in fields:
                 message = f"`{tag_of(cls) or cls.__name__}` has no field {_short(name)}; "
-                self._problem(at(path, str(name)), message + close_to(str(name), fields))
+                self._problem(at(path, str(name)), message + did_you_mean(str(name), fields))
                 continue
             trial = _Decoder()
             value = trial.value(each, fields[name].kind, at(path, name))

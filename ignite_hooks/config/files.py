@@ -15,7 +15,7 @@ from ignite_hooks.config.conversion import from_dict
 from ignite_hooks.config.conversion import to_dict
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 
 __all__ = ["dumps", "load", "loads", "save"]
 
@@ -131,7 +131,7 @@ def _format(name: Any) -> ModuleType:
     if not isinstance(name, str) or name not in _FORMATS:
         raise ValueError(
             f"`format` must be one of {', '.join(_FORMATS)}, got {str(name)[:80]!r}; "
-            f"{close_to(str(name)[:80].lower(), _FORMATS)}"
+            f"{did_you_mean(str(name)[:80].lower(), _FORMATS)}"
         )
     return _FORMATS[name]
 

@@ -42,18 +42,18 @@ __all__ = [
     "ITERATION_FLAGS",
     "ShortWindow",
     "accelerator_or_default",
+    "add_loader_owner",
     "broadcasts_buffers",
+    "collective_timeout",
+    "full_window_settings",
     "is_data_parallel",
     "is_prepared",
-    "list_loader",
-    "prepared_for",
+    "prepare_for_owner",
     "prepared_models",
     "registered_objects",
+    "remove_loader_owner",
     "shared_mixed_precision",
-    "timeout_of",
-    "unlist_loader",
-    "unlisted",
-    "whole_accumulation",
+    "temporarily_listed",
 ]
 
 _LISTS = ("_models", "_optimizers", "_dataloaders")
@@ -75,7 +75,7 @@ class ShortWindow(dict[str, Any]):
         self.size = size
 
 
-def whole_accumulation(gradient_state: GradientState) -> dict[str, Any]:
+def full_window_settings(gradient_state: GradientState) -> dict[str, Any]:
     """Returns the accumulation settings of a full window, also while a short one is open."""
     settings: dict[str, Any] = gradient_state.plugin_kwargs
     while isinstance(settings, ShortWindow):
@@ -158,7 +158,7 @@ def registered_objects(accelerator: Accelerator) -> list[Any]:
     return objects
 
 
-def timeout_of(accelerator: Accelerator) -> timedelta | None:
+def collective_timeout(accelerator: Accelerator) -> timedelta | None:
     """Returns the timeout of collectives that the user set; None for torch's default."""
     handler = accelerator.init_handler
     timeout: timedelta | None = None if handler is None else handler.timeout
@@ -170,7 +170,7 @@ def prepared_models(accelerator: Accelerator) -> list[torch.nn.Module]:
     return list(accelerator._models)
 
 
-def prepared_for(
+def prepare_for_owner(
     owner: object, accelerator: Accelerator, prepare: Callable[..., Any], *things: Any
 ) -> Any:
     """Returns ``prepare(*things)``, and ties what it adds to the accelerator's lists to ``owner``.
@@ -197,7 +197,7 @@ def prepared_for(
 
 
 @contextmanager
-def unlisted(accelerator: Accelerator) -> Iterator[None]:
+def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
     """Removes what the body adds to the lists of an accelerator, after the body."""
     before = _ListsSnapshot(accelerator)
     try:
@@ -207,7 +207,7 @@ def unlisted(accelerator: Accelerator) -> Iterator[None]:
             _remove_from_lists(accelerator, thing)
 
 
-def list_loader(owner: object, accelerator: Accelerator, loader: Any) -> None:
+def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
     """Adds a prepared loader to the accelerator's list, if it is not there, with an owner."""
     is_new = loader not in _ListsSnapshot(accelerator)
     if is_new:
@@ -215,7 +215,7 @@ def list_loader(owner: object, accelerator: Accelerator, loader: Any) -> None:
     _add_owner(owner, accelerator, loader, is_new=is_new)
 
 
-def unlist_loader(owner: object, accelerator: Accelerator, loader: Any) -> None:
+def remove_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
     """Removes an owner of a loader, and the loader from the list if it has no other owner."""
     ownership = _ownership_of(accelerator, loader)
     if ownership is not None:

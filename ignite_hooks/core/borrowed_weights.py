@@ -6,22 +6,22 @@ checkpoint would mix the states of two steps, so that none is taken until traini
 
 from typing import Any
 
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 
 __all__ = ["forget_borrowed_weights", "note_borrowed_weights", "step_of_borrowed_weights"]
 
 
 def note_borrowed_weights(trainer: Any, step: int) -> None:
     """Notes that the trainer's modules have the weights of ``step``."""
-    belongings(trainer)["borrowed_weights"] = step
+    engine_storage(trainer)["borrowed_weights"] = step
 
 
 def step_of_borrowed_weights(trainer: Any) -> int | None:
     """Returns the step whose weights the trainer's modules have; None if they have their own."""
-    step: int | None = belongings(trainer).get("borrowed_weights")
+    step: int | None = engine_storage(trainer).get("borrowed_weights")
     return step
 
 
 def forget_borrowed_weights(trainer: Any) -> None:
     """Removes the note: the modules have the trainer's own weights from now on."""
-    belongings(trainer).pop("borrowed_weights", None)
+    engine_storage(trainer).pop("borrowed_weights", None)

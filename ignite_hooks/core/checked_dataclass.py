@@ -25,7 +25,7 @@ from pydantic import validate_call
 from pydantic.dataclasses import dataclass
 from typing_extensions import dataclass_transform
 
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 
 __all__ = ["checked_call", "checked_dataclass", "handler_config", "message_of", "plain_type"]
 
@@ -175,7 +175,7 @@ def _wrong_call(
         if len(each["loc"]) > 1 or isinstance(argument, int):
             continue
         if each["type"] == "unexpected_keyword_argument":
-            yield f"`{name}` has no argument `{argument}`: {close_to(argument, parameters)}"
+            yield f"`{name}` has no argument `{argument}`: {did_you_mean(argument, parameters)}"
         elif each["type"].startswith("missing"):
             yield f"`{name}` needs the argument `{argument}`: write {name}({argument}=…)"
         elif each["type"] == "multiple_argument_values":

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.training_engine import AnyEngine
 
-__all__ = ["add_due", "due_of", "make_due"]
+__all__ = ["add_due_entry", "due_numbers", "make_due"]
 
 
 class _Entry(NamedTuple):
@@ -23,7 +23,7 @@ class _Entry(NamedTuple):
     make_due: Callable[[], None]
 
 
-def add_due(
+def add_due_entry(
     engine: AnyEngine, kind: str, is_due: Callable[[], bool], make_due: Callable[[], None]
 ) -> Callable[[], None]:
     """Adds an entry whose work can be due on ``engine``.
@@ -42,7 +42,7 @@ def add_due(
     return lambda: entries.remove(entry)
 
 
-def due_of(engine: AnyEngine) -> dict[str, list[int]]:
+def due_numbers(engine: AnyEngine) -> dict[str, list[int]]:
     """Returns the numbers of the entries that are due now, by kind."""
     numbers: dict[str, list[int]] = {}
     for kind, entries in _by_kind(engine).items():
@@ -57,7 +57,8 @@ def make_due(engine: AnyEngine, due: Mapping[str, Sequence[int]]) -> None:
 
     Args:
         engine: the engine.
-        due: what ``due_of`` returned for the other engine. Entries that this one lacks are ignored.
+        due: what ``due_numbers`` returned for the other engine. Entries that this one lacks are
+            ignored.
     """
     for kind, entries in _by_kind(engine).items():
         for number in due.get(kind, ()):
@@ -73,5 +74,5 @@ def _by_kind(engine: AnyEngine) -> dict[str, list[_Entry]]:
 
 
 def _entries(engine: AnyEngine) -> list[_Entry]:
-    entries: list[_Entry] = belongings(engine).setdefault("due_on_resume", [])
+    entries: list[_Entry] = engine_storage(engine).setdefault("due_on_resume", [])
     return entries

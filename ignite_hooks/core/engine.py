@@ -43,23 +43,23 @@ from ignite_hooks.core.training_engine import Turn
 __all__ = [
     "EventCheckingEngine",
     "QuickEngine",
-    "attached_calls",
-    "belongings",
-    "calls_of",
+    "bound_object",
+    "engine_storage",
     "fire_within",
     "forget_run",
+    "handler_entries",
     "handlers_of",
+    "handlers_with_arguments",
     "has_handlers",
     "is_interrupted",
     "is_running",
     "move_to_front",
-    "owner_of",
     "process_function_of",
     "set_turn",
 ]
 
 
-def belongings(engine: AnyEngine) -> dict[str, Any]:
+def engine_storage(engine: AnyEngine) -> dict[str, Any]:
     """Returns the dictionary in which this package keeps its data of an engine.
 
     The dictionary is an attribute of the engine. Many of its values refer back to the engine, such
@@ -85,17 +85,17 @@ def handlers_of(engine: AnyEngine) -> list[Callable[..., Any]]:
 
     They are sorted by the names of their events, and within an event in the order of the table.
     """
-    return [handler for handler, _ in calls_of(engine)]
+    return [handler for handler, _ in handlers_with_arguments(engine)]
 
 
-def calls_of(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
+def handlers_with_arguments(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
     """Returns each handler as given, with the other objects that its calls involve.
 
     Those objects are the wrapper of a filter, which holds the filter, and the arguments; the engine
     is left out. The order is that of ``handlers_of``.
     """
     calls: list[tuple[Callable[..., Any], list[Any]]] = []
-    for function, args, kwargs in attached_calls(engine):
+    for function, args, kwargs in handler_entries(engine):
         wrapped_handler = getattr(function, "_parent", None)
         others = [] if wrapped_handler is None else [function]
         for argument in (*args, *kwargs.values()):
@@ -106,7 +106,7 @@ def calls_of(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
     return calls
 
 
-def attached_calls(engine: AnyEngine) -> list[tuple[Any, Any, Any]]:
+def handler_entries(engine: AnyEngine) -> list[tuple[Any, Any, Any]]:
     """Returns the entries (function, arguments, keywords) of the table of handlers.
 
     The function of a filtered event is the wrapper, which also holds the filter. The order is that
@@ -127,7 +127,7 @@ def _entries_by_name(table: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def is_called_at(engine: AnyEngine, event: Any, function: Callable[..., Any]) -> bool:
+def is_handler_of_event(engine: AnyEngine, event: Any, function: Callable[..., Any]) -> bool:
     """Returns whether a function is a handler of an event, with or without a filter."""
     owner: Any = engine
     for name, entries in _entries_by_name(owner._event_handlers):
@@ -305,7 +305,7 @@ class QuickEngine(EventCheckingEngine):
         entries = {_key_of(event): listed for event, listed in self._event_handlers.items()}
         self._callbacks = {
             name: tuple(
-                self._heard_as(name, *entry)
+                self._make_callback(name, *entry)
                 for entry in _sorted_by_turn(name, entries.get(name, ()))
             )
             for name in map(_key_of, self._allowed_events)
@@ -313,7 +313,7 @@ class QuickEngine(EventCheckingEngine):
         for name, due in self._due_lists.items():
             self._callbacks[name] = _clearing_when_called(due, self._callbacks[name])
 
-    def due_until_fired(self, event: Any) -> list[Any]:
+    def list_cleared_at(self, event: Any) -> list[Any]:
         """Returns a list that is cleared when the first handler of ``event`` is called.
 
         The list is cleared in the line that calls the handler, so that an exception at any line
@@ -325,7 +325,7 @@ class QuickEngine(EventCheckingEngine):
         self._update_handlers()
         return due
 
-    def _forget_firing(self) -> None:
+    def _reset_firing(self) -> None:
         """Resets the engine to the state in which no event is being fired.
 
         An exception that breaks off ``_fire``, also in its ``finally``, may leave an event there.
@@ -333,7 +333,9 @@ class QuickEngine(EventCheckingEngine):
         self._firing = None
         self._added_while_firing.clear()
 
-    def _heard_as(self, name: Any, function: Any, args: Any, kwargs: Any) -> Callable[..., Any]:
+    def _make_callback(
+        self, name: Any, function: Any, args: Any, kwargs: Any
+    ) -> Callable[..., Any]:
         """Returns what is called at the event ``name`` for an entry of the table of handlers."""
         return self._with_engine(function, args, kwargs)
 
@@ -410,7 +412,7 @@ class QuickEngine(EventCheckingEngine):
             if _key_of(event) == name and any(entry[0] is function for function, *_ in entries):
                 self._with_engine(*entry)(self, *args, **kwargs)
 
-    def _fire_to_profilers(self, event: Any) -> None:
+    def _fire_from_table(self, event: Any) -> None:
         """Fires an event from Ignite's own table of handlers, and then looks up all handlers again.
 
         At STARTED and COMPLETED, Ignite's profilers write into the table itself, without a call of
@@ -435,7 +437,7 @@ class QuickEngine(EventCheckingEngine):
         """Sets ``state.times`` to zero for a new run."""
         self._init_timers(self.state)
 
-    def _drive(self, run: Generator[Any, None, State] | None = None) -> State:
+    def _advance_run(self, run: Generator[Any, None, State] | None = None) -> State:
         """Runs ``run``, or the interrupted run, until it ends or is interrupted.
 
         Args:
@@ -503,16 +505,16 @@ def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
     is_epoch_end = event_name == Events.EPOCH_COMPLETED.name
 
     def turn_of(entry: Any) -> Turn:
-        if is_epoch_end and owner_of(entry[0], Metric) is not None:
+        if is_epoch_end and bound_object(entry[0], Metric) is not None:
             return Turn.METRICS
         turn = getattr(entry[0], _TURN_ATTRIBUTE, None)
         return turn if isinstance(turn, Turn) else Turn.OTHERS  # a mock has every attribute
 
-    timers = [*itertools.takewhile(lambda each: owner_of(each[0], BasicTimeProfiler), entries)]
+    timers = [*itertools.takewhile(lambda each: bound_object(each[0], BasicTimeProfiler), entries)]
     return timers + sorted(entries[len(timers) :], key=turn_of)
 
 
-def owner_of(function: Any, owner_type: type) -> Any:
+def bound_object(function: Any, owner_type: type) -> Any:
     """Returns the object whose method a handler is, if it is an ``owner_type``; else None.
 
     The handler may be wrapped. A method that is decorated in its class, such as

@@ -20,7 +20,7 @@ from ignite_hooks.core.paths import absolute_source
 from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.paths import path_in_url
 from ignite_hooks.core.paths import url_of_path
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.rules import is_count
 from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.rules import is_number
@@ -268,7 +268,7 @@ def _check_signal_names(names: Any, info: ValidationInfo) -> Any:
         if not wrong:
             return names
         if get_close_matches(str(wrong[0]), known):
-            remedy = close_to(str(wrong[0]), known)
+            remedy = did_you_mean(str(wrong[0]), known)
     elif isinstance(names, str) and names in known:
         remedy = f"write ({names!r},)"
     raise ValueError(
@@ -311,7 +311,7 @@ def _check_setting_names(names: Any, info: ValidationInfo) -> Any:
         return names
     remedy = '("lr", "weight_decay") for instance, () is none'
     if is_list and wrong and isinstance(wrong[0], str):
-        remedy = close_to(wrong[0], sorted(known))
+        remedy = did_you_mean(wrong[0], sorted(known))
     raise ValueError(
         f"`{info.field_name}` must be names of settings, each once, got {names!r}; {remedy}"
     )

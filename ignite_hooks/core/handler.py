@@ -12,10 +12,9 @@ from weakref import ref
 from ignite.engine import Engine
 from ignite.engine import Events
 
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import move_to_front
 from ignite_hooks.core.engine import set_turn
-from ignite_hooks.core.restoring import restored
 from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.run_scope import Scope
 from ignite_hooks.core.run_scope import enter_at_each_run
@@ -23,8 +22,9 @@ from ignite_hooks.core.timetable import Timetable
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
+from ignite_hooks.core.undo_stack import undo_on_exit
 
-__all__ = ["Attachment", "Handler", "Scheduled", "attached"]
+__all__ = ["Attachment", "Handler", "Scheduled", "attached_handlers"]
 
 HandlerT = TypeVar("HandlerT", bound="Handler")
 Callback: TypeAlias = Callable[[Engine], Any] | Callable[[TrainingEngine], Any]
@@ -174,7 +174,9 @@ class Attachment:
         # The list is replaced first, so that the callbacks find `is_attached` False.
         engine, callbacks, self._removal_callbacks = self._engine(), self._removal_callbacks, []
         if engine is not None:
-            belongings(engine)["attachments"] = [a for a in _attachments(engine) if a is not self]
+            engine_storage(engine)["attachments"] = [
+                a for a in _attachments(engine) if a is not self
+            ]
         for callback in reversed(callbacks):
             callback()
 
@@ -190,17 +192,17 @@ class Attachment:
         self.remove()
 
     def __repr__(self) -> str:
-        state = "attached" if self.is_attached else "removed"
+        state = "attached_handlers" if self.is_attached else "removed"
         return f"<Attachment of {self.handler!r}, {state}>"
 
 
-def attached(engine: AnyEngine, handler_type: type[HandlerT]) -> list[HandlerT]:
+def attached_handlers(engine: AnyEngine, handler_type: type[HandlerT]) -> list[HandlerT]:
     """Returns the attached handlers of a class, in order of attachment."""
     return [a.handler for a in _attachments(engine) if isinstance(a.handler, handler_type)]
 
 
 def _attachments(engine: AnyEngine) -> list[Attachment]:
-    attachments: list[Attachment] = belongings(engine).setdefault("attachments", [])
+    attachments: list[Attachment] = engine_storage(engine).setdefault("attachments", [])
     return attachments
 
 
@@ -274,15 +276,16 @@ def _called_every_steps(
         name: the name of the handler that profilers show.
         is_note: whether the callback only notes what is due.
     """
-    timetables = (handler.timetable for handler in attached(engine, Handler))
+    timetables = (handler.timetable for handler in attached_handlers(engine, Handler))
     timetable = next((each for each in timetables if each is not None), None)
     if timetable is not None:
 
         def call_with_engine() -> None:
             callback(engine)
 
-        # `alone`: an attachment may be removed while scopes that were entered later are still open.
-        with restored(lambda: timetable.drop(call_with_engine), alone=True):
+        # `out_of_order`: an attachment may be removed while scopes that were entered later are
+        # still open.
+        with undo_on_exit(lambda: timetable.drop(call_with_engine), out_of_order=True):
             timetable.add(every, call_with_engine, is_note=is_note)
             yield
         return
@@ -293,5 +296,5 @@ def _called_every_steps(
 
     handler.__qualname__ = name  # the name that profilers show
     handle = engine.add_event_handler(Events.ITERATION_COMPLETED(every=every), handler)
-    with restored(handle.remove, alone=True):
+    with undo_on_exit(handle.remove, out_of_order=True):
         yield

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
-__all__ = ["HeldSignals", "handler_of", "is_held_back", "replace_handler"]
+__all__ = ["HeldSignals", "is_signal_held", "replace_signal_handler", "signal_handler"]
 
 # torch raises an error for dead loader workers in a handler of SIGCHLD; this package raises one
 # for a failure on another rank in a handler of SIGURG.
@@ -26,23 +26,25 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
 
     It is entered around a run. In another thread than the main thread it does nothing, as Python
     runs signal handlers in the main thread only. A handler that is installed while it is open is
-    not held back before the next call of ``look``. A signal that arrives twice while it is held
-    back is handled once, as a blocked signal is; a second SIGINT is handled at once.
+    not held back before the next call of ``wrap_handlers``. A signal that arrives twice while it is
+    held back is handled once, as a blocked signal is; a second SIGINT is handled at once.
 
     Attributes:
         is_holding: whether signals are held back now. ``release`` resets it.
-        is_stale: whether handlers may have been installed since the last ``look``.
-        has_broken: whether a second SIGINT interrupted the code during which the first was held.
-        waiting: the handler to call and the interrupted frame of each signal that is held back.
+        must_wrap_handlers: whether handlers may have been installed since the last
+            ``wrap_handlers``.
+        was_interrupted: whether a second SIGINT interrupted the code during which the first was
+            held.
+        pending: the handler to call and the interrupted frame of each signal that is held back.
     """
 
     def __init__(self) -> None:
-        self.is_holding = self.is_stale = self.has_broken = False
-        self.waiting: dict[int, tuple[_HoldingHandler, FrameType | None]] = {}
+        self.is_holding = self.must_wrap_handlers = self.was_interrupted = False
+        self.pending: dict[int, tuple[_HoldingHandler, FrameType | None]] = {}
 
     def __enter__(self) -> "HeldSignals":
         self.is_holding = False
-        self.look()
+        self.wrap_handlers()
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -53,9 +55,9 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
                 signal.signal(number, installed.original)
         self.release()
 
-    def look(self) -> None:
+    def wrap_handlers(self) -> None:
         """Wraps the handlers that are installed now, so that they can be held back."""
-        self.is_stale = False
+        self.must_wrap_handlers = False
         for number in _NUMBERS if _is_in_main_thread() else ():
             installed = signal.getsignal(number)
             # SIG_DFL and SIG_IGN are not callable: no code of Python's runs then.
@@ -65,8 +67,8 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
     def release(self) -> None:
         """Stops holding signals back, and handles those that have arrived meanwhile."""
         self.is_holding = False
-        if self.waiting:
-            number, (handler, frame) = self.waiting.popitem()
+        if self.pending:
+            number, (handler, frame) = self.pending.popitem()
             try:
                 handler.handle(number, frame)
             finally:  # the other signals are handled too if this handler raises
@@ -87,21 +89,21 @@ class _HoldingHandler:
         signals = self.signals
         if not signals.is_holding:
             self.handle(number, frame)
-        elif number == signal.SIGINT and number in signals.waiting:
+        elif number == signal.SIGINT and number in signals.pending:
             try:
                 self.handle(number, frame)
             except BaseException:
-                signals.has_broken = True
+                signals.was_interrupted = True
                 raise
         else:
-            signals.waiting[number] = self, frame
+            signals.pending[number] = self, frame
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Calls the original handler."""
         self.original(number, frame)
 
 
-def handler_of(number: int) -> Any:
+def signal_handler(number: int) -> Any:
     """Returns the handler of a signal, without the wrappers of runs that hold the signal back."""
     handler: Any = signal.getsignal(number)
     # One wrapper for each run: a handler may run another engine within a run.
@@ -110,17 +112,17 @@ def handler_of(number: int) -> Any:
     return handler
 
 
-def is_held_back(number: int | None) -> bool:
+def is_signal_held(number: int | None) -> bool:
     """Returns whether a signal has arrived and is held back now."""
     handler: Any = None if number is None else signal.getsignal(number)
     while isinstance(handler, _HoldingHandler):
-        if number in handler.signals.waiting:
+        if number in handler.signals.pending:
             return True
         handler = handler.original
     return False
 
 
-def replace_handler(number: int, handler: Any) -> None:
+def replace_signal_handler(number: int, handler: Any) -> None:
     """Replaces the handler of a signal, within the wrappers of runs that hold the signal back."""
     wrapper: Any = signal.getsignal(number)
     # SIG_DFL and SIG_IGN cannot be called by a wrapper, and take its place.

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import torch
 
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 
-__all__ = ["check_no_device", "explains_arguments_of"]
+__all__ = ["check_data_is_not_a_device", "explain_ignite_arguments"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,7 +34,7 @@ _REMEDIES = {
 }
 
 
-def explains_arguments_of(
+def explain_ignite_arguments(
     ignite_factory: Callable[..., Any],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a factory so that it explains arguments that only Ignite's factory has.
@@ -63,7 +63,7 @@ def explains_arguments_of(
                 )
             for name in kwargs:
                 if name not in names:
-                    remedy = _REMEDIES.get(name) or close_to(name, names)
+                    remedy = _REMEDIES.get(name) or did_you_mean(name, names)
                     raise TypeError(
                         f"{factory.__name__}() has no argument `{name}`, got {kwargs[name]!r}: "
                         f"{remedy}"
@@ -75,7 +75,7 @@ def explains_arguments_of(
     return decorate
 
 
-def check_no_device(data: Any) -> None:
+def check_data_is_not_a_device(data: Any) -> None:
     """Raises a TypeError if ``data`` is a device, which is the fourth argument of Ignite's factory.
 
     A string is an iterable, and would otherwise pass for data.

@@ -64,6 +64,6 @@ def _remedy_for(name: str, modules: Mapping[str, str]) -> str:
         found = import_module(package)
         if name in getattr(found, "__all__", vars(found)):
             return f"write from {package} import {name}"
-    from ignite_hooks.core.rules import close_to  # only a wrong name needs it
+    from ignite_hooks.core.rules import did_you_mean  # only a wrong name needs it
 
-    return close_to(name, modules)
+    return did_you_mean(name, modules)

@@ -39,10 +39,10 @@ import torch
 
 __all__ = [
     "MAX_OBJECTS",
-    "UNORDERED",
+    "SET_ELEMENT_PREFIX",
+    "ExcludedFromSearch",
     "ObjectSearch",
-    "Unsearched",
-    "is_of_library",
+    "is_library_code",
     "reference_to",
     "stored_values",
 ]
@@ -52,11 +52,11 @@ MAX_OBJECTS = 10_000
 
 _MAX_REFERENTS = 20 * MAX_OBJECTS  # beyond this number, objects are not compared for changes
 
-UNORDERED = "{"
+SET_ELEMENT_PREFIX = "{"
 """The prefix of the names of a set's elements, whose order may differ in another process."""
 
 
-class Unsearched:
+class ExcludedFromSearch:
     """A base of classes whose instances a search passes over, because they hold found objects.
 
     The objects that another search has found lead to the globals of all functions among them, and
@@ -90,7 +90,7 @@ _PLAIN_BASES = (
     np.dtype,
     logging.Logger,
     logging.Handler,
-    Unsearched,
+    ExcludedFromSearch,
 )
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _MAPPINGS = (dict, OrderedDict)
@@ -136,7 +136,7 @@ _self_of_builtin: Callable[[Any], Any] = _namespace(types.BuiltinMethodType)["__
 _module_dict: Callable[[Any], dict[str, Any]] = _namespace(types.ModuleType)["__dict__"].__get__
 
 
-class ObjectSearch(Unsearched):
+class ObjectSearch(ExcludedFromSearch):
     """An iterable of (name, object) over all objects that can be reached from some roots.
 
     The nearest objects come first, and each comes once. A name is the path to the object, such as
@@ -202,7 +202,7 @@ class ObjectSearch(Unsearched):
         held = self._take_snapshot(watched, selected)
         return held is None or held != self._snapshot
 
-    def forget_closed(self) -> None:
+    def release_excluded(self) -> None:
         """Drops the references to the closed objects. All other objects must have been yielded."""
         self._closed = []
 
@@ -261,7 +261,7 @@ class ObjectSearch(Unsearched):
             self._watched_existence.append(get)
             held = [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
             self._watched_in_full += [_constant(each) for each in held if each is not None]
-            if not is_of_library(thing):
+            if not is_library_code(thing):
                 places = _global_places(thing.__code__, thing.__globals__)
                 self._watched_globals += [(scope, key) for scope, key, _ in places]
         else:
@@ -365,7 +365,8 @@ class ObjectSearch(Unsearched):
         elif issubclass(object_type, set | frozenset):
             base: Any = set if issubclass(object_type, set) else frozenset
             named = (
-                (f"{UNORDERED}{_class_name(type(each))}}}", each) for each in base.__iter__(thing)
+                (f"{SET_ELEMENT_PREFIX}{_class_name(type(each))}}}", each)
+                for each in base.__iter__(thing)
             )
             yield from self._without_plain(named)
         elif issubclass(object_type, list | tuple | deque):
@@ -514,7 +515,7 @@ class _Layout(NamedTuple):
                 for name, value in namespace.items()
                 if type(value) is types.MemberDescriptorType and name not in _CLASS_INTERNALS
             }
-        is_tensor = issubclass(object_type, torch.Tensor) and is_of_library(object_type)
+        is_tensor = issubclass(object_type, torch.Tensor) and is_library_code(object_type)
         is_tuple = issubclass(object_type, tuple) and dict_base is None and not slots
         return cls(
             weakref.ref(object_type),
@@ -581,7 +582,7 @@ def stored_values(thing: Any) -> list[tuple[str, Any]]:
     return _Layout.of(type(thing)).attributes(thing)
 
 
-def is_of_library(thing: Any) -> bool:
+def is_library_code(thing: Any) -> bool:
     """Returns whether a class, a function or a module belongs to a well-known library."""
     if issubclass(type(thing), type):
         name = _module_of_class(thing)
@@ -598,7 +599,7 @@ def _has_no_parts(thing: Any) -> bool:
     if issubclass(object_type, np.ndarray):
         return not np.ndarray.dtype.__get__(thing).hasobject
     if issubclass(object_type, type | types.ModuleType):
-        return is_of_library(thing)
+        return is_library_code(thing)
     if object_type is types.BuiltinMethodType:
         return type(_self_of_builtin(thing)) in (types.ModuleType, type(None))
     return False
@@ -615,7 +616,7 @@ def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
     defaults = function.__defaults__ or ()
     parts += zip(names[len(names) - len(defaults) :], defaults, strict=False)
     parts += (function.__kwdefaults__ or {}).items()
-    if not is_of_library(function):
+    if not is_library_code(function):
         parts += _named_globals(code, function.__globals__)
     return parts
 
@@ -641,7 +642,7 @@ def _global_places(
     seen = {id(scope)}
     for inside, name, path in places:  # the list grows meanwhile: modules in modules
         thing = inside.get(name)
-        if issubclass(type(thing), types.ModuleType) and not is_of_library(thing):
+        if issubclass(type(thing), types.ModuleType) and not is_library_code(thing):
             of_module = _module_dict(thing)
             if id(of_module) not in seen:
                 seen.add(id(of_module))

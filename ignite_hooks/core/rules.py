@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["close_to", "is_count", "is_integer", "is_number", "shown_type", "whole_number"]
+__all__ = ["check_count", "did_you_mean", "is_count", "is_integer", "is_number", "shown_type"]
 
 
 def is_number(value: Any) -> bool:
@@ -22,7 +22,7 @@ def is_count(value: Any) -> bool:
     return is_integer(value) and value >= 1
 
 
-def whole_number(name: str, value: Any, remedy: str) -> None:
+def check_count(name: str, value: Any, remedy: str) -> None:
     """Raises a ValueError unless ``value`` is an integer of at least 1.
 
     Args:
@@ -39,7 +39,7 @@ def shown_type(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
-def close_to(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Returns a suggestion for a name that is not in ``names``: "did you mean `lr`?".
 
     If no name is similar, it returns all of them: "there are `lr`, `betas`".

@@ -9,7 +9,7 @@ from typing import TypeVar
 from weakref import ref
 
 from ignite_hooks.core.engine import QuickEngine
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.scopes import ScopeStack
 from ignite_hooks.core.training_engine import AnyEngine
@@ -51,7 +51,7 @@ def run_in_scopes(engine: AnyEngine, run: Callable[[], ResultT]) -> ResultT:
 
 
 def _scopes_of(engine: AnyEngine) -> "_RunScopes":
-    scopes: _RunScopes = belongings(engine).setdefault("run_scopes", _RunScopes())
+    scopes: _RunScopes = engine_storage(engine).setdefault("run_scopes", _RunScopes())
     return scopes
 
 

@@ -10,7 +10,7 @@ from traceback import extract_tb
 from types import TracebackType
 from typing import Any
 
-__all__ = ["NOTHING", "ScopeStack", "note"]
+__all__ = ["NULL_CONTEXT", "ScopeStack", "add_note"]
 
 Scope = AbstractContextManager[Any, Any]
 
@@ -25,7 +25,7 @@ class _NullContext(AbstractContextManager[Any, Any]):
     __enter__ = __exit__ = "".format
 
 
-NOTHING: Scope = _NullContext()
+NULL_CONTEXT: Scope = _NullContext()
 
 
 class ScopeStack(AbstractContextManager["ScopeStack", None]):
@@ -120,7 +120,7 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
             pass
 
 
-def note(error: BaseException, text: str) -> None:
+def add_note(error: BaseException, text: str) -> None:
     """Adds ``text`` to ``error`` as a note; logs it on Python 3.10, which has no notes."""
     if sys.version_info >= (3, 11):
         with suppress(Exception):  # an exception of a user may refuse to be changed
@@ -140,7 +140,7 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
             f"While it was handled, closing {name} failed too: {later!r}, in {where.name} "
             f"({Path(where.filename).name}, line {where.lineno})"
         )
-        note(error, text)
+        add_note(error, text)
 
 
 def _append_context(later: BaseException, first: BaseException) -> None:

@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.training_engine import AnyEngine
 
-__all__ = ["BrokenOff", "StopWatch", "add_stop_watch", "stop_watches"]
+__all__ = ["StopMonitor", "ValidationStopped", "add_stop_monitor", "stop_monitors"]
 
 
-class BrokenOff(Exception):
+class ValidationStopped(Exception):
     """Raised when a validation does not begin, or is broken off, because its run is to stop."""
 
 
 @dataclass(frozen=True)
-class StopWatch:
+class StopMonitor:
     """A source of requests to stop a run, such as a signal, with the functions to follow them.
 
     Attributes:
@@ -30,18 +30,18 @@ class StopWatch:
     obey: Callable[[], None]
 
 
-def add_stop_watch(engine: AnyEngine, watch: StopWatch) -> Callable[[], None]:
+def add_stop_monitor(engine: AnyEngine, watch: StopMonitor) -> Callable[[], None]:
     """Adds a source of requests to ``engine``, and returns a function that removes it."""
     watches = _watches(engine)
     watches.append(watch)
     return lambda: watches.remove(watch)
 
 
-def stop_watches(engine: AnyEngine) -> tuple[StopWatch, ...]:
+def stop_monitors(engine: AnyEngine) -> tuple[StopMonitor, ...]:
     """Returns the sources of requests of ``engine``, in the order in which they were added."""
     return (*_watches(engine),)
 
 
-def _watches(engine: AnyEngine) -> list[StopWatch]:
-    watches: list[StopWatch] = belongings(engine).setdefault("stop_watches", [])
+def _watches(engine: AnyEngine) -> list[StopMonitor]:
+    watches: list[StopMonitor] = engine_storage(engine).setdefault("stop_monitors", [])
     return watches

@@ -31,17 +31,17 @@ import torch
 from ignite_hooks.core.rules import shown_type
 
 __all__ = [
-    "attributes_beside_state",
     "attributes_of_optimizer",
+    "attributes_outside_state",
     "check_model",
     "empty_buffers",
-    "has_own_loading",
-    "has_own_state",
+    "has_custom_loading",
+    "has_custom_state",
     "has_wrappers",
-    "parts_to_save",
+    "persistent_tensors",
     "tensors_in",
     "unsaved_buffers",
-    "unwrapped",
+    "unwrap_module",
     "wrapped_child",
 ]
 
@@ -110,14 +110,14 @@ def _compiled_classes() -> tuple[type, ...]:
     return () if dynamo is None else (dynamo.OptimizedModule,)
 
 
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+def unwrap_module(module: torch.nn.Module) -> torch.nn.Module:
     """Returns the module without the wrappers around it, if there are any."""
     while (name := wrapped_child(module)) is not None:
         module = module.get_submodule(name)
     return module
 
 
-def has_own_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
+def has_custom_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
     """Returns whether a hook or an overridden method takes part in loading or saving ``module``.
 
     Names and shapes then do not tell whether the module accepts a state. Its children are not
@@ -143,7 +143,7 @@ def _overrides(kind: type, methods: tuple[str, ...]) -> bool:
     return not all(method.__module__.startswith("torch.nn.modules.") for method in found)
 
 
-def parts_to_save(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def persistent_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Returns the parameters and persistent buffers of a module and its children, by name."""
     found: dict[str, torch.Tensor] = dict(module.named_parameters())
     for path, each in module.named_modules():
@@ -173,13 +173,13 @@ def tensors_in(*modules: torch.nn.Module) -> dict[int, torch.Tensor]:
     return found
 
 
-def has_own_state(module: torch.nn.Module) -> bool:
+def has_custom_state(module: torch.nn.Module) -> bool:
     """Returns whether a hook or an overridden method decides what is in the state of a module."""
     names = ("get_extra_state", "state_dict", "_save_to_state_dict")
     return bool(module._state_dict_hooks) or _overrides(type(module), names)  # type: ignore[arg-type]
 
 
-def attributes_beside_state(module: torch.nn.Module) -> dict[str, Any]:
+def attributes_outside_state(module: torch.nn.Module) -> dict[str, Any]:
     """Returns the attributes of a module that are not in its state, without torch's own."""
     # Attributes that spectral_norm and weight_norm compute from parameters at each forward.
     computed = {

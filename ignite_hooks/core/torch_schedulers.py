@@ -19,18 +19,18 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = [
-    "all_within",
+    "child_schedulers",
+    "child_states",
     "milestones_of",
+    "nested_schedulers",
     "one_cycle_constants",
-    "schedulers_within",
-    "states_within",
-    "with_states_within",
+    "with_child_states",
 ]
 
 _CHILDREN = "_schedulers"  # the attribute, and the key in a state_dict
 
 
-def schedulers_within(scheduler: Any) -> list[Any]:
+def child_schedulers(scheduler: Any) -> list[Any]:
     """Returns the schedulers that a SequentialLR or a ChainedScheduler combines, else nothing."""
     # A user's scheduler may have an attribute of this name with another meaning.
     children = getattr(scheduler, _CHILDREN, ())
@@ -39,14 +39,14 @@ def schedulers_within(scheduler: Any) -> list[Any]:
     return [each for each in children if isinstance(each, LRScheduler)]
 
 
-def all_within(scheduler: Any) -> Iterator[Any]:
+def nested_schedulers(scheduler: Any) -> Iterator[Any]:
     """Yields a scheduler, and all schedulers that are nested in it at any depth."""
     yield scheduler
-    for each in schedulers_within(scheduler):
-        yield from all_within(each)
+    for each in child_schedulers(scheduler):
+        yield from nested_schedulers(each)
 
 
-def states_within(state: Any) -> list[Mapping[str, Any]]:
+def child_states(state: Any) -> list[Mapping[str, Any]]:
     """Returns the states of the schedulers within a combined scheduler, from its state."""
     children = state.get(_CHILDREN) if isinstance(state, Mapping) else None
     if not isinstance(children, list | tuple):
@@ -54,7 +54,7 @@ def states_within(state: Any) -> list[Mapping[str, Any]]:
     return [each for each in children if isinstance(each, Mapping)]
 
 
-def with_states_within(state: dict[str, Any], states: list[dict[str, Any]]) -> dict[str, Any]:
+def with_child_states(state: dict[str, Any], states: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns a copy of ``state`` with other states of the schedulers within it."""
     return {**state, _CHILDREN: states} if states else state
 

@@ -97,7 +97,7 @@ class TrainingEngine(Protocol):
         """The random generators that the model, functions and handlers hold, by name."""
 
     @property
-    def searched(self) -> Mapping[str, Callable[[], Any]]:
+    def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
         """The objects in which ``generators`` were searched last, by name.
 
         Each is given as a function that returns the object, or None if it is gone.
@@ -171,7 +171,7 @@ class TrainingEngine(Protocol):
     def stop_on_all_ranks(self, reason: str) -> None:
         """Ends the run, resumably, after the present event. All ranks must call it there."""
 
-    def ask_ranks(
+    def request_on_all_ranks(
         self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
     ) -> Callable[[], None]:
         """Calls ``obey`` on all ranks, at the same step boundary, if one of them asks for it.

@@ -12,13 +12,13 @@ from typing import Any
 from accelerate.state import GradientState
 
 from ignite_hooks.core.accelerators import ITERATION_FLAGS
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.undo_stack import undo_on_exit
 
-__all__ = ["activated", "set_aside"]
+__all__ = ["activated", "deactivated"]
 
 
 @contextmanager
-def set_aside(loader: Any, *, alone: bool = False) -> Iterator[None]:
+def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
     """Leaves Accelerate without an active loader during the body, while ``loader`` is paused.
 
     The body may iterate any loader, ``loader`` included, and leave it in any state. Afterwards
@@ -26,7 +26,7 @@ def set_aside(loader: Any, *, alone: bool = False) -> Iterator[None]:
 
     Args:
         loader: the loader whose iteration is paused.
-        alone: see ``restored``.
+        out_of_order: see ``undo_on_exit``.
     """
     state = GradientState()
     before = state.dataloader_references, state.sync_gradients
@@ -36,9 +36,9 @@ def set_aside(loader: Any, *, alone: bool = False) -> Iterator[None]:
         state.dataloader_references, state.sync_gradients = before
         _set_flags(loader, flags)
 
-    with restored(restore, alone=alone):
+    with undo_on_exit(restore, out_of_order=out_of_order):
         state.dataloader_references = [None]  # as Accelerate has it while no loader is iterated
-        with _without_persistent_workers(loader, alone=alone):
+        with _without_persistent_workers(loader, out_of_order=out_of_order):
             yield
 
 
@@ -59,17 +59,17 @@ def activated(loader: Any) -> Iterator[None]:
             state.dataloader_references = references
             _set_flags(loader, flags)
 
-    # alone: this runs in the generator of a feed, which can be closed at any time, while changes
-    # that were made later are still in use.
+    # out_of_order: this runs in the generator of a feed, which can be closed at any time, while
+    # changes that were made later are still in use.
     with (
-        restored(restore, alone=True),
-        _without_persistent_workers(loader, alone=True) if is_nested else nullcontext(),
+        undo_on_exit(restore, out_of_order=True),
+        _without_persistent_workers(loader, out_of_order=True) if is_nested else nullcontext(),
     ):
         yield
 
 
 @contextmanager
-def _without_persistent_workers(loader: Any, *, alone: bool) -> Iterator[None]:
+def _without_persistent_workers(loader: Any, *, out_of_order: bool) -> Iterator[None]:
     """Detaches the persistent workers of ``loader``, so that the body starts workers of its own.
 
     Persistent workers serve one iteration at a time.
@@ -83,7 +83,7 @@ def _without_persistent_workers(loader: Any, *, alone: bool) -> Iterator[None]:
     def restore() -> None:
         base._iterator = iterator
 
-    with restored(restore, alone=alone):
+    with undo_on_exit(restore, out_of_order=out_of_order):
         base._iterator = None
         yield
 

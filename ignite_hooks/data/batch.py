@@ -6,15 +6,17 @@ from typing import Any
 import torch
 from ignite.utils import convert_tensor
 
-__all__ = ["apply_model", "describe", "identity", "pair", "unpack"]
+__all__ = ["apply_model", "default_prepare_batch", "describe_value", "identity", "split_pair"]
 
 
-def unpack(batch: Any, device: Any = None, non_blocking: bool = False) -> tuple[Any, Any]:
+def default_prepare_batch(
+    batch: Any, device: Any = None, non_blocking: bool = False
+) -> tuple[Any, Any]:
     """Returns the input and the target of a batch: Ignite's default ``prepare_batch``.
 
     Without a device, or for the CPU, both are returned unchanged; otherwise tensors are moved.
     """
-    x, y = pair(batch)
+    x, y = split_pair(batch)
     if device is None or torch.device(device).type == "cpu":
         return x, y
     return (
@@ -33,7 +35,7 @@ def identity(output: Any) -> Any:
     return output
 
 
-def pair(batch: Any) -> tuple[Any, Any]:
+def split_pair(batch: Any) -> tuple[Any, Any]:
     """Returns the input and the target of a batch.
 
     Raises:
@@ -42,14 +44,14 @@ def pair(batch: Any) -> tuple[Any, Any]:
     # Most batches are tuples or lists; testing for the abstract class first took 2 µs per batch.
     if not isinstance(batch, (tuple, list, Sequence)) or len(batch) != 2:
         raise ValueError(
-            f"a batch must be a pair (x, y), got {describe(batch)}: give `prepare_batch`, "
+            f"a batch must be a pair (x, y), got {describe_value(batch)}: give `prepare_batch`, "
             "(batch, device, non_blocking) -> (x, y), or in training a `batch_processor`"
         )
     x, y = batch
     return x, y
 
 
-def describe(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Returns the type of a value, and its shape or length, for an error message."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"

@@ -18,10 +18,10 @@ from itertools import islice
 from typing import Any
 
 from ignite_hooks.core.place import FeedPosition
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.data.active_loader import activated
-from ignite_hooks.data.place_states import PlaceKeeper
-from ignite_hooks.data.place_states import first_of
+from ignite_hooks.data.snapshots import PlaceKeeper
+from ignite_hooks.data.snapshots import chain_first
 from ignite_hooks.data.sources import PADDING_CAVEAT
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import TorchLoader
@@ -44,7 +44,7 @@ class DispatchedStream(AdaptedLoader):
         self._reader = (TorchLoader if self._is_reader else _UnreadLoader)(base, even_batches)
         if loader.state.num_processes > 1 and not loader._drop_last and even_batches:
             self._reader.caveats = (PADDING_CAVEAT,)
-        self.places, self.own_states = self._reader.places, self._reader.own_states
+        self.snapshots, self.object_states = self._reader.snapshots, self._reader.object_states
 
     @property
     def is_reader(self) -> bool:
@@ -133,7 +133,7 @@ class DispatchedStream(AdaptedLoader):
         """Announces the pass to the data set, nested objects included, as with one process."""
         with activated(self.loader):
             self.loader.iteration = data_pass
-            self._reader.tell_pass(data_pass)
+            self._reader.set_pass(data_pass)
             yield
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
@@ -149,14 +149,14 @@ class DispatchedStream(AdaptedLoader):
     def _dispatch(self, reads: Iterator[Any]) -> Iterator[Any]:
         """Yields this rank's part of the batches that rank 0 reads."""
         loader, base, first = self.loader, self.loader.base_dataloader, deque[Any]()
-        # alone: this may run in the generator of a feed, which can be closed at any time, while
-        # changes that were made later are still in use.
-        with restored(lambda: setattr(loader, "base_dataloader", base), alone=True):
+        # `out_of_order`: this may run in the generator of a feed, which can be closed at any time,
+        # while changes that were made later are still in use.
+        with undo_on_exit(lambda: setattr(loader, "base_dataloader", base), out_of_order=True):
             # Accelerate asks the loader for its iterator when the first batch is fetched.
             loader.base_dataloader = _LoaderWithIterator(base, reads)
             batches = iter(loader)
             first.extend(islice(batches, 1))
-        yield from first_of(first, batches)
+        yield from chain_first(first, batches)
 
 
 class _UnreadLoader(TorchLoader):
@@ -168,7 +168,7 @@ class _UnreadLoader(TorchLoader):
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Begins the pass, and yields no batch."""
-        yield from self.replayed(data_pass, 0)
+        yield from self.replay_batches(data_pass, 0)
 
     def _open_iterator(self) -> Iterator[Any]:
         super()._open_iterator()

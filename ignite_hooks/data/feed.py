@@ -16,21 +16,21 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset
 
-from ignite_hooks.core.accelerators import list_loader
-from ignite_hooks.core.accelerators import unlist_loader
-from ignite_hooks.core.object_graph import Unsearched
+from ignite_hooks.core.accelerators import add_loader_owner
+from ignite_hooks.core.accelerators import remove_loader_owner
+from ignite_hooks.core.object_graph import ExcludedFromSearch
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.core.rules import shown_type
 from ignite_hooks.data.changed_data import ChangedData
 from ignite_hooks.data.pass_end import PassEnd
 from ignite_hooks.data.prepare import can_prepare
 from ignite_hooks.data.prepare import device_of_batches
-from ignite_hooks.data.prepare import source_of
+from ignite_hooks.data.prepare import prepare_source
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.shared_order import global_generators_digest
-from ignite_hooks.data.shared_order import what_may_draw_apart
+from ignite_hooks.data.shared_order import rank_dependent_part
 
 __all__ = ["DataFeed", "Feeds", "load_between_passes"]
 
@@ -82,7 +82,7 @@ class DataFeed:
                 f"pass {_remedy_for(data)}"
             )
         self._accelerator = accelerator
-        self._source = source_of(data, accelerator, even_batches)
+        self._source = prepare_source(data, accelerator, even_batches)
         # A loader that Accelerate would harm is not prepared, so it is not listed either.
         self._is_on_accelerate_list = can_prepare(data)
         self.use_for(self)
@@ -112,12 +112,12 @@ class DataFeed:
     def use_for(self, user: object) -> None:
         """Keeps the loader on Accelerate's list of prepared loaders while ``user`` exists."""
         if self._accelerator is not None and self._is_on_accelerate_list:
-            list_loader(user, self._accelerator, self.loader)
+            add_loader_owner(user, self._accelerator, self.loader)
 
     def leave(self, user: object) -> None:
         """Undoes ``use_for`` for ``user``: Accelerate no longer lists the loader for it."""
         if self._accelerator is not None:
-            unlist_loader(user, self._accelerator, self.loader)
+            remove_loader_owner(user, self._accelerator, self.loader)
 
     @property
     def can_repeat(self) -> bool:
@@ -190,7 +190,7 @@ class DataFeed:
         """Returns whether no batch of this pass has been given."""
         return not self.position.batches
 
-    def look(self) -> None:
+    def update_length(self) -> None:
         """Updates the number of batches of this pass, or only the promised one within a pass.
 
         The number may differ from pass to pass: a data set grows, a sampler draws a number. Random
@@ -199,8 +199,8 @@ class DataFeed:
         """
         with RandomState.preserved(generators=self.generators):
             if self.at_start:
-                self._source.tell_pass(self.position.data_pass)
-                self._pass_end.look()
+                self._source.set_pass(self.position.data_pass)
+                self._pass_end.update_length()
             self.promised_length = self._source.promised_length
 
     def seek(self, position: FeedPosition) -> None:
@@ -217,7 +217,7 @@ class DataFeed:
             self.is_last, self.position = False, FeedPosition(*position)
         self.close()
 
-    def go_back_to(self, position: FeedPosition) -> None:
+    def roll_back_to(self, position: FeedPosition) -> None:
         """Moves back to ``position``, so that later batches are given again.
 
         An iterator cannot be moved back: a warning says how many of its batches are lost.
@@ -283,7 +283,7 @@ class DataFeed:
 
     def doubts(self) -> list[str]:
         """Returns the reasons why ``state_dict`` may lack some of the state of the data."""
-        return [*self._source.doubts(), *self._source.places.doubts(self._source)]
+        return [*self._source.doubts(), *self._source.snapshots.doubts(self._source)]
 
     def starts_over(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether the saved position is invalid in this data, so the next pass starts."""
@@ -310,7 +310,7 @@ class DataFeed:
     def _has_place_state(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether a state of the data, saved with the feed, restores the position."""
         is_taken = self._source.accepts_order_state(state_dict.get("order"))
-        return is_taken or self._source.places.takes(self._source, state_dict.get("place"))
+        return is_taken or self._source.snapshots.can_restore(self._source, state_dict.get("place"))
 
     def _resumes_from_own_state(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether the data resume from their own state, even if facts have changed."""
@@ -337,7 +337,7 @@ class DataFeed:
         if not self._source.is_reader:
             return []  # the rank that loads the batches says what differs
         found = []
-        places, place = self._source.places, state_dict.get("place")
+        places, place = self._source.snapshots, state_dict.get("place")
         order = state_dict.get("order")
         generators = state_dict["source"]["generators"].keys()
         # A generator that exists on one side only is not restored, unless the state of a sampler
@@ -362,7 +362,7 @@ class DataFeed:
             "draws_in_workers", False
         )
         if self._usable_worker_states(state_dict) is not None or (
-            restores_worker_draws and places.takes(self._source, place)
+            restores_worker_draws and places.can_restore(self._source, place)
         ):
             pass  # the workers continue from their states
         elif is_within and not self._source.is_in_order:
@@ -412,7 +412,7 @@ class DataFeed:
         self._source.load_place_state(position, place)
         self.seek(position)
         with RandomState.preserved(generators=self.generators):
-            self._source.tell_pass(self.position.data_pass)
+            self._source.set_pass(self.position.data_pass)
             self._pass_end.synchronize_length()
 
     def shares_place_with(self, other: "DataFeed") -> bool:
@@ -422,7 +422,7 @@ class DataFeed:
 
     def restore_once(self, others: Iterable["DataFeed"]) -> None:
         """Lets the first of several feeds that is iterated restore the object that they share."""
-        self._source.places.restore_once(each._source.places for each in others)
+        self._source.snapshots.restore_once(each._source.snapshots for each in others)
 
     def _iterate_pass(self) -> Generator[Any, None, None]:
         """Yields the rest of a pass from ``position`` on; begins it with the first ``next``."""
@@ -436,7 +436,7 @@ class DataFeed:
             self._pass_end.ahead.clear()
         length_before = self._pass_end.length
         ahead, to_device, moves = self._pass_end.ahead, self._to_device, self._device is not None
-        self._source.places.arrive(self._source)
+        self._source.snapshots.note_generators(self._source)
         with ExitStack() as stack:
             stack.enter_context(self._source.active(self.position.data_pass))
             self._pass_end.synchronize_length(
@@ -471,7 +471,7 @@ class DataFeed:
             return False
         # An iterable that is not a DataLoader is not divided by Accelerate: its author has given
         # each rank its own batches, and their orders may differ.
-        return isinstance(self.loader, DataLoader) and what_may_draw_apart(self.loader) is not None
+        return isinstance(self.loader, DataLoader) and rank_dependent_part(self.loader) is not None
 
     def _advance_to_next_pass(self) -> None:
         position = FeedPosition(self.position.data_pass + 1, 0)
@@ -529,7 +529,7 @@ class Feeds:
         """The feed that was added last; None without any."""
         return self._newest[1]
 
-    def of(self, data: Any, *, keeps: bool = False) -> DataFeed:
+    def feed_for(self, data: Any, *, keeps: bool = False) -> DataFeed:
         """Returns the feed of ``data``; creates it on first use.
 
         Args:
@@ -539,7 +539,7 @@ class Feeds:
         """
         if isinstance(data, DataFeed):
             return data
-        feed = self.known(data)
+        feed = self.existing_feed(data)
         if feed is None:
             feed = DataFeed(data, self._accelerator, even_batches=self._even_batches)
         if (
@@ -549,17 +549,17 @@ class Feeds:
         ):
             self._remembered.append((data, feed))
         if feed is not self._newest[1]:
-            self.add(data, feed)
+            self.register(data, feed)
         return feed
 
-    def known(self, data: Any) -> DataFeed | None:
+    def existing_feed(self, data: Any) -> DataFeed | None:
         """Returns the feed of ``data``; None if there is none, or it was forgotten."""
         if isinstance(data, DataLoader):
             return _loader_feeds(data).get(self)
         found = (feed for each, feed in (self._newest, *self._remembered) if each is data)
         return next(found, None)
 
-    def add(self, data: Any, feed: DataFeed) -> None:
+    def register(self, data: Any, feed: DataFeed) -> None:
         """Registers ``feed`` as the feed of ``data``, and as the newest one."""
         _, former = self._newest
         self._newest = data, feed
@@ -609,7 +609,7 @@ def load_between_passes(
         )
 
 
-class _LoaderFeeds(Unsearched):
+class _LoaderFeeds(ExcludedFromSearch):
     """The feeds of one loader, one for each ``Feeds``, kept in an attribute of the loader.
 
     A feed refers to its loader. In a module-level table of weak keys the values would keep their

@@ -17,8 +17,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
 from ignite_hooks.core.place import FeedPosition
-from ignite_hooks.data.own_states import Objects
-from ignite_hooks.data.place_states import keeper_of_order
+from ignite_hooks.data.object_states import Objects
 from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
@@ -33,16 +32,17 @@ from ignite_hooks.data.sample_order import replayed_sampler
 from ignite_hooks.data.sample_order import samples_per_batch
 from ignite_hooks.data.sample_order import samples_per_pass
 from ignite_hooks.data.sample_order import with_recorded_sampler
+from ignite_hooks.data.snapshots import order_keeper
 from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import data_parts
 from ignite_hooks.data.sources import dataset_and_samplers
 from ignite_hooks.data.sources import order_parts
 from ignite_hooks.data.worker_states import WorkerStates
-from ignite_hooks.data.worker_states import as_data
-from ignite_hooks.data.worker_states import from_data
+from ignite_hooks.data.worker_states import worker_state_from_plain
+from ignite_hooks.data.worker_states import worker_state_to_plain
 from ignite_hooks.data.workers import forget_dead_workers
-from ignite_hooks.data.workers import keep_workers
-from ignite_hooks.data.workers import started
+from ignite_hooks.data.workers import hand_over_workers
+from ignite_hooks.data.workers import iterate_with_workers
 
 __all__ = ["IndexedLoader"]
 
@@ -66,7 +66,7 @@ class IndexedLoader(TorchLoader):
         # A weak reference to the iterator whose persistent workers were started here.
         self._own_iterator: Callable[[], Any] = lambda: None
         self._recorded_order = self._make_recorded_order()
-        # A sampler with a state in a loader without workers: PlaceStates saves its state, and only
+        # A sampler with a state in a loader without workers: Snapshots saves its state, and only
         # its draws from the global generators are recorded here.
         keeper = None if self._is_torchdata else self.keeper
         self._watched_order = None if keeper is None else RecordedOrder(keeper)
@@ -74,7 +74,7 @@ class IndexedLoader(TorchLoader):
     def _make_recorded_order(self) -> RecordedOrder | None:
         """Returns a recorder of the sampler with a state, for workers; None without one."""
         order = self._order
-        keeper = keeper_of_order(self.base) if self._can_track_workers else None
+        keeper = order_keeper(self.base) if self._can_track_workers else None
         if keeper is None:
             return None
         is_shard = type(order) is BatchSamplerShard
@@ -86,9 +86,9 @@ class IndexedLoader(TorchLoader):
         )
 
     @property
-    def beside_keeper(self) -> Objects:
+    def objects_outside_keeper(self) -> Objects:
         """The objects whose states are not part of the state of a sampler, by name."""
-        found, recorded = super().beside_keeper, self._recorded_order
+        found, recorded = super().objects_outside_keeper, self._recorded_order
         if recorded is None or not recorded.has_usable_state:
             return found
         return {name: get for name, get in found.items() if not recorded.keeper.has(name)}
@@ -151,9 +151,9 @@ class IndexedLoader(TorchLoader):
             if isinstance(part, SeedableRandomSampler)
         ]
 
-    def tell_pass(self, data_pass: int) -> None:
+    def set_pass(self, data_pass: int) -> None:
         """Announces the next pass, and notes its number."""
-        super().tell_pass(data_pass)
+        super().set_pass(data_pass)
         self._data_pass = data_pass
 
     @contextmanager
@@ -237,12 +237,12 @@ class IndexedLoader(TorchLoader):
         """Returns the states of the workers at a position; None without workers, or if unknown."""
         if not self._can_track_workers or not (position.batches or self._has_persistent_workers):
             return None
-        found = self._worker_states.at(*position)
+        found = self._worker_states.states_at(*position)
         if found is None and not position.batches:
-            found = 0, self._worker_states.after(position.data_pass - 1)
+            found = 0, self._worker_states.states_after(position.data_pass - 1)
         if found is None or not found[1]:
             return None
-        return {"first": found[0], "states": [as_data(each) for each in found[1]]}
+        return {"first": found[0], "states": [worker_state_to_plain(each) for each in found[1]]}
 
     def accepts_worker_states(self, state_dict: Mapping[str, Any] | None) -> bool:
         """Returns whether workers can continue from saved states."""
@@ -256,8 +256,11 @@ class IndexedLoader(TorchLoader):
         """Sets the states from which workers continue at a position; None if unknown."""
         first, states = position.batches, list[bytes | None]()
         if state_dict is not None:
-            first, states = state_dict["first"], [*map(from_data, state_dict["states"])]
-        self._worker_states.begin(position.data_pass, first, states, self.places.window)
+            first, states = (
+                state_dict["first"],
+                [*map(worker_state_from_plain, state_dict["states"])],
+            )
+        self._worker_states.begin(position.data_pass, first, states, self.snapshots.window)
 
     def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
         """Returns the state of a recorded sampler; None without one, or if unknown."""
@@ -345,7 +348,7 @@ class IndexedLoader(TorchLoader):
         # New workers begin with a batch of worker 0, up to so many batches before the position.
         aligned = base.num_workers - 1
         # Batches that were given and not trained on, or fetched ahead to find the end.
-        given = 2 * (self.places.window + 1)
+        given = 2 * (self.snapshots.window + 1)
         recorded.capacity = (ahead + aligned + given) * elements_per_batch(self._order)
 
     @property
@@ -374,23 +377,26 @@ class IndexedLoader(TorchLoader):
             self._worker_states.begin(self._data_pass, 0, ())
             with self._recording_pass(self._data_pass):
                 return super()._open_iterator()
-        _, states = self._worker_states.at(self._data_pass, 0) or (0, [None] * base.num_workers)
+        _, states = self._worker_states.states_at(self._data_pass, 0) or (
+            0,
+            [None] * base.num_workers,
+        )
         if found is not None:
             # Persistent workers continue from the states in which they ended the last pass.
-            states = self._worker_states.after(self._data_pass - 1)
+            states = self._worker_states.states_after(self._data_pass - 1)
         with self._recording_pass(self._data_pass), self._worker_states.starting(base, states):
             batches = super()._open_iterator()
-        self._worker_states.begin(self._data_pass, 0, states, self.places.window, self.length)
+        self._worker_states.begin(self._data_pass, 0, states, self.snapshots.window, self.length)
         if self._recorded_order is not None and base.persistent_workers:
-            keep_workers(batches, base, self._order_to_draw)
+            hand_over_workers(batches, base, self._order_to_draw)
         self._own_iterator = ref(batches)
         return self._worker_states.follow(batches, 0)
 
-    def continued(self, skip: int) -> Iterator[Any]:
+    def batches_after_load(self, skip: int) -> Iterator[Any]:
         """Returns the batches that follow a state, after the data have loaded that state."""
         if self._watched_order is not None and skip:
             self._watched_order.continue_next()
-        return super().continued(skip)
+        return super().batches_after_load(skip)
 
     def _loader_to_start(self) -> DataLoader[Any]:
         """Returns the loader to iterate for a whole pass, with the recorded sampler if any."""
@@ -403,7 +409,7 @@ class IndexedLoader(TorchLoader):
             return base
         if base.persistent_workers and base._iterator is not None:
             # The running workers are kept; only the order that they load from is replaced.
-            keep_workers(base._iterator, base, self._order_to_draw)
+            hand_over_workers(base._iterator, base, self._order_to_draw)
             return base
         stays, generator = base.persistent_workers, base.generator
         return _loader_over(base, self._order_to_draw, generator, persistent_workers=stays)
@@ -431,7 +437,7 @@ class IndexedLoader(TorchLoader):
         New workers start with a batch of worker 0, so up to ``num_workers - 1`` batches before
         ``skip`` are loaded again. A state is None if it is unknown.
         """
-        known = self._worker_states.at(data_pass, skip) if self._can_track_workers else None
+        known = self._worker_states.states_at(data_pass, skip) if self._can_track_workers else None
         return known or (skip, [None] * self.base.num_workers)
 
     def _open_iterator_at(self, data_pass: int, skip: int) -> Iterator[Any]:
@@ -466,15 +472,15 @@ class IndexedLoader(TorchLoader):
         """
         base, stays = self.base, self.base.persistent_workers
         if not self._can_track_workers:
-            yield from started(_loader_over(base, rest, seeds))
+            yield from iterate_with_workers(_loader_over(base, rest, seeds))
             return
         base._iterator = None  # ends persistent workers, which have prefetched other batches
         loader = _loader_over(base, rest, seeds, persistent_workers=stays)
         with self._worker_states.starting(loader, states):
-            batches = started(loader)
-        self._worker_states.begin(data_pass, first, states, self.places.window, self.length)
+            batches = iterate_with_workers(loader)
+        self._worker_states.begin(data_pass, first, states, self.snapshots.window, self.length)
         if stays:
-            keep_workers(batches, base, self._order_to_draw)
+            hand_over_workers(batches, base, self._order_to_draw)
             self._own_iterator = ref(batches)
         yield from self._worker_states.follow(batches, first)
 

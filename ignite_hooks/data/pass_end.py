@@ -8,9 +8,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ignite_hooks.data.shared_order import what_may_draw_apart
+from ignite_hooks.data.shared_order import rank_dependent_part
 from ignite_hooks.data.sources import PlainIterable
-from ignite_hooks.processes.host_group import smallest_of_all
+from ignite_hooks.processes.host_group import min_over_ranks
 
 __all__ = ["PassEnd"]
 
@@ -55,7 +55,7 @@ class PassEnd:
         if self._accelerator is not None:
             # One collective: the minimum of -digest is the negative of the maximum of digest.
             own = (-1 if length is None else length, digest, -digest)
-            smallest, lowest, highest = smallest_of_all(own, self._accelerator)
+            smallest, lowest, highest = min_over_ranks(own, self._accelerator)
             length = None if smallest < 0 else smallest
             if length is not None and self._local_length is not None:
                 self._warn_of_surplus(self._local_length - length)
@@ -63,7 +63,7 @@ class PassEnd:
                 self._warn_of_different_orders()
         self.length = length
 
-    def look(self) -> None:
+    def update_length(self) -> None:
         """Updates the number of batches if it has changed in this process. Not collective."""
         length = self._source.length
         if length != self._local_length:
@@ -111,7 +111,7 @@ class PassEnd:
         while not ending:
             available = self._fetch_up_to(batches, window + 1)
             if accelerator:
-                (available,) = smallest_of_all([available], accelerator)
+                (available,) = min_over_ranks([available], accelerator)
             ending = available <= window
             given = available if ending else window
             if ending and accelerator:
@@ -139,7 +139,7 @@ class PassEnd:
         self._warned_of_different_orders = True
         loader = self._source.loader
         warnings.warn(
-            f"the global random generators differ between ranks, and {what_may_draw_apart(loader)} "
+            f"the global random generators differ between ranks, and {rank_dependent_part(loader)} "
             "may draw the order of `data` from them: then each rank takes its share of another "
             "order, so that some samples are trained on twice and others never. Give it a "
             "`generator` of its own, or seed all ranks alike",

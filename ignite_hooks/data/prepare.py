@@ -14,28 +14,28 @@ from torch.utils.data import DistributedSampler
 from torch.utils.data import IterableDataset
 
 from ignite_hooks.core.accelerators import is_prepared
-from ignite_hooks.core.accelerators import unlisted
+from ignite_hooks.core.accelerators import temporarily_listed
 from ignite_hooks.data.dispatched_source import DispatchedStream
 from ignite_hooks.data.indexed_source import IndexedLoader
-from ignite_hooks.data.own_states import has_state
+from ignite_hooks.data.object_states import has_state_dict
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import CustomLoader
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import dataset_and_samplers
-from ignite_hooks.processes.host_group import of_rank_0
+from ignite_hooks.processes.host_group import broadcast_from_rank_0
 
-__all__ = ["can_prepare", "device_of_batches", "overrides_iteration", "source_of"]
+__all__ = ["can_prepare", "device_of_batches", "overrides_iteration", "prepare_source"]
 
 _LOADER_LIBRARIES = {"torch", "torchdata"}  # the libraries whose loaders can be made again
 _ITERATION_MEMBERS = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
 _STATE_METHODS = {"state_dict", "load_state_dict"}
 
 
-def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
+def prepare_source(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
     """Returns the source for ``data``, after preparing a loader that is not prepared yet.
 
-    The loader is not added to the accelerator's list of prepared loaders: see ``list_loader``.
+    The loader is not added to the accelerator's list of prepared loaders: see ``add_loader_owner``.
 
     Args:
         data: a loader, prepared or not, or any iterable of batches.
@@ -65,7 +65,11 @@ def source_of(data: Any, accelerator: Accelerator | None, even_batches: bool) ->
         _refuse_padding(loader, even_batches)
     # A prepared loader that is not a DataLoaderShard dispatches, so Accelerate must iterate it.
     if hasattr(loader, "end_of_dataloader") and not isinstance(loader, DataLoaderShard):
-        if isinstance(loader, DataLoaderDispatcher) and has_state(loader.dataset) and is_stream:
+        if (
+            isinstance(loader, DataLoaderDispatcher)
+            and has_state_dict(loader.dataset)
+            and is_stream
+        ):
             return DispatchedStream(loader, even_batches)
         return AdaptedLoader(loader, even_batches)
     return (TorchLoader if is_stream else IndexedLoader)(loader, even_batches)
@@ -85,7 +89,7 @@ def overrides_iteration(loader: DataLoader[Any]) -> bool:
 def _overrides_state(loader: DataLoader[Any]) -> bool:
     if isinstance(loader, DataLoaderAdapter):
         return False
-    return has_state(loader) and _overrides(loader, _STATE_METHODS)
+    return has_state_dict(loader) and _overrides(loader, _STATE_METHODS)
 
 
 def _overrides(loader: DataLoader[Any], names: set[str]) -> bool:
@@ -156,11 +160,11 @@ def _prepare_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
         if config.use_seedable_sampler and config.data_seed is None:
             # Accelerate would take the seed of each rank, so the ranks' shares would be of
             # different orders.
-            config.data_seed = of_rank_0(torch.initial_seed(), accelerator)
+            config.data_seed = broadcast_from_rank_0(torch.initial_seed(), accelerator)
     elif config.dispatch_batches is None:
         config.dispatch_batches = False
     try:
-        with unlisted(accelerator):
+        with temporarily_listed(accelerator):
             return accelerator.prepare_data_loader(loader)
     finally:
         config.dispatch_batches, config.data_seed = found

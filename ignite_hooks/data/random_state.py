@@ -21,23 +21,23 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 
 from ignite_hooks.core.object_graph import MAX_OBJECTS
-from ignite_hooks.core.object_graph import UNORDERED
+from ignite_hooks.core.object_graph import SET_ELEMENT_PREFIX
+from ignite_hooks.core.object_graph import ExcludedFromSearch
 from ignite_hooks.core.object_graph import ObjectSearch
-from ignite_hooks.core.object_graph import Unsearched
-from ignite_hooks.core.object_graph import is_of_library
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.object_graph import is_library_code
+from ignite_hooks.core.undo_stack import undo_on_exit
 
 __all__ = [
-    "GENERATOR_KINDS",
+    "GENERATOR_CLASSES",
     "FoundGenerators",
     "GeneratorSearch",
     "GeneratorState",
     "RandomGenerator",
     "RandomState",
+    "generator_state",
     "generators_in",
     "new_generator",
-    "set_state",
-    "state_of",
+    "set_generator_state",
 ]
 
 RandomGenerator: TypeAlias = (
@@ -47,7 +47,7 @@ RandomGenerator: TypeAlias = (
     | np.random.BitGenerator
     | random.Random
 )
-GENERATOR_KINDS = (
+GENERATOR_CLASSES = (
     *(torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator),
     random.Random,
 )
@@ -56,7 +56,7 @@ _GENERATOR_NAME = re.compile("random|rng|generator", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class FoundGenerators(Unsearched):
+class FoundGenerators(ExcludedFromSearch):
     """The random generators that a search has found in some objects.
 
     Args:
@@ -102,7 +102,7 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
             # The second path is that of its class, whose attributes are searched too.
             closed |= {path, f"{path}.{cls.__name__}"}
             left_out.add(id(vars(thing).get("generator")))
-        elif not issubclass(cls, GENERATOR_KINDS):
+        elif not issubclass(cls, GENERATOR_CLASSES):
             if _may_be_a_generator(cls):
                 doubts.append(f"{path} is a {cls.__name__}, whose state cannot be read")
         elif issubclass(cls, random.SystemRandom) or id(thing) in left_out:
@@ -110,7 +110,7 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
         else:
             closed.add(path)  # a numpy generator holds its bit generator: one entry for both
             name = f"{path} ({_algorithm(thing)})"
-            if name in found and UNORDERED in path:
+            if name in found and SET_ELEMENT_PREFIX in path:
                 doubts.append(f"{path} is in a set, which has another order in another process")
             found[_free_name(name, found)] = thing
     if not search.is_complete:
@@ -120,7 +120,7 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
     return FoundGenerators(found, tuple(doubts), search.watched)
 
 
-class GeneratorSearch(Unsearched):
+class GeneratorSearch(ExcludedFromSearch):
     """Searches objects for random generators; searches again only if the objects have changed.
 
     A generator made after a search is found by the next call. Exceptions are those in the elements
@@ -148,7 +148,7 @@ class GeneratorSearch(Unsearched):
             self._search = ObjectSearch(self._roots, closed=closed, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
             # Otherwise a search kept by an engine would keep the engine's former loader alive.
-            self._search.forget_closed()
+            self._search.release_excluded()
         return self._found
 
 
@@ -167,7 +167,7 @@ def _may_be_a_generator(cls: type) -> bool:
     Such a class belongs to an extension and has "random", "rng" or "generator" in its name. Other
     classes of extensions (files, tokens, images) mostly draw no random numbers.
     """
-    if is_of_library(cls) or not _GENERATOR_NAME.search(cls.__name__):
+    if is_library_code(cls) or not _GENERATOR_NAME.search(cls.__name__):
         return False
     # The attributes of a class written in Python are searched, so its generators are found.
     namespaces = [vars(base) for base in cls.__mro__]
@@ -182,7 +182,7 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
     return next(each for each in chain([name], numbered) if each not in taken)
 
 
-def state_of(generator: RandomGenerator) -> Any:
+def generator_state(generator: RandomGenerator) -> Any:
     """Returns the state of a generator: tensors, numbers, strings, lists and dicts of them.
 
     The 624 words of a Mersenne Twister are one tensor. As a list of Python integers a save would
@@ -199,12 +199,12 @@ def state_of(generator: RandomGenerator) -> Any:
     return {**_plain(bits.state), **({_SPAWNED: spawned} if spawned else {})}
 
 
-def set_state(generator: RandomGenerator, state: Any) -> None:
+def set_generator_state(generator: RandomGenerator, state: Any) -> None:
     """Sets the state of a generator.
 
     Args:
         generator: the generator.
-        state: what ``state_of`` has returned for a generator of the same algorithm.
+        state: what ``generator_state`` has returned for a generator of the same algorithm.
     """
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
@@ -244,7 +244,7 @@ class GeneratorState:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the algorithm and the state, as plain data that needs no pickle."""
-        return {"kind": _algorithm(self._generator), "state": state_of(self._generator)}
+        return {"kind": _algorithm(self._generator), "state": generator_state(self._generator)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores the state of a generator of the same algorithm.
@@ -259,7 +259,7 @@ class GeneratorState:
                 f"{state_dict.get('kind')}: give a generator of the kind that was saved"
             )
         try:
-            set_state(self._generator, state_dict["state"])
+            set_generator_state(self._generator, state_dict["state"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the state must be that of a random generator {algorithm}, got one that it "
@@ -379,7 +379,7 @@ class RandomState:
             numpy=np.random.get_state(legacy=False),
             cpu=torch.get_rng_state(),
             device=device_state,
-            generators={name: (each, state_of(each)) for name, each in generators.items()},
+            generators={name: (each, generator_state(each)) for name, each in generators.items()},
         )
 
     def restore(self) -> None:
@@ -389,7 +389,7 @@ class RandomState:
             device, state = self.device
             torch.get_device_module(device).set_rng_state(state, device)
         for generator, state in self.generators.values():
-            set_state(generator, state)
+            set_generator_state(generator, state)
 
     def restore_global(self) -> None:
         """Sets the global generators of the CPU back, and no others."""
@@ -405,7 +405,9 @@ class RandomState:
             self.python != random.getstate()
             or (numpy["pos"], numpy["key"].tobytes()) != (index, words.tobytes())
             or not torch.equal(self.cpu, torch.get_rng_state())
-            or any(not _is_same(state_of(each), then) for each, then in self.generators.values())
+            or any(
+                not _is_same(generator_state(each), then) for each, then in self.generators.values()
+            )
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -458,5 +460,5 @@ class RandomState:
             device: as in ``capture``.
             generators: as in ``capture``.
         """
-        with restored(cls.capture(device, generators).restore):
+        with undo_on_exit(cls.capture(device, generators).restore):
             yield

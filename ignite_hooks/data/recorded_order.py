@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ignite_hooks.core.object_graph import Unsearched
-from ignite_hooks.data.own_states import is_plain
-from ignite_hooks.data.place_states import PlaceKeeper
-from ignite_hooks.data.place_states import is_same_state
+from ignite_hooks.core.object_graph import ExcludedFromSearch
+from ignite_hooks.data.object_states import is_plain_data
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.snapshots import PlaceKeeper
+from ignite_hooks.data.snapshots import is_same_state
 
-__all__ = ["RecordedOrder", "pack_elements", "unpacked"]
+__all__ = ["RecordedOrder", "pack_elements", "unpack_elements"]
 
 _END = object()
 # Elements of a pass that are checked for draws: if the first one draws from the global generators
@@ -36,7 +36,7 @@ _END = object()
 _CHECKED_ELEMENTS = 2
 
 
-class RecordedOrder(Unsearched):
+class RecordedOrder(ExcludedFromSearch):
     """A wrapper of a sampler or batch sampler with a state, which a loader iterates in its place.
 
     An element is what the sampler yields: an index, or an index batch. Elements are counted from
@@ -172,7 +172,7 @@ class RecordedOrder(Unsearched):
         """Resets the sampler to the start of a pass that had begun; else saves its state there."""
         if self._start_pass != data_pass:
             state, self._start_pass = self._current_state(), data_pass
-            self._is_unsavable = not is_plain(state)
+            self._is_unsavable = not is_plain_data(state)
             self._start_state = None if self._is_unsavable else state
         elif self._start_state is not None:
             self._load_into_holder(self._start_state)
@@ -313,7 +313,7 @@ class RecordedOrder(Unsearched):
         elements = pack_elements(self._kept_after(start) if is_within else [])
         head = pack_elements(self._head if is_within else [])
         self._is_unsavable = (
-            elements is None or head is None or state is None or not is_plain(state)
+            elements is None or head is None or state is None or not is_plain_data(state)
         )
         if self._is_unsavable:
             return None
@@ -371,8 +371,8 @@ class RecordedOrder(Unsearched):
         if state_dict["is_within"]:
             self._data_pass = self._start_pass = data_pass
             self._state_advances = True
-            self._elements.extend(unpacked(state_dict["elements"]))
-            self._head = unpacked(state_dict["head"])
+            self._elements.extend(unpack_elements(state_dict["elements"]))
+            self._head = unpack_elements(state_dict["head"])
             self._drawn_count = state_dict["start"] + len(self._elements)
             self.load_opening(state_dict.get("opening"))
 
@@ -436,10 +436,10 @@ def pack_elements(elements: Iterable[Any]) -> dict[str, Any] | None:
             "sizes": torch.tensor([*map(len, elements)]) if is_nested else None,
             "is_numpy": types == {np.int64},
         }
-    return {"values": elements} if is_plain(elements) else None
+    return {"values": elements} if is_plain_data(elements) else None
 
 
-def unpacked(state: Mapping[str, Any]) -> list[Any]:
+def unpack_elements(state: Mapping[str, Any]) -> list[Any]:
     """Returns the elements that were given to ``pack_elements``."""
     if "values" in state:
         return [*state["values"]]

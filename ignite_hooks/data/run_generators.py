@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
-from ignite_hooks.core.engine import attached_calls
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
+from ignite_hooks.core.engine import handler_entries
 from ignite_hooks.core.engine import process_function_of
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import GeneratorSearch
@@ -39,7 +39,7 @@ def generators_of_run(
         closed: objects that are not searched.
         of_data: the generators of the data. They are left out, also where the run shares them.
     """
-    search: GeneratorSearch = belongings(engine).setdefault("run_generators", GeneratorSearch())
+    search: GeneratorSearch = engine_storage(engine).setdefault("run_generators", GeneratorSearch())
     roots = {**others, "process_function": process_function_of(engine), **_handlers(engine)}
     found = search(roots, [engine, engine.state, *closed])
     excluded = set(map(id, of_data.named.values()))
@@ -66,14 +66,14 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
         if keywords:
             named[f"{name}(kwargs)"] = keywords
 
-    for handler in attached(engine, Handler):
+    for handler in attached_handlers(engine, Handler):
         if not type(handler).__module__.startswith(_CHECKPOINT_MODULES):
             add(handler)
         if handler.timetable is not None:
             for callback in handler.timetable.callbacks:
                 for each in _unwrapped(callback):
                     add(each)
-    for function, positional, keywords in attached_calls(engine):
+    for function, positional, keywords in handler_entries(engine):
         for each in _unwrapped(function):
             add(each, positional, keywords)
     return named

@@ -25,7 +25,7 @@ from torch.utils.data import SequentialSampler
 
 from ignite_hooks.data.sources import dataset_and_samplers
 
-__all__ = ["global_generators_digest", "what_may_draw_apart"]
+__all__ = ["global_generators_digest", "rank_dependent_part"]
 
 # These classes draw nothing, or draw with seeds that are equal on all ranks.
 _SAME_ON_ALL_RANKS = {
@@ -38,7 +38,7 @@ _SAME_ON_ALL_RANKS = {
 }
 
 
-def what_may_draw_apart(data: Any) -> str | None:
+def rank_dependent_part(data: Any) -> str | None:
     """Returns which part of ``data`` may draw the order from a global generator; None if none.
 
     A sampler or a stream with a ``generator`` draws from that one, and Accelerate broadcasts its

@@ -33,28 +33,28 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.core.object_graph import is_library_code
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.data.active_loader import activated
-from ignite_hooks.data.own_states import Objects
-from ignite_hooks.data.own_states import OwnStates
-from ignite_hooks.data.own_states import has_state
-from ignite_hooks.data.place_states import PlaceKeeper
-from ignite_hooks.data.place_states import PlaceStates
-from ignite_hooks.data.place_states import is_stateful_loader
-from ignite_hooks.data.place_states import keeper_of
-from ignite_hooks.data.place_states import sampler_keeper
-from ignite_hooks.data.place_states import stateful_loader
+from ignite_hooks.data.object_states import Objects
+from ignite_hooks.data.object_states import ObjectStates
+from ignite_hooks.data.object_states import has_state_dict
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.random_state import set_state
-from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.random_state import generator_state
+from ignite_hooks.data.random_state import set_generator_state
+from ignite_hooks.data.snapshots import PlaceKeeper
+from ignite_hooks.data.snapshots import Snapshots
+from ignite_hooks.data.snapshots import is_stateful_loader
+from ignite_hooks.data.snapshots import place_keeper
+from ignite_hooks.data.snapshots import sampler_keeper
+from ignite_hooks.data.snapshots import stateful_loader
 from ignite_hooks.data.worker_states import unsharded
 from ignite_hooks.data.worker_states import with_random_state
 from ignite_hooks.data.workers import forget_dead_workers
-from ignite_hooks.data.workers import started
+from ignite_hooks.data.workers import iterate_with_workers
 from ignite_hooks.data.workers import starting_workers
 
 __all__ = [
@@ -134,9 +134,9 @@ class PlainIterable:
         self.even_batches = even_batches
         self._iterator = loader if isinstance(loader, Iterator) else None
         self._search_generators = GeneratorSearch(_skip_torch_iterators)
-        self.own_states = OwnStates()
+        self.object_states = ObjectStates()
         self.furthest_position = FeedPosition(0, 0)
-        self.places = PlaceStates()
+        self.snapshots = Snapshots()
         # The pass that was begun last, and the random state before its order was drawn.
         self._started_pass: tuple[int, RandomState] | None = None
         # The same for a pass whose first batch has not come yet: the attempt may be interrupted.
@@ -150,8 +150,10 @@ class PlainIterable:
     @property
     def keeper(self) -> PlaceKeeper | None:
         """The object whose ``state_dict`` holds the position in the data; None without one."""
-        has_place = not isinstance(self.loader, _CERTAIN_LENGTH_TYPES) and has_state(self.loader)
-        return keeper_of(self.loader, ("data",)) if has_place else None
+        has_place = not isinstance(self.loader, _CERTAIN_LENGTH_TYPES) and has_state_dict(
+            self.loader
+        )
+        return place_keeper(self.loader, ("data",)) if has_place else None
 
     @property
     def reaches_all_ranks(self) -> bool:
@@ -165,11 +167,11 @@ class PlainIterable:
 
     def set_window(self, window: int) -> None:
         """Sets the number of batches in a full accumulation window: how far a run may roll back."""
-        self.places.window = window
+        self.snapshots.window = window
 
     def place_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
         """Returns the state of the data at a position; None if no state can be saved."""
-        return self.places.state_dict(self, position)
+        return self.snapshots.state_dict(self, position)
 
     def resumes_from_own_state(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether the data resume from their own state, even if facts have changed.
@@ -177,19 +179,19 @@ class PlainIterable:
         Args:
             state_dict: the saved state of the feed.
         """
-        return self.places.takes(self, state_dict.get("place"))
+        return self.snapshots.can_restore(self, state_dict.get("place"))
 
     def place_state_differences(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
         """Returns the reasons why a saved state of the data may not restore the same batches."""
-        return self.places.differences(self, position, state_dict)
+        return self.snapshots.differences(self, position, state_dict)
 
     def load_place_state(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> None:
         """Restores a state that ``place_state_at`` returned."""
-        self.places.load_state_dict(self, position, state_dict)
+        self.snapshots.load_state_dict(self, position, state_dict)
 
     @property
     def draws_in_workers(self) -> bool:
@@ -250,14 +252,14 @@ class PlainIterable:
         return {"data": self.loader} if self.can_repeat else {}
 
     @property
-    def beside_keeper(self) -> Objects:
+    def objects_outside_keeper(self) -> Objects:
         """The objects whose states are not part of the state of ``keeper``, by name."""
         watched, keeper = self.found_generators.watched, self.keeper
         if keeper is None:
             return watched
         return {name: get for name, get in watched.items() if not keeper.has(name)}
 
-    def tell_pass(self, data_pass: int) -> None:
+    def set_pass(self, data_pass: int) -> None:
         """Announces the next pass: calls ``set_epoch`` of the loader, its samplers and data set.
 
         In a loader of loaders these objects may be nested at any depth. An object with
@@ -266,7 +268,7 @@ class PlainIterable:
         Args:
             data_pass: the number of the pass, from 0.
         """
-        with self.own_states.told(self.beside_keeper):
+        with self.object_states.around_set_epoch(self.objects_outside_keeper):
             for each in self._epoch_targets():
                 each.set_epoch(data_pass)
 
@@ -289,7 +291,7 @@ class PlainIterable:
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
         """Prepares the loader for one pass, or the rest of one, during the body."""
-        self.tell_pass(data_pass)
+        self.set_pass(data_pass)
         yield
 
     def mark_last_batch(self) -> None:
@@ -301,10 +303,10 @@ class PlainIterable:
         Data whose state holds the position are given the state that they had there.
         """
         if self.keeper is None:
-            return self.replayed(data_pass, skip)
-        return self.places.batches(self, FeedPosition(data_pass, skip))
+            return self.replay_batches(data_pass, skip)
+        return self.snapshots.batches(self, FeedPosition(data_pass, skip))
 
-    def replayed(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
+    def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Yields the batches of a pass without the first ``skip``, without using a state.
 
         If the pass was begun before, the order of its samples is drawn again from the generators as
@@ -326,7 +328,7 @@ class PlainIterable:
 
     def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
         """Begins a pass; after an interrupted attempt, with the random state of that attempt."""
-        self.own_states.begin(self.beside_keeper)
+        self.object_states.begin(self.objects_outside_keeper)
         if self._starting_pass is not None and self._starting_pass[0] == data_pass:
             self._starting_pass[1].restore()
         else:
@@ -345,7 +347,7 @@ class PlainIterable:
             begun.restore()
             yield
 
-    def continued(self, skip: int) -> Iterator[Any]:
+    def batches_after_load(self, skip: int) -> Iterator[Any]:
         """Returns the batches that follow a state, after the data have loaded that state.
 
         Args:
@@ -362,7 +364,7 @@ class PlainIterable:
             return self._open_iterator()
         return _remaining_batches(self._iterator if skip else iter(self._iterator))
 
-    def begun_with(self, data_pass: int) -> RandomState | None:
+    def random_state_at_start(self, data_pass: int) -> RandomState | None:
         """Returns the states of the global generators at the start of a pass; None if unknown."""
         if self._started_pass is None or self._started_pass[0] != data_pass:
             return None
@@ -398,8 +400,8 @@ class PlainIterable:
         found = self.found_generators
         return {
             "begun": begun,
-            "generators": {name: state_of(each) for name, each in found.named.items()},
-            "objects": self.own_states.state_dict(self.beside_keeper),
+            "generators": {name: generator_state(each) for name, each in found.named.items()},
+            "objects": self.object_states.state_dict(self.objects_outside_keeper),
         }
 
     def samples_before(self, position: FeedPosition) -> int | None:
@@ -481,7 +483,7 @@ class PlainIterable:
             for path, loader in self._inner_loaders().items()
             if loader.persistent_workers and getattr(loader, "_iterator", None) is not None
         ]
-        return [*found.doubts, *self.own_states.doubts(self.beside_keeper), *staying]
+        return [*found.doubts, *self.object_states.doubts(self.objects_outside_keeper), *staying]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores a state of ``state_dict``: the pass counts as begun in this process.
@@ -494,9 +496,9 @@ class PlainIterable:
             random = RandomState.from_state_dict(begun["random"], generators=generators)
             self._started_pass = begun["data_pass"], random
         for name in generators.keys() & states.keys():
-            set_state(generators[name], states[name])
-        objects = self.beside_keeper
-        self.own_states.load_state_dict(objects, state_dict.get("objects", {}))
+            set_generator_state(generators[name], states[name])
+        objects = self.objects_outside_keeper
+        self.object_states.load_state_dict(objects, state_dict.get("objects", {}))
 
     def _inner_loaders(self) -> dict[str, DataLoader[Any]]:
         """Returns the loaders that a loader of loaders contains, by the path to each."""
@@ -614,7 +616,7 @@ class TorchLoader(PlainIterable):
     def _is_stateful_stream(self) -> bool:
         """Returns whether the data set is a stream with a state, below Accelerate's shard."""
         stream = unsharded(self.base.dataset)
-        return isinstance(stream, IterableDataset) and has_state(stream)
+        return isinstance(stream, IterableDataset) and has_state_dict(stream)
 
     @property
     def keeper(self) -> PlaceKeeper | None:
@@ -635,7 +637,7 @@ class TorchLoader(PlainIterable):
             return None
         if base.persistent_workers and base.num_workers > 1:
             caveats += (_WORKER_ORDER_CAVEAT,)
-        return replace(keeper_of(base, ("loader", "dataset"), base.num_workers), caveats=caveats)
+        return replace(place_keeper(base, ("loader", "dataset"), base.num_workers), caveats=caveats)
 
     @property
     def remedy(self) -> str:
@@ -646,7 +648,7 @@ class TorchLoader(PlainIterable):
     @property
     def roots(self) -> dict[str, Any]:
         """The data set, ``collate_fn`` and samplers, and a loader of a user's class, by name."""
-        own = {} if is_of_library(type(self.base)) else {"loader": self.base}
+        own = {} if is_library_code(type(self.base)) else {"loader": self.base}
         return {**data_parts(self.base), **order_parts(self.base), **own}
 
     @property
@@ -675,7 +677,7 @@ class TorchLoader(PlainIterable):
         """Begins and ends the iteration as Accelerate's own does, and announces the pass."""
         loader = self.loader
         if not isinstance(loader, DataLoaderShard):
-            self.tell_pass(data_pass)
+            self.set_pass(data_pass)
             yield
             return
         # DataLoaderShard.__iter__ does this first, but is not used, because it fetches ahead.
@@ -683,7 +685,7 @@ class TorchLoader(PlainIterable):
             synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
         with activated(loader):
             loader.begin()
-            self.tell_pass(data_pass)
+            self.set_pass(data_pass)
             yield
 
     def state_dict(self) -> dict[str, Any]:
@@ -731,7 +733,7 @@ class TorchLoader(PlainIterable):
         self._drew_seed = not self._has_persistent_workers
         return super()._begin_pass(data_pass, skip)
 
-    def continued(self, skip: int) -> Iterator[Any]:
+    def batches_after_load(self, skip: int) -> Iterator[Any]:
         """Returns the batches that follow a state, after the data have loaded that state."""
         self._continues_pass = skip > 0
         try:
@@ -787,7 +789,7 @@ class TorchLoader(PlainIterable):
             stack.enter_context(self._matching_seed_draws(is_continued=self._continues_pass))
             if self.draws_in_workers:
                 stack.enter_context(with_random_state(self.base))
-            batches = started(self._loader_to_start())
+            batches = iterate_with_workers(self._loader_to_start())
         return islice(batches, self._skipped_batches, None) if self._skipped_batches else batches
 
 
@@ -809,8 +811,8 @@ class CustomLoader(TorchLoader):
         # torchdata's loader replays a stream without a state, which is not a state of the position.
         is_asked = not (is_stream and is_stateful_loader(self.base)) or self._is_stateful_stream
         paths = ("loader", *data_parts(self.base), *order_parts(self.base))
-        has_place = has_state(self.loader) and is_asked
-        return keeper_of(self.loader, paths, self.base.num_workers) if has_place else None
+        has_place = has_state_dict(self.loader) and is_asked
+        return place_keeper(self.loader, paths, self.base.num_workers) if has_place else None
 
     def _make_stateful_loader(self) -> None:
         """Returns None: the loader itself is iterated."""

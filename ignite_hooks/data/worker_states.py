@@ -26,13 +26,20 @@ import torch
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import get_worker_info
 
-from ignite_hooks.core.restoring import restored
-from ignite_hooks.data.own_states import OwnStates
+from ignite_hooks.core.undo_stack import undo_on_exit
+from ignite_hooks.data.object_states import ObjectStates
 from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.random_state import set_state
+from ignite_hooks.data.random_state import set_generator_state
 
-__all__ = ["WorkerStates", "as_data", "end_streams", "from_data", "unsharded", "with_random_state"]
+__all__ = [
+    "WorkerStates",
+    "end_streams",
+    "unsharded",
+    "with_random_state",
+    "worker_state_from_plain",
+    "worker_state_to_plain",
+]
 
 _STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"  # keys of a saved stream state
 _MAX_BYTES = 2**20  # of the object states that a worker sends with a batch
@@ -75,10 +82,10 @@ class WorkerStates:
         self._iteration.fill_(self._iterations)
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
-                # `alone`: this scope may be in the generator of a feed, and a feed can be closed
-                # at any time, while scopes that were entered later are still open.
+                # `out_of_order`: this scope may be in the generator of a feed, and a feed can be
+                # closed at any time, while scopes that were entered later are still open.
                 undo = _attribute_setter(loader, name, getattr(loader, name))
-                stack.enter_context(restored(undo, alone=True))
+                stack.enter_context(undo_on_exit(undo, out_of_order=True))
                 setattr(loader, name, function)
             yield
 
@@ -134,7 +141,7 @@ class WorkerStates:
         self.doubts |= dict.fromkeys(loaded.doubts)
         return loaded.batch
 
-    def at(self, data_pass: int, number: int) -> tuple[int, list[bytes | None]] | None:
+    def states_at(self, data_pass: int, number: int) -> tuple[int, list[bytes | None]] | None:
         """Returns how to continue a pass at its batch ``number``; None if not known.
 
         Returns:
@@ -146,7 +153,7 @@ class WorkerStates:
         before = [[each for each in history if each[0] < start] for history in self._history]
         return (start, [each[-1][1] for each in before]) if all(before) else None
 
-    def after(self, data_pass: int) -> list[bytes | None]:
+    def states_after(self, data_pass: int) -> list[bytes | None]:
         """Returns the states of the workers after a whole pass; an empty list if not known.
 
         Workers prefetch, so after a pass that was left early their states have moved further.
@@ -171,7 +178,7 @@ def with_random_state(loader: Any) -> Iterator[None]:
     """
     user_init = loader.worker_init_fn
     undo = _attribute_setter(loader, "worker_init_fn", user_init)
-    with restored(undo, alone=True):  # as in `WorkerStates.starting`
+    with undo_on_exit(undo, out_of_order=True):  # as in `WorkerStates.starting`
         loader.worker_init_fn = _StreamInit(user_init)
         yield
 
@@ -328,7 +335,7 @@ class _TrackedWorker:
         if dataset is None:
             return
         self._roots = {"dataset": dataset, "collate_fn": self._collate}
-        self._search, self._object_states = GeneratorSearch(), OwnStates()
+        self._search, self._object_states = GeneratorSearch(), ObjectStates()
         self._found = self._search(self._roots)
         self._object_states.begin(self._found.watched)
         self._watched, self._is_too_big = self._found.watched, False
@@ -376,7 +383,7 @@ class _TrackedWorker:
         self._object_states.load_state_dict(self._watched, objects)
         random.restore_global()
         for name in self._found.named.keys() & random.generators.keys():
-            set_state(self._found.named[name], random.generators[name][1])
+            set_generator_state(self._found.named[name], random.generators[name][1])
 
     def _doubts(self) -> tuple[str, ...]:
         """Returns sentences about changes that the state of this worker does not contain."""
@@ -405,7 +412,7 @@ def _unpacked(packed: bytes) -> tuple[RandomState, dict[str, Any]]:
     return random, pickle.loads(objects)
 
 
-def as_data(packed: bytes | None) -> dict[str, Any] | None:
+def worker_state_to_plain(packed: bytes | None) -> dict[str, Any] | None:
     """Returns the state of a worker as plain data, for a checkpoint; None for None."""
     if packed is None:
         return None
@@ -413,8 +420,8 @@ def as_data(packed: bytes | None) -> dict[str, Any] | None:
     return {"random": random.state_dict(), "objects": objects}
 
 
-def from_data(state: Any) -> bytes | None:
-    """Returns the state of a worker from the plain data that ``as_data`` has returned."""
+def worker_state_from_plain(state: Any) -> bytes | None:
+    """Returns the state of a worker that ``worker_state_to_plain`` made plain data of."""
     if state is None:
         return None
     random = RandomState.from_state_dict(state["random"])

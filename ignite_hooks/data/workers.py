@@ -35,13 +35,13 @@ from weakref import WeakSet
 from weakref import finalize
 from weakref import ref
 
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.undo_stack import undo_on_exit
 
 __all__ = [
     "forget_dead_workers",
+    "hand_over_workers",
     "ignored_by_workers",
-    "keep_workers",
-    "started",
+    "iterate_with_workers",
     "starting_workers",
 ]
 
@@ -56,7 +56,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_own_workers.clear)
 
 
-def started(loader: Any) -> Iterator[Any]:
+def iterate_with_workers(loader: Any) -> Iterator[Any]:
     """Returns ``iter(loader)``; workers that start for it survive signals to the process group."""
     with starting_workers(loader):
         return iter(loader)
@@ -86,9 +86,9 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
         stack.callback(_keep_queues, loader)
         if blocks:
             stack.enter_context(_blocked(requested))
-        # `alone`: this scope may be in the generator of a feed, and a feed can be closed at any
-        # time, while scopes that were entered later are still open.
-        stack.enter_context(restored(lambda: _set_init(loader, user_init), alone=True))
+        # `out_of_order`: this scope may be in the generator of a feed, and a feed can be closed at
+        # any time, while scopes that were entered later are still open.
+        stack.enter_context(undo_on_exit(lambda: _set_init(loader, user_init), out_of_order=True))
         ignored = requested | _handled_signals()
         _set_init(loader, _IgnoreSignals(ignored, user_init, is_child=method != "forkserver"))
         yield
@@ -104,7 +104,7 @@ def forget_dead_workers(loader: Any) -> None:
         loader._iterator = None
 
 
-def keep_workers(iterator: Any, loader: Any, order: Any) -> None:
+def hand_over_workers(iterator: Any, loader: Any, order: Any) -> None:
     """Hands the persistent workers of an iterator over to another loader.
 
     Args:
@@ -174,7 +174,7 @@ def _blocked(numbers: set[int]) -> Iterator[None]:
     start method "spawn". In this process a blocked signal is handled after the body.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with restored(lambda: _set_mask(before), alone=True):
+    with undo_on_exit(lambda: _set_mask(before), out_of_order=True):
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         yield
 
@@ -209,7 +209,7 @@ def _start_fork_server() -> None:
     from multiprocessing import forkserver
 
     modules = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
-    with restored(lambda: forkserver.set_forkserver_preload(modules), alone=True):
+    with undo_on_exit(lambda: forkserver.set_forkserver_preload(modules), out_of_order=True):
         forkserver.set_forkserver_preload([*modules, "ignite_hooks.data.fork_server"])
         forkserver.ensure_running()
 

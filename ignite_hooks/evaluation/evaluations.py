@@ -18,10 +18,10 @@ from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.rules import shown_type
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.workers import starting_workers
-from ignite_hooks.evaluation.breaking_off import StopCheck
 from ignite_hooks.evaluation.evaluator import Evaluator
 from ignite_hooks.evaluation.evaluator import FirstBatches
 from ignite_hooks.evaluation.modes import without_ddp
+from ignite_hooks.evaluation.stop_check import StopCheck
 
 __all__ = ["Evaluations"]
 
@@ -100,7 +100,7 @@ class Evaluations:
             stop_check: breaks off evaluators.
 
         Raises:
-            BrokenOff: the run is to stop: an evaluator was broken off, or was not begun.
+            ValidationStopped: the run is to stop: an evaluator was broken off, or was not begun.
         """
         for name, evaluate in self._evaluate.items():
             prefix = _extended_prefix(self._prefix, name)

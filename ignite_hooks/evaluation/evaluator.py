@@ -20,13 +20,13 @@ from ignite_hooks.core.accelerators import is_prepared
 from ignite_hooks.core.engine import EventCheckingEngine
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
-from ignite_hooks.core.ignite_arguments import explains_arguments_of
+from ignite_hooks.core.ignite_arguments import explain_ignite_arguments
+from ignite_hooks.core.rules import check_count
 from ignite_hooks.core.rules import shown_type
-from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.torch_modules import check_model
 from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import default_prepare_batch
 from ignite_hooks.data.batch import identity
-from ignite_hooks.data.batch import unpack
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.sources import PlainIterable
@@ -88,13 +88,13 @@ class Evaluator(EventCheckingEngine):
 
     def feed_of(self, data: Iterable[Any]) -> DataFeed:
         """Returns the feed of ``data``; the feed and its position are kept from now on."""
-        return self._feeds.of(data, keeps=True)
+        return self._feeds.feed_for(data, keeps=True)
 
     def known_feed_of(self, data: Iterable[Any]) -> DataFeed | None:
         """Returns the feed of ``data``; None if the data were not evaluated on yet."""
-        return self._feeds.known(data)
+        return self._feeds.existing_feed(data)
 
-    @explains_arguments_of(Engine.run)
+    @explain_ignite_arguments(Engine.run)
     def run(
         self,
         data: Iterable[Any] | None = None,
@@ -122,8 +122,8 @@ class Evaluator(EventCheckingEngine):
                 "`data` must be given, got None: run(loader), or Validation(evaluator, loader)"
             )
         if max_batches is not None:
-            whole_number("max_batches", max_batches, "leave it out for all batches")
-        feed = self._feeds.of(data)
+            check_count("max_batches", max_batches, "leave it out for all batches")
+        feed = self._feeds.feed_for(data)
         # Neither the data nor Ignite may continue a run that was left in the middle.
         feed.next_pass()
         feed.holds_iterator = True
@@ -148,13 +148,13 @@ class Evaluator(EventCheckingEngine):
                 forget_run(self)  # an interrupted evaluation is never continued
 
 
-@explains_arguments_of(ignite.engine.create_supervised_evaluator)
+@explain_ignite_arguments(ignite.engine.create_supervised_evaluator)
 def create_supervised_evaluator(
     model: torch.nn.Module,
     metrics: Mapping[str, Metric] | None = None,
     *,
     accelerator: Accelerator | None = None,
-    prepare_batch: Callable[..., tuple[Any, Any]] = unpack,
+    prepare_batch: Callable[..., tuple[Any, Any]] = default_prepare_batch,
     model_transform: Callable[[Any], Any] = identity,
     model_fn: Callable[[torch.nn.Module, Any], Any] = apply_model,
     output_transform: Callable[[Any, Any, Any], Any] = lambda x, y, y_pred: (y_pred, y),

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
 from ignite_hooks.core.accelerators import is_data_parallel
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.processes.broadcast import broadcast_values
 
 __all__ = ["buffers_of_rank_0", "gradients_kept", "modes_kept", "without_ddp"]
@@ -30,7 +30,7 @@ def modes_kept(model: torch.nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
 
-    with restored(restore):
+    with undo_on_exit(restore):
         yield
 
 
@@ -48,7 +48,7 @@ def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
         for parameter, gradient in gradients:
             parameter.grad = gradient
 
-    with restored(restore):
+    with undo_on_exit(restore):
         for parameter, _ in gradients:
             parameter.grad = None
         yield
@@ -89,7 +89,7 @@ def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -
             for buffer, values in own:
                 buffer.copy_(values)
 
-    with restored(restore):
+    with undo_on_exit(restore):
         broadcast_values(buffers, accelerator.device)
         _broadcast_models.add(id(module))
         yield

@@ -14,10 +14,10 @@ from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from torch import distributed
 
-from ignite_hooks.core.accelerators import timeout_of
-from ignite_hooks.core.engine import calls_of
+from ignite_hooks.core.accelerators import collective_timeout
+from ignite_hooks.core.engine import handlers_with_arguments
 from ignite_hooks.core.engine import move_to_front
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.processes.ignite_collectives import among_ranks
 from ignite_hooks.processes.ignite_collectives import among_unequal_ranks
 
@@ -68,7 +68,7 @@ class SharedMetrics:
 
             if not reaches_all_ranks:
                 sharing = engine.add_event_handler(Events.EPOCH_COMPLETED, share)
-                stack.enter_context(restored(sharing.remove))
+                stack.enter_context(undo_on_exit(sharing.remove))
                 move_to_front(engine, Events.EPOCH_COMPLETED)
             stack.enter_context(among_unequal_ranks())
             yield
@@ -92,14 +92,14 @@ class SharedMetrics:
     def _group_of(self, ranks: tuple[int, ...]) -> Any:
         """Returns the process group of ``ranks``. Collective over all ranks when it is new."""
         if ranks not in self._groups:
-            timeout = timeout_of(self._accelerator)
+            timeout = collective_timeout(self._accelerator)
             self._groups[ranks] = distributed.new_group(ranks, timeout=timeout)
         return self._groups[ranks]
 
 
 def _ignite_metrics_of(engine: Engine) -> list[Metric]:
     """Returns the metrics from Ignite that write a result, in the order of their handlers."""
-    functions = (function for function, _ in calls_of(engine))
+    functions = (function for function, _ in handlers_with_arguments(engine))
     # A metric writes its result in its `completed`. One that is only an argument of another
     # metric (`MetricsLambda`) has no such handler.
     called = (each for each in functions if getattr(each, "__name__", None) == "completed")
@@ -157,7 +157,7 @@ class _ComputeOnSomeRanks:
         def end() -> None:
             _ComputeOnSomeRanks._is_computing = False
 
-        with restored(end), among_ranks(self._ranks, self._group):
+        with undo_on_exit(end), among_ranks(self._ranks, self._group):
             _ComputeOnSomeRanks._is_computing = True
             # A pickled CUDA tensor would arrive on the sender's device.
             return send_to_device(self._compute(), "cpu")
@@ -170,6 +170,6 @@ def _replaced_compute(metric: Metric, compute: Callable[[], Any]) -> Iterator[No
     if "compute" in attributes:  # in an earlier epoch of this run, or attached under two names
         yield
         return
-    with restored(lambda: attributes.pop("compute", None)):
+    with undo_on_exit(lambda: attributes.pop("compute", None)):
         attributes["compute"] = compute
         yield

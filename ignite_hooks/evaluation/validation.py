@@ -16,8 +16,8 @@ from ignite.engine import Events
 
 from ignite_hooks.core.accelerators import prepared_models
 from ignite_hooks.core.checked_dataclass import checked_dataclass
-from ignite_hooks.core.due_on_resume import add_due
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.due_on_resume import add_due_entry
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import fire_within
 from ignite_hooks.core.engine import handlers_of
 from ignite_hooks.core.engine import is_interrupted
@@ -29,31 +29,31 @@ from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Prefix
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
-from ignite_hooks.core.handler import attached
-from ignite_hooks.core.measured import completed_validations
-from ignite_hooks.core.measured import measured_at
-from ignite_hooks.core.restoring import restored
-from ignite_hooks.core.stop_requests import BrokenOff
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.stale_metrics import completed_validations
+from ignite_hooks.core.stale_metrics import measured_at
+from ignite_hooks.core.stop_requests import ValidationStopped
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
-from ignite_hooks.data.active_loader import set_aside
+from ignite_hooks.core.undo_stack import undo_on_exit
+from ignite_hooks.data.active_loader import deactivated
 from ignite_hooks.data.feed import DataFeed
-from ignite_hooks.data.prepare import source_of
+from ignite_hooks.data.prepare import prepare_source
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.run_generators import generators_of_run
-from ignite_hooks.evaluation.breaking_off import NEVER_STOPS
-from ignite_hooks.evaluation.breaking_off import StopCheck
 from ignite_hooks.evaluation.evaluations import Evaluations
 from ignite_hooks.evaluation.modes import buffers_of_rank_0
 from ignite_hooks.evaluation.modes import gradients_kept
 from ignite_hooks.evaluation.modes import modes_kept
+from ignite_hooks.evaluation.stop_check import NEVER_STOPS
+from ignite_hooks.evaluation.stop_check import StopCheck
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.event_channels import channels_of
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["Validation", "ValidationSchedule", "validations_of", "validations_to_come"]
+__all__ = ["Validation", "ValidationSchedule", "validations_of", "validations_without_result"]
 
 
 @checked_dataclass
@@ -174,7 +174,7 @@ class Validation(ValidationSchedule, Scheduled):
         scheduled.validations.append(self)
         attachment.on_removal(lambda: scheduled.remove(self))
         is_due, make_due = scheduled.due_on_resume(self)
-        attachment.on_removal(add_due(attachment.engine, "validations", is_due, make_due))
+        attachment.on_removal(add_due_entry(attachment.engine, "validations", is_due, make_due))
         # These methods act for all Validations of the engine, and are attached once for each of
         # them. The first call does the work; the later calls find nothing left to do.
         attachment.during_run(scheduled.run_scope)
@@ -229,12 +229,14 @@ class _ScheduledValidations:
             # repeat a validation that was completed then.
             done = completed_validations(engine) if is_trainer(engine) else ()
             self._add_due(engine, [e for e in self.validations if e.at_start and e not in done])
-            with suppress(BrokenOff):  # the validation stays due, and the loop saves and stops
+            with suppress(
+                ValidationStopped
+            ):  # the validation stays due, and the loop saves and stops
                 self.run_due()
 
     def after_step(self, engine: Engine) -> None:
         """Validates after a step; on a trainer after all other callbacks that are due by step."""
-        counts = (step.steps for step in attached(engine, OptimizerStep))
+        counts = (step.steps for step in attached_handlers(engine, OptimizerStep))
         steps = next(counts, engine.state.iteration)  # iterations without an OptimizerStep
         due = [each for each in self.validations if _is_due(each.every_steps, steps)]
         self._add_due(engine, due)
@@ -284,7 +286,9 @@ class _ScheduledValidations:
         # A new function for each attachment: Ignite removes handlers by equality.
         def run_if_epoch_continues(trainer: TrainingEngine) -> None:
             if self._due and not (trainer.place.progress.is_full or trainer.is_leaving_epoch):
-                with suppress(BrokenOff):  # the validation stays due, and the loop saves and stops
+                with suppress(
+                    ValidationStopped
+                ):  # the validation stays due, and the loop saves and stops
                     self.run_due()
 
         run_if_epoch_continues.__qualname__ = Validation.__name__  # profilers show this name
@@ -295,7 +299,7 @@ class _ScheduledValidations:
         """Runs all validations that are due as one. They stay due if it fails.
 
         Raises:
-            BrokenOff: the run is to stop, and the validations stay due.
+            ValidationStopped: the run is to stop, and the validations stay due.
         """
         engine, iteration = self._engine(), self._due_iteration
         assert engine is not None
@@ -333,7 +337,7 @@ def _is_due(every: int | None, count: int) -> bool:
 
 def _scheduled_validations(engine: Engine) -> _ScheduledValidations:
     """Returns the scheduled Validations of ``engine``, which are stored on the engine."""
-    stored = belongings(engine)
+    stored = engine_storage(engine)
     if "validations" not in stored:
         stored["validations"] = _ScheduledValidations(engine)
     scheduled: _ScheduledValidations = stored["validations"]
@@ -355,8 +359,8 @@ def _validate(
         stop_check: checks whether to break the validation off.
 
     Raises:
-        BrokenOff: the validation was broken off. Its results are dropped. Contexts are left without
-            an exception, as those of an epoch are when a run is terminated.
+        ValidationStopped: the validation was broken off. Its results are dropped. Contexts are left
+            without an exception, as those of an epoch are when a run is terminated.
     """
     TrainEvents.register(engine)
     state: Any = engine.state
@@ -366,7 +370,7 @@ def _validate(
         if due:  # the validation was not completed, and does not count
             state.validation = before
 
-    with restored(restore_count):
+    with undo_on_exit(restore_count):
         state.validation = before + 1
         is_complete = is_broken_off = False
         # Around the events and contexts too: handlers that draw random numbers must not shift those
@@ -381,7 +385,7 @@ def _validate(
                     for validation in validations:
                         new = dict(validation.evaluations.results(engine, stop_check))
                         _merge(new, validation.prefix, results)
-            except BrokenOff:
+            except ValidationStopped:
                 # Not raised here: contexts on on_validation are to be left without an exception.
                 is_broken_off = True
                 restore()  # in this scope, in which the workers of training are set aside
@@ -390,17 +394,17 @@ def _validate(
                 fire_within(engine, TrainEvents.VALIDATION_COMPLETED)
                 is_complete = True
         if is_broken_off:
-            raise BrokenOff
+            raise ValidationStopped
         # False after a failure that a context has turned into a clean stop with `terminate()`.
         if is_complete:
             completed_validations(engine).update(validations)
-            are_more_to_come = bool(validations_to_come(engine))
-            for step in attached(engine, OptimizerStep):
-                step.end_validation(are_more_to_come=are_more_to_come)
+            are_results_missing = bool(validations_without_result(engine))
+            for step in attached_handlers(engine, OptimizerStep):
+                step.end_validation(are_results_missing=are_results_missing)
         due.clear()
     # Last, when the validation counts as complete: a scheduler that fails must not repeat it.
-    for step in attached(engine, OptimizerStep):
-        step.scheduler.after_validation(engine)
+    for step in attached_handlers(engine, OptimizerStep):
+        step.scheduler.move_after_validation(engine)
 
 
 def _merge(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
@@ -417,10 +421,10 @@ def _merge(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
 def validations_of(engine: AnyEngine) -> list[Validation]:
     """Returns the Validations that are attached to ``engine``, or added as its event handlers."""
     handlers = (each for each in handlers_of(engine) if isinstance(each, Validation))
-    return [*attached(engine, Validation), *handlers]
+    return [*attached_handlers(engine, Validation), *handlers]
 
 
-def validations_to_come(engine: AnyEngine) -> list[Validation] | None:
+def validations_without_result(engine: AnyEngine) -> list[Validation] | None:
     """Returns the Validations of ``engine`` that have no result yet; None if it has none at all."""
     validations = validations_of(engine)
     if not validations:
@@ -444,7 +448,7 @@ def _data_and_generators_restored(
 ) -> Iterator[None]:
     """Restores training's random generators and its position in the loader after the body."""
     data = engine.feed if is_trainer(engine) else engine.state.dataloader
-    feed = data if isinstance(data, DataFeed) else source_of(data, None, even_batches=True)
+    feed = data if isinstance(data, DataFeed) else prepare_source(data, None, even_batches=True)
     accelerator = _accelerator_of(engine, validations)
     device = accelerator.device if accelerator is not None else None
     if is_trainer(engine):
@@ -455,7 +459,7 @@ def _data_and_generators_restored(
         models = {f"model {n}": each for n, each in enumerate(_models_of(engine, validations))}
         run_generators = generators_of_run(engine, models, closed, feed.found_generators).named
     generators = {**feed.generators, **run_generators}
-    with RandomState.preserved(device, generators), set_aside(feed.loader):
+    with RandomState.preserved(device, generators), deactivated(feed.loader):
         yield
 
 
@@ -475,7 +479,7 @@ def _models_in_eval_mode(engine: Engine, validations: Sequence[Validation]) -> I
 
 def _accelerator_of(engine: Engine, validations: Sequence[Validation]) -> Accelerator | None:
     """Returns the accelerator of the engine, its OptimizerStep or an evaluator, if one has any."""
-    owners = [engine, *attached(engine, OptimizerStep), *_evaluators(validations)]
+    owners = [engine, *attached_handlers(engine, OptimizerStep), *_evaluators(validations)]
     accelerators = (getattr(owner, "accelerator", None) for owner in owners)
     return next((each for each in accelerators if isinstance(each, Accelerator)), None)
 
@@ -484,7 +488,7 @@ def _models_of(engine: Engine, validations: Sequence[Validation]) -> list[torch.
     """Returns the models that the engine trains or the evaluators evaluate; some several times."""
     owners = [engine, *_evaluators(validations)]
     models = [getattr(owner, "model", None) for owner in owners]
-    for step in attached(engine, OptimizerStep):
+    for step in attached_handlers(engine, OptimizerStep):
         models += prepared_models(step.accelerator)
     return [each for each in models if isinstance(each, torch.nn.Module)]
 

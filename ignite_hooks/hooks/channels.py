@@ -9,7 +9,7 @@ from weakref import ref
 
 from ignite.engine import Engine
 
-from ignite_hooks.core.scopes import NOTHING
+from ignite_hooks.core.scopes import NULL_CONTEXT
 from ignite_hooks.core.scopes import ScopeStack
 from ignite_hooks.hooks.context import ChannelName
 from ignite_hooks.hooks.context import Hook
@@ -35,14 +35,14 @@ class Channels:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.on_loop = NOTHING
-        self.on_epoch = NOTHING
-        self.on_step = NOTHING
-        self.on_batch = NOTHING
-        self.on_model_forward = NOTHING
-        self.on_model_backward = NOTHING
-        self.on_optimizer_step = NOTHING
-        self.on_validation = NOTHING
+        self.on_loop = NULL_CONTEXT
+        self.on_epoch = NULL_CONTEXT
+        self.on_step = NULL_CONTEXT
+        self.on_batch = NULL_CONTEXT
+        self.on_model_forward = NULL_CONTEXT
+        self.on_model_backward = NULL_CONTEXT
+        self.on_optimizer_step = NULL_CONTEXT
+        self.on_validation = NULL_CONTEXT
         self.scopes = ScopeStack()
         self._engine = ref(engine)
         self._hooks: tuple[Hook, ...] = ()
@@ -70,7 +70,9 @@ class Channels:
         for name in CHANNELS:
             own = tuple(hook for hook in hooks if hook.channel == name)
             channel_type = _ValidationChannel if name == "on_validation" else _Channel
-            setattr(self, name, channel_type(own, self.scopes, self._engine) if own else NOTHING)
+            setattr(
+                self, name, channel_type(own, self.scopes, self._engine) if own else NULL_CONTEXT
+            )
 
 
 class _Channel(AbstractContextManager[None, Any]):

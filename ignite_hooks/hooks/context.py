@@ -16,7 +16,7 @@ from typing import Literal
 
 from ignite.engine import Engine
 
-from ignite_hooks.core.scopes import note
+from ignite_hooks.core.scopes import add_note
 
 __all__ = [
     "ChannelName",
@@ -158,7 +158,7 @@ class HookScope(AbstractContextManager[None, bool]):
         return self._hook.context
 
     @property
-    def acts_on_way_out(self) -> bool:
+    def has_effect_on_exit(self) -> bool:
         """True if the open context calls or sets something after its ``yield``.
 
         Seen from the bytecode; a plain context manager counts as True.
@@ -179,7 +179,7 @@ class HookScope(AbstractContextManager[None, bool]):
         try:
             returned = self._hook.make(self._engine)
         except Exception as error:
-            note(error, f"It is {self} that failed when it was called with the engine.")
+            add_note(error, f"It is {self} that failed when it was called with the engine.")
             raise
         generator = returned if isinstance(returned, GeneratorType) else self._entered(returned)
         self._generator = generator

@@ -12,7 +12,7 @@ from ignite.engine import Events
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.scopes import NOTHING
+from ignite_hooks.core.scopes import NULL_CONTEXT
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.channels import CHANNELS
@@ -82,7 +82,7 @@ class EventChannels(Channels):
         self.close(channel)
         scope = getattr(self, channel)
         # A run that began before the first set was attached would not close it after a failure.
-        if scope is not NOTHING and self._is_in_run:
+        if scope is not NULL_CONTEXT and self._is_in_run:
             self._depths[channel] = len(self.scopes.open)
             scope.__enter__()
 

@@ -56,8 +56,8 @@ from ignite.engine import Engine
 
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.handler import attached
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.scopes import ScopeStack
 from ignite_hooks.hooks.channels import CHANNELS
 from ignite_hooks.hooks.channels import Channels
@@ -210,7 +210,7 @@ class Hooks(Handler):
                 f"`event` must be left out, got {event}: a context is entered and left with its "
                 "channel"
             )
-        if any(each is self for each in attached(engine, Hooks)):
+        if any(each is self for each in attached_handlers(engine, Hooks)):
             raise ValueError(
                 f"`engine` must not have the same Hooks twice, and {self!r} is attached already: "
                 "attach another, or remove() the attachment first"
@@ -270,7 +270,7 @@ def _copies_of(hooks: Hooks) -> list[Hook]:
 
 def _check_channel(channel: Any) -> None:
     if not isinstance(channel, str) or channel not in CHANNELS:
-        remedy = close_to(f"on_{str(channel).removeprefix('on_')}", CHANNELS)
+        remedy = did_you_mean(f"on_{str(channel).removeprefix('on_')}", CHANNELS)
         raise ValueError(
             f"`channel` must be one of {', '.join(CHANNELS)}, got {channel!r}: {remedy}"
         )

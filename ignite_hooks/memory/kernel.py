@@ -16,7 +16,7 @@ from threading import Lock
 
 import psutil
 
-from ignite_hooks.core.scopes import note
+from ignite_hooks.core.scopes import add_note
 from ignite_hooks.memory.mark import KIB
 from ignite_hooks.memory.mark import ByteMark
 
@@ -70,7 +70,9 @@ class KernelMark(ByteMark):
             self._ballast = _allocate(_BALLAST_BYTES)
         except OSError as error:
             self.close()
-            note(error, 'The kernel\'s mark needs this file; backend="sampler" does without it.')
+            add_note(
+                error, 'The kernel\'s mark needs this file; backend="sampler" does without it.'
+            )
             raise
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from ignite.engine import Engine
 
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 
 __all__ = ["PeakMetric"]
 
@@ -25,7 +25,7 @@ class PeakMetric(Handler):
                 f"`event` must be left out, got {event}: {type(self).__name__} measures from one "
                 "event to another; MaxRAM measures from any start() to any stop()"
             )
-        taken = {name for other in attached(engine, PeakMetric) for name in other.names()}
+        taken = {name for other in attached_handlers(engine, PeakMetric) for name in other.names()}
         for name in self.names():
             if name in taken:
                 raise ValueError(

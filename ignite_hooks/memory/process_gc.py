@@ -10,7 +10,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.core.warn_once import warn_once
 
 __all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
@@ -52,7 +52,7 @@ class _SharedChange:
                     state.users = [each for each in state.users if each is not user]
 
         # Alone: scopes that overlap may end in any order.
-        with restored(end, alone=True):
+        with undo_on_exit(end, out_of_order=True):
             with state.lock:
                 if not state.users:
                     change, state.undo = self._prepare()
@@ -139,7 +139,7 @@ def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
         if measure in gc.callbacks:  # a signal may come before the callback is added
             gc.callbacks.remove(measure)
 
-    with restored(end, alone=True):
+    with undo_on_exit(end, out_of_order=True):
         gc.callbacks.append(measure)
         yield
 

@@ -6,7 +6,7 @@ from typing import Any
 from accelerate.state import GradientState
 
 from ignite_hooks.core.accelerators import ShortWindow
-from ignite_hooks.core.accelerators import whole_accumulation
+from ignite_hooks.core.accelerators import full_window_settings
 from ignite_hooks.optim.window import Window
 
 __all__ = ["Accumulation"]
@@ -27,7 +27,7 @@ class Accumulation:
     def __init__(self, gradient_state: GradientState, window: Window) -> None:
         self._gradient_state = gradient_state
         self._window = window
-        self._settings = whole_accumulation(gradient_state)
+        self._settings = full_window_settings(gradient_state)
         self._short_window: ShortWindow | None = None
 
     def full_size(self) -> int:
@@ -38,7 +38,7 @@ class Accumulation:
             if not self._window.count:
                 self.restore()  # after a window that an exception left shortened
             settings = self._settings = self._warn_if_changed(
-                whole_accumulation(self._gradient_state)
+                full_window_settings(self._gradient_state)
             )
         size: int = settings.get("num_steps", 1)
         return size

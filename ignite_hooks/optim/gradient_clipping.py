@@ -9,7 +9,7 @@ from ignite_hooks.core.fields import Limit
 from ignite_hooks.core.fields import NormType
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.optim.optimizer_step import callbacks_before_step
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
@@ -56,7 +56,7 @@ class GradientClipping(Handler):
     def check(self, engine: Engine, event: Any) -> None:
         """Raises a ValueError unless ``engine`` has an OptimizerStep and no GradientClipping."""
         _find_optimizer_step(engine)
-        if attached(engine, GradientClipping):
+        if attached_handlers(engine, GradientClipping):
             raise ValueError(
                 "`engine` must have one GradientClipping, and it has one already: remove() the "
                 "other attachment first, or leave out the factory's `grad_clip`"
@@ -93,7 +93,7 @@ class GradientClipping(Handler):
 
 def _find_optimizer_step(engine: Engine) -> OptimizerStep:
     """Returns the OptimizerStep of ``engine``, or raises a ValueError."""
-    for step in attached(engine, OptimizerStep):
+    for step in attached_handlers(engine, OptimizerStep):
         return step
     raise ValueError(
         "`engine` must have an OptimizerStep for its gradients to be clipped, and it has none: "

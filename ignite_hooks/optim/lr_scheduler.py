@@ -18,12 +18,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.lr_scheduler import SequentialLR
 
 from ignite_hooks.core.held_signals import HeldSignals
-from ignite_hooks.core.measured import measured_at
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
+from ignite_hooks.core.stale_metrics import measured_at
+from ignite_hooks.core.torch_schedulers import child_schedulers
 from ignite_hooks.core.torch_schedulers import milestones_of
-from ignite_hooks.core.torch_schedulers import schedulers_within
 
-__all__ = ["SchedulerAt", "SchedulerDriver", "of_torch"]
+__all__ = ["SchedulerAt", "SchedulerDriver", "unwrapped_scheduler"]
 
 SchedulerAt = Literal["step", "epoch", "validation"]
 
@@ -71,7 +71,7 @@ class SchedulerDriver:
         # removes the entry, so an exception cannot come between the two.
         self._due_epoch: list[int] = []  # the iterations before an epoch that has ended
         self._due_validation: list[bool] = []  # of a validation that has ended: are more to come?
-        self._torch_scheduler = of_torch(self.lr_scheduler)
+        self._torch_scheduler = unwrapped_scheduler(self.lr_scheduler)
         self._last_position: int | None = None  # its ``last_epoch`` after our last move
         self._has_warned = False
         _check_metric(self.lr_scheduler, at, metric)
@@ -166,30 +166,30 @@ class SchedulerDriver:
         arguments = [] if self.metric is None else [self._metric_value(engine, began_after)]
         self._move(self._due_epoch, arguments)
 
-    def end_validation(self, *, are_more_to_come: bool) -> None:
+    def end_validation(self, *, are_results_missing: bool) -> None:
         """Notes that a validation has ended.
 
         Args:
-            are_more_to_come: whether another validation, not run yet, may measure the metric.
+            are_results_missing: whether another validation, not run yet, may measure the metric.
         """
         moves = self.at == "validation" and self.lr_scheduler is not None
-        self._due_validation = [are_more_to_come] if moves else []
+        self._due_validation = [are_results_missing] if moves else []
 
     @property
     def has_due_validation(self) -> bool:
         """True if the scheduler is still to be moved after a validation that has ended."""
         return bool(self._due_validation)
 
-    def after_validation(self, engine: Engine) -> None:
+    def move_after_validation(self, engine: Engine) -> None:
         """Moves the scheduler if a validation has ended that measured its metric."""
         if not self._due_validation:
             return
-        are_more_to_come, arguments = self._due_validation[0], []
+        are_results_missing, arguments = self._due_validation[0], []
         if self.metric is not None:
             measured = measured_at(engine).get(self.metric)
             # A validation that did not measure the metric moves nothing.
             is_stale = measured is not None and measured != engine.state.iteration
-            comes_later = are_more_to_come and self.metric not in engine.state.metrics
+            comes_later = are_results_missing and self.metric not in engine.state.metrics
             if is_stale or comes_later:
                 self.forget_validation()
                 return
@@ -251,12 +251,12 @@ class SchedulerDriver:
         if name not in metrics:
             raise ValueError(
                 "`scheduler_metric` must be one of state.metrics when the scheduler moves, got "
-                f"{name!r}: {close_to(name, metrics)}"
+                f"{name!r}: {did_you_mean(name, metrics)}"
             )
         return metrics[name]
 
 
-def of_torch(lr_scheduler: Any) -> Any:
+def unwrapped_scheduler(lr_scheduler: Any) -> Any:
     """Returns the torch scheduler within Accelerate's wrapper, or ``lr_scheduler`` itself."""
     is_prepared = isinstance(lr_scheduler, AcceleratedScheduler)
     return lr_scheduler.scheduler if is_prepared else lr_scheduler
@@ -279,7 +279,7 @@ def _finite_schedules(
         if left < until:
             yield scheduler, left
     # All parts of a ChainedScheduler move together; those of a SequentialLR one after the other.
-    within = schedulers_within(scheduler)
+    within = child_schedulers(scheduler)
     if not isinstance(scheduler, SequentialLR):
         for each in within:
             yield from _finite_schedules(each, until, moves_made)
@@ -326,7 +326,7 @@ def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
         )
     made_here = not isinstance(lr_scheduler, LRScheduler | AcceleratedScheduler)
     scheduler = _call_maker(lr_scheduler, optimizer) if made_here else lr_scheduler
-    inner = of_torch(scheduler)
+    inner = unwrapped_scheduler(scheduler)
     if not isinstance(inner, LRScheduler):
         raise TypeError(
             "`lr_scheduler` must be a torch.optim.lr_scheduler.LRScheduler or make one from the "

@@ -14,17 +14,17 @@ from ignite.engine import Events
 from torch.optim import Optimizer
 
 from ignite_hooks.core.engine import QuickEngine
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import fire_within
 from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import set_turn
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.held_signals import HeldSignals
-from ignite_hooks.core.rules import whole_number
-from ignite_hooks.core.scopes import NOTHING
+from ignite_hooks.core.rules import check_count
+from ignite_hooks.core.scopes import NULL_CONTEXT
 from ignite_hooks.core.timetable import Timetable
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import Turn
@@ -91,7 +91,7 @@ class OptimizerStep(Handler):
         scheduler_metric: str | None = None,
     ) -> None:
         check_optimizer(optimizer)
-        whole_number(
+        check_count(
             "accelerator.gradient_accumulation_steps",
             accelerator.gradient_accumulation_steps,
             "1 is no accumulation",
@@ -156,7 +156,7 @@ class OptimizerStep(Handler):
         self._step_result, self._scheduler_call = [], []
         self._failed_step, self._version_after_step = 0, None
         self._uncompleted_step.clear()
-        self.signals.has_broken = False
+        self.signals.was_interrupted = False
         self._timetable.start_from(step)
         self.scheduler.forget_position()
 
@@ -178,7 +178,7 @@ class OptimizerStep(Handler):
         if self.window.is_closing or self._gradient_state.plugin_kwargs.get(
             "sync_each_batch", False
         ):
-            return NOTHING
+            return NULL_CONTEXT
         no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return no_sync
 
@@ -226,8 +226,8 @@ class OptimizerStep(Handler):
             self._step_number = before + 1
             self._scheduler_call = []
             self._step_call = [self.prepared.step]
-            if signals.is_stale:
-                signals.look()
+            if signals.must_wrap_handlers:
+                signals.wrap_handlers()
             # From the step to the counters and the scheduler a signal has to wait: after half of
             # this the run could not be continued.
             signals.is_holding = True
@@ -241,7 +241,7 @@ class OptimizerStep(Handler):
                 raise
             finally:
                 signals.is_holding = False
-                if signals.waiting:
+                if signals.pending:
                     signals.release()
             committed = self.steps != before
             if committed:
@@ -272,15 +272,15 @@ class OptimizerStep(Handler):
     @property
     def is_half_done(self) -> bool:
         """True if the last step broke off: some parameters may have changed, and others not."""
-        return self.signals.has_broken or (self._step_call == [] and not self._step_result)
+        return self.signals.was_interrupted or (self._step_call == [] and not self._step_result)
 
     @property
-    def is_completed(self) -> bool:
+    def has_completed_step(self) -> bool:
         """True if STEP_COMPLETED was fired for the last step, and its due callbacks were called."""
         return not self._uncompleted_step and self.steps < self._timetable.next_due
 
     @property
-    def is_whole(self) -> bool:
+    def is_consistent(self) -> bool:
         """True if parameters, optimizer and scheduler are known to be those after the last step.
 
         This is asked after a failure: a process function may have been changing parameters, for
@@ -316,13 +316,13 @@ class OptimizerStep(Handler):
         finally:
             self.signals.release()
 
-    def end_validation(self, *, are_more_to_come: bool) -> None:
+    def end_validation(self, *, are_results_missing: bool) -> None:
         """Notes that a validation has ended, after which the scheduler may be due.
 
         ``scheduler.after_validation`` moves it. A validation before the first step moves nothing.
         """
         if self.steps:
-            self.scheduler.end_validation(are_more_to_come=are_more_to_come)
+            self.scheduler.end_validation(are_results_missing=are_results_missing)
 
     def zero_grad(self) -> None:
         """Zeroes the gradients of a window that has made its step."""
@@ -347,12 +347,12 @@ class OptimizerStep(Handler):
                 f"`event` must be left out, got {event}: OptimizerStep acts at the end of each "
                 "window; the accelerator's gradient_accumulation_steps makes windows longer"
             )
-        if belongings(engine).get(_STEPS_ITSELF):
+        if engine_storage(engine).get(_STEPS_ITSELF):
             raise ValueError(
                 "`engine` must not be a trainer, which steps with an OptimizerStep of its own: "
                 "give the optimizer and the scheduler to the factory"
             )
-        if attached(engine, OptimizerStep):
+        if attached_handlers(engine, OptimizerStep):
             raise ValueError(
                 "`engine` must have one OptimizerStep, and it has one already: remove() the other "
                 "attachment first"
@@ -377,12 +377,12 @@ class OptimizerStep(Handler):
         self._callbacks_before_step = callbacks_before_step(engine)
         self._fire = type(engine).fire_event if isinstance(engine, QuickEngine) else fire_within
         if is_trainer(engine):
-            belongings(engine)[_STEPS_ITSELF] = True
+            engine_storage(engine)[_STEPS_ITSELF] = True
             # On a plain engine the process function may divide the losses itself, by a fixed
             # number.
             self._divides_exactly = True
             assert isinstance(engine, QuickEngine)
-            self._uncompleted_step = engine.due_until_fired(TrainEvents.STEP_COMPLETED)
+            self._uncompleted_step = engine.list_cleared_at(TrainEvents.STEP_COMPLETED)
             self._attach_to_trainer(attachment)
         else:
             if has_handlers(engine, Events.ITERATION_COMPLETED):
@@ -534,5 +534,5 @@ def callbacks_before_step(engine: AnyEngine) -> list[Callable[[Engine], None]]:
 
     The list is kept with the engine, so that it survives a replacement of the OptimizerStep.
     """
-    callbacks: list[Callable[[Engine], None]] = belongings(engine).setdefault("before_step", [])
+    callbacks: list[Callable[[Engine], None]] = engine_storage(engine).setdefault("before_step", [])
     return callbacks

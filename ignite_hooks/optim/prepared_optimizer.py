@@ -10,7 +10,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch.optim import Optimizer
 
 from ignite_hooks.core.accelerators import is_data_parallel
-from ignite_hooks.core.accelerators import prepared_for
+from ignite_hooks.core.accelerators import prepare_for_owner
 from ignite_hooks.core.rules import shown_type
 
 __all__ = ["PreparedOptimizer", "check_optimizer"]
@@ -62,7 +62,7 @@ class PreparedOptimizer:
 
     def __init__(self, accelerator: Accelerator, optimizer: Optimizer) -> None:
         self.accelerator = accelerator
-        self.optimizer: Any = prepared_for(
+        self.optimizer: Any = prepare_for_owner(
             self, accelerator, accelerator.prepare_optimizer, optimizer
         )
         if getattr(self.optimizer, "scaler", accelerator.scaler) is not accelerator.scaler:

@@ -4,10 +4,11 @@ A rank that stops alone leaves the others waiting for its gradients. So all rank
 any rank, at the same step boundary. The exchange costs no waiting time: it begins at the end of one
 boundary and is read at the next, a whole step later::
 
-    boundary n        ask()         begins the exchange: is there a request on any rank?
-    boundary n + 1    settle()      all ranks obey the requests of any rank
-    end of an epoch   settle_now()  both in one call, so that no request is left for the next epoch;
-                                    also at STARTED, and at a limit, after which no boundary follows
+    boundary n       begin_exchange()   is there a request on any rank?
+    boundary n + 1   finish_exchange()  all ranks obey the requests of any rank
+    end of an epoch  exchange_now()     both in one call, so that no request is left for the next
+                                        epoch; also at STARTED, and at a limit, after which no
+                                        boundary follows
 
 The requests themselves are exchanged only if there are any. With one process nothing is exchanged:
 a request is then obeyed at once, elsewhere.
@@ -70,13 +71,13 @@ class Decisions:
         """Begins a run; drops an exchange that is still pending after a failure."""
         self._boundaries, self._pending = 0, None
 
-    def ask(self) -> None:
+    def begin_exchange(self) -> None:
         """Begins an exchange, if one is due at this boundary. Does not wait for the other ranks."""
         self._boundaries += 1
         if self._boundaries % self._every == 0:
             self._pending = self._exchange(async_op=True)
 
-    def settle(self) -> None:
+    def finish_exchange(self) -> None:
         """Finishes the pending exchange, if there is one, and obeys the requests of all ranks."""
         if self._pending is None:
             return
@@ -85,7 +86,7 @@ class Decisions:
         if is_any_asked.item():
             self._obey()
 
-    def settle_now(self) -> None:
+    def exchange_now(self) -> None:
         """Exchanges and obeys the requests that any rank has now. Waits for the other ranks."""
         self._pending = None  # nothing is lost: its requests are still there
         _, is_any_asked = self._exchange(async_op=False)

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from ignite_hooks.core.accelerators import timeout_of
+from ignite_hooks.core.accelerators import collective_timeout
 
-__all__ = ["has_host_group", "host_group", "of_rank_0", "smallest_of_all"]
+__all__ = ["broadcast_from_rank_0", "has_host_group", "host_group", "min_over_ranks"]
 
 Value = TypeVar("Value")
 
@@ -39,12 +39,12 @@ def host_group(accelerator: Accelerator) -> Any:
     """
     world = distributed.group.WORLD
     if not _groups or _groups[0][0] is not world:
-        group = distributed.new_group(backend="gloo", timeout=timeout_of(accelerator))
+        group = distributed.new_group(backend="gloo", timeout=collective_timeout(accelerator))
         _groups[:] = [(world, group)]
     return _groups[0][1]
 
 
-def smallest_of_all(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
+def min_over_ranks(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
     """Returns the minimum over all processes of each of ``numbers``. Collective."""
     if accelerator.num_processes == 1:
         return list(numbers)
@@ -57,7 +57,7 @@ def smallest_of_all(numbers: Sequence[int], accelerator: Accelerator) -> list[in
     return [int(each) for each in smallest]
 
 
-def of_rank_0(value: Value, accelerator: Accelerator) -> Value:
+def broadcast_from_rank_0(value: Value, accelerator: Accelerator) -> Value:
     """Returns the ``value`` of rank 0 on every rank. Collective.
 
     Without ``torch.distributed`` each process returns its own value.

@@ -17,7 +17,7 @@ import ignite.distributed as idist
 import torch
 from torch import distributed
 
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.undo_stack import undo_on_exit
 
 __all__ = ["among_ranks", "among_unequal_ranks"]
 
@@ -78,7 +78,7 @@ def _replaced(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
         for name, function in originals.items():
             setattr(idist, name, function)
 
-    with restored(restore):
+    with undo_on_exit(restore):
         for name, function in functions.items():
             setattr(idist, name, function)
         yield

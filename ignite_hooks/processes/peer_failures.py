@@ -57,7 +57,7 @@ class PeerFailures(AbstractContextManager["PeerFailures", None]):
         finally:
             peers.leave(self._run)
 
-    def tell(self, error: BaseException) -> None:
+    def report(self, error: BaseException) -> None:
         """Reports a failure to the other ranks at once, before the run is unwound."""
         if self._peers is not None:
             self._peers.report(error, self._run)

@@ -27,10 +27,10 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import Store
 
 from ignite_hooks.core.engine import is_running
-from ignite_hooks.core.held_signals import handler_of
-from ignite_hooks.core.held_signals import is_held_back
-from ignite_hooks.core.held_signals import replace_handler
-from ignite_hooks.core.scopes import note
+from ignite_hooks.core.held_signals import is_signal_held
+from ignite_hooks.core.held_signals import replace_signal_handler
+from ignite_hooks.core.held_signals import signal_handler
+from ignite_hooks.core.scopes import add_note
 from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.processes.rank_failure import RankFailure
 from ignite_hooks.processes.rank_failure import is_collective_failure
@@ -247,11 +247,11 @@ class PeerWatch:
             return
         if peer_failure is None:
             if is_collective_failure(error):
-                note(error, _STORE_GONE if self.store.is_gone else _NO_REPORT)
+                add_note(error, _STORE_GONE if self.store.is_gone else _NO_REPORT)
         elif is_collective_failure(error):
             raise RuntimeError(str(peer_failure)) from error
         elif self._own_failure is not None and not peer_failure.is_like(self._own_failure):
-            note(error, f"Before that, {peer_failure}")
+            add_note(error, f"Before that, {peer_failure}")
 
     def _is_raised_by_watcher(self, error: BaseException) -> bool:
         return self._watcher is not None and error is self._watcher.raised
@@ -379,8 +379,8 @@ class _Watcher:
         self._answered.set()
         self._thread.join(self._limits.store_call)
         if self._former_handler is not None:
-            if handler_of(_SIGNAL) == self._handle:  # else the user has set another meanwhile
-                replace_handler(_SIGNAL, self._former_handler)
+            if signal_handler(_SIGNAL) == self._handle:  # else the user has set another meanwhile
+                replace_signal_handler(_SIGNAL, self._former_handler)
             self._former_handler = None
 
     def answer(self) -> None:
@@ -446,7 +446,7 @@ class _Watcher:
 
     def _wait_for_step(self) -> bool:
         """Waits while an optimizer step holds the signal back; returns whether it is answered."""
-        return is_held_back(_SIGNAL) and self._answered.wait(self._limits.unwinding)
+        return is_signal_held(_SIGNAL) and self._answered.wait(self._limits.unwinding)
 
     def _abort_groups(self) -> bool:
         """Aborts the collectives of NCCL; returns whether the main thread has raised an error then.

@@ -4,12 +4,12 @@ An example is a save that fails on one rank: the ranks exchange its outcome, and
 error. Afterwards they are at the same place, and can continue together.
 """
 
-__all__ = ["note_shared", "shared_text"]
+__all__ = ["mark_shared", "shared_text"]
 
 _ATTRIBUTE = "_ignite_hooks_shared"
 
 
-def note_shared(error: BaseException, text: str) -> None:
+def mark_shared(error: BaseException, text: str) -> None:
     """Marks an error as one of those that all ranks raise here, each rank its own.
 
     Args:

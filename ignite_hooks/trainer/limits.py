@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ignite.engine import State
 
 from ignite_hooks.core.place import Progress
+from ignite_hooks.core.rules import check_count
 from ignite_hooks.core.rules import is_integer
-from ignite_hooks.core.rules import whole_number
 
 __all__ = ["Limits", "ShownLimits"]
 
@@ -72,7 +72,7 @@ class Limits:
         for name, value in vars(self).items():
             if value is None:
                 continue
-            whole_number(name, value, "leave it out for no such limit")
+            check_count(name, value, "leave it out for no such limit")
             if value < done[name]:
                 raise ValueError(
                     f"`{name}` must be at least what is done already, {done[name]}, got {value}: "

@@ -14,21 +14,21 @@ from ignite.engine import Events
 from ignite.engine import State
 from ignite.metrics import Metric
 
-from ignite_hooks.core.due_on_resume import due_of
+from ignite_hooks.core.due_on_resume import due_numbers
 from ignite_hooks.core.due_on_resume import make_due
 from ignite_hooks.core.engine import QuickEngine
+from ignite_hooks.core.engine import bound_object
 from ignite_hooks.core.engine import handlers_of
 from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import is_running
-from ignite_hooks.core.engine import owner_of
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
-from ignite_hooks.core.restoring import Changes
-from ignite_hooks.core.stop_requests import BrokenOff
-from ignite_hooks.core.stop_requests import stop_watches
+from ignite_hooks.core.stop_requests import ValidationStopped
+from ignite_hooks.core.stop_requests import stop_monitors
 from ignite_hooks.core.training_engine import Turn
-from ignite_hooks.data.active_loader import set_aside
+from ignite_hooks.core.undo_stack import UndoStack
+from ignite_hooks.data.active_loader import deactivated
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.hooks.channels import Channels
 from ignite_hooks.optim.optimizer_step import OptimizerStep
@@ -39,16 +39,16 @@ from ignite_hooks.trainer.due_list import DueList
 from ignite_hooks.trainer.ignite_handlers import warn_of_gradient_logger
 from ignite_hooks.trainer.ignite_handlers import warn_of_lr_finder
 from ignite_hooks.trainer.limits import ShownLimits
-from ignite_hooks.trainer.requests import AT_LIMIT
-from ignite_hooks.trainer.requests import INTERRUPT_RUN
-from ignite_hooks.trainer.requests import TERMINATE_EPOCH
-from ignite_hooks.trainer.requests import TERMINATE_RUN
-from ignite_hooks.trainer.requests import EpochTerminated
-from ignite_hooks.trainer.requests import RequestFlag
-from ignite_hooks.trainer.requests import RunRequests
-from ignite_hooks.trainer.requests import RunTerminated
-from ignite_hooks.trainer.requests import StopRequest
 from ignite_hooks.trainer.run_position import RunPosition
+from ignite_hooks.trainer.run_requests import AT_LIMIT
+from ignite_hooks.trainer.run_requests import INTERRUPT_RUN
+from ignite_hooks.trainer.run_requests import TERMINATE_EPOCH
+from ignite_hooks.trainer.run_requests import TERMINATE_RUN
+from ignite_hooks.trainer.run_requests import EpochTerminated
+from ignite_hooks.trainer.run_requests import RequestFlag
+from ignite_hooks.trainer.run_requests import RunRequests
+from ignite_hooks.trainer.run_requests import RunTerminated
+from ignite_hooks.trainer.run_requests import StopRequest
 from ignite_hooks.trainer.running_metrics import RunningMetrics
 
 __all__ = ["TrainingLoop"]
@@ -99,8 +99,8 @@ class TrainingLoop(QuickEngine):
         super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
         # To notice a state that a user has put in the place of this one.
         self._own_state = self.state
-        self._position.uncompleted_epoch = self.due_until_fired(Events.EPOCH_COMPLETED)
-        self._changes = Changes()
+        self._position.uncompleted_epoch = self.list_cleared_at(Events.EPOCH_COMPLETED)
+        self._changes = UndoStack()
         self._outer_changes: tuple[Callable[[], None], ...] = ()  # made by scopes around the run
         self._is_rolled_back = True  # at a step boundary, with nothing left to undo
         # The request to terminate the epoch of a run that failed before it could do so.
@@ -129,7 +129,7 @@ class TrainingLoop(QuickEngine):
         self._position.enter_run()
         self._running_metrics.begin_run(self._position.place.progress.iteration)
         # Scopes around ``run`` undo their own changes, after the run.
-        self._outer_changes = self._changes.present
+        self._outer_changes = self._changes.pending
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
         with self.hook_channels.scopes as scopes:
@@ -172,10 +172,10 @@ class TrainingLoop(QuickEngine):
         # Ignite's profilers write to the table of handlers, past every method: when they are
         # attached, and at STARTED.
         self._update_handlers()
-        self._fire_to_profilers(Events.STARTED)
+        self._fire_from_table(Events.STARTED)
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         if self._decisions is not None:
-            self._decisions.settle_now()
+            self._decisions.exchange_now()
         self._check_limits()
         # At a limit a validation that a stop broke off is still to be made up.
         if not (self.is_broken_off and self._requests.terminate_flag == AT_LIMIT):
@@ -189,7 +189,7 @@ class TrainingLoop(QuickEngine):
         self._call_deferred_on_resume()
         while position.limit_reached is None or position.place.progress.is_full:
             self.state.epoch = position.place.progress.epochs + 1
-            self._present_feed.look()
+            self._present_feed.update_length()
             self._show_lengths()
             started = time.time()
             with self.hook_channels.on_epoch:
@@ -270,7 +270,7 @@ class TrainingLoop(QuickEngine):
         window = optimizer_step.window
         fire_data_event = fire if self._has_data else _fire_nothing
         # The first batch starts the workers of a loader, and torch sets a handler of SIGCHLD then.
-        optimizer_step.signals.is_stale = True
+        optimizer_step.signals.must_wrap_handlers = True
         try:
             if self._due.on_resume:
                 self._call_deferred_on_resume()
@@ -327,7 +327,7 @@ class TrainingLoop(QuickEngine):
                         if self._after_first_step:
                             self._after_first_step.pop()()
                     if is_closing and decisions is not None:
-                        decisions.settle()
+                        decisions.finish_exchange()
                     self._check_limits()
                     is_last = position.place.progress.is_full
                     is_due = self._due.entries or requests
@@ -337,7 +337,7 @@ class TrainingLoop(QuickEngine):
                     # The exchange runs beside the next window. At the end of an epoch it is
                     # blocking instead.
                     if is_closing and decisions is not None and not (is_last or requests):
-                        decisions.ask()
+                        decisions.begin_exchange()
                 if is_last and self._requests.terminate_flag:
                     return  # the epoch completes before the run ends
                 if requests:
@@ -363,7 +363,9 @@ class TrainingLoop(QuickEngine):
         yield from self._handle_requests()
         if self._batches is ended:  # unless a handler has set other data
             self._batches = iter(self._present_feed)
-        self._optimizer_step.signals.is_stale = True  # workers may start, as at the first pass
+        self._optimizer_step.signals.must_wrap_handlers = (
+            True  # workers may start, as at the first pass
+        )
         self.state.batch = next(self._batches)
 
     def _complete_epoch(self) -> None:
@@ -385,12 +387,12 @@ class TrainingLoop(QuickEngine):
         if self._decisions is None:
             self._call_deferred()
             return
-        self._decisions.settle_now()
+        self._decisions.exchange_now()
         has_due = bool(self._due.entries)
         self._call_deferred()
         # A handler of CHECKPOINT_SAVED may have requested a stop.
         if has_due and not self._requests.terminate_flag:
-            self._decisions.settle_now()
+            self._decisions.exchange_now()
             if self._requests.terminate_flag:
                 self._call_deferred()
 
@@ -402,11 +404,11 @@ class TrainingLoop(QuickEngine):
         """
         (before,) = self._position.uncompleted_epoch
         # Ignite's metrics compute before the validation, and will compute again in the next run.
-        restore_metrics = self._running_metrics.snapshot() if stop_watches(self) else _do_nothing
+        restore_metrics = self._running_metrics.snapshot() if stop_monitors(self) else _do_nothing
         try:
             self._fire(Events.EPOCH_COMPLETED)
             return
-        except BrokenOff:
+        except ValidationStopped:
             self._position.reopen_epoch(before)
         restore_metrics()
         self._requests.withdraw_flag(TERMINATE_EPOCH)  # the position keeps the request
@@ -416,7 +418,7 @@ class TrainingLoop(QuickEngine):
 
     def _move_scheduler(self) -> None:
         """Moves a scheduler that waits for a validation or for the end of an epoch."""
-        self._optimizer_step.scheduler.after_validation(self)
+        self._optimizer_step.scheduler.move_after_validation(self)
         self._optimizer_step.scheduler.move_after_epoch(self)
 
     def _complete_run(self) -> None:
@@ -424,7 +426,7 @@ class TrainingLoop(QuickEngine):
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
         if self._requests.terminate_flag != "skip_completed":
-            self._fire_to_profilers(Events.COMPLETED)  # they remove what they wrote at STARTED
+            self._fire_from_table(Events.COMPLETED)  # they remove what they wrote at STARTED
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
 
@@ -524,7 +526,7 @@ class TrainingLoop(QuickEngine):
         """Requests the end of the run at ``limit``, unless its end was requested before."""
         if self._decisions is not None and not self._requests.terminate_flag:
             # A request of another rank cannot be obeyed later: no step boundary follows.
-            self._decisions.settle_now()
+            self._decisions.exchange_now()
         asked = self._requests.stop.reason if self._requests.terminate_flag else limit
         self.stop_reason = self.stop_reason or asked
         if not self._requests.terminate_flag:  # else a handler may have set it to "skip_completed"
@@ -557,7 +559,7 @@ class TrainingLoop(QuickEngine):
             try:
                 # ``alone``: scopes that were entered around this run may be left while it is
                 # suspended.
-                with set_aside(feed.loader, alone=True):
+                with deactivated(feed.loader, out_of_order=True):
                     yield self.state
             except GeneratorExit:  # the run is abandoned: the feed may be closed already
                 feed.deactivate()
@@ -629,8 +631,8 @@ class TrainingLoop(QuickEngine):
             return
         position, optimizer_step = self._position, self._optimizer_step
         has_failed = self.stop_reason == "exception"
-        self._changes.undo(self._outer_changes)
-        self._forget_firing()
+        self._changes.undo_all(self._outer_changes)
+        self._reset_firing()
         self._due.remove_returned()
         optimizer_step.count_step(self.state)
         drops_window = not position.is_at_boundary
@@ -648,9 +650,9 @@ class TrainingLoop(QuickEngine):
         self.state.iteration = position.place.progress.iteration
         self._running_metrics.end_run(self.state.iteration, drops_window=drops_window)
         optimizer_step.drop_window()
-        self._present_feed.go_back_to(position.place.position)
+        self._present_feed.roll_back_to(position.place.position)
         self._present_feed.close()
-        self._changes.undo(self._outer_changes)  # changes that closing the feed has left
+        self._changes.undo_all(self._outer_changes)  # changes that closing the feed has left
         self._is_rolled_back = True
 
     def _call_deferred(self) -> None:
@@ -679,7 +681,7 @@ class TrainingLoop(QuickEngine):
         """Calls the deferred callbacks; stops if a validation among them is broken off."""
         try:
             self._due.call()
-        except BrokenOff:
+        except ValidationStopped:
             self._stop_broken_off()
 
     def _stop_broken_off(self) -> None:
@@ -689,7 +691,7 @@ class TrainingLoop(QuickEngine):
         signal, which ``obey`` defers, is called now.
         """
         self._due.break_off()
-        for watch in stop_watches(self):
+        for watch in stop_monitors(self):
             watch.obey()
         self._due.call()
 
@@ -713,10 +715,12 @@ class TrainingLoop(QuickEngine):
         self._running_metrics.forget_updates()
         super()._update_handlers()
 
-    def _heard_as(self, name: Any, function: Any, args: Any, kwargs: Any) -> Callable[..., Any]:
+    def _make_callback(
+        self, name: Any, function: Any, args: Any, kwargs: Any
+    ) -> Callable[..., Any]:
         """Returns the function to call for a handler; updates of metrics are tracked."""
-        handler = super()._heard_as(name, function, args, kwargs)
-        if name != Events.ITERATION_COMPLETED.name or owner_of(function, Metric) is None:
+        handler = super()._make_callback(name, function, args, kwargs)
+        if name != Events.ITERATION_COMPLETED.name or bound_object(function, Metric) is None:
             return handler
         iteration = self._position.place.progress.iteration
         return self._running_metrics.tracked((function, args), handler, iteration)
@@ -724,7 +728,7 @@ class TrainingLoop(QuickEngine):
     def _metrics(self) -> Iterator[Metric]:
         """Yields the metrics of Ignite that are attached; one may come several times."""
         for function in handlers_of(self):
-            metric = owner_of(function, Metric)
+            metric = bound_object(function, Metric)
             if metric is not None:
                 yield metric
 
@@ -783,7 +787,7 @@ class TrainingLoop(QuickEngine):
         self.stop_reason = reason
         self._requests.stop_on_all_ranks_with(StopRequest(reason, is_final=False))
 
-    def ask_ranks(
+    def request_on_all_ranks(
         self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
     ) -> Callable[[], None]:
         """Has ``obey`` called on all ranks, at the same step boundary, if one of them asks for it.
@@ -886,7 +890,7 @@ class TrainingLoop(QuickEngine):
         # After a failure the callbacks that were not called are still due.
         has_failed = self.stop_reason == "exception"
         is_due = self._due.broken_off or (self._due.entries and has_failed)
-        due = self._due.on_resume or (due_of(self) if is_due else {})
+        due = self._due.on_resume or (due_numbers(self) if is_due else {})
         return {**self._position.state_dict(), "validation": self.state.validation, "due": due}
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -8,12 +8,12 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 from accelerate.utils import convert_to_fp32
 
-from ignite_hooks.core.scopes import NOTHING
+from ignite_hooks.core.scopes import NULL_CONTEXT
 from ignite_hooks.data.batch import apply_model
-from ignite_hooks.data.batch import describe
+from ignite_hooks.data.batch import default_prepare_batch
+from ignite_hooks.data.batch import describe_value
 from ignite_hooks.data.batch import identity
-from ignite_hooks.data.batch import pair
-from ignite_hooks.data.batch import unpack
+from ignite_hooks.data.batch import split_pair
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.trainer.trainer import Trainer
@@ -46,7 +46,7 @@ def make_process_function(
         state, fire, channels = engine.state, engine.fire_event, engine.hook_channels
         if not model.training:
             engine.return_to_train_mode()
-        with optimizer_step.gradient_sync(model) if is_distributed else NOTHING:
+        with optimizer_step.gradient_sync(model) if is_distributed else NULL_CONTEXT:
             with channels.on_model_forward:
                 fire(TrainEvents.MODEL_FORWARD_STARTED)
                 x, y, outputs, loss = forward(model, batch)
@@ -105,7 +105,7 @@ def _batch_processor_forward(
         if not isinstance(processed, tuple) or len(processed) != 2:
             raise TypeError(
                 "`batch_processor` must return a tuple (outputs, loss), got "
-                f"{describe(processed)}: return model_outputs, loss"
+                f"{describe_value(processed)}: return model_outputs, loss"
             )
         outputs, loss = processed
         return batch, None, outputs, _check_loss(loss, "batch_processor")
@@ -128,7 +128,7 @@ def _supervised_forward(
     """Returns a forward function of ``prepare_batch``, ``model_fn`` and ``loss_fn``."""
     device, non_blocking = accelerator.device, accelerator.non_blocking
     # Defaults that do nothing are not called, which saves 4 µs per iteration.
-    only_unpacks = prepare_batch is unpack and device.type == "cpu"
+    only_unpacks = prepare_batch is default_prepare_batch and device.type == "cpu"
     calls_model_directly = model_transform is identity and model_fn is apply_model
 
     def predict(model: torch.nn.Module, x: Any) -> Any:
@@ -140,7 +140,7 @@ def _supervised_forward(
 
     def forward(model: torch.nn.Module, batch: Any) -> tuple[Any, Any, Any, Any]:
         x, y = (
-            pair(batch)
+            split_pair(batch)
             if only_unpacks
             else prepare_batch(batch, device=device, non_blocking=non_blocking)
         )
@@ -162,18 +162,18 @@ def _check_loss(loss: Any, source: str) -> torch.Tensor:
     """Returns ``loss``, or raises an error that names the function that it comes from."""
     if not isinstance(loss, torch.Tensor):
         raise TypeError(
-            f"the loss of `{source}` must be a tensor, got {describe(loss)}: return the value to "
-            "minimize, as it comes from torch"
+            f"the loss of `{source}` must be a tensor, got {describe_value(loss)}: return the "
+            "value to minimize, as it comes from torch"
         )
     if loss.numel() != 1:
         order = " (it returns (outputs, loss), in this order)" if source != "loss_fn" else ""
         raise ValueError(
-            f"the loss of `{source}` must be a scalar, got {describe(loss)}: reduce it, with "
+            f"the loss of `{source}` must be a scalar, got {describe_value(loss)}: reduce it, with "
             f".mean() for instance{order}"
         )
     if not loss.requires_grad:
         raise ValueError(
-            f"the loss of `{source}` must require grad, got {describe(loss)} that does not: "
+            f"the loss of `{source}` must require grad, got {describe_value(loss)} that does not: "
             "something cut it from the model, .detach(), .item() or torch.no_grad()"
         )
     return loss

@@ -8,7 +8,7 @@ from typing import Any
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.core.place import Place
 from ignite_hooks.core.place import Progress
-from ignite_hooks.core.rules import whole_number
+from ignite_hooks.core.rules import check_count
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.random_state import RandomState
@@ -265,7 +265,7 @@ class RunPosition:
             return
         if length is not None:
             remedy = "write None for one pass over the data"
-            whole_number("trainer.state.epoch_length", length, remedy)
+            check_count("trainer.state.epoch_length", length, remedy)
         self.epoch_length = length
         progress, feed = self.place.progress, self.feed
         if progress.batches and not self.epoch_termination and feed is not None:
@@ -366,7 +366,7 @@ class RunPosition:
         """
         self.feed = feed
         feed.next_pass()
-        feed.look()
+        feed.update_length()
         self.epoch_length = epoch_length
         self._pending_seek = self._random_state = None
         self._resume_callbacks = []
@@ -393,7 +393,7 @@ class RunPosition:
             # An epoch that has had all its batches completes before the new data begins.
             self.place = Place(progress if progress.is_full else progress.at_epoch_start())
             self.epoch_length = epoch_length or self.epoch_length
-        feed.look()
+        feed.update_length()
         if epoch_length not in (None, length := self.length_of_epoch):
             raise ValueError(
                 f"`epoch_length` must stay {length} when training continues, got "

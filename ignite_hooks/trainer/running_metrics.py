@@ -64,7 +64,7 @@ class RunningMetrics:
                 signals.release()
                 # A second Ctrl-C breaks off the update at once. Without a step that is half done,
                 # which this flag stands for, the run can continue.
-                signals.has_broken = False
+                signals.was_interrupted = False
 
         return update_metric
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.data.batch_size import global_batch_size
 from ignite_hooks.data.feed import DataFeed
@@ -33,7 +33,7 @@ def _parts(trainer: TrainingEngine, feed: DataFeed | None) -> Iterator[str]:
     yield _of_parameters(trainer)
     yield _of_steps(trainer, feed)
     yield _of_machine(trainer.accelerator, trainer.modules["model"])
-    for handler in attached(trainer, Handler):
+    for handler in attached_handlers(trainer, Handler):
         yield handler.summary
     report = trainer.resume_report
     if report is not None:

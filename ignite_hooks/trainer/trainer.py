@@ -20,21 +20,21 @@ from ignite_hooks.core.accelerators import is_data_parallel
 from ignite_hooks.core.borrowed_weights import forget_borrowed_weights
 from ignite_hooks.core.borrowed_weights import step_of_borrowed_weights
 from ignite_hooks.core.engine import is_interrupted
-from ignite_hooks.core.handler import attached
-from ignite_hooks.core.ignite_arguments import explains_arguments_of
-from ignite_hooks.core.measured import forget_validations
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.ignite_arguments import explain_ignite_arguments
 from ignite_hooks.core.place import Progress
-from ignite_hooks.core.restoring import restored
+from ignite_hooks.core.rules import check_count
 from ignite_hooks.core.rules import is_integer
-from ignite_hooks.core.rules import whole_number
 from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.run_scope import run_in_scopes
-from ignite_hooks.core.torch_modules import unwrapped
+from ignite_hooks.core.stale_metrics import forget_validations
+from ignite_hooks.core.torch_modules import unwrap_module
+from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.run_generators import generators_of_run
-from ignite_hooks.data.shared_order import what_may_draw_apart
+from ignite_hooks.data.shared_order import rank_dependent_part
 from ignite_hooks.hooks.hooks import Hooks
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.processes.host_group import host_group
@@ -44,7 +44,7 @@ from ignite_hooks.processes.watched_run import OnPeerFailure
 from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import ShownLimits
 from ignite_hooks.trainer.loop import TrainingLoop
-from ignite_hooks.trainer.requests import StopRequest
+from ignite_hooks.trainer.run_requests import StopRequest
 from ignite_hooks.trainer.summary import summary_of
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Trainer(TrainingLoop):
         The others are modules that were given to the factory as ``loss_fn``, ``batch_processor`` or
         another function.
         """
-        others = {name: unwrapped(module) for name, module in self._modules.items()}
+        others = {name: unwrap_module(module) for name, module in self._modules.items()}
         with_state = {name: module for name, module in others.items() if module.state_dict()}
         return {"model": self._unwrapped_model(), **with_state}
 
@@ -210,7 +210,7 @@ class Trainer(TrainingLoop):
         return self._find_generators().named
 
     @property
-    def searched(self) -> Mapping[str, Callable[[], Any]]:
+    def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
         """The objects that were searched for random generators last, by name.
 
         The names begin with "model", "optimizer", "process_function" and so on. Each value is a
@@ -243,7 +243,7 @@ class Trainer(TrainingLoop):
         self._found_generators = generators_of_run(self, others, excluded, data_generators)
         return self._found_generators
 
-    @explains_arguments_of(Engine.run)
+    @explain_ignite_arguments(Engine.run)
     def run(
         self,
         data: Iterable[Any] | None = None,
@@ -339,7 +339,7 @@ class Trainer(TrainingLoop):
 
     def _handle_failure(self, error: BaseException) -> bool:
         """Reports the failure to the other ranks, and then handles it on this one."""
-        self._peer_failures.tell(error)  # first: handlers of EXCEPTION_RAISED may take long
+        self._peer_failures.report(error)  # first: handlers of EXCEPTION_RAISED may take long
         return super()._handle_failure(error)
 
     def _warn_of_borrowed_weights(self) -> None:
@@ -359,7 +359,7 @@ class Trainer(TrainingLoop):
         if self.hook_channels.scopes.open:
             self.hook_channels.scopes.abandon()
         self._roll_back_to_boundary()
-        self._changes.undo()
+        self._changes.undo_all()
         if self._optimizer_step.is_half_done:
             raise RuntimeError(_half_done_message(self))
 
@@ -395,8 +395,8 @@ class Trainer(TrainingLoop):
         try:
             # Ctrl-C at the end of a ``with torch.no_grad()`` within torch leaves gradients
             # disabled.
-            with restored(restore, alone=True):
-                state = self._drive(run)
+            with undo_on_exit(restore, out_of_order=True):
+                state = self._advance_run(run)
         except BaseException:
             if is_interrupted(self):  # Ctrl-C before the run continued: it can still continue
                 raise
@@ -470,7 +470,7 @@ class Trainer(TrainingLoop):
         seed, self._rank_seed = self._rank_seed, None
         if seed is None or self.accelerator.num_processes == 1:
             return
-        source = what_may_draw_apart(self._present_feed.loader) if self._has_data else None
+        source = rank_dependent_part(self._present_feed.loader) if self._has_data else None
         if source is not None:
             warnings.warn(
                 "dropout and augmentation draw the same random numbers on all ranks, because "
@@ -490,7 +490,7 @@ class Trainer(TrainingLoop):
         if self.feed is not None:
             self.feed.close()
         feed = self._choose_feed(data, None)
-        feed.look()
+        feed.update_length()
         self._position.change_feed(feed)
         self._batches = iter(feed)
         self._show_lengths()
@@ -501,7 +501,7 @@ class Trainer(TrainingLoop):
         No event is fired and no batch is read before.
         """
         if epoch_length is not None:
-            whole_number("epoch_length", epoch_length, "leave it out for one pass over the data")
+            check_count("epoch_length", epoch_length, "leave it out for one pass over the data")
         position, state = self._position, self.state
         now = ShownLimits.read(state)
         limits = position.limits_to_continue(given, now)
@@ -583,7 +583,7 @@ class Trainer(TrainingLoop):
         if data is None:
             data = self._assigned_data
         if data is not None:
-            feed = self._feeds.of(data)
+            feed = self._feeds.feed_for(data)
             self._has_data = True
             self.state.dataloader = feed.loader
         elif not self._has_data and epoch_length is not None:
@@ -614,7 +614,7 @@ def _half_done_message(trainer: Trainer) -> str:
     # Imported here: most trainers never need it, and the import takes time.
     from ignite_hooks.checkpoint.save import SaveCheckpoint
 
-    saved = (each.last_checkpoint for each in attached(trainer, SaveCheckpoint))
+    saved = (each.last_checkpoint for each in attached_handlers(trainer, SaveCheckpoint))
     report = trainer.resume_report
     last = next((each for each in saved if each is not None), report and report.checkpoint)
     remedy = "make model, optimizer and trainer again"
@@ -629,9 +629,9 @@ def _half_done_message(trainer: Trainer) -> str:
 def _warn_without_validation(trainer: Trainer) -> None:
     """Warns if no validation will ever move the scheduler."""
     # Imported here: most trainers never need it, and the import takes 60 ms.
-    from ignite_hooks.evaluation.validation import validations_to_come
+    from ignite_hooks.evaluation.validation import validations_without_result
 
-    if validations_to_come(trainer) is None:
+    if validations_without_result(trainer) is None:
         warnings.warn(
             'no Validation is attached, and with scheduler_at="validation" the learning rate will '
             "not change: give the factory a `validation`",

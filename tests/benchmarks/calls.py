@@ -13,7 +13,7 @@ from unittest.mock import patch
 import ignite_hooks
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks.checkpoint.triggers import CheckpointTriggers
-from ignite_hooks.checkpoint.write import CheckpointWriter
+from ignite_hooks.checkpoint.writer import CheckpointWriter
 from tests.reference import batches_of
 from tests.reference import make_trainer
 

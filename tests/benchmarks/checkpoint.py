@@ -26,7 +26,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.durable import sync_tree
-from ignite_hooks.checkpoint.write import CheckpointWriter
+from ignite_hooks.checkpoint.writer import CheckpointWriter
 
 MIB = 2**20
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from datetime import timezone
 
-from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.manifest import Manifest
 
 OURS = "ours"
@@ -27,7 +27,7 @@ def manifest_of(store, folder, step, **fields):
         batches=step,
         world_size=1,
         versions={},
-        files={name: record_of(folder / name) for name in FILES},
+        files={name: file_record(folder / name) for name in FILES},
         **{"training": OURS, **fields},
     )
 

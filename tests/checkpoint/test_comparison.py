@@ -11,7 +11,7 @@ from ignite_hooks.checkpoint import comparison
 from ignite_hooks.checkpoint.comparison import compare_checkpoints
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.differences import Difference
-from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.store import Checkpoint
@@ -42,7 +42,7 @@ def saved(tmp_path):
         }
         for file, each in written.items():
             each.write(folder / file)
-        files = {file: record_of(folder / file) for file in written}
+        files = {file: file_record(folder / file) for file in written}
         manifest = Manifest(
             **{
                 "number": store.next_number(),

@@ -28,8 +28,8 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.digest import digest_of
-from ignite_hooks.checkpoint.durable import record_of
-from ignite_hooks.checkpoint.manifest import sealed
+from ignite_hooks.checkpoint.durable import file_record
+from ignite_hooks.checkpoint.manifest import with_checksum
 
 TRAINER, RANK = "trainer.pt", "rank_00000.pt"
 OPTIMIZER, SCHEDULER = "optimizer.bin", "scheduler.bin"
@@ -143,8 +143,8 @@ def edited(folder, target, file, change):
     path = target / file
     torch.save(change(torch.load(path, weights_only=True)), path)
     manifest = json.loads((target / "manifest.json").read_text())
-    manifest["files"][file] = record_of(path).model_dump()
-    (target / "manifest.json").write_bytes(sealed(json.dumps(manifest, indent=1).encode()))
+    manifest["files"][file] = file_record(path).model_dump()
+    (target / "manifest.json").write_bytes(with_checksum(json.dumps(manifest, indent=1).encode()))
     return target
 
 
@@ -339,7 +339,7 @@ def test_scheduler_of_another_torch_may_lack_fields(tmp_path, saved):
         ResumeCheckpoint(folder).attach(build())
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["versions"]["torch"] = "2.6.0"
-    (folder / "manifest.json").write_bytes(sealed(json.dumps(manifest).encode()))
+    (folder / "manifest.json").write_bytes(with_checksum(json.dumps(manifest).encode()))
     trainer = build()
     ResumeCheckpoint(folder).attach(trainer)
     assert trainer.lr_scheduler.state_dict()["last_epoch"] == 3

@@ -5,8 +5,8 @@ import re
 import pytest
 from xxhash import xxh3_128
 
+from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.durable import make_folder
-from ignite_hooks.checkpoint.durable import record_of
 from ignite_hooks.checkpoint.durable import sync_tree
 from ignite_hooks.core.warn_once import warn_once
 
@@ -15,7 +15,7 @@ def test_record_has_the_size_and_the_xxh3_checksum(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"")
     # The value of XXH3_128bits for no input with seed 0, from the reference implementation.
-    assert record_of(file).model_dump() == {
+    assert file_record(file).model_dump() == {
         "size": 0,
         "checksum": "99aa06d3014798d86001c324468d497f",
     }
@@ -25,13 +25,13 @@ def test_record_has_the_size_and_the_xxh3_checksum(tmp_path):
 def test_checksum_covers_every_byte_across_read_chunks(tmp_path, size):
     file, content = tmp_path / "file", bytearray(os.urandom(size))
     file.write_bytes(content)
-    record = record_of(file)
+    record = file_record(file)
     assert record.size == size
     assert record.checksum == xxh3_128(bytes(content)).hexdigest()
     for place in {0, size // 2, size - 1}:
         content[place] ^= 1
         file.write_bytes(content)
-        assert record_of(file).checksum != record.checksum
+        assert file_record(file).checksum != record.checksum
         content[place] ^= 1
 
 

@@ -22,10 +22,10 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.loading import LoadedState
 from ignite_hooks.checkpoint.loading import rolled_back_on_failure
-from ignite_hooks.checkpoint.manifest import sealed
+from ignite_hooks.checkpoint.manifest import with_checksum
 from ignite_hooks.checkpoint.state import TrainingState
 from tests.reference import batches_of
 from tests.reference import seed
@@ -150,13 +150,13 @@ def saved(directory, **options):
 def set_manifest(folder, **fields):
     """Rewrites the manifest with other values of some fields."""
     path = folder / "manifest.json"
-    path.write_bytes(sealed(json.dumps({**json.loads(path.read_text()), **fields}).encode()))
+    path.write_bytes(with_checksum(json.dumps({**json.loads(path.read_text()), **fields}).encode()))
 
 
 def relist_files(folder, *, without=()):
     """Rewrites the manifest for the present files, with right hashes."""
     files = {
-        path.name: record_of(path).model_dump()
+        path.name: file_record(path).model_dump()
         for path in folder.iterdir()
         if path.name != "manifest.json" and path.name not in without
     }
@@ -712,7 +712,7 @@ def test_code_in_files_that_accelerate_reads_is_refused(tmp_path, monkeypatch):
         {"value": CreatesFolderWhenUnpickled(mark)}, folder / "sharded" / "custom_checkpoint_0.pkl"
     )
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
-    records = {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
+    records = {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
     set_manifest(folder, files={name: record.model_dump() for name, record in records.items()})
     trainer = trainer_of()
     trainer.accelerator.register_for_checkpointing(Box())

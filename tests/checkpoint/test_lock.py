@@ -53,10 +53,10 @@ def steps(directory):
 def is_free(directory):
     taken = DirectoryLock(Path(directory), Ranks())
     with suppress(RuntimeError):
-        taken.take()
-    is_taken = taken.is_taken
+        taken.acquire()
+    is_held = taken.is_held
     taken.release()
-    return is_taken
+    return is_held
 
 
 class Job:
@@ -126,7 +126,7 @@ def owner_of(directory):
         taken = DirectoryLock(Path(directory), Ranks())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without flock
-            taken.take()
+            taken.acquire()
         job.pause("taken")
 
     with job(program) as owner:

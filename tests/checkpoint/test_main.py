@@ -21,9 +21,9 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import __main__ as cli
 from ignite_hooks.checkpoint.__main__ import main
-from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.manifest import Manifest
-from ignite_hooks.checkpoint.manifest import sealed
+from ignite_hooks.checkpoint.manifest import with_checksum
 from ignite_hooks.checkpoint.store import CheckpointStore
 
 EVIL = "a\x1b[31m\n\u202e\u2028\x07精"
@@ -44,7 +44,7 @@ def save(store, step, *, age=0, **fields):
         data_pass=0,
         batches=2 * step,
         world_size=1,
-        files={name: record_of(folder / name) for name in SIZES},
+        files={name: file_record(folder / name) for name in SIZES},
         **{"training": "ours", "versions": {"torch": "2.13.0"}, **fields},
     )
     store.commit(folder, manifest)
@@ -205,7 +205,7 @@ def edit(folder, **fields):
     """Changes fields of a manifest, with a valid checksum."""
     path = folder / "manifest.json"
     text = json.dumps({**json.loads(path.read_bytes()), **fields})
-    path.write_bytes(sealed(text.encode()))
+    path.write_bytes(with_checksum(text.encode()))
 
 
 def test_list_marks_the_best_of_each_run(store, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from ignite_hooks.checkpoint.manifest import FileRecord
 from ignite_hooks.checkpoint.manifest import Manifest
-from ignite_hooks.checkpoint.manifest import sealed
+from ignite_hooks.checkpoint.manifest import with_checksum
 from tests.ids import stable_id
 
 
@@ -31,7 +31,7 @@ def manifest(**fields):
 
 
 def edited(**fields):
-    return sealed(json.dumps({**json.loads(manifest().dumps()), **fields}).encode())
+    return with_checksum(json.dumps({**json.loads(manifest().dumps()), **fields}).encode())
 
 
 @pytest.mark.parametrize("value", [None, 0.5, math.inf, -math.inf])

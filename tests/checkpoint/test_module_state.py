@@ -13,9 +13,9 @@ from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import module_state
 from ignite_hooks.checkpoint.contents import load_objects
 from ignite_hooks.checkpoint.digest import digest_of
-from ignite_hooks.checkpoint.module_state import fit_of_module
+from ignite_hooks.checkpoint.module_state import check_module_fit
 from ignite_hooks.checkpoint.module_state import flags_of
-from ignite_hooks.checkpoint.module_state import give_to_module
+from ignite_hooks.checkpoint.module_state import load_into_module
 from ignite_hooks.checkpoint.module_state import module_file
 from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import set_flags
@@ -50,8 +50,8 @@ def test_tensors_safetensors_cannot_hold_are_restored(tmp_path, safe_serializati
     other = UnusualBuffers()
     other.plain.zero_()
     other.wave.zero_()
-    assert fit_of_module("model", state, about, other).differences == []
-    assert give_to_module(other, state, about)[:2] == (set(), set())
+    assert check_module_fit("model", state, about, other).differences == []
+    assert load_into_module(other, state, about)[:2] == (set(), set())
     assert torch.equal(other.plain, torch.arange(3.0))
     assert torch.equal(other.wave, torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128))
     assert torch.equal(other.sparse.to_dense(), torch.tensor([0.0, 4.0]))
@@ -59,7 +59,7 @@ def test_tensors_safetensors_cannot_hold_are_restored(tmp_path, safe_serializati
 
 def test_missing_module_is_read_as_none_and_reported(tmp_path):
     assert read_module(tmp_path, "loss_fn", ["model.safetensors"], {}) is None
-    assert fit_of_module("loss_fn", None, {}, UnusualBuffers()).differences == [
+    assert check_module_fit("loss_fn", None, {}, UnusualBuffers()).differences == [
         "the loss_fn is not in the checkpoint"
     ]
 
@@ -68,7 +68,7 @@ def test_each_module_difference_is_reported(tmp_path):
     state, about = write_and_read(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
     other = torch.nn.Linear(2, 4, bias=False)
     other.register_buffer("more", torch.ones(1))
-    assert fit_of_module("model", state, about, other).differences == [
+    assert check_module_fit("model", state, about, other).differences == [
         "the model has no bias, the checkpoint has",
         "the model has more, the checkpoint has not",
         "weight had the shape (3, 2), it has (4, 2)",
@@ -77,7 +77,7 @@ def test_each_module_difference_is_reported(tmp_path):
 
 def test_parameters_of_another_dtype_are_reported(tmp_path):
     state, about = write_and_read(tmp_path, torch.nn.Linear(2, 3), safe_serialization=True)
-    assert give_to_module(torch.nn.Linear(2, 3).bfloat16(), state, about).converted == {
+    assert load_into_module(torch.nn.Linear(2, 3).bfloat16(), state, about).converted == {
         "weight",
         "bias",
     }
@@ -89,7 +89,7 @@ def test_lossy_dtype_conversions_are_refused(tmp_path):
         module.register_buffer("value", value)
         other.register_buffer("value", torch.zeros(2, dtype=dtype))
         state, about = write_and_read(tmp_path, module, safe_serialization=True)
-        assert fit_of_module("model", state, about, other).differences == [
+        assert check_module_fit("model", state, about, other).differences == [
             f"value had the dtype {value.dtype}, it has {dtype}"
         ]
 
@@ -133,9 +133,9 @@ def test_buffers_of_each_dtype_are_restored_bit_by_bit(tmp_path, safe_serializat
     module, other = AllBuffers(3.0), AllBuffers(9.0)
     state, about = write_and_read(tmp_path, module, safe_serialization=safe_serialization)
     before = digest_of(other.state_dict())
-    assert fit_of_module("model", state, about, other).differences == []
+    assert check_module_fit("model", state, about, other).differences == []
     assert digest_of(other.state_dict()) == before != digest_of(module.state_dict())
-    give_to_module(other, state, about)
+    load_into_module(other, state, about)
     for name, value in module.state_dict().items():
         # The state too: buffers of one memory put each other right when they are loaded.
         assert digest_of(state[name]) == digest_of(value) == digest_of(other.state_dict()[name])
@@ -496,7 +496,7 @@ def test_only_modules_with_custom_loading_are_copied(monkeypatch):
     monkeypatch.setattr(module_state, "restored_on_exit", restored_and_noted)
     model = torch.nn.Sequential(plain(), Growing())
     _, _, about = module_file("model", model, safe_serialization=True)
-    assert fit_of_module("model", model.state_dict(), about, model).differences == []
+    assert check_module_fit("model", model.state_dict(), about, model).differences == []
     assert copied == [model[1]]
 
 

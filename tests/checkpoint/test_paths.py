@@ -14,7 +14,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks.checkpoint.__main__ import main
 from ignite_hooks.checkpoint.candidates import SourceError
-from ignite_hooks.checkpoint.manifest import sealed
+from ignite_hooks.checkpoint.manifest import with_checksum
 from ignite_hooks.checkpoint.source import source_at
 from tests.reference import batches_of
 from tests.reference import make_trainer
@@ -156,7 +156,7 @@ def test_entry_named_like_a_checkpoint_but_no_folder_is_skipped(directory, make)
 def test_checkpoint_with_an_entry_that_is_no_file_is_skipped(directory, make, verify, name):
     newer = shutil.copytree(directory / "step_00000001", directory / "step_00000001-2")
     text = json.loads((newer / "manifest.json").read_text())
-    (newer / "manifest.json").write_bytes(sealed(json.dumps({**text, "number": 2}).encode()))
+    (newer / "manifest.json").write_bytes(with_checksum(json.dumps({**text, "number": 2}).encode()))
     file = directory / "step_00000001-2" / name
     file.unlink()
     make(file)

@@ -12,14 +12,14 @@ def ranks():
 
 
 def test_single_process_is_rank_0_of_1(ranks):
-    assert (ranks.rank, ranks.size, ranks.is_first) == (0, 1, True)
+    assert (ranks.rank, ranks.size, ranks.is_rank_0) == (0, 1, True)
 
 
 def test_single_process_gets_its_own_objects_back(ranks):
     own = object()  # which could not be sent anywhere
     (gathered,) = ranks.gather(own)
-    (agreed,) = ranks.agree(lambda: own)
-    assert gathered is agreed is ranks.first_alone(lambda: own) is own
+    (agreed,) = ranks.call_on_all_ranks(lambda: own)
+    assert gathered is agreed is ranks.call_on_rank_0(lambda: own) is own
 
 
 def test_single_process_gets_its_own_flags_back(ranks):
@@ -27,7 +27,7 @@ def test_single_process_gets_its_own_flags_back(ranks):
     assert ranks.any_of() == []
 
 
-@pytest.mark.parametrize("method", ["agree", "first_alone"])
+@pytest.mark.parametrize("method", ["call_on_all_ranks", "call_on_rank_0"])
 @pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt()], ids=stable_id)
 def test_failure_on_a_single_process_is_raised_unchanged(ranks, method, error):
     def fail():

@@ -18,7 +18,7 @@ from fsspec.registry import known_implementations
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks.checkpoint.candidates import SourceError
-from ignite_hooks.checkpoint.manifest import sealed
+from ignite_hooks.checkpoint.manifest import with_checksum
 from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.store import MAX_MANIFEST_BYTES
 from tests.checkpoint.test_source import files_of
@@ -358,7 +358,7 @@ def test_checkpoint_with_a_nan_metric_can_be_read(directory, tmp_path):
     for step in (1, 2, 3):
         path = directory / step_of(step) / "manifest.json"
         text = {**json.loads(path.read_text()), "metric": "loss", "metric_value": "NaN"}
-        path.write_bytes(sealed(json.dumps(text).encode()))
+        path.write_bytes(with_checksum(json.dumps(text).encode()))
     (directory / "step_00000009").mkdir()
     calls = []
     Remote.plan = lambda call, path: calls.append(call)

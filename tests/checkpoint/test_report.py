@@ -17,7 +17,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks.checkpoint.report import EXACT
 from ignite_hooks.checkpoint.report import ResumedPart
 from ignite_hooks.checkpoint.report import ResumeReport
-from ignite_hooks.checkpoint.report import reasons_of_all
+from ignite_hooks.checkpoint.report import merge_reasons
 from tests.reference import Noisy
 from tests.reference import Repeatable
 from tests.reference import batches_of
@@ -346,7 +346,7 @@ def test_numbers_drawn_for_dropped_batches_are_reported(tmp_path, event, is_exac
 
 def test_reasons_of_all_ranks_are_merged_with_their_rank():
     of_ranks = [{"data": "a"}, {"data": "a", "model": "b"}, {"data": "c"}]
-    assert reasons_of_all(of_ranks) == {
+    assert merge_reasons(of_ranks) == {
         "data": "a; on process 2: c",
         "model": "on process 1: b",
     }

@@ -31,7 +31,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.checkpoint import write as writing
+from ignite_hooks.checkpoint import writer as writing
 from ignite_hooks.checkpoint.store import read_manifest
 from tests.reference import Notes
 from tests.reference import augmented

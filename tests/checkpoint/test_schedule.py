@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import TrainEvents
-from ignite_hooks.core.torch_schedulers import all_within
+from ignite_hooks.core.torch_schedulers import nested_schedulers
 from tests.checkpoint.trained import LENGTH
 from tests.checkpoint.trained import make_trainer
 from tests.checkpoint.trained import rates
@@ -223,7 +223,7 @@ def test_a_failure_while_loading_leaves_the_schedule_as_it_was(
 
     def shown():
         (group,) = trainer.optimizer.param_groups
-        (first, *_) = all_within(trainer.lr_scheduler)
+        (first, *_) = nested_schedulers(trainer.lr_scheduler)
         state = trainer.lr_scheduler.state_dict()
         return settings(trainer.optimizer), {*group}, getattr(first, "base_lrs", None), state
 

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks.checkpoint.candidates import SourceError
-from ignite_hooks.checkpoint.manifest import sealed
+from ignite_hooks.checkpoint.manifest import with_checksum
 from ignite_hooks.checkpoint.source import source_at
 from ignite_hooks.checkpoint.store import read_manifest
 from tests.ids import stable_id
@@ -67,7 +67,7 @@ def resumed(source, **options):
 def renumber(folder, number):
     path = folder / "manifest.json"
     path.write_bytes(
-        sealed(json.dumps({**json.loads(path.read_text()), "number": number}).encode())
+        with_checksum(json.dumps({**json.loads(path.read_text()), "number": number}).encode())
     )
 
 
@@ -162,7 +162,7 @@ def test_files_in_sub_folders_are_downloaded(directory, tmp_path):
         "size": 0,
         "checksum": "99aa06d3014798d86001c324468d497f",
     }
-    (folder / "manifest.json").write_bytes(sealed(json.dumps(text).encode()))
+    (folder / "manifest.json").write_bytes(with_checksum(json.dumps(text).encode()))
     source = source_at(directory.as_uri(), tmp_path / "cache")
     checkpoint = source.fetch(source.find().candidates[0], verify=True)
     assert (checkpoint.folder / "sharded" / "deep" / "part").exists()

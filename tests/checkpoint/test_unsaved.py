@@ -39,8 +39,8 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks.checkpoint.members import HandlerObjects
-from ignite_hooks.checkpoint.unsaved import note_beginning
+from ignite_hooks.checkpoint.handler_objects import HandlerObjects
+from ignite_hooks.checkpoint.unsaved import record_initial_values
 from ignite_hooks.checkpoint.unsaved import unsaved_changes
 from ignite_hooks.handlers import Handler
 from tests.reference import Notes
@@ -467,7 +467,7 @@ def test_values_that_differ_in_bits_or_type_are_reported(before, after):
     trainer, holder = make_trainer(batches_of(1)), Counter()
     trainer.add_event_handler(EACH, holder.count)
     holder.number = before
-    note_beginning(trainer)
+    record_initial_values(trainer)
     assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
     holder.number = after
     assert "Counter.number changed" in unsaved_changes(trainer, HandlerObjects.of(trainer))
@@ -476,7 +476,7 @@ def test_values_that_differ_in_bits_or_type_are_reported(before, after):
 def test_an_unchanged_value_is_not_reported():
     trainer, values = make_trainer(batches_of(3)), [1, float("nan"), "a", [None], {1, 2}, iter([1])]
     trainer.add_event_handler(EACH, lambda: len(values))
-    note_beginning(trainer)
+    record_initial_values(trainer)
     values[3] = [None]
     assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
     values[3] = [0]
@@ -493,7 +493,7 @@ def test_another_order_of_a_set_is_no_change(make):
     trainer, holder = make_trainer(batches_of(1)), Counter()
     trainer.add_event_handler(EACH, holder.count)
     holder.number = set(before)
-    note_beginning(trainer)
+    record_initial_values(trainer)
     holder.number = set(after)
     assert unsaved_changes(trainer, HandlerObjects.of(trainer)) == ""
 

@@ -114,6 +114,6 @@ def test_a_copy_of_what_holds_objects_has_them():
     assert (copy.every_steps, copy.prefix) == (3, "test_")
 
 
-def test_a_field_that_is_not_there_can_not_be_changed():
+def test_a_field_that_is_not_there_cannot_be_changed():
     with pytest.raises(TypeError, match="got `every_step`; did you mean `every_steps`"):
         replace(ClearCache(), every_step=1)

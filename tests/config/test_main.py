@@ -74,7 +74,7 @@ def test_all_that_is_wrong_in_a_file_is_named_with_its_path(capsys, wrong_file, 
 
 @pytest.mark.parametrize("command", ["check", "show"])
 @pytest.mark.parametrize("name", ["missing.yaml", "run.ini", "folder.json"])
-def test_a_file_that_can_not_be_read_is_an_error_of_the_command(capsys, tmp_path, command, name):
+def test_a_file_that_cannot_be_read_is_an_error_of_the_command(capsys, tmp_path, command, name):
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(SystemExit) as caught:
         main([command, str(tmp_path / name)])
@@ -99,7 +99,7 @@ def test_show_writes_any_format(capsys, run_file, format):
     assert equal(loads(capsys.readouterr().out, format), load(run_file))
 
 
-def test_show_says_what_a_format_can_not_have(capsys, list_file):
+def test_show_says_what_a_format_cannot_have(capsys, list_file):
     assert main(["show", str(list_file), "--format", "toml"]) == 1
     assert "TOML must have a mapping at its top" in capsys.readouterr().err
 

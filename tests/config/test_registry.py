@@ -18,7 +18,7 @@ from ignite_hooks.config.registry import tag_of
 from ignite_hooks.config.registry import tagged
 from ignite_hooks.config.registry import why_it_is_no_data
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 from tests.config.aliases import NUMBERS
 from tests.config.strategies import OURS
 from tests.ids import stable_id
@@ -148,6 +148,6 @@ def test_refusal_names_the_field_and_the_remedy():
 
 def test_a_name_that_is_close_is_suggested_and_else_all_are():
     names = ["clear_cache", "max_ram"]
-    assert close_to("clear_cach", names) == "did you mean `clear_cache`?"
-    assert close_to("xyz", names) == "there are `clear_cache`, `max_ram`"
-    assert close_to("xyz", []) == "there are none"
+    assert did_you_mean("clear_cach", names) == "did you mean `clear_cache`?"
+    assert did_you_mean("xyz", names) == "there are `clear_cache`, `max_ram`"
+    assert did_you_mean("xyz", []) == "there are none"

@@ -242,7 +242,7 @@ def test_what_the_settings_leave_open_is_the_accelerators():
 @pytest.mark.parametrize(
     "name", ["grad_clip", "validation", "checkpoint", "resume_from", "scheduler_at", "seed"]
 )
-def test_a_setting_can_not_be_given_to_build(name):
+def test_a_setting_cannot_be_given_to_build(name):
     with pytest.raises(ValueError, match=rf"`{name}` must not be given, it is a setting: use "):
         built(RunSettings(), **{name: None})
 

@@ -34,10 +34,10 @@ from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.core.engine import QuickEngine
-from ignite_hooks.core.engine import belongings
-from ignite_hooks.core.engine import calls_of
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import fire_within
 from ignite_hooks.core.engine import forget_run
+from ignite_hooks.core.engine import handlers_with_arguments
 from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import move_to_front
@@ -208,17 +208,17 @@ def test_ignite_names_its_events_as_enums_do():
 @pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
 def test_data_kept_on_an_engine_is_its_own_and_persists(engine_class):
     one, other = engine_class(return_batch), engine_class(return_batch)
-    belongings(one)["kept"] = 1
-    assert belongings(one) == {"kept": 1}
-    assert belongings(one) is belongings(one)
-    assert belongings(other) == {}
+    engine_storage(one)["kept"] = 1
+    assert engine_storage(one) == {"kept": 1}
+    assert engine_storage(one) is engine_storage(one)
+    assert engine_storage(other) == {}
     one.run([0])
-    assert belongings(one) == {"kept": 1}
+    assert engine_storage(one) == {"kept": 1}
 
 
 def test_data_kept_on_an_engine_is_freed_despite_a_cycle():
     engine = Engine(return_batch)
-    belongings(engine)["kept"] = [engine]
+    engine_storage(engine)["kept"] = [engine]
     gone = weakref.ref(engine)
     del engine
     gc.collect()
@@ -1099,7 +1099,7 @@ def test_handlers_come_with_filters_and_arguments():
 
     engine.add_event_handler(Events.COMPLETED, plain, extra, key=named)
     engine.add_event_handler(Events.STARTED(event_filter=is_due), filtered)
-    (first, given), (second, wrapper) = calls_of(engine)
+    (first, given), (second, wrapper) = handlers_with_arguments(engine)
     assert (first, given) == (plain, [extra, named])
     assert second is filtered
     assert is_due in [cell.cell_contents for cell in wrapper[0].__closure__]

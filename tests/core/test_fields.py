@@ -158,7 +158,7 @@ def test_none_means_no_schedule_and_no_limit():
     assert (example.every, example.limit, example.norm_type) == (None, None, 2.0)
 
 
-def test_a_field_can_not_be_changed_to_a_wrong_value_later():
+def test_a_field_cannot_be_changed_to_a_wrong_value_later():
     example = Example(every=1)
     with pytest.raises(AttributeError):
         example.every = 0

@@ -15,7 +15,7 @@ from ignite_hooks.core.fields import Every
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import Scheduled
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -130,7 +130,7 @@ def test_a_handler_that_only_has_a_schedule_says_so_when_called(engine):
 def test_attaching_to_an_unknown_event_is_ignites_error(engine):
     with pytest.raises(ValueError, match="not a valid event"):
         Recorder().attach(engine, "unknown")
-    assert attached(engine, Recorder) == []
+    assert attached_handlers(engine, Recorder) == []
 
 
 # Schedules
@@ -244,12 +244,12 @@ def test_remove_takes_off_this_attachment_and_no_other(engine):
     first, second = handler.attach(engine), handler.attach(engine)
     by_event = handler.attach(engine, Events.COMPLETED)
     first.remove()
-    assert attached(engine, Recorder) == [handler, handler]
+    assert attached_handlers(engine, Recorder) == [handler, handler]
     run(engine, epochs=1)
     assert handler.iterations == [2, 4, 4, 4]
     second.remove()
     by_event.remove()
-    assert attached(engine, Recorder) == []
+    assert attached_handlers(engine, Recorder) == []
     run(engine, epochs=1)
     assert len(handler.seen) == 4
 
@@ -326,7 +326,7 @@ def test_with_statement_removes_the_attachment_after_a_failure(engine):
     with pytest.raises(ZeroDivisionError), handler.attach(engine):
         run(engine, epochs=1)
     failing.remove()
-    assert attached(engine, Recorder) == []
+    assert attached_handlers(engine, Recorder) == []
 
 
 def test_one_handler_serves_several_engines():
@@ -426,11 +426,11 @@ def test_removal_callbacks_find_the_attachment_removed(engine):
     class Looking(Handler):
         def attach_to(self, attachment):
             attachment.on_removal(
-                lambda: seen.append((attachment.is_attached, attached(engine, Looking)))
+                lambda: seen.append((attachment.is_attached, attached_handlers(engine, Looking)))
             )
 
     with Looking().attach(engine):
-        assert len(attached(engine, Looking)) == 1
+        assert len(attached_handlers(engine, Looking)) == 1
     assert seen == [(False, [])]
 
 

@@ -5,8 +5,8 @@ import signal
 import pytest
 
 from ignite_hooks.core.held_signals import HeldSignals
-from ignite_hooks.core.held_signals import handler_of
-from ignite_hooks.core.held_signals import replace_handler
+from ignite_hooks.core.held_signals import replace_signal_handler
+from ignite_hooks.core.held_signals import signal_handler
 
 NUMBER = signal.SIGALRM
 
@@ -45,7 +45,7 @@ def test_the_original_handler_is_restored(received):
     found = signal.getsignal(NUMBER)
     with HeldSignals(), HeldSignals():
         assert signal.getsignal(NUMBER) is not found
-        assert handler_of(NUMBER) is found
+        assert signal_handler(NUMBER) is found
     assert signal.getsignal(NUMBER) is found
 
 
@@ -60,7 +60,7 @@ def test_a_replaced_handler_is_held_and_stays(received):
     others = []
     other = lambda number, frame: others.append(number)  # noqa: E731
     with HeldSignals() as signals:
-        replace_handler(NUMBER, other)
+        replace_signal_handler(NUMBER, other)
         signals.is_holding = True
         signal.raise_signal(NUMBER)
         assert others == []
@@ -78,7 +78,7 @@ def test_a_newly_installed_handler_is_held_after_look(received):
         signals.is_holding = True
         signal.raise_signal(NUMBER)
         assert others == [NUMBER]
-        signals.look()
+        signals.wrap_handlers()
         signal.raise_signal(NUMBER)
         assert others == [NUMBER]
     assert others == [NUMBER] * 2
@@ -100,6 +100,6 @@ def test_the_second_ctrl_c_is_handled_at_once():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert signals.has_broken
+        assert signals.was_interrupted
         with pytest.raises(KeyboardInterrupt):  # the first one, which was held
             signals.release()

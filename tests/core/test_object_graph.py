@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Subset
 
 from ignite_hooks.core.object_graph import ObjectSearch
-from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.core.object_graph import is_library_code
 from ignite_hooks.core.object_graph import stored_values
 
 
@@ -449,10 +449,10 @@ def test_library_code_is_skipped_and_library_data_is_not():
     wanted = Wanted()
     source = "def g(): return HELD\ndef f(): return g()"
     assert id(wanted) not in names_by_id(function_with_global(wanted, source, "torch.some"))
-    assert is_of_library(torch.nn.Linear)
-    assert is_of_library(functools.wraps)
-    assert is_of_library(np.random)
-    assert not is_of_library(Holder)
+    assert is_library_code(torch.nn.Linear)
+    assert is_library_code(functools.wraps)
+    assert is_library_code(np.random)
+    assert not is_library_code(Holder)
     assert names_by_id(torch.nn.Sequential(submodule(wanted)))[id(wanted)] == "root.0.299.rng"
 
 

@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
+from ignite_hooks.core.rules import check_count
 from ignite_hooks.core.rules import is_count
 from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.rules import is_number
-from ignite_hooks.core.rules import whole_number
 
 
 @pytest.mark.parametrize("value", [True, False, "1", None, [1], 1j])
@@ -31,5 +31,5 @@ def test_a_count_begins_at_one(value, is_one):
 
 def test_whole_number_says_what_it_got_and_what_to_do():
     with pytest.raises(ValueError, match=r"`length` must be an integer >= 1, got 2.5: go home"):
-        whole_number("length", 2.5, "go home")
-    whole_number("length", 1, "go home")
+        check_count("length", 2.5, "go home")
+    check_count("length", 1, "go home")

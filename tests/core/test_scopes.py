@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from ignite_hooks.core.scopes import NOTHING
+from ignite_hooks.core.scopes import NULL_CONTEXT
 from ignite_hooks.core.scopes import ScopeStack
-from ignite_hooks.core.scopes import note
+from ignite_hooks.core.scopes import add_note
 
 
 class Scope:
@@ -290,7 +290,7 @@ def fails_to_close():
 
 def test_a_note_is_on_the_error_or_in_the_log(caplog):
     error = KeyError("body")
-    note(error, "the disk is full")
+    add_note(error, "the disk is full")
     assert [*notes_of(error), *caplog.messages] == ["the disk is full"]
 
 
@@ -389,14 +389,14 @@ def test_same_second_failure_from_two_scopes_makes_no_cycle():
 
 def test_null_context_has_no_effect():
     for _ in range(2):
-        with NOTHING:
+        with NULL_CONTEXT:
             pass
 
 
 @pytest.mark.parametrize("failure", [KeyError, StopIteration, KeyboardInterrupt])
 def test_null_context_swallows_no_failure(failure):
     error = failure()
-    with pytest.raises(failure) as caught, NOTHING:
+    with pytest.raises(failure) as caught, NULL_CONTEXT:
         raise error
     assert caught.value is error
     assert error.__context__ is None
@@ -405,8 +405,8 @@ def test_null_context_swallows_no_failure(failure):
 def test_null_context_has_no_effect_on_a_stack():
     scopes, error = ScopeStack(), KeyError()
     with scopes:
-        scopes.enter(NOTHING)
-    scopes.enter(NOTHING)
+        scopes.enter(NULL_CONTEXT)
+    scopes.enter(NULL_CONTEXT)
     assert list(scopes.unwind(error, 0)) == [False]
     assert notes_of(error) == []
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from ignite_hooks.core.torch_modules import attributes_beside_state
 from ignite_hooks.core.torch_modules import attributes_of_optimizer
+from ignite_hooks.core.torch_modules import attributes_outside_state
 from ignite_hooks.core.torch_modules import empty_buffers
-from ignite_hooks.core.torch_modules import has_own_loading
+from ignite_hooks.core.torch_modules import has_custom_loading
 from ignite_hooks.core.torch_modules import has_wrappers
-from ignite_hooks.core.torch_modules import parts_to_save
+from ignite_hooks.core.torch_modules import persistent_tensors
 from ignite_hooks.core.torch_modules import tensors_in
-from ignite_hooks.core.torch_modules import unwrapped
+from ignite_hooks.core.torch_modules import unwrap_module
 from ignite_hooks.core.torch_modules import wrapped_child
 
 
@@ -38,14 +38,14 @@ def test_wrappers_are_recognized_and_removed(wrap, name):
     wrapper = wrap(inner)
     assert wrapped_child(wrapper) == name
     assert has_wrappers(torch.nn.Sequential(wrapper).modules())
-    assert unwrapped(wrapper) is inner
-    assert unwrapped(torch.nn.DataParallel(wrapper)) is inner
+    assert unwrap_module(wrapper) is inner
+    assert unwrap_module(torch.nn.DataParallel(wrapper)) is inner
 
 
 def test_a_user_module_with_a_child_module_is_no_wrapper():
     assert wrapped_child(WithModule()) is None
     assert not has_wrappers(WithModule().modules())
-    assert unwrapped(WithModule().compile() or WithModule()) is not None
+    assert unwrap_module(WithModule().compile() or WithModule()) is not None
 
 
 class Overriding(torch.nn.Linear):
@@ -98,12 +98,12 @@ def patched():
     ],
 )
 def test_modules_with_custom_loading_are_recognized(module):
-    assert has_own_loading(module)
+    assert has_custom_loading(module)
 
 
 def test_load_state_dict_counts_for_the_root_only():
-    assert has_own_loading(Partial(2, 2), is_root=True)
-    assert not has_own_loading(Partial(2, 2))
+    assert has_custom_loading(Partial(2, 2), is_root=True)
+    assert not has_custom_loading(Partial(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_load_state_dict_counts_for_the_root_only():
     ],
 )
 def test_torchs_own_modules_have_no_custom_loading(module):
-    assert not any(has_own_loading(each, is_root=True) for each in module.modules())
+    assert not any(has_custom_loading(each, is_root=True) for each in module.modules())
 
 
 def test_tensors_in_equals_torchs_own_methods():
@@ -138,7 +138,7 @@ def test_persistent_and_other_buffers_are_told_apart():
     module.register_buffer("empty", None)
     module.register_buffer("empty_and_left_out", None, persistent=False)
     root = torch.nn.Sequential(module)
-    assert list(parts_to_save(root)) == ["0.kept"] == list(root.state_dict())
+    assert list(persistent_tensors(root)) == ["0.kept"] == list(root.state_dict())
     assert empty_buffers(root) == {"0.empty": module}
 
 
@@ -148,7 +148,7 @@ def test_attributes_outside_the_state_are_the_users():
     module.number = 1
     module.compile(backend="eager")
     own = {"in_features", "out_features", "number", "left_out"}
-    assert attributes_beside_state(module).keys() == own
+    assert attributes_outside_state(module).keys() == own
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     torch.optim.lr_scheduler.StepLR(optimizer, 1)
     optimizer.step()

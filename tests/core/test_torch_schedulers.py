@@ -8,11 +8,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.lr_scheduler import SequentialLR
 from torch.optim.lr_scheduler import StepLR
 
-from ignite_hooks.core.torch_schedulers import all_within
+from ignite_hooks.core.torch_schedulers import child_schedulers
+from ignite_hooks.core.torch_schedulers import child_states
 from ignite_hooks.core.torch_schedulers import milestones_of
+from ignite_hooks.core.torch_schedulers import nested_schedulers
 from ignite_hooks.core.torch_schedulers import one_cycle_constants
-from ignite_hooks.core.torch_schedulers import schedulers_within
-from ignite_hooks.core.torch_schedulers import states_within
 
 
 def make_optimizer():
@@ -23,12 +23,12 @@ def test_the_schedulers_within_are_those_that_were_given():
     optimizer = make_optimizer()
     first, second = LinearLR(optimizer), StepLR(optimizer, 3)
     sequence = SequentialLR(optimizer, [first, second], [4])
-    assert schedulers_within(sequence) == [first, second]
+    assert child_schedulers(sequence) == [first, second]
     assert milestones_of(sequence) == [4]
-    assert states_within(sequence.state_dict())[1]["step_size"] == 3
+    assert child_states(sequence.state_dict())[1]["step_size"] == 3
     chain = ChainedScheduler([sequence])
-    assert [*all_within(chain)] == [chain, sequence, first, second]
-    assert schedulers_within(first) == states_within(first.state_dict()) == []
+    assert [*nested_schedulers(chain)] == [chain, sequence, first, second]
+    assert child_schedulers(first) == child_states(first.state_dict()) == []
 
 
 @pytest.mark.parametrize("pct_start", [0.3, 0.25])

@@ -6,7 +6,7 @@ from accelerate.state import GradientState
 from torch.utils.data import DataLoader
 
 from ignite_hooks.data.active_loader import activated
-from ignite_hooks.data.active_loader import set_aside
+from ignite_hooks.data.active_loader import deactivated
 from ignite_hooks.data.feed import DataFeed
 
 
@@ -46,7 +46,7 @@ def test_nested_iteration_in_set_aside_changes_no_window(same, broken_off, accel
     kept = []
 
     def nested(batch):
-        with set_aside(loader):
+        with deactivated(loader):
             assert GradientState().dataloader_references == [None]
             if broken_off:
                 abandon(other, kept)
@@ -55,7 +55,7 @@ def test_nested_iteration_in_set_aside_changes_no_window(same, broken_off, accel
         assert GradientState().active_dataloader is loader
 
     assert synchronizing_batches(accelerator, loader, nested) == plain
-    with set_aside(loader):
+    with deactivated(loader):
         kept.clear()
 
 
@@ -66,7 +66,7 @@ def test_flags_are_restored_after_a_failure_in_set_aside(at_the_end, accelerator
         if int(batch) != 6 and at_the_end:
             continue
         accelerator.sync_gradients = True
-        with suppress(ArithmeticError), set_aside(loader):
+        with suppress(ArithmeticError), deactivated(loader):
             list(loader)
             loader.end_of_dataloader, loader.remainder = not at_the_end, 77
             accelerator.sync_gradients = False
@@ -83,7 +83,7 @@ def test_flags_are_restored_after_a_failure_in_set_aside(at_the_end, accelerator
 @pytest.mark.parametrize("data", [None, [1], "a list has no flags"])
 def test_any_data_can_be_set_aside(data, accelerator, loader):
     loader.begin()
-    with set_aside(data):
+    with deactivated(data):
         assert not GradientState().in_dataloader
     assert GradientState().active_dataloader is loader
     loader.end()
@@ -130,7 +130,7 @@ def test_nested_iteration_leaves_persistent_workers_alone():
     seen = []
     for batch in feed:
         seen.append(batch.tolist())
-        with set_aside(loader):
+        with deactivated(loader):
             assert len(list(loader)) == 4
         assert len(list(inner)) == 4
     assert seen == [[0, 1], [2, 3], [4, 5], [6, 7]]

@@ -1,17 +1,19 @@
 import pytest
 import torch
 
-from ignite_hooks.data.batch import unpack
+from ignite_hooks.data.batch import default_prepare_batch
 
 
 def test_unpack_returns_a_pair_unchanged():
     x, y = {"ids": torch.ones(2)}, [torch.zeros(2)]
-    assert unpack((x, y))[0] is x
-    assert unpack([x, y], device=torch.device("cpu"), non_blocking=True)[1] is y
+    assert default_prepare_batch((x, y))[0] is x
+    assert default_prepare_batch([x, y], device=torch.device("cpu"), non_blocking=True)[1] is y
 
 
 def test_unpack_moves_a_pair_to_the_device():
-    x, y = unpack(({"ids": torch.ones(2)}, [torch.zeros(2)]), device=torch.device("meta"))
+    x, y = default_prepare_batch(
+        ({"ids": torch.ones(2)}, [torch.zeros(2)]), device=torch.device("meta")
+    )
     assert x["ids"].device.type == y[0].device.type == "meta"
 
 
@@ -28,7 +30,7 @@ def test_unpack_moves_a_pair_to_the_device():
 )
 def test_unpack_describes_a_batch_that_is_not_a_pair(batch, described):
     with pytest.raises(ValueError, match="a batch must be a pair") as raised:
-        unpack(batch)
+        default_prepare_batch(batch)
     message = str(raised.value)
     assert f"got {described}:" in message
     assert "`prepare_batch`" in message

@@ -24,7 +24,7 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from ignite_hooks import DataFeed
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
-from ignite_hooks.data.place_states import Snapshot
+from ignite_hooks.data.snapshots import Snapshot
 from tests.reference import Notes
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # of torchdata

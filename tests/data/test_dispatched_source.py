@@ -87,7 +87,7 @@ def test_rollback_of_a_window_does_not_replay_the_stream():
     feed = DataFeed(DataLoader(data, 1), accelerator)
     deque(islice(feed, 4 + 3), maxlen=0)
     drawn = data.drawn
-    feed.go_back_to(FeedPosition(0, 4))
+    feed.roll_back_to(FeedPosition(0, 4))
     assert torch.equal(torch.cat([*feed]), torch.cat(whole[4:]))
     assert data.drawn == drawn + len(whole) - 4
 

@@ -933,12 +933,12 @@ class TestErrors:
 def test_loader_is_prepared_once_and_keeps_its_position(accelerator):
     feeds = Feeds(accelerator)
     loaders = [DataLoader(range(4), batch_size=2) for _ in range(2)]
-    first = feeds.of(loaders[0])
+    first = feeds.feed_for(loaders[0])
     next(iter(first))
     first.close()
     for _ in range(3):
-        assert feeds.of(loaders[1]) is not first
-        assert feeds.of(loaders[0]) is first
+        assert feeds.feed_for(loaders[1]) is not first
+        assert feeds.feed_for(loaders[0]) is first
     assert first.position == (0, 1)
     assert accelerator._dataloaders == [first.loader]
 
@@ -946,27 +946,27 @@ def test_loader_is_prepared_once_and_keeps_its_position(accelerator):
 def test_prepared_loader_shares_the_feed_of_the_raw_one(accelerator):
     feeds = Feeds(accelerator)
     raw = DataLoader(range(4))
-    feed = feeds.of(raw)
-    feeds.of([1])
-    assert feeds.of(feed.loader) is feed
+    feed = feeds.feed_for(raw)
+    feeds.feed_for([1])
+    assert feeds.feed_for(feed.loader) is feed
 
 
 def test_newest_feed_of_other_iterables_is_remembered(accelerator):
     feeds = Feeds(accelerator)
     one, other = [[1], [2]], [[1], [2]]
-    feed = feeds.of(one)
-    assert feeds.of(one) is feed
-    assert feeds.of(other) is not feed
-    assert feeds.of(one) is not feed
+    feed = feeds.feed_for(one)
+    assert feeds.feed_for(one) is feed
+    assert feeds.feed_for(other) is not feed
+    assert feeds.feed_for(one) is not feed
 
 
 def test_feed_can_be_registered_for_data(accelerator):
     feeds = Feeds(accelerator)
     raw = DataLoader(range(4))
     feed = DataFeed(raw, accelerator)
-    feeds.add(raw, feed)
-    feeds.of([1])
-    assert feeds.of(raw) is feeds.of(feed.loader) is feed
+    feeds.register(raw, feed)
+    feeds.feed_for([1])
+    assert feeds.feed_for(raw) is feeds.feed_for(feed.loader) is feed
 
 
 @pytest.mark.parametrize("even_batches", [True, False])
@@ -979,9 +979,9 @@ def test_feed_of_unusable_data_is_not_cached(accelerator):
     feeds = Feeds(accelerator)
     data = []
     with pytest.raises(ValueError, match="gave no batch"):
-        feeds.of(data)
+        feeds.feed_for(data)
     data.append([1])
-    assert len(feeds.of(data)) == 1
+    assert len(feeds.feed_for(data)) == 1
 
 
 # A feed that loads the state of another gives the batches that the other would give next.

@@ -17,7 +17,7 @@ from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.indexed_source import IndexedLoader
-from ignite_hooks.data.prepare import source_of
+from ignite_hooks.data.prepare import prepare_source
 from ignite_hooks.data.sources import CustomLoader
 from ignite_hooks.data.workers import ignored_by_workers
 
@@ -171,8 +171,8 @@ def test_trainer_and_evaluator_get_the_custom_batches(accelerator):
     ],
 )
 def test_only_overridden_iteration_is_kept(accelerator, make, kind):
-    assert type(source_of(make(), accelerator, True)) is kind
-    assert type(source_of(make(), None, True)) is kind
+    assert type(prepare_source(make(), accelerator, True)) is kind
+    assert type(prepare_source(make(), None, True)) is kind
 
 
 class TwoProcessAccelerator:
@@ -183,9 +183,9 @@ class TwoProcessAccelerator:
 
 def test_several_processes_need_a_distributed_sampler():
     with pytest.raises(ValueError, match=r"got a Halving, whose class iterates in its own way.*"):
-        source_of(Halving(Numbers(), 2), TwoProcessAccelerator(), True)
+        prepare_source(Halving(Numbers(), 2), TwoProcessAccelerator(), True)
     sampler = DistributedSampler(Numbers(), 2, rank=1, shuffle=False)
-    source = source_of(Halving(Numbers(), 3, sampler=sampler), TwoProcessAccelerator(), True)
+    source = prepare_source(Halving(Numbers(), 3, sampler=sampler), TwoProcessAccelerator(), True)
     assert values(source.batches(0, 0)) == [[0.5, 1.5, 2.5]]
 
 

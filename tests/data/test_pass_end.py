@@ -116,7 +116,7 @@ class TestSeveralRanks:
             asked.append(number)
             return [min(number, numbers.pop(0)), *digests]
 
-        monkeypatch.setattr(pass_end, "smallest_of_all", smallest)
+        monkeypatch.setattr(pass_end, "min_over_ranks", smallest)
         return numbers, asked
 
     @pytest.mark.parametrize(("theirs", "length"), [(2, 2), (5, 3), (-1, None)])

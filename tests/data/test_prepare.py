@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from ignite_hooks.data.indexed_source import IndexedLoader
 from ignite_hooks.data.prepare import can_prepare
-from ignite_hooks.data.prepare import source_of
+from ignite_hooks.data.prepare import prepare_source
 from ignite_hooks.data.sources import AdaptedLoader
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.sources import TorchLoader
@@ -49,20 +49,20 @@ def accelerator():
     ],
 )
 def test_each_type_of_data_has_its_source(make, kind, accelerator):
-    assert type(source_of(make(), accelerator, True)) is kind
+    assert type(prepare_source(make(), accelerator, True)) is kind
 
 
 def test_user_prepared_stream_may_be_dispatched(accelerator):
     loader = accelerator.prepare(stream())
     assert isinstance(loader, DataLoaderDispatcher)
-    assert type(source_of(loader, accelerator, True)) is AdaptedLoader
+    assert type(prepare_source(loader, accelerator, True)) is AdaptedLoader
 
 
 @pytest.mark.parametrize("dispatched", [None, False, True])
 def test_preparing_restores_the_accelerator_settings(dispatched):
     config = DataLoaderConfiguration(dispatch_batches=dispatched)
     accelerator = Accelerator(cpu=True, dataloader_config=config)
-    source = source_of(stream(), accelerator, True)
+    source = prepare_source(stream(), accelerator, True)
     assert accelerator.dataloader_config.dispatch_batches is dispatched
     assert isinstance(source.loader, DataLoaderDispatcher) is bool(dispatched)
 
@@ -72,7 +72,7 @@ def test_preparing_restores_the_accelerator_settings(dispatched):
 )
 def test_nothing_is_prepared_without_an_accelerator(make, kind):
     data = make()
-    source = source_of(data, None, True)
+    source = prepare_source(data, None, True)
     assert type(source) is kind
     assert source.loader is data
 
@@ -81,7 +81,7 @@ def test_dispatched_loader_is_iterated_by_accelerate():
     accelerator = Accelerator(
         cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=True)
     )
-    source = source_of(map_style(), accelerator, True)
+    source = prepare_source(map_style(), accelerator, True)
     assert type(source) is AdaptedLoader
     assert isinstance(source.loader, DataLoaderDispatcher)
 
@@ -89,12 +89,12 @@ def test_dispatched_loader_is_iterated_by_accelerate():
 def test_prepared_loader_is_not_prepared_again(accelerator):
     loader = accelerator.prepare(map_style())
     for even_batches in (True, False):
-        assert source_of(loader, accelerator, even_batches).loader is loader
+        assert prepare_source(loader, accelerator, even_batches).loader is loader
     assert accelerator._dataloaders == [loader]
 
 
 def test_prepared_loader_is_not_added_to_accelerates_list(accelerator):
-    source = source_of(map_style(), accelerator, True)
+    source = prepare_source(map_style(), accelerator, True)
     assert isinstance(source.loader, DataLoaderShard)
     assert accelerator._dataloaders == []
 
@@ -102,7 +102,7 @@ def test_prepared_loader_is_not_added_to_accelerates_list(accelerator):
 def test_loader_without_batches_is_not_prepared(accelerator):
     loader = single_samples()
     assert not can_prepare(loader)
-    assert source_of(loader, accelerator, True).loader is loader
+    assert prepare_source(loader, accelerator, True).loader is loader
     assert accelerator._dataloaders == []
 
 
@@ -121,6 +121,6 @@ def test_padded_stream_is_refused_without_even_batches(accelerator):
         )
 
     with pytest.raises(ValueError, match=r"`data` is an IterableDataset.*dispatch_batches=True"):
-        source_of(split(), accelerator, even_batches=False)
-    source_of(split(), accelerator, even_batches=True)
-    source_of(split(drop_last=True), accelerator, even_batches=False)
+        prepare_source(split(), accelerator, even_batches=False)
+    prepare_source(split(), accelerator, even_batches=True)
+    prepare_source(split(drop_last=True), accelerator, even_batches=False)

@@ -13,9 +13,9 @@ from torch.utils.data import Subset
 from ignite_hooks.data.random_state import GeneratorSearch
 from ignite_hooks.data.random_state import GeneratorState
 from ignite_hooks.data.random_state import RandomState
+from ignite_hooks.data.random_state import generator_state
 from ignite_hooks.data.random_state import generators_in
-from ignite_hooks.data.random_state import set_state
-from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.random_state import set_generator_state
 
 # Generators that objects hold.
 
@@ -53,19 +53,21 @@ def test_state_of_each_algorithm_is_saved_without_pickle(kind):
     assert list(generators_in({"it": ours}).named) == [f"it ({kind})"]
     drawn_from(ours)
     file = io.BytesIO()
-    torch.save(state_of(ours), file)
+    torch.save(generator_state(ours), file)
     expected = [drawn_from(ours) for _ in range(5)]
     file.seek(0)
-    set_state(theirs, torch.load(file, weights_only=True))
+    set_generator_state(theirs, torch.load(file, weights_only=True))
     assert [drawn_from(theirs) for _ in range(5)] == expected
 
 
 def test_restored_generator_spawns_different_children():
     ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
     ours.spawn(3)
-    set_state(theirs, state_of(ours))
+    set_generator_state(theirs, generator_state(ours))
     assert theirs.spawn(1)[0].random() == ours.spawn(1)[0].random()
-    set_state(theirs, state_of(np.random.default_rng(1)))  # does not spawn the same once more
+    set_generator_state(
+        theirs, generator_state(np.random.default_rng(1))
+    )  # does not spawn the same once more
 
 
 class Loaded:

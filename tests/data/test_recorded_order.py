@@ -21,7 +21,7 @@ from ignite_hooks import DataFeed
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.data.recorded_order import pack_elements
-from ignite_hooks.data.recorded_order import unpacked
+from ignite_hooks.data.recorded_order import unpack_elements
 
 SIZE = 12  # samples of a pass
 
@@ -656,7 +656,7 @@ def test_batches_that_accelerate_drops_are_named(split, rank):
     ],
 )
 def test_elements_keep_their_types(elements):
-    found = unpacked(through_checkpoint(pack_elements(elements)))
+    found = unpack_elements(through_checkpoint(pack_elements(elements)))
     assert found == elements
     assert [type(each) for each in found] == [type(each) for each in elements]
     for one, other in zip(found, elements, strict=True):

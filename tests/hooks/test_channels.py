@@ -9,7 +9,7 @@ from ignite.engine import Engine
 
 from ignite_hooks import TrainEvents
 from ignite_hooks.core import scopes
-from ignite_hooks.core.scopes import NOTHING
+from ignite_hooks.core.scopes import NULL_CONTEXT
 from ignite_hooks.hooks import channels
 from ignite_hooks.hooks import context as hook_context
 from ignite_hooks.hooks.channels import CHANNELS
@@ -118,23 +118,23 @@ def test_channels_do_not_keep_their_engine_alive():
     del engine
     gc.collect()
     assert alive() is None
-    assert on.on_step is not NOTHING
+    assert on.on_step is not NULL_CONTEXT
 
 
 # Adding and dropping
 
 
 def test_a_channel_without_contexts_is_replaced_by_nothing(on):
-    assert all(getattr(on, channel) is NOTHING for channel in CHANNELS)
+    assert all(getattr(on, channel) is NULL_CONTEXT for channel in CHANNELS)
     first, second = hook([], "a"), hook([], "b")
     on.add([first])
     on.add([second])
-    assert on.on_step is not NOTHING
-    assert all(getattr(on, channel) is NOTHING for channel in CHANNELS if channel != "on_step")
+    assert on.on_step is not NULL_CONTEXT
+    assert all(getattr(on, channel) is NULL_CONTEXT for channel in CHANNELS if channel != "on_step")
     on.drop([first])
-    assert on.on_step is not NOTHING
+    assert on.on_step is not NULL_CONTEXT
     on.drop([second])
-    assert on.on_step is NOTHING
+    assert on.on_step is NULL_CONTEXT
 
 
 def test_dropping_one_keeps_the_order_of_the_others(on):
@@ -160,7 +160,7 @@ def test_dropping_an_unknown_hook_does_nothing(on):
     assert log == ["+a", "-a"]
     on.drop([first])
     on.drop([first])
-    assert on.on_step is NOTHING
+    assert on.on_step is NULL_CONTEXT
 
 
 def test_context_added_twice_is_entered_twice_dropped_singly(on):
@@ -224,7 +224,7 @@ def test_all_contexts_dropped_while_open_are_left(on):
     with on.on_step:
         for each in hooks:
             on.drop([each])
-        assert on.on_step is NOTHING
+        assert on.on_step is NULL_CONTEXT
     assert log == ["+a", "+b", "-b", "-a"]
 
 

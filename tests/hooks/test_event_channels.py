@@ -21,7 +21,7 @@ from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.hooks.channels import CHANNELS
 from tests.ids import stable_id
@@ -381,15 +381,15 @@ class BreakingOnce:
     """Data of three batches per pass, whose first pass fails."""
 
     def __init__(self):
-        self.has_broken = False
+        self.was_interrupted = False
 
     def __len__(self):
         return 3
 
     def __iter__(self):
         yield from batches_of(2)
-        if not self.has_broken:
-            self.has_broken = True
+        if not self.was_interrupted:
+            self.was_interrupted = True
             raise Broken
         yield from batches_of(1)
 
@@ -774,7 +774,7 @@ def handlers_of(engine):
 def traces_of_hooks(engine):
     """Returns all traces of hooks on an engine: handlers, attributes, attachments, run scopes."""
     ours = {"hook_channels", "_ignite_hooks"}  # empty, for the next set that comes
-    attachments = list(belongings(engine).get("attachments", []))
+    attachments = list(engine_storage(engine).get("attachments", []))
     return handlers_of(engine), set(vars(engine)) - ours, attachments
 
 

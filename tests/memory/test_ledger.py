@@ -416,7 +416,7 @@ def test_a_first_reset_that_fails_leaves_nothing_open(tank, ledger):
     assert open_then is None
 
 
-def test_a_thread_that_can_not_be_started_leaves_nothing_running(tank, sampled, monkeypatch):
+def test_a_thread_that_cannot_be_started_leaves_nothing_running(tank, sampled, monkeypatch):
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 

@@ -21,7 +21,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.core.engine import move_to_front
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -849,7 +849,7 @@ def test_an_engine_has_one_optimizer_step():
     with pytest.raises(ValueError, match=r"`engine` must have one OptimizerStep.*remove\(\)"):
         second.attach(made.engine)
     trainer = make_trainer(make_batches(2))
-    for own in attached(trainer, OptimizerStep):
+    for own in attached_handlers(trainer, OptimizerStep):
         own.attachment.remove()
     with pytest.raises(
         ValueError, match=r"`engine` must not be a trainer, which steps with an Opt"

@@ -2,9 +2,9 @@ from types import SimpleNamespace
 
 import torch
 
+from ignite_hooks.processes.host_group import broadcast_from_rank_0
 from ignite_hooks.processes.host_group import has_host_group
-from ignite_hooks.processes.host_group import of_rank_0
-from ignite_hooks.processes.host_group import smallest_of_all
+from ignite_hooks.processes.host_group import min_over_ranks
 
 
 def tpu_accelerator(others):
@@ -19,6 +19,6 @@ def tpu_accelerator(others):
 def test_without_torch_distributed_the_accelerator_gathers():
     accelerator = tpu_accelerator([4, -9])
     assert not has_host_group(accelerator)
-    assert smallest_of_all([5, 1], accelerator) == [4, -9]
-    assert smallest_of_all([3, -10], accelerator) == [3, -10]
-    assert of_rank_0(7, accelerator) == 7
+    assert min_over_ranks([5, 1], accelerator) == [4, -9]
+    assert min_over_ranks([3, -10], accelerator) == [3, -10]
+    assert broadcast_from_rank_0(7, accelerator) == 7

@@ -114,29 +114,29 @@ def counters(trainer):
 
 # The table of README: what run() does, by what was done before. Four batches an epoch, two a step.
 
-ERROR, NOTHING = "error", "nothing"
+ERROR, NULL_CONTEXT = "error", "nothing"
 TABLE = {  # the next call: in the same process, resumed in another, and after a stop at step 3
-    "none": ({}, ("new", 1, 4, 2), NOTHING, ("continues", 5, 20, 10)),
+    "none": ({}, ("new", 1, 4, 2), NULL_CONTEXT, ("continues", 5, 20, 10)),
     "more epochs": (
         {"max_epochs": 6}, ("continues", 6, 24, 12), ("continues", 6, 24, 12),
         ("continues", 6, 24, 12),
     ),
-    "as many epochs": ({"max_epochs": 5}, ("new", 5, 20, 10), NOTHING, ("continues", 5, 20, 10)),
-    "fewer epochs": ({"max_epochs": 1}, ERROR, NOTHING, ERROR),
+    "as many epochs": ({"max_epochs": 5}, ("new", 5, 20, 10), NULL_CONTEXT, ("continues", 5, 20,
+    10)), "fewer epochs": ({"max_epochs": 1}, ERROR, NULL_CONTEXT, ERROR),
     "more iterations": (
         {"max_iters": 22}, ("continues", 6, 22, 11), ("continues", 6, 22, 11),
         ("continues", 5, 20, 10),
     ),
     "as many iterations": (
-        {"max_iters": 20}, ("new", 5, 20, 10), NOTHING, ("continues", 5, 20, 10)
+        {"max_iters": 20}, ("new", 5, 20, 10), NULL_CONTEXT, ("continues", 5, 20, 10)
     ),
-    "fewer iterations": ({"max_iters": 5}, ERROR, NOTHING, ERROR),
+    "fewer iterations": ({"max_iters": 5}, ERROR, NULL_CONTEXT, ERROR),
     "more steps": (
         {"max_steps": 11}, ("continues", 6, 22, 11), ("continues", 6, 22, 11),
         ("continues", 5, 20, 10),
     ),
-    "as many steps": ({"max_steps": 10}, ("new", 5, 20, 10), NOTHING, ("continues", 5, 20, 10)),
-    "fewer steps": ({"max_steps": 2}, ("new", 1, 4, 2), NOTHING, ERROR),
+    "as many steps": ({"max_steps": 10}, ("new", 5, 20, 10), NULL_CONTEXT, ("continues", 5, 20,
+    10)), "fewer steps": ({"max_steps": 2}, ("new", 1, 4, 2), NULL_CONTEXT, ERROR),
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def outcome(trainer, limits):
         assert events == []
         return ERROR
     if not events:
-        return NOTHING
+        return NULL_CONTEXT
     (_, _, first) = events[1]
     assert first in (1, before + 1)
     return ("new" if first == 1 else "continues", *counters(trainer))

@@ -16,8 +16,8 @@ from ignite_hooks import GradientClipping
 from ignite_hooks import TrainEvents
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.data.batch import apply_model
+from ignite_hooks.data.batch import default_prepare_batch
 from ignite_hooks.data.batch import identity
-from ignite_hooks.data.batch import unpack
 from ignite_hooks.trainer.process_function import make_forward
 from tests.reference import Noisy
 from tests.reference import batches_of
@@ -453,7 +453,9 @@ def test_mixed_precision_covers_other_methods_than_forward(options):
 def test_unmoved_pair_is_moved_to_the_accelerator_device():
     device, model = torch.device("meta"), torch.nn.Linear(2, 2, device="meta")
     accelerator = SimpleNamespace(device=device, non_blocking=False, native_amp=False)
-    forward = make_forward(F.mse_loss, None, unpack, apply_model, identity, accelerator)
+    forward = make_forward(
+        F.mse_loss, None, default_prepare_batch, apply_model, identity, accelerator
+    )
     x, y, y_pred, loss = forward(model, (torch.ones(3, 2), torch.ones(3, 2)))
     assert x.device == y.device == y_pred.device == loss.device == device
 

@@ -49,7 +49,7 @@ from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks.checkpoint.__main__ import main as checkpoint_command
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from tests.reference import augmented
 from tests.reference import make_trainer
 from tests.reference import samples
@@ -121,7 +121,7 @@ def train(scenario, directory, saving, report):
 
     @trainer.on(TrainEvents.CHECKPOINT_SAVED)
     def report_saved():  # with background saves the training is further by now
-        (save,) = attached(trainer, SaveCheckpoint)
+        (save,) = attached_handlers(trainer, SaveCheckpoint)
         report(saved=int(save.last_checkpoint.name.removeprefix("step_").split("-")[0]))
 
     trainer.run(max_epochs=EPOCHS)

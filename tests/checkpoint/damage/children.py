@@ -21,7 +21,7 @@ from ignite_hooks import Validation
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import Tensors
 from ignite_hooks.checkpoint.manifest import Manifest
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from tests.checkpoint.damage.nursery import pause
 from tests.checkpoint.damage.nursery import report
 from tests.checkpoint.damage.nursery import serve
@@ -69,7 +69,7 @@ def kill_at(number):
 
 
 def report_saves(trainer):
-    (saver,) = attached(trainer, SaveCheckpoint)
+    (saver,) = attached_handlers(trainer, SaveCheckpoint)
 
     @trainer.on(TrainEvents.CHECKPOINT_SAVED)
     def report_step():

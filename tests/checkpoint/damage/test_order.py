@@ -2,7 +2,7 @@
 
 import pytest
 
-from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.manifest import Manifest
 from tests.checkpoint.damage.calls import Call
 from tests.checkpoint.damage.calls import calls_within
@@ -25,7 +25,7 @@ class Recording:
 
     def __call__(self, call):
         if call.operation == "fsync" and call.path.is_file():
-            self.synced[call.path] = record_of(call.path)
+            self.synced[call.path] = file_record(call.path)
         if call.operation == "rename":  # a file keeps what is known of it
             self.synced[call.target] = self.synced.get(call.path)
         self.calls.append(call)
@@ -71,7 +71,7 @@ def test_manifest_is_synced_before_rename_and_folder_after(recording):
     temporary, final = folder / "incomplete.json", folder / "manifest.json"
     commit = recording.index("rename", temporary, final)
     assert recording.calls[commit - 1] == Call("fsync", temporary)
-    assert recording.synced[final] == record_of(final)
+    assert recording.synced[final] == file_record(final)
     after = [call for call in recording.calls[commit + 1 :] if call.operation != "open"]
     assert after[0] == Call("fsync", folder)
     on_it = [call for call in recording.calls[commit + 1 :] if call.path == final]

@@ -478,7 +478,7 @@ def a_check_fails_on_one_process():
         with pytest.MonkeyPatch.context() as patched:
             if rank() == failing:
                 patched.setattr(
-                    resume.LoadedState, "problems_of_states", lambda self: iter(["x: is odd"])
+                    resume.LoadedState, "state_problems", lambda self: iter(["x: is odd"])
                 )
             told = failed(lambda t=trainer: ResumeCheckpoint(directory).attach(t))
         found.append([*told, torch.equal(weights(trainer.model), before)])
@@ -504,10 +504,10 @@ def agreement():
     return {
         "size": ranks.size,
         "gathered": ranks.gather({"rank": rank()}),
-        "agreed": failed(lambda: ranks.agree(lambda: fail_on(None))),
-        "fails on 1": failed(lambda: ranks.agree(lambda: fail_on(1))),
-        "first alone": failed(lambda: ranks.first_alone(lambda: f"by {rank()}")),
-        "first fails": failed(lambda: ranks.first_alone(lambda: fail_on(0))),
+        "agreed": failed(lambda: ranks.call_on_all_ranks(lambda: fail_on(None))),
+        "fails on 1": failed(lambda: ranks.call_on_all_ranks(lambda: fail_on(1))),
+        "first alone": failed(lambda: ranks.call_on_rank_0(lambda: f"by {rank()}")),
+        "first fails": failed(lambda: ranks.call_on_rank_0(lambda: fail_on(0))),
         "flags": ranks.any_of(rank() == 1, False, rank() == 0),
         "afterwards": ranks.gather(rank()),
     }

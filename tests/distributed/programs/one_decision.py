@@ -349,7 +349,7 @@ def other_handlers():
     if rank() == 1:
         decisions.add(Question(lambda: "stop", lambda asked: None))
     try:
-        decisions.settle_now()
+        decisions.exchange_now()
     except RuntimeError as error:
         return {"error": str(error)}
     return {}

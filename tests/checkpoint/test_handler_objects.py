@@ -44,9 +44,9 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.digest import digest_of
-from ignite_hooks.checkpoint.members import HandlerObjects
-from ignite_hooks.checkpoint.members import handlers_with_state
-from ignite_hooks.checkpoint.members import has_state
+from ignite_hooks.checkpoint.handler_objects import HandlerObjects
+from ignite_hooks.checkpoint.handler_objects import handlers_with_state
+from ignite_hooks.checkpoint.handler_objects import has_state
 from ignite_hooks.core.handler import Handler
 from tests.reference import batches_of
 from tests.reference import make_trainer

@@ -1,5 +1,5 @@
 from ignite_hooks import Validation
-from ignite_hooks.core.measured import measured_at
+from ignite_hooks.core.stale_metrics import measured_at
 from tests.reference import batches_of
 from tests.reference import make_trainer
 

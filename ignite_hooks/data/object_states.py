@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.core.object_graph import is_library_code
 from ignite_hooks.core.object_graph import stored_values
 
-__all__ = ["Objects", "OwnStates", "has_state", "is_plain"]
+__all__ = ["ObjectStates", "Objects", "has_state_dict", "is_plain_data"]
 
 _MAX_ELEMENTS = 64  # of a container or tensor compared by value; longer containers by length
 _MAX_DEPTH = 3  # of nested containers compared by value
@@ -44,7 +44,7 @@ Objects = Mapping[str, Callable[[], Any]]
 """Objects by name, each as a function that returns the object, or None if it is gone."""
 
 
-class OwnStates:
+class ObjectStates:
     """The states of the objects of a loader, without its random generators.
 
     Each method is given the objects that batches come from, as found by a search right before.
@@ -60,7 +60,7 @@ class OwnStates:
             self._initial = _values(_present(objects))
 
     @contextmanager
-    def told(self, objects: Objects) -> Iterator[None]:
+    def around_set_epoch(self, objects: Objects) -> Iterator[None]:
         """Wraps a call of ``set_epoch``; the values that change in the body are not reported.
 
         A resumed run calls ``set_epoch`` again, which restores them.
@@ -80,7 +80,9 @@ class OwnStates:
             return []
         present = _present(objects)
         changed = sorted(_changed(self._initial, _values(present)) - self._set_by_epoch)
-        refused = [name for name, each in _stateful(present) if not is_plain(each.state_dict())]
+        refused = [
+            name for name, each in _stateful(present) if not is_plain_data(each.state_dict())
+        ]
         found = []
         if changed:
             have = "have" if len(changed) > 1 else "has"
@@ -103,7 +105,7 @@ class OwnStates:
     def state_dict(self, objects: Objects) -> dict[str, Any]:
         """Returns the states of these objects, by name; only states that are plain data."""
         states = {name: each.state_dict() for name, each in self.stateful(objects).items()}
-        return {name: state for name, state in states.items() if is_plain(state)}
+        return {name: state for name, state in states.items() if is_plain_data(state)}
 
     def load_state_dict(self, objects: Objects, state_dict: Mapping[str, Any]) -> None:
         """Restores the states of the objects whose names are in ``state_dict``."""
@@ -137,7 +139,7 @@ def _stateful(present: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         elif (
             name.startswith(_SAMPLE_MAKERS)
             and not name.startswith(streams)
-            and has_state(each)
+            and has_state_dict(each)
             and not _is_of_library(each)
         ):
             found.append((name, each))
@@ -174,7 +176,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
     }
 
 
-def has_state(thing: Any) -> bool:
+def has_state_dict(thing: Any) -> bool:
     """Returns whether an object has ``state_dict`` and ``load_state_dict`` and is not a module.
 
     The class is asked, not the object: a ``__getattr__`` of the user's is not called.
@@ -193,7 +195,7 @@ def _is_of_library(thing: Any) -> bool:
     """Returns whether an object belongs to a library, not to a user's class or function."""
     cls = type(thing)
     is_code = issubclass(cls, type) or cls is types.FunctionType
-    return is_of_library(thing if is_code else cls)
+    return is_library_code(thing if is_code else cls)
 
 
 def _comparable(value: Any, depth: int = 0) -> Any:
@@ -242,7 +244,7 @@ def _comparable_array(value: Any) -> Any:
     return value.tobytes() if is_readable else _NOT_COMPARABLE
 
 
-def is_plain(state: Any) -> bool:
+def is_plain_data(state: Any) -> bool:
     """Returns whether a state consists of types that ``torch.load`` reads without running code.
 
     These are dicts, lists, tuples, tensors, numbers, strings, bytes and None; no subclasses.

@@ -14,16 +14,16 @@ from functools import cached_property
 from typing import Any
 
 from ignite_hooks.core.training_engine import TrainingEngine
-from ignite_hooks.data.active_loader import set_aside
+from ignite_hooks.data.active_loader import deactivated
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import load_between_passes
 from ignite_hooks.evaluation.evaluator import Evaluator
 from ignite_hooks.evaluation.validation import validations_of
 
-__all__ = ["DataOfValidations"]
+__all__ = ["ValidationData"]
 
 
-class DataOfValidations:
+class ValidationData:
     """The feeds of all evaluators of this package that a trainer validates with, by name.
 
     The name of a feed is the prefix that the results on its data have in ``state.metrics``:
@@ -130,4 +130,4 @@ class DataOfValidations:
         same loader.
         """
         feed = self._trainer.feed
-        return nullcontext() if feed is None else set_aside(feed.loader)
+        return nullcontext() if feed is None else deactivated(feed.loader)

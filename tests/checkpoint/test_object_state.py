@@ -19,7 +19,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.contents import Objects
 from ignite_hooks.checkpoint.contents import load_objects
-from ignite_hooks.checkpoint.member_state import Member
+from ignite_hooks.checkpoint.object_state import StatefulObject
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import seed
@@ -51,7 +51,7 @@ def test_a_module_keeps_its_flags_and_its_shared_tensors(tmp_path):
     held[0].running_mean = trainer.model[0].running_mean
     held[1].requires_grad_(False)
     held.eval()
-    state = read_back(Member(held, trainer).state_dict(), tmp_path / "a.pt")
+    state = read_back(StatefulObject(held, trainer).state_dict(), tmp_path / "a.pt")
     assert state["shared"] == {"0.running_mean": "model.0.running_mean"}
 
     other = trainer_of(normed())
@@ -59,7 +59,7 @@ def test_a_module_keeps_its_flags_and_its_shared_tensors(tmp_path):
     again[0].running_var.data = other.model[0].running_var.data
     own_variance = other.model[0].running_var.clone()
     state["module"]["0.running_var"] += 1
-    Member(again, other).load_state_dict(state)
+    StatefulObject(again, other).load_state_dict(state)
     assert again[0].running_mean.data_ptr() == other.model[0].running_mean.data_ptr()
     assert again[0].running_var.data_ptr() != other.model[0].running_var.data_ptr()
     assert torch.equal(other.model[0].running_var, own_variance)
@@ -128,8 +128,8 @@ def test_functions_in_a_scheduler_state_are_kept(make, tmp_path):
     setattr(one, counter, 7)
     functions = {name: each for name, each in vars(two).items() if callable(each)}
     assert functions
-    state = read_back(Member(one, trainer).state_dict(), tmp_path / "a.pt")
-    Member(two, trainer).load_state_dict(state)
+    state = read_back(StatefulObject(one, trainer).state_dict(), tmp_path / "a.pt")
+    StatefulObject(two, trainer).load_state_dict(state)
     assert getattr(two, counter) == 7
     assert all(getattr(two, name) is each for name, each in functions.items())
     assert getattr(two, "milestones", None) == getattr(one, "milestones", None)
@@ -148,7 +148,7 @@ def test_an_object_loads_a_copy_of_its_state():
             self.kept = state_dict["kept"]
 
     trainer, keeper, state = make_trainer(batches_of(1)), Keeper(), {"kept": [1]}
-    Member(keeper, trainer).load_state_dict(state)
+    StatefulObject(keeper, trainer).load_state_dict(state)
     keeper.kept.append(2)
     assert state == {"kept": [1]}
 

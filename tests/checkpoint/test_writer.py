@@ -16,8 +16,8 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems
-from ignite_hooks.checkpoint.write import BackgroundWriter
-from ignite_hooks.checkpoint.write import CheckpointWriter
+from ignite_hooks.checkpoint.writer import BackgroundWriter
+from ignite_hooks.checkpoint.writer import CheckpointWriter
 from tests.benchmarks.calls import SaveProfile
 from tests.ids import stable_id
 from tests.reference import augmented
@@ -346,7 +346,7 @@ def test_a_background_error_is_raised_at_a_later_step(tmp_path, disk):
 def test_a_background_error_is_raised_at_the_next_save(tmp_path, disk):
     trainer, folders = trainer_of(), []
     writer = CheckpointWriter(in_background(tmp_path), trainer, folders.append)
-    writer.lock.take()  # as a run does; else each save waits for its thread, and gives it back
+    writer.lock.acquire()  # as a run does; else each save waits for its thread, and gives it back
     disk.is_full_for = "thread"
     trainer.run(max_steps=2)
     writer.save(trainer)
@@ -485,7 +485,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ignite_hooks.checkpoint.write import BackgroundWriter
+from ignite_hooks.checkpoint.writer import BackgroundWriter
 
 def call():
     threading.main_thread().join()  # the script is at its end

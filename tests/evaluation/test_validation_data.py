@@ -23,8 +23,8 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
-from ignite_hooks.checkpoint.durable import record_of
-from ignite_hooks.checkpoint.manifest import sealed
+from ignite_hooks.checkpoint.durable import file_record
+from ignite_hooks.checkpoint.manifest import with_checksum
 from tests.reference import make_trainer
 from tests.reference import seed
 from tests.reference import weights
@@ -379,8 +379,8 @@ def forget_places(folder):
     assert place.pop("evaluations").keys() == {"val_"}
     torch.save(place, rank)
     content = json.loads(manifest.read_text())
-    content["files"][rank.name] = record_of(rank).model_dump()
-    manifest.write_bytes(sealed(json.dumps(content).encode()))
+    content["files"][rank.name] = file_record(rank).model_dump()
+    manifest.write_bytes(with_checksum(json.dumps(content).encode()))
 
 
 def test_a_checkpoint_without_data_positions_is_resumed(tmp_path):

@@ -26,20 +26,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ignite_hooks.checkpoint.contents import plain_part
 from ignite_hooks.checkpoint.layout import TRAINER
-from ignite_hooks.checkpoint.module_state import differences_of_module
 from ignite_hooks.checkpoint.module_state import flags_of
-from ignite_hooks.checkpoint.module_state import give_to_module
+from ignite_hooks.checkpoint.module_state import load_into_module
+from ignite_hooks.checkpoint.module_state import module_differences
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.core.training_engine import TrainingEngine
 
-__all__ = ["Member", "has_module", "plain_state"]
+__all__ = ["StatefulObject", "has_module", "plain_state"]
 
 # Values of these types are kept in a state without a trial; containers are searched first.
 _DATA_TYPES = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
 _SCHEDULER_CLASSES = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
 
 
-class Member:
+class StatefulObject:
     """An object with a state, as a checkpoint carries it.
 
     Args:
@@ -106,7 +106,7 @@ class Member:
         """
         if isinstance(self._object, torch.nn.Module):
             if has_module(state):
-                yield from differences_of_module(name, state["module"], self._object)
+                yield from module_differences(name, state["module"], self._object)
             else:
                 yield f"the {name} has no state of a module in {TRAINER}, it is a {self.class_name}"
 
@@ -132,7 +132,7 @@ def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -
             tensor.data = source.data  # shared when it was saved: shared again
         elif name in shared_now:  # loading must not write to the trainer's module
             tensor.data = tensor.data.clone()
-    give_to_module(module, state["module"], state)
+    load_into_module(module, state["module"], state)
 
 
 def _shared_tensors(module: torch.nn.Module, trainer: TrainingEngine) -> dict[str, str]:

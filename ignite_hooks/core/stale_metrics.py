@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ignite_hooks.core.engine import belongings
+from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.training_engine import AnyEngine
 
 __all__ = ["completed_validations", "forget_validations", "measured_at"]
@@ -10,13 +10,13 @@ __all__ = ["completed_validations", "forget_validations", "measured_at"]
 
 def measured_at(engine: AnyEngine) -> dict[str, int]:
     """Returns the iteration at which a validation last measured each metric, by its name."""
-    iterations: dict[str, int] = belongings(engine).setdefault("measured_at", {})
+    iterations: dict[str, int] = engine_storage(engine).setdefault("measured_at", {})
     return iterations
 
 
 def completed_validations(engine: AnyEngine) -> set[Any]:
     """Returns the handlers that have completed a validation in this run."""
-    completed: set[Any] = belongings(engine).setdefault("completed_validations", set())
+    completed: set[Any] = engine_storage(engine).setdefault("completed_validations", set())
     return completed
 
 

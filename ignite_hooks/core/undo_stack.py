@@ -12,23 +12,23 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 
-__all__ = ["Changes", "restored"]
+__all__ = ["UndoStack", "undo_on_exit"]
 
 Undo = Callable[[], None]
 
 
-class Changes(AbstractContextManager["Changes", None]):
+class UndoStack(AbstractContextManager["UndoStack", None]):
     """The changes of one run that are not undone yet, as the callbacks that undo them.
 
-    It is entered around the run. ``restored`` adds a change to the ``Changes`` that this thread has
-    entered last.
+    It is entered around the run. ``undo_on_exit`` adds a change to the ``UndoStack`` that this
+    thread has entered last.
     """
 
     def __init__(self) -> None:
         self._callbacks: list[Undo] = []
-        self._outer: Changes | None = None
+        self._outer: UndoStack | None = None
 
-    def __enter__(self) -> "Changes":
+    def __enter__(self) -> "UndoStack":
         outer = getattr(_innermost, "changes", None)
         # If it is this object, an interrupted exit has left it there, and `_outer` is still right.
         if outer is not self:
@@ -42,30 +42,30 @@ class Changes(AbstractContextManager["Changes", None]):
             self._outer = None
 
     @property
-    def present(self) -> tuple[Undo, ...]:
+    def pending(self) -> tuple[Undo, ...]:
         """The callbacks of all changes that are not undone yet, in the order of the changes."""
         return (*self._callbacks,)
 
-    def undo(self, but: Collection[Undo] = ()) -> None:
+    def undo_all(self, but: Collection[Undo] = ()) -> None:
         """Undoes all changes, the last one first, except those whose callbacks are in ``but``."""
         # By identity: two callbacks may be equal, such as bound methods of one object.
         while left := [each for each in self._callbacks if not any(each is other for other in but)]:
-            self.end(left[-1], alone=True)
+            self.call(left[-1], out_of_order=True)
 
-    def begin(self, undo: Undo) -> None:
+    def push(self, undo: Undo) -> None:
         """Notes a change that is about to be made, by the callback that undoes it."""
         self._callbacks.append(undo)
 
-    def end(self, undo: Undo, *, alone: bool) -> None:
+    def call(self, undo: Undo, *, out_of_order: bool) -> None:
         """Undoes a change that is not undone yet. A call that was interrupted may be repeated.
 
         Args:
             undo: the callback that undoes the change.
-            alone: whether to leave the changes that were made later. Otherwise those are undone
-                first, as their scopes should have ended before.
+            out_of_order: whether to leave the changes that were made later. Otherwise those are
+                undone first, as their scopes should have ended before.
         """
         while any(undo is each for each in self._callbacks):
-            callback = undo if alone else self._callbacks[-1]
+            callback = undo if out_of_order else self._callbacks[-1]
             callback()
             # Removed after the call: a callback that was interrupted is called again.
             self._callbacks = [each for each in self._callbacks if each is not callback]
@@ -75,18 +75,18 @@ _innermost = threading.local()  # runs in several threads are independent of eac
 
 
 @contextmanager
-def restored(undo: Undo, *, alone: bool = False) -> Iterator[None]:
+def undo_on_exit(undo: Undo, *, out_of_order: bool = False) -> Iterator[None]:
     """Calls ``undo`` after the body, which makes a change.
 
     Args:
         undo: undoes the change. It may be called a second time if its first call was interrupted.
-        alone: whether to undo this change only, also if changes that were made later are not undone
-            yet. A scope needs this if it may end before scopes within it, as in a generator.
+        out_of_order: whether to undo this change only, also if changes that were made later are not
+            undone yet. A scope needs this if it may end before scopes within it, as in a generator.
     """
     # Outside a run, no one calls callbacks that are left, and a new object for this body will do.
-    changes: Changes = getattr(_innermost, "changes", None) or Changes()
-    changes.begin(undo)
+    changes: UndoStack = getattr(_innermost, "changes", None) or UndoStack()
+    changes.push(undo)
     try:
         yield
     finally:
-        changes.end(undo, alone=alone)
+        changes.call(undo, out_of_order=out_of_order)

@@ -16,10 +16,10 @@ from ignite.metrics import Metric
 
 from ignite_hooks.core.engine import handlers_of
 from ignite_hooks.core.engine import move_to_front
-from ignite_hooks.core.restoring import restored
-from ignite_hooks.core.stop_requests import BrokenOff
-from ignite_hooks.core.stop_requests import stop_watches
+from ignite_hooks.core.stop_requests import ValidationStopped
+from ignite_hooks.core.stop_requests import stop_monitors
 from ignite_hooks.core.training_engine import AnyEngine
+from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.feed import load_between_passes
 
@@ -36,14 +36,14 @@ class StopCheck:
     stop. Ranks may have different numbers of batches, so a rank that has evaluated its last batch
     keeps taking part in the exchange until all ranks have. Where the number of batches is unknown,
     a rank learns only at EPOCH_COMPLETED that a batch was its last. ``terminate`` would let the
-    other handlers of EPOCH_COMPLETED be called, so a ``BrokenOff`` is raised there instead.
+    other handlers of EPOCH_COMPLETED be called, so a ``ValidationStopped`` is raised there instead.
 
     Args:
         engine: the engine that trains; None for a validation that cannot be broken off.
     """
 
     def __init__(self, engine: AnyEngine | None) -> None:
-        self.watches = () if engine is None else stop_watches(engine)
+        self.watches = () if engine is None else stop_monitors(engine)
         # None with one process, where there is nobody to ask.
         self._any_of = next((each.any_of for each in self.watches if each.any_of), None)
         self._watched_models: Sequence[torch.nn.Module] = ()
@@ -94,16 +94,16 @@ class StopCheck:
         return restore
 
     def raise_if_stopping(self) -> None:
-        """Raises BrokenOff if the run is to stop. A collective call with several processes."""
+        """Raises ValidationStopped if the run is to stop. Collective with several processes."""
         if self.watches and self.check_all_ranks(is_busy=False)[0]:
-            raise BrokenOff
+            raise ValidationStopped
 
     @contextmanager
     def stopping(self, evaluator: Engine) -> Iterator[None]:
         """Breaks off the run of ``evaluator`` in the body, if the training run is to stop.
 
         Raises:
-            BrokenOff: the evaluator was broken off.
+            ValidationStopped: the evaluator was broken off.
         """
         if not self.watches:
             yield
@@ -111,7 +111,7 @@ class StopCheck:
         run, is_single_process = _EvaluatorRun(self), self._any_of is None
         after_batch = run.after_batch if is_single_process else run.after_batch_on_all_ranks
         watching = evaluator.add_event_handler(Events.ITERATION_COMPLETED, after_batch)
-        with restored(watching.remove):
+        with undo_on_exit(watching.remove):
             if is_single_process:
                 yield
             else:
@@ -120,7 +120,7 @@ class StopCheck:
                 # An evaluator that a handler has terminated reached neither of these handlers.
                 run.wait_for_others()
         if run.is_broken_off:
-            raise BrokenOff
+            raise ValidationStopped
 
     def check_all_ranks(self, *, is_busy: bool) -> list[bool]:
         """Returns whether the run is to stop, and whether a rank has batches left.
@@ -181,7 +181,7 @@ class _EvaluatorRun:
         """Waits for the other ranks, if the number of batches was unknown until the data ended."""
         self.wait_for_others()
         if self.is_broken_off:
-            raise BrokenOff
+            raise ValidationStopped
 
     def wait_for_others(self) -> None:
         """Returns when all ranks have evaluated their batches, or the run is to be broken off."""
@@ -206,13 +206,13 @@ def _first_at_epoch_completed(
 
         def attach(evaluator: Engine) -> None:
             ending = evaluator.add_event_handler(Events.EPOCH_COMPLETED, at_end_of_data)
-            stack.enter_context(restored(ending.remove))
+            stack.enter_context(undo_on_exit(ending.remove))
             move_to_front(evaluator, Events.EPOCH_COMPLETED)
 
         # Attached at STARTED, not now: an evaluator of this package puts a handler (of
         # `SharedMetrics`) to the front in its `run`, before STARTED, and this one must come first.
         starting = evaluator.add_event_handler(Events.STARTED, attach)
-        stack.enter_context(restored(starting.remove))
+        stack.enter_context(undo_on_exit(starting.remove))
         yield
 
 

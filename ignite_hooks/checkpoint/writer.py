@@ -31,8 +31,8 @@ from typing import Any
 
 from ignite_hooks.checkpoint.contents import Content
 from ignite_hooks.checkpoint.description import description_of
-from ignite_hooks.checkpoint.durable import give_mode_of
-from ignite_hooks.checkpoint.durable import record_of
+from ignite_hooks.checkpoint.durable import copy_file_mode
+from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.durable import sync
 from ignite_hooks.checkpoint.durable import sync_tree
 from ignite_hooks.checkpoint.layout import INCOMPLETE
@@ -113,8 +113,8 @@ class CheckpointWriter:
             RuntimeError: another run writes to the directory.
             TypeError: a state cannot be saved without pickle.
         """
-        is_between_runs = not (self.lock.is_taken or is_running(trainer))
-        self.lock.take()
+        is_between_runs = not (self.lock.is_held or is_running(trainer))
+        self.lock.acquire()
         try:
             self._save(trainer, uncertain)
             if is_between_runs:
@@ -134,7 +134,7 @@ class CheckpointWriter:
         self.wait()
         state = self._training_state(trainer, uncertain)
         files = self._capture(state)
-        draft = self.ranks.first_alone(lambda: self._draft_manifest(trainer, files))
+        draft = self.ranks.call_on_rank_0(lambda: self._draft_manifest(trainer, files))
         folder = None
         if state.is_sharded:
             # Accelerate writes the model itself, which cannot be done in the background.
@@ -179,11 +179,13 @@ class CheckpointWriter:
 
         # Of each rank: the digest of its parameters; of rank 0, the digests of its states; of the
         # other ranks, why parts of their states may not be restored.
-        findings = self.ranks.agree(inspect)
+        findings = self.ranks.call_on_all_ranks(inspect)
         if not is_single_process:
             state.trainer.compare_parameters([digest for digest, _, _ in findings])
         rank_0_digests, unknown = findings[0][1], [parts for _, _, parts in findings]
-        self.ranks.agree(lambda: files.update(state.files(rank, objects, rank_0_digests, unknown)))
+        self.ranks.call_on_all_ranks(
+            lambda: files.update(state.files(rank, objects, rank_0_digests, unknown))
+        )
         return files
 
     def _draft_manifest(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:
@@ -219,7 +221,7 @@ class CheckpointWriter:
             self.lock.check()
             return self._store.begin(draft.step)
 
-        return ranks.first_alone(create_folder)
+        return ranks.call_on_rank_0(create_folder)
 
     def _write_and_commit(
         self, files: dict[str, Content], draft: Manifest, ranks: Ranks, folder: Path | None
@@ -231,10 +233,10 @@ class CheckpointWriter:
         if folder is None:
             folder = self._begin(draft, ranks)
         try:
-            records = ranks.agree(lambda: _write_files(folder, files))
-            ranks.first_alone(lambda: self._commit(folder, records, draft))
+            records = ranks.call_on_all_ranks(lambda: _write_files(folder, files))
+            ranks.call_on_rank_0(lambda: self._commit(folder, records, draft))
         except Exception:
-            if ranks.is_first and self.lock.is_taken:
+            if ranks.is_rank_0 and self.lock.is_held:
                 self._store.discard(folder)
             raise
         self._unannounced = folder
@@ -244,9 +246,9 @@ class CheckpointWriter:
         files = {name: record for rank_files in records for name, record in rank_files.items()}
         if (folder / SHARDED).is_dir():
             paths = sorted(path for path in (folder / SHARDED).rglob("*") if path.is_file())
-            give_mode_of(folder / INCOMPLETE, paths)
+            copy_file_mode(folder / INCOMPLETE, paths)
             sync_tree(folder / SHARDED)
-            files |= {path.relative_to(folder).as_posix(): record_of(path) for path in paths}
+            files |= {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
         # While the files were written, another run may have taken a lock that seemed abandoned.
         self.lock.check()
         number = self._store.next_number()
@@ -299,7 +301,7 @@ class CheckpointWriter:
                 self._store.amend(folder, manifest)
                 self._last_saved = Checkpoint(folder, manifest)
 
-        self.ranks.first_alone(amend)
+        self.ranks.call_on_rank_0(amend)
 
     def rehearse(self, trainer: TrainingEngine) -> None:
         """Captures the state without writing it, to raise now if it cannot be saved."""
@@ -315,7 +317,7 @@ class CheckpointWriter:
 
         Before that it decides which run the trainer continues, or that a branch begins.
         """
-        if not self.ranks.is_first:
+        if not self.ranks.is_rank_0:
             return
         self._lineage.decide_run(trainer)
         found = [each.manifest for each in self._store.checkpoints()]
@@ -331,7 +333,7 @@ class CheckpointWriter:
 
     def note_newest(self) -> None:
         """Notes the newest checkpoint of the directory, before a resume."""
-        if self.ranks.is_first:
+        if self.ranks.is_rank_0:
             self._newest = self._newest_number()
 
     def check_newest(self) -> None:
@@ -356,7 +358,7 @@ class CheckpointWriter:
                     "it resumes from the newest"
                 )
 
-        self.ranks.first_alone(check)
+        self.ranks.call_on_rank_0(check)
 
     def _newest_number(self) -> int:
         return max((each.manifest.number for each in self._store.checkpoints()), default=0)
@@ -368,7 +370,7 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Waits until the thread has written its checkpoint; raises what failed there."""
-        if self.lock.is_of_parent:
+        if self.lock.is_held_by_parent:
             # This process was forked from the one that saves, and has no copy of its thread.
             return
         if self._writer.wait():
@@ -448,8 +450,8 @@ def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecor
     paths = {name: folder / name for name in files}
     for name, content in files.items():
         content.write(paths[name])
-    give_mode_of(folder / INCOMPLETE, paths.values())
+    copy_file_mode(folder / INCOMPLETE, paths.values())
     for path in paths.values():
         sync(path)
     sync(folder)
-    return {name: record_of(path) for name, path in paths.items()}
+    return {name: file_record(path) for name, path in paths.items()}

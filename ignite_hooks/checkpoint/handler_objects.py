@@ -33,17 +33,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ignite_hooks.checkpoint.member_state import plain_state
+from ignite_hooks.checkpoint.object_state import plain_state
 from ignite_hooks.core.accelerators import registered_objects
-from ignite_hooks.core.engine import belongings
-from ignite_hooks.core.engine import calls_of
+from ignite_hooks.core.engine import engine_storage
+from ignite_hooks.core.engine import handlers_with_arguments
 from ignite_hooks.core.engine import process_function_of
 from ignite_hooks.core.handler import Handler
-from ignite_hooks.core.handler import attached
+from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.object_graph import MAX_OBJECTS
-from ignite_hooks.core.object_graph import UNORDERED
+from ignite_hooks.core.object_graph import SET_ELEMENT_PREFIX
 from ignite_hooks.core.object_graph import ObjectSearch
-from ignite_hooks.core.object_graph import is_of_library
+from ignite_hooks.core.object_graph import is_library_code
 from ignite_hooks.core.object_graph import reference_to
 from ignite_hooks.core.torch_modules import tensors_in
 from ignite_hooks.core.training_engine import AnyEngine
@@ -115,7 +115,7 @@ class HandlerObjects:
         The search is kept with the trainer. It is made again when an object that it has seen has
         changed, so that each save does not pay for it.
         """
-        cache = belongings(trainer)
+        cache = engine_storage(trainer)
         roots, excluded = _find_roots(trainer), [*_objects_saved_elsewhere(trainer), *also]
         search: _Search | None = cache.get("members")
         if search is None or not search.is_up_to_date(trainer, roots, excluded):
@@ -263,7 +263,7 @@ def has_state(candidate: Any) -> bool:
 def state_names_of_handlers(trainer: TrainingEngine) -> list[str]:
     """Returns the attributes of ``trainer.state`` in which handlers of Ignite keep a value."""
     names: dict[str, None] = {}
-    for function, given in calls_of(trainer):
+    for function, given in handlers_with_arguments(trainer):
         owner = getattr(function, "__self__", function)
         if isinstance(owner, StateParamScheduler):
             names[owner.param_name] = None
@@ -276,8 +276,8 @@ def state_names_of_handlers(trainer: TrainingEngine) -> list[str]:
 
 def _find_roots(trainer: TrainingEngine) -> list[Root]:
     """Returns the objects where a search begins."""
-    calls = calls_of(trainer)
-    handlers = [*attached(trainer, Handler), *(function for function, _ in calls)]
+    calls = handlers_with_arguments(trainer)
+    handlers = [*attached_handlers(trainer, Handler), *(function for function, _ in calls)]
     validations = [each for each in handlers if isinstance(each, Validation)]
     owners = [getattr(each, "__self__", each) for each in handlers]
     # Handlers of this package hold no objects of a user, unless they have parts to search.
@@ -318,7 +318,7 @@ def _user_functions(function: Any) -> list[Any]:
 
 def _evaluator_handlers(evaluator: AnyEngine) -> list[Any]:
     """Returns the handlers of an evaluator, without those that each of its runs resets."""
-    owners = [getattr(each, "__self__", each) for each, _ in calls_of(evaluator)]
+    owners = [getattr(each, "__self__", each) for each, _ in handlers_with_arguments(evaluator)]
     return [each for each in owners if not isinstance(each, Metric | EpochOutputStore)]
 
 
@@ -363,7 +363,7 @@ def _search_parts(obj: Any) -> Iterable[tuple[str | None, Any]] | None:
         return [(_name_of_root(each), each) for each in _evaluator_handlers(obj)]
     if issubclass(cls, _UNSEARCHED_CLASSES):
         return ()
-    if not is_of_library(cls) or issubclass(cls, _SEARCHED_CLASSES):
+    if not is_library_code(cls) or issubclass(cls, _SEARCHED_CLASSES):
         return None
     return None if cls.__module__.partition(".")[0] in _SEARCHED_LIBRARIES else ()
 
@@ -391,7 +391,7 @@ def _has_no_handler_state(obj: Any) -> bool:
     cls = type(obj)
     if issubclass(cls, torch.nn.Module):
         return not tensors_in(obj)
-    if is_of_library(cls) and cls.__module__.partition(".")[0] in _DATA_LIBRARIES:
+    if is_library_code(cls) and cls.__module__.partition(".")[0] in _DATA_LIBRARIES:
         return True
     return issubclass(cls, type | Engine | DataLoader)
 
@@ -453,8 +453,8 @@ def _is_same_state(first: Any, second: Any) -> bool:
 
 def _unordered_paths(found: Found) -> set[str]:
     """Returns the paths to objects in a set that holds several objects of their class."""
-    counts = Counter(type(each) for path, each in found if UNORDERED in path)
-    return {path for path, each in found if UNORDERED in path and counts[type(each)] > 1}
+    counts = Counter(type(each) for path, each in found if SET_ELEMENT_PREFIX in path)
+    return {path for path, each in found if SET_ELEMENT_PREFIX in path and counts[type(each)] > 1}
 
 
 def _name_objects(

@@ -34,24 +34,24 @@ from torch.utils.data import BatchSampler
 from torch.utils.data import DataLoader
 
 from ignite_hooks.core.place import FeedPosition
-from ignite_hooks.data.own_states import Objects
-from ignite_hooks.data.own_states import OwnStates
-from ignite_hooks.data.own_states import has_state
-from ignite_hooks.data.own_states import is_plain
+from ignite_hooks.data.object_states import Objects
+from ignite_hooks.data.object_states import ObjectStates
+from ignite_hooks.data.object_states import has_state_dict
+from ignite_hooks.data.object_states import is_plain_data
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.random_state import set_state
-from ignite_hooks.data.random_state import state_of
+from ignite_hooks.data.random_state import generator_state
+from ignite_hooks.data.random_state import set_generator_state
 from ignite_hooks.data.worker_states import end_streams
 
 __all__ = [
     "PlaceKeeper",
-    "PlaceStates",
-    "first_of",
+    "Snapshots",
+    "chain_first",
     "is_same_state",
     "is_stateful_loader",
-    "keeper_of",
-    "keeper_of_order",
+    "order_keeper",
+    "place_keeper",
     "sampler_keeper",
     "stateful_loader",
 ]
@@ -153,7 +153,7 @@ class _StatefulLoaderKeeper(PlaceKeeper):
         loader = self.holder
         if not is_at_start or (loader.persistent_workers and loader._iterator is not None):
             return super().state_dict(is_at_start=is_at_start)
-        saves_data_set = not loader.num_workers and has_state(loader.dataset)
+        saves_data_set = not loader.num_workers and has_state_dict(loader.dataset)
         return {_DATA_SET: copy.deepcopy(loader.dataset.state_dict())} if saves_data_set else {}
 
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
@@ -184,7 +184,7 @@ class _NodesKeeper(PlaceKeeper):
             self.holder._it = None  # which has cached the state of before that reset
 
 
-def keeper_of(holder: Any, paths: tuple[str, ...], workers: int = 0) -> PlaceKeeper:
+def place_keeper(holder: Any, paths: tuple[str, ...], workers: int = 0) -> PlaceKeeper:
     """Returns the keeper for an object with a state, of the subclass that the object needs.
 
     Args:
@@ -210,16 +210,16 @@ def sampler_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
     if loader.num_workers:
         return None
     batches = loader.batch_sampler
-    if batches is not None and has_state(batches):
+    if batches is not None and has_state_dict(batches):
         return PlaceKeeper(batches, ("batch_sampler",))
     # The `sampler` of a loader that Accelerate prepared is a default one: the sampler of the user
     # is only in the batch sampler.
     samples: Any = batches.sampler if type(batches) is BatchSampler else loader.sampler
-    is_usable = (batches is None or type(batches) is BatchSampler) and has_state(samples)
+    is_usable = (batches is None or type(batches) is BatchSampler) and has_state_dict(samples)
     return PlaceKeeper(samples, ("batch_sampler.sampler", "sampler")) if is_usable else None
 
 
-def keeper_of_order(loader: DataLoader[Any]) -> PlaceKeeper | None:
+def order_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
     """Returns the outermost sampler of a loader that has a state, also below Accelerate's samplers.
 
     The keeper has the paths of all attributes of the loader that lead to this sampler.
@@ -230,7 +230,7 @@ def keeper_of_order(loader: DataLoader[Any]) -> PlaceKeeper | None:
         while type(order) in (BatchSampler, BatchSamplerShard):
             within = "sampler" if type(order) is BatchSampler else "batch_sampler"
             path, order = f"{path}.{within}", getattr(order, within)
-        if has_state(order):
+        if has_state_dict(order):
             found.setdefault(id(order), (order, []))[1].append(path)
     if not found:
         return None
@@ -263,7 +263,9 @@ class Snapshot:
         """
         assert source.keeper is not None
         _set_generators(source, self.generators)
-        source.own_states.load_state_dict(source.beside_keeper, copy.deepcopy(self.objects))
+        source.object_states.load_state_dict(
+            source.objects_outside_keeper, copy.deepcopy(self.objects)
+        )
         # Last: a keeper may set generators itself, and knows better where they were.
         source.keeper.load_state_dict(self.keeper, is_at_start=is_at_start)
 
@@ -294,32 +296,32 @@ class Source(Protocol):
         """The random generators of the data, by name."""
 
     @property
-    def beside_keeper(self) -> Objects:
+    def objects_outside_keeper(self) -> Objects:
         """The objects whose states are not part of the keeper's state."""
 
-    own_states: OwnStates
+    object_states: ObjectStates
 
-    def replayed(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
+    def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Yields the batches of a pass except the first ``skip``, without restoring a state."""
 
-    def continued(self, skip: int) -> Iterator[Any]:
+    def batches_after_load(self, skip: int) -> Iterator[Any]:
         """Returns the batches that follow a state which has just been loaded.
 
         Args:
             skip: the number of batches of the pass before that state.
         """
 
-    def tell_pass(self, data_pass: int) -> None:
+    def set_pass(self, data_pass: int) -> None:
         """Calls ``set_epoch`` of the data with the number of the coming pass, from 0."""
 
-    def begun_with(self, data_pass: int) -> RandomState | None:
+    def random_state_at_start(self, data_pass: int) -> RandomState | None:
         """Returns the states of the global generators at the start of a pass; None if unknown."""
 
     def forget_pass(self) -> None:
         """Forgets that a pass has begun, so that the next batches begin one."""
 
 
-class PlaceStates:
+class Snapshots:
     """The snapshots before the last batches of a pass, and before its first batch.
 
     Attributes:
@@ -339,13 +341,13 @@ class PlaceStates:
         # The states of the data's generators before `set_epoch`, which may reseed them.
         self._generators_before: dict[str, Any] | None = None
         self._is_resumed = False  # whether the snapshot to continue from came from a checkpoint
-        self._sharing: list[PlaceStates] = []  # with the same keeper, which is to be restored once
+        self._sharing: list[Snapshots] = []  # with the same keeper, which is to be restored once
 
-    def arrive(self, source: Source) -> None:
+    def note_generators(self, source: Source) -> None:
         """Notes the states of the data's generators; to be called before ``set_epoch``."""
         if self._generators_before is None and source.keeper is not None:
             generators = source.generators.items()
-            self._generators_before = {name: state_of(each) for name, each in generators}
+            self._generators_before = {name: generator_state(each) for name, each in generators}
 
     def batches(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
         """Yields the batches that follow ``position``, and takes a snapshot before each."""
@@ -356,7 +358,7 @@ class PlaceStates:
         if start is None or not self._changes_with_batches(start):
             if not position.batches:
                 self._record(position, _take_snapshot(source, is_at_start=True))
-            yield from self._with_snapshots(source, source.replayed(*position), position)
+            yield from self._with_snapshots(source, source.replay_batches(*position), position)
         elif position.batches or self._count_ahead(position):
             yield from self._resumed_batches(source, start, position)
         else:
@@ -389,16 +391,16 @@ class PlaceStates:
         with RandomState.preserved():
             self._restore(source, start)
             # A keeper that only counts its batches draws their order again when it is iterated.
-            if (begun := source.begun_with(start.data_pass)) is not None:
+            if (begun := source.random_state_at_start(start.data_pass)) is not None:
                 begun.restore()
-            iterator = source.continued(start.batches)
+            iterator = source.batches_after_load(start.batches)
             if start.batches:
                 snapshot.random.restore()
             batches = self._with_snapshots(source, iterator, start)
             deque(islice(batches, position.batches - start.batches), maxlen=0)
             fetched = deque(islice(batches, ahead))
         _set_generators(source, states)
-        yield from first_of(fetched, batches)
+        yield from chain_first(fetched, batches)
 
     def _restored_pass(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
         """Yields the batches of a pass from the snapshot before it.
@@ -409,14 +411,14 @@ class PlaceStates:
         with RandomState.preserved():
             self._restore(source, position)
         random = RandomState.capture(generators=source.generators)
-        batches = source.replayed(*position)
+        batches = source.replay_batches(*position)
         if not (first := deque(islice(batches, 1))):  # the end of the former pass, once more
             random.restore()
             source.forget_pass()
-            batches = source.replayed(*position)
-        yield from first_of(first, batches)
+            batches = source.replay_batches(*position)
+        yield from chain_first(first, batches)
 
-    def restore_once(self, others: Iterable["PlaceStates"]) -> None:
+    def restore_once(self, others: Iterable["Snapshots"]) -> None:
         """Lets only one of several feeds restore the keeper that they share, where a pass begins.
 
         The feed that is iterated first restores it. The snapshots of all were taken at the same
@@ -434,14 +436,17 @@ class PlaceStates:
         self._sharing = []
         self._snapshots[position].restore(source, is_at_start=not position.batches)
         if self._needs_set_epoch and not position.batches:
-            source.tell_pass(position.data_pass)
+            source.set_pass(position.data_pass)
 
     def _with_snapshots(
         self, source: Source, iterator: Iterator[Any], position: FeedPosition
     ) -> Generator[Any, None, None]:
         """Yields the batches of an iterator that begins at ``position``; takes the snapshots."""
         # Searched once, not before each batch: the search goes through all objects of the data.
-        generators, objects = source.generators, source.own_states.stateful(source.beside_keeper)
+        generators, objects = (
+            source.generators,
+            source.object_states.stateful(source.objects_outside_keeper),
+        )
         fetched, self._generators_before = deque[Any](), None
         # Not taken again: some keepers begin an iteration when asked for their state before it.
         is_recorded = position in self._snapshots
@@ -507,7 +512,7 @@ class PlaceStates:
             snapshot = _take_snapshot(source, is_at_start=True)
         elif snapshot is None or not self._changes_with_batches(position):
             return None
-        if not is_plain(snapshot.keeper):
+        if not is_plain_data(snapshot.keeper):
             return None
         return {
             **snapshot.state_dict(),
@@ -530,10 +535,10 @@ class PlaceStates:
         """
         self._snapshots.clear()
         self._generators_before = None
-        self.arrive(source)
+        self.note_generators(source)
         self._fetched, self._has_ended, self._is_fetching = _NO_POSITION, True, False
         self._needs_set_epoch = not position.batches
-        if self.takes(source, state_dict):
+        if self.can_restore(source, state_dict):
             assert state_dict is not None
             self._snapshots[position] = Snapshot.from_state_dict(state_dict)
             self._fetched = position._replace(batches=position.batches + state_dict["ahead"])
@@ -541,7 +546,7 @@ class PlaceStates:
             self._is_resumed = True
 
     @staticmethod
-    def takes(source: Source, state_dict: Mapping[str, Any] | None) -> bool:
+    def can_restore(source: Source, state_dict: Mapping[str, Any] | None) -> bool:
         """Returns whether the snapshot is of a keeper of this name, so that it can be restored."""
         keeper = source.keeper
         return keeper is not None and state_dict is not None and keeper.name == state_dict["of"]
@@ -549,7 +554,7 @@ class PlaceStates:
     def restores(self, source: Source, state_dict: Mapping[str, Any] | None, name: str) -> bool:
         """Returns whether restoring the snapshot restores the generator of that name."""
         keeper = source.keeper
-        return self.takes(source, state_dict) and keeper is not None and keeper.has(name)
+        return self.can_restore(source, state_dict) and keeper is not None and keeper.has(name)
 
     @staticmethod
     def differences(
@@ -575,7 +580,7 @@ class PlaceStates:
         newest = next(reversed(self._snapshots), None)
         if source.keeper is None or newest is None:
             return []
-        if not is_plain(self._snapshots[newest].keeper):
+        if not is_plain_data(self._snapshots[newest].keeper):
             return [
                 f"the state_dict of {source.keeper.name} has more in it than tensors, numbers, "
                 "texts, lists and dicts, and is not saved: batches are gone through again instead"
@@ -606,13 +611,13 @@ def _take_snapshot(
     if generators is None:
         generators = source.generators
     if objects is None:
-        objects = source.own_states.stateful(source.beside_keeper)
+        objects = source.object_states.stateful(source.objects_outside_keeper)
     assert source.keeper is not None
     return Snapshot(
         source.keeper.state_dict(is_at_start=is_at_start),
         {name: copy.deepcopy(each.state_dict()) for name, each in objects.items()},
         RandomState.capture(),
-        {name: state_of(each) for name, each in generators.items()},
+        {name: generator_state(each) for name, each in generators.items()},
     )
 
 
@@ -625,7 +630,7 @@ def _without_keeper(source: Source, named: Mapping[str, _T]) -> dict[str, _T]:
 def _set_generators(source: Source, states: Mapping[str, Any]) -> None:
     for name, generator in source.generators.items():
         if name in states:
-            set_state(generator, states[name])
+            set_generator_state(generator, states[name])
 
 
 def is_same_state(one: Any, other: Any) -> bool:
@@ -640,10 +645,10 @@ def is_same_state(one: Any, other: Any) -> bool:
         )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(is_same_state, one, other))
-    return bool(is_plain(one) and one == other)
+    return bool(is_plain_data(one) and one == other)
 
 
-def first_of(first: deque[Any], rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
+def chain_first(first: deque[Any], rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
     """Yields the batches in ``first``, then those of ``rest``, which is closed with this generator.
 
     Args:
