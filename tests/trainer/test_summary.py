@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
+from tests.distributed.forked import on_ranks
 
 
 def trainer_of(model=None, data="loader", accumulation=1, **options):
@@ -139,3 +140,16 @@ def test_the_first_line_of_the_log_is_the_summary(caplog):
     with caplog.at_level(logging.INFO, trainer.logger.name):
         trainer.run(max_epochs=3, max_steps=5)
     assert re.match("Engine run starting with max_epochs=3, max_steps=5: <", caplog.messages[0])
+
+
+@pytest.mark.distributed
+def test_samples_of_a_step_are_those_of_all_processes(tmp_path):
+    def shown(rank):
+        before, trainer = repr(trainer_of(accumulation=2)), trainer_of(accumulation=2)
+        trainer.run(max_steps=1)
+        return [before, repr(trainer)]
+
+    for outcome in on_ranks(shown, tmp_path):
+        for text in outcome.found:
+            assert "; 2 steps an epoch, 16 samples a step (2 × 8); " in text
+            assert re.search(r"; float32, 2 processes, this one on cpu(:\d)?>$", text)
