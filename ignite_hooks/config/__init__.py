@@ -1,4 +1,4 @@
-"""Handlers and whole runs as plain data: dicts, JSON, YAML and TOML."""
+"""Handlers and settings of runs as plain data: dicts, JSON, YAML and TOML."""
 
 from ignite_hooks.config.conversion import from_dict
 from ignite_hooks.config.conversion import replace

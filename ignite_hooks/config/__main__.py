@@ -1,4 +1,4 @@
-"""Looks at configurations from the terminal; nothing is trained, and nothing changed.
+"""The command that checks and shows configurations. It trains nothing and changes nothing.
 
 ::
 
@@ -24,16 +24,16 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the arguments say; returns the exit status, 1 if something is wrong in a file."""
+    """Runs the command of the arguments, and returns the exit status: 1 if a file is invalid."""
     parser = argparse.ArgumentParser(
         prog="python -m ignite_hooks.config",
-        description="Looks at configurations. Nothing is trained, and nothing changed.",
+        description="Checks and shows configurations. It trains nothing and changes nothing.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, act, text in (
-        ("check", _check, "names everything that is wrong in a file, each with its path"),
-        ("show", _show, "what a file says, with every default"),
-        ("schema", _schema, "the JSON Schema of the settings of a run"),
+    for name, run_command, text in (
+        ("check", _check, "lists all problems of a file, each with its path"),
+        ("show", _show, "prints the configuration in a file, with every default"),
+        ("schema", _schema, "prints the JSON Schema of the settings of a run"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         if name != "schema":
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             default=[],
             help="a module of yours that registers classes; can be given several times",
         )
-        command.set_defaults(act=act)
+        command.set_defaults(run_command=run_command)
     options = parser.parse_args(arguments)
     for module in options.modules:
         try:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ModuleNotFoundError as error:
             parser.error(f"--import must name a module, got {module}: {error}")
     try:
-        status: int = options.act(options)
+        status: int = options.run_command(options)
         return status
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -69,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(options: Any) -> int:
     found = load(options.file)
-    kind = type(found).__name__ if not isinstance(found, list | dict) else f"{len(found)} handlers"
-    print(f"{options.file}: nothing is wrong ({kind})")
+    is_container = isinstance(found, list | dict)
+    content = f"{len(found)} handlers" if is_container else type(found).__name__
+    print(f"{options.file}: nothing is wrong ({content})")
     return 0
 
 

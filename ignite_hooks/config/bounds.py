@@ -1,62 +1,66 @@
-"""Bounds of a configuration: of its size, its depth, its numbers and how often a key is there."""
+"""Limits of a configuration: its size, its depth and its numbers.
+
+A text that goes beyond them is refused before it can exhaust the time, the memory or the stack.
+"""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from ignite_hooks.config.problems import ConfigError
-from ignite_hooks.config.problems import Problem
+from ignite_hooks.config.problems import config_error
 
-__all__ = ["MAX_DEPTH", "MAX_SIZE", "check_depth", "check_size", "finite", "too_deep", "twice"]
+__all__ = ["MAX_DEPTH", "MAX_SIZE", "check_depth", "check_size", "depth_error", "parse_float"]
 
 MAX_SIZE = 2**20
-"""Bytes of a text."""
+"""The largest size of a text, in bytes."""
 
 MAX_DEPTH = 32
-"""Lists and mappings, one within the other."""
+"""The largest number of lists and mappings that are nested in one another."""
 
 
 def check_size(size: int) -> None:
-    """Raises a ConfigError if a text has too many bytes."""
+    """Raises a ConfigError if a text has more bytes than are allowed."""
     if size > MAX_SIZE:
-        raise ConfigError(
-            [Problem("", f"the text must be at most {MAX_SIZE} bytes, got {size}: is it data?")]
+        raise config_error(
+            f"the text must be at most {MAX_SIZE} bytes, got {size}: check that it is a "
+            "configuration"
         )
 
 
 def check_depth(data: Any) -> None:
-    """Raises a ConfigError if data is too deep, as what contains itself is."""
+    """Raises a ConfigError if data is nested too deep, which includes data that contains itself."""
+    # Level by level and without recursion, as data may be deeper than Python's stack.
     level = [data]
     for _ in range(MAX_DEPTH + 1):
         containers = [x for x in level if isinstance(x, Mapping | list | tuple | set | frozenset)]
         if not containers:
             return
-        within: dict[int, Any] = {}  # once each: what contains itself twice grows at each level
+        # Each object once: a list that contains itself twice would double at each level.
+        within: dict[int, Any] = {}
         for each in containers:
             parts = each.values() if isinstance(each, Mapping) else each
             within.update((id(part), part) for part in parts)
         level = list(within.values())
-    raise too_deep()
+    raise depth_error()
 
 
-def too_deep() -> ConfigError:
-    """The error."""
-    message = f"lists and mappings must be at most {MAX_DEPTH} deep, these are deeper: flatten them"
-    return ConfigError([Problem("", message)])
+def depth_error() -> ConfigError:
+    """Returns the error for data that is nested too deep."""
+    return config_error(
+        f"lists and mappings must be nested at most {MAX_DEPTH} deep, got more: flatten them"
+    )
 
 
-def twice(key: str) -> str:
-    """The message for a key that is given twice."""
-    return f"a key must be there once, {key[:80]!r} is given twice: remove one"
-
-
-def finite(text: str) -> float:
-    """Returns the float that the digits of a number stand for.
+def parse_float(text: str) -> float:
+    """Returns the float that a text stands for.
 
     Raises:
-        ValueError: it is too large, and would be read as inf.
+        ValueError: the number is too large for a float, and would be read as inf.
     """
     number = float(text)
     if math.isinf(number) and "inf" not in text.lower():
-        raise ValueError(f"a number must be at most 1.8e308, got {text[:80]}: inf says what it is")
+        raise ValueError(
+            f"a number must be at most 1.8e308, got {text[:80]}: write inf if infinity is meant"
+        )
     return number

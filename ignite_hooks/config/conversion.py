@@ -1,63 +1,64 @@
-"""Handlers as plain data and back; a checked copy of one."""
+"""Conversion of handlers to plain data and back, and checked copies of handlers."""
 
 import dataclasses
 from typing import Any
 from typing import TypeVar
 
+from ignite_hooks.config.annotations import fields_of
 from ignite_hooks.config.bounds import check_depth
 from ignite_hooks.config.decoding import decode
 from ignite_hooks.config.encoding import Encoder
 from ignite_hooks.config.encoding import first_difference
-from ignite_hooks.config.kinds import fields_of
-from ignite_hooks.config.problems import ConfigError
-from ignite_hooks.config.problems import Problem
-from ignite_hooks.core.rules import did_you_mean
+from ignite_hooks.config.problems import config_error
+from ignite_hooks.core.rules import close_to
 
-__all__ = ["check_the_same", "from_dict", "replace", "to_dict"]
+__all__ = ["check_round_trip", "from_dict", "replace", "to_dict"]
 
 HandlerT = TypeVar("HandlerT")
 
 
 def to_dict(handler: Any, exclude_defaults: bool = False, exclude_none: bool = False) -> Any:
-    """A handler as plain data: ``{"type": "gradient_clipping", "max_norm": 1.0, …}``.
+    """Returns a handler as plain data: ``{"type": "gradient_clipping", "max_norm": 1.0, …}``.
 
-    A list of handlers becomes a list, a mapping of handlers by name a dict. Keys are in the order
-    of the fields. ``from_dict`` makes an equal handler of it, and that is checked here, so that
-    what has become invalid since it was made is not written either.
+    A list of handlers becomes a list, a mapping of handlers by name becomes a dict. Keys are in the
+    order of the fields. ``from_dict`` makes an equal handler of the data. This is checked here, so
+    that a handler whose values have become invalid after its construction is not written.
 
     Args:
-        handler: a handler, ``RunSettings``, or what was registered; a list or a mapping of such.
+        handler: a handler, ``RunSettings``, or an instance of a class that was registered; or a
+            list or mapping of them.
         exclude_defaults: leave out fields that have their default.
         exclude_none: leave out fields that are None.
 
     Raises:
-        ConfigError: it holds what is no data, or what would not come back as it is.
+        ConfigError: a value is not plain data, or would not be read back as the same value.
     """
     encoder = Encoder(exclude_defaults=exclude_defaults, exclude_none=exclude_none)
     data = encoder.encode(handler)
-    check_the_same(handler, from_dict(data))
+    check_round_trip(handler, from_dict(data))
     return data
 
 
 def from_dict(data: Any) -> Any:
-    """The handler, or the list or the mapping of handlers, that ``to_dict`` has made data of.
+    """Returns the handler, or the list or mapping of handlers, that plain data describes.
 
-    ``type`` says which class a mapping is of, one of this package's or one that was registered:
-    nothing else is looked up, imported or run. Where a field can be of one class it may be left
-    out. A value must be of its field's type: no string is a number but "inf", "-inf" and "nan".
+    The key ``type`` names the class of a mapping: a class of this package, or one that was
+    registered. Nothing else is looked up, imported or run. A field that can only have one class
+    needs no ``type``. A value must have the type of its field. Strings are not converted to
+    numbers, except "inf", "-inf" and "nan".
 
     Raises:
-        ConfigError: data is not what it is to be: all that is wrong, with the paths.
+        ConfigError: the data is invalid. The error has all problems with their paths.
     """
     check_depth(data)
     return decode(data)
 
 
 def replace(handler: HandlerT, **changes: Any) -> HandlerT:
-    """A copy of a handler with some fields changed, checked as a new one is.
+    """Returns a copy of a handler with some fields changed, checked like a new handler.
 
     Raises:
-        TypeError: there is no such field.
+        TypeError: a name in ``changes`` is not a field of the handler.
         ValueError: the class refuses the values.
     """
     fields = fields_of(type(handler))
@@ -70,16 +71,13 @@ def replace(handler: HandlerT, **changes: Any) -> HandlerT:
     return dataclasses.replace(handler, **changes)  # type: ignore[type-var]
 
 
-def check_the_same(before: Any, after: Any) -> None:
-    """Raises a ConfigError if what was written does not come back."""
+def check_round_trip(before: Any, after: Any) -> None:
+    """Raises a ConfigError if a handler differs from the handler that was read back."""
     path = first_difference(before, after)
     if path is not None:
-        raise ConfigError(
-            [
-                Problem(
-                    path,
-                    "it would not come back as it is: give the field a type that says what it is, "
-                    "float for inf, tuple for a tuple, a registered class for a handler",
-                )
-            ]
+        raise config_error(
+            "the value must be the same after writing and reading it, it would differ: give the "
+            "field a type that fits the value, float for inf, tuple for a tuple, a registered "
+            "class for a handler",
+            path,
         )

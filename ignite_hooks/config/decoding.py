@@ -1,4 +1,9 @@
-"""From plain data to handlers, field by field by their types; pydantic checks what they become."""
+"""Decoding of plain data to handlers, field by field, guided by the annotations of the fields.
+
+Pydantic makes the handlers and checks their values. The decoder does before what pydantic does not:
+it finds the class that a ``type`` names, refuses values that pydantic would convert ("1" to a
+number), and collects all problems with their paths.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,237 +13,261 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
-from ignite_hooks.config.kinds import SCALARS
-from ignite_hooks.config.kinds import admits_none
-from ignite_hooks.config.kinds import choices_of
-from ignite_hooks.config.kinds import class_of
-from ignite_hooks.config.kinds import fields_of
-from ignite_hooks.config.kinds import items_of
-from ignite_hooks.config.kinds import members_of
-from ignite_hooks.config.kinds import name_of
+from ignite_hooks.config.annotations import SCALARS
+from ignite_hooks.config.annotations import admits_none
+from ignite_hooks.config.annotations import allowed_values
+from ignite_hooks.config.annotations import container_and_items
+from ignite_hooks.config.annotations import dataclass_or_none
+from ignite_hooks.config.annotations import describe_values
+from ignite_hooks.config.annotations import fields_of
+from ignite_hooks.config.annotations import union_members
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
-from ignite_hooks.config.problems import at
+from ignite_hooks.config.problems import join_path
 from ignite_hooks.config.registry import TAG
-from ignite_hooks.config.registry import all_tagged
+from ignite_hooks.config.registry import registered_classes
+from ignite_hooks.config.registry import registered_subclasses
 from ignite_hooks.config.registry import tag_of
-from ignite_hooks.config.registry import tagged
-from ignite_hooks.core.checked_dataclass import message_of
-from ignite_hooks.core.rules import did_you_mean
+from ignite_hooks.core.checked_dataclass import error_message
+from ignite_hooks.core.rules import close_to
 
 __all__ = ["decode"]
 
 MAX_BITS = 2**13
-"""Of an integer: Python does not write more than 4,300 digits unless told to."""
+"""The largest size of an integer. Python refuses to print more than 4,300 digits by default."""
 
-_NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+_SPECIAL_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+_INVALID = object()  # the result for a value that has a problem, as None is a valid value
 
 
 def decode(data: Any) -> Any:
-    """The handler, or the list or mapping of handlers, that ``data`` describes.
+    """Returns the handler, or the list or mapping of handlers, that ``data`` describes.
 
     Raises:
-        ConfigError: all that is wrong.
+        ConfigError: the data is invalid. The error has all problems.
     """
     decoder = _Decoder()
-    value = decoder.top(data, "")
+    value = decoder.decode_handlers(data, "")
     if decoder.problems:
         raise ConfigError(decoder.problems)
     return value
 
 
-class _Unread:
-    """Stands for a value that has a problem."""
-
-
-_UNREAD = _Unread()
-
-
 class _Decoder:
+    """Decodes data and collects the problems.
+
+    Its methods return the value, or ``_INVALID`` after they have added a problem.
+    """
+
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
-    def top(self, data: Any, path: str) -> Any:
-        """A handler, or several."""
+    def decode_handlers(self, data: Any, path: str) -> Any:
+        """Decodes a handler, or a list or mapping of handlers."""
         if isinstance(data, Mapping) and isinstance(data.get(TAG), str):
-            return self._tagged(data, object, all_tagged(), path)
+            return self._decode_mapping(data, object, registered_classes(), path)
         if isinstance(data, Mapping):
             for key in data:
                 if not isinstance(key, str):
-                    return self._problem(path, f"must have strings as keys, got {_short(key)}")
-            return {key: self.top(each, at(path, key)) for key, each in data.items()}
+                    return self._add_problem(path, f"must have strings as keys, got {_repr(key)}")
+            return {k: self.decode_handlers(each, join_path(path, k)) for k, each in data.items()}
         if isinstance(data, list | tuple):
-            return [self.top(each, at(path, index)) for index, each in enumerate(data)]
-        return self._problem(
+            return [self.decode_handlers(v, join_path(path, i)) for i, v in enumerate(data)]
+        return self._add_problem(
             path,
-            f"must be a mapping with `{TAG}`, or a list or a mapping of such, got {_short(data)}; "
+            f"must be a mapping with `{TAG}`, or a list or a mapping of such, got {_repr(data)}; "
             f"the settings of a run begin with `{TAG}: run`",
         )
 
-    def value(self, data: Any, kind: Any, path: str) -> Any:
-        """What a field of the type ``kind`` is to be given."""
-        members = members_of(kind)
-        if data is None and admits_none(kind):
+    def decode_value(self, data: Any, annotation: Any, path: str) -> Any:
+        """Decodes the value of a field with this annotation."""
+        members = union_members(annotation)
+        if data is None and admits_none(annotation):
             return data
         if len(members) == 1:
-            return self._member(data, members[0], path)
+            return self._decode_member(data, members[0], path)
+        # The exact type comes first: for float | str the string "inf" is a string.
         if type(data) in members:
             return data
         tried: list[list[Problem]] = []
         for member in members:
             trial = _Decoder()
-            value = trial._member(data, member, path)
+            value = trial._decode_member(data, member, path)
             if not trial.problems:
                 return value
             tried.append(trial.problems)
         if isinstance(data, Mapping):
-            furthest = max(range(len(tried)), key=lambda index: len(tried[index][0].path))
-            self.problems += tried[furthest]
-            return _UNREAD
-        return self._problem(
-            path, f"must be {' or '.join(map(name_of, members))}, got {_short(data)}"
-        )
+            # The class whose first problem is deepest in the data is the one that was meant.
+            deepest = max(range(len(tried)), key=lambda index: len(tried[index][0].path))
+            self.problems += tried[deepest]
+            return _INVALID
+        expected = " or ".join(map(describe_values, members))
+        return self._add_problem(path, f"must be {expected}, got {_repr(data)}")
 
-    def _member(self, data: Any, kind: Any, path: str) -> Any:
-        """The same for a type that is no union."""
-        classes = tagged(kind)
-        if classes or class_of(kind) is not None:
-            return self._tagged(data, kind, classes, path)
-        if kind in SCALARS:
-            return self._scalar(data, kind, path)
-        choices = choices_of(kind)
-        if choices is not None:
-            if not any(type(each) is type(data) and each == data for each in choices):
-                self._problem(path, f"must be {name_of(kind)}, got {_short(data)}")
+    def _decode_member(self, data: Any, annotation: Any, path: str) -> Any:
+        """Decodes the value of a type that is no union."""
+        classes = registered_subclasses(annotation)
+        if classes or dataclass_or_none(annotation) is not None:
+            return self._decode_mapping(data, annotation, classes, path)
+        if annotation in SCALARS:
+            return self._decode_scalar(data, annotation, path)
+        values = allowed_values(annotation)
+        if values is not None:
+            # Types are compared too, as True == 1 == 1.0.
+            if not any(type(each) is type(data) and each == data for each in values):
+                self._add_problem(path, f"must be {describe_values(annotation)}, got {_repr(data)}")
             return data
-        contained = items_of(kind)
-        if contained is not None:
-            return self._items(data, *contained, path)
-        return data
+        container = container_and_items(annotation)
+        if container is not None:
+            return self._decode_items(data, *container, path)
+        return data  # of another type, for example Path or Any: pydantic checks it
 
-    def _scalar(self, data: Any, kind: type, path: str) -> Any:
-        if kind is float and isinstance(data, str) and data in _NOT_FINITE:
-            return _NOT_FINITE[data]
-        allowed = int | float if kind is float else kind
-        if isinstance(data, bool) is not (kind is bool) or not isinstance(data, allowed):
-            return self._problem(path, f"must be {name_of(kind)}, got {_short(data)}")
+    def _decode_scalar(self, data: Any, scalar: type, path: str) -> Any:
+        if scalar is float and isinstance(data, str) and data in _SPECIAL_FLOATS:
+            return _SPECIAL_FLOATS[data]
+        allowed = int | float if scalar is float else scalar
+        # A bool is an int in Python, and 1 for True or True for 1 is a mistake in a configuration.
+        if isinstance(data, bool) is not (scalar is bool) or not isinstance(data, allowed):
+            return self._add_problem(path, f"must be {describe_values(scalar)}, got {_repr(data)}")
         if isinstance(data, int) and data.bit_length() > MAX_BITS:
-            return self._problem(path, f"must have at most {MAX_BITS} bits, got {_short(data)}")
+            return self._add_problem(path, f"must have at most {MAX_BITS} bits, got {_repr(data)}")
         return data
 
-    def _items(self, data: Any, container: type, kinds: list[Any], path: str) -> Any:
+    def _decode_items(self, data: Any, container: type, items: list[Any], path: str) -> Any:
+        """Decodes a container. ``items`` has the annotations, the last for all further items."""
         if container is list and isinstance(data, list | tuple | set | frozenset):
             pairs = list(enumerate(data))
         elif container is dict and isinstance(data, Mapping):
             pairs = list(data.items())
         else:
             expected = "a list" if container is list else "a mapping"
-            return self._problem(path, f"must be {expected}, got {_short(data)}")
+            return self._add_problem(path, f"must be {expected}, got {_repr(data)}")
         found = {}
         for index, (key, each) in enumerate(pairs):
             if container is dict and not isinstance(key, str):
-                return self._problem(path, f"must have strings as keys, got {_short(key)}")
-            found[key] = self.value(each, kinds[min(index, len(kinds) - 1)], at(path, key))
-        if any(each is _UNREAD for each in found.values()):
-            return _UNREAD
+                return self._add_problem(path, f"must have strings as keys, got {_repr(key)}")
+            annotation = items[min(index, len(items) - 1)]
+            found[key] = self.decode_value(each, annotation, join_path(path, key))
+        if any(each is _INVALID for each in found.values()):
+            return _INVALID
         return list(found.values()) if container is list else found
 
-    def _tagged(self, data: Any, kind: Any, classes: Mapping[str, type], path: str) -> Any:
-        """One of ``classes``, or a ``kind`` if it has fields and no tag says otherwise."""
-        own = class_of(kind)
+    def _decode_mapping(
+        self, data: Any, annotation: Any, classes: Mapping[str, type], path: str
+    ) -> Any:
+        """Decodes an instance of a dataclass.
+
+        Its class is the one of ``classes`` that the tag names. Without a tag it is the class of
+        the annotation, if that is a dataclass.
+        """
+        default = dataclass_or_none(annotation)
         if not isinstance(data, Mapping):
-            with_tag = "" if own is not None else f" with `{TAG}`"
-            return self._problem(path, f"must be a mapping{with_tag}, got {_short(data)}")
-        if own is not None and (not classes or TAG not in data):
-            return self._object(data, own, path)
+            with_tag = "" if default is not None else f" with `{TAG}`"
+            return self._add_problem(path, f"must be a mapping{with_tag}, got {_repr(data)}")
+        if default is not None and (not classes or TAG not in data):
+            return self._decode_fields(data, default, path)
         tag = data.get(TAG)
         if isinstance(tag, str) and tag in classes:
-            return self._object({k: v for k, v in data.items() if k != TAG}, classes[tag], path)
-        rule = "be a tag that is registered" if tag not in list(all_tagged()) else "fit here"
-        return self._problem(
-            at(path, TAG) if TAG in data else path,
-            f"`{TAG}` must {rule}, got {_short(tag)}; {did_you_mean(str(tag), classes)}",
+            fields = {name: each for name, each in data.items() if name != TAG}
+            return self._decode_fields(fields, classes[tag], path)
+        # A list, as `tag` need not be hashable.
+        is_known = tag in list(registered_classes())
+        rule = "name a class that is allowed here" if is_known else "be a tag that is registered"
+        return self._add_problem(
+            join_path(path, TAG) if TAG in data else path,
+            f"`{TAG}` must {rule}, got {_repr(tag)}; {close_to(str(tag), classes)}",
         )
 
-    def _object(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
-        """One with these fields; if it cannot be made, all that is wrong with each of them."""
-        fields, before = fields_of(cls), len(self.problems)
-        problems: dict[str, list[Problem]] = {name: [] for name in fields}
+    def _decode_fields(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
+        """Makes an instance of ``cls`` of its fields, or adds the problems of all fields."""
+        fields = fields_of(cls)
+        found: list[Problem] = []
+        by_field: dict[str, list[Problem]] = {name: [] for name in fields}
         values = {}
         for name, each in data.items():
+            field_path = join_path(path, str(name))
             if name not in fields:
-                message = f"`{tag_of(cls) or cls.__name__}` has no field {_short(name)}; "
-                self._problem(at(path, str(name)), message + did_you_mean(str(name), fields))
+                message = f"`{tag_of(cls) or cls.__name__}` has no field {_repr(name)}; "
+                found.append(Problem(field_path, message + close_to(str(name), fields)))
                 continue
             trial = _Decoder()
-            value = trial.value(each, fields[name].kind, at(path, name))
-            problems[name] = trial.problems
-            # The rule of the class says more about a value than its type does.
-            is_at_fault = any(problem.path == at(path, name) for problem in trial.problems)
-            if value is not _UNREAD or is_at_fault:
-                values[name] = each if value is _UNREAD else value
-        made, of_all = self._make(cls, values, problems, path)
-        for each in problems.values():
-            self.problems += each
-        if len(self.problems) == before:
-            self.problems += of_all  # else it may be for the want of a field that is not read
-        return made if len(self.problems) == before else _UNREAD
+            value = trial.decode_value(each, fields[name].annotation, field_path)
+            by_field[name] = trial.problems
+            # The rule of a field says more about its value than the type does. So pydantic gets
+            # the value even if its type is wrong, unless the problem is only within the value.
+            is_at_fault = any(problem.path == field_path for problem in trial.problems)
+            if value is not _INVALID or is_at_fault:
+                values[name] = each if value is _INVALID else value
+        instance, general = _construct(cls, values, by_field, path)
+        for problems in by_field.values():
+            found += problems
+        # Problems of no single field may only follow from a field that is missing or invalid.
+        self.problems += found or general
+        return _INVALID if found or general else instance
 
-    def _make(
-        self, cls: type, values: dict[str, Any], problems: dict[str, list[Problem]], path: str
-    ) -> tuple[Any, list[Problem]]:
-        """Has pydantic make one, and adds to the problems of fields.
-
-        Returns:
-            What was made, and problems of no single field.
-        """
-        of_all: list[Problem] = []
-        try:
-            # Not by the constructor: its error is a text, and here each part has a path.
-            made: Any = cls.__pydantic_validator__.validate_python(ArgsKwargs((), values))  # type: ignore[attr-defined]
-            return made, of_all
-        except ValidationError as error:
-            for each in error.errors(include_url=False):
-                name = each["loc"][0] if each["loc"] else None
-                if name is None:
-                    of_all.append(Problem(path, message_of(each)))
-                elif name not in problems:
-                    of_all.append(Problem(path, f"{name}: {message_of(each)}"))
-                elif each["type"] == "value_error" and not any(
-                    problem.path != at(path, name) for problem in problems[name]
-                ):
-                    problems[name] = [Problem(at(path, name), message_of(each))]
-                elif not problems[name]:
-                    where = _path_of(each["loc"], values, path)
-                    problems[name].append(Problem(where, message_of(each)))
-        except (TypeError, ValueError) as error:
-            of_all.append(Problem(path, str(error)))
-        return _UNREAD, of_all
-
-    def _problem(self, path: str, message: str) -> _Unread:
+    def _add_problem(self, path: str, message: str) -> Any:
         self.problems.append(Problem(path, message))
-        return _UNREAD
+        return _INVALID
 
 
-def _path_of(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:
-    """As far as pydantic's path is one of the data; it has names of types in it, too."""
+def _construct(
+    cls: type, values: dict[str, Any], by_field: dict[str, list[Problem]], path: str
+) -> tuple[Any, list[Problem]]:
+    """Has pydantic make an instance, and adds the problems of fields to ``by_field``.
+
+    Returns:
+        The instance or ``_INVALID``, and the problems that belong to no single field.
+    """
+    general: list[Problem] = []
+    try:
+        # The constructor would raise an error that is one text; here each part has a path.
+        validator: Any = cls.__pydantic_validator__  # type: ignore[attr-defined]
+        return validator.validate_python(ArgsKwargs((), values)), general
+    except ValidationError as error:
+        for each in error.errors(include_url=False):
+            name = each["loc"][0] if each["loc"] else None
+            if name is None:
+                general.append(Problem(path, error_message(each)))
+            elif name not in by_field:
+                general.append(Problem(path, f"{name}: {error_message(each)}"))
+            elif each["type"] == "value_error" and all(
+                problem.path == join_path(path, name) for problem in by_field[name]
+            ):
+                # A rule of the field: its message replaces the one about the type.
+                by_field[name] = [Problem(join_path(path, name), error_message(each))]
+            elif not by_field[name]:
+                data_path = _data_path(each["loc"], values, path)
+                by_field[name].append(Problem(data_path, error_message(each)))
+    except (TypeError, ValueError) as error:  # of __post_init__
+        general.append(Problem(path, str(error)))
+    return _INVALID, general
+
+
+def _data_path(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:
+    """Returns the path of the data that pydantic's location leads to.
+
+    The location also has names of types, for example of the members of a union. The path ends
+    before them.
+    """
     name, *within = loc
     value: Any = values.get(name)
-    path = at(path, name)
+    path = join_path(path, name)
     for key in within:
         try:
             value = value[key]
         except (KeyError, IndexError, TypeError):
             break
-        path = at(path, key)
+        path = join_path(path, key)
     return path
 
 
-def _short(value: Any) -> str:
+def _repr(value: Any) -> str:
+    """Returns a short ``repr`` for messages."""
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         return f"an integer of {value.bit_length()} bits"  # Python may refuse to print it
-    return _REPR.repr(value)
+    return _SHORT_REPR.repr(value)
 
 
-_REPR = Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+_SHORT_REPR = Repr()
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = _SHORT_REPR.maxlong = 80

@@ -1,4 +1,4 @@
-"""Handlers as plain data, and the comparison of two of them."""
+"""Encoding of handlers as plain data, and comparison of handlers by their content."""
 
 import math
 from collections.abc import Iterable
@@ -13,26 +13,25 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from ignite_hooks.config.annotations import dataclass_or_none
+from ignite_hooks.config.annotations import fields_of
 from ignite_hooks.config.bounds import MAX_DEPTH
-from ignite_hooks.config.bounds import too_deep
-from ignite_hooks.config.kinds import class_of
-from ignite_hooks.config.kinds import fields_of
-from ignite_hooks.config.problems import ConfigError
-from ignite_hooks.config.problems import Problem
-from ignite_hooks.config.problems import at
+from ignite_hooks.config.bounds import depth_error
+from ignite_hooks.config.problems import config_error
+from ignite_hooks.config.problems import join_path
 from ignite_hooks.config.registry import TAG
+from ignite_hooks.config.registry import not_data_message
 from ignite_hooks.config.registry import tag_of
-from ignite_hooks.config.registry import why_it_is_no_data
 from ignite_hooks.core.handler import Handler
 
 __all__ = ["Encoder", "equal", "first_difference"]
 
-_NOTHING = object()
-_PLAIN = (bool, int, str)
+_MISSING = object()
+_PLAIN_TYPES = (bool, int, str)  # bool before int, which is its base class
 
 
 class Encoder:
-    """Makes plain data of handlers, with what is asked to be left out left out.
+    """Makes plain data of handlers.
 
     Args:
         exclude_defaults: leave out fields that have their default.
@@ -46,30 +45,38 @@ class Encoder:
     def encode(
         self, value: Any, path: str = "", *, is_in_field: bool = False, depth: int = 0
     ) -> Any:
-        """The data of one value.
+        """Returns the data of one value.
+
+        Args:
+            value: a handler, a container of handlers, or the value of a field.
+            path: the place of the value, for messages.
+            is_in_field: whether the value is that of a field or within it. Outside of fields only
+                handlers are allowed, and lists and mappings of them.
+            depth: the number of containers and handlers around the value.
 
         Raises:
-            ConfigError: something in it is no data.
+            ConfigError: the value, or a part of it, is not plain data.
         """
-        if depth > MAX_DEPTH:  # it may contain itself
-            raise too_deep()
+        if depth > MAX_DEPTH:  # the value may contain itself
+            raise depth_error()
         within: dict[str, Any] = {"is_in_field": is_in_field, "depth": depth + 1}
-        cls = class_of(type(value))
-        is_part = is_in_field and not isinstance(value, Handler)  # whose class the field tells
+        cls = dataclass_or_none(type(value))
+        # In a field, a dataclass that is not a handler needs no tag: the annotation has its class.
+        is_part = is_in_field and not isinstance(value, Handler)
         if cls is not None and (tag_of(cls) is not None or is_part):
-            return self._fields(value, cls, path, depth)
+            return self._encode_fields(value, cls, path, depth)
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str):
-                    raise _error(path, f"keys must be strings, got {key!r}: write it as one")
-            return {str(k): self.encode(v, at(path, k), **within) for k, v in value.items()}
+                    raise config_error(f"keys must be strings, got {key!r}: make it a string", path)
+            return {str(k): self.encode(v, join_path(path, k), **within) for k, v in value.items()}
         if isinstance(value, list | tuple):
-            return [self.encode(v, at(path, index), **within) for index, v in enumerate(value)]
+            return [self.encode(v, join_path(path, i), **within) for i, v in enumerate(value)]
         if not is_in_field or isinstance(value, Handler | type):
-            raise _error(path, why_it_is_no_data(type(value)))
-        return _scalar(value, path)
+            raise config_error(not_data_message(type(value)), path)
+        return _encode_scalar(value, path)
 
-    def _fields(self, value: Any, cls: type, path: str, depth: int) -> dict[str, Any]:
+    def _encode_fields(self, value: Any, cls: type, path: str, depth: int) -> dict[str, Any]:
         tag = tag_of(cls)
         data = {} if tag is None else {TAG: tag}
         for name, field in fields_of(cls).items():
@@ -79,35 +86,43 @@ class Encoder:
                 each is None and self._exclude_none
             )
             if not is_left_out:
-                data[name] = self.encode(each, at(path, name), is_in_field=True, depth=depth + 1)
+                data[name] = self.encode(
+                    each, join_path(path, name), is_in_field=True, depth=depth + 1
+                )
         return data
 
 
-def _scalar(value: Any, path: str) -> Any:
+def _encode_scalar(value: Any, path: str) -> Any:
     if isinstance(value, Enum):
-        return _scalar(value.value, path)
+        return _encode_scalar(value.value, path)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str) and not _is_unicode(value):
-        raise _error(path, f"it must be Unicode text, which UTF-8 can write, got {value[:80]!a}")
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
+        raise config_error(
+            f"it must be Unicode text, which UTF-8 can write, got {value[:80]!a}", path
+        )
+    for scalar in (int, float, str):
+        if isinstance(value, scalar):
+            return scalar(value)  # subclasses, such as numpy.float64, become the plain type
     if isinstance(value, set | frozenset):
-        return sorted((_scalar(each, path) for each in value), key=repr)
+        # Sorted, so that equal sets give the same text; by repr, as the items may not compare.
+        return sorted((_encode_scalar(each, path) for each in value), key=repr)
     if isinstance(value, PurePath):
-        return _scalar(str(value), path)
+        return _encode_scalar(str(value), path)
     if isinstance(value, date | time | timedelta):
         return to_jsonable_python(value)
-    raise _error(
-        path,
+    raise config_error(
         f"it must be plain data, got a {type(value).__name__}: leave it out here, and give it in "
-        "code, to RunSettings.build() for instance",
+        "code, for example to RunSettings.build()",
+        path,
     )
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it has no lone surrogates, as names of files may have that are not UTF-8."""
+    """Returns whether a text has no lone surrogates.
+
+    Python puts lone surrogates into names of files that are not UTF-8.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -115,54 +130,51 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _error(path: str, message: str) -> ConfigError:
-    return ConfigError([Problem(path, message)])
-
-
 def equal(a: Any, b: Any) -> bool:
-    """Whether two handlers, or lists or mappings of them, have the same content.
+    """Returns whether two handlers, or lists or mappings of handlers, have the same content.
 
-    Handlers themselves compare by identity: two that are alike must stay two. Here classes and all
-    fields are compared. A NaN is equal to a NaN, a path to the string that it is, a list to a
-    tuple; 1, 1.0 and True are three. Objects that are no data are equal if they are the same.
+    ``==`` compares handlers by identity: two handlers with the same settings are two handlers. This
+    function compares the classes and all fields. A NaN equals a NaN, a path equals its string, a
+    list equals a tuple. 1, 1.0 and True are three different values. Two objects that are not plain
+    data are equal only if they are the same object.
     """
     return first_difference(a, b) is None
 
 
 def first_difference(a: Any, b: Any, path: str = "") -> str | None:
-    """The path of the first place where they differ; None if there is none."""
+    """Returns the path of the first difference between two values, or None if they are equal."""
     if a is b:
         return None
-    cls = class_of(type(a))
+    cls = dataclass_or_none(type(a))
     if cls is not None and type(b) is cls:
         pairs: Iterable[tuple[Any, Any, Any]]
         pairs = ((name, getattr(a, name), getattr(b, name)) for name in fields_of(cls))
     elif isinstance(a, Mapping) and isinstance(b, Mapping):
-        keys = {**dict.fromkeys(a), **dict.fromkeys(b)}
-        pairs = ((str(key), a.get(key, _NOTHING), b.get(key, _NOTHING)) for key in keys)
+        keys = {**dict.fromkeys(a), **dict.fromkeys(b)}  # a set would have no order
+        pairs = ((str(key), a.get(key, _MISSING), b.get(key, _MISSING)) for key in keys)
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        both = enumerate(zip_longest(a, b, fillvalue=_NOTHING))
+        both = enumerate(zip_longest(a, b, fillvalue=_MISSING))
         pairs = ((index, *each) for index, each in both)
     else:
-        return None if _is_same(a, b) else path
+        return None if _are_equal_scalars(a, b) else path
     for key, one, other in pairs:
-        difference = first_difference(one, other, at(path, key))
+        difference = first_difference(one, other, join_path(path, key))
         if difference is not None:
             return difference
     return None
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def _are_equal_scalars(a: Any, b: Any) -> bool:
     a, b = (str(each) if isinstance(each, PurePath) else each for each in (a, b))
     if isinstance(a, float) and isinstance(b, float):
         return a == b or (math.isnan(a) and math.isnan(b))
-    if isinstance(a, Enum) or not isinstance(a, _PLAIN):
+    if isinstance(a, Enum) or not isinstance(a, _PLAIN_TYPES):
         try:
             return type(a) is type(b) and bool(a == b)
-        except Exception:  # tensors and arrays, which have no one answer
+        except Exception:  # == of tensors and arrays has one answer for each element
             return False
-    return _plain_kind(a) is _plain_kind(b) and bool(a == b)
+    return _plain_type(a) is _plain_type(b) and bool(a == b)
 
 
-def _plain_kind(value: Any) -> type | None:
-    return next((kind for kind in _PLAIN if isinstance(value, kind)), None)
+def _plain_type(value: Any) -> type | None:
+    return next((each for each in _PLAIN_TYPES if isinstance(value, each)), None)

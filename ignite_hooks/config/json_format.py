@@ -1,4 +1,4 @@
-"""JSON as the standard has it: no Infinity, no NaN, no key twice."""
+"""JSON as the standard defines it: without Infinity and NaN, and without duplicate keys."""
 
 import json
 import math
@@ -7,60 +7,67 @@ from collections.abc import Mapping
 from typing import Any
 
 from ignite_hooks.config.bounds import MAX_DEPTH
-from ignite_hooks.config.bounds import finite
-from ignite_hooks.config.bounds import too_deep
-from ignite_hooks.config.bounds import twice
+from ignite_hooks.config.bounds import depth_error
+from ignite_hooks.config.bounds import parse_float
+from ignite_hooks.config.problems import duplicate_key_message
 
 __all__ = ["dumps", "loads"]
 
+# A string that does not end goes to the end of the text: brackets in it do not count either.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[][{}]', re.DOTALL)
 
 
 def dumps(data: Any) -> str:
-    """The text; floats that JSON has no numbers for are the strings "inf", "-inf" and "nan"."""
-    return json.dumps(_with_strings(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Returns data as JSON. Infinities and NaN become the strings "inf", "-inf" and "nan"."""
+    return json.dumps(_name_floats(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def loads(text: str) -> Any:
-    """The data.
+    """Returns the data of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or more than is allowed.
+        ValueError: the text is not JSON, or exceeds a limit.
     """
     _check_depth(text)
     return json.loads(
-        text, object_pairs_hook=_unique, parse_float=finite, parse_constant=_no_constant
+        text,
+        object_pairs_hook=_make_object,
+        parse_float=parse_float,
+        parse_constant=_refuse_constant,
     )
 
 
 def _check_depth(text: str) -> None:
+    """Raises an error for a text that is nested too deep: the parser of Python is recursive."""
     depth = 0
     for token in _STRING_OR_BRACKET.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
         if depth > MAX_DEPTH:
-            raise too_deep()
+            raise depth_error()
 
 
-def _with_strings(data: Any) -> Any:
+def _name_floats(data: Any) -> Any:
+    """Returns data with strings in place of the floats that JSON has no number for."""
     if isinstance(data, float) and not math.isfinite(data):
         return str(data)
     if isinstance(data, Mapping):
-        return {key: _with_strings(each) for key, each in data.items()}
+        return {key: _name_floats(each) for key, each in data.items()}
     if isinstance(data, list):
-        return [_with_strings(each) for each in data]
+        return [_name_floats(each) for each in data]
     return data
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of JSON as a dict. The parser of Python would keep the last duplicate."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(twice(key))
+            raise ValueError(duplicate_key_message(key))
         found[key] = value
     return found
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(
         f'JSON must have no {name}, which only some readers take: write "inf", "-inf" or "nan"'
     )

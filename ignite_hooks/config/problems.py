@@ -1,66 +1,80 @@
-"""What is wrong with a configuration: everything at once, each with its path in the data."""
+"""Errors of a configuration: all problems at once, each with its path in the data."""
 
 import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["ConfigError", "Problem", "at"]
+__all__ = ["ConfigError", "Problem", "config_error", "duplicate_key_message", "join_path"]
 
-_SHOWN = 20
-_WIDTH = 500
+_MAX_SHOWN = 20
+_MAX_LENGTH = 500
 _NAME = re.compile(r"[\w-]+")
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong.
+    """A problem of a configuration.
 
     Args:
-        path: where it is, ``handlers[1].every_steps`` for instance; "" is the whole.
-        message: the rule, what was found, and what to do.
+        path: the place in the data, for example ``handlers[1].every_steps``; "" is the whole.
+        message: the rule, the value received, and the remedy.
     """
 
     path: str
     message: str
 
     def __str__(self) -> str:
-        message = _cut(self.message)  # a long value within it; the remedy is at the end
+        message = _shorten(self.message)
         return f"{self.path}: {message}" if self.path else message
 
 
 class ConfigError(ValueError):
-    """Something cannot be written as data, or data is not what it is to be.
+    """Raised for handlers that cannot be written as data, and for data that is invalid.
 
     Args:
-        problems: all that is wrong, in the order of the data.
-        source: what was read, a file's name for instance.
+        problems: all problems, in the order of the data.
+        source: where the data comes from, for example the name of a file.
     """
 
     def __init__(self, problems: Sequence[Problem], source: str = "") -> None:
         self.problems = tuple(problems)
         self.source = source
-        lines = [str(problem) for problem in self.problems[:_SHOWN]]
-        if len(self.problems) > _SHOWN:
-            lines.append(f"… and {len(self.problems) - _SHOWN} more")
+        lines = [str(problem) for problem in self.problems[:_MAX_SHOWN]]
+        if len(self.problems) > _MAX_SHOWN:
+            lines.append(f"… and {len(self.problems) - _MAX_SHOWN} more")
         if source:
             lines = [f"{source}: {line}" for line in lines]
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type, tuple[Sequence[Problem], str]]:
+        # Without this, unpickling would pass the text of the error as `problems`.
         return type(self), (self.problems, self.source)
 
 
-def at(path: str, key: str | int) -> str:
-    """The path of an item, or of a field, of what is at ``path``."""
+def config_error(message: str, path: str = "") -> ConfigError:
+    """Returns the error for a single problem."""
+    return ConfigError([Problem(path, message)])
+
+
+def duplicate_key_message(key: str) -> str:
+    """Returns the message for a key that a mapping has twice."""
+    return f"a key must be unique in its mapping, {key[:80]!r} is given twice: remove one"
+
+
+def join_path(path: str, key: str | int) -> str:
+    """Returns the path of the item or field ``key`` of the value at ``path``."""
     if isinstance(key, int):
-        whole = f"{path}[{key}]"
+        joined = f"{path}[{key}]"
     elif not _NAME.fullmatch(key):
-        whole = f"{path}[{json.dumps(key, ensure_ascii=False)}]"
+        joined = f"{path}[{json.dumps(key, ensure_ascii=False)}]"
     else:
-        whole = f"{path}.{key}" if path else key
-    return _cut(whole)  # a long key is in the path of each of its items
+        joined = f"{path}.{key}" if path else key
+    # A long key is in the path of each of its items: without a limit, 30,000 items below a key of
+    # half a megabyte would take gigabytes.
+    return _shorten(joined)
 
 
-def _cut(text: str) -> str:
-    """The beginning and the end of what is too long."""
-    return text if len(text) <= _WIDTH else f"{text[: _WIDTH // 2]} … {text[-_WIDTH // 2 :]}"
+def _shorten(text: str) -> str:
+    """Returns a text without its middle if it is too long: a message ends with the remedy."""
+    half = _MAX_LENGTH // 2
+    return text if len(text) <= _MAX_LENGTH else f"{text[:half]} … {text[-half:]}"

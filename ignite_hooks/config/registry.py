@@ -1,4 +1,7 @@
-"""Which class a tag names. Data is looked up here and nowhere else: nothing is imported for it."""
+"""The table of tags, the names by which data refers to classes.
+
+A tag is looked up in this table and nowhere else: no class is imported because data names it.
+"""
 
 import re
 from collections.abc import Callable
@@ -9,9 +12,9 @@ from pydantic.dataclasses import is_pydantic_dataclass
 
 from ignite_hooks.checkpoint.resume import ResumeCheckpoint
 from ignite_hooks.checkpoint.save import SaveCheckpoint
-from ignite_hooks.config.kinds import admits_none
-from ignite_hooks.config.kinds import fields_of
-from ignite_hooks.config.kinds import is_class
+from ignite_hooks.config.annotations import admits_none
+from ignite_hooks.config.annotations import fields_of
+from ignite_hooks.config.annotations import is_class
 from ignite_hooks.evaluation.validation import Validation
 from ignite_hooks.hooks.context import HookContext
 from ignite_hooks.hooks.hooks import Hooks
@@ -27,11 +30,19 @@ from ignite_hooks.memory.ram_metrics import StreamMaxRAM
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["TAG", "all_tagged", "register", "tag_of", "tagged", "why_it_is_no_data"]
+__all__ = [
+    "TAG",
+    "not_data_message",
+    "register",
+    "registered_classes",
+    "registered_subclasses",
+    "tag_of",
+]
 
 TAG = "type"
-"""The key of a mapping that says which class it is of."""
+"""The key whose value in a mapping is the tag of its class."""
 
+# The tags are written into users' files: a class may be renamed, its tag may not.
 _classes: dict[str, type] = {
     "clear_cache": ClearCache,
     "cuda_garbage_collector": CudaGarbageCollector,
@@ -47,6 +58,7 @@ _classes: dict[str, type] = {
     "stream_max_ram": StreamMaxRAM,
 }
 
+# Handlers that cannot be data, with the reason and the remedy for the message.
 _HOLD_OBJECTS: dict[type, str] = {
     HookContext: "`before` and `after` are functions: register it in code, on `trainer.hooks`",
     Hooks: "it holds contexts, which are functions: register them in code, on `trainer.hooks`",
@@ -60,23 +72,23 @@ ClassT = TypeVar("ClassT", bound=type)
 
 
 def register(tag: str) -> Callable[[ClassT], ClassT]:
-    """Has ``tag`` name the class below it, in what is written and what is read.
+    """Makes ``tag`` the name of the decorated class in data.
 
     ::
 
         @register("my_handler")
-        @checked_dataclass  # of pydantic's
+        @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)  # of pydantic
         class MyHandler(Handler):
             every_steps: Every | None = None
 
-    A cell of a notebook can be run again: a class of the same module and name replaces that of
-    before.
+    A class of the same module and name replaces the class that was registered before, so that a
+    cell of a notebook can be run again.
 
     Raises:
-        TypeError: it is no pydantic dataclass.
-        ValueError: the tag is of another class, or is no tag; the class has another tag; one of its
-            fields is called ``type``, or admits None and has another default. TOML has no None: a
-            field that is not there is None.
+        TypeError: the class is not a pydantic dataclass.
+        ValueError: the tag is invalid, or belongs to another class; the class has another tag; a
+            field is called ``type``; a field admits None and has another default. TOML has no
+            None, so a field that is left out there must be None.
     """
     if not isinstance(tag, str) or not re.fullmatch(r"[a-z][a-z0-9_.-]*", tag):
         raise ValueError(
@@ -85,7 +97,7 @@ def register(tag: str) -> Callable[[ClassT], ClassT]:
         )
 
     def add(cls: ClassT) -> ClassT:
-        _check(tag, cls)
+        _check_class(tag, cls)
         _classes[tag] = cls
         return cls
 
@@ -93,63 +105,68 @@ def register(tag: str) -> Callable[[ClassT], ClassT]:
 
 
 def tag_of(cls: type) -> str | None:
-    """The tag of exactly this class, if it has one."""
+    """Returns the tag of exactly this class; a subclass does not inherit the tag."""
     return next((tag for tag, each in _classes.items() if each is cls), None)
 
 
-def tagged(kind: Any) -> dict[str, type]:
-    """Those that can stand where a value of the class ``kind`` is to be, by their tags."""
-    if not is_class(kind) or kind is object:
-        return {}
-    return {tag: cls for tag, cls in all_tagged().items() if issubclass(cls, kind)}
-
-
-def all_tagged() -> dict[str, type]:
-    """All classes that have a tag."""
+def registered_classes() -> dict[str, type]:
+    """Returns all classes that have a tag, by their tags."""
     return dict(sorted(_classes.items()))
 
 
-def why_it_is_no_data(cls: type) -> str:
-    """Why what has no tag cannot be written, and what to do."""
-    for kind, why in _HOLD_OBJECTS.items():
-        if issubclass(cls, kind):
-            return f"a {cls.__name__} cannot be written as data, {why}"
+def registered_subclasses(annotation: Any) -> dict[str, type]:
+    """Returns the classes with a tag that a value of this annotation can have, by their tags."""
+    if not is_class(annotation) or annotation is object:
+        return {}
+    return {tag: cls for tag, cls in registered_classes().items() if issubclass(cls, annotation)}
+
+
+def not_data_message(cls: type) -> str:
+    """Returns the message for an instance of a class without a tag, which cannot be written."""
+    for base, reason in _HOLD_OBJECTS.items():
+        if issubclass(cls, base):
+            return f"a {cls.__name__} cannot be written as data, {reason}"
     return (
         f"a {cls.__name__} cannot be written as data, its class has no tag: "
         f'put @register("…") above it if its fields are plain data'
     )
 
 
-def _check(tag: str, cls: Any) -> None:
+def _check_class(tag: str, cls: Any) -> None:
+    """Raises an error if a class cannot be registered with this tag."""
     if not is_class(cls) or not is_pydantic_dataclass(cls):
         name = cls.__name__ if is_class(cls) else type(cls).__name__
         raise TypeError(
-            f"what is registered as {tag!r} must be a pydantic dataclass, {name} is none: put "
+            f"what is registered as {tag!r} must be a pydantic dataclass, {name} is not: put "
             "@pydantic.dataclasses.dataclass(frozen=True, eq=False, kw_only=True) between it and "
             "@register"
         )
+    # Names are compared, not classes: a cell of a notebook makes a new class each time it runs.
     other = _classes.get(tag)
-    if other is not None and _place_of(other) != _place_of(cls):
+    if other is not None and _qualified_name(other) != _qualified_name(cls):
         raise ValueError(
-            f"`tag` must be of one class, {tag!r} is of {'.'.join(_place_of(other))} already: "
-            f"take another for {'.'.join(_place_of(cls))}"
+            f"`tag` must belong to one class, {tag!r} belongs to {_qualified_name(other)}: choose "
+            f"another for {_qualified_name(cls)}"
         )
-    first = tag_of(cls)
-    if first not in (None, tag):
-        raise ValueError(f"{cls.__name__} must have one tag, it has {first!r}: {tag!r} is too many")
+    former = tag_of(cls)
+    if former not in (None, tag):
+        raise ValueError(
+            f"{cls.__name__} must have one tag, it has {former!r}, got {tag!r} too: remove one"
+        )
     for name, field in fields_of(cls).items():
         if name == TAG:
             raise ValueError(
                 f"no field of {cls.__name__} must be called {TAG!r}, which is the key of the tag: "
-                "call it otherwise"
+                "choose another name"
             )
-        if admits_none(field.kind) and (field.is_required or field.default is not None):
-            has = "none" if field.is_required else repr(field.default)
+        if admits_none(field.annotation) and (field.is_required or field.default is not None):
+            default = "no default" if field.is_required else repr(field.default)
             raise ValueError(
-                f"`{name}` of {cls.__name__} admits None, so None must be its default, it has "
-                f'{has}: TOML has no None; let another value, "all" say, mean that'
+                f"`{name}` of {cls.__name__} admits None, so None must be its default, got "
+                f"{default}: TOML has no None; use another value for this meaning, for example "
+                '"all"'
             )
 
 
-def _place_of(cls: type) -> tuple[str, str]:
-    return cls.__module__, cls.__qualname__
+def _qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

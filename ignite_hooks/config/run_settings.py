@@ -1,4 +1,4 @@
-"""All of a run that is plain data, and the trainer that it makes of a model and data."""
+"""``RunSettings``: the plain data of a run, and the construction of its trainer."""
 
 from collections.abc import Iterable
 from typing import Annotated
@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 _PRECISIONS = ("no", "fp16", "bf16", "fp8")
+_POSITIVE_INTEGER = WithJsonSchema({"type": "integer", "minimum": 1})
 
 Seed = Annotated[
     int,
@@ -55,7 +56,7 @@ Seed = Annotated[
     ),
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 2**32 - 1}),
 ]
-"""What random generators begin with."""
+"""A seed of random generators: an integer from 0 to 2**32 - 1."""
 
 Precision = Annotated[
     Literal["no", "fp16", "bf16", "fp8"],
@@ -65,28 +66,28 @@ Precision = Annotated[
         "leave it out for what the accelerator has",
     ),
 ]
-"""As Accelerate calls them."""
+"""A mixed precision of Accelerate: "no", "fp16", "bf16" or "fp8"."""
 
 Accumulation = Annotated[
     int,
     must_be("an integer >= 1", is_count, "1 steps after each batch"),
-    WithJsonSchema({"type": "integer", "minimum": 1}),
+    _POSITIVE_INTEGER,
 ]
-"""Batches of a step."""
+"""The number of batches of an optimizer step: an integer >= 1."""
 
 AgreeEvery = Annotated[
     int,
     must_be("an integer >= 1", is_count, "1 exchanges after each step"),
-    WithJsonSchema({"type": "integer", "minimum": 1}),
+    _POSITIVE_INTEGER,
 ]
-"""Windows from one exchange of stops between processes to the next."""
+"""The number of windows between two exchanges of stops between processes: an integer >= 1."""
 
 MaxCount = Annotated[
     int,
     must_be("an integer >= 1", is_count, "leave it out for no such limit"),
-    WithJsonSchema({"type": "integer", "minimum": 1}),
+    _POSITIVE_INTEGER,
 ]
-"""What ends a run."""
+"""The largest number of epochs or steps of a run: an integer >= 1."""
 
 SchedulerAt = Annotated[
     schedulers.SchedulerAt,
@@ -97,8 +98,7 @@ SchedulerAt = Annotated[
         may_be_none=False,
     ),
 ]
-"""When a scheduler moves."""
-
+"""The event at which a learning rate scheduler steps: "step", "epoch" or "validation"."""
 
 PeerFailure = Annotated[
     OnPeerFailure,
@@ -109,15 +109,15 @@ PeerFailure = Annotated[
         may_be_none=False,
     ),
 ]
-"""What a process does that waits in a collective for another that has failed."""
+"""What a process does that is blocked in a collective by a failed process: "exit" or "wait"."""
 
 
 @register("run")
 @checked_dataclass
 class RunSettings:
-    """All of a run that is plain data, to be kept in a file, compared, and sent.
+    """The settings of a run that are plain data, and can be kept in a file.
 
-    What is no data, the model, the loaders, the functions, is given in code::
+    Objects that are not plain data are given in code: the model, the loaders, the functions::
 
         settings = load("run.yaml")
         accelerator = settings.set_up()
@@ -129,26 +129,30 @@ class RunSettings:
         )
         trainer.run()
 
-    Settings of one's own, a learning rate, a batch size, go into a subclass with a tag of its own.
+    A subclass with its own tag can add further settings, for example a learning rate.
 
     Args:
-        seed: what ``set_up`` seeds the random generators of Python, numpy and torch with, on all
-            processes alike. The first run of the trainer that ``build`` makes begins with other
-            numbers on each of several processes, for dropout and augmentation.
+        seed: the seed that ``set_up`` gives to the random generators of Python, numpy and torch,
+            the same on all processes. With several processes, the first run of the trainer draws
+            different random numbers on each of them, for dropout and augmentation.
         mixed_precision: "no", "fp16", "bf16" or "fp8", as for ``Accelerator``.
-        gradient_accumulation_steps: batches of a step, as for ``Accelerator``.
-        max_epochs: epochs in all, for a ``trainer.run()`` that is given no limit itself.
-        max_steps: committed optimizer steps in all; with ``max_epochs`` whichever comes first.
+        gradient_accumulation_steps: the number of batches of an optimizer step, as for
+            ``Accelerator``.
+        max_epochs: the total number of epochs, for a ``trainer.run()`` without limits.
+        max_steps: the total number of committed optimizer steps. If ``max_epochs`` is given too,
+            the limit that is reached first ends the run.
         grad_clip: clips the gradient of each step.
-        scheduler_at: when the scheduler moves: after each "step", "epoch" or "validation".
-        scheduler_metric: the name of the metric that a ``ReduceLROnPlateau`` is given.
-        validation: when to validate, and what the results are called.
-        checkpoint: saves on its schedule.
-        resume_from: what to go on from.
-        handlers: further handlers, in order.
-        agree_every: with several processes, the windows from one exchange of stops to the next.
-        on_peer_failure: whether a process that is blocked in a collective when another has failed
-            ends ("exit") or waits for the timeout of the collective ("wait").
+        scheduler_at: the event at which the scheduler steps: after each "step", "epoch" or
+            "validation".
+        scheduler_metric: the name of the metric that a ``ReduceLROnPlateau`` receives.
+        validation: the schedule of validations, and the prefix of their metrics.
+        checkpoint: saves checkpoints on its schedule.
+        resume_from: the checkpoint to resume from.
+        handlers: further handlers, in the order in which they are attached.
+        agree_every: with several processes, the number of windows between two exchanges of stops.
+        on_peer_failure: the behaviour of a process that is blocked in a collective when another
+            process has failed: it ends ("exit"), or waits for the timeout of the collective
+            ("wait").
 
     Raises:
         ValueError: an argument is out of its range.
@@ -170,27 +174,28 @@ class RunSettings:
     on_peer_failure: PeerFailure = "exit"
 
     def set_up(self, **options: Any) -> Accelerator:
-        """Seeds the random generators, and makes the accelerator that the settings ask for.
+        """Seeds the random generators, and makes the accelerator of these settings.
 
-        Call it before the model is made, whose weights are drawn from these generators.
+        Call ``set_up`` before you make the model: its initial weights come from these generators.
 
         Args:
-            options: further arguments of ``Accelerator``: ``cpu=True``, say.
+            options: further arguments of ``Accelerator``, for example ``cpu=True``.
 
         Raises:
             ValueError: an option is one of the settings; an accelerator of another precision was
                 made before.
         """
-        asked = {
+        settings = {
             "mixed_precision": self.mixed_precision,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
         }
-        for name in asked:
+        for name in settings:
             if name in options:
                 raise ValueError(
-                    f"`{name}` must not be given, it is a setting, {asked[name]!r}: use "
+                    f"`{name}` must not be given, it is a setting, {settings[name]!r}: use "
                     f"replace(settings, {name}={options[name]!r})"
                 )
+        # All accelerators of a process share one state, whose precision the first of them sets.
         before = shared_mixed_precision()
         if self.mixed_precision is not None and before not in (None, self.mixed_precision):
             raise ValueError(
@@ -199,7 +204,7 @@ class RunSettings:
             )
         if self.seed is not None:
             set_seed(self.seed)
-        given = {name: value for name, value in asked.items() if value is not None}
+        given = {name: value for name, value in settings.items() if value is not None}
         return accelerator_or_default(Accelerator(**given, **options) if given or options else None)
 
     def build(
@@ -217,31 +222,33 @@ class RunSettings:
         also: Any = None,
         **functions: Any,
     ) -> Trainer:
-        """Makes the trainer, by ``create_supervised_trainer``.
+        """Makes the trainer of these settings with ``create_supervised_trainer``.
 
         Args:
             model: the model to train.
             optimizer: an optimizer of its parameters.
             loss_fn: (y_pred, y) -> scalar loss.
             data: the batches to train on.
-            accelerator: what ``set_up`` has made; it is called here if none is given.
-            lr_scheduler: as for the factory.
-            evaluator: what a validation evaluates with, if the settings have one.
-            validation_data: what the evaluator runs on.
-            handlers: further objects with ``attach(engine)``, after those of the settings.
-            also: what checkpoints hold besides, if the settings have them.
+            accelerator: the accelerator that ``set_up`` made. By default ``build`` calls
+                ``set_up``.
+            lr_scheduler: a scheduler of torch, or a callable that makes one from the optimizer.
+            evaluator: the evaluator of validations; needed if the settings have a ``validation``.
+            validation_data: the batches for the evaluator.
+            handlers: further objects with ``attach(engine)``, attached after the handlers of the
+                settings.
+            also: further objects that checkpoints save; used if the settings have a
+                ``checkpoint``.
             functions: ``batch_processor``, ``prepare_batch``, ``model_transform``, ``model_fn``,
                 ``output_transform``.
 
         Raises:
-            TypeError: an argument is of the wrong kind.
-            ValueError: arguments do not go together with the settings or with each other; a path
-                cannot be used.
-            FileNotFoundError: there is nothing to go on from.
+            TypeError: an argument has the wrong type.
+            ValueError: arguments do not fit the settings or each other; a path cannot be used.
+            FileNotFoundError: there is no checkpoint to resume from.
         """
         if accelerator is None:
             accelerator = self.set_up()
-        self._check_fits(accelerator)
+        self._check_accelerator(accelerator)
         self._check_functions(functions)
         checkpoint = self.checkpoint
         if checkpoint is not None and also is not None:
@@ -256,7 +263,7 @@ class RunSettings:
             scheduler_at=self.scheduler_at,
             scheduler_metric=self.scheduler_metric,
             grad_clip=self.grad_clip,
-            validation=self._validation(evaluator, validation_data),
+            validation=self._make_validation(evaluator, validation_data),
             checkpoint=checkpoint,
             resume_from=self.resume_from,
             handlers=[*self.handlers, *handlers],
@@ -271,10 +278,10 @@ class RunSettings:
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
-        """The JSON Schema, draft 2020-12, of a file with such settings, for editors and forms."""
+        """Returns the JSON Schema, draft 2020-12, of a file with such settings, for editors."""
         return json_schema(cls)
 
-    def _validation(self, evaluator: Any, data: Any) -> Validation | None:
+    def _make_validation(self, evaluator: Any, data: Any) -> Validation | None:
         if self.validation is None:
             return None
         if evaluator is None:
@@ -289,13 +296,13 @@ class RunSettings:
             )
         return Validation(evaluator, data, **vars(self.validation))
 
-    def _check_fits(self, accelerator: Any) -> None:
+    def _check_accelerator(self, accelerator: Any) -> None:
         for name in ("mixed_precision", "gradient_accumulation_steps"):
-            asked, has = getattr(self, name), getattr(accelerator, name, None)
-            if asked is not None and asked != has:
+            setting, actual = getattr(self, name), getattr(accelerator, name, None)
+            if setting is not None and setting != actual:
                 raise ValueError(
-                    f"`accelerator` must have the settings' {name}, {asked!r}, it has {has!r}: "
-                    "make it with settings.set_up()"
+                    f"`accelerator` must have the settings' {name}, {setting!r}, it has "
+                    f"{actual!r}: make it with settings.set_up()"
                 )
 
     def _check_functions(self, functions: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The JSON Schema of what can be read, with what the docstrings say of each field."""
+"""JSON Schemas of configurations, with the descriptions of fields from the docstrings."""
 
 import re
 from inspect import getdoc
@@ -10,66 +10,76 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from ignite_hooks.config.registry import TAG
+from ignite_hooks.config.registry import registered_subclasses
 from ignite_hooks.config.registry import tag_of
-from ignite_hooks.config.registry import tagged
 
 __all__ = ["json_schema"]
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """The schema, draft 2020-12, of a document that is one of exactly this class."""
+    """Returns the JSON Schema, draft 2020-12, of a document that describes one ``cls``."""
     schema = TypeAdapter(cls).json_schema(schema_generator=_Generator)
-    required = [*schema.get("required", []), TAG]  # only a field can say which class it is
+    # Within a document the tag may be left out where a field has one class. A document has no
+    # field around it that tells its class.
+    required = [*schema.get("required", []), TAG]
     return {"$schema": _Generator.schema_dialect, **schema, "required": required}
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's, which knows of no tags."""
+    """Pydantic's generator of schemas, extended by tags and descriptions."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._begun: set[type] = set()
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
-        """Its fields and its tag; within a document it may be one of a class below it."""
+        """Returns the schema of a dataclass: its fields, its tag, and its registered subclasses.
+
+        Subclasses are valid in a field only. The document itself is of exactly one class.
+        """
         cls = schema["cls"]
         is_document = not self._begun
         self._begun.add(cls)
         own = super().dataclass_schema(schema)
-        lead, about = _described(cls)
-        own["description"] = lead
+        summary, arguments = _parse_docstring(cls)
+        own["description"] = summary
         properties = own.get("properties", {})
-        for name, text in about.items():
+        for name, text in arguments.items():
             if name in properties:
                 properties[name]["description"] = text
         tag = tag_of(cls)
         if tag is not None:
             own["properties"] = {TAG: {"const": tag}, **properties}
-        below = [] if is_document else [each for each in tagged(cls).values() if each is not cls]
-        return {"anyOf": [own, *map(self._with_tag, below)]} if below else own
+        if is_document:
+            return own
+        subclasses = [each for each in registered_subclasses(cls).values() if each is not cls]
+        return {"anyOf": [own, *map(self._schema_with_tag, subclasses)]} if subclasses else own
 
     def is_instance_schema(self, schema: core_schema.IsInstanceSchema) -> JsonSchemaValue:
-        """One of the classes with a tag that are of this one."""
-        return {"anyOf": [self._with_tag(each) for each in tagged(schema["cls"]).values()]}
+        """Returns the schema of a field whose class is no dataclass, for example ``Handler``."""
+        classes = registered_subclasses(schema["cls"]).values()
+        return {"anyOf": [self._schema_with_tag(each) for each in classes]}
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
-        """A number, or a string for those that JSON has not."""
+        """Returns the schema of a float: a number, or a string for inf, -inf and nan."""
         return {"anyOf": [super().float_schema(schema), {"enum": ["inf", "-inf", "nan"]}]}
 
-    def _with_tag(self, cls: type) -> JsonSchemaValue:
+    def _schema_with_tag(self, cls: type) -> JsonSchemaValue:
+        """Returns a reference to the schema of a class, with the tag required."""
         whole: Any = TypeAdapter(cls).core_schema
         schema = whole["schema"] if whole["type"] == "definitions" else whole
         _, reference = self.get_cache_defs_ref_schema(schema.get("ref") or schema["schema_ref"])
-        if cls not in self._begun:  # else it has a field where it can stand itself
+        # A class that can contain itself is begun and not finished here: it would never end.
+        if cls not in self._begun:
             self.generate_inner(whole)
         return {**reference, "required": [TAG]}
 
 
-def _described(cls: type) -> tuple[str, dict[str, str]]:
-    """What the docstring says first, and what it says of each argument."""
+def _parse_docstring(cls: type) -> tuple[str, dict[str, str]]:
+    """Returns the first paragraph of the docstring of a class, and the texts of its arguments."""
     text = getdoc(cls) or ""
-    lead = text.partition("\n\n")[0]
-    arguments = re.search(r"^Args:\n((?:    .*\n|\n)*)", f"{text}\n", re.MULTILINE)
-    listed = arguments[1] if arguments else ""
-    found = re.findall(r"^    (\w+): (.*\n(?:     .*\n)*)", listed, re.MULTILINE)
-    return " ".join(lead.split()), {name: " ".join(about.split()) for name, about in found}
+    summary = text.partition("\n\n")[0]
+    section = re.search(r"^Args:\n((?:    .*\n|\n)*)", f"{text}\n", re.MULTILINE)
+    arguments = section[1] if section else ""
+    found = re.findall(r"^    (\w+): (.*\n(?:     .*\n)*)", arguments, re.MULTILINE)
+    return " ".join(summary.split()), {name: " ".join(about.split()) for name, about in found}

@@ -1,4 +1,4 @@
-"""TOML: what is None is left out, and a key has few parts."""
+"""TOML: fields that are None are left out, and the number of parts of a key is limited."""
 
 import re
 import sys
@@ -8,11 +8,10 @@ from typing import Any
 import tomli_w
 
 from ignite_hooks.config.bounds import MAX_DEPTH
-from ignite_hooks.config.bounds import finite
-from ignite_hooks.config.bounds import too_deep
-from ignite_hooks.config.problems import ConfigError
-from ignite_hooks.config.problems import Problem
-from ignite_hooks.config.problems import at
+from ignite_hooks.config.bounds import depth_error
+from ignite_hooks.config.bounds import parse_float
+from ignite_hooks.config.problems import config_error
+from ignite_hooks.config.problems import join_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,10 +21,16 @@ else:
 __all__ = ["dumps", "loads"]
 
 MAX_PARTS = 32
-"""Of a dotted key. tomllib takes memory by their square: 1.5 GB for a key of 39 KB."""
+"""The largest number of parts of a dotted key.
+
+The memory that tomllib takes grows with their square: 1.5 GB for a key of 39 KB.
+"""
 
 _TOKEN = re.compile(r"""#[^\n]*|\"{3}|'{3}|["'.,=\n]|[][{}]""")
-_CLOSES = {
+
+# The end of a string, or an escaped character, by the quotes that begin the string. Strings of
+# several lines may end in up to two more quotes, which belong to their content.
+_STRING_ENDS = {
     '"': re.compile(r'\\.|"|\n', re.DOTALL),
     '"""': re.compile(r'\\.|"{3,5}', re.DOTALL),
     "'": re.compile(r"'|\n"),
@@ -34,65 +39,63 @@ _CLOSES = {
 
 
 def dumps(data: Any) -> str:
-    """The text.
+    """Returns data as TOML.
 
     Raises:
-        ConfigError: the whole is a list, or None is somewhere else than in a field.
+        ConfigError: the data is a list, or has a None within the value of a field.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(
-            [
-                Problem(
-                    "", "TOML must have a mapping at its top, got a list: give names, or use YAML"
-                )
-            ]
+        raise config_error(
+            "TOML must have a mapping at its top, got a list: give names, or use YAML"
         )
-    _check_nothing_is_none(data, "")
+    _check_no_none(data, "")
     return tomli_w.dumps(data)
 
 
 def loads(text: str) -> Any:
-    """The data.
+    """Returns the data of a TOML text.
 
     Raises:
-        ValueError: it is no TOML, or more than is allowed.
+        ValueError: the text is not TOML, or exceeds a limit.
     """
-    _check_nesting(text)
-    return tomllib.loads(text, parse_float=finite)
+    _check_keys_and_depth(text)
+    return tomllib.loads(text, parse_float=parse_float)
 
 
-def _check_nesting(text: str) -> None:
-    """Strings and comments apart, dots are in keys and numbers, and brackets nest."""
-    place = dots = depth = 0
-    while (token := _TOKEN.search(text, place)) is not None:
-        kind, place = token[0], token.end()
-        if kind in _CLOSES:
-            place = _end_of_string(text, place, kind)
-        elif kind == ".":
+def _check_keys_and_depth(text: str) -> None:
+    """Raises an error for a key with too many parts, and for a text that is nested too deep.
+
+    Outside of strings and comments, dots are in keys and numbers only. A number has one dot, so
+    many dots without a ``,``, ``=``, bracket or line break between them are a long key.
+    """
+    position = dots = depth = 0
+    while (match := _TOKEN.search(text, position)) is not None:
+        token, position = match[0], match.end()
+        if token in _STRING_ENDS:
+            position = _end_of_string(text, position, token)
+        elif token == ".":
             dots += 1
-        elif not kind.startswith("#"):
+        elif not token.startswith("#"):
             dots = 0
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(kind, 0)
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token, 0)
         if dots >= MAX_PARTS:
-            line = text.count("\n", 0, place) + 1
+            line = text.count("\n", 0, position) + 1
             raise ValueError(f"a key must have at most {MAX_PARTS} parts, line {line} has more")
         if depth > MAX_DEPTH:
-            raise too_deep()
+            raise depth_error()
 
 
-def _end_of_string(text: str, place: int, opening: str) -> int:
-    while (token := _CLOSES[opening].search(text, place)) is not None:
-        place = token.end()
-        if not token[0].startswith("\\"):
-            return place
+def _end_of_string(text: str, position: int, opening: str) -> int:
+    while (match := _STRING_ENDS[opening].search(text, position)) is not None:
+        position = match.end()
+        if not match[0].startswith("\\"):
+            return position
     return len(text)
 
 
-def _check_nothing_is_none(data: Any, path: str) -> None:
+def _check_no_none(data: Any, path: str) -> None:
     if data is None:
-        raise ConfigError(
-            [Problem(path, "TOML must have no None within a value: use YAML or JSON")]
-        )
+        raise config_error("TOML must have no None within a value: use YAML or JSON", path)
     pairs = data.items() if isinstance(data, Mapping) else ()
     for key, each in enumerate(data) if isinstance(data, list) else pairs:
-        _check_nothing_is_none(each, at(path, key))
+        _check_no_none(each, join_path(path, key))

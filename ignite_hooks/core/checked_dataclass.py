@@ -1,4 +1,4 @@
-"""Dataclasses and functions whose arguments pydantic checks, with messages of our own."""
+"""Dataclasses and functions whose arguments pydantic checks, with the messages of this package."""
 
 import inspect
 import types
@@ -27,7 +27,7 @@ from typing_extensions import dataclass_transform
 
 from ignite_hooks.core.rules import did_you_mean
 
-__all__ = ["checked_call", "checked_dataclass", "handler_config", "message_of", "plain_type"]
+__all__ = ["checked_call", "checked_dataclass", "error_message", "handler_config", "plain_type"]
 
 ClassT = TypeVar("ClassT", bound=type)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -35,7 +35,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 handler_config = ConfigDict(
     extra="forbid",
     hide_input_in_errors=True,
-    arbitrary_types_allowed=True,  # a field can be a Handler, of whichever class
+    arbitrary_types_allowed=True,  # the type of a field may be a class such as Handler
 )
 
 
@@ -64,33 +64,33 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
 
     Instances compare by identity: two handlers with the same settings are two handlers. An error
     of the constructor names the argument, the rule, the value and the remedy. ``help`` and
-    ``inspect.signature`` show plain types, without what pydantic is told of them.
+    ``inspect.signature`` show plain types, without the metadata of ``Annotated``.
 
     Args:
         cls: the class.
-        kw_only: take all arguments by keyword only. With False those above a
+        kw_only: take all arguments by keyword only. If False, the fields above a
             ``dataclasses.KW_ONLY`` can be given by position.
     """
 
     def decorate(cls: Any) -> Any:
-        make = dataclass(frozen=True, eq=False, kw_only=kw_only, config=handler_config)
-        made: Any = make(cls)
-        signature = _plain(inspect.signature(made))
-        check = made.__init__
+        to_dataclass = dataclass(frozen=True, eq=False, kw_only=kw_only, config=handler_config)
+        made: Any = to_dataclass(cls)
+        signature = _plain_signature(inspect.signature(made))
+        pydantic_init = made.__init__
 
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
             try:
-                check(self, *args, **kwargs)
+                pydantic_init(self, *args, **kwargs)
             except ValidationError as error:
-                raise _explained(error, type(self).__name__, signature, args) from None
+                raise _readable_error(error, type(self).__name__, signature, args) from None
 
-        # The signature is the constructor's and not the class's: `inspect` would take one of the
-        # class for that of an instance too, and Ignite looks there for what a handler is called
-        # with.
+        # Pydantic sets the signature on the class. There `inspect` would find it for an instance
+        # too, and Ignite inspects a handler for the arguments to call it with. So the signature
+        # moves to the constructor.
         del made.__signature__
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        parameters = [own, *signature.parameters.values()]
-        made.__init__ = wraps(check)(init)
+        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [self_parameter, *signature.parameters.values()]
+        made.__init__ = wraps(pydantic_init)(init)
         made.__init__.__signature__ = signature.replace(
             parameters=parameters, return_annotation=None
         )
@@ -101,15 +101,15 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
 
 def checked_call(function: FunctionT) -> FunctionT:
     """Makes a function check its arguments with pydantic, as ``checked_dataclass`` does."""
-    signature = _plain(inspect.signature(function))
-    check: Any = validate_call(config=handler_config)(function)
+    signature = _plain_signature(inspect.signature(function))
+    validated: Any = validate_call(config=handler_config)(function)
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         try:
-            return check(*args, **kwargs)
+            return validated(*args, **kwargs)
         except ValidationError as error:
-            raise _explained(error, function.__name__, signature, args) from None
+            raise _readable_error(error, function.__name__, signature, args) from None
 
     checked.__signature__ = signature  # type: ignore[attr-defined]
     return checked  # type: ignore[return-value]
@@ -128,7 +128,8 @@ def plain_type(annotation: Any) -> Any:
     return annotation.copy_with(plain) if hasattr(annotation, "copy_with") else origin[plain]
 
 
-def _plain(signature: inspect.Signature) -> inspect.Signature:
+def _plain_signature(signature: inspect.Signature) -> inspect.Signature:
+    """Returns a signature without the metadata of its ``Annotated`` types."""
     parameters = [
         each.replace(annotation=plain_type(each.annotation))
         for each in signature.parameters.values()
@@ -138,42 +139,42 @@ def _plain(signature: inspect.Signature) -> inspect.Signature:
     )
 
 
-def _explained(
+def _readable_error(
     error: ValidationError, name: str, signature: inspect.Signature, args: tuple[Any, ...]
 ) -> TypeError | ValueError:
-    """Returns the error of a call, with everything that is wrong with its arguments.
+    """Returns the error to raise in place of pydantic's, with all problems of the arguments.
 
     Args:
-        error: pydantic's.
-        name: the class or function that was called.
-        signature: its parameters, without ``self``.
+        error: the error of pydantic.
+        name: the name of the class or function that was called.
+        signature: the signature of the class or function, without ``self``.
         args: the arguments that were given by position.
     """
     errors: Any = error.errors(include_url=False)
-    about_call = list(_wrong_call(errors, name, signature.parameters, args))
-    if about_call:
-        return TypeError("\n".join(about_call))
-    return ValueError("\n".join(_located(each) for each in errors))
+    call_problems = list(_call_problems(errors, name, signature.parameters, args))
+    if call_problems:
+        return TypeError("\n".join(call_problems))
+    return ValueError("\n".join(_located_message(each) for each in errors))
 
 
-def _wrong_call(
+def _call_problems(
     errors: Any,
     name: str,
     parameters: Mapping[str, inspect.Parameter],
     args: tuple[Any, ...],
 ) -> Iterator[str]:
-    """Yields what is wrong with the arguments as such, before their values are looked at."""
+    """Yields the problems that Python would report as a TypeError, not those of values."""
     by_position = [p for p in parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     if len(args) > len(by_position):
         extra = args[len(by_position)]
         by_keyword = [p.name for p in parameters.values() if p not in by_position]
         takes = " and ".join(f"`{p.name}`" for p in by_position) or "no argument"
-        remedy = f"write {by_keyword[0]}={_REPR.repr(extra)}" if by_keyword else "remove it"
-        yield f"`{name}` takes {takes} by position, got also {_REPR.repr(extra)}: {remedy}"
+        remedy = f"write {by_keyword[0]}={_SHORT_REPR.repr(extra)}" if by_keyword else "remove it"
+        yield f"`{name}` takes {takes} by position, got also {_SHORT_REPR.repr(extra)}: {remedy}"
     for each in errors:
         argument = each["loc"][-1] if each["loc"] else ""
         if len(each["loc"]) > 1 or isinstance(argument, int):
-            continue
+            continue  # within a value, or an extra argument by position, which is reported above
         if each["type"] == "unexpected_keyword_argument":
             yield f"`{name}` has no argument `{argument}`: {did_you_mean(argument, parameters)}"
         elif each["type"].startswith("missing"):
@@ -182,35 +183,36 @@ def _wrong_call(
             yield f"`{argument}` of `{name}` is given twice, by position and by keyword: remove one"
 
 
-def _located(error: Any) -> str:
-    """Returns the message of one error of pydantic, with the argument that it is about."""
-    message = message_of(error)
+def _located_message(error: Any) -> str:
+    """Returns the message of one error of pydantic, with the path of the value."""
+    message = error_message(error)
     first, *within = error["loc"] or ("",)
     path = str(first) + "".join(f"[{key!r}]" for key in within)
-    if error["type"] in ("value_error", "missing"):  # the message names its field itself
+    if error["type"] in ("value_error", "missing"):  # the message has the field
         return f"{path}: {message}" if within else message
     return f"`{path}` {message}" if first else message
 
 
-def message_of(error: Any) -> str:
-    """Returns what one error of pydantic says, in the words of our own messages.
+def error_message(error: Any) -> str:
+    """Returns the message of one error of pydantic in the form of this package's messages.
 
-    The message of a rule of ours is complete; one of pydantic's begins with a verb.
+    The message of a rule made by ``must_be`` is returned unchanged, and begins with the field. Any
+    other message begins with a verb: "must be a valid number, got 'x'".
     """
-    kind, value = error["type"], error["input"]
-    if kind == "value_error":
+    error_type, value = error["type"], error["input"]
+    if error_type == "value_error":
         return str(error["ctx"]["error"])
-    if kind.startswith("missing"):
+    if error_type.startswith("missing"):
         return f"`{error['loc'][-1]}` must be given"
-    if kind == "unexpected_keyword_argument":
-        return f"must not be given, there is no such argument, got {_REPR.repr(value)}"
+    if error_type == "unexpected_keyword_argument":
+        return f"must not be given, there is no such argument, got {_SHORT_REPR.repr(value)}"
     rule = error["msg"].removeprefix("Input should be ").removeprefix("a dictionary or ")
     rule = rule.partition(", unable to")[0]
-    if isinstance(value, type) and kind in ("is_instance_of", "dataclass_type"):
+    if isinstance(value, type) and error_type in ("is_instance_of", "dataclass_type"):
         return f"must be {rule}, got the class {value.__name__} itself: write {value.__name__}(…)"
-    remedy = f": write {error['ctx']['class_name']}(…)" if kind == "dataclass_type" else ""
-    return f"must be {rule}, got {_REPR.repr(value)}{remedy}"
+    remedy = f": write {error['ctx']['class_name']}(…)" if error_type == "dataclass_type" else ""
+    return f"must be {rule}, got {_SHORT_REPR.repr(value)}{remedy}"
 
 
-_REPR = Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+_SHORT_REPR = Repr()
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = _SHORT_REPR.maxlong = 80

@@ -1,4 +1,8 @@
-"""The types of handlers' fields: each names its rule, and the remedy, when a value breaks it."""
+"""Types for the fields of handlers: each checks its values.
+
+The error of a wrong value names the field, the rule, the value and the remedy. A field that may be
+left out has the type ``Every | None = None``. True and False do not count as numbers.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -57,13 +61,20 @@ __all__ = [
 def must_be(
     rule: str, holds: Callable[[Any], bool], remedy: str, may_be_none: bool = True
 ) -> BeforeValidator:
-    """Refuses a value with a message that has the field, the rule, the value and the remedy.
+    """Returns a validator for a field type of your own.
+
+    ::
+
+        Even = Annotated[int, must_be("even", lambda value: value % 2 == 0, "double it")]
+
+    The error for the value 3 is "`size` must be even, got 3; double it".
 
     Args:
-        rule: how it goes on after "must be".
-        holds: whether a value keeps the rule.
-        remedy: what to do instead.
-        may_be_none: whether None is let through, for fields whose type admits it.
+        rule: the words that follow "must be" in the message.
+        holds: returns whether a value keeps the rule. It is called before pydantic has checked the
+            type of the value.
+        remedy: the words that tell what to do instead.
+        may_be_none: accept None too, for fields whose annotation allows it.
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -75,24 +86,27 @@ def must_be(
 
 
 def _one_of(first: str, second: str, remedy: str) -> BeforeValidator:
-    """Refuses a value that is neither of two words."""
+    """Returns a validator that accepts one of two strings."""
     choices = (first, second)
     return must_be(f'"{first}" or "{second}"', lambda v: v in choices, remedy, may_be_none=False)
 
 
+# The validators are functions, so JSON Schemas need the rules besides.
 _COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
 _POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]})
 
 Every = Annotated[
-    int, must_be("an integer >= 1", is_count, "leave it out for no such schedule"), _COUNT
+    int,
+    must_be("an integer >= 1", is_count, "leave it out for no such schedule"),
+    _COUNT,
 ]
-"""Once in so many steps or epochs."""
+"""An interval of a schedule, in steps or epochs: an integer >= 1."""
 
 Iterations = Annotated[int, must_be("an integer >= 1", is_count, "it counts iterations"), _COUNT]
-"""A number of iterations."""
+"""A number of iterations: an integer >= 1."""
 
 Batches = Annotated[int, must_be("an integer >= 1", is_count, "leave it out for all"), _COUNT]
-"""At most so many batches."""
+"""The largest number of batches: an integer >= 1."""
 
 Limit = Annotated[
     float,
@@ -103,7 +117,7 @@ Limit = Annotated[
     ),
     _POSITIVE,
 ]
-"""What gradients are clipped to."""
+"""The limit that gradients are clipped to: a number > 0, or inf."""
 
 Flag = Annotated[
     bool,
@@ -114,7 +128,7 @@ Flag = Annotated[
         may_be_none=False,
     ),
 ]
-"""On or off."""
+"""A switch: True or False. 0 and 1 are refused."""
 
 Fraction = Annotated[
     float,
@@ -125,19 +139,19 @@ Fraction = Annotated[
     ),
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
 ]
-"""A part of a whole."""
+"""A fraction: a number from 0 to 1, both included."""
 
 Count = Annotated[
     int,
     must_be(
         "an integer >= 0",
         lambda value: is_integer(value) and value >= 0,
-        "0 is none",
+        "0 means none",
         may_be_none=False,
     ),
     WithJsonSchema({"type": "integer", "minimum": 0}),
 ]
-"""How many there are to be, or none."""
+"""A number of objects: an integer >= 0."""
 
 Kept = Annotated[
     int | Literal["all"],
@@ -149,33 +163,33 @@ Kept = Annotated[
     ),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]}),
 ]
-"""How many of something are kept."""
+"""The number of the newest or best that are kept: an integer >= 1, or "all"."""
 
 Mode = Annotated[
     Literal["max", "min"],
     _one_of("max", "min", "it says which value of the metric is the best"),
 ]
-"""Whether more or less is better."""
+"""The direction in which a metric improves: "max" or "min"."""
 
 OnMissing = Annotated[
     Literal["error", "start"],
     _one_of("error", "start", '"start" begins from scratch when there is no checkpoint yet'),
 ]
-"""What to do when there is nothing to go on from."""
+"""The behaviour if there is no checkpoint to resume from: "error", or "start" from scratch."""
 
 AfterTerminate = Annotated[
     Literal["finish", "continue"],
-    _one_of(
-        "finish", "continue", '"continue" trains on after a run that a handler has ended for good'
-    ),
+    _one_of("finish", "continue", '"continue" resumes a run even if a handler has ended it'),
 ]
-"""What to do with a run that a handler, early stopping say, has ended before its limit."""
+"""The behaviour if the run to resume was terminated by a handler before its limit: "finish", or
+"continue" with its training. Early stopping is such a handler.
+"""
 
 OnBusy = Annotated[
     Literal["error", "wait"],
-    _one_of("error", "wait", '"wait" lets a requeued job begin when the one before has ended'),
+    _one_of("error", "wait", '"wait" starts a requeued job when the job before it has ended'),
 ]
-"""What to do while another run writes to the directory."""
+"""The behaviour while another run writes to the directory: "error", or "wait" until it ends."""
 
 Generation = Annotated[
     int,
@@ -187,7 +201,7 @@ Generation = Annotated[
     ),
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 2}),
 ]
-"""A generation of Python's garbage collector, and those younger than it."""
+"""The oldest generation that Python's garbage collector collects: 0, 1 or 2."""
 
 NormType = Annotated[
     float,
@@ -199,7 +213,7 @@ NormType = Annotated[
     ),
     _POSITIVE,
 ]
-"""The p of a p-norm."""
+"""The p of a p-norm: a number > 0, or inf."""
 
 Seconds = Annotated[
     float,
@@ -211,7 +225,7 @@ Seconds = Annotated[
     ),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
 ]
-"""A time between two looks."""
+"""A duration in seconds: a finite number > 0."""
 
 GraceSeconds = Annotated[
     float,
@@ -223,7 +237,7 @@ GraceSeconds = Annotated[
     ),
     WithJsonSchema({"type": "number", "minimum": 0}),
 ]
-"""A time to wait after a signal."""
+"""A duration in seconds that may be zero: a finite number >= 0."""
 
 Backend = Annotated[
     Literal["auto", "kernel", "sampler"],
@@ -234,7 +248,7 @@ Backend = Annotated[
         may_be_none=False,
     ),
 ]
-"""How resident memory is measured."""
+"""The way to measure the peak of resident memory: "auto", "kernel" or "sampler"."""
 
 MetricName = Annotated[
     str,
@@ -246,23 +260,23 @@ MetricName = Annotated[
     ),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
-"""The key of a value in ``state.metrics``."""
+"""A key of ``state.metrics``: a string that is not empty."""
 
 Prefix = Annotated[
     str,
     must_be(
         "a string",
         lambda value: isinstance(value, str),
-        '"" is none',
+        '"" means no prefix',
         may_be_none=False,
     ),
 ]
-"""What names begin with."""
+"""A prefix of names: a string, which may be empty."""
 
 
 def _check_signal_names(names: Any, info: ValidationInfo) -> Any:
     known = sorted(set(Signals.__members__) - {"SIGKILL", "SIGSTOP"})
-    remedy = '("SIGTERM",) is the usual choice, () is none'
+    remedy = '("SIGTERM",) is the usual choice, () means none'
     if isinstance(names, list | tuple):
         wrong = [name for name in names if name not in known]
         if not wrong:
@@ -278,38 +292,48 @@ def _check_signal_names(names: Any, info: ValidationInfo) -> Any:
 
 
 SignalNames = Annotated[tuple[str, ...], BeforeValidator(_check_signal_names)]
-"""Signals of the operating system, by name."""
+"""Signals of the operating system: a tuple or list of names, for example ("SIGTERM",).
+
+SIGKILL and SIGSTOP are refused, as they cannot be handled.
+"""
 
 
-_NO_SETTINGS = {"defaults", "module", "named_parameters", "param_groups", "params", "process_group"}
-_WRAPPED = {"optim", "optimizer", "optimizer_class"}
-
-
-def _setting_names() -> set[str]:
-    """Returns what may be overridden: the settings of all optimizers whose classes are loaded."""
-    from torch.optim import Optimizer  # most handlers need not wait for it
-
-    names, kinds = {"scheduler", "requires_grad"}, list(Optimizer.__subclasses__())
-    while kinds:
-        kind = kinds.pop()
-        kinds += kind.__subclasses__()
-        parameters = inspect.signature(kind).parameters
-        if not _WRAPPED & parameters.keys():
-            named = (each for each in parameters.values() if each.kind not in _VARIADIC)
-            names |= {each.name for each in named} - _NO_SETTINGS
-    return names
-
-
+# Parameters of optimizers that are no settings of a parameter group.
+_NOT_SETTINGS = {
+    "defaults",
+    "module",
+    "named_parameters",
+    "param_groups",
+    "params",
+    "process_group",
+}
+# An optimizer with one of these parameters wraps another optimizer, and has no settings itself.
+_WRAPPED_OPTIMIZER = {"optim", "optimizer", "optimizer_class"}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _known_settings() -> set[str]:
+    """Returns the settings that exist: those of all optimizers whose classes are loaded."""
+    from torch.optim import Optimizer  # here, as most handlers do not need torch
+
+    names, classes = {"scheduler", "requires_grad"}, list(Optimizer.__subclasses__())
+    while classes:
+        cls = classes.pop()
+        classes += cls.__subclasses__()
+        parameters = inspect.signature(cls).parameters
+        if not _WRAPPED_OPTIMIZER & parameters.keys():
+            named = (each for each in parameters.values() if each.kind not in _VARIADIC)
+            names |= {each.name for each in named} - _NOT_SETTINGS
+    return names
 
 
 def _check_setting_names(names: Any, info: ValidationInfo) -> Any:
     is_list = isinstance(names, list | tuple)
-    known = _setting_names() if is_list else set()
+    known = _known_settings() if is_list else set()
     wrong = [name for name in names if name not in known] if is_list else [names]
     if is_list and not wrong and len(set(names)) == len(names):
         return names
-    remedy = '("lr", "weight_decay") for instance, () is none'
+    remedy = 'for example ("lr", "weight_decay"); () means none'
     if is_list and wrong and isinstance(wrong[0], str):
         remedy = did_you_mean(wrong[0], sorted(known))
     raise ValueError(
@@ -322,7 +346,11 @@ SettingNames = Annotated[
     BeforeValidator(_check_setting_names),
     WithJsonSchema({"type": "array", "items": {"type": "string"}}),
 ]
-"""Settings of an optimizer's groups, "scheduler" and "requires_grad"."""
+"""Names of settings: a tuple or list without duplicates, for example ("lr", "weight_decay").
+
+Accepted are the settings of the parameter groups of all optimizers whose classes are loaded,
+"scheduler" and "requires_grad".
+"""
 
 _PATH = WithJsonSchema({"type": "string", "minLength": 1})
 
@@ -331,10 +359,10 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str | Path) and value != "" and "\0" not in str(value)
 
 
-def _made_absolute(
+def _make_absolute(
     field: str | None, value: str | Path, absolute: Callable[[str | Path], str | Path]
 ) -> str | Path:
-    """Returns the absolute path as a str where ``value`` is one."""
+    """Returns the absolute path of ``value``, as a str or Path as ``value`` is."""
     try:
         found = absolute(value)
     except ValueError as error:
@@ -347,7 +375,7 @@ def _made_absolute(
 def _absolute_directory(value: str | Path, info: ValidationInfo) -> str | Path:
     url = str(value) if is_url(value) else url_of_path(value)
     if url is None:
-        return _made_absolute(info.field_name, value, absolute_path)
+        return _make_absolute(info.field_name, value, absolute_path)
     path = path_in_url(url)
     remedy = f"give the path itself, {path!r}"
     if path is None:
@@ -359,7 +387,7 @@ def _absolute_directory(value: str | Path, info: ValidationInfo) -> str | Path:
 def _absolute_source(value: str | Path, info: ValidationInfo) -> str | Path:
     url = None if is_url(value) else url_of_path(value)
     if url is None:
-        return _made_absolute(info.field_name, value, absolute_source)
+        return _make_absolute(info.field_name, value, absolute_source)
     raise ValueError(
         f"`{info.field_name}` must be a path or a URL, got {str(value)!r}, which is neither; "
         f"give the URL as a str, {url!r}"
@@ -369,18 +397,24 @@ def _absolute_source(value: str | Path, info: ValidationInfo) -> str | Path:
 Directory = Annotated[
     str | Path,
     AfterValidator(_absolute_directory),
-    must_be("a path", _is_path, 'a str or a Path, "checkpoints" for instance', may_be_none=False),
+    must_be("a path", _is_path, 'a str or a Path, for example "checkpoints"', may_be_none=False),
     _PATH,
 ]
-"""A folder on this machine. It becomes absolute, with ``~`` expanded; a URL is refused."""
+"""A folder on this machine: a str or Path that is not empty.
+
+The path becomes absolute, with ``~`` expanded. A URL is refused.
+"""
 
 SourcePath = Annotated[
     str | Path,
     AfterValidator(_absolute_source),
-    must_be("a path or a URL", _is_path, '"checkpoints" for instance', may_be_none=False),
+    must_be("a path or a URL", _is_path, 'for example "checkpoints"', may_be_none=False),
     _PATH,
 ]
-"""Where checkpoints are looked for. A path becomes absolute, with ``~`` expanded."""
+"""The place of checkpoints to read: a path as a str or Path, or a URL as a str; not empty.
+
+A path becomes absolute, with ``~`` expanded.
+"""
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
-"""Live objects: they are in no file, and are given in code."""
+"""An object that is given in code: any value. A configuration file can only have None here."""

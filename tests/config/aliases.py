@@ -1,4 +1,4 @@
-"""Annotations as Python 3.10 has them, on any version of Python."""
+"""Generic aliases that behave as on Python 3.10, on any version of Python."""
 
 from types import GenericAlias
 

@@ -1,4 +1,4 @@
-"""Documents that would run code, import modules, or eat time and memory."""
+"""Documents that try to run code, to import modules, or to exhaust time and memory."""
 
 import json
 from typing import NamedTuple
@@ -20,34 +20,34 @@ TAGS = [f'!!python/object/apply:os.system ["{MAKES_A_FILE}"]', "!!python/module:
 
 
 class Document(NamedTuple):
-    """What ``loads`` is given, and what is to become of it."""
+    """A text for ``loads``, and the class of the result or error that is expected."""
 
     format: str
     text: str
-    becomes: str = "ConfigError"
+    expected: str = "ConfigError"
 
 
-def in_all(data, becomes="ConfigError"):
-    """What is JSON is YAML, too."""
+def in_all(data, expected="ConfigError"):
+    """Returns the data as a document in each format. A text of JSON is YAML too."""
     text = json.dumps(data)
     return [
-        Document("json", text, becomes),
-        Document("yaml", text, becomes),
-        Document("toml", tomli_w.dumps(data), becomes),
+        Document("json", text, expected),
+        Document("yaml", text, expected),
+        Document("toml", tomli_w.dumps(data), expected),
     ]
 
 
 def documents():
-    """All of them, by their names."""
+    """Returns all documents by their names."""
     return {
-        name_of(group, index, each): each
-        for group, members in GROUPS.items()
-        for index, each in enumerate(members)
+        document_name(group, index, each): each
+        for group, documents_of_group in GROUPS.items()
+        for index, each in enumerate(documents_of_group)
     }
 
 
-def name_of(group, index, document):
-    """One of a group, by its place in it."""
+def document_name(group, index, document):
+    """Returns the name of a document: its group, its number and its format."""
     return f"{group} {index}: {document.format}"
 
 
@@ -72,15 +72,15 @@ GROUPS = {
         for key in ("_target_", "class_path", "__config_type__", "__reduce__", "py/object")
         for each in in_all({key: "os.system", "args": [MAKES_A_FILE]})
     ],
-    "type that is no string": [
+    "type of another type": [
         each for data in (["os", "system"], {"os": "system"}) for each in in_all({"type": data})
     ],
-    "code where a number is to be": [
+    "code in place of a number": [
         each
         for code in CODE
         for each in in_all({"type": "gradient_clipping", "max_norm": code})
     ],
-    "code where a string is to be": [
+    "code in place of a string": [
         each
         for code in CODE
         for each in in_all(
@@ -148,7 +148,7 @@ GROUPS = {
         for format, start in (("json", ""), ("yaml", "a: "), ("toml", "a = "))
         for quote in "\"'"
     ],
-    "many times the same key": [
+    "one key many times": [
         Document("json", "{" + '"a":0,' * (SIZE // 6 - 2) + '"a":0}'),
         Document("yaml", "a: 0\n" * 10_000),
         Document("toml", "a=0\n" * 20_000),

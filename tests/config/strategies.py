@@ -1,4 +1,4 @@
-"""Any value that a field of a handler can have, from its type."""
+"""Strategies of hypothesis for handlers, with any valid values of their fields."""
 
 import types
 from pathlib import Path
@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 
 from ignite_hooks.config import ValidationSchedule
 from ignite_hooks.config import run_settings
-from ignite_hooks.config.registry import all_tagged
+from ignite_hooks.config.registry import registered_classes
 from ignite_hooks.core import fields
 from ignite_hooks.core.handler import Handler
 
-OURS = {tag: cls for tag, cls in all_tagged().items() if cls.__module__.startswith("ignite_hooks.")}
-"""The classes with a tag, without those of tests."""
+OURS = {
+    tag: cls
+    for tag, cls in registered_classes().items()
+    if cls.__module__.startswith("ignite_hooks.")
+}
+"""The registered classes of this package, without those of tests, by their tags."""
 
 counts = st.integers(1, 2**70)
 positive = st.floats(0, exclude_min=True, allow_nan=False)
@@ -63,15 +67,15 @@ JSON = st.recursive(
     lambda items: st.lists(items, max_size=3) | st.dictionaries(st.text(), items, max_size=3),
     max_leaves=6,
 )
-"""What a field that admits everything can have."""
+"""Values for fields that admit everything."""
 
 
-def of_type(kind):
-    """A strategy for an annotation, as it stands at the class."""
+def of_type(annotation):
+    """Returns a strategy for the annotation of a field."""
     for known, values in BY_TYPE:
-        if kind == known:
+        if annotation == known:
             return values
-    origin, arguments = get_origin(kind), get_args(kind)
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return of_type(arguments[0])
     if origin in (Union, types.UnionType):
@@ -80,27 +84,27 @@ def of_type(kind):
         return st.lists(of_type(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
         return st.dictionaries(st.text(), of_type(arguments[1]), max_size=3)
-    if kind is type(None):
+    if annotation is type(None):
         return st.none()
-    if kind is Handler:
-        below = [each for each in OURS.values() if issubclass(each, Handler)]
-        return st.sampled_from(below).flatmap(handlers)
-    if kind is ValidationSchedule or kind in OURS.values():
-        return handlers(kind)
-    if kind is Any:
+    if annotation is Handler:
+        subclasses = [each for each in OURS.values() if issubclass(each, Handler)]
+        return st.sampled_from(subclasses).flatmap(handlers)
+    if annotation is ValidationSchedule or annotation in OURS.values():
+        return handlers(annotation)
+    if annotation is Any:
         return JSON
-    return st.from_type(kind)
+    return st.from_type(annotation)
 
 
 @st.composite
 def handlers(draw, cls):
-    """One of a class, with any values that go together."""
-    kinds = get_type_hints(cls, include_extras=True)
-    names = [name for name in cls.__pydantic_fields__ if name in kinds]
-    values = {name: draw(of_type(kinds[name]), label=name) for name in names}
+    """Draws an instance of a class, with values that are valid together."""
+    annotations = get_type_hints(cls, include_extras=True)
+    names = [name for name in cls.__pydantic_fields__ if name in annotations]
+    values = {name: draw(of_type(annotations[name]), label=name) for name in names}
     try:
         return cls(**values)
     except ValueError as error:
         if any(each["loc"] for each in error.__context__.errors()):
-            raise  # each value by itself is to be as its type says
+            raise  # a strategy gave a value that is invalid by itself
         assume(False)

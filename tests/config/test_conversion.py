@@ -28,7 +28,7 @@ class Open(Handler):
     anything: Any = None
 
 
-def test_a_handler_is_a_dict_with_its_tag_and_a_dict_makes_it():
+def test_handler_becomes_a_dict_with_its_tag_and_back():
     data = {"type": "gradient_clipping", "max_norm": 1.0, "clip_value": None, "norm_type": 2.0}
     assert to_dict(GradientClipping(max_norm=1)) == data
     made = from_dict(data)
@@ -39,7 +39,7 @@ def test_a_handler_is_a_dict_with_its_tag_and_a_dict_makes_it():
     assert to_dict(made, exclude_none=True)["norm_type"] == 2.0
 
 
-def test_lists_and_mappings_of_handlers_too():
+def test_lists_and_mappings_of_handlers_are_converted():
     handlers = {"type": [ClearCache()], "b": {"c": ClearCache(every_steps=2)}}
     data = to_dict(handlers, exclude_defaults=True)
     clear = {"type": "clear_cache"}
@@ -51,7 +51,7 @@ def test_infinity_stays_a_number():
     assert to_dict(GradientClipping(max_norm=math.inf))["max_norm"] == math.inf
 
 
-def test_a_handler_that_is_invalid_by_now_is_not_written():
+def test_handler_that_became_invalid_is_not_written():
     handler = Open(every=3)
     handler.every = 0
     with pytest.raises(ConfigError, match=r"^every: `every` must be an integer >= 1, got 0"):
@@ -70,12 +70,14 @@ def test_a_handler_that_is_invalid_by_now_is_not_written():
     ids=["a handler", "one within", "a set"],
 )
 def test_value_that_would_not_round_trip_is_refused(value, path):
-    with pytest.raises(ConfigError, match="it would not come back as it is") as raised:
+    with pytest.raises(
+        ConfigError, match="must be the same after writing and reading it"
+    ) as raised:
         to_dict(Open(anything=value))
     assert raised.value.problems[0].path == path
 
 
-def test_a_mapping_of_ones_own_may_have_a_key_like_that_of_tags():
+def test_mapping_in_a_field_may_have_the_key_type():
     handler = Open(anything={"type": "clear_cache", "x": {"type": 3}})
     assert equal(from_dict(to_dict(handler)), handler)
 
@@ -87,7 +89,7 @@ def test_data_that_contains_itself_is_too_deep():
         from_dict(data)
 
 
-def test_reading_leaves_the_data_as_it_is():
+def test_from_dict_does_not_change_the_data():
     data = [{"type": "run", "grad_clip": {"type": "gradient_clipping", "max_norm": "inf"}}]
     from_dict(data)
     assert data == [{"type": "run", "grad_clip": {"type": "gradient_clipping", "max_norm": "inf"}}]
@@ -105,7 +107,7 @@ def test_a_copy_has_the_changes_and_is_checked():
         replace(GradientClipping(max_norm=1.0), clip_value=1.0)
 
 
-def test_a_copy_of_what_holds_objects_has_them():
+def test_copy_has_the_objects_of_the_original():
     def evaluate(model):
         return {}
 
@@ -114,6 +116,6 @@ def test_a_copy_of_what_holds_objects_has_them():
     assert (copy.every_steps, copy.prefix) == (3, "test_")
 
 
-def test_a_field_that_is_not_there_cannot_be_changed():
+def test_unknown_field_cannot_be_replaced():
     with pytest.raises(TypeError, match="got `every_step`; did you mean `every_steps`"):
         replace(ClearCache(), every_step=1)

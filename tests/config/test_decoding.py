@@ -77,7 +77,7 @@ def problems(data):
 
 
 def problem(**fields):
-    """The one problem of a sample with these fields, as path and message."""
+    """Returns the path and message of the only problem of a sample with these fields."""
     (found,) = problems({"type": "decoding.sample", **fields}).items()
     return found
 
@@ -116,13 +116,13 @@ def problem(**fields):
         ("handler_or_numbers", [1, 2], [1, 2]),
     ],
 )
-def test_a_value_of_the_type_of_its_field_is_taken(field, data, expected):
+def test_value_of_the_right_type_is_accepted(field, data, expected):
     value = getattr(read(**{field: data}), field)
     assert value == expected
     assert type(value) is type(expected) or isinstance(expected, set)
 
 
-def test_nan_has_a_name():
+def test_nan_is_read_from_a_string():
     assert math.isnan(read(number="nan").number)
 
 
@@ -169,7 +169,7 @@ def test_nan_has_a_name():
         ("every", "3", "`every` must be an integer >= 1, got '3'; leave it out"),
     ],
 )
-def test_another_value_is_refused_with_its_path_and_the_rule(field, data, rule):
+def test_wrong_value_is_refused_with_its_path_and_the_rule(field, data, rule):
     path, message = problem(**{field: data})
     assert path == field
     assert rule in message
@@ -188,10 +188,14 @@ def test_another_value_is_refused_with_its_path_and_the_rule(field, data, rule):
         ({"clipping": {"max_norm": 0}}, "clipping.max_norm", "must be a number > 0, got 0"),
         ({"clipping": {"maxnorm": 1}}, "clipping.maxnorm", "did you mean `max_norm`?"),
         ({"clipping": {}}, "clipping", "exactly one of `max_norm` and `clip_value`"),
-        ({"clipping": {"type": "clear_cache"}}, "clipping.type", "fit here, got 'clear_cache'"),
+        ({"clipping": {"type": "clear_cache"}}, "clipping.type", "allowed here, got 'clear_cache'"),
         ({"clipping": {"type": 3}}, "clipping.type", "must be a tag that is registered, got 3"),
         ({"any_handler": {}}, "any_handler", "`type` must be a tag that is registered, got None"),
-        ({"any_handler": {"type": "run"}}, "any_handler.type", "must fit here, got 'run'"),
+        (
+            {"any_handler": {"type": "run"}},
+            "any_handler.type",
+            "must name a class that is allowed here, got 'run'",
+        ),
         ({"handlers": [{"type": "clear_cach"}]}, "handlers[0].type", "did you mean `clear_cache`"),
         (
             {"handlers": [{"type": "clear_cache"}, {"type": "clear_cache", "every_steps": 0.5}]},
@@ -205,13 +209,13 @@ def test_another_value_is_refused_with_its_path_and_the_rule(field, data, rule):
     ],
     ids=stable_id,
 )
-def test_a_problem_within_is_told_with_the_whole_path(fields, path, rule):
+def test_nested_problem_has_its_whole_path(fields, path, rule):
     (found,) = problems({"type": "decoding.sample", **fields}).items()
     assert found[0] == path
     assert rule in found[1]
 
 
-def test_where_a_field_is_of_one_class_the_tag_may_be_left_out():
+def test_tag_may_be_left_out_where_a_field_has_one_class():
     for tag in ({}, {"type": "gradient_clipping"}):
         sample = read(clipping={**tag, "max_norm": 1.0})
         assert type(sample.clipping) is GradientClipping
@@ -222,7 +226,7 @@ def test_where_a_field_is_of_one_class_the_tag_may_be_left_out():
     assert read(part_or_clipping={"clip_value": 3}).part_or_clipping.clip_value == 3.0
 
 
-def test_a_subclass_is_told_by_its_tag_and_keeps_its_fields():
+def test_subclass_is_chosen_by_its_tag():
     @register("decoding.timed_collector")
     @checked_dataclass
     class TimedCollector(GarbageCollector):
@@ -260,18 +264,18 @@ def test_all_problems_are_reported_at_once():
     }
 
 
-def test_what_goes_together_is_not_asked_while_a_field_is_wrong():
+def test_combinations_are_not_checked_while_a_field_is_wrong():
     assert set(problems({"type": "gradient_clipping", "max_norm": "x"})) == {"max_norm"}
     assert set(problems({"type": "gradient_clipping", "max_nrom": 1.0})) == {"max_nrom"}
     assert set(problems({"type": "gradient_clipping"})) == {""}
 
 
-def test_an_error_of_another_kind_in_the_constructor_is_told_too():
+def test_error_of_post_init_is_reported():
     data = {"type": "save_checkpoint", "directory": "a", "also": {"ema": 3}}
     assert "`also` must be a dict of objects" in problems(data)[""]
 
 
-def test_a_list_and_a_mapping_of_handlers_are_read_as_such():
+def test_list_and_mapping_of_handlers_are_read():
     (first, second) = decode([{"type": "clear_cache"}, {"type": "run"}])
     assert (type(first), type(second)) == (ClearCache, RunSettings)
     by_name = decode({"type": {"type": "clear_cache"}, "b": [{"type": "clear_cache"}]})
@@ -295,7 +299,7 @@ def test_names_of_handlers_must_be_strings():
     }
 
 
-def test_a_number_that_python_does_not_print_is_told_all_the_same():
+def test_message_for_an_integer_python_cannot_print():
     assert problem(whole=2**20000) == (
         "whole",
         "must have at most 8192 bits, got an integer of 20001 bits",
@@ -309,11 +313,11 @@ def test_a_number_that_python_does_not_print_is_told_all_the_same():
     "tag",
     ["os.system", "ignite_hooks.ClearCache", "ClearCache", "builtins.eval", "", "clear cache"],
 )
-def test_a_tag_is_looked_up_and_nothing_else(tag):
+def test_class_paths_and_unknown_tags_are_refused(tag):
     assert "`type` must be a tag that is registered" in problems({"type": tag})["type"]
 
 
-def test_reading_makes_no_folder(tmp_path):
+def test_decoding_makes_no_folder(tmp_path):
     handler = decode({"type": "save_checkpoint", "directory": str(tmp_path / "new")})
     assert type(handler) is SaveCheckpoint
     assert not (tmp_path / "new").exists()

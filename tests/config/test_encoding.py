@@ -45,7 +45,7 @@ class Inner:
 
 
 def encoded(value, **options):
-    """As the content of a field."""
+    """Returns the data of a value in a field."""
     options = {"exclude_defaults": False, "exclude_none": False, **options}
     (found,) = Encoder(**options).encode(Inner(value), is_in_field=True).values()
     return found
@@ -99,7 +99,7 @@ def test_handler_data_has_tag_first_then_fields_in_order():
     ]
 
 
-def test_defaults_and_none_are_left_out_when_asked_for():
+def test_defaults_and_none_can_be_left_out():
     settings = RunSettings(max_epochs=3, checkpoint=SaveCheckpoint("/a", keep_last=1))
     short = Encoder(exclude_defaults=True, exclude_none=False).encode(settings)
     assert short == {
@@ -119,7 +119,7 @@ def test_none_values_are_written():
     assert encoded(None) is None
 
 
-def test_a_default_that_is_made_is_left_out_too():
+def test_default_of_a_factory_is_left_out():
     @dataclass
     class Made:
         numbers: list[float] = field(default_factory=lambda: [math.nan])
@@ -134,7 +134,7 @@ def loader():
 
 
 @pytest.mark.parametrize(
-    ("value", "path", "what"),
+    ("value", "path", "type_name"),
     [
         (torch.nn.Linear(1, 1), "x", "a Linear"),
         (loader(), "x", "a DataLoader"),
@@ -147,12 +147,12 @@ def loader():
     ],
     ids=stable_id,
 )
-def test_an_object_is_named_with_its_field_and_what_to_do(value, path, what):
+def test_error_for_an_object_has_its_path_and_a_remedy(value, path, type_name):
     with pytest.raises(ConfigError, match="must be plain data, got") as raised:
         encoded(value)
     (problem,) = raised.value.problems
     assert problem.path == path
-    assert what in problem.message
+    assert type_name in problem.message
     assert "RunSettings.build()" in problem.message
 
 
@@ -163,7 +163,7 @@ def test_text_must_be_unicode(value):
 
 
 def test_keys_must_be_strings():
-    with pytest.raises(ConfigError, match=r"x\.a: keys must be strings, got 1: write it as one"):
+    with pytest.raises(ConfigError, match=r"x\.a: keys must be strings, got 1: make it a string"):
         encoded({"a": {1: 2}})
 
 
@@ -200,12 +200,12 @@ def test_top_level_must_be_handlers(value):
 
 
 def test_self_containing_data_is_too_deep():
-    twice = []
-    twice += [twice, twice]
+    nested = []
+    nested += [nested, nested]
     with pytest.raises(ConfigError, match="at most 32 deep"):
-        encoded(twice)
+        encoded(nested)
     with pytest.raises(ConfigError, match="at most 32 deep"):
-        Encoder(exclude_defaults=False, exclude_none=False).encode(twice)
+        Encoder(exclude_defaults=False, exclude_none=False).encode(nested)
     inner = Inner()
     inner.x = inner
     with pytest.raises(ConfigError, match="at most 32 deep"):
@@ -277,7 +277,7 @@ def test_handlers_with_equal_fields_are_not_equal():
     assert ClearCache() != ClearCache()
 
 
-def test_the_first_difference_is_told_by_its_path():
+def test_first_difference_is_a_path():
     one = RunSettings(handlers=[ClearCache(), ClearCache(every_steps=1)])
     other = RunSettings(handlers=[ClearCache(), ClearCache(every_steps=2)])
     assert first_difference(one, other) == "handlers[1].every_steps"

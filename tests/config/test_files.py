@@ -1,4 +1,4 @@
-"""Strings and files in three formats: what is written comes back, what is wrong says where."""
+"""Tests of reading and writing strings and files in three formats."""
 
 import math
 import os
@@ -90,7 +90,7 @@ def test_keys_are_in_the_order_of_the_fields(format):
     assert first.index("type") < first.index("max_norm") < first.index("norm_type")
 
 
-def test_toml_leaves_out_what_is_none(clip):
+def test_toml_leaves_out_fields_that_are_none(clip):
     assert dumps(clip, "toml") == 'type = "gradient_clipping"\nmax_norm = 1.0\nnorm_type = 2.0\n'
     for format in ("json", "yaml"):
         assert "clip_value" in dumps(clip, format)
@@ -117,7 +117,7 @@ def test_a_mapping_of_handlers_comes_back(clip, format):
     assert equal(loads(dumps(named, format), format), named)
 
 
-def test_a_list_of_handlers_is_no_toml(clip):
+def test_list_of_handlers_is_refused_in_toml(clip):
     with pytest.raises(ConfigError, match="TOML must have a mapping at its top"):
         dumps([clip], "toml")
 
@@ -128,7 +128,9 @@ def test_value_that_a_format_would_change_is_refused():
     class Surprise(Handler):
         anything: int | float | str = 1
 
-    with pytest.raises(ConfigError, match=r"^anything: it would not come back as it is"):
+    with pytest.raises(
+        ConfigError, match=r"^anything: the value must be the same after writing and reading"
+    ):
         dumps(Surprise(anything=math.inf), "json")
     for format in ("toml", "yaml"):
         assert equal(
@@ -137,10 +139,10 @@ def test_value_that_a_format_would_change_is_refused():
 
 
 @pytest.mark.parametrize("format", ["JSON", "yml", "", "ini", None, ["json"], 3])
-def test_an_unknown_format_is_an_error_that_names_those_there_are(clip, format):
-    for act in (lambda: dumps(clip, format), lambda: loads("{}", format)):
+def test_error_for_an_unknown_format_names_the_formats(clip, format):
+    for call in (lambda: dumps(clip, format), lambda: loads("{}", format)):
         with pytest.raises(ValueError, match="`format` must be one of json, toml, yaml, got "):
-            act()
+            call()
 
 
 def test_misspelt_format_is_answered_with_a_suggestion():
@@ -148,7 +150,7 @@ def test_misspelt_format_is_answered_with_a_suggestion():
         loads("{}", "YML")
 
 
-def test_arguments_that_are_swapped_do_not_fill_the_screen():
+def test_error_for_swapped_arguments_is_short():
     with pytest.raises(ValueError, match="must be one of json, toml, yaml") as caught:
         loads("json", "x" * 100_000)
     assert len(str(caught.value)) < 300
@@ -156,16 +158,16 @@ def test_arguments_that_are_swapped_do_not_fill_the_screen():
 
 @pytest.mark.parametrize("name", ["run", "run.ini", "run.yaml.txt", ".yaml", "yaml"])
 def test_an_unknown_suffix_is_an_error_and_no_file(tmp_path, clip, name):
-    for act in (lambda: save(clip, tmp_path / name), lambda: load(tmp_path / name)):
+    for call in (lambda: save(clip, tmp_path / name), lambda: load(tmp_path / name)):
         with pytest.raises(
             ValueError, match=rf"`path` must end in one of \.json, \.toml, .*, got .*{name}: the"
         ):
-            act()
+            call()
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", [b"{}", None, 3, {"type": "clear_cache"}])
-def test_text_that_is_no_string_is_a_type_error(text):
+def test_text_of_another_type_is_a_type_error(text):
     with pytest.raises(TypeError, match="`text` must be a str, got "):
         loads(text, "json")
 
@@ -173,7 +175,7 @@ def test_text_that_is_no_string_is_a_type_error(text):
 @pytest.mark.parametrize("text", ["", " \n\t\n"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_text_that_is_empty_is_an_error(format, text):
-    with pytest.raises(ConfigError, match="must have a mapping or a list, it is empty: was it cut"):
+    with pytest.raises(ConfigError, match="must have a mapping or a list, it is empty: check"):
         loads(text, format)
 
 
@@ -182,7 +184,7 @@ def test_a_text_that_is_empty_is_an_error(format, text):
     [("json", "null"), ("json", "3"), ("json", '"null"'), ("yaml", "null"), ("yaml", "'null'"),
      ("yaml", "# only this"), ("yaml", "2020-01-01"), ("yaml", "gradient_clipping")],
 )  # fmt: skip
-def test_text_that_is_no_mapping_is_refused_with_a_remedy(format, text):
+def test_text_without_a_mapping_is_refused_with_a_remedy(format, text):
     with pytest.raises(ConfigError, match=r"must be a mapping with `type`, or a list or .*, got "):
         loads(text, format)
 
@@ -226,14 +228,14 @@ def test_wrong_value_error_has_file_path_rule_value_and_remedy(tmp_path, format)
     assert [problem.path for problem in caught.value.problems] == ["max_norm"]
 
 
-def test_a_text_has_up_to_a_mebibyte(clip):
+def test_text_may_have_up_to_a_mebibyte(clip):
     text = CLIP["json"]
     assert equal(loads(text.ljust(MAX_SIZE), "json"), clip)
     with pytest.raises(ConfigError, match="must be at most 1048576 bytes, got 1048577"):
         loads(text.ljust(MAX_SIZE + 1), "json")
 
 
-def test_characters_of_a_text_are_counted_as_bytes():
+def test_size_of_a_text_is_counted_in_bytes():
     with pytest.raises(ConfigError, match="must be at most 1048576 bytes, got 1048578"):
         loads('"' + "é" * (MAX_SIZE // 2) + '"', "json")
 
@@ -250,7 +252,7 @@ def test_oversized_text_is_refused_unread(tmp_path, format):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_text_too_deep_for_its_format_is_a_config_error(format):
-    with pytest.raises(ConfigError, match=r"^lists and mappings must be at most 32 deep"):
+    with pytest.raises(ConfigError, match=r"^lists and mappings must be nested at most 32 deep"):
         loads("x = " * (format == "toml") + "[" * 100_000, format)
 
 
@@ -277,7 +279,7 @@ def test_a_file_that_is_not_utf_8_is_an_error(tmp_path, encoding, suffix):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path, clip, format, newline):
+def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path, clip, format, newline):
     path = tmp_path / f"clip.{format}"
     path.write_bytes(b"\xef\xbb\xbf" + CLIP[format].replace("\n", newline).encode())
     assert equal(load(path), clip)
@@ -299,9 +301,9 @@ def test_a_file_that_is_missing_is_an_os_error_with_its_name(tmp_path):
 
 def test_a_folder_is_an_os_error_with_its_name(tmp_path, clip):
     (tmp_path / "run.yaml").mkdir()
-    for act in (lambda: load(tmp_path / "run.yaml"), lambda: save(clip, tmp_path / "run.yaml")):
+    for call in (lambda: load(tmp_path / "run.yaml"), lambda: save(clip, tmp_path / "run.yaml")):
         with pytest.raises(OSError, match=r"run\.yaml"):
-            act()
+            call()
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
@@ -310,7 +312,7 @@ def test_a_folder_that_is_missing_is_an_os_error_with_its_name(tmp_path, clip):
         save(clip, tmp_path / "nowhere" / "run.yaml")
 
 
-def test_a_file_is_replaced(tmp_path, clip, settings):
+def test_save_replaces_an_existing_file(tmp_path, clip, settings):
     save(settings, tmp_path / "run.json")
     save(clip, tmp_path / "run.json")
     assert equal(load(tmp_path / "run.json"), clip)
@@ -325,7 +327,7 @@ def test_failed_save_keeps_the_existing_file(tmp_path, clip):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_full_disk_keeps_the_old_file_and_leaves_no_draft(tmp_path, clip, settings):
+def test_full_disk_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path, clip, settings):
     save(clip, tmp_path / "run.json")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
@@ -338,7 +340,7 @@ def test_full_disk_keeps_the_old_file_and_leaves_no_draft(tmp_path, clip, settin
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_file_has_the_rights_that_new_files_get(tmp_path, clip):
+def test_saved_file_has_the_usual_mode(tmp_path, clip):
     before = os.umask(0o027)
     try:
         save(clip, tmp_path / "run.json")
@@ -347,7 +349,7 @@ def test_a_file_has_the_rights_that_new_files_get(tmp_path, clip):
     assert stat.S_IMODE((tmp_path / "run.json").stat().st_mode) == 0o640
 
 
-def test_other_readers_of_yaml_see_the_same(settings):
+def test_other_yaml_readers_read_the_same(settings):
     read = yaml.safe_load(dumps(settings, "yaml"))
     assert read["checkpoint"]["directory"] == os.path.abspath("läufe/1:30")
     assert read["handlers"][0]["max_norm"] == math.inf

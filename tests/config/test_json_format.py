@@ -1,4 +1,4 @@
-"""JSON that every reader takes, and that says each thing once."""
+"""Tests that only standard JSON without duplicate keys is written and read."""
 
 import json
 import math
@@ -26,7 +26,7 @@ documents = st.recursive(
 
 
 def strictly(text):
-    """As a reader that takes only what the standard has."""
+    """Reads a text as a parser does that accepts standard JSON only."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
@@ -39,7 +39,7 @@ def test_output_reads_the_same_with_other_parsers(data):
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
-def test_what_json_has_no_number_for_is_written_as_a_string(number):
+def test_infinity_and_nan_are_written_as_strings(number):
     text = dumps({"a": [number, {"b": number}], "c": number})
     name = str(number)
     assert strictly(text) == {"a": [name, {"b": name}], "c": name}
@@ -50,19 +50,19 @@ def test_output_is_readable_by_people():
 
 
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}'])
-def test_numbers_that_only_some_readers_take_are_refused(text):
+def test_infinity_and_nan_as_numbers_are_refused(text):
     with pytest.raises(ValueError, match=r'JSON must have no -?(NaN|Infinity), .*: write "inf"'):
         loads(text)
 
 
 @pytest.mark.parametrize("text", ["1e999", "[-1e999]"])
-def test_a_number_that_would_become_inf_is_refused(text):
+def test_number_that_is_too_large_for_a_float_is_refused(text):
     with pytest.raises(ValueError, match=r"must be at most 1\.8e308"):
         loads(text)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "x": 2, "\\u0061": 3}}]'])
-def test_a_key_that_is_given_twice_is_refused(text):
+def test_duplicate_key_is_refused(text):
     with pytest.raises(ValueError, match="'a' is given twice"):
         loads(text)
 
@@ -99,7 +99,7 @@ def test_siblings_do_not_count_as_depth():
 @given(tricky)
 @example('"' * 40)
 @settings(max_examples=100, deadline=None)
-def test_brackets_count_after_any_string_and_never_within_one(text):
+def test_brackets_within_strings_do_not_count_as_depth(text):
     string = json.dumps(text + "[" * 40 + "{" * 40)
     assert loads(f"[{string}]")
     with pytest.raises(ValueError, match="at most 32 deep"):

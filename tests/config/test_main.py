@@ -1,4 +1,4 @@
-"""The command says what is wrong in a file, what it says in full, and what it may say."""
+"""Tests of the commands ``check``, ``show`` and ``schema``."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from ignite_hooks.config import loads
 from ignite_hooks.config import save
 from ignite_hooks.config.__main__ import main
 
-OWN = """
+USER_MODULE = """
 
 from ignite_hooks.config import register
 from ignite_hooks.core.handler import Handler
@@ -23,7 +23,7 @@ from ignite_hooks.core.checked_dataclass import checked_dataclass
 
 @register("main.{name}")
 @checked_dataclass
-class Own(Handler):
+class UserHandler(Handler):
     rate: float = 0.5
 """
 
@@ -49,11 +49,11 @@ def wrong_file(tmp_path):
     return path
 
 
-def test_check_says_that_nothing_is_wrong(capsys, run_file):
+def test_check_reports_a_valid_file(capsys, run_file):
     assert main(["check", str(run_file)]) == 0
-    said = capsys.readouterr()
-    assert said.out == f"{run_file}: nothing is wrong (RunSettings)\n"
-    assert said.err == ""
+    captured = capsys.readouterr()
+    assert captured.out == f"{run_file}: nothing is wrong (RunSettings)\n"
+    assert captured.err == ""
 
 
 def test_check_counts_handlers(capsys, list_file):
@@ -62,27 +62,27 @@ def test_check_counts_handlers(capsys, list_file):
 
 
 @pytest.mark.parametrize("command", ["check", "show"])
-def test_all_that_is_wrong_in_a_file_is_named_with_its_path(capsys, wrong_file, command):
+def test_all_problems_of_a_file_are_listed_with_their_paths(capsys, wrong_file, command):
     assert main([command, str(wrong_file)]) == 1
-    said = capsys.readouterr()
-    first, second = said.err.splitlines()
+    captured = capsys.readouterr()
+    first, second = captured.err.splitlines()
     assert first.startswith(f"{wrong_file}: max_epochs: `max_epochs` must be an integer >= 1, got")
     assert second.startswith(f"{wrong_file}: grad_clip.max_norms: ")
     assert "did you mean `max_norm`" in second
-    assert said.out == ""
+    assert captured.out == ""
 
 
 @pytest.mark.parametrize("command", ["check", "show"])
 @pytest.mark.parametrize("name", ["missing.yaml", "run.ini", "folder.json"])
-def test_a_file_that_cannot_be_read_is_an_error_of_the_command(capsys, tmp_path, command, name):
+def test_unreadable_file_is_a_usage_error(capsys, tmp_path, command, name):
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(SystemExit) as caught:
         main([command, str(tmp_path / name)])
     assert caught.value.code == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("usage: python -m ignite_hooks.config")
-    assert name in said.err.splitlines()[-1]
-    assert said.out == ""
+    captured = capsys.readouterr()
+    assert captured.err.startswith("usage: python -m ignite_hooks.config")
+    assert name in captured.err.splitlines()[-1]
+    assert captured.out == ""
 
 
 def test_show_writes_yaml_with_every_default(capsys, run_file):
@@ -99,12 +99,12 @@ def test_show_writes_any_format(capsys, run_file, format):
     assert equal(loads(capsys.readouterr().out, format), load(run_file))
 
 
-def test_show_says_what_a_format_cannot_have(capsys, list_file):
+def test_show_reports_what_a_format_cannot_express(capsys, list_file):
     assert main(["show", str(list_file), "--format", "toml"]) == 1
     assert "TOML must have a mapping at its top" in capsys.readouterr().err
 
 
-def test_schema_writes_that_of_the_settings(capsys):
+def test_schema_prints_the_schema_of_the_settings(capsys):
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == RunSettings.json_schema()
 
@@ -112,26 +112,26 @@ def test_schema_writes_that_of_the_settings(capsys):
 @pytest.mark.parametrize(
     "arguments", [[], ["check"], ["train", "a.yaml"], ["show", "a.yaml", "--format", "ini"]]
 )
-def test_wrong_arguments_are_an_error_of_the_command(capsys, arguments):
+def test_wrong_arguments_are_a_usage_error(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("usage: python -m ignite_hooks.config")
 
 
-def test_each_command_says_what_it_does(capsys):
+def test_help_describes_each_command(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    said = capsys.readouterr().out
+    captured = capsys.readouterr().out
     for name in ("check", "show", "schema"):
-        assert f"\n    {name} " in said
+        assert f"\n    {name} " in captured
 
 
-def test_custom_classes_are_known_if_their_modules_are_imported(tmp_path):
-    """Two of them, in a process of their own, as on a terminal."""
+def test_classes_of_imported_modules_are_known(tmp_path):
+    """Imports two modules in a subprocess, as on a terminal."""
     for name in ("first", "second"):
-        (tmp_path / f"own_{name}.py").write_text(OWN.format(name=name))
+        (tmp_path / f"own_{name}.py").write_text(USER_MODULE.format(name=name))
     (tmp_path / "run.yaml").write_text("- type: main.first\n- {type: main.second, rate: 1}\n")
     imports = ["--import", "own_first", "--import", "own_second"]
     found = subprocess.run(
@@ -144,7 +144,7 @@ def test_custom_classes_are_known_if_their_modules_are_imported(tmp_path):
     assert found.stdout == "- type: main.first\n  rate: 0.5\n- type: main.second\n  rate: 1.0\n"
 
 
-def test_classes_of_ones_own_are_unknown_otherwise(capsys, tmp_path):
+def test_classes_of_other_modules_are_unknown(capsys, tmp_path):
     (tmp_path / "run.yaml").write_text("type: main.first\n")
     assert main(["check", str(tmp_path / "run.yaml")]) == 1
     assert "type: `type` must be a tag that is registered, got 'main.first'" in (
@@ -152,7 +152,7 @@ def test_classes_of_ones_own_are_unknown_otherwise(capsys, tmp_path):
     )
 
 
-def test_a_module_that_is_not_there_is_told(capsys, run_file):
+def test_missing_module_is_a_usage_error(capsys, run_file):
     with pytest.raises(SystemExit) as ended:
         main(["check", str(run_file), "--import", "no_such_module"])
     assert ended.value.code == 2

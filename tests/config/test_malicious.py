@@ -1,6 +1,6 @@
-"""Whatever a document is, nothing in it is run, and it takes little time and memory.
+"""Tests that malicious documents run no code and take little time and memory.
 
-All are read in one process of its own, which records what is done while one is read.
+A subprocess reads all documents, and records the audit events of each.
 """
 
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.config.malicious_documents import GROUPS
+from tests.config.malicious_documents import document_name
 from tests.config.malicious_documents import documents
-from tests.config.malicious_documents import name_of
 
 ROOT = Path(__file__).parents[2]
-READS_THEM = """
+PROGRAM = """
 import json
 import resource
 import sys
@@ -31,12 +31,12 @@ WATCHED = ("compile", "exec", "import", "open", "code.", "ctypes.", "cpython.", 
            "pickle.", "pty.", "shutil.", "signal.", "socket.", "subprocess.", "tempfile.")
 
 
-def watch(event, arguments):
+def record(event, arguments):
     if events is not None and event.startswith(WATCHED):
         events.append(event)
 
 
-def tell(name, read, *arguments):
+def report(name, read, *arguments):
     global events
     before = set(sys.modules)
     resource.setrlimit(resource.RLIMIT_CPU, (int(process_time()) + 15, resource.RLIM_INFINITY))
@@ -50,13 +50,13 @@ def tell(name, read, *arguments):
     print(json.dumps([name, {"became": became, "events": seen, "modules": new}]), flush=True)
 
 
-sys.addaudithook(watch)
-tell("code", yaml.unsafe_load, "!!python/object/apply:os.system ['touch made_by_the_control']")
-tell("module", __import__, "this_module_is_made_by_the_test")
+sys.addaudithook(record)
+report("code", yaml.unsafe_load, "!!python/object/apply:os.system ['touch made_by_the_control']")
+report("module", __import__, "this_module_is_made_by_the_test")
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 3 * 2**29, resource.RLIM_INFINITY))
 for name, document in documents().items():
-    tell(name, loads, document.text, document.format)
+    report(name, loads, document.text, document.format)
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sizes are read from /proc")
@@ -71,21 +71,21 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(folder):
-    code = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(folder)!r}]\n{READS_THEM}"
+    code = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(folder)!r}]\n{PROGRAM}"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, text=True
     )
-    told = dict(map(json.loads, found.stdout.splitlines()))
+    reported = dict(map(json.loads, found.stdout.splitlines()))
     ended = {"became": f"nothing: the process has ended, {found.returncode}"}
-    return {name: told.get(name, ended) for name in (*documents(), "code", "module")}
+    return {name: reported.get(name, ended) for name in (*documents(), "code", "module")}
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("group", GROUPS)
 def test_document_is_refused_or_plain_data_without_side_effects(outcomes, group):
     for index, document in enumerate(GROUPS[group]):
-        outcome = outcomes[name_of(group, index, document)]
-        assert outcome == {"became": document.becomes, "events": [], "modules": []}
+        outcome = outcomes[document_name(group, index, document)]
+        assert outcome == {"became": document.expected, "events": [], "modules": []}
 
 
 @pytest.mark.exhaustive
@@ -97,7 +97,7 @@ def test_control_detects_executed_code_and_imports(outcomes, folder):
 
 
 @pytest.mark.exhaustive
-def test_no_document_has_made_a_file(outcomes, folder):
+def test_no_document_creates_a_file(outcomes, folder):
     assert not (folder / "made_by_a_document").exists()
 
 

@@ -1,4 +1,4 @@
-"""Every public handler whose fields are data survives every format, whatever is in it."""
+"""Tests that public handlers with any valid values survive every format."""
 
 import dataclasses
 import inspect
@@ -86,7 +86,7 @@ def test_omitted_defaults_and_none_come_back(cls, data, exclude_defaults, exclud
 @pytest.mark.parametrize("cls", OURS.values())
 @given(st.data())
 @quick
-def test_output_is_valid_by_the_schema(cls, data):
+def test_output_is_valid_under_the_schema(cls, data):
     validator = jsonschema.Draft202012Validator(json_schema(cls))
     validator.validate(json.loads(dumps(data.draw(handlers(cls)))))
 
@@ -94,15 +94,15 @@ def test_output_is_valid_by_the_schema(cls, data):
 @pytest.mark.parametrize("cls", OURS.values())
 def test_a_field_that_admits_none_has_it_as_its_default(cls):
     defaults = {name: field.default for name, field in inspect.signature(cls).parameters.items()}
-    for name, kind in get_type_hints(cls).items():
-        if name in defaults and type(None) in get_args(kind):
+    for name, annotation in get_type_hints(cls).items():
+        if name in defaults and type(None) in get_args(annotation):
             assert defaults[name] is None, name
 
 
 @register("round_trips.sample")
 @checked_dataclass
 class Sample(Handler):
-    """Fields of all kinds that a user may think of."""
+    """A handler with fields of many types."""
 
     number: float = 1.0
     whole: int = 2
@@ -120,14 +120,17 @@ class Sample(Handler):
 
 @given(handlers(Sample))
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-def test_a_handler_of_ones_own_survives_or_is_refused(sample):
-    """JSON cannot tell inf from its name where a field admits both; TOML has no None in lists."""
+def test_custom_handler_survives_or_is_refused(sample):
+    """Refused are values that a format cannot express.
+
+    JSON writes inf as the string "inf", so a field that admits both is ambiguous. TOML has no None.
+    """
     assert equal(from_dict(to_dict(sample)), sample)
     assert equal(loads(dumps(sample, "yaml"), "yaml"), sample)
-    # A None as the whole of it is left out.
-    found = [] if sample.anything is None else list(_leaves(sample.anything))
-    survives("json", sample, math.inf not in found and -math.inf not in found)
-    survives("toml", sample, None not in found)
+    # TOML leaves out a field that is None.
+    leaves = [] if sample.anything is None else list(_leaves(sample.anything))
+    survives("json", sample, math.inf not in leaves and -math.inf not in leaves)
+    survives("toml", sample, None not in leaves)
 
 
 def survives(format, handler, should):
@@ -168,10 +171,8 @@ def test_all_handlers_survive_a_file(tmp_path, suffix):
         ("yaml", "type: save_checkpoint\ndirectory: runs"),
     ],
 )
-def test_a_written_path_leads_to_the_same_folder_from_elsewhere(
-    tmp_path, monkeypatch, format, text
-):
-    """A file that is written by hand may say "runs": the folder from which it is read decides."""
+def test_written_path_is_independent_of_the_working_directory(tmp_path, monkeypatch, format, text):
+    """A relative path in a file is made absolute when the file is read."""
     monkeypatch.chdir(tmp_path)
     handler = loads(text, format)
     (tmp_path / "elsewhere").mkdir()

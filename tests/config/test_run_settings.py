@@ -49,7 +49,7 @@ def loader():
 
 
 def built(settings, **options):
-    """A trainer of settings, on the CPU."""
+    """Builds a trainer of settings, on the CPU."""
     accelerator = settings.set_up(cpu=True)
     model = make_model(dropout=0.5)
     options = {"loss_fn": F.mse_loss, "data": loader(), **options}
@@ -71,7 +71,7 @@ FULL = {
 
 @pytest.mark.grid(3)
 @pytest.mark.parametrize("format", ["json", "yaml", "toml"])
-def test_a_run_from_settings_has_the_bits_of_one_from_the_factory(tmp_path, format):
+def test_run_from_settings_equals_a_run_from_the_factory(tmp_path, format):
     settings = RunSettings(**FULL, checkpoint=SaveCheckpoint(tmp_path / "a", every_steps=3))
     settings = loads(dumps(settings, format), format)
     accelerator = settings.set_up(cpu=True)
@@ -97,7 +97,7 @@ def test_a_run_from_settings_has_the_bits_of_one_from_the_factory(tmp_path, form
     evaluator = create_supervised_evaluator(
         model, {"mse": MeanSquaredError()}, accelerator=accelerator
     )
-    by_hand = create_supervised_trainer(
+    reference = create_supervised_trainer(
         model,
         sgd(model),
         F.mse_loss,
@@ -112,20 +112,20 @@ def test_a_run_from_settings_has_the_bits_of_one_from_the_factory(tmp_path, form
         checkpoint=SaveCheckpoint(tmp_path / "b", every_steps=3),
         handlers=[ClearCache(every_steps=2), GarbageCollector(), EpochMaxRAM()],
     )
-    by_hand.run(max_epochs=3, max_steps=8)
+    reference.run(max_epochs=3, max_steps=8)
 
-    assert torch.equal(weights(trainer.model), weights(by_hand.model))
-    assert trainer.state.optimizer_step == by_hand.state.optimizer_step == 8
-    assert trainer.stop_reason == by_hand.stop_reason == "max_steps"
-    assert trainer.state.validation == by_hand.state.validation
-    assert trainer.state.metrics.keys() == by_hand.state.metrics.keys()
-    assert trainer.state.metrics["t_mse"] == by_hand.state.metrics["t_mse"]
-    assert trainer.lr_scheduler.state_dict() == by_hand.lr_scheduler.state_dict()
+    assert torch.equal(weights(trainer.model), weights(reference.model))
+    assert trainer.state.optimizer_step == reference.state.optimizer_step == 8
+    assert trainer.stop_reason == reference.stop_reason == "max_steps"
+    assert trainer.state.validation == reference.state.validation
+    assert trainer.state.metrics.keys() == reference.state.metrics.keys()
+    assert trainer.state.metrics["t_mse"] == reference.state.metrics["t_mse"]
+    assert trainer.lr_scheduler.state_dict() == reference.lr_scheduler.state_dict()
     names = [sorted(each.name for each in (tmp_path / run).glob("step_*")) for run in "ab"]
     assert names[0] == names[1] == ["step_00000003", "step_00000006", "step_00000008"]
 
 
-def test_a_run_of_settings_that_was_stopped_is_gone_on_with(tmp_path):
+def test_run_of_settings_can_be_stopped_and_resumed(tmp_path):
     settings = RunSettings(seed=3, max_epochs=3, checkpoint=SaveCheckpoint(tmp_path / "whole"))
     whole = built(settings)
     whole.run()
@@ -151,7 +151,7 @@ def test_a_run_of_settings_that_was_stopped_is_gone_on_with(tmp_path):
     assert torch.equal(weights(third.model), weights(whole.model))
 
 
-def test_run_is_one_epoch_by_default_and_its_own_limits_win():
+def test_limits_of_run_override_those_of_the_settings():
     trainer = built(RunSettings())
     trainer.run()
     assert trainer.state.epoch == 1
@@ -160,7 +160,7 @@ def test_run_is_one_epoch_by_default_and_its_own_limits_win():
     assert trainer.state.optimizer_step == 2
 
 
-def test_setting_up_seeds_the_generators_before_the_model_is_made():
+def test_set_up_seeds_the_generators():
     drawn = []
     for _ in range(2):
         RunSettings(seed=5).set_up(cpu=True)
@@ -171,7 +171,7 @@ def test_setting_up_seeds_the_generators_before_the_model_is_made():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_setting_up_makes_the_accelerator_that_is_asked_for():
+def test_set_up_makes_the_accelerator_of_the_settings():
     accelerator = RunSettings(gradient_accumulation_steps=3).set_up(cpu=True)
     assert accelerator.gradient_accumulation_steps == 3
     assert accelerator.device.type == "cpu"
@@ -181,18 +181,18 @@ def test_setting_up_makes_the_accelerator_that_is_asked_for():
 def test_mixed_precision_is_that_of_the_settings():
     seen = set()
 
-    def look(module, args, output):
+    def record_dtype(module, args, output):
         seen.add(output.dtype)
 
     trainer = built(RunSettings(mixed_precision="bf16"))
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(look)
+            module.register_forward_hook(record_dtype)
     trainer.run()
     assert seen == {torch.bfloat16}
 
 
-def test_without_an_accelerator_building_sets_up():
+def test_build_calls_set_up_without_an_accelerator():
     first, second = torch.rand(1), None
     settings = RunSettings(seed=9, gradient_accumulation_steps=2)
     model = make_model()
@@ -222,14 +222,14 @@ def test_precision_differing_from_the_accelerator_is_refused():
     ("name", "value", "has"),
     [("gradient_accumulation_steps", 2, "1"), ("mixed_precision", "bf16", "'no'")],
 )
-def test_an_accelerator_that_does_not_fit_is_refused(name, value, has):
+def test_accelerator_with_other_settings_is_refused(name, value, has):
     model = make_model()
     settings = RunSettings(**{name: value})
     with pytest.raises(ValueError, match=rf"`accelerator` must have .* {name}, .*, it has {has}"):
         settings.build(model, sgd(model), F.mse_loss, accelerator=Accelerator(cpu=True))
 
 
-def test_what_the_settings_leave_open_is_the_accelerators():
+def test_accelerator_decides_what_the_settings_leave_out():
     model = make_model()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=5)
     trainer = RunSettings().build(
@@ -242,12 +242,12 @@ def test_what_the_settings_leave_open_is_the_accelerators():
 @pytest.mark.parametrize(
     "name", ["grad_clip", "validation", "checkpoint", "resume_from", "scheduler_at", "seed"]
 )
-def test_a_setting_cannot_be_given_to_build(name):
+def test_setting_cannot_be_given_to_build(name):
     with pytest.raises(ValueError, match=rf"`{name}` must not be given, it is a setting: use "):
         built(RunSettings(), **{name: None})
 
 
-def test_other_arguments_are_those_of_the_factory():
+def test_build_takes_the_functions_of_the_factory():
     trainer = built(
         RunSettings(),
         loss_fn=None,
@@ -260,7 +260,7 @@ def test_other_arguments_are_those_of_the_factory():
         built(RunSettings(), nonsense=1)
 
 
-def test_a_validation_needs_an_evaluator_and_that_data():
+def test_validation_needs_an_evaluator_with_data():
     settings = RunSettings(validation=ValidationSchedule(every_epochs=1))
     with pytest.raises(ValueError, match="`evaluator` must be given with settings that have a"):
         built(settings)
@@ -278,10 +278,10 @@ def test_evaluator_is_unused_without_validation_settings():
     assert trainer.state.validation == 0
 
 
-def test_handlers_of_the_settings_come_first_and_others_after_them():
+def test_handlers_of_the_settings_are_attached_first():
     order = []
 
-    class Told:
+    class Recorder:
         def __init__(self, name):
             self.name = name
 
@@ -291,11 +291,13 @@ def test_handlers_of_the_settings_come_first_and_others_after_them():
         def look(self, engine):
             order.append((self.name, "gc_seconds" in engine.state.metrics))
 
-    built(RunSettings(handlers=[GarbageCollector()]), handlers=iter([Told(1), Told(2)])).run()
+    built(
+        RunSettings(handlers=[GarbageCollector()]), handlers=iter([Recorder(1), Recorder(2)])
+    ).run()
     assert order == [(1, True), (2, True)]
 
 
-def test_objects_of_ones_own_are_in_the_checkpoints(tmp_path):
+def test_objects_in_also_are_in_the_checkpoints(tmp_path):
     ema = torch.nn.Linear(1, 1)
     settings = RunSettings(seed=1, checkpoint=SaveCheckpoint(tmp_path))
     built(settings, also={"ema": ema}).run()
@@ -305,7 +307,7 @@ def test_objects_of_ones_own_are_in_the_checkpoints(tmp_path):
     assert torch.equal(other.weight, ema.weight)
 
 
-def test_paths_are_looked_at_when_the_trainer_is_built_not_before(tmp_path):
+def test_paths_are_checked_when_the_trainer_is_built(tmp_path):
     (tmp_path / "file").write_text("")
     settings = RunSettings(checkpoint=SaveCheckpoint(tmp_path / "file"))
     assert equal(loads(dumps(settings, "yaml"), "yaml"), settings)
@@ -332,7 +334,7 @@ def test_handlers_holding_objects_can_be_built_but_not_written():
         to_dict(settings)
 
 
-def test_settings_of_ones_own_are_a_subclass_with_a_tag():
+def test_subclass_adds_settings():
     @register("run_settings.mine")
     @checked_dataclass
     class MySettings(RunSettings):
@@ -366,7 +368,7 @@ def test_settings_of_ones_own_are_a_subclass_with_a_tag():
         ("scheduler_at", None, '"step", "epoch" or "validation", got None'),
     ],
 )
-def test_a_wrong_value_is_named_with_the_rule(name, value, rule):
+def test_error_for_a_wrong_value_has_the_rule(name, value, rule):
     with pytest.raises(ValueError, match="must be") as raised:
         RunSettings(**{name: value})
     assert f"`{name}` must be {rule}" in str(raised.value)

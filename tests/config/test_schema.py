@@ -19,7 +19,7 @@ from tests.ids import stable_id
 @register("schema.tree")
 @checked_dataclass
 class Tree(Handler):
-    """Can contain itself.
+    """A handler that can contain itself.
 
     Args:
         weight: how heavy it is, in
@@ -49,12 +49,12 @@ def validator(cls):
     return jsonschema.Draft202012Validator(schema)
 
 
-def test_the_schema_is_one_of_the_draft_it_names():
+def test_schema_is_valid_under_its_draft():
     schema = RunSettings.json_schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["properties"]["type"] == {"const": "run"}
     assert validator(RunSettings).is_valid({"type": "run"})
-    assert not validator(RunSettings).is_valid({})  # what it is cannot be known
+    assert not validator(RunSettings).is_valid({})  # the class is not known
     assert not validator(RunSettings).is_valid({"type": "clear_cache"})
 
 
@@ -99,7 +99,7 @@ def test_schema_accepts_exactly_what_can_be_read(fields, is_valid):
 def test_fields_have_their_descriptions_and_defaults():
     schema = json_schema(Tree)
     tree = schema["$defs"]["Tree"]
-    assert tree["description"] == "Can contain itself."
+    assert tree["description"] == "A handler that can contain itself."
     assert tree["properties"]["weight"]["description"] == (
         "how heavy it is, in kilograms: all of it."
     )
@@ -127,7 +127,7 @@ def test_subclasses_of_a_field_are_distinguished_by_their_tags():
     assert validator(CudaGarbageCollector).is_valid(cuda)
 
 
-def test_a_document_is_of_the_class_itself():
+def test_document_must_have_exactly_the_class():
     assert validator(Group).is_valid({"type": "schema.group"})
     assert not validator(Group).is_valid({"type": "schema.special_group", "more": 1})
     assert validator(SpecialGroup).is_valid({"type": "schema.special_group", "more": 1})

@@ -1,4 +1,4 @@
-"""TOML within its bounds, which tomllib itself has not."""
+"""Tests of TOML, and of limits that tomllib does not have."""
 
 import math
 import sys
@@ -37,14 +37,14 @@ def test_output_reads_the_same_with_other_parsers(data):
 
 
 def _sorted(data):
-    """Tables come after what is none."""
+    """Returns data with sorted keys: tables are written after other values."""
     if isinstance(data, dict):
         return {key: _sorted(data[key]) for key in sorted(data)}
     return [_sorted(each) for each in data] if isinstance(data, list) else data
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
-def test_numbers_that_are_not_finite_are_numbers(number):
+def test_infinity_and_nan_are_written_as_numbers(number):
     text = dumps({"a": [number], "b": number})
     assert text == f"a = [\n    {number},\n]\nb = {number}\n"
     assert repr(loads(text)) == repr({"a": [number], "b": number})
@@ -68,13 +68,13 @@ def test_none_within_a_value_is_an_error_with_its_path(data, path):
     assert [problem.path for problem in caught.value.problems] == [path]
 
 
-def test_a_list_as_the_whole_is_refused():
+def test_list_at_the_top_is_refused():
     with pytest.raises(ConfigError, match="a mapping at its top, got a list: give names"):
         dumps([{"a": 1}])
 
 
 @pytest.mark.parametrize("text", ["a = 1e999", "a = [-1e999]"])
-def test_a_number_that_would_become_inf_is_refused(text):
+def test_number_that_is_too_large_for_a_float_is_refused(text):
     with pytest.raises(ValueError, match=r"must be at most 1\.8e308"):
         loads(text)
 
@@ -82,7 +82,7 @@ def test_a_number_that_would_become_inf_is_refused(text):
 @pytest.mark.parametrize(
     "text", ["a = 1\na = 1", "[a]\n[a]", "a = {b = 1, b = 2}", "a.b = 1\na.b = 2", 'a = 1\n"a" = 1']
 )
-def test_a_key_that_is_given_twice_is_refused(text):
+def test_duplicate_key_is_refused(text):
     with pytest.raises(ValueError, match=r"at line|at end"):
         loads(text)
 
@@ -106,7 +106,7 @@ def test_malformed_toml_is_a_value_error(text):
     ],
 )
 @pytest.mark.parametrize("dot", [".", " . ", "\t.  "])
-def test_a_key_has_up_to_32_parts_wherever_it_is(place, dot):
+def test_key_may_have_up_to_32_parts(place, dot):
     for part in ["a", '"a"', "'a'", '"."', "'\"'", r'"\""', "'#'", '"["', '""']:
         assert loads(place.format(dot.join([part] * 32)))
         with too_many_parts:
@@ -139,7 +139,7 @@ def test_a_key_of_a_mebibyte_is_refused_by_its_line():
         "{lines}",
     ],
 )
-def test_other_dots_do_not_count(text):
+def test_dots_outside_of_keys_do_not_count(text):
     written = text.format(
         dots="." * 100,
         floats=", 1.5" * 100,
@@ -169,7 +169,7 @@ def test_dots_and_brackets_count_after_any_string(quote, text):
 
 @pytest.mark.parametrize("quote", ['"', "'"])
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_quotes_at_the_end_of_a_string_of_many_lines_open_no_other(quote, count):
+def test_quotes_at_the_end_of_a_multiline_string(quote, count):
     string = quote * 3 + "a" + quote * (count + 3)
     assert loads(f"x = [{string}, [1.5]]") == {"x": ["a" + quote * count, [1.5]]}
     with pytest.raises(ConfigError, match="at most 32 deep"):

@@ -1,4 +1,4 @@
-"""YAML that says the same to readers of both versions, on both of PyYAML's safe loaders."""
+"""Tests that readers of YAML 1.1 and 1.2 read the same, with both of PyYAML's safe loaders."""
 
 import math
 
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ignite_hooks.config import ConfigError
 from ignite_hooks.config import yaml_format
 from ignite_hooks.config.yaml_format import dumps
-from ignite_hooks.config.yaml_format import loader_on
+from ignite_hooks.config.yaml_format import make_loader
 
-LOADERS = [loader_on(yaml.SafeLoader), loader_on(yaml.CSafeLoader)]
+LOADERS = [make_loader(yaml.SafeLoader), make_loader(yaml.CSafeLoader)]
 
 STRINGS = [
     "on", "yes", "no", "off", "y", "n", "On", "NO", "Yes", "OFF", "Y", "N", "tRUE", "nULL",
@@ -60,7 +60,7 @@ def loads(request):
 
 
 def check_reads_the_same(data):
-    """As seen by a reader of YAML 1.1, and by ours."""
+    """Checks that a reader of YAML 1.1 and this package read the same."""
     text = dumps(data)
     assert repr(yaml.safe_load(text)) == repr(data)
     for loader in LOADERS:
@@ -70,7 +70,7 @@ def check_reads_the_same(data):
 @given(strings)
 @settings(max_examples=100, deadline=None)
 @example("k" * 2000)
-def test_any_string_is_read_the_same_by_all_as_value_and_as_key(string):
+def test_any_string_is_read_the_same_by_all_readers(string):
     check_reads_the_same({string: string, "list": [string, {string: [string]}]})
 
 
@@ -82,12 +82,12 @@ def test_ambiguous_looking_string_reads_the_same_in_all_parsers(string):
 
 @given(documents)
 @settings(max_examples=100, deadline=None)
-def test_any_data_is_read_the_same_by_all(data):
+def test_any_data_is_read_the_same_by_all_readers(data):
     check_reads_the_same(data)
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 1e-3, 1e16, 1e300, -0.0, 2**70])
-def test_any_number_is_read_the_same_by_all(number):
+def test_any_number_is_read_the_same_by_all_readers(number):
     check_reads_the_same({"a": number, "b": [number]})
 
 
@@ -119,7 +119,7 @@ def test_quoted_scalar_is_a_string(loads, text):
 
 
 @pytest.mark.parametrize("text", ["a: 1e999", "a: -1e999"])
-def test_a_number_that_would_become_inf_is_refused(loads, text):
+def test_number_that_is_too_large_for_a_float_is_refused(loads, text):
     with pytest.raises(ValueError, match=r"must be at most 1\.8e308"):
         loads(text)
 
@@ -133,13 +133,15 @@ def test_a_number_that_would_become_inf_is_refused(loads, text):
         ('a: 1\n"\\x61": 1', "line 2, column 1"),
     ],
 )
-def test_a_key_that_is_given_twice_is_refused_with_its_place(loads, text, place):
-    with pytest.raises(ValueError, match=f"{place}: a key must be there once, 'a' is given twice"):
+def test_duplicate_key_is_refused_with_its_position(loads, text, place):
+    with pytest.raises(
+        ValueError, match=f"{place}: a key must be unique in its mapping, 'a' is given twice"
+    ):
         loads(text)
 
 
 @pytest.mark.parametrize("text", ["? [a]\n: 1", "{{a: 1}: 2}", "? - a\n: 1"])
-def test_a_key_that_is_no_scalar_is_refused(loads, text):
+def test_key_that_is_a_container_is_refused(loads, text):
     with pytest.raises(ValueError, match=r"line 1, column .: a key must be a string"):
         loads(text)
 
@@ -172,7 +174,7 @@ def test_the_directive_for_tags_is_refused(loads, before):
         loads(f"{before}%TAG ! tag:yaml.org,2002:\n--- a")
 
 
-def test_what_only_looks_like_the_directive_is_a_string(loads):
+def test_text_that_looks_like_the_directive_is_a_string(loads):
     assert loads("a: '%TAG'\nb: |\n  %TAG\n'%TAG': x%TAG") == {
         "a": "%TAG",
         "b": "%TAG\n",
@@ -257,12 +259,12 @@ def test_siblings_do_not_count_as_depth(loads):
     assert loads("- a: [[]]\n" * 100) == [{"a": [[]]}] * 100
 
 
-def test_others_that_use_yaml_see_no_change():
+def test_pyyaml_itself_is_unchanged():
     assert yaml.safe_load("a: on\nb: 012") == {"a": True, "b": 10}
     assert yaml.safe_dump({"a": "x\ny", "b": "1e-3"}) == "a: 'x\n\n  y'\nb: 1e-3\n"
 
 
-def test_more_values_than_anyone_writes_are_refused(loads, monkeypatch):
+def test_too_many_values_are_refused(loads, monkeypatch):
     monkeypatch.setattr(yaml_format, "MAX_NODES", 5)
     assert loads("a: [1, {}]") == {"a": [1, {}]}
     with pytest.raises(ValueError, match="line 1, column 12: YAML must have at most 5 values"):

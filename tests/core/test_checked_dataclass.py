@@ -31,7 +31,7 @@ class Part(Handler):
 
 @checked_dataclass(kw_only=False)
 class Whole(Handler):
-    """Has arguments of every kind."""
+    """A handler with arguments of many types."""
 
     source: str
     _: KW_ONLY
@@ -105,7 +105,7 @@ def test_wrong_values_are_a_value_error(arguments, message):
     assert raised.value.__suppress_context__
 
 
-def test_everything_that_is_wrong_is_one_error():
+def test_all_problems_are_in_one_error():
     with pytest.raises(TypeError) as raised:
         Whole("a", evry=1, kep=2, every=0)
     assert str(raised.value).splitlines() == [
@@ -117,7 +117,7 @@ def test_everything_that_is_wrong_is_one_error():
     assert len(str(raised.value).splitlines()) == 3
 
 
-def test_a_long_value_is_cut_in_the_message():
+def test_long_value_is_shortened_in_the_message():
     with pytest.raises(ValueError, match="must be a valid number") as raised:
         Whole("a", learning_rate="x" * 10_000)
     assert len(str(raised.value)) < 200
@@ -131,7 +131,7 @@ def test_an_inherited_constructor_names_the_subclass():
         Derived()
 
 
-def test_a_right_call_is_as_it_was():
+def test_valid_call_is_unchanged():
     whole = Whole("a", every=2, part=Part(limit=1), names=["x"])
     assert (whole.source, whole.every, whole.names, whole.part.limit) == ("a", 2, ("x",), 1.0)
     assert function(3, second=1) == 3
@@ -140,7 +140,7 @@ def test_a_right_call_is_as_it_was():
         whole.every = 3
 
 
-def test_signatures_are_plain():
+def test_signatures_show_plain_types():
     assert str(inspect.signature(Whole)) == (
         "(source: str, *, every: int | None = None, kept: Union[int, Literal['all']] = 3, "
         "learning_rate: float = 0.1, names: tuple[str, ...] = (), "
@@ -154,7 +154,7 @@ def test_signatures_are_plain():
     assert list(inspect.signature(Whole.__init__).parameters)[:2] == ["self", "source"]
 
 
-def test_signature_of_an_instance_is_that_of_its_call():
+def test_signature_of_an_instance_is_that_of_call():
     assert list(inspect.signature(Whole("a")).parameters) == ["engine"]
 
 

@@ -38,26 +38,26 @@ class Example:
     name: MetricName = "ram_mib"
 
 
-NO_NUMBERS = [True, False, "1", "", b"1", [1], (1,), {}, 1j, torch.tensor(1), object]
-NO_INTEGERS = [0, -1, 1.0, 0.5, math.nan, math.inf, np.float64(2.0), *NO_NUMBERS]
-NOT_POSITIVE = [0, 0.0, -0.0, -1, -0.5, -math.inf, math.nan, np.float64("nan"), *NO_NUMBERS]
+NOT_NUMBERS = [True, False, "1", "", b"1", [1], (1,), {}, 1j, torch.tensor(1), object]
+NOT_COUNTS = [0, -1, 1.0, 0.5, math.nan, math.inf, np.float64(2.0), *NOT_NUMBERS]
+NOT_POSITIVE = [0, 0.0, -0.0, -1, -0.5, -math.inf, math.nan, np.float64("nan"), *NOT_NUMBERS]
 
 
-def assert_refused(kind, name, value, rule, remedy, **others):
+def assert_refused(cls, name, value, rule, remedy, **others):
     with pytest.raises(ValueError, match=f"`{name}` must be {rule}, got ") as raised:
-        kind(**{name: value}, **others)
+        cls(**{name: value}, **others)
     message = str(raised.value)
     assert f"`{name}` must be {rule}, got {value!r}; {remedy}" in message
 
 
-@pytest.mark.parametrize("value", NO_INTEGERS, ids=stable_id)
-def test_every_must_be_an_integer_of_at_least_one(value):
+@pytest.mark.parametrize("value", NOT_COUNTS, ids=stable_id)
+def test_every_must_be_an_integer_above_zero(value):
     assert_refused(Example, "every", value, "an integer >= 1", "leave it out for no such schedule")
 
 
-@pytest.mark.parametrize("value", NO_INTEGERS, ids=stable_id)
+@pytest.mark.parametrize("value", NOT_COUNTS, ids=stable_id)
 @pytest.mark.parametrize("name", ["every_steps", "every_epochs"])
-def test_schedules_of_a_handler_must_be_integers_of_at_least_one(name, value):
+def test_schedule_of_a_handler_must_be_an_integer_above_zero(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got ") as raised:
         Validation(lambda: None, **{name: value})
     assert f"got {value!r}; leave it out" in str(raised.value)
@@ -80,10 +80,10 @@ def test_a_norm_type_must_be_a_number_above_zero_or_inf(value):
     )
 
 
-NO_SECONDS = [*NOT_POSITIVE, None, math.inf, 10**400]
+NOT_SECONDS = [*NOT_POSITIVE, None, math.inf, 10**400]
 
 
-@pytest.mark.parametrize("value", NO_SECONDS, ids=stable_id)
+@pytest.mark.parametrize("value", NOT_SECONDS, ids=stable_id)
 def test_seconds_must_be_a_finite_time(value):
     assert_refused(
         Example, "seconds", value, "a finite number of seconds > 0", "1.0 is the usual choice"
@@ -96,14 +96,14 @@ def test_a_flag_must_be_true_or_false(value):
 
 
 @pytest.mark.parametrize(
-    "value", [-0.1, 1.1, 2, -1, math.nan, math.inf, -math.inf, *NO_NUMBERS], ids=stable_id
+    "value", [-0.1, 1.1, 2, -1, math.nan, math.inf, -math.inf, *NOT_NUMBERS], ids=stable_id
 )
 def test_a_fraction_must_be_a_number_from_zero_to_one(value):
     remedy = "leave it out to have no such condition"
     assert_refused(Example, "fraction", value, "a number from 0 to 1", remedy)
 
 
-@pytest.mark.parametrize("value", [-1, 3, 1.0, math.nan, None, *NO_NUMBERS], ids=stable_id)
+@pytest.mark.parametrize("value", [-1, 3, 1.0, math.nan, None, *NOT_NUMBERS], ids=stable_id)
 def test_a_generation_must_be_one_of_the_three(value):
     assert_refused(Example, "generation", value, "0, 1 or 2", "2 is a full collection")
 
@@ -115,13 +115,13 @@ def test_a_backend_must_be_one_of_the_three(value):
 
 
 @pytest.mark.parametrize("value", ["", None, 1, True, b"name", ["name"], object], ids=stable_id)
-def test_a_name_of_a_metric_must_be_a_string_that_is_not_empty(value):
+def test_metric_name_must_be_a_string_that_is_not_empty(value):
     rule, remedy = "a string that is not empty", "leave it out for the usual name"
     assert_refused(Example, "name", value, rule, remedy)
 
 
 @pytest.mark.parametrize("value", [1, 1e-9, 0.5, 1e300, np.float64(0.5)])
-def test_seconds_take_numbers(value):
+def test_seconds_accept_numbers(value):
     example = Example(seconds=value)
     assert example.seconds == value
     assert isinstance(example.seconds, float)
@@ -137,17 +137,17 @@ def test_seconds_take_numbers(value):
         ("name", ["a", " ", "peak_mib", "été"]),
     ],
 )
-def test_valid_value_is_taken_unchanged(name, values):
+def test_valid_value_is_accepted_unchanged(name, values):
     assert [getattr(Example(**{name: value}), name) for value in values] == values
 
 
 @pytest.mark.parametrize("value", [1, 7, 10**12])
-def test_every_takes_integers(value):
+def test_every_accepts_integers(value):
     assert Example(every=value).every == value
 
 
 @pytest.mark.parametrize("value", [1, 0.5, 1e-30, math.inf, np.float64(0.5)])
-def test_limits_and_norm_types_take_numbers_and_infinity(value):
+def test_limits_and_norm_types_accept_numbers_and_infinity(value):
     example = Example(limit=value, norm_type=value)
     assert example.limit == example.norm_type == value
     assert isinstance(example.limit, float)
@@ -158,7 +158,7 @@ def test_none_means_no_schedule_and_no_limit():
     assert (example.every, example.limit, example.norm_type) == (None, None, 2.0)
 
 
-def test_a_field_cannot_be_changed_to_a_wrong_value_later():
+def test_field_cannot_be_set_after_construction():
     example = Example(every=1)
     with pytest.raises(AttributeError):
         example.every = 0
@@ -192,17 +192,17 @@ class Places:
     source: SourcePath | None = None
 
 
-@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("cls", [str, Path])
 @pytest.mark.parametrize("name", ["directory", "source"])
-def test_a_path_is_absolute_and_of_the_type_given(tmp_path, monkeypatch, name, kind):
+def test_a_path_is_absolute_and_of_the_type_given(tmp_path, monkeypatch, name, cls):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/of/user")
     for given, expected in (("runs", tmp_path / "runs"), ("~/runs", Path("/home/of/user/runs"))):
-        found = getattr(Places(**{name: kind(given)}), name)
-        assert (Path(found), isinstance(found, str)) == (expected, kind is str)
+        found = getattr(Places(**{name: cls(given)}), name)
+        assert (Path(found), isinstance(found, str)) == (expected, cls is str)
 
 
-def test_a_place_that_is_none_stays_none():
+def test_none_is_accepted_for_paths():
     assert (Places().directory, Places(source=None).source) == (None, None)
 
 
@@ -238,12 +238,12 @@ def test_an_existing_folder_is_no_url(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", ["", "a\0b", 5, b"runs", [], True])
 @pytest.mark.parametrize(("name", "rule"), [("directory", "a path"), ("source", "a path or a URL")])
-def test_what_is_no_path_is_refused(name, rule, value):
+def test_value_that_is_not_a_path_is_refused(name, rule, value):
     with pytest.raises(ValueError, match=f"`{name}` must be {rule}, got "):
         Places(**{name: value})
 
 
-def test_an_unknown_home_is_refused_by_field():
+def test_unknown_home_directory_is_refused():
     with pytest.raises(
         ValueError, match=r"`directory` must be a path .*, got .~no-such-user., whose"
     ):

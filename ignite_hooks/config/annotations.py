@@ -1,0 +1,158 @@
+"""Questions about the annotation of a field: which values may the field have?"""
+
+import types
+from collections.abc import Collection
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from typing import Annotated
+from typing import Any
+from typing import Literal
+from typing import NamedTuple
+from typing import NewType
+from typing import TypeGuard
+from typing import TypeVar
+from typing import Union
+from typing import get_args
+from typing import get_origin
+
+from pydantic.dataclasses import is_pydantic_dataclass
+from pydantic_core import PydanticUndefined
+
+__all__ = [
+    "SCALARS",
+    "ConfigField",
+    "admits_none",
+    "allowed_values",
+    "container_and_items",
+    "dataclass_or_none",
+    "describe_values",
+    "fields_of",
+    "is_class",
+    "union_members",
+    "unwrap",
+]
+
+SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
+"""The scalar types, with the words that messages use for their values."""
+
+
+class ConfigField(NamedTuple):
+    """A field of a handler.
+
+    Args:
+        annotation: the type of its values.
+        is_required: whether the field has no default.
+        default: the default, or None if there is none.
+    """
+
+    annotation: Any
+    is_required: bool
+    default: Any
+
+
+def fields_of(cls: type) -> Mapping[str, ConfigField]:
+    """Returns the fields that the constructor of a pydantic dataclass takes, in their order."""
+    return _cached_fields(cls)
+
+
+@cache
+def _cached_fields(cls: Any) -> Mapping[str, ConfigField]:
+    # Apart from `fields_of`, as mypy does not take a `type[T]` for hashable.
+    found = {}
+    for name, info in cls.__pydantic_fields__.items():
+        if info.init is not False:
+            default = info.get_default(call_default_factory=True)
+            is_required = default is PydanticUndefined
+            if is_required:
+                default = None
+            found[name] = ConfigField(info.annotation, is_required, default)
+    return types.MappingProxyType(found)  # read-only, as all callers get the cached one
+
+
+def unwrap(annotation: Any) -> Any:
+    """Returns the type behind ``Annotated``, a ``NewType``, a type variable or an alias."""
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation = get_args(annotation)[0]
+        elif isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif isinstance(annotation, TypeVar):
+            annotation = annotation.__bound__ or Any
+        elif hasattr(annotation, "__value__"):  # an alias: type X = …
+            annotation = annotation.__value__
+        else:
+            return annotation
+
+
+def union_members(annotation: Any) -> list[Any]:
+    """Returns the types of a union without None; any other type as a list of one."""
+    annotation = unwrap(annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for each in get_args(annotation) for member in union_members(each)]
+    return [] if annotation in (None, type(None)) else [annotation]
+
+
+def admits_none(annotation: Any) -> bool:
+    """Returns whether an annotation names None as a value.
+
+    ``Any``, which admits None without naming it, does not count.
+    """
+    annotation = unwrap(annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(admits_none(each) for each in get_args(annotation))
+    return annotation in (None, type(None)) or (
+        get_origin(annotation) is Literal and None in get_args(annotation)
+    )
+
+
+def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
+    """Returns the container that data has for a type, and the annotations of its items.
+
+    Returns:
+        ``list`` for sequences, tuples and sets, or ``dict`` for mappings, with the annotations of
+        the items or values. A ``tuple[int, str]`` has an annotation for each position, all other
+        containers have one. None for a type that is no container.
+    """
+    origin, arguments = get_origin(annotation) or annotation, list(get_args(annotation))
+    if not isinstance(origin, type):
+        return None
+    if issubclass(origin, Mapping):
+        return dict, arguments[1:] or [Any]
+    if origin is tuple and arguments[1:] != [...]:
+        return list, arguments or [Any]
+    # Strings and bytes are collections too, of characters and integers.
+    if issubclass(origin, Collection) and not issubclass(origin, str | bytes | bytearray):
+        return list, arguments[:1] or [Any]
+    return None
+
+
+def is_class(annotation: Any) -> TypeGuard[type]:
+    """Returns whether an annotation is a class that ``issubclass`` takes; ``list[int]`` is not."""
+    # On Python 3.10 isinstance(list[int], type) is True, and issubclass(…, list[int]) raises.
+    return isinstance(annotation, type) and get_origin(annotation) is None
+
+
+def dataclass_or_none(annotation: Any) -> type | None:
+    """Returns the annotation if it is a pydantic dataclass, whose values are mappings in data."""
+    return annotation if is_class(annotation) and is_pydantic_dataclass(annotation) else None
+
+
+def allowed_values(annotation: Any) -> list[Any] | None:
+    """Returns the values of a Literal or an Enum as they are in data; None for other types."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if is_class(annotation) and issubclass(annotation, Enum):
+        return [each.value for each in annotation]
+    return None
+
+
+def describe_values(annotation: Any) -> str:
+    """Returns the words for a value of a type, as in "must be an integer"."""
+    values = allowed_values(annotation)
+    if values is not None:
+        return f"one of {', '.join(map(repr, values))}"
+    container = container_and_items(annotation)
+    if container is not None:
+        return "a list" if container[0] is list else "a mapping"
+    return SCALARS.get(annotation) or f"a {getattr(annotation, '__name__', annotation)}"
