@@ -1,8 +1,8 @@
 """Decoding of plain data to handlers, field by field, guided by the annotations of the fields.
 
-Pydantic makes the handlers and checks their values. The decoder does before what pydantic does not:
-it finds the class that a ``type`` names, refuses values that pydantic would convert ("1" to a
-number), and collects all problems with their paths.
+Pydantic makes the handlers and checks their values. The decoder adds what pydantic does not do: it
+finds the class that a ``type`` names, refuses values that pydantic would convert (the string "1" to
+a number), and collects all problems with their paths.
 """
 
 import math
@@ -92,13 +92,13 @@ class _Decoder:
             return data
         tried: list[list[Problem]] = []
         for member in members:
-            trial = _Decoder()
+            trial = _Decoder()  # its problems count only if no member accepts the value
             value = trial._decode_member(data, member, path)
             if not trial.problems:
                 return value
             tried.append(trial.problems)
         if isinstance(data, Mapping):
-            # The class whose first problem is deepest in the data is the one that was meant.
+            # The class that is right up to the deepest place in the data was most likely meant.
             deepest = max(range(len(tried)), key=lambda index: len(tried[index][0].path))
             self.problems += tried[deepest]
             return _INVALID
@@ -202,7 +202,8 @@ class _Decoder:
         instance, general = _construct(cls, values, by_field, path)
         for problems in by_field.values():
             found += problems
-        # Problems of no single field may only follow from a field that is missing or invalid.
+        # Other problems, for example of a combination of fields, may only follow from a field that
+        # is invalid. They are reported once all fields are valid.
         self.problems += found or general
         return _INVALID if found or general else instance
 

@@ -81,6 +81,7 @@ class Encoder:
         data = {} if tag is None else {TAG: tag}
         for name, field in fields_of(cls).items():
             each = getattr(value, name)
+            # Not by ==, which compares handlers by identity.
             is_default = not field.is_required and equal(each, field.default)
             is_left_out = (is_default and self._exclude_defaults) or (
                 each is None and self._exclude_none

@@ -42,7 +42,7 @@ __all__ = [
 TAG = "type"
 """The key whose value in a mapping is the tag of its class."""
 
-# The tags are written into users' files: a class may be renamed, its tag may not.
+# Files of users contain these tags, so a tag must not change.
 _classes: dict[str, type] = {
     "clear_cache": ClearCache,
     "cuda_garbage_collector": CudaGarbageCollector,

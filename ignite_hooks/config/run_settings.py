@@ -94,7 +94,7 @@ SchedulerAt = Annotated[
     must_be(
         '"step", "epoch" or "validation"',
         lambda value: value in get_args(schedulers.SchedulerAt),
-        "it says when the learning rate scheduler moves",
+        "it says when the learning rate scheduler steps",
         may_be_none=False,
     ),
 ]
@@ -105,11 +105,11 @@ PeerFailure = Annotated[
     must_be(
         '"exit" or "wait"',
         lambda value: value in get_args(OnPeerFailure),
-        "it says what becomes of a process that waits for one that has failed",
+        '"exit" ends a process that waits for a failed process',
         may_be_none=False,
     ),
 ]
-"""What a process does that is blocked in a collective by a failed process: "exit" or "wait"."""
+"""The behaviour of a process that waits for a failed one in a collective: "exit" or "wait"."""
 
 
 @register("run")
@@ -271,6 +271,7 @@ class RunSettings:
             on_peer_failure=self.on_peer_failure,
             **functions,
         )
+        # `set_up` has seeded all processes alike, as the weights of the model must be the same.
         if self.seed is not None:
             trainer.seed_ranks(self.seed)
         trainer.set_limits(max_epochs=self.max_epochs, max_steps=self.max_steps)
@@ -294,6 +295,7 @@ class RunSettings:
                 "`validation_data` must be given with an engine as evaluator, got None: pass a "
                 "DataLoader"
             )
+        # The fields of a ValidationSchedule are arguments of Validation too.
         return Validation(evaluator, data, **vars(self.validation))
 
     def _check_accelerator(self, accelerator: Any) -> None:
@@ -307,7 +309,7 @@ class RunSettings:
 
     def _check_functions(self, functions: dict[str, Any]) -> None:
         for name in functions:
-            if hasattr(self, name) or name == "validation":
+            if hasattr(self, name):
                 raise ValueError(
                     f"`{name}` must not be given, it is a setting: use replace(settings, {name}=…)"
                 )

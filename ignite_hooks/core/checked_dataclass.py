@@ -34,9 +34,10 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 handler_config = ConfigDict(
     extra="forbid",
-    hide_input_in_errors=True,
+    hide_input_in_errors=True,  # the messages of `must_be` have the value already
     arbitrary_types_allowed=True,  # the type of a field may be a class such as Handler
 )
+"""The configuration of handlers that are pydantic dataclasses."""
 
 
 @overload
@@ -125,6 +126,7 @@ def plain_type(annotation: Any) -> Any:
         return annotation
     if origin in (Union, types.UnionType):
         return reduce(or_, plain)  # shown as "int | None", and not as "Optional[int]"
+    # List[int] of typing has `copy_with`; the built-in list[int] has not.
     return annotation.copy_with(plain) if hasattr(annotation, "copy_with") else origin[plain]
 
 
@@ -206,6 +208,8 @@ def error_message(error: Any) -> str:
         return f"`{error['loc'][-1]}` must be given"
     if error_type == "unexpected_keyword_argument":
         return f"must not be given, there is no such argument, got {_SHORT_REPR.repr(value)}"
+    # Pydantic names the conversions too: "a dictionary or an instance of Part", "a valid number,
+    # unable to parse string as a number".
     rule = error["msg"].removeprefix("Input should be ").removeprefix("a dictionary or ")
     rule = rule.partition(", unable to")[0]
     if isinstance(value, type) and error_type in ("is_instance_of", "dataclass_type"):

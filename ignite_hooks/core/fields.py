@@ -82,6 +82,7 @@ def must_be(
             return value
         raise ValueError(f"`{info.field_name}` must be {rule}, got {value!r}; {remedy}")
 
+    # Before pydantic's own check, which would convert True or "1" to 1.
     return BeforeValidator(check)
 
 
@@ -182,7 +183,7 @@ AfterTerminate = Annotated[
     _one_of("finish", "continue", '"continue" resumes a run even if a handler has ended it'),
 ]
 """The behaviour if the run to resume was terminated by a handler before its limit: "finish", or
-"continue" with its training. Early stopping is such a handler.
+"continue" to train. Early stopping is such a handler.
 """
 
 OnBusy = Annotated[
@@ -219,6 +220,7 @@ Seconds = Annotated[
     float,
     must_be(
         "a finite number of seconds > 0",
+        # The upper bound excludes inf, and integers too large for a float.
         lambda value: is_number(value) and 0 < value <= float_info.max,
         "1.0 is the usual choice",
         may_be_none=False,
@@ -314,7 +316,9 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 def _known_settings() -> set[str]:
     """Returns the settings that exist: those of all optimizers whose classes are loaded."""
-    from torch.optim import Optimizer  # here, as most handlers do not need torch
+    from torch.optim import (
+        Optimizer,
+    )  # here, as it is slow to import and most handlers need no torch
 
     names, classes = {"scheduler", "requires_grad"}, list(Optimizer.__subclasses__())
     while classes:
@@ -417,4 +421,4 @@ A path becomes absolute, with ``~`` expanded.
 """
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
-"""An object that is given in code: any value. A configuration file can only have None here."""
+"""An object that is given in code: any value. In a file the field is left out or None."""

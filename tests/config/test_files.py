@@ -327,7 +327,7 @@ def test_failed_save_keeps_the_existing_file(tmp_path, clip):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_full_disk_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path, clip, settings):
+def test_full_disk_leaves_the_old_file_only(tmp_path, clip, settings):
     save(clip, tmp_path / "run.json")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))

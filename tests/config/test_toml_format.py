@@ -113,7 +113,7 @@ def test_key_may_have_up_to_32_parts(place, dot):
             loads(place.format(dot.join([part] * 33)))
 
 
-def test_a_key_of_a_mebibyte_is_refused_by_its_line():
+def test_key_of_a_mebibyte_is_refused_with_its_line():
     with pytest.raises(ValueError, match="at most 32 parts, line 3 has more"):
         loads("a = 1\n\n" + "a." * 2**19)
 
