@@ -70,20 +70,20 @@ JSON = st.recursive(
 """Values for fields that admit everything."""
 
 
-def of_type(annotation):
+def strategy_for(annotation):
     """Returns a strategy for the annotation of a field."""
     for known, values in BY_TYPE:
         if annotation == known:
             return values
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return of_type(arguments[0])
+        return strategy_for(arguments[0])
     if origin in (Union, types.UnionType):
-        return st.one_of([of_type(each) for each in arguments])
+        return st.one_of([strategy_for(each) for each in arguments])
     if origin is tuple and arguments[1:] == (...,):
-        return st.lists(of_type(arguments[0]), max_size=3).map(tuple)
+        return st.lists(strategy_for(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
-        return st.dictionaries(st.text(), of_type(arguments[1]), max_size=3)
+        return st.dictionaries(st.text(), strategy_for(arguments[1]), max_size=3)
     if annotation is type(None):
         return st.none()
     if annotation is Handler:
@@ -101,7 +101,7 @@ def handlers(draw, cls):
     """Draws an instance of a class, with values that are valid together."""
     annotations = get_type_hints(cls, include_extras=True)
     names = [name for name in cls.__pydantic_fields__ if name in annotations]
-    values = {name: draw(of_type(annotations[name]), label=name) for name in names}
+    values = {name: draw(strategy_for(annotations[name]), label=name) for name in names}
     try:
         return cls(**values)
     except ValueError as error:

@@ -249,10 +249,10 @@ def test_a_depth_of_32_in_one_line_is_read_and_of_33_is_refused(loads):
         loads("- " * 32 + "a: 1")
 
 
-@pytest.mark.parametrize("kind", DEEP)
-def test_extreme_depth_is_no_recursion_error(loads, kind):
+@pytest.mark.parametrize("name", DEEP)
+def test_extreme_depth_is_no_recursion_error(loads, name):
     with pytest.raises(ValueError, match=r"at most 32 deep|line \d+, column \d+: "):
-        loads(DEEP[kind][0] * 50_000)
+        loads(DEEP[name][0] * 50_000)
 
 
 def test_siblings_do_not_count_as_depth(loads):
