@@ -10,7 +10,7 @@ from ignite_hooks.config.decoding import decode
 from ignite_hooks.config.encoding import Encoder
 from ignite_hooks.config.encoding import first_difference
 from ignite_hooks.config.problems import config_error
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 
 __all__ = ["check_round_trip", "from_dict", "replace", "to_dict"]
 

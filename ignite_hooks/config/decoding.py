@@ -29,7 +29,7 @@ from ignite_hooks.config.registry import registered_classes
 from ignite_hooks.config.registry import registered_subclasses
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.core.checked_dataclass import error_message
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 
 __all__ = ["decode"]
 
@@ -176,7 +176,7 @@ class _Decoder:
         rule = "name a class that is allowed here" if is_known else "be a tag that is registered"
         return self._add_problem(
             join_path(path, TAG) if TAG in data else path,
-            f"`{TAG}` must {rule}, got {_repr(tag)}; {close_to(str(tag), classes)}",
+            f"`{TAG}` must {rule}, got {_repr(tag)}; {did_you_mean(str(tag), classes)}",
         )
 
     def _decode_fields(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
@@ -189,7 +189,7 @@ class _Decoder:
             field_path = join_path(path, str(name))
             if name not in fields:
                 message = f"`{tag_of(cls) or cls.__name__}` has no field {_repr(name)}; "
-                found.append(Problem(field_path, message + close_to(str(name), fields)))
+                found.append(Problem(field_path, message + did_you_mean(str(name), fields)))
                 continue
             trial = _Decoder()
             value = trial.decode_value(each, fields[name].annotation, field_path)

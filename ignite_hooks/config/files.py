@@ -16,7 +16,7 @@ from ignite_hooks.config.conversion import to_dict
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
 from ignite_hooks.config.problems import config_error
-from ignite_hooks.core.rules import close_to
+from ignite_hooks.core.rules import did_you_mean
 
 __all__ = ["dumps", "load", "loads", "save"]
 
@@ -142,7 +142,7 @@ def _format_module(name: Any) -> ModuleType:
         shown = str(name)[:80]  # arguments that are swapped give a long text here
         raise ValueError(
             f"`format` must be one of {', '.join(_FORMATS)}, got {shown!r}; "
-            f"{close_to(shown.lower(), _FORMATS)}"
+            f"{did_you_mean(shown.lower(), _FORMATS)}"
         )
     return _FORMATS[name]
 
