@@ -508,7 +508,7 @@ MISTAKES = {
     "resume from nowhere": (
         lambda s: s.trainer(resume_from=s.folder / "nowhere"),
         FileNotFoundError,
-        "where there is none: ",
+        "where there is no checkpoint: fix the path, or say",
     ),
     "resume from a folder without checkpoints": (
         lambda s: s.trainer(resume_from=ResumeCheckpoint(s.folder)),

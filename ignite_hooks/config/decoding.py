@@ -7,7 +7,6 @@ a number), and collects all problems with their paths.
 
 import math
 from collections.abc import Mapping
-from reprlib import Repr
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,6 +29,7 @@ from ignite_hooks.config.registry import registered_subclasses
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.core.checked_dataclass import error_message
 from ignite_hooks.core.rules import did_you_mean
+from ignite_hooks.core.rules import short_repr
 
 __all__ = ["decode"]
 
@@ -70,14 +70,14 @@ class _Decoder:
         if isinstance(data, Mapping):
             for key in data:
                 if not isinstance(key, str):
-                    return self._add_problem(path, f"must have strings as keys, got {_repr(key)}")
+                    return self._refuse(path, "must have strings as keys", key)
             return {k: self.decode_handlers(each, join_path(path, k)) for k, each in data.items()}
         if isinstance(data, list | tuple):
             return [self.decode_handlers(v, join_path(path, i)) for i, v in enumerate(data)]
         return self._add_problem(
             path,
-            f"must be a mapping with `{TAG}`, or a list or a mapping of such, got {_repr(data)}; "
-            f"the settings of a run begin with `{TAG}: run`",
+            f"must be a mapping with `{TAG}`, or a list or a mapping of such, got "
+            f"{short_repr(data)}; the settings of a run begin with `{TAG}: run`",
         )
 
     def decode_value(self, data: Any, annotation: Any, path: str) -> Any:
@@ -97,13 +97,13 @@ class _Decoder:
             if not trial.problems:
                 return value
             tried.append(trial.problems)
-        if isinstance(data, Mapping):
+        if isinstance(data, Mapping) and tried:
             # The class that is right up to the deepest place in the data was most likely meant.
             deepest = max(range(len(tried)), key=lambda index: len(tried[index][0].path))
             self.problems += tried[deepest]
             return _INVALID
-        expected = " or ".join(map(describe_values, members))
-        return self._add_problem(path, f"must be {expected}, got {_repr(data)}")
+        expected = " or ".join(map(describe_values, members)) or "None"
+        return self._refuse(path, f"must be {expected}", data)
 
     def _decode_member(self, data: Any, annotation: Any, path: str) -> Any:
         """Decodes the value of a type that is no union."""
@@ -116,7 +116,7 @@ class _Decoder:
         if values is not None:
             # Types are compared too, as True == 1 == 1.0.
             if not any(type(each) is type(data) and each == data for each in values):
-                self._add_problem(path, f"must be {describe_values(annotation)}, got {_repr(data)}")
+                self._refuse(path, f"must be {describe_values(annotation)}", data)
             return data
         container = container_and_items(annotation)
         if container is not None:
@@ -129,9 +129,9 @@ class _Decoder:
         allowed = int | float if scalar is float else scalar
         # A bool is an int in Python, and 1 for True or True for 1 is a mistake in a configuration.
         if isinstance(data, bool) is not (scalar is bool) or not isinstance(data, allowed):
-            return self._add_problem(path, f"must be {describe_values(scalar)}, got {_repr(data)}")
+            return self._refuse(path, f"must be {describe_values(scalar)}", data)
         if isinstance(data, int) and data.bit_length() > MAX_BITS:
-            return self._add_problem(path, f"must have at most {MAX_BITS} bits, got {_repr(data)}")
+            return self._refuse(path, f"must have at most {MAX_BITS} bits", data)
         return data
 
     def _decode_items(self, data: Any, container: type, items: list[Any], path: str) -> Any:
@@ -142,11 +142,11 @@ class _Decoder:
             pairs = list(data.items())
         else:
             expected = "a list" if container is list else "a mapping"
-            return self._add_problem(path, f"must be {expected}, got {_repr(data)}")
+            return self._refuse(path, f"must be {expected}", data)
         found = {}
         for index, (key, each) in enumerate(pairs):
             if container is dict and not isinstance(key, str):
-                return self._add_problem(path, f"must have strings as keys, got {_repr(key)}")
+                return self._refuse(path, "must have strings as keys", key)
             annotation = items[min(index, len(items) - 1)]
             found[key] = self.decode_value(each, annotation, join_path(path, key))
         if any(each is _INVALID for each in found.values()):
@@ -164,7 +164,7 @@ class _Decoder:
         default = dataclass_or_none(annotation)
         if not isinstance(data, Mapping):
             with_tag = "" if default is not None else f" with `{TAG}`"
-            return self._add_problem(path, f"must be a mapping{with_tag}, got {_repr(data)}")
+            return self._refuse(path, f"must be a mapping{with_tag}", data)
         if default is not None and (not classes or TAG not in data):
             return self._decode_fields(data, default, path)
         tag = data.get(TAG)
@@ -176,7 +176,7 @@ class _Decoder:
         rule = "name a class that is allowed here" if is_known else "be a tag that is registered"
         return self._add_problem(
             join_path(path, TAG) if TAG in data else path,
-            f"`{TAG}` must {rule}, got {_repr(tag)}; {did_you_mean(str(tag), classes)}",
+            f"`{TAG}` must {rule}, got {short_repr(tag)}; {did_you_mean(str(tag), classes)}",
         )
 
     def _decode_fields(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
@@ -188,7 +188,7 @@ class _Decoder:
         for name, each in data.items():
             field_path = join_path(path, str(name))
             if name not in fields:
-                message = f"`{tag_of(cls) or cls.__name__}` has no field {_repr(name)}; "
+                message = f"`{tag_of(cls) or cls.__name__}` has no field {short_repr(name)}; "
                 found.append(Problem(field_path, message + did_you_mean(str(name), fields)))
                 continue
             trial = _Decoder()
@@ -206,6 +206,10 @@ class _Decoder:
         # is invalid. They are reported once all fields are valid.
         self.problems += found or general
         return _INVALID if found or general else instance
+
+    def _refuse(self, path: str, rule: str, value: Any) -> object:
+        """Notes that a value breaks a rule, and returns the mark of an invalid value."""
+        return self._add_problem(path, f"{rule}, got {short_repr(value)}")
 
     def _add_problem(self, path: str, message: str) -> Any:
         self.problems.append(Problem(path, message))
@@ -261,14 +265,3 @@ def _data_path(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> st
             break
         path = join_path(path, key)
     return path
-
-
-def _repr(value: Any) -> str:
-    """Returns a short ``repr`` for messages."""
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        return f"an integer of {value.bit_length()} bits"  # Python may refuse to print it
-    return _SHORT_REPR.repr(value)
-
-
-_SHORT_REPR = Repr()
-_SHORT_REPR.maxstring = _SHORT_REPR.maxother = _SHORT_REPR.maxlong = 80

@@ -9,7 +9,6 @@ from dataclasses import field
 from functools import reduce
 from functools import wraps
 from operator import or_
-from reprlib import Repr
 from typing import Annotated
 from typing import Any
 from typing import TypeVar
@@ -26,6 +25,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import dataclass_transform
 
 from ignite_hooks.core.rules import did_you_mean
+from ignite_hooks.core.rules import short_repr
 
 __all__ = ["checked_call", "checked_dataclass", "error_message", "handler_config", "plain_type"]
 
@@ -171,8 +171,8 @@ def _call_problems(
         extra = args[len(by_position)]
         by_keyword = [p.name for p in parameters.values() if p not in by_position]
         takes = " and ".join(f"`{p.name}`" for p in by_position) or "no argument"
-        remedy = f"write {by_keyword[0]}={_SHORT_REPR.repr(extra)}" if by_keyword else "remove it"
-        yield f"`{name}` takes {takes} by position, got also {_SHORT_REPR.repr(extra)}: {remedy}"
+        remedy = f"write {by_keyword[0]}={short_repr(extra)}" if by_keyword else "remove it"
+        yield f"`{name}` takes {takes} by position, got also {short_repr(extra)}: {remedy}"
     for each in errors:
         argument = each["loc"][-1] if each["loc"] else ""
         if len(each["loc"]) > 1 or isinstance(argument, int):
@@ -207,7 +207,7 @@ def error_message(error: Any) -> str:
     if error_type.startswith("missing"):
         return f"`{error['loc'][-1]}` must be given"
     if error_type == "unexpected_keyword_argument":
-        return f"must not be given, there is no such argument, got {_SHORT_REPR.repr(value)}"
+        return f"must not be given, there is no such argument, got {short_repr(value)}"
     # Pydantic names the conversions too: "a dictionary or an instance of Part", "a valid number,
     # unable to parse string as a number".
     rule = error["msg"].removeprefix("Input should be ").removeprefix("a dictionary or ")
@@ -215,8 +215,4 @@ def error_message(error: Any) -> str:
     if isinstance(value, type) and error_type in ("is_instance_of", "dataclass_type"):
         return f"must be {rule}, got the class {value.__name__} itself: write {value.__name__}(…)"
     remedy = f": write {error['ctx']['class_name']}(…)" if error_type == "dataclass_type" else ""
-    return f"must be {rule}, got {_SHORT_REPR.repr(value)}{remedy}"
-
-
-_SHORT_REPR = Repr()
-_SHORT_REPR.maxstring = _SHORT_REPR.maxother = _SHORT_REPR.maxlong = 80
+    return f"must be {rule}, got {short_repr(value)}{remedy}"

@@ -28,6 +28,7 @@ from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.rules import is_count
 from ignite_hooks.core.rules import is_integer
 from ignite_hooks.core.rules import is_number
+from ignite_hooks.core.rules import short_repr
 
 __all__ = [
     "AfterTerminate",
@@ -80,7 +81,7 @@ def must_be(
     def check(value: Any, info: ValidationInfo) -> Any:
         if (value is None and may_be_none) or holds(value):
             return value
-        raise ValueError(f"`{info.field_name}` must be {rule}, got {value!r}; {remedy}")
+        raise ValueError(f"`{info.field_name}` must be {rule}, got {short_repr(value)}; {remedy}")
 
     # Before pydantic's own check, which would convert True or "1" to 1.
     return BeforeValidator(check)

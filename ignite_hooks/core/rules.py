@@ -2,9 +2,18 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Any
 
-__all__ = ["check_count", "did_you_mean", "is_count", "is_integer", "is_number", "shown_type"]
+__all__ = [
+    "check_count",
+    "did_you_mean",
+    "is_count",
+    "is_integer",
+    "is_number",
+    "short_repr",
+    "shown_type",
+]
 
 
 def is_number(value: Any) -> bool:
@@ -32,6 +41,19 @@ def check_count(name: str, value: Any, remedy: str) -> None:
     """
     if not is_count(value):
         raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}: {remedy}")
+
+
+_SHORT_REPR = Repr()
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = _SHORT_REPR.maxlong = 80
+
+_MAX_PRINTED_BITS = 2**13  # Python refuses to print more than 4,300 digits
+
+
+def short_repr(value: Any) -> str:
+    """Returns the ``repr`` of ``value`` for a message, shortened where it is long."""
+    if isinstance(value, int) and value.bit_length() > _MAX_PRINTED_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    return _SHORT_REPR.repr(value)
 
 
 def shown_type(value: Any) -> str:

@@ -64,6 +64,7 @@ class Sample(Handler):
     handlers: tuple[Handler, ...] = ()
     schedules: dict[str, ValidationSchedule] = Field(default_factory=dict)
     every: Every | None = None
+    none: None = None
 
 
 def read(**fields):
@@ -166,6 +167,8 @@ def test_nan_is_read_from_a_string():
         ("handlers", {"type": "clear_cache"}, "must be a list"),
         ("handler_or_numbers", 3, "must be a Handler or a list, got 3"),
         ("every", 0, "`every` must be an integer >= 1, got 0; leave it out"),
+        ("none", 3, "must be None, got 3"),
+        ("none", {"a": 1}, "must be None, got {'a': 1}"),
         ("every", "3", "`every` must be an integer >= 1, got '3'; leave it out"),
     ],
 )

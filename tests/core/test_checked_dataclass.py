@@ -123,6 +123,12 @@ def test_long_value_is_shortened_in_the_message():
     assert len(str(raised.value)) < 200
 
 
+@pytest.mark.parametrize("name", ["every", "learning_rate", "source"])
+def test_a_number_that_python_does_not_print_is_shown_by_its_size(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be .*, got an integer of 20001 bits"):
+        Whole(**{"source": "a"} | {name: -(2**20000)})
+
+
 def test_an_inherited_constructor_names_the_subclass():
     class Derived(Part):
         pass

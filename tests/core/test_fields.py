@@ -22,6 +22,7 @@ from ignite_hooks.core.fields import NormType
 from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import SourcePath
 from ignite_hooks.core.fields import must_be
+from ignite_hooks.core.rules import short_repr
 from tests.ids import stable_id
 
 
@@ -47,7 +48,7 @@ def assert_refused(cls, name, value, rule, remedy, **others):
     with pytest.raises(ValueError, match=f"`{name}` must be {rule}, got ") as raised:
         cls(**{name: value}, **others)
     message = str(raised.value)
-    assert f"`{name}` must be {rule}, got {value!r}; {remedy}" in message
+    assert f"`{name}` must be {rule}, got {short_repr(value)}; {remedy}" in message
 
 
 @pytest.mark.parametrize("value", NOT_COUNTS, ids=stable_id)
