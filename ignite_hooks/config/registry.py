@@ -77,9 +77,12 @@ def register(tag: str) -> Callable[[ClassT], ClassT]:
     ::
 
         @register("my_handler")
-        @dataclass(frozen=True, eq=False, kw_only=True, config=handler_config)  # of pydantic
+        @checked_dataclass
         class MyHandler(Handler):
             every_steps: Every | None = None
+
+    ``checked_dataclass`` is in ``ignite_hooks.handlers``; any other dataclass of pydantic can be
+    registered too.
 
     A class of the same module and name replaces the class that was registered before, so that a
     cell of a notebook can be run again.

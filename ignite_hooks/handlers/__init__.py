@@ -1,8 +1,8 @@
 """The public face for people who write a handler of their own.
 
-``Handler`` and ``Scheduled`` are the base classes, and ``attach`` returns an ``Attachment``. Write
-the handler as a pydantic dataclass with ``handler_config``, and the field types check the values
-that its constructor is given::
+``Handler`` and ``Scheduled`` are the base classes, and ``attach`` returns an ``Attachment``.
+``checked_dataclass`` makes a class a frozen dataclass whose constructor checks its arguments by the
+types of the fields::
 
     @checked_dataclass
     class LogLoss(Scheduled):
@@ -12,9 +12,11 @@ that its constructor is given::
         def __call__(self, engine):
             print(engine.state.iteration, float(engine.state.output))
 
-``must_be`` makes a field type from a rule that you write.
+``must_be`` makes a field type from a rule of your own. ``handler_config`` is the configuration of
+pydantic that ``checked_dataclass`` uses, for classes that are pydantic dataclasses already.
 """
 
+from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.checked_dataclass import handler_config
 from ignite_hooks.core.fields import AfterTerminate
 from ignite_hooks.core.fields import Backend
@@ -73,6 +75,7 @@ __all__ = [
     "SettingNames",
     "SignalNames",
     "SourcePath",
+    "checked_dataclass",
     "handler_config",
     "must_be",
 ]
