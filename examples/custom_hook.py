@@ -1,9 +1,9 @@
-"""Where does the time of training go? A scope, an event handler and a context manager tell.
+"""Measures where training time is spent, with a scope, an event handler and a context manager.
 
-The scope is a generator on a channel of the loop: it surely ends, so that its clock is right after
-a failure too. The event handler is Ignite's: a moment, not a stretch. The context manager is
-torch's own profiler, used as it is. (On a GPU the clock of the scope sees the time that it takes to
-queue the work.)
+The scope is a generator on a channel of the loop. It is always exited, so its times are right after
+a failure too. The event handler is Ignite's, and marks a point in time instead of a duration. The
+context manager is torch's own profiler, used directly. (On a GPU the scope measures the time that
+it takes to queue the work.)
 
     python examples/custom_hook.py
 """
@@ -31,12 +31,12 @@ PARTS = ["on_model_forward", "on_model_backward", "on_optimizer_step"]
 
 
 def stopwatch():
-    """Scopes that add up the seconds of the parts of an epoch in ``state.metrics``."""
+    """Returns scopes that add up the seconds of each part of an epoch in ``state.metrics``."""
     hooks = Hooks()
     seconds = Counter()
 
     @hooks.on("on_epoch")
-    def start_anew(engine):
+    def reset(engine):
         seconds.clear()
         yield
 
@@ -55,14 +55,14 @@ def stopwatch():
 
 
 def print_seconds(trainer):
-    """An event handler: what the scopes have added up, at the end of each epoch."""
+    """Prints the sums of the scopes; an event handler for the end of each epoch."""
     state = trainer.state
     parts = "   ".join(f"{part} {state.metrics['seconds'][part]:.3f} s" for part in PARTS)
     print(f"epoch {state.epoch}   loss {state.output:.3f}   {parts}")
 
 
 def spiral(size):
-    """Points on two arms of a spiral, and which of the two."""
+    """Returns points on two arms of a spiral, labelled by their arm."""
     angle = torch.rand(size) * 6
     label = torch.randint(2, (size,))
     direction = angle + label * torch.pi

@@ -3,7 +3,7 @@
 In one process, on the GPU if there is one, or in several:
 
     python examples/digits.py
-    python examples/digits.py --output runs/digits --resume  # goes on where that was stopped
+    python examples/digits.py --output runs/digits --resume  # continues where that one was stopped
     python examples/digits.py --config examples/run.yaml
     torchrun --nproc_per_node 2 examples/digits.py --cpu
 """
@@ -37,7 +37,7 @@ from ignite_hooks.config import save
 
 
 def digits():
-    """1,437 images of 8x8 pixels to train on and 360 held out, whatever the seed."""
+    """Returns 1,437 images of 8x8 pixels for training and 360 held out, the same for every seed."""
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     y = torch.tensor(labels)
@@ -80,7 +80,7 @@ def settings_in(file):
 
 
 def settings_of(args):
-    """Those of --config, with what the command line says otherwise."""
+    """Returns the settings of --config, with those of the command line in place of them."""
     settings = args.config
     if args.seed is not None:
         settings = replace(settings, seed=args.seed)
@@ -132,7 +132,7 @@ def train(settings, batch_size, accelerator):
 
 def summary_of(trainer):
     state, accelerator = trainer.state, trainer.accelerator
-    accuracy = state.metrics.get("val_accuracy")  # there is none without a validation
+    accuracy = state.metrics.get("val_accuracy")  # None without a validation
     return {
         "held_out_accuracy": accuracy and round(accuracy, 4),
         "training_loss": round(float(state.metrics["loss"]), 4),
@@ -148,7 +148,7 @@ def main():
     args = parse_args()
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # so small a net gains nothing from more, and loses when they wait
+    torch.set_num_threads(1)  # threads only slow down so small a net
     settings = settings_of(args)
     accelerator = settings.set_up(cpu=args.cpu)
     if args.save_config is not None and accelerator.is_main_process:
@@ -163,7 +163,7 @@ def main():
         accelerator.save_model(trainer.model, args.output)
         if accelerator.is_main_process:
             (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    accelerator.free_memory()  # gloo's threads let go of their tensors; torch 2.13 may hang else
+    accelerator.free_memory()  # else gloo's threads keep tensors, and torch 2.13 may hang
     accelerator.end_training()
 
 
@@ -174,7 +174,7 @@ def parse_args():
         type=settings_in,
         default=DEFAULTS,
         metavar="FILE",
-        help="settings of the run, .yaml, .toml or .json; what follows goes before them",
+        help="settings of the run, .yaml, .toml or .json; the options below override them",
     )
     parser.add_argument("--epochs", type=int, help="default: 10")
     parser.add_argument("--seed", type=int, help="default: 0")
@@ -184,14 +184,14 @@ def parse_args():
         help="folder for the weights, summary.json and checkpoints",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint in --output"
+        "--resume", action="store_true", help="continue from the newest checkpoint in --output"
     )
     parser.add_argument("--save-config", type=Path, metavar="FILE", help="write the settings to it")
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch and process")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     args = parser.parse_args()
     if args.resume and args.output is None:
-        parser.error("--resume needs --output, the folder of the run to go on with")
+        parser.error("--resume needs --output, the folder of the run to continue")
     return args
 
 

@@ -1,9 +1,10 @@
-"""What does training need at most, and which batch is to blame? Peaks of memory, epoch by epoch.
+"""Measures the memory peaks of each epoch, and finds the batch that causes them.
 
-Sequences of many lengths make batches of many sizes, and the longest decides whether the job fits
-on its machine. A look every second would miss it: it takes some tens of milliseconds. Here the
-kernel's own high-water mark is read (on Linux), so that each peak is exact. Beside it garbage is
-collected at fixed steps only, and the device's cache is cleared when much of it lies idle.
+Sequences of many lengths make batches of many sizes, and the longest batch decides whether the job
+fits on its machine. A sample once per second would miss that batch, which takes some tens of
+milliseconds. Here the kernel's own high-water mark is read (on Linux), so each peak is exact. In
+addition, garbage is collected at fixed steps only, and the device's cache is cleared when much of
+it is unused.
 
     python examples/memory_care.py
 """
@@ -31,7 +32,7 @@ SEQUENCES, CHANNELS = 8, 16
 
 
 class Sequences:
-    """Batches of random walks, of lengths from 64 to ``longest``: which way does each point go?"""
+    """Batches of random walks of 64 to ``longest`` steps, with the sign of each as its label."""
 
     def __init__(self, number, longest, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -59,7 +60,7 @@ def net():
 
 
 class LargestMinibatch:
-    """Remembers the minibatch of an epoch that needed most."""
+    """Remembers the minibatch of an epoch that needed most memory."""
 
     def attach(self, engine):
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin)
@@ -117,7 +118,7 @@ def main():
     trainer.run(max_epochs=args.epochs)
     metrics = trainer.state.metrics
     print(f"the whole run   peak {metrics['experience_max_ram_mib']:.0f} MiB")
-    if "gc_seconds" in metrics:  # else the run was too short for one
+    if "gc_seconds" in metrics:  # a short run has no collection
         print(f"the last garbage collection took {metrics['gc_seconds'] * 1000:.2f} ms")
 
 

@@ -1,9 +1,11 @@
-"""Stop it with Ctrl-C or SIGTERM, run the same command again: the result is that of one run.
+"""Trains to the same weights as one run, however often it is stopped and started again.
+
+Stop it with Ctrl-C or SIGTERM, and run the same command again:
 
     python examples/resume.py
-    python examples/resume.py   # goes on where the first was stopped; when it is done, does nothing
+    python examples/resume.py   # continues there; does nothing when training is done
 
-The last line is a sum over all weights: it is the same however often the training was stopped.
+The last line is a hash of all weights, to compare runs with.
 """
 
 import argparse
@@ -65,14 +67,14 @@ def main():
         print(f"epoch {state.epoch:3}   accuracy {state.metrics['val_accuracy']:.2%}")
 
     trainer.run(max_epochs=args.epochs)
-    if trainer.stop_reason.startswith(("SIGINT", "SIGTERM")):  # "SIGTERM on rank 1", say
+    if trainer.stop_reason.startswith(("SIGINT", "SIGTERM")):  # or "SIGTERM on rank 1"
         print(
-            f"stopped at step {trainer.state.optimizer_step}; the same command goes on from there"
+            f"stopped at step {trainer.state.optimizer_step}; the same command continues from there"
         )
         return
     weights = torch.cat([each.detach().flatten().cpu() for each in trainer.model.parameters()])
     print(f"held out accuracy   {trainer.state.metrics['val_accuracy']:.4f}")
-    print(f"sum of the weights  {xxh3_64_hexdigest(weights.numpy().tobytes())}")
+    print(f"hash of the weights {xxh3_64_hexdigest(weights.numpy().tobytes())}")
 
 
 def parse_args():
