@@ -1,8 +1,8 @@
-"""The two sides that these tests compare, and the table of where they depart from each other.
+"""The two engines that these tests compare, and the table of their intended differences.
 
-Each test runs twice: on Ignite's engine and on the trainer, which get the same data, handlers and
-arguments, and must show the same values, written out in the test. Where the trainer departs from
-Ignite on purpose, the test asks ``side.departs(name, ignite=…, ours=…)`` for the value of its side.
+Each test runs twice: on Ignite's engine and on the trainer. Both get the same data, handlers and
+arguments, and must show the same values, which the test writes out. Where the trainer departs from
+Ignite on purpose, the test asks ``side.departs(name, ignite=…, ours=…)`` for the expected value.
 """
 
 from contextlib import AbstractContextManager
@@ -27,65 +27,66 @@ from tests.reference import make_trainer
 DEPARTURES = {
     # How a run ends, and how the next begins
     "a stop before the step drops its batch": "The counters stand at the last step boundary, where "
-    "the next run() continues; Ignite counts a batch that was not trained on.",
-    "a stopped run continues": "The next run() gives the batches that are left of the epoch. "
-    "Ignite begins the next epoch, or all over if it was the last, and leaves batches out.",
+    "the next run() continues. Ignite counts a batch that was not trained on.",
+    "a stopped run continues": "The next run() gives the remaining batches of the epoch. Ignite "
+    "leaves them out: it begins the next epoch, or starts from scratch after the last one.",
     "a stop at the last batch completes the epoch": "The epoch has had all its batches, so "
-    "EPOCH_COMPLETED comes before TERMINATE. In Ignite it never comes.",
+    "EPOCH_COMPLETED fires before TERMINATE. In Ignite it never fires.",
     "a failed run continues": "The next run() continues at the last step boundary. Ignite's "
     "returns None and does nothing.",
-    "a handled failure ends the run": "When handlers of EXCEPTION_RAISED return, the run ends. "
-    "Ignite trains the next epoch, after EPOCH_COMPLETED of the one that failed.",
+    "a handled failure ends the run": "When the handlers of EXCEPTION_RAISED return, the run ends. "
+    "Ignite fires EPOCH_COMPLETED for the failed epoch and trains the next one.",
     "failures within the step are raised once": "Ignite calls the handlers of EXCEPTION_RAISED "
     "again when one of them raises.",
-    "another kind of limit continues": "A finished run continues to a limit of another kind that "
-    "lies further; in Ignite the first limit must be set to None.",
+    "another kind of limit continues": "A finished run continues to a further limit of another "
+    "kind. In Ignite the first limit must be set to None.",
     # Limits and lengths
-    "an epoch is one pass": "Without an epoch_length the length of the data is asked in each epoch "
-    "anew. Ignite keeps that of the first epoch.",
+    "an epoch is one pass": "Without an epoch_length each epoch asks for the current length of "
+    "the data. Ignite keeps the length of the first epoch.",
     "set_data ends the epoch with its pass": "Without an epoch_length the epoch ends where the new "
     "data end. Ignite keeps the length of the old data.",
-    "a limit that is passed ends the run": "A limit that is set below what is done ends the run at "
-    "once. Ignite asks for equality, and goes on to the end of the epoch or for ever.",
-    "limits are checked before the run": "max_epochs=0 is an error; Ignite runs nothing.",
-    "max_iters shows no max_epochs": "Ignite derives max_epochs from max_iters when the length of "
-    "the data becomes known, and may end a run before max_iters by it.",
-    "other data may have another length": "A run that continues on other data takes their "
+    "a limit that is passed ends the run": "A limit below what is already done ends the run at "
+    "once. Ignite tests for equality, and continues to the end of the epoch or forever.",
+    "limits are checked before the run": "max_epochs=0 is an error. Ignite runs nothing.",
+    "max_iters does not set max_epochs": "Ignite derives max_epochs from max_iters when the length "
+    "of the data becomes known, and may therefore end a run before max_iters.",
+    "other data may have another length": "A run that continues with other data takes their "
     "epoch_length. Ignite raises an error.",
     # Data
-    "the end of the data is foreseen": "One batch is read ahead of data without a length. Ignite "
-    "asks once more in vain, with a GET_BATCH_STARTED for a batch that does not come.",
-    "data that end too early are an error": "An iterator that has nothing to give is an error. "
-    "Ignite counts empty epochs, or warns and ends the run.",
-    "a loader is prepared": "state.dataloader is the loader that Accelerate made of a DataLoader, "
-    "with the same data set. One whose class iterates in its own way stays as it is.",
-    "a resumed epoch skips what it has had": "A loaded state continues at its batch. Ignite "
-    "gives as many batches as are left, but the first ones of the data.",
+    "the end of the data is known in advance": "One batch is read ahead from data without a "
+    "length. Ignite asks once more, with a GET_BATCH_STARTED for a batch that does not come.",
+    "data that end too early are an error": "An iterator that gives no batch is an error. Ignite "
+    "counts empty epochs, or warns and ends the run.",
+    "a loader is prepared": "state.dataloader is the loader that Accelerate made from a "
+    "DataLoader, with the same data set. A loader class with its own iteration stays as it is.",
+    "a resumed epoch skips the batches it has had": "A loaded state continues at its batch. Ignite "
+    "gives the right number of batches, but takes them from the beginning of the data.",
     # Events and state
-    "an event goes back to the one around it": "last_event_name in a handler is that handler's "
-    "event, also after it fired another. In Ignite it is the last that was fired.",
+    "last_event_name returns to the outer event": "last_event_name in a handler is the event of "
+    "this handler, even after it has fired another. In Ignite it is the last event fired.",
     "metrics come first at EPOCH_COMPLETED": "All other handlers see the metrics of this epoch. "
-    "In Ignite those that were attached before a metric see that of the epoch before.",
-    "the step has events of its own": "Those of TrainEvents come between ITERATION_STARTED and the "
-    "next GET_BATCH_STARTED, and show in last_event_name.",
-    "no second GET_BATCH_STARTED after interrupt()": "Ignite fires it once more for the same batch "
-    "when it was interrupted at DATALOADER_STOP_ITERATION.",
-    "added while firing, after a removal": "A handler that is added to the event that is being "
-    "fired is called at its end. In Ignite not if another was removed from it before.",
-    "outputs are tensors": "state.output is loss.detach(): item() would wait for the device.",
-    "gradients end with their iteration": "They are zeroed when the handlers of "
-    "ITERATION_COMPLETED have returned; in Ignite as the next iteration begins.",
-    "frozen submodules stay in eval mode": "Those in eval mode as an epoch begins stay so. "
-    "Ignite calls model.train() in each iteration, which wakes them.",
-    "the state counts steps": "state_dict() holds optimizer_step too.",
-    "a batch is a pair": "A tensor is no pair (x, y), even if its first dimension is 2.",
+    "In Ignite a handler that was attached before a metric sees the previous epoch's value.",
+    "the step has events of its own": "The events of TrainEvents fire between ITERATION_STARTED "
+    "and the next GET_BATCH_STARTED, and appear in last_event_name.",
+    "no second GET_BATCH_STARTED after interrupt()": "Ignite fires it twice for the same batch if "
+    "it was interrupted at DATALOADER_STOP_ITERATION.",
+    "added while firing, after a removal": "A handler that is added to the event being fired is "
+    "called at its end. In Ignite it is not if another handler was removed before.",
+    "outputs are tensors": "state.output is loss.detach(): item() would synchronize with the "
+    "device.",
+    "gradients are zeroed within the iteration": "They are zeroed after the handlers of "
+    "ITERATION_COMPLETED. Ignite zeroes them when the next iteration begins.",
+    "frozen submodules stay in eval mode": "Submodules in eval mode at the start of an epoch stay "
+    "in it. Ignite calls model.train() in each iteration, which changes their mode.",
+    "the state counts steps": "state_dict() also holds optimizer_step.",
+    "a batch is a pair": "A tensor is not a pair (x, y), even if its first dimension is 2.",
 }
-"""What the trainer does otherwise than Ignite, and why. README repeats this table."""
+"""The differences from Ignite's engine, each with its reason. README repeats this table."""
 
 
 @dataclass(frozen=True)
 class Supervised:
-    """What a script holds after it called ``create_supervised_trainer``."""
+    """The objects of a script that has called ``create_supervised_trainer``."""
 
     engine: Engine
     model: torch.nn.Module
@@ -93,15 +94,16 @@ class Supervised:
 
 
 class Side:
-    """One of the two engines, built from the same arguments."""
+    """The parameter of each test: builds Ignite's engine or the trainer from the same arguments."""
 
     def __init__(self, name: str) -> None:
         self.is_ours = name == "trainer"
 
     def engine(self, update: Any = lambda batch: batch) -> Engine:
-        """An engine for batches of any kind: its output is ``update(batch)``, the batch itself.
+        """Returns an engine whose output is ``update(batch)``, by default the batch itself.
 
-        It trains a small model all the same, on data that are always the same.
+        The engine takes batches of any type. In each iteration it also trains a small model on
+        constant data, so that there are real steps.
         """
         ones = torch.ones(1, 4)
         if self.is_ours:
@@ -122,7 +124,7 @@ class Side:
         return Engine(process)
 
     def supervised(self, model: torch.nn.Module | None = None, lr: float = 0.1) -> Supervised:
-        """What ``create_supervised_trainer`` makes: the import is all that differs."""
+        """Calls ``create_supervised_trainer`` of Ignite or of this package."""
         model = model or make_model(0.0)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         if self.is_ours:
@@ -135,32 +137,32 @@ class Side:
         return Supervised(engine, model, optimizer)
 
     def departs(self, name: str, *, ignite: Any, ours: Any) -> Any:
-        """Returns the value of this side, where the two depart from each other."""
+        """Returns the expected value of this side, for a difference in the table."""
         assert name in DEPARTURES
         return ours if self.is_ours else ignite
 
     def refuses(self, name: str, error: type[Exception] = ValueError) -> AbstractContextManager:
-        """Expects ``error`` on the trainer, where Ignite goes on."""
+        """Expects ``error`` on the trainer, where Ignite raises nothing."""
         assert name in DEPARTURES
         return pytest.raises(error) if self.is_ours else nullcontext()
 
     def accepts(self, name: str, error: type[Exception] = ValueError) -> AbstractContextManager:
-        """Expects ``error`` on Ignite's engine, where the trainer goes on."""
+        """Expects ``error`` on Ignite's engine, where the trainer raises nothing."""
         assert name in DEPARTURES
         return nullcontext() if self.is_ours else pytest.raises(error)
 
 
-OF_RUNS = [event for event in Events if event is not Events.EXCEPTION_RAISED]
-"""Ignite's events; to listen to EXCEPTION_RAISED is to handle failures."""
+# A listener of EXCEPTION_RAISED would count as a handler of failures, and change what happens.
+EVENTS_OF_RUNS = [event for event in Events if event is not Events.EXCEPTION_RAISED]
 
 
 def short_id(value: Any) -> str:
-    """The name of an event, without its filter, or what ``tests.ids`` makes of other values."""
+    """Returns the name of an event without its filter, and for other values their stable id."""
     return value.name if isinstance(value, CallableEventWithFilter) else stable_id(value)
 
 
-class Unknown:
-    """Batches that can be iterated again, of no known length."""
+class UnknownLength:
+    """Batches without a length, which can be iterated again."""
 
     def __init__(self, length: int) -> None:
         self._batches = range(length)
@@ -170,7 +172,7 @@ class Unknown:
 
 
 def endless() -> Any:
-    """A generator of the numbers from 0 on."""
+    """Yields the numbers from 0 on."""
     number = 0
     while True:
         yield number
@@ -178,7 +180,7 @@ def endless() -> Any:
 
 
 def listen(engine: Engine, *events: Any) -> list[tuple[str, int, int]]:
-    """A list that grows by (name of the event, epoch, iteration) at each of the events."""
+    """Returns a list that grows by (name of the event, epoch, iteration) at each of the events."""
     seen: list[tuple[str, int, int]] = []
     for event in events:
 
@@ -190,12 +192,12 @@ def listen(engine: Engine, *events: Any) -> list[tuple[str, int, int]]:
 
 
 def counters(engine: Engine) -> tuple[int, int]:
-    """The epoch and the iteration that the state shows."""
+    """Returns the epoch and the iteration of the state."""
     return engine.state.epoch, engine.state.iteration
 
 
 def outputs(engine: Engine) -> list[Any]:
-    """A list that grows by the output of each iteration."""
+    """Returns a list that grows by the output of each iteration."""
     seen: list[Any] = []
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(e.state.output))
     return seen

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import SequentialSampler
 
 from ignite_hooks import TrainEvents
-from tests.as_in_ignite.sides import OF_RUNS
+from tests.as_in_ignite.sides import EVENTS_OF_RUNS
 from tests.as_in_ignite.sides import Unknown
 from tests.as_in_ignite.sides import counters
 from tests.as_in_ignite.sides import endless
@@ -25,7 +25,7 @@ BATCH = [
 ]
 
 
-OF_A_WHOLE_RUN = [event for event in OF_RUNS if not event.name.startswith(("TERM", "INT"))]
+OF_A_WHOLE_RUN = [event for event in EVENTS_OF_RUNS if not event.name.startswith(("TERM", "INT"))]
 
 # The arguments of run()
 
@@ -80,7 +80,7 @@ def test_data_without_a_length_show_it_after_one_pass(side, limits, expected):
         else side.departs("an epoch is one pass", ignite=4, ours=None)
     )
     assert engine.state.epoch_length == length
-    derived = side.departs("max_iters shows no max_epochs", ignite=2, ours=None)
+    derived = side.departs("max_iters does not set max_epochs", ignite=2, ours=None)
     assert engine.state.max_epochs == (derived if "max_iters" in limits else expected[0])
 
 
@@ -155,7 +155,7 @@ INVALID = [
 @pytest.mark.parametrize(("arguments", "error"), INVALID, ids=short_id)
 def test_invalid_arguments_are_an_error_before_any_event(side, arguments, error):
     engine = side.engine()
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     with pytest.raises(error):
         engine.run(**arguments)
     assert seen == []
@@ -174,7 +174,7 @@ def test_a_limit_of_nothing(side, limit):
 
 def test_the_events_of_two_epochs(side):
     engine = side.engine()
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     engine.run([7, 8], max_epochs=2)
     assert [name for name, *_ in seen] == [
         "STARTED",
@@ -186,7 +186,7 @@ def test_the_events_of_two_epochs(side):
 
 def test_the_counters_at_each_event(side):
     engine = side.engine()
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     engine.run([7, 8], max_epochs=1)
     assert seen == [
         ("STARTED", 0, 0),
@@ -206,7 +206,7 @@ def test_the_counters_at_each_event(side):
 
 def test_an_epoch_that_is_longer_than_the_data(side):
     engine = side.engine()
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     engine.run([7, 8], epoch_length=3)
     assert [name for name, *_ in seen] == [
         *["STARTED", "EPOCH_STARTED", *BATCH, *BATCH],
@@ -227,7 +227,7 @@ ENDS_OF_DATA = [
 @pytest.mark.parametrize(("batches", "epoch_length", "epochs", "ends"), ENDS_OF_DATA)
 def test_how_often_each_event_comes(side, batches, epoch_length, epochs, ends):
     engine = side.engine()
-    events = listen(engine, *OF_RUNS)
+    events = listen(engine, *EVENTS_OF_RUNS)
     engine.run(list(range(batches)), max_epochs=epochs, epoch_length=epoch_length)
     seen = [name for name, *_ in events]
     iterations = epochs * (epoch_length or batches)
@@ -240,10 +240,10 @@ def test_how_often_each_event_comes(side, batches, epoch_length, epochs, ends):
 
 def test_the_end_of_data_without_a_length(side):
     engine = side.engine()
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     engine.run(Unknown(1))
     asked_in_vain = side.departs(
-        "the end of the data is foreseen", ignite=["GET_BATCH_STARTED"], ours=[]
+        "the end of the data is known in advance", ignite=["GET_BATCH_STARTED"], ours=[]
     )
     expected = ["STARTED", "EPOCH_STARTED", *BATCH, *asked_in_vain, "EPOCH_COMPLETED", "COMPLETED"]
     assert [name for name, *_ in seen] == expected
@@ -253,7 +253,7 @@ def test_the_last_event_in_handlers_and_after_the_run(side):
     engine = side.engine()
     assert engine.last_event_name is None
     seen = []
-    for event in OF_RUNS:
+    for event in EVENTS_OF_RUNS:
         engine.add_event_handler(
             event, lambda engine, event=event: seen.append(engine.last_event_name == event)
         )
@@ -285,7 +285,7 @@ def test_the_last_event_needs_no_listener(side):
 
 def test_the_batch_and_the_output_at_each_event(side):
     engine, seen = side.engine(lambda batch: 10 * batch), []
-    for event in OF_RUNS:
+    for event in EVENTS_OF_RUNS:
 
         def note(engine, *args, event=event):
             seen.append((event.name, engine.state.batch, engine.state.output))
@@ -394,7 +394,7 @@ def test_the_number_that_counts_each_event(side):
 def test_without_data_batches_are_none(side, limits, expected):
     engine = side.engine()
     given = outputs(engine)
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     engine.run(epoch_length=3, **limits)
     assert counters(engine) == expected
     assert given == [None] * expected[1]

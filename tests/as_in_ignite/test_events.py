@@ -408,7 +408,7 @@ def test_the_last_event_after_another_was_fired_within(side):
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(engine.last_event_name))
     engine.run(range(1))
     outer = side.departs(
-        "an event goes back to the one around it", ignite=Own.ALL_DONE, ours=Events.EPOCH_COMPLETED
+        "last_event_name returns to the outer event", ignite=Own.ALL_DONE, ours=Events.EPOCH_COMPLETED
     )
     assert seen == [Own.ALL_DONE, outer]
 

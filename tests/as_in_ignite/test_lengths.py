@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from tests.as_in_ignite.sides import Unknown
+from tests.as_in_ignite.sides import UnknownLength
 from tests.as_in_ignite.sides import counters
 from tests.as_in_ignite.sides import listen
 from tests.as_in_ignite.sides import outputs
@@ -270,13 +270,13 @@ def test_an_iterator_within_epochs_of_a_given_length(side):
 def test_max_iters_is_reached_though_an_epoch_was_ended(side):
     engine = side.engine()
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=5), engine.terminate_epoch)
-    engine.run(Unknown(4), max_iters=6)
-    end = side.departs("max_iters shows no max_epochs", ignite=(2, 5), ours=(3, 6))
+    engine.run(UnknownLength(4), max_iters=6)
+    end = side.departs("max_iters does not set max_epochs", ignite=(2, 5), ours=(3, 6))
     assert counters(engine) == end
 
 
 def test_data_that_can_be_iterated_again_need_no_handler(side):
     engine = side.engine()
     given = outputs(engine)
-    engine.run(Unknown(5), max_epochs=3, epoch_length=4)
+    engine.run(UnknownLength(5), max_epochs=3, epoch_length=4)
     assert given == [number % 5 for number in range(12)]

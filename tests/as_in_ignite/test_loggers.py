@@ -154,7 +154,7 @@ def test_how_long_the_gradients_are_there(side):
     events = Events.ITERATION_COMPLETED | Events.EPOCH_COMPLETED | Events.COMPLETED
     made.engine.add_event_handler(events, look)
     made.engine.run(batches_of(2))
-    later = side.departs("gradients end with their iteration", ignite=True, ours=False)
+    later = side.departs("gradients are zeroed within the iteration", ignite=True, ours=False)
     assert seen == [
         ("ITERATION_COMPLETED", True),
         ("ITERATION_COMPLETED", True),

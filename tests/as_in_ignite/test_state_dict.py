@@ -86,7 +86,7 @@ def test_the_batches_after_a_state_of_mid_epoch(side, stop):
     given = outputs(engine)
     engine.run(range(4))
     assert given == side.departs(
-        "a resumed epoch skips what it has had",
+        "a resumed epoch skips the batches it has had",
         ignite=[number % 4 for number in range(12 - stop)],
         ours=[number % 4 for number in range(stop, 12)],
     )

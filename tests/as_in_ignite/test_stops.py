@@ -4,7 +4,7 @@ import pytest
 from ignite.engine import Engine
 from ignite.engine import Events
 
-from tests.as_in_ignite.sides import OF_RUNS
+from tests.as_in_ignite.sides import EVENTS_OF_RUNS
 from tests.as_in_ignite.sides import counters
 from tests.as_in_ignite.sides import listen
 from tests.as_in_ignite.sides import outputs
@@ -33,7 +33,7 @@ STOPS = [
 def test_terminate_stops_at_its_event(side, event, expected, skip_completed):
     engine = side.engine()
     engine.add_event_handler(event, lambda: engine.terminate(skip_completed))
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     engine.run(range(4), max_epochs=5)
     *_, before, last = [each for each in seen if each[0] != "COMPLETED"]
     assert before == (event.name, *expected)
@@ -143,7 +143,7 @@ def test_terminate_epoch_ends_the_epoch_at_its_event(side, event, at, batches, s
     engine.add_event_handler(
         Events.TERMINATE_SINGLE_EPOCH, lambda iter_counter: counted.append(iter_counter)
     )
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     engine.run(range(4), max_epochs=3)
     where = seen.index(("TERMINATE_SINGLE_EPOCH", *at))
     assert seen[where - 1] == (event.name, *at)
@@ -205,12 +205,12 @@ INTERRUPTIONS = [
 @pytest.mark.parametrize(("event", "expected"), INTERRUPTIONS, ids=short_id)
 def test_an_interrupted_run_goes_on_where_it_was(side, event, expected):
     unbroken = side.engine()
-    whole = listen(unbroken, *OF_RUNS)
+    whole = listen(unbroken, *EVENTS_OF_RUNS)
     unbroken.run(range(4), max_epochs=2)
 
     engine, calls = side.engine(), iter([True])
     engine.add_event_handler(event, lambda: engine.interrupt() if next(calls, False) else None)
-    seen, given = listen(engine, *OF_RUNS), outputs(engine)
+    seen, given = listen(engine, *EVENTS_OF_RUNS), outputs(engine)
     state = engine.run(range(4), max_epochs=2)
     assert state is engine.state
     assert counters(engine) == expected
@@ -272,7 +272,7 @@ def test_a_stop_while_interrupted(side):
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
     engine.run(range(4), max_epochs=2)
     engine.terminate()
-    seen = listen(engine, *OF_RUNS)
+    seen = listen(engine, *EVENTS_OF_RUNS)
     engine.run(range(4), max_epochs=2)
     names = [name for name, *_ in seen]
     assert names == ["GET_BATCH_STARTED", "TERMINATE", "COMPLETED"]
