@@ -1,4 +1,4 @@
-"""Counts what one save is made of: Python functions by stage, files of the package, fsyncs.
+"""Counts the calls of one save: Python functions by stage and by file, and fsyncs.
 
 python -m tests.benchmarks.calls
 """
@@ -20,7 +20,7 @@ from tests.reference import make_trainer
 __all__ = ["SaveProfile"]
 
 PACKAGE = str(Path(ignite_hooks.__file__).parent) + os.sep
-# A save is one path: each stage begins where the one before ends.
+# The functions that begin a stage; each stage ends where the next one begins.
 BEGINNINGS = {
     CheckpointWriter._capture.__code__: "capture",
     CheckpointWriter._begin.__code__: "write",
@@ -31,9 +31,9 @@ BEGINNINGS = {
 class SaveProfile:
     """Counts the calls of a save, from where it is due to CHECKPOINT_SAVED.
 
-    It is the sixth save of a run with a model of two layers, with ``keep_last=3``: one checkpoint
-    is removed. The calls in C are not counted. The counting is no handler of the trainer: a save
-    looks into handlers.
+    The save is the sixth of a run with a model of two layers and ``keep_last=3``, so one checkpoint
+    is removed. Calls of C functions are not counted. The profile is not a handler of the trainer,
+    because a save searches handlers for states.
 
     Args:
         directory: where to save.

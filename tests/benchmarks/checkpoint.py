@@ -1,10 +1,10 @@
-"""What saving and resuming costs beside Accelerate's own functions. From the root:
+"""Compares saving and resuming with Accelerate's own functions. From the root:
 
 python -m tests.benchmarks.checkpoint
 
-100 M parameters with Adam, 1.2 GB. Each round saves and loads in each way, in turns; the ratios are
-paired within a round. ``save_state`` is given an fsync of its files, without which nothing is saved
-when the machine stops. Memory is the peak of what is resident, above what it was before.
+The model has 100 M parameters with Adam, 1.2 GB. Each round saves and loads once in each way, and
+ratios are taken within a round. ``save_state`` gets an fsync of its files: without one, nothing is
+saved if the machine stops. Memory is the peak of resident memory, above the memory before.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MIB = 2**20
 
 
 def make_trainer(layers, steps=1, width=2048):
-    """Layers of 4.2 M parameters each, unless they are narrower."""
+    """Returns a trainer of layers with 4.2 M parameters each, for the default width."""
     model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers)))
     trainer = create_supervised_trainer(
         model,
@@ -47,7 +47,7 @@ def make_trainer(layers, steps=1, width=2048):
 
 
 def save_state(trainer, folder):
-    """Into a new folder, and the former goes after it, as one does who cannot lose both."""
+    """Saves into a new folder and then removes the former one, so that one is always whole."""
     former, new = folder / "theirs", folder / "theirs-new"
     trainer.accelerator.save_state(str(new))
     sync_tree(new)
@@ -59,7 +59,7 @@ def writer_into(folder, trainer, **options):
     writer = CheckpointWriter(
         SaveCheckpoint(folder, keep_last=1, **options), trainer, lambda folder: None
     )
-    writer._saved_at = None  # as if a step had been since
+    writer._saved_at = None  # else the writer skips a second save of the same step
     return writer
 
 
@@ -68,7 +68,7 @@ def save(trainer, folder):
 
 
 def save_in_background(trainer, folder):
-    """As within a run, which holds the lock: a save between runs waits for its end."""
+    """Saves as during a run, which holds the lock; a save between runs does not return early."""
     writer = writer_into(folder / "behind", trainer, background=True)
     writer.lock.take()
     writer.save(trainer)
@@ -105,13 +105,13 @@ LOADS = {
 
 
 def seconds_of(ways, trainer, folder, *, is_reversed=False):
-    """What each way blocks for, one after the other."""
+    """Returns the seconds for which each way blocks, one after the other."""
     taken = {}
     for name in reversed(ways) if is_reversed else ways:
-        act = ways[name]
-        os.sync()  # what others have left to be written is not charged to it
+        save_or_load = ways[name]
+        os.sync()  # or this way would also wait for the writes of the one before
         began = time.perf_counter()
-        wait = act(trainer, folder)
+        wait = save_or_load(trainer, folder)
         taken[name] = time.perf_counter() - began
         if wait is not None:
             wait()
@@ -131,8 +131,8 @@ def peak_of(name, layers, folder):
 
 
 def table(ways, trainer, folder, options):
-    """The first way is the base of the ratios; each peak is that of a process of its own."""
-    seconds_of(ways, trainer, folder)  # files and memory are there from now on
+    """Prints the table; the first way is the base of the ratios, and each peak has its process."""
+    seconds_of(ways, trainer, folder)  # warms up: files and memory exist from now on
     rounds = [
         seconds_of(ways, trainer, folder, is_reversed=number % 2 == 1)
         for number in range(options.rounds)

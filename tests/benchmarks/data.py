@@ -1,13 +1,13 @@
-"""What it costs to enter a pass over the data at any place, beside its beginning. From the root:
+"""Measures the cost of entering a pass over the data in the middle or near its end. From the root:
 
 python -m tests.benchmarks.data --rounds 11
 
-A feed of a loader that gives indices of no data, until its first batch is there: at the beginning
-of a pass, at its middle and before its last batch. Each is measured in a process of its own, forked
-from one that has all imported, which has begun another pass already: CPU seconds, the growth of the
-peak of resident memory, and how many random numbers were drawn (a permutation of n counts n). The
-places take turns within a round, and a ratio is that to the beginning in the same round; the median
-is shown, and the quartiles.
+A feed iterates a loader of bare indices until its first batch: at the beginning of a pass, in its
+middle, and before its last batch. Each case runs in its own process, forked from one that has
+everything imported and has begun another pass. The figures are CPU seconds, the growth of the peak
+of resident memory, and the number of random numbers drawn (a permutation of n counts n). The cases
+take turns within a round, and ratios are to the beginning in the same round; the table shows their
+median and quartiles.
 """
 
 import argparse
@@ -47,8 +47,8 @@ class Indices(Dataset):
         return index
 
 
-class GoneThrough(Sampler):
-    """A sampler of a user's class."""
+class IndexSampler(Sampler):
+    """A sampler of a user's class, which can only be iterated from its beginning."""
 
     def __init__(self, size):
         self.size = size
@@ -67,16 +67,16 @@ SAMPLERS = {
     "SubsetRandomSampler": lambda data: SubsetRandomSampler(range(len(data))),
     "SeedableRandomSampler": SeedableRandomSampler,
     "DistributedSampler": lambda data: DistributedSampler(data, 1, 0),
-    "of a user's class": lambda data: GoneThrough(len(data)),
+    "of a user's class": lambda data: IndexSampler(len(data)),
 }
-# torch draws from up to 2**24 categories.
+# A size must stay below 2**24, the largest number of categories of torch.multinomial.
 SAMPLERS["WeightedRandomSampler"] = lambda data: WeightedRandomSampler(
     torch.ones(len(data)), len(data)
 )
 
 
 def peak():
-    """Of resident memory, in MiB."""
+    """Returns the peak of resident memory, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
@@ -99,7 +99,7 @@ class Draws:
 
 
 def enter(name, size, share):
-    """What the first batch at a place of the pass takes."""
+    """Measures the first batch at a position of the pass."""
     torch.manual_seed(1)
     data = Indices(size)
     loader = DataLoader(data, BATCH, sampler=SAMPLERS[name](data))
@@ -146,7 +146,7 @@ def quartiles(values):
 
 
 def measure(name, size, rounds):
-    """Rows of the table for one sampler and one size."""
+    """Yields the rows of the table for one sampler and one size."""
     found = {place: [] for place in PLACES}
     for number in range(rounds):
         places = [*PLACES.items()]

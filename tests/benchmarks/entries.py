@@ -1,4 +1,7 @@
-"""Who runs, and where it is found; nothing is imported here, so that each imports only its own."""
+"""The contestants by name, and the modules that define them.
+
+Nothing is imported here, so a process imports only the library of its own contestant.
+"""
 
 from dataclasses import dataclass
 
@@ -10,9 +13,9 @@ class Entry:
     """A contestant.
 
     Args:
-        file: of the folder ``contestants``.
-        packages: what it takes to run it, as on PyPI, in addition to what this package needs.
-        as_dicts: whether it asks for batches that are dicts.
+        file: the module in the folder ``contestants``.
+        packages: further requirements to run it, by their names on PyPI.
+        as_dicts: whether its batches are dicts.
     """
 
     file: str

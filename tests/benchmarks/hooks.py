@@ -1,12 +1,11 @@
-"""What the channels cost an iteration: empty, and with one empty context. From the root:
+"""Measures what the channels add to an iteration: empty, and with an empty context. From the root:
 
 python -m tests.benchmarks.hooks
 
-An iteration takes a hundred times as long as what is measured, and varies by more. So the process
-function of a real trainer passes 200 times more than usual through what is measured, and the
-trainer is compared with the same one that calls an empty function instead, in short runs that take
-turns. The difference is taken within each round; a 200th of its median and of its quartiles is
-shown.
+An iteration takes a hundred times as long as its channels, and varies by more. Hence the process
+function of a real trainer enters the channels 200 times more than usual. The trainer is compared
+with one that calls an empty function 200 times, in short runs that take turns. The difference is
+taken within each round; the table shows its median and quartiles, divided by 200.
 """
 
 import statistics
@@ -44,7 +43,7 @@ def nothing(channels):
 
 
 def iteration(channels):
-    """All channels that an iteration and its step pass through."""
+    """Enters all channels of an iteration with a step."""
     with channels.on_step:
         with channels.on_batch:
             with channels.on_model_forward:
@@ -87,7 +86,7 @@ def row(what, plain, other):
         trainer.run()
     taken = []
     for number in range(ROUNDS):
-        order = (0, 1) if number % 2 else (1, 0)  # neither gains from being the second
+        order = (0, 1) if number % 2 else (1, 0)  # the second run of a round may be faster
         times = {which: seconds(trainers[which]) for which in order}
         taken.append((times[1] - times[0]) / BATCHES / PASSAGES * 1e6)
     low, middle, high = statistics.quantiles(taken, n=4)

@@ -1,4 +1,4 @@
-"""What ``import ignite_hooks`` takes more than Ignite and Accelerate, which it needs anyway."""
+"""Times ``import ignite_hooks``, after Ignite and Accelerate, which it imports anyway."""
 
 import os
 import statistics
@@ -17,7 +17,7 @@ TIMED = "{base}; from time import {clock} as t; a = t(); {ours}; print(t() - a)"
 
 
 def milliseconds(clock, ours):
-    """Of a statement in a fresh interpreter that has the base."""
+    """Returns the time of an import in a fresh interpreter that has imported ``BASE``."""
     code = TIMED.format(clock=clock, base=BASE, ours=ours)
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -27,7 +27,7 @@ def milliseconds(clock, ours):
 def main(given):
     os.sched_setaffinity(0, {given.core})
     clock = CLOCKS[given.clock].__name__
-    milliseconds(clock, OURS[-1])  # writes what Python compiles
+    milliseconds(clock, OURS[-1])  # so that Python has written its compiled files
     took = {ours: [] for ours in OURS}
     for number in range(given.rounds):
         turn = number % len(OURS)

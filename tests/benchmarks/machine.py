@@ -1,4 +1,4 @@
-"""What the figures were measured on and with."""
+"""A description of the machine and the versions, for the head of a table."""
 
 import os
 import platform

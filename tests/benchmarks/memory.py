@@ -1,10 +1,10 @@
-"""What the peaks of memory are worth, and what the memory handlers cost. From the root:
+"""Measures how accurate the memory peaks are, and what the memory handlers cost. From the root:
 
 python -m tests.benchmarks.memory
 
-Three tables: a spike of 300 MiB in a step, alive for a given time, as each backend sees it; what an
-iteration costs more, in engines that take turns in short runs, paired within each round; and what a
-long run with all the handlers leaves behind.
+Prints three tables: a spike of 300 MiB in a step, kept for a given time, as each backend sees it;
+the time that handlers add to an iteration, in engines that take turns in short runs, with
+differences within each round; and what a long run with all handlers leaves behind.
 """
 
 import gc
@@ -36,7 +36,7 @@ KINDS = {"minibatch": True, "epoch": True, "experience": True}
 
 
 def spike(milliseconds):
-    """Takes what is measured from the system and gives it back, as glibc does with large blocks."""
+    """Maps and unmaps ``SPIKE`` MiB, as glibc does for large blocks, so that the peak is real."""
     with mmap(-1, SPIKE * MIB, MAP_PRIVATE | MAP_ANONYMOUS) as block:
         block[:: 2**12] = bytes(SPIKE * MIB // 2**12)
         until = time.perf_counter() + milliseconds / 1000
@@ -45,10 +45,10 @@ def spike(milliseconds):
 
 
 def peaks_of_spike(milliseconds, **options):
-    """How much each metric sees of one spike in the third of five iterations, in MiB."""
+    """Returns how much each metric sees of a spike in the third of five iterations, in MiB."""
 
-    def peaks(act):
-        engine = Engine(lambda engine, batch: act() if batch == 3 else None)
+    def peaks(allocate):
+        engine = Engine(lambda engine, batch: allocate() if batch == 3 else None)
         for metric in ram_usage_metrics(**KINDS, **options):
             metric.attach(engine)
         seen = []
@@ -98,7 +98,7 @@ def attached(engine, handlers):
 
 
 class Clocked:
-    """Batches that take the time whenever one is asked for."""
+    """Batches that record the time at which each one is requested."""
 
     def __init__(self, batches):
         self.batches = batches
@@ -114,7 +114,7 @@ class Clocked:
 
 
 def microseconds(engine, batches):
-    """The median time of an iteration in one short run, its beginning and its end not counted."""
+    """Returns the median time of an iteration in one short run, without its beginning and end."""
     data = Clocked(batches)
     engine.run(data)
     steps = zip(data.times[5:], data.times[4:], strict=False)
@@ -122,7 +122,7 @@ def microseconds(engine, batches):
 
 
 def cost(make_engine, kinds, batches, rounds):
-    """Prints what each kind adds to an iteration; the first is the base. They take turns."""
+    """Prints the time that each set of handlers adds to an iteration; the first is the base."""
     engines = {name: make_engine(make()) for name, make in kinds.items()}
     taken = {name: [] for name in engines}
     for number in range(rounds):
@@ -138,7 +138,7 @@ def cost(make_engine, kinds, batches, rounds):
 
 
 def listeners():
-    """Two handlers that do nothing: the least that something at both ends of an iteration costs."""
+    """Returns a pair of empty handlers: the least that any measurement of an iteration costs."""
 
     class Listeners:
         def attach(self, engine):

@@ -23,10 +23,11 @@ from tests.benchmarks.work import Work
 
 
 def run(name, model, accumulation, iterations, clock):
-    """The times of the stretches, in µs per iteration, and the weights."""
+    """Returns the times of the stretches, in µs per iteration, and the weights."""
     entry = CONTESTANTS[name]
     train = getattr(importlib.import_module(f"tests.benchmarks.contestants.{entry.file}"), name)
-    length = WARM_UP + iterations + STRETCH  # the last ones are not timed: a run may end early
+    # The last stretch is not timed, because the end of the run falls into it.
+    length = WARM_UP + iterations + STRETCH
     work = Work.of(model, accumulation, length, CLOCKS[clock], entry.as_dicts)
     train(work)
     if work.data.given != length:

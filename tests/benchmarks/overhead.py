@@ -1,11 +1,11 @@
-"""What the trainer costs beside a plain PyTorch loop, and beside other trainers. From the root:
+"""Compares the trainer with a plain PyTorch loop and with other trainers. From the root:
 
 python -m tests.benchmarks.overhead [--rounds 7] [--model linear] [--accumulation 1 4]
 python -m tests.benchmarks.overhead --import-time | --scaling | --soak | --upstream
 
-Each contestant runs in a process of its own, on one core with one thread, in rounds that take every
-contestant once, each round in another order. Ratios and differences are those to the raw loop of
-the same round. How it is measured, and what came of it, is in the README beside this file.
+Each contestant runs in its own process, on one core with one thread. A round runs every contestant
+once, in a random order. Ratios and differences are to the raw loop of the same round. The README
+beside this file describes the method and the results.
 """
 
 import argparse

@@ -4,8 +4,9 @@ From the root:
 
 python -m tests.benchmarks.processes [--rounds 9] [--width 16 1024] [--accumulation 1 4]
 
-Two gloo processes are forked after the imports, each with one thread. The contestants
-take turns within them, so that a ratio is one of the same minute; see the README beside this file.
+Two gloo processes are forked after the imports, each with one thread. The contestants take turns
+within them, so that a ratio compares runs of the same minute. The README beside this file has the
+results.
 """
 
 import argparse
@@ -47,7 +48,7 @@ RANKS = 2
 FEATURES = 16
 BATCHES = 60
 PASSES = 4
-"""In each turn; the second and the third are timed, since runs begin and end in the others."""
+"""The passes of each turn. The first and the last are not timed: a run begins or ends in them."""
 
 NEVER = 10**9
 ENDED_AT = 50
@@ -61,11 +62,11 @@ BASES = {
     "ours_clipped": "raw_clipped",
     "ours_wired": "raw_clipped",
 }
-"""The contestants, and the loop that does the same work."""
+"""The contestants, and for each the loop that does the same work."""
 
 
 class Passes(list):
-    """Batches that tell when a pass begins."""
+    """Batches that notify ``PASSING`` when a pass begins."""
 
     def __init__(self, batches, name):
         super().__init__(batches)
@@ -77,7 +78,7 @@ class Passes(list):
 
 
 class Passing:
-    """The times at which passes began, and what gloo was given in the second one of a turn."""
+    """The times at which passes began, and the collectives of the second pass of a turn."""
 
     def __init__(self):
         self.times = []
@@ -100,8 +101,8 @@ class Passing:
     def count(self):
         """Counts the collectives and drops the profiler.
 
-        The trainer looks for states in what its data can reach, in each pass, and the events of a
-        profiler are thousands of objects.
+        In each pass the trainer searches the objects that its data refer to for states, and a
+        profiler has thousands of events.
         """
         for event in self.profiler.key_averages():
             if event.key.startswith("gloo:"):
@@ -110,23 +111,23 @@ class Passing:
 
     @property
     def seconds(self):
-        """An epoch's, of those that neither begin nor end a run."""
+        """The mean seconds of the passes in which no run begins or ends."""
         _, *steady = self.times
         return statistics.mean(later - earlier for earlier, later in pairwise(steady))
 
 
 PASSING = {}
-"""Of each contestant, by name."""
+"""The ``Passing`` of each contestant, by name."""
 
 
 class Contestant:
     """A way to train; ``turn`` trains for some passes over its batches.
 
     Args:
-        name: of ``BASES``.
-        width: that of the hidden layer.
-        accelerator: of all contestants.
-        folder: for checkpoints.
+        name: a key of ``BASES``.
+        width: the width of the hidden layer.
+        accelerator: the accelerator of all contestants.
+        folder: the folder for checkpoints.
     """
 
     def __init__(self, name, width, accelerator, folder):
@@ -150,7 +151,7 @@ class Contestant:
         return ExponentialLR(self.optimizer, DECAY)
 
     def make_raw(self, folder, max_norm=None):
-        """The loop that one writes with DDP alone."""
+        """Returns a plain loop with DDP."""
         model, optimizer = DistributedDataParallel(self.model), self.optimizer
         accumulation = self.accelerator.gradient_accumulation_steps
         scheduler = None if max_norm is None else self.scheduler()
@@ -215,7 +216,7 @@ class Contestant:
         )
 
     def make_ours_wired(self, folder):
-        """Adds all that waits for its time."""
+        """Adds handlers on schedules that are not due in the run."""
         evaluator = create_supervised_evaluator(self.model, {}, accelerator=self.accelerator)
         return self.make_ours_clipped(
             folder,
@@ -270,20 +271,20 @@ def table(width, accumulation, found):
 
 
 def end(rank, folder, way, pipe):
-    """Trains until rank 1 stops or fails, which it tells the time of."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # tracebacks that are meant
+    """Trains until rank 1 stops or fails; rank 1 sends the time through the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides the tracebacks, which are expected
     accelerator = Accelerator(cpu=True)
     contestant = Contestant("ours_wired", FEATURES, accelerator, folder)
     trainer = contestant.trainer
 
     @trainer.on(TrainEvents.STEP_COMPLETED(once=ENDED_AT))
-    def act():
+    def stop_or_fail():
         if rank == 1:
             pipe.send(time.monotonic())
             if way == "stop":
                 trainer.terminate()
             else:
-                raise ArithmeticError("rank 1 has had it")
+                raise ArithmeticError("rank 1 failed")
 
     try:
         trainer.run(max_epochs=NEVER)
@@ -302,13 +303,13 @@ WAYS = {
 
 
 def seconds_to_end(way, folder, limit):
-    """Returns the seconds until the last rank has ended, None past the limit; and exit codes."""
+    """Returns the seconds until the last rank ended (None past the limit) and the exit codes."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     with forked(end, folder, way, sender) as processes:
         if not receiver.poll(limit):
             raise RuntimeError(f"no rank came to step {ENDED_AT} within {limit} s")
         start = receiver.recv()
-        # The process that stays is not waited for, but killed with what has not ended.
+        # The process that stays never ends by itself; ``forked`` kills it.
         waiting = processes[:1] if way == "crash, and the process stays" else processes
         for each in waiting:
             each.join(max(0, start + limit - time.monotonic()))
@@ -346,8 +347,8 @@ def forked(function, folder, *arguments):
 
 
 def be_rank(function, rank, port, *arguments):
-    """Makes the process what torchrun makes of one, and calls the function there."""
-    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler logs to stderr
+    """Sets up the process as torchrun does, and calls the function in it."""
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # else the profiler logs to stderr
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
     os.environ.update({name: str(value) for name, value in variables.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

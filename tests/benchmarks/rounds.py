@@ -1,4 +1,4 @@
-"""Contestants by turns, and the table of what they took."""
+"""Rounds that run the contestants in turns, and the table of their times."""
 
 import os
 import random
@@ -22,13 +22,13 @@ HEADER = (
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",  # nothing here has to be asked from anywhere
+    "HF_HUB_OFFLINE": "1",  # no contestant needs the network
     "PYTHONHASHSEED": "0",
 }
 
 
 def difference(weights, reference):
-    """The largest between two sets of weights; 0.0 means that they are the same bit by bit."""
+    """Returns the largest difference of two sets of weights; 0.0 if they are equal bit by bit."""
     if weights.keys() != reference.keys():
         return float("inf")
     if all(torch.equal(weights[name], reference[name]) for name in reference):
@@ -38,14 +38,14 @@ def difference(weights, reference):
 
 
 class Rounds:
-    """Runs of some contestants at the same work, each as often as the others.
+    """Runs contestants at the same work, each once per round.
 
     Args:
         names: the contestants; the first is "raw".
         model: a key of ``MODELS``.
-        accumulation: batches to a step.
-        iterations: how many are timed.
-        core: all run on this one.
+        accumulation: the number of batches per step.
+        iterations: the number of iterations that are timed.
+        core: the core that all contestants run on.
         clock: a key of ``CLOCKS``.
     """
 
@@ -82,7 +82,7 @@ class Rounds:
         self.weights[name] = found["weights"]
 
     def table(self):
-        """Those that did the same work, the quickest first; then the others, without a rank."""
+        """Returns the table: first the contestants with equal weights, by time, then the others."""
         if "raw" in self.missing:
             raise RuntimeError(f"the raw loop failed: {self.missing['raw']}")
         present = [name for name in self.names if name not in self.missing]
@@ -105,7 +105,7 @@ class Rounds:
         return f"| `{name}` | {cells} | {verdict} |"
 
     def _ratios(self, name):
-        """The lower quartile, the median and the upper quartile."""
+        """Returns the quartiles and the median of the ratios: lower, median, upper."""
         runs = zip(self.found[name], self.found["raw"], strict=True)
         ratios = [statistics.mean(mine) / statistics.mean(raw) for mine, raw in runs]
         return statistics.quantiles(ratios * (2 if len(ratios) == 1 else 1), method="inclusive")

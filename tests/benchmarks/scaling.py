@@ -1,6 +1,6 @@
-"""What an iteration takes more with handlers that wait, with parameters, with length, with epochs.
+"""Measures how an iteration scales with waiting handlers, parameters, length and epochs.
 
-All in one process, in short runs by turns.
+Everything runs in one process, in short runs that take turns.
 """
 
 import os
@@ -24,7 +24,7 @@ NEVER = 10**6
 
 
 class Many(torch.nn.Module):
-    """A model of ``number`` tensors of parameters, of which each takes part."""
+    """A model of ``number`` parameter tensors, all of which take part in the output."""
 
     def __init__(self, number):
         super().__init__()
@@ -51,7 +51,7 @@ def make_trainer(model=None):
 
 
 def runner(model=None, handlers=0, event=None):
-    """Runs a trainer over some batches."""
+    """Returns a function that runs a trainer over batches."""
     trainer = make_trainer(model)
     for _ in range(handlers):
         handler = ClearCache() if event else ClearCache(every_steps=NEVER)
@@ -73,7 +73,7 @@ def raw_runner(model):
 
 
 class Clocked(list):
-    """Batches that take the time whenever one is asked for."""
+    """Batches that record the time at which each one is requested."""
 
     clock = staticmethod(time.perf_counter)
 
@@ -85,14 +85,14 @@ class Clocked(list):
 
 
 def iteration(run, data):
-    """The median time of one iteration in a short run, in µs."""
+    """Returns the median time of an iteration in a short run, in µs."""
     run(data)
     steps = zip(data.times[11:], data.times[10:], strict=False)
     return statistics.median(later - earlier for later, earlier in steps) * 1e6
 
 
 def row(what, base, other, data, rounds):
-    """Prints what ``other`` takes more than ``base``."""
+    """Prints the time that ``other`` takes in addition to ``base``."""
     taken = []
     for number in range(rounds):
         order = (0, 1) if number % 2 else (1, 0)
@@ -104,7 +104,7 @@ def row(what, base, other, data, rounds):
 
 
 def by_length(length=20_000, part=2_000):
-    """An iteration at the beginning and at the end of one long run."""
+    """Returns the µs of an iteration at the beginning and at the end of one long run."""
     data = Clocked(batches(50) * (length // 50))
     make_trainer().run(data)
     steps = [later - earlier for later, earlier in zip(data.times[1:], data.times, strict=False)]
@@ -112,7 +112,7 @@ def by_length(length=20_000, part=2_000):
 
 
 def by_epochs(iterations=2_000, epochs=200):
-    """The same number of iterations in one epoch and in many."""
+    """Returns the µs of an iteration, for the same number of them in one epoch and in many."""
     took = []
     for number in (1, epochs):
         trainer, data = make_trainer(), batches(iterations // number)
@@ -124,7 +124,7 @@ def by_epochs(iterations=2_000, epochs=200):
 
 
 def collection():
-    """The time of one full collection, in ms."""
+    """Returns the time of one full garbage collection, in ms."""
     collect, trainer = GarbageCollector(), make_trainer()
     start = Clocked.clock()
     collect(trainer)

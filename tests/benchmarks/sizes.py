@@ -1,13 +1,13 @@
-"""How much is trained, and by which clock; known without importing torch."""
+"""The amount of work and the clocks; a module of its own to be read without importing torch."""
 
 import time
 
 __all__ = ["CLOCKS", "MODELS", "STRETCH", "WARM_UP"]
 
-# The second does not run while others have the core: for a machine that is not quiet.
+# "cpu" does not advance while other processes have the core: for a machine that is not idle.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 WARM_UP = 300
-STRETCH = 100  # iterations between two looks at the clock; a multiple of each accumulation
+STRETCH = 100  # iterations between two readings of the clock; a multiple of each accumulation
 
 MODELS = {"linear": 4000, "convs": 300, "transformer": 300}  # iterations that are timed

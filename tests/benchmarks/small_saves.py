@@ -1,11 +1,11 @@
-"""What a save of a small model costs, within a run, beside others'. From the root:
+"""Compares a save of a small model during a run with other ways to save it. From the root:
 
 python -m tests.benchmarks.small_saves
 
-Ten layers with Adam; the files hold three times the model. The ways take turns, one save of each
-at each step of one run, and the ratios are paired within a step. Each keeps the former save until
-the new one is on the disk. System calls are those of a process under strace, of all its threads,
-from the beginning of a save until nothing is being written any more.
+The model has ten layers with Adam, so the files hold three times its size. At each step of one run
+each way saves once, in turns, and ratios are taken within a step. Each way keeps the former save
+until the new one is on the disk. System calls are counted in a process under strace, in all its
+threads, from the beginning of a save until everything is written.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from tests.benchmarks.checkpoint import writer_into
 
 MODELS = {"100 kB": 50, "10 MB": 500}  # the width of the layers
 LAYERS = 10
-MARKS = "/a save begins", "/a save has ended"  # looked for by name, which strace shows
+MARKS = "/a save begins", "/a save has ended"  # paths that are looked up, which strace shows
 
 
 def torch_save(trainer, folder):
-    """Model and optimizer alone, in one file."""
+    """Saves only model and optimizer, in one file."""
     new = folder / "torch-new.pt"
     states = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
     with new.open("wb") as file:
@@ -46,7 +46,7 @@ def torch_save(trainer, folder):
 
 
 class Ours:
-    """A ``SaveCheckpoint`` as it saves within a run, which holds the lock."""
+    """A ``SaveCheckpoint`` that saves as during a run, which holds the lock."""
 
     def __init__(self, trainer, folder, **options):
         self.writer = writer_into(folder, trainer, **options)
@@ -66,21 +66,22 @@ def ways_of(trainer, folder):
     }
 
 
-def at_each_step(width, steps, act):
-    """Calls ``act`` with a trainer, a folder and the ways after each step.
+def at_each_step(width, steps, callback):
+    """Calls ``callback`` with a trainer, a folder and the ways to save after each step.
 
-    It is no handler: a save looks into those, and would find the ways, which change each time.
+    The callback is not a handler: a save searches handlers for states, and would find the ways to
+    save, which change each time.
     """
     trainer = make_trainer(LAYERS, steps=0, width=width)
     with tempfile.TemporaryDirectory() as folder:
         ways = ways_of(trainer, Path(folder))
         for step in range(1, steps + 1):
             trainer.run(max_steps=step)
-            act(trainer, Path(folder), ways)
+            callback(trainer, Path(folder), ways)
 
 
 def milliseconds(width, rounds):
-    """What each way blocks for, at each step."""
+    """Returns the milliseconds for which each way blocks, at each step."""
     found = []
 
     def measure(trainer, folder, ways):
@@ -94,13 +95,13 @@ def milliseconds(width, rounds):
         found.append(taken)
 
     at_each_step(width, rounds + 2, measure)
-    return found[2:]  # the first ones make folders, and remove none
+    return found[2:]  # the first saves create folders, and remove no older checkpoint
 
 
 def save_between_marks(name, width):
-    """Saves three times in one way; the last time between two marks."""
+    """Saves three times in one way, and marks the last save for strace."""
 
-    def act(trainer, folder, ways):
+    def save(trainer, folder, ways):
         if trainer.state.optimizer_step == 3:
             os.path.exists(MARKS[0])
         wait = ways[name](trainer, folder)
@@ -109,11 +110,11 @@ def save_between_marks(name, width):
         if trainer.state.optimizer_step == 3:
             os.path.exists(MARKS[1])
 
-    at_each_step(width, 3, act)
+    at_each_step(width, 3, save)
 
 
 def system_calls(name, width):
-    """Returns the names of the system calls of a save; None without strace."""
+    """Returns the names of the system calls of a save, or None without strace."""
     if shutil.which("strace") is None:
         return None
     with tempfile.NamedTemporaryFile("r") as file:

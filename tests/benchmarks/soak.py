@@ -1,4 +1,4 @@
-"""Whether a long run keeps anything: memory and objects at its first quarter and at its end."""
+"""Shows whether a long run leaks: memory and objects at each quarter of it."""
 
 import gc
 import os

@@ -1,6 +1,6 @@
-"""What some lines of Accelerate and Ignite cost, beside the same code with a line changed.
+"""Compares some lines of Accelerate and Ignite with faster ones.
 
-Each is called in place, as a loop would call it, and then with its remedy, by turns.
+Each case is called as a loop calls it, as it is and with its remedy, in turns.
 """
 
 import functools
@@ -26,7 +26,7 @@ from tests.benchmarks.work import Linear
 
 
 def prepared(model):
-    """With gradients."""
+    """Returns accelerator, model and optimizer, prepared, with gradients in place."""
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1e-9))
     for parameter in model.parameters():
@@ -35,7 +35,7 @@ def prepared(model):
 
 
 def step():
-    """``step`` looks for the package ``lomo_optim`` on the path, twice each time."""
+    """Times ``step``, which searches the path for the package ``lomo_optim`` twice per call."""
     _, _, optimizer = prepared(Linear())
     looks_up = accelerate.optimizer.is_lomo_available
     cached = functools.lru_cache(looks_up)
@@ -52,10 +52,10 @@ def step():
 
 
 def zero_grad():
-    """``zero_grad`` asks for the signature of the optimizer's own each time."""
+    """Times ``zero_grad``, which inspects the signature of the optimizer's method in each call."""
     _, _, optimizer = prepared(Linear())
 
-    def remedied():  # the signature was looked at when the optimizer was wrapped
+    def remedied():  # as if the signature was inspected once, in __init__
         if optimizer.gradient_state.sync_gradients:
             optimizer.optimizer.zero_grad(set_to_none=True)
 
@@ -63,7 +63,7 @@ def zero_grad():
 
 
 def clip_of(make_model):
-    """``clip_grad_norm_`` sorts the parameters by mesh where none is a DTensor."""
+    """Times ``clip_grad_norm_``, which sorts parameters by mesh even if none is a DTensor."""
 
     def clip():
         accelerator, model, _ = prepared(make_model())
@@ -79,12 +79,12 @@ def clip_of(make_model):
 
 
 def with_lines(name, *changes):
-    """An engine, and one in which some lines of a method are others."""
+    """Returns an engine, and a second one with some lines of a method replaced."""
     plain, remedied = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
     source = textwrap.dedent(inspect.getsource(getattr(Engine, name)))
     for line, other in changes:
         if line not in source:
-            raise RuntimeError(f"this version of Ignite has another line than {line}")
+            raise RuntimeError(f"this version of Ignite does not have the line {line}")
         source = source.replace(line, other)
     names = {}
     exec(source, vars(ignite.engine.engine), names)
@@ -93,7 +93,7 @@ def with_lines(name, *changes):
 
 
 def fire():
-    """``_fire_event`` formats its message for the log before it is known whether one is wanted."""
+    """Times ``_fire_event``, which formats a log message even if it is not logged."""
     eager = 'f"{self.state.epoch} | {self.state.iteration}, Firing handlers for event {event_name}"'
     lazy = (
         '"%s | %s, Firing handlers for event %s", '
@@ -105,7 +105,7 @@ def fire():
 
 
 def fire_custom():
-    """``fire_event`` looks for the event in a list, whose entries compare in Python."""
+    """Times ``fire_event``, which searches a list of events that compare in Python."""
     plain, remedied = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
     event = TrainEvents.STEP_COMPLETED
     for engine in (plain, remedied):
@@ -115,7 +115,7 @@ def fire_custom():
 
 
 def filtered():
-    """A filter looks for the counter of its event twice each time, by hash and equality."""
+    """Times a filter, which looks up the counter of its event twice, by hash and equality."""
     before = "    @functools.wraps(handler)"
     attribute = "    attribute = State.event_to_attr[event_name]\n"
     engines = with_lines(

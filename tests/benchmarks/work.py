@@ -1,4 +1,4 @@
-"""What every contestant trains: the same model, data, optimizer and scheduler, under one clock."""
+"""The work of every contestant: the same model, data, optimizer and scheduler, and one clock."""
 
 import time
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ DECAY = 0.9995
 
 
 class Batches(Dataset):
-    """Whole batches, made before the run; takes the time at every ``STRETCH``-th of them.
+    """Batches that are created before the run, and record the time at every ``STRETCH``-th of them.
 
-    The contestant's set-up comes before the first time and its end after the last one. One that
-    fetches some batches ahead sees all times equally early.
+    The set-up of a contestant comes before the first time, and its end after the last one. If a
+    contestant fetches batches ahead, all times are early by the same amount.
     """
 
     def __init__(self, x, y, length, clock, as_dicts=False):
         self.clock = clock
         self.batches = list(zip(x, y, strict=True))
-        if as_dicts:  # for those that ask for it
+        if as_dicts:
             self.batches = [{"x": x, "labels": y} for x, y in self.batches]
         self.length = length
         self.given = 0
@@ -51,7 +51,7 @@ class Linear(torch.nn.Linear):
 
 
 class Convs(torch.nn.Sequential):
-    """As many tensors of parameters as a ResNet-50 has, and next to nothing in them."""
+    """A model with as many parameter tensors as a ResNet-50, all of them tiny."""
 
     shape = (2, 4, 4, 4)
 
@@ -75,11 +75,11 @@ KINDS = dict(zip(MODELS, (Linear, Convs, Transformer), strict=True))
 
 @dataclass
 class Work:
-    """All of it, for one contestant; it trains ``model`` in place, for one epoch over ``loader``.
+    """The work of one contestant, which trains ``model`` in place for one epoch over ``loader``.
 
-    The learning rate falls at every step, so that a step or a move of the scheduler that is left
-    out shows in the weights. Losses are averaged over ``accumulation`` batches, and the gradient of
-    each step is clipped.
+    Losses are averaged over ``accumulation`` batches, and the gradient of each step is clipped. The
+    learning rate falls at every step, so the weights show if a contestant leaves out a step or a
+    move of the scheduler.
     """
 
     model: torch.nn.Module

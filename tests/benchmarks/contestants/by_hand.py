@@ -1,4 +1,4 @@
-"""Loops as one writes them: with PyTorch alone, with Accelerate, with Ignite, with both."""
+"""Loops written by hand: with PyTorch alone, with Accelerate, with Ignite, and with both."""
 
 from accelerate import Accelerator
 from ignite.engine import Engine

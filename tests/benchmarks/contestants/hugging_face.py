@@ -11,7 +11,7 @@ __all__ = ["hf_trainer"]
 
 
 class SupervisedTrainer(Trainer):
-    """Its batches are dicts. It would build loaders itself; here it takes the one given."""
+    """A Trainer that uses the given loader instead of building its own; batches are dicts."""
 
     def __init__(self, work, args):
         super().__init__(work.model, args, optimizers=(work.optimizer, work.scheduler()))

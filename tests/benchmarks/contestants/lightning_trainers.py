@@ -1,4 +1,4 @@
-"""Lightning's Trainer, in its own mode for measurements of overhead, and Fabric."""
+"""Lightning's Trainer, with ``barebones=True`` for measurements of overhead, and Fabric."""
 
 import lightning.pytorch as pl
 from lightning.fabric import Fabric

@@ -28,7 +28,7 @@ class Model(BaseModel):
 
 
 def mmengine(work):
-    """Its schedulers move with each batch, whatever is accumulated: hence the StepLR."""
+    """Trains with a StepLR, because MMEngine moves schedulers with each batch of a window."""
     optimizer = OptimWrapper(
         work.optimizer,
         accumulative_counts=work.accumulation,

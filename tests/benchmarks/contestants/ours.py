@@ -36,7 +36,7 @@ def nothing(engine):
 
 
 def make_bare(work, **wired):
-    """With what the raw loop does: the optimizer, the scheduler and clipping."""
+    """Returns a trainer that does the work of the raw loop: optimizer, scheduler and clipping."""
     return create_supervised_trainer(
         work.model,
         work.optimizer,
@@ -50,7 +50,7 @@ def make_bare(work, **wired):
 
 
 def make_wired(work, folder):
-    """All that waits for its time, of which only the cache's comes (and there is none on a CPU)."""
+    """Adds handlers on schedules; only ``ClearCache`` is due, and has no cache on a CPU."""
     return make_bare(
         work,
         validation=Validation(lambda: None, every_steps=NEVER),
@@ -60,7 +60,7 @@ def make_wired(work, folder):
 
 
 def make_everything(work, folder):
-    """With measurements, an empty context on each channel, and a metric."""
+    """Adds memory peaks, an empty context on each channel, and a running average."""
     trainer = make_wired(work, folder)
     add_contexts(trainer)
     MinibatchMaxRAM(every_iterations=100).attach(trainer)
@@ -70,7 +70,7 @@ def make_everything(work, folder):
 
 
 def make_listened(work, folder):
-    """With something to call, though not to do, wherever something can be called."""
+    """Adds an empty listener to each event and an empty context to each channel."""
     trainer = make_wired(work, folder)
     add_contexts(trainer)
     for event in TrainEvents:
