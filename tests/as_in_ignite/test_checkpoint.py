@@ -86,7 +86,7 @@ def test_model_checkpoint_is_called_with_what_it_saves(side, tmp_path):
     assert saved.keys() == made.model.state_dict().keys()
 
 
-def test_a_checkpoint_that_holds_itself_goes_on_with_its_list(side, tmp_path):
+def test_a_checkpoint_that_saves_itself_resumes_its_list(side, tmp_path):
     made = side.supervised()
 
     def checkpoint():
@@ -103,7 +103,7 @@ def test_a_checkpoint_that_holds_itself_goes_on_with_its_list(side, tmp_path):
     assert names_in(tmp_path) == ["model_6.pt", "model_8.pt"]
 
 
-def test_the_saved_event_comes_with_each_save(side, tmp_path):
+def test_the_saved_event_fires_with_each_save(side, tmp_path):
     made = side.supervised()
     checkpoint = Checkpoint({"model": made.model}, DiskSaver(tmp_path), n_saved=1)
     made.engine.register_events(Checkpoint.SAVED_CHECKPOINT)

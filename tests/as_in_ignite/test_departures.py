@@ -1,4 +1,4 @@
-"""The table of departures is whole: each entry is tested, and each has a reason."""
+"""The table of differences is complete: each has a reason and a test, and README shows it."""
 
 import ast
 from pathlib import Path

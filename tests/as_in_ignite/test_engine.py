@@ -225,7 +225,7 @@ ENDS_OF_DATA = [
 
 
 @pytest.mark.parametrize(("batches", "epoch_length", "epochs", "ends"), ENDS_OF_DATA)
-def test_how_often_each_event_comes(side, batches, epoch_length, epochs, ends):
+def test_how_often_each_event_fires(side, batches, epoch_length, epochs, ends):
     engine = side.engine()
     events = listen(engine, *EVENTS_OF_RUNS)
     engine.run(list(range(batches)), max_epochs=epochs, epoch_length=epoch_length)
@@ -414,7 +414,7 @@ def test_without_data_a_longer_run_continues(side):
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
-def test_a_failure_leaves_run_as_the_same_object(side, error):
+def test_run_raises_the_original_exception(side, error):
     def fail(batch):
         raise error
 
@@ -425,7 +425,7 @@ def test_a_failure_leaves_run_as_the_same_object(side, error):
 
 
 @pytest.mark.parametrize("event", OF_A_WHOLE_RUN)
-def test_a_failure_in_a_handler_leaves_run(side, event):
+def test_run_raises_the_failure_of_a_handler(side, event):
     engine, later = side.engine(), []
     engine.add_event_handler(event, lambda: 1 / 0)
     engine.add_event_handler(event, lambda: later.append(event))

@@ -13,8 +13,8 @@ from tests.as_in_ignite.sides import listen
 from tests.as_in_ignite.sides import short_id
 
 
-class Own(EventEnum):
-    """Events that no engine knows unless they are registered."""
+class CustomEvents(EventEnum):
+    """Custom events, which an engine does not know until they are registered."""
 
     HALF_DONE = "half_done"
     ALL_DONE = "all_done"
@@ -24,14 +24,14 @@ COUNTED = {"ITERATION": "iteration", "GET": "iteration", "EPOCH": "epoch"}
 
 
 def called_at(engine, event):
-    """A list of the iterations, or epochs, in which a handler of ``event`` is called."""
+    """Returns a list that grows by the iteration, or epoch, in which ``event`` calls a handler."""
     seen, attribute = [], COUNTED[event.name.split("_")[0]]
     engine.add_event_handler(event, lambda e: seen.append(getattr(e.state, attribute)))
     return seen
 
 
 def plain_mock():
-    """A mock that has not any attribute that Ignite may ask a handler for."""
+    """Returns a mock without the attributes that Ignite looks for on a handler."""
     return create_autospec(lambda engine: None)
 
 
@@ -80,17 +80,19 @@ def test_a_filter_function_gets_the_engine_and_the_number(side):
     assert asked == [(engine, 1), (engine, 2)]
 
 
-def test_a_filter_goes_by_what_handlers_before_it_wrote(side):
+def test_a_filter_sees_counters_that_earlier_handlers_wrote(side):
     engine, seen = side.engine(), []
     engine.state.alpha = 0
-    engine.register_events(Own.ALL_DONE, event_to_attr={Own.ALL_DONE: "alpha"})
+    engine.register_events(CustomEvents.ALL_DONE, event_to_attr={CustomEvents.ALL_DONE: "alpha"})
 
     @engine.on(Events.ITERATION_COMPLETED)
     def count():
         engine.state.alpha += 10
-        engine.fire_event(Own.ALL_DONE)
+        engine.fire_event(CustomEvents.ALL_DONE)
 
-    engine.add_event_handler(Own.ALL_DONE(every=20), lambda engine: seen.append(engine.state.alpha))
+    engine.add_event_handler(
+        CustomEvents.ALL_DONE(every=20), lambda engine: seen.append(engine.state.alpha)
+    )
     engine.run(range(4))
     assert seen == [20, 40]
 
@@ -212,7 +214,7 @@ def test_a_handler_that_cannot_be_called_is_an_error(side, handler, args, kwargs
 
 def test_an_unknown_event_is_an_error(side):
     engine = side.engine()
-    for add in (engine.on("unknown"), engine.on(Own.ALL_DONE)):
+    for add in (engine.on("unknown"), engine.on(CustomEvents.ALL_DONE)):
         with pytest.raises(ValueError, match="is not a valid event"):
             add(print)
     with pytest.raises(ValueError, match="is not a valid event"):
@@ -239,7 +241,7 @@ def test_a_handle_removes_its_handler(side):
     assert not engine.has_event_handler(handler, Events.EPOCH_STARTED)
     handle.remove()
     assert not engine.has_event_handler(handler)
-    handle.remove()  # once more does no harm
+    handle.remove()  # a second call has no effect
     engine.run(range(1))
     handler.assert_not_called()
 
@@ -298,7 +300,7 @@ def test_a_handler_that_removes_itself_skips_no_other(side):
     assert seen == ["once", "always", "always"]
 
 
-def test_a_handler_that_was_removed_by_another_has_its_turn(side):
+def test_a_handler_removed_while_its_event_fires_is_called(side):
     engine, seen = side.engine(), []
     last = lambda engine: seen.append("last")  # noqa: E731
 
@@ -345,12 +347,14 @@ def test_a_handler_that_was_added_after_a_removal(side):
 
 
 def test_custom_events_are_fired_by_users(side):
-    fired = [Own.HALF_DONE, "mine"]
+    fired = [CustomEvents.HALF_DONE, "mine"]
     engine = side.engine(lambda batch: [engine.fire_event(event) for event in fired])
-    engine.register_events(*Own, "mine")
-    assert all(engine.has_registered_events(event) for event in [*Own, "mine", Events.STARTED])
+    engine.register_events(*CustomEvents, "mine")
+    assert all(
+        engine.has_registered_events(event) for event in [*CustomEvents, "mine", Events.STARTED]
+    )
     assert not engine.has_registered_events("other")
-    handlers = {event: Mock() for event in [*fired, Own.ALL_DONE]}
+    handlers = {event: Mock() for event in [*fired, CustomEvents.ALL_DONE]}
     for event, handler in handlers.items():
         engine.add_event_handler(event, handler)
     engine.run(range(3))
@@ -359,17 +363,22 @@ def test_custom_events_are_fired_by_users(side):
 
 def test_custom_events_count_by_their_attribute(side):
     engine = side.engine()
-    engine.register_events(*Own, event_to_attr={Own.HALF_DONE: "halves", Own.ALL_DONE: "epoch"})
+    engine.register_events(
+        *CustomEvents,
+        event_to_attr={CustomEvents.HALF_DONE: "halves", CustomEvents.ALL_DONE: "epoch"},
+    )
     assert engine.state.halves == 0
     seen = []
 
     @engine.on(Events.ITERATION_COMPLETED)
     def fire():
         engine.state.halves += 1
-        engine.fire_event(Own.HALF_DONE)
+        engine.fire_event(CustomEvents.HALF_DONE)
 
-    engine.add_event_handler(Own.HALF_DONE(every=3), lambda e: seen.append(e.state.halves))
-    engine.add_event_handler(Own.HALF_DONE(once=[1, 8]) | Events.COMPLETED, lambda: seen.append(0))
+    engine.add_event_handler(CustomEvents.HALF_DONE(every=3), lambda e: seen.append(e.state.halves))
+    engine.add_event_handler(
+        CustomEvents.HALF_DONE(once=[1, 8]) | Events.COMPLETED, lambda: seen.append(0)
+    )
     engine.run(range(4), max_epochs=2)
     assert seen == [0, 3, 6, 0, 0]
 
@@ -402,15 +411,19 @@ def test_a_filter_on_an_event_without_a_counter_is_an_error(side):
 
 def test_the_last_event_after_another_was_fired_within(side):
     engine, seen = side.engine(), []
-    engine.register_events(*Own)
-    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.fire_event(Own.ALL_DONE))
-    engine.add_event_handler(Own.ALL_DONE, lambda: seen.append(engine.last_event_name))
+    engine.register_events(*CustomEvents)
+    engine.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: engine.fire_event(CustomEvents.ALL_DONE)
+    )
+    engine.add_event_handler(CustomEvents.ALL_DONE, lambda: seen.append(engine.last_event_name))
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(engine.last_event_name))
     engine.run(range(1))
     outer = side.departs(
-        "last_event_name returns to the outer event", ignite=Own.ALL_DONE, ours=Events.EPOCH_COMPLETED
+        "last_event_name returns to the outer event",
+        ignite=CustomEvents.ALL_DONE,
+        ours=Events.EPOCH_COMPLETED,
     )
-    assert seen == [Own.ALL_DONE, outer]
+    assert seen == [CustomEvents.ALL_DONE, outer]
 
 
 def test_events_fired_from_outside_a_run(side):
@@ -419,15 +432,17 @@ def test_events_fired_from_outside_a_run(side):
     engine.fire_event(Events.EPOCH_STARTED)
     assert seen == [("EPOCH_STARTED", 0, 0)]
     assert engine.last_event_name == Events.EPOCH_STARTED
-    engine.fire_event(Events.COMPLETED)  # to which nobody listens
+    engine.fire_event(Events.COMPLETED)  # without a listener
     assert engine.last_event_name == Events.COMPLETED
 
 
 def test_a_failing_handler_of_a_custom_event(side):
     engine, caught = side.engine(), []
-    engine.register_events(*Own)
-    engine.add_event_handler(Own.HALF_DONE, lambda: 1 / 0)
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: engine.fire_event(Own.HALF_DONE))
+    engine.register_events(*CustomEvents)
+    engine.add_event_handler(CustomEvents.HALF_DONE, lambda: 1 / 0)
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: engine.fire_event(CustomEvents.HALF_DONE)
+    )
     engine.add_event_handler(Events.EXCEPTION_RAISED, lambda e, error: caught.append(type(error)))
     engine.run(range(2))
     assert caught == [ZeroDivisionError]

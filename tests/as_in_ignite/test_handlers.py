@@ -110,7 +110,7 @@ def test_a_time_limit_that_is_far_stops_nothing(side):
 
 @pytest.fixture
 def ticks(monkeypatch):
-    """A clock for Timer, which moves when ``ticks`` is called."""
+    """Replaces the clock of Timer by one that advances when ``ticks`` is called."""
     now = [0.0]
     monkeypatch.setattr("ignite.handlers.timing.perf_counter", lambda: now[0])
 
@@ -143,8 +143,8 @@ def test_a_timer_measures_between_its_events(side, ticks):
 # Profilers
 
 
-class Own(EventEnum):
-    """An event of the users' own."""
+class CustomEvents(EventEnum):
+    """A custom event of a user."""
 
     OWN_OF_PROFILERS = "own_of_profilers"
 
@@ -171,13 +171,13 @@ def test_the_basic_profiler_measures_each_event(side):
 
 def test_the_handlers_profiler_counts_each_handler(side):
     engine, profiler = side.engine(), HandlersTimeProfiler()
-    engine.register_events(*Own)
+    engine.register_events(*CustomEvents)
     profiler.attach(engine)
     engine.add_event_handler(Events.ITERATION_STARTED, nothing)
     engine.add_event_handler(
-        Events.EPOCH_COMPLETED, lambda: engine.fire_event(Own.OWN_OF_PROFILERS)
+        Events.EPOCH_COMPLETED, lambda: engine.fire_event(CustomEvents.OWN_OF_PROFILERS)
     )
-    engine.add_event_handler(Own.OWN_OF_PROFILERS, nothing)
+    engine.add_event_handler(CustomEvents.OWN_OF_PROFILERS, nothing)
     engine.run([0, 1, 2, 3], max_epochs=2)
     times = profiler.event_handlers_times
     counted = {
@@ -209,7 +209,7 @@ def test_a_profiler_leaves_the_handlers_as_they_were(side, profiler):
 
 
 def modes_in_training(made):
-    """A list that grows by the modes of model and dropout as a batch is trained on."""
+    """Returns a list that grows by the modes of model and dropout in each iteration."""
     seen, dropout = [], made.model[2]
 
     def note(model, args):
@@ -221,7 +221,7 @@ def modes_in_training(made):
 
 
 @pytest.mark.parametrize("event", [Events.EPOCH_COMPLETED, Events.ITERATION_COMPLETED])
-def test_training_goes_on_in_train_mode_after_an_evaluator(side, event):
+def test_training_is_in_train_mode_after_an_evaluator(side, event):
     made = side.supervised()
     seen = modes_in_training(made)
     evaluator = create_supervised_evaluator(made.model)  # leaves the model in eval mode
@@ -244,7 +244,7 @@ def test_a_submodule_frozen_in_eval_mode(side):
 
 
 def averages(momentum, every):
-    """The averaged weights after four steps of SGD, by hand."""
+    """Returns the averaged weights after four plain SGD steps."""
     model = make_model(0.0)
     optimizer, averaged = torch.optim.SGD(model.parameters(), lr=0.1), weights(model)
     for number, (x, y) in enumerate(batches_of(4), start=1):

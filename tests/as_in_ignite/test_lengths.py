@@ -14,7 +14,7 @@ from tests.as_in_ignite.sides import short_id
 
 
 def completed(*iterations):
-    """What a listener of EPOCH_COMPLETED sees."""
+    """Returns the records of EPOCH_COMPLETED for epochs that end at these iterations."""
     return [("EPOCH_COMPLETED", epoch, at) for epoch, at in enumerate(iterations, start=1)]
 
 
@@ -22,7 +22,7 @@ def completed(*iterations):
 
 
 def writing(engine, event, **values):
-    """Has a handler write ``values`` to the state."""
+    """Attaches a handler that writes ``values`` to the state."""
 
     @engine.on(event)
     def write():
@@ -267,7 +267,7 @@ def test_an_iterator_within_epochs_of_a_given_length(side):
     assert given == [number % 5 for number in range(12)]
 
 
-def test_max_iters_is_reached_though_an_epoch_was_ended(side):
+def test_max_iters_is_reached_after_terminate_epoch(side):
     engine = side.engine()
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=5), engine.terminate_epoch)
     engine.run(UnknownLength(4), max_iters=6)

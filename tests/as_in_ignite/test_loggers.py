@@ -30,7 +30,7 @@ from tests.reference import make_model
 
 
 def note_metric(engine, name, event):
-    """A list that grows by the value of a metric at an event; None if there is none."""
+    """Returns a list that grows by the value of a metric at each event; None without a value."""
     seen = []
     engine.add_event_handler(event, lambda engine: seen.append(engine.state.metrics.get(name)))
     return seen
@@ -115,7 +115,7 @@ def test_metrics_of_predictions(side):
     assert engine.state.metrics["sum"] == 3.0
 
 
-def test_what_handlers_at_the_epochs_end_see_of_metrics(side):
+def test_metrics_that_handlers_of_epoch_completed_see(side):
     engine = side.engine(float)
     attached_before = note_metric(engine, "mean", Events.EPOCH_COMPLETED)
     Average().attach(engine, "mean")
@@ -144,7 +144,7 @@ def test_the_output_is_the_loss(side):
     assert [float(loss) for loss in losses] == pytest.approx(by_hand)
 
 
-def test_how_long_the_gradients_are_there(side):
+def test_when_gradients_are_available(side):
     made, seen = side.supervised(), []
 
     def look(engine):
@@ -172,8 +172,10 @@ def test_a_tensor_as_a_batch(side):
 # Bars
 
 
-def bar_of(side, batches=4, max_epochs=2, attach=lambda bar, engine: bar.attach(engine), **options):
-    """What a bar prints of a run on numbers."""
+def bar_text(
+    side, batches=4, max_epochs=2, attach=lambda bar, engine: bar.attach(engine), **options
+):
+    """Returns the text that a progress bar prints for a run on numbers."""
     engine, file = side.engine(float), io.StringIO()
     bar = ProgressBar(file=file, ncols=80, mininterval=0, **options)
     attach(bar, engine)
@@ -182,21 +184,21 @@ def bar_of(side, batches=4, max_epochs=2, attach=lambda bar, engine: bar.attach(
 
 
 def test_a_bar_of_each_epoch(side):
-    shown = bar_of(side, persist=True)
+    shown = bar_text(side, persist=True)
     assert "Epoch [1/2]: [4/4] 100%" in shown
     assert "Epoch [2/2]: [4/4] 100%" in shown
     assert "Epoch [1/2]: [2/4]  50%" in shown
 
 
 def test_a_bar_of_one_epoch_counts_iterations(side):
-    assert "Iteration: [4/4] 100%" in bar_of(side, max_epochs=1, persist=True)
+    assert "Iteration: [4/4] 100%" in bar_text(side, max_epochs=1, persist=True)
 
 
 def test_a_bar_over_all_epochs(side):
     def attach(bar, engine):
         bar.attach(engine, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
 
-    shown = bar_of(side, attach=attach, max_epochs=3, persist=True)
+    shown = bar_text(side, attach=attach, max_epochs=3, persist=True)
     assert "Epoch: [3/3] 100%" in shown
     assert "Epoch: [2/3]  67%" in shown
 
@@ -212,7 +214,7 @@ def test_a_bar_shows_metrics_outputs_and_attributes(side):
             state_attributes=["alpha"],
         )
 
-    shown = bar_of(side, attach=attach, max_epochs=1, persist=True)
+    shown = bar_text(side, attach=attach, max_epochs=1, persist=True)
     assert "mean=2.12" in shown
     assert "last=3" in shown
     assert "alpha=3.5" in shown
@@ -240,7 +242,7 @@ def test_a_bar_with_events_that_do_not_fit_is_an_error(side, event):
 
 
 class Writer:
-    """What stands in for TensorBoard's writer: it keeps what is written."""
+    """A replacement for TensorBoard's writer that keeps the values in memory."""
 
     def __init__(self):
         self.scalars = []
@@ -253,7 +255,7 @@ class Writer:
 
 
 class Logger(TensorboardLogger):
-    """Ignite's logger without the package that writes files."""
+    """Ignite's logger without TensorBoard's package, which writes files."""
 
     def __init__(self):
         self.writer = Writer()

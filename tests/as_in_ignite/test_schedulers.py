@@ -26,7 +26,7 @@ from tests.reference import weights
 
 
 def rates_of(made):
-    """A list that grows by the learning rate that each batch is trained with."""
+    """Returns a list that grows by the learning rate of each iteration."""
     rates, (group,) = [], made.optimizer.param_groups
     made.model.register_forward_hook(lambda *args: rates.append(group["lr"]))
     return rates
@@ -73,7 +73,7 @@ SCHEDULES = [
 
 
 def trained_with(rates):
-    """The weights after steps of SGD with these rates, by hand."""
+    """Returns the weights after plain SGD steps with these rates."""
     model = make_model(0.0)
     for rate, (x, y) in zip(rates, batches_of(6), strict=True):
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
@@ -192,7 +192,7 @@ LR_FINDER = "ignore:Run completed without loss diverging"
 
 
 def find(made, batches, **options):
-    """Runs a finder, as its documentation shows it; returns what it found."""
+    """Runs a learning rate finder as its documentation shows, and returns the results."""
     finder = FastaiLRFinder()
     to_save = {"model": made.model, "optimizer": made.optimizer}
     options = {"diverge_th": float("inf"), "end_lr": 1.0, **options}
@@ -202,7 +202,7 @@ def find(made, batches, **options):
 
 
 def curve(rates):
-    """The smoothed losses of steps of SGD with these rates, by hand."""
+    """Returns the smoothed losses of plain SGD steps with these rates."""
     model, losses = make_model(0.0), []
     batches = batches_of(6)
     for number, rate in enumerate(rates):
@@ -230,7 +230,8 @@ def test_the_finder_gives_all_its_points(side, num_iter, points, step_mode):
         "exp": [0.01 * 100 ** ((point + 1) / number) for point in range(points)],
     }
     assert found["lr"] == pytest.approx(expected[step_mode])
-    assert rates == pytest.approx([found["lr"][0], *found["lr"][:-1]])  # moved for the next batch
+    # The finder records each rate after it has set it for the next batch.
+    assert rates == pytest.approx([found["lr"][0], *found["lr"][:-1]])
     assert found["loss"] == pytest.approx(curve(rates), rel=1e-4)
     assert torch.equal(weights(made.model), before)
     assert made.optimizer.param_groups[0]["lr"] == 0.01

@@ -12,7 +12,7 @@ from tests.as_in_ignite.sides import short_id
 
 
 def state_of(side, engine, steps):
-    """The state dict without the steps, which only the trainer has."""
+    """Returns the state dict, without the steps that only the trainer's has."""
     state_dict = dict(engine.state_dict())
     if side.departs("the state counts steps", ignite=False, ours=True):
         assert state_dict.pop("optimizer_step") == steps
@@ -80,7 +80,7 @@ def test_a_loaded_state_is_continued(side, state_dict, place, end):
 
 
 @pytest.mark.parametrize("stop", [5, 6, 7])
-def test_the_batches_after_a_state_of_mid_epoch(side, stop):
+def test_the_batches_after_a_state_within_an_epoch(side, stop):
     engine = side.engine()
     engine.load_state_dict({"iteration": stop, "epoch_length": 4, "max_epochs": 3})
     given = outputs(engine)

@@ -64,7 +64,7 @@ def test_terminate_at_the_last_batch_of_an_epoch(side):
     )
 
 
-def test_max_iters_in_mid_epoch_is_a_stop(side):
+def test_max_iters_within_an_epoch_is_a_stop(side):
     engine = side.engine()
     seen = listen(engine, Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED)
     engine.run(range(4), max_iters=6)
@@ -103,7 +103,7 @@ def test_the_run_after_a_stop_in_the_last_epoch(side):
     assert counters(engine) == expected
 
 
-def test_an_epoch_stopped_as_it_starts_is_not_left_out(side):
+def test_an_epoch_stopped_at_its_start_is_not_skipped(side):
     engine, calls = side.engine(), iter([True])
     engine.add_event_handler(
         Events.EPOCH_STARTED(once=2), lambda: engine.terminate() if next(calls, False) else None
@@ -132,7 +132,7 @@ ENDS = [
 def test_terminate_epoch_ends_the_epoch_at_its_event(side, event, at, batches, skip):
     engine, counted, calls = side.engine(), [], iter([True])
 
-    def end_once():  # the event comes again with the same number
+    def end_once():  # the event fires again with the same number
         if next(calls, False):
             engine.terminate_epoch(skip_epoch_completed=skip)
             assert engine.should_terminate_single_epoch == (
@@ -162,7 +162,7 @@ def test_the_epoch_after_terminate_epoch_begins_with_the_data(side):
     assert given == [0, 1, 0, 1, 2, 3]
 
 
-def test_a_batch_whose_epoch_is_ended_before_its_step_is_counted(side):
+def test_a_batch_counts_if_its_epoch_ends_before_its_step(side):
     engine = side.engine()
     given = outputs(engine)
     engine.add_event_handler(Events.ITERATION_STARTED(once=2), engine.terminate_epoch)
@@ -203,7 +203,7 @@ INTERRUPTIONS = [
 
 
 @pytest.mark.parametrize(("event", "expected"), INTERRUPTIONS, ids=short_id)
-def test_an_interrupted_run_goes_on_where_it_was(side, event, expected):
+def test_an_interrupted_run_continues_where_it_was(side, event, expected):
     unbroken = side.engine()
     whole = listen(unbroken, *EVENTS_OF_RUNS)
     unbroken.run(range(4), max_epochs=2)
