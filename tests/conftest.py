@@ -10,10 +10,12 @@ from accelerate.state import PartialState
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate():
-    """All accelerators of a process share one state: each test begins without it."""
+    """Resets Accelerate before and after each test, because its state is global to the process."""
     for state in (AcceleratorState, GradientState):
         state._reset_state()
-    GradientState()  # whole, whatever an engine of an earlier test, freed only now, writes to it
+    # An engine of an earlier test may be freed only now and write to this state, so it must be
+    # complete.
+    GradientState()
     yield
     assert GradientState().dataloader_references == [None]
     for state in (AcceleratorState, GradientState):
@@ -28,14 +30,16 @@ def _seeded():
 def pytest_configure():
     torch.set_num_threads(1)
     PartialState(cpu=True)
-    # Engines log the failures that these tests provoke.
+    # Engines log the failures that tests cause on purpose.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m deselects
+@pytest.hookimpl(tryfirst=True)  # before -m deselects tests
 def pytest_collection_modifyitems(items):
-    """Of a test with ``@pytest.mark.grid(n)`` each n-th case is run always, the others are
-    ``exhaustive``. With an n that divides none of its axes the sample meets every value."""
+    """Marks all but every n-th case of a test with ``@pytest.mark.grid(n)`` as ``exhaustive``.
+
+    If n divides the length of none of the axes, the remaining cases contain every value.
+    """
     seen = Counter()
     for item in items:
         if (grid := item.get_closest_marker("grid")) is not None:

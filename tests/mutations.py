@@ -8,7 +8,7 @@
 The first command runs tests under coverage and adds to the file of ``--coverage``, with the tests
 as contexts. The second takes lines of functions at random, changes each in a copy of the tree, and
 runs the tests that execute it. A change that survives shows a missing test, or changes nothing.
-A recording is of the source as it stands: record again when that has changed.
+A recording is valid for the current source only: record again after changes.
 """
 
 import argparse
@@ -33,10 +33,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "ignite_hooks"
 RECORD = "IGNITE_HOOKS_RECORD"  # the environment variable with the file that a recording writes
-STARTUP_SECONDS = 60  # to import torch and to collect the tests
-SLOWER = 5  # times what the tests took when they were recorded; beyond that, the change hangs
-LEFT_OUT = (".git", ".venv", "venv", "*_cache", "__pycache__", ".coverage*", ".hypothesis", "runs")
-FLIPPED = {
+STARTUP_SECONDS = 60  # the time to import torch and collect the tests
+TIME_FACTOR = 5  # a change hangs if its tests take this many times their recorded duration
+EXCLUDED = (".git", ".venv", "venv", "*_cache", "__pycache__", ".coverage*", ".hypothesis", "runs")
+OPPOSITES = {
     ast.Eq: ast.NotEq,
     ast.Lt: ast.LtE,
     ast.Gt: ast.GtE,
@@ -44,7 +44,7 @@ FLIPPED = {
     ast.In: ast.NotIn,
     ast.And: ast.Or,
 }
-FLIPPED |= {after: before for before, after in FLIPPED.items()}
+OPPOSITES |= {after: before for before, after in OPPOSITES.items()}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 ASSIGNMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign)
 
@@ -112,7 +112,7 @@ def tests_by_line(coverage_file, seconds):
     return found
 
 
-def chosen(tests, seconds, most):
+def quickest_tests(tests, seconds, most):
     """Returns at most so many tests, the quickest case of each function before further cases."""
     groups = defaultdict(list)
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
@@ -138,13 +138,13 @@ def is_none(node):
 
 
 def replacements(node):
-    """Yields nodes that can stand in place of this one, each with one thing changed."""
+    """Yields replacements of a node, each with one change."""
     changed = copy.copy(node)
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        changed.ops = [FLIPPED[type(node.ops[0])]()]
+        changed.ops = [OPPOSITES[type(node.ops[0])]()]
         yield changed
     elif isinstance(node, ast.BoolOp):
-        changed.op = FLIPPED[type(node.op)]()
+        changed.op = OPPOSITES[type(node.op)]()
         yield changed
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield node.operand
@@ -155,13 +155,13 @@ def replacements(node):
         yield ast.Return(ast.Constant(None))
     elif isinstance(node, (ast.Expr, *ASSIGNMENTS)):
         is_docstring = isinstance(node.value, ast.Constant) and isinstance(node, ast.Expr)
-        gives = any(isinstance(each, ast.Yield | ast.YieldFrom) for each in ast.walk(node))
-        if node.value is not None and not is_docstring and not gives:
+        has_yield = any(isinstance(each, ast.Yield | ast.YieldFrom) for each in ast.walk(node))
+        if node.value is not None and not is_docstring and not has_yield:
             yield ast.Pass()
 
 
 def changes_of(source):
-    """Returns the changes by line, each as what stood there, what does now, and the new source."""
+    """Returns the changes by line, each as the old code, the new code and the new source."""
     text, tree, found = source.encode(), ast.parse(source), defaultdict(list)
     starts = [0, *(match.end() for match in re.finditer(rb"\n", text))]
     functions = [each for each in ast.walk(tree) if isinstance(each, DEFINITIONS[:2])]
@@ -175,7 +175,7 @@ def changes_of(source):
             for other in replacements(node):
                 new = ast.unparse(other)
                 if isinstance(other, ast.expr) and not isinstance(other, ast.Constant):
-                    new = f"({new})"  # what is around it may bind tighter
+                    new = f"({new})"  # the expression around it may bind tighter
                 whole = (text[:begin] + new.encode() + text[end:]).decode()
                 found[statement.lineno].append((text[begin:end].decode(), new, whole))
     return {line: sorted(changes) for line, changes in found.items()}
@@ -193,12 +193,12 @@ def candidates(tests, paths):
 
 
 def run_tests(tests, folder, limit, *options):
-    """Returns what pytest said, or None when the time was over."""
+    """Returns the output of pytest, or None after the time limit."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder),
         "OMP_NUM_THREADS": "1",
-        # Two changes within a second, of the same length, would share a compiled file.
+        # Python would reuse the compiled file of a change of the same length in the same second.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "--color=no"]
@@ -222,15 +222,15 @@ def run_tests(tests, folder, limit, *options):
 
 
 def limit_for(tests, seconds):
-    return STARTUP_SECONDS + SLOWER * sum(seconds[test] for test in tests)
+    return STARTUP_SECONDS + TIME_FACTOR * sum(seconds[test] for test in tests)
 
 
 def failures_in(output):
     return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
 
 
-def noticed(source, file, tests, limit, folder):
-    """Returns what noticed the change of one file: a test, or the limit of time, or nothing."""
+def find_noticing_test(source, file, tests, limit, folder):
+    """Returns the test that notices a change of one file, or the time limit, or an empty text."""
     path = folder / file
     before = path.read_text()
     try:
@@ -251,47 +251,48 @@ def one_line(text, length=50):
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def mutate(given):
-    seconds = seconds_of(given.coverage)
-    tests = tests_by_line(given.coverage, seconds)
-    possible = candidates(tests, given.paths)
+def mutate(options):
+    seconds = seconds_of(options.coverage)
+    tests = tests_by_line(options.coverage, seconds)
+    possible = candidates(tests, options.paths)
     if not possible:
-        sys.exit(f"{given.coverage} has no tests of these paths: record some with --record")
-    choice = random.Random(given.seed)
-    lines = choice.sample(sorted(possible), min(given.lines, len(possible)))
-    by = []
+        sys.exit(f"{options.coverage} has no tests of these paths: record some with --record")
+    choice = random.Random(options.seed)
+    lines = choice.sample(sorted(possible), min(options.lines, len(possible)))
+    notices = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*EXCLUDED))
         print("| line | change | | noticed by | seconds |\n|---|---|---|---|---|")
         try:
             for file, line in lines:
                 old, new, source = choice.choice(possible[file, line])
-                some = chosen(tests[file, line], seconds, given.most_tests)
-                limit = limit_for(some, seconds)
+                selected = quickest_tests(tests[file, line], seconds, options.most_tests)
+                limit = limit_for(selected, seconds)
                 begin = time.monotonic()
-                by.append(noticed(source, file, some, limit, tree))
+                notices.append(find_noticing_test(source, file, selected, limit, tree))
                 took = time.monotonic() - begin
-                verdict = "caught" if by[-1] else "survived"
+                verdict = "caught" if notices[-1] else "survived"
                 change = f"`{one_line(old)}` → `{one_line(new)}`"
                 print(
-                    f"| {file}:{line} | {change} | {verdict} | {by[-1]} | {took:.0f} |", flush=True
+                    f"| {file}:{line} | {change} | {verdict} | {notices[-1]} | {took:.0f} |",
+                    flush=True,
                 )
         finally:
-            print(f"\n{sum(map(bool, by))} caught, {by.count('')} survived")
-        used = sorted(seconds.keys() & set(by))
+            print(f"\n{sum(map(bool, notices))} caught, {notices.count('')} survived")
+        used = sorted(seconds.keys() & set(notices))
         wrong = failures_in(run_tests(used, tree, limit_for(used, seconds)) or "") if used else []
         print("\n".join(f"no verdict, it fails without a change: {test}" for test in wrong))
 
 
-def record(given):
+def record(options):
     environment = {
         **os.environ,
-        RECORD: str(given.coverage.resolve()),
+        RECORD: str(options.coverage.resolve()),
         "PYTHONPATH": str(ROOT),
-        "COVERAGE_CORE": "ctrace",  # the core that knows of contexts on every version of Python
+        "COVERAGE_CORE": "ctrace",  # the core that supports contexts on all versions of Python
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutations", *given.record]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutations", *options.record]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
@@ -309,5 +310,5 @@ def arguments():
 
 
 if __name__ == "__main__":
-    given = arguments()
-    sys.exit(record(given) if given.record else mutate(given))
+    options = arguments()
+    sys.exit(record(options) if options.record else mutate(options))

@@ -1,4 +1,4 @@
-"""Whatever is wrong with an argument is said before the first batch, and how to put it right."""
+"""Wrong arguments raise an error with a remedy before the first batch."""
 
 import functools
 import itertools
@@ -29,8 +29,8 @@ from tests.reference import make_model
 from tests.reference import weights
 
 
-class Touchy(list):
-    """Batches that know how many of them were given."""
+class CountedBatches(list):
+    """Batches that count how many of them were given."""
 
     given = 0
 
@@ -41,7 +41,7 @@ class Touchy(list):
 
 
 def batches():
-    return Touchy(batches_of(3))
+    return CountedBatches(batches_of(3))
 
 
 def sgd(model):
@@ -52,7 +52,7 @@ def lbfgs(model):
     return torch.optim.LBFGS(model.parameters())
 
 
-class Demanding(torch.optim.SGD):
+class NeedsLoss(torch.optim.SGD):
     def step(self, closure=None, *, loss, **more):
         pass
 
@@ -75,7 +75,13 @@ def evaluator():
 
 
 def train(data, *, run=None, **options):
-    """What is wrong can be among the options, as a function of the model, or the run's."""
+    """Builds a trainer with the options and runs it.
+
+    Args:
+        data: the batches.
+        run: the arguments of ``run``.
+        options: arguments of the factory; ``optimizer`` can be a function of the model.
+    """
     model = options.pop("model", None) or make_model()
     optimizer = options.pop("optimizer", sgd)
     options = {"loss_fn": F.mse_loss, "data": data, "accelerator": cpu(), **options}
@@ -85,7 +91,7 @@ def train(data, *, run=None, **options):
     trainer.run(**(run or {}))
 
 
-def dict_of_nothing():
+def no_metrics():
     return {}
 
 
@@ -131,8 +137,8 @@ def validate_with_itself(data):
     trainer.run()
 
 
-# Each: what is done with the batches, the error, and what its message must hold: the argument, the
-# rule, the value received (if there is one), the remedy.
+# Each case: a function of the batches, the type of the error, and parts of its message, which has
+# the argument, the rule, the value received (if there is one), and the remedy.
 BEFORE_THE_FIRST_BATCH = {
     "no loss": (
         lambda data: train(data, loss_fn=None),
@@ -350,7 +356,7 @@ BEFORE_THE_FIRST_BATCH = {
         TypeError,
         ("`lr_scheduler`", "must be a torch", "got float", "pass StepLR"),
     ),
-    "callable that makes no scheduler": (
+    "callable that returns no scheduler": (
         lambda data: train(data, lr_scheduler=lambda optimizer: None),
         TypeError,
         ("`lr_scheduler`", "must be a torch", "got NoneType", "pass StepLR"),
@@ -380,7 +386,7 @@ BEFORE_THE_FIRST_BATCH = {
         ValueError,
         ("`optimizer`", "must hold parameters of `model`", "4 of its 4", "model.parameters()"),
     ),
-    "optimizer that is none": (
+    "optimizer that is None": (
         lambda data: train(data, optimizer=None),
         TypeError,
         ("`optimizer`", "must be a torch.optim.Optimizer", "got NoneType", "torch.optim.SGD("),
@@ -406,9 +412,9 @@ BEFORE_THE_FIRST_BATCH = {
         ("`optimizer` must step without", "LBFGS.step() needs `closure`", "use an optimizer that"),
     ),
     "optimizer with a required keyword, without a trainer": (
-        lambda data: OptimizerStep(cpu(), Demanding(make_model().parameters())),
+        lambda data: OptimizerStep(cpu(), NeedsLoss(make_model().parameters())),
         TypeError,
-        ("`optimizer` must step without", "Demanding.step() needs `loss`", "use an optimizer that"),
+        ("`optimizer` must step without", "NeedsLoss.step() needs `loss`", "use an optimizer that"),
     ),
     "accelerator that is a device": (
         lambda data: train(data, accelerator="cpu"),
@@ -446,7 +452,7 @@ BEFORE_THE_FIRST_BATCH = {
     ),
     **{
         f"{name} {value}": (
-            lambda data, name=name, value=value: validate(data, dict_of_nothing, **{name: value}),
+            lambda data, name=name, value=value: validate(data, no_metrics, **{name: value}),
             ValueError,
             (f"`{name}`", "must be an integer >= 1", f"got {value!r}", "leave it out"),
         )
@@ -454,12 +460,12 @@ BEFORE_THE_FIRST_BATCH = {
         for value in (0, -1, 1.5, True, "3", math.nan)
     },
     "at_start that is a number": (
-        lambda data: validate(data, dict_of_nothing, at_start=1),
+        lambda data: validate(data, no_metrics, at_start=1),
         ValueError,
         ("at_start", "True or False"),
     ),
     "prefix that is a number": (
-        lambda data: validate(data, dict_of_nothing, every_epochs=1, prefix=3),
+        lambda data: validate(data, no_metrics, every_epochs=1, prefix=3),
         ValueError,
         ("prefix", "string"),
     ),
@@ -469,7 +475,7 @@ BEFORE_THE_FIRST_BATCH = {
         ("`every_steps`, `every_epochs` and `at_start`", "must have a schedule", "every_epochs=1"),
     ),
     "validation with at_start=False alone": (
-        lambda data: validate(data, dict_of_nothing, at_start=False),
+        lambda data: validate(data, no_metrics, at_start=False),
         ValueError,
         ("`every_steps`, `every_epochs` and `at_start`", "must have a schedule", "every_epochs=1"),
     ),
@@ -504,7 +510,7 @@ BEFORE_THE_FIRST_BATCH = {
         ("`data`", "must be an iterable of batches", "got int"),
     ),
     "callable with data": (
-        lambda data: validate(data, dict_of_nothing, batches(), every_epochs=1),
+        lambda data: validate(data, no_metrics, batches(), every_epochs=1),
         ValueError,
         ("`data`", "must be left out with a callable", "evaluate on the data within it"),
     ),
@@ -516,19 +522,24 @@ BEFORE_THE_FIRST_BATCH = {
     "loader instead of an evaluator": (
         lambda data: validate(data, batches(), every_epochs=1),
         TypeError,
-        ("`evaluate`", "must be an engine or a callable", "got Touchy", "create_supervised_ev"),
+        (
+            "`evaluate`",
+            "must be an engine or a callable",
+            "got CountedBatches",
+            "create_supervised_ev",
+        ),
     ),
-    "callable of two": (
+    "callable with two arguments": (
         lambda data: validate(data, lambda model, loader: {}, every_epochs=1),
         TypeError,
         ("`evaluate`", "must take no argument or the model", "(model, loader)", "lambda model:"),
     ),
-    "callable of a keyword": (
+    "callable with a keyword argument": (
         lambda data: validate(data, lambda *, loader: {}, every_epochs=1),
         TypeError,
         ("`evaluate`", "must take no argument or the model", "(loader)", "lambda model:"),
     ),
-    "partial of too little": (
+    "partial that leaves two arguments": (
         lambda data: validate(data, functools.partial(lambda a, b, c: {}, 1), every_epochs=1),
         TypeError,
         ("`evaluate`", "must take no argument or the model", "(b, c)", "lambda model:"),
@@ -554,11 +565,11 @@ BEFORE_THE_FIRST_BATCH = {
         ("`validation`", "Evaluator", "Validation("),
     ),
     "misspelt field of a validation": (
-        lambda data: validate(data, dict_of_nothing, every_epoch=1),
+        lambda data: validate(data, no_metrics, every_epoch=1),
         TypeError,
         ("`Validation` has no argument `every_epoch`", "did you mean `every_epochs`"),
     ),
-    "evaluator of no module": (
+    "evaluator of a function": (
         lambda data: create_supervised_evaluator(lambda x: x, accelerator=cpu()),
         TypeError,
         ("`model`", "must be a torch.nn.Module", "got function"),
@@ -587,10 +598,10 @@ BEFORE_THE_FIRST_BATCH = {
 
 @pytest.mark.parametrize("case", BEFORE_THE_FIRST_BATCH.values(), ids=BEFORE_THE_FIRST_BATCH)
 def test_bad_input_is_reported_before_the_first_batch(case):
-    act, kind, fragments = case
+    call, kind, fragments = case
     data = batches()
     with pytest.raises(kind) as raised:
-        act(data)
+        call(data)
     assert data.given == 0
     message = str(raised.value)
     assert [fragment for fragment in fragments if fragment not in message] == []
@@ -601,13 +612,13 @@ def returning(value):
 
 
 AT_THE_FIRST_BATCH = {
-    "nothing": (returning(lambda model, batch: None), TypeError, ("tuple (outputs", "NoneType")),
+    "None": (returning(lambda model, batch: None), TypeError, ("tuple (outputs", "NoneType")),
     "loss alone": (
         returning(lambda model, batch: forward_and_loss(model, batch)[1]),
         TypeError,
         ("`batch_processor` must return a tuple (outputs, loss)", "a tensor of shape ()", "return"),
     ),
-    "three": (
+    "tuple of three": (
         returning(lambda model, batch: (1, *forward_and_loss(model, batch))),
         TypeError,
         ("`batch_processor` must return a tuple (outputs, loss)", "tuple of length 3"),
@@ -666,9 +677,9 @@ AT_THE_FIRST_BATCH = {
 
 
 @pytest.mark.parametrize("case", AT_THE_FIRST_BATCH.values(), ids=AT_THE_FIRST_BATCH)
-def test_invalid_batch_is_reported_at_once_and_trains_nothing(case):
+def test_bad_batch_or_loss_is_reported_at_the_first_batch(case):
     options, kind, fragments = case
-    data, model = Touchy(options.pop("data", batches())), make_model()
+    data, model = CountedBatches(options.pop("data", batches())), make_model()
     before = weights(model)
     trainer = create_supervised_trainer(
         model, sgd(model), data=data, accelerator=cpu(), **{"loss_fn": F.mse_loss, **options}
@@ -683,7 +694,7 @@ def test_invalid_batch_is_reported_at_once_and_trains_nothing(case):
     assert [fragment for fragment in fragments if fragment not in message] == []
 
 
-def test_a_prepared_optimizer_of_another_model_is_noticed_too():
+def test_a_prepared_optimizer_of_another_model_is_an_error():
     accelerator = cpu()
     model = make_model()
     optimizer = accelerator.prepare(sgd(make_model()))

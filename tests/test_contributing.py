@@ -28,7 +28,7 @@ def test_the_example_handler_prints_what_is_shown(tmp_path):
     assert (done.stdout, done.stderr) == (*blocks("text"), "")
 
 
-def test_every_file_and_module_that_is_named_exists():
+def test_named_files_and_modules_exist():
     for link in re.findall(r"\]\((?!http)([^)]+)\)", PAGE):
         assert (ROOT / link).exists(), link
     for module in re.findall(r"python -m (tests[\w.]+)", PAGE):
@@ -36,14 +36,14 @@ def test_every_file_and_module_that_is_named_exists():
     assert (ROOT / ".ci" / "run").exists()
 
 
-def test_the_floors_are_those_that_imports_keep_to():
+def test_the_table_of_floors_matches_test_house():
     shown = [set() for _ in FLOORS]
     for floor, room in re.findall(r"^\| (\d) \| `(\w+)(?:/|\.py)` ", PAGE, re.MULTILINE):
         shown[int(floor) - 1].add("ignite_hooks" if room == "__init__" else room)
     assert shown == FLOORS
 
 
-def test_extras_and_markers_that_are_named_exist(pytestconfig):
+def test_named_extras_and_markers_exist(pytestconfig):
     (extra,) = re.findall(r'"\.\[(\w+)\]"', *blocks("sh"))
     assert extra in metadata("ignite-hooks").get_all("Provides-Extra")
     markers = {line.partition(":")[0] for line in pytestconfig.getini("markers")}

@@ -3,7 +3,7 @@ import ast
 import pytest
 
 from tests.mutations import changes_of
-from tests.mutations import chosen
+from tests.mutations import quickest_tests
 
 FUNCTION = '''
 LIMIT = 3
@@ -49,7 +49,7 @@ def normal(source):
         ("x: int", set()),
     ],
 )
-def test_a_statement_is_changed_in_one_place(statement, expected):
+def test_each_change_of_a_statement_is_in_one_place(statement, expected):
     changes = changes_of(FUNCTION.format(statement))
     assert {normal(source) for each in changes.values() for *_, source in each} == {
         normal(FUNCTION.format(each)) for each in expected
@@ -62,5 +62,5 @@ def test_only_lines_of_functions_are_changed():
 
 def test_the_quickest_case_of_each_test_comes_first():
     seconds = {"a[1]": 3, "a[2]": 1, "a[3]": 2, "b": 4, "c": 5}
-    assert chosen(set(seconds), seconds, 4) == ["a[2]", "b", "c", "a[3]"]
-    assert chosen({"b", "a[1]"}, seconds, 40) == ["a[1]", "b"]
+    assert quickest_tests(set(seconds), seconds, 4) == ["a[2]", "b", "c", "a[3]"]
+    assert quickest_tests({"b", "a[1]"}, seconds, 40) == ["a[1]", "b"]

@@ -1,4 +1,4 @@
-"""Every handler that works without a trainer, on one plain Ignite engine, all at once."""
+"""All handlers that work without a trainer, together on one plain Ignite engine."""
 
 import gc
 
@@ -45,7 +45,7 @@ def clip(parameters):
 @pytest.mark.filterwarnings("ignore:CudaGarbageCollector finds no device")
 @pytest.mark.filterwarnings("ignore:MaxDeviceMemory")
 @pytest.mark.parametrize("wrap", [lambda data, accelerator: data, DataFeed])
-def test_all_handlers_together_on_an_engine_of_ignite(wrap):
+def test_all_handlers_together_on_a_plain_engine(wrap):
     model, accelerator = make_model(0), Accelerator(cpu=True, gradient_accumulation_steps=2)
 
     def process(engine, batch):
@@ -85,10 +85,10 @@ def test_all_handlers_together_on_an_engine_of_ignite(wrap):
     validated = record(engine, [TrainEvents.VALIDATION_STARTED, TrainEvents.VALIDATION_COMPLETED])
     engine.run(wrap(batches_of(5), accelerator), max_epochs=2)
 
-    by_hand = make_model(0)
+    reference = make_model(0)
     epoch = [[0, 1], [2, 3], [4]]
-    train_on_windows(by_hand, sgd(by_hand), batches_of(5), [*epoch, *epoch], clip=clip)
-    assert torch.equal(weights(model), weights(by_hand))
+    train_on_windows(reference, sgd(reference), batches_of(5), [*epoch, *epoch], clip=clip)
+    assert torch.equal(weights(model), weights(reference))
     assert all(parameter.grad is None for parameter in model.parameters())
     steps = [iteration for name, _, iteration in seen if name == "STEP_COMPLETED"]
     assert steps == [2, 4, 5, 7, 9, 10]
@@ -103,7 +103,7 @@ def test_all_handlers_together_on_an_engine_of_ignite(wrap):
     assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
 
 
-def test_handlers_see_their_own_event_on_an_engine_of_ignite():
+def test_last_event_name_is_the_handlers_event_on_a_plain_engine():
     model, accelerator = make_model(0), Accelerator(cpu=True)
     engine = Engine(lambda e, batch: accelerator.backward(F.mse_loss(model(batch[0]), batch[1])))
     OptimizerStep(accelerator, sgd(model)).attach(engine)
