@@ -10,7 +10,7 @@ from torch.utils.data import SequentialSampler
 
 from ignite_hooks import TrainEvents
 from tests.as_in_ignite.sides import EVENTS_OF_RUNS
-from tests.as_in_ignite.sides import Unknown
+from tests.as_in_ignite.sides import UnknownLength
 from tests.as_in_ignite.sides import counters
 from tests.as_in_ignite.sides import endless
 from tests.as_in_ignite.sides import listen
@@ -70,7 +70,7 @@ def test_data_without_a_length_show_it_after_one_pass(side, limits, expected):
         Events.EPOCH_STARTED | Events.EPOCH_COMPLETED,
         lambda engine: lengths.append(engine.state.epoch_length),
     )
-    engine.run(Unknown(4), **limits)
+    engine.run(UnknownLength(4), **limits)
     assert counters(engine) == expected
     assert given == [number % 4 for number in range(expected[1])]
     assert lengths[:2] == [None, 4]
@@ -86,13 +86,13 @@ def test_data_without_a_length_show_it_after_one_pass(side, limits, expected):
 
 def test_max_iters_within_the_first_pass_shows_no_length(side):
     engine = side.engine()
-    engine.run(Unknown(9), max_iters=5)
+    engine.run(UnknownLength(9), max_iters=5)
     assert counters(engine) == (1, 5)
     assert engine.state.epoch_length is None
 
 
 def test_a_length_that_raises_a_type_error_is_unknown(side):
-    class Stream(Unknown):
+    class Stream(UnknownLength):
         def __len__(self):
             raise TypeError("a stream has no length")
 
@@ -241,7 +241,7 @@ def test_how_often_each_event_fires(side, batches, epoch_length, epochs, ends):
 def test_the_end_of_data_without_a_length(side):
     engine = side.engine()
     seen = listen(engine, *EVENTS_OF_RUNS)
-    engine.run(Unknown(1))
+    engine.run(UnknownLength(1))
     asked_in_vain = side.departs(
         "the end of the data is known in advance", ignite=["GET_BATCH_STARTED"], ours=[]
     )
