@@ -15,6 +15,7 @@ def blocks(language):
 
 
 def test_the_example_handler_prints_what_is_shown(tmp_path):
+    # The second block uses the handler of the first one.
     script = tmp_path / "example.py"
     script.write_text("\n".join(blocks("python")))
     done = subprocess.run(

@@ -18,6 +18,7 @@ import ignite_hooks.events
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+# Arguments that make the examples short.
 SMALL = {
     "custom_hook.py": ["--epochs", "1"],
     "memory_care.py": ["--epochs", "2", "--batches", "5"],
@@ -35,7 +36,7 @@ def started(*arguments, folder=ROOT):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        start_new_session=True,  # so that a timeout can also kill the workers of loaders
     )
 
 
@@ -111,7 +112,7 @@ def test_resumed_digits_equal_those_of_one_run(tmp_path):
     digits(1, "--output", tmp_path / "two")
     digits(2, "--output", tmp_path / "two", "--resume")
     one, two = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two"))
-    assert {**two, "seconds": 0} == {**one, "seconds": 0}
+    assert {**two, "seconds": 0} == {**one, "seconds": 0}  # only the seconds may differ
     weights = [load_file(tmp_path / run / "model.safetensors") for run in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -122,6 +123,7 @@ def test_stopped_and_restarted_example_ends_like_an_unbroken_run(tmp_path):
     script = ROOT / "examples" / "resume.py"
     unbroken = started(script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "unbroken")
     arguments = [script, "--cpu", "--epochs", "3", "--checkpoints", tmp_path / "stopped"]
+    # With -u the first line can be read when it is printed, while the script still runs.
     with started("-u", *arguments) as process:
         assert process.stdout.readline().startswith("epoch   1")
         process.send_signal(signal.SIGINT)
@@ -179,6 +181,7 @@ def test_the_readme_example_prints_what_the_readme_shows(tmp_path):
 
 
 def test_the_readme_code_runs(tmp_path):
+    # Later blocks use names of earlier ones, so all of them are one script.
     script = tmp_path / "example.py"
     script.write_text("\n".join(blocks("python")))
     printed = python(script, folder=tmp_path).splitlines()

@@ -35,5 +35,6 @@ def main(given):
             took[ours].append(milliseconds(clock, ours))
     print(f"\n| after `{BASE}` | median, ms | quartiles |\n|---|---|---|")
     for ours, figures in took.items():
+        # Each value twice, because quantiles() needs two values.
         low, middle, high = statistics.quantiles(figures * 2, n=4, method="inclusive")
         print(f"| `{ours}` | {middle:.1f} | {low:.1f} to {high:.1f} |")

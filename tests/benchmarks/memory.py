@@ -38,6 +38,7 @@ KINDS = {"minibatch": True, "epoch": True, "experience": True}
 def spike(milliseconds):
     """Maps and unmaps ``SPIKE`` MiB, as glibc does for large blocks, so that the peak is real."""
     with mmap(-1, SPIKE * MIB, MAP_PRIVATE | MAP_ANONYMOUS) as block:
+        # One byte in each page: the kernel maps a page when it is first written to.
         block[:: 2**12] = bytes(SPIKE * MIB // 2**12)
         until = time.perf_counter() + milliseconds / 1000
         while time.perf_counter() < until:
@@ -117,7 +118,7 @@ def microseconds(engine, batches):
     """Returns the median time of an iteration in one short run, without its beginning and end."""
     data = Clocked(batches)
     engine.run(data)
-    steps = zip(data.times[5:], data.times[4:], strict=False)
+    steps = zip(data.times[5:], data.times[4:], strict=False)  # the first ones warm up
     return statistics.median(later - earlier for later, earlier in steps) * 1e6
 
 
@@ -126,6 +127,7 @@ def cost(make_engine, kinds, batches, rounds):
     engines = {name: make_engine(make()) for name, make in kinds.items()}
     taken = {name: [] for name in engines}
     for number in range(rounds):
+        # The order changes, because the first run of a round may be slower.
         for name in list(engines) if number % 2 else reversed(engines):
             taken[name].append(microseconds(engines[name], batches))
     (base, alone), *others = taken.items()

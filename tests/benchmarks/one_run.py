@@ -1,8 +1,8 @@
-"""One run of one contestant, in a process that does nothing else. ``overhead.py`` starts it.
+"""A process that runs one contestant once; ``overhead.py`` starts it.
 
-Every contestant has the same modules imported, since imports alone have moved a ratio by 3 %: an
-object more is one that a garbage collection has to look at. Other libraries are imported in the
-processes of their own contestants only, as they are by those who use them.
+Every contestant has the same modules imported, because imports alone have changed a ratio by 3 %:
+each additional object is one more for the garbage collector to visit. Other libraries are imported
+only in the processes of their own contestants, as in a script that uses them.
 """
 
 import argparse

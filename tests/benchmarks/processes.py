@@ -261,7 +261,7 @@ def table(width, accumulation, found):
     yield "|---|---|---|---|---|---|---|"
     for name, base in BASES.items():
         ratios = [mine / raw for mine, raw in zip(seconds[name], seconds[base], strict=True)]
-        ratios *= 2 if len(ratios) == 1 else 1
+        ratios *= 2 if len(ratios) == 1 else 1  # quantiles() needs two values
         low, middle, high = statistics.quantiles(ratios, method="inclusive")
         took = statistics.median(seconds[name]) / BATCHES * 1e6
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(collectives[name].items()))

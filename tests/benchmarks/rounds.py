@@ -75,6 +75,7 @@ class Rounds:
                 command, env=environment, capture_output=True, text=True, check=False
             )
             if done.returncode:
+                # The last line of a traceback is the message of the exception.
                 self.missing[name] = (done.stderr.strip().splitlines() or ["no message"])[-1]
                 return
             found = torch.load(file)
@@ -108,4 +109,5 @@ class Rounds:
         """Returns the quartiles and the median of the ratios: lower, median, upper."""
         runs = zip(self.found[name], self.found["raw"], strict=True)
         ratios = [statistics.mean(mine) / statistics.mean(raw) for mine, raw in runs]
+        # quantiles() needs two values.
         return statistics.quantiles(ratios * (2 if len(ratios) == 1 else 1), method="inclusive")

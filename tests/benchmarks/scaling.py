@@ -87,7 +87,7 @@ class Clocked(list):
 def iteration(run, data):
     """Returns the median time of an iteration in a short run, in µs."""
     run(data)
-    steps = zip(data.times[11:], data.times[10:], strict=False)
+    steps = zip(data.times[11:], data.times[10:], strict=False)  # the first ones warm up
     return statistics.median(later - earlier for later, earlier in steps) * 1e6
 
 
@@ -95,7 +95,7 @@ def row(what, base, other, data, rounds):
     """Prints the time that ``other`` takes in addition to ``base``."""
     taken = []
     for number in range(rounds):
-        order = (0, 1) if number % 2 else (1, 0)
+        order = (0, 1) if number % 2 else (1, 0)  # the second run of a round may be faster
         times = {which: iteration((base, other)[which], data) for which in order}
         taken.append((times[0], times[1] - times[0]))
     low, middle, high = statistics.quantiles((more for _, more in taken), n=4)

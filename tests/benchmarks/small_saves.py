@@ -40,6 +40,7 @@ def torch_save(trainer, folder):
         file.flush()
         os.fsync(file.fileno())
     new.replace(folder / "torch.pt")
+    # The folder has to be synchronized too, or the renaming may be lost.
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
