@@ -70,7 +70,7 @@ def save(trainer, folder):
 def save_in_background(trainer, folder):
     """Saves as during a run, which holds the lock; a save between runs does not return early."""
     writer = writer_into(folder / "behind", trainer, background=True)
-    writer.lock.take()
+    writer.lock.acquire()
     writer.save(trainer)
 
     def wait():

@@ -51,7 +51,7 @@ class Ours:
 
     def __init__(self, trainer, folder, **options):
         self.writer = writer_into(folder, trainer, **options)
-        self.writer.lock.take()
+        self.writer.lock.acquire()
 
     def __call__(self, trainer, folder):
         self.writer.save(trainer)
