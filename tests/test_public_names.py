@@ -251,7 +251,9 @@ def test_a_type_checker_finds_a_typo_in_a_choice(function, argument, values):
 
 
 def test_what_a_handler_of_ones_own_needs_has_a_public_face():
-    assert {"Handler", "Scheduled", "Attachment", "handler_config"} < set(handlers.__all__)
+    assert {"Handler", "Scheduled", "Attachment", "checked_dataclass", "handler_config"} < set(
+        handlers.__all__
+    )
     assert set(fields.__all__) < set(handlers.__all__)
     for name in handlers.__all__:
         assert getattr(handlers, name).__class__ is not None

@@ -140,8 +140,8 @@ def _check_class(tag: str, cls: Any) -> None:
     if not is_class(cls) or not is_pydantic_dataclass(cls):
         name = cls.__name__ if is_class(cls) else type(cls).__name__
         raise TypeError(
-            f"what is registered as {tag!r} must be a pydantic dataclass, {name} is not: put "
-            "@pydantic.dataclasses.dataclass(frozen=True, eq=False, kw_only=True) between it and "
+            f"what is registered as {tag!r} must be a checked dataclass, {name} is not: put "
+            "@checked_dataclass, of ignite_hooks.handlers, between it and "
             "@register"
         )
     # Names are compared, not classes: a cell of a notebook makes a new class each time it runs.

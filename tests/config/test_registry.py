@@ -78,7 +78,9 @@ def test_invalid_tag_is_refused(tag):
     "cls", [lambda: None, 3, Hooks, plain_dataclass(type("Plain", (), {})), NUMBERS]
 )
 def test_class_that_is_no_pydantic_dataclass_is_refused(cls):
-    with pytest.raises(TypeError, match=r"'mine' must be a pydantic dataclass, .* is not: put @"):
+    with pytest.raises(
+        TypeError, match=r"'mine' must be a checked dataclass, .* is not: put @checked_dataclass"
+    ):
         register("mine")(cls)
 
 
