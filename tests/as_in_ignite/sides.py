@@ -26,8 +26,8 @@ from tests.reference import make_trainer
 
 DEPARTURES = {
     # How a run ends, and how the next begins
-    "a stop before the step drops its batch": "The counters stand at the last step boundary, where "
-    "the next run() continues. Ignite counts a batch that was not trained on.",
+    "a stop before the step does not count its batch": "The counters stand at the last step "
+    "boundary, where the next run() continues. Ignite counts a batch that was not trained on.",
     "a stopped run continues": "The next run() gives the remaining batches of the epoch. Ignite "
     "leaves them out: it begins the next epoch, or starts from scratch after the last one.",
     "a stop at the last batch completes the epoch": "The epoch has had all its batches, so "
@@ -36,10 +36,10 @@ DEPARTURES = {
     "returns None and does nothing.",
     "a handled failure ends the run": "When the handlers of EXCEPTION_RAISED return, the run ends. "
     "Ignite fires EPOCH_COMPLETED for the failed epoch and trains the next one.",
-    "failures within the step are raised once": "Ignite calls the handlers of EXCEPTION_RAISED "
-    "again when one of them raises.",
-    "another kind of limit continues": "A finished run continues to a further limit of another "
-    "kind. In Ignite the first limit must be set to None.",
+    "a failure within the step is handled once": "The handlers of EXCEPTION_RAISED are called "
+    "once, even if one of them raises. Ignite calls them again then.",
+    "a finished run continues to another kind of limit": "A finished run continues to a further "
+    "limit of another kind. In Ignite the first limit must be set to None.",
     # Limits and lengths
     "an epoch is one pass": "Without an epoch_length each epoch asks for the current length of "
     "the data. Ignite keeps the length of the first epoch.",
@@ -70,8 +70,8 @@ DEPARTURES = {
     "and the next GET_BATCH_STARTED, and appear in last_event_name.",
     "no second GET_BATCH_STARTED after interrupt()": "Ignite fires it twice for the same batch if "
     "it was interrupted at DATALOADER_STOP_ITERATION.",
-    "added while firing, after a removal": "A handler that is added to the event being fired is "
-    "called at its end. In Ignite it is not if another handler was removed before.",
+    "a handler added while its event fires, after a removal": "It is called last in the same "
+    "firing. Ignite does not call it if another handler was removed earlier in that firing.",
     "outputs are tensors": "state.output is loss.detach(): item() would synchronize with the "
     "device.",
     "gradients are zeroed within the iteration": "They are zeroed after the handlers of "

@@ -475,7 +475,7 @@ def test_a_handler_of_exception_raised_may_raise_it_again(side):
 
     with pytest.raises(ValueError, match="no"):
         engine.run([1])
-    times = side.departs("failures within the step are raised once", ignite=2, ours=1)
+    times = side.departs("a failure within the step is handled once", ignite=2, ours=1)
     assert len(caught) == times
 
 

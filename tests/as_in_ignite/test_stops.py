@@ -10,7 +10,7 @@ from tests.as_in_ignite.sides import listen
 from tests.as_in_ignite.sides import outputs
 from tests.as_in_ignite.sides import short_id
 
-DROPS = "a stop before the step drops its batch"
+DROPS = "a stop before the step does not count its batch"
 CONTINUES = "a stopped run continues"
 
 
@@ -347,9 +347,11 @@ def test_a_limit_set_to_none_begins_a_new_run(side, first, second, expected):
 def test_a_further_limit_of_another_kind(side, first, second, expected):
     engine, data = side.engine(), range(4)
     engine.run(data, **first)
-    with side.accepts("another kind of limit continues"):
+    with side.accepts("a finished run continues to another kind of limit"):
         engine.run(data, **second)
-    done = side.departs("another kind of limit continues", ignite=(1, 4), ours=expected)
+    done = side.departs(
+        "a finished run continues to another kind of limit", ignite=(1, 4), ours=expected
+    )
     assert counters(engine) == done
 
 

@@ -243,20 +243,22 @@ KINDS = [
         lambda: unshuffled(Drawing(), sampler=Shuffled()),
     ),
     Kind(
-        "… one that draws each index from a global generator just when it is asked for it",
+        "… a sampler of your own class that draws each index from a global generator when the "
+        "index is requested",
         lambda: unshuffled(Drawing(), sampler=DrawingEach()),
-        why="a warning: others draw in between, so what its class keeps (a buffer) may differ",
+        why="a warning: other code draws from that generator between two indices, so state that "
+        "the sampler keeps (a buffer) may differ",
     ),
     Kind(
-        "… one that does so, and has `state_dict` and `load_state_dict`",
+        "… that sampler, with `state_dict` and `load_state_dict`",
         lambda: unshuffled(Drawing(), sampler=StatefulDrawing()),
     ),
     Kind(
-        "… with these and `num_workers=2`",
+        "… that sampler with both methods, and `num_workers=2`",
         lambda: unshuffled(Drawing(), sampler=StatefulDrawing(), num_workers=2),
     ),
     Kind(
-        "… with these and `persistent_workers=True`",
+        "… that sampler with both methods, and `persistent_workers=True`",
         lambda: unshuffled(
             Drawing(), sampler=StatefulDrawing(), num_workers=2, persistent_workers=True
         ),
