@@ -277,14 +277,17 @@ Prefix = Annotated[
 """A prefix of names: a string, which may be empty."""
 
 
+_UNHANDLED_SIGNALS = {"SIGKILL", "SIGSTOP"}  # the operating system handles them itself
+
+
 def _check_signal_names(names: Any, info: ValidationInfo) -> Any:
-    known = sorted(set(Signals.__members__) - {"SIGKILL", "SIGSTOP"})
+    known = sorted(set(Signals.__members__) - _UNHANDLED_SIGNALS)
     remedy = '("SIGTERM",) is the usual choice, () means none'
     if isinstance(names, list | tuple):
         wrong = [name for name in names if name not in known]
         if not wrong:
             return names
-        if get_close_matches(str(wrong[0]), known):
+        if wrong[0] not in _UNHANDLED_SIGNALS and get_close_matches(str(wrong[0]), known):
             remedy = did_you_mean(str(wrong[0]), known)
     elif isinstance(names, str) and names in known:
         remedy = f"write ({names!r},)"

@@ -474,7 +474,15 @@ def test_forked_process_neither_writes_nor_releases_the_lock(tmp_path, action, b
 
 def write_record_of_other_machine(directory, **changes):
     """Writes the record of an owner on another machine to the lock file."""
-    owner = replace(Owner.of_this_process(), token="other", host="node7", boot="b", pid=77)
+    # The time is fixed: a record that changes with the clock would be taken for a heartbeat.
+    owner = replace(
+        Owner.of_this_process(),
+        token="other",
+        host="node7",
+        boot="b",
+        pid=77,
+        since="2026-01-02 03:04:05+00:00",
+    )
     Path(directory, LOCK_NAME).write_bytes(replace(owner, **changes).dumps())
 
 

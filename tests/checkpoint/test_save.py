@@ -86,7 +86,7 @@ class Counter:
         ("keep_best", None, "an integer >= 0"),
         ("metric", "", "a string that is not empty"),
         ("mode", "best", '"max" or "min"'),
-        ("on_signals", ("TERM",), "names of signals"),
+        ("on_signals", ("TERM",), "a tuple of names of signals"),
         ("safe_serialization", None, "True or False"),
         ("background", "yes", "True or False"),
         ("trust_pickle", 0, "True or False"),
@@ -103,7 +103,7 @@ def test_invalid_argument_error_names_rule_and_remedy(tmp_path, argument, value,
     "value", ["SIGTERM", None, (15,), ("SIGKILL",), ("SIGSTOP",)], ids=stable_id
 )
 def test_signals_that_cannot_be_handled_are_refused(tmp_path, value):
-    with pytest.raises(ValueError, match="`on_signals` must be names of signals"):
+    with pytest.raises(ValueError, match="`on_signals` must be a tuple of names of signals that"):
         SaveCheckpoint(tmp_path, on_signals=value)
 
 

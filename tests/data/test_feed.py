@@ -971,7 +971,7 @@ def test_feed_can_be_registered_for_data(accelerator):
 
 @pytest.mark.parametrize("even_batches", [True, False])
 def test_even_batches_is_passed_to_the_feeds(even_batches, accelerator):
-    feed = Feeds(accelerator, even_batches).of(DataLoader(range(4)))
+    feed = Feeds(accelerator, even_batches).feed_for(DataLoader(range(4)))
     assert feed._source.even_batches is even_batches
 
 

@@ -4,7 +4,7 @@ FORK_SERVER = """
 import multiprocessing, os, signal
 from multiprocessing import forkserver
 from torch.utils.data import DataLoader
-from ignite_hooks.data.workers import ignored_by_workers, started
+from ignite_hooks.data.workers import ignored_by_workers, iterate_with_workers
 from tests.data.test_workers import Seen
 
 if __name__ == "__main__":
@@ -12,7 +12,8 @@ if __name__ == "__main__":
     context.set_forkserver_preload(["__main__", "json"])
     ignored_by_workers[Seen] = (signal.SIGTERM,)
     signal.signal(signal.SIGTERM, lambda *_: None)
-    batches = started(DataLoader(Seen(), 1, num_workers=1, multiprocessing_context="forkserver"))
+    loader = DataLoader(Seen(), 1, num_workers=1, multiprocessing_context="forkserver")
+    batches = iterate_with_workers(loader)
     next(batches)
     os.killpg(0, signal.SIGTERM)  # to the server, the worker and this process
     print(len(list(batches)), forkserver._forkserver._preload_modules)

@@ -314,14 +314,14 @@ def kill_and_continue(worker, batches):
 EXIT = """
 import multiprocessing, os, signal, sys
 from torch.utils.data import DataLoader
-from ignite_hooks.data.workers import ignored_by_workers, started
+from ignite_hooks.data.workers import ignored_by_workers, iterate_with_workers
 from tests.data.test_workers import Stuck
 
 def main():
     global batches, loader
     ignored_by_workers[Stuck] = (signal.SIGTERM,)
     loader = DataLoader(Stuck(), 1, num_workers=2, persistent_workers=True)
-    batches = started(loader)
+    batches = iterate_with_workers(loader)
     print(int(next(batches)), flush=True)
 
 if sys.argv[1] == "in a child":
@@ -357,13 +357,13 @@ def test_workers_do_not_keep_a_process_from_ending(where):
 ORPHANS = """
 import os, signal, sys
 from torch.utils.data import DataLoader
-from ignite_hooks.data.workers import ignored_by_workers, started
+from ignite_hooks.data.workers import ignored_by_workers, iterate_with_workers
 from tests.data.test_workers import Seen, outlive_parent
 
 ignored_by_workers[Seen] = (signal.SIGTERM,)
 init = outlive_parent if sys.argv[1] == "late" else None
 loader = DataLoader(Seen(), 1, num_workers=2, persistent_workers=True, worker_init_fn=init)
-next(started(loader))
+next(iterate_with_workers(loader))
 os.kill(os.getpid(), signal.SIGTERM)
 """
 

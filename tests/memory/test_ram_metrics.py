@@ -810,7 +810,7 @@ def test_wrong_arguments_are_named(argument, value):
 
 
 def test_arguments_are_given_by_name():
-    with pytest.raises(ValueError, match="positional argument"):
+    with pytest.raises(TypeError, match="`ram_usage_metrics` takes no argument by position"):
         ram_usage_metrics(1.0)
 
 

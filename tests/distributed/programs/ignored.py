@@ -46,7 +46,7 @@ def impatient():
     """Leaves rank 1 out of an exchange; rank 0 must wait for the timeout given to Accelerate."""
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=1))
     ranks, found = Ranks(Accelerator(cpu=True, kwargs_handlers=[patience])), ""
-    if ranks.is_first:
+    if ranks.is_rank_0:
         try:
             ranks.gather(None)
         except RuntimeError as error:
