@@ -524,11 +524,6 @@ class Feeds:
         self._newest: tuple[Any, DataFeed | None] = (None, None)
         self._remembered: list[tuple[Any, DataFeed]] = []
 
-    @property
-    def newest(self) -> DataFeed | None:
-        """The feed that was added last; None without any."""
-        return self._newest[1]
-
     def feed_for(self, data: Any, *, keeps: bool = False) -> DataFeed:
         """Returns the feed of ``data``; creates it on first use.
 

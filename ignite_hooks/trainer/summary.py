@@ -74,10 +74,7 @@ def _counted(count: int, noun: str) -> str:
 
 def _lengths(feed: DataFeed, processes: int) -> tuple[int | None, int | None]:
     """Returns the batches of a pass, and the samples of a batch of all processes together."""
-    try:
-        return feed.length or feed.promised_length, global_batch_size(feed.loader, processes)
-    except Exception:  # of a property of the user's loader: no reason to fail in a repr
-        return None, None
+    return feed.length or feed.promised_length, global_batch_size(feed.loader, processes)
 
 
 def _of_machine(accelerator: Any, model: torch.nn.Module) -> str:

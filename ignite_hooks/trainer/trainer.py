@@ -113,8 +113,7 @@ class Trainer(TrainingLoop):
         self._hooks.attach(self)
 
     def __repr__(self) -> str:
-        feed = self._feeds.newest if self.feed is None else self.feed
-        return f"<{type(self).__name__}: {summary_of(self, feed)}>"
+        return f"<{type(self).__name__}: {summary_of(self, self.feed)}>"
 
     @property
     def hooks(self) -> Hooks:

@@ -436,11 +436,11 @@ class CountWithOutputs:
         self.store = EpochOutputStore()
 
     def attach(self, engine):
-        self.store.attach(engine)
         engine.add_event_handler(STEP, self)
 
     def __call__(self, engine):
         self.count += 1
+        self.store.update(engine)
 
     def state_dict(self):
         return {"count": self.count}
@@ -524,7 +524,7 @@ CASES = {
     ): ["LambdaStateScheduler"],
     second_optimizer: ["Adam", "Linear", "StepLR"],
     outputs_of_an_epoch: ["EpochOutputStore"],
-    outputs_within_a_handler: ["CountWithOutputs", "EpochOutputStore"],
+    outputs_within_a_handler: ["CountWithOutputs", "CountWithOutputs.store"],
     metrics: ["Average", "RunningAverage"],
     evaluator_run_by_a_handler: ["EarlyStopping"],
     evaluator_and_callable_by_name: ["Count", "EarlyStopping"],

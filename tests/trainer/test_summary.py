@@ -4,7 +4,9 @@ import re
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils.data import BatchSampler
 from torch.utils.data import DataLoader
+from torch.utils.data import SequentialSampler
 from torch.utils.data import TensorDataset
 
 from ignite_hooks import ResumeCheckpoint
@@ -107,14 +109,29 @@ def test_what_the_data_do_not_tell_is_left_out(data, accumulation, steps):
     assert f"parameters;{steps} float32" in shown
 
 
-def test_a_loader_that_fails_to_tell_its_length_is_no_error():
-    class Failing(DataLoader):
-        def __len__(self):
-            raise RuntimeError("no length")
+def test_a_property_that_fails_in_a_sampler_is_no_error():
+    class Failing(BatchSampler):
+        @property
+        def batch_size(self):
+            raise RuntimeError("no size")
 
-    data = Failing(TensorDataset(torch.zeros(8, 4), torch.zeros(8).long()), batch_size=4)
-    trainer = trainer_of(data=data)
-    assert repr(trainer).startswith("<Trainer: Linear with 10 parameters;")
+        @batch_size.setter
+        def batch_size(self, size):
+            pass
+
+        def __iter__(self):
+            return iter([[0, 1], [2, 3]])
+
+        def __len__(self):
+            return 2
+
+    data = TensorDataset(torch.zeros(4, 4), torch.zeros(4).long())
+    sampler = Failing(SequentialSampler(data), 2, drop_last=False)
+    trainer = trainer_of(data=DataLoader(data, batch_size=None, sampler=sampler))
+    assert (
+        repr(trainer)
+        == "<Trainer: Linear with 10 parameters; 2 steps an epoch; float32, 1 process on cpu>"
+    )
 
 
 def test_an_epoch_length_decides_the_steps_of_an_epoch():
