@@ -56,8 +56,8 @@ def _of_steps(trainer: TrainingEngine, feed: DataFeed | None) -> str:
     if feed is None:
         return ""
     window: int = trainer.accelerator.gradient_accumulation_steps
-    length, samples = _lengths(feed, trainer.accelerator.num_processes)
-    length = trainer.state.epoch_length or length
+    length = trainer.state.epoch_length or feed.length or feed.promised_length
+    samples = _global_batch(feed, trainer.accelerator.num_processes)
     # The last window of an epoch may be short: it is a step too.
     steps = [f"{_counted(-(-length // window), 'step')} an epoch"] if length else []
     if samples:
@@ -72,9 +72,12 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def _lengths(feed: DataFeed, processes: int) -> tuple[int | None, int | None]:
-    """Returns the batches of a pass, and the samples of a batch of all processes together."""
-    return feed.length or feed.promised_length, global_batch_size(feed.loader, processes)
+def _global_batch(feed: DataFeed, processes: int) -> int | None:
+    """Returns the samples of a batch of all processes together; None if that is not known."""
+    try:
+        return global_batch_size(feed.loader, processes)
+    except Exception:  # a property of the user's sampler: no reason to fail in a repr
+        return None
 
 
 def _of_machine(accelerator: Any, model: torch.nn.Module) -> str:
