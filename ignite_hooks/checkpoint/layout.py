@@ -1,23 +1,24 @@
-"""Names of the files in a checkpoint, defined here alone.
+"""Names of the files in a checkpoint. Other modules import the names from here.
 
 ====================  ============================================================================
-manifest.json         makes a folder a checkpoint: the position in the run, and the size and hash
-                      of each other file
-model.safetensors     the model; ``loss_fn.safetensors`` if the loss function has a state. With
-                      ``safe_serialization=False`` they end in ``.bin``
+manifest.json         the position in the run, and the size and hash of each other file. A folder
+                      with this file is a checkpoint
+model.safetensors     the model. A loss function with a state has ``loss_fn.safetensors``. With
+                      ``safe_serialization=False`` both names end in ``.bin``
 optimizer.bin         the optimizer, written by ``torch.save`` as Accelerate does
 scheduler.bin         the scheduler, if there is one
 scaler.pt             the gradient scaler, with mixed precision in float16
 trainer.pt            handlers, objects of the user, metrics, and the metadata of the modules
 rank_00000.pt         one file per process: counters, limits, positions in the data of the trainer
                       and of evaluators, random generators, and the states of handlers and objects
-                      that differ from those of rank 0
-custom_checkpoint_0.pkl  objects that were registered with the accelerator, which unpickles them
-sharded/              where each process holds a part of the model only (FSDP, DeepSpeed,
-                      Megatron): model and optimizer, written by ``accelerator.save_state``
+                      that differ from the states on rank 0
+custom_checkpoint_0.pkl  one file per object that was registered with the accelerator, in the
+                      pickle format that Accelerate uses
+sharded/              the model and the optimizer, written by ``accelerator.save_state``, if each
+                      process holds only a part of the model (FSDP, DeepSpeed, Megatron)
 ====================  ============================================================================
 
-While a folder is being filled its manifest is called ``incomplete.json``.
+While a checkpoint is written or removed, its manifest is called ``incomplete.json``.
 """
 
 import re
@@ -45,27 +46,28 @@ SCALER = "scaler.pt"
 TRAINER = "trainer.pt"
 SHARDED = "sharded"
 
-# Every checkpoint has such files. A folder that has neither these nor a manifest is not a damaged
-# checkpoint: its files are a user's own, or were left when a checkpoint was removed.
+# The names of files that every checkpoint has. A folder that has neither such a file nor a manifest
+# does not count as a damaged checkpoint: its files belong to the user, or are left from the removal
+# of a checkpoint.
 OWN_FILE = re.compile(r"trainer\.pt|rank_\d{5,}\.pt")
 
 
 def rank_file(rank: int) -> str:
-    """Returns the name of the file of one process."""
+    """Returns the name of the file that belongs to one process."""
     return f"rank_{rank:05d}.pt"
 
 
 def module_files(name: str) -> tuple[str, str]:
-    """Returns the two possible file names of a module: of safetensors, and of ``torch.save``."""
+    """Returns the two possible names of a module's file: for safetensors and for ``torch.save``."""
     return f"{name}.safetensors", f"{name}.bin"
 
 
 def registered_file(number: int) -> str:
-    """Returns the name of the file of an object registered with the accelerator."""
+    """Returns the name of the file for an object that is registered with the accelerator."""
     return f"custom_checkpoint_{number}.pkl"
 
 
 def registered_files(names: set[str]) -> list[str]:
-    """Returns the files of registered objects among ``names``, in the order of their numbers."""
+    """Returns those of ``names`` that are files of registered objects, sorted by number."""
     found = [name for name in names if name.startswith("custom_checkpoint_")]
     return sorted(found, key=lambda name: (len(name), name))

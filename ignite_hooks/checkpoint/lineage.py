@@ -1,15 +1,15 @@
 """The run of training that the checkpoints of a trainer belong to.
 
-Each checkpoint has the id of its run, and a run removes its own old checkpoints only. A trainer
-that resumes must not continue a run which another trainer continues too: each would remove the
-other's checkpoints. So a trainer continues the run of the checkpoint only if it saves to the
-directory that it has resumed from, and no other trainer has saved checkpoints of that run there
-since. Otherwise a new run begins, a branch. A branch begins if:
+Each checkpoint has the id of its run, and a run removes only its own old checkpoints. Two trainers
+must not continue the same run, because each would remove the checkpoints of the other. After a
+resume a trainer continues the run of the checkpoint if the trainer saves to the directory that it
+has resumed from, and no other trainer has saved checkpoints of the run there since the resume.
+Otherwise the trainer begins a new run, called a branch. A branch begins if:
 
-- the trainer has resumed from a checkpoint given by its own name, ``runs/step_00000010``, which may
-  be the beginning of other branches as well;
-- the trainer has resumed from another directory, unless the same checkpoint is the newest of its
-  run in this directory too, as in a copy of the directory;
+- the checkpoint was given by its own name, for example ``runs/step_00000010``: several branches may
+  begin at the same checkpoint;
+- the trainer has resumed from a directory other than the one that it saves to. The exception is a
+  copy of the directory, where the checkpoint is the newest of its run as well;
 - another trainer has continued the run in the meantime.
 """
 
@@ -37,16 +37,17 @@ logger = getLogger(__name__)
 
 @dataclass
 class Lineage:
-    """The history of a trainer's run: the checkpoint that it resumed from, and those it has saved.
+    """The history of a trainer's run, which decides whether the run continues or branches.
 
-    Rank 0 keeps it, because rank 0 writes the manifests.
+    Only rank 0 uses this object, because only rank 0 writes manifests.
 
     Attributes:
         directories: the directories that the trainer saves to, with symbolic links resolved.
-        known_numbers: the number of the newest checkpoint in each directory that the trainer knows
-            of, because it was there at the resume or was written by the trainer itself.
-        resumed: the checkpoint that the trainer has resumed from since its last run.
-        is_named: whether that checkpoint was given by its own name.
+        known_numbers: by directory, the number of the newest checkpoint that the trainer knows. The
+            trainer has found this checkpoint at the resume, or has saved it.
+        resumed: the manifest of the checkpoint that the trainer has resumed from; None after
+            ``decide_run``.
+        is_named: whether the user gave this checkpoint by its own name.
     """
 
     directories: set[str] = field(default_factory=set)
@@ -55,22 +56,24 @@ class Lineage:
     is_named: bool = False
 
     def note_resumed(self, source: str | Path, checkpoint: Checkpoint, newest: int) -> None:
-        """Notes which checkpoint the trainer has resumed from; it may have been removed since.
+        """Notes which checkpoint the trainer has resumed from.
+
+        Only the arguments are used: the checkpoint may have been removed in the meantime.
 
         Args:
-            source: the path or the URL that was given.
-            checkpoint: the checkpoint that was found there.
-            newest: the number of the newest checkpoint that was there, damaged or not.
+            source: the path or the URL that the user gave.
+            checkpoint: the checkpoint that was found at the source.
+            newest: the number of the newest checkpoint at the source, damaged or not.
         """
         path = Path(source)
-        is_itself = checkpoint.folder == path
+        is_checkpoint = checkpoint.folder == path  # not a directory of checkpoints
         self.resumed, self.known_numbers = checkpoint.manifest, {}
         name = str(source).rstrip("/").rpartition("/")[2] if is_url(source) else path.name
-        self.is_named = is_checkpoint_name(name) and (is_itself or is_url(source))
-        if is_itself and not self.is_named:
-            # A link with another name, for example "latest": it counts as its target's directory.
+        self.is_named = is_checkpoint_name(name) and (is_checkpoint or is_url(source))
+        if is_checkpoint and not self.is_named:
+            # A link to a checkpoint, for example "latest", counts like the directory of its target.
             self.known_numbers[os.path.dirname(os.path.realpath(path))] = self.resumed.number
-        elif not is_url(source) and not is_itself:
+        elif not is_url(source) and not is_checkpoint:
             self.known_numbers[os.path.realpath(path)] = newest
 
     def has_resumed_from(self, directory: str) -> bool:
@@ -80,7 +83,7 @@ class Lineage:
     def decide_run(self, trainer: TrainingEngine) -> None:
         """Decides which run the next checkpoints belong to.
 
-        It is called at the start of each run of the trainer, and before a save between two runs.
+        This method is called at the start of each run, and before a save between two runs.
         """
         run = training_id(trainer)
         newest = {each: _newest_manifest(run, each) for each in self.directories}
@@ -95,25 +98,27 @@ class Lineage:
         """Returns whether the trainer may continue its run.
 
         Args:
-            newest: the newest checkpoint of the run in each directory that has one.
+            newest: by directory, the manifest of the newest checkpoint of the run.
         """
         if self.resumed is None or self.known_numbers.keys() & self.directories:
-            # A larger number than the known one: another trainer has saved here since.
+            # If a number is larger than the known one, another trainer has saved there since.
             return all(
                 m.number <= self.known_numbers.get(each, m.number) for each, m in newest.items()
             )
-        # Texts are compared because a metric value of NaN would make equal manifests unequal.
+        # The trainer has resumed from another directory. It continues the run only if the same
+        # checkpoint is the newest of the run here. Manifests are compared as text, because a metric
+        # value of NaN would make equal manifests unequal.
         texts = {manifest.dumps() for manifest in newest.values()}
         return not self.is_named and texts == {self.resumed.dumps()}
 
 
 def lineage_of(trainer: TrainingEngine) -> Lineage:
-    """Returns the lineage that is kept with a trainer."""
+    """Returns the lineage of a trainer."""
     lineage: Lineage = engine_storage(trainer).setdefault("lineage", Lineage())
     return lineage
 
 
 def _newest_manifest(run: str, directory: str) -> Manifest | None:
-    """Returns the manifest of the newest checkpoint of a run in a directory; None without one."""
+    """Returns the manifest of a run's newest checkpoint in a directory; None if there is none."""
     found = CheckpointStore(Path(directory)).checkpoints()
     return next((each.manifest for each in found if each.manifest.training == run), None)

@@ -1,8 +1,9 @@
 """Loads the files of a checkpoint into a trainer: all of them, or none.
 
-``LoadedState`` reads all files and compares them with the trainer before anything changes. After
-that the folder is no longer needed: the run that saves there may delete it. Objects that can refuse
-their states are loaded first, within ``rolled_back_on_failure``.
+``LoadedState`` reads all files and compares them with the trainer before it changes anything. The
+run that saves to the folder may delete the folder afterwards, except for a sharded model, which
+Accelerate reads from the folder when it is loaded. Objects that can refuse their states are loaded
+first, within ``rolled_back_on_failure``.
 """
 
 import copy
@@ -66,10 +67,10 @@ __all__ = ["LoadedState", "rolled_back_on_failure"]
 
 
 class LoadedState:
-    """The content of a checkpoint for one process, read and not yet loaded into the trainer.
+    """The content of a checkpoint for one process, and how it is loaded into the trainer.
 
-    Callers ask in this order: ``problems``, ``object_problems``, ``differences``,
-    ``state_problems``; if all of these are empty, ``apply``, and ``complete`` when the run has
+    Callers check ``problems``, ``object_problems``, ``differences`` and ``state_problems``, in this
+    order. If all of them are empty, callers call ``apply``, and ``complete`` when the run has
     started.
 
     Args:
@@ -80,8 +81,9 @@ class LoadedState:
         replay: whether batches may be loaded again to get to the position in the data.
 
     Attributes:
-        problems: the errors in the files that say how the others are read, by file and field. If
-            there are any, nothing else may be called.
+        problems: the errors in ``trainer.pt``, ``optimizer.bin`` and the file of this process, each
+            with its file and field. The methods rely on these files: if there are errors, only
+            ``close`` may be called.
 
     Raises:
         ValueError: a file cannot be read, or holds code.
@@ -97,9 +99,10 @@ class LoadedState:
     ) -> None:
         self._checkpoint = checkpoint
         self._report_parts: dict[str, ResumedPart | None] = {}
-        self._unrestored: dict[str, str] = {}  # by handler, why it is not whole
+        # By the name of a handler: the reason why its state could not be restored completely.
+        self._unrestored: dict[str, str] = {}
         self._group_settings: list[dict[str, Any]] = []
-        self._saved_names: dict[str, str] = {}  # of parameters, by their current names
+        self._saved_names: dict[str, str] = {}  # saved names of parameters, by current names
         self.folder, self.manifest = checkpoint
         self._state = state
         self._trainer = state.trainer
@@ -110,8 +113,8 @@ class LoadedState:
         pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
         if pickled and not state.trust_pickle:
             raise ValueError(
-                f"{summarize_names(pickled)} would have to be unpickled, which runs code: say "
-                "trust_pickle=True if you know who wrote it"
+                f"{summarize_names(pickled)} would have to be unpickled, which runs code: give "
+                "trust_pickle=True if you trust the writer of the checkpoint"
             )
         self._registered = [load_objects(self.folder / n, trust_pickle=True) for n in registered]
         self._contents = {
@@ -136,7 +139,8 @@ class LoadedState:
         self._is_scheduler_overridden = "scheduler" in override
         # `complete` runs after each of these events, the last one first, and restores the rates.
         self._rate_events = ["EPOCH_STARTED", "STARTED"]
-        # Rank 0 saves all states. The file of another rank has those that differ there.
+        # `trainer.pt` holds the states of rank 0. The file of another rank holds only the states
+        # that differ on that rank.
         own = self._rank_content.get("objects", {})
         self._object_states = {
             section: {**states, **own.get(section, {})}
@@ -151,19 +155,20 @@ class LoadedState:
                 return
             if state_dict is not None:
                 self._module_states[name] = state_dict
-        # On a CPU the values of the optimizer's state are read after those of the model have been
-        # freed, to keep the peak of memory low. By then the folder may have been deleted; an open
-        # file stays readable. The file is opened last, so that an error above leaves nothing open.
+        # On a CPU `apply` reads the values of the optimizer's state only after it has freed the
+        # saved values of the model, to keep the peak of memory low. The folder may have been
+        # deleted by then, but a file that is open stays readable. The file is opened last, so that
+        # an error above leaves no file open.
         if OPTIMIZER in names and self._trainer.accelerator.device.type == "cpu":
             self._optimizer_file = open_regular(self.folder / OPTIMIZER)
 
     def close(self) -> None:
-        """Closes the optimizer's file if ``apply`` has not read it. ``apply`` cannot follow."""
+        """Closes the optimizer's file if it is still open. ``apply`` must not be called later."""
         if self._optimizer_file is not None:
             self._optimizer_file.close()
 
     def _problems_of_structure(self, own_file: str) -> Iterator[str]:
-        """Yields the problems of the files that say how the others are read."""
+        """Yields the errors in the files that tell how the other files are read."""
         if TRAINER in self._contents:
             yield from trainer_file_problems(self._contents[TRAINER])
         if own_file in self._contents:
@@ -172,7 +177,7 @@ class LoadedState:
             yield from optimizer_file_problems(self._contents[OPTIMIZER])
 
     def object_problems(self) -> Iterator[str]:
-        """Yields the problems of the states of modules in `also` and of handlers."""
+        """Yields the errors in the states of the modules that `also` or the handlers hold."""
         for section, objects in self._stateful_objects().items() if self._object_states else ():
             for name in objects.keys() & self._object_states[section].keys():
                 state = self._object_states[section][name]
@@ -180,9 +185,9 @@ class LoadedState:
                     yield from user_module_problems(f"objects.{section}.{name}", state)
 
     def state_problems(self) -> Iterator[str]:
-        """Yields the problems of states that the trainer's objects would load.
+        """Yields the errors in the states of model, optimizer, scheduler and gradient scaler.
 
-        ``differences`` has shown before that the classes are the same.
+        Call ``differences`` first: the checks rely on equal classes in checkpoint and trainer.
         """
         trainer = self._trainer
         current, saved = self._state.class_names(), self._trainer_content["kinds"]
@@ -215,7 +220,10 @@ class LoadedState:
             yield from scaler_problems(self._contents[SCALER], scaler)
 
     def differences(self) -> list[str]:
-        """Returns the differences that keep the checkpoint from being loaded, with both values."""
+        """Returns the differences between checkpoint and trainer that make loading impossible.
+
+        Each difference is a text with the saved and the current value.
+        """
         found = []
         for name in (TRAINER, OPTIMIZER):
             if name not in self._contents and not (self._state.is_sharded and name != TRAINER):
@@ -224,7 +232,8 @@ class LoadedState:
             found.append("the counters of this process are missing")
         if self._state.is_sharded != self._is_sharded:
             found.append(
-                "only one of checkpoint and trainer is split over processes (FSDP, DeepSpeed)"
+                "the model must be split over processes (FSDP, DeepSpeed) in both the checkpoint "
+                "and the trainer, or in neither"
             )
         if found:  # the comparisons below need these files
             return found
@@ -247,9 +256,9 @@ class LoadedState:
             found += fit.differences
             if fit.renamed:
                 metadata["flags"] = rename_flags(metadata["flags"], fit.renamed)
-                for now, then in fit.renamed.items():
-                    self._saved_names[f"{name}.{now}"] = f"{name}.{then}"
-        if self._saved_names:  # the settings of the groups are by the names of parameters
+                for current_name, saved_name in fit.renamed.items():
+                    self._saved_names[f"{name}.{current_name}"] = f"{name}.{saved_name}"
+        if self._saved_names:  # the saved settings list frozen parameters by their names
             self._changed_settings.translate_names(self._saved_names)
         if not self._state.is_sharded:
             found += self._optimizer_differences()
@@ -281,8 +290,8 @@ class LoadedState:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
             self._changed_settings.override_groups(trainer.optimizer.param_groups)
         elif self._optimizer_file is not None:
-            # `_load_objects` has loaded the optimizer's state from a mapped file. On a CPU its
-            # tensors would remain views of that file, so it is loaded once more, into memory.
+            # `_load_objects` has loaded the optimizer's state from a mapped file. On a CPU the
+            # tensors would remain views of that file, so the state is read again, into memory.
             content = load_objects(self._optimizer_file)
             self._changed_settings.override_groups(content["param_groups"])
             trainer.optimizer.load_state_dict(content)
@@ -295,25 +304,26 @@ class LoadedState:
         set_training_id(trainer, self._checkpoint.manifest.training)
         parts["counters"] = EXACT
         self._changed_settings.settle()
-        # `complete` needs this object until the first epoch has started. The rest is freed now.
+        # `complete` may be called until the first epoch has started. It does not need these states.
         self._contents, self._registered = {}, []
         return self._report()
 
     def _objects_to_roll_back(self) -> Iterator[Any]:
-        """Yields the objects that `_load_objects` loads, but for a large optimizer state."""
+        """Yields the objects that `_load_objects` loads, except an optimizer that has a state."""
         trainer = self._trainer
         for objects in self._stateful_objects().values():
             yield from (each for each in objects.values() if not each.is_module)
         yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
-        # An optimizer that has a state is large to copy. It is loaded last, so only its own refusal
-        # could make a rollback necessary, and torch's optimizers refuse before they change.
+        # A copy of an optimizer's state would take much memory, and is not needed. The optimizer is
+        # loaded last, so after it no other object can refuse a state. torch's optimizers refuse a
+        # state before they change anything.
         if not trainer.optimizer.state:
             small.append(trainer.optimizer)
         yield from (each for each in small if each is not None)
 
     def _load_objects(self) -> None:
-        """Loads the states of all objects that are not modules. Any of them may be refused."""
+        """Loads the states of all objects that are not modules. Any object may refuse its state."""
         trainer, parts = self._trainer, self._report_parts
         self._load_stateful_objects(are_modules=False)
         parts["also"] = report_named_objects(
@@ -324,11 +334,11 @@ class LoadedState:
         pairs = zip(registered_here, self._registered, strict=False)
         for number, (registered, content) in enumerate(pairs):
             _load_state(registered, content, registered_file(number))
-        then, now = len(self._registered), len(registered_here)
-        if then != now:
-            reason = f"{then} registered objects then, {now} now"
+        saved_count, current_count = len(self._registered), len(registered_here)
+        if saved_count != current_count:
+            reason = f"the checkpoint has {saved_count}, this run has {current_count}"
             parts["registered objects"] = ResumedPart("missing", reason)
-        elif now:
+        elif current_count:
             parts["registered objects"] = EXACT
         self._load_user_state(self._trainer.state_dict_user_keys)
         parts["scheduler"] = self._load_single(SCHEDULER, trainer.lr_scheduler)
@@ -348,10 +358,10 @@ class LoadedState:
         self._scheduler_state = self._contents.get(SCHEDULER)
 
     def complete(self) -> ResumeReport:
-        """Loads states again that handlers of STARTED and EPOCH_STARTED have changed.
+        """Loads the states again that handlers of STARTED and EPOCH_STARTED may have changed.
 
         Such handlers may reset their own state, draw random numbers, set learning rates or put the
-        model in train mode. Data that ``run`` was given are compared as well.
+        model in train mode. If ``run`` was given data, these data are compared with the checkpoint.
         """
         if self._rate_events:
             self._changed_settings.compare_writes(self._group_settings, self._rate_events.pop())
@@ -365,8 +375,8 @@ class LoadedState:
         self._restore_rates()
         for name, module in self._state.whole_modules.items():
             flags = self._trainer_content["modules"][name]["flags"]
-            # A model that was saved between two runs in eval mode is left to the new run, which
-            # puts it in train mode, and to the handlers of that run.
+            # If a model was saved between two runs and was in eval mode, its flags stay as they
+            # are: the new run puts the model in train mode, and its handlers may change that.
             is_eval_between_runs = "" in flags["eval"] and not self._trainer_content["in_run"]
             if not is_eval_between_runs:
                 set_flags(module, flags)
@@ -376,7 +386,7 @@ class LoadedState:
         return self._report()
 
     def _restore_rates(self) -> None:
-        """Restores the settings of groups and the scheduler, which handlers may have set."""
+        """Restores the settings of the optimizer's groups and the state of the scheduler."""
         groups = self._trainer.optimizer.param_groups
         for group, settings in zip(groups, self._group_settings, strict=False):
             group.update(copy.deepcopy(settings))
@@ -386,7 +396,8 @@ class LoadedState:
     def _report(self) -> ResumeReport:
         self._report_parts["settings"] = self._changed_settings.part()
         known = {name: part for name, part in self._report_parts.items() if part is not None}
-        # Reasons why a part may not be exact: noted by the save, then by the trainer of now.
+        # The reasons why a part may not be exact. The save has noted the first three groups of
+        # reasons in the checkpoint; the present trainer gives the last group.
         doubts = [
             ("approximate", self._trainer_content.get("uncertain", {})),
             ("unknown", self._trainer_content.get("unknown", {})),
@@ -399,9 +410,10 @@ class LoadedState:
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
     def _stateful_objects(self) -> dict[str, dict[str, StatefulObject]]:
-        """Returns the objects in `also`, and those of handlers, as they are now, by name."""
+        """Returns the present objects in `also` and of handlers, by section and name."""
         trainer, also = self._trainer, self._state.also
-        # An object that is new in `also` may have been saved as one of a handler.
+        # An object that only the present script gives in `also` may have been saved as an object of
+        # a handler, so it is not left out of the handlers.
         saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
         sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {
@@ -412,11 +424,11 @@ class LoadedState:
     def _load_stateful_objects(
         self, *, sections: Iterable[str] = ("also", "handlers"), are_modules: bool | None = None
     ) -> None:
-        """Loads the states of modules, of other objects, or of both (None).
+        """Loads the saved states into the objects in `also` and of handlers.
 
         Args:
             sections: "also", "handlers" or both.
-            are_modules: whether modules or other objects are loaded; None for both.
+            are_modules: True to load modules only, False to load other objects only, None for both.
         """
         objects = self._stateful_objects()
         missing: dict[str, str] = {}
@@ -428,7 +440,7 @@ class LoadedState:
                 try:
                     path = f"{TRAINER}: objects.{section}.{name}"
                     _load_state(stateful, states[name], path, stateful.class_name)
-                except OSError as error:  # a handler needs a file that this machine may not have
+                except OSError as error:  # a file that a handler needs may be missing here
                     if section == "also":
                         raise
                     stateful.missing = str(error)
@@ -450,17 +462,17 @@ class LoadedState:
         measured_at(self._trainer).update(self._object_states["measured_at"])
 
     def _load_user_state(self, keys: Collection[str] | None = None) -> None:
-        """Sets attributes of ``trainer.state``: all, or those in ``keys``.
+        """Sets saved attributes of ``trainer.state``: all of them, or only those in ``keys``.
 
-        The attributes of Ignite's handlers are set late: a handler that is attached after the
-        resume refuses a state that already has its attribute.
+        `apply` leaves out the attributes that Ignite's handlers add to the state. A handler that is
+        attached after `apply` would raise an error if the state already had its attribute.
         """
         for key, value in self._object_states["user_state"].items():
             if keys is None or key in keys:
                 setattr(self._trainer.state, key, copy.deepcopy(value))
 
     def _report_data(self) -> None:
-        """Compares the data with those of the checkpoint, for the report."""
+        """Reports the differences between the present data and the data of the checkpoint."""
         feed = self._trainer.feed
         if feed is None:
             return
@@ -478,7 +490,7 @@ class LoadedState:
         data, states = self._state.data_of_validations, self._rank_content.get("evaluations")
         names = data.names
         if not names or states is None:
-            reason = "this checkpoint does not hold the places of evaluators in their data"
+            reason = "this checkpoint does not hold the positions of evaluators in their data"
             return ResumedPart("unknown", reason) if names else None
         data.load_state_dict(states)
         changes, differences = data.changes(states), data.differences(states)
@@ -516,17 +528,21 @@ class LoadedState:
             reason = "the checkpoint has one, this run has none"
             return None if content is None else ResumedPart("missing", reason)
         if content is None:
-            return ResumedPart("missing", "the checkpoint has none: it starts from scratch")
+            reason = "the checkpoint has none: the one of this run starts from scratch"
+            return ResumedPart("missing", reason)
         _load_state(target, copy.deepcopy(content), file)  # CyclicLR pops entries from the state
         return EXACT
 
     def _generators_part(self) -> ResumedPart:
         if self._rank_content.get("has_drawn_since"):
-            reason = "the run was stopped after batches were drawn that no step was made with"
+            reason = "the run was stopped after it had drawn batches that no step has used"
             return ResumedPart("approximate", reason)
         has_device = self._rank_content["random"]["device"] is not None
         if has_device != (self._trainer.accelerator.device.type != "cpu"):
-            reason = "another kind of device: its random generator cannot load the saved state"
+            reason = (
+                "the checkpoint is from another kind of device: the random generator of this "
+                "device cannot load the saved state"
+            )
             return ResumedPart("approximate", reason)
         saved_names = self._rank_content["random"]["generators"].keys()
         return report_generators(saved_names, self._trainer.generators.keys())
@@ -537,9 +553,9 @@ def _load_state(target: Any, state: Any, path: str, class_name: str | None = Non
 
     Args:
         target: the object.
-        state: its state.
+        state: the state.
         path: the file and the fields that lead to the state, for messages.
-        class_name: the name of the object's class, if ``target`` is a wrapper.
+        class_name: the class name for messages; None for the name of the class of ``target``.
 
     Raises:
         ValueError: the object refuses the state.
@@ -550,9 +566,8 @@ def _load_state(target: Any, state: Any, path: str, class_name: str | None = Non
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} must be a state that a {class_name or type(target).__name__} loads, "
-            "which says: "
-            f"{type(error).__name__}: {error}"
+            f"{path} must be a state that a {class_name or type(target).__name__} loads, but its "
+            f"load_state_dict raised {type(error).__name__}: {error}"
         ) from error
 
 
@@ -562,17 +577,17 @@ def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]
 
     Args:
         objects: objects with ``state_dict`` and ``load_state_dict``.
-        state: the state of an engine; its attributes, and the metrics in it, are restored.
+        state: the state of an engine. Its attributes and its metrics are restored.
     """
     before = [(each, copy.deepcopy(each.state_dict())) for each in objects]
     attributes, metrics = dict(vars(state)), dict(state.metrics)
     try:
         yield
     except BaseException:
-        for each, its_state in before:
-            # An object that refuses even its own state must not keep the others from theirs.
+        for each, previous_state in before:
+            # An object may refuse even its own previous state. The others are restored nonetheless.
             with suppress(Exception):
-                each.load_state_dict(its_state)
+                each.load_state_dict(previous_state)
         vars(state).clear()
         vars(state).update(attributes)
         state.metrics.clear()
@@ -581,5 +596,5 @@ def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]
 
 
 def _settings_without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of the settings of a group, without the parameters."""
+    """Returns a copy of the settings of an optimizer's group, without the parameters."""
     return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}

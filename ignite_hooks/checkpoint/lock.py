@@ -3,15 +3,17 @@
 The lock is a file in the directory, ``.ignite_hooks.lock``, which is never removed. Two mechanisms
 decide which process owns it:
 
-- ``flock`` on the file, among the processes of one machine. The kernel releases it however the
-  owner ends.
-- the content of the file, where ``flock`` does not reach: on a network file system it may be local
-  to each machine, or missing. The content is a record of the owner with a heartbeat, a counter that
-  a thread increments every ten seconds. The record of another machine is stale if it has not
-  changed for a minute by the clock of the waiting process; clocks are never compared.
+- ``flock`` on the file, among the processes of one machine. The kernel releases the ``flock`` of a
+  process when the process ends, also after a crash.
+- a record in the file, for owners on other machines: on a network file system ``flock`` may be
+  missing, or work among the processes of each machine only. The record names the owner and has a
+  heartbeat, a counter that a thread of the owner increments every ten seconds. If the record of an
+  owner on another machine does not change for a minute, the owner counts as dead. The waiting
+  process measures this minute with its own clock; clocks of two machines are never compared.
 
-A machine is identified by its host name and the boot of its kernel, because containers, and copies
-of a virtual machine, share one or the other.
+A machine is identified by its host name together with the boot id of its kernel. Neither is enough
+alone: containers on one machine share the boot id, and copies of a virtual machine share the host
+name.
 """
 
 import errno
@@ -56,25 +58,28 @@ LOCK_NAME = ".ignite_hooks.lock"
 _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-_SETTLE_SECONDS = 1.0  # the time after which all processes see the last of simultaneous writes
-_RECORD_ATTEMPTS, _RECORD_RETRY_SECONDS = 20, 0.05  # up to 1 s for an owner to write its record
-_RECORD_LENGTH_BYTES = 512  # fixed, and written at once: no reader sees half a record
+# If several processes write the record at the same time, all of them read the same one after this.
+_SETTLE_SECONDS = 1.0
+_RECORD_ATTEMPTS, _RECORD_RETRY_SECONDS = 20, 0.05  # a new owner has 1 s to write its record
+# Every record is padded to this length and written in one call, so that nobody reads half of one.
+_RECORD_LENGTH_BYTES = 512
 _FLOCK_UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The record of the process that owns a directory, or owned it last.
+    """The record of the process that owns the lock of a directory, or was its last owner.
 
-    Args:
-        token: a unique name of this ownership.
+    Attributes:
+        token: a unique id. A process gets a new one each time it takes the lock.
         host: the host name of the owner's machine.
-        boot: the boot id of the machine's kernel; empty where the kernel has none.
-        namespace: the namespace of the process id, which differs between containers.
+        boot: the boot id of the machine's kernel; empty if the kernel has none.
+        namespace: the namespace of the process id. Each container has its own namespace.
         pid: the process id.
-        started: the start time of the process in seconds, because process ids are reused.
+        started: the start time of the process in seconds. It tells the owner from a later process
+            that was given the same id.
         since: the time at which the owner took the lock, for messages.
-        beat: the heartbeat, a counter that increases while the process lives.
+        beat: the heartbeat, a counter that increases while the process is alive.
         is_released: whether the owner has released the lock.
     """
 
@@ -90,7 +95,7 @@ class Owner:
 
     @classmethod
     def of_this_process(cls) -> "Owner":
-        """Returns a record with a new token."""
+        """Returns a new record of this process, with a new token."""
         return cls(
             token=uuid.uuid4().hex,
             host=platform.node(),
@@ -103,14 +108,14 @@ class Owner:
 
     @classmethod
     def loads(cls, content: bytes) -> "Owner | None":
-        """Returns the record in the content of a lock file; None if it is invalid."""
+        """Returns the record in the content of a lock file; None if the record is invalid."""
         try:
             return cls(**json.loads(content))
         except (TypeError, ValueError):
             return None
 
     def dumps(self) -> bytes:
-        """Returns the content of the lock file, padded to a fixed length."""
+        """Returns the record as the content of the lock file, padded to a fixed length."""
         return json.dumps(asdict(self)).encode().ljust(_RECORD_LENGTH_BYTES)
 
     @property
@@ -120,11 +125,14 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Returns whether the process, of this machine, is alive; None if that cannot be seen."""
-        if self.namespace != _pid_namespace():
+        """Returns whether the owner's process is alive; None if this process cannot see it.
+
+        Only for an owner on this machine (``is_of_this_machine``).
+        """
+        if self.namespace != _pid_namespace():  # the owner runs in another container
             return None
         try:
-            # Another start time is that of another process that was given the same id.
+            # If the start time differs, the process id now belongs to another process.
             return bool(abs(psutil.Process(self.pid).create_time() - self.started) < 1)
         except psutil.NoSuchProcess:
             return False
@@ -132,20 +140,23 @@ class Owner:
             return None
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
+        return f"process {self.pid} on {self.host} (owner since {self.since})"
 
 
 class DirectoryLock:
     """The exclusive right to write to a directory, held by rank 0 for all ranks.
 
-    The lock is released when this object is garbage collected, at the latest. A forked process does
-    not inherit it.
+    The lock is released by ``release``, or when this object is garbage collected. A forked process
+    does not inherit the lock.
 
     Args:
         directory: the directory of checkpoints.
         ranks: the processes of the run.
         on_busy: the reaction if another run holds the lock: "error" or "wait".
         wait_seconds: the longest time to wait; None for no limit.
+
+    Attributes:
+        has_waited: whether the last call of ``acquire`` had to wait. Only rank 0 knows.
     """
 
     def __init__(
@@ -171,17 +182,18 @@ class DirectoryLock:
 
     @property
     def is_held_by_parent(self) -> bool:
-        """Returns whether this process was forked from the one that took the lock."""
+        """Returns whether this process was forked from the process that took the lock."""
         return self._pid not in (None, os.getpid())
 
     def acquire(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Takes the lock, unless this run holds it already. All ranks call it.
+        """Takes the lock, unless this run holds it already. All ranks call this method.
 
         Args:
-            is_stopped: a function that returns, on each rank, whether to stop waiting.
+            is_stopped: a function that returns whether to stop waiting. The wait stops if the
+                function returns True on any rank.
 
         Returns:
-            Whether the lock is held; False if the wait was stopped.
+            True if this run holds the lock; False if the wait was stopped.
 
         Raises:
             RuntimeError: another run holds the lock, or this process was forked from the owner.
@@ -205,8 +217,8 @@ class DirectoryLock:
     def check(self) -> None:
         """Checks that this process still holds the lock, before it writes or removes files.
 
-        If the lock file was removed, with its directory for example, and no other run has taken the
-        lock, the lock is taken again.
+        The lock file may have been removed, for example with its directory. If no other run has
+        taken the lock since, this method takes the lock again.
 
         Raises:
             RuntimeError: another run holds the lock, or this process was forked from the owner.
@@ -221,19 +233,19 @@ class DirectoryLock:
             file.close()
             if self._try_acquire(monotonic()):
                 return
+        owner = Owner.loads(_read(file.path))
         raise RuntimeError(
-            f"{self._directory} is no longer this run's: "
-            f"{_owner_text(Owner.loads(_read(file.path)))} "
-            f"has taken it, as this process gave no sign of life for {_STALE_SECONDS:.0f} s or its "
-            f"{LOCK_NAME} was removed. Nothing more is written there: two writers would remove "
-            "each other's checkpoints. Give this run another directory, or stop one of the two"
+            f"{self._directory} is no longer this run's: {_owner_text(owner)} has taken the lock. "
+            f"Either this process wrote no heartbeat for {_STALE_SECONDS:.0f} s, or {LOCK_NAME} "
+            "was removed. This run writes nothing more there, because two runs would remove each "
+            "other's checkpoints: give this run another directory, or stop one of the two runs"
         )
 
     def release(self) -> None:
         """Releases the lock. A forked process releases nothing.
 
-        No rank waits for another, because every way out of a run calls it. A call that a signal
-        interrupted can be repeated.
+        This method calls no collective, so that no rank waits for the others: a run that fails on
+        one rank only releases the lock as well. A call that a signal interrupted can be repeated.
         """
         if self._file is not None:
             self._file.close()
@@ -242,27 +254,31 @@ class DirectoryLock:
         self._file = self._finalizer = self._pid = None
 
     def _try_acquire(self, started: float) -> bool:
-        """Takes the lock if it is free, and returns whether it did.
+        """Takes the lock if it is free, and returns whether the lock was taken.
 
         Args:
-            started: the start of the wait, by ``monotonic``.
+            started: the time at which the wait began, from ``monotonic``.
 
         Raises:
-            RuntimeError: the lock is not free, and must not or cannot be waited for.
+            RuntimeError: the lock is not free, and this run does not wait for it: ``on_busy`` is
+                "error", ``wait_seconds`` have passed, or the owner runs in this thread, so that
+                the wait would never end.
         """
         if self._file is None:
             self._file = _LockFile(self._directory / LOCK_NAME)
             self._finalizer = weakref.finalize(self, self._file.close)
         file = self._file
         availability = file.check_availability()
-        if file.is_of_this_process and not self.has_waited:
-            # The owner may be an interrupted trainer that is unreachable, and in a reference cycle.
+        if file.is_owner_in_this_process and not self.has_waited:
+            # The owner may be an interrupted trainer that only a reference cycle keeps alive.
+            # Collecting the trainer releases its lock.
             gc.collect()
             availability = file.check_availability()
         if availability is _Availability.FREE:
             file.claim()
             return True
-        if availability is _Availability.BUSY and (not self._waits or file.is_of_this_thread):
+        can_wait = self._waits and not file.is_owner_in_this_thread
+        if availability is _Availability.BUSY and not can_wait:
             self._raise_busy(file)
         waited = monotonic() - started
         if self._waits and self._wait_seconds is not None and waited >= self._wait_seconds:
@@ -275,62 +291,78 @@ class DirectoryLock:
     def _raise_in_child(self) -> None:
         if self.is_held_by_parent:
             raise RuntimeError(
-                f"a checkpoint must be saved by the process that began the run, {self._pid}, and "
-                f"this is {os.getpid()}, which was forked from it: nothing is written or removed "
-                f"in {self._directory}; leave a forked process with os._exit()"
+                f"a checkpoint must be saved by the process that began the run, {self._pid}. This "
+                f"is process {os.getpid()}, forked from process {self._pid}: it writes and removes "
+                f"nothing in {self._directory}; end forked processes with os._exit()"
             )
 
     def _raise_busy(self, file: "_LockFile", waited: float | None = None) -> NoReturn:
-        name = _owner_text(file.owner)
-        remedy = 'wait for it with SaveCheckpoint(..., on_busy="wait")'
-        if file.is_of_this_process:
-            name = f"another trainer of this process ({name}), which runs or is interrupted"
-            remedy = "end that run first, with terminate() and run() if it is interrupted"
+        owner = _owner_text(file.owner)
+        case = f"is written to by {owner}"
+        remedy = 'stop the other run, or wait for its end with SaveCheckpoint(..., on_busy="wait")'
+        if file.is_owner_in_this_process:
+            case = (
+                "is written to by another trainer that is running or interrupted in this process, "
+                f"{owner}"
+            )
+            remedy = "or end the other run first, with terminate() and run() if it is interrupted"
         elif waited is not None:
-            name += f", after {waited:.0f} s of waiting still"
-            remedy = "give a longer `wait_seconds`"
+            case = f"is still written to by {owner} after {waited:.0f} s of waiting"
+            remedy = "stop the other run, or give a longer `wait_seconds`"
         raise RuntimeError(
-            f"`directory` must be written to by one run at a time, got {self._directory}, which is "
-            f"written to by {name}: give this run another directory, stop the other run, or "
-            f"{remedy}"
+            f"`directory` must be written to by one run at a time, got {self._directory}, which "
+            f"{case}: give this run another directory, {remedy}"
         )
 
     def _warn_of_wait(self, owner: "Owner | None", availability: "_Availability") -> None:
-        """Logs for whom, and how long, this run will wait."""
+        """Logs which process this run waits for, and how long."""
         limit = self._wait_seconds
-        until = "for as long as it takes" if limit is None else f"for up to {limit:g} s"
+        duration = "without a time limit" if limit is None else f"for up to {limit:g} s"
         if availability is _Availability.BUSY:
             text = (
-                f"is written to by {_owner_text(owner)}: waiting for its end "
-                f'(on_busy="wait") {until}'
+                f"is written to by {_owner_text(owner)}: this run waits {duration} until the other "
+                'run ends (on_busy="wait")'
             )
         else:
             text = (
-                f"was not released by {_owner_text(owner)}, which cannot be seen from this "
-                f"machine: checking for {_STALE_SECONDS:.0f} s whether it is alive"
+                f"was not released by {_owner_text(owner)}. This process cannot see whether that "
+                f"process is alive: it watches the heartbeat for {_STALE_SECONDS:.0f} s"
             )
         logger.warning("%s %s", self._directory, text)
 
 
 class _Availability(Enum):
-    """The answer whether a lock can be taken."""
+    """The answer to the question whether a lock can be taken.
+
+    Attributes:
+        FREE: the lock can be taken.
+        BUSY: another owner holds the lock.
+        UNKNOWN: it is not known yet whether the owner is alive. Its process cannot be seen from
+            here, for example because it runs in another container or on another machine.
+    """
 
     FREE = "free"
     BUSY = "busy"
-    UNKNOWN = "held by another machine, and not known to be alive yet"
+    UNKNOWN = "unknown"
 
 
 class _LockFile:
-    """The lock file, from the first attempt of one process to take it until its release."""
+    """The lock file as one trainer uses it, from its first attempt to take the lock to the release.
+
+    Attributes:
+        path: the path of the file.
+        owner: the owner in the record that was last read; None if there was none.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.owner: Owner | None = None
-        """The owner that the last look at the file has found."""
         self._own_record: Owner | None = None
         self._thread_id = threading.get_ident()
         self._descriptor: int | None = None
-        self._has_flock: bool | None = False  # None if the file system has no flock
+        # True if this process has the flock, None if the file system has no flock.
+        self._has_flock: bool | None = False
+        # The record of an owner whose process cannot be seen, and the time of its last change.
         self._watched_content: bytes | None = None
         self._watched_since = 0.0
         self._stop = threading.Event()
@@ -338,25 +370,29 @@ class _LockFile:
 
     @property
     def is_owned(self) -> bool:
-        """Returns whether the locked file is still in place, and names no other owner."""
+        """Returns whether this trainer still owns the lock.
+
+        False if the lock file was removed or replaced, or if its record names another owner.
+        """
         if self._own_record is None or not self._is_in_place:
             return False
         found = Owner.loads(_read(self.path))
         return found is None or found.token == self._own_record.token
 
     @property
-    def is_of_this_process(self) -> bool:
-        """Returns whether the owner that was found is another trainer of this process."""
-        return self._other_lock is not None
+    def is_owner_in_this_process(self) -> bool:
+        """Returns whether the owner is another trainer of this process."""
+        return self._lock_of_owner is not None
 
     @property
-    def is_of_this_thread(self) -> bool:
+    def is_owner_in_this_thread(self) -> bool:
         """Returns whether the owner runs in this thread, so that waiting for it would never end."""
-        return self._other_lock is not None and self._other_lock._thread_id == threading.get_ident()
+        owner = self._lock_of_owner
+        return owner is not None and owner._thread_id == threading.get_ident()
 
     @property
-    def _other_lock(self) -> "_LockFile | None":
-        """The lock file of this process whose record was found; None if another process owns it."""
+    def _lock_of_owner(self) -> "_LockFile | None":
+        """The lock file of the owner, if the owner is another trainer of this process, or None."""
         token = None if self.owner is None else self.owner.token
         return next(
             (f for f in _open_files if f._own_record is not None and f._own_record.token == token),
@@ -364,26 +400,29 @@ class _LockFile:
         )
 
     def check_availability(self) -> _Availability:
-        """Returns whether the lock can be taken now, and tries to get the ``flock`` for that."""
+        """Tries to get the ``flock``, reads the record, and returns whether the lock is free."""
         self._open_and_lock()
         content, owner = self._read_record()
         if self._has_flock is False:
-            # Another process holds the flock, and may not have written its record yet.
+            # Another process holds the flock. It may not have written its record yet: then the
+            # file is empty, or has the record of the previous owner.
             for _ in range(_RECORD_ATTEMPTS):
                 if owner is None or owner.is_released:
                     sleep(_RECORD_RETRY_SECONDS)
                     content, owner = self._read_record()
             if owner is not None and owner.is_released:
-                self.owner = None  # the record is that of the previous owner
+                self.owner = None  # the record is still that of the previous owner
             return _Availability.BUSY
         if not content or (owner is not None and owner.is_released):
             return _Availability.FREE
         if owner is not None and owner.is_of_this_machine:
-            # Having the flock proves that the owner is dead: the kernel has released its own.
+            # If this process has got the flock, the owner is dead: the kernel has released the
+            # owner's flock.
             is_alive = False if self._has_flock else owner.is_alive
             if is_alive is not None:
                 return _Availability.BUSY if is_alive else _Availability.FREE
-        # The process of the owner cannot be seen: only a heartbeat shows that it is alive.
+        # This process cannot see the owner's process. Only a heartbeat, which changes the record,
+        # shows that the owner is alive.
         if content != self._watched_content:
             is_first, self._watched_content = self._watched_content is None, content
             self._watched_since = monotonic()
@@ -392,7 +431,7 @@ class _LockFile:
         return _Availability.FREE if is_stale else _Availability.UNKNOWN
 
     def _read_record(self) -> "tuple[bytes, Owner | None]":
-        """Reads the file, and remembers its owner."""
+        """Reads the file, and keeps its owner in ``owner``."""
         content = _read(self.path).strip(b"\0 ")
         self.owner = Owner.loads(content)
         return content, self.owner
@@ -401,18 +440,21 @@ class _LockFile:
         """Makes this process the owner, and starts the heartbeat.
 
         Raises:
-            RuntimeError: another process has become the owner at the same time, without ``flock``.
+            RuntimeError: another process took the lock at the same time. This can happen only
+                where ``flock`` is missing, or local to each machine.
         """
         self._own_record = Owner.of_this_process()
         self._write(self._own_record)
         if self._has_flock is None or self._watched_content is not None:
-            # If two processes write at once, the later record remains, and the other one gives way.
+            # Two processes may write their records at the same time. The later record stays in the
+            # file, and the process that wrote the earlier record gives up.
             sleep(_SETTLE_SECONDS)
             if not self.is_owned:
+                owner = Owner.loads(_read(self.path))
                 raise RuntimeError(
                     f"`directory` must be written to by one run at a time, got {self.path.parent}, "
-                    f"which {_owner_text(Owner.loads(_read(self.path)))} took at the same time: "
-                    "start this run again, or give it another directory"
+                    f"and {_owner_text(owner)} took its lock at the same time: start this run "
+                    "again, or give it another directory"
                 )
         name = "ignite_hooks.checkpoint.lock"
         self._heartbeat_thread = threading.Thread(
@@ -421,16 +463,19 @@ class _LockFile:
         self._heartbeat_thread.start()
 
     def close(self) -> None:
-        """Releases the lock, if it is held. A call that a signal interrupted can be repeated."""
+        """Releases the lock, if this trainer owns it, and closes the file.
+
+        A call that a signal interrupted can be repeated.
+        """
         descriptor, thread = self._descriptor, self._heartbeat_thread
         if descriptor is None:
             return
         self._stop.set()
-        # The finalizer may run in any thread, the heartbeat thread included, which cannot join
-        # itself.
+        # The finalizer may run in any thread. In the heartbeat thread `join` would raise an error,
+        # because a thread cannot join itself.
         if thread is not None and thread.ident not in (None, threading.get_ident()):
             thread.join()
-        with suppress(OSError):  # a full disk; the flock is released all the same
+        with suppress(OSError):  # for example a full disk; os.close releases the flock in any case
             if self._own_record is not None and self.is_owned:
                 self._write(replace(self._own_record, is_released=True))
         self._own_record, self._descriptor = None, None
@@ -439,16 +484,17 @@ class _LockFile:
         self._stop.clear()
 
     def close_in_child(self) -> None:
-        """Closes the file in a forked process, such as a loader worker, that may outlive the owner.
+        """Closes the file in a forked process, such as a worker of a loader.
 
-        The open file would keep the ``flock`` after the owner has ended.
+        A forked process inherits the open file and, with it, the ``flock``. If the process outlived
+        the owner, the ``flock`` would not be released when the owner ends.
         """
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._own_record, self._descriptor = None, None
 
     def _open_and_lock(self) -> None:
-        """Opens the file and tries to lock it, again if the file was replaced meanwhile."""
+        """Opens the file and tries to lock it. Repeats both if the file was replaced meanwhile."""
         while True:
             if self._descriptor is None:
                 self._has_flock = False
@@ -458,7 +504,8 @@ class _LockFile:
             if self._has_flock is None:
                 warn_once(
                     f"the file system of {self.path.parent} has no flock: two runs that begin "
-                    "there within a second may not see each other; give each its own directory"
+                    "there within a second may not notice each other; give each run its own "
+                    "directory"
                 )
             if self._is_in_place:
                 return
@@ -474,7 +521,7 @@ class _LockFile:
             raise ValueError(
                 f"`directory` must have a file {self.path.name} that this run can write to, got "
                 f"{self.path.parent} ({type(error).__name__}: {error}): give this run another "
-                "directory, or its user the right to write that file"
+                "directory, or give its user the right to write to that file"
             ) from error
 
     @property
@@ -537,7 +584,8 @@ def _try_flock(descriptor: int) -> bool | None:
 def _read(path: Path) -> bytes:
     """Returns the content of a file.
 
-    The file is opened for each read: on a network file system only that asks the server.
+    The file is opened again for each read: on a network file system only opening it makes sure that
+    the content comes from the server.
     """
     try:
         with path.open("rb") as file:
@@ -551,7 +599,7 @@ def _owner_text(owner: Owner | None) -> str:
 
 
 def _boot_id() -> str:
-    """Returns the id of this boot of the kernel; empty where the kernel has none."""
+    """Returns the id of this boot of the kernel; an empty string if the kernel has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -559,7 +607,7 @@ def _boot_id() -> str:
 
 
 def _pid_namespace() -> str:
-    """Returns the namespace of process ids; empty where the kernel has none."""
+    """Returns the namespace of process ids; an empty string if the kernel has none."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

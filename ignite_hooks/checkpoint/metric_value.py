@@ -1,4 +1,4 @@
-"""The value of the metric that ranks checkpoints, unless it was measured with earlier weights."""
+"""The value of the metric that ranks checkpoints, if it was measured with the present weights."""
 
 from typing import Any
 
@@ -18,17 +18,18 @@ __all__ = ["MetricValue"]
 
 
 class MetricValue:
-    """A reader of one value in ``trainer.state.metrics`` that leaves out stale values.
+    """Reads one value in ``trainer.state.metrics``, and leaves it out if it is stale.
 
-    A stale value was measured with earlier weights. A ``Validation`` notes the iteration at which
-    it has measured. The value of any other metric is stale if it is the same object as when the
-    iteration began, and was not written to in place since. Values are only looked at, never copied
-    back or replaced.
+    A value is stale if it was measured with earlier weights:
 
-    So an equal value that was computed again is a new value. The same object stored again, for
-    example a literal ``1.0`` in a loop or a small int, looks like a value that nobody has stored,
-    and counts as stale: a checkpoint without a value does less harm than one with the value of
-    other weights.
+    - A ``Validation`` notes the iteration at which it has measured a metric. The value is stale in
+      every later iteration.
+    - Any other value is stale if it is still the same object as at the beginning of the iteration,
+      and was not written to in place since. A new object with an equal value is not stale.
+
+    If a handler stores the same object again, for example a literal ``1.0`` or a small int, the
+    value looks as if nobody had stored it, and counts as stale. A checkpoint without a value does
+    less harm than a checkpoint with the value of other weights.
 
     Args:
         name: the name of the metric; None if checkpoints are not ranked.
@@ -37,18 +38,18 @@ class MetricValue:
 
     def __init__(self, name: str | None, trainer: TrainingEngine) -> None:
         self._name = name
-        # The reference keeps the object alive, so that no new object can get the same ``id``.
+        # The reference keeps the object alive. Otherwise a new object could get the same ``id``.
         self._value_before: Any = None
         self._version_before: Any = None
         if name is not None:
             trainer.add_event_handler(Events.ITERATION_STARTED, self._note_value)
 
     def current(self, trainer: TrainingEngine) -> float | None:
-        """Returns the present value; None if there is no value, or a stale one.
+        """Returns the present value; None if the value is missing or stale.
 
         Raises:
             TypeError: the value is not a number.
-            ValueError: all validations have been run, and none of them has given the metric.
+            ValueError: all validations have run, and none of them has computed the metric.
         """
         name = self._name
         if name is None:
@@ -66,7 +67,8 @@ class MetricValue:
             return float(found)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"`metric` must name a number, state.metrics[{name!r}] is {found!r}: name another"
+                f"`metric` must name a number, but state.metrics[{name!r}] is {found!r}: name "
+                "another metric"
             ) from error
 
     def _note_value(self, trainer: TrainingEngine) -> None:
@@ -79,25 +81,30 @@ class MetricValue:
 
 
 def _report_missing(name: str, trainer: TrainingEngine) -> None:
-    """Raises, or warns once, that the metric is missing, unless a validation is still to come."""
+    """Reports that the metric is missing.
+
+    Warns once if the trainer has no validations. Raises a ValueError if all validations have run.
+    Does nothing as long as a validation without a result may still compute the metric.
+    """
     to_come = validations_without_result(trainer)
     metrics = trainer.state.metrics
     if to_come is None:
         warn_once(
-            f"`metric` must be one of state.metrics to tell the best checkpoint, got {name!r}: "
-            "attach the metric, or save when it has been computed"
+            f"`metric` must be one of state.metrics to rank checkpoints, got {name!r}: attach the "
+            "metric, or save only after it has been computed"
         )
-    # Within the first epoch a metric that is computed at EPOCH_COMPLETED may still appear.
+    # In the first epoch this is no error: a handler may still compute the metric at
+    # EPOCH_COMPLETED. Only validations compute metrics with their prefixes.
     elif not to_come and (trainer.place.progress.epochs or _has_prefix(name, trainer)):
         raise ValueError(
             "`metric` must be one of state.metrics when the first checkpoint is saved, got "
-            f"{name!r}: {did_you_mean(name, metrics)} (If a handler of your own gives it later, "
-            "set it to NaN at STARTED.)"
+            f"{name!r}: {did_you_mean(name, metrics)} (If a handler of your own computes the "
+            "metric later, set state.metrics[…] to NaN at STARTED.)"
         )
 
 
 def _has_prefix(name: str, trainer: TrainingEngine) -> bool:
-    """Returns whether the name has the prefix of a validation, which alone gives such metrics."""
+    """Returns whether the name of a metric begins with the prefix of a validation."""
     return any(
         each.prefix and name.startswith(each.prefix)
         for each in attached_handlers(trainer, Validation)
@@ -105,14 +112,15 @@ def _has_prefix(name: str, trainer: TrainingEngine) -> bool:
 
 
 def _version_of(value: Any) -> Any:
-    """Returns something that changes whenever a number is written to in place.
+    """Returns a version of ``value``, which differs after the value was written to in place.
 
-    Reading the version of a tensor does not synchronize with the device.
+    None if the value has no version, for example a float. Reading the version of a tensor does not
+    synchronize with the device.
     """
     if isinstance(value, torch.Tensor) and not value.is_inference():
-        return value._version  # torch counts the writes in place, for autograd
-    # Nothing counts the writes to inference tensors and arrays, so a copy is compared. A copy of
-    # more than one number would cost time.
+        return value._version  # a counter of writes in place, which torch keeps for autograd
+    # Inference tensors and arrays have no such counter, so a copy is compared. Only single numbers
+    # are copied, because a larger copy would cost time.
     if isinstance(value, torch.Tensor):
         return value.clone() if value.numel() == 1 else None
     return value.copy() if isinstance(value, np.ndarray) and value.size == 1 else None

@@ -1,12 +1,12 @@
-"""A module as a file: captures, reads, compares and loads the state of a module.
+"""Captures the state of a module for a file, reads it, compares it with a module and loads it.
 
-A module's ``state_dict`` does not say which parameters are frozen and which submodules are in eval
-mode. These flags are saved and restored with it. All names are those of the plain model, without
-wrappers (``plain_names.py``).
+A ``state_dict`` does not tell which parameters are frozen and which submodules are in eval mode.
+These facts, called flags, are saved and restored together with the ``state_dict``. All names are
+plain names: the names in the model without wrappers (``plain_names.py``).
 
-A module may customize its loading: buffers that grow, keys that a hook renames, parts that it
-leaves out. Names and shapes do not show then whether a state fits, so the state is loaded on trial
-(``module_trial.py``).
+A module may customize its loading: its buffers may grow, a hook may rename keys, or it may leave
+out a part of the state. Names and shapes then do not show whether a state fits the module, so the
+state is loaded on trial (``module_trial.py``).
 """
 
 from collections import OrderedDict
@@ -62,9 +62,11 @@ _LAZY_CLASSES = {"parameter": UninitializedParameter, "buffer": UninitializedBuf
 class ModuleFit(NamedTuple):
     """The result of comparing a state with a module.
 
-    Args:
-        differences: the reasons why the state cannot be loaded, such as names and shapes.
-        renamed: the parameters that are loaded from a tensor of another name, with that name.
+    Attributes:
+        differences: the reasons why the state cannot be loaded, such as names and shapes that
+            differ.
+        renamed: for each parameter that is loaded from a tensor with another name: the name of the
+            parameter in the module, with the name of the tensor in the state.
     """
 
     differences: list[str]
@@ -74,11 +76,11 @@ class ModuleFit(NamedTuple):
 class ModuleLoadResult(NamedTuple):
     """The result of loading a module: the tensors that are not as they were saved.
 
-    Args:
-        converted: the names of tensors that had another dtype.
-        unlike: the names of tensors that the module's own loading has changed or left out.
-        unmatched: if names need not match (``strict=False``), the names that the state lacks, and
-            those that the module lacks.
+    Attributes:
+        converted: the names of the tensors that were saved with another dtype.
+        unlike: the names of the tensors that the module's own loading has changed or left out.
+        unmatched: the names that only the module has, and the names that only the state has. Both
+            are empty unless ``strict=False``.
     """
 
     converted: set[str]
@@ -102,14 +104,14 @@ def module_file(
         names: the plain names of the module, if they are known.
 
     Returns:
-        The third value is saved in ``trainer.pt``: versions of submodules, flags, the names of lazy
-        tensors, and what safetensors cannot hold.
+        The third value is saved in ``trainer.pt``. It has the versions of submodules, the flags,
+        the names of lazy tensors, and the values that safetensors cannot hold.
     """
     own_state: dict[str, Any] = module.state_dict()
     names = names or PlainNames(module)
     state = names.plain_state(own_state)
     versions = getattr(own_state, "_metadata", {})  # where torch keeps versions of submodules
-    # A tensor that is not initialized yet has no value to save. Its name and type are enough.
+    # A lazy tensor is not initialized yet and has no value, so only its name and type are saved.
     lazy = {key: value for key, value in state.items() if is_lazy(value)}
     module_info: dict[str, Any] = {
         "metadata": {k: dict(value) for k, value in names.plain_state(versions).items()},
@@ -133,8 +135,9 @@ def split_state(
     """Splits a state into the tensors that safetensors can hold, and the rest.
 
     Returns:
-        The tensors, which share no memory; the names of further tensors that are the same as one of
-        these (tied weights), with the name of that one; and all other values.
+        Three mappings by name: the tensors, copied where they would share memory; the aliases, each
+        a further name of one of the tensors (tied weights), with the first name of that tensor; and
+        all other values.
     """
     tensors = {key: value for key, value in state.items() if _is_safetensors_value(value)}
     aliases = _aliases(tensors)
@@ -148,7 +151,7 @@ def read_module(
 ) -> dict[str, Any] | None:
     """Returns the state of a module, or None if the checkpoint has no file for it.
 
-    The tensors are mapped from the file: their values are read when they are used.
+    The tensors are mapped from the file: their values are read on first use.
 
     Raises:
         ValueError: the file cannot be read, or holds code.
@@ -169,7 +172,7 @@ def read_module(
 
 
 def module_differences(name: str, saved: Mapping[str, Any], module: torch.nn.Module) -> list[str]:
-    """Returns the reasons why a module cannot load a state with plain names."""
+    """Returns the reasons why a module cannot load ``saved``, a state with plain names."""
     return check_module_fit(name, saved, {"metadata": {}}, module).differences
 
 
@@ -182,7 +185,7 @@ def check_module_fit(
     strict: bool = True,
     keeps_parameters: bool = True,
 ) -> ModuleFit:
-    """Returns the reasons why a module cannot load a state, and leaves the module unchanged.
+    """Compares a state with a module, and leaves the module unchanged.
 
     Args:
         name: the name of the module, for messages.
@@ -190,8 +193,8 @@ def check_module_fit(
         module_info: the information that ``module_file`` has returned.
         module: the module.
         strict: whether the module and the state must have the same names.
-        keeps_parameters: whether a module is refused that replaces its parameters when it is
-            loaded. An optimizer would continue to update the old parameters.
+        keeps_parameters: whether it is a difference if loading replaces parameters of the module by
+            new objects. An optimizer would continue to update the old parameters.
     """
     if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
@@ -200,13 +203,14 @@ def check_module_fit(
     current = names.plain_state(own_state)
     submodules = list(_parts_with_own_loading(module))
     paths = [names.plain(path) for path, _ in submodules]
-    # Buffers that are still None are created before loading: a saved value of one is no difference.
+    # Buffers that are still None are created before loading, so a saved value for such a buffer is
+    # no difference.
     empty = {names.plain(key) for key in empty_buffers(module)} - current.keys()
     if any(isinstance(value, torch.Tensor) and value.is_meta for value in current.values()):
         return ModuleFit([f"the {name} is on the meta device: call its to_empty() first"], {})
     common = saved.keys() & current.keys()
     if not strict and not common and not paths:
-        return ModuleFit([f"the {name} has no name of the module's"], {})
+        return ModuleFit([f"the {name} has no name in common with the module"], {})
     compared = common if not strict else (saved.keys() - empty) | current.keys()
     compared_saved = {key: value for key, value in saved.items() if key in compared}
     compared_current = {key: value for key, value in current.items() if key in compared}
@@ -232,7 +236,7 @@ def check_module_fit(
                 failure = error
             now = {id(each) for each in submodule.parameters()}
             trainable = {key: each for key, each in before.items() if each.requires_grad}
-            # The optimizer has the trainable parameters that were there before.
+            # The optimizer has the trainable parameters from before the trial.
             replaced = [key for key, each in trainable.items() if id(each) not in now]
         if failure is not None:
             differences += _entry_differences(
@@ -244,11 +248,11 @@ def check_module_fit(
             differences.append(f"{owner_name} does not take the state ({_describe_error(failure)})")
         elif replaced and keeps_parameters:
             differences.append(
-                f"loading the {name} replaces {', '.join(replaced)}, which the optimizer has: have "
-                "its loading copy into the parameters that are there"
+                f"loading the {name} replaces {', '.join(replaced)}, which the optimizer would not "
+                "notice: change the module's loading code to copy into the existing parameters"
             )
         for key, parameter in before.items():
-            own_name, source = names.plain(_join_path(path, key)), sources.prepare_source(parameter)
+            own_name, source = names.plain(_join_path(path, key)), sources.source_name(parameter)
             if source is not None and _is_renamed(saved, own_name, names.plain(source)):
                 renamed[own_name] = names.plain(source)
     return ModuleFit(differences, renamed)
@@ -266,7 +270,8 @@ def load_into_module(
     Args:
         module: the module.
         state: the state.
-        module_info: the information that ``module_file`` has returned. Flags in it are set.
+        module_info: the information that ``module_file`` has returned. If it has flags, they are
+            set.
         strict: whether the module and the state must have the same names.
     """
     names = PlainNames(module)
@@ -290,13 +295,14 @@ def load_into_module(
         for kind in ("missing", "unexpected")
     )
     unmatched = missing, unexpected
-    # torch copies the values faithfully. Only submodules with their own loading are compared.
+    # torch's own loading copies values faithfully, so only submodules that customize their loading
+    # are compared with the state.
     if not (paths and strict):
         return ModuleLoadResult(converted, set(), unmatched)
     now = names.plain_state(module.state_dict())
-    # The values of a renamed parameter are compared under the name that they were saved with.
+    # A renamed parameter is compared under its saved name.
     for key, parameter in module.named_parameters():
-        source, own_name = sources.prepare_source(parameter), names.plain(key)
+        source, own_name = sources.source_name(parameter), names.plain(key)
         if source is not None and own_name in now and own_name not in state:
             now[names.plain(source)] = now.pop(own_name)
     saved = {key: state[key] for path in paths for key in _entries_under(state, path)}
@@ -320,7 +326,8 @@ def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) 
     if not [p for p, each in names.modules if has_custom_loading(each, is_root=each is module)]:
         return []
     state = module.state_dict()
-    saved = {_memory_key(value) for value in state.values()}  # a tied weight has another name
+    # Compared by memory, because a tied weight may be in the state under its other name only.
+    saved = {_memory_key(value) for value in state.values()}
     return [
         names.plain(name)
         for name, tensor in persistent_tensors(module).items()
@@ -345,7 +352,7 @@ def flags_of(module: torch.nn.Module, names: PlainNames | None = None) -> dict[s
 
 
 def set_flags(module: torch.nn.Module, flags: Mapping[str, Any]) -> None:
-    """Sets the flags that ``flags_of`` has returned for a module that was built the same way."""
+    """Sets flags that ``flags_of`` has returned for this module or one that was built like it."""
     plain = PlainNames(module).plain
     for name, parameter in module.named_parameters():
         is_trained = plain(name) not in flags["frozen"]
@@ -358,14 +365,16 @@ def set_flags(module: torch.nn.Module, flags: Mapping[str, Any]) -> None:
 def rename_flags(
     flags: Mapping[str, list[str]], renamed: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Returns flags with current names, from those with saved names.
+    """Returns flags in which the saved names are replaced by the current names.
 
     Args:
         flags: the flags in the checkpoint.
         renamed: the saved names of parameters, by their current names.
     """
-    parameters = {then: now for now, then in renamed.items()}
-    modules = {then.rpartition(".")[0]: now.rpartition(".")[0] for now, then in renamed.items()}
+    parameters = {saved: current for current, saved in renamed.items()}
+    modules = {
+        saved.rpartition(".")[0]: current.rpartition(".")[0] for current, saved in renamed.items()
+    }
     return {
         "frozen": [parameters.get(name, name) for name in flags["frozen"]],
         "eval": [modules.get(name, name) for name in flags["eval"]],
@@ -380,7 +389,15 @@ def _load_part(
     *,
     strict: bool,
 ) -> Any:
-    """Loads a module, or the submodule at ``path``, from a state with the names of the whole."""
+    """Loads a module, or its submodule at ``path``, from a state with names in the whole module.
+
+    Args:
+        module: the module or the submodule.
+        path: the path of the submodule in the whole module; empty for the whole module.
+        state: the state.
+        metadata: the versions of submodules, by their paths in the whole module.
+        strict: whether the module and the state must have the same names.
+    """
     prefix = f"{path}." if path else ""
     versioned = OrderedDict((key.removeprefix(prefix), value) for key, value in state.items())
     versioned._metadata = {  # type: ignore[attr-defined]
@@ -388,39 +405,46 @@ def _load_part(
         for key, value in metadata.items()
         if key == path or key.startswith(prefix)
     }
-    if path:  # as torch does for children, whose own `load_state_dict` is not called
+    if path:  # torch does not call the `load_state_dict` that a submodule overrides either
         return torch.nn.Module.load_state_dict(module, versioned, strict)
-    # A `load_state_dict` that a user has overridden need not have the parameter `strict`.
+    # A user's own `load_state_dict` need not have the parameter `strict`.
     return module.load_state_dict(versioned) if strict else module.load_state_dict(versioned, False)
 
 
 def _create_missing_buffers(
     module: torch.nn.Module, state: Mapping[str, Any], names: PlainNames
 ) -> None:
-    """Creates the buffers that a module creates with its first batch; torch would not load them."""
+    """Creates the buffers that the state has and that are still None in the module.
+
+    A module may create such buffers with its first batch. torch loads no buffer that is None.
+    """
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     for key, owner in empty_buffers(module).items():
         value = state.get(names.plain(key))
-        # An owner that customizes its loading creates its buffers itself.
+        # A submodule that customizes its loading creates its buffers itself.
         if isinstance(value, torch.Tensor) and not has_custom_loading(owner):
             setattr(owner, key.rpartition(".")[2], torch.empty_like(value, device=device))
 
 
 def _parts_with_own_loading(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yields the outermost submodules that customize their loading, and their paths."""
+    """Yields the path and the module of the outermost submodules that must be loaded on trial.
+
+    These customize their loading, or have tensors that torch may refuse to copy into.
+    """
     above: list[str] = []
     for path, each in module.named_modules():
         if any(path.startswith(f"{other}." if other else "") for other in above):
-            continue  # loaded together with the submodule around it
+            continue  # loaded together with the submodule that contains it
         if has_custom_loading(each, is_root=not path) or _has_special_tensors(each):
             above.append(path)
             yield path, each
 
 
 def _has_special_tensors(module: torch.nn.Module) -> bool:
-    """Returns whether torch may refuse to copy into a tensor of the module, whatever its shape.
+    """Returns whether the module has a tensor that torch may refuse to copy into.
 
-    These are inference tensors, sparse tensors, and expanded tensors, whose elements share memory.
+    torch may refuse inference tensors, sparse tensors, and expanded tensors, whose elements share
+    memory, even if the shapes are equal.
     """
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return any(
@@ -433,9 +457,14 @@ def _has_special_tensors(module: torch.nn.Module) -> bool:
 
 
 def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
-    """Returns whether a parameter is loaded from a tensor other than the one of its name.
+    """Returns whether the names of a parameter and of its source stand for different tensors.
 
-    The two names of tied weights stand for one tensor, which is no renaming.
+    Tied weights have two names for one tensor, which is no renaming.
+
+    Args:
+        state: the saved state.
+        name: the name of the parameter.
+        source: the name of the tensor in the state that the parameter is loaded from.
     """
     return name != source and _memory_key(state.get(name)) != _memory_key(state[source])
 
@@ -446,24 +475,29 @@ def _entry_differences(
     """Yields the differences between a saved state and a module's own: names, shapes, dtypes."""
     for key in sorted({*current, *saved}):
         if key not in current:
-            yield f"the {name} has no {key}, the checkpoint has"
+            yield f"the checkpoint has {key}, the {name} has not"
         elif key not in saved:
             yield f"the {name} has {key}, the checkpoint has not"
-        elif not key.endswith("_extra_state"):  # any value, which `set_extra_state` judges
-            then, now = _incompatibility(saved[key], current[key])
-            if then != now:
-                yield f"{key} had {then}, it has {now}"
+        elif not key.endswith("_extra_state"):  # may be any value; `set_extra_state` checks it
+            saved_text, current_text = _incompatibility(saved[key], current[key])
+            if saved_text != current_text:
+                yield f"{key} had {saved_text}, it has {current_text}"
 
 
 def _incompatibility(saved: Any, current: Any) -> tuple[str, str]:
-    """Describes a saved and a current value by what keeps the first from being loaded, or ""."""
+    """Describes the property that keeps a saved value from being loaded.
+
+    Returns:
+        The property of the saved value and of the current value, as texts; ("", "") if the saved
+        value can be loaded.
+    """
     if _shape(saved) != _shape(current):
         return f"the shape {_shape(saved)}", f"{_shape(current)}"
     if not isinstance(current, torch.Tensor) or is_lazy(current):
         return "", ""
     if saved.layout != current.layout or saved.is_quantized != current.is_quantized:
         return f"the layout {_layout(saved)}", _layout(current)
-    # torch would convert silently, and drop imaginary parts or fractions.
+    # torch would convert the values silently, and drop imaginary parts or fractions.
     if _number_class(saved) > _number_class(current):
         return f"the dtype {saved.dtype}", f"{current.dtype}"
     return "", ""
@@ -507,7 +541,7 @@ def _describe_error(error: Exception) -> str:
 
 
 def _memory_key(value: Any) -> Any:
-    """Returns a key that is equal for tensors of the same memory and shape."""
+    """Returns a key that is equal for tensors with the same memory and shape."""
     if not isinstance(value, torch.Tensor) or is_lazy(value) or value.layout != torch.strided:
         return id(value)
     return value.device, value.data_ptr(), value.shape
@@ -516,7 +550,8 @@ def _memory_key(value: Any) -> Any:
 @lru_cache
 def _is_safetensors_dtype(dtype: torch.dtype) -> bool:
     """Returns whether the installed safetensors can hold tensors of ``dtype``."""
-    # Tried out, because the dtypes depend on the versions of both safetensors and torch.
+    # A tensor is saved and loaded as a test, because the dtypes depend on the versions of both
+    # safetensors and torch.
     try:
         content = safetensors.torch.save({"": torch.empty(1, dtype=dtype)})
         return safetensors.torch.load(content)[""].dtype == dtype
@@ -531,27 +566,29 @@ def _is_safetensors_value(value: Any) -> bool:
         and value.layout == torch.strided
         and not (value.is_quantized or value.is_meta)
         and _is_safetensors_dtype(value.dtype)
-        # A tensor subclass that wraps other tensors has no memory.
+        # A tensor subclass that wraps other tensors has no memory of its own.
         and (value.data_ptr() != 0 or not value.numel())
     )
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Returns the names of tensors that are the same as an earlier one, with its name."""
+    """Returns the name of each tensor that is the same as an earlier one, with the earlier name."""
     first: dict[Any, str] = {}
     aliases = {}
     for name, tensor in tensors.items():
         layout = tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
         view = tensor.device, tensor.data_ptr(), *layout
-        # Empty tensors have no memory: all have the same address.
+        # Tensors without elements have no memory. Their addresses are all equal.
         if tensor.numel() and first.setdefault(view, name) != name:
             aliases[name] = first[view]
     return aliases
 
 
 def _without_shared_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the tensors, with copies of those that share a storage with another tensor."""
-    # safetensors refuses tensors of one storage, even if they do not overlap.
+    """Returns the tensors; those that share the storage of an earlier tensor are copied.
+
+    safetensors refuses tensors that share a storage, even if they do not overlap in it.
+    """
     sharing = defaultdict(list)
     for name, tensor in tensors.items():
         sharing[tensor.device, tensor.untyped_storage().data_ptr()].append(name)

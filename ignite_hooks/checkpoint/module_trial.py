@@ -1,7 +1,7 @@
-"""Trial loading: loads a state into a module to see whether it fits, then undoes the loading.
+"""Tools for loading on trial: the loading is undone, and shows whether a state fits a module.
 
-Only modules that customize their loading are tried, since their tensors have to be copied for the
-trial. For all other modules names and shapes show whether a state fits.
+A trial needs copies of the module's tensors, so it is made only for modules that customize their
+loading. For all other modules names and shapes show whether a state fits.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,9 @@ _CONTAINERS = (dict, OrderedDict, list, set)
 
 
 class SourceTracker(TorchFunctionMode):
-    """Records which tensor of a state each parameter is loaded from; their names may differ.
+    """Records from which tensor of a state each parameter is loaded.
+
+    The tensor may have another name than the parameter.
 
     Args:
         state: the tensors by name.
@@ -38,16 +40,16 @@ class SourceTracker(TorchFunctionMode):
             self._sources[id(args[0])] = self._names[id(args[1])]
         return func(*args, **(kwargs or {}))
 
-    def prepare_source(self, parameter: torch.Tensor) -> str | None:
+    def source_name(self, parameter: torch.Tensor) -> str | None:
         """Returns the name of the tensor that a parameter was loaded from, or None."""
         return self._sources.get(id(parameter))
 
 
 @contextmanager
 def restored_on_exit(module: torch.nn.Module) -> Iterator[None]:
-    """Restores a module and its submodules when the body is left, also by an exception.
+    """Restores a module and its submodules after the body, also if the body raises an exception.
 
-    Restored are the values, shapes, memory and classes of tensors, the attributes and classes of
+    This covers the values, shapes, memory and classes of tensors, the attributes and classes of
     modules, and the elements of lists, dicts and sets that are attributes.
     """
     undo: list[Callable[[], None]] = []
@@ -107,7 +109,7 @@ def _tensor_restorer(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable
 
     Args:
         tensor: the tensor.
-        storages: copies of storages by address; the one of the tensor is added.
+        storages: copies of storages by address. The storage of the tensor is added if it is new.
     """
     cls, requires_grad = type(tensor), tensor.requires_grad
     data: torch.Tensor = tensor.data
@@ -121,7 +123,7 @@ def _tensor_restorer(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable
         memory = storage, storages[storage.data_ptr()]
 
     def restore() -> None:
-        if type(tensor) is not cls:  # so does a lazy parameter
+        if type(tensor) is not cls:  # a lazy parameter changes its class, too
             tensor.__class__ = cls
         if data.layout in (torch.strided, torch.sparse_coo):
             tensor.data = data

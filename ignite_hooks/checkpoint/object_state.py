@@ -2,11 +2,12 @@
 
 For most objects ``state_dict`` and ``load_state_dict`` are called. Three types need more:
 
-- A module is saved with its flags, as the model is, and with the names of the tensors that it
-  shares with the model: the averaged model of Ignite's ``EMAHandler`` can share its buffers.
-- The states of torch's and Ignite's schedulers may hold functions. These are not saved; on a resume
-  the scheduler keeps the functions that it has.
-- Ignite's ``EpochOutputStore`` has a state but no methods for it.
+- A module is saved with its flags (frozen parameters, submodules in eval mode), as the model is,
+  and with the names of the tensors that it shares with the model. For example, the averaged model
+  of Ignite's ``EMAHandler`` can share the buffers of the model.
+- The states of torch's and Ignite's schedulers may hold functions. Functions are not saved: on a
+  resume the scheduler keeps its present functions.
+- Ignite's ``EpochOutputStore`` has a state, but lacks ``state_dict`` and ``load_state_dict``.
 """
 
 import copy
@@ -34,24 +35,28 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["StatefulObject", "has_module", "plain_state"]
 
-# Values of these types are kept in a state without a trial; containers are searched first.
+# `_is_unsavable` need not try values of these types. Dicts, lists and tuples are searched for
+# values that cannot be saved.
 _DATA_TYPES = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
 _SCHEDULER_CLASSES = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
 
 
 class StatefulObject:
-    """An object with a state, as a checkpoint carries it.
+    """Captures and restores the state of one object.
 
     Args:
         obj: the object.
         trainer: the trainer. Its modules may share memory with the object.
+
+    Attributes:
+        missing: the reason why the last ``load_state_dict`` could not restore the whole state; an
+            empty string if it could.
     """
 
     def __init__(self, obj: Any, trainer: TrainingEngine) -> None:
         self._object = obj
         self._trainer = trainer
         self.missing = ""
-        """The reason why the last ``load_state_dict`` could not restore everything, or ""."""
 
     @property
     def class_name(self) -> str:
@@ -60,7 +65,11 @@ class StatefulObject:
 
     @property
     def is_module(self) -> bool:
-        """True if the object is a module, which is compared before loading, not rolled back."""
+        """True if the object is a module.
+
+        A module is compared with its state before it is loaded. Other objects are rolled back if
+        loading fails.
+        """
         return isinstance(self._object, torch.nn.Module)
 
     def state_dict(self) -> Any:
@@ -86,7 +95,8 @@ class StatefulObject:
         if isinstance(obj, torch.nn.Module):
             _load_module(obj, state, self._trainer)
             return
-        # Objects may keep what they load, or change it, and the state may be loaded once more.
+        # The object may keep or change the state that it is given. The caller may load the same
+        # state again, so the object is given a copy.
         state = copy.deepcopy(state)
         if isinstance(obj, EpochOutputStore):
             obj.data = state["data"]
@@ -98,7 +108,7 @@ class StatefulObject:
         obj.load_state_dict(state)
 
     def differences(self, name: str, state: Any) -> Iterator[str]:
-        """Yields the differences that keep a module from loading a state; none for other objects.
+        """Yields the reasons why a module cannot load a state. Yields nothing for other objects.
 
         Args:
             name: the name of the object, for messages.
@@ -108,7 +118,10 @@ class StatefulObject:
             if has_module(state):
                 yield from module_differences(name, state["module"], self._object)
             else:
-                yield f"the {name} has no state of a module in {TRAINER}, it is a {self.class_name}"
+                yield (
+                    f"the {name} is a {self.class_name}, its state in {TRAINER} is not the state "
+                    "of a module"
+                )
 
 
 def has_module(state: Any) -> bool:
@@ -123,20 +136,27 @@ def plain_state(obj: Any) -> Any:
 
 
 def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -> None:
-    """Loads the state of a module, so that it shares the same tensors as when it was saved."""
+    """Loads the state of a module that may share tensors with the trainer's modules.
+
+    After loading, the module shares the same tensors as when it was saved.
+    """
     trainer_tensors, shared = _trainer_tensors(trainer), state["shared"]
     shared_now = _shared_tensors(module, trainer)
     for name, tensor in _named_tensors(module):
         source = trainer_tensors.get(shared.get(name, ""))
         if source is not None and source.shape == tensor.shape:
-            tensor.data = source.data  # shared when it was saved: shared again
-        elif name in shared_now:  # loading must not write to the trainer's module
+            tensor.data = source.data  # the tensor was shared when it was saved
+        elif name in shared_now:  # otherwise loading would write to the trainer's module
             tensor.data = tensor.data.clone()
     load_into_module(module, state["module"], state)
 
 
 def _shared_tensors(module: torch.nn.Module, trainer: TrainingEngine) -> dict[str, str]:
-    """Returns the tensors of a module that are tensors of the trainer's: both names, ours first."""
+    """Returns the tensors that a module shares with the trainer's modules.
+
+    Returns:
+        The names of the tensors in the trainer's modules, by their names in ``module``.
+    """
     sources = {_memory_key(tensor): name for name, tensor in _trainer_tensors(trainer).items()}
     named = [(name, sources.get(_memory_key(tensor))) for name, tensor in _named_tensors(module)]
     return {name: source for name, source in named if source is not None}
@@ -158,14 +178,14 @@ def _named_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 def _memory_key(tensor: torch.Tensor) -> Any:
     """Returns a key that is equal for tensors that view the same memory in the same way."""
     has_memory = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta
-    # Other tensors have no address that could be compared.
+    # Tensors without an address are told apart by their identity.
     if not has_memory or tensor.layout != torch.strided or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _drop_unsavable(state: Any) -> Any:
-    """Returns a state without the values in its dictionaries that cannot be saved."""
+    """Returns a state without those values of its dicts that cannot be saved."""
     if type(state) in (dict, OrderedDict):
         return {
             key: _drop_unsavable(each) for key, each in state.items() if not _is_unsavable(each)
@@ -180,22 +200,30 @@ def _is_unsavable(value: Any) -> bool:
 
 
 def _restore_dropped(state: Any, current: Any) -> Any:
-    """Returns a state with the current values of what ``_drop_unsavable`` has left out."""
+    """Returns a saved state, to which the values that ``_drop_unsavable`` has left out are added.
+
+    Args:
+        state: the saved state.
+        current: the current state of the object, from which the values are taken.
+    """
     if type(state) in (dict, OrderedDict) and isinstance(current, Mapping):
         merged = {key: _restore_dropped(value, current.get(key)) for key, value in state.items()}
         return {**current, **merged}
     is_list = type(state) in (list, tuple) and type(state) is type(current)
-    # Elements of lists are never dropped, so equal lengths mean equal positions.
+    # `_drop_unsavable` drops no elements of lists, so elements correspond by their positions.
     if is_list and len(state) == len(current):
         return type(state)(map(_restore_dropped, state, current))
     return state
 
 
 def _forget_missing_files(handler: Checkpoint, state: Any) -> tuple[Any, str]:
-    """Returns the state of Ignite's handler without missing files, and a message about them.
+    """Removes missing files from the state of Ignite's ``Checkpoint``.
 
-    The handler removes the oldest of its files when it saves a new one, and fails if that file is
-    missing: on a new node, for example, or after the folder was cleaned up.
+    The handler removes its oldest file when it saves a new one, and fails if the oldest file is
+    missing. A file is missing, for example, on a new node or after the folder was cleaned up.
+
+    Returns:
+        The state without the missing files, and a message about them; "" if no file is missing.
     """
     if not isinstance(handler.save_handler, DiskSaver):
         return state, ""

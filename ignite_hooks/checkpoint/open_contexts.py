@@ -1,10 +1,10 @@
 """Contexts that are open during a save and may change the saved state when they exit.
 
-A checkpoint is saved within ``on_step``, or at the end of an epoch within ``on_epoch``. The code
-after the ``yield`` of a context on these channels runs after the save, and a resumed run does not
-repeat it. The report names each context whose code after the ``yield`` can reach a saved state: the
-trainer's model or optimizer, or an object that the checkpoint carries. A timer or a profiler's
-range is not named.
+A checkpoint is saved while the contexts on ``on_step`` are open, or at the end of an epoch while
+those on ``on_epoch`` are open. The code after the ``yield`` of such a context runs after the save,
+and a resumed run does not run this code again. The report names a context if its code can reach a
+saved state: the trainer's model or optimizer, or an object whose state is in the checkpoint. It
+does not name, for example, a timer or the range of a profiler.
 """
 
 from collections.abc import Iterable
@@ -26,24 +26,28 @@ from ignite_hooks.hooks.event_channels import channels_of
 
 __all__ = ["late_changes"]
 
-_MAX_SEARCHED = 1000  # objects that are searched for each context
+_MAX_SEARCHED = 1000  # the number of objects that are searched per context
 # Code that names one of these attributes may change the state of the trainer.
 _STATE_ATTRIBUTES = {"load_state_dict", "lr_scheduler", "model", "modules", "optimizer"}
 _STATEFUL_CLASSES = (torch.nn.Module, Optimizer, LRScheduler)
 
 
 def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
-    """Returns a message that names the contexts that may change a state after this save, or "".
+    """Returns a message about the contexts that may change a state after this save.
 
     Args:
         trainer: the trainer.
         carried: the objects besides the trainer whose states are in the checkpoint.
+
+    Returns:
+        The message; an empty string if there is no such context.
     """
     scopes = [each for each in channels_of(trainer).scopes.open if isinstance(each, HookScope)]
     if not scopes:
         return ""
     carried_ids = set(map(id, carried))
-    # At the end of an epoch `on_step` has been left already, and `on_epoch` is what is still open.
+    # At the end of an epoch the contexts on `on_step` have exited already, and those on `on_epoch`
+    # are still open.
     is_in_epoch = trainer.place.progress.batches > 0
     names = {
         f"{name_of(each.context)} on {each.channel}"
@@ -55,13 +59,13 @@ def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
     if not names:
         return ""
     return (
-        f"{summarize_names(names)} may change a state on its way out, which comes after the save: "
-        "do that before the `yield`, or at STEP_COMPLETED or EPOCH_COMPLETED"
+        f"{summarize_names(names)} may change a saved state on exit, which comes after the save: "
+        "make the change before the `yield`, or at STEP_COMPLETED or EPOCH_COMPLETED"
     )
 
 
 def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int]) -> bool:
-    """Returns whether the objects and the code of a context lead to a state."""
+    """Returns whether the code or the objects of a context can reach a saved state."""
     for _, each in ObjectSearch({"context": context}, _MAX_SEARCHED, [trainer, trainer.state]):
         if id(each) in carried_ids or issubclass(type(each), _STATEFUL_CLASSES):
             return True
@@ -72,6 +76,6 @@ def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int])
 
 
 def _names_in_code(code: CodeType) -> set[str]:
-    """Returns the names of globals and attributes in a code object and in nested functions."""
+    """Returns the globals and attributes that a code object and its nested functions name."""
     inner = (each for each in code.co_consts if isinstance(each, CodeType))
     return set(code.co_names).union(*map(_names_in_code, inner))

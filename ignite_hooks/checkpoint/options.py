@@ -1,4 +1,4 @@
-"""The options of ``SaveCheckpoint``, as a protocol for the modules that it imports."""
+"""The options of ``SaveCheckpoint`` as a protocol, for the modules that ``save.py`` imports."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,8 @@ __all__ = ["SaveOptions"]
 class SaveOptions(Protocol):
     """The options of a save: where, when and how checkpoints are written.
 
-    ``SaveCheckpoint`` is the only implementation; it documents and checks the options. The
-    protocol spares the modules below an import of the handler, which would be circular.
+    ``SaveCheckpoint`` is the only implementation; it documents and checks the options. The modules
+    that ``save.py`` imports use this protocol, because importing ``save.py`` would be circular.
     """
 
     @property
@@ -22,15 +22,15 @@ class SaveOptions(Protocol):
 
     @property
     def every_seconds(self) -> float | None:
-        """The time between two saves, in seconds; None for no saves by time."""
+        """The time between two saves, in seconds; None if time does not cause saves."""
 
     @property
     def at_end(self) -> bool:
-        """Returns whether the state at the end of a run is saved."""
+        """Returns whether a checkpoint is saved at the end of a run."""
 
     @property
     def on_signals(self) -> tuple[str, ...]:
-        """The names of the signals that ask for a save and the end of the run."""
+        """The names of the signals after which the run saves a checkpoint and ends."""
 
     @property
     def keep_last(self) -> int | Literal["all"]:
@@ -54,11 +54,11 @@ class SaveOptions(Protocol):
 
     @property
     def background(self) -> bool:
-        """Returns whether a thread writes while training continues."""
+        """Returns whether a thread writes the files while training continues."""
 
     @property
     def on_busy(self) -> Literal["error", "wait"]:
-        """The reaction to another run that writes to the directory: an error, or waiting."""
+        """The reaction if another run writes to the directory: an error, or waiting for its end."""
 
     @property
     def wait_seconds(self) -> float | None:
@@ -74,4 +74,4 @@ class SaveOptions(Protocol):
 
     @property
     def grace_seconds(self) -> float:
-        """The time after a signal in which further signals are the same request, in seconds."""
+        """The time after a signal in which further signals count as the same one, in seconds."""

@@ -1,7 +1,7 @@
-"""Plain data: any value in a form that JSON can hold, of bounded size.
+"""Converts any value to plain data: a form of bounded size that JSON can hold.
 
-A manifest describes a run by values of users' code. A value that JSON cannot hold must not make a
-save fail, and a large value must not make every manifest large.
+A manifest describes a run with values from users' code, such as settings. A value that JSON cannot
+hold must not make a save fail, and a large value must not make every manifest large.
 """
 
 import math
@@ -14,30 +14,33 @@ from typing import Any
 __all__ = ["flattened", "plain_data", "plain_text"]
 
 MAX_TEXT = 200
-"""The length of a text, in characters."""
+"""The largest length of a text, in characters."""
 MAX_ITEMS = 100
-"""The number of entries of a list or a mapping."""
+"""The largest number of entries in one list or mapping."""
 MAX_DEPTH = 6
-"""The number of containers within each other."""
+"""The largest number of levels of nested containers."""
 MAX_VALUES = 2000
-"""The number of values in all containers together."""
+"""The largest number of values in all containers together."""
 
-_MAX_EXACT = 2**63  # larger integers do not fit the 64 bits that many readers of JSON have
+_MAX_EXACT = 2**63  # many readers of JSON have 64 bits for an integer
 
 
 def plain_data(value: Any) -> Any:
-    """Returns a value as None, booleans, numbers, texts, lists, and dicts with texts as keys.
+    """Converts a value to None, booleans, numbers, texts, lists, and dicts with texts as keys.
 
-    Numbers that JSON lacks become "NaN", "Infinity" and "-Infinity". Objects become the names of
-    their classes, because a ``repr`` can have any length and hold addresses that differ in each
-    run. Values beyond the bounds are left out and replaced by "...".
+    Numbers that JSON lacks become "NaN", "Infinity" and "-Infinity". An object becomes the name of
+    its class, because a ``repr`` can be long and may show an address, which differs in each run.
+    Values beyond the bounds are replaced by "...".
     """
     copied = _copy_if_plain(value)
     return _Converter().convert(value, MAX_DEPTH) if copied is None else copied
 
 
 def plain_text(value: object, length: int = MAX_TEXT) -> str:
-    """Returns a text of at most ``length`` characters; lone surrogates are escaped for UTF-8."""
+    """Returns a value as a text of at most ``length`` characters.
+
+    Lone surrogates are escaped, because UTF-8 cannot encode them.
+    """
     text = str(value)
     if not text.isascii():
         text = text.encode(errors="backslashreplace").decode()
@@ -45,9 +48,9 @@ def plain_text(value: object, length: int = MAX_TEXT) -> str:
 
 
 def flattened(value: Any, name: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
-    """Yields the values in nested mappings and lists, each with the path of names to it.
+    """Yields the values in nested mappings and lists, each with the path of names that leads to it.
 
-    A list of numbers and texts is one value, and so is an empty list or mapping.
+    A list of numbers and texts counts as one value. So does an empty list or mapping.
     """
     entries: Any = None
     if isinstance(value, Mapping) and value:
@@ -62,10 +65,10 @@ def flattened(value: Any, name: str = "", separator: str = ".") -> Iterator[tupl
 
 
 def _copy_if_plain(value: Any) -> dict[str, Any] | None:
-    """Returns a copy of a mapping that is plain data within the bounds, or None.
+    """Returns a copy of ``value`` if it is a dict of plain data within the bounds, otherwise None.
 
-    The settings of a run usually are plain. One loop copies them, where ``_Converter`` makes
-    several calls for each value.
+    The settings of a run are usually such a dict. This function copies it with one loop, which is
+    faster than the several calls that ``_Converter`` makes for each value.
     """
     if type(value) is not dict:
         return None
@@ -108,15 +111,15 @@ class _Converter:
 
         Args:
             value: the value.
-            depth: how many containers within each other it may have.
+            depth: the number of levels of nested containers that are converted.
         """
         try:
             return self._convert(value, depth)
-        except Exception:  # code of the user (a property, a key, an iterator) raised
+        except Exception:  # the user's code (a property, a key, an iterator) may raise anything
             return type(value).__name__
 
     def _convert(self, value: Any, depth: int) -> Any:
-        if isinstance(value, Enum):  # checked first: an enum may be a number or a text too
+        if isinstance(value, Enum):  # checked first, because an enum may also be a number or a text
             return plain_text(value.name)
         if getattr(value, "ndim", None) == 0:  # a scalar of numpy or torch
             value = value.item()
@@ -172,6 +175,6 @@ def _non_finite_text(value: float) -> str:
 
 
 def _integer_text(value: int) -> str:
-    """Returns the decimal digits of an integer, or the size of one that is too long to convert."""
+    """Returns the decimal digits of an integer, or its size in bits if it has too many digits."""
     bits = value.bit_length()
     return str(value) if bits < MAX_TEXT * 4 else f"integer of {bits} bits"

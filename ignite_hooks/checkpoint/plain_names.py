@@ -1,8 +1,9 @@
 """Plain names of parameters and submodules, without the names that wrappers add.
 
-``torch.compile`` and ``DistributedDataParallel`` put a module into another, and its parameters get
-longer names: ``_orig_mod.weight``, ``layer.module.weight``. A checkpoint has the names of the plain
-model, so that a checkpoint of a compiled model can be loaded into a plain one, and vice versa.
+``torch.compile`` and ``DistributedDataParallel`` wrap a module, which makes the names of its
+parameters longer, for example ``_orig_mod.weight`` or ``layer.module.weight``. These are called
+actual names here. A checkpoint has the plain names, as in the model without wrappers, so that a
+checkpoint of a compiled model can be loaded into a model that is not compiled, and vice versa.
 """
 
 from collections.abc import Iterable
@@ -24,8 +25,8 @@ ValueT = TypeVar("ValueT")
 class PlainNames:
     """The plain names of a module's parameters, buffers and submodules.
 
-    The module may be wrapped, or have wrapped children. Its parts are looked up once, so an
-    instance is for short use: it does not see later changes of the module.
+    The module may be wrapped, or have wrapped children. The object looks up all parts of the module
+    once and does not see later changes of the module, so it is for short use.
 
     Args:
         module: the module.
@@ -33,57 +34,58 @@ class PlainNames:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._plain_paths: dict[str, str] = {}  # plain paths by the actual paths of modules
-        self._actual_paths: dict[str, str] = {}
+        self._plain_paths: dict[str, str] = {}  # the plain paths of modules, by actual path
+        self._actual_paths: dict[str, str] = {}  # the actual paths of modules, by plain path
         self._has_wrappers = has_wrappers([each for _, each in self.modules])
         if not self._has_wrappers:
             return
         wrapped_names: dict[str, str | None] = {}
-        # A module that is there under two paths has two plain names.
+        # A module that two paths lead to has two plain names.
         for path, each in module.named_modules(remove_duplicate=False):
             wrapped_names[path] = wrapped_child(each)
             parent, _, name = path.rpartition(".")
             if not path:
                 plain = ""
-            elif wrapped_names[parent] == name:  # the module within a wrapper
+            elif wrapped_names[parent] == name:  # the parent is a wrapper of this module
                 plain = self._plain_paths[parent]
             else:
                 plain = _join_path(self._plain_paths[parent], name)
             self._plain_paths[path] = plain
-            # A wrapper and the module within have one plain path. The module comes last, and wins.
+            # A wrapper and the module in it have the same plain path. The path of the module is
+            # kept, because the module comes after its wrapper.
             self._actual_paths[plain] = path
 
     @cached_property
     def modules(self) -> list[tuple[str, torch.nn.Module]]:
-        """The module and all submodules, with their paths in the module."""
+        """The module and all submodules, each with its actual path."""
         return list(self._module.named_modules())
 
     @cached_property
     def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """The parameters, with their names in the module."""
+        """The parameters, each with its actual name."""
         return list(self._module.named_parameters())
 
     def plain(self, name: str) -> str:
-        """Returns the plain name of a parameter, a buffer or a submodule."""
+        """Returns the plain name of a parameter, buffer or submodule, by its actual name."""
         return _translate(name, self._plain_paths) if self._has_wrappers else name
 
     def actual(self, name: str) -> str:
-        """Returns the name in the module of a parameter, buffer or submodule, by its plain name."""
+        """Returns the actual name of a parameter, buffer or submodule, by its plain name."""
         return _translate(name, self._actual_paths) if self._has_wrappers else name
 
     def plain_state(self, state: Mapping[str, ValueT]) -> dict[str, ValueT]:
-        """Returns a state, or another mapping by names, with plain names."""
+        """Returns a state, or another mapping by actual names, with plain names as keys."""
         if not self._has_wrappers:
             return dict(state)
         return {_translate(name, self._plain_paths): value for name, value in state.items()}
 
     def actual_state(self, state: Mapping[str, Any], own_names: Iterable[str]) -> dict[str, Any]:
-        """Returns a state with plain names under the names that the module loads.
+        """Returns a state with the names that the module's ``load_state_dict`` expects.
 
         Args:
-            state: the state.
-            own_names: the names in the module's own state. An entry without such a name may be
-                renamed, or refused, when it is loaded.
+            state: the state, with plain names.
+            own_names: the names in the module's own state. A name that is not among them is
+                replaced by the actual name; the module may rename or refuse it.
         """
         if not self._has_wrappers:
             return dict(state)
@@ -91,7 +93,7 @@ class PlainNames:
         return {own_by_plain.get(name) or self.actual(name): value for name, value in state.items()}
 
     def actual_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the versions of submodules by actual path, from those by plain path."""
+        """Returns the versions of submodules by actual path, given the versions by plain path."""
         if not self._has_wrappers:
             return dict(metadata)
         return {
@@ -100,7 +102,7 @@ class PlainNames:
 
 
 def _translate(name: str, paths: Mapping[str, str]) -> str:
-    """Replaces the longest path of a module that ``name`` begins with."""
+    """Replaces the path at the beginning of ``name``: the longest one that is in ``paths``."""
     path, rest = name, ""
     while path not in paths:
         path, _, last = path.rpartition(".")

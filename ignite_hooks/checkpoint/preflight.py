@@ -16,7 +16,7 @@ __all__ = ["check_directory", "warn_if_full"]
 
 
 def check_directory(directory: Path) -> None:
-    """Creates the directory and, to try, a temporary file in it.
+    """Creates the directory, and a temporary file in it as a test.
 
     Raises:
         ValueError: the directory cannot be created, or cannot be written to.
@@ -28,31 +28,32 @@ def check_directory(directory: Path) -> None:
     except OSError as error:
         raise ValueError(
             f"`directory` must be a folder that can be written to, got {directory} "
-            f"({type(error).__name__}: {error}): give another, or fix that one"
+            f"({type(error).__name__}: {error}): give another directory, or make this one writable"
         ) from error
 
 
 def warn_if_full(directory: Path, trainer: TrainingEngine) -> None:
-    """Warns if the disk has not enough room for two checkpoints.
+    """Warns if the disk does not have room for two checkpoints.
 
-    For a short time there are two: the old one is removed only when the new one is complete.
+    Two checkpoints exist for a short time, because the old one is removed only when the new one is
+    complete.
     """
     needed = 2 * _checkpoint_bytes(trainer)
     free = shutil.disk_usage(directory).free
     if free < needed:
         warnings.warn(
             f"{directory} has {free / MIB:,.0f} MiB left, and two checkpoints take some "
-            f"{needed / MIB:,.0f} MiB: the old one can only be removed after the new one is "
+            f"{needed / MIB:,.0f} MiB: an old checkpoint is only removed after the next one is "
             "complete",
             stacklevel=2,
         )
 
 
 def _checkpoint_bytes(trainer: TrainingEngine) -> int:
-    """Returns about how many bytes a checkpoint takes.
+    """Returns an estimate of the size of a checkpoint in bytes.
 
-    The optimizer has no state before its first step. Its state is counted as that of Adam, twice
-    the trainable parameters.
+    The optimizer has no state before its first step. The estimate assumes the state of Adam, which
+    has twice the size of the trainable parameters.
     """
     size = 0
     for module in trainer.modules.values():
@@ -62,5 +63,5 @@ def _checkpoint_bytes(trainer: TrainingEngine) -> int:
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> int:
-    """Returns the bytes of a tensor; 0 where they are not known, for lazy and sparse tensors."""
+    """Returns the size of a tensor in bytes; 0 for lazy and sparse tensors."""
     return 0 if is_lazy(tensor) or tensor.layout != torch.strided else tensor.nbytes

@@ -1,4 +1,4 @@
-"""The processes that train together, and their collectives, which run on the host."""
+"""The processes that train together, and their collectives, which use gloo on the CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,18 @@ Result = TypeVar("Result")
 class Ranks:
     """The rank of this process, with collectives over all ranks.
 
-    Each object has its own gloo group, so that its collectives do not mix with the exchange of
-    gradients, nor with those of another ``Ranks``, which may be used in another thread. Every rank
-    must create as many objects, and call the same methods in the same order. With one process
-    nothing is exchanged.
+    Each object has its own gloo group. Its collectives therefore do not mix with the exchange of
+    gradients, or with the collectives of another ``Ranks`` object in another thread. Every rank
+    must create the same number of objects, and call the same methods in the same order. With one
+    process nothing is exchanged.
 
     Args:
-        accelerator: the accelerator whose timeout applies to each collective; default: torch's
-            timeout of 30 minutes.
+        accelerator: the accelerator whose timeout applies to each collective. Without it torch's
+            timeout of 30 minutes applies.
+
+    Attributes:
+        rank: the rank of this process.
+        size: the number of processes.
     """
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
@@ -40,13 +44,16 @@ class Ranks:
 
     @property
     def is_rank_0(self) -> bool:
-        """Returns whether this is rank 0, which does what only one process may do."""
+        """Returns whether this is rank 0. Work for only one process is done by rank 0."""
         return self.rank == 0
 
     def gather(self, own: Result) -> list[Result]:
         """Returns the objects of all ranks, in the order of the ranks.
 
-        The objects are pickled. That is safe here: the processes of one run trust each other.
+        The objects are pickled, which is safe here: the processes of one run trust each other.
+
+        Args:
+            own: the object of this rank.
         """
         if self.size == 1:
             return [own]
@@ -55,17 +62,17 @@ class Ranks:
         return gathered
 
     def call_on_all_ranks(self, callback: Callable[[], Result]) -> list[Result]:
-        """Calls ``callback`` on every rank, and raises on all ranks if it fails on one of them.
+        """Calls ``callback`` on every rank, and raises on all ranks if it fails on any of them.
 
-        Without this the other ranks would continue, and wait in their next collective for a rank
-        that never comes.
+        If only the rank with the failure raised, the other ranks would continue, and wait in their
+        next collective for that rank until the timeout.
 
         Returns:
             The results of all ranks, in the order of the ranks.
 
         Raises:
-            RuntimeError: the callback failed on another rank. An exception on this rank is raised
-                unchanged.
+            RuntimeError: the callback failed on other ranks only. If it failed on this rank, its
+                own exception is raised.
         """
         if self.size == 1:
             return [callback()]
@@ -74,7 +81,7 @@ class Ranks:
             result = callback()
         except Exception as error:
             failure = error
-        # The text is sent, because not every exception can be pickled.
+        # The text of the exception is sent, because some exceptions cannot be pickled.
         own_problem = None if failure is None else f"{type(failure).__name__}: {failure}"
         outcomes = self.gather((result, own_problem))
         problems = "; ".join(
@@ -87,12 +94,12 @@ class Ranks:
         return [result for result, _ in outcomes]  # type: ignore[misc]
 
     def call_on_rank_0(self, callback: Callable[[], Result]) -> Result:
-        """Calls ``callback`` on rank 0; all ranks return its result, or raise if it fails."""
+        """Calls ``callback`` on rank 0. All ranks return the result, or raise if the call fails."""
         result: Result = self.call_on_all_ranks(lambda: callback() if self.is_rank_0 else None)[0]  # type: ignore[assignment]
         return result
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """Returns the flags, each of which is set if it is set on any rank."""
+        """Combines the flags of all ranks: a flag is True if it is True on at least one rank."""
         if self.size == 1:
             return list(flags)
         tensor = torch.tensor(flags, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Opening of regular files only: FIFOs, sockets and devices raise an error instead of blocking."""
+"""Opens regular files only. A FIFO, socket or device raises an error, where ``open`` may block."""
 
 import errno
 import io
@@ -13,16 +13,17 @@ _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY
 
 
 class NotRegularFileError(OSError):
-    """A path that should be a regular file and is a folder, FIFO, socket or device."""
+    """An error for a path that leads to a folder, FIFO, socket or device, not to a regular file."""
 
 
 def open_regular(path: Path) -> io.BufferedReader:
     """Opens a regular file to read its bytes.
 
-    ``open`` would wait for a writer of a FIFO, perhaps for ever, and a device may never end.
+    Python's ``open`` would wait until another process writes to a FIFO, perhaps forever, and
+    reading from a device may never end.
 
     Raises:
-        NotRegularFileError: the path is not that of a regular file.
+        NotRegularFileError: the path does not lead to a regular file.
         OSError: the file cannot be opened.
     """
     return open(path, "rb", opener=_open_regular)
@@ -32,7 +33,7 @@ def _open_regular(path: str, _: int) -> int:
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ELOOP):  # a socket, a cycle of links
+        if error.errno in (errno.ENXIO, errno.ELOOP):  # a socket, or a cycle of symbolic links
             raise NotRegularFileError(errno.EINVAL, "not a regular file", path) from error
         raise
     mode = os.fstat(descriptor).st_mode

@@ -1,9 +1,9 @@
-"""Remote sources of checkpoints, which fsspec reads and which are downloaded to a local folder.
+"""Remote sources of checkpoints: fsspec reads them, and checkpoints are downloaded to a folder.
 
-A failure of the network must not be taken for the absence of a checkpoint: a run would silently
-begin from scratch. Every exception of fsspec is therefore translated: to ``_AbsentError`` if the
-path is certainly absent, and to ``SourceError`` otherwise. ``exists()`` of fsspec is not used,
-because it returns False for any failure.
+If a failure of the network were taken for the absence of a checkpoint, a run would silently begin
+from scratch. Every exception of fsspec is therefore translated: to ``_AbsentError`` if the path is
+certainly absent, and to ``SourceError`` otherwise. ``exists()`` of fsspec is not used, because it
+returns False for any failure.
 """
 
 import os
@@ -43,7 +43,7 @@ class _AbsentError(Exception):
 
 
 class RemoteSource(Source):
-    """A checkpoint, or a directory of them, at a URL.
+    """A checkpoint, or a directory of checkpoints, at a URL.
 
     Args:
         url: a URL that fsspec can read; URLs may be chained.
@@ -58,7 +58,7 @@ class RemoteSource(Source):
     makes_copies = True
 
     def __init__(self, url: str, cache: Path) -> None:
-        import fsspec  # imported lazily: it takes 20 ms, and its protocols take more
+        import fsspec  # imported lazily: the import takes 20 ms, and imports of protocols take more
 
         self._url = url
         self._downloads = Downloads(cache)
@@ -75,10 +75,10 @@ class RemoteSource(Source):
             ) from error
         except Exception as error:
             raise self._source_error(error) from error
-        # Local files are opened with open_regular: fsspec would wait for the writer of a FIFO.
+        # Local files are opened with open_regular, because fsspec would block on a FIFO.
         self._is_local = isinstance(self._fs, fsspec.get_filesystem_class("file"))
         if self._is_local and not os.path.lexists(root):
-            root = unquote(root)  # Path.as_uri() quotes special characters
+            root = unquote(root)  # in a URL from Path.as_uri() special characters are quoted
         self._root: str = root.rstrip("/") or root
 
     def find(self) -> Listing:
@@ -86,7 +86,7 @@ class RemoteSource(Source):
         return list_until_stable(self._list_once)
 
     def fetch(self, candidate: Candidate, *, verify: bool) -> Checkpoint:
-        """Returns the checkpoint in the folder for downloads, and downloads it if necessary."""
+        """Returns the checkpoint as a local copy, which is downloaded if it is not there yet."""
         name, manifest = candidate
 
         def download(folder: Path) -> None:
@@ -100,11 +100,11 @@ class RemoteSource(Source):
         """Returns the URL of the checkpoint's folder."""
         if candidate.name == self._root:
             return self._url
-        # In a chain such as zip://path::s3://bucket/file the first link with a path names the
-        # folder.
+        # In a chain such as zip://path::s3://bucket/file the first link with a path leads to the
+        # folder of checkpoints.
         links = self._url.split("::")
-        place = next(number for number, link in enumerate(links) if "://" in link)
-        links[place] = f"{links[place].rstrip('/')}/{PurePosixPath(candidate.name).name}"
+        index = next(number for number, link in enumerate(links) if "://" in link)
+        links[index] = f"{links[index].rstrip('/')}/{PurePosixPath(candidate.name).name}"
         return "::".join(links)
 
     def still_has(self, candidate: Candidate) -> bool:
@@ -119,7 +119,7 @@ class RemoteSource(Source):
         return Candidate(candidate.name, manifest).key == candidate.key
 
     def _list_once(self) -> Listing:
-        """Lists the source once; another process may save there meanwhile."""
+        """Lists the source once. The listing may be inconsistent if another process saves there."""
         root = self._root
         self._fs.invalidate_cache()  # fsspec caches the listings of directories
         root_candidate = self._read_candidate(root)
@@ -128,10 +128,10 @@ class RemoteSource(Source):
             return Listing([root_candidate], {}, {})
         found, damaged, unfinished = [], {}, {}
         for name in self._list_names():
-            one = self._read_candidate(name)
-            if isinstance(one, Candidate):
-                found.append(one)
-            elif one is None:
+            candidate = self._read_candidate(name)
+            if isinstance(candidate, Candidate):
+                found.append(candidate)
+            elif candidate is None:
                 unfinished[name] = "no manifest"
             else:
                 damaged[name] = "its manifest is damaged"
@@ -153,8 +153,8 @@ class RemoteSource(Source):
         # ls() of a file returns the file itself.
         if names == [self._root] and entries[0].get("type") == "file":
             raise ValueError(
-                f"`source` must be a folder, got the file {self._url}: give a checkpoint or a "
-                "directory of them"
+                f"`source` must be a folder, got the file {self._url}: give a checkpoint, or a "
+                "directory of checkpoints"
             )
         return sorted(name for name in names if is_checkpoint_name(PurePosixPath(name).name))
 
@@ -174,7 +174,7 @@ class RemoteSource(Source):
             return text
 
     def _read_manifest(self, name: str) -> bytes:
-        # One byte more than allowed is read, to recognize a longer file.
+        # One byte more than the limit is read, to recognize a file that is too long.
         text = b"".join(self._read_chunks(f"{name}/{MANIFEST}", MAX_MANIFEST_BYTES + 1))
         if len(text) > MAX_MANIFEST_BYTES:
             raise ValueError(f"{name}/{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
@@ -183,7 +183,14 @@ class RemoteSource(Source):
     def _download(self, path: str, record: FileRecord, name: str, target: Path) -> None:
         """Downloads a file, and compares its size and checksum with its record.
 
-        At most one byte more than the recorded size is read.
+        At most one byte more than the recorded size is read, so that a wrong file of any size is
+        recognized without reading all of it.
+
+        Args:
+            path: the path of the file in the source.
+            record: the size and the checksum of the file in the manifest.
+            name: the path of the file in the checkpoint, for messages.
+            target: the path of the local copy.
         """
         checksum, size = xxh3_128(), 0
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +232,11 @@ class RemoteSource(Source):
             raise self._source_error(error) from error
 
     def _source_error(self, error: Exception) -> SourceError:
-        """Returns a SourceError that names the cause, which HTTP hides in a FileNotFoundError."""
+        """Returns a SourceError that shows ``error``.
+
+        For a FileNotFoundError its cause is shown, if it has one: fsspec's HTTP protocol raises
+        FileNotFoundError for every failure, and the cause is the actual failure.
+        """
         shown = error.__cause__ if isinstance(error, FileNotFoundError) else error
         shown = shown if isinstance(shown, Exception) else error
         return SourceError(
@@ -237,8 +248,8 @@ class RemoteSource(Source):
 def _is_absent(error: BaseException | None) -> bool:
     """Returns whether an error means that the file is certainly absent.
 
-    Some protocols, such as HTTP, raise FileNotFoundError for every failure. The cause of the error
-    shows which failures mean absence: a missing key of a dict, or the status 404 or 410.
+    Some protocols, such as HTTP, raise FileNotFoundError for every failure. If such an error has a
+    cause, the file is absent only if the cause is a missing key, or the status 404 or 410.
     """
     if _http_status(error) in _NOT_FOUND_STATUSES:
         return True
@@ -249,7 +260,10 @@ def _is_absent(error: BaseException | None) -> bool:
 
 
 def _http_status(error: BaseException | None) -> object:
-    """Returns the HTTP status in an error, or None; libraries store it in different attributes."""
+    """Returns the HTTP status in an error, or None.
+
+    Libraries store the status in different attributes.
+    """
     for holder in (error, getattr(error, "response", None)):
         for name in ("status", "status_code", "code"):
             if isinstance(status := getattr(holder, name, None), int):

@@ -201,7 +201,7 @@ MISFITS = {
         {},
         {"model": lambda: Net(name="other")},
         None,
-        r"has no parts\.hidden\.weight, the checkpoint has; .*has parts\.other\.bias, the",
+        r"checkpoint has parts\.hidden\.weight, the model has not; .*has parts\.other\.bias, the",
     ),
     "another shape": (
         {},

@@ -69,7 +69,7 @@ def test_each_module_difference_is_reported(tmp_path):
     other = torch.nn.Linear(2, 4, bias=False)
     other.register_buffer("more", torch.ones(1))
     assert check_module_fit("model", state, about, other).differences == [
-        "the model has no bias, the checkpoint has",
+        "the checkpoint has bias, the model has not",
         "the model has more, the checkpoint has not",
         "weight had the shape (3, 2), it has (4, 2)",
     ]
@@ -439,7 +439,7 @@ class Replacing(Growing):
         (Failing, r"does not take the state \(OverflowError: no more of this\)"),
         (Replacing, "loading the model replaces layer.weight, layer.bias, which the optimizer"),
         (lambda: torch.nn.Sequential(Failing()), "has 0.layer.bias, the checkpoint has not"),
-        (lambda: Renaming("other_"), "the model has no seen, the checkpoint has"),
+        (lambda: Renaming("other_"), "the checkpoint has seen, the model has not"),
     ],
 )
 def test_a_module_that_refuses_its_state_is_unchanged(tmp_path, make, message):

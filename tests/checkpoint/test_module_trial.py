@@ -112,6 +112,6 @@ def test_the_source_of_a_parameter_is_the_copied_tensor():
     with SourceTracker(state) as sources, torch.no_grad():
         layer.weight.copy_(state["former"])
         layer.bias.copy_(torch.ones(2))
-    assert sources.prepare_source(layer.weight) == "former"
-    assert sources.prepare_source(layer.bias) is None
-    assert sources.prepare_source(other.weight) is None
+    assert sources.source_name(layer.weight) == "former"
+    assert sources.source_name(layer.bias) is None
+    assert sources.source_name(other.weight) is None

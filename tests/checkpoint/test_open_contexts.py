@@ -74,7 +74,7 @@ NAMED = {
 def test_a_context_of_a_step_is_reported(register, name, tmp_path):
     said = unknown_after(register, tmp_path)
     assert all(name in said[step][0] for step in (1, 3))
-    assert "may change a state on its way out, which comes after the save" in said[1][0]
+    assert "may change a saved state on exit, which comes after the save" in said[1][0]
 
 
 def test_a_context_of_an_epoch_is_reported_at_its_end(tmp_path):

@@ -222,7 +222,7 @@ ENDS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:resumed from(.|\n)*that no step was made with")
+@pytest.mark.filterwarnings("ignore:resumed from(.|\n)*that no step has used")
 @pytest.mark.parametrize("end", ENDS)
 def test_last_boundary_is_saved_once_however_a_run_ends(tmp_path, end):
     limits, (set_up, options), expected = ENDS[end]

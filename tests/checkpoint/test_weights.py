@@ -325,7 +325,11 @@ MISFITS = {
     "complex": (real_wave, "wave had the dtype torch.complex64, it has torch.float32", {}),
     "meta": (on_meta, r"on the meta device: call its to_empty\(\)", {}),
     "a hook": (with_post_hook, "does not take the state .OverflowError", {}),
-    "nothing": (lambda: torch.nn.Conv1d(1, 1, 1), "no name of the module's", {"strict": False}),
+    "nothing": (
+        lambda: torch.nn.Conv1d(1, 1, 1),
+        "no name in common with the module",
+        {"strict": False},
+    ),
     "many": (
         lambda: torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(9))),
         "; and 21 more: build the module",
