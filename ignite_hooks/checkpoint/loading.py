@@ -1,9 +1,9 @@
 """Loads the files of a checkpoint into a trainer: all of them, or none.
 
-``LoadedState`` reads all files and compares them with the trainer before it changes anything. The
-run that saves to the folder may delete the folder afterwards, except for a sharded model, which
-Accelerate reads from the folder when it is loaded. Objects that can refuse their states are loaded
-first, within ``rolled_back_on_failure``.
+``LoadedState`` reads all files and compares them with the trainer before it changes anything. After
+the files have been read, the checkpoint may be deleted by the run that saves it. The exception is a
+sharded model, whose files Accelerate reads while loading. Objects that can refuse their states are
+loaded first, within ``rolled_back_on_failure``.
 """
 
 import copy
@@ -358,7 +358,7 @@ class LoadedState:
         self._scheduler_state = self._contents.get(SCHEDULER)
 
     def complete(self) -> ResumeReport:
-        """Loads the states again that handlers of STARTED and EPOCH_STARTED may have changed.
+        """Loads again all states that handlers of STARTED and EPOCH_STARTED may have changed.
 
         Such handlers may reset their own state, draw random numbers, set learning rates or put the
         model in train mode. If ``run`` was given data, these data are compared with the checkpoint.

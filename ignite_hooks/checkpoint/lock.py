@@ -58,7 +58,7 @@ LOCK_NAME = ".ignite_hooks.lock"
 _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-# If several processes write the record at the same time, all of them read the same one after this.
+# If several processes write the record at once, all of them see the last write after this time.
 _SETTLE_SECONDS = 1.0
 _RECORD_ATTEMPTS, _RECORD_RETRY_SECONDS = 20, 0.05  # a new owner has 1 s to write its record
 # Every record is padded to this length and written in one call, so that nobody reads half of one.
@@ -74,7 +74,7 @@ class Owner:
         token: a unique id. A process gets a new one each time it takes the lock.
         host: the host name of the owner's machine.
         boot: the boot id of the machine's kernel; empty if the kernel has none.
-        namespace: the namespace of the process id. Each container has its own namespace.
+        namespace: the namespace of the process id. A container usually has its own namespace.
         pid: the process id.
         started: the start time of the process in seconds. It tells the owner from a later process
             that was given the same id.
@@ -244,8 +244,8 @@ class DirectoryLock:
     def release(self) -> None:
         """Releases the lock. A forked process releases nothing.
 
-        This method calls no collective, so that no rank waits for the others: a run that fails on
-        one rank only releases the lock as well. A call that a signal interrupted can be repeated.
+        No rank waits for the others: if a run fails on one rank, perhaps only this rank calls
+        ``release``. A call that a signal interrupted can be repeated.
         """
         if self._file is not None:
             self._file.close()

@@ -210,7 +210,7 @@ def check_module_fit(
         return ModuleFit([f"the {name} is on the meta device: call its to_empty() first"], {})
     common = saved.keys() & current.keys()
     if not strict and not common and not paths:
-        return ModuleFit([f"the {name} has no name in common with the module"], {})
+        return ModuleFit([f"the saved {name} has no name in common with the module"], {})
     compared = common if not strict else (saved.keys() - empty) | current.keys()
     compared_saved = {key: value for key, value in saved.items() if key in compared}
     compared_current = {key: value for key, value in current.items() if key in compared}

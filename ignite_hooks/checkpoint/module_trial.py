@@ -1,4 +1,4 @@
-"""Tools for loading on trial: the loading is undone, and shows whether a state fits a module.
+"""Tools for loading on trial: a state is loaded to see whether it fits, and then this is undone.
 
 A trial needs copies of the module's tensors, so it is made only for modules that customize their
 loading. For all other modules names and shapes show whether a state fits.
