@@ -1,4 +1,4 @@
-"""Batches of supervised training, and the default functions from a batch to a prediction."""
+"""Ignite's default functions that turn a batch of supervised training into a prediction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def default_prepare_batch(
 ) -> tuple[Any, Any]:
     """Returns the input and the target of a batch: Ignite's default ``prepare_batch``.
 
-    Without a device, or for the CPU, both are returned unchanged; otherwise tensors are moved.
+    Tensors are moved to ``device``, unless ``device`` is None or the CPU.
     """
     x, y = split_pair(batch)
     if device is None or torch.device(device).type == "cpu":
@@ -41,7 +41,8 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: the batch is not a sequence of two elements.
     """
-    # Most batches are tuples or lists; testing for the abstract class first took 2 µs per batch.
+    # Most batches are tuples or lists. An `isinstance` test with Sequence first, which is an
+    # abstract class, took 2 µs per batch.
     if not isinstance(batch, (tuple, list, Sequence)) or len(batch) != 2:
         raise ValueError(
             f"a batch must be a pair (x, y), got {describe_value(batch)}: give `prepare_batch`, "
@@ -52,7 +53,7 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
 
 
 def describe_value(value: Any) -> str:
-    """Returns the type of a value, and its shape or length, for an error message."""
+    """Describes a value for an error message, by its type and its shape or length."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     size = f" of length {len(value)}" if isinstance(value, list | tuple | dict) else ""

@@ -12,15 +12,20 @@ __all__ = ["global_batch_size"]
 
 
 def global_batch_size(loader: Any, processes: int) -> int | None:
-    """Returns the samples in one full batch of all processes together; None if not known.
+    """Returns the number of samples in one full batch of all processes together.
 
-    Accelerate gives each process a batch of the loader's size, or splits one such batch
-    (``split_batches``). Accelerate's own ``total_batch_size`` cannot be used: for a stream that
-    several processes share it is the size of one process, and it raises if the sampler has no size.
+    Accelerate either gives each process a whole batch of the loader, or splits each batch among
+    the processes (``split_batches``). Accelerate's own ``total_batch_size`` cannot be used: for a
+    stream that several processes share, it returns the batch size of one process. If the batch
+    sampler has no ``batch_size``, it raises an error.
 
     Args:
-        loader: a loader, prepared or not. For any other iterable of batches the size is not known.
+        loader: a loader, prepared or not, or any other iterable of batches.
         processes: the number of processes.
+
+    Returns:
+        The number of samples. None if the number is not known, which is the case for each iterable
+        that is not a loader.
     """
     base = getattr(loader, "base_dataloader", loader)
     if not isinstance(base, DataLoader):
@@ -35,7 +40,8 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
     elif isinstance(sizes, BatchSamplerShard):
         is_split = bool(sizes.split_batches)
     elif isinstance(dataset, IterableDatasetShard):
-        # The loader's batch size is the share of one process; the shard has that of the user.
+        # The batch size of the loader is the share of one process. The batch size that the user
+        # chose is an attribute of the shard.
         size, is_split = dataset.batch_size, bool(dataset.split_batches)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         return None

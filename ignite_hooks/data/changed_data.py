@@ -7,6 +7,7 @@ from math import ceil
 __all__ = ["ChangedData"]
 
 Facts = Mapping[str, int | str | None]
+"""Properties of the data of a feed, for example "samples a pass"; None if a value is not known."""
 
 
 @dataclass(frozen=True)
@@ -14,15 +15,16 @@ class ChangedData:
     """A comparison of the data of a checkpoint with the data of the present run.
 
     Args:
-        then: the facts of the feed that was saved.
-        now: the facts of the feed that resumes.
-        batches: number of batches of the current pass that were given.
-        samples: samples of all processes in these batches; None if the number is not certain.
-        batches_left: batches of the pass that follow these samples now; None if not known.
-        window: number of batches in a full accumulation window.
+        then: the facts of the data in the checkpoint.
+        now: the facts of the data of the present run.
+        batches: the number of batches of the current pass that the saved run had taken.
+        samples: the number of samples of all processes in these batches; None if not certain.
+        batches_left: the number of batches that the remaining samples of the pass make in the
+            present run; None if not known.
+        window_size: the number of batches in a full accumulation window.
         has_state: whether the position is restored from a state of the data.
-        is_replay_refused: whether the position could be reached only by a replay, which the user
-            has turned off.
+        is_replay_refused: whether the position can only be reached by a replay, and the user has
+            turned replays off.
     """
 
     then: Facts
@@ -30,13 +32,16 @@ class ChangedData:
     batches: int
     samples: int | None
     batches_left: int | None
-    window: int
+    window_size: int
     has_state: bool = False
     is_replay_refused: bool = False
 
     @property
     def keeps_samples(self) -> bool:
-        """Returns whether the position counts samples, so that the batch size may change."""
+        """Returns whether the position is found by counting samples.
+
+        If so, the batch size may have changed.
+        """
         is_known = self.batches_left is not None
         return is_known and not self._differs("samples a pass") and not self._differs("order")
 
@@ -53,7 +58,10 @@ class ChangedData:
 
     @property
     def starts_over(self) -> bool:
-        """Returns whether the position cannot be resumed, and the next pass starts instead."""
+        """Returns whether the rest of the current pass is dropped, and the next pass starts.
+
+        This is the case if the position cannot be restored.
+        """
         if not self.batches or self.keeps_samples or self.has_state:
             return False
         if self.is_replay_refused:
@@ -61,23 +69,24 @@ class ChangedData:
         return any(self._differs(name) for name in _POSITION_FACTS)
 
     def reasons(self) -> list[str]:
-        """Returns each change with its consequence, in samples, batches and optimizer steps."""
+        """Returns sentences that name each change and its consequence for the present run."""
         found = []
         what = next((each for each in _POSITION_FACTS if self._differs(each)), None)
-        # Within a pass each change matters; at its start, only these two change what follows.
+        # In the middle of a pass each change is reported. Before its first batch a change of the
+        # order or of the batch size is reported, because it alters all batches that follow.
         if what in ("order", "samples a batch") or (what is not None and self.batches):
             found.append(f"{self._describe_change(what)}: {self._describe_consequence()}")
         elif self.starts_over:
             found.append(f"replay=False: {self._describe_consequence()}")
         if self.has_other_workers:
             found.append(
-                f"{self._describe_change('workers')}: random numbers that the data set draws come "
-                "from other processes; without such draws nothing changes"
+                f"{self._describe_change('workers')}: if the data set draws random numbers, these "
+                "differ, because other workers draw them; otherwise nothing changes"
             )
         return found
 
     def _differs(self, name: str) -> bool:
-        """Returns whether a fact differs; a fact that is unknown on either side counts as equal."""
+        """Returns whether a fact is known for both runs, and has changed."""
         then, now = self.then.get(name), self.now.get(name)
         return then != now and None not in (then, now)
 
@@ -89,8 +98,8 @@ class ChangedData:
         if self.starts_over:
             return (
                 f"the current pass is dropped after {_quantity(self.batches, 'batch', 'batches')} "
-                "and the next one starts; an epoch without a fixed length starts again with it, "
-                "and iterations and steps keep counting"
+                "and the next pass starts; an epoch without a fixed length starts again with that "
+                "pass; iterations and steps keep counting"
             )
         if not self.batches and self._differs("order"):
             return "the samples come in another order"
@@ -105,10 +114,10 @@ class ChangedData:
         left = total - given if isinstance(total, int) and given is not None else 0
         samples = _quantity(left, "sample", "samples")
         if not self.batches_left:
-            return f"the {samples} left of this pass make no batch, so it ends; {passes}"
+            return f"the {samples} left of this pass make no batch, so the pass ends; {passes}"
         return (
             f"the {samples} left of this pass come in {self._describe_batches(self.batches_left)}, "
-            f"and from the next on {passes}"
+            f"and from the next pass on {passes}"
         )
 
     def _describe_pass(self, facts: Facts) -> str:
@@ -117,7 +126,7 @@ class ChangedData:
     def _describe_batches(self, batches: int | str | None) -> str:
         if not isinstance(batches, int):
             return "an unknown number of batches"
-        steps = ceil(batches / self.window)
+        steps = ceil(batches / self.window_size)
         return f"{_quantity(batches, 'batch', 'batches')} ({_quantity(steps, 'step', 'steps')})"
 
 
@@ -125,5 +134,6 @@ def _quantity(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 
-# The facts that a position in batches depends on; the first that differs is reported.
+# A position that counts batches is valid only if these facts are unchanged. If several have
+# changed, the first one is reported.
 _POSITION_FACTS = ("order", "samples a pass", "samples a batch", "batches a pass")

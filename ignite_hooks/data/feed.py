@@ -325,7 +325,7 @@ class DataFeed:
             batches=state_dict["position"][1],
             samples=samples,
             batches_left=None if samples is None else self._source.batches_after(samples),
-            window=accelerator.gradient_accumulation_steps if accelerator else 1,
+            window_size=accelerator.gradient_accumulation_steps if accelerator else 1,
             has_state=self._resumes_from_own_state(state_dict),
             is_replay_refused=not state_dict.get("replay", True) and self._source.is_replayed,
         )

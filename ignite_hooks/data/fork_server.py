@@ -1,8 +1,11 @@
-"""Imported by a fork server as it starts: the server outlives signals to the process group.
+"""Makes a fork server ignore the signals that are sent to the whole process group.
 
-Workers whose server has died take their main process for dead, and end. The processes that the
-server forks get back what it had found: they may be of any kind, and their parents end them by
-SIGTERM. Loader workers then ignore signals by themselves, see ``workers.py``.
+The fork server imports this module when it starts. If a signal ended the server, its workers would
+conclude that their main process is dead, and end too.
+
+In each process that the server forks, the former signal handlers are restored. Such a process need
+not be a loader worker, and its parent may end it by SIGTERM. Loader workers set their own handlers
+afterwards, see ``workers.py``.
 """
 
 import os
@@ -12,10 +15,11 @@ from typing import Any
 
 __all__: list[str] = []
 
-_NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # it ignores SIGINT by itself
+# SIGINT is missing here because Python's fork server ignores it already.
+_NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 
-def _outlive() -> None:
+def _ignore_signals() -> None:
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     found: dict[int, Any] = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
 
@@ -26,5 +30,6 @@ def _outlive() -> None:
     os.register_at_fork(after_in_child=restore)
 
 
+# True only in a fork server, so that any other process can import this module safely.
 if sys.orig_argv[-1].startswith("from multiprocessing.forkserver import main"):
-    _outlive()
+    _ignore_signals()

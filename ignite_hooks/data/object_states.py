@@ -1,9 +1,10 @@
 """States of users' data sets, samplers and transforms: saved if possible, otherwise reported.
 
-An object that makes samples and has ``state_dict`` and ``load_state_dict`` is saved and restored.
-All other objects of users' classes have their plain values (numbers, strings, small lists and dicts
-of them) compared with the values at the start of the run. A value that has changed, and that is not
-set by ``set_epoch``, is state that a resume does not restore; a report names it.
+If an object makes samples and has ``state_dict`` and ``load_state_dict``, its state is saved and
+restored. In any other object of a user's class, the plain values (numbers, strings, small lists
+and dicts of them) are compared with the values at the start of the run. If such a value has
+changed, and ``set_epoch`` has not set it, it is state that a resume does not restore, and the
+report of the resume names it.
 """
 
 import itertools
@@ -27,31 +28,34 @@ from ignite_hooks.core.object_graph import stored_values
 
 __all__ = ["ObjectStates", "Objects", "has_state_dict", "is_plain_data"]
 
-_MAX_ELEMENTS = 64  # of a container or tensor compared by value; longer containers by length
-_MAX_DEPTH = 3  # of nested containers compared by value
-_MAX_NAMED = 3  # objects in a message; the others are counted
+# A container or tensor with more elements is not compared by its values. Of such a container the
+# length is compared.
+_MAX_ELEMENTS = 64
+_MAX_DEPTH = 3  # of nested containers; of a container at this depth only the length is compared
+_MAX_NAMED = 3  # objects that a message names; it gives the number of the others
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 _ITERABLES: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
 _ITERATORS = tuple(type(iter(each)) for each in _ITERABLES)
 _NOT_COMPARABLE = object()
-_PRESENT = object()  # in place of a value: the object of this name was there
-# The parts of a loader whose states are restored. Samplers and streams are not among them: the
-# feed brings them to its position itself, and restoring their state would move them twice.
+_PRESENT = object()  # stands for an object itself, among the values of its attributes
+# The parts of a loader whose states are restored here. Samplers and streams are left out: the feed
+# brings them to its position itself, and a restored state would move them a second time.
 _SAMPLE_MAKERS = ("dataset", "collate_fn")
 
 Objects = Mapping[str, Callable[[], Any]]
-"""Objects by name, each as a function that returns the object, or None if it is gone."""
+"""By the name of an object, a function that returns the object, or None if it has been freed."""
 
 
 class ObjectStates:
     """The states of the objects of a loader, without its random generators.
 
-    Each method is given the objects that batches come from, as found by a search right before.
+    Each method takes the objects that the batches come from. The caller searches for them
+    immediately before each call, because objects may have been replaced.
     """
 
     def __init__(self) -> None:
-        self._initial: dict[str, Any] | None = None  # comparable values at the start of the run
+        self._initial: dict[str, Any] | None = None  # the values at the start of the run, by name
         self._set_by_epoch: set[str] = set()  # names of values that `set_epoch` has changed
 
     def begin(self, objects: Objects) -> None:
@@ -61,9 +65,9 @@ class ObjectStates:
 
     @contextmanager
     def around_set_epoch(self, objects: Objects) -> Iterator[None]:
-        """Wraps a call of ``set_epoch``; the values that change in the body are not reported.
+        """Wraps a call of ``set_epoch``, so that the values that it changes are not reported.
 
-        A resumed run calls ``set_epoch`` again, which restores them.
+        A resumed run calls ``set_epoch`` again, which restores these values.
         """
         self.begin(objects)
         present = _present(objects)
@@ -75,7 +79,7 @@ class ObjectStates:
         self._set_by_epoch |= _changed(before, _values(present))
 
     def doubts(self, objects: Objects) -> list[str]:
-        """Returns sentences about state that a resume does not restore, with the objects' names."""
+        """Returns sentences that name the objects whose state a resume does not restore."""
         if self._initial is None:
             return []
         present = _present(objects)
@@ -92,8 +96,8 @@ class ObjectStates:
             )
         if refused:
             found.append(
-                f"the state_dict of {_shortened(refused)} has more in it than tensors, numbers, "
-                "texts, lists and dicts, and is not saved"
+                f"the state_dict of {_shortened(refused)} is not saved, because it contains other "
+                "types than tensors, numbers, texts, lists and dicts"
             )
         return found
 
@@ -103,7 +107,7 @@ class ObjectStates:
         return dict(_stateful(_present(objects)))
 
     def state_dict(self, objects: Objects) -> dict[str, Any]:
-        """Returns the states of these objects, by name; only states that are plain data."""
+        """Returns the states of these objects, by name, without those that are not plain data."""
         states = {name: each.state_dict() for name, each in self.stateful(objects).items()}
         return {name: state for name, state in states.items() if is_plain_data(state)}
 
@@ -115,7 +119,7 @@ class ObjectStates:
 
 
 def _shortened(names: list[str]) -> str:
-    """Returns the first names of a list, and how many more there are."""
+    """Returns the first names of a list as text, and the number of the other names."""
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return f"{', '.join(names[:_MAX_NAMED])}{more}"
 
@@ -147,7 +151,7 @@ def _stateful(present: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the comparable values in the objects whose state is not saved, by path."""
+    """Returns the values to compare in the objects whose state is not saved, by path."""
     stateful = {id(each) for _, each in _stateful(present)}
     found: dict[str, Any] = {"": _PRESENT}  # the parent of all names without a dot
     for name, each in present:
@@ -163,9 +167,9 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
-    """Returns the names of values that differ from before, and of new attributes.
+    """Returns the names of the values that have changed, and of the new attributes.
 
-    Attributes of an object that was not there before do not count as new.
+    An attribute is new only if its object was there before.
     """
     return {
         name
@@ -179,7 +183,8 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
 def has_state_dict(thing: Any) -> bool:
     """Returns whether an object has ``state_dict`` and ``load_state_dict`` and is not a module.
 
-    The class is asked, not the object: a ``__getattr__`` of the user's is not called.
+    The methods are looked up in the class of the object, because a lookup in the object could call
+    a ``__getattr__`` of the user.
     """
     cls = type(thing)
     has_methods = hasattr(cls, "state_dict") and hasattr(cls, "load_state_dict")
@@ -192,29 +197,36 @@ def has_state_dict(thing: Any) -> bool:
 
 
 def _is_of_library(thing: Any) -> bool:
-    """Returns whether an object belongs to a library, not to a user's class or function."""
+    """Returns whether an object is a class, an instance of a class, or a function of a library.
+
+    The other objects are of users' classes and functions.
+    """
     cls = type(thing)
     is_code = issubclass(cls, type) or cls is types.FunctionType
     return is_library_code(thing if is_code else cls)
 
 
 def _comparable(value: Any, depth: int = 0) -> Any:
-    """Returns a copy of a plain value to compare with later; ``_NOT_COMPARABLE`` for others.
+    """Returns a copy of a plain value, with which the value can be compared later.
 
     Args:
         value: the value.
-        depth: the number of containers around it.
+        depth: the number of containers that contain the value.
+
+    Returns:
+        The copy; ``_NOT_COMPARABLE`` if the value is not plain.
     """
     cls = type(value)
     if cls in _SCALARS:
-        # The name keeps 1 and True apart, and the text makes NaN equal to itself.
+        # The class name distinguishes 1 from True. A float becomes text, because NaN as a number
+        # is not equal to itself.
         return (cls.__name__, repr(value) if cls is float else value)
     if isinstance(value, np.generic):
         return value.tobytes()
     if cls in (np.ndarray, torch.Tensor):
         return _comparable_array(value)
     if cls is itertools.count:
-        return repr(value)  # "count(3)": the only way to read the number without advancing
+        return repr(value)  # "count(3)": any other way to read the number would advance it
     if cls is types.GeneratorType:
         # The instruction at which the generator is suspended, and its local variables.
         frame = value.gi_frame
@@ -232,9 +244,10 @@ def _comparable(value: Any, depth: int = 0) -> Any:
 
 
 def _comparable_array(value: Any) -> Any:
-    """Returns the values of a small array or CPU tensor; ``_NOT_COMPARABLE`` for others.
+    """Returns the values of a small array, or of a small tensor on the CPU.
 
-    Reading a tensor on another device would synchronize with the device.
+    Returns ``_NOT_COMPARABLE`` for any other array or tensor. To read a tensor on another device
+    would synchronize with that device.
     """
     if isinstance(value, torch.Tensor):
         is_small = value.device.type == "cpu" and value.numel() <= _MAX_ELEMENTS
@@ -247,7 +260,8 @@ def _comparable_array(value: Any) -> Any:
 def is_plain_data(state: Any) -> bool:
     """Returns whether a state consists of types that ``torch.load`` reads without running code.
 
-    These are dicts, lists, tuples, tensors, numbers, strings, bytes and None; no subclasses.
+    These types are dict, list, tuple, tensors, numbers, strings, bytes and None. An instance of a
+    subclass of such a type does not count.
     """
     remaining = [state]
     while remaining:

@@ -1,4 +1,4 @@
-"""Wraps data in the source for its type, after Accelerate has prepared it where that is safe."""
+"""Wraps data in the source for its type. Accelerate prepares a loader first, where this is safe."""
 
 import warnings
 from typing import Any
@@ -27,24 +27,27 @@ from ignite_hooks.processes.host_group import broadcast_from_rank_0
 
 __all__ = ["can_prepare", "device_of_batches", "overrides_iteration", "prepare_source"]
 
-_LOADER_LIBRARIES = {"torch", "torchdata"}  # the libraries whose loaders can be made again
+# Accelerate makes a new loader from a loader of these libraries without losing any of its parts.
+_LOADER_LIBRARIES = {"torch", "torchdata"}
 _ITERATION_MEMBERS = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
 _STATE_METHODS = {"state_dict", "load_state_dict"}
 
 
 def prepare_source(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
-    """Returns the source for ``data``, after preparing a loader that is not prepared yet.
+    """Returns the source for ``data``. A loader that is not prepared yet is prepared first.
 
-    The loader is not added to the accelerator's list of prepared loaders: see ``add_loader_owner``.
+    The loader is not added to the accelerator's list of prepared loaders. ``add_loader_owner`` adds
+    it later.
 
     Args:
         data: a loader, prepared or not, or any iterable of batches.
-        accelerator: prepares the loader; None to use it unchanged.
-        even_batches: whether samples may be repeated, so that every process has as many batches.
+        accelerator: the accelerator that prepares the loader; None to use the loader unchanged.
+        even_batches: whether samples may be repeated to give all processes the same number of
+            batches.
 
     Raises:
-        ValueError: the data cannot be divided over the processes, or would be padded although
-            ``even_batches`` is False.
+        ValueError: the data cannot be divided over the processes, or samples would be repeated
+            although ``even_batches`` is False.
     """
     if not isinstance(data, DataLoader):
         return PlainIterable(data, even_batches)
@@ -52,7 +55,7 @@ def prepare_source(data: Any, accelerator: Accelerator | None, even_batches: boo
         _refuse_undivided_custom_loader(data, accelerator)
         return CustomLoader(data, even_batches)
     is_single_process = accelerator is None or accelerator.num_processes == 1
-    # A prepared loader is a new object, without the state methods of the user's class.
+    # Preparation makes a new loader object, which lacks the state methods of the user's class.
     if is_single_process and _overrides_state(data):
         return CustomLoader(data, even_batches)
     loader: Any = data
@@ -63,7 +66,8 @@ def prepare_source(data: Any, accelerator: Accelerator | None, even_batches: boo
     is_stream = isinstance(loader.dataset, IterableDataset)
     if is_stream:
         _refuse_padding(loader, even_batches)
-    # A prepared loader that is not a DataLoaderShard dispatches, so Accelerate must iterate it.
+    # In any prepared loader but a DataLoaderShard, rank 0 reads the data and dispatches batches to
+    # the other ranks. Only Accelerate's own iterator does so.
     if hasattr(loader, "end_of_dataloader") and not isinstance(loader, DataLoaderShard):
         if (
             isinstance(loader, DataLoaderDispatcher)
@@ -76,13 +80,13 @@ def prepare_source(data: Any, accelerator: Accelerator | None, even_batches: boo
 
 
 def overrides_iteration(loader: DataLoader[Any]) -> bool:
-    """Returns whether a loader overrides how torch iterates.
+    """Returns whether a loader overrides how a ``DataLoader`` of torch iterates.
 
-    Accelerate prepares a loader by making a new one from its data set and sampler, which would
-    lose the override.
+    Accelerate prepares a loader by making a new loader from its data set and sampler. The new
+    loader would lack the override.
     """
     if isinstance(loader, DataLoaderAdapter):
-        return False  # prepared already: an override is lost
+        return False  # the loader is prepared already, so any override is lost
     return _overrides(loader, _ITERATION_MEMBERS) or not _ITERATION_MEMBERS.isdisjoint(vars(loader))
 
 
@@ -93,7 +97,12 @@ def _overrides_state(loader: DataLoader[Any]) -> bool:
 
 
 def _overrides(loader: DataLoader[Any], names: set[str]) -> bool:
-    """Returns whether the class of a loader overrides one of these methods of its library."""
+    """Returns whether the class of a loader overrides a method of torch or torchdata.
+
+    Args:
+        loader: the loader.
+        names: the names of the methods.
+    """
     loader_type = type(loader)
     base = next(
         each
@@ -106,8 +115,8 @@ def _overrides(loader: DataLoader[Any], names: set[str]) -> bool:
 def can_prepare(data: Any) -> bool:
     """Returns whether Accelerate can prepare ``data`` without losing part of it.
 
-    It would lose the sampler of a loader without batches (``batch_size=None``), and an overridden
-    iteration.
+    Accelerate would lose an overridden iteration, and the sampler of a loader that yields single
+    samples (``batch_size=None``).
     """
     if not isinstance(data, DataLoader) or overrides_iteration(data):
         return False
@@ -119,7 +128,8 @@ def device_of_batches(loader: Any, accelerator: Accelerator | None) -> torch.dev
     """Returns the device to move batches to; None if they need not be moved."""
     if accelerator is None or not accelerator.device_placement or accelerator.device.type == "cpu":
         return None
-    # A loader that its user prepared without device placement has no device: its batches stay.
+    # If the user prepared a loader without device placement, ``loader.device`` is None, and its
+    # batches are not moved.
     is_adapter = isinstance(loader, DataLoaderAdapter)
     return loader.device if is_adapter else accelerator.device  # type: ignore[no-any-return]
 
@@ -131,9 +141,10 @@ def _refuse_undivided_custom_loader(
     if accelerator is not None and accelerator.num_processes > 1 and not is_divided:
         raise ValueError(
             f"`data` must be divided over {accelerator.num_processes} processes, got a "
-            f"{type(loader).__name__}, whose class iterates in its own way, and Accelerate would "
-            "leave that out: give it a sampler of torch.utils.data.DistributedSampler, or pass an "
-            "iterable that gives each process its own batches"
+            f"{type(loader).__name__}, whose class iterates in its own way. If Accelerate divided "
+            "the loader, this way would be lost: give the loader a "
+            "torch.utils.data.DistributedSampler, or pass an iterable that gives each process its "
+            "own batches"
         )
 
 
@@ -142,24 +153,24 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
     if accelerator.num_processes > 1 and not divided:
         raise ValueError(
             f"`data` must be divided over {accelerator.num_processes} processes, and Accelerate "
-            "cannot divide a DataLoader with batch_size=None: give it a batch_size, or a sampler "
-            "of torch.utils.data.DistributedSampler"
+            "cannot divide a DataLoader with batch_size=None: give the loader a batch_size, or a "
+            "torch.utils.data.DistributedSampler"
         )
 
 
 def _prepare_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
-    """Returns a loader as prepared by Accelerate.
+    """Returns the loader that Accelerate makes when it prepares ``loader``.
 
-    With one process nothing is dispatched by default, so that the batches need not be tensors. With
-    several processes a seedable sampler gets the same seed on all ranks.
+    With one process, batches are not dispatched by default, so that they need not be tensors. With
+    several processes, a seedable sampler gets the same seed on all ranks.
     """
     config = accelerator.dataloader_config
     found = (config.dispatch_batches, config.data_seed)
     if accelerator.num_processes > 1:
         _warn_of_second_division(loader, accelerator)
         if config.use_seedable_sampler and config.data_seed is None:
-            # Accelerate would take the seed of each rank, so the ranks' shares would be of
-            # different orders.
+            # Accelerate would seed the sampler on each rank with the seed of that rank. Then each
+            # rank would take its share from a different order.
             config.data_seed = broadcast_from_rank_0(torch.initial_seed(), accelerator)
     elif config.dispatch_batches is None:
         config.dispatch_batches = False
@@ -174,9 +185,10 @@ def _warn_of_second_division(loader: DataLoader[Any], accelerator: Accelerator) 
     parts = () if is_prepared(loader) else dataset_and_samplers(loader)
     if any(isinstance(each, DistributedSampler) and each.num_replicas > 1 for each in parts):
         warnings.warn(
-            "`data` has a DistributedSampler, and Accelerate divides its loader once more: each of "
-            f"{accelerator.num_processes} processes is given a part of its part, and most samples "
-            "are never used. Leave the sampler out: shuffle=True shuffles over all processes",
+            "`data` has a DistributedSampler, and Accelerate divides the loader a second time: "
+            f"each of {accelerator.num_processes} processes is given only a part of its share, and "
+            "most samples are never used. Leave the sampler out: shuffle=True shuffles over all "
+            "processes",
             stacklevel=2,
         )
 
@@ -185,7 +197,7 @@ def _refuse_padding(loader: Any, even_batches: bool) -> None:
     shard = loader.dataset
     if not even_batches and isinstance(shard, IterableDatasetShard) and not shard.drop_last:
         raise ValueError(
-            "`data` is an IterableDataset that Accelerate splits by repeating samples, which "
-            "metrics would count twice: prepare its loader with "
-            "DataLoaderConfiguration(dispatch_batches=True), or give it drop_last=True"
+            "`data` is an IterableDataset, and Accelerate repeats samples to split it evenly. "
+            "Metrics would count these samples twice: prepare the loader with "
+            "DataLoaderConfiguration(dispatch_batches=True), or give the loader drop_last=True"
         )

@@ -51,7 +51,7 @@ GENERATOR_CLASSES = (
     *(torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator),
     random.Random,
 )
-_SPAWNED = "spawned"  # key in a numpy generator's state: how many others it has spawned
+_SPAWNED = "spawned"  # key in the state of a numpy generator: the number of generators it spawned
 _GENERATOR_NAME = re.compile("random|rng|generator", re.IGNORECASE)
 
 
@@ -60,10 +60,11 @@ class FoundGenerators(ExcludedFromSearch):
     """The random generators that a search has found in some objects.
 
     Args:
-        named: the generators, by path and algorithm, for example "dataset.rng (PCG64)".
+        named: the generators by name. A name is the path to the generator and its algorithm, for
+            example "dataset.rng (PCG64)".
         doubts: reasons why there may be further generators, whose states are unknown.
-        watched: all objects that were searched, by path, each as a function that returns it, or
-            None if it has been freed.
+        watched: for each object that was searched, by path, a function that returns the object, or
+            None if the object has been freed.
     """
 
     named: Mapping[str, RandomGenerator] = field(default_factory=dict)
@@ -76,12 +77,13 @@ def generators_in(
 ) -> FoundGenerators:
     """Returns the generators of torch, numpy and Python that some objects hold.
 
-    A generator that is held in several places is named after the place nearest to a root. Left out
-    are the global generators, which a ``RandomState`` always contains, and those of Accelerate's
-    seedable samplers, which are seeded again for each pass.
+    If several objects hold the same generator, it is named after the shortest path from a root.
+    Two kinds of generators are left out: the global ones, which a ``RandomState`` always contains,
+    and the generators of Accelerate's seedable samplers, which are seeded again for each pass.
 
     Args:
-        roots: the objects to search, by name; the name begins the paths of everything in them.
+        roots: the objects to search, by name. The path of an object begins with the name of its
+            root.
         closed: objects that are not searched.
         max_objects: the largest number of objects to search.
     """
@@ -92,39 +94,44 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
     """Runs a search, and returns the generators among the objects that it yields."""
     found: dict[str, RandomGenerator] = {}
     doubts: list[str] = []
-    closed: set[str] = set()  # the paths of objects whose parts are left out
+    closed: set[str] = set()  # the paths of the objects in which no generator is looked for
     left_out = set(map(id, _global_generators()))
     for path, thing in search:
         cls = type(thing)
         if path.rpartition(".")[0] in closed:
             closed.add(path)
         elif issubclass(cls, SeedableRandomSampler):
-            # The second path is that of its class, whose attributes are searched too.
+            # The search yields the class of an object as well, at the second of these paths.
             closed |= {path, f"{path}.{cls.__name__}"}
             left_out.add(id(vars(thing).get("generator")))
         elif not issubclass(cls, GENERATOR_CLASSES):
             if _may_be_a_generator(cls):
                 doubts.append(f"{path} is a {cls.__name__}, whose state cannot be read")
         elif issubclass(cls, random.SystemRandom) or id(thing) in left_out:
-            closed.add(path)  # without a state, or saved with the global generators
+            # A SystemRandom has no state. The other generators are global and saved as such, or
+            # belong to a seedable sampler.
+            closed.add(path)
         else:
-            closed.add(path)  # a numpy generator holds its bit generator: one entry for both
+            # A numpy generator holds its bit generator, which needs no entry of its own.
+            closed.add(path)
             name = f"{path} ({_algorithm(thing)})"
             if name in found and SET_ELEMENT_PREFIX in path:
-                doubts.append(f"{path} is in a set, which has another order in another process")
+                doubts.append(f"{path} is in a set, whose order may differ in another process")
             found[_free_name(name, found)] = thing
     if not search.is_complete:
         doubts.append(
-            f"there are more than {search.max_objects} objects to look for random generators in"
+            f"the search for random generators ended after {search.max_objects} objects, and there "
+            "are more"
         )
     return FoundGenerators(found, tuple(doubts), search.watched)
 
 
 class GeneratorSearch(ExcludedFromSearch):
-    """Searches objects for random generators; searches again only if the objects have changed.
+    """Searches objects for random generators, and searches again only if the objects have changed.
 
-    A generator made after a search is found by the next call. Exceptions are those in the elements
-    of a mapping, or of a list of more than 1000 elements, where changes are not noticed.
+    So a call also finds generators that were made after the search of the call before. There is one
+    exception: changes in the elements of a mapping, or of a list of more than 1000 elements, are
+    not noticed.
 
     Args:
         parts_of: as in ``ObjectSearch``.
@@ -147,14 +154,15 @@ class GeneratorSearch(ExcludedFromSearch):
             self._roots = dict(roots)
             self._search = ObjectSearch(self._roots, closed=closed, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
-            # Otherwise a search kept by an engine would keep the engine's former loader alive.
+            # A search may be stored in an engine. Unless it drops the excluded objects, it would
+            # keep a former loader of the engine alive.
             self._search.release_excluded()
         return self._found
 
 
 def _global_generators() -> list[Any]:
-    """Returns the global generators of Python, numpy and torch, also those of CUDA devices."""
-    # `random.getstate` and its counterpart in numpy are bound methods of the global generator.
+    """Returns the global generators of Python, numpy and torch, including those of CUDA devices."""
+    # `random.getstate` and `np.random.get_state` are bound methods of the global generators.
     of_python: Any = random.getstate
     of_numpy: Any = np.random.get_state
     of_devices: Any = torch.cuda.default_generators
@@ -164,29 +172,30 @@ def _global_generators() -> list[Any]:
 def _may_be_a_generator(cls: type) -> bool:
     """Returns whether a class may be a random generator whose state cannot be read.
 
-    Such a class belongs to an extension and has "random", "rng" or "generator" in its name. Other
-    classes of extensions (files, tokens, images) mostly draw no random numbers.
+    Such a class is written in an extension language and has "random", "rng" or "generator" in its
+    name. The other extension classes, for example of files, tokens and images, rarely draw random
+    numbers.
     """
     if is_library_code(cls) or not _GENERATOR_NAME.search(cls.__name__):
         return False
-    # The attributes of a class written in Python are searched, so its generators are found.
+    # If a class is written in Python, the search reads its attributes and finds its generators.
     namespaces = [vars(base) for base in cls.__mro__]
     is_in_python = any("__dict__" in each or "__slots__" in each for each in namespaces)
-    # Classes of CuPy are written in Python, but their state is on the device.
+    # The classes of CuPy are written in Python, but the states of its generators are on the device.
     return not is_in_python or cls.__module__.startswith("cupy.")
 
 
 def _free_name(name: str, taken: Mapping[str, Any]) -> str:
-    """Returns ``name``, or ``name-2``, ``name-3``, … if it is taken."""
+    """Returns the first of ``name``, ``name-2``, ``name-3``, … that is not taken."""
     numbered = (f"{name}-{number}" for number in count(2))
     return next(each for each in chain([name], numbered) if each not in taken)
 
 
 def generator_state(generator: RandomGenerator) -> Any:
-    """Returns the state of a generator: tensors, numbers, strings, lists and dicts of them.
+    """Returns the state of a generator as tensors, numbers, strings, and lists and dicts of these.
 
-    The 624 words of a Mersenne Twister are one tensor. As a list of Python integers a save would
-    visit each of them.
+    The 624 words of a Mersenne Twister are one tensor. If they were a list of Python integers, each
+    save would visit every integer.
     """
     if isinstance(generator, torch.Generator):
         return generator.get_state()
@@ -204,7 +213,7 @@ def set_generator_state(generator: RandomGenerator, state: Any) -> None:
 
     Args:
         generator: the generator.
-        state: what ``generator_state`` has returned for a generator of the same algorithm.
+        state: a state that ``generator_state`` has returned for a generator of the same algorithm.
     """
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
@@ -218,17 +227,21 @@ def set_generator_state(generator: RandomGenerator, state: Any) -> None:
         seeds = _seeds_of(bits)
         missing = state.get(_SPAWNED, 0) - getattr(seeds, "n_children_spawned", 0)
         if missing > 0:
-            # numpy has no setter for this count, on which the seeds of the next children depend.
+            # The seeds of the next children depend on the number of children so far. numpy has no
+            # setter for this number, so the missing children are spawned and dropped.
             seeds.spawn(missing)
 
 
 def _seeds_of(bits: Any) -> Any:
-    """Returns the seed sequence of a bit generator: a private attribute before numpy 1.25."""
+    """Returns the seed sequence of a bit generator.
+
+    It is a private attribute before numpy 1.25.
+    """
     return getattr(bits, "seed_seq", None) or getattr(bits, "_seed_seq", None)
 
 
 def _bits_of(generator: Any) -> Any:
-    """Returns the bit generator of a numpy generator, which may be a bit generator itself."""
+    """Returns the bit generator of a numpy generator; a bit generator is returned unchanged."""
     return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
 
 
@@ -243,7 +256,7 @@ class GeneratorState:
         self._generator = generator
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the algorithm and the state, as plain data that needs no pickle."""
+        """Returns the algorithm and the state of the generator, as plain data without pickle."""
         return {"kind": _algorithm(self._generator), "state": generator_state(self._generator)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -255,20 +268,23 @@ class GeneratorState:
         algorithm = _algorithm(self._generator)
         if state_dict.get("kind") != algorithm:
             raise ValueError(
-                f"the state must be that of a random generator {algorithm}, got one of "
-                f"{state_dict.get('kind')}: give a generator of the kind that was saved"
+                f"the state must be of a random generator {algorithm}, got a state of "
+                f"{state_dict.get('kind')}: use a generator of the kind that was saved"
             )
         try:
             set_generator_state(self._generator, state_dict["state"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"the state must be that of a random generator {algorithm}, got one that it "
-                f"refuses ({error}): take another checkpoint"
+                f"the state must be of a random generator {algorithm}, got a state that the "
+                f"generator refuses ({error}): use another checkpoint"
             ) from error
 
 
 def _algorithm(generator: RandomGenerator) -> str:
-    """Returns the name of a generator's algorithm; equal names have interchangeable states."""
+    """Returns the name of a generator's algorithm.
+
+    A generator can load the state of any other generator with the same name.
+    """
     if isinstance(generator, torch.Generator):
         return f"torch.Generator, {generator.device.type}"
     if isinstance(generator, np.random.Generator):
@@ -277,12 +293,14 @@ def _algorithm(generator: RandomGenerator) -> str:
 
 
 def new_generator(name: str) -> RandomGenerator | None:
-    """Returns a new generator with the algorithm in a name that ``generators_in`` has made.
-
-    Returns None for a generator on a device, or of a class of the user: these cannot be made here.
+    """Returns a new generator of the algorithm in a name that ``generators_in`` has made.
 
     Args:
         name: the name, for example "dataset.rng (PCG64)".
+
+    Returns:
+        The generator. None for a generator on a device or of a user's class, which cannot be made
+        here.
     """
     algorithm = name.rpartition(" (")[2].removesuffix(")")
     if algorithm == "torch.Generator, cpu":
@@ -301,15 +319,16 @@ def _from_python(state: Any) -> list[Any]:
 
 
 def _to_python(state: Any) -> tuple[Any, ...]:
-    """Converts what ``_from_python`` has returned back."""
+    """Converts a result of ``_from_python`` back to a state of Python's ``random``."""
     version, words, gauss = state
     return version, tuple(words.tolist()), gauss
 
 
 def _plain(value: Any) -> Any:
-    """Converts a numpy state to plain data: 32-bit words to a tensor, 64-bit words to a list.
+    """Converts a numpy state to plain data.
 
-    A state has hundreds of the former and few of the latter, which a signed tensor cannot hold.
+    Arrays of 32-bit words have hundreds of elements and become tensors. Arrays of 64-bit words are
+    short and become lists, because unsigned 64-bit words do not fit into a signed tensor.
     """
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
@@ -320,7 +339,7 @@ def _plain(value: Any) -> Any:
 
 
 def _to_numpy(state: Any) -> Any:
-    """Converts what ``_plain`` has returned back."""
+    """Converts a result of ``_plain`` back to a numpy state."""
     if isinstance(state, Mapping):
         return {key: _to_numpy(each) for key, each in state.items()}
     return state.numpy().astype(np.uint32) if isinstance(state, torch.Tensor) else state
@@ -342,15 +361,15 @@ _NO_GENERATORS: Mapping[str, RandomGenerator] = MappingProxyType({})
 class RandomState:
     """The states of the global generators of Python, numpy and torch, and of further generators.
 
-    Reading and setting them does not synchronize with the device: torch keeps the seed and the
-    offset of a device's generator on the host.
+    Neither capturing nor restoring the states synchronizes with the device, because torch keeps the
+    seed and the offset of a device's generator on the host.
 
     Args:
         python: the state of Python's ``random``.
         numpy: the state of ``numpy.random``.
         cpu: the state of torch's default generator of the CPU.
         device: a device, and the state of its default generator; None for the CPU.
-        generators: further generators, each with its state, by name.
+        generators: pairs of a further generator and its state, by name.
     """
 
     python: tuple[Any, ...]
@@ -365,7 +384,7 @@ class RandomState:
         device: torch.device | None = None,
         generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> "RandomState":
-        """Returns the present states.
+        """Returns the present states of the generators.
 
         Args:
             device: the device whose default generator is included in addition to the CPU's.
@@ -392,13 +411,13 @@ class RandomState:
             set_generator_state(generator, state)
 
     def restore_global(self) -> None:
-        """Sets the global generators of the CPU back, and no others."""
+        """Sets only the global generators of Python, numpy and torch's CPU back."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
 
     def has_moved(self) -> bool:
-        """Returns whether any generator but the device's has another state now."""
+        """Returns whether the state of any generator has changed since; the device is left out."""
         words, index = (np.random.get_state(legacy=False)["state"][each] for each in ("key", "pos"))
         numpy = self.numpy["state"]
         return (
@@ -427,16 +446,16 @@ class RandomState:
         device: torch.device | None = None,
         generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> "RandomState":
-        """Returns the states in ``state_dict``, to be restored to generators of this process.
+        """Returns saved states, which ``restore`` then sets in the generators of this process.
 
         Args:
-            state_dict: what ``state_dict`` has returned.
+            state_dict: the states, as the method ``state_dict`` has returned them.
             device: the device of this process.
-            generators: further generators by name; those without a state in it are left out.
+            generators: further generators by name. A generator without a saved state is left out.
         """
         device_state, states = state_dict["device"], state_dict["generators"]
         if device is None or device.type in ("cpu", "meta"):
-            device_state = None  # taken on a device of another type
+            device_state = None  # a saved device state is of a device that is not used here
         return cls(
             python=_to_python(state_dict["python"]),
             numpy=_to_numpy(state_dict["numpy"]),
@@ -454,7 +473,7 @@ class RandomState:
         device: torch.device | None = None,
         generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> Iterator[None]:
-        """Restores the generators after the body, whatever it has drawn.
+        """Restores the generators after the body, so that its draws have no effect afterwards.
 
         Args:
             device: as in ``capture``.

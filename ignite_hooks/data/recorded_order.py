@@ -1,10 +1,14 @@
-"""Records samplers with a state in a loader with workers, which draws ahead of the batches.
+"""Records what a sampler with a state yields, so that a run can resume although workers prefetch.
 
 The main process hands out index batches to workers before earlier batches have arrived. So the
-sampler's state is ahead of the position of the run. The elements that were drawn in between are
-kept, and saved with the present state: a process that resumes takes these elements first, and then
-continues the sampler from its state. No element is drawn twice, and each one is drawn at the time
-when an unbroken run draws it.
+state of the sampler is ahead of the position of the run. The elements between the position and the
+state are kept, and saved with the state. A process that resumes takes these elements first, and
+then continues the sampler from its state. No element is drawn twice, and every element is drawn at
+the same time as in an unbroken run.
+
+An element is what the sampler yields: an index, or an index batch. A checkpoint needs a *keeper* of
+the position, an object whose state determines the batches that follow. Here the sampler is the
+keeper.
 """
 
 import copy
@@ -31,23 +35,22 @@ from ignite_hooks.data.snapshots import is_same_state
 __all__ = ["RecordedOrder", "pack_elements", "unpack_elements"]
 
 _END = object()
-# Elements of a pass that are checked for draws: if the first one draws from the global generators
-# and the second does not, the whole order is drawn with the first.
+# The number of elements of a pass that are checked for draws from the global generators. If the
+# first element draws and the second does not, the sampler draws the whole order with the first.
 _CHECKED_ELEMENTS = 2
 
 
 class RecordedOrder(ExcludedFromSearch):
-    """A wrapper of a sampler or batch sampler with a state, which a loader iterates in its place.
+    """A wrapper of a sampler or batch sampler with a state. A loader iterates over the wrapper.
 
-    An element is what the sampler yields: an index, or an index batch. Elements are counted from
-    the start of a pass.
+    Elements are counted from the start of a pass.
 
     Attributes:
         keeper: the sampler, with its names in the loader.
-        capacity: how many of the most recent elements are kept.
-        head_size: how many elements from the start of a pass are kept as well.
-        size: the required length of every element but the last; None if lengths may differ. A pass
-            with other lengths cannot be entered in its middle.
+        capacity: the number of most recent elements that are kept.
+        head_size: the number of elements from the start of a pass that are kept in addition.
+        size: the required length of every element but the last; None if lengths may differ. If a
+            length is different, the pass cannot be entered in its middle.
         is_beginning: whether an iteration over a pass is being started.
 
     Args:
@@ -64,11 +67,11 @@ class RecordedOrder(ExcludedFromSearch):
         # Whether the state changes with each element; None until two elements were drawn.
         self._state_advances: bool | None = None
         self._is_unsavable = False  # whether the state or an element is not plain data
-        # The state that was loaded last; None once an element was drawn after it.
+        # The state that was loaded last; None as soon as an element is drawn after the load.
         self._loaded_state: Any = None
         self._start_pass: int | None = None  # the pass that was begun last
         self._start_state: Any = None  # the state before the first element of that pass
-        self._second_state: Any = None  # the state before its second element
+        self._second_state: Any = None  # the state before the second element of that pass
         self.is_beginning = False
         self._continues_pass = False
         self._generators: Mapping[str, RandomGenerator] = {}
@@ -81,8 +84,9 @@ class RecordedOrder(ExcludedFromSearch):
         self._drawn_count = 0
         self._iterator: Iterator[Any] | None = None
         self._is_over, self._is_irregular = True, False
-        # The global generators before iter() and before the first element, if that step drew from
-        # them and later elements do not: then the step draws the order of the whole pass.
+        # The states of the global generators before iter() and before the first element. A state is
+        # kept only if that step drew from the generators and later elements do not. The step then
+        # draws the order of the whole pass, and can draw the same order again from the state.
         self._before_iterator: RandomState | None = None
         self._before_first: RandomState | None = None
 
@@ -98,7 +102,10 @@ class RecordedOrder(ExcludedFromSearch):
 
     @property
     def has_usable_state(self) -> bool:
-        """Returns whether the state holds the position and can be saved, as far as is known."""
+        """Returns whether the state holds the position and can be saved.
+
+        True as long as nothing to the contrary is known.
+        """
         return self._state_advances is not False and not self._is_unsavable
 
     @property
@@ -119,11 +126,11 @@ class RecordedOrder(ExcludedFromSearch):
             self._continues_pass, self._is_over = False, False
             self._iterator = self._resumed_iterator()
             return self._record_elements(self._iterator)
-        # A pass begun outside ``beginning`` has no known number: a user iterates a loader with
-        # persistent workers.
+        # An iteration that starts outside of ``beginning`` is not of a numbered pass: the user
+        # iterates over a loader with persistent workers.
         self._reset(self._data_pass if self.is_beginning else None)
-        # iter() is called at once, not with the first element: torch calls it twice for workers,
-        # and a sampler may draw each time.
+        # The sampler's iter() is called here, and not with the first element. torch calls iter()
+        # twice for a loader with workers, and a sampler may draw in each of these calls.
         random = RandomState.capture(generators=self._generators) if self.has_loaded_state else None
         before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False
@@ -132,10 +139,15 @@ class RecordedOrder(ExcludedFromSearch):
         return self._record_elements(self._iterator)
 
     def _elements_past_end(self, iterator: Iterator[Any], random: RandomState) -> Iterator[Any]:
-        """Yields the elements of a new pass after a state was loaded, perhaps one of a pass's end.
+        """Yields the elements of a new pass after a state was loaded.
 
-        Some samplers continue from the state of their end, and yield nothing in that iteration.
-        Then another one is begun, with the generators as they were before the first.
+        The state may be of the end of a pass. Some samplers continue from such a state, and so
+        yield nothing. In this case the iteration is begun a second time, after the generators are
+        set back.
+
+        Args:
+            iterator: an iterator of the sampler.
+            random: the states of the generators before this iterator was made.
         """
         first = next(iterator, _END)
         if first is _END:
@@ -149,13 +161,11 @@ class RecordedOrder(ExcludedFromSearch):
     def beginning(
         self, data_pass: int, generators: Mapping[str, RandomGenerator]
     ) -> Iterator[None]:
-        """Counts the elements that are drawn from now on as those of a new pass.
-
-        The iteration must be started in the body.
+        """Counts an iteration that is started in the body as a new pass.
 
         Args:
-            data_pass: the pass.
-            generators: the random generators of the data, which the sampler may draw from.
+            data_pass: the number of the pass.
+            generators: the random generators of the data, from which the sampler may draw.
         """
         self._reset(data_pass)
         self.is_beginning, self._generators = True, generators
@@ -169,7 +179,11 @@ class RecordedOrder(ExcludedFromSearch):
         self._continues_pass, self._drawn_count = True, max(self._drawn_count, _CHECKED_ELEMENTS)
 
     def rewind(self, data_pass: int) -> None:
-        """Resets the sampler to the start of a pass that had begun; else saves its state there."""
+        """Resets the sampler to the start of a pass.
+
+        If the pass has not begun, the sampler is at the start already. Its state is then kept for a
+        later call.
+        """
         if self._start_pass != data_pass:
             state, self._start_pass = self._current_state(), data_pass
             self._is_unsavable = not is_plain_data(state)
@@ -179,29 +193,31 @@ class RecordedOrder(ExcludedFromSearch):
         else:
             warnings.warn(
                 f"the {type(self.holder).__name__} has no known state of the start of pass "
-                f"{data_pass + 1}, and is iterated from where it is: other samples may come. Go "
-                "back no further than to the position that was loaded",
+                f"{data_pass + 1}, and is iterated from its present state, so the samples may "
+                "differ. Go back no further than to the position that was loaded",
                 stacklevel=2,
             )
 
     def can_enter_at(self, data_pass: int, start: int) -> bool:
         """Returns whether a pass can be entered after ``start`` elements without redrawing any."""
         is_kept = self._drawn_count - len(self._elements) <= start
-        # At the end of the pass ``start`` may exceed the count: the last batch may be smaller.
+        # At the end of the pass ``start`` may exceed the number of drawn elements, because the last
+        # batch may be smaller.
         is_drawn = start <= self._drawn_count or self._is_over
         return self._data_pass == data_pass and is_kept and is_drawn and not self._is_irregular
 
     def head(self, count: int) -> list[Any]:
         """Returns the first ``count`` elements of the pass, which pad its last batches.
 
-        If the batch size has grown since the state was saved, fewer elements were kept than are
-        needed; then they are repeated, as Accelerate does at the end of a small data set.
+        If the batch size has grown since the state was saved, fewer than ``count`` elements were
+        kept. The kept elements are then repeated, as Accelerate does at the end of a small data
+        set.
         """
         repeats = -(-count // max(1, len(self._head)))
         return [_copy_element(each) for each in (self._head * repeats)[:count]]
 
     def rest(self, start: int) -> Iterator[Any]:
-        """Returns the elements after the first ``start``: recorded ones, then newly drawn ones."""
+        """Returns the elements after the first ``start``: the recorded ones, then new ones."""
         kept = self._kept_after(start)
         if self._is_over:
             return iter(kept)
@@ -213,12 +229,13 @@ class RecordedOrder(ExcludedFromSearch):
         """Returns the elements that follow a state which was loaded in the middle of a pass."""
         holder = self.holder
         if isinstance(holder, Iterator):
-            return holder  # at the position of its state already; iter() may make it begin again
+            # The state has set the iterator to its position. iter() might make it begin again.
+            return holder
         opening = self._before_iterator or self._before_first
         return iter(holder) if opening is None else self._redraw_order(opening)
 
     def _redraw_order(self, opening: RandomState) -> Iterator[Any]:
-        """Lets the sampler draw its order again, with the generators of the first time."""
+        """Makes the sampler draw its order again, from the same states of the generators."""
         with RandomState.preserved():
             opening.restore_global()
             iterator = iter(self.holder)
@@ -235,7 +252,10 @@ class RecordedOrder(ExcludedFromSearch):
         return [_copy_element(each) for each in islice(self._elements, start - first, None)]
 
     def _record_elements(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        """Yields the elements of an iterator, and records them while no other has replaced it."""
+        """Yields the elements of an iterator, and records them.
+
+        Recording ends when another iterator has become ``self._iterator``.
+        """
         while True:
             before = RandomState.capture() if self._drawn_count < _CHECKED_ELEMENTS else None
             element = next(iterator, _END)
@@ -243,7 +263,7 @@ class RecordedOrder(ExcludedFromSearch):
                 break
             if iterator is self._iterator:
                 if before is not None and before.has_moved():
-                    # A draw with the second element: the order is not drawn with the first.
+                    # If the second element draws too, the first did not draw the whole order.
                     self._before_first = None if self._drawn_count else before
                 self._note_element(element)
             yield element
@@ -266,8 +286,11 @@ class RecordedOrder(ExcludedFromSearch):
     def _check_advance(self, state: Any) -> None:
         """Checks whether each of the first two elements of a pass has changed the state.
 
-        A state that counts an element only when the next one is drawn, or that changes once per
-        pass, does not hold the position.
+        If not, the state does not hold the position. For example, the state may change once per
+        pass, or count an element only when the next element is drawn.
+
+        Args:
+            state: the state after the element that was just drawn, the first or the second.
         """
         if self._drawn_count == 1:
             self._second_state = state
@@ -279,16 +302,17 @@ class RecordedOrder(ExcludedFromSearch):
             self._second_state = None
 
     def _current_state(self) -> Any:
-        """Returns the present state: the loaded one if no element was drawn after it.
+        """Returns the present state of the sampler.
 
-        Some samplers return a wrong state between ``load_state_dict`` and their next iteration.
+        Some samplers return a wrong state between ``load_state_dict`` and their next iteration. So
+        the loaded state is returned until an element has been drawn after the load.
         """
         if self._loaded_state is not None:
             return self._loaded_state
         return copy.deepcopy(self.holder.state_dict())
 
     def _load_into_holder(self, state: Any) -> None:
-        """Loads a copy of ``state`` into the sampler, which may keep and change its argument."""
+        """Loads a copy of ``state``, because the sampler may keep and change its argument."""
         self.holder.load_state_dict(copy.deepcopy(state))
         self._loaded_state = state
 
@@ -296,18 +320,20 @@ class RecordedOrder(ExcludedFromSearch):
         """Returns the present state, and the recorded elements after the first ``start``.
 
         Args:
-            data_pass: the pass.
+            data_pass: the number of the pass.
             start: the number of elements before the position.
             is_begun: whether the pass has begun. If not, the state from before the pass is saved.
 
         Returns:
-            Plain data; None if the elements are unknown, or cannot be saved as plain data.
+            The state and the elements as plain data. None if elements are unknown, or if the state
+            or an element is not plain data.
         """
         is_within = is_begun and self.can_enter_at(data_pass, start)
         if is_within:
             self._check_end()
         if (start or is_begun) and not (is_within and self._state_advances):
-            return None  # within a pass the state is of use only with the elements drawn ahead
+            # In the middle of a pass the state is useless without the elements drawn ahead.
+            return None
         is_opened = self._start_pass == data_pass and not is_begun
         state = self._start_state if is_opened else self._current_state()
         elements = pack_elements(self._kept_after(start) if is_within else [])
@@ -329,9 +355,10 @@ class RecordedOrder(ExcludedFromSearch):
         }
 
     def _check_end(self) -> None:
-        """Takes the sampler to the end of its iteration if it has yielded all its elements.
+        """Ends the iteration of the sampler if the sampler has yielded all its elements.
 
-        From a state of before the end some samplers would begin another pass.
+        Some samplers begin another pass if they resume from a state that was saved after the last
+        element and before the end of the iteration.
         """
         try:
             is_whole = self._drawn_count == len(self.holder)
@@ -343,9 +370,9 @@ class RecordedOrder(ExcludedFromSearch):
 
     @property
     def opening(self) -> dict[str, Any] | None:
-        """The states of the global generators from which the order of the pass was drawn.
+        """The states of the global generators before the order of the pass was drawn from them.
 
-        None if the order is not drawn from them by ``iter()`` or with the first element.
+        None if neither ``iter()`` nor the first element draws the order from the global generators.
         """
         opening = {"iterator": self._before_iterator, "first": self._before_first}
         if not any(opening.values()):
@@ -353,7 +380,7 @@ class RecordedOrder(ExcludedFromSearch):
         return {name: each and each.state_dict() for name, each in opening.items()}
 
     def load_opening(self, opening: Mapping[str, Any] | None) -> None:
-        """Restores a value of ``opening``, from which the rest of a pass draws its order."""
+        """Restores a value of ``opening``, so that the same order can be drawn again."""
         states = opening or {"iterator": None, "first": None}
         self._before_iterator, self._before_first = (
             states[each] and RandomState.from_state_dict(states[each])
@@ -361,7 +388,13 @@ class RecordedOrder(ExcludedFromSearch):
         )
 
     def load_state_dict(self, data_pass: int, state_dict: Mapping[str, Any] | None) -> None:
-        """Continues from a state of ``state_dict``, of a sampler of the same name; None resets."""
+        """Continues from a saved state.
+
+        Args:
+            data_pass: the number of the pass.
+            state_dict: a result of the method ``state_dict``, for a sampler of the same name; None
+                to forget the present pass.
+        """
         self._reset()
         self._loaded_state = self._start_state = self._start_pass = None
         if state_dict is None:
@@ -377,55 +410,62 @@ class RecordedOrder(ExcludedFromSearch):
             self.load_opening(state_dict.get("opening"))
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns the reasons why the next elements may differ from those of the saved run."""
+        """Returns the reasons why the next elements may differ from those in the saved run."""
         if state_dict["is_within"] or state_dict["is_over"]:
             return []
         return [
-            f"the pass before was left in its middle: {self.keeper.name} begins the next one where "
-            "its state says, and may give what was left of it first"
+            f"the pass before was left in its middle: {self.keeper.name} begins the next pass from "
+            "its state, and may first give elements that were left of the pass before"
         ]
 
     def doubts(self) -> list[str]:
         """Returns the reason why the state is not saved, if there is one."""
         if self._is_unsavable:
             return [
-                f"the state_dict of {self.keeper.name}, or what it yields, has more in it than "
-                "tensors, numbers, texts, lists and dicts, and is not saved: it is iterated again "
-                "instead"
+                f"the state_dict of {self.keeper.name} is not saved, because this state or an "
+                "element contains other types than tensors, numbers, texts, lists and dicts: the "
+                "sampler is iterated again instead"
             ]
         if self._state_advances is False:
             return [
-                f"the state_dict of {self.keeper.name} is the same after an element as before it, "
-                "and is not saved: it is iterated again instead"
+                f"the state_dict of {self.keeper.name} is not saved, because it is the same after "
+                "an element as before: the sampler is iterated again instead"
             ]
         if self._is_irregular:
             return [
                 f"the state of {self.keeper.name} is not saved, because its batches differ in "
-                f"length, and Accelerate leaves out those without {self.size} samples"
+                f"length, and Accelerate leaves out each batch that has not {self.size} samples"
             ]
         if self._drawn_count == 1 and self._before_first is not None:
             return [
                 f"{self.keeper.name} draws from the global random generators for its first "
-                "element, and only the second one tells whether that was the order of the pass"
+                "element; whether this draw is the order of the whole pass is known only after the "
+                "second element"
             ]
         return []
 
 
 def _remaining_elements(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Yields the remaining elements without calling ``iter()``, which makes some begin again."""
+    """Yields the remaining elements of an iterator.
+
+    ``iter()`` is not called, because it makes some iterators begin again.
+    """
     while (element := next(iterator, _END)) is not _END:
         yield element
 
 
 def _copy_element(element: Any) -> Any:
-    """Returns a copy of an index batch, because Accelerate pads the last one in place."""
+    """Returns a copy of an index batch, because Accelerate pads the last batch in place."""
     if type(element) is list:
         return element.copy()
     return element.clone() if isinstance(element, torch.Tensor) else element
 
 
 def pack_elements(elements: Iterable[Any]) -> dict[str, Any] | None:
-    """Returns elements as plain data, integers as one tensor; None if that is not possible."""
+    """Returns elements as plain data, or None if this is not possible.
+
+    If the elements are integers or lists of integers, all integers are put into one tensor.
+    """
     elements = [*elements]
     is_nested = bool(elements) and all(type(each) is list for each in elements)
     flat = [*chain.from_iterable(elements)] if is_nested else elements

@@ -1,4 +1,4 @@
-"""The random generators of a run outside of its data: in models, functions and handlers."""
+"""The random generators of a run, except those of its data: in models, functions and handlers."""
 
 import functools
 import gc
@@ -21,7 +21,8 @@ __all__ = ["generators_of_run"]
 
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 _WRAPPER_MODULES = ("ignite_hooks.", "ignite.engine.")
-# Handlers from here are not searched: a checkpoint saves the objects of `also` by their names.
+# The handlers of this subpackage are not searched. They hold the objects that the user gave as
+# `also`, and a checkpoint saves these objects by name already.
 _CHECKPOINT_MODULES = "ignite_hooks.checkpoint."
 
 
@@ -30,14 +31,16 @@ def generators_of_run(
 ) -> FoundGenerators:
     """Returns the generators from which a run may draw, except those of its data.
 
-    The search covers the process function and what it calls, all handlers and their arguments, and
-    further objects.
+    The search covers the process function, the functions that it calls, all handlers and their
+    arguments, and further objects.
 
     Args:
         engine: the engine of the run.
-        others: further objects to search, by name; the name begins the names of their generators.
+        others: further objects to search, by name. The names of their generators begin with this
+            name.
         closed: objects that are not searched.
-        of_data: the generators of the data. They are left out, also where the run shares them.
+        of_data: the generators of the data. They are left out, even if other objects of the run
+            hold them too.
     """
     search: GeneratorSearch = engine_storage(engine).setdefault("run_generators", GeneratorSearch())
     roots = {**others, "process_function": process_function_of(engine), **_handlers(engine)}
@@ -50,8 +53,9 @@ def generators_of_run(
 def _handlers(engine: AnyEngine) -> dict[str, Any]:
     """Returns the handlers and their arguments, by name.
 
-    The names consist of qualified names and numbers in the order of attachment, so a resumed
-    process gives the same handlers the same names.
+    A name is the qualified name of the handler. If several handlers have the same qualified name,
+    they are numbered in the order in which they were attached. So a resumed process gives the same
+    handlers the same names.
     """
     named: dict[str, Any] = {}
 
@@ -82,16 +86,16 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
 def _unwrapped(function: Any) -> Iterator[Any]:
     """Yields the functions of users within a callback.
 
-    This package and Ignite wrap what a user attaches into functions of their own, and the closures
-    of these lead to it. Methods of this package's handlers are left out: the handlers themselves
-    are searched.
+    This package and Ignite wrap the functions that a user attaches, and the closures of the
+    wrappers hold these functions. Methods of this package's handlers are left out, because the
+    handlers themselves are searched.
     """
     owner = getattr(function, "__self__", function)
     defined = function if isinstance(function, types.FunctionType) else type(owner)
     if not defined.__module__.startswith(_WRAPPER_MODULES):
         yield function
     elif isinstance(function, types.FunctionType):
-        # Not `cell_contents`, which raises a ValueError for an empty cell.
+        # `cell_contents` is not used, because it raises a ValueError for an empty cell.
         for each in gc.get_referents(*(function.__closure__ or ())):
             if isinstance(each, types.FunctionType | types.MethodType):
                 yield from _unwrapped(each)

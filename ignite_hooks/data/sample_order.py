@@ -1,18 +1,18 @@
 """Enters the order of the samples at any position of a pass, about as fast as at its start.
 
+An *order* is a sampler, a batch sampler or another iterable. Its *elements* are indices or lists of
+indices. To *enter* an order at a position is to make an iterator that continues there.
+
 A sampler yields its indices one by one, so in general position ``n`` is reached by iterating over
 ``n`` indices. But the samplers of torch and Accelerate draw in a known way: one permutation of all
-samples, 32 indices at a time, or all indices at once. This module makes the same draws. They give
-the same indices, leave the generator in the same state, and need no list that a fresh pass does not
-build. Indices that a sampler draws 32 at a time are drawn again in a few large calls, because
+samples, 32 indices at a time, or all indices at once. This module makes the same draws. So it gets
+the same indices, leaves the generator in the same state, and needs no more memory than a pass from
+its start. Indices that a sampler draws 32 at a time are drawn again in a few large calls, because
 ``torch.randint`` gives the same numbers in one call as in many. ``tests/data/test_sample_order.py``
 fails if a sampler changes how it draws.
 
-Only these exact classes are handled, not their subclasses. Any other order is iterated up to the
-position, except for lists, tuples and ranges, whose iterators have an index.
-
-An *order* is a sampler, a batch sampler or another iterable; its *elements* are indices or lists of
-indices.
+Only these exact classes are entered in this way, not their subclasses. Lists, tuples and ranges are
+entered by moving the index of their iterator. Any other order is iterated up to the position.
 """
 
 import copy
@@ -52,12 +52,13 @@ __all__ = [
     "with_recorded_sampler",
 ]
 
-# The requested elements from the start of the order, and an iterator over the rest.
+# Elements from the start of the order, and an iterator over the elements after the position.
 _HeadAndRest: TypeAlias = tuple[list[Any], Iterator[Any]]
 
 _BLOCK_SIZE = 32  # indices that a RandomSampler with replacement draws in one call
-_MAX_REDRAWN_AT_ONCE = 10**6  # indices, a multiple of the block size; bounds the memory
-# Orders whose iterator is that of a list, a tuple or a range, which can be moved to any index.
+_MAX_REDRAWN_AT_ONCE = 10**6  # indices; a multiple of the block size, and a bound of the memory
+# The iterators of these orders are iterators of a list, a tuple or a range. Such an iterator can be
+# moved to any index.
 _DIRECT_ACCESS_TYPES = (SequentialSampler, DistributedSampler, list, tuple, range)
 _INDEXED_ITERATORS = tuple(type(iter(each)) for each in (list[int](), (0,), range(0)))
 
@@ -65,16 +66,17 @@ _INDEXED_ITERATORS = tuple(type(iter(each)) for each in (list[int](), (0,), rang
 def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
     """Enters an order after its first ``start`` elements.
 
-    The random numbers for these elements are drawn at once, so the generators must be in the state
-    in which the pass began. Later random numbers are drawn lazily, as the sampler draws them.
+    This function draws the random numbers of these elements, so the generators must be in the state
+    in which the pass began. The random numbers of later elements are drawn lazily, as the sampler
+    draws them.
 
     Args:
         order: a sampler, a batch sampler, or any iterable.
-        start: number of elements before the position.
-        head_size: number of elements to return from the start of the order; at most ``start``.
+        start: the number of elements before the position.
+        head_size: the number of elements to return from the start of the order; at most ``start``.
 
     Returns:
-        The first elements, and an iterator over the elements after the position.
+        The first ``head_size`` elements, and an iterator over the elements after the position.
     """
     if type(order) in (BatchSampler, BatchSamplerShard) and not head_size:
         size = samples_per_batch(order)
@@ -87,10 +89,10 @@ def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
 
 
 def samples_per_batch(order: Any) -> int | None:
-    """Returns how many samples of all processes together one index batch takes.
+    """Returns the number of samples, of all processes together, in one index batch.
 
-    Returns None if the number is not certain: batch samplers of other classes may yield batches of
-    varying sizes.
+    Returns None for batch samplers of other classes than those of torch and Accelerate, because
+    their batches may vary in size.
     """
     if type(order) is BatchSampler:
         return order.batch_size
@@ -101,10 +103,10 @@ def samples_per_batch(order: Any) -> int | None:
 
 
 def elements_per_batch(order: Any) -> int:
-    """Returns how many elements of a recorded order one index batch of this process takes.
+    """Returns how many elements of a recorded order are taken for one index batch of this process.
 
     Args:
-        order: a recorded order, or torch's or Accelerate's batch sampler over one.
+        order: a recorded order, or a batch sampler of torch or Accelerate over a recorded order.
     """
     if type(order) is BatchSamplerShard and type(order.batch_sampler) is not BatchSampler:
         return 1 if order.split_batches else order.num_processes
@@ -112,7 +114,7 @@ def elements_per_batch(order: Any) -> int:
 
 
 def with_recorded_sampler(order: Any, recorded: RecordedOrder) -> Any:
-    """Returns a copy of an order in which the recorded sampler replaces the original one."""
+    """Returns a copy of an order, in which ``recorded`` replaces the sampler that it records."""
     if order is recorded.holder:
         return recorded
     if type(order) is BatchSampler:
@@ -124,7 +126,7 @@ def with_recorded_sampler(order: Any, recorded: RecordedOrder) -> Any:
 
 
 def samples_per_pass(order: Any) -> int | None:
-    """Returns how many samples of all processes a pass has; None if the number is unknown."""
+    """Returns the number of samples of all processes in a pass; None if the number is unknown."""
     if samples_per_batch(order) is None:
         return None
     batches = order.batch_sampler if type(order) is BatchSamplerShard else order
@@ -135,11 +137,11 @@ def samples_per_pass(order: Any) -> int | None:
 
 
 def enter_at_sample(order: Any, samples: int) -> Iterator[Any]:
-    """Enters an order of batches after its first ``samples`` samples; a batch begins there.
+    """Enters an order of batches after its first ``samples`` samples, where a batch begins.
 
     Args:
         order: an order for which ``samples_per_batch`` returns a number.
-        samples: samples of all processes before the position.
+        samples: the number of samples of all processes before the position.
     """
     if type(order) is BatchSampler:
         _, rest = enter_order(order.sampler, samples)
@@ -150,9 +152,13 @@ def enter_at_sample(order: Any, samples: int) -> Iterator[Any]:
 
 
 def enter_at_element(order: Any, start: int) -> Iterator[Any]:
-    """Enters an order over a recorded order after ``start`` elements of the recorded one.
+    """Enters an order that draws from a recorded order.
 
     The recorded order must still have the elements after ``start`` (``can_enter_at``).
+
+    Args:
+        order: the recorded order, or a batch sampler over it.
+        start: the number of elements of the recorded order before the position.
     """
     if samples_per_batch(order) is not None:
         return enter_at_sample(order, start)
@@ -168,12 +174,12 @@ def _enter_with_head(
 ) -> tuple[bool, Iterator[Any]]:
     """Enters the elements that a shard divides over the processes.
 
-    A shard pads the last batches of a pass with its first samples, which it takes from the elements
-    that it sees first. So the first batch of each process is put before the rest. If these batches
-    were not full, the rest is divided like a whole pass.
+    A shard pads the last batches of a pass with the samples that it saw first. So the first batch
+    of each process is put before the elements after the position, and skipped by ``_take_share``.
+    The first batches are left out if nothing is padded, or if the position lies within them.
 
     Returns:
-        Whether the first batches precede the rest, and the elements.
+        Whether the first batches are put before the others, and an iterator over all elements.
     """
     a_batch = elements_per_batch(shard)
     is_filled = shard.even_batches and not shard.drop_last and start >= a_batch
@@ -182,14 +188,20 @@ def _enter_with_head(
 
 
 def _take_share(order: BatchSamplerShard, batches: Any, is_filled: bool) -> Iterator[Any]:
-    """Returns this process's share of batches, without a first batch that is there for padding."""
+    """Returns this process's share of the batches.
+
+    Args:
+        order: the shard.
+        batches: the batches of all processes.
+        is_filled: whether the first batch of each process is only there for padding, to be skipped.
+    """
     shard = copy.copy(order)
     shard.batch_sampler = batches
     return islice(iter(shard), 1 if is_filled else 0, None)
 
 
 class _RemainingBatches:
-    """The remaining index batches of a pass, with the attributes that Accelerate reads.
+    """The remaining index batches of a pass, with the attribute that Accelerate reads.
 
     Args:
         batches: the remaining index batches.
@@ -208,11 +220,11 @@ class _RemainingBatches:
 
 
 def batches_after(order: Any, samples: int) -> int:
-    """Returns how many batches ``enter_at_sample`` yields, for an order of known length.
+    """Returns the number of batches that the iterator of ``enter_at_sample`` yields.
 
     Args:
-        order: torch's or Accelerate's batch sampler.
-        samples: samples of all processes before the position.
+        order: a batch sampler of torch or Accelerate, of known length.
+        samples: the number of samples of all processes before the position.
     """
     whole: Any = order.batch_sampler if type(order) is BatchSamplerShard else order
     count = max(0, len(whole.sampler) - samples)
@@ -220,7 +232,8 @@ def batches_after(order: Any, samples: int) -> int:
     if whole is order:
         return len(left)
     if order.split_batches and not order.even_batches and not order.drop_last:
-        # The len() of the shard would count a last batch of which this process has no part.
+        # If this process has no part of the last batch, the len() of the shard counts the last
+        # batch nevertheless.
         part: int = whole.batch_size // order.num_processes
         has_part: bool = count % whole.batch_size > part * order.process_index
         return count // int(whole.batch_size) + has_part
@@ -230,7 +243,10 @@ def batches_after(order: Any, samples: int) -> int:
 
 
 def replayed_sampler(order: Any) -> Any:
-    """Returns the sampler that must be iterated from its start to enter an order; or None."""
+    """Returns the sampler that must be iterated from its start to enter an order.
+
+    Returns None if the order can be entered without this iteration.
+    """
     if type(order) is BatchSamplerShard:
         return replayed_sampler(order.batch_sampler)
     if type(order) is BatchSampler:
@@ -239,7 +255,10 @@ def replayed_sampler(order: Any) -> Any:
 
 
 def order_name(order: Any) -> str:
-    """Returns the name of the class that determines the order, to detect a change of it."""
+    """Returns the name of the sampler class that determines the order.
+
+    If the name differs from the saved name, the order has changed.
+    """
     if type(order) is BatchSamplerShard:
         return order_name(order.batch_sampler)
     if type(order) is BatchSampler:
@@ -261,35 +280,35 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         sequence = iterator.__reduce__()[1][0]
         iterator.__setstate__(start)
         return list(sequence[:head_size]), iterator
-    # Take at least one element before capturing the state: a sampler that draws its whole order
-    # with the first element draws the same order again, and is no reason for a warning.
+    # At least one element is taken before the state is captured. A sampler that draws its whole
+    # order with the first element draws the same order again, so it needs no warning.
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)
     if begun.has_moved():
         warnings.warn(
             f"{order_name(order)} draws from the global random generators while it is iterated: "
-            f"its first {start} elements are drawn again without the random numbers that others "
-            "drew in between, so the elements that follow may differ. Give it its own generator, "
-            "or state_dict() and load_state_dict()",
+            f"its first {start} elements are drawn again, without the draws that other code made "
+            "in between, so the elements that follow may differ. Give the sampler its own "
+            "generator, or the methods state_dict() and load_state_dict()",
             stacklevel=2,
         )
     return before[:head_size], iterator
 
 
 def _enter_recorded(order: RecordedOrder, start: int, head_size: int) -> _HeadAndRest:
-    """Enters a recorded order: by iterating while a pass is begun, else from its record."""
+    """Enters a recorded order, from its record unless a pass is just being started."""
     if order.is_beginning:
         return _enter_by_iterating(order, start, head_size)
     return order.head(head_size), order.rest(start)
 
 
 def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAndRest:
-    """Enters a ``RandomSampler`` by making the draws of its ``__iter__``."""
+    """Enters a ``RandomSampler`` by making the same draws as its ``__iter__``."""
     population, count = len(sampler.data_source), sampler.num_samples
     generator = sampler.generator
     if generator is None:
-        # As RandomSampler.__iter__ does: it draws a seed from the global generator.
+        # `RandomSampler.__iter__` draws a seed from the global generator too.
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
         generator = torch.Generator()
         generator.manual_seed(seed)
@@ -307,8 +326,8 @@ def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAn
         draw, block, at_once = with_replacement, _BLOCK_SIZE, _MAX_REDRAWN_AT_ONCE
     else:
         draw, block, at_once = without_replacement, population, population
-    # The draws before the position are made for their effect on the generator: in large calls, as
-    # far as whole blocks go. Then the sampler's own blocks follow.
+    # The draws before the position move the generator. As far as whole blocks go, they are made in
+    # large calls. The blocks after them are drawn as the sampler draws them.
     whole = count - count % block
     redrawn = min(start - start % block, whole)
     before: list[int] = []
@@ -331,7 +350,7 @@ def _flatten(blocks: Iterator[torch.Tensor]) -> Iterator[int]:
 
 
 def _enter_seedable(sampler: SeedableRandomSampler, start: int, head_size: int) -> _HeadAndRest:
-    """Enters a seedable sampler, after seeding its generator from the pass as it does itself."""
+    """Enters a seedable sampler, after seeding its generator as its ``__iter__`` does."""
     if sampler.generator is None:
         sampler.generator = torch.Generator(device=torch.get_default_device())
     sampler.generator.manual_seed(sampler.epoch + sampler.initial_seed)

@@ -1,8 +1,9 @@
 """Checks for orders of data that must be drawn equally on all ranks.
 
-Accelerate divides a sampler's indices, or the samples of a stream: each rank iterates over all of
-them and takes its share. If the order comes from a global random generator whose state differs
-between ranks, the shares are of different orders: some samples are trained on twice, others never.
+Accelerate divides the indices of a sampler, or the samples of a stream, as follows: each rank
+iterates over all of them and takes its share. If the order is drawn from a global random generator
+whose state differs between ranks, each rank takes its share from a different order. Then some
+samples are trained on twice, and others never.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from ignite_hooks.data.sources import dataset_and_samplers
 
 __all__ = ["global_generators_digest", "rank_dependent_part"]
 
-# These classes draw nothing, or draw with seeds that are equal on all ranks.
+# These classes draw no random numbers, or draw with seeds that are equal on all ranks.
 _SAME_ON_ALL_RANKS = {
     BatchSampler,
     BatchSamplerShard,
@@ -39,10 +40,10 @@ _SAME_ON_ALL_RANKS = {
 
 
 def rank_dependent_part(data: Any) -> str | None:
-    """Returns which part of ``data`` may draw the order from a global generator; None if none.
+    """Names the part of ``data`` that may draw the order from a global generator, or returns None.
 
-    A sampler or a stream with a ``generator`` draws from that one, and Accelerate broadcasts its
-    state from rank 0 when a pass begins.
+    A sampler or a stream with an attribute ``generator`` draws from this generator instead, and
+    Accelerate broadcasts its state from rank 0 when a pass begins.
 
     Args:
         data: a loader, prepared or not, or another iterable of batches.
@@ -64,6 +65,7 @@ def rank_dependent_part(data: Any) -> str | None:
 def global_generators_digest() -> int:
     """Returns a hash of the states of the global random generators, as a positive integer."""
     states = (random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().numpy())
-    # 7 bytes, so that the negative fits into an int64, too; positive, because 0 stands for no hash.
+    # The hash has 7 bytes, so that its negative value fits into an int64, too. 1 is added because 0
+    # means that there is no hash.
     digest = hashlib.blake2b(pickle.dumps(states), digest_size=7).digest()
     return 1 + int.from_bytes(digest, "big")

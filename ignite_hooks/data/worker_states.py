@@ -1,12 +1,12 @@
 """Tracks the states of loader workers batch by batch, so that new workers can continue from them.
 
-torch seeds the global random generators of each worker when it starts, and each worker has a copy
-of the data set, with its own random generators and state. How many numbers a worker has drawn
-depends on the samples, which the main process does not see. So a worker sends its states along
-with a batch whenever they have changed. The user sees the batches unchanged.
+torch seeds the global random generators of a worker when the worker starts. Each worker has a copy
+of the data set, and this copy has its own random generators and state. The number of random numbers
+that a worker has drawn depends on the samples, which the main process does not see. So a worker
+sends its states along with a batch whenever they have changed. The user sees the batches unchanged.
 
-Worker ``w`` of ``W`` loads the batches ``w``, ``w + W``, and so on. To continue at any batch, up to
-``W - 1`` batches before it are loaded again, so that the iteration starts with worker 0.
+Worker ``w`` of ``W`` loads the batches ``w``, ``w + W``, and so on. A new iteration always starts
+with worker 0. So up to ``W - 1`` batches before the position are loaded again.
 """
 
 import os
@@ -43,7 +43,7 @@ __all__ = [
 
 _STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"  # keys of a saved stream state
 _MAX_BYTES = 2**20  # of the object states that a worker sends with a batch
-_MAX_WATCHED = 500  # objects compared after each batch; more objects are compared less often
+_MAX_WATCHED = 500  # up to this number of objects, they are compared after every batch
 
 
 class WorkerStates:
@@ -56,30 +56,31 @@ class WorkerStates:
     def __init__(self) -> None:
         self.doubts: dict[str, None] = {}
         self._data_pass = 0
-        self._first = 0  # the first batch of this pass that worker 0 loaded
+        self._first_batch = 0  # the first batch of this pass that worker 0 loaded
         # For each worker: the numbers of its last batches, each with the state after the batch.
         self._history: list[deque[tuple[int, bytes | None]]] = []
-        self._next, self._has_ended = 0, False
+        self._next_batch, self._has_ended = 0, False  # the number of the batch to be given next
         self._length: int | None = None
-        # Shared memory, because persistent workers live through several iterations. Workers send
-        # their states while the number is not 0. When it has changed they send the whole state.
+        # The number of the present iteration. It is in shared memory, because persistent workers
+        # live through several iterations. Workers send their states unless the number is 0. When
+        # the number has changed, a worker sends its states even if they are unchanged.
         self._iteration: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._iteration.share_memory_()  # type: ignore[no-untyped-call]
-        self._iterations = 0
+        self._iteration_count = 0
 
     @contextmanager
     def starting(self, loader: Any, states: Sequence[bytes | None]) -> Iterator[None]:
-        """Starts workers that begin with given states and send their states with the batches.
+        """Gives states to the workers that the loader starts in the body.
 
-        This applies to the workers that the ``DataLoader`` starts in the body.
+        These workers then send their states with the batches.
 
         Args:
-            loader: the loader; its attributes are restored afterwards.
-            states: one for each worker; None for a worker that begins as torch seeds it.
+            loader: the loader. Its attributes are replaced during the body.
+            states: a state for each worker; None for a worker that begins as torch seeds it.
         """
         worker = _TrackedWorker(loader.collate_fn, loader.worker_init_fn, self._iteration, states)
-        self._iterations += 1
-        self._iteration.fill_(self._iterations)
+        self._iteration_count += 1
+        self._iteration.fill_(self._iteration_count)
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
                 # `out_of_order`: this scope may be in the generator of a feed, and a feed can be
@@ -94,7 +95,7 @@ class WorkerStates:
         data_pass: int,
         first: int,
         states: Iterable[bytes | None],
-        window: int = 1,
+        window_size: int = 1,
         length: int | None = None,
     ) -> None:
         """Notes that the workers start a pass, or the rest of one.
@@ -102,61 +103,73 @@ class WorkerStates:
         Args:
             data_pass: the number of the pass.
             first: the batch of the pass that worker 0 loads first.
-            states: one for each worker; empty if they are not known.
-            window: the number of batches in a full accumulation window, by which a run may roll
-                back.
+            states: the state of each worker before its first batch; empty if the states are not
+                known.
+            window_size: the number of batches in a full accumulation window. A run may roll back by
+                as many batches.
             length: the number of batches of the pass; None if not certain.
         """
         known = [*states]
         self._length = length
-        self._data_pass, self._first, self._next = data_pass, first, first
+        self._data_pass, self._first_batch, self._next_batch = data_pass, first, first
         self._has_ended = False
-        # With W workers a rollback starts up to W - 1 batches before its window, and the feed is
-        # one batch ahead: up to window // W + 2 batches of each worker, and the state before them.
-        self._history = [deque([(first - 1, each)], 3 + window // len(known)) for each in known]
+        # After a rollback, workers start up to W - 1 batches before the window, with W workers.
+        # Besides, the feed is one batch ahead of the run. So a history must reach back over
+        # window_size // W + 2 batches of its worker, and also holds the state before them.
+        self._history = [
+            deque([(first - 1, each)], 3 + window_size // len(known)) for each in known
+        ]
 
     def follow(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
-        """Yields the batches of the user from what workers send, and keeps the workers' states.
+        """Yields the user's batches, and keeps the states that workers have sent with them.
 
         Args:
             batches: the batches with states, as the loader gives them.
-            first: the number of the first batch in the pass.
+            first: the number that the first of these batches has in the pass.
         """
         try:
-            # `map`, not a loop: its variable in a suspended frame would keep the batch in memory.
+            # With a loop instead of `map`, the loop variable in the suspended frame would keep the
+            # batch in memory.
             yield from map(self._unpack_batch, batches, count(first))
             self._has_ended = True
         finally:
             self._iteration.fill_(0)  # the user's own iterations get plain batches
 
     def _unpack_batch(self, loaded: Any, number: int) -> Any:
-        """Returns the batch in what a worker has sent, and keeps the state in it."""
-        self._next = number + 1
-        if not isinstance(loaded, _BatchWithState):  # from a worker that is a thread
+        """Returns the user's batch, and keeps the state that the worker has sent with it.
+
+        Args:
+            loaded: the batch with its state, as the loader gives it.
+            number: the number of the batch in the pass.
+        """
+        self._next_batch = number + 1
+        if not isinstance(loaded, _BatchWithState):  # a worker that is a thread sends no state
             self._history = []
             return loaded
         if self._history:
-            history = self._history[(number - self._first) % len(self._history)]
+            history = self._history[(number - self._first_batch) % len(self._history)]
             history.append((number, history[-1][1] if loaded.state is None else loaded.state))
         self.doubts |= dict.fromkeys(loaded.doubts)
         return loaded.batch
 
     def states_at(self, data_pass: int, number: int) -> tuple[int, list[bytes | None]] | None:
-        """Returns how to continue a pass at its batch ``number``; None if not known.
+        """Returns where and with which states workers can start to continue at batch ``number``.
 
         Returns:
-            The batch to start with, and the state of each worker there.
+            The number of the batch to start with, and the state of each worker at that batch. None
+            if the states are not known.
         """
-        if data_pass != self._data_pass or number < self._first or not self._history:
+        if data_pass != self._data_pass or number < self._first_batch or not self._history:
             return None
-        start = number - (number - self._first) % len(self._history)
+        start = number - (number - self._first_batch) % len(self._history)
         before = [[each for each in history if each[0] < start] for history in self._history]
         return (start, [each[-1][1] for each in before]) if all(before) else None
 
     def states_after(self, data_pass: int) -> list[bytes | None]:
         """Returns the states of the workers after a whole pass; an empty list if not known.
 
-        Workers prefetch, so after a pass that was left early their states have moved further.
+        If the pass was left early, the states are not known, because the workers have prefetched
+        further batches.
         """
         newest = [history[-1][1] for history in self._history]
         is_over = data_pass == self._data_pass and self.is_over
@@ -165,37 +178,38 @@ class WorkerStates:
     @property
     def is_over(self) -> bool:
         """Returns whether all batches of the pass have been given."""
-        return self._has_ended or self._next == self._length
+        return self._has_ended or self._next_batch == self._length
 
 
 @contextmanager
 def with_random_state(loader: Any) -> Iterator[None]:
-    """Adds the random states of a worker to the state of its stream.
+    """Makes the state of a stream in a worker contain the random states of the worker.
 
-    torchdata asks each worker for the state of its copy of the stream after each batch, and loads
-    the state before the copy is iterated. This applies to the workers that a
-    ``StatefulDataLoader`` starts in the body.
+    This applies to the workers that a ``StatefulDataLoader`` starts in the body. After each batch
+    torchdata asks a worker for the state of its copy of the stream. When a pass is resumed,
+    torchdata loads this state before the copy is iterated.
     """
     user_init = loader.worker_init_fn
     undo = _attribute_setter(loader, "worker_init_fn", user_init)
-    with undo_on_exit(undo, out_of_order=True):  # as in `WorkerStates.starting`
+    with undo_on_exit(undo, out_of_order=True):  # for the reason in `WorkerStates.starting`
         loader.worker_init_fn = _StreamInit(user_init)
         yield
 
 
 def unsharded(dataset: Any) -> Any:
-    """Returns the stream within Accelerate's shard of it; any other data set itself."""
+    """Returns the stream that an Accelerate shard wraps. Other data sets are returned unchanged."""
     return dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
 
 
 def end_streams(state_dict: Any) -> None:
-    """Marks in the state of a ``StatefulDataLoader`` the streams of workers that have ended.
+    """Marks the streams that have ended, in the state of a ``StatefulDataLoader``.
 
-    torchdata iterates the streams of these workers once more when the pass is resumed. A stream
-    that resets its state at its end would then give all of its samples a second time.
+    Some workers may have ended their streams before the pass is over. When the pass is resumed,
+    torchdata iterates these streams once more. A stream that resets its state at its end would then
+    give all its samples a second time.
 
     Args:
-        state_dict: the state of the loader within a pass; it is changed.
+        state_dict: the state of the loader in the middle of a pass. It is changed in place.
     """
     workers = (state_dict.get("_snapshot") or {}).get("_worker_snapshots") or {}
     for worker in workers.values():
@@ -205,9 +219,9 @@ def end_streams(state_dict: Any) -> None:
 
 
 def _call_user_init(init: Callable[[int], Any] | None, worker_id: int, main_pid: int) -> Any:
-    """Calls the user's ``worker_init_fn``; returns the worker's copy of the data set.
+    """Calls the user's ``worker_init_fn``, and returns the worker's copy of the data set.
 
-    Returns None if the worker is a thread of the main process, where there is no copy.
+    Returns None if the worker is a thread of the main process, because a thread has no copy.
     """
     if init is not None:
         init(worker_id)
@@ -216,7 +230,7 @@ def _call_user_init(init: Callable[[int], Any] | None, worker_id: int, main_pid:
 
 
 class _StreamInit:
-    """A ``worker_init_fn`` for streams with a state: adds random states to the stream's state.
+    """A ``worker_init_fn`` for streams with a state, which adds random states to this state.
 
     Args:
         init: the user's ``worker_init_fn``, or None.
@@ -231,17 +245,17 @@ class _StreamInit:
         if stream is None:
             return
         states = _StreamStates(stream)
-        # Set on the instance: torchdata finds them there before those of the class.
+        # Methods of the instance take precedence over the methods of its class.
         stream.state_dict, stream.load_state_dict = states.state_dict, states.load_state_dict
 
 
 class _StreamStates:
     """The methods ``state_dict`` and ``load_state_dict`` for a stream in a worker.
 
-    The state consists of the state of the stream and those of the random generators.
+    The state consists of the user's state of the stream and the states of the random generators.
 
     Args:
-        stream: a stream whose class has these methods, or Accelerate's shard of such a stream.
+        stream: a stream whose class has the two methods, or Accelerate's shard of such a stream.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -260,7 +274,7 @@ class _StreamStates:
         }
 
     def load_state_dict(self, state_dict: Any) -> None:
-        if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:  # from an iteration of the user
+        if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:  # saved when the user iterated
             self._load_state_dict(state_dict)
             return
         random = RandomState.from_state_dict(state_dict[_RANDOM], generators=self._generators)
@@ -280,7 +294,7 @@ class _StreamStates:
             stream.__class__, self._is_over = cls, False
             return iter(stream)
 
-        # `iter` looks `__iter__` up in the class, so this stream alone gets a subclass.
+        # `iter` looks `__iter__` up in the class. So this one stream gets a subclass.
         self._stream.__class__ = type(cls.__name__, (cls,), {"__iter__": iterate})
 
 
@@ -292,7 +306,7 @@ class _BatchWithState(NamedTuple):
     """A batch with the state of its worker; a tuple, because torch pins the elements of tuples.
 
     Args:
-        batch: what the user's ``collate_fn`` has returned.
+        batch: the result of the user's ``collate_fn``.
         state: the pickled state of the worker; None if it has not changed.
         doubts: changes in the worker that the state does not contain.
     """
@@ -308,7 +322,7 @@ class _TrackedWorker:
     Args:
         collate: the user's ``collate_fn``.
         init: the user's ``worker_init_fn``, or None.
-        iteration: the number of the iteration, in shared memory; 0 while none is tracked.
+        iteration: the number of the iteration, in shared memory; 0 while no iteration is tracked.
         states: the states to begin with, by worker.
     """
 
@@ -326,7 +340,7 @@ class _TrackedWorker:
         self._main_pid = os.getpid()
 
     def init(self, worker_id: int) -> None:
-        """Calls the user's function, then restores the state of this worker if there is one.
+        """Calls the user's function, then restores the given state of this worker, if any.
 
         Args:
             worker_id: the number of the worker, from 0.
@@ -340,13 +354,15 @@ class _TrackedWorker:
         self._object_states.begin(self._found.watched)
         self._watched, self._is_too_big = self._found.watched, False
         self._loaded = 0  # the number of batches that this worker has loaded
-        self._sent_in = 0  # the iteration in which a state was sent last; none has number 0
+        # The iteration in which a state was sent last. 0 before the first one, as no iteration has
+        # the number 0.
+        self._sent_iteration = 0
         self._sent, self._sent_objects = RandomState.capture(), b""
         if worker_id < len(self._states) and (state := self._states[worker_id]) is not None:
             self._restore(state)
 
     def collate(self, samples: Any) -> Any:
-        """Calls the user's function; returns its batch with the state of the worker.
+        """Calls the user's function, and returns its batch with the state of the worker.
 
         Args:
             samples: the samples of the batch, as torch gives them to a ``collate_fn``.
@@ -360,19 +376,19 @@ class _TrackedWorker:
         return _BatchWithState(batch, state, self._doubts())
 
     def _pack_changed_state(self, iteration: int) -> bytes | None:
-        """Returns the pickled state; None if it equals the one sent last in this iteration."""
+        """Returns the pickled state; None if it equals the last state sent in this iteration."""
         objects = self._pack_objects()
-        is_same_random = iteration == self._sent_in and not self._sent.has_moved()
+        is_same_random = iteration == self._sent_iteration and not self._sent.has_moved()
         if is_same_random and objects == self._sent_objects:
             return None
         self._sent = RandomState.capture(generators=self._found.named)
-        self._sent_objects, self._sent_in = objects, iteration
+        self._sent_objects, self._sent_iteration = objects, iteration
         states = {name: state for name, (_, state) in self._sent.generators.items()}
         random = (self._sent.python, self._sent.numpy, self._sent.cpu.numpy(), states)
         return pickle.dumps((random, objects))
 
     def _pack_objects(self) -> bytes:
-        """Returns the pickled states of the objects; those of no object once they are too big."""
+        """Returns the pickled states of the objects; no states once they have been too big."""
         if not self._is_too_big:
             packed = pickle.dumps(self._object_states.state_dict(self._watched))
             self._is_too_big = len(packed) > _MAX_BYTES
@@ -387,8 +403,8 @@ class _TrackedWorker:
 
     def _doubts(self) -> tuple[str, ...]:
         """Returns sentences about changes that the state of this worker does not contain."""
-        # The search for a change takes longer the more objects there are. With many, only some of
-        # the batches are followed by one, the first ones among them.
+        # The search for changes takes time for each object. If there are many objects, it is done
+        # only after some of the batches, more often at the start.
         if len(self._watched) > _MAX_WATCHED and self._loaded % 64 not in (1, 2, 4, 8, 16, 32):
             return ()
         now = self._search(self._roots)
@@ -421,7 +437,7 @@ def worker_state_to_plain(packed: bytes | None) -> dict[str, Any] | None:
 
 
 def worker_state_from_plain(state: Any) -> bytes | None:
-    """Returns the state of a worker that ``worker_state_to_plain`` made plain data of."""
+    """Returns the state of a worker from the result of ``worker_state_to_plain``."""
     if state is None:
         return None
     random = RandomState.from_state_dict(state["random"])

@@ -1,20 +1,27 @@
 """Loader workers that survive a signal to the whole process group.
 
-A job scheduler signals every process of a job, and Ctrl-C every process of a terminal. The main
-process handles the signal, for example by saving, and still needs the batches up to the next step
-boundary. So a worker ignores each signal that the main process handles.
+A job scheduler sends a signal to every process of a job, and Ctrl-C sends one to every process of a
+terminal. The main process handles the signal, for example by saving, and still needs the batches up
+to the next step boundary. So a worker ignores each signal that the main process handles.
 
-``Process.terminate`` sends SIGTERM, and does not end a worker that ignores this signal. torch and
-``multiprocessing`` use it for workers that do not end when requested. These workers are killed.
+torch and ``multiprocessing`` call ``Process.terminate`` for workers that do not end when requested.
+This method sends SIGTERM, which a worker would ignore. So for these workers the method is replaced
+by one that kills.
 
 One private attribute of Python is used: ``multiprocessing.forkserver._forkserver``, whose
-``_preload_modules`` are the modules that a fork server imports when it starts. A public function
-sets them, but none reads them. ``tests/data/test_workers.py`` fails when this changes its meaning.
+``_preload_modules`` are the modules that a fork server imports when it starts. Python has a public
+function to set them, but none to read them. ``tests/data/test_workers.py`` fails if the meaning of
+this attribute changes.
 
-Four private attributes of torch are used: ``DataLoader._iterator``, the iterator of persistent
-workers; its ``_workers``, the processes; its ``_index_queues``, through which they are told to end;
-and its ``_index_sampler``, from which it takes the indices that they load. The same tests cover the
-first three, and ``tests/data/test_worker_states.py`` covers the last.
+Four private attributes of torch are used:
+
+- ``DataLoader._iterator`` is the iterator of a loader with persistent workers.
+- ``_workers`` of this iterator are the worker processes.
+- ``_index_queues`` of the iterator send indices to the workers, and requests to end.
+- ``_index_sampler`` of the iterator gives the indices that the workers load.
+
+``tests/data/test_worker_states.py`` covers the last of them, and ``tests/data/test_workers.py`` the
+other three.
 """
 
 import functools
@@ -46,18 +53,18 @@ __all__ = [
 ]
 
 ignored_by_workers: WeakKeyDictionary[object, tuple[int, ...]] = WeakKeyDictionary()
-"""The signals that workers ignore from their start on, by the object that requests this.
+"""The signals that workers ignore from their start on, by the object that requested this.
 
-An entry ends with the life of its object.
+An entry disappears when its object is freed.
 """
 
-_own_workers: "WeakSet[BaseProcess]" = WeakSet()  # those that this process has started
+_own_workers: "WeakSet[BaseProcess]" = WeakSet()  # the workers that this process has started
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_own_workers.clear)
 
 
 def iterate_with_workers(loader: Any) -> Iterator[Any]:
-    """Returns ``iter(loader)``; workers that start for it survive signals to the process group."""
+    """Returns ``iter(loader)``, and makes the workers survive signals to the process group."""
     with starting_workers(loader):
         return iter(loader)
 
@@ -67,15 +74,15 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
     """Makes the workers that a ``DataLoader`` starts in the body ignore signals.
 
     Args:
-        loader: the torch loader, or one that has its attributes.
-        blocks: whether the signals in ``ignored_by_workers`` are blocked during the body, also in
-            this process, which handles them afterwards. The body must then be short.
+        loader: a loader of torch, or another loader with the same attributes.
+        blocks: whether the signals in ``ignored_by_workers`` are blocked during the body. This
+            process then handles them after the body, so the body must be short.
     """
     if not getattr(loader, "num_workers", 0) or not hasattr(signal, "pthread_sigmask"):
         yield
         return
     if loader.persistent_workers and getattr(loader, "_iterator", None) is not None:
-        yield  # no worker starts: the persistent ones are there already
+        yield  # no worker starts, because the persistent workers are running
         return
     requested = {number for numbers in ignored_by_workers.values() for number in numbers}
     before = set(multiprocessing.active_children())
@@ -97,7 +104,7 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
 def forget_dead_workers(loader: Any) -> None:
     """Makes a loader start new workers if one of its persistent workers is dead.
 
-    torch would ask the dead worker for batches in each further pass, and fail each time.
+    Otherwise torch would request batches from the dead worker in each further pass, and fail.
     """
     iterator = getattr(loader, "_iterator", None)
     if any(not worker.is_alive() for worker in getattr(iterator, "_workers", ())):
@@ -108,9 +115,9 @@ def hand_over_workers(iterator: Any, loader: Any, order: Any) -> None:
     """Hands the persistent workers of an iterator over to another loader.
 
     Args:
-        iterator: the iterator of a loader with persistent workers.
+        iterator: the iterator that has the workers, of a loader with persistent workers.
         loader: the loader that uses the workers from now on.
-        order: the index batches of a whole pass of that loader.
+        order: the index batches of a whole pass of this new loader.
     """
     iterator._index_sampler = order
     loader._iterator = iterator
@@ -122,7 +129,7 @@ class _IgnoreSignals:
     Args:
         ignored: the numbers of the signals.
         user_init: the user's ``worker_init_fn``, or None.
-        is_child: whether the worker's parent is this process, and not a fork server.
+        is_child: whether this process is the parent of the worker. Otherwise a fork server is.
     """
 
     def __init__(
@@ -134,29 +141,30 @@ class _IgnoreSignals:
         self._main_pid = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
-        if os.getpid() != self._main_pid:  # else the worker is a thread
-            # A forked worker has copies of all objects of the main process. Garbage among them may
-            # be a loader with persistent workers, whose finalizer would tell those workers, which
-            # belong to the main process, to end. Frozen objects are never collected here.
+        if os.getpid() != self._main_pid:  # otherwise the worker is a thread
+            # A forked worker has copies of all objects of the main process. One of these objects
+            # may be an unreachable loader with persistent workers. Its finalizer would end the
+            # workers of the main process. Frozen objects are never collected in this process.
             gc.freeze()
             for number in self._ignored:
                 signal.signal(number, signal.SIG_IGN)
-            # Blocked when this process was started. Signals that are pending are dropped now.
+            # The signals were blocked when this process was started. Pending signals are dropped,
+            # because this process now ignores them.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._ignored)
         if self._user_init is not None:
             self._user_init(worker_id)
         if self._is_child and os.getpid() != self._main_pid != os.getppid():
-            # The main process has died meanwhile, and this process was adopted by another one.
-            # torch reads the parent's number only after this function. A worker ends when the
-            # parent changes, so this one would never end.
+            # The main process has died in the meantime, and another process is the parent now. A
+            # worker of torch ends when its parent changes. But torch reads the process id of the
+            # parent only after this function, so it would not notice the change.
             os._exit(1)
 
 
 def _handled_signals() -> set[int]:
-    """Returns those of SIGINT and SIGTERM that do not end this process at once.
+    """Returns SIGINT and SIGTERM, each only if it does not end this process at once.
 
-    A signal that ends this process may end its workers too. Other signals, such as SIGUSR1, are
-    left alone, because a data set may use them itself.
+    If a signal ends this process, it may end the workers too. Other signals, such as SIGUSR1, are
+    not handled here, because a data set may use them itself.
     """
     usual = (signal.SIGINT, signal.SIGTERM)
     return {number for number in usual if signal.getsignal(number) != signal.SIG_DFL}
@@ -170,8 +178,8 @@ def _set_init(loader: Any, function: Any) -> None:
 def _blocked(numbers: set[int]) -> Iterator[None]:
     """Blocks signals in this thread, and in the processes that it starts in the body.
 
-    A signal could end a worker before its ``worker_init_fn`` runs, which takes seconds with the
-    start method "spawn". In this process a blocked signal is handled after the body.
+    Otherwise a signal could end a worker before the worker calls ``worker_init_fn``, which takes
+    seconds with the start method "spawn". This process handles a blocked signal after the body.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with undo_on_exit(lambda: _set_mask(before), out_of_order=True):
@@ -191,8 +199,8 @@ def _prepare_start(context: Any) -> str:
     """
     method: str = context.get_start_method()
     if method != "fork":
-        # A lock starts the resource tracker. Python unblocks signals when it starts the tracker,
-        # so this must not happen while they are to be blocked.
+        # Making a lock starts the resource tracker. When Python starts this tracker it unblocks
+        # signals, so the tracker must be running before the signals are blocked.
         context.Lock()
     if method == "forkserver":
         _start_fork_server()
@@ -200,11 +208,12 @@ def _prepare_start(context: Any) -> str:
 
 
 def _start_fork_server() -> None:
-    """Starts the fork server, unless one is running, as one that survives signals.
+    """Starts a fork server that survives signals, unless a fork server is running.
 
-    The server imports a module that ignores signals and restores them in the processes that it
-    forks. A server that inherits an ignored or blocked SIGTERM would pass this on to all of them,
-    and ``Pool.terminate`` would wait for ever.
+    The server imports ``fork_server.py``, which makes it ignore signals and restores their handlers
+    in the processes that it forks. If the server inherited an ignored or blocked SIGTERM from this
+    process instead, all forked processes would inherit it too, and ``Pool.terminate`` would wait
+    for ever.
     """
     from multiprocessing import forkserver
 
@@ -215,14 +224,15 @@ def _start_fork_server() -> None:
 
 
 def _adopt_workers(before: set[BaseProcess]) -> None:
-    """Makes ``terminate`` of the workers that were started since then kill them.
+    """Makes the method ``terminate`` of new workers kill them.
 
     Args:
-        before: the child processes before the workers were started.
+        before: the child processes before the workers were started. All others are new.
     """
     for worker in multiprocessing.active_children():
         if worker.daemon and worker not in before:
-            # Weak: a reference cycle would keep the process's file descriptors open for longer.
+            # The reference is weak, because a reference cycle would keep the file descriptors of
+            # the process open for longer.
             reference = ref(worker)
             worker.terminate = functools.partial(_kill, reference)  # type: ignore[method-assign]
             _own_workers.add(worker)
@@ -232,18 +242,18 @@ def _adopt_workers(before: set[BaseProcess]) -> None:
 def _keep_queues(loader: Any) -> None:
     """Keeps the queues of persistent workers open until their iterator is freed.
 
-    A loader in a reference cycle, such as a trainer's, is freed by a garbage collection. That would
-    close the queues first: the iterator could not tell its workers to end, would wait 5 seconds for
-    each, and kill them.
+    If a loader is part of a reference cycle, for example with its trainer, the garbage collector
+    frees it. The collector would close the queues before it frees the iterator. Then the iterator
+    could not tell its workers to end, would wait 5 seconds for each of them, and kill them.
     """
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:
-        # The finalizer is reachable until the iterator is freed, and the queues with it.
+        # The finalizer holds the queues, and exists until the iterator is freed.
         finalize(iterator, list.clear, [*getattr(iterator, "_index_queues", ())]).atexit = False
 
 
 def _kill(reference: "ref[BaseProcess]") -> None:
-    """Kills a worker that has not been freed."""
+    """Kills a worker, unless its process object has been freed."""
     worker = reference()
     if worker is not None:
         worker.kill()
@@ -251,21 +261,22 @@ def _kill(reference: "ref[BaseProcess]") -> None:
 
 @functools.cache
 def _kill_at_exit(pid: int) -> None:
-    """Registers that the remaining workers are killed at the end of this process.
+    """Registers a finalizer that kills the remaining workers at the end of this process.
 
-    They are killed before ``multiprocessing`` terminates them and waits. A finalizer of
-    ``multiprocessing``, unlike one of ``atexit``, also runs at the end of its child processes.
+    The finalizer runs before ``multiprocessing`` terminates the workers and waits for them. It is
+    not registered with ``atexit``, whose finalizers do not run in the children that
+    ``multiprocessing`` starts.
 
     Args:
-        pid: the number of this process. The cache makes one registration in each process, and a
-            forked child, which inherits the cache, has another number.
+        pid: the id of this process. It is the key of the cache, so that each process registers one
+            finalizer: a forked child inherits the cache, but has another id.
     """
     util.Finalize(None, _kill_all, exitpriority=0)
 
 
 def _kill_all() -> None:
     if threading.current_thread() is threading.main_thread():
-        # torch's handler raises when a worker dies.
+        # torch's handler of SIGCHLD raises an error when a worker dies.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in tuple(_own_workers):
         worker.kill()

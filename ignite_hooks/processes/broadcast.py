@@ -10,11 +10,12 @@ __all__ = ["broadcast_values"]
 
 
 def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Copies the values of rank 0 into the tensors of the same name, shape and dtype. Collective.
+    """Copies the values of tensors of rank 0 to every other rank. Collective.
 
-    A tensor that is missing on rank 0, or has another shape there, stays unchanged: for example a
-    cache that grows with the inputs. A tensor made in inference mode stays unchanged too, because
-    torch forbids to write into it here.
+    A value is copied into the tensor of the same name, shape and dtype. If rank 0 has no such
+    tensor, the tensor of this rank stays unchanged. An example is a cache that grows with the
+    inputs. A tensor that was made in inference mode stays unchanged too, because torch forbids to
+    write into such a tensor outside of this mode.
 
     Args:
         tensors: dense tensors by name.
@@ -26,7 +27,7 @@ def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) 
     sizes = [shape.numel() * dtype.itemsize for _, shape, dtype in layout]
     if not sizes:
         return
-    # One broadcast of bytes for tensors of all dtypes, instead of one for each tensor.
+    # All tensors are sent as bytes in one broadcast, instead of one broadcast for each tensor.
     if distributed.get_rank() == 0:
         flat = torch.cat([_bytes_of(tensors[name]).to(device) for name, _, _ in layout])
     else:
@@ -36,10 +37,10 @@ def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) 
         own = tensors.get(name)
         is_same = own is not None and (own.shape, own.dtype) == (shape, dtype)
         if own is not None and is_same and not own.is_inference():
-            # A copy, because `view` to a wider dtype needs an offset that is aligned to it.
+            # The part is copied because `view` to a wider dtype needs an aligned offset.
             own.detach().copy_(part.clone().view(dtype).view(shape))
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns the memory of a tensor as one dimension of bytes."""
+    """Returns the elements of a tensor as a one-dimensional tensor of bytes."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)

@@ -1,17 +1,18 @@
 """Decisions that all ranks of a run make together between two steps: stops, and saves by time.
 
-A rank that stops alone leaves the others waiting for its gradients. So all ranks obey a request of
-any rank, at the same step boundary. The exchange costs no waiting time: it begins at the end of one
-boundary and is read at the next, a whole step later::
+If one rank stopped alone, the other ranks would wait for its gradients. So a request of any rank is
+obeyed by all ranks, at the same step boundary. The ranks exchange their requests without waiting:
+an exchange begins at the end of one boundary and is finished at the next, a whole step later::
 
     boundary n       begin_exchange()   is there a request on any rank?
-    boundary n + 1   finish_exchange()  all ranks obey the requests of any rank
-    end of an epoch  exchange_now()     both in one call, so that no request is left for the next
-                                        epoch; also at STARTED, and at a limit, after which no
-                                        boundary follows
+    boundary n + 1   finish_exchange()  if so, all ranks exchange the requests and obey them
 
-The requests themselves are exchanged only if there are any. With one process nothing is exchanged:
-a request is then obeyed at once, elsewhere.
+``exchange_now()`` does both in one call. It is called at the end of an epoch, so that no request is
+left for the next epoch. It is also called at STARTED, and when a limit is reached, because no
+boundary follows then.
+
+With one process, nothing is exchanged. The trainer then obeys a request at once, without this
+module.
 """
 
 from collections.abc import Callable
@@ -32,10 +33,10 @@ class Question(NamedTuple):
     """A kind of request that any rank can make to all ranks.
 
     Attributes:
-        asked: returns the request of this rank, an object that can be pickled, or None. It is
-            called at each boundary.
-        obey: is called on every rank if any rank has made a request, with the requests of all
-            ranks in their order, None for a rank without one.
+        asked: a function that returns the request of this rank, which can be pickled, or None. It
+            is called in each exchange.
+        obey: a function that is called on every rank if any rank has made a request. Its argument
+            is the sequence of the requests by rank, with None for a rank without a request.
     """
 
     asked: Callable[[], Any]
@@ -47,20 +48,21 @@ class Decisions:
 
     Args:
         accelerator: an accelerator of several processes.
-        every: the number of boundaries from one exchange to the next. A larger number costs less,
-            and requests are obeyed later.
+        every: the number of boundaries from one exchange to the next. With a larger number the
+            exchanges cost less, but requests are obeyed later.
     """
 
     def __init__(self, accelerator: Accelerator, every: int) -> None:
         self._accelerator = accelerator
         self._every = every
-        self._boundaries = 0  # in this run
+        self._boundaries = 0  # the number of boundaries so far in this run
         self._pending: tuple[Any, torch.Tensor] | None = None
         self._questions: list[Question] = []
-        host_group(accelerator)  # made here, because making a group is collective
+        # The group is made here, where all ranks are, because making a group is collective.
+        host_group(accelerator)
 
     def add(self, question: Question) -> Callable[[], None]:
-        """Adds a question; returns a function that removes it.
+        """Adds a question, and returns a function that removes the question.
 
         Every rank must add the same questions in the same order.
         """
@@ -68,11 +70,11 @@ class Decisions:
         return lambda: self._questions.remove(question)
 
     def begin(self) -> None:
-        """Begins a run; drops an exchange that is still pending after a failure."""
+        """Begins a run, and drops an exchange that a failed run has left pending."""
         self._boundaries, self._pending = 0, None
 
     def begin_exchange(self) -> None:
-        """Begins an exchange, if one is due at this boundary. Does not wait for the other ranks."""
+        """Begins an exchange, if it is due at this boundary. Does not wait for the other ranks."""
         self._boundaries += 1
         if self._boundaries % self._every == 0:
             self._pending = self._exchange(async_op=True)
@@ -87,18 +89,19 @@ class Decisions:
             self._obey()
 
     def exchange_now(self) -> None:
-        """Exchanges and obeys the requests that any rank has now. Waits for the other ranks."""
-        self._pending = None  # nothing is lost: its requests are still there
+        """Exchanges and obeys the present requests of all ranks. Waits for the other ranks."""
+        # No request is lost with the pending exchange: `asked` still returns each of them.
+        self._pending = None
         _, is_any_asked = self._exchange(async_op=False)
         if is_any_asked.item():
             self._obey()
 
     def _exchange(self, *, async_op: bool) -> tuple[Any, torch.Tensor]:
-        """Exchanges whether any rank has a request.
+        """Starts the collective that determines whether any rank has a request.
 
         Returns:
-            The work handle of the collective, and a tensor that is 1 afterwards if any rank has a
-            request.
+            The work handle of the collective, and a tensor. When the collective has finished, the
+            tensor is 1 if any rank has a request, and 0 otherwise.
         """
         is_asked = any(each.asked() is not None for each in self._questions)
         # `all_reduce` writes the maximum over all ranks into this tensor.
@@ -108,16 +111,17 @@ class Decisions:
         return work, is_any_asked
 
     def _obey(self) -> None:
-        """Gathers the requests of all ranks, and calls ``obey`` where there are any."""
+        """Gathers the requests of all ranks, and calls ``obey`` of each question with requests."""
         own = [each.asked() for each in self._questions]
         requests: list[Any] = [None] * self._accelerator.num_processes
         distributed.all_gather_object(requests, own, group=host_group(self._accelerator))
-        # The requests of the ranks are matched by the order of the questions.
+        # Request n of each rank belongs to question n, so all ranks must have as many questions.
         numbers = [len(asked) for asked in requests]
         if len(set(numbers)) > 1:
             raise RuntimeError(
-                "every rank must have the same handlers that can stop or save a run, and they have "
-                f"{numbers}, by rank: attach each SaveCheckpoint on every rank"
+                "every rank must have the same handlers that can stop or save a run, but the "
+                f"numbers of these handlers are {numbers}, by rank: attach each SaveCheckpoint on "
+                "every rank"
             )
         for question, asked in zip(
             tuple(self._questions), zip(*requests, strict=True), strict=True

@@ -14,15 +14,16 @@ __all__ = ["broadcast_from_rank_0", "has_host_group", "host_group", "min_over_ra
 
 Value = TypeVar("Value")
 
-# The default process group, and the group made for it; empty until the first use. A process that
-# initializes torch.distributed again gets another default group, and needs another group of ours.
+# The default process group, and the gloo group that was made for it; empty until the first use. If
+# a process initializes torch.distributed again, it gets a new default group, and a new gloo group is
+# made.
 _groups: list[tuple[Any, Any]] = []
 
 
 def has_host_group(accelerator: Accelerator) -> bool:
-    """Returns whether there are several processes that torch.distributed connects.
+    """Returns whether there are several processes, and ``torch.distributed`` connects them.
 
-    On a TPU there are several processes without ``torch.distributed``.
+    On a TPU there may be several processes that ``torch.distributed`` does not connect.
     """
     is_connected = distributed.is_available() and distributed.is_initialized()
     return accelerator.num_processes > 1 and is_connected
@@ -31,8 +32,8 @@ def has_host_group(accelerator: Accelerator) -> bool:
 def host_group(accelerator: Accelerator) -> Any:
     """Returns the gloo group of all processes. The first call is collective.
 
-    A process has one such group, for use in the main thread. Its collectives fail after the timeout
-    that the user gave the accelerator.
+    A process has one such group, which is only used in the main thread. The timeout of its
+    collectives is the one that the user gave to the accelerator.
 
     Args:
         accelerator: an accelerator of several processes.
@@ -45,7 +46,7 @@ def host_group(accelerator: Accelerator) -> Any:
 
 
 def min_over_ranks(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
-    """Returns the minimum over all processes of each of ``numbers``. Collective."""
+    """Returns for each of ``numbers`` its minimum over all processes. Collective."""
     if accelerator.num_processes == 1:
         return list(numbers)
     if has_host_group(accelerator):

@@ -1,9 +1,14 @@
 """Ignite's collectives for ranks that have unequal numbers of samples.
 
-Ignite's metrics call functions of ``ignite.distributed``. Metrics that keep all predictions, such
-as ``EpochMetric`` and ``ROC_AUC``, gather them as if each rank had equally many; with gloo, this
-ends a process. And a rank without any sample raises an error before the collective in which the
-others then wait for it. So these functions are replaced while metrics are computed.
+Ignite's metrics call collectives of ``ignite.distributed``. Two cases fail there:
+
+- Metrics that keep all predictions, such as ``EpochMetric`` and ``ROC_AUC``, gather them as if all
+  ranks had the same number of predictions. Otherwise gloo ends the process.
+- On a rank without any sample a metric raises an error before its collective. The other ranks then
+  wait for this rank.
+
+So the collectives are replaced while metrics are computed: in the first case by those of
+``among_unequal_ranks``, in the second by those of ``among_ranks``.
 """
 
 from collections.abc import Callable
@@ -24,10 +29,10 @@ __all__ = ["among_ranks", "among_unequal_ranks"]
 
 @contextmanager
 def among_unequal_ranks() -> Iterator[None]:
-    """Replaces Ignite's collectives by ones for tensors whose sizes differ between ranks.
+    """Makes Ignite's collectives work if the sizes of tensors differ between ranks.
 
-    In the body ``idist.all_gather`` concatenates tensors of unequal sizes, and ``idist.broadcast``
-    does not round a Python number to single precision.
+    In the body ``idist.all_gather`` concatenates tensors of unequal sizes. Besides,
+    ``idist.broadcast`` does not round a Python number to single precision.
     """
     functions = {
         "all_gather": _all_gather(idist.all_gather),
@@ -42,7 +47,7 @@ def among_ranks(ranks: Sequence[int], group: Any) -> Iterator[None]:
     """Restricts Ignite's collectives to a group of ranks, as if there were no others.
 
     Args:
-        ranks: the ranks of the group, with that of this process.
+        ranks: the ranks of the group, among them the rank of this process.
         group: the process group of torch for these ranks.
     """
     index, all_reduce = list(ranks).index(distributed.get_rank()), idist.all_reduce
@@ -51,7 +56,8 @@ def among_ranks(ranks: Sequence[int], group: Any) -> Iterator[None]:
         return all_reduce(tensor, op, group)
 
     def broadcast(tensor: Any, src: int = 0, safe_mode: bool = False) -> Any:
-        # Pickled on the CPU: a CUDA tensor would be unpickled on the device of the sender.
+        # The tensor is pickled on the CPU, because a CUDA tensor would be unpickled on the device
+        # of the sender.
         sent = [tensor.cpu() if isinstance(tensor, torch.Tensor) else tensor]
         distributed.broadcast_object_list(sent, src=ranks[src], group=group)
         is_moved = isinstance(sent[0], torch.Tensor)
@@ -91,8 +97,8 @@ def _all_gather(
 
     Args:
         original: ``idist.all_gather``.
-        default: the group to use if a call gives none.
-        size: the number of ranks in ``default``; default: all ranks.
+        default: the group of a call without the argument ``group``.
+        size: the number of ranks in the group ``default``; None for all ranks.
     """
 
     def all_gather(tensor: Any, group: Any = default) -> Any:
@@ -122,7 +128,7 @@ def _corner(shape: Sequence[int]) -> tuple[slice, ...]:
 def _broadcast(original: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function like ``idist.broadcast`` that keeps the precision of a Python number.
 
-    Ignite sends it as a tensor of single precision.
+    Ignite's function sends the number as a tensor of single precision.
     """
 
     def broadcast(tensor: Any, src: int = 0, safe_mode: bool = False) -> Any:

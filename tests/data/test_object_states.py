@@ -295,7 +295,7 @@ class Counted(Resumable):
 def test_sampler_state_without_position_is_reported_with_workers():
     feed = after_a_pass(loader(Data(), sampler=Counted(), num_workers=1))
     (doubt,) = feed.doubts()
-    assert "(Counted) is the same after an element as before it" in doubt
+    assert "(Counted) is not saved, because it is the same after an element as before" in doubt
     other = DataFeed(loader(Data(), sampler=Counted(), num_workers=1))
     other.load_state_dict(feed.state_dict())
     assert len(list(other)) == 2
@@ -329,4 +329,6 @@ def test_state_of_other_types_than_plain_data_is_reported():
             pass
 
     (doubt,) = after_a_pass(DataLoader(Holding())).doubts()
-    assert doubt.startswith("the state_dict of dataset has more in it than tensors, numbers, texts")
+    assert doubt.startswith(
+        "the state_dict of dataset is not saved, because it contains other types than tensors"
+    )

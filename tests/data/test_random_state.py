@@ -151,7 +151,8 @@ def test_search_ends_on_circular_references():
 
 def test_incomplete_search_is_a_doubt():
     found = generators_in({"data": [Loaded() for _ in range(10)]}, max_objects=5)
-    assert found.doubts == ("there are more than 5 objects to look for random generators in",)
+    message = "the search for random generators ended after 5 objects, and there are more"
+    assert found.doubts == (message,)
     assert generators_in({"data": Loaded()}).doubts == ()
 
 
@@ -159,7 +160,7 @@ def test_several_generators_of_a_set_are_a_doubt():
     found = generators_in({"data": {random.Random(), random.Random()}})
     assert len(found.named) == 2
     assert found.doubts == (
-        "data.{Random} is in a set, which has another order in another process",
+        "data.{Random} is in a set, whose order may differ in another process",
     )
 
 
@@ -199,10 +200,11 @@ def test_generator_state_has_state_dict_methods():
     ours, theirs = random.Random(1), random.Random(2)
     GeneratorState(theirs).load_state_dict(GeneratorState(ours).state_dict())
     assert ours.random() == theirs.random()
-    with pytest.raises(ValueError, match="of a random generator RandomState, got one of Random"):
+    message = "of a random generator RandomState, got a state of Random"
+    with pytest.raises(ValueError, match=message):
         GeneratorState(np.random.RandomState()).load_state_dict(GeneratorState(ours).state_dict())
     for damaged in ({}, {"kind": "Random"}, {"kind": "Random", "state": [1]}):
-        with pytest.raises(ValueError, match="the state must be that of a random generator Random"):
+        with pytest.raises(ValueError, match="the state must be of a random generator Random"):
             GeneratorState(theirs).load_state_dict(damaged)
 
 

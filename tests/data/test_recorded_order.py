@@ -827,10 +827,10 @@ class Number(int):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Pickled, "Pickled), or what it yields, has more in it than tensors"),
-        (Objects, "Objects), or what it yields, has more in it than tensors"),
-        (PassCountingOnly, "PassCountingOnly) is the same after an element as before it"),
-        (Late, "Late) is the same after an element as before it"),
+        (Pickled, "Pickled) is not saved, because this state or an element contains other types"),
+        (Objects, "Objects) is not saved, because this state or an element contains other types"),
+        (PassCountingOnly, "PassCountingOnly) is not saved, because it is the same after"),
+        (Late, "Late) is not saved, because it is the same after an element as before"),
     ],
 )
 def test_unsavable_state_is_named(kind, reason):

@@ -61,7 +61,7 @@ def test_loader_that_is_already_divided_is_reported(findings):
     assert not are_shared(one, other)
     for found in (one, other):
         (told,) = found["told"]
-        assert told.startswith("`data` has a DistributedSampler, and Accelerate divides its loader")
+        assert told.startswith("`data` has a DistributedSampler, and Accelerate divides the loader")
 
 
 def test_seedable_sampler_has_one_seed_on_all_ranks(findings):
