@@ -15,8 +15,8 @@ __all__ = ["broadcast_from_rank_0", "has_host_group", "host_group", "min_over_ra
 Value = TypeVar("Value")
 
 # The default process group, and the gloo group that was made for it; empty until the first use. If
-# a process initializes torch.distributed again, it gets a new default group, and a new gloo group is
-# made.
+# a process initializes torch.distributed again, it gets a new default group and then needs a new
+# gloo group.
 _groups: list[tuple[Any, Any]] = []
 
 

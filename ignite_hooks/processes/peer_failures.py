@@ -1,6 +1,6 @@
 """The scope of a run in which ranks report their failures to each other.
 
-Otherwise the other ranks would wait in their next collective for the rank that failed.
+Without a report, the other ranks would wait in their next collective for the rank that failed.
 """
 
 from contextlib import AbstractContextManager
@@ -24,8 +24,8 @@ class PeerFailures(AbstractContextManager["PeerFailures", None]):
 
     Args:
         trainer: the trainer of the runs.
-        on_peer_failure: what to do if another rank fails while this process is blocked in a
-            collective: "exit" or "wait", see ``WatchedRun``.
+        on_peer_failure: "exit" or "wait", for the case that another rank fails while this process
+            is blocked in a collective; see ``WatchedRun``.
 
     Raises:
         ValueError: ``on_peer_failure`` is neither "exit" nor "wait".
@@ -33,7 +33,7 @@ class PeerFailures(AbstractContextManager["PeerFailures", None]):
 
     def __init__(self, trainer: TrainingEngine, on_peer_failure: OnPeerFailure) -> None:
         self._run = WatchedRun(trainer, on_peer_failure)
-        self._peers: PeerWatch | None = None  # only within a run, and with several processes
+        self._peers: PeerWatch | None = None  # set during a run with several processes
 
     def __enter__(self) -> "PeerFailures":
         self._peers = None

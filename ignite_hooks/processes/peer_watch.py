@@ -1,10 +1,12 @@
-"""Reports of failures between ranks, which would otherwise wait for a failed rank.
+"""Reports failures between ranks, so that no rank waits for a failed rank.
 
 The rank that fails writes its failure to the store of the default process group. On each other rank
-a thread polls the store, also while the main thread is blocked, and makes the main thread raise an
-error. This is done by a signal, which a run holds back until an optimizer step is complete. A main
-thread that is blocked in a collective of gloo cannot be interrupted: its process is ended, unless
-``on_peer_failure`` is "wait".
+a *watcher* thread polls the store, even while the main thread is blocked. If the watcher finds a
+failure, it sends the main thread a signal whose handler raises an error. A run holds the signal
+back until an optimizer step is complete.
+
+If the main thread is blocked in a collective of gloo, a signal cannot interrupt it. The process is
+then ended, unless ``on_peer_failure`` is "wait".
 """
 
 import multiprocessing
@@ -44,28 +46,33 @@ from ignite_hooks.processes.watched_run import WatchedRun
 
 __all__ = ["PeerWatch", "TimeLimits"]
 
-# SIGURG is ignored by default: one that arrives after the run, with no handler, does no harm.
+# SIGURG is ignored by default. So it does no harm if it arrives after the run, when the handler has
+# been removed.
 _SIGNAL: Any = getattr(signal, "SIGURG", None)  # None on Windows
 _LOGGER = getLogger(__name__)
 _NO_REPORT = "No other rank has reported a failure: a process may have been killed."
-_STORE_GONE = "The store of the process group has gone: rank 0, or the launcher, has ended."
+_STORE_GONE = (
+    "The store of the process group cannot be reached: rank 0, or the launcher, has ended."
+)
 
 
 class TimeLimits(NamedTuple):
-    """The time limits of a watch, in seconds.
+    """The time limits of a ``PeerWatch``, in seconds.
 
     Args:
-        poll: between two polls of the store. (A ``wait`` of the store would be quicker, but torch
-            prints a warning each time that one ends without a result.)
-        same_failure: for a rank that has received a failure to fail in the same way by itself.
-        unblocking: for the main thread to raise the error of another rank.
-        unwinding: for the run to end after that, or for an optimizer step to complete before.
-        acknowledgement: for the other ranks to read a failure, or to end their run too, before the
-            process that holds the store may end.
-        other_failures: for all ranks to report how the run before has ended.
-        place_check: between two checks of the place of the main thread.
-        stalled: for ranks at different places without progress, before a warning.
-        store_call: for one call of the store.
+        poll: the time between two polls of the store. (``Store.wait`` would be quicker, but torch
+            prints a warning each time it ends without a result.)
+        same_failure: the time for this rank to fail in the same way by itself, after the failure of
+            another rank was read.
+        unblocking: the time for the main thread to raise the error of another rank.
+        unwinding: the time for the run to end after this error was raised. Also the time for an
+            optimizer step to complete before.
+        acknowledgement: the time for the other ranks to read a failure, or to end their run too,
+            before the process that holds the store may end.
+        other_failures: the time for all ranks to report how the previous run has ended.
+        place_check: the time between two checks of the place of the main thread.
+        stalled: the time without progress of ranks at different places, before a warning.
+        store_call: the time for one call of the store.
     """
 
     poll: float = 0.2
@@ -85,9 +92,9 @@ time_limits = TimeLimits()
 class PeerWatch:
     """The failures of this rank and of the other ranks of a process group.
 
-    Failures are grouped into generations, which count from 0. When the caller of a failed run has
-    caught its error, the next failure belongs to the next generation. This happens after a run
-    within a handler of another run, and when all ranks call ``run()`` again.
+    Failures are grouped into generations, which count from 0. If the caller of a failed run catches
+    the error, the next failure belongs to the next generation. A caller may be a handler of an
+    outer run, or a script in which all ranks call ``run()`` again.
 
     Keys in the store:
 
@@ -100,8 +107,9 @@ class PeerWatch:
         group_store: the store of the default process group.
 
     Attributes:
-        runs: the runs that this process is in, the outermost one first.
+        runs: the runs that this process is in, beginning with the outermost run.
         is_failing: whether a run is being unwound after a failure.
+        current: the watch of the present default process group, or None.
     """
 
     current: "PeerWatch | None" = None
@@ -114,7 +122,8 @@ class PeerWatch:
         self.is_failing = False
         self._run_number = 0  # counts the outermost runs that this rank has begun
         self._generation = 0
-        self._lock = threading.RLock()  # of the generation and its failures, for both threads
+        # Both threads use the generation and its failures, and take this lock for them.
+        self._lock = threading.RLock()
         self._own_failure: RankFailure | None = None
         self._own_run: WatchedRun | None = None  # the run in which this rank failed
         self._peer_failure: RankFailure | None = None
@@ -124,7 +133,7 @@ class PeerWatch:
     def of_default_group(cls) -> "PeerWatch | None":
         """Returns the watch of the default process group; None if ranks cannot report failures.
 
-        There is one watch for each process group, because its generations continue over all runs.
+        All runs of a process group share one watch, because they share the generations.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return None  # for example on a TPU
@@ -135,25 +144,25 @@ class PeerWatch:
             except NotImplementedError as error:
                 cls.current = None
                 warn_once(
-                    f"a failure of one rank is not reported to the others: {error}. They wait "
-                    "until the timeout of their collective: use init_method='env://', or a newer "
-                    "torch"
+                    f"a failure of one rank is not reported to the other ranks: {error}. The other "
+                    "ranks then wait until the timeout of their collective: use "
+                    "init_method='env://', or a newer torch"
                 )
         return cls.current
 
     def enter(self, run: WatchedRun) -> None:
-        """Begins to watch the other ranks, unless an outer run does so.
+        """Begins to watch the other ranks, unless they are watched already for an outer run.
 
         Args:
             run: the run that begins.
 
         Raises:
-            RuntimeError: a rank has failed before, and not all have failed in the same way.
+            RuntimeError: a rank has failed before, and not all ranks have failed in the same way.
         """
-        # A run whose end was interrupted by Ctrl-C is still listed.
+        # If Ctrl-C interrupted the end of a run, the run is still listed and its watcher is alive.
         self.runs = [each for each in self.runs if is_running(each.trainer)]
         if not self.runs:
-            self._stop()  # its watcher, which runs on in this case
+            self._stop()
             self._run_number += 1
         self._skip_common_failures()
         self.is_failing = False
@@ -176,15 +185,16 @@ class PeerWatch:
         try:
             with suppress(StoreGone):
                 if self.is_failing:
-                    # This process may hold the store, and may end now: the others must have read
-                    # the failure before.
+                    # This process may hold the store, and may end after this run. The other ranks
+                    # must read the failure before that.
                     self._wait_for_others(self._has_acknowledged)
         finally:
             self.runs = []
             self._stop()
         with suppress(StoreGone):
             self.store.post(f"ended/{self.rank}", str(self._run_number))
-            # The watchers of the other ranks poll the store until their runs end.
+            # The watchers of the other ranks poll the store until their runs end, so the store must
+            # live until then.
             if self._may_hold_store and not self.is_failing:
                 self._wait_for_others(self._has_ended)
 
@@ -192,8 +202,8 @@ class PeerWatch:
     def _may_hold_store(self) -> bool:
         """Returns whether the store may end with this process.
 
-        With a rendezvous by ``env://`` rank 0 holds the store, unless the launcher does. A call of
-        another rank after its end fails, and torch prints a stack trace for it.
+        With a rendezvous by ``env://`` rank 0 or the launcher holds the store. If the store has
+        ended and another rank calls it, the call fails and torch prints a stack trace.
         """
         return self.rank == 0 and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
 
@@ -204,17 +214,21 @@ class PeerWatch:
             self._watcher = None
 
     def report(self, error: BaseException, run: WatchedRun) -> RankFailure | None:
-        """Reports a failure of this rank; returns the first failure if it is of another rank.
+        """Reports a failure of this rank.
 
         Args:
-            error: the failure. Another error on the way out of the same run is not reported.
+            error: the failure. Further errors while the same run is unwound are not reported.
             run: the run that failed.
+
+        Returns:
+            The first failure of all ranks, if another rank has reported it; None otherwise.
         """
-        self.is_failing = True  # first: from now on no other rank's failure interrupts this rank
+        # Set before anything else, so that no failure of another rank interrupts this rank.
+        self.is_failing = True
         with suppress(StoreGone), self._lock:
             is_reported = self._own_failure is not None and self._own_run in self.runs
             if not is_reported:
-                if self._own_failure is not None:  # the caller has caught that failure
+                if self._own_failure is not None:  # of an earlier run, and caught by its caller
                     self._begin_generation()
                 self._write_failure(error, run)
             self._read_first()
@@ -233,15 +247,17 @@ class PeerWatch:
         self.store.put_if_empty(self._first_key, self._own_failure.encode())
 
     def explain(self, error: BaseException, peer_failure: RankFailure | None) -> None:
-        """Adds to an error of this rank how it relates to the failure of another rank.
+        """Adds a note about the failure of another rank to an error of this rank.
 
         Args:
             error: the error of this rank.
-            peer_failure: the first failure, if it is of another rank.
+            peer_failure: the first failure of all ranks, if another rank has reported it; None
+                otherwise.
 
         Raises:
-            RuntimeError: the failure of the other rank, with ``error`` as cause, if ``error`` is
-                that of a collective.
+            RuntimeError: the error of this rank comes from a collective, and another rank has
+                failed. The new error has the text of the other rank's failure, and ``error`` as its
+                cause.
         """
         if self._is_raised_by_watcher(error):
             return
@@ -257,9 +273,10 @@ class PeerWatch:
         return self._watcher is not None and error is self._watcher.raised
 
     def find_new_failure(self) -> RankFailure | None:
-        """Returns the failure of another rank, if an earlier call has not returned it."""
+        """Returns the failure of another rank, unless an earlier call has returned it."""
         with self._lock:
-            # This rank's caller has caught its last failure. Has another rank failed since?
+            # If the caller has caught the last failure of this rank, another rank may have failed
+            # in the next generation.
             is_over = self._own_failure is not None and self._own_run not in self.runs
             if is_over and self.store.find(f"{self._generation + 1}/first"):
                 self._begin_generation()
@@ -273,7 +290,10 @@ class PeerWatch:
         return f"{self._generation}/first"
 
     def _read_first(self) -> None:
-        """Reads and acknowledges the first failure of the generation; keeps another rank's."""
+        """Reads and acknowledges the first failure of the generation.
+
+        The failure is kept if it is of another rank.
+        """
         text = "" if self._peer_failure is not None else self.store.find(self._first_key)
         if text:
             failure = RankFailure.decode(text)
@@ -286,14 +306,14 @@ class PeerWatch:
         self._own_failure = self._peer_failure = None
 
     def _skip_common_failures(self) -> None:
-        """Moves past the generations in which all ranks failed in the same way.
+        """Skips the generations in which all ranks failed in the same way.
 
-        A failure of the run that begins here is left to the watcher: this rank is later than the
-        one that failed, and may still fail in the same way, for example if a limit is wrong on all
-        ranks.
+        Another rank may already have failed in the run that begins here. The watcher handles such a
+        failure, because this rank may still fail in the same way, for example if a limit is wrong
+        on all ranks.
 
         Raises:
-            RuntimeError: the ranks have not failed in the same way in a run before.
+            RuntimeError: the ranks have not failed in the same way in an earlier run.
         """
         with self._lock:
             try:
@@ -314,7 +334,10 @@ class PeerWatch:
         return own is not None and all(each is not None and own.is_like(each) for each in failures)
 
     def _wait_for_failure(self, rank: int) -> RankFailure | None:
-        """Returns the failure of a rank, which may fail a little later; None after the limit."""
+        """Waits for a rank to report its failure, and returns the failure.
+
+        Returns None if the rank has reported no failure within the time limit.
+        """
         for _ in _poll_until(time.monotonic() + time_limits.other_failures):
             text = self.store.find(f"{self._generation}/{rank}")
             if text:
@@ -326,7 +349,7 @@ class PeerWatch:
         return bool(self.store.find(f"{self._generation}/heard/{rank}")) or self._has_ended(rank)
 
     def _has_ended(self, rank: int) -> bool:
-        """Returns whether a rank has ended this run; it may be in the next one already."""
+        """Returns whether a rank has ended this run. The rank may be in the next run already."""
         return int(self.store.find(f"ended/{rank}") or 0) >= self._run_number
 
     def _wait_for_others(self, is_done: Callable[[int], bool]) -> None:
@@ -350,14 +373,14 @@ class _Watcher:
         on_peer_failure: "exit" or "wait", as in ``WatchedRun``.
 
     Attributes:
-        raised: the error that the main thread has raised because another rank failed.
+        raised: the error that the main thread has raised because another rank failed, or None.
     """
 
     def __init__(self, peers: PeerWatch, on_peer_failure: OnPeerFailure) -> None:
         self._peers, self._limits = peers, time_limits
         self._on_peer_failure = on_peer_failure
         self.raised: RuntimeError | None = None
-        self._to_raise: RankFailure | None = None  # by the signal handler
+        self._to_raise: RankFailure | None = None  # the failure that the signal handler will raise
         self._is_open = True  # whether the main thread may be interrupted
         # `_answered`: the main thread is unwinding its run, so it needs no interruption.
         self._ended, self._answered = threading.Event(), threading.Event()
@@ -379,26 +402,33 @@ class _Watcher:
         self._answered.set()
         self._thread.join(self._limits.store_call)
         if self._former_handler is not None:
-            if signal_handler(_SIGNAL) == self._handle:  # else the user has set another meanwhile
+            # If the user has set another handler in the meantime, it is left in place.
+            if signal_handler(_SIGNAL) == self._handle:
                 replace_signal_handler(_SIGNAL, self._former_handler)
             self._former_handler = None
 
     def answer(self) -> None:
-        """Notes that the main thread is failing, with its own error or that of another rank."""
+        """Notes that the main thread has raised an error, its own or the one of another rank."""
         self._answered.set()
 
     def _install(self) -> Any:
-        """Installs the signal handler; returns the former one, or None if this is impossible.
+        """Installs the signal handler.
 
-        Python runs signal handlers in the main thread only. A run in another thread cannot be
+        Python runs signal handlers only in the main thread. A run in another thread cannot be
         interrupted, so its process is ended.
+
+        Returns:
+            The former handler; None if no handler can be installed.
         """
         if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return None
         return signal.signal(_SIGNAL, self._handle) or signal.SIG_DFL
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Raises the failure of the other rank; a signal from elsewhere goes to its handler."""
+        """Raises the failure of the other rank.
+
+        A signal that the watcher has not sent is passed on to the former handler.
+        """
         failure = self._to_raise
         if failure is None:
             if callable(self._former_handler):
@@ -419,11 +449,13 @@ class _Watcher:
                     self._end_run(failure)
                 self._check_places()
         except StoreGone:
-            return  # rank 0 has ended, perhaps after a complete run: else the next collective fails
+            # Rank 0 has ended. If this happened before the end of the run, the next collective of
+            # this rank fails.
+            return
 
     def _end_run(self, failure: RankFailure) -> None:
         """Makes the main thread raise the failure of another rank, or ends the process."""
-        self._answered.clear()  # set by a former failure
+        self._answered.clear()  # an earlier failure may have set it
         is_answered = self._peers.is_failing or not self._is_open
         if is_answered or self._answered.wait(self._limits.same_failure):
             return
@@ -441,17 +473,22 @@ class _Watcher:
     def _interrupt(self, failure: RankFailure) -> None:
         self._to_raise = failure
         if self._former_handler is not None:
-            # A real signal also ends a sleep or a wait for data, unlike `interrupt_main`.
+            # Unlike `interrupt_main`, a real signal also ends a sleep or a wait for data.
             signal.pthread_kill(self._main_thread, _SIGNAL)
 
     def _wait_for_step(self) -> bool:
-        """Waits while an optimizer step holds the signal back; returns whether it is answered."""
+        """Waits for the main thread if an optimizer step holds the signal back.
+
+        Returns:
+            Whether the main thread has raised an error within the time limit.
+        """
         return is_signal_held(_SIGNAL) and self._answered.wait(self._limits.unwinding)
 
     def _abort_groups(self) -> bool:
-        """Aborts the collectives of NCCL; returns whether the main thread has raised an error then.
+        """Aborts the collectives of NCCL. Collectives of gloo cannot be aborted.
 
-        Collectives of gloo cannot be aborted.
+        Returns:
+            Whether the main thread has raised an error as a result.
         """
         abort = getattr(distributed_c10d, "_abort_process_group", None)  # from torch 2.6 on
         if abort is None or "nccl" not in distributed.get_backend():
@@ -475,11 +512,15 @@ class _Watcher:
 
 
 def _restart_error(first: RankFailure) -> RuntimeError:
-    """Returns the error of a rank that calls ``run()`` while others are at another place."""
+    """Returns the error of a rank that calls ``run()`` while other ranks are at another place.
+
+    Args:
+        first: the failure that was reported first.
+    """
     return RuntimeError(
-        f"run() must be called by ranks that are at the same place, and {first}, while others did "
-        "not fail, or not in the same way: end all processes and start them again; a checkpoint "
-        "continues the run, with `resume_from`"
+        f"run() must be called by ranks that are at the same place, but {first}, and other ranks "
+        "did not fail in the same way: end all processes and start them again, with `resume_from` "
+        "to continue from a checkpoint"
     )
 
 
@@ -496,7 +537,7 @@ def _end_process(failure: RankFailure, why: str) -> None:
 
     Args:
         failure: the failure of another rank.
-        why: what follows "This process" in the message.
+        why: the reason, as the verb phrase that follows "This process" in the message.
     """
     print(
         f"{failure}\nThis process {why}, and is ended with exit code 1. "

@@ -19,15 +19,18 @@ from ignite_hooks.processes.watched_run import RunPlace
 __all__ = ["RankFailure", "is_collective_failure", "user_line_of_thread"]
 
 MAX_CHARACTERS = 2000
-"""The length to which a message is cut. That of a loader worker contains its whole traceback."""
+"""The length to which a message is cut.
+
+The message of an error in a loader worker is long, because it contains the worker's traceback.
+"""
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARY_PATHS = (
     _PACKAGE,
-    "<frozen",  # modules that are part of the interpreter, for example those that import others
+    "<frozen",  # modules that are built into the interpreter, for example the import system
     *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
 )
-# gloo raises plain RuntimeErrors. Their text begins with the source file of gloo that raised them.
+# gloo raises plain RuntimeErrors. Their text begins with the path of a source file of gloo.
 _COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 
 
@@ -38,11 +41,12 @@ class RankFailure(NamedTuple):
         rank: the rank that failed.
         error_class: the name of the class of the exception.
         message: the text of the exception.
-        place: the place of the run.
+        place: the place of the rank in its run.
         line: the last line of the traceback that is in the user's code.
         run_number: the number of outermost runs that the rank had begun.
         is_own: whether the rank failed by itself, and not because of a failure of another rank.
-        shared: the text of an error that all ranks raise together, or an empty text.
+        shared: if all ranks raise the error together, the text that they have in common; otherwise
+            an empty text.
     """
 
     rank: int
@@ -58,12 +62,12 @@ class RankFailure(NamedTuple):
     def of(
         cls, error: BaseException, rank: int, place: RunPlace, *, run_number: int, is_own: bool
     ) -> "RankFailure":
-        """Returns the description of an error.
+        """Returns the failure that an error has caused.
 
         Args:
             error: the exception.
-            rank: the rank that raised it.
-            place: the place of that rank's run.
+            rank: the rank that raised the exception.
+            place: the place of this rank in its run.
             run_number: as in the class.
             is_own: as in the class.
         """
@@ -87,8 +91,8 @@ class RankFailure(NamedTuple):
     def is_like(self, other: "RankFailure") -> bool:
         """Returns whether two ranks failed by themselves, with the same error at the same place.
 
-        An error that all ranks raise together is compared by its shared text, because the rank on
-        which it occurred may raise another class.
+        Errors that all ranks raise together are compared by their shared text and place. Their
+        classes may differ, because the rank on which the problem occurred may raise another class.
         """
         if self.shared or other.shared:
             return (self.shared, self.place) == (other.shared, other.place)
@@ -102,7 +106,10 @@ class RankFailure(NamedTuple):
 
 
 def is_collective_failure(error: BaseException) -> bool:
-    """Returns whether an error comes from a collective: another process has ended, or was late."""
+    """Returns whether an error, or one of its causes, was raised by a collective.
+
+    A collective raises an error if another process has ended or is too late.
+    """
     return any(_is_collective_error(each) for each in _with_causes(error))
 
 
@@ -119,7 +126,7 @@ def user_line_of_thread(thread: int | None) -> str:
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error, its cause or context, the cause of that one, and so on; each once."""
+    """Yields an error, and all errors in its chain of causes and contexts, each once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -138,15 +145,17 @@ def _is_collective_error(error: BaseException) -> bool:
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # `__str__` of the user's exception may fail
+    except Exception:  # a user's exception may have a `__str__` that fails
         return ""
 
 
 def _last_line(files: Iterable[tuple[str, int, str]]) -> str:
-    """Returns the last line in the user's code; the last line of all if no line is.
+    """Returns the last line of a stack that is in the user's code.
+
+    If no line is in the user's code, returns the last line.
 
     Args:
-        files: the lines of a stack, outermost first: path, line number and function.
+        files: for each line of the stack, outermost first, its path, line number and function.
     """
     found = "no line is known"
     is_users_found = False

@@ -1,9 +1,9 @@
 """A check that every rank trains the same model: parameters are compared bit by bit.
 
-Ranks that begin with equal parameters and step with equal gradients keep equal parameters to the
-bit. Gradients are averaged only where the model is called through its wrapper. Code that calls the
-module within makes each rank train another model, and only that of rank 0 is saved, without any
-error from torch.
+If ranks begin with equal parameters and step with equal gradients, their parameters stay equal to
+the bit. Gradients are averaged only where the model is called through its distributed wrapper. If
+code calls the module inside the wrapper instead, each rank trains a different model, and only the
+model of rank 0 is saved. torch raises no error in this case.
 """
 
 import functools
@@ -18,10 +18,14 @@ from torch import distributed
 __all__ = ["SameParameters"]
 
 MAX_DIFFERENCE = 1e-3
-"""The largest relative difference that is only a warning; different rounding is far below."""
+"""The largest relative difference that causes a warning instead of an error.
 
-# The dtype in which elements are summed, by their size in bytes; larger ones are summed as words of
-# 4 bytes. In words of 8, the sign bits of an even number of changed signs would cancel out.
+Differences due to rounding are much smaller.
+"""
+
+# The dtype as which an element is summed, by the size of the element in bytes. Larger elements are
+# summed as words of 4 bytes. If words of 8 bytes were summed, an even number of changed signs would
+# leave the sum unchanged.
 _WORD_DTYPES = {1: torch.uint8, 2: torch.int16}
 _MODULUS = 2**61 - 1  # a prime that fits into a tensor of int64
 
@@ -29,9 +33,9 @@ _MODULUS = 2**61 - 1  # a prime that fits into a tensor of int64
 class SameParameters:
     """Compares parameters between ranks.
 
-    A digest is computed from the checksum of each tensor, which is the sum of its words.
-    (``torch.hash_tensor`` is an exclusive or, which is 0 for any tensor in which each value appears
-    an even number of times, for example all ones.)
+    The digest of a model is computed from the checksums of its tensors. A checksum is the sum of
+    the words of a tensor. (``torch.hash_tensor`` is not used, because it is an exclusive or. It is
+    0 if each value appears an even number of times, for example in a tensor of ones.)
     """
 
     def __init__(self) -> None:
@@ -53,7 +57,7 @@ class SameParameters:
     def compare(
         self, parameters: Mapping[str, torch.Tensor], digests: Iterable[tuple[int, int]]
     ) -> None:
-        """Warns once, or raises, if parameters differ. Collective if the digests differ.
+        """Warns once, or raises an error, if parameters differ. Collective if the digests differ.
 
         Args:
             parameters: as for ``digest``.
@@ -79,26 +83,26 @@ class SameParameters:
             largest = max(largest, differences[rank])
             if differences[rank] > MAX_DIFFERENCE:
                 raise RuntimeError(
-                    f"every rank must train the same model, got another {name} on rank {rank}, "
-                    f"which differs from that on rank 0 by {differences[rank]:.1e} of its norm. "
-                    "Gradients are averaged where the model is called as it was prepared: a "
+                    f"every rank must train the same model, got another {name} on rank {rank} than "
+                    f"on rank 0, with a difference of {differences[rank]:.1e} of its norm. "
+                    "Gradients are averaged only where the prepared model is called: a "
                     "`batch_processor` or `model_fn` must call the model that it is given, and not "
-                    "model.module; a module outside of it must be given as `loss_fn` or "
-                    "`batch_processor`, or be a submodule of `model`"
+                    "model.module; a module outside of `model` must be given as `loss_fn` or "
+                    "`batch_processor`, or become a submodule of `model`"
                 )
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 "the ranks train models that differ in some bits, by up to "
                 f"{largest:.1e} of a parameter's norm. The model of rank 0 is saved. Devices of "
-                "several kinds round differently; if these are alike, something changes "
-                "parameters, or gradients after the backward pass, on one rank alone",
+                "different kinds round differently. If all devices are of the same kind, some code "
+                "changes parameters, or gradients after the backward pass, on one rank only",
                 stacklevel=2,
             )
 
 
 def _differing(parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """Returns the parameters that are not the same on all ranks. Collective."""
+    """Returns the names and parameters that are not the same on all ranks. Collective."""
     checksums: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(checksums, _checksums(parameters.values()))
     is_equal = [len(set(of_parameter)) == 1 for of_parameter in zip(*checksums, strict=True)]
@@ -109,7 +113,7 @@ def _differing(parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.
 def _checksums(parameters: Iterable[torch.Tensor]) -> list[int]:
     """Returns the checksum of each parameter. Synchronizes once with each device."""
     by_device: dict[torch.device, list[torch.Tensor]] = {}
-    places = []  # for each parameter its device, and its index among those of the device
+    places = []  # for each parameter its device, and its index among the parameters of this device
     for parameter in parameters:
         of_device = by_device.setdefault(parameter.device, [])
         places.append((parameter.device, len(of_device)))
@@ -126,15 +130,16 @@ def _checksum(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _differences_from_rank_0(parameter: torch.Tensor) -> list[float]:
-    """Returns each rank's distance from the parameter of rank 0, relative to its norm. Collective.
+    """Returns for each rank the relative difference of a parameter from rank 0. Collective.
 
-    A parameter with NaN is infinitely far away.
+    The difference is relative to the norm on rank 0. For a parameter with NaN it is infinite.
     """
     own = parameter.detach().contiguous()
     own = torch.view_as_real(own) if own.is_complex() else own
     of_rank_0 = own.clone()
     distributed.broadcast(of_rank_0, src=0)
-    # In float64: the squares of large values in half precision overflow.
+    # The norm is computed in float64, because in half precision the squares of large values
+    # overflow.
     norm = torch.linalg.vector_norm(of_rank_0.to(torch.float64))
     distance = torch.linalg.vector_norm(own.to(torch.float64) - of_rank_0)
     relative = (distance / norm.clamp(min=torch.finfo(torch.float64).tiny)).reshape(1)

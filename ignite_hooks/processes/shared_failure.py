@@ -1,7 +1,7 @@
-"""Failures that all ranks raise together at the same place, because they have exchanged them.
+"""Marks for failures that all ranks raise together at the same place.
 
-An example is a save that fails on one rank: the ranks exchange its outcome, and each raises an
-error. Afterwards they are at the same place, and can continue together.
+For example, a save fails on one rank. The ranks exchange the outcome of the save, and each rank
+raises an error. Afterwards all ranks are at the same place, and can continue together.
 """
 
 __all__ = ["mark_shared", "shared_text"]
@@ -10,16 +10,16 @@ _ATTRIBUTE = "_ignite_hooks_shared"
 
 
 def mark_shared(error: BaseException, text: str) -> None:
-    """Marks an error as one of those that all ranks raise here, each rank its own.
+    """Marks an error of this rank, if all other ranks raise an error for the same reason too.
 
     Args:
         error: the error of this rank.
-        text: what has failed on which ranks; the same text on all ranks.
+        text: names what has failed and on which ranks. Must be equal on all ranks.
     """
     setattr(error, _ATTRIBUTE, text)
 
 
 def shared_text(error: BaseException) -> str:
-    """Returns the text of an error that all ranks raise; an empty text for any other error."""
+    """Returns the text with which an error was marked; an empty text for any other error."""
     text: str = getattr(error, _ATTRIBUTE, "")
     return text

@@ -1,6 +1,6 @@
 """Detection of ranks that wait for each other at different places of the loop.
 
-torch reports no error in this case until the timeout of the collective.
+torch reports this only when the collective times out.
 """
 
 import json
@@ -14,39 +14,41 @@ __all__ = ["StalledRanks"]
 class StalledRanks:
     """Compares the places of ranks that make no progress.
 
-    For example, an evaluator of this package that only rank 0 runs waits in a collective for the
-    other ranks, which wait for rank 0 in the next batch, or at the end of the same event.
+    For example, only rank 0 runs an evaluator of this package. The evaluator waits in a collective
+    for the other ranks. These wait for rank 0, in the next batch or at the end of the same event.
 
-    A rank that is at the same place and line of code in two successive checks writes both to the
-    store. Ranks at equal places and lines do the same work, however long it takes, so there is a
-    warning only if these differ.
+    If a rank is at the same place and line of code in two successive checks, it writes the place
+    and the line to the store. Ranks at the same place and line do the same work, which may take
+    long, so there is no warning about them.
 
     Args:
         store: the store that the ranks share.
         rank: this rank.
         size: the number of ranks.
-        after_seconds: the time without progress before a rank compares, and between two warnings.
+        after_seconds: the time without progress before the first warning, and between two warnings.
     """
 
     def __init__(self, store: StoreConnection, rank: int, size: int, after_seconds: float) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._after_seconds = after_seconds
-        self._standing: tuple[RunPlace, str] | None = None  # at the last check
+        # The place and line of this rank at the last check, the time since when the rank is there,
+        # and whether the store has this place and line.
+        self._standing: tuple[RunPlace, str] | None = None
         self._since = 0.0
         self._is_written = False
 
     def begin(self) -> None:
-        """Begins a run; clears what this rank wrote in a run before."""
+        """Begins a run, and clears the place that this rank wrote in an earlier run."""
         self._standing, self._is_written = None, False
         self._store.put(_key(self._rank), "")
 
     def check(self, place: RunPlace, line: str, now: float) -> str | None:
-        """Returns a warning if this rank and another one have stalled at different places.
+        """Returns a warning if this rank and another rank have stalled at different places.
 
         Args:
-            place: the present place of this rank's run.
-            line: the line of the user's code in which its main thread is.
-            now: the time in seconds.
+            place: the present place of this rank in its run.
+            line: the line of the user's code that the main thread of this rank executes.
+            now: the present time in seconds.
         """
         standing = (place, line)
         if standing != self._standing:
@@ -79,14 +81,14 @@ class StalledRanks:
 
     def _warning(self, places: dict[int, tuple[RunPlace, str]]) -> str:
         ranks = [
-            f"rank {rank}: {'{}; {}'.format(*places[rank]) if rank in places else 'it moves'}"
+            f"rank {rank}: {'{}; {}'.format(*places[rank]) if rank in places else 'in progress'}"
             for rank in range(self._size)
         ]
         return (
             f"ranks have stood at different places for {self._after_seconds:g} s, and may wait for "
-            f"each other for ever. {'. '.join(ranks)}. What exchanges data between the ranks, an "
-            "evaluator of this package for instance, must be called by all of them: call it "
-            "without `if rank == 0`"
+            f"each other for ever. {'. '.join(ranks)}. Code that exchanges data between ranks, for "
+            "example an evaluator of this package, must be called on every rank: call it without "
+            "`if rank == 0`"
         )
 
 

@@ -22,16 +22,17 @@ def store_of_default_group() -> Store:
 
 
 class StoreGone(Exception):
-    """The store cannot be reached: the process that holds it has ended, rank 0 or the launcher."""
+    """The store cannot be reached. The process that holds it, rank 0 or the launcher, has ended."""
 
 
 class StoreConnection:
     """A second connection to a store, for a thread that must not wait for the main thread.
 
-    A client of a store is locked during each call. A main thread that makes a process group waits
-    in such a call, and a thread that used the same client would wait with it.
+    A client of a store is locked during each call. When the main thread makes a process group, it
+    waits in such a call. If another thread used the same client, it would wait for the lock.
 
-    After a call that failed no further call is made, because torch prints a stack trace for each.
+    If a call has failed, no further calls are made, because torch prints a stack trace for each
+    failed call.
 
     Args:
         store: the store of the default process group.
@@ -47,7 +48,7 @@ class StoreConnection:
 
     def __init__(self, store: Store, timeout: timedelta) -> None:
         own = store.clone() if hasattr(store, "clone") else _second_client(store, timeout)
-        own.set_timeout(timeout)  # of this connection, not of that of the group
+        own.set_timeout(timeout)  # only for this connection, not for the connection of the group
         self._store = PrefixStore(_PREFIX, own)
         self.is_gone = False
 
@@ -57,14 +58,13 @@ class StoreConnection:
         return found
 
     def put(self, key: str, text: str) -> None:
-        """Sets a key, and returns when the store has received it."""
+        """Sets a key, and waits until the store has received the text."""
         self._call(self._put, key, text)
 
     def post(self, key: str, text: str) -> None:
         """Sets a key without waiting for the store.
 
-        To be used for the last call: as soon as rank 0 has read the key, it may end, and the store
-        with it.
+        Use this for the last call. When rank 0 has read the key, it may end, and the store with it.
         """
         self._call(self._store.set, key, text)
 
@@ -77,8 +77,8 @@ class StoreConnection:
 
     def _put(self, key: str, text: str) -> None:
         self._store.set(key, text)
-        # The store does not answer `set`. It handles the calls of a client in order, so its answer
-        # to this call shows that it has the text.
+        # The store does not answer `set`. But it handles the calls of a client in order, so an
+        # answer to `check` shows that the store has received the text.
         self._store.check([key])
 
     def _call(self, function: Callable[..., Any], *arguments: str) -> Any:
@@ -101,9 +101,9 @@ def _second_client(store: Store, timeout: timedelta) -> Store:
         raise NotImplementedError(
             f"a {type(server).__name__} has no second connection before torch 2.8"
         )
-    # All ranks must use one prefix. A launcher gives each of its attempts a prefix in one shared
-    # store, but torch has no function to read the prefix of a store. So the rank that comes first
-    # writes a prefix of ours under the launcher's, where all ranks read it.
+    # All ranks must use the same prefix. A launcher uses one store for all its attempts, with a
+    # different prefix for each. The new client would lack this prefix, and torch has no function to
+    # read it. So the first rank writes a random prefix through `store`, where all ranks read it.
     prefix = store.compare_set(f"{_PREFIX}/prefix", "", uuid4().hex).decode()
     client = TCPStore(
         server.host, server.port, is_master=False, wait_for_workers=False, timeout=timeout

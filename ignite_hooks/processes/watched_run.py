@@ -1,4 +1,4 @@
-"""A run of a trainer whose failure is reported to the other ranks."""
+"""A run of a trainer. If the run fails, the failure is reported to the other ranks."""
 
 from typing import Literal
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from ignite_hooks.core.training_engine import TrainingEngine
 __all__ = ["OnPeerFailure", "RunPlace", "WatchedRun"]
 
 OnPeerFailure = Literal["exit", "wait"]
-"""The choices for a process that is blocked in a collective when another rank has failed."""
+"""The choices for a process that is blocked in a collective when another rank fails."""
 
 
 class RunPlace(NamedTuple):
@@ -37,26 +37,27 @@ class WatchedRun:
 
     Args:
         trainer: the trainer that runs.
-        on_peer_failure: "exit" ends a process that is blocked in a collective, with exit code 1;
-            "wait" leaves it there until the timeout of the collective.
+        on_peer_failure: the choice for the case that this process is blocked in a collective when
+            another rank fails. "exit" ends the process with exit code 1. "wait" leaves the process
+            in the collective until its timeout.
 
     Raises:
-        ValueError: ``on_peer_failure`` is neither.
+        ValueError: ``on_peer_failure`` is neither "exit" nor "wait".
     """
 
     def __init__(self, trainer: TrainingEngine, on_peer_failure: OnPeerFailure) -> None:
         if on_peer_failure not in get_args(OnPeerFailure):
             raise ValueError(
-                f'`on_peer_failure` must be "exit" or "wait", got {on_peer_failure!r}: "exit" ends '
-                'a process that waits in a collective for a rank that has failed, "wait" leaves '
-                "it there until the timeout"
+                f'`on_peer_failure` must be "exit" or "wait", got {on_peer_failure!r}: if another '
+                'rank has failed, "exit" ends a process that is blocked in a collective, and '
+                '"wait" leaves the process there until the timeout'
             )
         self.trainer = trainer
         self.on_peer_failure = on_peer_failure
 
     @property
     def place(self) -> RunPlace:
-        """The present place of the run."""
+        """The present place of this rank in the run."""
         state, event = self.trainer.state, self.trainer.last_event_name
         name = str(getattr(event, "name", event) or "the start of the run")
         return RunPlace(state.epoch, state.iteration, state.optimizer_step, name)

@@ -159,9 +159,7 @@ def test_incomplete_search_is_a_doubt():
 def test_several_generators_of_a_set_are_a_doubt():
     found = generators_in({"data": {random.Random(), random.Random()}})
     assert len(found.named) == 2
-    assert found.doubts == (
-        "data.{Random} is in a set, whose order may differ in another process",
-    )
+    assert found.doubts == ("data.{Random} is in a set, whose order may differ in another process",)
 
 
 def test_generators_of_equal_paths_get_numbers():
