@@ -81,7 +81,7 @@ class ChangedData:
         if self.has_other_workers:
             found.append(
                 f"{self._describe_change('workers')}: if the data set draws random numbers, these "
-                "differ, because other workers draw them; otherwise nothing changes"
+                "differ, because other processes draw them; otherwise nothing changes"
             )
         return found
 

@@ -172,8 +172,8 @@ def _global_generators() -> list[Any]:
 def _may_be_a_generator(cls: type) -> bool:
     """Returns whether a class may be a random generator whose state cannot be read.
 
-    Such a class is written in an extension language and has "random", "rng" or "generator" in its
-    name. The other extension classes, for example of files, tokens and images, rarely draw random
+    Such a class belongs to a compiled extension and has "random", "rng" or "generator" in its name.
+    Other classes of extensions, for example for files, tokens or images, rarely draw random
     numbers.
     """
     if is_library_code(cls) or not _GENERATOR_NAME.search(cls.__name__):
@@ -417,7 +417,10 @@ class RandomState:
         torch.set_rng_state(self.cpu)
 
     def has_moved(self) -> bool:
-        """Returns whether the state of any generator has changed since; the device is left out."""
+        """Returns whether any generator has now another state than in this object.
+
+        The device's generator is not compared.
+        """
         words, index = (np.random.get_state(legacy=False)["state"][each] for each in ("key", "pos"))
         numpy = self.numpy["state"]
         return (

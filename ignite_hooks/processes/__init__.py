@@ -1,1 +1,1 @@
-"""Collectives and checks that keep the ranks of one run alike."""
+"""Exchanges between the ranks of a run, comparisons of ranks, and reports of their failures."""

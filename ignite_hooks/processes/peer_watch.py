@@ -66,7 +66,7 @@ class TimeLimits(NamedTuple):
             another rank was read.
         unblocking: the time for the main thread to raise the error of another rank.
         unwinding: the time for the run to end after this error was raised. Also the time for an
-            optimizer step to complete before.
+            optimizer step that must complete before the error is raised.
         acknowledgement: the time for the other ranks to read a failure, or to end their run too,
             before the process that holds the store may end.
         other_failures: the time for all ranks to report how the previous run has ended.

@@ -39,7 +39,7 @@ class WatchedRun:
         trainer: the trainer that runs.
         on_peer_failure: the choice for the case that this process is blocked in a collective when
             another rank fails. "exit" ends the process with exit code 1. "wait" leaves the process
-            in the collective until its timeout.
+            there until the collective times out.
 
     Raises:
         ValueError: ``on_peer_failure`` is neither "exit" nor "wait".

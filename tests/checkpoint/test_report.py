@@ -154,7 +154,7 @@ DIFFERENCES = {
         lambda: loader(batch=4),
         {},
         r"data: changed \(2 samples a batch then, 4 now: the 4 samples left of this pass come in 1 "
-        r"batch \(1 step\), and from the next on a pass has 2 batches \(2 steps\), and had 4 "
+        r"batch \(1 step\), and from the next pass on a pass has 2 batches \(2 steps\), and had 4 "
         r"batches \(4 steps\)\)",
     ),
     "another number of samples": (
@@ -162,7 +162,7 @@ DIFFERENCES = {
         lambda: loader(size=12),
         {},
         r"data: changed \(8 samples a pass then, 12 now: the current pass is dropped after 2 "
-        r"batches and the next one starts; an epoch without a fixed length starts again with it",
+        r"batches and the next pass starts; an epoch without a fixed length starts again with that",
     ),
     "a list of another length": (
         lambda: batches_of(4),
@@ -174,7 +174,7 @@ DIFFERENCES = {
         loader,
         lambda: loader(num_workers=1),
         {},
-        r"data: changed \(0 workers then, 1 now: random numbers that the data set draws",
+        r"data: changed \(0 workers then, 1 now: if the data set draws random numbers",
     ),
     "workers in any order, in the middle of a pass": (
         lambda: loader(num_workers=1, in_order=False),

@@ -154,7 +154,7 @@ def test_last_batch_is_given_when_drop_last_is_turned_off(tmp_path):
     part = trainer.resume_report.parts["data"]
     assert str(part) == (
         "changed (4 batches a pass then, 5 now: the 14 samples left of this pass come in 3 batches "
-        "(3 steps), and from the next on a pass has 5 batches (5 steps), and had 4 batches "
+        "(3 steps), and from the next pass on a pass has 5 batches (5 steps), and had 4 batches "
         "(4 steps))"
     )
     trainer.run(max_epochs=3)
@@ -258,8 +258,9 @@ def test_epoch_starts_again_if_the_position_is_invalid(name, tmp_path):
     part = trainer.resume_report.parts["data"]
     assert part.level == "changed"
     assert part.reason == (
-        f"{message}: the current pass is dropped after 2 batches and the next one starts; an epoch "
-        "without a fixed length starts again with it, and iterations and steps keep counting"
+        f"{message}: the current pass is dropped after 2 batches and the next pass starts; an "
+        "epoch without a fixed length starts again with that pass; iterations and steps keep "
+        "counting"
     )
     with pytest.warns(UserWarning, match=message):
         trainer.run(max_epochs=3)
@@ -386,7 +387,7 @@ def test_epoch_completes_if_too_few_samples_are_left(tmp_path):
         Events.EPOCH_COMPLETED,
         lambda engine: completed.append((engine.state.epoch, engine.state.iteration)),
     )
-    message = "the 4 samples left of this pass make no batch, so it ends; a pass has 4 batches"
+    message = "the 4 samples left of this pass make no batch, so the pass ends; a pass has 4"
     assert message in trainer.resume_report.parts["data"].reason
     trainer.run(max_epochs=2)
     assert completed == [(1, 4), (2, 4 + 4)]

@@ -198,8 +198,8 @@ def test_changed_number_of_workers_is_reported(number, tmp_path):
     part = resume_report_of_data(then, DataLoader(Drawing(), 2, num_workers=number), tmp_path)
     assert part.level == "changed"
     assert part.reason == (
-        f"2 workers then, {number} now: random numbers that the data set draws come from other "
-        "processes; without such draws nothing changes"
+        f"2 workers then, {number} now: if the data set draws random numbers, these differ, "
+        "because other processes draw them; otherwise nothing changes"
     )
 
 
