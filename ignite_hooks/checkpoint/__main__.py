@@ -32,16 +32,16 @@ from pathlib import Path
 from pathlib import PurePath
 from typing import Any
 
-from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Listing
-from ignite_hooks.checkpoint.candidates import Source
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.choice import best_of_each_run
 from ignite_hooks.checkpoint.choice import select_checkpoints
 from ignite_hooks.checkpoint.differences import Part
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.plain_data import flattened
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
+from ignite_hooks.checkpoint.source_interface import Listing
+from ignite_hooks.checkpoint.source_interface import Source
+from ignite_hooks.checkpoint.source_interface import SourceError
 from ignite_hooks.checkpoint.store import UNFINISHED
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import find_problems
@@ -316,7 +316,7 @@ def _broken_folders(listing: Listing) -> list[tuple[str, str]]:
     return sorted((listing.damaged | listing.unfinished).items())
 
 
-def _local_checkpoint(candidate: Candidate) -> Checkpoint:
+def _local_checkpoint(candidate: CheckpointCandidate) -> Checkpoint:
     return Checkpoint(Path(candidate.name), candidate.manifest)
 
 
@@ -326,7 +326,7 @@ def _state_text(checkpoint: Checkpoint) -> str:
     return "damaged" if is_still_there(checkpoint) else _REMOVED
 
 
-def _problems_of(source: Source, candidate: Candidate) -> list[str]:
+def _problems_of(source: Source, candidate: CheckpointCandidate) -> list[str]:
     """Returns the problems of a checkpoint's files; a remote checkpoint is downloaded first."""
     if not source.makes_copies:
         return find_problems(_local_checkpoint(candidate))

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ignite_hooks.checkpoint.candidates import Candidate
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.save import SaveCheckpoint
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
 from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.weights import CheckpointEntry
 from ignite_hooks.checkpoint.weights import CheckpointReader
@@ -31,7 +31,7 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     reader = CheckpointReader(_find_best_directory(trainer))
     ranks, modules = Ranks(trainer.accelerator), trainer.modules
 
-    def find() -> tuple[Candidate, CheckpointEntry]:
+    def find() -> tuple[CheckpointCandidate, CheckpointEntry]:
         best, entry = reader.best_of_run(training_id(trainer))
         for name in modules:
             reader.read_part(best, name, verify=True)  # once, on rank 0: it hashes every file

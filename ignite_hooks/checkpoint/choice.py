@@ -7,8 +7,8 @@ from pathlib import PurePath
 from typing import Literal
 from typing import TypeAlias
 
-from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Source
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
+from ignite_hooks.checkpoint.source_interface import Source
 from ignite_hooks.checkpoint.store import best_first
 from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.rules import is_integer
@@ -21,14 +21,14 @@ MAX_SHOWN = 8
 """The number of texts that a message lists in full."""
 
 
-def best_of_each_run(newest_first: Sequence[Candidate]) -> dict[str, Candidate]:
+def best_of_each_run(newest_first: Sequence[CheckpointCandidate]) -> dict[str, CheckpointCandidate]:
     """Returns the best checkpoint of each run that has one, by the identifier of the run.
 
     The newest checkpoint of a run that names a metric and a mode decides which metric is compared,
     and whether "max" or "min" is best. NaN is never the best. Of equal values the newer is the
     best.
     """
-    found: dict[str, Candidate] = {}
+    found: dict[str, CheckpointCandidate] = {}
     for run in dict.fromkeys(each.manifest.training for each in newest_first):
         run_checkpoints = _checkpoints_of_run(newest_first, run)
         for manifest in (each.manifest for each in run_checkpoints):
@@ -39,7 +39,9 @@ def best_of_each_run(newest_first: Sequence[Candidate]) -> dict[str, Candidate]:
     return found
 
 
-def best_of_run(newest_first: Sequence[Candidate], run: str, place: str) -> Candidate:
+def best_of_run(
+    newest_first: Sequence[CheckpointCandidate], run: str, place: str
+) -> CheckpointCandidate:
     """Returns the best checkpoint of a run.
 
     Args:
@@ -72,8 +74,8 @@ def best_of_run(newest_first: Sequence[Candidate], run: str, place: str) -> Cand
 
 
 def select_checkpoints(
-    newest_first: Sequence[Candidate], which: Which, source: Source, place: str
-) -> Sequence[Candidate]:
+    newest_first: Sequence[CheckpointCandidate], which: Which, source: Source, place: str
+) -> Sequence[CheckpointCandidate]:
     """Returns the checkpoint that ``which`` names; for "last" all, to try one after another.
 
     Args:
@@ -116,16 +118,18 @@ def join_first(texts: Sequence[str], separator: str = ", ") -> str:
     return separator.join([*texts[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
-def _checkpoints_of_run(newest_first: Sequence[Candidate], run: str) -> list[Candidate]:
+def _checkpoints_of_run(
+    newest_first: Sequence[CheckpointCandidate], run: str
+) -> list[CheckpointCandidate]:
     return [each for each in newest_first if each.manifest.training == run]
 
 
-def _has_name(candidate: Candidate, name: str, source: Source, place: str) -> bool:
+def _has_name(candidate: CheckpointCandidate, name: str, source: Source, place: str) -> bool:
     is_its_name = name in (PurePath(candidate.name).name, candidate.name)
     return is_its_name or _has_address(candidate, name, source, place)
 
 
-def _has_address(candidate: Candidate, address: str, source: Source, place: str) -> bool:
+def _has_address(candidate: CheckpointCandidate, address: str, source: Source, place: str) -> bool:
     """Returns whether a path, or the URL for a remote source, is that of the checkpoint."""
     if is_url(place):
         return address.rstrip("/") == source.address_of(candidate).rstrip("/")

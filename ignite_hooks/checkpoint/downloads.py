@@ -23,10 +23,10 @@ from typing import IO
 
 from xxhash import xxh3_128_hexdigest
 
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.durable import sync_tree
 from ignite_hooks.checkpoint.layout import MANIFEST
 from ignite_hooks.checkpoint.manifest import Manifest
+from ignite_hooks.checkpoint.source_interface import SourceError
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.store import read_manifest

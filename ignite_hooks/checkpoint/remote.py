@@ -16,11 +16,6 @@ from urllib.parse import unquote
 
 from xxhash import xxh3_128
 
-from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Listing
-from ignite_hooks.checkpoint.candidates import Source
-from ignite_hooks.checkpoint.candidates import SourceError
-from ignite_hooks.checkpoint.candidates import list_until_stable
 from ignite_hooks.checkpoint.downloads import Downloads
 from ignite_hooks.checkpoint.layout import MANIFEST
 from ignite_hooks.checkpoint.manifest import FileRecord
@@ -28,6 +23,11 @@ from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.manifest import is_unrelated_json
 from ignite_hooks.checkpoint.regular_file import NotRegularFileError
 from ignite_hooks.checkpoint.regular_file import open_regular
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
+from ignite_hooks.checkpoint.source_interface import Listing
+from ignite_hooks.checkpoint.source_interface import Source
+from ignite_hooks.checkpoint.source_interface import SourceError
+from ignite_hooks.checkpoint.source_interface import list_until_stable
 from ignite_hooks.checkpoint.store import MAX_MANIFEST_BYTES
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import is_checkpoint_name
@@ -85,7 +85,7 @@ class RemoteSource(Source):
         """Lists the directory and reads the manifests in it."""
         return list_until_stable(self._list_once)
 
-    def fetch(self, candidate: Candidate, *, verify: bool) -> Checkpoint:
+    def fetch(self, candidate: CheckpointCandidate, *, verify: bool) -> Checkpoint:
         """Returns the checkpoint as a local copy, which is downloaded if it is not there yet."""
         name, manifest = candidate
 
@@ -96,7 +96,7 @@ class RemoteSource(Source):
         folder_name = PurePosixPath(name).name or "checkpoint"
         return self._downloads.get(folder_name, manifest, download, verify=verify)
 
-    def address_of(self, candidate: Candidate) -> str:
+    def address_of(self, candidate: CheckpointCandidate) -> str:
         """Returns the URL of the checkpoint's folder."""
         if candidate.name == self._root:
             return self._url
@@ -107,7 +107,7 @@ class RemoteSource(Source):
         links[index] = f"{links[index].rstrip('/')}/{PurePosixPath(candidate.name).name}"
         return "::".join(links)
 
-    def still_has(self, candidate: Candidate) -> bool:
+    def still_has(self, candidate: CheckpointCandidate) -> bool:
         """Returns whether a listed checkpoint has been neither removed nor replaced since."""
         self._fs.invalidate_cache()
         try:
@@ -116,20 +116,20 @@ class RemoteSource(Source):
             return False
         except ValueError:
             return True  # damaged, but neither removed nor replaced
-        return Candidate(candidate.name, manifest).key == candidate.key
+        return CheckpointCandidate(candidate.name, manifest).key == candidate.key
 
     def _list_once(self) -> Listing:
         """Lists the source once. The listing may be inconsistent if another process saves there."""
         root = self._root
         self._fs.invalidate_cache()  # fsspec caches the listings of directories
         root_candidate = self._read_candidate(root)
-        if isinstance(root_candidate, Candidate):
+        if isinstance(root_candidate, CheckpointCandidate):
             # A single checkpoint needs no listing: some servers cannot list a folder.
             return Listing([root_candidate], {}, {})
         found, damaged, unfinished = [], {}, {}
         for name in self._list_names():
             candidate = self._read_candidate(name)
-            if isinstance(candidate, Candidate):
+            if isinstance(candidate, CheckpointCandidate):
                 found.append(candidate)
             elif candidate is None:
                 unfinished[name] = "no manifest"
@@ -158,7 +158,7 @@ class RemoteSource(Source):
             )
         return sorted(name for name in names if is_checkpoint_name(PurePosixPath(name).name))
 
-    def _read_candidate(self, name: str) -> Candidate | bytes | None:
+    def _read_candidate(self, name: str) -> CheckpointCandidate | bytes | None:
         """Reads a manifest.
 
         Returns:
@@ -167,7 +167,7 @@ class RemoteSource(Source):
         text = b""
         try:
             text = self._read_manifest(name)
-            return Candidate(name, Manifest.loads(text))
+            return CheckpointCandidate(name, Manifest.loads(text))
         except _AbsentError:
             return None
         except (NotRegularFileError, ValueError):

@@ -10,9 +10,6 @@ from weakref import ref
 from accelerate import PartialState
 from ignite.engine import Engine
 
-from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Source
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.changed_settings import check_override
 from ignite_hooks.checkpoint.lineage import lineage_of
 from ignite_hooks.checkpoint.loading import LoadedState
@@ -21,6 +18,9 @@ from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.report import ResumeReport
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
+from ignite_hooks.checkpoint.source_interface import Source
+from ignite_hooks.checkpoint.source_interface import SourceError
 from ignite_hooks.checkpoint.state import TrainingState
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import is_still_there
@@ -237,7 +237,7 @@ class ResumeCheckpoint(Handler):
         )
 
     def _read_checkpoint(
-        self, source: Source, candidate: Candidate, ranks: Ranks, trainer: TrainingEngine
+        self, source: Source, candidate: CheckpointCandidate, ranks: Ranks, trainer: TrainingEngine
     ) -> LoadedState | None:
         """Reads a checkpoint; returns None if it has been removed meanwhile.
 
@@ -264,7 +264,7 @@ class ResumeCheckpoint(Handler):
                 each.close()
         return None
 
-    def _fetch(self, source: Source, candidate: Candidate, ranks: Ranks) -> Checkpoint:
+    def _fetch(self, source: Source, candidate: CheckpointCandidate, ranks: Ranks) -> Checkpoint:
         """Verifies a checkpoint, and downloads it on each machine if it is remote."""
         checkpoint = ranks.call_on_rank_0(lambda: source.fetch(candidate, verify=self.verify))
         # Rank 0 has served its own machine. On each other one a single rank makes the download, and
@@ -287,7 +287,7 @@ def _warn_of_skipped(problem: str) -> None:
     warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=2)
 
 
-def _check_compatibility(candidate: Candidate, ranks: Ranks) -> None:
+def _check_compatibility(candidate: CheckpointCandidate, ranks: Ranks) -> None:
     """Raises if the layout or the number of processes of a checkpoint is not the present one."""
     manifest = candidate.manifest
     if manifest.version != SCHEMA:

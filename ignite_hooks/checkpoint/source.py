@@ -3,15 +3,15 @@
 import os
 from pathlib import Path
 
-from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Listing
-from ignite_hooks.checkpoint.candidates import Source
-from ignite_hooks.checkpoint.candidates import SourceError
-from ignite_hooks.checkpoint.candidates import list_until_stable
 from ignite_hooks.checkpoint.layout import MANIFEST
 from ignite_hooks.checkpoint.manifest import is_unrelated_json
 from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.checkpoint.remote import RemoteSource
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
+from ignite_hooks.checkpoint.source_interface import Listing
+from ignite_hooks.checkpoint.source_interface import Source
+from ignite_hooks.checkpoint.source_interface import SourceError
+from ignite_hooks.checkpoint.source_interface import list_until_stable
 from ignite_hooks.checkpoint.store import MAX_MANIFEST_BYTES
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
@@ -49,7 +49,7 @@ class FolderSource(Source):
         """Lists the folder and reads the manifests in it."""
         return list_until_stable(self._list_once)
 
-    def fetch(self, candidate: Candidate, *, verify: bool) -> Checkpoint:
+    def fetch(self, candidate: CheckpointCandidate, *, verify: bool) -> Checkpoint:
         """Returns the checkpoint in its own folder, after a check of its files."""
         checkpoint = Checkpoint(Path(candidate.name), candidate.manifest)
         problems = find_problems(checkpoint, reads=verify)
@@ -57,11 +57,11 @@ class FolderSource(Source):
             raise ValueError("; ".join(problems))
         return checkpoint
 
-    def address_of(self, candidate: Candidate) -> str:
+    def address_of(self, candidate: CheckpointCandidate) -> str:
         """Returns the path of the checkpoint's folder."""
         return candidate.name
 
-    def still_has(self, candidate: Candidate) -> bool:
+    def still_has(self, candidate: CheckpointCandidate) -> bool:
         """Returns whether a listed checkpoint has been neither removed nor replaced since."""
         return is_still_there(Checkpoint(Path(candidate.name), candidate.manifest))
 
@@ -69,7 +69,9 @@ class FolderSource(Source):
         names = self._list_names()
         if MANIFEST in names:
             try:
-                return Listing([Candidate(str(self._path), read_manifest(self._path))], {}, {})
+                return Listing(
+                    [CheckpointCandidate(str(self._path), read_manifest(self._path))], {}, {}
+                )
             except FileNotFoundError:
                 pass  # removed since the folder was listed
             except (OSError, ValueError) as error:
@@ -82,7 +84,9 @@ class FolderSource(Source):
         store = CheckpointStore(self._path)
         # Three passes over the directory may see different states: list_until_stable repeats them.
         try:
-            found = [Candidate(str(each.folder), each.manifest) for each in store.checkpoints()]
+            found = [
+                CheckpointCandidate(str(each.folder), each.manifest) for each in store.checkpoints()
+            ]
             damaged = {str(folder): why for folder, why in store.damaged().items()}
             broken = {str(folder): why for folder, why in store.broken().items()}
         except FileNotFoundError:  # the directory has been removed meanwhile

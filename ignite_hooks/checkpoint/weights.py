@@ -23,9 +23,6 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch.nn.parameter import is_lazy
 
-from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Source
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.choice import Which
 from ignite_hooks.checkpoint.choice import best_of_each_run
 from ignite_hooks.checkpoint.choice import best_of_run
@@ -45,6 +42,9 @@ from ignite_hooks.checkpoint.module_state import read_module
 from ignite_hooks.checkpoint.module_state import split_state
 from ignite_hooks.checkpoint.plain_names import PlainNames
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
+from ignite_hooks.checkpoint.source_interface import Source
+from ignite_hooks.checkpoint.source_interface import SourceError
 from ignite_hooks.core.checked_dataclass import handler_config
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import SourcePath
@@ -360,7 +360,7 @@ class CheckpointReader:
         self.versions: Mapping[str, str] = {}
         self._reported_problems: set[str] = set()
 
-    def list_candidates(self) -> list[Candidate]:
+    def list_candidates(self) -> list[CheckpointCandidate]:
         """Returns the checkpoints of the source, the newest first; warns of damaged ones."""
         listing = self._source.find()
         for name, why in listing.damaged.items():
@@ -372,7 +372,9 @@ class CheckpointReader:
             )
         return listing.candidates
 
-    def make_entry(self, candidate: Candidate, others: list[Candidate]) -> CheckpointEntry:
+    def make_entry(
+        self, candidate: CheckpointCandidate, others: list[CheckpointCandidate]
+    ) -> CheckpointEntry:
         """Returns the entry of a checkpoint, which may be the best of its run among ``others``."""
         manifest = candidate.manifest
         best = best_of_each_run(others).get(manifest.training)
@@ -439,7 +441,7 @@ class CheckpointReader:
                 problems = "; ".join(damaged.values())
                 raise ValueError(f"`source` must have an undamaged checkpoint, got: {problems}")
 
-    def read_part(self, candidate: Candidate, part: str, *, verify: bool) -> FoundPart:
+    def read_part(self, candidate: CheckpointCandidate, part: str, *, verify: bool) -> FoundPart:
         """Reads a part of one checkpoint.
 
         Args:
@@ -478,7 +480,7 @@ class CheckpointReader:
                 f"content ({type(error).__name__}: {error})"
             ) from error
 
-    def best_of_run(self, run: str) -> tuple[Candidate, CheckpointEntry]:
+    def best_of_run(self, run: str) -> tuple[CheckpointCandidate, CheckpointEntry]:
         """Returns the best checkpoint of a run, and its entry."""
         candidates = self.list_candidates()
         best = best_of_run(candidates, run, str(self._source_name))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ignite_hooks.checkpoint.candidates import Candidate
 from ignite_hooks.checkpoint.choice import best_of_each_run
 from ignite_hooks.checkpoint.choice import select_checkpoints
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
 
 LOCAL = source_at(Path("runs"), Path("unused"))
 
@@ -34,7 +34,7 @@ def candidates(*entries, mode="max"):
             versions={},
             files={},
         )
-        found.insert(0, Candidate(f"runs/step_{step:08d}", manifest))
+        found.insert(0, CheckpointCandidate(f"runs/step_{step:08d}", manifest))
     return found
 
 

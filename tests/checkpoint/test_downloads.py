@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.downloads import Downloads
+from ignite_hooks.checkpoint.source_interface import SourceError
 from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems

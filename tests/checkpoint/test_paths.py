@@ -13,9 +13,9 @@ import pytest
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks.checkpoint.__main__ import main
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.manifest import with_checksum
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.source_interface import SourceError
 from tests.reference import batches_of
 from tests.reference import make_trainer
 

@@ -17,9 +17,9 @@ from fsspec.registry import known_implementations
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.manifest import with_checksum
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.source_interface import SourceError
 from ignite_hooks.checkpoint.store import MAX_MANIFEST_BYTES
 from tests.checkpoint.test_source import files_of
 from tests.checkpoint.test_source import found

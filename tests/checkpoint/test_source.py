@@ -11,9 +11,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.manifest import with_checksum
 from ignite_hooks.checkpoint.source import source_at
+from ignite_hooks.checkpoint.source_interface import SourceError
 from ignite_hooks.checkpoint.store import read_manifest
 from tests.ids import stable_id
 from tests.reference import batches_of

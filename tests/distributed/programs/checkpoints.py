@@ -26,10 +26,10 @@ from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import lock
 from ignite_hooks.checkpoint import resume
 from ignite_hooks.checkpoint import triggers
-from ignite_hooks.checkpoint.candidates import SourceError
 from ignite_hooks.checkpoint.lock import LOCK_NAME
 from ignite_hooks.checkpoint.ranks import Ranks
 from ignite_hooks.checkpoint.remote import RemoteSource
+from ignite_hooks.checkpoint.source_interface import SourceError
 from ignite_hooks.checkpoint.store import CheckpointStore
 from tests.checkpoint.damage.training import folders
 from tests.checkpoint.damage.training import whole_steps

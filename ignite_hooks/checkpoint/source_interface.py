@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ignite_hooks.checkpoint.manifest import Manifest
 from ignite_hooks.checkpoint.store import Checkpoint
 
-__all__ = ["Candidate", "Listing", "Source", "SourceError", "list_until_stable"]
+__all__ = ["CheckpointCandidate", "Listing", "Source", "SourceError", "list_until_stable"]
 
 _MAX_LISTINGS = 20
 
@@ -24,7 +24,7 @@ class SourceError(OSError):
     """
 
 
-class Candidate(NamedTuple):
+class CheckpointCandidate(NamedTuple):
     """A folder with a manifest, whose other files have not been checked.
 
     Args:
@@ -54,7 +54,7 @@ class Listing(NamedTuple):
         unfinished: folders that are not, or no longer, a checkpoint, with the reason, by name.
     """
 
-    candidates: list[Candidate]
+    candidates: list[CheckpointCandidate]
     damaged: dict[str, str]
     unfinished: dict[str, str]
 
@@ -75,7 +75,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def fetch(self, candidate: Candidate, *, verify: bool) -> Checkpoint:
+    def fetch(self, candidate: CheckpointCandidate, *, verify: bool) -> Checkpoint:
         """Returns a checkpoint in a folder of this machine, with all its files.
 
         Args:
@@ -89,11 +89,11 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def address_of(self, candidate: Candidate) -> str:
+    def address_of(self, candidate: CheckpointCandidate) -> str:
         """Returns the path or the URL of a checkpoint, which is itself a valid source."""
 
     @abstractmethod
-    def still_has(self, candidate: Candidate) -> bool:
+    def still_has(self, candidate: CheckpointCandidate) -> bool:
         """Returns whether a listed checkpoint has been neither removed nor replaced since.
 
         Raises:

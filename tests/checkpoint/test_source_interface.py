@@ -4,9 +4,9 @@ from itertools import repeat
 
 import pytest
 
-from ignite_hooks.checkpoint.candidates import Candidate
-from ignite_hooks.checkpoint.candidates import Listing
-from ignite_hooks.checkpoint.candidates import list_until_stable
+from ignite_hooks.checkpoint.source_interface import CheckpointCandidate
+from ignite_hooks.checkpoint.source_interface import Listing
+from ignite_hooks.checkpoint.source_interface import list_until_stable
 from ignite_hooks.checkpoint.store import CheckpointStore
 from tests.checkpoint.stored import save
 
@@ -20,7 +20,7 @@ def candidate(tmp_path):
 
     def of(step):
         found = {each.manifest.step: each for each in store.checkpoints()}
-        return Candidate(str(found[step].folder), found[step].manifest)
+        return CheckpointCandidate(str(found[step].folder), found[step].manifest)
 
     return of
 
