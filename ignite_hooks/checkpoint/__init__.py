@@ -1,4 +1,4 @@
-"""Checkpoints: saving and resuming, loading their weights, and a test that a run can be resumed."""
+"""Checkpoints: handlers that save and resume a run, functions for weights, and a resume test."""
 
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,6 @@ _MODULES = {
     "load_weights": "weights",
 }
 
-if not TYPE_CHECKING:  # to a type checker the names imported above are the public ones
+if not TYPE_CHECKING:  # a type checker reads the imports above instead
     __all__ = [*_MODULES]
     __getattr__, __dir__ = lazy_names(__name__, _MODULES)

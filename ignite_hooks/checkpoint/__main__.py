@@ -1,4 +1,4 @@
-"""The command line of checkpoints: lists, shows, verifies, compares and exports them.
+"""A command line that lists, shows, verifies, exports and compares checkpoints.
 
 ::
 
@@ -8,9 +8,10 @@
     python -m ignite_hooks.checkpoint export SOURCE [--which best] [--part model] OUT.safetensors
     python -m ignite_hooks.checkpoint diff A B [--which best] [--all]
 
-A source is a directory of checkpoints, a single checkpoint, or the URL of either. The commands
-never change a source and never unpickle a file. The exit status is 0 for success, 1 if a checkpoint
-is damaged, missing or different, and 2 if an argument is invalid or a source cannot be used.
+SOURCE, A and B are each a directory of checkpoints, a single checkpoint, or the URL of either. The
+commands never change a source and never unpickle a file. The exit status is 0 for success, 1 if a
+checkpoint is damaged or missing or if two checkpoints differ, and 2 if an argument is invalid or a
+source cannot be used.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _warnings_on_stderr():
             status: int = options.run(options)
     except BrokenPipeError:
-        raise  # no error of the source: _run_as_program turns it into the exit status of SIGPIPE
+        raise  # stdout was closed: _run_as_program returns the exit status of SIGPIPE
     except (ImportError, OSError, ValueError) as error:
         _print_error(f"error: {error}")
         return 2
@@ -82,7 +83,7 @@ def _make_parser() -> argparse.ArgumentParser:
     """Builds the parser; each subcommand stores its function as ``run``."""
     parser = argparse.ArgumentParser(
         prog="python -m ignite_hooks.checkpoint",
-        description="Inspects checkpoints. Nothing in them is changed, and nothing is unpickled.",
+        description="Inspects checkpoints, without changing or unpickling any of their files.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     source = "a directory of checkpoints, a single checkpoint, or the URL of either"
@@ -99,23 +100,23 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     show = command("show", _show_checkpoint, "shows what one checkpoint contains", "SOURCE")
     verify = command(
-        "verify", _verify_checkpoints, "reads each file, and names the damaged ones", "SOURCE"
+        "verify", _verify_checkpoints, "reads all files and names the damaged ones", "SOURCE"
     )
     export = command("export", _export_part, "writes weights to a safetensors file", "SOURCE")
     diff = command("diff", _diff_checkpoints, "compares two checkpoints", "A", "B")
     export.add_argument("path", metavar="OUT.safetensors", type=Path, help="the file to write")
     export.add_argument("--part", default="model", help="model, loss_fn, also/ema, and so on")
-    export.add_argument("--force", action="store_true", help="replace a file that is there")
-    diff.add_argument("--all", action="store_true", help="all differences, not the largest alone")
+    export.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    diff.add_argument("--all", action="store_true", help="list all differences")
     for each, default in ((show, "last"), (export, "best"), (diff, "last")):
         each.add_argument(
             "--which",
             type=_parse_which,
             default=default,
-            help=f"best, last, a step or a name; {default} if not given",
+            help=f"best, last, a step or a name (default: {default})",
         )
     for each in (verify, export, diff):
-        each.add_argument("--cache-dir", type=Path, help="where a URL is downloaded to")
+        each.add_argument("--cache-dir", type=Path, help="a folder to download a URL to")
     return parser
 
 
@@ -127,7 +128,7 @@ def _parse_which(text: str) -> int | str:
 def _list_checkpoints(options: argparse.Namespace) -> int:
     source, listing = _open_source(options.source)
     now = datetime.now(timezone.utc)
-    # By identity, because a manifest contains dicts and cannot be hashed.
+    # The set holds ids, because a candidate contains dicts and cannot be hashed.
     best = {id(each) for each in best_of_each_run(listing.candidates).values()}
     runs = _short_names([each.manifest.training for each in listing.candidates])
     rows: list[Sequence[str]] = [
@@ -195,12 +196,12 @@ def _verify_checkpoints(options: argparse.Namespace) -> int:
     source, listing = _open_source_to_read(options.source, options.cache_dir)
     if not (listing.candidates or listing.damaged or listing.unfinished):
         return _report_no_checkpoint(options.source, listing)
-    # An unfinished folder is no damage: its save may be in progress, and the remains of an
-    # interrupted save are removed before the next one.
+    # An unfinished folder does not count as damaged. Its save may be in progress. If the save was
+    # interrupted, the next save removes the folder.
     is_broken = any(why != UNFINISHED for _, why in _broken_folders(listing))
     _print_lines(
         *(
-            f"{_folder_name(name)}: no checkpoint, {printable(why)}"
+            f"{_folder_name(name)}: not a checkpoint, {printable(why)}"
             for name, why in _broken_folders(listing)
         )
     )
@@ -217,11 +218,11 @@ def _verify_checkpoints(options: argparse.Namespace) -> int:
 
 
 def _export_part(options: argparse.Namespace) -> int:
-    # Imported here, because it imports torch, which the other commands do not need.
+    # Imported here, because the module imports torch, which most commands do not need.
     from ignite_hooks.checkpoint.weights import export_weights
 
     if os.path.lexists(options.path) and not options.force:
-        raise ValueError(f"{options.path} is there already: give another name, or say --force")
+        raise ValueError(f"{options.path} exists already: give another name, or add --force")
     entry = export_weights(
         options.source,
         options.path,
@@ -241,7 +242,7 @@ def _export_part(options: argparse.Namespace) -> int:
 
 
 def _diff_checkpoints(options: argparse.Namespace) -> int:
-    # Imported here, because it imports torch, which the other commands do not need.
+    # Imported here, because the module imports torch, which most commands do not need.
     from ignite_hooks.checkpoint.comparison import compare_checkpoints
 
     checkpoints = [_fetch_verified(place, options) for place in (options.a, options.b)]
@@ -264,7 +265,7 @@ def _diff_checkpoints(options: argparse.Namespace) -> int:
 
 
 def _fetch_verified(place: str, options: argparse.Namespace) -> Checkpoint:
-    """Returns the checkpoint of a source that ``--which`` selects, with all its files verified."""
+    """Returns the checkpoint that ``--which`` selects in a source, and verifies all its files."""
     source, listing = _open_source_to_read(place, options.cache_dir)
     candidate = select_checkpoints(listing.candidates, options.which, source, place)[0]
     try:
@@ -295,17 +296,21 @@ def _part_lines(name: str, part: Part, limit: int | None) -> Iterator[str]:
 def _open_source(place: str, cache_dir: Path | None = None) -> tuple[Source, Listing]:
     """Returns a source and its listing.
 
-    A listing downloads no files, so a URL needs no ``cache_dir`` until files are read.
+    ``cache_dir`` is needed only to read the files of a URL: a listing downloads no files.
     """
     if not is_url(place) and not os.path.isdir(place):
-        # isdir() is also False where the permissions of a parent folder hide the path.
+        # isdir() is also False if this process may not enter a parent folder of the path.
         raise ValueError(f"`source` must be a directory, got {place}: is it mounted?")
     source = source_at(place if is_url(place) else Path(place), cache_dir or Path(os.devnull))
     return source, source.find()
 
 
 def _open_source_to_read(place: str, cache_dir: Path | None) -> tuple[Source, Listing]:
-    """Returns a source whose files will be read, and its listing; a URL needs ``cache_dir``."""
+    """Returns a source and its listing, like ``_open_source``, for a command that reads files.
+
+    Raises:
+        ValueError: the source is a URL, and there is no ``cache_dir`` to download files to.
+    """
     if cache_dir is None and is_url(place):
         raise ValueError(f"`--cache-dir` must be given for a URL, got none for {place}")
     return _open_source(place, cache_dir)
@@ -359,7 +364,10 @@ def _folder_name(path: str) -> str:
 
 
 def _short_names(runs: Iterable[str]) -> dict[str, str]:
-    """Returns a prefix of each run identifier: 8 characters, more if they would be ambiguous."""
+    """Returns a prefix of each run identifier, by the identifier.
+
+    A prefix has 8 characters, or more if two runs would have the same prefix.
+    """
     names = dict.fromkeys(runs)
     length = next(n for n in count(8) if len({name[:n] for name in names}) == len(names))
     return {name: name[:length] for name in names}
@@ -368,7 +376,7 @@ def _short_names(runs: Iterable[str]) -> dict[str, str]:
 def _two_columns(values: Mapping[str, Any]) -> list[str]:
     """Returns the lines of a table of names and values; long values take several lines."""
     names = {name: _cell_text(name) for name in values}
-    # The "|" keeps the padding of the first column, which table() strips at the end of a line.
+    # table() strips spaces at the end of a line. The "|" keeps those that pad the first column.
     heads = table([[f"  {shown}", "|"] for shown in names.values()]) if names else []
     lines = []
     for head, value in zip(heads, values.values(), strict=True):
@@ -377,9 +385,10 @@ def _two_columns(values: Mapping[str, Any]) -> list[str]:
 
 
 def _wrapped_lines(text: str, head: str) -> list[str]:
-    """Returns a text after ``head``, wrapped at the width of the terminal.
+    """Returns the lines of ``head`` and a text, wrapped at the width of the terminal.
 
-    Without a terminal, in a pipe for example, the text stays on one line for ``grep``.
+    If the output is not a terminal but a pipe, for example, the text stays on one line, so that
+    ``grep`` finds all of it.
     """
     width = shutil.get_terminal_size((0, 0)).columns
     if not width:
@@ -440,16 +449,17 @@ def _warnings_on_stderr() -> Iterator[None]:
 
 
 def _run_as_program() -> int:
-    """Runs the command, and returns the exit status also if its output cannot be written.
+    """Runs the command and returns its exit status, also if stdout cannot be written.
 
-    A closed pipe, as of ``head``, ends the command without an error message.
+    If stdout is a pipe that its reader has closed, as ``head`` does, no error message is printed.
     """
     try:
         status = main()
         if sys.stdout is not None:  # None if the shell closed it with ">&-"
             sys.stdout.flush()
     except OSError as error:
-        # The interpreter flushes stdout again at exit, and would print a second error.
+        # The interpreter flushes stdout again at exit. Without this redirection to /dev/null it
+        # would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141  # 128 + SIGPIPE, the status that a shell reports

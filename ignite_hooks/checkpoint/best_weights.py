@@ -1,4 +1,4 @@
-"""Loading the best weights of a trainer's own run, for a test after training."""
+"""Loading of the best weights that a trainer's run has saved, for a test after training."""
 
 from pathlib import Path
 
@@ -25,8 +25,9 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     """
     if is_running(trainer) or is_interrupted(trainer):
         raise RuntimeError(
-            "load_best() must be called between runs, and the trainer is running or interrupted: "
-            "the run would continue with these weights; call it after run()"
+            "load_best() must be called between runs, got a trainer that is running or "
+            "interrupted: its run would continue with the loaded weights; call load_best() after "
+            "run()"
         )
     reader = CheckpointReader(_find_best_directory(trainer))
     ranks, modules = Ranks(trainer.accelerator), trainer.modules
@@ -34,7 +35,8 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     def find() -> tuple[CheckpointCandidate, CheckpointEntry]:
         best, entry = reader.best_of_run(training_id(trainer))
         for name in modules:
-            reader.read_part(best, name, verify=True)  # once, on rank 0: it hashes every file
+            # Only rank 0 verifies, because this reads and hashes every file of the checkpoint.
+            reader.read_part(best, name, verify=True)
         return best, entry
 
     best, entry = ranks.call_on_rank_0(find)
@@ -45,26 +47,26 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
             found = reader.read_part(best, name, verify=False)
             prepared.append(PreparedWeights(module, found, name, entry.path))
 
-    # An error on any rank is raised on all of them here, before any rank has changed a module.
+    # No rank has changed a module yet: if `prepare` fails on any rank, all ranks raise an error.
     ranks.call_on_all_ranks(prepare)
     for each in prepared:
         each.load()
-    # Weights of another step must not be saved as those of the present one: the trainer remembers
-    # it, a save between runs is refused, and the next run warns.
+    # The loaded weights must not be saved as the weights of the trainer's present step. Because of
+    # this note, a save between runs is refused, and the next run warns.
     if entry.step != trainer.state.optimizer_step:
         note_borrowed_weights(trainer, entry.step)
     return entry
 
 
 def _find_best_directory(trainer: TrainingEngine) -> Path:
-    """Returns the directory of the one SaveCheckpoint that keeps the best checkpoint.
+    """Returns the directory of the attached SaveCheckpoint that keeps the best checkpoint.
 
     Raises:
-        ValueError: no attached SaveCheckpoint keeps the best, or several do.
+        ValueError: none or several of the attached SaveCheckpoint keep the best checkpoint.
     """
     handlers = attached_handlers(trainer, SaveCheckpoint)
-    # Any other handler may have pruned the best checkpoint, and the best of the remaining ones
-    # would silently be loaded instead.
+    # Handlers that do not keep the best are ignored: such a handler may have pruned the best
+    # checkpoint, and the best of its remaining checkpoints would silently be loaded instead.
     keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]
     if len(keeping_best) == 1:
         return Path(keeping_best[0].directory)
@@ -72,8 +74,8 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
     raise ValueError(
         "load_best() needs one SaveCheckpoint that keeps the best by a metric, got "
         f"{len(keeping_best)}{f' ({found})' if found else ''}: give the factory "
-        'checkpoint=SaveCheckpoint(directory, keep_best=1, metric="val_accuracy"), or name the '
-        "directory, ignite_hooks.checkpoint.load_weights(trainer.model, directory)"
+        'checkpoint=SaveCheckpoint(directory, keep_best=1, metric="val_accuracy"), or load from a '
+        "directory with ignite_hooks.checkpoint.load_weights(trainer.model, directory)"
     )
 
 

@@ -1,9 +1,9 @@
-"""The settings that a resuming script gives, compared with those of the checkpoint's run.
+"""A comparison of the settings of a script that resumes with those of the checkpoint's run.
 
-The checkpoint's optimizer, schedule and frozen parameters replace the script's, unless
-``ResumeCheckpoint(override=…)`` names them. Settings that no state holds, for example gradient
-accumulation and clipping, are the script's. Either way the resume report names each difference,
-with both values.
+The settings of the optimizer, the schedule and the frozen parameters are restored from the
+checkpoint, unless ``ResumeCheckpoint(override=…)`` names them: then the script's values are used.
+Other settings, for example gradient accumulation and clipping, are never restored: the script's
+values are used. The resume report names each difference, with both values.
 """
 
 import copy
@@ -41,15 +41,15 @@ __all__ = ["ChangedSettings", "check_override"]
 
 _SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler, LRScheduler)
 
-# Options that choose how an optimizer computes the same numbers: another choice is no difference.
+# These options select an implementation of the same computation, so they are not compared.
 _IMPLEMENTATION_OPTIONS = {"capturable", "differentiable", "foreach", "fused"}
 
-# Compared elsewhere: the data by ``Feed.differences``, the number of processes by
-# ``ResumeCheckpoint`` when it chooses a checkpoint.
+# ``Feed.differences`` compares the data. ``ResumeCheckpoint`` compares the number of processes when
+# it chooses a checkpoint.
 _COMPARED_ELSEWHERE = {"data", "processes"}
 
-# The state of each parameter that an optimizer needs where a setting is on. It creates that state
-# at its first step only: a setting turned on later raises a KeyError in ``step()``.
+# Settings that need an entry in the state of each parameter. The optimizer creates the entry at its
+# first step only. If the setting is turned on later, ``step()`` raises a KeyError.
 _REQUIRED_STATES = {
     ("Adam", "amsgrad"): "max_exp_avg_sq",
     ("AdamW", "amsgrad"): "max_exp_avg_sq",
@@ -75,7 +75,7 @@ class _Difference(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name in ``override`` that lets the script decide this setting."""
+        """The name of this setting in ``override``."""
         return _OVERRIDE_NAMES.get(self.path[0], str(self.path[-1]))
 
     @property
@@ -83,7 +83,7 @@ class _Difference(NamedTuple):
         """The setting as messages name it: "optimizer: lr", "scheduler: T_max", "accumulation"."""
         first, *others = self.path
         if others[:1] == ["groups"] and len(others) > 2:
-            others = others[2:]  # the message names the groups at its end: see _sentences
+            others = others[2:]  # the index of the group is not part of the label, see _sentences
         parts = [f"[{each}]" if isinstance(each, int) else f".{each}" for each in others]
         name = "".join(parts).removeprefix(".")
         first = {"frozen": "frozen parameters"}.get(first, first)
@@ -96,35 +96,42 @@ class _Difference(NamedTuple):
         return self.path[2] if is_of_group else None
 
     def sentence(self, groups: str, *, uses_script: bool) -> str:
-        """Returns the sentence of the report, which says which of the two values is used.
+        """Returns a sentence for the report, with both values and the one that is used.
 
         Args:
-            groups: the phrase that names the optimizer's groups, if not all of them differ.
+            groups: the phrase " of group 1" for a difference in that group of the optimizer alone;
+                empty for a difference in all groups or outside of them.
             uses_script: whether the script's value is used, and not the checkpoint's.
         """
         if self.path[-1] == "code":
             return self._code_sentence(uses_script)
         saved, given = _format_value(self.saved), _format_value(self.given)
-        if uses_script:
-            return f"{self.label}{groups} {given} as given is used, {saved} in the checkpoint"
-        return f"{self.label}{groups} {given} given, {saved} of the checkpoint is used"
+        verb = "are" if self.path[0] == "frozen" else "is"
+        owner = "script" if uses_script else "checkpoint"
+        return (
+            f"{self.label}{groups} {verb} {given} in the script, {saved} in the checkpoint: "
+            f"the {owner}'s value is used"
+        )
 
     def _code_sentence(self, uses_script: bool) -> str:
         label = self.label.removesuffix(".code")
-        # A digest of code begins with the version of Python: digests of two versions always differ.
+        # The digest of a function's code begins with the version of Python. Two versions always
+        # have different digests, so only digests of one version show that the code has changed.
         versions = [str(each).split()[:1] for each in (self.saved, self.given)]
         why = "has other code" if versions[0] == versions[1] else "is of another version of Python"
-        winner = "as given" if uses_script else "of the checkpoint"
-        return f"{label} {why} than the one in the checkpoint: the function {winner} is used"
+        owner = "script" if uses_script else "checkpoint"
+        return f"{label} {why} than the one in the checkpoint: the {owner}'s function is used"
 
 
 class ChangedSettings:
-    """The settings that the script changes, and whether its value or the checkpoint's is used.
+    """The settings that the script has changed, and which value of each is used.
 
-    Create one before anything is loaded, while the trainer has the settings that the script gives.
-    A setting that the scripts of both runs give alike is not changed, whatever value it has in the
-    optimizer by now. An override leaves such a setting alone: a job that is restarted many times
-    with the same override does not reset its learning rate each time.
+    Create the object before anything is loaded, while the trainer has the settings that the script
+    gives. A setting counts as changed only if the script gives another value than the script of the
+    checkpoint's run gave. The present value in the optimizer does not matter.
+
+    An override applies to changed settings only. So a job that is restarted many times with the
+    same override does not reset its learning rate each time.
 
     Args:
         trainer: the trainer that resumes.
@@ -143,25 +150,30 @@ class ChangedSettings:
         self._saved_unrestored = _dict_or_empty(saved.get("unrestored"))
         self._saved_writes = _dict_or_empty(saved.get("writes"))
         self._schedule: ScriptSchedule | None = None
-        # Differences, each with whether the script's value is used.
+        # Pairs of a difference and whether the script's value is used.
         self._decisions: list[tuple[_Difference, bool]] = []
-        # The same for values that handlers write, by event, group and name of the setting.
+        # The same pairs for values that handlers have written to the groups of the optimizer, by
+        # event, index of the group and name of the setting.
         self._write_decisions: dict[tuple[Any, ...], tuple[_Difference, bool]] = {}
         self._compare()
 
     def _compare(self) -> None:
         self._differences = list(self._restored_differences()) if self._saved_given else []
         changed = {each.name for each in self._differences}
-        # The events that move a schedule are part of the schedule, and have no name of their own.
+        # `override` has no name for `scheduler_at`, the event at which the scheduler steps. Another
+        # event counts as another scheduler.
         if self._script_settings["scheduler_at"] != self._saved_given.get("scheduler_at"):
             changed.add("scheduler")
-        # A checkpoint without a record of its settings cannot show what is unchanged.
+        # If the checkpoint has no record of its settings, each setting in `override` counts as
+        # changed.
         self._overridden = {
             each for each in self._override if each in changed or not self._saved_given
         }
 
     def translate_names(self, renamed: Mapping[str, str]) -> None:
-        """Translates the names of frozen parameters that a module's own loading renames.
+        """Replaces the checkpoint's names of frozen parameters by the names in this trainer.
+
+        The names differ if a module renames its parameters when it loads an older state.
 
         Args:
             renamed: the names of parameters in the checkpoint, by their names in this trainer.
@@ -178,9 +190,10 @@ class ChangedSettings:
     def _restored_differences(self) -> Iterator[_Difference]:
         """Yields the differences in the settings that the checkpoint restores.
 
-        A script may write a setting between the factory and the run: some of these writes come
-        before this comparison, others after it. So a value counts as unchanged if the checkpoint's
-        run had it either when its first handler was attached or when it started.
+        A script can change a setting between the call of the factory and the start of the run. Such
+        a change may come before or after this comparison. So the script's value is compared with
+        two values of the checkpoint's run: one from the attachment of its first handler, and one
+        from its start. A setting that equals either of them is unchanged.
         """
         for name in ("optimizer", "scheduler", "frozen"):
             script, path, given = self._script_settings[name], (name,), self._saved_given.get(name)
@@ -192,7 +205,7 @@ class ChangedSettings:
     # Called before anything is loaded
 
     def problems(self, optimizer: Mapping[str, Any]) -> Iterator[str]:
-        """Yields why the script's settings cannot be used with the state of the optimizer."""
+        """Yields the reasons why the state of the optimizer does not allow an override."""
         class_name = self._script_settings["optimizer"]["class"]
         states = list(optimizer.get("state", {}).values())
         for name in sorted(self._overridden):
@@ -200,8 +213,8 @@ class ChangedSettings:
             is_on = any(group.get(name) for group in self._script_groups)
             if needed and is_on and states and not any(needed in each for each in states):
                 yield (
-                    f"{class_name} was trained without {name}, and with it needs a state, "
-                    f"{needed}, from its first step on: leave {name!r} out of `override`"
+                    f"`override` must not turn on {name!r}: the {class_name} was trained without "
+                    f"it, so its state has no {needed}; leave {name!r} out of `override`"
                 )
 
     def override_states(
@@ -214,13 +227,14 @@ class ChangedSettings:
         """Writes the settings that the script decides into the states read from a checkpoint.
 
         Args:
-            states: the states of optimizer and scheduler by their files.
-            files: the file of the optimizer and that of the scheduler.
-            modules: what the checkpoint says of each module besides its tensors.
-            moves: how many times a scheduler was stepped so far, by ``scheduler_at``.
+            states: the states of the optimizer and the scheduler, by the names of their files.
+            files: the names of the optimizer's file and of the scheduler's file.
+            modules: the entries of ``trainer.pt`` for each module, by the name of the module.
+            moves: the number of scheduler steps until the checkpoint, for each value that
+                ``scheduler_at`` can have.
 
         Raises:
-            ValueError: the script's schedule cannot be moved that far.
+            ValueError: the script's schedule cannot be moved to the step of the checkpoint.
         """
         optimizer, scheduler = files
         groups = states[optimizer]["param_groups"] if optimizer in states else []
@@ -250,13 +264,14 @@ class ChangedSettings:
                 about["flags"]["frozen"] = [each.removeprefix(f"{name}.") for each in names]
 
     def _base_rates(self, groups: ParamGroups) -> list[Any]:
-        """Returns the rates that the checkpoint's schedule started from; None where not known.
+        """Returns the learning rate from which the checkpoint's schedule started, for each group.
 
-        ``initial_lr``, which torch's schedulers write, is the best source. Schedules without one
-        start from the rate that the run was given.
+        The rate is the ``initial_lr`` that torch's schedulers write to the group. If the group has
+        no ``initial_lr``, the rate is the one that the script of the checkpoint's run gave. None if
+        that is not known either.
         """
         given = _dict_or_empty(self._saved_given.get("optimizer")).get("groups", [])
-        # Plain data of a checkpoint may have any form: it is checked, not trusted.
+        # The record in the checkpoint may have any form, so the type of each value is checked.
         groups_given = given if isinstance(given, list) else []
         known = [_dict_or_empty(each).get("lr") for each in groups_given]
         bases = (known + [None] * len(self._script_groups))[: len(self._script_groups)]
@@ -268,7 +283,8 @@ class ChangedSettings:
     def override_groups(self, groups: ParamGroups) -> None:
         """Writes the settings that the script decides into the groups of an optimizer."""
         for index, (group, script) in enumerate(zip(groups, self._script_groups, strict=False)):
-            # If only the script has a schedule, the keys that it keeps in the groups are missing.
+            # If only the script has a schedule, the checkpoint's groups lack the keys that the
+            # schedule keeps in the groups.
             only_here = (SCHEDULE_KEYS | {"initial_lr"}) - group.keys()
             for name in script.keys() & (self._overridden - {"lr"} | only_here):
                 group[name] = copy.deepcopy(script[name])
@@ -278,7 +294,11 @@ class ChangedSettings:
     # Called after everything is loaded
 
     def settle(self) -> None:
-        """Notes whose values are in use now, and records these as given for later checkpoints."""
+        """Notes for each difference whether the script's value is in use now.
+
+        The method also writes the settings that later checkpoints record as given: those of the
+        checkpoint's run, with the script's values where the script's values are in use.
+        """
         effective = plain(settings_of(self._trainer))
         given = copy.deepcopy(self._saved_given or effective)
         started = copy.deepcopy(self._saved_started)
@@ -286,7 +306,7 @@ class ChangedSettings:
         for each in self._differences:
             uses_script = _is_same(_value_at(effective, each.path), each.given)
             is_missing = each.path == ("scheduler",) and None in (each.saved, each.given)
-            # The part "scheduler" of the report names a scheduler that only one of the runs has.
+            # If only one of the runs has a scheduler, the part "scheduler" of the report says so.
             if not is_missing or "scheduler" in self._overridden:
                 self._decisions.append((each, uses_script))
             for settings in (given, started) if uses_script else ():
@@ -296,22 +316,21 @@ class ChangedSettings:
         record.writes = copy.deepcopy(self._saved_writes)
 
     def compare_writes(self, groups: ParamGroups, event: str) -> None:
-        """Compares what the handlers of ``event`` have written to the optimizer's groups.
+        """Compares the values that the script has written to the optimizer's groups since loading.
 
-        These writes come after the checkpoint was loaded. The settings are restored once more
-        afterwards, from ``groups``, so that a handler which sets a rate at STARTED does not set it
-        again on each resume.
+        For example, a handler of STARTED that sets a learning rate would set the rate again on each
+        resume. Therefore the caller restores the settings from ``groups`` after this comparison.
 
         Args:
-            groups: the settings that are about to be restored. A written value that the script
-                decides replaces the one in them.
-            event: the name of the event.
+            groups: the settings that the caller restores. If ``override`` names a setting, the
+                method replaces its value in ``groups`` by the written one.
+            event: the name of the last event whose handlers have been called.
         """
         record, present = settings_record(self._trainer), copied_groups(self._trainer)
         handlers = handlers_with_state(self._trainer).values()
         if any(isinstance(each, _SCHEDULERS) for each in handlers):
-            # A scheduler among the handlers computes the rates from its own state, which is
-            # restored too: what it has written until now says nothing of the script.
+            # A scheduler that is a handler computes the rates from its own state, which is restored
+            # too. The rates that the scheduler has written so far are not compared.
             present = []
         for index, (group, now) in enumerate(zip(groups, present, strict=False)):
             for name in sorted(group.keys() & now.keys() - _IMPLEMENTATION_OPTIONS):
@@ -334,14 +353,14 @@ class ChangedSettings:
     def part(self) -> ResumedPart:
         """Returns the part "settings" of the report."""
         if not self._saved_given:
-            return ResumedPart("unknown", "the checkpoint does not say what its run was given")
+            return ResumedPart("unknown", "the checkpoint has no record of the settings of its run")
         now = plain(unrestored_settings_of(self._trainer))
         unrestored = [
             each
             for each in _differences(self._saved_unrestored, now, ())
             if each.path
             and each.path[0] not in _COMPARED_ELSEWHERE
-            # Without a scheduler there is nothing that ``scheduler_at`` could set.
+            # If one of the runs has no scheduler, its ``scheduler_at`` is None: no difference.
             and (each.path != ("scheduler_at",) or None not in (each.saved, each.given))
         ]
         decided = [*self._decisions, *((each, True) for each in unrestored)]
@@ -349,7 +368,7 @@ class ChangedSettings:
         for event in dict.fromkeys(event for event, *_ in self._write_decisions):
             written = [each for (at, *_), each in self._write_decisions.items() if at == event]
             sentences = _sentences(written, len(self._script_groups))
-            reasons += [f"{each}, written until {event}" for each in sentences]
+            reasons += [f"{each} (written before the end of {event})" for each in sentences]
         if not reasons:
             return EXACT
         everything = [*decided, *self._write_decisions.values()]
@@ -358,10 +377,11 @@ class ChangedSettings:
         unused = dict.fromkeys(name for name in unused if name in available)
         if unused:
             names = "".join(f'"{name}", ' for name in unused)
-            names = names.removesuffix(" " if len(unused) == 1 else ", ")  # a tuple of one: ("lr",)
-            reasons.append(f"ResumeCheckpoint(override=({names})) lets the script win")
+            # A tuple with one element keeps its comma: ("lr",).
+            names = names.removesuffix(" " if len(unused) == 1 else ", ")
+            reasons.append(f"ResumeCheckpoint(override=({names})) uses the script's values")
         if any(uses_script for _, uses_script in everything):
-            reasons.append("from here on the run differs from one that was never interrupted")
+            reasons.append("from here on the run differs from an uninterrupted run")
         return ResumedPart("changed", "; ".join(reasons))
 
 
@@ -380,22 +400,24 @@ def check_override(trainer: TrainingEngine, override: Sequence[str]) -> None:
             )
 
 
-# Keys of an optimizer's group that are not settings, or follow from the schedule's.
+# Keys of an optimizer's group that ``override`` cannot name: they are no settings, or belong to the
+# schedule.
 _EXCLUDED_KEYS = {"params", "param_names", "initial_lr"} | SCHEDULE_KEYS
 
 
 def _differences(saved: Any, given: Any, path: tuple[Any, ...]) -> Iterator[_Difference]:
-    """Yields the differences of two pieces of plain data, the innermost ones where possible.
+    """Yields the differences between two pieces of plain data, as deep inside them as possible.
 
-    Two dicts are compared key by key if they are of the same class, two lists of dicts element by
-    element if they have the same length. All else differs as a whole.
+    Two dicts are compared key by key if their entries "class" are equal. Two lists of dicts are
+    compared element by element if they have the same length. All other values are compared as a
+    whole.
     """
     if (
         isinstance(saved, dict)
         and isinstance(given, dict)
         and saved.get("class") == given.get("class")
     ):
-        # The name of a function does not matter where its code is compared.
+        # If both functions have a digest of their code, their names are not compared.
         names = {"function"} if "code" in saved and "code" in given else set()
         for key in sorted({*saved, *given} - _IMPLEMENTATION_OPTIONS - names):
             yield from _differences(saved.get(key), given.get(key), (*path, key))
@@ -417,15 +439,17 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _is_repeated_write(before: Any, after: Any, restored: Any, written: Any) -> bool:
-    """Returns whether a handler repeats a write of the checkpoint's run.
+    """Returns whether a handler repeats a write that it made in the checkpoint's run.
 
-    Either it writes the same value again, or it scales the present value by the same factor.
+    The handler either writes the same value again or multiplies the present value by the same
+    factor.
 
     Args:
-        before: the value before the handlers in the checkpoint's run.
-        after: the value after them in the checkpoint's run; None if that was not recorded.
-        restored: the value in the checkpoint, which the handlers found now.
-        written: the value after the handlers now.
+        before: the value before the handlers were called in the checkpoint's run.
+        after: the value after the handlers were called in the checkpoint's run; None if no value
+            was recorded.
+        restored: the value from the checkpoint, which the handlers have found in this run.
+        written: the value that the handlers have left in this run.
     """
     if after is None or _is_same(before, after):
         return False
@@ -436,7 +460,7 @@ def _is_repeated_write(before: Any, after: Any, restored: Any, written: Any) -> 
 
 
 def _is_prefix(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    """Returns whether one of two paths is the beginning of the other, or the same."""
+    """Returns whether two paths are equal, or the longer path begins with the shorter one."""
     return all(mine == theirs for mine, theirs in zip(one, other, strict=False))
 
 
@@ -445,7 +469,7 @@ def _dict_or_empty(value: Any) -> dict[str, Any]:
 
 
 def _value_at(data: Any, path: tuple[Any, ...]) -> Any:
-    """Returns the value at a path of keys in plain data; None without one."""
+    """Returns the value at a path of keys in plain data; None if there is no such value."""
     for key in path:
         try:
             data = data[key]
@@ -455,7 +479,7 @@ def _value_at(data: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _set_value_at(data: Any, path: tuple[Any, ...], value: Any) -> None:
-    """Sets the value at a path of keys in plain data, if the container for it is there."""
+    """Sets the value at a path of keys in plain data, if the data has the value's container."""
     *parents, last = path
     container = _value_at(data, tuple(parents))
     is_item = isinstance(container, list) and isinstance(last, int) and last < len(container)
@@ -464,12 +488,12 @@ def _set_value_at(data: Any, path: tuple[Any, ...], value: Any) -> None:
 
 
 def _sentences(decided: Iterable[tuple[_Difference, bool]], groups: int) -> list[str]:
-    """Returns the sentences of the report; groups with the same difference share a sentence.
+    """Returns sentences for the report: groups with the same difference share one sentence.
 
     Args:
-        decided: the differences, each with whether the script's value is used.
-        groups: the number of the optimizer's groups. A sentence that is true of all of them does
-            not list them.
+        decided: pairs of a difference and whether the script's value is used.
+        groups: the number of the optimizer's groups. A sentence about all groups does not list
+            their indices.
     """
     alike: dict[str, tuple[_Difference, bool, list[int]]] = {}
     for each, uses_script in decided:
@@ -491,7 +515,7 @@ def _group_phrase(indices: Sequence[int]) -> str:
 def _format_value(value: Any) -> str:
     """Returns plain data as text for a message.
 
-    A class or a function becomes its name, and a long list of names is cut.
+    The data of a class or function becomes its name. A long list of names is cut.
     """
     if isinstance(value, dict):
         name = value.get("class", value.get("function"))

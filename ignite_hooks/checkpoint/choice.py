@@ -1,4 +1,4 @@
-"""Selection of a checkpoint: the best of a run, the last one, or by step, name or path."""
+"""Selection of a checkpoint: the best one of a run, the last one, or one by step, name or path."""
 
 import os
 from collections.abc import Sequence
@@ -18,15 +18,16 @@ __all__ = ["Which", "best_of_each_run", "best_of_run", "join_first", "select_che
 Which: TypeAlias = Literal["best", "last"] | int | str | Path
 
 MAX_SHOWN = 8
-"""The number of texts that a message lists in full."""
+"""The largest number of names or steps that a message lists."""
 
 
 def best_of_each_run(newest_first: Sequence[CheckpointCandidate]) -> dict[str, CheckpointCandidate]:
-    """Returns the best checkpoint of each run that has one, by the identifier of the run.
+    """Returns the best checkpoint of each run, by the identifier of the run.
 
-    The newest checkpoint of a run that names a metric and a mode decides which metric is compared,
-    and whether "max" or "min" is best. NaN is never the best. Of equal values the newer is the
-    best.
+    The checkpoints of one run can name different metrics. The newest checkpoint of the run that has
+    a metric and a mode decides which metric is compared, and whether "max" or "min" is best. NaN is
+    never the best. If two values are equal, the newer checkpoint is better. Runs without a best
+    checkpoint are left out.
     """
     found: dict[str, CheckpointCandidate] = {}
     for run in dict.fromkeys(each.manifest.training for each in newest_first):
@@ -47,10 +48,10 @@ def best_of_run(
     Args:
         newest_first: all checkpoints of a source.
         run: the identifier of the run.
-        place: the source, for messages.
+        place: the path or URL of the source, for messages.
 
     Raises:
-        ValueError: no checkpoint of the run has a metric by which it could be the best.
+        ValueError: no checkpoint of the run has the value of a metric to compare.
     """
     run_checkpoints = _checkpoints_of_run(newest_first, run)
     best = best_of_each_run(run_checkpoints).get(run)
@@ -62,32 +63,36 @@ def best_of_run(
     elif not metrics:
         reason = "they were saved without a metric"
     elif all(each.manifest.metric_mode is None for each in run_checkpoints):
-        reason = f"they do not say whether more or less of {metrics} is better"
+        reason = f"they do not say whether a high or a low {metrics} is better"
     else:
-        reason = f"none of them has a value of {metrics}"
+        reason = f"none of them has a value of {metrics} that can be compared"
     raise ValueError(
         f"the best checkpoint must have a metric, got {place}, with "
         f"{len(run_checkpoints)} of the run: "
-        f'{reason}; say which="last" or a step, and save with '
-        'SaveCheckpoint(metric="val_accuracy", mode="max"), for example, to have a best one'
+        f'{reason}; give which="last" or a step, or save checkpoints that have a metric, for '
+        'example with SaveCheckpoint(metric="val_accuracy", mode="max")'
     )
 
 
 def select_checkpoints(
     newest_first: Sequence[CheckpointCandidate], which: Which, source: Source, place: str
 ) -> Sequence[CheckpointCandidate]:
-    """Returns the checkpoint that ``which`` names; for "last" all, to try one after another.
+    """Returns the checkpoint that ``which`` selects, in a sequence.
+
+    For "last" the sequence has all checkpoints, the newest first: if the last one is damaged, the
+    caller can try the one before it.
 
     Args:
         newest_first: the checkpoints of the source.
-        which: "best" of the newest run, "last", a step, or the name or path of a folder.
+        which: "last", a step, the name or path of a checkpoint's folder, or "best": the best
+            checkpoint of the newest run.
         source: the source.
-        place: the path or URL of the source, as the user wrote it. If it is the address of a
-            single checkpoint, "best" returns that checkpoint, even if it has no metric.
+        place: the path or URL of the source, as the user wrote it. If this is the address of a
+            single checkpoint, "best" selects that checkpoint, even if it has no metric.
 
     Raises:
         FileNotFoundError: the source has no checkpoint.
-        ValueError: no checkpoint has that name or step, or the best one is not known.
+        ValueError: no checkpoint has the given name or step, or no metric says which is the best.
     """
     if not newest_first:
         raise FileNotFoundError(f"`source` must have a checkpoint, got {place}, which has none")
@@ -106,14 +111,14 @@ def select_checkpoints(
         rule = "the name or path of a checkpoint in `source`"
     if not found:
         raise ValueError(
-            f"`which` must be {rule}, got {which!r}; {place} has {shown}: name one of these, or "
-            'say "last" or "best"'
+            f"`which` must be {rule}, got {which!r}; {place} has {shown}: name one of these, "
+            'or give "last" or "best"'
         )
     return found[:1]
 
 
 def join_first(texts: Sequence[str], separator: str = ", ") -> str:
-    """Returns the first eight texts, joined, and the number of the omitted ones."""
+    """Joins the first ``MAX_SHOWN`` texts, and says how many more there are."""
     more = len(texts) - MAX_SHOWN
     return separator.join([*texts[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
@@ -125,12 +130,12 @@ def _checkpoints_of_run(
 
 
 def _has_name(candidate: CheckpointCandidate, name: str, source: Source, place: str) -> bool:
-    is_its_name = name in (PurePath(candidate.name).name, candidate.name)
-    return is_its_name or _has_address(candidate, name, source, place)
+    is_folder_name = name in (PurePath(candidate.name).name, candidate.name)
+    return is_folder_name or _has_address(candidate, name, source, place)
 
 
 def _has_address(candidate: CheckpointCandidate, address: str, source: Source, place: str) -> bool:
-    """Returns whether a path, or the URL for a remote source, is that of the checkpoint."""
+    """Returns whether ``address``, a path or a URL like ``place``, leads to the checkpoint."""
     if is_url(place):
         return address.rstrip("/") == source.address_of(candidate).rstrip("/")
     return os.path.realpath(os.path.expanduser(address)) == os.path.realpath(candidate.name)

@@ -12,11 +12,14 @@ __all__ = ["command_line", "without_secrets"]
 
 HIDDEN = "***"
 MAX_LENGTH = 8192
-"""The number of characters that are kept of all arguments together."""
+"""The number of characters after which the command line is cut."""
 MAX_ARGUMENT_LENGTH = 1024
-"""The number of characters that are kept of one argument."""
+"""The number of characters after which a single argument is cut."""
 MAX_SEARCHED_LENGTH = 4096
-"""The longest argument that is searched for secrets; a longer one is replaced by its length."""
+"""The length of the longest argument that is searched for secrets.
+
+A longer argument is replaced by its length.
+"""
 
 _SECRET_WORDS = {
     "auth", "authorization", "bearer", "cookie", "credential", "jwt", "key", "pass", "passcode",
@@ -32,8 +35,8 @@ _SECRET_SUFFIX = re.compile(
 _NUMBER = re.compile(r"[-+]?[\d_.,]+(?:e[-+]?\d+)?[kmgtb]?", re.IGNORECASE)
 _OPTION = re.compile(r"(-{1,2}|\+{0,2}|~|/)([^\W\d][\w.-]*)")
 _ASSIGNMENT = re.compile(r"((?:-{0,2}|\+{0,2}|~|/)([^\W\d][\w.-]*)\s*[=:]\s*)(?!//)(.*)", re.DOTALL)
-# The look-behind lets a match begin only at the start of a word. Attempts at every character would
-# make the search quadratic in the length of the argument.
+# The look-behind lets a match begin only at the start of a word. If a match could begin at every
+# character, the time of the search would be quadratic in the length of the argument.
 _NAME_BEFORE_VALUE = re.compile(r"""(?<![\w.-])-*([^\W\d][\w.-]*)["']?\s*[=:]\s*(?!//)""")
 _VALUE = re.compile(
     r"""("[^"]*"|'[^']*'|(?:(?:bearer|basic|token)\s+)?[^\s,;&"'}\])]+)""", re.IGNORECASE
@@ -44,7 +47,7 @@ _URL_CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 _BEARER_TOKEN = re.compile(r"(\bbearer\s+)[^\s\"']+", re.IGNORECASE)
-# Tokens of well-known services, which are recognized anywhere by their format.
+# Tokens of well-known services have a format by which they are recognized anywhere in a text.
 _KNOWN_TOKEN = re.compile(
     r"\b(?:hf_\w{16,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
     r"|xox[a-z]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|npm_\w{30,}|pypi-[\w-]{16,}"
@@ -58,9 +61,10 @@ _CAMEL_CASE_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-
 def command_line() -> tuple[str, ...]:
     """Returns the command line that started the program, without secrets and bounded in length.
 
-    ``sys.orig_argv`` is used, because it includes the options of the interpreter. In a process that
-    ``multiprocessing`` has spawned it holds only the code of the spawn; ``sys.argv`` is used there,
-    which ``multiprocessing`` copies from the parent.
+    The command line is ``sys.orig_argv``, which includes the options of the interpreter. In a
+    process that ``multiprocessing`` has spawned, ``sys.orig_argv`` has only the code of the spawn.
+    Therefore the command line is then ``sys.argv``, which ``multiprocessing`` copies from the
+    parent.
     """
     arguments = [str(each) for each in sys.orig_argv]
     if not arguments or any(each.startswith("from multiprocessing.") for each in arguments):
@@ -77,25 +81,29 @@ def command_line() -> tuple[str, ...]:
 
 
 def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments with ``***`` for each value that is a secret by its name or shape.
+    """Returns the arguments with ``***`` in place of each secret.
 
-    A name is that of a secret if it has a word such as token, key, secret or password. Names are
-    found in options, assignments, URLs, headers and JSON: ``--api-key=…``, ``--api-key …``,
-    ``model.token=…``, ``https://user:…@host?sig=…``, ``{"password": …}``.
+    A value is a secret if its name has a word such as token, key, secret or password, or if the
+    value has the format of a well-known service's token. Named values are found in options,
+    assignments, URLs, headers and JSON: ``--api-key=…``, ``--api-key …``, ``model.token=…``,
+    ``https://user:…@host?sig=…``, ``{"password": …}``.
     """
     return list(_redact_arguments(arguments))
 
 
 def _redact_arguments(arguments: Sequence[str]) -> Iterator[str]:
-    """Yields each argument without secrets; the value of a secret option is hidden as a whole."""
-    name = ""  # the name of the option before the argument
-    is_next = False  # whether the argument is the secret value of that option
+    """Yields each argument without secrets.
+
+    In ``--api-key VALUE`` the value is an argument of its own, and is hidden as a whole.
+    """
+    name = ""  # the name of the option before the present argument
+    is_next = False  # whether the present argument is the value of a secret option
     for argument in arguments:
         option = _OPTION.fullmatch(argument) if argument.startswith(("-", "/")) else None
         is_option = argument.startswith("--") or re.fullmatch(r"-[A-Za-z]", argument) is not None
         if is_next and not is_option:
             yield argument if _is_count(name, argument) else HIDDEN
-            is_next = _is_plural(name)  # "--tokens A B" takes several values
+            is_next = _is_plural(name)  # an option like "--tokens A B" has several values
             continue
         name = "" if option is None else option[2]
         is_next = _is_secret(name)
@@ -103,7 +111,7 @@ def _redact_arguments(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _redact_argument(text: str) -> str:
-    """Returns one argument without secrets, as far as the argument alone shows them."""
+    """Returns one argument without the secrets that can be recognized from the argument alone."""
     if len(text) > MAX_SEARCHED_LENGTH:
         return f"({len(text)} characters)"
     assigned = _ASSIGNMENT.fullmatch(text)
@@ -117,9 +125,9 @@ def _redact_argument(text: str) -> str:
 
 
 def _redact_named_values(text: str) -> Iterator[str]:
-    """Yields the pieces of a text, and ``***`` for the value after the name of a secret.
+    """Yields the pieces of a text, with ``***`` in place of each value after a secret's name.
 
-    It redacts the fields of JSON and YAML and the query of a URL, for example.
+    Such names and values are, for example, fields of JSON and YAML or the query of a URL.
     """
     end = 0
     while named := _NAME_BEFORE_VALUE.search(text, end):
@@ -144,12 +152,15 @@ def _is_secret(name: str) -> bool:
 
 
 def _is_count(name: str, value: str) -> bool:
-    """Returns whether a value is a number of things with a plural name: ``--max-tokens 512``."""
+    """Returns whether a value is a count and no secret, as in ``--max-tokens 512``.
+
+    A value is a count if it is a number and its name has a plural such as "tokens".
+    """
     return _is_plural(name) and _NUMBER.fullmatch(value) is not None
 
 
 def _is_plural(name: str) -> bool:
-    """Returns whether a name has a plural secret word, and no singular one."""
+    """Returns whether a name has a secret word in the plural and none in the singular."""
     words = _split_words(name)
     return any(word in _PLURAL_SECRET_WORDS for word in words) and not any(
         word in _SECRET_WORDS for word in words

@@ -1,8 +1,8 @@
-"""The comparison of two checkpoints: tensors by norm, everything else by value.
+"""A comparison of two checkpoints: tensors by norm, other values by equality.
 
-Tensors are read one at a time, and nothing is unpickled. The files of registered objects, which
-would have to be unpickled, of random generators and of sharded models are compared by their
-checksums.
+Tensors are read one at a time, and nothing is unpickled. Three kinds of files are compared by their
+checksums only: the files of random generators, of sharded models, and of registered objects, which
+could be read only by unpickling them.
 """
 
 import math
@@ -37,8 +37,8 @@ __all__ = ["compare_checkpoints"]
 ABSENT = "-"
 NOT_RECORDED = "not recorded"
 
-_CHUNK_ELEMENTS = 2**20  # 8 MiB in float64: larger tensors are subtracted in pieces
-_MAX_MAPPED_BYTES = 2**26  # 64 MiB are read of a mapped file before it is reopened
+_CHUNK_ELEMENTS = 2**20  # larger tensors are subtracted in pieces of 8 MiB in float64
+_MAX_MAPPED_BYTES = 2**26  # a mapped file is reopened after so many bytes have been read from it
 _PARTS_BY_FILE = {OPTIMIZER: "optimizer", SCHEDULER: "scheduler", SCALER: "scaler"}
 _COUNTER_LABELS = {
     "step": "step",
@@ -59,7 +59,8 @@ def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> Comparison:
     """Compares two checkpoints whose files have been verified.
 
     Raises:
-        ValueError: a file has another content than a ``SaveCheckpoint`` writes.
+        ValueError: the content of a file is not what a ``SaveCheckpoint`` writes, or a newer
+            version of this package has written the checkpoint.
     """
     states = [_StateReaders(each) for each in (first, second)]
     parts = {
@@ -79,21 +80,23 @@ def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> Comparison:
 
 
 class _StateReaders:
-    """Functions that read the values of a checkpoint, by part and name.
+    """The readers of a checkpoint's values. A reader is a function that returns one value.
 
-    Tensors of safetensors files stay on the disk until their function is called.
+    A tensor in a safetensors file stays on the disk until its reader is called.
 
     Attributes:
-        parts: for each part, such as "model" or "optimizer", the reader of each value by its name.
-        files: the files whose values are all compared, so that their checksums need not be.
+        parts: the readers by the name of the part, such as "model" or "optimizer", and the name of
+            the value.
+        files: the names of the files whose values all have a reader. The checksums of these files
+            need not be compared.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         folder, manifest = checkpoint
         if manifest.version > SCHEMA:
             raise ValueError(
-                f"{folder} has the layout {manifest.version} of a newer ignite_hooks, and this one "
-                f"reads up to {SCHEMA}: update the package"
+                f"{folder} must have a layout up to {SCHEMA}, got layout {manifest.version} of a "
+                "newer ignite_hooks: update the package"
             )
         self.parts: dict[str, dict[str, Callable[[], Any]]] = {}
         self.files: set[str] = set()
@@ -137,7 +140,7 @@ class _StateReaders:
         elif safe_file in names:
             tensors = _SafetensorsReader(folder / safe_file)
             readers = {key: tensors.reader(key) for key in tensors.names}
-            # safetensors stores tied weights once: the other names are aliases.
+            # A safetensors file has tied weights only once. Their other names are aliases.
             readers |= {alias: readers[first] for alias, first in about["aliases"].items()}
             self.parts[name] = dict(sorted(readers.items()))
             self._add_readers(name, about["extra"])
@@ -146,17 +149,17 @@ class _StateReaders:
         self.files |= {safe_file, pickle_file}
 
     def _add_readers(self, part: str, state: Any) -> None:
-        """Adds readers of a loaded state, whose nested values have names such as "state/0/step"."""
+        """Adds a reader for each value of a loaded state, with a name such as "state/0/step"."""
         values = dict(flattened(state, separator="/"))
         readers = {name: _make_reader(value) for name, value in values.items() if value != {}}
         self.parts.setdefault(part, {}).update(readers)
 
 
 class _SafetensorsReader:
-    """A reader of single tensors of a safetensors file with bounded memory.
+    """Reads single tensors of a safetensors file with bounded memory.
 
-    The pages that are read of a mapped file count as memory of the process until the file is
-    closed, so the file is reopened after every 64 MiB.
+    The file is mapped into memory. The pages that have been read count as memory of the process
+    until the file is closed, so the file is closed and opened again after every 64 MiB.
     """
 
     def __init__(self, path: Path) -> None:
@@ -176,7 +179,7 @@ class _SafetensorsReader:
         return read
 
     def _open_file(self) -> Any:
-        """Returns the file, which is opened again if enough of it has been read."""
+        """Returns the open file, reopened if ``_MAX_MAPPED_BYTES`` have been read from it."""
         if self._bytes_until_reopen <= 0:
             self._bytes_until_reopen = _MAX_MAPPED_BYTES
             try:
@@ -202,7 +205,11 @@ def _compare_parts(
 
 
 def _largest_first(difference: Difference) -> tuple[bool, bool, float]:
-    """Returns a sort key: first structural differences, then those with a note, then by norm."""
+    """Returns a sort key.
+
+    Structural differences come first, then those without a norm or with a note, then all others.
+    Differences of the same kind are sorted by norm, the largest first.
+    """
     norm = difference.norm
     return not difference.is_structural, norm is not None and not difference.note, -(norm or 0)
 
@@ -210,7 +217,7 @@ def _largest_first(difference: Difference) -> tuple[bool, bool, float]:
 def _compare_values(name: str, ours: Any, theirs: Any) -> Difference | None:
     """Returns the difference of two values; None if they are equal bit for bit."""
     if not (isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)):
-        # A digest ignores the type of a container, so the types are compared, too.
+        # The digest of a list equals that of a tuple, for example, so the types are compared, too.
         if type(ours) is type(theirs) and digest_of(ours) == digest_of(theirs):
             return None
         descriptions = [_describe_value(each) for each in (ours, theirs)]
@@ -226,14 +233,14 @@ def _compare_values(name: str, ours: Any, theirs: Any) -> Difference | None:
         if not notes and all(_same_bits(*pair) for pair in pairs):
             return None
         norm, reference, different_nonfinite = _difference_norms(*pairs[0])
-    except (NotImplementedError, RuntimeError, TypeError):  # a dtype without arithmetic
+    except (NotImplementedError, RuntimeError, TypeError):  # the dtype has no subtraction
         return Difference(name, note="; ".join([*notes, "not the same bytes"]))
     if different_nonfinite:
         notes.append(
-            f"{different_nonfinite} of {ours.numel()} elements not finite in one, or not the same"
+            f"{different_nonfinite} of {ours.numel()} elements differ by a NaN or an infinity"
         )
     elif norm == 0 and not notes:
-        notes.append("the same numbers in other bits")
+        notes.append("equal numbers with different bits")
     relative = norm / reference if reference else (math.inf if norm else 0.0)
     return Difference(name, norm, relative, "; ".join(notes))
 
@@ -241,10 +248,11 @@ def _compare_values(name: str, ours: Any, theirs: Any) -> Difference | None:
 def _tensors_to_compare(
     ours: torch.Tensor, theirs: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields pairs of strided tensors: the first pair is subtracted, and all are compared by bits.
+    """Yields pairs of strided tensors with the values of ``ours`` and ``theirs``.
 
-    Quantized tensors have a second pair, their integers, because different scales may dequantize to
-    equal numbers.
+    The tensors of the first pair can be subtracted. The bits of all pairs have to be compared. For
+    quantized tensors there is a second pair, the integers, because different integers with
+    different scales may dequantize to equal numbers.
     """
     if ours.is_quantized or theirs.is_quantized:
         yield ours.dequantize(), theirs.dequantize()
@@ -262,10 +270,10 @@ def _same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def _difference_norms(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float, int]:
-    """Returns the norms of the difference and of the first, and the number of other differences.
+    """Returns the norms of the difference and of ``ours``, and the number of other differences.
 
-    Both norms cover the elements that are finite in both tensors. The other elements differ unless
-    they are equal or NaN in both.
+    Both norms cover only the elements that are finite in both tensors. Each other element counts as
+    a difference, unless the two values are equal or both NaN.
     """
     wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
     norm = reference = 0.0
@@ -286,8 +294,8 @@ def _difference_norms(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, 
 def _scaled_norm(values: torch.Tensor) -> float:
     """Returns the Euclidean norm.
 
-    The values are divided by the largest one first: the square of a value may overflow or
-    underflow.
+    The values are first divided by the largest magnitude, because the square of a value may
+    overflow or underflow.
     """
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest == 0 or not math.isfinite(largest):
@@ -308,23 +316,26 @@ def _describe_dtype(tensor: torch.Tensor) -> str:
 
 
 def _make_reader(value: Any) -> Callable[[], Any]:
-    """Returns a function that returns a value which has been read already."""
+    """Returns a reader for a value that has been read already."""
     return lambda: value
 
 
 def _compare_entries(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Row]:
-    """Returns the entries that differ; an entry that only one of the two has differs, too."""
+    """Returns the entries that differ, or that only one of the two mappings has."""
     found = []
     for name in dict.fromkeys([*ours, *theirs]):
         first, second = ours.get(name, ABSENT), theirs.get(name, ABSENT)
-        # The digests of two NaN agree, although NaN != NaN.
+        # NaN != NaN, so values that are not equal are compared by digest as well.
         if first != second and digest_of(first) != digest_of(second):
             found.append(Row(name, first, second))
     return found
 
 
 def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Row]:
-    """Returns the settings that differ; one row if only one checkpoint has recorded any."""
+    """Returns the settings that differ.
+
+    If only one of the two checkpoints has recorded settings, a single row says so.
+    """
     if bool(ours) == bool(theirs):
         return _compare_entries(dict(flattened(ours)), dict(flattened(theirs)))
     recorded = {True: "recorded", False: NOT_RECORDED}
@@ -347,7 +358,7 @@ def _counters(manifest: Manifest) -> dict[str, Any]:
 
 
 def _checksums(manifest: Manifest, read: set[str]) -> dict[str, str]:
-    """Returns size and checksum of each file whose values are not compared."""
+    """Returns the size and the checksum of each file that is not in ``read``."""
     return {
         name: f"{record.size} B, {record.checksum[:8]}"
         for name, record in manifest.files.items()

@@ -58,13 +58,17 @@ __all__ = [
 MAX_SHOWN_LENGTH = 60
 """The number of characters of a value that a message shows."""
 MAX_REPEATS = 1000
-"""The largest count of one milestone: ``MultiStepLR`` lists each milestone so many times."""
+"""The largest allowed count of a milestone.
+
+``MultiStepLR`` makes a list with each milestone repeated as often as its count says.
+"""
 MAX_BITS = 63
-"""The number of bits of the largest integer that torch computes with (int64), without the sign."""
+"""The largest number of bits, without the sign, of an integer that torch computes with (int64)."""
 
 
-# The functions `_check_…` are validators of the fields below: pydantic calls them with the value of
-# a field, and reports a ValueError with the path of the field.
+# The functions `_check_…` are validators of the fields below. pydantic calls a validator with the
+# value of its field. If the validator raises a ValueError, pydantic reports the error with the path
+# of the field.
 
 
 def _check_progress(value: list[Any]) -> list[Any]:
@@ -84,7 +88,7 @@ def _check_position(value: list[int]) -> list[int]:
 
 
 def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
-    """Sets the states on new generators, which raise an error for a wrong state."""
+    """Sets the states on new generators. A generator raises an error for a wrong state."""
     fresh: dict[str, RandomGenerator] = {
         "python": random.Random(),
         "numpy": np.random.RandomState(),
@@ -92,13 +96,14 @@ def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
     }
     for name, generator in fresh.items():
         _check_generator_state(name, generator, value.get(name))
-    # A device generator needs its device, which may not be there, so only the type is checked.
+    # The state of a device's generator can be set only if this machine has the device. So only the
+    # type of the state is checked.
     if (device := value.get("device", "")) is not None and not (
         isinstance(device, torch.Tensor) and device.dtype == torch.uint8
     ):
         raise ValueError("device must be a tensor of bytes or None")
     if not isinstance(value.get("generators"), dict):
-        raise ValueError("generators must be states by name")
+        raise ValueError("generators must be a dict of states by name")
     _check_generator_states(value["generators"])
     return value
 
@@ -122,7 +127,7 @@ def _check_generator_state(name: str, generator: RandomGenerator, state: Any) ->
 
 
 class _StrictModel(BaseModel):
-    """The base of the models: refuses unknown fields, and converts no values."""
+    """A base of pydantic models that refuse unknown fields and convert no values."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -143,14 +148,18 @@ _TextByName = dict[str, str]
 
 
 class _BegunPass(_StrictModel):
-    """The pass over the data that has begun, and the random states at its start."""
+    """The number of the pass over the data that has begun, and the random states at its start."""
 
     data_pass: NonNegativeInt
     random: _RandomStates
 
 
 class _Opening(_StrictModel):
-    """The random states before a sampler's iterator and its first element were made."""
+    """Random states at the start of a pass.
+
+    ``iterator`` was taken before the iterator of the sampler was created, ``first`` before the
+    iterator yielded its first element.
+    """
 
     iterator: _RandomStates | None
     first: _RandomStates | None
@@ -191,7 +200,7 @@ _Elements = Annotated[dict[str, Any], AfterValidator(_check_elements)]
 
 
 class _DataOrder(_StrictModel):
-    """A sampler's state, and the elements that it yielded ahead (``data/recorded_order.py``)."""
+    """A sampler's state and the elements that it has yielded early (``data/recorded_order.py``)."""
 
     of: str
     state: Any
@@ -204,7 +213,7 @@ class _DataOrder(_StrictModel):
 
 
 class _DataPlace(_StrictModel):
-    """The place of data that have a ``state_dict`` (``data/snapshots.py``)."""
+    """The position in data that have a ``state_dict`` (``data/snapshots.py``)."""
 
     of: str
     ahead: NonNegativeInt
@@ -233,7 +242,7 @@ def _check_user_state(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-# A checkpoint that could set these would change the limits or the counters of the run.
+# If a checkpoint could set these attributes, it would change the limits or counters of the run.
 _ENGINE_ATTRIBUTES = {
     *vars(State()),
     *State.event_to_attr.values(),
@@ -252,7 +261,7 @@ class _ObjectStates(_StrictModel):
 
 
 class _RankFile(_StrictModel):
-    """The file of one process: its counters, limits, place in the data and random states."""
+    """The file of one process: its counters, limits, position in the data and random states."""
 
     progress: Annotated[list[Any], AfterValidator(_check_progress)]
     limits: _LimitFields
@@ -289,7 +298,7 @@ class _MetadataFields(_StrictModel):
 
 
 class _ModuleFields(_StrictModel):
-    """The entries of ``trainer.pt`` that are needed to read the file of a module."""
+    """The entries of ``trainer.pt`` about a module, which are needed to read the module's file."""
 
     metadata: dict[str, _MetadataFields]
     flags: _FlagFields
@@ -337,7 +346,7 @@ def trainer_file_problems(content: Any) -> Iterator[str]:
 
 
 def rank_file_problems(name: str, content: Any, manifest: Manifest) -> Iterator[str]:
-    """Yields the problems of the file of a process, and its contradictions to the manifest."""
+    """Yields the problems of a process's file, and the fields that contradict the manifest."""
     problems = [*_validation_problems(name, _RankFile, content)]
     yield from problems
     if problems:  # the fields that are compared below may be missing
@@ -349,24 +358,24 @@ def rank_file_problems(name: str, content: Any, manifest: Manifest) -> Iterator[
         ("iteration", manifest.iteration, iteration),
     ):
         if expected != actual:
-            yield f"{name}: {field} is {actual}, and {expected} in the manifest"
+            yield f"{name}: {field} is {actual}, but {expected} in the manifest"
     if content["optimizer_step"] > iteration:
         steps = content["optimizer_step"]
-        yield f"{name}: optimizer_step is {steps}, more than iteration, which is {iteration}"
+        yield f"{name}: optimizer_step is {steps}, which is more than iteration {iteration}"
 
 
 def module_problems(modules: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the problems of the states of the trainer's modules, which must be dicts by name."""
+    """Yields a problem for each module of the trainer whose state is not a dict with names."""
     for name, state in modules.items():
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            yield f"the {name} must be tensors by name, got {_format(state)}"
+            yield f"the {name} must be a dict of tensors by name, got {_format(state)}"
 
 
 def user_module_problems(path: str, content: Any) -> Iterator[str]:
-    """Yields the problems of the state of a module in ``also`` or of a handler, in ``trainer.pt``.
+    """Yields the problems of the state of a module that is in ``also`` or belongs to a handler.
 
     Args:
-        path: the fields that lead to the state.
+        path: the fields of ``trainer.pt`` that lead to the state, for messages.
         content: the state.
     """
     yield from _validation_problems(f"{TRAINER}: {path}", _UserModuleState, content)
@@ -389,12 +398,13 @@ def optimizer_problems(
 
     Args:
         content: the content of the file.
-        optimizer: the optimizer that is to load it.
-        is_same_torch: whether the same version of torch wrote the file. Another version may have
-            other settings, which torch fills in.
-        is_same_scheduler: whether the scheduler had the class that it has now. Schedulers keep
-            settings of their own in the groups.
-        has_free_rates: whether code of the user computes the learning rates, which may then have
+        optimizer: the optimizer that is to load the state.
+        is_same_torch: whether this version of torch wrote the file. If not, settings may be
+            missing: torch fills them in.
+        is_same_scheduler: whether the scheduler of the checkpoint had the class of the present
+            scheduler. If not, the settings that the present scheduler keeps in the groups may be
+            missing.
+        has_free_rates: whether code of the user computes the learning rates. If so, a rate may have
             any value, also a negative one.
     """
     inner = _unwrapped(optimizer)
@@ -413,14 +423,14 @@ def optimizer_problems(
         if mismatches:
             yield from mismatches
             continue
-        # A trial of the constructor would refuse a negative rate.
+        # The constructor of the optimizer, called below, would refuse a negative rate.
         group_to_try = {**group, "lr": current_group["lr"]} if has_free_rates else group
         try:
             expected = _example_state(group_to_try, current_group, type(inner))
         except Exception as error:
             if _refuses_current_settings(current_group, type(inner)):
-                continue  # the refusal does not show that the file is wrong
-            yield f"{path} must have settings of a {type(inner).__name__}: {error}"
+                continue  # the error does not show that the file is wrong
+            yield f"{path} must have valid settings of a {type(inner).__name__}: {error}"
             continue
         for index, parameter in zip(group["params"], current_group["params"], strict=True):
             state = content["state"].get(index, {})
@@ -429,24 +439,25 @@ def optimizer_problems(
                     f"{OPTIMIZER}: state.{index}", state, expected, parameter
                 )
     for index in content["state"].keys() - {*range(sum(sizes))}:
-        yield f"{OPTIMIZER}: state.{index} belongs to no parameter, there are {sum(sizes)}"
+        yield f"{OPTIMIZER}: state.{index} belongs to no parameter: there are {sum(sizes)}"
 
 
 def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> Iterator[str]:
     """Yields the problems of the state of a scheduler of the same class.
 
-    The ``load_state_dict`` of torch's schedulers checks nothing: each entry becomes an attribute.
+    The ``load_state_dict`` of a torch scheduler checks nothing: it makes each entry of the state an
+    attribute of the scheduler.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)  # without Accelerate's wrapper
     if not isinstance(content, dict):
         yield f"{SCHEDULER}: must be a dict, got {_format(content)}"
         return
     if not type(scheduler).__module__.startswith("torch."):
-        return  # only the class of the user knows its fields
+        return  # the fields of a user's class are not known here
     current = scheduler.state_dict()
     for name in content.keys() - current.keys():
-        # Other unknown names may come from another version of torch. These ones would replace a
-        # method or the optimizer.
+        # An unknown name may come from another version of torch. It is a problem only if the entry
+        # would replace a method or the optimizer.
         if not isinstance(name, str) or name == "optimizer" or hasattr(type(scheduler), name):
             yield f"{SCHEDULER}: {name!r} is not a field of a {type(scheduler).__name__}"
     yield from _mismatches(
@@ -456,27 +467,28 @@ def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> 
     for name in ("base_lrs", "_last_lr"):
         rates = content.get(name, [])
         if not isinstance(rates, list) or (name in current and len(rates) != groups):
-            yield f"{SCHEDULER}: {name} must have a rate for each of {groups} groups"
+            yield f"{SCHEDULER}: {name} must have a rate for each of the {groups} groups"
     for name in ("last_epoch", "_step_count"):
         if name in current and name in content and type(content[name]) is not int:
             yield f"{SCHEDULER}: {name} must be an integer, got {_format(content[name])}"
 
 
 def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterator[str]:
-    """Yields the error of a scheduler of torch that loads the state and makes a step, if any.
+    """Yields a problem if a torch scheduler cannot load the state and make a step.
 
-    A copy of the scheduler does both, on a dummy optimizer with the settings of the checkpoint's
-    groups. A scheduler that calls code of the user is not tried.
+    This is tried with a copy of the scheduler, on a dummy optimizer that has the settings of the
+    checkpoint's groups. It is not tried with a scheduler that calls code of the user.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if has_user_rates(scheduler):
         return
-    # The settings are copied: schedulers write in place to a learning rate that is a tensor, which
-    # would move the rate of the checkpoint one step ahead.
+    # The settings are copied, because a scheduler writes in place to a learning rate that is a
+    # tensor. Without the copy the step below would change the rate in the checkpoint's groups.
     settings = [copy.deepcopy(_group_settings(group)) for group in groups]
     dummy_groups = [{"params": [torch.zeros(1)], **each} for each in settings]
     dummy_optimizer = torch.optim.SGD(dummy_groups, lr=0.1)
-    # `deepcopy` takes these for copies that were made already, and copies no optimizer.
+    # This memo makes `deepcopy` insert the dummy optimizer wherever the scheduler refers to the
+    # trainer's optimizer.
     replaced = {
         id(scheduler.optimizer): dummy_optimizer,
         id(_unwrapped(scheduler.optimizer)): dummy_optimizer,
@@ -488,16 +500,16 @@ def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterat
             scheduler_copy.load_state_dict(copy.deepcopy(content))
             scheduler_copy.step(*([0.0] if isinstance(scheduler_copy, ReduceLROnPlateau) else []))
     except ValueError:
-        pass  # the schedule has reached its end, as OneCycleLR says with this error
+        pass  # OneCycleLR raises a ValueError after its last step: the schedule is at its end
     except Exception as error:
         yield (
-            f"{SCHEDULER}: must be a state that a {type(scheduler).__name__} can move from, which "
-            f"says: {type(error).__name__}: {error}"
+            f"{SCHEDULER}: must be a state from which a {type(scheduler).__name__} can make a "
+            f"step, got {type(error).__name__}: {error}"
         )
 
 
 def has_user_rates(scheduler: Any) -> bool:
-    """Returns whether a function or a class of the user computes the rates of a scheduler."""
+    """Returns whether a scheduler, or one inside it, computes rates with code of the user."""
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if scheduler is None:
         return False
@@ -525,7 +537,7 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
     except ValidationError as error:
         for each in error.errors(include_url=False):
             field = ".".join(map(str, each["loc"]))
-            # pydantic's messages, in the words of the other checks.
+            # The words of pydantic's messages are replaced by those of the other checks.
             message = each["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "must be").replace("Field", "field")
             if each["type"] == "missing":
@@ -537,7 +549,8 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
                 yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-_EXAMPLE_SHAPE = (2, 3)  # two different sizes, so that entries of this shape stand out
+# The shape is unusual, so that an entry of this shape is known to have the parameter's shape.
+_EXAMPLE_SHAPE = (2, 3)
 
 
 def _example_state(
@@ -545,9 +558,9 @@ def _example_state(
 ) -> dict[str, Any]:
     """Returns the state that an optimizer of torch with these settings keeps for one parameter.
 
-    A new optimizer makes a step with a parameter of the shape ``_EXAMPLE_SHAPE``. Its constructor
-    checks the settings. The result is empty for optimizers that are not torch's, and for those
-    whose step needs more than a gradient (the closure of ``LBFGS``).
+    The function creates a new optimizer, whose constructor checks the settings. The optimizer makes
+    a step with a parameter of the shape ``_EXAMPLE_SHAPE``. The result is empty for an optimizer
+    that is not torch's, and for an optimizer whose step needs a closure (``LBFGS``).
 
     Raises:
         Exception: any exception that torch raises for a setting.
@@ -565,16 +578,16 @@ def _example_state(
     )
     example_optimizer = cls([parameter], **settings)
     parameter.grad = torch.zeros_like(parameter)
-    with suppress(Exception):  # a step that needs a closure: nothing is known of the state
+    with suppress(Exception):  # a step that needs a closure fails, and leaves the state empty
         example_optimizer.step()
     return dict(example_optimizer.state[parameter])
 
 
 def _refuses_current_settings(current_group: Mapping[str, Any], cls: type) -> bool:
-    """Returns whether torch refuses to make an optimizer with the settings of the trainer's own.
+    """Returns whether torch refuses to create an optimizer with the present settings of a group.
 
-    A scheduler can write settings that a step accepts and a constructor refuses, for example a
-    number into ``betas`` that are tensors.
+    A scheduler can write a setting that ``step()`` accepts and the constructor refuses, for example
+    a number into ``betas`` that are tensors.
     """
     try:
         _example_state(current_group, current_group, cls)
@@ -586,7 +599,7 @@ def _refuses_current_settings(current_group: Mapping[str, Any], cls: type) -> bo
 def _parameter_state_problems(
     path: str, state: Mapping[Any, Any], expected: Mapping[str, Any], parameter: torch.Tensor
 ) -> Iterator[str]:
-    """Yields the entries of a state that do not fit a parameter.
+    """Yields the problems of the entries of a state that do not fit a parameter.
 
     Args:
         path: the fields that lead to the state, for messages.
@@ -598,7 +611,7 @@ def _parameter_state_problems(
         if not isinstance(example, torch.Tensor):
             continue
         value = state.get(name)
-        # An entry is either of the parameter's shape (a momentum) or one number (a step count).
+        # A momentum, for example, has the shape of the parameter. A step count is one number.
         if example.shape == _EXAMPLE_SHAPE:
             shape = value.shape if isinstance(value, torch.Tensor) else None
             if shape != parameter.shape:
@@ -622,12 +635,12 @@ def _mismatches(
     required: Collection[str],
     separator: str = ".",
 ) -> Iterator[str]:
-    """Yields the saved values that are missing or cannot replace the current ones.
+    """Yields the problems of saved values that are missing or cannot replace a current value.
 
     Args:
         path: the fields that lead to the values, for messages.
         saved: the values in the checkpoint, by name.
-        current: the values that they would replace, by name.
+        current: the values that the saved values would replace, by name.
         required: the names that must be in the checkpoint.
         separator: the text between ``path`` and a name.
     """
@@ -668,7 +681,7 @@ def _type_name(value: Any) -> str:
     if isinstance(value, bool):
         return "True or False"
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        return _OTHER_TYPE  # torch raises an OverflowError when it computes with one
+        return _OTHER_TYPE  # torch raises an OverflowError for such an integer
     if isinstance(value, int | float | np.number) or (
         isinstance(value, torch.Tensor) and value.numel() == 1
     ):
@@ -680,11 +693,11 @@ def _type_name(value: Any) -> str:
 
 
 def _format(value: Any) -> str:
-    """Returns a value as a message shows it, cut if it is long."""
+    """Returns the text of a value for a message; a long text is cut."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     try:
         text = repr(value)
-    except Exception:  # the repr of a Counter sorts its values, which may not compare
+    except Exception:  # the repr of a Counter sorts its values, which fails for some types
         return f"a {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}…"

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 __all__ = ["Content", "Objects", "Tensors", "load_objects", "plain_part"]
 
-# Values of these types, dtypes and devices are known to load with `weights_only=True`. `_is_plain`
-# accepts them without asking torch; everything else is written and read back on trial.
+# Values of these types, dtypes and devices are known to load with `weights_only=True`: `_is_plain`
+# accepts them at once. Any other value is checked by a trial: it is written and read back.
 _SCALAR_TYPES = {bool, float, str, type(None)}
 _IMMUTABLE_TYPES = {*_SCALAR_TYPES, int}
 _CHECKED_DTYPES = {
@@ -30,8 +30,8 @@ _CHECKED_DTYPES = {
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
 _CHECKED_DEVICES = {"cpu", "cuda"}
-_MAX_INT = 2**63  # torch's restricted unpickler reads integers of up to 255 bytes only
-_MAX_DEPTH = 100  # of containers within each other, which a list that contains itself never ends
+_MAX_INT = 2**63  # larger integers are tried: torch reads at most 255 bytes without pickle
+_MAX_DEPTH = 100  # levels of nested containers; a list that contains itself has no last level
 
 
 class Content(ABC):
@@ -43,7 +43,7 @@ class Content(ABC):
 
     @abstractmethod
     def copied(self) -> "Content":
-        """Returns a copy in the host's memory, which training does not change."""
+        """Returns a copy in the host's memory. Training does not change the copy."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Tensors(Content):
         Raises:
             OSError: the file cannot be written.
         """
-        # `save_file` writes the bytes in memory. A tensor like `z.conj().imag` is negated lazily: a
-        # flag says so, which the file would lose, so conjugation and negation are computed first.
+        # A tensor such as `z.conj().imag` is negated lazily: the bytes in memory are not negated,
+        # and a flag of the tensor says so. `save_file` writes the bytes and loses the flag, so
+        # conjugation and negation are computed first.
         dense = {
             name: tensor.resolve_conj().resolve_neg().contiguous()
             for name, tensor in self.tensors.items()
@@ -82,10 +83,11 @@ class Objects(Content):
     Args:
         content: the data.
         owner: the object whose state the data is, for messages.
-        may_pickle: whether other objects are accepted as well; loading them needs pickle.
+        may_pickle: whether any other object is accepted as well. Loading such an object needs
+            pickle.
 
     Raises:
-        TypeError: the data holds an object that would have to be unpickled.
+        TypeError: the data holds an object that needs pickle, and ``may_pickle`` is False.
     """
 
     content: Any
@@ -95,13 +97,13 @@ class Objects(Content):
     def __post_init__(self) -> None:
         """Checks that a resume can load the data without pickle.
 
-        Data that `_is_plain` does not recognize is written to memory and loaded as a resume would.
+        If ``_is_plain`` does not know that, the data is written to memory and loaded on trial.
         """
         if self.may_pickle or _is_plain(self.content):
             return
         file = io.BytesIO()
         try:
-            # Tensors are written without their values: only their types are on trial.
+            # Tensors are written without their values: the trial is about types only.
             torch.save(_map_tensors(_without_values, self.content), file)
             file.seek(0)
             torch.load(file, weights_only=True)
@@ -110,13 +112,14 @@ class Objects(Content):
                 f"the state of {self.owner} must be made of tensors, numbers, strings, None, "
                 "lists, tuples and dicts, which are loaded without running code, got "
                 f"{_refused_global(error) or 'something else'}: "
-                "have its state_dict() leave that out"
+                "leave that object out of the state_dict()"
             ) from error
 
     def write(self, path: Path) -> None:
         """Writes the data by ``torch.save``.
 
-        A tensor that is a view of a larger storage is cloned, else the whole storage is written.
+        A tensor that is a view of a larger storage is cloned first. Otherwise ``torch.save`` would
+        write the whole storage.
 
         Raises:
             OSError: the file cannot be written.
@@ -132,8 +135,8 @@ class Objects(Content):
 
     def copied(self) -> "Objects":
         """Returns a copy in the host's memory."""
-        # `_map_tensors` copies containers and tensors. Other objects, which can change as well, are
-        # there only if pickle is allowed.
+        # `_map_tensors` copies only containers and tensors. If pickle is allowed, the content can
+        # have other objects, which training can change, so `deepcopy` copies everything first.
         content = copy.deepcopy(self.content) if self.may_pickle else self.content
         content = _map_tensors(_copy_on_cpu, content)
         return Objects(content, self.owner, may_pickle=True)  # the data was checked already
@@ -147,7 +150,8 @@ def load_objects(
     Args:
         file: the path of the file, or the open file.
         trust_pickle: whether the file may run code when it is loaded.
-        mapped: whether tensors stay in the file (``mmap``) until they are used; needs a path.
+        mapped: whether tensors stay in the file (``mmap``) until they are used. If so, ``file``
+            must be a path.
 
     Raises:
         ValueError: the file holds objects that need pickle, or torch cannot read it.
@@ -160,7 +164,7 @@ def load_objects(
             raise  # the file is missing or may not be read
         if (refused := _refused_global(error)) is not None:
             raise ValueError(
-                f"{name} holds more than data, loading it would run code ({refused})"
+                f"{name} holds more than data: loading it would run code ({refused})"
             ) from error
         # The bytes of a damaged file can lead to any exception.
         raise ValueError(f"{name} cannot be read ({_first_line(error)})") from error
@@ -179,11 +183,12 @@ def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain(content: Any) -> bool:
-    """Returns whether the content is made of common types that torch loads without pickle.
+    """Returns whether the content has only common types that torch loads without pickle.
 
-    False means that a trial has to decide: torch allows some more types.
+    If the result is False, torch may still load the content without pickle: only a trial can tell.
     """
-    # Containers are visited level by level, without recursion: each save checks all states.
+    # Containers are visited level by level instead of by recursive calls, which would take longer:
+    # each save checks all states.
     level = [content]
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []
@@ -209,7 +214,8 @@ def _is_plain(content: Any) -> bool:
                 return False
         if not inner:
             return True
-        # Duplicates are dropped: a list that contains itself twice would double with each level.
+        # Duplicates are dropped: for a list that contains itself twice, the number of values would
+        # double with each level.
         level = list({id(value): value for value in inner}.values())
     return False
 
@@ -218,7 +224,7 @@ def _map_tensors(function: Callable[[torch.Tensor], torch.Tensor], content: Any)
     """Returns a copy in which ``function`` has replaced each tensor.
 
     Lists, tuples, dicts and sets are copied, and numpy scalars become Python numbers. All other
-    objects are shared with the content.
+    objects are shared by the copy and the content.
     """
     if isinstance(content, torch.Tensor):
         return function(content)
@@ -266,7 +272,7 @@ def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _refused_global(error: BaseException) -> str | None:
-    """Returns the class or function that torch refuses, as named within its long message."""
+    """Returns the class or function that torch refuses to load; None for any other error."""
     found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, UnpicklingError) else None
     return None if found is None else found[1]
 

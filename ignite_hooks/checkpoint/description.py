@@ -1,4 +1,4 @@
-"""The description of a run in a manifest, for people to read; a resume does not use it."""
+"""The description of a run in a manifest. It is for people: a resume does not use it."""
 
 import importlib.metadata
 import platform
@@ -21,7 +21,7 @@ from ignite_hooks.data.batch_size import global_batch_size
 __all__ = ["contents_of", "description_of", "versions"]
 
 MAX_NAMES = 100
-"""The number of names that are listed for each part of the contents."""
+"""The largest number of names that are listed for each part of the contents."""
 
 _PACKAGES = (
     "ignite-hooks",
@@ -60,14 +60,14 @@ def contents_of(files: Mapping[str, Content]) -> dict[str, list[str]]:
     Args:
         files: the contents of the files that rank 0 writes, by name.
     """
-    about, place = _content(files, TRAINER), _content(files, rank_file(0))
-    objects, random = about.get("objects", {}), place.get("random") or {}
-    data_generators = place.get("data", {}).get("source", {}).get("generators", {})
+    about, rank_content = _content(files, TRAINER), _content(files, rank_file(0))
+    objects, random = about.get("objects", {}), rank_content.get("random") or {}
+    data_generators = rank_content.get("data", {}).get("source", {}).get("generators", {})
     generators = [name for name in _GLOBAL_GENERATORS if random.get(name) is not None]
     registered = [files[name] for name in registered_files(set(files))]
     unknown = {**about.get("unknown", {}), **about.get("uncertain", {})}
     found: dict[str, Collection[Any]] = {
-        # A sharded model is in none of these files.
+        # The model is always listed, because a sharded model is in none of these files.
         "modules": {"model": None, **about.get("modules", {})},
         **{kind: [name] for kind, name in about.get("kinds", {}).items() if name is not None},
         "handlers": objects.get("handlers", ()),
@@ -101,19 +101,20 @@ def _global_batch(trainer: TrainingEngine, processes: int) -> int | None:
         return None
     try:
         return global_batch_size(trainer.feed.loader, processes)
-    except Exception:  # a property of a user's loader or sampler raised; the save does not need it
+    except Exception:
+        # A property of a user's loader or sampler raised an error. The save does not fail for that.
         return None
 
 
 def _content(files: Mapping[str, Content], name: str) -> Mapping[str, Any]:
-    """Returns the data of a file that holds a mapping; an empty one for other files."""
+    """Returns the data of a file; an empty dict if the file is absent or holds only tensors."""
     content = files.get(name)
     return content.content if isinstance(content, Objects) else {}
 
 
 @lru_cache(64)  # most names are the same at each save
 def _shorten_names(names: tuple[Any, ...]) -> list[str]:
-    """Returns each name once, at most ``MAX_NAMES`` of them, and how many more there are."""
+    """Returns up to ``MAX_NAMES`` different names, and the number of the omitted names."""
     unique = dict.fromkeys(names)
     shown = [plain_text(name) for name in list(unique)[:MAX_NAMES]]
     return [*shown, f"... {len(unique) - MAX_NAMES} more"] if len(unique) > MAX_NAMES else shown

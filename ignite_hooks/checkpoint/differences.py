@@ -1,4 +1,4 @@
-"""The result of a comparison of two checkpoints, as ``compare_checkpoints`` returns it."""
+"""The result that ``compare_checkpoints`` returns: the differences of two checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ __all__ = ["Comparison", "Difference", "Part", "Row"]
 
 
 class Row(NamedTuple):
-    """An entry of a manifest that differs, with its value in each checkpoint."""
+    """An entry that differs between two manifests: its name and its value in each."""
 
     name: str
     first: Any
@@ -18,15 +18,16 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor or another value of a state that differs.
+    """A tensor or another value that differs between two checkpoints.
 
-    Args:
+    Attributes:
         name: the name of the value in its part.
-        norm: the Euclidean norm of the difference, over all elements that are finite in both; None
-            if the values cannot be subtracted.
-        relative: ``norm`` divided by the norm of the first.
-        note: other differences: shapes, dtypes, elements that are not finite in one of the two.
-        is_structural: whether only one of the two has the value, or the shapes or layouts differ.
+        norm: the Euclidean norm of the difference between two tensors, over the elements that are
+            finite in both; None if the values cannot be subtracted.
+        relative: ``norm`` divided by the norm of the first checkpoint's tensor.
+        note: a text that describes differences other than ``norm``: for example in shape, in dtype,
+            or in elements that are not finite.
+        is_structural: whether the value is in one checkpoint only, or the shapes or layouts differ.
     """
 
     name: str
@@ -38,9 +39,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Part:
-    """The comparison of one part of a checkpoint, the model or the optimizer for example.
+    """The comparison of one part of two checkpoints, for example of the model or the optimizer.
 
-    Args:
+    Attributes:
         count: the number of values that were compared.
         differences: the values that differ, the largest difference first.
     """
@@ -53,9 +54,9 @@ class Part:
 class Comparison:
     """The differences between two checkpoints.
 
-    Args:
+    Attributes:
         parts: the comparison of each module, the optimizer, each handler and so on, by name.
-        rows: the differences of the manifests, by section.
+        rows: the differences of the manifests, by section: "counters", "settings" and so on.
     """
 
     parts: Mapping[str, Part]
@@ -63,7 +64,7 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Returns whether no value differs; the run and the time of the save may do so."""
+        """Returns whether all values are equal. The run and the time of the save do not count."""
         return not any(part.differences for part in self.parts.values()) and not any(
             self.rows.values()
         )

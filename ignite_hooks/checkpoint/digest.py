@@ -10,11 +10,14 @@ from xxhash import xxh3_128
 
 __all__ = ["digest_of"]
 
-_CHUNK_BYTES = 2**24  # copied to be hashed: bounds the extra memory
+_CHUNK_BYTES = 2**24  # tensors are copied and hashed in chunks, which bounds the extra memory
 
 
 def digest_of(value: Any) -> str:
-    """Returns a digest that is the same for equal content, bit for bit, and differs otherwise."""
+    """Returns a digest of a value.
+
+    Two digests are equal if the contents of the values are equal bit for bit, and differ otherwise.
+    """
     hasher = xxh3_128()
     _update_hash(value, hasher)
     return hasher.hexdigest()
@@ -23,8 +26,9 @@ def digest_of(value: Any) -> str:
 def _update_hash(value: Any, hasher: Any) -> None:
     """Adds a value to the hash.
 
-    Types of containers are ignored: a list and a tuple with the same values, or a dict and another
-    mapping, have the same digest. An object of another class is its class name and attributes.
+    The types of containers are ignored: a list has the same digest as a tuple with the same values,
+    and a dict has the same digest as any other mapping with the same items. An object of any other
+    class is hashed by its class name and its attributes.
     """
     if isinstance(value, torch.Tensor):
         if is_lazy(value):
@@ -44,7 +48,8 @@ def _update_hash(value: Any, hasher: Any) -> None:
         if flat.stride() != (1,):
             flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
         for part in torch.split(flat.view(torch.uint8), _CHUNK_BYTES):
-            # numpy() forbids torch to resize a storage for good, so it is called on a copy.
+            # After numpy() torch can never resize the storage again, so numpy() is called on a
+            # copy.
             hasher.update(part.clone().numpy())
     elif isinstance(value, np.ndarray):
         hasher.update(f"{value.dtype}{value.shape}".encode())

@@ -6,9 +6,9 @@
     .download-abcd                    a draft: a download in progress, locked by its process
     .lock                             locked while drafts are created, renamed or cleaned up
 
-A draft is filled under a unique name, verified and renamed, so no process ever sees an incomplete
-checkpoint. If several processes download the same checkpoint, all use the copy that is renamed
-first. Where the file system has no locks, the drafts of killed processes are not cleaned up.
+A draft has a unique name. It is filled, verified and then renamed, so no process ever sees an
+incomplete checkpoint. If several processes download the same checkpoint, all of them use the copy
+that is renamed first. If the file system has no locks, the drafts of killed processes stay.
 """
 
 import os
@@ -46,7 +46,7 @@ class Downloads:
     """A folder of downloaded checkpoints.
 
     Args:
-        folder: the folder; it is created by the first download.
+        folder: the path of the folder, which the first download creates.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,16 +55,18 @@ class Downloads:
     def get(
         self, name: str, manifest: Manifest, download: Callable[[Path], None], *, verify: bool
     ) -> Checkpoint:
-        """Returns the cached checkpoint of a manifest, which is downloaded first if necessary.
+        """Returns the cached checkpoint with a manifest; downloads the checkpoint if necessary.
 
         Args:
             name: the name of the checkpoint.
             manifest: the manifest of the checkpoint.
-            download: a function that fills a folder with the files; its exceptions are passed on.
-            verify: whether a cached checkpoint is compared with its checksums, or only its sizes.
+            download: a function that downloads the files to a given folder. Its exceptions are
+                passed on.
+            verify: whether to compare the checksums of a cached checkpoint. If False, only the
+                sizes of its files are compared.
 
         Raises:
-            SourceError: the folder cannot be written to, or has not enough space.
+            SourceError: the cache folder cannot be written to, or does not have enough space.
         """
         text = manifest.dumps()
         target = self._folder / f"{name}-{xxh3_128_hexdigest(text)[:16]}"
@@ -82,22 +84,29 @@ class Downloads:
             (files / MANIFEST).write_bytes(text)
             sync_tree(files)
             while not self._move_into_place(files, target, replaceable):
-                # Another process was faster: its copy is used if complete, and replaced if not.
+                # Another process was faster. Its copy is used if complete, and replaced otherwise.
                 replaceable = _identity(target)
                 if replaceable is not None and _is_whole(checkpoint):
                     break
         return checkpoint
 
     def _move_into_place(self, files: Path, target: Path, replaceable: object) -> bool:
-        """Renames ``files`` to ``target``; returns False if another process has done so first.
+        """Renames ``files`` to ``target``, and returns whether this was possible.
 
-        ``replaceable`` is the identity of a damaged copy to be replaced, None if there was none.
+        The result is False if another process has put a copy at ``target`` in the meantime.
+
+        Args:
+            files: the folder of the new copy.
+            target: the path of the checkpoint in the cache.
+            replaceable: the identity of the damaged copy that the new one may replace; None if
+                there was no copy.
         """
         with self._locked():
             if _identity(target) not in (None, replaceable):
                 return False
             if os.path.lexists(target):
-                # Renamed, not deleted: a process that has opened its files can still read them.
+                # The old copy is moved to the draft and removed with it. A process that has opened
+                # its files can still read them.
                 os.rename(target, files.parent / "replaced")
             os.rename(files, target)
             return True
@@ -108,15 +117,15 @@ class Downloads:
         if needed > free:
             raise SourceError(
                 f"`cache_dir` must have room for the checkpoint of step {manifest.step}, which has "
-                f"{needed:,} bytes, got {self._folder} with {free:,} bytes free: remove what is "
-                "not needed there, or give another folder"
+                f"{needed:,} bytes, got {self._folder} with {free:,} bytes free: free some space "
+                "there, or give another folder"
             )
 
     @contextmanager
     def _draft(self) -> Iterator[Path]:
         """Creates a locked folder for one download, and removes it afterwards.
 
-        If this process is killed, the next one that downloads removes the folder.
+        If this process is killed, the next process that downloads a checkpoint removes the folder.
         """
         with self._os_errors_as_source_errors(), self._locked() as has_locks:
             if has_locks:
@@ -131,9 +140,9 @@ class Downloads:
             lock.close()
 
     def _remove_abandoned(self) -> None:
-        """Removes the drafts of killed processes: a live process holds the lock of its draft."""
+        """Removes the drafts that are not locked: their processes were killed."""
         for draft in self._folder.glob(f"{_DRAFT_PREFIX}*"):
-            with suppress(OSError):  # another process may be removing it
+            with suppress(OSError):  # another process may be removing the same draft
                 if (draft / _LOCK_NAME).exists():
                     with (draft / _LOCK_NAME).open("rb+") as lock:
                         if not _lock_file(lock, is_blocking=False):
@@ -142,15 +151,15 @@ class Downloads:
 
     @contextmanager
     def _locked(self) -> Iterator[bool]:
-        """Excludes other processes; yields whether the file system has locks."""
+        """Locks the cache folder against other processes; yields False if that is not possible."""
         with (self._folder / _LOCK_NAME).open("ab") as lock:
             is_locked = _lock_file(lock)
             try:
                 yield is_locked
             finally:
                 if is_locked:
-                    # Closing is not enough: a process forked meanwhile shares the open file, and so
-                    # the lock.
+                    # Closing the file is not enough: a process that was forked in the meantime
+                    # shares the open file, and so would keep the lock.
                     fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
@@ -163,12 +172,17 @@ class Downloads:
         except OSError as error:
             raise SourceError(
                 f"`cache_dir` {self._folder} could not be written: {type(error).__name__}: "
-                f"{error.strerror}: check its permissions and its free space, or give another one"
+                f"{error.strerror}: check its permissions and free space, or give another folder"
             ) from error
 
 
 def _is_whole(checkpoint: Checkpoint, *, reads: bool = True) -> bool:
-    """Returns whether a cached checkpoint has the expected manifest and undamaged files."""
+    """Returns whether a cached checkpoint has the expected manifest and undamaged files.
+
+    Args:
+        checkpoint: the folder and the expected manifest.
+        reads: whether to read the files and compare checksums; otherwise only sizes are compared.
+    """
     try:
         text = read_manifest(checkpoint.folder).dumps()
     except (OSError, ValueError):
@@ -177,7 +191,7 @@ def _is_whole(checkpoint: Checkpoint, *, reads: bool = True) -> bool:
 
 
 def _lock_file(file: IO[bytes], *, is_blocking: bool = True) -> bool:
-    """Locks a file against other processes; returns False if that is not possible."""
+    """Locks a file against other processes; returns whether the lock was acquired."""
     if fcntl is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Durable writes: files and folders that survive a power loss, and checksums of files."""
+"""Functions that make files and folders survive a power loss, and checksums of files."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ _CHUNK_BYTES = 2**20
 # Windows refuses to sync a file that was opened for reading only.
 _FILE_SYNC_FLAGS = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
 _FOLDER_SYNC_UNSUPPORTED = {
-    errno.EACCES,  # Windows opens no folder; elsewhere a folder may be written to and not read
+    errno.EACCES,  # Windows cannot open folders; elsewhere a folder may not be readable
     errno.EPERM,
     errno.EISDIR,
     errno.EINVAL,  # SMB, and some file systems in user space
@@ -29,11 +29,11 @@ _FOLDER_SYNC_UNSUPPORTED = {
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
 }
-"""Error numbers of file systems that cannot sync folders; EIO and ENOSPC remain errors."""
+"""Error numbers which show that a folder cannot be synced. All others, such as EIO, are raised."""
 
 
 def sync(path: Path) -> None:
-    """Waits until the content of a file, or the list of names of a folder, is on the disk.
+    """Waits until the content of a file, or the list of the names in a folder, is on the disk.
 
     Where the file system cannot sync folders, the function warns once and returns.
     """
@@ -49,16 +49,16 @@ def sync(path: Path) -> None:
             raise
         warn_once(
             f"the file system of the checkpoints cannot sync folders ({error.strerror}): a power "
-            "loss may lose the newest checkpoint, and keep_last=2 or more leaves an older one; the "
-            "end of the process alone loses none"
+            "loss may lose the newest checkpoint, but the end of the process alone loses none; "
+            "give keep_last=2 or more to have an older checkpoint then"
         )
 
 
 def make_folder(folder: Path) -> None:
-    """Creates a folder and its missing parents, and syncs the parent of each new folder."""
+    """Creates a folder and its missing parents, durably."""
     if os.path.isdir(folder):
         return
-    # The entry of a new folder is durable only once its parent is synced.
+    # A new folder is durable only after the folder that contains it has been synced.
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in made:
@@ -78,26 +78,27 @@ def sync_tree(folder: Path) -> None:
 def copy_file_mode(model: Path, paths: Iterable[Path]) -> None:
     """Gives files the access mode of ``model``, a file that was created with the usual ``open``.
 
-    safetensors creates files that only their owner may read. The mode is copied from a file because
-    the umask cannot be read without changing it for all threads, and because the default ACL of a
-    folder overrides the umask.
+    safetensors creates files that only their owner may read. The usual mode cannot be computed from
+    the umask: reading the umask changes it for all threads for a moment, and the default ACL of a
+    folder overrides it. So the mode is copied from a file.
     """
     mode = stat.S_IMODE(os.stat(model).st_mode)
     for path in paths:
         if stat.S_IMODE(os.stat(path).st_mode) != mode:
-            with suppress(OSError):  # some file systems have no modes; the save is worth more
+            with suppress(OSError):  # some file systems have no modes, and the save must not fail
                 path.chmod(mode)
 
 
 def file_record(path: Path) -> FileRecord:
     """Returns the size and the XXH3 checksum of a file.
 
-    XXH3 is faster than reading from memory. It detects damage; it does not prove the origin of a
-    file.
+    XXH3 is computed faster than memory is read. The checksum detects damage, but does not prove who
+    has written the file.
     """
     checksum, size = xxh3_128(), 0
     with open_regular(path) as file:
-        # A buffer of a whole chunk would take longer to zero than a small file takes to read.
+        # The buffer of a small file is small: `bytearray` fills the buffer with zeros, which would
+        # take longer for a whole chunk than reading the file.
         buffer = bytearray(min(_CHUNK_BYTES, os.fstat(file.fileno()).st_size + 1))
         view = memoryview(buffer)
         while count := file.readinto(buffer):

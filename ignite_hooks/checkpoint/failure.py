@@ -1,9 +1,9 @@
-"""The save that a signal asked for, when the run has failed before it.
+"""The save that a signal has requested, if the run fails before it can be made.
 
-After a failure the trainer is back at its last step boundary: the open window was dropped, and the
-next run is given its batches again. The code that failed may have drawn random numbers or changed
-its own state since that boundary, which cannot be seen or undone. A checkpoint that is taken here
-therefore names the parts that are uncertain.
+After a failure the trainer returns to its last step boundary, the point between two optimizer
+steps. The batches since the boundary are dropped and given again to the next run. The code that
+failed may have drawn random numbers or changed its own state since the boundary. Such changes can
+neither be seen nor undone, so a checkpoint that is saved after a failure names the uncertain parts.
 """
 
 from ignite_hooks.core.handler import attached_handlers
@@ -14,7 +14,7 @@ __all__ = ["uncertain_parts", "why_not_saved"]
 
 
 def why_not_saved(trainer: TrainingEngine, error: BaseException | None, ranks: int) -> str | None:
-    """Returns why the last step boundary cannot be saved after a failure; None if it can.
+    """Returns why no checkpoint can be saved after a failure; None if one can be saved.
 
     Args:
         trainer: the trainer, whose run has ended.
@@ -22,41 +22,42 @@ def why_not_saved(trainer: TrainingEngine, error: BaseException | None, ranks: i
         ranks: the number of processes.
     """
     (optimizer_step,) = attached_handlers(trainer, OptimizerStep)
-    # KeyboardInterrupt and SystemExit ask to end without delay, and a save may take minutes.
+    # KeyboardInterrupt and SystemExit must end the process without delay. A save can take minutes.
     if error is not None and not isinstance(error, Exception):
-        return f"{type(error).__name__} ends a run at once"
+        return f"{type(error).__name__} must end the run at once"
     if ranks > 1:
-        return f"a save needs all of the {ranks} processes, and the others may be waiting elsewhere"
+        return f"a save needs all {ranks} processes, and the others may be waiting elsewhere"
     if not optimizer_step.is_consistent:
-        return "the parameters are not known to be those of a step"
+        return "the parameters may have changed since the last step"
     feed = trainer.feed
     if feed is None or feed.position != trainer.place.position or optimizer_step.window.count:
-        # For example where the data are an iterator, which cannot give a batch again.
-        return "the run has not come back to a step boundary"
+        # This happens, for example, if the data is an iterator, which cannot give a batch again.
+        return "the run could not return to its last step boundary"
     return None
 
 
 def uncertain_parts(trainer: TrainingEngine, error: BaseException | None) -> dict[str, str]:
-    """Returns why parts of the state may have changed since the step that is saved.
+    """Returns the parts of the state that may have changed since the step that is saved.
 
     Args:
         trainer: the trainer, whose run has ended.
         error: the exception that ended the run; None if a handler of EXCEPTION_RAISED handled it.
 
     Returns:
-        The reasons, by the names of the parts in the ``ResumeReport``.
+        The reason for each part, by the name of the part in the ``ResumeReport``.
     """
     cause = "an error" if error is None else type(error).__name__
-    reason = f"{cause} broke off the run after that step, and what it had changed is not known"
+    reason = f"{cause} ended the run after the saved step, and may have changed this part"
     names = ["random generators", "handlers", "also", "scheduler"]
     if any(True for module in trainer.modules.values() for _ in module.buffers()):
-        # Batch normalization updates its buffers in each forward pass, before the step is whole.
+        # Batch normalization updates its buffers in each forward pass, before the step is complete.
         names.append("model")
     parts = dict.fromkeys(names, reason)
     (optimizer_step,) = attached_handlers(trainer, OptimizerStep)
     if not optimizer_step.has_completed_step:
         parts["counters"] = (
-            f"{cause} came before all was done that step {optimizer_step.steps} makes due: what is "
-            "left of STEP_COMPLETED, validations and saves by step is left out"
+            f"{cause} ended the run before the handlers of STEP_COMPLETED, the validations and the "
+            f"saves that are due after step {optimizer_step.steps} were all called: the resumed "
+            "run skips the remaining ones"
         )
     return parts

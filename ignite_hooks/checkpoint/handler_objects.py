@@ -1,9 +1,9 @@
-"""A search for the handlers of a trainer, and for objects that they hold, which have a state.
+"""A search for objects with a state among the handlers of a trainer and the objects they hold.
 
-Objects are found where handlers, and the functions that a step calls, store them: in attributes,
-closures, partials, arguments of handlers, globals that their code names, and containers of these.
-Objects that a checkpoint saves elsewhere (the model, the optimizer) are left out, with all that
-they hold.
+The search begins at the handlers and at the user's functions that a training step calls. From there
+it follows attributes, closures, partials, arguments of handlers, the globals that the code of a
+function names, and containers of all these. Objects that a checkpoint saves elsewhere (the model,
+the optimizer) are left out, and so is everything that only they hold.
 """
 
 import inspect
@@ -62,8 +62,8 @@ __all__ = [
 ]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
-# Containers, calls and handlers of these libraries are searched. What instances of other libraries
-# hold is left to those libraries.
+# The search enters containers, callables and handlers of these libraries. It does not enter objects
+# of other libraries.
 _SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
@@ -73,32 +73,34 @@ _SEARCHED_LIBRARIES = {
     "types",
     "weakref",
 }
-# Exceptions among the classes of other libraries, and of this package.
+# The search enters objects of these classes, although they are of another library or this package.
 _SEARCHED_CLASSES = (Hook, HookContext, Hooks, LRScheduler)
+# The search never enters objects of these classes, nor of a user's subclasses.
 _UNSEARCHED_CLASSES = (torch.nn.Module, Optimizer, DataLoader, Metric, BaseLogger)
-# States of data are places in a pass, which the data feed saves.
+# The state of data is a position in a pass over the data, which the data feed saves.
 _DATA_LIBRARIES = {"datasets", "torchdata"}
+# Attributes in which a data loader and its parts hold further parts.
 _DATA_ATTRIBUTES = (
     *("base_dataloader", "dataset", "datasets", "sampler", "batch_sampler", "collate_fn"),
     "generator",
 )
 _CONTAINERS = (list, dict, set, deque)
 Root = tuple[str, Any, bool]
-"""An object where a search begins: its name, itself, and whether it is an attached handler."""
+"""The start of a search: a name, an object, and whether the object is an attached handler."""
 Found = list[tuple[str, Any]]
-"""Pairs of a path and the object that it leads to."""
+"""Pairs of a path and the object at the end of the path."""
 
 
 @dataclass(frozen=True)
 class HandlerObjects:
-    """The objects that the handlers of a trainer hold, and the handlers themselves.
+    """The handlers of a trainer and the objects that the handlers hold.
 
-    Args:
+    Attributes:
         attached: the attached handlers that have a state, by name.
         held: other objects that have a state, by name.
-        stateless: pairs of a path and an object without a state, which may change in a run.
-        unnamed: the paths to objects with a state that have no name, because another process may
-            find them in another order.
+        stateless: pairs of a path and an object without a state. The object may change in a run.
+        unnamed: the paths to objects with a state that get no name. They are elements of sets,
+            whose order may differ in another process.
         is_complete: whether the search has reached all objects.
     """
 
@@ -112,8 +114,8 @@ class HandlerObjects:
     def of(cls, trainer: TrainingEngine, also: Iterable[Any] = ()) -> "HandlerObjects":
         """Returns the objects that the handlers of ``trainer`` hold, without those in ``also``.
 
-        The search is kept with the trainer. It is made again when an object that it has seen has
-        changed, so that each save does not pay for it.
+        The result of the search is kept with the trainer, so that not every save has to search. The
+        search is repeated if an object that it has visited has changed.
         """
         cache = engine_storage(trainer)
         roots, excluded = _find_roots(trainer), [*_objects_saved_elsewhere(trainer), *also]
@@ -138,7 +140,8 @@ class _Search:
     """
 
     def __init__(self, trainer: TrainingEngine, roots: list[Root], excluded: list[Any]) -> None:
-        # Identities suffice: the search keeps these objects alive, so no id is used again.
+        # Ids suffice to recognize these objects: the search keeps the objects alive, so no other
+        # object can get the same id.
         self._start = _identity_key(roots, excluded)
         self._module_ownership: list[tuple[Callable[[], Any], tuple[bool, bool]]] = []
         self._attached: dict[str, Any] = {}
@@ -169,13 +172,13 @@ class _Search:
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))
-            elif not is_of_trainer:  # else it is saved with the trainer's modules
+            elif not is_of_trainer:  # the trainer's own modules are saved in other files
                 found.append((path, each))
         self._found = [(path, reference_to(each)) for path, each in found]
         self._stateless = [(path, reference_to(each)) for path, each in stateless]
 
     def _is_trainer_module(self, obj: Any, trainer_tensors: Set[int]) -> bool:
-        """Returns whether an object is a module that has tensors of the trainer's modules alone."""
+        """Returns whether an object is a module that has only tensors of the trainer's modules."""
         if not issubclass(type(obj), torch.nn.Module):
             return False
         ownership = _tensor_ownership(obj, trainer_tensors)
@@ -185,12 +188,12 @@ class _Search:
     def is_up_to_date(
         self, trainer: TrainingEngine, roots: list[Root], excluded: list[Any]
     ) -> bool:
-        """Returns whether another search would find the same objects."""
+        """Returns whether a new search would find the same objects."""
         if _identity_key(roots, excluded) != self._start or self._search.has_changed():
             return False
         if not self._module_ownership:
             return True
-        # `has_changed` does not look at tensors, which a module may have got or lost.
+        # `has_changed` does not notice that a module has got or lost tensors.
         trainer_tensors = tensors_in(*trainer.modules.values()).keys()
         return not [
             was
@@ -201,8 +204,9 @@ class _Search:
     def collect(self) -> HandlerObjects:
         """Returns the objects that were found.
 
-        An object whose state is part of its owner's state is left out. This is decided by the
-        present states: two that are equal by chance at the start can differ later.
+        An object is left out if its state is part of the state of an object that holds it. Each
+        call decides this again from the present states, because two states that are equal by chance
+        at the start of a run can differ later.
         """
         found = [(path, get()) for path, get in self._found]
         carried = [
@@ -227,7 +231,7 @@ def _identity_key(roots: list[Root], excluded: list[Any]) -> list[Any]:
 
 
 def _tensor_ownership(module: torch.nn.Module, trainer_tensors: Set[int]) -> tuple[bool, bool]:
-    """Returns whether a module has tensors, and whether all of them are the trainer's."""
+    """Returns whether a module has tensors, and whether all its tensors are the trainer's."""
     tensors = tensors_in(module).keys()
     return bool(tensors), tensors <= trainer_tensors
 
@@ -235,18 +239,19 @@ def _tensor_ownership(module: torch.nn.Module, trainer_tensors: Set[int]) -> tup
 def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> dict[str, Any]:
     """Returns the handlers that have a state, and the objects with a state that handlers hold.
 
-    A handler is named by its class. The second handler of a class, by the names of their events and
-    then in the order of attachment, is called "EarlyStopping-2", and so on. The handlers of the
-    evaluators that the trainer validates with follow, without metrics: each validation resets them.
+    A handler is named by its class. Several handlers of a class are sorted by the names of their
+    events and then by the order of attachment: the second one is called "EarlyStopping-2", and so
+    on. The handlers of the evaluators that the trainer validates with come last. Metrics of these
+    evaluators are left out, because each validation resets them.
 
     If a handler without a state holds one object with a state, the object has the name of the
-    handler. If it holds several, the path to the object follows the name. An object that a function
-    holds is named by its class; if there are several of the class, the name of the variable
-    follows.
+    handler. If the handler holds several such objects, the path to the object is added to the name
+    of the handler. An object that a function holds is named by its class. If there are several
+    objects of the class, the name of the variable is added.
 
     Args:
         trainer: the trainer.
-        also: objects that are left out.
+        also: objects to leave out.
     """
     return HandlerObjects.of(trainer, also).with_state
 
@@ -275,12 +280,13 @@ def state_names_of_handlers(trainer: TrainingEngine) -> list[str]:
 
 
 def _find_roots(trainer: TrainingEngine) -> list[Root]:
-    """Returns the objects where a search begins."""
+    """Returns the handlers, functions and other objects at which a search begins."""
     calls = handlers_with_arguments(trainer)
     handlers = [*attached_handlers(trainer, Handler), *(function for function, _ in calls)]
     validations = [each for each in handlers if isinstance(each, Validation)]
     owners = [getattr(each, "__self__", each) for each in handlers]
-    # Handlers of this package hold no objects of a user, unless they have parts to search.
+    # Handlers of this package are left out, unless they have a state or parts to search: they hold
+    # no objects of a user.
     owners = [
         each
         for each in owners
@@ -293,7 +299,7 @@ def _find_roots(trainer: TrainingEngine) -> list[Root]:
     for validation in validations:
         roots += [(_name_of_root(each), each, False) for each in validation.evaluations.callables]
     for function, given in calls:
-        if given:  # arguments of `add_event_handler` for the handler
+        if given:  # the arguments that `add_event_handler` passes to the handler
             name = _name_of_root(function)
             roots += [(name, each, False) for each in given]
     functions = _user_functions(process_function_of(trainer))
@@ -303,9 +309,9 @@ def _find_roots(trainer: TrainingEngine) -> list[Root]:
 def _user_functions(function: Any) -> list[Any]:
     """Returns the functions and objects of a user behind a process function.
 
-    The process function of a supervised trainer is a function of this package, whose closures hold
-    ``loss_fn``, ``batch_processor`` and so on. These may hold, for example, the second optimizer of
-    a GAN.
+    The process function of a supervised trainer is a function of this package. Its closure holds
+    the user's ``loss_fn``, ``batch_processor`` and so on. Such a function may hold, for example,
+    the second optimizer of a GAN.
     """
     if not (isinstance(function, FunctionType) and _is_of_package(function)):
         return [function]
@@ -317,7 +323,7 @@ def _user_functions(function: Any) -> list[Any]:
 
 
 def _evaluator_handlers(evaluator: AnyEngine) -> list[Any]:
-    """Returns the handlers of an evaluator, without those that each of its runs resets."""
+    """Returns the handlers of an evaluator, except those that each run of the evaluator resets."""
     owners = [getattr(each, "__self__", each) for each, _ in handlers_with_arguments(evaluator)]
     return [each for each in owners if not isinstance(each, Metric | EpochOutputStore)]
 
@@ -336,7 +342,7 @@ def _objects_saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
         while inner is not None:
             yield inner
             inner = vars(inner).get(name)
-    # The data loader and its parts: the place in the data is in the file of each process.
+    # The data loader and its parts: the file of each process has the position in the data.
     pending = [getattr(trainer.feed, "loader", None)]
     seen: dict[int, Any] = {}
     while pending:
@@ -350,14 +356,15 @@ def _objects_saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
 
 
 def _search_parts(obj: Any) -> Iterable[tuple[str | None, Any]] | None:
-    """Returns the parts of an object that are searched, or None if the search reads all of it.
+    """Returns the parts of an object that are searched; None if the whole object is searched.
 
-    The parts are pairs of a name, None for a part that takes the name of the object, and a value.
+    A part is a pair of a name and a value. If the name is None, the part is named like the object.
     """
     cls = type(obj)
     if cls is MethodType:
         return ((None, obj.__self__), (None, obj.__func__))
-    if cls is FunctionType and _is_of_package(obj):  # else its globals lead through this package
+    if cls is FunctionType and _is_of_package(obj):
+        # Its globals are not searched: they would lead through all modules of this package.
         return _wrapped_handlers(obj)
     if issubclass(cls, Engine):
         return [(_name_of_root(each), each) for each in _evaluator_handlers(obj)]
@@ -379,14 +386,14 @@ def _is_of_package(obj: Any) -> bool:
     """Returns whether a handler is of this package and holds no objects of a user."""
     owner = getattr(obj, "__self__", obj)
     module = owner.__module__ if isinstance(owner, FunctionType) else type(owner).__module__
-    is_open = isinstance(owner, _SEARCHED_CLASSES) and bool(owner)  # a set of hooks may be empty
+    is_open = isinstance(owner, _SEARCHED_CLASSES) and bool(owner)  # empty `Hooks` hold nothing
     return not is_open and str(module).partition(".")[0] == "ignite_hooks"
 
 
 def _has_no_handler_state(obj: Any) -> bool:
-    """Returns whether an object has no state that belongs to a handler.
+    """Returns whether an object has no state that is saved with the handlers.
 
-    These are modules without tensors, data, engines and classes.
+    Such objects are modules without tensors, data, data loaders, engines and classes.
     """
     cls = type(obj)
     if issubclass(cls, torch.nn.Module):
@@ -397,12 +404,12 @@ def _has_no_handler_state(obj: Any) -> bool:
 
 
 def can_be_saved(obj: Any) -> bool:
-    """Returns whether an object has a state, without calling any of its code."""
+    """Returns whether an object has a state, without calling any code of the object."""
     if _has_no_handler_state(obj):
         return False
     if issubclass(type(obj), EpochOutputStore):
         return True
-    # A property or `__getattr__` of the object is not evaluated.
+    # `getattr_static` evaluates no property and calls no `__getattr__`.
     methods = (
         inspect.getattr_static(obj, name, None) for name in ("state_dict", "load_state_dict")
     )
@@ -410,8 +417,9 @@ def can_be_saved(obj: Any) -> bool:
 
 
 def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
-    """Returns whether the state of an object is part of the state of an object that holds it."""
-    # An EpochOutputStore has no `state_dict` to look into, and none that an owner's could contain.
+    """Returns whether the state of an object is part of the state of an owner, which holds it."""
+    # An EpochOutputStore has no `state_dict`. So no state of an owner contains it, and it does not
+    # contain the state of another object.
     if isinstance(obj, EpochOutputStore):
         return False
     owners = [
@@ -435,7 +443,7 @@ def _contains_state(state: Any, part: Any) -> bool:
 
 
 def _is_same_state(first: Any, second: Any) -> bool:
-    """Returns whether two states are equal, with the same tensors in memory."""
+    """Returns whether two states are equal and their tensors are the same memory."""
     if isinstance(first, torch.Tensor):
         is_tensor = (
             isinstance(second, torch.Tensor) and first.layout == torch.strided == second.layout
@@ -447,12 +455,12 @@ def _is_same_state(first: Any, second: Any) -> bool:
     if isinstance(first, list | tuple):
         is_alike = isinstance(second, list | tuple) and len(first) == len(second)
         return is_alike and all(map(_is_same_state, first, second))
-    # `repr` also compares NaN, and values whose `==` gives no single truth value.
+    # `repr` is compared, because NaN != NaN and `==` of arrays does not return a single bool.
     return type(first) is type(second) and (first is second or repr(first) == repr(second))
 
 
 def _unordered_paths(found: Found) -> set[str]:
-    """Returns the paths to objects in a set that holds several objects of their class."""
+    """Returns the paths to elements of sets, for each class that has several such elements."""
     counts = Counter(type(each) for path, each in found if SET_ELEMENT_PREFIX in path)
     return {path for path, each in found if SET_ELEMENT_PREFIX in path and counts[type(each)] > 1}
 
@@ -460,7 +468,7 @@ def _unordered_paths(found: Found) -> set[str]:
 def _name_objects(
     found: Found, roots: Mapping[str, Any], attached_objects: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns objects by names that do not depend on handlers without a state."""
+    """Returns objects by name. Further handlers without a state do not change the names."""
     names = dict(attached_objects)
     count_by_root = Counter(_root_name(path) for path, _ in found)
     count_by_class = Counter(type(e).__name__ for e in (*(e for _, e in found), *names.values()))
@@ -468,8 +476,8 @@ def _name_objects(
     for path, each in found:
         root, class_name = _root_name(path), type(each).__name__
         inner = path.removeprefix(root).removeprefix(".")
-        # A path begins with the name of the root. Further handlers must not change the names that a
-        # checkpoint has, so a path is used only where the class alone is ambiguous.
+        # A path begins with the name of its root, which further handlers may change ("-2"). A name
+        # in a checkpoint must stay the same, so the path is used only if the class is ambiguous.
         if inner and _is_handler_object(roots[root]):
             is_nested = "." in inner and count_in_root[root, type(each)] == 1
             is_only_object = count_by_root[root] == 1 and not has_state(roots[root])
@@ -487,7 +495,7 @@ def _root_name(path: str) -> str:
 
 
 def _is_handler_object(root: Any) -> bool:
-    """Returns whether a root is an object that is a handler, and not a function or data."""
+    """Returns whether a root is an instance of a handler class, and not a function or data."""
     is_data = type(root).__module__ in ("builtins", "functools", "types", "collections")
     return not is_data and not isinstance(root, Hooks)
 
@@ -497,7 +505,7 @@ def _name_of_root(root: Any) -> str:
 
 
 def _add_unique(named: dict[str, Any], name: str, obj: Any) -> None:
-    """Adds an object under its name, or with a number after the name if that is taken."""
+    """Adds an object under its name. If the name is taken, a number is added to the name."""
     number, free = 1, name
     while free in named:
         number += 1

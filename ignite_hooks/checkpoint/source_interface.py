@@ -1,7 +1,8 @@
-"""The interface of a source of checkpoints, local or remote.
+"""The interface of a source: a place, local or remote, from which checkpoints are read.
 
-Another process may save and prune in the source at the same time, and listing a folder is not
-atomic: ``list_until_stable`` repeats a listing until its result can be trusted.
+``source.py`` and ``remote.py`` implement the interface. Another process may save and prune
+checkpoints in a source while it is being listed, so a single listing may show a state that the
+source never had. ``list_until_stable`` therefore repeats a listing until its result can be trusted.
 """
 
 from abc import ABC
@@ -20,16 +21,17 @@ _MAX_LISTINGS = 20
 class SourceError(OSError):
     """A source cannot be read, so the state of its checkpoints is unknown.
 
-    It differs from damage and from absence: a network that fails must not start a run from scratch.
+    The error is raised, for example, when the network fails. It must not be treated like a missing
+    or damaged checkpoint: the run would start from scratch although its checkpoints may be intact.
     """
 
 
 class CheckpointCandidate(NamedTuple):
-    """A folder with a manifest, whose other files have not been checked.
+    """A checkpoint that a source has listed: its manifest was read, its other files were not.
 
-    Args:
-        name: the path of the folder, in the terms of its source.
-        manifest: its manifest.
+    Attributes:
+        name: the path of the checkpoint's folder; for a remote source, the path on its server.
+        manifest: the manifest of the checkpoint.
     """
 
     name: str
@@ -37,10 +39,10 @@ class CheckpointCandidate(NamedTuple):
 
     @property
     def key(self) -> tuple[str, bytes]:
-        """Returns a key that is equal for the same checkpoint.
+        """A key by which two listings of the same checkpoint are equal.
 
-        Manifests cannot be compared with ``==``: a metric may be NaN, and one NaN does not equal
-        another.
+        The key holds the text of the manifest. Manifests themselves cannot be compared with ``==``,
+        because a metric may be NaN, and NaN does not equal NaN.
         """
         return self.name, self.manifest.dumps()
 
@@ -48,10 +50,12 @@ class CheckpointCandidate(NamedTuple):
 class Listing(NamedTuple):
     """The result of one listing of a source.
 
-    Args:
+    Attributes:
         candidates: the checkpoints, the newest first.
-        damaged: folders that were checkpoints and are damaged, with the reason, by name.
-        unfinished: folders that are not, or no longer, a checkpoint, with the reason, by name.
+        damaged: folders whose save was finished and whose manifest cannot be read now. The dict
+            gives the reason by the name of the folder.
+        unfinished: folders without a manifest: their save, or their removal, is in progress or was
+            interrupted. The dict gives the reason by the name of the folder.
     """
 
     candidates: list[CheckpointCandidate]
@@ -60,10 +64,13 @@ class Listing(NamedTuple):
 
 
 class Source(ABC):
-    """A place that holds one checkpoint or several."""
+    """A place that holds one checkpoint or several.
+
+    Attributes:
+        makes_copies: whether ``fetch`` downloads a copy of the checkpoint to each machine.
+    """
 
     makes_copies = False
-    """Whether ``fetch`` downloads a copy of a checkpoint to each machine."""
 
     @abstractmethod
     def find(self) -> Listing:
@@ -76,12 +83,13 @@ class Source(ABC):
 
     @abstractmethod
     def fetch(self, candidate: CheckpointCandidate, *, verify: bool) -> Checkpoint:
-        """Returns a checkpoint in a folder of this machine, with all its files.
+        """Returns a checkpoint with all its files in a folder that this machine can read.
 
         Args:
             candidate: the checkpoint to fetch.
-            verify: whether to compare the checksums of files that are on this machine already;
-                otherwise only their sizes are compared. Downloads are always verified.
+            verify: whether to compare the checksums of files that are on this machine already.
+                If False, only their sizes are compared. The checksums of files that are downloaded
+                now are always compared.
 
         Raises:
             SourceError: the files cannot be read now; the checkpoint may be intact.
@@ -90,11 +98,11 @@ class Source(ABC):
 
     @abstractmethod
     def address_of(self, candidate: CheckpointCandidate) -> str:
-        """Returns the path or the URL of a checkpoint, which is itself a valid source."""
+        """Returns the path or URL of a checkpoint. This address is a valid source itself."""
 
     @abstractmethod
     def still_has(self, candidate: CheckpointCandidate) -> bool:
-        """Returns whether a listed checkpoint has been neither removed nor replaced since.
+        """Returns whether a checkpoint is neither removed nor replaced since it was listed.
 
         Raises:
             SourceError: the source cannot be read.
@@ -104,11 +112,13 @@ class Source(ABC):
 def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
     """Calls ``list_once`` until its result can be trusted.
 
-    A checkpoint may be pruned, and the next one committed, between the listing of the names and the
-    reading of the manifests. Such a listing can miss all checkpoints, or the newest one, and can
-    show damage where nothing is damaged. A listing is trusted if all its folders are checkpoints,
-    or if it equals the listing before it. Where another process saves so fast that this never
-    happens, the 20th listing or a later one is returned as soon as it has a checkpoint.
+    A listing first reads the names of the folders and then their manifests. If another process
+    prunes a checkpoint and commits the next one in between, the listing can miss the newest
+    checkpoint or all checkpoints, and can call an intact checkpoint damaged.
+
+    A listing can be trusted if all its folders are checkpoints, or if it equals the previous
+    listing. If the other process saves so fast that neither ever happens, the first listing with a
+    checkpoint is returned, beginning with the 20th.
     """
     previous: Listing | None = None
     count = 0
@@ -121,7 +131,8 @@ def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
             if _listing_key(current) == _listing_key(previous):
                 return current
             if current.candidates and count >= _MAX_LISTINGS:
-                # Damage in two listings in a row is real; damage in one alone may be a save.
+                # Damage that two listings in a row show is real. Damage in one of them alone may be
+                # a checkpoint that was being pruned.
                 lasting = {
                     name: why for name, why in current.damaged.items() if name in previous.damaged
                 }

@@ -55,96 +55,120 @@ def at(scheduler_at):
 
 # Settings that the checkpoint replaces: the script before and now, and the sentence of the report.
 REPLACED = {
-    "lr": ({}, {"lr": 0.01}, "optimizer: lr 0.01 given, 0.1 of the checkpoint is used"),
+    "lr": ({}, {"lr": 0.01}, "optimizer: lr is 0.01 in the script, 0.1 in the checkpoint"),
     "lr of a schedule": (
         {"schedule": cosine(20)},
         {"schedule": cosine(20), "lr": 0.01},
-        "optimizer: lr 0.01 given, 0.1 of the checkpoint is used",
+        "optimizer: lr is 0.01 in the script, 0.1 in the checkpoint: the checkpoint",
     ),
-    "weight decay": ({}, {"weight_decay": 0.3}, "optimizer: weight_decay 0.3 given, 0.01 of the"),
-    "betas": ({}, {"betas": (0.8, 0.9)}, "optimizer: betas [0.8, 0.9] given, [0.9, 0.999] of the"),
-    "momentum": (SGD, {**SGD, "momentum": 0.9}, "optimizer: momentum 0.9 given, 0 of the"),
+    "weight decay": (
+        {},
+        {"weight_decay": 0.3},
+        "optimizer: weight_decay is 0.3 in the script, 0.01 in the checkpoint",
+    ),
+    "betas": (
+        {},
+        {"betas": (0.8, 0.9)},
+        "optimizer: betas is [0.8, 0.9] in the script, [0.9, 0.999] in",
+    ),
+    "momentum": (
+        SGD,
+        {**SGD, "momentum": 0.9},
+        "optimizer: momentum is 0.9 in the script, 0 in the checkpoint",
+    ),
     "nesterov": (
         {**SGD, "momentum": 0.9},
         {**SGD, "momentum": 0.9, "nesterov": True},
-        "optimizer: nesterov True given, False of the",
+        "optimizer: nesterov is True in the script, False in the checkpoint: the checkpoint's",
     ),
-    "amsgrad": ({}, {"amsgrad": True}, "optimizer: amsgrad True given, False of the"),
+    "amsgrad": (
+        {},
+        {"amsgrad": True},
+        "optimizer: amsgrad is True in the script, False in the checkpoint",
+    ),
     "one group": (
         {"groups": [0.1, 0.2]},
         {"groups": [0.1, 0.3]},
-        "optimizer: lr of group 1 0.3 given, 0.2 of the checkpoint is used",
+        "optimizer: lr of group 1 is 0.3 in the script, 0.2 in the checkpoint: the checkpoint",
     ),
     "all groups": (
         {"groups": [0.1, 0.1]},
         {"groups": [0.3, 0.3]},
-        "optimizer: lr 0.3 given, 0.1 of the checkpoint is used",
+        "optimizer: lr is 0.3 in the script, 0.1 in the checkpoint: the checkpoint's value is used",
     ),
     "T_max": (
         {"schedule": cosine(20)},
         {"schedule": cosine(40)},
-        "scheduler: T_max 40 given, 20 of the checkpoint is used",
+        "scheduler: T_max is 40 in the script, 20 in the checkpoint: the checkpoint",
     ),
     "eta_min": (
         {"schedule": cosine(20)},
         {"schedule": cosine(20, eta_min=0.01)},
-        "scheduler: eta_min 0.01 given, 0.0 of the checkpoint is used",
+        "scheduler: eta_min is 0.01 in the script, 0.0 in the checkpoint: the checkpoint",
     ),
     "total_steps": (
         {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=30)},
         {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=60)},
-        "scheduler: total_steps 60 given, 30 of the checkpoint is used",
+        "scheduler: total_steps is 60 in the script, 30 in the checkpoint: the checkpoint",
     ),
     "max_lr": (
         {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=30)},
         {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.2, total_steps=30)},
-        "scheduler: max_lr [0.2] given, [0.1] of the checkpoint is used",
+        "scheduler: max_lr is [0.2] in the script, [0.1] in the checkpoint: the checkpoint",
     ),
     "pct_start": (
         {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=30)},
         {"schedule": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=30, pct_start=0.5)},
-        "scheduler: pct_start 0.5 given, 0.3 of the checkpoint is used",
+        "scheduler: pct_start is 0.5 in the script, 0.3 in the checkpoint: the checkpoint",
     ),
     "a schedule within": (
         {"schedule": by_milestone},
         {"schedule": lambda optimizer: by_milestone(optimizer, gamma=0.1)},
-        "scheduler: schedulers[1].gamma 0.1 given, 0.5 of the checkpoint is used",
+        "scheduler: schedulers[1].gamma is 0.1 in the script, 0.5 in the checkpoint",
     ),
     "frozen": (
         {},
         {"frozen": ["0.weight"]},
-        "frozen parameters model.0.weight given, none of the checkpoint is used",
+        "frozen parameters are model.0.weight in the script, none in the checkpoint",
     ),
     "no longer frozen": (
         {"frozen": ["0.weight"]},
         {},
-        "frozen parameters none given, model.0.weight of the checkpoint is used",
+        "frozen parameters are none in the script, model.0.weight in the checkpoint",
     ),
 }
 # Settings of the script that no state replaces.
 KEPT = {
-    "accumulation": ({}, {"accumulate": 2}, "accumulation 2 as given is used, 1 in the checkpoint"),
+    "accumulation": ({}, {"accumulate": 2}, "accumulation is 2 in the script, 1 in the checkpoint"),
     "clipping": (
         clipping(max_norm=1.0),
         clipping(max_norm=2.0),
-        "clipping: max_norm 2.0 as given is used, 1.0 in the checkpoint",
+        "clipping: max_norm is 2.0 in the script, 1.0 in the checkpoint: the script",
     ),
-    "no clipping": (clipping(clip_value=1.0), {}, "clipping none as given is used, clip_value=1.0"),
-    "scheduler_at": (at("step"), at("epoch"), "scheduler_at epoch as given is used, step in the"),
+    "no clipping": (
+        clipping(clip_value=1.0),
+        {},
+        "clipping is none in the script, clip_value=1.0, norm_type=2.0",
+    ),
+    "scheduler_at": (
+        at("step"),
+        at("epoch"),
+        "scheduler_at is epoch in the script, step in the checkpoint",
+    ),
     "code": (
         {"schedule": lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (step + 1))},
         {"schedule": lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (step + 2))},
-        "scheduler: lr_lambdas[0] has other code than the one in the checkpoint: the function as",
+        "scheduler: lr_lambdas[0] has other code than the one in the checkpoint",
     ),
     "closure": (
         {"schedule": scaled(1.0)},
         {"schedule": scaled(0.5)},
-        "scheduler: lr_lambdas[0].factor 0.5 as given is used, 1.0 in the checkpoint",
+        "scheduler: lr_lambdas[0].factor is 0.5 in the script, 1.0 in the checkpoint: the script",
     ),
     "partial": (
         {"schedule": in_partial(10)},
         {"schedule": in_partial(20)},
-        "scheduler: lr_lambdas[0].warmup 20 as given is used, 10 in the checkpoint",
+        "scheduler: lr_lambdas[0].warmup is 20 in the script, 10 in the checkpoint: the script",
     ),
 }
 
@@ -160,8 +184,8 @@ def test_each_changed_setting_is_reported_with_both_values(tmp_path, case):
     assert not trainer.resume_report.is_exact
     assert len(told) == 1
     assert sentence in told[0]
-    assert ("lets the script win" in part.reason) == (case in REPLACED)
-    assert ("the run differs from one" in part.reason) == (case in KEPT)
+    assert ("uses the script's values" in part.reason) == (case in REPLACED)
+    assert ("the run differs from an uninterrupted" in part.reason) == (case in KEPT)
     # A replaced setting is reported at each resume, until the script gives the same value.
     trainer, told = resumed(tmp_path, 18, **now)
     assert bool(told) == (case in REPLACED)
@@ -194,7 +218,7 @@ def test_an_override_applies_the_script_value_once(tmp_path, name):
     script = {name: values[name]}
     trained(tmp_path)
     trainer, (told,) = resumed(tmp_path, 17, override=(name,), **script)
-    assert f"optimizer: {name} {values[name]}".replace("(", "[").rstrip(")") in told
+    assert f"optimizer: {name} is {values[name]}".replace("(", "[").rstrip(")") in told
     assert rates(trainer, name) == [values[name]]
     for override in ((name,), ()):
         trainer, told = resumed(tmp_path, trainer.state.optimizer_step + 2, override, **script)
@@ -208,7 +232,7 @@ def test_settings_not_overridden_stay_those_of_the_checkpoint(tmp_path):
     trainer, (told,) = resumed(tmp_path, 17, ("lr",), lr=0.01, weight_decay=0.3)
     assert rates(trainer) == [0.01]
     assert rates(trainer, "weight_decay") == [0.01]
-    assert 'ResumeCheckpoint(override=("weight_decay",)) lets the script win' in told
+    assert 'ResumeCheckpoint(override=("weight_decay",)) uses the script' in told
 
 
 def test_an_overridden_run_equals_a_hand_written_loop(tmp_path):
@@ -235,7 +259,7 @@ def test_overridden_rate_of_a_schedule_is_scaled_in_proportion(tmp_path, lr):
     trainer, _ = resumed(tmp_path, override=("lr",), lr=lr, **script)
     assert rates(trainer) == [lr * (rates(before)[0] / 0.1)]
     assert rates(trainer, "initial_lr") == trainer.lr_scheduler.base_lrs == [lr]
-    with pytest.warns(UserWarning, match=f"optimizer: lr {lr} as given is used"):
+    with pytest.warns(UserWarning, match=f"optimizer: lr is {lr} in the script, .*: the script"):
         trainer.run(max_steps=17)
     once = rates(trainer)
     again, told = resumed(tmp_path, override=("lr",), lr=lr, **script)
@@ -343,8 +367,8 @@ def test_a_write_of_another_value_is_reported(tmp_path, case, override):
         now = writing_before_run(lambda lr, epoch: 0.003)
     trainer, told = resumed(tmp_path, 17, override, prepare=now)
     assert rates(trainer) == [0.003 if override else rate]
-    assert f"written until {event.name}" in told[-1]
-    assert "optimizer: lr 0.003" in told[-1]
+    assert f"written before the end of {event.name}" in told[-1]
+    assert "optimizer: lr is 0.003" in told[-1]
     again, told = resumed(tmp_path, 18, override, prepare=now)
     assert rates(again) == rates(trainer)
     assert bool(told) == (not override)  # an unused value is reported each time
@@ -464,4 +488,4 @@ def test_overridden_plateau_starts_with_the_script_constants(tmp_path):
     trainer, (told,) = resumed(tmp_path, 31, ("scheduler",), **plateau(5))
     assert (trainer.lr_scheduler.patience, trainer.lr_scheduler.num_bad_epochs) == (5, 0)
     assert rates(trainer) == [pytest.approx(0.01)]  # what the run had come down to
-    assert "scheduler: patience 5 as given is used, 1 in the checkpoint" in told
+    assert "scheduler: patience is 5 in the script, 1 in the checkpoint: the script" in told

@@ -233,7 +233,7 @@ REFUSED = {
     "a limit that is a text": (RANK, ("limits", "max_epochs"), "x", r"limits\.max_epochs must be"),
     "negative counters": (RANK, ("progress",), [-5, -1, -2, False], "progress must be three"),
     "more epochs than batches": (RANK, ("progress",), [3, 9, 3, False], "as many iterations"),
-    "another step": (RANK, ("optimizer_step",), 2, "step is 2, and 3 in the manifest"),
+    "another step": (RANK, ("optimizer_step",), 2, "step is 2, but 3 in the manifest"),
     "no step": (RANK, ("optimizer_step",), None, "optimizer_step must be a valid integer"),
     "no random states": (RANK, ("random",), {}, "python must be a state of a Random"),
     "a shorter random state": (
@@ -290,9 +290,9 @@ REFUSED = {
         SCHEDULER,
         ("_schedule_phases", 0, "start_lr"),
         "x",
-        "must be a state that a OneCycleLR can move from",
+        "must be a state from which a OneCycleLR can make a step",
     ),
-    "a rate too many": (SCHEDULER, ("base_lrs",), GROWN, "base_lrs must have a rate for each of 1"),
+    "a rate too many": (SCHEDULER, ("base_lrs",), GROWN, "must have a rate for each of the 1"),
 }
 
 

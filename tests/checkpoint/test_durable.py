@@ -109,7 +109,7 @@ def test_file_system_that_cannot_sync_folders_warns_once(tmp_path, failing, name
     (tmp_path / "a").mkdir()
     (tmp_path / "file").touch()
     failing(call, name)
-    message = r"cannot sync folders \(.*\): a power loss may lose the newest .*, and keep_last=2"
+    message = r"cannot sync folders \(.*\): a power loss may lose the newest .*; give keep_last=2"
     with pytest.warns(UserWarning, match=message):
         make_folder(tmp_path / "a" / "b" / "c")
     sync_tree(tmp_path)

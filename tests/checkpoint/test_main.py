@@ -145,7 +145,7 @@ def test_verify_reports_an_unfinished_save_and_succeeds(store, capsys):
     save(store, 1)
     store.begin(2)  # it may be in progress
     assert main(["verify", str(store.directory)]) == 0
-    said = "no checkpoint, its save, or its removal, is not finished"
+    said = "not a checkpoint, its save, or its removal, is not finished"
     assert lines(capsys)[0] == f"step_00000002: {said}"
 
 
@@ -393,7 +393,7 @@ def test_export_replaces_a_file_only_with_force(trained, tmp_path, capsys):
     out.write_bytes(b"mine")
     arguments = ["export", str(trained[0]), str(out), "--part", "also/copy"]
     assert main(arguments) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert out.read_bytes() == b"mine"
     assert main([*arguments, "--force"]) == 0
     assert load_file(out)["weight"].shape == (1, 1)

@@ -412,7 +412,7 @@ def test_checkpoints_without_a_mode_have_no_best(run, tmp_path):
     for path in folder.glob("*/manifest.json"):
         manifest = Manifest.loads(path.read_bytes())
         path.write_bytes(manifest.model_copy(update={"version": 1, "metric_mode": None}).dumps())
-    with pytest.raises(ValueError, match="whether more or less of score is better"):
+    with pytest.raises(ValueError, match="whether a high or a low score is better"):
         load_weights(Model(), folder)
     module = Model()
     load_weights(module, folder, 8)

@@ -699,7 +699,7 @@ def test_a_resumed_run_is_checked_with_the_steps_that_are_left(tmp_path):
         trainer.run(max_steps=9)
     resume = ResumeCheckpoint(tmp_path, override=("scheduler",))
     trainer = make_trainer(one_cycle(9), resume_from=resume)
-    with pytest.warns(UserWarning, match="total_steps 9 as given is used, 6 in the checkpoint"):
+    with pytest.warns(UserWarning, match="total_steps is 9 in the script, 6 in the checkpoint"):
         trainer.run(max_steps=9)
     assert trainer.state.optimizer_step == 9
 
