@@ -395,7 +395,7 @@ def test_writes_of_an_ignite_scheduler_are_no_change(tmp_path):
     [
         (("lrr",), "did you mean `lr`?"),
         (("learning_rate",), "there are"),
-        ("lr", '("lr", "weight_decay") for instance'),
+        ("lr", 'for example ("lr", "weight_decay")'),
         (("lr", "lr"), "each once"),
         ((1,), "must be names of settings"),
         (None, "must be names of settings"),
