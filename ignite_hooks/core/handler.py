@@ -192,7 +192,7 @@ class Attachment:
         self.remove()
 
     def __repr__(self) -> str:
-        state = "attached_handlers" if self.is_attached else "removed"
+        state = "attached" if self.is_attached else "removed"
         return f"<Attachment of {self.handler!r}, {state}>"
 
 
