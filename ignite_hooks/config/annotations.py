@@ -1,4 +1,4 @@
-"""Questions about the annotation of a field: which values may the field have?"""
+"""Functions that tell from the annotation of a field which values the field may have."""
 
 import types
 from collections.abc import Collection
@@ -40,8 +40,8 @@ SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a 
 class ConfigField(NamedTuple):
     """A field of a handler.
 
-    Args:
-        annotation: the type of its values.
+    Attributes:
+        annotation: the type of the field's values.
         is_required: whether the field has no default.
         default: the default, or None if there is none.
     """
@@ -58,7 +58,7 @@ def fields_of(cls: type) -> Mapping[str, ConfigField]:
 
 @cache
 def _cached_fields(cls: Any) -> Mapping[str, ConfigField]:
-    # Apart from `fields_of`, as mypy does not take a `type[T]` for hashable.
+    # A function besides `fields_of`, because mypy refuses `type[T]` as an argument of `cache`.
     found = {}
     for name, info in cls.__pydantic_fields__.items():
         if info.init is not False:
@@ -67,7 +67,7 @@ def _cached_fields(cls: Any) -> Mapping[str, ConfigField]:
             if is_required:
                 default = None
             found[name] = ConfigField(info.annotation, is_required, default)
-    return types.MappingProxyType(found)  # read-only, as all callers get the cached one
+    return types.MappingProxyType(found)  # read-only, because all callers get the same object
 
 
 def unwrap(annotation: Any) -> Any:
@@ -107,12 +107,12 @@ def admits_none(annotation: Any) -> bool:
 
 
 def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
-    """Returns the container that data has for a type, and the annotations of its items.
+    """Returns the container that plain data has for a type, and the annotations of its items.
 
     Returns:
         ``list`` for sequences, tuples and sets, or ``dict`` for mappings, with the annotations of
-        the items or values. A ``tuple[int, str]`` has an annotation for each position, all other
-        containers have one. None for a type that is no container.
+        the items or values. A ``tuple[int, str]`` has one annotation for each position. Any other
+        container has a single annotation. None for a type that is not a container.
     """
     origin, arguments = get_origin(annotation) or annotation, list(get_args(annotation))
     if not isinstance(origin, type):
@@ -134,12 +134,15 @@ def is_class(annotation: Any) -> TypeGuard[type]:
 
 
 def dataclass_or_none(annotation: Any) -> type | None:
-    """Returns the annotation if it is a pydantic dataclass, whose values are mappings in data."""
+    """Returns the annotation if it is a pydantic dataclass, else None.
+
+    In plain data, the values of a dataclass are mappings.
+    """
     return annotation if is_class(annotation) and is_pydantic_dataclass(annotation) else None
 
 
 def allowed_values(annotation: Any) -> list[Any] | None:
-    """Returns the values of a Literal or an Enum as they are in data; None for other types."""
+    """Returns the values of a Literal or an Enum as plain data has them; None for other types."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     if is_class(annotation) and issubclass(annotation, Enum):

@@ -1,6 +1,6 @@
 """Limits of a configuration: its size, its depth and its numbers.
 
-A text that goes beyond them is refused before it can exhaust the time, the memory or the stack.
+A text beyond these limits is refused before it can exhaust the time, the memory or the stack.
 """
 
 import math
@@ -30,13 +30,14 @@ def check_size(size: int) -> None:
 
 def check_depth(data: Any) -> None:
     """Raises a ConfigError if data is nested too deep, which includes data that contains itself."""
-    # Level by level and without recursion, as data may be deeper than Python's stack.
+    # Level by level and without recursion, because data may be deeper than Python's stack.
     level = [data]
     for _ in range(MAX_DEPTH + 1):
         containers = [x for x in level if isinstance(x, Mapping | list | tuple | set | frozenset)]
         if not containers:
             return
-        # Each object once: a list that contains itself twice would double at each level.
+        # Each object is taken once. Otherwise a list that contains itself twice would double the
+        # number of objects at each level.
         within: dict[int, Any] = {}
         for each in containers:
             parts = each.values() if isinstance(each, Mapping) else each

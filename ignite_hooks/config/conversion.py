@@ -21,8 +21,8 @@ def to_dict(handler: Any, exclude_defaults: bool = False, exclude_none: bool = F
     """Returns a handler as plain data: ``{"type": "gradient_clipping", "max_norm": 1.0, …}``.
 
     A list of handlers becomes a list, a mapping of handlers by name becomes a dict. Keys are in the
-    order of the fields. ``from_dict`` makes an equal handler of the data. This is checked here, so
-    that a handler whose values have become invalid after its construction is not written.
+    order of the fields. ``to_dict`` checks that ``from_dict`` makes an equal handler of the data.
+    So a handler whose values have become invalid after its construction is not written.
 
     Args:
         handler: a handler, ``RunSettings``, or an instance of a class that was registered; or a
@@ -42,10 +42,10 @@ def to_dict(handler: Any, exclude_defaults: bool = False, exclude_none: bool = F
 def from_dict(data: Any) -> Any:
     """Returns the handler, or the list or mapping of handlers, that plain data describes.
 
-    The key ``type`` names the class of a mapping: a class of this package, or one that was
-    registered. Nothing else is looked up, imported or run. A field that can only have one class
-    needs no ``type``. A value must have the type of its field. Strings are not converted to
-    numbers, except "inf", "-inf" and "nan".
+    In a mapping, the key ``type`` names the class of the handler. This must be a class of this
+    package, or a class that was registered. Nothing else is looked up, imported or run. In a field
+    that allows only one class, ``type`` may be left out. A value must have the type of its field.
+    Strings are not converted to numbers, except "inf", "-inf" and "nan".
 
     Raises:
         ConfigError: the data is invalid. The error has all problems with their paths.
@@ -76,8 +76,8 @@ def check_round_trip(before: Any, after: Any) -> None:
     path = first_difference(before, after)
     if path is not None:
         raise config_error(
-            "the value must be the same after writing and reading it, it would differ: give the "
-            "field a type that fits the value, float for inf, tuple for a tuple, a registered "
-            "class for a handler",
+            "the value must be the same after writing and reading, but would differ: give the "
+            "field a type that fits the value (float for inf, tuple for a tuple, a registered "
+            "class for a handler)",
             path,
         )

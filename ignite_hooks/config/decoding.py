@@ -34,7 +34,7 @@ from ignite_hooks.core.rules import short_repr
 __all__ = ["decode"]
 
 MAX_BITS = 2**13
-"""The largest size of an integer. Python refuses to print more than 4,300 digits by default."""
+"""The largest size of an integer, in bits. By default Python prints at most 4,300 digits."""
 
 _SPECIAL_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -98,7 +98,7 @@ class _Decoder:
                 return value
             tried.append(trial.problems)
         if isinstance(data, Mapping) and tried:
-            # The class that is right up to the deepest place in the data was most likely meant.
+            # The member whose first problem lies deepest in the data was most likely meant.
             deepest = max(range(len(tried)), key=lambda index: len(tried[index][0].path))
             self.problems += tried[deepest]
             return _INVALID
@@ -106,7 +106,7 @@ class _Decoder:
         return self._refuse(path, f"must be {expected}", data)
 
     def _decode_member(self, data: Any, annotation: Any, path: str) -> Any:
-        """Decodes the value of a type that is no union."""
+        """Decodes the value of a type that is not a union."""
         classes = registered_subclasses(annotation)
         if classes or dataclass_or_none(annotation) is not None:
             return self._decode_mapping(data, annotation, classes, path)
@@ -121,13 +121,13 @@ class _Decoder:
         container = container_and_items(annotation)
         if container is not None:
             return self._decode_items(data, *container, path)
-        return data  # of another type, for example Path or Any: pydantic checks it
+        return data  # a value of another type, for example Path or Any, is checked by pydantic
 
     def _decode_scalar(self, data: Any, scalar: type, path: str) -> Any:
         if scalar is float and isinstance(data, str) and data in _SPECIAL_FLOATS:
             return _SPECIAL_FLOATS[data]
         allowed = int | float if scalar is float else scalar
-        # A bool is an int in Python, and 1 for True or True for 1 is a mistake in a configuration.
+        # In Python a bool is an int. In a configuration, 1 for True or True for 1 is a mistake.
         if isinstance(data, bool) is not (scalar is bool) or not isinstance(data, allowed):
             return self._refuse(path, f"must be {describe_values(scalar)}", data)
         if isinstance(data, int) and data.bit_length() > MAX_BITS:
@@ -135,7 +135,7 @@ class _Decoder:
         return data
 
     def _decode_items(self, data: Any, container: type, items: list[Any], path: str) -> Any:
-        """Decodes a container. ``items`` has the annotations, the last for all further items."""
+        """Decodes a container. The last annotation in ``items`` holds for all further items."""
         if container is list and isinstance(data, list | tuple | set | frozenset):
             pairs = list(enumerate(data))
         elif container is dict and isinstance(data, Mapping):
@@ -158,8 +158,8 @@ class _Decoder:
     ) -> Any:
         """Decodes an instance of a dataclass.
 
-        Its class is the one of ``classes`` that the tag names. Without a tag it is the class of
-        the annotation, if that is a dataclass.
+        The tag, which is the value of the key ``type``, names one of ``classes``. Without a tag,
+        the class is that of the annotation, if the annotation is a dataclass.
         """
         default = dataclass_or_none(annotation)
         if not isinstance(data, Mapping):
@@ -180,7 +180,7 @@ class _Decoder:
         )
 
     def _decode_fields(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
-        """Makes an instance of ``cls`` of its fields, or adds the problems of all fields."""
+        """Makes an instance of ``cls`` from the data of its fields, or adds all their problems."""
         fields = fields_of(cls)
         found: list[Problem] = []
         by_field: dict[str, list[Problem]] = {name: [] for name in fields}
@@ -194,21 +194,22 @@ class _Decoder:
             trial = _Decoder()
             value = trial.decode_value(each, fields[name].annotation, field_path)
             by_field[name] = trial.problems
-            # The rule of a field says more about its value than the type does. So pydantic gets
-            # the value even if its type is wrong, unless the problem is only within the value.
+            # The message of a field's rule says more than the message about the type. So pydantic
+            # gets the value even if its type is wrong, to check the rule. If only a part of the
+            # value has problems, pydantic does not get the value.
             is_at_fault = any(problem.path == field_path for problem in trial.problems)
             if value is not _INVALID or is_at_fault:
                 values[name] = each if value is _INVALID else value
         instance, general = _construct(cls, values, by_field, path)
         for problems in by_field.values():
             found += problems
-        # Other problems, for example of a combination of fields, may only follow from a field that
-        # is invalid. They are reported once all fields are valid.
+        # General problems, for example of a combination of fields, may be mere consequences of an
+        # invalid field. So they are reported only if all fields are valid.
         self.problems += found or general
         return _INVALID if found or general else instance
 
     def _refuse(self, path: str, rule: str, value: Any) -> object:
-        """Notes that a value breaks a rule, and returns the mark of an invalid value."""
+        """Notes that a value breaks a rule, and returns ``_INVALID``."""
         return self._add_problem(path, f"{rule}, got {short_repr(value)}")
 
     def _add_problem(self, path: str, message: str) -> Any:
@@ -219,14 +220,15 @@ class _Decoder:
 def _construct(
     cls: type, values: dict[str, Any], by_field: dict[str, list[Problem]], path: str
 ) -> tuple[Any, list[Problem]]:
-    """Has pydantic make an instance, and adds the problems of fields to ``by_field``.
+    """Makes an instance by pydantic, and adds the problems of fields to ``by_field``.
 
     Returns:
         The instance or ``_INVALID``, and the problems that belong to no single field.
     """
     general: list[Problem] = []
     try:
-        # The constructor would raise an error that is one text; here each part has a path.
+        # The constructor would raise an error with a single text. The error of the validator has
+        # the path of each problem.
         validator: Any = cls.__pydantic_validator__  # type: ignore[attr-defined]
         return validator.validate_python(ArgsKwargs((), values)), general
     except ValidationError as error:
@@ -239,21 +241,21 @@ def _construct(
             elif each["type"] == "value_error" and all(
                 problem.path == join_path(path, name) for problem in by_field[name]
             ):
-                # A rule of the field: its message replaces the one about the type.
+                # A rule of the field was broken. Its message replaces the message about the type.
                 by_field[name] = [Problem(join_path(path, name), error_message(each))]
             elif not by_field[name]:
                 data_path = _data_path(each["loc"], values, path)
                 by_field[name].append(Problem(data_path, error_message(each)))
-    except (TypeError, ValueError) as error:  # of __post_init__
+    except (TypeError, ValueError) as error:  # raised by __post_init__
         general.append(Problem(path, str(error)))
     return _INVALID, general
 
 
 def _data_path(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:
-    """Returns the path of the data that pydantic's location leads to.
+    """Returns the path of the data to which pydantic's location leads.
 
     The location also has names of types, for example of the members of a union. The path ends
-    before them.
+    before the first name that is not in the data.
     """
     name, *within = loc
     value: Any = values.get(name)

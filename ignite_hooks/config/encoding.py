@@ -50,8 +50,8 @@ class Encoder:
         Args:
             value: a handler, a container of handlers, or the value of a field.
             path: the place of the value, for messages.
-            is_in_field: whether the value is that of a field or within it. Outside of fields only
-                handlers are allowed, and lists and mappings of them.
+            is_in_field: whether the value is the value of a field, or a part of one. Outside of
+                fields only handlers, and lists and mappings of handlers, are allowed.
             depth: the number of containers and handlers around the value.
 
         Raises:
@@ -61,7 +61,8 @@ class Encoder:
             raise depth_error()
         within: dict[str, Any] = {"is_in_field": is_in_field, "depth": depth + 1}
         cls = dataclass_or_none(type(value))
-        # In a field, a dataclass that is not a handler needs no tag: the annotation has its class.
+        # In a field, a dataclass that is not a handler needs no tag, because the annotation of the
+        # field names the class.
         is_part = is_in_field and not isinstance(value, Handler)
         if cls is not None and (tag_of(cls) is not None or is_part):
             return self._encode_fields(value, cls, path, depth)
@@ -106,7 +107,8 @@ def _encode_scalar(value: Any, path: str) -> Any:
         if isinstance(value, scalar):
             return scalar(value)  # subclasses, such as numpy.float64, become the plain type
     if isinstance(value, set | frozenset):
-        # Sorted, so that equal sets give the same text; by repr, as the items may not compare.
+        # Sorted, so that equal sets give the same text. The key is `repr`, because items of
+        # different types cannot be compared.
         return sorted((_encode_scalar(each, path) for each in value), key=repr)
     if isinstance(value, PurePath):
         return _encode_scalar(str(value), path)
@@ -134,10 +136,10 @@ def _is_unicode(text: str) -> bool:
 def equal(a: Any, b: Any) -> bool:
     """Returns whether two handlers, or lists or mappings of handlers, have the same content.
 
-    ``==`` compares handlers by identity: two handlers with the same settings are two handlers. This
+    ``==`` compares handlers by identity, so two handlers with the same settings are not equal. This
     function compares the classes and all fields. A NaN equals a NaN, a path equals its string, a
     list equals a tuple. 1, 1.0 and True are three different values. Two objects that are not plain
-    data are equal only if they are the same object.
+    data are equal only if they are the same object, or have one class and are equal by ``==``.
     """
     return first_difference(a, b) is None
 
@@ -172,7 +174,7 @@ def _are_equal_scalars(a: Any, b: Any) -> bool:
     if isinstance(a, Enum) or not isinstance(a, _PLAIN_TYPES):
         try:
             return type(a) is type(b) and bool(a == b)
-        except Exception:  # == of tensors and arrays has one answer for each element
+        except Exception:  # == of tensors and arrays has a result for each element
             return False
     return _plain_type(a) is _plain_type(b) and bool(a == b)
 

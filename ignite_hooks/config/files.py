@@ -27,8 +27,8 @@ _SUFFIXES = {".json": "json", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}
 def dumps(obj: Any, format: str = "json", *, exclude_defaults: bool = False) -> str:
     """Returns the text of a handler, or of a list or mapping of handlers.
 
-    The text is read back and compared before it is returned. TOML has no None, so fields that are
-    None are left out there.
+    The text is read back and compared before it is returned. In TOML, fields that are None are left
+    out, because TOML has no None.
 
     Args:
         obj: the handler or handlers, as for ``to_dict``.
@@ -52,9 +52,9 @@ def loads(text: str, format: str) -> Any:
     Nothing in the text is imported or run. These limits hold:
 
     - a text has at most 1 MiB, a depth of 32, and no duplicate keys;
-    - YAML has at most 100,000 values, and no anchors, aliases, merge keys and tags. Plain scalars
-      are read as in YAML 1.2: ``no`` is a string, ``1e-3`` a number;
-    - a key of TOML has at most 32 parts.
+    - a YAML text has at most 100,000 values, and no anchors, aliases, merge keys or tags. Plain
+      scalars are read as in YAML 1.2: ``no`` is a string, ``1e-3`` a number;
+    - a key in a TOML text has at most 32 parts.
 
     Args:
         text: the text.
@@ -62,19 +62,21 @@ def loads(text: str, format: str) -> Any:
 
     Raises:
         ConfigError: the text is invalid. The error has all problems with their paths in the data.
-        TypeError: the text is no string.
+        TypeError: the text is not a string.
         ValueError: the format is unknown.
     """
     module = _format_module(format)
     if not isinstance(text, str):
         raise TypeError(f"`text` must be a str, got {type(text).__name__}: load() reads files")
-    # A character takes at least one byte, so a text with too many characters need not be encoded.
+    # A character takes at least one byte, so a text with too many characters is too large in any
+    # case, and need not be encoded.
     check_size(len(text) if len(text) > MAX_SIZE else len(text.encode(errors="replace")))
-    # TOML reads an empty text as an empty mapping. A file that was cut off must not pass as one.
+    # An empty text may be a file that was cut off, so it is an error. The TOML parser would read it
+    # as an empty mapping.
     if not text.strip():
         raise config_error(
-            "the text must have a mapping or a list, it is empty: check that the file was written "
-            "completely"
+            "the text must have a mapping or a list, got an empty text: check that the file was "
+            "written completely"
         )
     try:
         data = module.loads(text)
@@ -102,7 +104,8 @@ def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
     """
     path = Path(path).expanduser()
     text = dumps(obj, _format_of_suffix(path), exclude_defaults=exclude_defaults)
-    # Not from `tempfile`, whose files only their owner may read: this one gets the usual mode.
+    # `tempfile` is not used, because only the owner may read its files. This file gets the usual
+    # mode.
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:
@@ -139,7 +142,7 @@ def load(path: str | Path) -> Any:
 
 def _format_module(name: Any) -> ModuleType:
     if not isinstance(name, str) or name not in _FORMATS:
-        shown = str(name)[:80]  # arguments that are swapped give a long text here
+        shown = str(name)[:80]  # if the arguments are swapped, `name` is the whole text
         raise ValueError(
             f"`format` must be one of {', '.join(_FORMATS)}, got {shown!r}; "
             f"{did_you_mean(shown.lower(), _FORMATS)}"

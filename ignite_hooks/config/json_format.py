@@ -13,7 +13,7 @@ from ignite_hooks.config.problems import duplicate_key_message
 
 __all__ = ["dumps", "loads"]
 
-# A string that does not end goes to the end of the text: brackets in it do not count either.
+# A string without closing quotes extends to the end of the text, and its brackets do not count.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[][{}]', re.DOTALL)
 
 
@@ -38,7 +38,7 @@ def loads(text: str) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    """Raises an error for a text that is nested too deep: the parser of Python is recursive."""
+    """Raises an error for a text that is nested too deep, because Python's parser is recursive."""
     depth = 0
     for token in _STRING_OR_BRACKET.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
@@ -47,7 +47,7 @@ def _check_depth(text: str) -> None:
 
 
 def _name_floats(data: Any) -> Any:
-    """Returns data with strings in place of the floats that JSON has no number for."""
+    """Returns data with strings in place of the floats that JSON cannot write as numbers."""
     if isinstance(data, float) and not math.isfinite(data):
         return str(data)
     if isinstance(data, Mapping):
@@ -58,7 +58,7 @@ def _name_floats(data: Any) -> Any:
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns an object of JSON as a dict. The parser of Python would keep the last duplicate."""
+    """Returns a JSON object as a dict, and refuses duplicate keys. Python would keep the last."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -15,8 +15,8 @@ _NAME = re.compile(r"[\w-]+")
 class Problem(NamedTuple):
     """A problem of a configuration.
 
-    Args:
-        path: the place in the data, for example ``handlers[1].every_steps``; "" is the whole.
+    Attributes:
+        path: the place in the data, for example ``handlers[1].every_steps``; "" for the whole data.
         message: the rule, the value received, and the remedy.
     """
 
@@ -62,19 +62,19 @@ def duplicate_key_message(key: str) -> str:
 
 
 def join_path(path: str, key: str | int) -> str:
-    """Returns the path of the item or field ``key`` of the value at ``path``."""
+    """Returns the path of ``key``, which is an item or a field of the value at ``path``."""
     if isinstance(key, int):
         joined = f"{path}[{key}]"
     elif not _NAME.fullmatch(key):
         joined = f"{path}[{json.dumps(key, ensure_ascii=False)}]"
     else:
         joined = f"{path}.{key}" if path else key
-    # A long key is in the path of each of its items: without a limit, 30,000 items below a key of
-    # half a megabyte would take gigabytes.
+    # A key is part of the paths of all items below it. Without a limit, the paths of 30,000 items
+    # below a key of half a megabyte would take gigabytes.
     return _shorten(joined)
 
 
 def _shorten(text: str) -> str:
-    """Returns a text without its middle if it is too long: a message ends with the remedy."""
+    """Returns a text, without its middle if it is too long. The end stays: it has the remedy."""
     half = _MAX_LENGTH // 2
     return text if len(text) <= _MAX_LENGTH else f"{text[:half]} … {text[-half:]}"

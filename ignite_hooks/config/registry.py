@@ -1,6 +1,6 @@
 """The table of tags, the names by which data refers to classes.
 
-A tag is looked up in this table and nowhere else: no class is imported because data names it.
+A tag is looked up in this table and nowhere else. So data can never cause the import of a class.
 """
 
 import re
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 TAG = "type"
-"""The key whose value in a mapping is the tag of its class."""
+"""The key of a mapping whose value is the tag of the handler's class."""
 
 # Files of users contain these tags, so a tag must not change.
 _classes: dict[str, type] = {
@@ -60,12 +60,14 @@ _classes: dict[str, type] = {
 
 # Handlers that cannot be data, with the reason and the remedy for the message.
 _HOLD_OBJECTS: dict[type, str] = {
-    HookContext: "`before` and `after` are functions: register it in code, on `trainer.hooks`",
-    Hooks: "it holds contexts, which are functions: register them in code, on `trainer.hooks`",
-    OptimizerStep: "`accelerator`, `optimizer` and `lr_scheduler` are objects, and a trainer makes "
-    "one by itself: write its `scheduler_at` into RunSettings, and pass the others to build()",
-    Validation: "`evaluate` and `data` are objects: write its schedule as `validation` into "
-    "RunSettings, and pass them to build() as `evaluator` and `validation_data`",
+    HookContext: "`before` and `after` are functions: register the context in code, on "
+    "`trainer.hooks`",
+    Hooks: "its contexts are functions: register the contexts in code, on `trainer.hooks`",
+    OptimizerStep: "`accelerator`, `optimizer` and `lr_scheduler` are objects: write "
+    "`scheduler_at` into RunSettings, and pass the objects to build(), which makes the "
+    "OptimizerStep",
+    Validation: "`evaluate` and `data` are objects: write the schedule as `validation` into "
+    "RunSettings, and pass the objects to build() as `evaluator` and `validation_data`",
 }
 
 ClassT = TypeVar("ClassT", bound=type)
@@ -81,17 +83,17 @@ def register(tag: str) -> Callable[[ClassT], ClassT]:
         class MyHandler(Handler):
             every_steps: Every | None = None
 
-    ``checked_dataclass`` is in ``ignite_hooks.handlers``; any other dataclass of pydantic can be
+    ``checked_dataclass`` is in ``ignite_hooks.handlers``. Any other pydantic dataclass can be
     registered too.
 
-    A class of the same module and name replaces the class that was registered before, so that a
+    If a class of the same module and name is registered already, the new class replaces it. So a
     cell of a notebook can be run again.
 
     Raises:
         TypeError: the class is not a pydantic dataclass.
         ValueError: the tag is invalid, or belongs to another class; the class has another tag; a
-            field is called ``type``; a field admits None and has another default. TOML has no
-            None, so a field that is left out there must be None.
+            field is called ``type``; a field admits None, but its default is not None. A TOML file
+            leaves out a field that is None, so None must be the default of such a field.
     """
     if not isinstance(tag, str) or not re.fullmatch(r"[a-z][a-z0-9_.-]*", tag):
         raise ValueError(
@@ -131,7 +133,7 @@ def not_data_message(cls: type) -> str:
             return f"a {cls.__name__} cannot be written as data, {reason}"
     return (
         f"a {cls.__name__} cannot be written as data, its class has no tag: "
-        f'put @register("…") above it if its fields are plain data'
+        f'put @register("…") above the class if its fields are plain data'
     )
 
 
@@ -140,21 +142,20 @@ def _check_class(tag: str, cls: Any) -> None:
     if not is_class(cls) or not is_pydantic_dataclass(cls):
         name = cls.__name__ if is_class(cls) else type(cls).__name__
         raise TypeError(
-            f"what is registered as {tag!r} must be a checked dataclass, {name} is not: put "
-            "@checked_dataclass, of ignite_hooks.handlers, between it and "
-            "@register"
+            f"the class registered as {tag!r} must be a checked dataclass, {name} is not: put "
+            "@checked_dataclass, of ignite_hooks.handlers, between @register and the class"
         )
     # Names are compared, not classes: a cell of a notebook makes a new class each time it runs.
     other = _classes.get(tag)
     if other is not None and _qualified_name(other) != _qualified_name(cls):
         raise ValueError(
             f"`tag` must belong to one class, {tag!r} belongs to {_qualified_name(other)}: choose "
-            f"another for {_qualified_name(cls)}"
+            f"another tag for {_qualified_name(cls)}"
         )
     former = tag_of(cls)
     if former not in (None, tag):
         raise ValueError(
-            f"{cls.__name__} must have one tag, it has {former!r}, got {tag!r} too: remove one"
+            f"{cls.__name__} must have one tag, it has {former!r}, got {tag!r} too: remove one tag"
         )
     for name, field in fields_of(cls).items():
         if name == TAG:

@@ -73,14 +73,17 @@ Accumulation = Annotated[
     must_be("an integer >= 1", is_count, "1 steps after each batch"),
     _POSITIVE_INTEGER,
 ]
-"""The number of batches of an optimizer step: an integer >= 1."""
+"""The number of batches for one optimizer step: an integer >= 1."""
 
 AgreeEvery = Annotated[
     int,
     must_be("an integer >= 1", is_count, "1 exchanges after each step"),
     _POSITIVE_INTEGER,
 ]
-"""The number of windows between two exchanges of stops between processes: an integer >= 1."""
+"""The number of windows after which processes tell each other of stops: an integer >= 1.
+
+A window is the batches whose gradients are accumulated for one optimizer step.
+"""
 
 MaxCount = Annotated[
     int,
@@ -136,11 +139,11 @@ class RunSettings:
             the same on all processes. With several processes, the first run of the trainer draws
             different random numbers on each of them, for dropout and augmentation.
         mixed_precision: "no", "fp16", "bf16" or "fp8", as for ``Accelerator``.
-        gradient_accumulation_steps: the number of batches of an optimizer step, as for
+        gradient_accumulation_steps: the number of batches for one optimizer step, as for
             ``Accelerator``.
         max_epochs: the total number of epochs, for a ``trainer.run()`` without limits.
-        max_steps: the total number of committed optimizer steps. If ``max_epochs`` is given too,
-            the limit that is reached first ends the run.
+        max_steps: the total number of optimizer steps, without those that the loss scaler skips. If
+            ``max_epochs`` is given too, the limit that is reached first ends the run.
         grad_clip: clips the gradient of each step.
         scheduler_at: the event at which the scheduler steps: after each "step", "epoch" or
             "validation".
@@ -149,10 +152,11 @@ class RunSettings:
         checkpoint: saves checkpoints on its schedule.
         resume_from: the checkpoint to resume from.
         handlers: further handlers, in the order in which they are attached.
-        agree_every: with several processes, the number of windows between two exchanges of stops.
+        agree_every: with several processes, the number of windows after which the processes tell
+            each other whether to stop the run. A window is the batches of one optimizer step.
         on_peer_failure: the behaviour of a process that is blocked in a collective when another
-            process has failed: it ends ("exit"), or waits for the timeout of the collective
-            ("wait").
+            process has failed. The blocked process ends ("exit"), or waits for the timeout of the
+            collective ("wait").
 
     Raises:
         ValueError: an argument is out of its range.
@@ -182,8 +186,8 @@ class RunSettings:
             options: further arguments of ``Accelerator``, for example ``cpu=True``.
 
         Raises:
-            ValueError: an option is one of the settings; an accelerator of another precision was
-                made before.
+            ValueError: an option is one of the settings; an accelerator with another mixed
+                precision was made before.
         """
         settings = {
             "mixed_precision": self.mixed_precision,
@@ -199,8 +203,9 @@ class RunSettings:
         before = shared_mixed_precision()
         if self.mixed_precision is not None and before not in (None, self.mixed_precision):
             raise ValueError(
-                f"`mixed_precision` must be {before!r}, that of the accelerator that was made "
-                f"before, got {self.mixed_precision!r}: call set_up() before any is made"
+                f"`mixed_precision` must be {before!r}, as for the accelerator that was made "
+                f"before, got {self.mixed_precision!r}: call set_up() before any other accelerator "
+                "is made"
             )
         if self.seed is not None:
             set_seed(self.seed)
@@ -226,7 +231,7 @@ class RunSettings:
 
         Args:
             model: the model to train.
-            optimizer: an optimizer of its parameters.
+            optimizer: an optimizer of the model's parameters.
             loss_fn: (y_pred, y) -> scalar loss.
             data: the batches to train on.
             accelerator: the accelerator that ``set_up`` made. By default ``build`` calls
@@ -271,7 +276,8 @@ class RunSettings:
             on_peer_failure=self.on_peer_failure,
             **functions,
         )
-        # `set_up` has seeded all processes alike, as the weights of the model must be the same.
+        # `set_up` has seeded all processes alike, because the initial weights of the model must be
+        # the same. From now on each process draws random numbers of its own.
         if self.seed is not None:
             trainer.seed_ranks(self.seed)
         trainer.set_limits(max_epochs=self.max_epochs, max_steps=self.max_steps)

@@ -17,10 +17,10 @@ __all__ = ["json_schema"]
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """Returns the JSON Schema, draft 2020-12, of a document that describes one ``cls``."""
+    """Returns the JSON Schema, draft 2020-12, of a document that describes a ``cls`` instance."""
     schema = TypeAdapter(cls).json_schema(schema_generator=_Generator)
-    # Within a document the tag may be left out where a field has one class. A document has no
-    # field around it that tells its class.
+    # A value in a field needs no tag if the field allows one class only. The document itself is in
+    # no field, so it needs the tag.
     required = [*schema.get("required", []), TAG]
     return {"$schema": _Generator.schema_dialect, **schema, "required": required}
 
@@ -35,7 +35,7 @@ class _Generator(GenerateJsonSchema):
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         """Returns the schema of a dataclass: its fields, its tag, and its registered subclasses.
 
-        Subclasses are valid in a field only. The document itself is of exactly one class.
+        Subclasses are valid in fields only. The document itself has exactly one class.
         """
         cls = schema["cls"]
         is_document = not self._begun
@@ -56,7 +56,7 @@ class _Generator(GenerateJsonSchema):
         return {"anyOf": [own, *map(self._schema_with_tag, subclasses)]} if subclasses else own
 
     def is_instance_schema(self, schema: core_schema.IsInstanceSchema) -> JsonSchemaValue:
-        """Returns the schema of a field whose class is no dataclass, for example ``Handler``."""
+        """Returns the schema of a field whose class is not a dataclass, for example ``Handler``."""
         classes = registered_subclasses(schema["cls"]).values()
         return {"anyOf": [self._schema_with_tag(each) for each in classes]}
 
@@ -69,7 +69,8 @@ class _Generator(GenerateJsonSchema):
         whole: Any = TypeAdapter(cls).core_schema
         schema = whole["schema"] if whole["type"] == "definitions" else whole
         _, reference = self.get_cache_defs_ref_schema(schema.get("ref") or schema["schema_ref"])
-        # A class that can contain itself is begun and not finished here: it would never end.
+        # A class that can contain itself has been begun here already. Its schema is not generated
+        # again, because that would never end.
         if cls not in self._begun:
             self.generate_inner(whole)
         return {**reference, "required": [TAG]}

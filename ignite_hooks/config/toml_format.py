@@ -23,13 +23,13 @@ __all__ = ["dumps", "loads"]
 MAX_PARTS = 32
 """The largest number of parts of a dotted key.
 
-The memory that tomllib takes grows with their square: 1.5 GB for a key of 39 KB.
+The memory that tomllib takes grows with the square of this number: 1.5 GB for a key of 39 KB.
 """
 
 _TOKEN = re.compile(r"""#[^\n]*|\"{3}|'{3}|["'.,=\n]|[][{}]""")
 
-# The end of a string, or an escaped character, by the quotes that begin the string. Strings of
-# several lines may end in up to two more quotes, which belong to their content.
+# Patterns of the end of a string, or of an escaped character, by the quotes that begin the string.
+# At the end of a multi-line string, up to two more quotes may belong to the content.
 _STRING_ENDS = {
     '"': re.compile(r'\\.|"|\n', re.DOTALL),
     '"""': re.compile(r'\\.|"{3,5}', re.DOTALL),
@@ -46,7 +46,7 @@ def dumps(data: Any) -> str:
     """
     if not isinstance(data, Mapping):
         raise config_error(
-            "TOML must have a mapping at its top, got a list: give names, or use YAML"
+            "TOML must have a mapping at its top, got a list: give the handlers names, or use YAML"
         )
     _check_no_none(data, "")
     return tomli_w.dumps(data)
@@ -65,8 +65,8 @@ def loads(text: str) -> Any:
 def _check_keys_and_depth(text: str) -> None:
     """Raises an error for a key with too many parts, and for a text that is nested too deep.
 
-    Outside of strings and comments, dots are in keys and numbers only. A number has one dot, so
-    many dots without a ``,``, ``=``, bracket or line break between them are a long key.
+    Outside of strings and comments, dots are only in keys and numbers, and a number has at most one
+    dot. So many dots without a ``,``, ``=``, bracket or line break between them are a long key.
     """
     position = dots = depth = 0
     while (match := _TOKEN.search(text, position)) is not None:

@@ -41,10 +41,10 @@ def _add_scalar_resolvers(loader_or_dumper: Any) -> None:
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Quotes strings that have another type in YAML 1.1 or in this module.
+    """A dumper that quotes strings which YAML 1.1 or this module would read as another type.
 
-    The dumper inherits the patterns of YAML 1.1 and has those of this module besides. PyYAML quotes
-    strings that match any of them.
+    The dumper inherits the patterns of YAML 1.1, and the patterns of this module are added. PyYAML
+    quotes a string that matches any of these patterns.
     """
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
@@ -53,7 +53,7 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Returns True: an object that occurs twice is written twice, as aliases are refused."""
+        """Returns True, so that an object that occurs twice is written twice, without an alias."""
         return True
 
 
@@ -65,13 +65,13 @@ def make_loader(base: Any) -> Any:
     """Returns a loader class on one of PyYAML's safe loaders, in C (libyaml) or in Python."""
 
     class Loader(base):  # type: ignore[misc]
-        """Constructs data of a text whose events have been checked."""
+        """Constructs data from a text whose events have been checked."""
 
-        # An own table in place of the inherited one, without the patterns of YAML 1.1.
+        # A new table, which replaces the inherited table with the patterns of YAML 1.1.
         yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            """Constructs a mapping, and refuses duplicate keys, of which PyYAML keeps the last."""
+            """Constructs a mapping, and refuses duplicate keys. PyYAML would keep the last one."""
             keys = set()
             for key_node, _ in node.value:
                 position = key_node.start_mark
@@ -85,7 +85,7 @@ def make_loader(base: Any) -> Any:
             return mapping
 
         def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-            """Constructs a float, and refuses numbers that are too large for one."""
+            """Constructs a float, and refuses numbers that are too large for a float."""
             return parse_float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
     _add_scalar_resolvers(Loader)
@@ -107,7 +107,8 @@ def loads(text: str, loader: Any = _Loader) -> Any:
     """Returns the data of a YAML text.
 
     Raises:
-        ValueError: the text is not YAML, exceeds a limit, or has what this module refuses.
+        ValueError: the text is not YAML, exceeds a limit, or uses a feature that this module
+            refuses.
     """
     try:
         _check_events(text, loader)
@@ -122,7 +123,7 @@ def loads(text: str, loader: Any = _Loader) -> Any:
 def _check_events(text: str, loader: Any) -> None:
     """Raises an error for a text that must not be loaded.
 
-    The events of the parser are enough for this. Nothing has been constructed of the text yet, and
+    The check takes only the events of the parser. It comes before any data is constructed, because
     PyYAML constructs nested data recursively.
     """
     if _TAG_DIRECTIVE.search(text):
@@ -136,12 +137,12 @@ def _check_events(text: str, loader: Any) -> None:
         if nodes > MAX_NODES:
             raise _error_at(position, f"YAML must have at most {MAX_NODES:,} values")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _error_at(position, "anchors and aliases must not be used: write it out")
+            raise _error_at(position, "anchors and aliases must not be used: write the value out")
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise _error_at(position, f"tags must not be used, got {tag}")
         if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
-            raise _error_at(position, "merge keys must not be used: write it out")
+            raise _error_at(position, "merge keys must not be used: write the keys out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -71,7 +71,7 @@ def test_handler_that_became_invalid_is_not_written():
 )
 def test_value_that_would_not_round_trip_is_refused(value, path):
     with pytest.raises(
-        ConfigError, match="must be the same after writing and reading it"
+        ConfigError, match="must be the same after writing and reading, but"
     ) as raised:
         to_dict(Open(anything=value))
     assert raised.value.problems[0].path == path

@@ -175,9 +175,9 @@ def optimizer_step():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Validation(lambda: None), "`evaluate` and `data` are objects: write its schedule"),
+        (lambda: Validation(lambda: None), "`evaluate` and `data` are objects: write the schedule"),
         (optimizer_step, "`accelerator`, `optimizer` and `lr_scheduler` are objects"),
-        (Hooks, "it holds contexts, which are functions: register them in code"),
+        (Hooks, "its contexts are functions: register the contexts in code"),
         (lambda: HookContext(after=print), "`before` and `after` are functions"),
     ],
     ids=["Validation", "OptimizerStep", "Hooks", "HookContext"],

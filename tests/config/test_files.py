@@ -175,7 +175,9 @@ def test_text_of_another_type_is_a_type_error(text):
 @pytest.mark.parametrize("text", ["", " \n\t\n"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_text_that_is_empty_is_an_error(format, text):
-    with pytest.raises(ConfigError, match="must have a mapping or a list, it is empty: check"):
+    with pytest.raises(
+        ConfigError, match="must have a mapping or a list, got an empty text: check"
+    ):
         loads(text, format)
 
 
@@ -290,7 +292,7 @@ def test_a_file_that_is_empty_is_an_error_with_its_name(tmp_path, suffix):
     path = tmp_path / f"run{suffix}"
     for content in (b"", b"\xef\xbb\xbf\n"):
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match=f"run{suffix}: the text must have .*, it is empty"):
+        with pytest.raises(ConfigError, match=f"run{suffix}: the text must have .*, got an empty"):
             load(path)
 
 

@@ -148,7 +148,7 @@ def test_refusal_names_the_field_and_the_remedy():
     for cls in (Validation, Mine):
         assert f"a {cls.__name__} cannot be written" in not_data_message(cls)
         assert "`evaluate` and `data` are objects" in not_data_message(cls)
-        assert "pass them to build()" in not_data_message(cls)
+        assert "pass the objects to build()" in not_data_message(cls)
     assert '@register("…")' in not_data_message(Handler)
 
 

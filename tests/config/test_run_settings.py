@@ -214,7 +214,7 @@ def test_an_option_that_is_a_setting_is_refused():
 
 def test_precision_differing_from_the_accelerator_is_refused():
     Accelerator(cpu=True)
-    with pytest.raises(ValueError, match=r"`mixed_precision` must be 'no', that of .* got 'bf16'"):
+    with pytest.raises(ValueError, match=r"`mixed_precision` must be 'no', as for .* got 'bf16'"):
         RunSettings(mixed_precision="bf16").set_up()
 
 
