@@ -353,7 +353,7 @@ MISTAKES = {
     "model for an engine": (
         lambda s: GarbageCollector(every_steps=1).attach(s.model),
         TypeError,
-        "`engine` must be an Ignite Engine, got Linear: attach it to the trainer",
+        "`engine` must be an Ignite Engine, got Linear: attach the handler to the trainer",
     ),
     "number for a handler": (
         lambda s: s.trainer(grad_clip=1.0),

@@ -1,19 +1,20 @@
-"""Accelerators: the default one, their settings, and all uses of Accelerate's private members.
+"""The default accelerator, settings of accelerators, and all uses of Accelerate's private members.
 
-The private members, and what they are taken to mean:
+The private members, with the meaning on which this module relies:
 
-- ``Accelerator._models``, ``_optimizers``, ``_dataloaders``: what was prepared with this
-  accelerator, as ``prepare`` returned it. Accelerate adds to these lists; only ``free_memory()``,
-  which begins new ones, takes anything off them.
+- ``Accelerator._models``, ``_optimizers``, ``_dataloaders``: the objects that ``prepare`` of this
+  accelerator has returned. Accelerate adds objects to these lists and removes none, until
+  ``free_memory()`` replaces the lists with empty ones.
 - ``Accelerator._custom_objects``: the objects given to ``register_for_checkpointing``, in order.
 - ``_is_accelerate_prepared``: True on each model, optimizer, scheduler and loader that ``prepare``
   returned; absent or False on all others.
 - ``_stop_iteration``, on a loader that dispatches its batches: whether the iteration in progress
   has reached the end of the data.
-- ``AcceleratorState._shared_state``: the state that all accelerators of a process share; its entry
-  ``_mixed_precision`` is their precision, and is absent before the first accelerator is created.
+- ``AcceleratorState._shared_state``: the state that all accelerators of a process share. Its entry
+  ``_mixed_precision`` is the mixed precision of all these accelerators. The entry is absent before
+  the first accelerator is created.
 
-``tests/core/test_accelerators.py`` fails when Accelerate changes what one means.
+``tests/core/test_accelerators.py`` fails when Accelerate changes the meaning of a member.
 """
 
 import functools
@@ -63,10 +64,14 @@ ITERATION_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iterati
 
 
 class ShortWindow(dict[str, Any]):
-    """Accelerate's accumulation settings while a window of fewer batches is open.
+    """Accelerate's accumulation settings while a window with fewer batches than usual is open.
 
-    They replace the settings of a full window, which are kept as ``whole``, so that
-    ``accelerator.backward`` divides the loss by ``size``.
+    A window is the batches whose gradients are accumulated for one optimizer step. With these
+    settings ``accelerator.backward`` divides the loss by the number of batches in the short window.
+
+    Attributes:
+        whole: the settings of a full window, which these settings replace.
+        size: the number of batches in the short window.
     """
 
     def __init__(self, whole: dict[str, Any], size: int) -> None:
@@ -84,11 +89,12 @@ def full_window_settings(gradient_state: GradientState) -> dict[str, Any]:
 
 
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
-    """Returns ``accelerator``, or a new one with the settings of the existing ones.
+    """Returns ``accelerator``, or if that is None a new one that keeps the accumulation settings.
 
-    All accelerators of a process share one state, and a plain ``Accelerator()`` resets its
-    accumulation to 1: created for an evaluator, it would end the accumulation of a trainer. With
-    several processes, ``ignite.distributed`` is synchronized with the process group too.
+    All accelerators of a process share one state, and creating a plain ``Accelerator()`` resets the
+    accumulation in this state to 1. If a plain one were created for an evaluator, the trainer would
+    stop accumulating gradients. With several processes, this function also synchronizes
+    ``ignite.distributed`` with the process group.
 
     Raises:
         TypeError: ``accelerator`` is not an Accelerator.
@@ -104,14 +110,15 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         accelerator = Accelerator(gradient_accumulation_plugin=plugin if accumulation else None)
     _warn_about_ignored_settings(accelerator)
     if accelerator.num_processes > 1:
-        # Ignite would otherwise do this on first use. It is collective, so that a logger that only
-        # one process has would wait for the others for ever. Here all processes take part.
+        # Ignite would otherwise synchronize on first use. That call is collective: if only one
+        # process had a logger that uses `ignite.distributed`, this process would wait for ever.
+        # Here all processes take part.
         idist.sync()
     return accelerator
 
 
 def _warn_about_ignored_settings(accelerator: Accelerator) -> None:
-    """Warns about settings that Accelerate was given and ignores without a warning."""
+    """Warns about settings that Accelerate ignores without a warning of its own."""
     # Accelerate sets this variable if it is given an FSDP plugin; its launcher sets it too.
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and is_data_parallel(accelerator):
         warn_once(
@@ -140,14 +147,14 @@ def _requested_processes() -> int | None:
 
 
 def is_data_parallel(accelerator: Accelerator) -> bool:
-    """Returns whether every process has the whole model, as with DDP; FSDP and others split it."""
+    """Returns whether every process has the whole model, as with DDP. FSDP and others split it."""
     distributed_type: str = accelerator.distributed_type.value
-    # MULTI_GPU, MULTI_CPU, MULTI_NPU, …: one for each kind of device, all of them DDP.
+    # DDP has one type for each kind of device: MULTI_GPU, MULTI_CPU, MULTI_NPU, …
     return distributed_type == DistributedType.NO.value or distributed_type.startswith("MULTI_")
 
 
 def broadcasts_buffers(accelerator: Accelerator) -> bool:
-    """Returns whether DDP copies the buffers of rank 0 to every rank, which is its default."""
+    """Returns whether DDP copies the buffers of rank 0 to every rank, as DDP does by default."""
     handler = accelerator.ddp_handler
     return handler is None or handler.broadcast_buffers
 
@@ -173,15 +180,16 @@ def prepared_models(accelerator: Accelerator) -> list[torch.nn.Module]:
 def prepare_for_owner(
     owner: object, accelerator: Accelerator, prepare: Callable[..., Any], *things: Any
 ) -> Any:
-    """Returns ``prepare(*things)``, and ties what it adds to the accelerator's lists to ``owner``.
+    """Returns ``prepare(*things)``, and makes ``owner`` an owner of the objects that it prepares.
 
-    Accelerate keeps the objects on these lists until ``free_memory()``, so that the models of all
-    trainers with one accelerator would stay in memory. An object that this call adds is removed
-    once ``owner`` and all other owners of the object are garbage-collected. Objects that a user has
-    prepared stay.
+    ``prepare`` adds these objects to lists of the accelerator, where they stay until
+    ``free_memory()``. So the models of all trainers that have used the accelerator would stay in
+    memory. This function removes an object that it has added once ``owner`` and all other owners of
+    the object have been garbage-collected. Objects that a user has prepared stay.
 
     Args:
-        owner: the user of the objects. No object on these lists may refer to it.
+        owner: the object that uses the prepared objects, for example an optimizer step. No object
+            on the lists may refer to ``owner``, because that reference would keep it alive.
         accelerator: the accelerator that has the lists.
         prepare: ``accelerator.prepare``, or one of its parts.
         things: the arguments of ``prepare``.
@@ -190,7 +198,7 @@ def prepare_for_owner(
     prepared = prepare(*things)
     results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
     for thing in _listed_objects(accelerator):
-        # Results that were there before may belong to another owner here: then both own them.
+        # A result that was on the lists before may have an owner already. Then it has two.
         if id(thing) in results or thing not in before:
             _add_owner(owner, accelerator, thing, is_new=thing not in before)
     return prepared
@@ -198,7 +206,7 @@ def prepare_for_owner(
 
 @contextmanager
 def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
-    """Removes what the body adds to the lists of an accelerator, after the body."""
+    """Removes the objects that the body adds to an accelerator's lists, when the body ends."""
     before = _ListsSnapshot(accelerator)
     try:
         yield
@@ -208,7 +216,7 @@ def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
 
 
 def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
-    """Adds a prepared loader to the accelerator's list, if it is not there, with an owner."""
+    """Adds an owner of a prepared loader, which is put on the accelerator's list if needed."""
     is_new = loader not in _ListsSnapshot(accelerator)
     if is_new:
         accelerator._dataloaders = [*accelerator._dataloaders, loader]
@@ -216,7 +224,7 @@ def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> No
 
 
 def remove_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
-    """Removes an owner of a loader, and the loader from the list if it has no other owner."""
+    """Removes an owner of a loader. A loader without owners leaves the accelerator's list."""
     ownership = _ownership_of(accelerator, loader)
     if ownership is not None:
         ownership.owners = [each for each in ownership.owners if each() is not owner]
@@ -227,7 +235,8 @@ class _ListsSnapshot:
     """The objects that were on the lists of an accelerator when the snapshot was made.
 
     The objects are compared by identity, because a module may define equality differently. The
-    snapshot keeps them alive, as the identity of one that is gone may become that of a new object.
+    snapshot keeps the objects alive, because Python may give the identity of a freed object to a
+    new one.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -238,23 +247,23 @@ class _ListsSnapshot:
         return id(thing) in self._things
 
     def added_since(self) -> list[Any]:
-        """Returns the objects that were added since."""
+        """Returns the objects that were added to the lists after the snapshot."""
         return [each for each in _listed_objects(self._accelerator) if each not in self]
 
 
 class _Ownership:
-    """The owners of an object on an accelerator's lists. It keeps neither owners nor object."""
+    """The owners of an object on an accelerator's lists. All references are weak."""
 
     def __init__(self, thing: Any) -> None:
         self.thing = weakref.ref(thing)
         self.owners: list[weakref.ref[object]] = []
 
     def has_ended(self) -> bool:
-        """Returns whether all owners are gone."""
+        """Returns whether all owners have been garbage-collected."""
         return all(each() is None for each in self.owners)
 
 
-# By the identities of the objects: a module may define equality differently.
+# The inner dictionaries are keyed by identity, because a module may define equality differently.
 _ownerships: "weakref.WeakKeyDictionary[Accelerator, dict[int, _Ownership]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -266,14 +275,15 @@ def _listed_objects(accelerator: Accelerator) -> list[Any]:
 
 def _ownership_of(accelerator: Accelerator, thing: Any) -> _Ownership | None:
     ownership = _ownerships.get(accelerator, {}).get(id(thing))
-    # The identity may have been that of another object, which is gone.
+    # Python may have given the identity of a freed object to this one.
     return ownership if ownership is not None and ownership.thing() is thing else None
 
 
 def _add_owner(owner: object, accelerator: Accelerator, thing: Any, *, is_new: bool) -> None:
     """Adds an owner of an object on the lists, unless a user has put the object there.
 
-    An object that was there before (``is_new`` is False) and has no owner is the user's.
+    If an object was on the lists before (``is_new`` is False) and has no owner, a user has put it
+    there.
     """
     ownership = _ownership_of(accelerator, thing)
     if ownership is None:
@@ -288,8 +298,8 @@ def _add_owner(owner: object, accelerator: Accelerator, thing: Any, *, is_new: b
 def _remove_ownerless(accelerator_ref: "weakref.ref[Accelerator]", owner: object = None) -> None:
     """Removes the objects without owners from the lists of an accelerator.
 
-    Any garbage collection may call this function, as the callback of a weak reference, and so in
-    the middle of another call of it.
+    This function is the callback of weak references. So the garbage collector may call it at any
+    time, even in the middle of another call of this function.
     """
     accelerator = accelerator_ref()
     if accelerator is None:

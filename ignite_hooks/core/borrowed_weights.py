@@ -1,7 +1,7 @@
 """A note that a trainer's modules have the weights of another step, for a test pass.
 
-The counters, the optimizer and the scheduler stay those of the trainer's own step meanwhile. A
-checkpoint would mix the states of two steps, so that none is taken until training continues.
+Meanwhile the counters, the optimizer and the scheduler keep the state of the trainer's own step. A
+checkpoint would mix the states of two steps, so no checkpoint is taken until training continues.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ def note_borrowed_weights(trainer: Any, step: int) -> None:
 
 
 def step_of_borrowed_weights(trainer: Any) -> int | None:
-    """Returns the step whose weights the trainer's modules have; None if they have their own."""
+    """Returns the step of the borrowed weights; None if the modules have the trainer's own."""
     step: int | None = engine_storage(trainer).get("borrowed_weights")
     return step
 

@@ -34,7 +34,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 handler_config = ConfigDict(
     extra="forbid",
-    hide_input_in_errors=True,  # the messages of `must_be` have the value already
+    hide_input_in_errors=True,  # the messages of `must_be` contain the value already
     arbitrary_types_allowed=True,  # the type of a field may be a class such as Handler
 )
 """The configuration of handlers that are pydantic dataclasses."""
@@ -63,7 +63,7 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
         class LogLoss(Scheduled):
             every_steps: Every | None = None
 
-    Instances compare by identity: two handlers with the same settings are two handlers. An error
+    Instances compare by identity, so two handlers with the same settings are not equal. An error
     of the constructor names the argument, the rule, the value and the remedy. ``help`` and
     ``inspect.signature`` show plain types, without the metadata of ``Annotated``.
 
@@ -85,9 +85,10 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
             except ValidationError as error:
                 raise _readable_error(error, type(self).__name__, signature, args) from None
 
-        # Pydantic sets the signature on the class. There `inspect` would find it for an instance
-        # too, and Ignite inspects a handler for the arguments to call it with. So the signature
-        # moves to the constructor.
+        # Pydantic sets `__signature__` on the class, where `inspect` finds it for instances too.
+        # Ignite inspects a handler, which is an instance, to decide how to call it. It would take
+        # the arguments of the constructor for those of `__call__`. So the signature moves to the
+        # constructor.
         del made.__signature__
         self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         parameters = [self_parameter, *signature.parameters.values()]
@@ -126,7 +127,7 @@ def plain_type(annotation: Any) -> Any:
         return annotation
     if origin in (Union, types.UnionType):
         return reduce(or_, plain)  # shown as "int | None", and not as "Optional[int]"
-    # List[int] of typing has `copy_with`; the built-in list[int] has not.
+    # typing.List[int] has the method `copy_with`, the built-in list[int] does not.
     return annotation.copy_with(plain) if hasattr(annotation, "copy_with") else origin[plain]
 
 
@@ -165,7 +166,7 @@ def _call_problems(
     parameters: Mapping[str, inspect.Parameter],
     args: tuple[Any, ...],
 ) -> Iterator[str]:
-    """Yields the problems that Python would report as a TypeError, not those of values."""
+    """Yields the problems of the call itself, which Python would report as a TypeError."""
     by_position = [p for p in parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     if len(args) > len(by_position):
         extra = args[len(by_position)]
@@ -176,7 +177,8 @@ def _call_problems(
     for each in errors:
         argument = each["loc"][-1] if each["loc"] else ""
         if len(each["loc"]) > 1 or isinstance(argument, int):
-            continue  # within a value, or an extra argument by position, which is reported above
+            # The problem is within a value, or is an extra positional argument, reported above.
+            continue
         if each["type"] == "unexpected_keyword_argument":
             yield f"`{name}` has no argument `{argument}`: {did_you_mean(argument, parameters)}"
         elif each["type"].startswith("missing"):
@@ -190,7 +192,7 @@ def _located_message(error: Any) -> str:
     message = error_message(error)
     first, *within = error["loc"] or ("",)
     path = str(first) + "".join(f"[{key!r}]" for key in within)
-    if error["type"] in ("value_error", "missing"):  # the message has the field
+    if error["type"] in ("value_error", "missing"):  # the message names the field already
         return f"{path}: {message}" if within else message
     return f"`{path}` {message}" if first else message
 
@@ -198,8 +200,9 @@ def _located_message(error: Any) -> str:
 def error_message(error: Any) -> str:
     """Returns the message of one error of pydantic in the form of this package's messages.
 
-    The message of a rule made by ``must_be`` is returned unchanged, and begins with the field. Any
-    other message begins with a verb: "must be a valid number, got 'x'".
+    The message of a rule made by ``must_be`` begins with the name of the field, and is returned
+    unchanged. The message about a missing argument begins with its name too. Any other message
+    begins with a verb: "must be a valid number, got 'x'".
     """
     error_type, value = error["type"], error["input"]
     if error_type == "value_error":
@@ -208,8 +211,8 @@ def error_message(error: Any) -> str:
         return f"`{error['loc'][-1]}` must be given"
     if error_type == "unexpected_keyword_argument":
         return f"must not be given, there is no such argument, got {short_repr(value)}"
-    # Pydantic names the conversions too: "a dictionary or an instance of Part", "a valid number,
-    # unable to parse string as a number".
+    # Pydantic mentions conversions, which are cut off here: "a dictionary or an instance of Part",
+    # "a valid number, unable to parse string as a number".
     rule = error["msg"].removeprefix("Input should be ").removeprefix("a dictionary or ")
     rule = rule.partition(", unable to")[0]
     if isinstance(value, type) and error_type in ("is_instance_of", "dataclass_type"):

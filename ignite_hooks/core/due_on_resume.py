@@ -1,7 +1,8 @@
-"""The work that is still due at the step boundary of a checkpoint, in a form that can be saved.
+"""The work that is still due when a checkpoint is taken, such as a validation, as numbers to save.
 
-Callbacks cannot be saved. A checkpoint has the number of the attachment that asks for them instead,
-such as the second validation. On an engine that is built in the same way that is the same one.
+Due work is a callback, and a callback cannot be saved. So each attachment whose work can be due
+adds an entry to its engine, and a checkpoint has the numbers of the entries that are due. On an
+engine that is built in the same way, the same entries have the same numbers.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ __all__ = ["add_due_entry", "due_numbers", "make_due"]
 
 
 class _Entry(NamedTuple):
-    """An attachment whose work can be due, with functions that ask for it and make it due."""
+    """An attachment whose work can be due, by the arguments of ``add_due_entry``."""
 
     kind: str
     is_due: Callable[[], bool]
@@ -26,11 +27,12 @@ class _Entry(NamedTuple):
 def add_due_entry(
     engine: AnyEngine, kind: str, is_due: Callable[[], bool], make_due: Callable[[], None]
 ) -> Callable[[], None]:
-    """Adds an entry whose work can be due on ``engine``.
+    """Adds an entry for an attachment whose work can be due on ``engine``.
 
     Args:
         engine: the engine.
-        kind: the name of such entries in checkpoints; the entries of one kind are numbered.
+        kind: the name under which checkpoints list such entries, for example "validations". The
+            entries of each kind are numbered separately.
         is_due: returns whether the work is due now.
         make_due: makes the work due at the present step boundary.
 
@@ -53,12 +55,12 @@ def due_numbers(engine: AnyEngine) -> dict[str, list[int]]:
 
 
 def make_due(engine: AnyEngine, due: Mapping[str, Sequence[int]]) -> None:
-    """Makes entries due that were due on another engine, built in the same way.
+    """Makes the work due on ``engine`` that was due on an engine built in the same way.
 
     Args:
         engine: the engine.
-        due: what ``due_numbers`` returned for the other engine. Entries that this one lacks are
-            ignored.
+        due: the result of ``due_numbers`` for the other engine. Numbers without an entry on
+            ``engine`` are ignored.
     """
     for kind, entries in _by_kind(engine).items():
         for number in due.get(kind, ()):

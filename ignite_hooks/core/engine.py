@@ -12,7 +12,8 @@
 ``_init_timers``               clears ``state.times``
 =============================  ====================================================================
 
-No other module uses them. ``tests/core/test_engine.py`` fails when Ignite changes what one means.
+No other module uses these members. ``tests/core/test_engine.py`` fails when Ignite changes the
+meaning of a member.
 """
 
 import functools
@@ -60,14 +61,14 @@ __all__ = [
 
 
 def engine_storage(engine: AnyEngine) -> dict[str, Any]:
-    """Returns the dictionary in which this package keeps its data of an engine.
+    """Returns the dictionary in which this package keeps its data about an engine.
 
     The dictionary is an attribute of the engine. Many of its values refer back to the engine, such
     as the closure of a handler. The garbage collector frees such a cycle together with the engine,
     whereas a global dictionary with weak keys would keep both for ever.
     """
-    # Not read by vars(engine): once the dictionary of an object was asked for, Python 3.11 reads
-    # its attributes more slowly, which made an iteration of an empty engine a fifth longer.
+    # `vars(engine)` is avoided: after a call of `vars`, Python 3.11 reads the attributes of the
+    # object more slowly. An iteration of an empty engine then took a fifth longer.
     owner: Any = engine
     if not hasattr(owner, "_ignite_hooks"):
         owner._ignite_hooks = {}
@@ -83,16 +84,17 @@ def has_handlers(engine: Engine, event: Any) -> bool:
 def handlers_of(engine: AnyEngine) -> list[Callable[..., Any]]:
     """Returns all attached handlers as given, without the wrappers of filters.
 
-    They are sorted by the names of their events, and within an event in the order of the table.
+    The handlers are sorted by the names of their events. The handlers of one event are in the order
+    of the table of handlers.
     """
     return [handler for handler, _ in handlers_with_arguments(engine)]
 
 
 def handlers_with_arguments(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
-    """Returns each handler as given, with the other objects that its calls involve.
+    """Returns each attached handler as given, with the other objects that take part in its calls.
 
-    Those objects are the wrapper of a filter, which holds the filter, and the arguments; the engine
-    is left out. The order is that of ``handlers_of``.
+    These objects are the wrapper of a filtered event, which holds the filter, and the arguments
+    without the engine. The order is that of ``handlers_of``.
     """
     calls: list[tuple[Callable[..., Any], list[Any]]] = []
     for function, args, kwargs in handler_entries(engine):
@@ -109,12 +111,12 @@ def handlers_with_arguments(engine: AnyEngine) -> list[tuple[Callable[..., Any],
 def handler_entries(engine: AnyEngine) -> list[tuple[Any, Any, Any]]:
     """Returns the entries (function, arguments, keywords) of the table of handlers.
 
-    The function of a filtered event is the wrapper, which also holds the filter. The order is that
-    of ``handlers_of``.
+    For a filtered event, the function is Ignite's wrapper of the handler, which also holds the
+    filter. The order is that of ``handlers_of``.
     """
     owner: Any = engine
     calls: list[tuple[Any, Any, Any]] = []
-    # The table itself is in the order in which events first had a handler.
+    # Sorted, because the table has the events in the order in which they first had a handler.
     for _, entries in sorted(_entries_by_name(owner._event_handlers), key=itemgetter(0)):
         calls += entries
     return calls
@@ -147,17 +149,18 @@ def process_function_of(engine: AnyEngine) -> Any:
 def move_to_front(engine: Engine, event: Any) -> None:
     """Moves the handler that was attached last to the front of the handlers of ``event``.
 
-    If ``event`` is being fired now, the handler is called from the next time on.
+    If ``event`` is being fired now, the handler is first called when ``event`` is fired again.
     """
     events = [*event] if isinstance(event, EventsList) else [event]
     for each in events:
-        # A new list, as Ignite may be iterating over the present one to call its handlers. The
-        # `pop` takes the handler off the present one, so that this iteration does not reach it.
+        # Ignite may be iterating over the old list to call its handlers, so the table gets a new
+        # list. The `pop` removes the handler from the old list, so that this iteration does not
+        # reach the handler.
         handlers = engine._event_handlers[each]
         engine._event_handlers[each] = [handlers.pop(), *handlers]
     if isinstance(engine, QuickEngine):
         if engine._firing is not None:
-            # add_event_handler has just noted one entry for each event.
+            # add_event_handler has just appended one entry for each event to this list.
             del engine._added_while_firing[-len(events) :]
         engine._update_handlers()
 
@@ -165,8 +168,9 @@ def move_to_front(engine: Engine, event: Any) -> None:
 def fire_within(engine: AnyEngine, event: Any) -> None:
     """Fires ``event`` in a handler of another event, and then restores ``last_event_name``.
 
-    Ignite's ``global_step_from_engine`` and ``Checkpoint`` read ``last_event_name``. In a handler
-    of ITERATION_COMPLETED they would otherwise find STEP_COMPLETED there, and count steps.
+    Ignite's ``global_step_from_engine`` and ``Checkpoint`` read ``last_event_name``. If a handler
+    of ITERATION_COMPLETED fired STEP_COMPLETED and the name were not restored, later handlers of
+    ITERATION_COMPLETED would read STEP_COMPLETED, and count steps instead of iterations.
     """
     if isinstance(engine, QuickEngine):
         engine.fire_event(event)  # restores last_event_name itself
@@ -175,7 +179,7 @@ def fire_within(engine: AnyEngine, event: Any) -> None:
     try:
         engine.fire_event(event)
     finally:
-        # Outside a run no event surrounds this one, so that it stays the last event, as in Ignite.
+        # Outside a run there is no surrounding event, so `event` stays the last one, as in Ignite.
         if is_running(engine):
             engine.last_event_name = outer
 
@@ -197,20 +201,20 @@ def is_running(engine: AnyEngine) -> bool:
 def forget_run(engine: Engine) -> None:
     """Makes the next ``engine.run`` start from scratch.
 
-    Otherwise Ignite continues the old run. If that run has failed, its generator is exhausted, and
-    ``engine.run`` returns at once without having done anything.
+    Without this call, Ignite continues the old run. If the old run has failed, its generator is
+    exhausted, and ``engine.run`` returns at once without doing anything.
     """
     engine._internal_run_generator = None
-    # While limits are set, Ignite's `run` resumes up to them instead of starting a new run.
+    # If the state has limits, Ignite's `run` continues up to them instead of starting a new run.
     state = engine.state
     state.max_epochs = state.max_iters = state.epoch_length = None
 
 
 class EventCheckingEngine(Engine):
-    """An Ignite engine that says which event was probably meant by one that it does not have."""
+    """An Ignite engine whose error for an unknown event suggests the event that was meant."""
 
     def _assert_allowed_event(self, event_name: Any) -> None:
-        """Raises a ValueError, as Ignite's method does; Ignite calls it wherever it takes one."""
+        """Raises a ValueError for an unknown event. Ignite calls this for each event it gets."""
         if event_name in self._allowed_events:
             return
         known = {each.name: each for each in self._allowed_events if isinstance(each, Enum)}
@@ -234,8 +238,9 @@ def _shown_event(event: Enum) -> str:
 class QuickEngine(EventCheckingEngine):
     """An Ignite engine on which an event without handlers costs next to nothing.
 
-    Ignite's own engine looks an event up in several tables each time it is fired, by ``__hash__``
-    and ``__eq__`` in Python. This engine looks the handlers up when they are attached or removed.
+    Each time an event is fired, Ignite's own engine looks the event up in several tables, by
+    ``__hash__`` and ``__eq__`` in Python. This engine looks up the handlers of all events once,
+    whenever a handler is attached or removed.
     """
 
     def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
@@ -243,7 +248,8 @@ class QuickEngine(EventCheckingEngine):
         self._firing: Any = None  # the innermost event whose handlers are being called
         self._added_while_firing: list[tuple[Any, Any]] = []  # (event, entry of the table)
         self._due_lists: dict[Any, list[Any]] = {}  # by the name of the event that clears them
-        # Last: Ignite's constructor registers its events, which uses these attributes.
+        # Called last, because Ignite's constructor calls `register_events`, which uses these
+        # attributes.
         super().__init__(process_function)
 
     def register_events(self, *event_names: Any, event_to_attr: Any = None) -> None:
@@ -254,7 +260,7 @@ class QuickEngine(EventCheckingEngine):
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds a handler, as Ignite does."""
         handle = super().add_event_handler(event_name, handler, *args, **kwargs)
-        # For a list of events Ignite has called this method with each of them.
+        # For a list of events, Ignite's method has called this method once for each event.
         if not isinstance(event_name, EventsList):
             if self._firing is not None:
                 added = self._event_handlers[event_name][-1]
@@ -268,7 +274,7 @@ class QuickEngine(EventCheckingEngine):
         self._update_handlers()
 
     def fire_event(self, event_name: Any) -> None:
-        """Calls the handlers of an event, as Ignite does. It costs next to nothing without any."""
+        """Calls the handlers of an event, as Ignite does. Without handlers it costs little."""
         is_event = isinstance(event_name, CallableEventWithFilter)
         handlers = self._callbacks.get(event_name._name_ if is_event else event_name)
         if handlers:
@@ -281,7 +287,8 @@ class QuickEngine(EventCheckingEngine):
     def _handler_wrapper(self, handler: Any, event_name: Any, event_filter: Any) -> Any:
         """Returns Ignite's wrapper of a filtered handler, with the counter's name looked up once.
 
-        The name is looked up now, when the handler is attached. Ignite's own wrapper looks it up
+        The filter takes the value of a counter of the state, such as ``iteration``. The name of the
+        counter is looked up here, when the handler is attached. Ignite's own wrapper looks it up
         twice at each event, by ``__hash__`` and ``__eq__`` in Python.
         """
         wrapper = super()._handler_wrapper(handler, event_name, event_filter)
@@ -300,7 +307,8 @@ class QuickEngine(EventCheckingEngine):
     def _update_handlers(self) -> None:
         """Looks up the handlers of all registered events, and how each handler is called.
 
-        The table is by name: events compare and hash in Python, which takes 4 µs for one look-up.
+        The keys of the result are the names of the events. With an event as the key, a look-up
+        would take 4 µs, because events compare and hash in Python.
         """
         entries = {_key_of(event): listed for event, listed in self._event_handlers.items()}
         self._callbacks = {
@@ -316,9 +324,10 @@ class QuickEngine(EventCheckingEngine):
     def list_cleared_at(self, event: Any) -> list[Any]:
         """Returns a list that is cleared when the first handler of ``event`` is called.
 
-        The list is cleared in the line that calls the handler, so that an exception at any line
-        leaves the event either due or begun. Handlers with ``Turn.NOTE`` are called before, and may
-        be called twice.
+        The caller keeps an entry in the list while ``event`` is due. The line of code that clears
+        the list also calls the handler. So wherever an exception comes, the event is either still
+        due or its handlers have begun. Handlers with ``Turn.NOTE`` are called before the list is
+        cleared, and so may be called twice.
         """
         due: list[Any] = []
         self._due_lists[_key_of(event)] = due
@@ -328,7 +337,7 @@ class QuickEngine(EventCheckingEngine):
     def _reset_firing(self) -> None:
         """Resets the engine to the state in which no event is being fired.
 
-        An exception that breaks off ``_fire``, also in its ``finally``, may leave an event there.
+        An exception that breaks off ``_fire``, even in its ``finally``, may leave ``_firing`` set.
         """
         self._firing = None
         self._added_while_firing.clear()
@@ -336,15 +345,15 @@ class QuickEngine(EventCheckingEngine):
     def _make_callback(
         self, name: Any, function: Any, args: Any, kwargs: Any
     ) -> Callable[..., Any]:
-        """Returns what is called at the event ``name`` for an entry of the table of handlers."""
+        """Returns the function to call at the event ``name`` for an entry of Ignite's table."""
         return self._with_engine(function, args, kwargs)
 
     def _with_engine(
         self, function: Callable[..., Any], args: Any, kwargs: Any
     ) -> Callable[..., Any]:
-        """Returns a handler as a function of the engine and of the event's own arguments.
+        """Returns a function that calls a handler with the engine and the arguments of the event.
 
-        Most handlers take the engine alone, and are returned as they are.
+        Most handlers take the engine alone. Such a handler is returned unchanged.
         """
         # Ignite puts a weak reference to the engine first if the handler accepts the engine.
         has_reference = bool(args) and isinstance(args[0], weakref.ref)
@@ -360,10 +369,10 @@ class QuickEngine(EventCheckingEngine):
     def _fire(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Calls the handlers of a registered event; ``fire_event`` checks that it is registered.
 
-        Handlers may add and remove handlers meanwhile. No handler is skipped or called twice
-        because of that, and one that is added to this event is called after the others, as on
-        Ignite's engine: Ignite's profilers rely on it. ``last_event_name`` is restored at the end
-        of an event that was fired by a handler of another event.
+        A handler may add and remove handlers. No handler is skipped or called twice because of
+        this. A handler that is added to the event being fired is called after the others, as on
+        Ignite's engine, because Ignite's profilers rely on this order. If a handler of another
+        event fires this event, ``last_event_name`` names the other event again at the end.
         """
         is_event = isinstance(event_name, CallableEventWithFilter)
         name = event_name._name_ if is_event else event_name
@@ -391,20 +400,20 @@ class QuickEngine(EventCheckingEngine):
             if outer is not None:
                 self.last_event_name = outer
 
-    _fire_event = _fire  # the name that Ignite's own methods call; the loop calls the other
+    _fire_event = _fire  # Ignite's own methods call `_fire_event`, the training loop calls `_fire`
 
     def _call_added_handlers(self, name: Any, begin: int, args: Any, kwargs: Any) -> None:
         """Calls the handlers that were added to an event while it was fired.
 
         Args:
             name: the name of the event.
-            begin: the index of the first of them in ``_added_while_firing``.
-            args: the event's own arguments.
-            kwargs: the event's own keywords.
+            begin: the index in ``_added_while_firing`` of the first handler to call.
+            args: the arguments of the event.
+            kwargs: the keyword arguments of the event.
         """
         added = self._added_while_firing
         index = begin
-        while index < len(added):  # no `for`: the handlers called here may add others
+        while index < len(added):  # the list may grow: a handler called here may add another
             event, entry = added[index]
             index += 1
             entries = self._event_handlers[event]
@@ -415,8 +424,8 @@ class QuickEngine(EventCheckingEngine):
     def _fire_from_table(self, event: Any) -> None:
         """Fires an event from Ignite's own table of handlers, and then looks up all handlers again.
 
-        At STARTED and COMPLETED, Ignite's profilers write into the table itself, without a call of
-        ``add_event_handler`` that this engine could notice.
+        At STARTED and COMPLETED, Ignite's profilers write into the table directly. They do not call
+        ``add_event_handler``, so this engine does not notice the change.
         """
         outer, self._firing = self._firing, event
         self._event_handlers[event] = _sorted_by_turn(_key_of(event), self._event_handlers[event])
@@ -441,7 +450,8 @@ class QuickEngine(EventCheckingEngine):
         """Runs ``run``, or the interrupted run, until it ends or is interrupted.
 
         Args:
-            run: yields the state where it is interrupted, and returns it at its end.
+            run: the generator of a new run, or None to continue the interrupted run. It yields the
+                state at an interruption, and returns the state at its end.
         """
         if run is not None:
             self._internal_run_generator = run
@@ -453,12 +463,13 @@ class QuickEngine(EventCheckingEngine):
             self._internal_run_generator = None
             return end.value  # type: ignore[no-any-return]
         except BaseException:
-            # A generator that raised is closed already; one that Ctrl-C kept from starting is not.
+            # A generator that has raised is closed already. But if Ctrl-C came before the generator
+            # was started, it still has to be closed.
             self._close_interrupted()
             raise
 
     def _close_interrupted(self) -> None:
-        """Closes the interrupted run, if there is one, so that the next ``run`` starts another."""
+        """Closes the interrupted run, if there is one, so that the next ``run`` is a new one."""
         run: Any = self._internal_run_generator
         self._internal_run_generator = None
         if run is not None:
@@ -468,7 +479,8 @@ class QuickEngine(EventCheckingEngine):
 def _key_of(event: Any) -> Any:
     """Returns the name of an Ignite event, and any other event unchanged.
 
-    Strings are events too. A member of an enum of strings equals its string, and stays unchanged.
+    Strings can be events too. A member of an enum of strings is returned unchanged as well, because
+    it equals its string.
     """
     return event._name_ if isinstance(event, CallableEventWithFilter) else event
 
@@ -476,14 +488,14 @@ def _key_of(event: Any) -> Any:
 def _clearing_when_called(
     due: list[Any], handlers: tuple[Callable[..., Any], ...]
 ) -> tuple[Callable[..., Any], ...]:
-    """Returns handlers of which the first one after those with ``Turn.NOTE`` clears ``due``."""
+    """Returns ``handlers``, of which the first one without ``Turn.NOTE`` also clears ``due``."""
     count = sum(1 for each in handlers if getattr(each, _TURN_ATTRIBUTE, None) is Turn.NOTE)
     if count == len(handlers):
         return handlers
     first = handlers[count]
 
     def call_first(*args: Any, **kwargs: Any) -> None:
-        # One line: an exception that a signal handler raises comes between two lines.
+        # On one line, because a signal handler can raise an exception only between two lines.
         due.clear(), first(*args, **kwargs)  # type: ignore[func-returns-value]
 
     return (*handlers[:count], call_first, *handlers[count + 1 :])
@@ -498,9 +510,10 @@ _TURN_ATTRIBUTE = "_ignite_hooks_turn"
 
 
 def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
-    """Returns the entries of an event sorted by turn; those of one turn keep their order.
+    """Returns the entries of an event sorted by turn. Entries of the same turn keep their order.
 
-    Timers that Ignite's ``BasicTimeProfiler`` has put in front stay there, to measure the others.
+    Timers that Ignite's ``BasicTimeProfiler`` has put in front stay in front, so that they measure
+    the other handlers.
     """
     is_epoch_end = event_name == Events.EPOCH_COMPLETED.name
 
@@ -515,11 +528,12 @@ def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
 
 
 def bound_object(function: Any, owner_type: type) -> Any:
-    """Returns the object whose method a handler is, if it is an ``owner_type``; else None.
+    """Returns the object to which a method is bound, if it is an ``owner_type``; else None.
 
-    The handler may be wrapped. A method that is decorated in its class, such as
-    ``Metric.iteration_completed``, wraps a plain function, which is bound to no object; so each
-    wrapper is looked at on the way in, not only the innermost function.
+    ``function`` may be a wrapper of the method, so each wrapper is checked, from the outermost to
+    the innermost function. The innermost function alone is not enough. For a method that is
+    decorated in its class, such as ``Metric.iteration_completed``, it is a plain function, which is
+    bound to no object.
     """
     while function is not None:
         owner = getattr(function, "__self__", None)

@@ -1,7 +1,7 @@
-"""Types for the fields of handlers: each checks its values.
+"""Types for the fields of handlers, each of which checks the value of its field.
 
 The error of a wrong value names the field, the rule, the value and the remedy. A field that may be
-left out has the type ``Every | None = None``. True and False do not count as numbers.
+left out is written as ``every_steps: Every | None = None``. True and False do not count as numbers.
 """
 
 import inspect
@@ -68,11 +68,11 @@ def must_be(
 
         Even = Annotated[int, must_be("even", lambda value: value % 2 == 0, "double it")]
 
-    The error for the value 3 is "`size` must be even, got 3; double it".
+    If a field ``size: Even`` has the value 3, the error is "`size` must be even, got 3; double it".
 
     Args:
         rule: the words that follow "must be" in the message.
-        holds: returns whether a value keeps the rule. It is called before pydantic has checked the
+        holds: returns whether a value obeys the rule. It is called before pydantic has checked the
             type of the value.
         remedy: the words that tell what to do instead.
         may_be_none: accept None too, for fields whose annotation allows it.
@@ -93,7 +93,7 @@ def _one_of(first: str, second: str, remedy: str) -> BeforeValidator:
     return must_be(f'"{first}" or "{second}"', lambda v: v in choices, remedy, may_be_none=False)
 
 
-# The validators are functions, so JSON Schemas need the rules besides.
+# Pydantic cannot make JSON Schemas from validator functions, so the rules are repeated as schemas.
 _COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
 _POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]})
 
@@ -165,7 +165,7 @@ Kept = Annotated[
     ),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]}),
 ]
-"""The number of the newest or best that are kept: an integer >= 1, or "all"."""
+"""The number of the newest or the best checkpoints to keep: an integer >= 1, or "all"."""
 
 Mode = Annotated[
     Literal["max", "min"],
@@ -183,15 +183,16 @@ AfterTerminate = Annotated[
     Literal["finish", "continue"],
     _one_of("finish", "continue", '"continue" resumes a run even if a handler has ended it'),
 ]
-"""The behaviour if the run to resume was terminated by a handler before its limit: "finish", or
-"continue" to train. Early stopping is such a handler.
+"""The behaviour if a handler, such as early stopping, has ended the run to resume before its limit.
+
+"finish" leaves the run ended, "continue" trains on.
 """
 
 OnBusy = Annotated[
     Literal["error", "wait"],
     _one_of("error", "wait", '"wait" starts a requeued job when the job before it has ended'),
 ]
-"""The behaviour while another run writes to the directory: "error", or "wait" until it ends."""
+"""The behaviour while another run writes to the directory: "error", or "wait" for its end."""
 
 Generation = Annotated[
     int,
@@ -304,7 +305,7 @@ SIGKILL and SIGSTOP are refused, as they cannot be handled.
 """
 
 
-# Parameters of optimizers that are no settings of a parameter group.
+# Parameters of optimizer constructors that are not settings of a parameter group.
 _NOT_SETTINGS = {
     "defaults",
     "module",
@@ -319,7 +320,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _known_settings() -> set[str]:
-    """Returns the settings that exist: those of all optimizers whose classes are loaded."""
+    """Returns the names of the settings of all optimizers whose classes are loaded."""
     from torch.optim import (
         Optimizer,
     )  # here, as it is slow to import and most handlers need no torch
@@ -356,8 +357,8 @@ SettingNames = Annotated[
 ]
 """Names of settings: a tuple or list without duplicates, for example ("lr", "weight_decay").
 
-Accepted are the settings of the parameter groups of all optimizers whose classes are loaded,
-"scheduler" and "requires_grad".
+A name must be "scheduler", "requires_grad", or a setting of the parameter groups of an optimizer
+whose class is loaded.
 """
 
 _PATH = WithJsonSchema({"type": "string", "minLength": 1})
@@ -370,13 +371,11 @@ def _is_path(value: Any) -> bool:
 def _make_absolute(
     field: str | None, value: str | Path, absolute: Callable[[str | Path], str | Path]
 ) -> str | Path:
-    """Returns the absolute path of ``value``, as a str or Path as ``value`` is."""
+    """Returns the absolute path of ``value``, as a str if ``value`` is one, else as a Path."""
     try:
         found = absolute(value)
     except ValueError as error:
-        raise ValueError(
-            f"`{field}` must be a path from a folder that is known, {error}"
-        ) from error
+        raise ValueError(f"`{field}` must be a path that can be made absolute, {error}") from error
     return str(found) if isinstance(value, str) else found
 
 
@@ -387,7 +386,7 @@ def _absolute_directory(value: str | Path, info: ValidationInfo) -> str | Path:
     path = path_in_url(url)
     remedy = f"give the path itself, {path!r}"
     if path is None:
-        remedy = "writing to URLs is not built yet: write to a local folder, and sync that one"
+        remedy = "writing to URLs is not built yet: write to a local folder, and copy that folder"
     rule = "a folder on this machine"
     raise ValueError(f"`{info.field_name}` must be {rule}, got {str(value)!r}; {remedy}")
 
@@ -419,10 +418,10 @@ SourcePath = Annotated[
     must_be("a path or a URL", _is_path, 'for example "checkpoints"', may_be_none=False),
     _PATH,
 ]
-"""The place of checkpoints to read: a path as a str or Path, or a URL as a str; not empty.
+"""The path or the URL of checkpoints to read. A path is a str or Path, a URL is a str.
 
-A path becomes absolute, with ``~`` expanded.
+The value must not be empty. A path becomes absolute, with ``~`` expanded.
 """
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
-"""An object that is given in code: any value. In a file the field is left out or None."""
+"""An object that can only be given in code: any value. In a file the field is left out or None."""

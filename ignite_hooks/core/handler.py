@@ -37,33 +37,33 @@ class Handler:
     ::
 
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), handler)   # a callable
-        attachment = handler.attach(engine)                                  # its own schedule
+        attachment = handler.attach(engine)                                  # on its own schedule
         handler.attach(engine, Events.ITERATION_COMPLETED(every=10))         # any event
 
-    A subclass defines in ``__call__`` what it does. If it can be attached without an event, it
-    defines in ``attach_to`` when it does so. It keeps no reference to an engine, so that one
+    A subclass defines its action in ``__call__``. If it can be attached without an event, it also
+    defines its schedule in ``attach_to``. A handler keeps no reference to an engine, so that one
     handler can serve several engines.
     """
 
     def __call__(self, engine: Engine) -> None:
-        """Does what the handler is for, now."""
+        """Performs the action of the handler now."""
         raise TypeError(f"{type(self).__name__} acts on its own schedule: use attach(engine)")
 
     def attach(self, engine: Engine, event: Any = None) -> "Attachment":
-        """Attaches the handler on its own schedule, or to ``event`` if one is given.
+        """Attaches the handler on its own schedule, or to ``event`` if that is given.
 
         Args:
             engine: the engine.
-            event: the event, with or without a filter.
+            event: the event, with or without a filter; None for the handler's own schedule.
 
         Returns:
-            The attachment. Its ``remove()`` removes this attachment and no other. It is also a
-            context manager, which removes the attachment at its end.
+            The attachment. Its ``remove()`` removes this attachment and no other. The attachment is
+            also a context manager, which calls ``remove()`` when the ``with`` ends.
         """
         if not isinstance(engine, Engine):
             raise TypeError(
-                f"`engine` must be an Ignite Engine, got {shown_type(engine)}: attach it to the "
-                "trainer"
+                f"`engine` must be an Ignite Engine, got {shown_type(engine)}: attach the handler "
+                "to the trainer"
             )
         self.check(engine, event)
         attachment = Attachment(self, engine)
@@ -76,12 +76,12 @@ class Handler:
 
     @property
     def timetable(self) -> Timetable | None:
-        """The timetable of steps that this handler provides to others on its engine, or None."""
+        """The table of callbacks by step that this handler offers to other handlers, or None."""
         return None
 
     @property
     def summary(self) -> str:
-        """The part of ``repr(trainer)`` that is about this handler; "" for none."""
+        """The part of ``repr(trainer)`` that describes this handler; "" for none."""
         return ""
 
     def check(self, engine: Engine, event: Any) -> None:
@@ -96,11 +96,12 @@ class Handler:
 
 
 class Attachment:
-    """The attachment of one handler to one engine; a context manager that removes it at its end."""
+    """The attachment of one handler to one engine, which is removed at the end of a ``with``."""
 
     def __init__(self, handler: Handler, engine: Engine) -> None:
         self.handler = handler
-        # Weak: an attachment that is kept, to be removed later, does not keep the engine alive.
+        # A weak reference: code may keep an attachment to remove it later. This must not keep the
+        # engine alive.
         self._engine = ref(engine)
         self._removal_callbacks: list[Callable[[], None]] = []
 
@@ -129,15 +130,17 @@ class Attachment:
         Args:
             event: the event, with or without a filter.
             callback: is called with the engine.
-            first: whether to call it before the handlers that are attached already.
-            turn: its turn among the handlers of the event, on a trainer.
+            first: whether ``callback`` is called before the handlers that are attached already.
+            turn: the turn of ``callback`` among the handlers of the event. Only a trainer sorts its
+                handlers by turn.
         """
         call: Callable[[Any], Any] = callback
 
-        # A new function for each attachment: Ignite removes handlers by equality, and would remove
-        # those of all attachments of one callback. It takes further arguments because Ignite passes
-        # some at TERMINATE_SINGLE_EPOCH and EXCEPTION_RAISED. It checks that it is still attached
-        # because a handler that an earlier handler of the same event removes is called once more.
+        # Each attachment gets a new function, because Ignite removes handlers by equality: it would
+        # remove the handlers of all attachments of one callback. The function takes further
+        # arguments, because Ignite passes some at TERMINATE_SINGLE_EPOCH and EXCEPTION_RAISED. It
+        # checks that the attachment still exists, because Ignite calls a handler once more if an
+        # earlier handler of the same event has removed it.
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
             if self._removal_callbacks:
                 call(engine)
@@ -159,14 +162,14 @@ class Attachment:
     def during_run(self, scope: RunScope) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
-        Code that changes the process for the time of a run belongs in such a scope, because no
-        event is certain to be fired at the end of a run that fails.
+        Code that changes the process while a run lasts belongs in such a scope. No event is certain
+        to be fired at the end of a run that fails.
         """
-        any_scope: Callable[[Any], Scope] = scope  # for mypy, which passes on no union of callables
+        any_scope: Callable[[Any], Scope] = scope  # mypy refuses to pass on a union of callables
         self.on_removal(enter_at_each_run(self.engine, any_scope))
 
     def on_removal(self, callback: Callable[[], None]) -> None:
-        """Calls ``callback`` when this attachment is removed, before those added earlier."""
+        """Calls ``callback`` when this attachment is removed. The last callback is called first."""
         self._removal_callbacks.append(callback)
 
     def remove(self) -> None:
@@ -209,8 +212,9 @@ def _attachments(engine: AnyEngine) -> list[Attachment]:
 class Scheduled(Handler):
     """A handler with the schedules ``every_steps`` and ``every_epochs``.
 
-    ``every_steps`` counts committed optimizer steps on an engine that has an ``OptimizerStep`` (a
-    trainer has one), and iterations on other engines. This is decided when a run starts.
+    On an engine that has an ``OptimizerStep``, as a trainer has, ``every_steps`` counts committed
+    optimizer steps: those that the loss scaler has not skipped. On other engines ``every_steps``
+    counts iterations. Which of the two is counted is decided when a run starts.
     """
 
     every_steps: int | None
@@ -232,7 +236,8 @@ class Scheduled(Handler):
         Args:
             attachment: the attachment.
             callback: is called with the engine.
-            turn_by_epoch: its turn at EPOCH_COMPLETED, on a trainer.
+            turn_by_epoch: the turn of ``callback`` among the handlers of EPOCH_COMPLETED, on a
+                trainer.
         """
         if self.every_epochs is not None:
             event = Events.EPOCH_COMPLETED(every=self.every_epochs)
@@ -247,8 +252,8 @@ class Scheduled(Handler):
         Args:
             attachment: the attachment.
             callback: is called with the engine.
-            is_note: whether the callback only notes what is due. Such a callback is called again if
-                an exception broke it off.
+            is_note: whether the callback only notes that work is due. If an exception breaks off
+                such a callback, it is called again.
         """
         if self.every_steps is not None:
             every = self.every_steps
@@ -267,14 +272,14 @@ class Scheduled(Handler):
 def _called_every_steps(
     engine: Engine, every: int, callback: Callable[[Engine], Any], name: str, is_note: bool
 ) -> Iterator[None]:
-    """Calls ``callback(engine)`` every so many steps of the body, a run.
+    """Calls ``callback(engine)`` once in ``every`` steps while the body, a run, lasts.
 
     Args:
         engine: the engine.
         every: the number of steps, or of iterations on an engine without an ``OptimizerStep``.
         callback: is called with the engine.
-        name: the name of the handler that profilers show.
-        is_note: whether the callback only notes what is due.
+        name: the name that profilers show for the handler.
+        is_note: whether the callback only notes that work is due.
     """
     timetables = (handler.timetable for handler in attached_handlers(engine, Handler))
     timetable = next((each for each in timetables if each is not None), None)

@@ -1,9 +1,10 @@
 """Signals that are held back until an optimizer step is complete.
 
-A Python signal handler runs between any two lines of the main thread, lines of torch included. An
-exception that it raises would leave a step half done. ``pthread_sigmask`` does not prevent that: in
-a process with a second thread the signal is delivered there, and Python still runs the handler in
-the main thread, whose mask does not matter. So this module wraps the handlers themselves.
+A Python signal handler runs between any two lines of the main thread, lines of torch included. If
+the handler raises an exception, it leaves an optimizer step half done. ``pthread_sigmask`` does not
+prevent this. In a process with a second thread, the operating system delivers the signal to the
+second thread, and Python still runs the handler in the main thread, whatever the mask of the main
+thread. So this module wraps the handlers themselves.
 """
 
 import signal
@@ -22,20 +23,27 @@ _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, nam
 
 
 class HeldSignals(AbstractContextManager["HeldSignals", None]):
-    """A context manager that holds back Python signal handlers while ``is_holding`` is True.
+    """A context manager within which Python signal handlers can be held back.
 
-    It is entered around a run. In another thread than the main thread it does nothing, as Python
-    runs signal handlers in the main thread only. A handler that is installed while it is open is
-    not held back before the next call of ``wrap_handlers``. A signal that arrives twice while it is
-    held back is handled once, as a blocked signal is; a second SIGINT is handled at once.
+    Entering the context manager holds nothing back: it only wraps the handlers. The code within the
+    ``with``, which is a run, sets ``is_holding`` to True to hold signals back. ``release`` sets it
+    to False, and calls the handlers of the signals that were held back. While ``is_holding`` is
+    False, the wrappers call the handlers at once.
+
+    In a thread other than the main thread the context manager does nothing, because Python runs
+    signal handlers in the main thread only. A handler that is installed within the ``with`` is not
+    held back before ``wrap_handlers`` is called again. A signal that arrives several times while it
+    is held back is handled once, as a blocked signal is. SIGINT is the exception: the handler of a
+    second SIGINT is called at once.
 
     Attributes:
-        is_holding: whether signals are held back now. ``release`` resets it.
-        must_wrap_handlers: whether handlers may have been installed since the last
-            ``wrap_handlers``.
-        was_interrupted: whether a second SIGINT interrupted the code during which the first was
-            held.
-        pending: the handler to call and the interrupted frame of each signal that is held back.
+        is_holding: whether signals are held back now. The user of this object sets it; ``release``
+            resets it.
+        must_wrap_handlers: whether handlers may have been installed since the last call of
+            ``wrap_handlers``, which resets it.
+        was_interrupted: whether the handler of a second SIGINT, which arrived while the first was
+            held back, raised an exception in the running code. The user of this object resets it.
+        pending: for each signal that is held back, the wrapper to call and the interrupted frame.
     """
 
     def __init__(self) -> None:
@@ -50,7 +58,7 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
     def __exit__(self, *failure: object) -> None:
         for number in _NUMBERS if _is_in_main_thread() else ():
             installed: Any = signal.getsignal(number)
-            # A handler that was installed over the wrapper meanwhile stays.
+            # If another handler was installed in place of the wrapper, that handler stays.
             if self._has_wrapped(installed):
                 signal.signal(number, installed.original)
         self.release()
@@ -60,12 +68,12 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
         self.must_wrap_handlers = False
         for number in _NUMBERS if _is_in_main_thread() else ():
             installed = signal.getsignal(number)
-            # SIG_DFL and SIG_IGN are not callable: no code of Python's runs then.
+            # SIG_DFL and SIG_IGN are not callable: for them Python runs no handler.
             if callable(installed) and not self._has_wrapped(installed):
                 signal.signal(number, _HoldingHandler(self, installed))
 
     def release(self) -> None:
-        """Stops holding signals back, and handles those that have arrived meanwhile."""
+        """Stops holding signals back, and calls the handlers of those that were held back."""
         self.is_holding = False
         if self.pending:
             number, (handler, frame) = self.pending.popitem()
@@ -79,7 +87,7 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
 
 
 class _HoldingHandler:
-    """A wrapper of a signal handler, which calls the original now or when signals are released."""
+    """A wrapper that calls the original signal handler at once, or when ``release`` is called."""
 
     def __init__(self, signals: HeldSignals, original: Any) -> None:
         self.signals = signals
@@ -104,9 +112,9 @@ class _HoldingHandler:
 
 
 def signal_handler(number: int) -> Any:
-    """Returns the handler of a signal, without the wrappers of runs that hold the signal back."""
+    """Returns the original handler of a signal, without the wrappers that ``HeldSignals`` adds."""
     handler: Any = signal.getsignal(number)
-    # One wrapper for each run: a handler may run another engine within a run.
+    # There is one wrapper for each run in progress: a handler may run another engine within a run.
     while isinstance(handler, _HoldingHandler):
         handler = handler.original
     return handler
@@ -123,9 +131,9 @@ def is_signal_held(number: int | None) -> bool:
 
 
 def replace_signal_handler(number: int, handler: Any) -> None:
-    """Replaces the handler of a signal, within the wrappers of runs that hold the signal back."""
+    """Replaces the original handler of a signal. Wrappers that ``HeldSignals`` has added stay."""
     wrapper: Any = signal.getsignal(number)
-    # SIG_DFL and SIG_IGN cannot be called by a wrapper, and take its place.
+    # A wrapper cannot call SIG_DFL and SIG_IGN, so they replace the wrapper as well.
     if not (isinstance(wrapper, _HoldingHandler) and callable(handler)):
         signal.signal(number, handler)
         return

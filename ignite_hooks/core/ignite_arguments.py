@@ -1,4 +1,4 @@
-"""Errors for arguments that only Ignite's factories have, with what replaces each of them."""
+"""Errors for arguments that only Ignite's factories have. They say what replaces each argument."""
 
 import inspect
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def explain_ignite_arguments(
         @wraps(factory)
         def explained(*args: P.args, **kwargs: P.kwargs) -> R:
             if len(args) > max_positional:
-                # The caller has most likely kept the positions of Ignite's factory.
+                # The caller has most likely passed the arguments in the order of Ignite's factory.
                 ignite_names = list(inspect.signature(ignite_factory).parameters)[: len(args)]
                 given = [name for name in ignite_names if name not in names[:max_positional]]
                 raise TypeError(
@@ -78,7 +78,7 @@ def explain_ignite_arguments(
 def check_data_is_not_a_device(data: Any) -> None:
     """Raises a TypeError if ``data`` is a device, which is the fourth argument of Ignite's factory.
 
-    A string is an iterable, and would otherwise pass for data.
+    A device may be given as a string, which is an iterable and would be accepted as data.
     """
     if isinstance(data, str | torch.device):
         raise TypeError(
@@ -88,6 +88,6 @@ def check_data_is_not_a_device(data: Any) -> None:
 
 
 def _explanation_of(names: Iterable[str]) -> str:
-    """Returns the end of a message: what replaces each argument, given in Ignite's order."""
+    """Returns the end of a message, which says what replaces each argument in Ignite's order."""
     parts = [f"`{name}`: {_REMEDIES.get(name, f'pass {name}=…')}" for name in names]
     return f". In Ignite's order they are {'; '.join(parts)}" if parts else ""

@@ -15,7 +15,8 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Returns ``__getattr__`` and ``__dir__`` for a package that imports its names on first use.
 
-    See PEP 562. Type checkers run neither, and need the imports under TYPE_CHECKING too.
+    See PEP 562. Type checkers run neither function. For them, the package also imports the names
+    under TYPE_CHECKING.
 
     Args:
         package: the name of the package.
@@ -25,13 +26,13 @@ def lazy_names(
     def get(name: str) -> Any:
         if name not in modules:
             message = f"module {package!r} has no attribute {name!r}"
-            # Names with an underscore are asked for by Python itself, and by tools; and an import
-            # statement asks for a submodule here before it looks for its file.
+            # No remedy is needed here. Python itself and tools ask for names with an underscore. An
+            # import statement asks for a submodule here before it looks for the submodule's file.
             if name.startswith("_") or find_spec(f"{package}.{name}") is not None:
                 raise AttributeError(message)
             message += f": {_remedy_for(name, modules)}"
-            # Of an AttributeError an import statement shows nothing but the name. It asks by this
-            # module of Python, and nothing else does.
+            # An import statement would show nothing of an AttributeError but the name, so it gets
+            # an ImportError. Only import statements call this function from `importlib._bootstrap`.
             if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
                 raise ImportError(message, name=package)
             raise AttributeError(message)
@@ -56,7 +57,7 @@ _ELSEWHERE = (
     "ignite.handlers",
     "ignite.metrics",
 )
-"""Packages that have a name which is missing in another, nearest first."""
+"""The packages that are searched for a name which a package lacks, in the order of the search."""
 
 
 def _remedy_for(name: str, modules: Mapping[str, str]) -> str:

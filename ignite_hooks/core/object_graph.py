@@ -1,8 +1,8 @@
-"""A search through all objects that some objects hold, for generators and objects with a state.
+"""A search for random generators and objects with a state, through all objects that others hold.
 
 The search reads values where they are stored: in ``__dict__``, slots, containers, closures,
 defaults, and the globals that the code of a function names. It reads them with the functions of the
-built-in types, evaluates no property and calls no code of the objects, and so changes nothing.
+built-in types. It evaluates no property and calls no code of the objects, so it changes nothing.
 """
 
 import datetime
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 MAX_OBJECTS = 10_000
-"""The default limit of the objects that a search visits; one that stops there is incomplete."""
+"""The default limit of the number of objects visited. A search that hits it is incomplete."""
 
 _MAX_REFERENTS = 20 * MAX_OBJECTS  # beyond this number, objects are not compared for changes
 
@@ -57,10 +57,10 @@ SET_ELEMENT_PREFIX = "{"
 
 
 class ExcludedFromSearch:
-    """A base of classes whose instances a search passes over, because they hold found objects.
+    """A base class of objects that a search skips, because they hold the results of a search.
 
-    The objects that another search has found lead to the globals of all functions among them, and
-    from there to all modules of the process.
+    The results include functions, whose globals would lead the search to all modules of the
+    process.
     """
 
     __slots__ = ()
@@ -68,10 +68,10 @@ class ExcludedFromSearch:
 
 _MAX_NESTING = 16  # levels of containers in containers that are checked at once for plain data
 _MAX_SHORT_LENGTH = 1000  # longer containers are compared for changes by a digest
-_MAX_UNDEDUPLICATED = 5_000_000  # elements, beyond which containers that are held twice count once
+_MAX_UNDEDUPLICATED = 5_000_000  # for more elements, a container that is held twice is checked once
 _MAX_LAYOUTS = 10_000  # classes whose layout is remembered
-_MAX_CHECKED_SINGLY = 64  # more elements are checked together first, which is faster per element
-# Objects of exactly these types are passed over: they hold no generator and no object with a state.
+_MAX_CHECKED_SINGLY = 64  # more elements are first checked together, which is faster per element
+# Objects of exactly these types are skipped: they hold no generator and no object with a state.
 _PLAIN_TYPES = (
     *(bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), type(Ellipsis)),
     *(range, slice, datetime.date, datetime.time, datetime.datetime, datetime.timedelta),
@@ -82,7 +82,7 @@ _PLAIN_TYPES = (
     # The traceback of an exception that somebody keeps leads to all variables of the program.
     *(types.TracebackType, types.FrameType),
 )
-# Objects of subclasses of these are passed over too.
+# Instances of these classes and of their subclasses are skipped too.
 _PLAIN_BASES = (
     enum.Enum,
     PurePath,
@@ -98,8 +98,8 @@ _MAPPINGS = (dict, OrderedDict)
 _PLAIN_IDS = frozenset(map(id, _PLAIN_TYPES))
 _CONTAINER_IDS = frozenset(map(id, _SEQUENCES + _MAPPINGS))
 _MAPPING_IDS = frozenset(map(id, _MAPPINGS))
-# The code of these libraries is not searched: it draws from the global generators, or from
-# generators that its objects hold, which are searched.
+# The code of these libraries is not searched. It draws random numbers from the global generators,
+# or from generators that objects of the library hold, and these objects are searched.
 _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     *("accelerate", "apex", "bitsandbytes", "datasets", "deepspeed", "diffusers", "einops"),
     *("evaluate", "huggingface_hub", "ignite", "ignite_hooks", "lightning", "lightning_utilities"),
@@ -120,9 +120,9 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     *("tokenizers", "torch", "torchaudio", "torchdata", "torchmetrics", "torchtext", "torchvision"),
     *("PIL", "cv2", "tqdm", "transformers", "triton", "typing_extensions", "wandb", "yaml"),
 }
-# The attributes that every class has, besides the code and data of its author.
+# Attributes that Python adds to a class, besides the code and data of its author.
 _CLASS_INTERNALS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
-# The types of keys that are shown by value in names. Others could run code of users in `__repr__`.
+# The types of keys that names show by value. The `__repr__` of other keys could be code of users.
 _NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
 _MAX_KEY_LENGTH = 100
 _CODE_TYPES = (types.FunctionType, staticmethod, classmethod, property)
@@ -139,22 +139,23 @@ _module_dict: Callable[[Any], dict[str, Any]] = _namespace(types.ModuleType)["__
 class ObjectSearch(ExcludedFromSearch):
     """An iterable of (name, object) over all objects that can be reached from some roots.
 
-    The nearest objects come first, and each comes once. A name is the path to the object, such as
-    "dataset.transforms.0.rng"; a submodule has the name that torch gives it. Plain data, which is
-    numbers, texts, tensors, arrays and containers of nothing else, is passed over and does not
-    count. So is the code of well-known libraries.
+    The nearest objects come first, and each object comes once. A name is the path to the object,
+    such as "dataset.transforms.0.rng". A submodule has the name that torch gives it. Plain data is
+    skipped and does not count: numbers, texts, tensors, arrays, and containers of nothing else. The
+    code of well-known libraries is skipped too.
 
     Args:
-        roots: the objects to begin with, by name. The names of all others begin with one of these.
+        roots: the objects to begin with, by name. The name of any other object begins with the name
+            of a root.
         max_objects: the largest number of objects to visit.
         closed: objects that are neither yielded nor searched.
-        parts_of: returns the parts of an object to search instead of all that it holds, by name, or
-            None for all. An empty tuple means that no part is ever to be searched.
+        parts_of: returns (name, part) for each part of an object that is to be searched, or None to
+            search all that the object holds. An empty tuple means that no part is ever searched.
 
     Attributes:
         is_complete: whether all objects were yielded; False if ``max_objects`` ended the search.
-        watched: the objects that were yielded, by name. Each is given as a function that returns
-            the object, or None if it is gone.
+        watched: the objects that were yielded, by name. Each object is given as a function that
+            returns the object, or None if it is gone.
     """
 
     def __init__(
@@ -169,9 +170,9 @@ class ObjectSearch(ExcludedFromSearch):
         self.max_objects = max_objects
         self._closed = list(closed)
         self._layouts: dict[int, _Layout] = {}
-        # Functions that return an object, or None if it is gone: objects of which all references
-        # are compared for changes, those of which `parts_of` selects parts, and those that must
-        # only still exist.
+        # Each object is given as a function that returns the object, or None if it is gone. Of the
+        # objects in the first list, all references are compared for changes. Of those in the second
+        # list, the parts that `parts_of` selects. Those in the third list must only still exist.
         self._watched_in_full: list[Callable[[], Any]] = []
         self._watched_in_part: list[Callable[[], Any]] = []
         self._watched_existence: list[Callable[[], Any]] = []
@@ -184,14 +185,16 @@ class ObjectSearch(ExcludedFromSearch):
     def has_changed(self) -> bool:
         """Returns whether an object holds other objects than at the end of the search.
 
-        The check takes a few calls only, however many objects were searched, as the garbage
-        collector returns the references of all of them. Numbers and texts are not compared. In a
-        container of more than 1000 elements, the elements that may hold something are compared, but
-        not what they hold; in one of more than 10,000, their number and classes. An object that is
-        gone counts as a change. Objects are not kept for this check, except those that Python
-        cannot refer to weakly.
+        The check takes only a few calls, however many objects were searched, because one call of
+        the garbage collector returns the references of many objects. Numbers and texts are not
+        compared. In a container of more than 1000 elements, the elements that are not plain data
+        are compared, but not the objects that these elements hold. In a container of more than
+        10,000 elements, only the number and the classes of the elements are compared. An object
+        that is gone counts as a change. The check keeps no object alive, except objects to which
+        Python cannot refer weakly.
         """
-        # numpy does not report the elements of an array to the garbage collector.
+        # numpy does not report the elements of an array to the garbage collector, so a change in an
+        # array of objects would go unnoticed.
         if self._has_arrays:
             return True
         watched = [get() for get in self._watched_in_full]
@@ -209,17 +212,18 @@ class ObjectSearch(ExcludedFromSearch):
     def _take_snapshot(self, watched: list[Any], selected: list[Any]) -> list[int] | None:
         """Returns the identities of the objects that some objects hold, to compare them later.
 
-        Containers are replaced by their elements, and long ones by a digest of their elements. The
-        interpreter's own loops (``map``, ``compress``) do all of it, because each save checks for
-        changes, and a Python loop over all that a run holds would take too long.
+        Containers are replaced by their elements, and long containers by a digest of their
+        elements. The work is done by the interpreter's own loops (``map``, ``compress``). Each save
+        of a checkpoint checks for changes, and a Python loop over all objects that a run holds
+        would take too long.
 
         Args:
             watched: objects of which all references are taken.
             selected: objects of which ``parts_of`` selects the parts.
 
         Returns:
-            The identities and digests; None if there are too many, as where an exception is kept,
-            whose frames lead to all variables of a program.
+            The identities and digests; None if there are too many. This happens if an object keeps
+            an exception, because its frames lead to all variables of a program.
         """
         layouts = self._layouts.values()
         plain = _PLAIN_IDS | {id(each.type_ref()) for each in layouts if each.is_plain}
@@ -248,7 +252,7 @@ class ObjectSearch(ExcludedFromSearch):
         return found
 
     def _watch(self, name: str, thing: Any, selected: Any) -> None:
-        """Notes an object that was yielded, and how it is compared for changes."""
+        """Adds a yielded object to the list that decides how it is compared for changes."""
         object_type = type(thing)
         get = reference_to(thing)
         self.watched[name] = get
@@ -270,7 +274,8 @@ class ObjectSearch(ExcludedFromSearch):
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self.is_complete = True
-        # By identity, with the object, as the identity of one that is gone may become another's.
+        # The values keep the objects alive, because Python may give the identity of a freed object
+        # to another one.
         seen: dict[int, Any] = {id(each): each for each in self._closed}
         max_seen = self.max_objects + len(seen)
         queue = deque[tuple[str, Any]]()
@@ -307,7 +312,7 @@ class ObjectSearch(ExcludedFromSearch):
             )
 
     def _parts(self, thing: Any, selected: Any) -> Iterator[tuple[str | None, Any]]:
-        """Yields what an object holds except plain data, by attribute, key or index."""
+        """Yields the objects that ``thing`` holds except plain data, by attribute, key or index."""
         object_type = type(thing)
         if selected is not None:
             yield from self._without_plain(selected)
@@ -336,16 +341,17 @@ class ObjectSearch(ExcludedFromSearch):
         is_module = issubclass(type(thing), torch.nn.Module)
         for name, each in self._without_plain(attributes):
             if is_module and name == "_modules" and type(each) is dict:
-                # Without "_modules", so that the names of submodules are those of torch.
+                # The name omits "_modules", so that a submodule has the name that torch gives it.
                 yield from self._without_plain(each.items())
             elif type(each) is OrderedDict and name is not None and name.endswith("_hooks"):
-                # By index: torch's keys count the hooks of the process, and differ in another.
+                # Named by index. The keys are torch's count of all hooks in the process, and differ
+                # in another process.
                 hooks = self._without_plain(enumerate(each.values()))
                 yield from ((f"{name}.{index}", hook) for index, hook in hooks)
             else:
                 yield name, each
-        # Classes of extensions, such as iterators and caches, store objects in places of their own.
-        # Only the garbage collector knows these.
+        # Classes written in C, such as iterators and caches, store objects in places that only the
+        # garbage collector knows.
         if id(type(thing)) not in _CONTAINER_IDS:
             own = layout.dict_of(thing)
             referents = (
@@ -376,7 +382,7 @@ class ObjectSearch(ExcludedFromSearch):
             yield from self._without_plain(enumerate([np.ndarray.tolist(thing)]))
 
     def _parts_of_class(self, object_type: type) -> Iterator[tuple[str | None, Any]]:
-        """Yields the class attributes and the methods of a class, and its bases."""
+        """Yields the class attributes and methods of a class, its bases and its metaclass."""
         items = [
             (name, value)
             for name, value in _namespace(object_type).items()
@@ -384,12 +390,11 @@ class ObjectSearch(ExcludedFromSearch):
             and (type(value) in _CODE_TYPES or not name.startswith("__"))
         ]
         yield from self._without_plain(items)
-        # The last one is the metaclass.
         bases = (*_mro(object_type)[1:], type(object_type))
         yield from ((_class_name(base), base) for base in bases if not self._is_plain(base))
 
     def _without_plain(self, parts: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str | None, Any]]:
-        """Yields those of ``parts`` that are not plain data, with their names as strings."""
+        """Yields the ``parts`` that are not plain data, with their names as strings."""
         parts = list(parts)
         if len(parts) > _MAX_CHECKED_SINGLY and self._are_plain([each for _, each in parts]):
             return
@@ -423,7 +428,7 @@ class ObjectSearch(ExcludedFromSearch):
             if others := type_ids - _CONTAINER_IDS:
                 classes = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
                 layouts = {each: self._layout(classes[each]) for each in others}
-                # Objects of these classes have to be looked at one by one.
+                # Objects of these classes have to be checked one by one.
                 unclear = {
                     each
                     for each in others
@@ -434,14 +439,14 @@ class ObjectSearch(ExcludedFromSearch):
                 ):
                     return False
                 type_ids -= {each for each in others if not layouts[each].is_record}
-            # From here on `type_ids` are those of containers, whose elements are checked next.
+            # From here on `type_ids` has only types of containers, whose elements are checked next.
             are_all_containers = type_ids == all_type_ids
             containers = (
                 things
                 if are_all_containers
                 else [each for each in things if id(type(each)) in type_ids]
             )
-            # One container may be held a thousand times.
+            # A container that is held a thousand times is then checked once.
             if sum(map(len, containers)) > _MAX_UNDEDUPLICATED:
                 containers = list(dict(zip(map(id, containers), containers, strict=True)).values())
             things = list(chain.from_iterable(containers))
@@ -451,7 +456,8 @@ class ObjectSearch(ExcludedFromSearch):
         return not things
 
     def _layout(self, object_type: type) -> "_Layout":
-        # Kept here as well: `_take_snapshot` needs those of the classes that this search has met.
+        # Each search keeps its own table as well, because `_take_snapshot` needs the layouts of the
+        # classes that this search has met.
         layout = self._layouts.get(id(object_type))
         if layout is None or layout.type_ref() is not object_type:
             layout = self._layouts[id(object_type)] = _Layout.of(object_type)
@@ -462,13 +468,14 @@ _layouts: dict[int, "_Layout"] = {}  # by the identity of the class, which may b
 
 
 class _Layout(NamedTuple):
-    """The places where the instances of a class store what they hold.
+    """The attributes in which the instances of a class store objects: ``__dict__`` and slots.
 
-    A place is given as the index of a base in the class's ``__mro__``, and a name in the namespace
-    of that base. The descriptor itself is not kept, because it refers to the class: with it, the
-    table of layouts would keep each class, and the closures of its methods, for ever.
+    An attribute is given as the index of a base in the class's ``__mro__``, and the name of a
+    descriptor in the namespace of that base. The descriptor itself is not kept, because it refers
+    to the class. If it were kept, the table of layouts would keep each class and the closures of
+    its methods alive for ever.
 
-    Args:
+    Attributes:
         type_ref: a weak reference to the class.
         dict_base: the index of the base that has the descriptor of ``__dict__``; None if the
             instances have no ``__dict__``.
@@ -488,9 +495,9 @@ class _Layout(NamedTuple):
     def of(cls, object_type: type) -> "_Layout":
         """Returns the layout of a class, which never changes."""
         known = _layouts.get(id(object_type))
-        # The identity may have been that of another class, which is gone.
+        # Python may have given the identity of a freed class to this one.
         if known is None or known.type_ref() is not object_type:
-            # A program may create classes again and again.
+            # A program may create classes again and again, so the table is limited.
             if len(_layouts) > _MAX_LAYOUTS:
                 _layouts.clear()
             known = _layouts[id(object_type)] = cls._of_new_class(object_type)
@@ -501,7 +508,7 @@ class _Layout(NamedTuple):
         """Reads the layout of a class from the namespaces of its bases."""
         dict_base, overrides_iteration = None, False
         slots: dict[str, int] = {}
-        # From the last base on, so that the entries of nearer bases replace those of others.
+        # In reverse order, so that the entries of nearer bases replace those of farther ones.
         for index, base in reversed([*enumerate(_mro(object_type))]):
             namespace = _namespace(base)
             stored: Any = namespace.get("__dict__")
@@ -534,7 +541,7 @@ class _Layout(NamedTuple):
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
         """Returns the attributes of an instance that have a value."""
         found = [*dict.items(self.dict_of(thing) or {})]
-        # The values of this thread, which are not in the `__dict__` of the object.
+        # The attributes that a `threading.local` has in this thread are not in its `__dict__`.
         if issubclass(type(thing), threading.local):
             found += threading.local.__getattribute__(thing, "__dict__").items()
         for name, index in self.slots.items():
@@ -551,7 +558,7 @@ def _read_attribute(thing: Any, base_index: int, name: str) -> Any:
 
 
 def _digest_of_long_container(container: Any, plain: frozenset[int]) -> list[int]:
-    """Returns numbers that change if a long container holds other objects, plain data aside.
+    """Returns numbers that change if the objects in a long container change, except plain data.
 
     Args:
         container: the container.
@@ -570,7 +577,7 @@ def _digest_of_long_container(container: Any, plain: frozenset[int]) -> list[int
 
 
 def stored_values(thing: Any) -> list[tuple[str, Any]]:
-    """Returns the values that a function, a class or an instance stores itself, by name.
+    """Returns the values that a function, a class or an instance itself stores, by name.
 
     Plain data is included.
     """
@@ -622,10 +629,10 @@ def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
 
 
 def _named_globals(code: types.CodeType, scope: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the values of the globals that the code of a function and of those within names.
+    """Returns the globals that a function, or a function defined in it, uses, by name.
 
-    For ``module.attribute`` the code has the two names without their relation. So each name in the
-    code is looked up in each module in the code.
+    The code stores the two names in ``module.attribute`` without their relation. So each name in
+    the code is looked up in each module that the code names.
     """
     named = [(path, inside.get(name)) for inside, name, path in _global_places(code, scope)]
     return [each for each in named if not issubclass(type(each[1]), types.ModuleType)]
@@ -640,7 +647,7 @@ def _global_places(
     # A module that the function itself imports is not among its globals.
     places += [(sys.modules, name, name) for name in names if name not in scope]
     seen = {id(scope)}
-    for inside, name, path in places:  # the list grows meanwhile: modules in modules
+    for inside, name, path in places:  # the body extends the list, as modules may hold modules
         thing = inside.get(name)
         if issubclass(type(thing), types.ModuleType) and not is_library_code(thing):
             of_module = _module_dict(thing)
@@ -652,7 +659,7 @@ def _global_places(
 
 @lru_cache(2 * MAX_OBJECTS)
 def _names_in_code(code: types.CodeType) -> tuple[str, ...]:
-    """Returns the names of globals and attributes in the code of a function and of those within."""
+    """Returns the names of globals and attributes in a function and the functions defined in it."""
     names: dict[str, None] = {}
     codes = [code]
     while codes:
@@ -665,7 +672,7 @@ def _names_in_code(code: types.CodeType) -> tuple[str, ...]:
 def reference_to(thing: Any) -> Callable[[], Any]:
     """Returns a function that returns ``thing``, or None once it is gone.
 
-    An object that Python cannot refer to weakly is kept alive.
+    An object to which Python cannot refer weakly is kept alive.
     """
     try:
         return weakref.ref(thing)

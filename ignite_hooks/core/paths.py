@@ -1,7 +1,7 @@
-"""Paths as users write them: relative paths, ``~``, and URLs, which are not paths.
+"""Absolute forms of the paths that users write, and checks that tell paths from URLs.
 
-A path is made absolute when it is given. A library or a handler that changes the working directory
-later then does not change where a checkpoint is written to or read from.
+A path is made absolute as soon as a user gives it. If a library or a handler changes the working
+directory later, checkpoints are still written to and read from the same folder.
 """
 
 import os
@@ -14,21 +14,22 @@ from urllib.parse import urlsplit
 __all__ = ["absolute_path", "absolute_source", "is_url", "path_in_url", "url_of_path"]
 
 _URL = re.compile(r"(?:[A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
-_URL_AS_PATH = re.compile(r"[A-Za-z][\w+.-]+:[/\\]")  # two letters: "C:/" is a drive, not a scheme
+# At least two letters, because "C:/" is a drive and not the scheme of a URL.
+_URL_AS_PATH = re.compile(r"[A-Za-z][\w+.-]+:[/\\]")
 _LOCAL_SCHEMES = ("file://", "local://")
 
 
-def is_url(place: str | PurePath) -> bool:
-    """Returns whether ``place`` is a URL. An existing path with the same spelling is a path."""
-    return _URL.match(str(place)) is not None and not os.path.exists(place)
+def is_url(path_or_url: str | PurePath) -> bool:
+    """Returns whether the argument is a URL. An existing path that looks like a URL is a path."""
+    return _URL.match(str(path_or_url)) is not None and not os.path.exists(path_or_url)
 
 
 def absolute_path(path: str | Path) -> Path:
     """Returns ``path`` as an absolute path, with ``~`` expanded. Symbolic links are not resolved.
 
     Raises:
-        ValueError: the home or the working directory is not known. The message begins with "got",
-            as callers put the argument and the rule before it.
+        ValueError: the home directory or the working directory is not known. The message begins
+            with "got", because callers put the argument and the rule before it.
     """
     text = os.fspath(path)
     if text.startswith("~"):
@@ -47,15 +48,15 @@ def absolute_path(path: str | Path) -> Path:
         ) from error
 
 
-def absolute_source(place: str | Path) -> str | Path:
-    """Returns an absolute path; in a URL, the local path within is made absolute.
+def absolute_source(path_or_url: str | Path) -> str | Path:
+    """Returns a path as an absolute path, and a URL with its local path made absolute.
 
-    Such local paths are ``runs`` in ``file://runs``, and the last link ``runs.zip`` in the chain
-    ``zip://checkpoints::runs.zip`` of fsspec.
+    A URL has a local path in two forms: ``runs`` in ``file://runs``, and the last link ``runs.zip``
+    of a chain ``zip://checkpoints::runs.zip`` of fsspec. Other URLs are returned unchanged.
     """
-    if not is_url(place):
-        return absolute_path(place)
-    *links, last = str(place).split("::")
+    if not is_url(path_or_url):
+        return absolute_path(path_or_url)
+    *links, last = str(path_or_url).split("::")
     scheme = next((each for each in _LOCAL_SCHEMES if last.startswith(each)), "")
     path = last.removeprefix(scheme)
     # fsspec takes a last link of lowercase letters alone, such as "memory", for a scheme.
@@ -66,7 +67,7 @@ def absolute_source(place: str | Path) -> str | Path:
 
 
 def url_of_path(path: str | Path) -> str | None:
-    """Returns the URL that a path was made from; None if it was made from none.
+    """Returns the URL from which a ``Path`` was made; None if it was not made from a URL.
 
     ``Path("s3://bucket")`` merges the slashes to ``s3:/bucket``. ``file:/runs`` counts as a URL
     too: RFC 8089 allows this form.

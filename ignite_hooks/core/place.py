@@ -9,9 +9,9 @@ __all__ = ["FeedPosition", "Place", "Progress"]
 class FeedPosition(NamedTuple):
     """A position in the data.
 
-    Args:
-        data_pass: the number of passes over the data before this one.
-        batches: the number of batches of this pass that have been given.
+    Attributes:
+        data_pass: the number of passes over the data before the current pass.
+        batches: the number of batches of the current pass that the engine has been given.
     """
 
     data_pass: int
@@ -21,11 +21,12 @@ class FeedPosition(NamedTuple):
 class Progress(NamedTuple):
     """The counters that control a run. The engine's state shows copies, for handlers to read.
 
-    Args:
-        iteration: the number of batches given to the engine in all.
+    Attributes:
+        iteration: the total number of batches given to the engine.
         epochs: the number of complete epochs.
-        batches: the number of batches given in the current epoch; 0 before it begins.
-        is_full: whether the current epoch has had all its batches, and only its end is missing.
+        batches: the number of batches given in the current epoch; 0 before the epoch begins.
+        is_full: whether all batches of the current epoch have been given, so that only the end of
+            the epoch is missing.
     """
 
     iteration: int = 0
@@ -41,46 +42,50 @@ class Progress(NamedTuple):
         """Returns the counters as if the current epoch had no batch yet."""
         return Progress(self.iteration, self.epochs)
 
-    def epochs_for(self, steps: int, window: int, epoch_length: int) -> int:
-        """Returns the number of epochs, those done included, at the end of ``steps`` more steps.
+    def epochs_for(self, steps: int, window_size: int, epoch_length: int) -> int:
+        """Returns the total number of epochs that the run needs to make ``steps`` more steps.
+
+        Complete epochs and the current epoch are counted too.
 
         Args:
-            steps: the optimizer steps still to be made.
-            window: the number of batches in a full window.
+            steps: the number of optimizer steps still to be made.
+            window_size: the number of batches in a full window, whose gradients are accumulated for
+                one step.
             epoch_length: the number of batches in an epoch.
         """
-        # Rounded up within each epoch: the end of an epoch closes its last window early.
-        in_this_epoch = ceil((epoch_length - self.batches) / window)
-        per_epoch = ceil(epoch_length / window)
+        # Rounded up in each epoch, because the end of an epoch closes the last window early.
+        in_this_epoch = ceil((epoch_length - self.batches) / window_size)
+        per_epoch = ceil(epoch_length / window_size)
         return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / per_epoch)
 
-    def steps_in(self, batches: int, window: int, epoch_length: int | None) -> int:
-        """Returns the number of optimizer steps that ``batches`` more batches make at least.
+    def steps_in(self, batches: int, window_size: int, epoch_length: int | None) -> int:
+        """Returns the least number of optimizer steps that ``batches`` more batches make.
 
         Args:
             batches: the number of batches still to come.
-            window: the number of batches in a full window; the last window of an epoch may have
-                fewer.
+            window_size: the number of batches in a full window. The last window of an epoch may
+                have fewer.
             epoch_length: the number of batches in an epoch; None if that is not known.
         """
         if epoch_length is None:
-            return ceil(batches / window)
+            return ceil(batches / window_size)
         in_this_epoch = max(0, min(batches, epoch_length - self.batches))
         epochs, rest = divmod(batches - in_this_epoch, epoch_length)
-        per_epoch = ceil(epoch_length / window)
-        return ceil(in_this_epoch / window) + epochs * per_epoch + ceil(rest / window)
+        per_epoch = ceil(epoch_length / window_size)
+        return ceil(in_this_epoch / window_size) + epochs * per_epoch + ceil(rest / window_size)
 
 
 class Place(NamedTuple):
     """The place of a run: its counters and its position in the data, as one value.
 
-    One assignment replaces all of it, so that Ctrl-C at any line never leaves half of a change.
+    One assignment replaces the whole value, so that Ctrl-C at any line leaves no half-made change.
 
-    Args:
+    Attributes:
         progress: the counters.
         position: the position in the data.
-        taken: the number of batches that windows must have taken in all for this place to be a step
-            boundary.
+        taken: the total number of batches that accumulation windows have taken once the last given
+            batch is processed. While they have taken fewer, a batch is being processed, and the run
+            is not at a step boundary.
     """
 
     progress: Progress = Progress()

@@ -50,21 +50,24 @@ _MAX_PRINTED_BITS = 2**13  # Python refuses to print more than 4,300 digits
 
 
 def short_repr(value: Any) -> str:
-    """Returns the ``repr`` of ``value`` for a message, shortened where it is long."""
+    """Returns the ``repr`` of ``value`` for a message, shortened if it is long."""
     if isinstance(value, int) and value.bit_length() > _MAX_PRINTED_BITS:
         return f"an integer of {value.bit_length()} bits"
     return _SHORT_REPR.repr(value)
 
 
 def shown_type(value: Any) -> str:
-    """Returns the name of the class of ``value``; for a class "the class …", as in "got …"."""
+    """Returns the words that follow "got" in a message about the type of ``value``.
+
+    They are the name of its class. If ``value`` is a class itself, they are "the class …".
+    """
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Returns a suggestion for a name that is not in ``names``: "did you mean `lr`?".
 
-    If no name is similar, it returns all of them: "there are `lr`, `betas`".
+    If no name is similar, the result lists all names: "there are `lr`, `betas`".
     """
     names = list(names)
     close = get_close_matches(name, names, n=3)

@@ -1,4 +1,4 @@
-"""Scopes around ``engine.run``: entered when it begins, and left when it ends for any reason."""
+"""Scopes around ``engine.run``, which are left however the run ends."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,10 +24,12 @@ EngineT = TypeVar("EngineT", bound=AnyEngine)
 def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Callable[[], None]:
     """Enters ``scope(engine)`` around each ``engine.run``, and around the rest of the current one.
 
-    Events cannot replace such a scope: Ignite fires none reliably at the end of a run that fails,
-    and does not fire STARTED when an interrupted run continues. A trainer's ``run`` enters the
-    scopes itself. On a plain Ignite engine the method ``run`` of this one object is wrapped. The
-    first scope of a plain engine, if it is added within a run, is entered with the next run.
+    Events cannot replace such a scope. Ignite fires no event reliably at the end of a run that
+    fails, and it does not fire STARTED when an interrupted run continues.
+
+    A trainer's ``run`` enters the scopes itself. On a plain Ignite engine, the first scope wraps
+    the method ``run`` of this one object. If the first scope is added within a run, the wrapper is
+    not in effect yet, and the scope is entered with the next run.
 
     Returns:
         A function that removes the scope. Within a run it leaves the scope at once.
@@ -66,17 +68,18 @@ class _RunScope(AbstractContextManager[None, None]):
     def __enter__(self) -> None:
         engine = self.engine()
         if engine is not None:
-            # Assigned first: an exception in `__enter__`, such as that of Ctrl-C, may leave the
-            # scope half entered.
+            # Assigned before `__enter__`, because an exception in it, such as that of Ctrl-C, may
+            # leave the scope half entered. `__exit__` then leaves the scope.
             self._entered = self._scope(engine)
             self._entered.__enter__()
 
     def __exit__(self, *failure: Any) -> None:
         scope = self._entered
-        # Code of the scope may remove the scope; a running generator cannot be resumed.
+        # The scope's own code may remove the scope. Its generator is running then, and cannot be
+        # resumed to leave the scope.
         if scope is not None and not _is_executing(scope):
             scope.__exit__(*failure)
-            self._entered = None  # last: a call that was interrupted may be repeated
+            self._entered = None  # reset last, so that an interrupted call can be repeated
 
 
 class _RunScopes:
@@ -85,8 +88,8 @@ class _RunScopes:
     def __init__(self) -> None:
         self._scopes: list[_RunScope] = []
         self._running: ScopeStack | None = None  # the open scopes of the current run
-        # A weak reference to the wrapper: if a user replaces `run` and drops the wrapper, it
-        # returns None, and the next scope wraps `run` again.
+        # A weak reference to the wrapper. If a user replaces `run` and drops the wrapper, the
+        # reference returns None, and the next scope wraps `run` again.
         self._wrapper: Callable[[], Any] = _return_none
 
     def add(self, scope: _RunScope, engine: AnyEngine) -> None:
@@ -99,11 +102,11 @@ class _RunScopes:
             self._running.enter(scope)
 
     def drop(self, scope: _RunScope, engine: AnyEngine) -> None:
-        """Removes a scope, and with the last one the wrapper of ``run``."""
+        """Removes a scope. If no scope is left, the wrapper of ``run`` is removed too."""
         owner: Any = engine  # untyped, to replace its method
         self._scopes = [each for each in self._scopes if each is not scope]
         wrapper = self._wrapper()
-        # A wrapper that somebody has wrapped again since stays, and enters no scope.
+        # If other code has wrapped the wrapper since, the wrapper stays, and enters no scope.
         is_outermost = wrapper is not None and owner.run is wrapper
         if not self._scopes and is_outermost:
             del owner.run
@@ -112,11 +115,11 @@ class _RunScopes:
             self._wrapper = _return_none
 
     def _wrap(self, engine: AnyEngine) -> None:
-        """Replaces ``engine.run`` with a wrapper that calls it within the scopes."""
+        """Replaces ``engine.run`` with a wrapper that calls the original within the scopes."""
         owner: Any = engine  # untyped, to replace its method
         run = owner.run
-        # Remembered only if `run` was replaced on this object before. Otherwise deleting the
-        # wrapper brings back the method of the class.
+        # `run` is remembered only if it was replaced on this object before. Otherwise it is the
+        # method of the class, which deleting the wrapper brings back.
         is_method_of_class = getattr(run, "__func__", None) is type(owner).run
         replaced_run = None if is_method_of_class else run
 
@@ -131,7 +134,7 @@ class _RunScopes:
         self._wrapper = ref(wrapper)
 
     def call(self, run: Callable[[], ResultT], engine: AnyEngine | None) -> ResultT:
-        """Calls ``run`` within the scopes. First it leaves those that an interrupted exit left."""
+        """Calls ``run`` within the scopes, after closing those left open by an interrupted exit."""
         outer = self._running
         if outer is not None and engine is not None and not is_running(engine):
             outer.abandon()

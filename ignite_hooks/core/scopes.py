@@ -18,10 +18,10 @@ Scope = AbstractContextManager[Any, Any]
 class _NullContext(AbstractContextManager[Any, Any]):
     """A context manager that does nothing, faster than ``contextlib.nullcontext``.
 
-    A ``with`` takes 0.1 µs with it and 0.3 µs with ``nullcontext``.
+    A ``with`` statement takes 0.1 µs, instead of 0.3 µs with ``nullcontext``.
     """
 
-    # A method that is written in C, accepts any arguments, and returns a false value, "".
+    # This method is written in C, accepts any arguments, and returns a false value, "".
     __enter__ = __exit__ = "".format
 
 
@@ -31,19 +31,19 @@ NULL_CONTEXT: Scope = _NullContext()
 class ScopeStack(AbstractContextManager["ScopeStack", None]):
     """A stack that opens scopes one by one and closes all of them, the last opened first.
 
-    With ``contextlib.ExitStack`` the last exception leaves the ``with``, and a scope may swallow
-    the exception of the body. Here the first exception leaves. If closing a scope fails too, the
-    other scopes are closed all the same; the later exception has the first one as its
-    ``__context__``, and is added to the first one as a note.
+    ``contextlib.ExitStack`` raises the last exception, and a scope in it may swallow the exception
+    of the body. This stack always raises the first exception. If closing a scope fails too, the
+    other scopes are still closed. The later exception gets the first one as its ``__context__``,
+    and the first one gets a note about the later one.
 
-    A scope is on the stack from before it opens until after it has closed, so that it is closed
-    wherever Ctrl-C arrives. Closing a scope that failed to open, or that is closed already, must do
-    nothing; for scopes made with ``contextlib.contextmanager`` this is so.
+    A scope is put on the stack before it opens, and is removed after it has closed. So it is closed
+    wherever Ctrl-C arrives. The stack may therefore close a scope that failed to open, or close a
+    scope twice. Both must have no effect, as with scopes of ``contextlib.contextmanager``.
 
     Attributes:
         open: the scopes on the stack.
-        later_failure: the first exception that was raised while scopes were closed after another
-            exception; None if there was none.
+        later_failure: the first exception that closing a scope raised while the stack was already
+            closing because of another exception; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -62,10 +62,10 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
             self.open.pop()  # last, so that an interrupted call can be repeated
 
     def unwind(self, error: BaseException, depth: int) -> Iterator[bool]:
-        """Closes all scopes but the first ``depth`` after a failure, one at each iteration step.
+        """Closes all scopes but the first ``depth`` after a failure, and yields after each scope.
 
-        Exceptions that are raised meanwhile are added to ``error`` as notes, and the first of them
-        becomes ``later_failure``.
+        Exceptions that closing a scope raises are added to ``error`` as notes, and the first of
+        them becomes ``later_failure``.
 
         Yields:
             For each scope, whether it reports ``error`` as handled.
@@ -78,8 +78,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
                 if later is not error:
                     self.later_failure = self.later_failure or later
                     _note_later(error, later, scope)
-                # Once more: it may have been Ctrl-C, before the scope did anything. A scope that is
-                # closed already does nothing.
+                # The exception may have been Ctrl-C, before the scope did anything. So the scope is
+                # closed once more, which does nothing if it is closed already.
                 with suppress(BaseException):
                     scope.__exit__(type(error), error, error.__traceback__)
             self.open.pop()
@@ -104,11 +104,12 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
         else:
             try:
                 self._unwind_all(error)
-            except BaseException:  # Ctrl-C between two scopes: the others are closed too
+            except BaseException:  # Ctrl-C between two scopes: the remaining ones are closed too
                 self._unwind_all(error)
                 raise
             if isinstance(error, GeneratorExit) and self.later_failure is not None:
-                # Python swallows the GeneratorExit of a generator that is closed, and its notes.
+                # Python swallows the GeneratorExit of a generator that is closed, and the notes on
+                # it. So the later failure is raised, which would otherwise be lost.
                 raise self.later_failure
 
     def abandon(self) -> None:
@@ -137,17 +138,17 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
         name = scope if "__str__" in vars(type(scope)) else "a scope"
         where = extract_tb(later.__traceback__)[-1]
         text = (
-            f"While it was handled, closing {name} failed too: {later!r}, in {where.name} "
+            f"After this exception, closing {name} failed too: {later!r}, in {where.name} "
             f"({Path(where.filename).name}, line {where.lineno})"
         )
         add_note(error, text)
 
 
 def _append_context(later: BaseException, first: BaseException) -> None:
-    """Makes ``first`` the context of ``later``, at the end of the contexts that only it has.
+    """Makes ``first`` a context of ``later``, after the contexts that ``first`` does not have.
 
-    The contexts that both exceptions have follow after ``first``. A chain with a cycle would never
-    end where it is printed.
+    Contexts that both exceptions have come after ``first``. Otherwise the chain could get a cycle,
+    and printing the exception would never end.
     """
     contexts_of_first = _context_chain(first)
     only_of_later = [
@@ -160,7 +161,7 @@ def _append_context(later: BaseException, first: BaseException) -> None:
 
 
 def _context_chain(error: BaseException | None) -> list[BaseException]:
-    """Returns the exception, its ``__context__``, the context of that one, and so on."""
+    """Returns the exception, followed by the chain of its ``__context__`` exceptions."""
     chain: list[BaseException] = []
     while error is not None and not any(error is each for each in chain):
         chain.append(error)

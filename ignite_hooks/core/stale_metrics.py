@@ -1,4 +1,4 @@
-"""The iterations at which validations measured values in ``state.metrics``, to tell stale ones."""
+"""Notes about validations, by which stale values in ``state.metrics`` are recognized."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def completed_validations(engine: AnyEngine) -> set[Any]:
 
 
 def forget_validations(engine: AnyEngine) -> None:
-    """Removes the metrics of validations, and all notes about them, for a new or loaded run."""
+    """Removes the metrics and all notes of validations, for a new run or one that is loaded."""
     for name in measured_at(engine):
         engine.state.metrics.pop(name, None)
     measured_at(engine).clear()

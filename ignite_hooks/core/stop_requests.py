@@ -1,4 +1,4 @@
-"""Requests to stop a run, for validations, which can be broken off between two batches."""
+"""Requests to stop a run, which validations check between two batches to break off early."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ class ValidationStopped(Exception):
 
 @dataclass(frozen=True)
 class StopMonitor:
-    """A source of requests to stop a run, such as a signal, with the functions to follow them.
+    """A source of requests to stop a run, such as a signal.
 
     Attributes:
         is_asked: returns whether this process has a request. It is called after each batch of an
             evaluator.
-        any_of: takes flags, and returns for each whether any process has set it. A collective; None
-            with one process.
-        obey: saves the state and ends the run, after a validation was broken off.
+        any_of: takes flags, and returns for each flag whether any process has set it. The call is a
+            collective. None with a single process.
+        obey: saves the state and ends the run. It is called after a validation was broken off.
     """
 
     is_asked: Callable[[], bool]
@@ -30,18 +30,18 @@ class StopMonitor:
     obey: Callable[[], None]
 
 
-def add_stop_monitor(engine: AnyEngine, watch: StopMonitor) -> Callable[[], None]:
-    """Adds a source of requests to ``engine``, and returns a function that removes it."""
-    watches = _watches(engine)
-    watches.append(watch)
-    return lambda: watches.remove(watch)
+def add_stop_monitor(engine: AnyEngine, monitor: StopMonitor) -> Callable[[], None]:
+    """Adds a source of requests to ``engine``, and returns a function that removes the source."""
+    monitors = _monitors(engine)
+    monitors.append(monitor)
+    return lambda: monitors.remove(monitor)
 
 
 def stop_monitors(engine: AnyEngine) -> tuple[StopMonitor, ...]:
     """Returns the sources of requests of ``engine``, in the order in which they were added."""
-    return (*_watches(engine),)
+    return (*_monitors(engine),)
 
 
-def _watches(engine: AnyEngine) -> list[StopMonitor]:
-    watches: list[StopMonitor] = engine_storage(engine).setdefault("stop_monitors", [])
-    return watches
+def _monitors(engine: AnyEngine) -> list[StopMonitor]:
+    monitors: list[StopMonitor] = engine_storage(engine).setdefault("stop_monitors", [])
+    return monitors

@@ -36,15 +36,15 @@ class Timetable:
         Args:
             every: the number of steps.
             callback: is called without arguments.
-            is_note: whether the callback only notes what is due. Such a callback is called again if
-                an exception broke it off.
+            is_note: whether the callback only notes that work is due. If an exception breaks off
+                such a callback, it is called again.
         """
         self._entries.append((every, callback, is_note))
         self._update_next_due()
 
     def drop(self, callback: Callback) -> None:
         """Removes ``callback``, if it is there."""
-        # By identity: callbacks that do the same, such as equal bound methods, are separate ones.
+        # By identity, because equal callbacks, such as bound methods of one object, are separate.
         self._entries = [entry for entry in self._entries if entry[1] is not callback]
         self._update_next_due()
 
@@ -55,10 +55,10 @@ class Timetable:
         self._update_next_due()
 
     def call_due(self, step: int) -> None:
-        """Calls the callbacks that are due at ``step``, after those that an earlier call has left.
+        """Calls the callbacks that an earlier call has left, and then those due at ``step``.
 
-        If a callback fails, those after it are left for the next call. The failed one is not called
-        again, unless it only notes what is due.
+        If a callback fails, the callbacks after it are left for the next call. The failed callback
+        is not called again, unless it only notes that work is due.
         """
         if step > self._step:
             new = [(call, is_note) for every, call, is_note in self._entries if step % every == 0]
@@ -70,8 +70,8 @@ class Timetable:
                     callback()
                     del self._due[0]
                 else:
-                    # One line: a signal handler runs between two lines, so that an exception that
-                    # it raises leaves the callback either due or begun.
+                    # On one line. A signal handler can raise an exception only between two lines,
+                    # so the callback is then either still due or has begun.
                     self._due.pop(0)[0]()
         finally:
             self._update_next_due()

@@ -1,23 +1,25 @@
 """Wrappers of torch modules, modules with custom loading, and torch's private members for both.
 
-The private members, and what they are taken to mean:
+The private members, with the meaning on which this module relies:
 
 - ``OptimizedModule`` of ``torch._dynamo.eval_frame``: the class of a module that ``torch.compile``
   returns; its child ``_orig_mod`` is the module that was compiled.
 - ``_checkpoint_wrapped_module``: the child of a wrapper for activation checkpointing.
-- ``Module._load_from_state_dict``, ``Module._save_to_state_dict``: load and save a module without
-  its children; classes override them.
+- ``Module._load_from_state_dict``, ``Module._save_to_state_dict``: the methods that load and save a
+  module without its children. Subclasses may override them.
 - ``_load_state_dict_pre_hooks``, ``_load_state_dict_post_hooks``, ``_state_dict_hooks``,
-  ``_state_dict_pre_hooks``: the hooks of a module around these.
+  ``_state_dict_pre_hooks``: the hooks that torch calls before and after loading and saving.
 - ``_modules``: the children of a module by name.
-- ``_parameters``: the parameters of a module by name, None for one that is registered without.
-- ``_buffers``: the buffers of a module by name; one that is registered without a value is None.
+- ``_parameters``: the parameters of a module by name. A name that is registered without a parameter
+  has the value None.
+- ``_buffers``: the buffers of a module by name. A name that is registered without a buffer has the
+  value None.
 - ``_non_persistent_buffers_set``: the names of the buffers that are not part of the state.
 - ``_compiled_call_impl``, and the attributes of a new ``Module`` and of a new optimizer: torch's
   own attributes.
 - ``weight_orig``, ``weight_g``: the parameters from which torch computes an attribute ``weight``.
 
-``tests/core/test_torch_modules.py`` fails when torch changes what one means.
+``tests/core/test_torch_modules.py`` fails when torch changes the meaning of a member.
 """
 
 import sys
@@ -56,7 +58,7 @@ _STATE_HOOKS = (
     "_state_dict_pre_hooks",
 )
 
-# Read from real objects, so that they are those of the installed version of torch.
+# Read from real objects, so that these are the attributes of the installed version of torch.
 _MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
 _OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
     *("step", "_opt_called", "_step_count"),  # set by schedulers, which wrap the method `step`
@@ -93,7 +95,7 @@ def wrapped_child(module: torch.nn.Module) -> str | None:
 def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
     """Returns whether at least one of ``modules`` is a wrapper."""
     wrapper_types = (*_WRAPPERS, *_compiled_classes())
-    # A list rather than `any`, whose generator costs a call for each of many modules.
+    # A list rather than `any`, which would need a generator and so one more call for each module.
     found = [
         each
         for each in modules
@@ -104,8 +106,8 @@ def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
 
 def _compiled_classes() -> tuple[type, ...]:
     """Returns the class of compiled modules, or nothing if no module can have been compiled."""
-    # Importing the module takes seconds. `torch.compile` imports it, so that there are no compiled
-    # modules before that.
+    # Importing this module takes seconds, and `torch.compile` imports it. So if it is not imported
+    # yet, there are no compiled modules.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return () if dynamo is None else (dynamo.OptimizedModule,)
 
@@ -120,13 +122,13 @@ def unwrap_module(module: torch.nn.Module) -> torch.nn.Module:
 def has_custom_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
     """Returns whether a hook or an overridden method takes part in loading or saving ``module``.
 
-    Names and shapes then do not tell whether the module accepts a state. Its children are not
-    considered.
+    In that case, names and shapes do not tell whether the module accepts a state. The children of
+    the module are not considered.
 
     Args:
         module: the module.
-        is_root: whether ``load_state_dict`` is called on the module itself. torch does not call
-            that method of children.
+        is_root: whether ``load_state_dict`` is called on the module itself. For a child, torch does
+            not call this method, so an override of it has no effect.
     """
     if any(map(getattr, repeat(module), _STATE_HOOKS)):
         return True
@@ -157,8 +159,8 @@ def persistent_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def tensors_in(*modules: torch.nn.Module) -> dict[int, torch.Tensor]:
     """Returns the parameters and buffers of modules and their children, by identity.
 
-    It is faster than torch's ``parameters()`` and ``buffers()``, which take several Python calls
-    for each module.
+    This function is faster than torch's ``parameters()`` and ``buffers()``, which take several
+    Python calls for each module.
     """
     found: dict[int, torch.Tensor] = {}
     waiting: list[torch.nn.Module | None] = [*modules]
@@ -180,7 +182,7 @@ def has_custom_state(module: torch.nn.Module) -> bool:
 
 
 def attributes_outside_state(module: torch.nn.Module) -> dict[str, Any]:
-    """Returns the attributes of a module that are not in its state, without torch's own."""
+    """Returns the attributes of a module that are not in its state, except torch's own."""
     # Attributes that spectral_norm and weight_norm compute from parameters at each forward.
     computed = {
         name.removesuffix(end)
@@ -205,15 +207,16 @@ def unsaved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def attributes_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Returns the attributes of an optimizer that are not in its state, without torch's own."""
+    """Returns the attributes of an optimizer that are not in its state, except torch's own."""
     attributes = vars(optimizer).items()
     return {name: value for name, value in attributes if name not in _OPTIMIZER_ATTRIBUTES}
 
 
 def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Returns the modules that have persistent buffers with the value None, by buffer name.
+    """Returns the names of persistent buffers that are None, each with the module that has it.
 
-    A state has no entry for such a buffer. A module may set the buffer later, as on first use.
+    A state has no entry for such a buffer. The module may set the buffer later, for example on
+    first use.
     """
     return {
         f"{path}.{name}" if path else name: each

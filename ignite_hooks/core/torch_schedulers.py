@@ -1,15 +1,15 @@
-"""The schedulers within torch's combined schedulers, and the private constants of others.
+"""The schedulers within torch's combined schedulers, and private constants of other schedulers.
 
-The private members used here, and what they are taken to mean:
+The private members used here, with the meaning on which this module relies:
 
-- ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the schedulers within, in order;
-  the entry of the same name in their ``state_dict`` has the states of these schedulers.
+- ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the combined schedulers, in order.
+  The entry of the same name in the ``state_dict`` has the states of the combined schedulers.
 - ``SequentialLR._milestones``: the numbers of calls of ``step`` at which the second scheduler and
-  each further one begin.
+  each further scheduler begin.
 - ``OneCycleLR._schedule_phases``: two phases, or three, each with its ``end_step``.
 - ``OneCycleLR._anneal_func_type``: "cos" or "linear".
 
-``tests/core/test_torch_schedulers.py`` fails when torch changes what one means.
+``tests/core/test_torch_schedulers.py`` fails when torch changes the meaning of a member.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ _CHILDREN = "_schedulers"  # the attribute, and the key in a state_dict
 
 
 def child_schedulers(scheduler: Any) -> list[Any]:
-    """Returns the schedulers that a SequentialLR or a ChainedScheduler combines, else nothing."""
+    """Returns the schedulers that a SequentialLR or ChainedScheduler combines; [] for others."""
     # A user's scheduler may have an attribute of this name with another meaning.
     children = getattr(scheduler, _CHILDREN, ())
     if not isinstance(children, list | tuple):
@@ -55,7 +55,7 @@ def child_states(state: Any) -> list[Mapping[str, Any]]:
 
 
 def with_child_states(state: dict[str, Any], states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a copy of ``state`` with other states of the schedulers within it."""
+    """Returns the state of a combined scheduler, with ``states`` for the schedulers within it."""
     return {**state, _CHILDREN: states} if states else state
 
 
@@ -65,12 +65,12 @@ def milestones_of(scheduler: Any) -> list[int]:
 
 
 def one_cycle_constants(scheduler: Any) -> dict[str, Any]:
-    """Returns the arguments of a OneCycleLR that it keeps in another form only."""
+    """Returns the constructor arguments that a OneCycleLR does not keep in their original form."""
     phases = getattr(scheduler, "_schedule_phases", ())
     if not phases:
         return {}
-    # OneCycleLR computes end_step = pct_start * total_steps - 1. Rounding removes the error of
-    # solving this for pct_start, so that the value equals the argument.
+    # OneCycleLR computes end_step = pct_start * total_steps - 1. Here this is solved for pct_start.
+    # Rounding removes the error of the division, so that the value equals the argument.
     return {
         "pct_start": round((phases[0]["end_step"] + 1) / scheduler.total_steps, 6),
         "three_phase": len(phases) == 3,

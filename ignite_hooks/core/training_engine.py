@@ -1,8 +1,11 @@
 """The protocols by which handlers use a trainer, and the order of handlers at an event.
 
-A handler of this package works on any Ignite engine. On a trainer, which ``is_trainer`` tells from
-a plain Ignite engine, it can do more: defer a callback to the end of an event, for example. The
-packages below ``trainer`` know the trainer by these protocols alone.
+A handler of this package works on any Ignite engine. On a trainer it can do more, for example defer
+a callback to the end of an event. ``is_trainer`` distinguishes a trainer from a plain Ignite
+engine. The packages that ``trainer`` imports know the trainer only by these protocols.
+
+A *window* is the batches whose gradients are accumulated for one optimizer step. At a *step
+boundary* no window is open, and no batch is being processed.
 """
 
 from collections.abc import Callable
@@ -27,11 +30,12 @@ class Turn(IntEnum):
     """The order in which a trainer calls the handlers of one event.
 
     Handlers of the same turn are called in the order in which they were attached. Handlers that
-    only note what is due come first, so that the failure of another handler cannot prevent it. At
-    EPOCH_COMPLETED Ignite's metrics come before the validation, and the validation before all other
-    handlers, which see both. At STEP_COMPLETED callbacks by step come after all other handlers, and
-    the validation comes last; at STARTED it comes last too. Deferred callbacks
-    (``TrainingEngine.defer``) are called in the order of their turns.
+    only note that work is due come first, so that the failure of another handler cannot prevent the
+    note. At EPOCH_COMPLETED, Ignite's metrics come before the validation, and the validation comes
+    before all other handlers, which can read the values of both. At STEP_COMPLETED, callbacks by
+    step come after the other handlers, and the validation comes last. At STARTED, the validation
+    comes last too. Deferred callbacks (``TrainingEngine.defer``) are called in the order of their
+    turns.
     """
 
     NOTE = 0
@@ -55,16 +59,19 @@ class Feed(Protocol):
 
     @property
     def facts(self) -> dict[str, int | str | None]:
-        """The properties that must be the same for another process to get the same batches."""
+        """The properties that must be equal in another process for it to get the same batches."""
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns reasons why the next batches are not those that followed ``state_dict``."""
+        """Returns reasons why the next batches differ from those after ``state_dict`` was taken."""
 
     def remarks(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns what has to be iterated again to resume at ``state_dict``, and may take long."""
+        """Returns remarks about data that a resume at ``state_dict`` has to iterate again.
+
+        The iteration may take long.
+        """
 
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns what has changed since ``state_dict`` was taken, with the consequences."""
+        """Returns the changes since ``state_dict`` was taken, with their consequences."""
 
 
 class TrainingEngine(Protocol):
@@ -77,7 +84,8 @@ class TrainingEngine(Protocol):
         state: Ignite's state.
         last_event_name: the event that is being fired.
         stop_reason: why the last run ended; None during a run.
-        resume_report: what was resumed, and how exactly; None if nothing was.
+        resume_report: the resumed parts, and how exactly each was restored; None if nothing was
+            resumed.
     """
 
     accelerator: Any  # an Accelerator, whose package has no types
@@ -98,13 +106,16 @@ class TrainingEngine(Protocol):
 
     @property
     def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
-        """The objects in which ``generators`` were searched last, by name.
+        """The objects that the last search for ``generators`` visited, by name.
 
-        Each is given as a function that returns the object, or None if it is gone.
+        Each object is given as a function that returns the object, or None if it is gone.
         """
 
     def parameter_digest(self) -> tuple[int, int] | None:
-        """Returns a digest of this rank's parameters; None if no other rank has the same ones."""
+        """Returns a digest of this rank's parameters.
+
+        None unless several ranks train the whole model each.
+        """
 
     def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
         """Raises an error or warns if parameters of ranks differ. Collective if digests differ."""
@@ -122,9 +133,9 @@ class TrainingEngine(Protocol):
 
     @property
     def batches_left(self) -> int | None:
-        """The number of batches left, the present one included; None if that is not known.
+        """The number of batches from the present one to the next end; None if no end is known.
 
-        It ends where the data, the epoch or the run ends, whichever comes first.
+        The next end is the end of the data, of the epoch or of the run, whichever comes first.
         """
 
     @property
@@ -137,7 +148,7 @@ class TrainingEngine(Protocol):
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off work that is due at this step boundary, to be done later."""
+        """True if a stop broke off work that is due at this step boundary. It is done later."""
 
     @property
     def state_dict_user_keys(self) -> list[str]:
@@ -154,34 +165,40 @@ class TrainingEngine(Protocol):
 
     @property
     def ended_by(self) -> str | None:
-        """The name of what finished the run before its limit.
+        """The name of the code, such as a handler, that finished the run before its limit.
 
         None if the run ended at a limit, or in a way that lets it be resumed.
         """
 
     def terminate(self, *, resumable: bool = False) -> None:
-        """Ends the run after the present event; an open window is dropped.
+        """Ends the run after the present event. An open window is dropped.
 
-        With several processes a call on one of them is enough: all end at the same step boundary.
+        With several processes, a call on one process is enough. All processes end the run at the
+        same step boundary.
 
         Args:
             resumable: whether a process that resumes from a checkpoint continues the run.
         """
 
     def stop_on_all_ranks(self, reason: str) -> None:
-        """Ends the run, resumably, after the present event. All ranks must call it there."""
+        """Ends the run after the present event. A resume continues the run.
+
+        All ranks must call this method at the same event.
+        """
 
     def request_on_all_ranks(
         self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
     ) -> Callable[[], None]:
-        """Calls ``obey`` on all ranks, at the same step boundary, if one of them asks for it.
+        """Calls ``obey`` on all ranks, at the same step boundary, if any rank has a request.
 
         Args:
-            asked: returns what this rank asks for, an object that can be pickled, or None.
-            obey: is called with what each rank asks for.
+            asked: returns the request of this rank, an object that can be pickled. None means that
+                this rank has no request.
+            obey: is called with the requests of all ranks, in the order of ranks. The request is
+                None for a rank without a request.
 
         Returns:
-            A function that undoes this.
+            A function that removes the two callbacks.
         """
 
     @property
@@ -189,7 +206,7 @@ class TrainingEngine(Protocol):
         """True if all ranks know that the run ends at the next opportunity."""
 
     def finish_resumed_run(self, ended_by: str) -> None:
-        """Makes the next run do nothing: ``ended_by`` has finished the run that it resumes."""
+        """Makes the next run do nothing, because ``ended_by`` has finished the resumed run."""
 
     def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.
@@ -206,14 +223,14 @@ class TrainingEngine(Protocol):
         """Calls ``callback`` at the last step boundary of each run.
 
         Returns:
-            A function that undoes this.
+            A function that removes the callback.
         """
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls ``callback`` when the next run resumes.
 
         Returns:
-            A function that undoes this.
+            A function that removes the callback.
         """
 
     def position_state_dict(self) -> dict[str, Any]:
@@ -228,5 +245,5 @@ AnyEngine: TypeAlias = Engine | TrainingEngine
 
 def is_trainer(engine: AnyEngine) -> TypeGuard[TrainingEngine]:
     """Returns whether ``engine`` is a trainer rather than a plain Ignite engine."""
-    # The class is asked, because a mock object has every attribute.
+    # The class is checked, because a mock object itself has every attribute.
     return hasattr(type(engine), "position_state_dict")

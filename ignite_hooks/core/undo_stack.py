@@ -1,8 +1,8 @@
 """Changes that are always undone: at the end of their own scope, or else at the end of the run.
 
-The ``finally`` of a scope may be interrupted by a signal. The generator of a scope may be left
-suspended in a traceback, and end much later. So the callback that undoes a change is noted before
-the change is made, and the run that ends, or the next run, calls the callbacks that are left.
+A signal may interrupt the ``finally`` of a scope. A traceback may keep the generator of a scope
+suspended until much later. So the callback that undoes a change is noted before the change is made.
+The end of the run, or else the next run, calls the callbacks that have not been called by then.
 """
 
 import threading
@@ -20,8 +20,8 @@ Undo = Callable[[], None]
 class UndoStack(AbstractContextManager["UndoStack", None]):
     """The changes of one run that are not undone yet, as the callbacks that undo them.
 
-    It is entered around the run. ``undo_on_exit`` adds a change to the ``UndoStack`` that this
-    thread has entered last.
+    The stack is a context manager around the run. ``undo_on_exit`` adds a change to the
+    ``UndoStack`` that the present thread has entered last.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,8 @@ class UndoStack(AbstractContextManager["UndoStack", None]):
 
     def __enter__(self) -> "UndoStack":
         outer = getattr(_innermost, "changes", None)
-        # If it is this object, an interrupted exit has left it there, and `_outer` is still right.
+        # If `outer` is this object, an interrupted exit has left it there, and `_outer` is still
+        # correct.
         if outer is not self:
             self._outer = outer
         _innermost.changes = self
@@ -61,8 +62,8 @@ class UndoStack(AbstractContextManager["UndoStack", None]):
 
         Args:
             undo: the callback that undoes the change.
-            out_of_order: whether to leave the changes that were made later. Otherwise those are
-                undone first, as their scopes should have ended before.
+            out_of_order: whether to undo this change only. Otherwise the changes that were made
+                later are undone first, because their scopes should have ended earlier.
         """
         while any(undo is each for each in self._callbacks):
             callback = undo if out_of_order else self._callbacks[-1]
@@ -80,10 +81,10 @@ def undo_on_exit(undo: Undo, *, out_of_order: bool = False) -> Iterator[None]:
 
     Args:
         undo: undoes the change. It may be called a second time if its first call was interrupted.
-        out_of_order: whether to undo this change only, also if changes that were made later are not
+        out_of_order: whether to undo this change only, even if changes that were made later are not
             undone yet. A scope needs this if it may end before scopes within it, as in a generator.
     """
-    # Outside a run, no one calls callbacks that are left, and a new object for this body will do.
+    # Outside a run, nothing calls the callbacks that are left. A new stack for this body is enough.
     changes: UndoStack = getattr(_innermost, "changes", None) or UndoStack()
     changes.push(undo)
     try:

@@ -10,8 +10,8 @@ __all__ = ["warn_once"]
 def warn_once(message: str) -> None:
     """Warns with ``message``, once per message.
 
-    Python's own filter repeats a warning for each line of code that gives it. Here the text alone
-    counts. The warning names the line of the caller's caller.
+    Python's own filter shows a warning once for each line of code that gives it. This function
+    shows a warning once for each text. The warning names the line of the caller's caller.
     """
-    # An error that a filter makes of the warning is not cached, and is raised each time.
+    # If a filter turns the warning into an error, nothing is cached, and the error is raised again.
     warnings.warn(message, stacklevel=3)

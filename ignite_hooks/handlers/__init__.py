@@ -1,4 +1,4 @@
-"""The public face for people who write a handler of their own.
+"""The public names for writing a handler of your own.
 
 ``Handler`` and ``Scheduled`` are the base classes, and ``attach`` returns an ``Attachment``.
 ``checked_dataclass`` makes a class a frozen dataclass whose constructor checks its arguments by the
@@ -12,8 +12,9 @@ types of the fields::
         def __call__(self, engine):
             print(engine.state.iteration, float(engine.state.output))
 
-``must_be`` makes a field type from a rule of your own. ``handler_config`` is the configuration of
-pydantic that ``checked_dataclass`` uses, for classes that are pydantic dataclasses already.
+``must_be`` makes a field type from a rule of your own. ``handler_config`` is the pydantic
+configuration that ``checked_dataclass`` uses. A class that is a pydantic dataclass already can take
+this configuration instead of ``checked_dataclass``.
 """
 
 from ignite_hooks.core.checked_dataclass import checked_dataclass

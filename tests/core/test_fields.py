@@ -210,7 +210,7 @@ def test_none_is_accepted_for_paths():
 @pytest.mark.parametrize("url", ["s3://bucket/runs", "memory://runs", "zip://a::s3://bucket/b.zip"])
 def test_a_url_is_a_source_and_no_directory(url):
     assert Places(source=url).source == url
-    remedy = "writing to URLs is not built yet: write to a local folder, and sync that one"
+    remedy = "writing to URLs is not built yet: write to a local folder, and copy that folder"
     assert_refused(Places, "directory", url, "a folder on this machine", remedy)
 
 

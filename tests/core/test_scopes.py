@@ -305,7 +305,7 @@ def test_note_names_failure_function_file_and_line():
         run_in(Failing("a", []), failure=error)
     line = fails_to_close.__code__.co_firstlineno + 1
     assert notes_of(error) == [
-        "While it was handled, closing a scope failed too: LookupError('the span is gone'), "
+        "After this exception, closing a scope failed too: LookupError('the span is gone'), "
         f"in fails_to_close (test_scopes.py, line {line})"
     ]
 
