@@ -11,9 +11,9 @@ from ignite_hooks.core.fields import Iterations
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.memory.device import DeviceMark
 from ignite_hooks.memory.device import DevicePeaks
-from ignite_hooks.memory.ledger import Measurement
-from ignite_hooks.memory.ledger import PeakLedger
 from ignite_hooks.memory.mark import MIB
+from ignite_hooks.memory.measurement import Measurement
+from ignite_hooks.memory.measurement import SharedMark
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.memory.spans import Span
 
@@ -99,8 +99,8 @@ class MaxDeviceMemory(PeakMetric):
         return [span for span in ("minibatch", "epoch", "run") if getattr(self, span)]
 
     def _add_span(self, span: str, attachment: Attachment) -> Span:
-        # `every` has no effect, as this ledger does not sample.
-        measurement = _latest[self][span] = Measurement(_ledger, every=1.0)
+        # `every` has no effect, as this shared mark does not sample.
+        measurement = _latest[self][span] = Measurement(_shared_mark, every=1.0)
 
         def report(engine: Engine) -> None:
             allocated, reserved = _peaks_in_mib(measurement)
@@ -112,7 +112,7 @@ class MaxDeviceMemory(PeakMetric):
         return Span(attachment, [measurement], report)
 
 
-_ledger = PeakLedger(DeviceMark())
+_shared_mark = SharedMark(DeviceMark())
 
 _latest: WeakKeyDictionary[MaxDeviceMemory, dict[str, Measurement[DevicePeaks]]]
 _latest = WeakKeyDictionary()

@@ -8,8 +8,8 @@ from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Backend
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Seconds
-from ignite_hooks.memory.ledger import Measurement
 from ignite_hooks.memory.mark import MIB
+from ignite_hooks.memory.measurement import Measurement
 from ignite_hooks.memory.ram_backends import backend_in_use
 from ignite_hooks.memory.ram_backends import ram_measurements
 

@@ -3,22 +3,22 @@
 from ignite_hooks.memory.kernel import KernelChildrenMark
 from ignite_hooks.memory.kernel import KernelMark
 from ignite_hooks.memory.kernel import why_no_kernel_mark
-from ignite_hooks.memory.ledger import Measurement
-from ignite_hooks.memory.ledger import PeakLedger
+from ignite_hooks.memory.measurement import Measurement
+from ignite_hooks.memory.measurement import SharedMark
 from ignite_hooks.memory.sampled import SampledMark
 from ignite_hooks.memory.sampled import resident_bytes
 from ignite_hooks.memory.sampled import unshared_bytes_of_children
 
 __all__ = ["backend_in_use", "ram_measurements"]
 
-# One ledger for each mark of the process, by backend: all measurements must share it.
-_PROCESS_LEDGERS = {
-    "kernel": PeakLedger(KernelMark()),
-    "sampler": PeakLedger(SampledMark(resident_bytes), is_sampled=True),
+# One shared mark for each mark of the process, by backend: all measurements must share it.
+_PROCESS_MARKS = {
+    "kernel": SharedMark(KernelMark()),
+    "sampler": SharedMark(SampledMark(resident_bytes), is_sampled=True),
 }
-_CHILDREN_LEDGERS = {
-    "kernel": PeakLedger(KernelChildrenMark(), is_sampled=True),
-    "sampler": PeakLedger(SampledMark(unshared_bytes_of_children), is_sampled=True),
+_CHILDREN_MARKS = {
+    "kernel": SharedMark(KernelChildrenMark(), is_sampled=True),
+    "sampler": SharedMark(SampledMark(unshared_bytes_of_children), is_sampled=True),
 }
 
 
@@ -43,5 +43,5 @@ def backend_in_use(backend: str) -> str:
 
 def ram_measurements(backend: str, every: float, include_children: bool) -> list[Measurement[int]]:
     """Returns the measurements whose peaks add up to the peak of resident memory, in bytes."""
-    ledgers = [_PROCESS_LEDGERS, _CHILDREN_LEDGERS] if include_children else [_PROCESS_LEDGERS]
-    return [Measurement(ledger[backend], every) for ledger in ledgers]
+    shared_marks = [_PROCESS_MARKS, _CHILDREN_MARKS] if include_children else [_PROCESS_MARKS]
+    return [Measurement(shared_mark[backend], every) for shared_mark in shared_marks]

@@ -13,7 +13,7 @@ from ignite.engine import Events
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.training_engine import Turn
-from ignite_hooks.memory.ledger import Measurement
+from ignite_hooks.memory.measurement import Measurement
 
 __all__ = ["Span"]
 

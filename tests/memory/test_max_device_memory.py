@@ -10,7 +10,7 @@ from ignite.engine import Events
 from ignite_hooks import MaxDeviceMemory
 from ignite_hooks.memory import device as device_mark
 from ignite_hooks.memory.device import memory_in_use
-from ignite_hooks.memory.max_device_memory import _ledger
+from ignite_hooks.memory.max_device_memory import _shared_mark
 from tests.ids import stable_id
 from tests.memory.test_device import Allocator
 from tests.memory.test_device import Refusing
@@ -23,11 +23,11 @@ NAMES = [f"{kind}_max_device_{what}_mib" for kind in KINDS for what in ("allocat
 
 
 @pytest.fixture(autouse=True)
-def _ledger_as_found():
+def _shared_mark_as_found():
     yield
-    assert not _ledger.running
-    assert not _ledger._holders
-    assert not _ledger._is_open
+    assert not _shared_mark.running
+    assert not _shared_mark._holders
+    assert not _shared_mark._is_open
 
 
 @pytest.fixture

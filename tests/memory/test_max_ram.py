@@ -21,7 +21,7 @@ from ignite_hooks import MaxRAM
 from ignite_hooks.memory import ram_backends
 from ignite_hooks.memory.kernel import KernelMark
 from ignite_hooks.memory.kernel import why_no_kernel_mark
-from ignite_hooks.memory.ledger import PeakLedger
+from ignite_hooks.memory.measurement import SharedMark
 from ignite_hooks.memory.sampled import SampledMark
 from ignite_hooks.memory.sampled import resident_bytes
 from tests.ids import stable_id
@@ -406,10 +406,10 @@ from ignite_hooks.memory import ram_backends
 from ignite_hooks.memory.max_ram import MaxRAM
 ram = MaxRAM(backend="sampler", every=0.001)
 ram.start()
-ledger = ram_backends._PROCESS_LEDGERS["sampler"]
-ledger._mark._measure = Event().wait
-while ledger._lock.acquire(blocking=False):  # until the thread has it
-    ledger._lock.release()
+shared_mark = ram_backends._PROCESS_MARKS["sampler"]
+shared_mark._mark._measure = Event().wait
+while shared_mark._lock.acquire(blocking=False):  # until the thread has it
+    shared_mark._lock.release()
 print("end", flush=True)
 """
 
@@ -421,8 +421,8 @@ def test_measurement_forgotten_until_exit_does_not_hang():
 
 def test_measurement_forgotten_while_stopping_does_not_hang(monkeypatch):
     """A garbage collection may run in any thread, at any line."""
-    ledger = PeakLedger(SampledMark(resident_bytes), is_sampled=True)
-    monkeypatch.setitem(ram_backends._PROCESS_LEDGERS, "sampler", ledger)
+    shared_mark = SharedMark(SampledMark(resident_bytes), is_sampled=True)
+    monkeypatch.setitem(ram_backends._PROCESS_MARKS, "sampler", shared_mark)
     forgotten, inside = [sampled()], Event()
     forgotten[0].start()
 
@@ -431,10 +431,10 @@ def test_measurement_forgotten_while_stopping_does_not_hang(monkeypatch):
         assert sampling._is_stopped.wait(HANGS)
         forgotten.clear()
 
-    monkeypatch.setattr(ledger, "_update_unless_locked", collecting)
+    monkeypatch.setattr(shared_mark, "_update_unless_locked", collecting)
     ram = sampled(every=0.001)
     ram.start()
-    sampling = ledger._sampling
+    sampling = shared_mark._sampling
     assert inside.wait(HANGS)
     stopping = Thread(target=ram.stop, daemon=True)
     stopping.start()
@@ -548,9 +548,9 @@ def test_stopping_the_sampler_does_not_wait_for_its_period():
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
 def test_sampling_period_is_the_given_one(backend):
     with MaxRAM(backend=backend, include_children=True, every=60):
-        assert ram_backends._CHILDREN_LEDGERS[backend]._sampling.every == 60
+        assert ram_backends._CHILDREN_MARKS[backend]._sampling.every == 60
         if backend == "sampler":
-            assert ram_backends._PROCESS_LEDGERS[backend]._sampling.every == 60
+            assert ram_backends._PROCESS_MARKS[backend]._sampling.every == 60
 
 
 def test_both_backends_can_measure_at_once():
@@ -618,10 +618,10 @@ def test_a_peak_in_a_child_is_not_its_parents():
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
 def test_forked_child_does_not_wait_for_another_threads_lock(backend):
     inside, go_on = Event(), Event()
-    ledger = ram_backends._PROCESS_LEDGERS[backend]
+    shared_mark = ram_backends._PROCESS_MARKS[backend]
 
     def busy():
-        with ledger._lock:
+        with shared_mark._lock:
             inside.set()
             assert go_on.wait(HANGS)
 
@@ -930,7 +930,7 @@ def test_signal_handler_may_query_while_a_measurement_starts(monkeypatch):
     outer, inner, told = MaxRAM(), MaxRAM(), []
 
     def too_late(*rest):
-        raise TimeoutError("the handler waits for the ledger that it interrupts")
+        raise TimeoutError("the handler waits for the shared mark that it interrupts")
 
     reset = KernelMark.reset
 
@@ -1000,7 +1000,11 @@ def test_threads_finalizers_and_signals_leave_nothing_behind():
         witness.stop()
     assert told
     gc.collect()
-    for backend, ledger in ram_backends._PROCESS_LEDGERS.items():
+    for backend, shared_mark in ram_backends._PROCESS_MARKS.items():
         with MaxRAM(backend=backend):
-            pass  # ends those that were forgotten while the ledger was busy
-        assert (ledger.running, ledger._abandoned, ledger._is_open) == ([], [], False)
+            pass  # ends those that were forgotten while the shared mark was busy
+        assert (shared_mark.running, shared_mark._abandoned, shared_mark._is_open) == (
+            [],
+            [],
+            False,
+        )

@@ -98,10 +98,10 @@ def test_auto_is_the_sampler_after_changing_the_user():
 
 @pytest.mark.parametrize("backend", ["kernel", "sampler"])
 @pytest.mark.parametrize("include_children", [False, True])
-def test_each_measurement_uses_the_process_wide_ledger(backend, include_children):
+def test_each_measurement_uses_the_process_wide_shared_mark(backend, include_children):
     parts = ram_measurements(backend, 0.5, include_children)
-    owners = [ram_backends._PROCESS_LEDGERS[backend], ram_backends._CHILDREN_LEDGERS[backend]]
-    assert [part.ledger for part in parts] == owners[: 1 + include_children]
+    owners = [ram_backends._PROCESS_MARKS[backend], ram_backends._CHILDREN_MARKS[backend]]
+    assert [part.shared_mark for part in parts] == owners[: 1 + include_children]
     assert [part.every for part in parts] == [0.5] * len(parts)
     others = ram_measurements(backend, 0.5, include_children)
     assert not set(parts) & set(others)
@@ -109,11 +109,11 @@ def test_each_measurement_uses_the_process_wide_ledger(backend, include_children
 
 def test_only_the_kernels_mark_of_the_process_needs_no_samples():
     sampled = {
-        (whose, backend): ledger._is_sampled
-        for whose, ledgers in (
-            ("own", ram_backends._PROCESS_LEDGERS),
-            ("children", ram_backends._CHILDREN_LEDGERS),
+        (whose, backend): shared_mark._is_sampled
+        for whose, shared_marks in (
+            ("own", ram_backends._PROCESS_MARKS),
+            ("children", ram_backends._CHILDREN_MARKS),
         )
-        for backend, ledger in ledgers.items()
+        for backend, shared_mark in shared_marks.items()
     }
     assert [name for name, is_sampled in sampled.items() if not is_sampled] == [("own", "kernel")]

@@ -27,8 +27,8 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks import ram_usage_metrics
-from ignite_hooks.memory.ram_backends import _CHILDREN_LEDGERS
-from ignite_hooks.memory.ram_backends import _PROCESS_LEDGERS
+from ignite_hooks.memory.ram_backends import _CHILDREN_MARKS
+from ignite_hooks.memory.ram_backends import _PROCESS_MARKS
 from ignite_hooks.memory.sampled import resident_bytes
 from tests.ids import stable_id
 from tests.memory.spikes import spike as spike_of
@@ -414,7 +414,7 @@ def test_a_stop_without_a_start_and_a_second_stop_are_harmless():
     spike(2)
     stream.stop()
     assert height(stream.result()) == 1
-    assert not _PROCESS_LEDGERS["kernel"].running
+    assert not _PROCESS_MARKS["kernel"].running
 
 
 def test_a_manual_stream_includes_children_if_requested():
@@ -424,7 +424,7 @@ def test_a_manual_stream_includes_children_if_requested():
             each.start()
             each.stop()
     assert 100 <= stream.result() - alone.result() <= 112
-    assert not _CHILDREN_LEDGERS["kernel"].running
+    assert not _CHILDREN_MARKS["kernel"].running
 
 
 def test_a_manual_stream_that_is_dropped_ends():
@@ -432,9 +432,9 @@ def test_a_manual_stream_that_is_dropped_ends():
     stream.start()
     try:
         del stream
-        assert not _PROCESS_LEDGERS["kernel"].running
+        assert not _PROCESS_MARKS["kernel"].running
     finally:
-        for left in tuple(_PROCESS_LEDGERS["kernel"].running):
+        for left in tuple(_PROCESS_MARKS["kernel"].running):
             left.stop()
 
 
@@ -445,9 +445,9 @@ def test_attaching_ends_a_manual_measurement():
     try:
         stream.attach(engine).remove()
         stream.stop()
-        assert not _PROCESS_LEDGERS["kernel"].running
+        assert not _PROCESS_MARKS["kernel"].running
     finally:
-        for left in tuple(_PROCESS_LEDGERS["kernel"].running):
+        for left in tuple(_PROCESS_MARKS["kernel"].running):
             left.stop()
 
 
@@ -635,13 +635,13 @@ def test_the_sampler_runs_during_a_run_with_its_period(metric):
     engine = engine_of("engine")
     metric(backend="sampler", every=123.0).attach(engine)
     periods = []
-    ledger = _PROCESS_LEDGERS["sampler"]
+    shared_mark = _PROCESS_MARKS["sampler"]
     engine.add_event_handler(
-        Events.ITERATION_STARTED, lambda: periods.append(ledger._sampling.every)
+        Events.ITERATION_STARTED, lambda: periods.append(shared_mark._sampling.every)
     )
     engine.run([0])
     assert periods == [123.0]
-    assert ledger._sampling is None
+    assert shared_mark._sampling is None
     assert engine.state.metrics.keys() == {metric().name}
     assert height(engine.state.metrics[metric().name]) == 0
 

@@ -16,9 +16,9 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import ram_usage_metrics
-from ignite_hooks.memory.max_device_memory import _ledger
-from ignite_hooks.memory.ram_backends import _CHILDREN_LEDGERS
-from ignite_hooks.memory.ram_backends import _PROCESS_LEDGERS
+from ignite_hooks.memory.max_device_memory import _shared_mark
+from ignite_hooks.memory.ram_backends import _CHILDREN_MARKS
+from ignite_hooks.memory.ram_backends import _PROCESS_MARKS
 from tests.memory.test_ram_metrics import EPOCH
 from tests.memory.test_ram_metrics import EXPERIENCE
 from tests.memory.test_ram_metrics import METRICS
@@ -38,7 +38,7 @@ from tests.reference import make_trainer
 
 KINDS = ["engine", "trainer"]
 NAMES = {MINIBATCH, EPOCH, EXPERIENCE}
-LEDGERS = [_ledger, *_PROCESS_LEDGERS.values(), *_CHILDREN_LEDGERS.values()]
+MARKS = [_shared_mark, *_PROCESS_MARKS.values(), *_CHILDREN_MARKS.values()]
 
 
 def in_process():
@@ -46,17 +46,19 @@ def in_process():
     return threading.enumerate(), len(os.listdir("/proc/self/fd"))
 
 
-def is_idle(ledger):
-    return not (ledger.running or ledger._holders or ledger._is_open or ledger._sampling)
+def is_idle(shared_mark):
+    return not (
+        shared_mark.running or shared_mark._holders or shared_mark._is_open or shared_mark._sampling
+    )
 
 
 @pytest.fixture(autouse=True)
 def _as_found():
     found = in_process()
     yield
-    running = [ledger for ledger in LEDGERS if not is_idle(ledger)]
-    for ledger in running:
-        for left in tuple(ledger.running):
+    running = [shared_mark for shared_mark in MARKS if not is_idle(shared_mark)]
+    for shared_mark in running:
+        for left in tuple(shared_mark.running):
             left.stop()
     assert running == []
     assert in_process() == found
@@ -119,7 +121,7 @@ def test_every_way_out_reports_open_spans_and_leaves_nothing(kind, way):
     engine.add_event_handler(Events.ITERATION_STARTED, lambda: within.append(in_process()))
     found = in_process()
     run_out(engine, way)
-    assert is_idle(_PROCESS_LEDGERS["kernel"])
+    assert is_idle(_PROCESS_MARKS["kernel"])
     assert in_process() == found
     assert within[0][0] == found[0]
     assert within[0][1] > found[1]
@@ -391,23 +393,23 @@ def test_removal_within_a_run_reports_only_the_open_span(kind, metric, backend):
     engine = engine_of(kind)
     Validation(lambda: None, at_start=True, every_steps=1).attach(engine)
     attachment = metric(backend=backend).attach(engine)
-    found, ledger = in_process(), _PROCESS_LEDGERS[backend]
+    found, shared_mark = in_process(), _PROCESS_MARKS[backend]
     trains = kind == "trainer"
     within = TrainEvents.VALIDATION_STARTED(once=2) if metric is StreamMaxRAM and trains else None
     after = []
 
     @engine.on(within or Events.ITERATION_STARTED(once=2))
     def remove():
-        assert ledger.running
+        assert shared_mark.running
         engine.state.metrics.clear()
         attachment.remove()
-        after.append((is_idle(ledger), in_process() == found, list(engine.state.metrics)))
+        after.append((is_idle(shared_mark), in_process() == found, list(engine.state.metrics)))
         engine.state.metrics.clear()
 
     engine.run(batches_of(3), max_epochs=2)
     assert after == [(True, True, [metric().name])]
     assert metric().name not in engine.state.metrics
-    assert is_idle(ledger)
+    assert is_idle(shared_mark)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -456,7 +458,7 @@ def test_first_attachment_within_a_run_can_be_removed_in_it(metric):
         Events.ITERATION_STARTED(once=1), lambda: attachments.append(metric().attach(engine))
     )
     engine.run([0] * 2, max_epochs=3)
-    assert is_idle(_PROCESS_LEDGERS["kernel"])
+    assert is_idle(_PROCESS_MARKS["kernel"])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -474,7 +476,7 @@ def test_removal_by_an_earlier_handler_prevents_the_span(kind, metric):
     engine.add_event_handler(events[metric], lambda: attachments[0].remove())
     attachments.append(metric().attach(engine))
     engine.run(batches_of(2), max_epochs=1)
-    assert is_idle(_PROCESS_LEDGERS["kernel"])
+    assert is_idle(_PROCESS_MARKS["kernel"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -576,7 +578,7 @@ def test_the_samplers_threads_are_started_once_a_run(include_children, threads, 
 
 def test_iterations_that_are_not_due_read_nothing(monkeypatch):
     reads = []
-    mark = _PROCESS_LEDGERS["kernel"]._mark
+    mark = _PROCESS_MARKS["kernel"]._mark
     engine = engine_of("engine")
     MinibatchMaxRAM(every_iterations=5).attach(engine)
     read = mark.read
@@ -589,7 +591,7 @@ def test_without_a_run_nothing_is_open():
     engine = Engine(lambda engine, batch: None)
     attach_all(engine, backend="sampler", include_children=True)
     StreamMaxRAM().attach(engine)
-    assert all(map(is_idle, LEDGERS))
+    assert all(map(is_idle, MARKS))
 
 
 def test_a_span_that_could_not_begin_reports_nothing(monkeypatch):
@@ -598,7 +600,7 @@ def test_a_span_that_could_not_begin_reports_nothing(monkeypatch):
     engine.run([0])
     engine.state.metrics.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(_PROCESS_LEDGERS["kernel"]._mark, "reset", lambda: 1 / 0)
+        patched.setattr(_PROCESS_MARKS["kernel"]._mark, "reset", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.run([0])
     assert engine.state.metrics == {}

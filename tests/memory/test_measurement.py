@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from ignite_hooks.memory.ledger import Measurement
-from ignite_hooks.memory.ledger import PeakLedger
 from ignite_hooks.memory.mark import ByteMark
+from ignite_hooks.memory.measurement import Measurement
+from ignite_hooks.memory.measurement import SharedMark
 from tests.memory.spikes import descriptors
 from tests.memory.spikes import forked
 
@@ -70,13 +70,13 @@ def tank():
 
 
 @pytest.fixture
-def ledger(tank):
-    return PeakLedger(tank)
+def shared_mark(tank):
+    return SharedMark(tank)
 
 
 @pytest.fixture
 def sampled(tank):
-    return PeakLedger(tank, is_sampled=True)
+    return SharedMark(tank, is_sampled=True)
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +87,8 @@ def _as_found():
     assert descriptors() == open_now
 
 
-def started(ledger, every=3600):
-    measurement = Measurement(ledger, every)
+def started(shared_mark, every=3600):
+    measurement = Measurement(shared_mark, every)
     measurement.start()
     return measurement
 
@@ -97,18 +97,18 @@ def samplers():
     return [t for t in threading.enumerate() if t.name == "ignite_hooks.memory"]
 
 
-def test_a_peak_covers_the_time_from_start_to_stop(tank, ledger):
+def test_a_peak_covers_the_time_from_start_to_stop(tank, shared_mark):
     tank.spike(9)
-    measurement = started(ledger)
+    measurement = started(shared_mark)
     tank.spike(5)
     measurement.stop()
     tank.spike(7)
     assert measurement.result() == 5
 
 
-def test_before_the_first_start_nothing_is_measured_or_opened(tank, ledger):
+def test_before_the_first_start_nothing_is_measured_or_opened(tank, shared_mark):
     tank.spike(9)
-    measurement = Measurement(ledger, 1.0)
+    measurement = Measurement(shared_mark, 1.0)
     assert measurement.result() == 0
     measurement.stop()
     measurement.reset()
@@ -117,19 +117,19 @@ def test_before_the_first_start_nothing_is_measured_or_opened(tank, ledger):
     assert (tank.opened, tank.closed) == (0, 0)
 
 
-def test_a_second_start_does_nothing_and_one_stop_ends_it(tank, ledger):
-    measurement = started(ledger)
+def test_a_second_start_does_nothing_and_one_stop_ends_it(tank, shared_mark):
+    measurement = started(shared_mark)
     tank.spike(5)
     measurement.start()
     assert measurement.result() == 5
-    assert ledger.running == [measurement]
+    assert shared_mark.running == [measurement]
     measurement.stop()
     assert not measurement.is_running
     assert tank.closed == 1
 
 
-def test_a_start_after_a_stop_measures_from_scratch(tank, ledger):
-    measurement = started(ledger)
+def test_a_start_after_a_stop_measures_from_scratch(tank, shared_mark):
+    measurement = started(shared_mark)
     tank.spike(5)
     measurement.stop()
     tank.spike(7)
@@ -140,8 +140,8 @@ def test_a_start_after_a_stop_measures_from_scratch(tank, ledger):
     assert measurement.result() == 3
 
 
-def test_continuing_keeps_the_peak_and_ignores_the_pause(tank, ledger):
-    measurement = started(ledger)
+def test_continuing_keeps_the_peak_and_ignores_the_pause(tank, shared_mark):
+    measurement = started(shared_mark)
     tank.spike(5)
     measurement.stop()
     tank.spike(9)
@@ -153,8 +153,8 @@ def test_continuing_keeps_the_peak_and_ignores_the_pause(tank, ledger):
     measurement.stop()
 
 
-def test_reset_restarts_if_running_and_clears_if_stopped(tank, ledger):
-    measurement = started(ledger)
+def test_reset_restarts_if_running_and_clears_if_stopped(tank, shared_mark):
+    measurement = started(shared_mark)
     tank.spike(5)
     measurement.reset()
     assert measurement.is_running
@@ -166,8 +166,8 @@ def test_reset_restarts_if_running_and_clears_if_stopped(tank, ledger):
     assert measurement.result() == 0
 
 
-def test_reset_of_a_stopped_measurement_leaves_the_mark_alone(tank, ledger):
-    other, measurement = Measurement(ledger, 1.0), started(ledger)
+def test_reset_of_a_stopped_measurement_leaves_the_mark_alone(tank, shared_mark):
+    other, measurement = Measurement(shared_mark, 1.0), started(shared_mark)
     tank.spike(5)
     other.reset()
     assert tank.highest == 5
@@ -175,8 +175,8 @@ def test_reset_of_a_stopped_measurement_leaves_the_mark_alone(tank, ledger):
     measurement.stop()
 
 
-def test_reading_a_result_changes_nothing(tank, ledger):
-    measurement = started(ledger)
+def test_reading_a_result_changes_nothing(tank, shared_mark):
+    measurement = started(shared_mark)
     tank.spike(5)
     assert [measurement.result() for _ in range(3)] == [5, 5, 5]
     assert tank.highest == 5
@@ -186,8 +186,8 @@ def test_reading_a_result_changes_nothing(tank, ledger):
 
 
 @pytest.mark.parametrize("begin", ["start", "reset"])
-def test_a_peak_before_another_start_counts_for_running_ones(tank, ledger, begin):
-    outer, inner = started(ledger), Measurement(ledger, 1.0)
+def test_a_peak_before_another_start_counts_for_running_ones(tank, shared_mark, begin):
+    outer, inner = started(shared_mark), Measurement(shared_mark, 1.0)
     if begin == "reset":
         inner.start()
     tank.spike(9)
@@ -200,10 +200,12 @@ def test_a_peak_before_another_start_counts_for_running_ones(tank, ledger, begin
 
 
 @pytest.mark.parametrize("first_ends_first", [False, True])
-def test_overlapping_measurements_each_have_the_peak_of_their_time(tank, ledger, first_ends_first):
-    first = started(ledger)
+def test_overlapping_measurements_each_have_the_peak_of_their_time(
+    tank, shared_mark, first_ends_first
+):
+    first = started(shared_mark)
     tank.spike(7)
-    second = started(ledger)
+    second = started(shared_mark)
     tank.spike(5)
     one, other = (first, second) if first_ends_first else (second, first)
     one.stop()
@@ -213,9 +215,9 @@ def test_overlapping_measurements_each_have_the_peak_of_their_time(tank, ledger,
     assert second.result() == (6 if first_ends_first else 5)
 
 
-def test_a_peak_between_two_inner_ones_is_in_the_outer_one(tank, ledger):
-    outer = started(ledger)
-    inner = started(ledger)
+def test_a_peak_between_two_inner_ones_is_in_the_outer_one(tank, shared_mark):
+    outer = started(shared_mark)
+    inner = started(shared_mark)
     tank.spike(2)
     inner.stop()
     tank.spike(9)
@@ -226,8 +228,8 @@ def test_a_peak_between_two_inner_ones_is_in_the_outer_one(tank, ledger):
     assert (outer.result(), inner.result()) == (9, 3)
 
 
-def test_the_mark_is_opened_once_and_closed_after_the_last(tank, ledger):
-    one, other = started(ledger), started(ledger)
+def test_the_mark_is_opened_once_and_closed_after_the_last(tank, shared_mark):
+    one, other = started(shared_mark), started(shared_mark)
     assert (tank.opened, tank.closed) == (1, 0)
     one.stop()
     assert (tank.opened, tank.closed) == (1, 0)
@@ -239,16 +241,16 @@ def test_the_mark_is_opened_once_and_closed_after_the_last(tank, ledger):
     assert (tank.opened, tank.closed) == (2, 2)
 
 
-def test_stop_of_a_stopped_measurement_closes_nothing(tank, ledger):
-    other, measurement = Measurement(ledger, 1.0), started(ledger)
+def test_stop_of_a_stopped_measurement_closes_nothing(tank, shared_mark):
+    other, measurement = Measurement(shared_mark, 1.0), started(shared_mark)
     other.stop()
     assert measurement.is_running
     assert tank.closed == 0
     measurement.stop()
 
 
-def test_held_mark_stays_open_between_measurements(tank, ledger):
-    measurement = Measurement(ledger, 1.0)
+def test_held_mark_stays_open_between_measurements(tank, shared_mark):
+    measurement = Measurement(shared_mark, 1.0)
     with measurement.held_open():
         for _ in range(3):
             measurement.start()
@@ -257,8 +259,8 @@ def test_held_mark_stays_open_between_measurements(tank, ledger):
     assert (tank.opened, tank.closed) == (1, 1)
 
 
-def test_mark_held_twice_is_closed_by_the_last(tank, ledger):
-    one, other = Measurement(ledger, 1.0), Measurement(ledger, 1.0)
+def test_mark_held_twice_is_closed_by_the_last(tank, shared_mark):
+    one, other = Measurement(shared_mark, 1.0), Measurement(shared_mark, 1.0)
     with one.held_open():
         with other.held_open():
             assert tank.opened == 1
@@ -266,14 +268,14 @@ def test_mark_held_twice_is_closed_by_the_last(tank, ledger):
     assert tank.closed == 1
 
 
-def test_held_mark_is_released_after_a_failure(tank, ledger):
-    with pytest.raises(KeyError), Measurement(ledger, 1.0).held_open():
+def test_held_mark_is_released_after_a_failure(tank, shared_mark):
+    with pytest.raises(KeyError), Measurement(shared_mark, 1.0).held_open():
         raise KeyError
     assert tank.closed == 1
 
 
-def test_a_measurement_outlives_the_scope_that_held_the_mark(tank, ledger):
-    measurement = Measurement(ledger, 1.0)
+def test_a_measurement_outlives_the_scope_that_held_the_mark(tank, shared_mark):
+    measurement = Measurement(shared_mark, 1.0)
     with measurement.held_open():
         measurement.start()
     assert tank.closed == 0
@@ -296,9 +298,9 @@ class Levels(ByteMark):
         return self.level
 
 
-def test_ledger_uses_zero_and_higher_of_its_mark():
-    ledger = PeakLedger(Levels())
-    measurement = Measurement(ledger, 1.0)
+def test_shared_mark_uses_zero_and_higher_of_its_mark():
+    shared_mark = SharedMark(Levels())
+    measurement = Measurement(shared_mark, 1.0)
     assert measurement.result() == -100
     measurement.start()
     assert measurement.result() == -7
@@ -324,8 +326,8 @@ STEPS = st.lists(
 @given(STEPS)
 def test_concurrent_measurements_each_have_their_own_peak(steps):
     tank = Tank()
-    ledger = PeakLedger(tank)
-    measurements = [Measurement(ledger, 1.0) for _ in range(3)]
+    shared_mark = SharedMark(tank)
+    measurements = [Measurement(shared_mark, 1.0) for _ in range(3)]
     peaks, running, holds = [0, 0, 0], set(), {}
     for act, number in steps:
         if act in ("take", "spike"):
@@ -363,11 +365,11 @@ def test_concurrent_measurements_each_have_their_own_peak(steps):
 
 
 @pytest.mark.parametrize("begin", ["start", "resume", "hold"])
-def test_failed_opening_leaves_nothing_open(tank, ledger, begin):
+def test_failed_opening_leaves_nothing_open(tank, shared_mark, begin):
     tank.refusals = ["open"]
-    measurement = Measurement(ledger, 1.0)
+    measurement = Measurement(shared_mark, 1.0)
     with pytest.raises(OSError, match="open"):
-        ledger.hold_open(1.0) if begin == "hold" else getattr(measurement, begin)()
+        shared_mark.hold_open(1.0) if begin == "hold" else getattr(measurement, begin)()
     assert tank.descriptor is None
     assert not measurement.is_running
     measurement.start()
@@ -377,15 +379,15 @@ def test_failed_opening_leaves_nothing_open(tank, ledger, begin):
     assert tank.descriptor is None
 
 
-def test_failed_hold_is_not_released(tank, ledger):
+def test_failed_hold_is_not_released(tank, shared_mark):
     tank.refusals = ["open"]
     with pytest.raises(OSError, match="open"):
-        Measurement(ledger, 1.0).held_open().__enter__()
+        Measurement(shared_mark, 1.0).held_open().__enter__()
     assert (tank.opened, tank.closed) == (1, 1)
 
 
-def test_failed_reading_at_stop_still_ends_the_measurement(tank, ledger):
-    measurement = started(ledger)
+def test_failed_reading_at_stop_still_ends_the_measurement(tank, shared_mark):
+    measurement = started(shared_mark)
     tank.refusals = ["read"]
     with pytest.raises(OSError, match="read"):
         measurement.stop()
@@ -394,8 +396,8 @@ def test_failed_reading_at_stop_still_ends_the_measurement(tank, ledger):
     measurement.stop()
 
 
-def test_a_reading_that_fails_leaves_the_lock_free(tank, ledger):
-    measurement = started(ledger)
+def test_a_reading_that_fails_leaves_the_lock_free(tank, shared_mark):
+    measurement = started(shared_mark)
     tank.refusals = ["read"]
     with pytest.raises(OSError, match="read"):
         measurement.result()
@@ -405,9 +407,9 @@ def test_a_reading_that_fails_leaves_the_lock_free(tank, ledger):
     assert not stopping.is_alive()
 
 
-def test_a_first_reset_that_fails_leaves_nothing_open(tank, ledger):
+def test_a_first_reset_that_fails_leaves_nothing_open(tank, shared_mark):
     tank.refusals = ["reset"]
-    measurement = Measurement(ledger, 1.0)
+    measurement = Measurement(shared_mark, 1.0)
     with pytest.raises(OSError, match="reset"):
         measurement.start()
     assert not measurement.is_running
@@ -431,8 +433,8 @@ def test_a_thread_that_cannot_be_started_leaves_nothing_running(tank, sampled, m
     assert open_then is None
 
 
-def test_measuring_in_a_finalizer_at_any_line_does_not_hang(tank, ledger):
-    inner = Measurement(ledger, 1.0)
+def test_measuring_in_a_finalizer_at_any_line_does_not_hang(tank, shared_mark):
+    inner = Measurement(shared_mark, 1.0)
     read = tank.read
 
     def collecting():
@@ -442,7 +444,7 @@ def test_measuring_in_a_finalizer_at_any_line_does_not_hang(tank, ledger):
         return read()
 
     def work():
-        outer = started(ledger)
+        outer = started(shared_mark)
         tank.read = collecting
         outer.stop()
 
@@ -452,8 +454,8 @@ def test_measuring_in_a_finalizer_at_any_line_does_not_hang(tank, ledger):
     assert not working.is_alive()
 
 
-def test_measurement_ending_during_a_result_disturbs_nothing(tank, ledger):
-    first, last = started(ledger), started(ledger)
+def test_measurement_ending_during_a_result_disturbs_nothing(tank, shared_mark):
+    first, last = started(shared_mark), started(shared_mark)
     higher = tank.higher
 
     def ending(one, other):
@@ -472,13 +474,13 @@ def test_measurement_ending_during_a_result_disturbs_nothing(tank, ledger):
 # Several threads
 
 
-def test_measurements_of_several_threads_do_not_lose_anything(tank, ledger):
+def test_measurements_of_several_threads_do_not_lose_anything(tank, shared_mark):
     failures = []
 
     def work(height):
         try:
             for _ in range(200):
-                measurement = started(ledger)
+                measurement = started(shared_mark)
                 tank.spike(height)
                 measurement.stop()
                 assert height <= measurement.result() <= 4
@@ -489,7 +491,7 @@ def test_measurements_of_several_threads_do_not_lose_anything(tank, ledger):
     tank.take, lock = _locked(tank.take)
     reset = tank.reset
     tank.reset = lambda: _with(lock, reset)
-    outer = started(ledger)
+    outer = started(shared_mark)
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -513,8 +515,8 @@ def _with(lock, act, *arguments):
 # Sampling
 
 
-def test_a_mark_without_sampling_has_no_thread(ledger):
-    measurement = started(ledger, every=0.001)
+def test_a_mark_without_sampling_has_no_thread(shared_mark):
+    measurement = started(shared_mark, every=0.001)
     with measurement.held_open():
         assert samplers() == []
     measurement.stop()
@@ -594,7 +596,7 @@ def test_holding_starts_the_thread_but_reads_nothing(tank, sampled):
     assert samplers() == []
 
 
-def test_the_thread_does_not_wait_for_a_busy_ledger(tank, sampled):
+def test_the_thread_does_not_wait_for_a_busy_shared_mark(tank, sampled):
     tried, release = Event(), Event()
     note = sampled._update_unless_locked
 
@@ -677,13 +679,13 @@ forks_beside_threads = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWa
 
 
 @pytest.fixture(params=[False, True], ids=["asked", "sampled"])
-def any_ledger(request, tank):
-    return PeakLedger(tank, is_sampled=request.param)
+def any_shared_mark(request, tank):
+    return SharedMark(tank, is_sampled=request.param)
 
 
 @forks_beside_threads
-def test_in_a_forked_child_measurements_begin_at_the_fork(tank, any_ledger):
-    measurement = started(any_ledger)
+def test_in_a_forked_child_measurements_begin_at_the_fork(tank, any_shared_mark):
+    measurement = started(any_shared_mark)
     tank.spike(9)
     measurement.result()
 
@@ -701,8 +703,8 @@ def test_in_a_forked_child_measurements_begin_at_the_fork(tank, any_ledger):
 
 
 @forks_beside_threads
-def test_a_forked_child_closes_what_it_inherits_and_opens_its_own(tank, any_ledger):
-    measurement = started(any_ledger)
+def test_a_forked_child_closes_what_it_inherits_and_opens_its_own(tank, any_shared_mark):
+    measurement = started(any_shared_mark)
 
     def in_child():
         at_first = tank.descriptor, tank.opened, tank.closed, len(samplers())
@@ -711,21 +713,21 @@ def test_a_forked_child_closes_what_it_inherits_and_opens_its_own(tank, any_ledg
         measurement.result()
         return at_first, later, (tank.opened, len(samplers()))
 
-    threads = int(any_ledger._is_sampled)
+    threads = int(any_shared_mark._is_sampled)
     assert forked(in_child) == ((None, 1, 1, 0), (True, 2, 1, threads), (2, threads))
     assert (tank.opened, tank.closed, len(samplers())) == (1, 0, threads)
     measurement.stop()
 
 
-def test_a_forked_child_closes_nothing_if_nothing_is_open(tank, ledger):
-    measurement = started(ledger)
+def test_a_forked_child_closes_nothing_if_nothing_is_open(tank, shared_mark):
+    measurement = started(shared_mark)
     measurement.stop()
     assert forked(lambda: tank.closed) == 1
 
 
 @forks_beside_threads
-def test_a_forked_child_can_stop_what_it_inherits(tank, any_ledger):
-    measurement = started(any_ledger)
+def test_a_forked_child_can_stop_what_it_inherits(tank, any_shared_mark):
+    measurement = started(any_shared_mark)
 
     def in_child():
         measurement.stop()
@@ -737,15 +739,15 @@ def test_a_forked_child_can_stop_what_it_inherits(tank, any_ledger):
 
 
 @forks_beside_threads
-def test_a_forked_child_can_reset_and_start_again(tank, any_ledger):
-    measurement = started(any_ledger)
+def test_a_forked_child_can_reset_and_start_again(tank, any_shared_mark):
+    measurement = started(any_shared_mark)
 
     def in_child():
         tank.spike(9)
         measurement.reset()
         tank.spike(3)
         measurement.start()
-        other = started(any_ledger)
+        other = started(any_shared_mark)
         tank.spike(2)
         return measurement.result(), other.result()
 
@@ -754,8 +756,8 @@ def test_a_forked_child_can_reset_and_start_again(tank, any_ledger):
 
 
 @forks_beside_threads
-def test_forked_child_does_not_wait_for_another_threads_lock(tank, any_ledger):
-    measurement = started(any_ledger)
+def test_forked_child_does_not_wait_for_another_threads_lock(tank, any_shared_mark):
+    measurement = started(any_shared_mark)
     inside, go_on = Event(), Event()
     read = tank.read
 
@@ -784,9 +786,9 @@ def test_forked_child_does_not_wait_for_another_threads_lock(tank, any_ledger):
 
 
 @forks_beside_threads
-def test_a_fork_after_a_ledger_is_gone_works():
+def test_a_fork_after_a_shared_mark_is_gone_works():
     tank = Tank()
-    started(PeakLedger(tank)).stop()
+    started(SharedMark(tank)).stop()
     assert forked(lambda: tank.closed) == 1
 
 
@@ -795,8 +797,8 @@ def test_a_fork_after_a_ledger_is_gone_works():
 def test_mark_in_use_is_closed_after_its_last_measurement_ends(how, what):
     """A finalizer or signal handler may end a measurement within ``read`` or ``reset``."""
     tank = Tank()
-    ledger = PeakLedger(tank)
-    measurement = Measurement(ledger, 1.0)
+    shared_mark = SharedMark(tank)
+    measurement = Measurement(shared_mark, 1.0)
     using = getattr(tank, what)
 
     def end_meanwhile():
@@ -807,20 +809,20 @@ def test_mark_in_use_is_closed_after_its_last_measurement_ends(how, what):
     measurement.start()
     setattr(tank, what, end_meanwhile)
     measurement.result() if what == "read" else measurement.reset()
-    assert (ledger.running, tank.descriptor, tank.opened, tank.closed) == ([], None, 1, 1)
+    assert (shared_mark.running, tank.descriptor, tank.opened, tank.closed) == ([], None, 1, 1)
     with pytest.raises(AssertionError):
         tank.read()
-    Measurement(ledger, 1.0).start()
+    Measurement(shared_mark, 1.0).start()
     assert tank.opened == 2
-    ledger.running[0].stop()
+    shared_mark.running[0].stop()
 
 
 # One measurement.
 
 
 @pytest.fixture
-def measurement(ledger):
-    return Measurement(ledger, every=1.0)
+def measurement(shared_mark):
+    return Measurement(shared_mark, every=1.0)
 
 
 def test_measurement_has_the_peak_from_start_to_stop(tank, measurement):

@@ -1,4 +1,8 @@
-"""Measurements that share one high-water mark, each exact from its start to its stop."""
+"""Measurements of peaks that share one high-water mark, each exact from its start to its stop.
+
+A high-water mark holds the highest value since its last reset (see ``mark.py``), and a process has
+only one of each kind. ``SharedMark`` lets several measurements use it at the same time.
+"""
 
 import os
 from collections.abc import Callable
@@ -17,101 +21,105 @@ from ignite_hooks.memory.mark import Mark
 from ignite_hooks.memory.mark import Reading
 from ignite_hooks.memory.sampled import Sampling
 
-__all__ = ["Measurement", "PeakLedger"]
+__all__ = ["Measurement", "SharedMark"]
 
-Self = TypeVar("Self", bound="PeakLedger[Any]")
+Self = TypeVar("Self", bound="SharedMark[Any]")
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 
 class Measurement(Generic[Reading]):
-    """The peak of a mark from ``start()`` to ``stop()``; others may measure at the same time.
+    """Measures the peak of a quantity, such as resident memory, from ``start()`` to ``stop()``.
 
     Args:
-        ledger: the owner of the mark.
+        shared_mark: the high-water mark of the quantity, which other measurements may use at the
+            same time.
         every: seconds between samples, for a mark that has to be sampled.
 
     Attributes:
-        peak: the peak when the ledger last updated it.
+        peak: the peak as of the last reading of the mark. ``result()`` reads the mark first.
     """
 
-    def __init__(self, ledger: "PeakLedger[Reading]", every: float) -> None:
-        self.ledger = ledger
+    def __init__(self, shared_mark: "SharedMark[Reading]", every: float) -> None:
+        self.shared_mark = shared_mark
         self.every = every
-        self.peak = ledger.zero
+        self.peak = shared_mark.zero
 
     @property
     def is_running(self) -> bool:
         """True from ``start()`` to ``stop()``."""
-        return self in self.ledger.running
+        return self in self.shared_mark.running
 
     def start(self) -> None:
-        """Starts measuring with an empty peak; does nothing while running."""
-        self.ledger.begin(self, self.ledger.zero)
+        """Starts measuring from scratch; does nothing while running."""
+        self.shared_mark.begin(self, self.shared_mark.zero)
 
     def resume(self) -> None:
         """Continues measuring after a stop, with the peak so far; does nothing while running."""
-        self.ledger.begin(self, self.peak)
+        self.shared_mark.begin(self, self.peak)
 
     def stop(self) -> None:
         """Stops measuring and keeps the peak; does nothing while not running."""
-        self.ledger.end(self)
+        self.shared_mark.end(self)
 
     def abandon(self) -> None:
         """Stops measuring without waiting for a lock; for finalizers."""
-        self.ledger.end_without_waiting(self)
+        self.shared_mark.end_without_waiting(self)
 
     def reset(self) -> None:
         """Forgets the peak; a running measurement starts from scratch."""
-        self.ledger.restart(self)
+        self.shared_mark.restart(self)
 
     def result(self) -> Reading:
-        """Returns the peak so far; after a stop, the peak until then."""
-        return self.ledger.peak_of(self) if self in self.ledger.running else self.peak
+        """Returns the peak so far; after ``stop()``, the peak up to the stop."""
+        return self.shared_mark.peak_of(self) if self in self.shared_mark.running else self.peak
 
     @contextmanager
     def held_open(self) -> Iterator[None]:
-        """Keeps the mark open for the body, so that starting and stopping in it costs less."""
-        self.ledger.hold_open(self.every)
+        """Keeps the mark open for the body, in which ``start`` and ``stop`` then take less time."""
+        self.shared_mark.hold_open(self.every)
         try:
             yield
         finally:
-            self.ledger.release(self.every)
+            self.shared_mark.release(self.every)
 
 
 def _exclusive(
     method: Callable[Concatenate[Self, Params], Result],
 ) -> Callable[Concatenate[Self, Params], Result]:
-    """Decorates a method of a ledger: one thread at a time, and the mark stays open meanwhile.
+    """Decorates a method of a ``SharedMark``: only one thread runs it, and the mark stays open.
 
-    A finalizer may end the last measurement within the method. The mark is closed only when the
-    outermost call of such a method returns.
+    A finalizer that runs within the method may end the last measurement. So a mark that nothing
+    needs any more is closed only when the outermost call of a decorated method returns.
     """
 
     @wraps(method)
-    def exclusive(ledger: Self, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
-        with ledger._lock:
-            ledger._calls += 1
+    def exclusive(shared_mark: Self, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+        with shared_mark._lock:
+            shared_mark._calls += 1
             try:
-                return method(ledger, *args, **kwargs)
+                return method(shared_mark, *args, **kwargs)
             finally:
-                ledger._calls -= 1
-                # Skipped for a mark that is held open and not sampled, where a start must be quick.
-                if ledger._is_sampled or not ledger._holders:
-                    ledger._close_or_sample()
+                shared_mark._calls -= 1
+                # A mark that is held open and not sampled needs neither a close nor a thread: the
+                # call is skipped, so that a start is quick.
+                if shared_mark._is_sampled or not shared_mark._holders:
+                    shared_mark._close_or_sample()
 
     return exclusive
 
 
-class PeakLedger(Generic[Reading]):
-    """The only owner of a mark, which several measurements share.
+class SharedMark(Generic[Reading]):
+    """A high-water mark that several measurements share. No other code may reset the mark.
 
-    Starting a measurement resets the mark. Before that, and whenever the mark is read, all running
-    measurements take its value into their peaks. So the peak of a measurement is never below the
-    peak of another within it. If other code reset the mark, measurements would lose earlier peaks.
+    Starting a measurement resets the mark. Before each reset, and at each reading, the peak of each
+    running measurement is raised to the value of the mark. So if one measurement runs within
+    another, its peak is never above the peak of the other. A reset by other code would make running
+    measurements lose the peaks since the last reading.
 
-    The mark is open while a measurement runs or holds it open. A forked child inherits the
-    measurements of its parent; in the child they start from scratch, with the child's own mark.
+    The mark is open while a measurement runs, or while ``hold_open`` keeps it open. A forked child
+    inherits the measurements of its parent. In the child they start from scratch, with the child's
+    own mark.
 
     Args:
         mark: the mark.
@@ -119,7 +127,8 @@ class PeakLedger(Generic[Reading]):
             regularly, in a thread.
 
     Attributes:
-        running: the measurements from ``start()`` to ``stop()``.
+        zero: the lowest possible reading of the mark.
+        running: the measurements that are started and not stopped.
     """
 
     def __init__(self, mark: Mark[Reading], *, is_sampled: bool = False) -> None:
@@ -130,11 +139,11 @@ class PeakLedger(Generic[Reading]):
         self._is_open = False
         self._calls = 0
         self._sampling: Sampling | None = None
-        self._holders: list[float] = []  # the seconds between samples, of each that holds it open
+        self._holders: list[float] = []  # the seconds between samples, of each `hold_open`
         self._abandoned: list[Measurement[Reading]] = []
-        # Re-entrant: a signal handler or a finalizer may run at any line, and use the ledger.
+        # Re-entrant: a signal handler or a finalizer may run at any line, and call these methods.
         self._lock = RLock()
-        _ledgers.add(self)
+        _shared_marks.add(self)
 
     @_exclusive
     def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
@@ -159,7 +168,7 @@ class PeakLedger(Generic[Reading]):
                 self._remove(measurement)
 
     def end_without_waiting(self, measurement: Measurement[Reading]) -> None:
-        """Stops a measurement now or, if the ledger is locked, when the ledger is used next.
+        """Stops a measurement now, or at the next use of the mark if another call holds the lock.
 
         A garbage collection may call this at any line of any thread, also of the thread that holds
         the lock.
@@ -195,7 +204,7 @@ class PeakLedger(Generic[Reading]):
         self._holders.remove(every)
 
     def reset_in_child(self) -> None:
-        """Resets the ledger in a forked child, where files, lock and thread are the parent's."""
+        """Makes the mark usable in a forked child: files, lock and thread are the parent's."""
         self._lock = RLock()
         self._calls = 0
         self._sampling = None
@@ -210,8 +219,9 @@ class PeakLedger(Generic[Reading]):
         self._call_unless_locked(self._update_peaks)
 
     def _call_unless_locked(self, method: Callable[[], None]) -> None:
-        # The holder of the lock updates the peaks itself. Or it is stopping the sampling thread and
-        # waits for it, so that this thread would wait for the lock forever.
+        # The sampling thread must not wait for the lock. The thread that holds the lock may be
+        # waiting for the end of the sampling thread: both would wait forever. Otherwise the thread
+        # that holds the lock updates the peaks itself.
         if self._lock.acquire(blocking=False):
             try:
                 self._call_exclusively(method)
@@ -223,11 +233,11 @@ class PeakLedger(Generic[Reading]):
         method()
 
     def _update_peaks(self) -> None:
-        """Takes the value of the mark into the peaks of all running measurements."""
+        """Reads the mark, and raises the peaks of all running measurements to its value."""
         if self._abandoned:
             self._remove_abandoned()
         if self.running:
-            if not self._is_open:  # a child that was forked since, with inherited measurements
+            if not self._is_open:  # in a forked child, which has inherited the measurements
                 self._open()
             reading, higher = self._mark.read(), self._mark.higher
             for measurement in tuple(self.running):
@@ -254,7 +264,7 @@ class PeakLedger(Generic[Reading]):
 
     def _close_or_sample(self) -> None:
         """Closes the mark if nothing needs it; otherwise adapts the interval of the samples."""
-        if self._calls:  # left to the outermost call
+        if self._calls:  # the outermost call does this
             return
         if not (self._holders or self.running):
             sampling, self._sampling = self._sampling, None
@@ -267,11 +277,11 @@ class PeakLedger(Generic[Reading]):
             self._sample_at_least_every()
 
     def _sample_at_least_every(self, *also: float) -> None:
-        """Samples at the shortest interval, in seconds, that anything needs, ``also`` included."""
+        """Samples at the shortest interval that any user of the mark, or ``also``, needs."""
         every = min([*(measurement.every for measurement in self.running), *self._holders, *also])
         if self._sampling is None or self._sampling.every != every:
-            # The new thread is stored before it starts: a finalizer or signal handler that comes
-            # here meanwhile stops it, and a stopped Sampling never starts.
+            # The new Sampling is stored before it starts. So a finalizer or signal handler that
+            # runs before the start, and replaces the Sampling, stops it: it then never starts.
             sampling = Sampling(self._update_unless_locked, every)
             former, self._sampling = self._sampling, sampling
             if former is not None:
@@ -279,12 +289,12 @@ class PeakLedger(Generic[Reading]):
             sampling.start()
 
 
-_ledgers: WeakSet[PeakLedger[Any]] = WeakSet()
+_shared_marks: WeakSet[SharedMark[Any]] = WeakSet()
 
 
 def _reset_in_child() -> None:
-    for ledger in _ledgers:
-        ledger.reset_in_child()
+    for shared_mark in _shared_marks:
+        shared_mark.reset_in_child()
 
 
 if hasattr(os, "register_at_fork"):
