@@ -33,7 +33,7 @@ class Evaluations:
         evaluate: an evaluator or callable, or several by name.
         data: the data that evaluators run on, or several by name.
         prefix: the beginning of the names of all results.
-        max_batches: the largest number of batches of each of the data.
+        max_batches: the largest number of batches to evaluate of each data; None for all.
     """
 
     def __init__(self, evaluate: Any, data: Any, prefix: str, max_batches: int | None) -> None:
@@ -65,7 +65,7 @@ class Evaluations:
             _check_data(self._data, self._max_batches, len(self.engines))
         elif self._data != {"": None}:
             raise ValueError(
-                "`data` must be left out with a callable, which takes none or the model: "
+                "`data` must be left out with a callable, which takes no argument or the model: "
                 "evaluate on the data within it"
             )
         elif self._max_batches is not None:
@@ -97,16 +97,16 @@ class Evaluations:
 
         Args:
             engine: the engine that trains.
-            stop_check: breaks off evaluators.
+            stop_check: breaks evaluators off when the run is to stop.
 
         Raises:
-            ValidationStopped: the run is to stop: an evaluator was broken off, or was not begun.
+            ValidationStopped: the run is to stop, so an evaluator was broken off or not begun.
         """
         for name, evaluate in self._evaluate.items():
             prefix = _extended_prefix(self._prefix, name)
             if not isinstance(evaluate, Engine):
                 stop_check.raise_if_stopping()
-                owner: Any = engine  # plain engines declare no `model`; `check` has found one
+                owner: Any = engine  # Ignite's type has no `model`; `check` has found it
                 arguments = (
                     [without_ddp(owner.model)] if _count_required_arguments(evaluate) else []
                 )
@@ -144,7 +144,7 @@ class Evaluations:
                     with _workers_survive_signals(data):
                         evaluator.run(data if limit is None else FirstBatches(data, limit))
         except BaseException:
-            # After a failure Ignite's next `run` would do nothing.
+            # Otherwise Ignite's next `run` after a failure would do nothing.
             forget_run(evaluator)
             raise
         if is_interrupted(evaluator):  # the next validation would continue this run otherwise
@@ -155,7 +155,8 @@ class Evaluations:
 def _workers_survive_signals(data: Any) -> AbstractContextManager[None]:
     """Returns a scope in which workers of ``data`` are started so that they ignore signals.
 
-    A ``DataFeed`` does so itself; plain Ignite engines iterate over the data without one.
+    A ``DataFeed`` does this itself. A plain Ignite engine iterates over the data without a
+    ``DataFeed``.
     """
     loader = getattr(data, "base_dataloader", data)  # the torch loader inside Accelerate's wrapper
     is_torch = isinstance(loader, DataLoader)
@@ -170,7 +171,9 @@ def _with_prefix(prefix: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str,
     return ((f"{prefix}{name}", value) for name, value in metrics.items())
 
 
-def _check_data(by_name: Mapping[Any, Any], max_batches: int | None, evaluators: int) -> None:
+def _check_data(
+    by_name: Mapping[Any, Any], max_batches: int | None, number_of_evaluators: int
+) -> None:
     """Checks that there are data, that they are not empty, and that they come to an end."""
     if not by_name:
         raise ValueError(
@@ -189,10 +192,10 @@ def _check_data(by_name: Mapping[Any, Any], max_batches: int | None, evaluators:
                 f"{where} must be an iterable of batches, got {shown_type(each)}: pass a "
                 "DataLoader or a list of batches"
             )
-        if evaluators > 1 and isinstance(each, Iterator):
+        if number_of_evaluators > 1 and isinstance(each, Iterator):
             raise ValueError(
                 f"{where} must be an iterable that can begin again with several evaluators, got a "
-                f"{type(each).__name__}, which would give each of them other batches: pass a "
+                f"{type(each).__name__}, which would give each evaluator different batches: pass a "
                 "DataLoader or a list of batches"
             )
         length = PlainIterable(each).promised_length
@@ -205,7 +208,7 @@ def _check_data(by_name: Mapping[Any, Any], max_batches: int | None, evaluators:
             raise ValueError(
                 f"`max_batches` must be given with {where} of unknown length, got None with a "
                 f"{type(each).__name__}, which may be endless: pass the largest number of batches "
-                "to evaluate, shorter data end by themselves"
+                "to evaluate; shorter data are evaluated to their end"
             )
 
 
@@ -233,7 +236,7 @@ def _count_required_arguments(evaluate: Callable[..., Any]) -> int:
     if len(needed) > 1 or any(p.kind not in kinds for p in needed):
         names = ", ".join(p.name for p in needed)
         raise TypeError(
-            f"`evaluate` must take no argument or the model, it needs ({names}): bind the others, "
-            "lambda model: evaluate(model, loader)"
+            f"`evaluate` must take no argument or the model, it needs ({names}): bind the other "
+            "arguments, lambda model: evaluate(model, loader)"
         )
     return len(needed)

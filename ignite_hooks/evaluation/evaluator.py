@@ -67,11 +67,12 @@ class FirstBatches:
 
 
 class Evaluator(EventCheckingEngine):
-    """An Ignite engine that evaluates: ``create_supervised_evaluator`` builds it.
+    """An Ignite engine that evaluates a model. ``create_supervised_evaluator`` builds it.
 
-    Each ``run(data)`` starts from the first batch, prepares a loader that is not prepared yet
-    (once), and restores Accelerate's state and the modes of the model. With several processes every
-    rank must call ``run``; it evaluates with rank 0's buffers of the model.
+    Each ``run(data)`` starts from the first batch, and restores Accelerate's state and the modes of
+    the model at its end. The first run on a loader prepares the loader, if it is not prepared yet.
+    With several processes every rank must call ``run``, which evaluates with the model's buffers of
+    rank 0.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class Evaluator(EventCheckingEngine):
         self._shared_metrics = SharedMetrics(accelerator)
 
     def feed_of(self, data: Iterable[Any]) -> DataFeed:
-        """Returns the feed of ``data``; the feed and its position are kept from now on."""
+        """Returns the ``DataFeed`` of ``data``. It is kept, with its position, from now on."""
         return self._feeds.feed_for(data, keeps=True)
 
     def known_feed_of(self, data: Iterable[Any]) -> DataFeed | None:
-        """Returns the feed of ``data``; None if the data were not evaluated on yet."""
+        """Returns the ``DataFeed`` of ``data``; None if this evaluator has not run on them yet."""
         return self._feeds.existing_feed(data)
 
     @explain_ignite_arguments(Engine.run)
@@ -104,18 +105,18 @@ class Evaluator(EventCheckingEngine):
         *,
         max_batches: int | None = None,
     ) -> State:
-        """Runs as Ignite's engine does; the model is in eval mode meanwhile.
+        """Runs as Ignite's ``Engine.run`` does, with the model in eval mode.
 
         Args:
             data: the batches.
             max_epochs: as in Ignite.
             max_iters: as in Ignite.
-            epoch_length: as in Ignite, which begins shorter data again.
-            max_batches: ends the data after so many batches (in each process), if it is longer.
+            epoch_length: as in Ignite, which iterates over shorter data again.
+            max_batches: the largest number of batches to evaluate, in each process; None for all.
 
         Raises:
             ValueError: ``data`` is missing or empty, or its loader repeats samples;
-                ``max_batches`` is no positive integer.
+                ``max_batches`` is not a positive integer.
         """
         if data is None:
             raise ValueError(
@@ -124,7 +125,8 @@ class Evaluator(EventCheckingEngine):
         if max_batches is not None:
             check_count("max_batches", max_batches, "leave it out for all batches")
         feed = self._feeds.feed_for(data)
-        # Neither the data nor Ignite may continue a run that was left in the middle.
+        # Each run starts from scratch: neither the data nor Ignite may continue an earlier run that
+        # was left in the middle.
         feed.next_pass()
         feed.holds_iterator = True
         forget_run(self)
@@ -163,11 +165,11 @@ def create_supervised_evaluator(
     """Builds an evaluator: no gradients, the accelerator's mixed precision, exact metrics.
 
     With several processes each sample is evaluated once, on one rank, with the buffers of rank 0,
-    and Ignite's metrics reduce over the ranks as usual. Do not gather outputs yourself: each would
-    count once per process.
+    and Ignite's metrics reduce over the ranks as usual. Do not gather outputs yourself: each sample
+    would count once per process.
 
     Args:
-        model: the model, prepared or not. It is not prepared for training here.
+        model: the model, prepared or not. This function does not prepare it.
         metrics: Ignite's metrics by name; the results are in ``state.metrics``.
         accelerator: default: a new ``Accelerator`` with the settings of the existing ones.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
@@ -189,9 +191,10 @@ def create_supervised_evaluator(
     accelerator = accelerator_or_default(accelerator)
     if accelerator.device_placement and not is_prepared(model):
         model = model.to(accelerator.device)
-    model = without_ddp(model)  # DDP's forward is collective, and ranks may have unequal batches
+    model = without_ddp(model)  # DDP's forward is collective, but ranks may have fewer batches
     device, non_blocking = accelerator.device, accelerator.non_blocking
-    # Accelerate converts the outputs of a prepared model to float32; this one may not be prepared.
+    # Accelerate converts the outputs of a prepared model to float32. The model may not be prepared,
+    # so the outputs are converted here.
     to_full_precision = convert_to_fp32 if accelerator.native_amp else identity
 
     def process(engine: Engine, batch: Any) -> Any:

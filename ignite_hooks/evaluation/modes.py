@@ -13,7 +13,7 @@ from ignite_hooks.processes.broadcast import broadcast_values
 
 __all__ = ["buffers_of_rank_0", "gradients_kept", "modes_kept", "without_ddp"]
 
-# Identities of the models that have the buffers of rank 0 now, so that scopes can be nested.
+# The ids of the models that have the buffers of rank 0 now. A nested scope does nothing for them.
 _broadcast_models: set[int] = set()
 
 
@@ -59,12 +59,12 @@ def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -
     """Gives the model the buffers of rank 0 on every rank, for the body. A collective call.
 
     In training each rank updates its own buffers, such as the running statistics of a BatchNorm,
-    and checkpoints hold those of rank 0. Without this scope a metric would mix the results of
+    and checkpoints hold the buffers of rank 0. Without this scope a metric would mix the results of
     several models. The rank's own buffers are restored after the body, so that training continues
     as if there had been no evaluation.
 
     Args:
-        model: the model. In a scope within another of the same model nothing happens.
+        model: the model. A scope that is nested in another scope of the same model does nothing.
         accelerator: the accelerator of the processes; None for one process.
     """
     module = without_ddp(model)
@@ -101,9 +101,9 @@ def _has_replicas(accelerator: Accelerator) -> bool:
 
 
 def without_ddp(model: torch.nn.Module) -> torch.nn.Module:
-    """Returns the module inside a ``DistributedDataParallel``, whose forward needs no other rank.
+    """Returns the module inside a ``DistributedDataParallel``; any other model is returned as is.
 
     DDP broadcasts buffers in its forward pass, which hangs if the ranks have unequal numbers of
-    batches.
+    batches. The forward pass of the module inside needs no other rank.
     """
     return model.module if isinstance(model, DistributedDataParallel) else model

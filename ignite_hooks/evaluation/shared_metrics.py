@@ -31,9 +31,9 @@ _MODULES_WITH_OWN_COLLECTIVES = ("ignite.metrics.mean_average_precision", "ignit
 class SharedMetrics:
     """The metrics of an evaluator that evaluates each sample on one rank.
 
-    Ignite's metrics cannot be computed on a rank that has seen no sample. The ranks that have
-    samples compute them together, and the others receive the results. Users' own metrics, and
-    metrics that are not attached on every rank, are left alone.
+    Ignite's metrics cannot be computed on a rank that has seen no sample. So the ranks that have
+    samples compute the metrics together, and the other ranks receive the results. Users' own
+    metrics, and metrics that are not attached on every rank, are left unchanged.
 
     Args:
         accelerator: the accelerator of the processes.
@@ -41,16 +41,17 @@ class SharedMetrics:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        # Process groups by their ranks: a group is made once, since torch keeps it until the end.
+        # Process groups by their ranks. Each is made once, as torch keeps groups to the end.
         self._groups: dict[tuple[int, ...], Any] = {}
 
     @contextmanager
     def computed_together(self, engine: Engine, *, reaches_all_ranks: bool) -> Iterator[None]:
-        """Has the ranks with samples compute the metrics, in a run of the evaluator in the body.
+        """Lets the ranks with samples compute the metrics for all ranks. The body runs ``engine``.
 
         Args:
             engine: the evaluator.
-            reaches_all_ranks: whether each rank is sure to have a batch; the same on every rank.
+            reaches_all_ranks: whether each rank is sure to have a batch. This argument must be the
+                same on every rank.
         """
         if self._accelerator.num_processes == 1:
             yield
@@ -74,7 +75,7 @@ class SharedMetrics:
             yield
 
     def _ranks_with_samples(self, engine: Engine, metrics: list[Metric]) -> tuple[int, ...]:
-        """Returns the ranks that have evaluated a batch; none if the ranks' metrics differ.
+        """Returns the ranks that have evaluated a batch; () if the metrics differ between ranks.
 
         A collective call.
 
@@ -90,7 +91,7 @@ class SharedMetrics:
         return tuple(rank for rank, (has_sample, _) in enumerate(found) if has_sample)
 
     def _group_of(self, ranks: tuple[int, ...]) -> Any:
-        """Returns the process group of ``ranks``. Collective over all ranks when it is new."""
+        """Returns the process group of ``ranks``. Making it, once, is collective over all ranks."""
         if ranks not in self._groups:
             timeout = collective_timeout(self._accelerator)
             self._groups[ranks] = distributed.new_group(ranks, timeout=timeout)
@@ -100,8 +101,8 @@ class SharedMetrics:
 def _ignite_metrics_of(engine: Engine) -> list[Metric]:
     """Returns the metrics from Ignite that write a result, in the order of their handlers."""
     functions = (function for function, _ in handlers_with_arguments(engine))
-    # A metric writes its result in its `completed`. One that is only an argument of another
-    # metric (`MetricsLambda`) has no such handler.
+    # A metric writes its result in its handler `completed`. A metric that is only an argument of
+    # another metric (`MetricsLambda`) has no such handler.
     called = (each for each in functions if getattr(each, "__name__", None) == "completed")
     owners = (getattr(each, "__self__", None) for each in called)
     return [each for each in owners if isinstance(each, Metric) and _uses_ignite_collectives(each)]
@@ -124,8 +125,8 @@ class _ComputeOnSomeRanks:
         group: the process group of these ranks.
     """
 
-    # A metric may compute metrics that it is made of. These calls are made on the same ranks only,
-    # so they must not send their result to the others.
+    # The `compute` of a metric may call the `compute` of other metrics that it is made of. Only the
+    # ranks with samples make these nested calls, so a nested call must not broadcast its result.
     _is_computing = False
 
     def __init__(self, compute: Callable[[], Any], ranks: tuple[int, ...], group: Any) -> None:
@@ -152,7 +153,7 @@ class _ComputeOnSomeRanks:
         return sent[0]
 
     def _compute_together(self) -> Any:
-        """Returns the result, on the CPU, with Ignite's collectives among these ranks only."""
+        """Returns the result, on the CPU. Ignite's collectives include only ``ranks`` meanwhile."""
 
         def end() -> None:
             _ComputeOnSomeRanks._is_computing = False
@@ -167,7 +168,7 @@ class _ComputeOnSomeRanks:
 def _replaced_compute(metric: Metric, compute: Callable[[], Any]) -> Iterator[None]:
     """Replaces the metric's ``compute`` in the body, unless it is replaced already."""
     attributes = metric.__dict__
-    if "compute" in attributes:  # in an earlier epoch of this run, or attached under two names
+    if "compute" in attributes:  # replaced in an earlier epoch, or under another name
         yield
         return
     with undo_on_exit(lambda: attributes.pop("compute", None)):

@@ -1,4 +1,4 @@
-"""Breaks an evaluation off between two batches, after the same batch on every rank."""
+"""Breaks an evaluation off between two batches, on every rank after the same batch."""
 
 import copy
 from collections.abc import Callable
@@ -32,32 +32,33 @@ class StopCheck:
     An evaluator is ended with Ignite's ``terminate(skip_completed=True)``, so that it does not fire
     the events at which handlers expect its results.
 
-    With several processes all ranks exchange after each batch whether one of them was asked to
-    stop. Ranks may have different numbers of batches, so a rank that has evaluated its last batch
-    keeps taking part in the exchange until all ranks have. Where the number of batches is unknown,
-    a rank learns only at EPOCH_COMPLETED that a batch was its last. ``terminate`` would let the
-    other handlers of EPOCH_COMPLETED be called, so a ``ValidationStopped`` is raised there instead.
+    With several processes the ranks tell each other after each batch whether one of them was asked
+    to stop. Ranks may have different numbers of batches, so a rank that has evaluated its last
+    batch keeps taking part in these exchanges until all ranks have evaluated theirs. If the number
+    of batches is unknown, a rank learns only at EPOCH_COMPLETED that a batch was its last. Calling
+    ``terminate`` at EPOCH_COMPLETED would still let the other handlers of this event be called, so
+    a ``ValidationStopped`` is raised instead.
 
     Args:
         engine: the engine that trains; None for a validation that cannot be broken off.
     """
 
     def __init__(self, engine: AnyEngine | None) -> None:
-        self.watches = () if engine is None else stop_monitors(engine)
-        # None with one process, where there is nobody to ask.
-        self._any_of = next((each.any_of for each in self.watches if each.any_of), None)
+        self.monitors = () if engine is None else stop_monitors(engine)
+        # The collective by which ranks tell each other; None with one process.
+        self._any_of = next((each.any_of for each in self.monitors if each.any_of), None)
         self._watched_models: Sequence[torch.nn.Module] = ()
         self._norms: list[torch.Tensor] = []
 
     def remember_weights(self, models: Sequence[torch.nn.Module]) -> None:
-        """Remembers the weights of training, before a handler can swap others in.
+        """Remembers the weights of training, before a handler can swap other weights in.
 
         A handler that swaps averaged weights in at VALIDATION_STARTED, or at the first events of an
         evaluator, swaps them out at a later event. Breaking off skips that event: the averaged
         weights would be saved, and training would continue with them. So the validation is not
-        broken off while the models have other weights than these.
+        broken off while the models have other weights than the remembered ones.
         """
-        if self.watches:
+        if self.monitors:
             self._watched_models, self._norms = models, _parameter_norms(models)
 
     def snapshot(
@@ -65,18 +66,18 @@ class StopCheck:
     ) -> Callable[[], None]:
         """Copies the results of evaluators, the states of their handlers and the data positions.
 
-        A validation that was broken off runs again from its first evaluator. So an evaluator that
-        had completed before the next one was broken off is restored as well.
+        A validation that was broken off runs again from its first evaluator. So evaluators that had
+        completed already are restored as well.
 
         Args:
             evaluators: the evaluators, which have not run yet.
             feeds: returns the feeds of their data.
 
         Returns:
-            A function that restores all of it.
+            A function that restores these results, states and positions.
         """
-        # Nothing can break this validation off, so the copies would never be needed.
-        if not self.watches:
+        # Nothing can break this validation off, so no copies are needed.
+        if not self.monitors:
             return lambda: None
         owners = {id(owner): owner for each in evaluators for owner in _handlers_with_state(each)}
         # Copies, because a `state_dict` may return references to the live state.
@@ -95,7 +96,7 @@ class StopCheck:
 
     def raise_if_stopping(self) -> None:
         """Raises ValidationStopped if the run is to stop. Collective with several processes."""
-        if self.watches and self.check_all_ranks(is_busy=False)[0]:
+        if self.monitors and self.check_all_ranks(is_busy=False)[0]:
             raise ValidationStopped
 
     @contextmanager
@@ -105,7 +106,7 @@ class StopCheck:
         Raises:
             ValidationStopped: the evaluator was broken off.
         """
-        if not self.watches:
+        if not self.monitors:
             yield
             return
         run, is_single_process = _EvaluatorRun(self), self._any_of is None
@@ -117,26 +118,26 @@ class StopCheck:
             else:
                 with _first_at_epoch_completed(evaluator, run.at_end_of_data):
                     yield
-                # An evaluator that a handler has terminated reached neither of these handlers.
+                # If a handler has terminated the evaluator, this rank has not waited yet.
                 run.wait_for_others()
         if run.is_broken_off:
             raise ValidationStopped
 
     def check_all_ranks(self, *, is_busy: bool) -> list[bool]:
-        """Returns whether the run is to stop, and whether a rank has batches left.
+        """Returns whether the run is to stop now, and whether a rank has batches left.
 
-        All ranks return the same.
+        All ranks return the same. While other weights are swapped in, the run does not stop.
 
         Args:
             is_busy: whether this rank has batches left.
         """
-        is_asked = any(each.is_asked() for each in self.watches)
+        is_asked = any(each.is_asked() for each in self.monitors)
         if self._any_of is not None:
             is_asked, is_busy = self._any_of(is_asked, is_busy)
         return [is_asked and not self._are_weights_swapped(), is_busy]
 
     def _are_weights_swapped(self) -> bool:
-        """Returns whether a model, on any rank, has other weights than the remembered ones."""
+        """Returns whether a model on any rank has other weights than the remembered ones."""
         now = _parameter_norms(self._watched_models)
         is_swapped = any(
             not torch.equal(then, each) for then, each in zip(self._norms, now, strict=False)
@@ -145,21 +146,22 @@ class StopCheck:
 
 
 class _EvaluatorRun:
-    """A run of an evaluator that may be broken off, with the handlers that do so."""
+    """A run of an evaluator that may be broken off, with the handlers that break it off."""
 
     def __init__(self, stop_check: StopCheck) -> None:
         self.is_broken_off = False
         self._stop_check = stop_check
         self._are_all_done = False
-        self._watches = stop_check.watches
+        self._monitors = stop_check.monitors
 
     def after_batch(self, evaluator: Engine) -> None:
-        """Ends the run if it is to be broken off. For one process, where this costs nearly nothing.
+        """Ends the run if it is to be broken off. For one process.
 
-        The weights are compared only after somebody has asked for a stop.
+        The weights are compared only after a request to stop, so the usual call costs next to
+        nothing.
         """
-        for watch in self._watches:
-            if watch.is_asked():
+        for monitor in self._monitors:
+            if monitor.is_asked():
                 self.is_broken_off, _ = self._stop_check.check_all_ranks(is_busy=False)
                 self._end_if_broken_off(evaluator)
 
@@ -178,7 +180,7 @@ class _EvaluatorRun:
             evaluator.terminate(skip_completed=True)
 
     def at_end_of_data(self, evaluator: Engine) -> None:
-        """Waits for the other ranks, if the number of batches was unknown until the data ended."""
+        """Waits for the other ranks, if it was unknown until now which batch is the last one."""
         self.wait_for_others()
         if self.is_broken_off:
             raise ValidationStopped
@@ -200,7 +202,7 @@ def _first_at_epoch_completed(
 ) -> Iterator[None]:
     """Calls ``at_end_of_data`` before all other handlers of EPOCH_COMPLETED.
 
-    The others may make collective calls, which all ranks must reach in the same order.
+    The other handlers may make collective calls, which all ranks must reach in the same order.
     """
     with ExitStack() as stack:
 
@@ -209,8 +211,8 @@ def _first_at_epoch_completed(
             stack.enter_context(undo_on_exit(ending.remove))
             move_to_front(evaluator, Events.EPOCH_COMPLETED)
 
-        # Attached at STARTED, not now: an evaluator of this package puts a handler (of
-        # `SharedMetrics`) to the front in its `run`, before STARTED, and this one must come first.
+        # Attached at STARTED, not now: an evaluator of this package begins its `run` by putting the
+        # handler of `SharedMetrics` to the front. `at_end_of_data` must come before that handler.
         starting = evaluator.add_event_handler(Events.STARTED, attach)
         stack.enter_context(undo_on_exit(starting.remove))
         yield
@@ -222,8 +224,8 @@ def _parameter_norms(models: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
     Comparing ``Tensor._version`` would be quicker, but the version does not change when a swap
     writes to ``parameter.data``.
     """
-    # By identity: an evaluator and the trainer usually share their model. A sharded parameter
-    # counts with this rank's shard, for which no collective call is needed.
+    # Each parameter is taken once, because an evaluator and the trainer usually share their model.
+    # Of a sharded parameter only this rank's shard is taken, which needs no collective call.
     parameters = {id(each): each.detach() for model in models for each in model.parameters()}
     local = (each.to_local() if hasattr(each, "to_local") else each for each in parameters.values())
     norm = torch.linalg.vector_norm

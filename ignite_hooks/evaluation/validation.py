@@ -66,7 +66,7 @@ class ValidationSchedule:
         every_epochs: validate once in so many completed epochs.
         at_start: validate before the first epoch, but not when a run is resumed.
         prefix: the beginning of the names in ``state.metrics``.
-        max_batches: evaluate at most so many batches of each of the data, in each process.
+        max_batches: evaluate at most so many batches of each data, in each process.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -83,52 +83,60 @@ class ValidationSchedule:
 class Validation(ValidationSchedule, Scheduled):
     """Evaluates in the middle of training, without any effect on the training.
 
-    Without this class, an evaluator on a prepared loader switches gradient accumulation off, the
-    ``model.train()`` after it puts frozen submodules into training mode, and every random number
-    that it draws shifts the random numbers of training. ``Validation`` restores windows, data
-    order, random generators and each submodule's mode, also when the evaluation fails or is broken
-    off, and also if handlers of the VALIDATION events draw random numbers. The evaluation, of a
-    callable too, runs in eval mode and without gradients; ``torch.enable_grad()`` within it enables
-    them. (On a plain Ignite engine this holds for the models that are known: the evaluator's, the
-    engine's ``model``, and those prepared with the accelerator of its OptimizerStep.)
+    Without this class, an evaluator on a prepared loader switches gradient accumulation off. A
+    ``model.train()`` after the evaluation puts frozen submodules into training mode, and every
+    random number that the evaluation draws shifts the random numbers of training. ``Validation``
+    restores gradient accumulation, data order, random generators and each submodule's mode, also
+    when the evaluation fails or is broken off, and also if handlers of the VALIDATION events draw
+    random numbers.
 
-    All validations of an engine that their schedules make due at the same step or epoch run as one:
-    VALIDATION_STARTED and VALIDATION_COMPLETED fire once, and the results are written to
-    ``state.metrics`` together. They replace stale metrics of earlier validations, which were
-    measured with other weights. On a trainer a validation runs after STEP_COMPLETED, and at
-    EPOCH_COMPLETED after Ignite's metrics and before all other handlers. A Validation that is
-    attached to an event, ``attach(engine, event)``, runs separately, in order of attachment among
-    the handlers of that event.
+    The evaluation, by an evaluator or a callable, runs in eval mode and without gradients, but may
+    enable gradients with ``torch.enable_grad()``. On a plain Ignite engine this holds for the
+    models of the evaluators, the ``model`` of the engine, and the models that were prepared with
+    the accelerator of its OptimizerStep.
+
+    If the schedules of several Validations of an engine are due at the same step or epoch, the
+    Validations run as one: VALIDATION_STARTED and VALIDATION_COMPLETED fire once, and the results
+    are written to ``state.metrics`` together. The results replace stale metrics of earlier
+    validations, which were measured with other weights. On a trainer a validation that is due by
+    step runs after STEP_COMPLETED. A validation that is due by epoch, or by the last step of an
+    epoch, runs at EPOCH_COMPLETED, after Ignite's metrics and before all other handlers. A
+    Validation that is attached to an event, ``attach(engine, event)``, runs separately, in order of
+    attachment among the handlers of that event.
 
     A signal that asks a trainer to stop (``SaveCheckpoint(on_signals=…)``) breaks an evaluator off
     between two batches. The results are dropped, contexts on ``on_validation`` are left without an
     exception, and neither VALIDATION_COMPLETED nor the evaluator's COMPLETED is fired. The state is
-    saved, with the validation still due: the run that resumes begins with the validation, or
-    completes the epoch with it, and calls the handlers of VALIDATION_STARTED and of the evaluators
-    again. Some things cannot be broken off, or could not be made up for later, and delay the stop:
-    a callable (an evaluator after it is not begun), a validation at an event, evaluators that
-    handlers run, and a validation while handlers of VALIDATION_STARTED or of an evaluator have
-    other weights swapped in. Swap weights in a context instead.
+    saved, with the validation still due. The run that resumes begins with the validation, or
+    completes the epoch with it. It calls the handlers of VALIDATION_STARTED and of the evaluators
+    again. In these cases the stop is delayed, because the evaluation cannot be broken off or could
+    not be repeated later:
+
+    - A callable is running. An evaluator that would run after the callable is not begun.
+    - The Validation is attached to an event, or a handler runs the evaluator.
+    - A handler of VALIDATION_STARTED or of an evaluator has swapped other weights in. To avoid the
+      delay, swap the weights in a context on ``on_validation`` instead.
 
     Args:
-        evaluate: an evaluator engine, or a callable without argument or with the model as its one
-            argument; a mapping that it returns counts as its metrics. Or several by name: the
-            metric ``m`` is then in ``state.metrics`` as ``val_<name>_m``.
-        data: the data that evaluators run on, or several by name. The metric ``m`` is then in
-            ``state.metrics`` as ``val_m``, or ``val_<name of the data>_m``; with several evaluators
-            as ``val_<name>_<name of the data>_m``.
+        evaluate: an evaluator engine, or a callable. A callable takes no argument or the model; if
+            it returns a mapping, the items are its metrics. Several are given as a mapping by name:
+            the metric ``m`` is then in ``state.metrics`` as ``val_<name>_m``.
+        data: the data that evaluators run on. The metric ``m`` is in ``state.metrics`` as
+            ``val_m``. Several data are given as a mapping by name: the metric is then
+            ``val_<name of the data>_m``, or with several evaluators
+            ``val_<name>_<name of the data>_m``.
         every_steps: validate once in so many committed steps (on an engine without an
             OptimizerStep: iterations).
         every_epochs: validate once in so many completed epochs.
         at_start: validate before the first epoch, but not when a run is resumed.
         prefix: the beginning of the names in ``state.metrics``.
-        max_batches: evaluate at most so many batches of each of the data, in each process. Data of
-            unknown length, which may be endless, need it.
+        max_batches: evaluate at most so many batches of each data, in each process. It must be
+            given for data of unknown length, which may be endless.
 
     Raises:
         TypeError: ``evaluate`` is neither an engine nor such a callable.
         ValueError: an evaluator has no data, or data of unknown length without ``max_batches``; a
-            callable has data; no schedule and no event is given.
+            callable has data. When attached: neither a schedule nor an event is given.
     """
 
     evaluate: Any
@@ -147,8 +155,8 @@ class Validation(ValidationSchedule, Scheduled):
         """Checks that there is a schedule or an event, and a model if a callable needs one."""
         if event is None and not (self.every_steps or self.every_epochs or self.at_start):
             raise ValueError(
-                "a Validation must have a schedule, `every_steps`, `every_epochs` and `at_start` "
-                "are not given: every_epochs=1 is the usual choice"
+                "a Validation must have a schedule, but `every_steps`, `every_epochs` and "
+                "`at_start` are not given: every_epochs=1 is the usual choice"
             )
         if any(each is engine for each in self.evaluations.engines):
             raise ValueError(
@@ -163,7 +171,8 @@ class Validation(ValidationSchedule, Scheduled):
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
         """Attaches the handler, and registers the VALIDATION events with ``engine``."""
-        # Also with an event: the events and channels must be there before a user attaches to them.
+        # Not in attach_to(), which is not called if there is an `event`: in any case the events and
+        # channels must exist before a user attaches handlers and contexts to them.
         TrainEvents.register(engine)
         channels_of(engine)
         return super().attach(engine, event)
@@ -175,8 +184,8 @@ class Validation(ValidationSchedule, Scheduled):
         attachment.on_removal(lambda: scheduled.remove(self))
         is_due, make_due = scheduled.due_on_resume(self)
         attachment.on_removal(add_due_entry(attachment.engine, "validations", is_due, make_due))
-        # These methods act for all Validations of the engine, and are attached once for each of
-        # them. The first call does the work; the later calls find nothing left to do.
+        # These methods act for all Validations of the engine, but are attached once for each
+        # Validation. The first call does the work; the later calls find nothing left to do.
         attachment.during_run(scheduled.run_scope)
         attachment.on(Events.STARTED, scheduled.validate_at_start, turn=Turn.LATE_VALIDATION)
         self.on_steps(attachment, scheduled.after_step, is_note=True)
@@ -197,8 +206,8 @@ class _ScheduledValidations:
     def __init__(self, engine: Engine) -> None:
         self.validations: list[Validation] = []
         self._engine = ref(engine)
-        # Validations stay due until they have run without a failure, and are dropped if the engine
-        # continues at another iteration than the one at which they were due.
+        # The Validations that are due, and the iteration at which they became due. They stay due
+        # until they have run without a failure, or the engine continues at another iteration.
         self._due: list[Validation] = []
         self._due_iteration = -1
         # The iteration of this run at which each Validation last ran: at the end of an epoch both
@@ -225,19 +234,18 @@ class _ScheduledValidations:
             return  # the loop runs the validation that was broken off, once all state is restored
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
         if engine.state.iteration == 0 and not is_ending:
-            # A trainer that failed in its first window continues from iteration 0, and must not
-            # repeat a validation that was completed then.
+            # A trainer that failed in its first window continues from iteration 0. It must not
+            # repeat a validation that was completed before the failure.
             done = completed_validations(engine) if is_trainer(engine) else ()
             self._add_due(engine, [e for e in self.validations if e.at_start and e not in done])
-            with suppress(
-                ValidationStopped
-            ):  # the validation stays due, and the loop saves and stops
+            # If the validation is stopped, it stays due, and the loop saves and stops.
+            with suppress(ValidationStopped):
                 self.run_due()
 
     def after_step(self, engine: Engine) -> None:
         """Validates after a step; on a trainer after all other callbacks that are due by step."""
         counts = (step.steps for step in attached_handlers(engine, OptimizerStep))
-        steps = next(counts, engine.state.iteration)  # iterations without an OptimizerStep
+        steps = next(counts, engine.state.iteration)  # without an OptimizerStep: iterations
         due = [each for each in self.validations if _is_due(each.every_steps, steps)]
         self._add_due(engine, due)
 
@@ -253,20 +261,20 @@ class _ScheduledValidations:
 
     def after_epoch(self, engine: Engine) -> None:
         """Validates at EPOCH_COMPLETED, if a schedule by epoch or by step is due."""
-        # Noted here too: a plain engine has no turns, so it has no earlier handler for it.
+        # For a plain engine, which has no turns: `note_due_by_epoch` is not attached to it.
         self.note_due_by_epoch(engine)
         self.run_due()
 
     def _add_due(self, engine: Engine, due: list[Validation]) -> None:
-        """Adds validations to those that are due, and runs them: on a trainer deferred, else now.
+        """Adds validations to those that are due. A trainer runs them later, a plain engine now.
 
         Args:
             engine: the engine.
-            due: validations that a schedule makes due, in any order. One that has run at this
-                iteration already is left out.
+            due: validations that a schedule makes due, in any order. A validation that has already
+                run at this iteration is left out.
         """
         iteration = engine.state.iteration
-        if self._due_iteration != iteration:  # they were due in a run that was not continued
+        if self._due_iteration != iteration:  # due in a run that was not continued
             self._due, self._due_iteration = [], iteration
         due = [*self._due, *(each for each in due if self._last_iterations.get(each) != iteration)]
         # In order of attachment, each once.
@@ -286,9 +294,8 @@ class _ScheduledValidations:
         # A new function for each attachment: Ignite removes handlers by equality.
         def run_if_epoch_continues(trainer: TrainingEngine) -> None:
             if self._due and not (trainer.place.progress.is_full or trainer.is_leaving_epoch):
-                with suppress(
-                    ValidationStopped
-                ):  # the validation stays due, and the loop saves and stops
+                # If the validation is stopped, it stays due, and the loop saves and stops.
+                with suppress(ValidationStopped):
                     self.run_due()
 
         run_if_epoch_continues.__qualname__ = Validation.__name__  # profilers show this name
@@ -296,7 +303,7 @@ class _ScheduledValidations:
         return run_if_epoch_continues
 
     def run_due(self) -> None:
-        """Runs all validations that are due as one. They stay due if it fails.
+        """Runs all due validations as one. They stay due if this validation fails.
 
         Raises:
             ValidationStopped: the run is to stop, and the validations stay due.
@@ -315,7 +322,7 @@ class _ScheduledValidations:
     ) -> tuple[Callable[[], bool], Callable[[], None]]:
         """Returns two functions for checkpoints.
 
-        The first one returns whether ``validation`` is due, the second one makes it due.
+        The first function returns whether ``validation`` is due, the second makes it due.
         """
 
         def is_due() -> bool:
@@ -350,17 +357,18 @@ def _validate(
     due: list[Validation] | None = None,
     stop_check: StopCheck = NEVER_STOPS,
 ) -> None:
-    """Runs one validation: fires its events, evaluates, and writes the results of all together.
+    """Runs several Validations as one: fires the events once, and writes all results together.
 
     Args:
         engine: the engine.
         validations: the Validations to run as one.
-        due: a list that is emptied when the validation is complete.
+        due: a list that is emptied when the validation is complete, or None.
         stop_check: checks whether to break the validation off.
 
     Raises:
-        ValidationStopped: the validation was broken off. Its results are dropped. Contexts are left
-            without an exception, as those of an epoch are when a run is terminated.
+        ValidationStopped: the validation was broken off. Its results are dropped. Contexts on
+            ``on_validation`` are left without an exception, as contexts on ``on_epoch`` are when a
+            run is terminated.
     """
     TrainEvents.register(engine)
     state: Any = engine.state
@@ -373,8 +381,8 @@ def _validate(
     with undo_on_exit(restore_count):
         state.validation = before + 1
         is_complete = is_broken_off = False
-        # Around the events and contexts too: handlers that draw random numbers must not shift those
-        # of training either.
+        # This scope is also around the events and contexts: random numbers that handlers draw must
+        # not shift the random numbers of training.
         with _data_and_generators_restored(engine, validations), channels_of(engine).on_validation:
             stop_check.remember_weights(_models_of(engine, validations))
             fire_within(engine, TrainEvents.VALIDATION_STARTED)
@@ -386,7 +394,7 @@ def _validate(
                         new = dict(validation.evaluations.results(engine, stop_check))
                         _merge(new, validation.prefix, results)
             except ValidationStopped:
-                # Not raised here: contexts on on_validation are to be left without an exception.
+                # Raised below, so that contexts on on_validation are left without an exception.
                 is_broken_off = True
                 restore()  # in this scope, in which the workers of training are set aside
             else:
@@ -395,14 +403,15 @@ def _validate(
                 is_complete = True
         if is_broken_off:
             raise ValidationStopped
-        # False after a failure that a context has turned into a clean stop with `terminate()`.
+        # `is_complete` is False after a failure that a context has turned into a clean stop with
+        # `terminate()`.
         if is_complete:
             completed_validations(engine).update(validations)
             are_results_missing = bool(validations_without_result(engine))
             for step in attached_handlers(engine, OptimizerStep):
                 step.end_validation(are_results_missing=are_results_missing)
         due.clear()
-    # Last, when the validation counts as complete: a scheduler that fails must not repeat it.
+    # Last, when the validation counts as complete: it must not be repeated if a scheduler fails.
     for step in attached_handlers(engine, OptimizerStep):
         step.scheduler.move_after_validation(engine)
 
@@ -413,7 +422,7 @@ def _merge(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
     if duplicates:
         raise ValueError(
             f"`prefix` must tell apart two Validations that give the same metric, got {prefix!r} "
-            f"twice, and two values of {duplicates[0]!r}: choose another for one of them"
+            f"twice, and so two values of {duplicates[0]!r}: choose another prefix for one of them"
         )
     results.update(new)
 
@@ -425,7 +434,7 @@ def validations_of(engine: AnyEngine) -> list[Validation]:
 
 
 def validations_without_result(engine: AnyEngine) -> list[Validation] | None:
-    """Returns the Validations of ``engine`` that have no result yet; None if it has none at all."""
+    """Returns the Validations of ``engine`` without a result yet; None if it has no Validation."""
     validations = validations_of(engine)
     if not validations:
         return None
@@ -454,7 +463,7 @@ def _data_and_generators_restored(
     if is_trainer(engine):
         run_generators = engine.generators
     else:
-        # The generators of the data are restored with the feed, so the data are not searched.
+        # The data are not searched for generators, because those of the data are in the feed.
         closed = [feed, feed.loader, *feed.roots.values(), accelerator]
         models = {f"model {n}": each for n, each in enumerate(_models_of(engine, validations))}
         run_generators = generators_of_run(engine, models, closed, feed.found_generators).named
@@ -478,14 +487,14 @@ def _models_in_eval_mode(engine: Engine, validations: Sequence[Validation]) -> I
 
 
 def _accelerator_of(engine: Engine, validations: Sequence[Validation]) -> Accelerator | None:
-    """Returns the accelerator of the engine, its OptimizerStep or an evaluator, if one has any."""
+    """Returns the first accelerator of engine, OptimizerStep and evaluators; None without any."""
     owners = [engine, *attached_handlers(engine, OptimizerStep), *_evaluators(validations)]
     accelerators = (getattr(owner, "accelerator", None) for owner in owners)
     return next((each for each in accelerators if isinstance(each, Accelerator)), None)
 
 
 def _models_of(engine: Engine, validations: Sequence[Validation]) -> list[torch.nn.Module]:
-    """Returns the models that the engine trains or the evaluators evaluate; some several times."""
+    """Returns the models that the engine trains or the evaluators evaluate, some more than once."""
     owners = [engine, *_evaluators(validations)]
     models = [getattr(owner, "model", None) for owner in owners]
     for step in attached_handlers(engine, OptimizerStep):

@@ -1,9 +1,9 @@
 """The data of the evaluators that a trainer validates with, as checkpoints keep them.
 
-An evaluator starts its data from the first batch with each validation. Some state of the data
-lasts from one validation to the next: the number of the pass, by which samplers shuffle, persistent
-workers, and attributes of a data set. Only evaluators of this package are covered; the data of
-other engines and of callables are unknown.
+Each validation starts from the first batch of the data. But some state of the data lasts from one
+validation to the next: the number of the pass, which samplers use to shuffle, persistent workers,
+and attributes of a data set. Only evaluators of this package are covered; the data of other engines
+and of callables are unknown.
 """
 
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ __all__ = ["ValidationData"]
 
 
 class ValidationData:
-    """The feeds of all evaluators of this package that a trainer validates with, by name.
+    """The data of all evaluators of this package that a trainer validates with, by name.
 
-    The name of a feed is the prefix that the results on its data have in ``state.metrics``:
-    ``"val_"``, for example.
+    The name of the data is the prefix of the results on them in ``state.metrics``: ``"val_"``, for
+    example. A *feed* (``DataFeed``) gives the batches of the data and knows the position.
 
     Args:
         trainer: the trainer.
@@ -42,7 +42,7 @@ class ValidationData:
         return [*self._runs_by_name()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the states of the feeds; None for data that were not evaluated on yet."""
+        """Returns the states of the feeds; None for data that no evaluator has run on yet."""
         feeds = self._feeds_at_save
         if all(feed is None for feed in feeds.values()):
             return dict.fromkeys(feeds)
@@ -52,14 +52,14 @@ class ValidationData:
             }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Moves the data to the saved positions; ignores the states of data that are gone."""
+        """Moves the data to the saved positions; ignores states of data that are not there now."""
         training_feed = self._trainer.feed
         others = [training_feed] if isinstance(training_feed, DataFeed) else []
         with self._training_loader_set_aside():
             load_between_passes(self._pairs(state_dict).values(), others)
 
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns a line for each change from the saved data, with its consequence."""
+        """Returns a line for each change of the data since the save, with its consequence."""
         pairs = self._pairs(state_dict).items()
         return [f"{name}: {each}" for name, pair in pairs for each in pair[0].changes(pair[1])]
 
@@ -70,14 +70,16 @@ class ValidationData:
             for name, (feed, state) in pairs.items():
                 found += [f"{name}: {each}" for each in feed.differences(state)]
                 if state["position"][1]:
-                    found.append(f"{name}: the checkpoint was saved while this was evaluated on")
+                    found.append(
+                        f"{name}: the checkpoint was saved in the middle of its evaluation"
+                    )
         gone = [each for each, state in state_dict.items() if state and each not in names]
         new = sorted(names - state_dict.keys())
         if gone and new:  # the data may be the same under a new name
             found.append(
-                f"{', '.join(new)}: begins at its first pass, as data of that name are not in the "
-                f"checkpoint, which has {', '.join(gone)}; a Validation with the same prefix and "
-                "names continues at its place"
+                f"{', '.join(new)}: begins at its first pass, because the checkpoint has no data "
+                f"of this name, but has {', '.join(gone)}; with the prefix and names of the saved "
+                "run, a Validation continues from the saved pass"
             )
         return found
 
@@ -92,7 +94,7 @@ class ValidationData:
 
     @cached_property
     def _feeds_at_save(self) -> dict[str, DataFeed | None]:
-        """The feeds, looked up once for a save; None for data that were not evaluated on yet."""
+        """The feeds, looked up once for a save; None for data that no evaluator has run on yet."""
         return {
             name: each.known_feed_of(data) for name, (each, data) in self._runs_by_name().items()
         }
@@ -120,14 +122,14 @@ class ValidationData:
         return named
 
     def _all_runs(self) -> Iterator[tuple[str, Evaluator, Any]]:
-        for validation in dict.fromkeys(validations_of(self._trainer)):  # attached twice: once
+        for validation in dict.fromkeys(validations_of(self._trainer)):  # each once
             yield from validation.evaluations.runs()
 
     def _training_loader_set_aside(self) -> AbstractContextManager[None]:
         """Returns a scope in which the training loader is set aside, as within a validation.
 
-        Persistent workers of training must not be taken for those of an evaluator that runs on the
-        same loader.
+        Otherwise, if an evaluator runs on the loader of training, the persistent workers of
+        training would be taken for the workers of the evaluator.
         """
         feed = self._trainer.feed
         return nullcontext() if feed is None else deactivated(feed.loader)

@@ -21,13 +21,13 @@ CHANNELS: tuple[ChannelName, ...] = get_args(ChannelName)
 
 
 class Channels:
-    """The contexts on the channels of one engine, and the stack of those that are open.
+    """The contexts on the channels of one engine, and the stack of open contexts.
 
-    ``with channels.on_step:`` enters the contexts of that channel in order of their registration
-    and leaves them in reverse; a channel without contexts costs next to nothing.
+    ``with channels.on_step:`` enters the contexts of the channel in order of their registration,
+    and leaves them in reverse order. A channel without contexts costs next to nothing.
 
     After a failure contexts stay open, so that handlers of EXCEPTION_RAISED are called inside them.
-    The code that runs the engine then closes all of them with ``scopes``. Only ``on_validation``
+    Then the code that runs the engine closes all of them through ``scopes``. Only ``on_validation``
     closes at once, because a user may catch the failure of a validation and continue to train.
 
     Attributes:
@@ -48,24 +48,31 @@ class Channels:
         self._hooks: tuple[Hook, ...] = ()
 
     def attach_set(self, hooks: Sequence[Hook]) -> None:
-        """Adds a set of hooks that is attached to the engine."""
+        """Adds the hooks of a ``Hooks`` when it is attached to the engine."""
         self.add(hooks)
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
-        """Removes a set of hooks that is detached from the engine."""
+        """Removes the hooks of a ``Hooks`` when it is detached from the engine."""
         self.drop(hooks)
 
     def add(self, hooks: Sequence[Hook]) -> None:
-        """Adds hooks after the present ones, from the next time on that their channels open."""
+        """Adds hooks after the present ones, for example to a set that is attached already.
+
+        The hooks take effect when their channels open next.
+        """
         self._set_hooks((*self._hooks, *hooks))
 
     def drop(self, hooks: Sequence[Hook]) -> None:
-        """Drops hooks, from the next time on that their channels open; open contexts stay open."""
+        """Removes hooks, for example from a set that stays attached.
+
+        Contexts that are open stay open until their channels close.
+        """
         dropped = set(hooks)
         self._set_hooks(tuple(each for each in self._hooks if each not in dropped))
 
     def _set_hooks(self, hooks: tuple[Hook, ...]) -> None:
-        # Channels are replaced, not changed: the `with` of an open one still leaves its contexts.
+        # Channels are replaced, not changed, so that the `with` of an open channel still leaves the
+        # contexts that it has entered.
         self._hooks = hooks
         for name in CHANNELS:
             own = tuple(hook for hook in hooks if hook.channel == name)
@@ -76,7 +83,7 @@ class Channels:
 
 
 class _Channel(AbstractContextManager[None, Any]):
-    """A channel with contexts; after a failure they stay open for the code that runs the engine."""
+    """A channel with contexts. After a failure the code that runs the engine must close them."""
 
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         self._hooks = hooks
@@ -104,21 +111,22 @@ class _Channel(AbstractContextManager[None, Any]):
 
 
 class _ValidationChannel(_Channel):
-    """A channel that closes after a failure too, as ``on_validation`` does.
+    """The channel ``on_validation``, which closes its contexts after a failure too.
 
-    A context that calls ``terminate()`` on its way out ends the failure: the run stops cleanly.
+    A context that catches the failure and calls ``terminate()`` ends the failure: the run then
+    stops cleanly.
     """
 
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         super().__init__(hooks, scopes, engine)
-        self._depths: list[int] = []  # several, as a handler may validate within a validation
+        self._depths: list[int] = []  # several, if a handler validates within a validation
 
     def __enter__(self) -> None:
         depth = len(self._scopes.open)
         try:
             super().__enter__()
         except BaseException as error:
-            # Raised even if a context calls terminate(): a failed __enter__ cannot skip the body.
+            # The error is raised even if a context calls terminate(): otherwise the body would run.
             self._leave(error, depth)
             raise
         self._depths.append(depth)
@@ -148,14 +156,15 @@ class _ValidationChannel(_Channel):
         return error is not None
 
     def _is_stopped_by_context(self, error: BaseException, depth: int) -> bool:
-        """Closes open contexts until one calls ``terminate()`` to end the failure cleanly.
+        """Closes open contexts until one of them ends the failure; returns whether one has done so.
 
-        Returns whether one did. Such a context must have caught the failure, without another.
+        A context ends the failure if it catches the failure, calls ``terminate()`` and does not
+        fail itself.
         """
         engine: Any = self._engine()
         scopes = self._scopes
-        # Set aside, so that a stop that was requested before the failure is not taken for one that
-        # a context requests now; the same goes for a failure of an outer scope.
+        # Both values are set aside. A stop that was requested before the failure must not be taken
+        # for a request of a context, nor a failure of an outer scope for a failure of a context.
         later, scopes.later_failure = scopes.later_failure, None
         requested, engine.should_terminate = engine.should_terminate, False
         stop = False

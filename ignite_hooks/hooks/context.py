@@ -1,4 +1,8 @@
-"""The contexts of hooks: the forms in which a user may give them, and how they are entered."""
+"""The contexts of hooks: the forms in which a user may give them, and how they are entered.
+
+A *context* is the user's code before and after a part of the training loop. A *channel* is the name
+of such a part, and a *hook* is the registration of a context on a channel.
+"""
 
 import dis
 import inspect
@@ -41,7 +45,7 @@ ChannelName = Literal[
 
 Context = Callable[[Engine], Any]
 
-_ENDED = object()  # the result of `next` on a generator that has returned
+_ENDED = object()  # the result of `next` for a generator that has ended
 # Beginnings of the names of bytecode instructions that call or set something.
 _OPCODES_WITH_EFFECT = ("CALL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL", "STORE_SUBSCR")
 
@@ -58,7 +62,7 @@ class HookContext:
         after: called with the engine on the way out, after a failure too.
 
     Raises:
-        TypeError: one of them cannot be called with an engine.
+        TypeError: ``before`` or ``after`` cannot be called with an engine.
         ValueError: neither is given.
     """
 
@@ -96,11 +100,12 @@ class HookContext:
 
 
 def check_context(context: Any) -> None:
-    """Raises a TypeError if ``context`` cannot be a context, as far as can be seen before use."""
+    """Raises a TypeError if ``context`` is no context, as far as this can be seen before use."""
     if hasattr(context, "__enter__") and not isinstance(context, type):
         raise TypeError(
-            f"`context` must be a function that makes a context manager, got {context!r} itself, "
-            "which may serve only once: pass lambda engine: ... that makes a new one each time"
+            f"`context` must be a function that makes a context manager, got the context manager "
+            f"{context!r}, which may work only once: pass lambda engine: ... that makes a new "
+            "context manager each time"
         )
     function = _undecorated(context)
     _check_takes_engine("`context`", function)
@@ -108,7 +113,7 @@ def check_context(context: Any) -> None:
 
 
 class Hook:
-    """One registration of a context on a channel. A context that is registered twice has two."""
+    """A registration of a context on a channel. A context registered twice has two hooks."""
 
     def __init__(self, channel: ChannelName, context: Context) -> None:
         self.channel = channel
@@ -161,7 +166,7 @@ class HookScope(AbstractContextManager[None, bool]):
     def has_effect_on_exit(self) -> bool:
         """True if the open context calls or sets something after its ``yield``.
 
-        Seen from the bytecode; a plain context manager counts as True.
+        This is found from the bytecode of the generator. For a plain context manager it is True.
         """
         if isinstance(self.context, HookContext):
             return self.context.after is not None
@@ -170,7 +175,7 @@ class HookScope(AbstractContextManager[None, bool]):
             return False
         code = dis.get_instructions(frame.f_code)
         remaining = (each.opname for each in code if each.offset > frame.f_lasti)
-        # Python 3.12 ends every generator with CALL_INTRINSIC_1, which calls nothing of the user's.
+        # Python 3.12 ends every generator with CALL_INTRINSIC_1, which calls no code of the user.
         return any(
             each.startswith(_OPCODES_WITH_EFFECT) and "INTRINSIC" not in each for each in remaining
         )
@@ -179,7 +184,7 @@ class HookScope(AbstractContextManager[None, bool]):
         try:
             returned = self._hook.make(self._engine)
         except Exception as error:
-            add_note(error, f"It is {self} that failed when it was called with the engine.")
+            add_note(error, f"The error was raised by {self}, when it was called with the engine.")
             raise
         generator = returned if isinstance(returned, GeneratorType) else self._entered(returned)
         self._generator = generator
@@ -222,8 +227,8 @@ class HookScope(AbstractContextManager[None, bool]):
         if not (hasattr(manager_type, "__enter__") and hasattr(manager_type, "__exit__")):
             raise TypeError(
                 f"{self} must be a generator function with one `yield` or return a context "
-                f"manager, it returned {manager!r}: is there a `yield`? Or was the engine taken "
-                "for something else: lambda engine: ..."
+                f"manager, it returned {manager!r}: check that it has a `yield`, and that its "
+                "argument is the engine, lambda engine: ..."
             )
         with manager:
             yield
@@ -249,7 +254,8 @@ def _check_takes_engine(argument: str, function: Any) -> None:
         raise TypeError(
             f"{argument} must be a function of the engine, got {function!r}: def f(engine): ..."
         )
-    # Not of the wrapped function: a decorator may pass more arguments to it than it takes itself.
+    # The signature of the decorated function counts, not that of the function inside: a decorator
+    # may pass on more arguments than it takes.
     try:
         signature = inspect.signature(function, follow_wrapped=False)
     except ValueError:  # some functions written in C have no signature

@@ -28,10 +28,11 @@ class EventChannels(Channels):
     ``on_optimizer_step`` and ``on_validation`` are opened by ``OptimizerStep`` and ``Validation``.
 
     After a failure the event that would close a channel is not fired. The channel is then closed
-    when it opens again, when a channel around it closes, or when ``engine.run`` is left. A run in
-    which the first set was attached has no scope around ``engine.run``, so no channel opens in it.
-    When the last set is detached within a run, its open contexts are still left when their channels
-    close, and the handlers are removed at the end of the run.
+    when it opens again, when a channel around it closes, or when ``engine.run`` is left. If the
+    first set of hooks is attached within a run, nothing could close the channels when this run is
+    left. So they open only from the next run on. If the last set is detached within a run, its open
+    contexts are still left when their channels close, and the handlers are removed at the end of
+    the run.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -49,10 +50,10 @@ class EventChannels(Channels):
         if self._attachment is None and engine is not None:
             self._attachment = HookChannels().attach(engine)
         self._number_of_sets += 1
-        super().add(hooks)  # not this class's own, which would warn at another stack level
+        super().add(hooks)  # not `self.add`, which would warn at another stack level
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
-        """Removes a set of hooks; with the last set the handlers go too."""
+        """Removes a set of hooks; the last set also removes the handlers that open the channels."""
         super().detach_set(hooks)
         self._number_of_sets -= 1
         self._detach_if_idle()
@@ -65,15 +66,17 @@ class EventChannels(Channels):
     def _warn_once(self, hooks: Sequence[Hook]) -> None:
         """Warns about channels that may be left late.
 
-        To be called before anything is changed: a user may have turned warnings into errors.
+        Must be called before anything is changed, because a user may have turned warnings into
+        errors.
         """
         if not self._has_warned and any(each.channel in ("on_loop", "on_epoch") for each in hooks):
             self._has_warned = True
             warnings.warn(
                 "on_loop and on_epoch may be left late after a failure on an engine that is not a "
-                "Trainer: its events do not tell, so they are left when run() is left or the next "
-                "epoch starts",
-                # The caller of a public method of Hooks; each method is as many calls away.
+                "Trainer: such an engine fires no event then, so they are left only when run() is "
+                "left or the next epoch starts",
+                # The warning shows the line that called a public method of Hooks. All these methods
+                # are the same number of calls away.
                 stacklevel=5,
             )
 
@@ -81,7 +84,8 @@ class EventChannels(Channels):
         """Opens a channel; closes it first if a failure has left it open."""
         self.close(channel)
         scope = getattr(self, channel)
-        # A run that began before the first set was attached would not close it after a failure.
+        # Not in a run that began before the first set was attached: after a failure, such a run
+        # would not close the channel.
         if scope is not NULL_CONTEXT and self._is_in_run:
             self._depths[channel] = len(self.scopes.open)
             scope.__enter__()
@@ -97,17 +101,18 @@ class EventChannels(Channels):
 
     @contextmanager
     def run_scope(self, engine: Engine) -> Iterator[None]:
-        """Closes all channels at the end of ``engine.run``, which is the body."""
+        """Closes all channels at the end of the body, which is ``engine.run``."""
         self._is_in_run = True
         try:
             yield
             if not is_interrupted(engine):
                 self._leave_all()
         except BaseException:
-            # Interrupted before, the run still is if run() has refused its arguments.
+            # A run that was interrupted before is still interrupted if run() has refused its
+            # arguments. Its channels stay open.
             if not is_interrupted(engine):
                 self._depths = {}
-                with self.scopes:  # closes all, each with the failure as the exception of its body
+                with self.scopes:  # each context gets the failure as the exception of its body
                     raise
             raise
         finally:
@@ -139,18 +144,19 @@ class HookChannels(Handler):
 
         opens("on_loop", Events.STARTED)
         opens("on_epoch", Events.EPOCH_STARTED)
-        # Each `first` handler is put before those that are there: on_step opens before on_batch.
+        # A `first` handler is put before all present handlers. So on_step, which is attached last,
+        # opens before on_batch.
         opens("on_batch", Events.ITERATION_STARTED)
         opens("on_step", Events.ITERATION_STARTED)
         opens("on_model_forward", TrainEvents.MODEL_FORWARD_STARTED)
         closes("on_model_forward", TrainEvents.MODEL_FORWARD_COMPLETED)
         opens("on_model_backward", TrainEvents.MODEL_BACKWARD_STARTED)
         closes("on_model_backward", TrainEvents.MODEL_BACKWARD_COMPLETED)
-        # on_batch is left before the handlers of ITERATION_COMPLETED, on_step after those that are
-        # attached by now.
+        # on_batch is left before all handlers of ITERATION_COMPLETED, on_step after those handlers
+        # that are attached already.
         closes("on_batch", Events.ITERATION_COMPLETED, first=True)
         closes("on_step", Events.ITERATION_COMPLETED)
-        # Ignite fires no ITERATION_COMPLETED if the epoch is terminated before, and no
+        # Ignite fires no ITERATION_COMPLETED if the epoch is terminated in the iteration, and no
         # EPOCH_COMPLETED if the run is terminated.
         closes("on_step", Events.TERMINATE_SINGLE_EPOCH, first=True)
         closes("on_epoch", Events.EPOCH_COMPLETED)
@@ -159,7 +165,7 @@ class HookChannels(Handler):
 
 
 def channels_of(engine: AnyEngine) -> Channels:
-    """Returns the channels of ``engine``: a trainer has its own, a plain engine is given some."""
+    """Returns the channels of ``engine``. A plain engine gets its channels at the first call."""
     owner: Any = engine  # Ignite's Engine does not declare this attribute
     if not hasattr(owner, "hook_channels"):
         owner.hook_channels = EventChannels(owner)

@@ -1,8 +1,8 @@
-"""Sets of contexts that are entered before a part of the loop and left after it, without fail.
+"""Sets of contexts that are entered before a part of the loop and left after it in any case.
 
-An event is a point in time. A context on a *channel* is a scope: a profiler's range, a timer, a
-temporary setting, a lock, a span of a trace. The drawing in ``events.py`` shows where each of the
-eight channels opens and closes.
+An event is a point in time. A *context* on a *channel* is a scope around a part of the loop: a
+profiler's range, a timer, a temporary setting, a lock, a span of a trace. The drawing in
+``events.py`` shows where each of the eight channels opens and closes.
 
 =====================  ============================================================================
 ``on_loop``            one run; after ``interrupt()`` it stays open until the continued run ends
@@ -12,7 +12,8 @@ eight channels opens and closes.
 ``on_batch``           the process function: forward and backward
 ``on_model_forward``   the model and the loss
 ``on_model_backward``  the backward pass
-``on_optimizer_step``  the step at the end of a window: clipping, step, scheduler
+``on_optimizer_step``  the optimizer step at the end of an accumulation window: clipping, step,
+                       scheduler
 ``on_validation``      one validation with its events: the place to swap weights in; after a
                        failure it is left at once, before EXCEPTION_RAISED
 =====================  ============================================================================
@@ -24,21 +25,24 @@ attribute                 type                      meaning
 ========================  ========================  ================================================
 ``accelerator``           Accelerator               owns device and processes
 ``model``                 Module                    as Accelerate prepared it
-``optimizer``             AcceleratedOptimizer      its ``param_groups`` are live
-``lr_scheduler``          LRScheduler | None        the one that the trainer moves
+``optimizer``             AcceleratedOptimizer      changes of its ``param_groups`` take effect
+``lr_scheduler``          LRScheduler | None        the scheduler that the trainer moves
 ``state.epoch``           int                       the present epoch, from 1; 0 before the first
-``state.iteration``       int                       batches so far, this one included
+``state.iteration``       int                       batches so far, with the present one
 ``state.optimizer_step``  int                       steps committed so far
-``state.step_committed``  bool                      whether this iteration made a step; False on the
-                                                    way out of ``on_optimizer_step``: it was skipped
-``state.max_epochs``      int | None                of this run, or what ``max_steps`` alone takes
-``state.max_steps``       int | None                of this run
+``state.step_committed``  bool                      whether this iteration made a step; if False on
+                                                    the way out of ``on_optimizer_step``, the step
+                                                    was skipped
+``state.max_epochs``      int | None                limit of this run; if only ``max_steps`` is
+                                                    given, the number of epochs for these steps
+``state.max_steps``       int | None                limit of this run
 ``state.start_epoch``     int                       epochs that were complete when the run began
 ``state.start_step``      int                       steps that were committed when the run began
 ``state.dataloader``      iterable | None           the prepared data that the trainer runs on
 ``state.batch``           what the data gives       the batch of this iteration, or None
 ``state.model_outputs``   what the model gives      from the end of the forward on; None before
-``state.loss``            Tensor, a scalar | None   likewise; without its graph after the backward
+``state.loss``            Tensor, a scalar | None   from the end of the forward on; after the
+                                                    backward without its graph
 ========================  ========================  ================================================
 """
 
@@ -110,19 +114,23 @@ class Hooks(Handler):
     A context that fails on the way out does not keep the others from being left. If the run was
     failing before, the later failure is added to the first one as a note.
 
-    A trainer has a set, ``trainer.hooks``; further sets are attached to the trainer, or given to
-    the factory's ``handlers``. A context that is registered or removed during a run is entered, or
-    no longer entered, from the next time on that its channel opens; open contexts are still left.
+    A trainer has a set, ``trainer.hooks``. Further sets can be attached to the trainer, or given to
+    the factory's ``handlers``. If a context is registered or removed during a run, this takes
+    effect when its channel opens next. A removed context that is open is still left.
 
-    On a plain Ignite engine the channels open and close at its events: ``on_batch`` as ``on_step``,
-    ``on_model_forward`` and ``on_model_backward`` if the process function fires ``TrainEvents`` (or
-    uses ``begin``), ``on_optimizer_step`` if the engine has an ``OptimizerStep``,
-    ``on_validation`` if it has a ``Validation``. Contexts are entered before all handlers of the
-    first event. They are left in order of attachment among the handlers of the last event, so
-    attach the set after these handlers, and after the OptimizerStep. A first set that is attached
-    within a run takes effect with the next run. A plain engine has no event for a failure that ends
-    an epoch or the loop: ``on_loop`` and ``on_epoch`` are left when ``run`` is left or the next
-    epoch starts, and do not see a failure that a handler of EXCEPTION_RAISED has swallowed.
+    On a plain Ignite engine the channels open and close at events of the engine. Both ``on_step``
+    and ``on_batch`` open at ITERATION_STARTED and close at ITERATION_COMPLETED.
+    ``on_model_forward`` and ``on_model_backward`` open if the process function fires
+    ``TrainEvents`` (or uses ``begin``), ``on_optimizer_step`` if the engine has an
+    ``OptimizerStep``, and ``on_validation`` if it has a ``Validation``.
+
+    On such an engine contexts are entered before all handlers of the event that opens the channel.
+    At the event that closes the channel, contexts are left in order of attachment among the
+    handlers. So attach the set after the handlers that belong inside the contexts, and after the
+    OptimizerStep. If the first set is attached within a run, it takes effect with the next run. A
+    plain engine fires no event when a failure ends an epoch or the loop. So ``on_loop`` and
+    ``on_epoch`` are left only when ``run`` is left or the next epoch starts, and they do not see a
+    failure that a handler of EXCEPTION_RAISED has swallowed.
     """
 
     def __init__(self) -> None:
@@ -137,7 +145,7 @@ class Hooks(Handler):
         if not isinstance(several, Iterable):
             raise TypeError(
                 f"`hooks` must be None, a Hooks or an iterable of them, got {hooks!r}: "
-                "Hooks().register(channel, context) makes one of a context"
+                "to add a context, call register(channel, context) of a Hooks"
             )
         for each in several:
             new += each
@@ -163,8 +171,8 @@ class Hooks(Handler):
 
         def register(context: ContextT) -> ContextT:
             check_context(context)
-            # Not by register(), which would put one call more between the user and the warning of
-            # `EventChannels`, whose `stacklevel` counts them.
+            # Not by register(): the `stacklevel` of the warning in `EventChannels` counts the calls
+            # from the user's line to the warning, and register() would be one more.
             self._add_hooks([Hook(channel, context)])
             return context
 
@@ -189,8 +197,8 @@ class Hooks(Handler):
     def begin(self, channel: ChannelName, engine: Engine) -> AbstractContextManager[None]:
         """Returns a scope in which this set's contexts on ``channel`` are open.
 
-        For a loop or process function that you write yourself. A failure of the body always leaves
-        the scope; contexts cannot end it.
+        Use the scope in a loop or process function that you write yourself. A failure of the body
+        always leaves the scope, because contexts cannot end the failure.
         """
         _check_channel(channel)
         return self._entered_contexts(channel, engine)
@@ -213,11 +221,11 @@ class Hooks(Handler):
         if any(each is self for each in attached_handlers(engine, Hooks)):
             raise ValueError(
                 f"`engine` must not have the same Hooks twice, and {self!r} is attached already: "
-                "attach another, or remove() the attachment first"
+                "attach another Hooks, or remove() the attachment first"
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Adds the contexts of the set, those registered later too, to the engine's channels."""
+        """Adds the contexts of the set to the engine's channels, also those registered later."""
         channels = channels_of(attachment.engine)
         channels.attach_set(self._hooks)
         self._attached_channels.add(channels)
@@ -260,7 +268,7 @@ class Hooks(Handler):
 
 
 def _copies_of(hooks: Hooks) -> list[Hook]:
-    """Returns a new hook for each hook of a set, which can be removed separately."""
+    """Returns a new hook for each hook of a set, so that the new hooks are removed separately."""
     if not isinstance(hooks, Hooks):
         raise TypeError(
             f"`hooks` must be a Hooks, got {hooks!r}: register() takes a channel and a context"

@@ -1,4 +1,4 @@
-"""A handler that returns cached memory, which the allocator holds unused, to the device."""
+"""A handler that returns memory, which the allocator has cached but does not use, to the device."""
 
 from accelerate.utils import memory as accelerate_memory
 from ignite.engine import Engine
@@ -20,12 +20,13 @@ class ClearCache(Upkeep):
 
     The allocator keeps freed blocks for the next tensor. Reusing them is fast, but a long batch or
     a validation can run out of memory while much memory is reserved in blocks of the wrong size.
-    Clearing the cache synchronizes with the device, and blocks must be reserved again. So the cache
-    is cleared on a schedule: ``every_steps``, when the gradients of a committed step are zeroed,
-    ``every_epochs``, or at the end of each epoch if neither is given. Accelerate's
-    ``clear_device_cache`` does it, for any kind of device; without one there is no cache to clear.
+    Clearing the cache synchronizes with the device, and later tensors must reserve blocks again. So
+    the cache is cleared on a schedule only. With ``every_steps`` this happens after a committed
+    step, when its gradients are zeroed. Without ``every_steps`` and ``every_epochs`` it happens at
+    the end of each epoch. The handler calls Accelerate's ``clear_device_cache``, which works for
+    any kind of device. Without a device there is no cache to clear.
 
-    The memory that was freed is in ``state.metrics["cleared_cache_mib"]``, if the device has
+    The freed memory, in MiB, is in ``state.metrics["cleared_cache_mib"]``, if the device has
     statistics of its memory.
 
     Args:
@@ -33,7 +34,7 @@ class ClearCache(Upkeep):
             ``OptimizerStep``).
         every_epochs: once in so many epochs.
         garbage_collection: collect Python's garbage first, including tensors in reference cycles.
-            This takes 0.1 to 0.2 s.
+            The collection takes 0.1 to 0.2 s.
         min_fragmentation: clear only if more than this fraction of the reserved memory is unused.
             On a device without statistics the cache is always cleared.
 
@@ -47,7 +48,7 @@ class ClearCache(Upkeep):
     min_fragmentation: Fraction | None = None
 
     def __call__(self, engine: Engine) -> None:
-        """Clears the cache now, unless too little of it is free."""
+        """Clears the cache now, unless too little of the reserved memory is unused."""
         before = memory_in_use()
         if self.min_fragmentation is not None and before is not None:
             reserved, allocated = before

@@ -19,23 +19,24 @@ def allocator_module() -> Any:
     """Returns the module with the memory functions of the current device, or None without one.
 
     This is the module of the device (``torch.cuda``, ``torch.xpu``), or ``torch.accelerator``,
-    which has these functions from torch 2.9 on. Some devices, MPS for example, have neither.
+    which has these functions from torch 2.9 on. For some devices, MPS for example, neither of the
+    two has these functions; then None is returned too.
     """
     if not torch.accelerator.is_available():
         return None
     for module in (torch.get_device_module(), torch.accelerator):
         try:
             module.memory_reserved()
-        except (AttributeError, RuntimeError):  # the function may be there and refuse the device
+        except (AttributeError, RuntimeError):  # the function is missing, or refuses the device
             continue
         return module
     return None
 
 
 def memory_in_use() -> tuple[int, int] | None:
-    """Returns the bytes that the allocator has reserved, and how many of these are in use.
+    """Returns the number of bytes that the allocator has reserved, and the number in use.
 
-    None without a device, or on one without statistics.
+    Returns None without a device, or if the device has no statistics.
     """
     module = allocator_module()
     if module is None:
@@ -47,7 +48,11 @@ def memory_in_use() -> tuple[int, int] | None:
 
 
 class DeviceMark(Mark[DevicePeaks]):
-    """The marks of the current device; (0, 0) without a device, or on one without statistics."""
+    """The high-water marks of allocated and of reserved memory on the current device.
+
+    Both are read and reset together. They read (0, 0) without a device, or if the device has no
+    statistics.
+    """
 
     zero = (0, 0)
 
@@ -64,12 +69,12 @@ class DeviceMark(Mark[DevicePeaks]):
         """Lowers both marks to the memory in use now."""
         if not self._has_statistics:
             self.read()
-        # Some devices cannot reset marks before the first tensor, when there are no statistics.
+        # Before the first tensor, some devices have no statistics and cannot reset the marks.
         if self._has_statistics:
             self._allocator.reset_peak_memory_stats()
 
     def read(self) -> DevicePeaks:
-        """Returns the highest values of both since the last reset."""
+        """Returns the highest allocated and the highest reserved memory since the last reset."""
         if self._allocator is None:
             return self.zero
         try:
@@ -88,5 +93,5 @@ class DeviceMark(Mark[DevicePeaks]):
 
     @staticmethod
     def higher(one: DevicePeaks, other: DevicePeaks) -> DevicePeaks:
-        """Returns the higher value of each of the two."""
+        """Returns the higher allocated memory and the higher reserved memory of two readings."""
         return max(one[0], other[0]), max(one[1], other[1])

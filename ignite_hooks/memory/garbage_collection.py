@@ -33,20 +33,23 @@ logger = getLogger(__name__)
 
 @checked_dataclass
 class GarbageCollector(Upkeep):
-    """Runs ``gc.collect`` on a schedule: ``every_steps``, ``every_epochs``, or every epoch.
+    """Runs ``gc.collect`` on a schedule, by default at the end of each epoch.
 
     Python collects garbage when a count of objects reaches a threshold: in the middle of a step,
-    and at a different step on each rank. All other ranks then wait at the next exchange of
-    gradients. With ``disable_automatic`` all ranks pause at the same step. A full collection of a
-    process with torch, Accelerate and Ignite takes 120 to 200 ms, almost all of it for objects that
-    live until the end. ``freeze_after`` excludes these objects, and a collection takes 0.003 ms.
+    and at a different step on each rank. While one rank collects, all others wait for it at the
+    next exchange of gradients. With ``disable_automatic`` all ranks pause at the same step. A full
+    collection of a process with torch, Accelerate and Ignite takes 120 to 200 ms, almost all of it
+    for objects that live until the end. ``freeze_after`` excludes these objects from collections,
+    which then take 0.003 ms.
 
-    ``state.metrics`` gets ``gc_collected``, the number of objects, and ``gc_seconds``, the duration
-    of the last collection; with ``track_pauses`` also ``gc_pause_seconds``, the duration of all
-    automatic collections of the run. Settings of the process are changed at each entry into ``run``
-    and restored at each exit, also after a failure. With several collectors, or runs within runs,
-    the last exit restores the settings that the first entry found. As a callable, with
-    ``engine.add_event_handler``, the handler collects and changes no settings.
+    ``state.metrics`` gets two metrics of the last collection: ``gc_collected``, the number of
+    objects, and ``gc_seconds``, its duration. With ``track_pauses`` there is also
+    ``gc_pause_seconds``, the total duration of the automatic collections of the run.
+
+    Settings of the process are changed at each entry into ``run`` and restored at each exit, also
+    after a failure. With several collectors, or runs within runs, the last exit restores the
+    settings that the first entry found. A handler that is added as a callable, with
+    ``engine.add_event_handler``, collects garbage but changes no settings.
 
     Args:
         every_steps: once in so many committed steps (iterations, on an engine that has no
@@ -54,9 +57,11 @@ class GarbageCollector(Upkeep):
         every_epochs: once in so many epochs.
         generation: 0, 1 or 2, as in ``gc.collect``. Only 2 finds cycles of old objects.
         disable_automatic: no automatic collections during a run.
-        freeze_after: after so many iterations of this run, resumed or not, one full collection and
-            ``gc.freeze()``, undone at the end of the run.
-        track_pauses: measure the duration of automatic collections, to see what could be gained.
+        freeze_after: after so many iterations, collect once in full and call ``gc.freeze()``. The
+            end of the run undoes the freezing. The iterations are counted from the beginning of
+            this run, also if the run is resumed.
+        track_pauses: measure the duration of automatic collections. This is the time that
+            ``disable_automatic`` could save.
         verbose: log each collection, with the logger of this module at level INFO.
 
     Raises:
@@ -72,9 +77,9 @@ class GarbageCollector(Upkeep):
     verbose: Flag = False
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
-        """Attaches the handler, with its changes of the process for the duration of each run.
+        """Attaches the handler, which changes settings of the process during each run.
 
-        The changes are also made when the handler is attached to an ``event``.
+        A handler that is attached to an ``event`` changes the settings too.
         """
         attachment = super().attach(engine, event)
         if self.disable_automatic:
@@ -104,8 +109,8 @@ class _PauseMetric:
 
     @contextmanager
     def measured(self, engine: Engine) -> Iterator[None]:
-        """Measures in the body, a run of ``engine``."""
-        if not is_interrupted(engine):  # a run that was interrupted continues its sum
+        """Measures the pauses in the body, which is a run of ``engine``."""
+        if not is_interrupted(engine):  # an interrupted run continues its sum
             self._seconds = 0.0
         self._write(engine)
 
@@ -117,13 +122,13 @@ class _PauseMetric:
             yield
 
     def _write(self, engine: Engine) -> None:
-        # Overwritten, not added to: a second collector measures the same pauses.
+        # The metric is overwritten, not added to: a second collector measures the same pauses.
         engine.state.metrics["gc_pause_seconds"] = self._seconds
 
 
 @contextmanager
 def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
-    """Freezes objects once the run in the body has done ``iterations``; undoes it at the end."""
+    """Freezes all objects once the run in the body has done ``iterations``, until the run ends."""
     with ExitStack() as changes:
         remaining = iterations
 
@@ -141,7 +146,8 @@ def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
         finally:
             if remaining > 0:
                 handle.remove()
-                # The event that is being fired may still call `count` once: it must not freeze.
+                # If ITERATION_COMPLETED is being fired now, Ignite may still call `count` once:
+                # this call must not freeze objects.
                 remaining = 0
 
 
@@ -155,22 +161,23 @@ class CudaGarbageCollector(GarbageCollector):
     once.
 
     Args:
-        every_steps: as for a ``GarbageCollector``, like all arguments but ``verbose``.
+        every_steps: once in so many committed steps. This and all other arguments but ``verbose``
+            are the same as for a ``GarbageCollector``.
         every_epochs: once in so many epochs.
         generation: 0, 1 or 2.
         disable_automatic: no automatic collections during a run.
-        freeze_after: freeze all objects after so many iterations.
+        freeze_after: freeze all objects after so many iterations of the run.
         track_pauses: measure the duration of automatic collections.
         verbose: log the duration of each part, and the summary of the device's memory.
     """
 
     def __call__(self, engine: Engine) -> None:
-        """Collects and clears now."""
+        """Collects garbage and clears the cache now."""
         super().__call__(engine)
         if not torch.accelerator.is_available():
             warn_once(
-                "CudaGarbageCollector finds no device whose cache it could clear, and does the "
-                "Python part: GarbageCollector does the same without this warning"
+                "CudaGarbageCollector finds no device whose cache it could clear, and collects "
+                "Python's garbage only: GarbageCollector does the same without this warning"
             )
             return
         began = perf_counter()

@@ -3,8 +3,8 @@
 For each process the kernel keeps the highest resident memory, ``VmHWM`` in ``/proc/<pid>/status``.
 Writing "5" to ``/proc/<pid>/clear_refs`` lowers this mark to the memory that is resident now (see
 proc(5)). The kernel updates the mark when memory is taken and released, so the mark contains every
-peak, however short, and no thread has to sample it. Its error is the batch of pages that the kernel
-counts at once for each processor.
+peak, however short, and no thread has to sample it. The mark may be wrong by the batch of pages
+that the kernel counts at once for each processor.
 """
 
 import os
@@ -27,32 +27,33 @@ try:
     from mmap import MAP_PRIVATE
     from resource import RUSAGE_THREAD
     from resource import getrusage
-except ImportError:  # not a Unix: the mark is never opened there
+except ImportError:  # on a system that is not a Unix, where the mark is never opened
     pass
 
 
 _FILES = {"clear_refs": os.O_WRONLY, "status": os.O_RDONLY, "statm": os.O_RDONLY}
-_TRIAL_BYTES = 4 * 2**20  # taken and released before a reset, which must then lower the mark
+_TRIAL_BYTES = 4 * 2**20  # a trial takes and releases them; a reset must then lower the mark
 _BALLAST_BYTES = 2**18  # twice the batch of pages that the kernel counts at once
 
 
 class KernelMark(ByteMark):
-    """The mark of this process, in bytes.
+    """The high-water mark of this process, in bytes.
 
-    ``getrusage`` reports the mark at a tenth of the cost of reading ``status``, but never less than
-    a floor: the mark of the program that this process ran before its last ``exec``. The floor is
-    not known, so a reported value is checked:
+    ``getrusage`` reports the mark at a tenth of the cost of reading ``status``. But it never
+    reports less than a floor: the mark of the program that this process ran before its last
+    ``exec``. The floor is not known, so each reported value is checked:
 
-    1. If it is above the lowest value ever reported, it is above the floor, and is the mark.
-    2. Otherwise, if at least as much is resident now, the resident memory is the mark.
+    1. If the value is above the lowest value ever reported, it is above the floor. So it is the
+       mark.
+    2. Otherwise, if at least as much memory is resident now, the resident memory is the mark.
     3. Otherwise the mark is read from ``status``.
 
-    To make the first case frequent, the lowest reported value is updated when the mark is opened,
-    before a ballast is allocated that keeps later values above it. It is updated again at the reset
-    after ``status`` had to be read.
+    To make the first case frequent, the lowest reported value is updated when the mark is opened.
+    Then a ballast is allocated, which keeps later values above the lowest one. If ``status`` had to
+    be read, the lowest reported value is updated again at the next reset.
     """
 
-    # Of the class: the floor is a property of the process.
+    # An attribute of the class, because the floor is a property of the process.
     _lowest_reported = float("inf")
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class KernelMark(ByteMark):
         self._updates_lowest_at_reset = True
 
     def open(self) -> None:
-        """Opens the files of this process; a forked child must open its own."""
+        """Opens the files of this process in ``/proc``; a forked child must open its own files."""
         try:
             for name, flags in _FILES.items():
                 self._open_files[name] = os.open(f"/proc/self/{name}", flags)
@@ -71,7 +72,7 @@ class KernelMark(ByteMark):
         except OSError as error:
             self.close()
             add_note(
-                error, 'The kernel\'s mark needs this file; backend="sampler" does without it.'
+                error, 'The kernel\'s mark needs this file; backend="sampler" does not need it.'
             )
             raise
 
@@ -119,11 +120,15 @@ def _allocate(size: int) -> mmap:
 
 
 def why_no_kernel_mark() -> str | None:
-    """Returns why the mark cannot be used in this process; None if a reset has lowered it once."""
-    with _reset_trial.lock:  # of two trials at once each would see the other's reset
+    """Returns the reason why the kernel's mark cannot be used in this process; None if it can.
+
+    The mark can be used if a trial, which has to succeed once, shows that a reset lowers the mark.
+    """
+    with _reset_trial.lock:  # two trials at the same time would disturb each other
         if not _reset_trial.has_succeeded:
             refusal = _try_reset()
-            # A refusal is not remembered: a lack of file descriptors, for example, may pass.
+            # A failed trial is repeated at the next call: its cause may pass, for example a lack of
+            # file descriptors.
             if refusal is not None:
                 return refusal
             _reset_trial.has_succeeded = True
@@ -131,7 +136,7 @@ def why_no_kernel_mark() -> str | None:
 
 
 class _ResetTrial:
-    """The state of the trial whether a reset lowers the mark in this process."""
+    """The state of the trial that shows whether a reset lowers the mark in this process."""
 
     def __init__(self) -> None:
         self.has_succeeded = False
@@ -149,28 +154,29 @@ if hasattr(os, "register_at_fork"):
 
 
 def _try_reset() -> str | None:
-    """Tries whether a reset lowers the mark; returns why not, or None."""
+    """Tries a reset; returns None if it lowers the mark, otherwise the reason why it does not."""
     mark = KernelMark()
     try:
         mark.open()
         _allocate(_TRIAL_BYTES).close()
         before = mark.from_status()
         mark.reset()
-        falls = mark.from_status() < before
+        is_lowered = mark.from_status() < before
     except (OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         mark.close()
-    return None if falls else "a write to /proc/self/clear_refs does not lower VmHWM"
+    return None if is_lowered else "a write to /proc/self/clear_refs does not lower VmHWM"
 
 
 class KernelChildrenMark(ByteMark):
-    """The sum of the marks of the living children, direct and indirect, in bytes.
+    """The sum of the high-water marks of the living children, direct and indirect, in bytes.
 
-    A forked child shares most of its pages with its parent, whose mark counts them already. So the
-    memory that a child shares now is subtracted: ``VmHWM - (Rss - private pages)``. A reset lowers
-    the marks of the children that exist; the mark of a child that starts later covers its life. A
-    child that has ended has no mark: its peak counts only if it was read before.
+    A forked child shares most of its pages with its parent, whose mark counts these pages already.
+    So the memory that a child shares now is subtracted: ``VmHWM - (Rss - private pages)``. A reset
+    lowers the marks of the children that exist. The mark of a child that starts later covers its
+    whole life. When a child ends its mark is gone, so its peak counts only if the mark was read
+    before.
     """
 
     def reset(self) -> None:
@@ -204,7 +210,7 @@ def _shared_bytes(folder: Path) -> int:
     """Returns the resident memory that a process shares with others."""
     try:
         pages = (folder / "smaps_rollup").read_bytes()
-    except PermissionError:  # a program of another user, which shares nothing with this process
+    except PermissionError:  # the process of another user, which shares nothing with this one
         return 0
     private = sum(proc_field(pages, name) for name in (b"Private_Clean", b"Private_Dirty"))
     return proc_field(pages, b"Rss") - private

@@ -1,4 +1,9 @@
-"""High-water marks, which hold the highest value since their last reset; and units of memory."""
+"""High-water marks of memory, and units of memory.
+
+A high-water mark, or *mark* for short, holds the highest value of a quantity since its last reset:
+for example the most memory that the process has had resident. The kernel and the allocator of a
+device keep such marks, one of each kind for the whole process.
+"""
 
 from abc import ABC
 from abc import abstractmethod
@@ -15,10 +20,13 @@ Reading = TypeVar("Reading")
 
 
 class Mark(ABC, Generic[Reading]):
-    """The highest value of something since the last reset. A process has one mark of each kind."""
+    """A high-water mark: the highest value of a quantity since the last reset.
+
+    A process has only one mark of each kind, so a reset affects all code that reads the mark.
+    """
 
     zero: Reading
-    """A reading below all others."""
+    """The lowest possible reading."""
 
     higher: Callable[[Reading, Reading], Reading]
     """Returns the higher of two readings."""
@@ -39,7 +47,7 @@ class Mark(ABC, Generic[Reading]):
 
 
 class ByteMark(Mark[int]):
-    """A mark of one number of bytes."""
+    """A mark whose readings are numbers of bytes."""
 
     zero = 0
     higher = staticmethod(max)

@@ -24,17 +24,20 @@ __all__ = ["MaxDeviceMemory"]
 class MaxDeviceMemory(PeakMetric):
     """The peaks of device memory in an iteration, an epoch and a run.
 
-    In ``state.metrics``, ``minibatch_max_device_allocated_mib`` is the highest memory of all
-    tensors in an iteration, and ``minibatch_max_device_reserved_mib`` the highest memory that the
-    allocator had reserved. ``epoch_…`` and ``run_…`` are the same for an epoch and for a run. The
-    allocator of the current device keeps these peaks, on any device for which
-    ``torch.accelerator`` or a module such as ``torch.cuda`` has them (see
-    ``torch.cuda.memory_stats``). Reading them does not synchronize with the device. The process has
-    only one of each, so no other code may call ``reset_peak_memory_stats`` meanwhile. On a CPU the
-    handler can be attached, and reports nothing.
+    Two peaks of an iteration are written to ``state.metrics``:
+    ``minibatch_max_device_allocated_mib``, the most memory that all tensors together have used, and
+    ``minibatch_max_device_reserved_mib``, the most memory that the allocator has reserved.
+    ``epoch_…`` and ``run_…`` are the same two peaks of an epoch and of a run.
 
-    An iteration goes from ITERATION_STARTED to ITERATION_COMPLETED, an epoch from EPOCH_STARTED to
-    EPOCH_COMPLETED, a run from its entry to COMPLETED.
+    The peaks come from the memory statistics of the current device (see
+    ``torch.cuda.memory_stats``). ``torch.accelerator`` or the module of the device, such as
+    ``torch.cuda``, must provide these statistics. Reading them does not synchronize with the
+    device. The statistics hold only one peak of each kind for the whole process, so no other code
+    may call ``reset_peak_memory_stats`` during a measurement. On a CPU the handler can be attached,
+    but reports nothing.
+
+    An iteration is measured from ITERATION_STARTED to ITERATION_COMPLETED, an epoch from
+    EPOCH_STARTED to EPOCH_COMPLETED, and a run from the call of ``run`` to COMPLETED.
 
     Args:
         minibatch: report the peaks of an iteration.
@@ -66,9 +69,11 @@ class MaxDeviceMemory(PeakMetric):
             )
 
     def result(self) -> dict[str, float]:
-        """Returns the peaks in MiB: so far, or of the last measurement; 0.0 before the first.
+        """Returns the peaks in MiB by their keys in ``state.metrics``.
 
-        With several engines they are the peaks of the engine to which this was attached last.
+        While a measurement runs, its peaks so far are returned, otherwise those of the last
+        measurement. Before the first measurement they are 0.0. If the handler is attached to
+        several engines, the peaks are those of the engine to which it was attached last.
         """
         peaks = dict.fromkeys(self.names(), 0.0)
         for span, measurement in _latest.get(self, {}).items():
@@ -76,7 +81,7 @@ class MaxDeviceMemory(PeakMetric):
         return peaks
 
     def reset(self) -> None:
-        """Forgets these peaks; running measurements start from scratch."""
+        """Forgets the peaks that ``result`` returns; running measurements start from scratch."""
         for measurement in _latest.get(self, {}).values():
             measurement.reset()
 
@@ -85,7 +90,7 @@ class MaxDeviceMemory(PeakMetric):
         return [name for span in self._reported_spans() for name in _metric_names(span)]
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Measures the spans that are to be reported."""
+        """Measures the spans (iterations, epochs, runs) that are to be reported."""
         _latest[self] = {}
         if self.minibatch:
             self._add_span("minibatch", attachment).measure_iterations(self.every_iterations)
@@ -99,7 +104,7 @@ class MaxDeviceMemory(PeakMetric):
         return [span for span in ("minibatch", "epoch", "run") if getattr(self, span)]
 
     def _add_span(self, span: str, attachment: Attachment) -> Span:
-        # `every` has no effect, as this shared mark does not sample.
+        # `every` has no effect: it is the interval of samples, and the allocator needs none.
         measurement = _latest[self][span] = Measurement(_shared_mark, every=1.0)
 
         def report(engine: Engine) -> None:
@@ -113,10 +118,11 @@ class MaxDeviceMemory(PeakMetric):
 
 
 _shared_mark = SharedMark(DeviceMark())
+"""The high-water marks of the device's allocator, which all measurements of the process share."""
 
 _latest: WeakKeyDictionary[MaxDeviceMemory, dict[str, Measurement[DevicePeaks]]]
 _latest = WeakKeyDictionary()
-"""The last measurements of each handler. Not an attribute, so that a copy has none."""
+"""The last measurements of each handler. A copy of a handler has none: they are no attribute."""
 
 
 def _metric_names(span: str) -> tuple[str, str]:

@@ -26,29 +26,31 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
             work()
         print(ram.result(), "MiB")
 
-    A process is killed at its peak, which a thread that samples every second sees only by chance.
-    The Linux kernel keeps the peak: it includes every spike, however short, and needs no thread.
-    Several objects can measure at once, nested or overlapping; each has the peak of its own time.
+    A process that runs out of memory is killed at its peak. A thread that samples every second sees
+    this peak only by chance. The Linux kernel records the peak itself (its *high-water mark*), with
+    every spike, however short, and without a thread. Several ``MaxRAM`` objects can measure at the
+    same time, nested or overlapping; each has the peak of its own time.
 
     The result is the absolute peak of all resident memory, including libraries and the memory that
     the allocator keeps for reuse. So the difference of two peaks is not the size of an allocation:
     a block that is freed and allocated again may raise only the first peak.
 
-    With ``include_children`` the peaks of the children's unshared memory are added, of loader
-    workers for example; pages that they share with this process count once. The marks of the
-    children are read at ``start``, ``reset``, ``result`` and ``stop``, and every ``every`` seconds
-    by a thread. Reading them takes 3 to 10 ms. Memory that a child takes after the last reading
-    before its end is missed, and so is a child that starts and ends between two readings. The sum
-    may exceed the memory that was ever in use, if the processes had their peaks at different times.
-    The children's own marks are reset, so a child that measures itself meanwhile sees less.
+    With ``include_children`` the peaks of the child processes, loader workers for example, are
+    added. Only unshared memory of a child is added, so pages that it shares with this process count
+    once. The memory of the children is read at ``start``, ``reset``, ``result`` and ``stop``, and
+    by a thread every ``every`` seconds. A reading takes 3 to 10 ms. The last reading before a child
+    ends does not include memory that the child takes afterwards, and a child that starts and ends
+    between two readings is missed. The sum may exceed the memory that was in use at any one time,
+    if the processes had their peaks at different times. The high-water marks of the children are
+    reset too, so a child that measures itself at the same time may report too little.
 
     Args:
         every: seconds between two samples of the sampler, and between two readings of the children.
         include_children: add the memory of the children of this process, direct and indirect.
-        backend: "kernel", on Linux, resets and reads the kernel's high-water mark, which belongs to
-            the whole process (``ru_maxrss`` falls with it); "sampler" is a thread that measures
-            every ``every`` seconds, and at start, reset, result and stop; "auto" is the kernel
-            where a reset is seen to work, and the sampler elsewhere.
+        backend: "kernel" (on Linux) resets and reads the kernel's high-water mark. The mark belongs
+            to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" is a thread that
+            measures every ``every`` seconds, and at start, reset, result and stop. "auto" is the
+            kernel if a trial shows that a reset works here, otherwise the sampler.
 
     Raises:
         ValueError: an argument is out of its range; the kernel's mark cannot be used here.
@@ -76,7 +78,10 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         return ram_measurements(self.used_backend, self.every, self.include_children)
 
     def start(self) -> None:
-        """Starts measuring from scratch; does nothing while running. One ``stop`` is enough."""
+        """Starts measuring from scratch; does nothing while running.
+
+        One ``stop`` ends the measurement, also after several calls of ``start``.
+        """
         try:
             for measurement in self._measurements:
                 measurement.start()
@@ -95,7 +100,11 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
             measurement.reset()
 
     def result(self) -> float:
-        """Returns the peak in MiB: so far, or of the last measurement; 0.0 before the first."""
+        """Returns the peak in MiB.
+
+        While a measurement runs this is its peak so far, otherwise the peak of the last
+        measurement, and 0.0 before the first one.
+        """
         peak = 0
         for measurement in self._measurements:
             peak += measurement.result()
@@ -113,7 +122,7 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         return {name: value for name, value in vars(self).items() if name != "_measurements"}
 
     def __del__(self) -> None:
-        # A measurement that is dropped while running must not keep the mark open. There are none if
-        # the constructor has failed.
+        # If this object is garbage-collected while it measures, the measurements must not keep the
+        # mark open. If the constructor has failed, there are no measurements.
         for measurement in vars(self).get("_measurements", ()):
             measurement.abandon()

@@ -1,4 +1,4 @@
-"""The base class of the metrics of peaks: each measures between its own events."""
+"""The base class of handlers that write peaks of memory as metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,10 @@ __all__ = ["PeakMetric"]
 
 
 class PeakMetric(Handler):
-    """A handler that writes peaks, in MiB, to ``engine.state.metrics``."""
+    """A handler that writes peaks, in MiB, to ``engine.state.metrics``.
+
+    It chooses the events between which it measures, and so cannot be attached to an event.
+    """
 
     def names(self) -> Sequence[str]:
         """Returns the keys that the handler writes in ``state.metrics``."""

@@ -1,4 +1,4 @@
-"""Changes of Python's garbage collector that several runs at once can share."""
+"""Changes to Python's garbage collector, which several runs can share at the same time."""
 
 import gc
 import os
@@ -44,19 +44,20 @@ class _SharedChange:
         state, user = self._state, object()
 
         def end() -> None:
-            # In a forked child the state is another one: the user of the change is the parent.
+            # In a forked child `self._state` is a new one, because the parent is the user.
             if state is self._state:
                 with state.lock:
                     if state.users == [user]:
                         state.undo()
                     state.users = [each for each in state.users if each is not user]
 
-        # Alone: scopes that overlap may end in any order.
+        # `out_of_order`, because overlapping scopes may end in any order.
         with undo_on_exit(end, out_of_order=True):
             with state.lock:
                 if not state.users:
                     change, state.undo = self._prepare()
-                    # Before the change, so that it is undone if a signal breaks it off.
+                    # The user is added before the change is made. So the change is undone also if
+                    # a signal handler raises an exception in the middle of it.
                     state.users.append(user)
                     change()
                 else:
@@ -81,16 +82,17 @@ _disabled = _SharedChange(_prepare_disabling)
 
 
 def automatic_collection_off() -> AbstractContextManager[None]:
-    """Returns a scope without automatic collections. The last of several restores the setting."""
+    """Returns a scope without automatic collections; the last open scope restores the setting."""
     return _disabled.held()
 
 
 def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
-    # gc.unfreeze() thaws everything, so objects that somebody else has frozen would be thawed too.
+    # gc.unfreeze() unfreezes all objects, so also those that other code has frozen.
     if gc.get_freeze_count():
         warn_once(
-            "`freeze_after` must find nothing frozen, and does nothing: what was frozen before "
-            "would be thawed at the end of the run; leave it out, or call gc.unfreeze() first"
+            "`freeze_after` must find nothing frozen, but other code has frozen objects: the "
+            "handler freezes nothing, because the end of the run would unfreeze those objects too; "
+            "leave `freeze_after` out, or call gc.unfreeze() before the run"
         )
         return _do_nothing, _do_nothing
 
@@ -107,14 +109,14 @@ _frozen = _SharedChange(_prepare_freezing)
 def frozen() -> AbstractContextManager[None]:
     """Returns a scope in which collections skip all objects that existed at its beginning.
 
-    The scope begins with a full collection. If objects are frozen already, it warns and does
-    nothing.
+    The scope begins with a full collection. If objects are frozen already, the scope warns and
+    does nothing.
     """
     return _frozen.held()
 
 
 def _begin_in_child() -> None:
-    _disabled.forget_in_child()()  # loader workers collect their own garbage
+    _disabled.forget_in_child()()  # so that loader workers collect their own garbage
     # Frozen objects stay frozen: a collection would write to their pages, which the child shares
     # with its parent, and the kernel would copy them.
     _frozen.forget_in_child()
@@ -147,9 +149,9 @@ def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
 def _is_automatic() -> bool:
     """Returns whether the collection that starts now is automatic, and not a ``gc.collect()``.
 
-    Python starts one when the youngest generation has more objects than its threshold. A
-    ``gc.collect()`` does not find so many, because Python would have collected them before; only
-    one directly after ``gc.enable()`` is taken for automatic. With a threshold of 0 Python never
-    collects by itself.
+    Python starts an automatic collection when the youngest generation has more objects than its
+    threshold. A ``gc.collect()`` finds fewer objects, because Python would have collected more
+    objects before. Only a ``gc.collect()`` directly after ``gc.enable()`` may find more, and is
+    then taken for automatic. With a threshold of 0 Python never collects by itself.
     """
     return gc.isenabled() and 0 < gc.get_threshold()[0] < gc.get_count()[0]

@@ -1,4 +1,4 @@
-"""The sources of resident memory: the kernel's marks, or samples."""
+"""The two backends that measure resident memory: the kernel's high-water marks, and samples."""
 
 from ignite_hooks.memory.kernel import KernelChildrenMark
 from ignite_hooks.memory.kernel import KernelMark
@@ -11,7 +11,8 @@ from ignite_hooks.memory.sampled import unshared_bytes_of_children
 
 __all__ = ["backend_in_use", "ram_measurements"]
 
-# One shared mark for each mark of the process, by backend: all measurements must share it.
+# By backend: the high-water mark of this process, and the sum of the marks of its children. All
+# measurements in the process must share them.
 _PROCESS_MARKS = {
     "kernel": SharedMark(KernelMark()),
     "sampler": SharedMark(SampledMark(resident_bytes), is_sampled=True),
@@ -36,8 +37,8 @@ def backend_in_use(backend: str) -> str:
     if backend == "auto":
         return "sampler"
     raise ValueError(
-        '`backend` must be one that works here, got "kernel", and the high-water mark of this '
-        f'process cannot be reset ({refusal}): backend="auto" takes the sampler then'
+        '`backend` must be one that works here, got "kernel", but the high-water mark of this '
+        f'process cannot be reset ({refusal}): backend="auto" uses the sampler in this case'
     )
 
 

@@ -1,4 +1,8 @@
-"""Peaks of resident memory as metrics: of a minibatch, an epoch, a run, a whole validation."""
+"""Peaks of resident memory as metrics: of a minibatch, an epoch, a run, a whole validation.
+
+The names are those of Avalanche's metrics: an *experience* is here one run of the engine, and the
+*stream* of experiences is one whole validation.
+"""
 
 from weakref import WeakKeyDictionary
 
@@ -38,14 +42,16 @@ class RAMMetric(PeakMetric):
     backend: Backend = "auto"
 
     def result(self) -> float:
-        """Returns the peak in MiB: so far, or of the last measurement; 0.0 before the first.
+        """Returns the peak in MiB.
 
-        With several engines it is the peak of the engine to which this was attached last.
+        While a measurement runs this is its peak so far, otherwise the peak of the last
+        measurement, and 0.0 before the first one. If the handler is attached to several engines,
+        the peak is that of the engine to which it was attached last.
         """
         return _latest[self].result() if self in _latest else 0.0
 
     def reset(self) -> None:
-        """Forgets this peak; a running measurement starts from scratch."""
+        """Forgets the peak that ``result`` returns; a running measurement starts from scratch."""
         if self in _latest:
             _latest[self].reset()
 
@@ -68,20 +74,21 @@ class RAMMetric(PeakMetric):
 
 
 _latest: WeakKeyDictionary[RAMMetric, MaxRAM] = WeakKeyDictionary()
-"""The last measurement of each handler. Not an attribute, so that a copy has none."""
+"""The last measurement of each handler. A copy of a handler has none: it is no attribute."""
 
 
 @checked_dataclass
 class MinibatchMaxRAM(RAMMetric):
-    """The peak of resident memory in an iteration: forward, backward and step, not the fetching.
+    """The peak of resident memory in an iteration, without the fetching of its batch.
 
-    The iteration is measured from ITERATION_STARTED to ITERATION_COMPLETED, including handlers of
-    the latter that were attached earlier. Attach the metric before the loggers, as any metric.
+    The iteration (forward, backward and step) is measured from ITERATION_STARTED to
+    ITERATION_COMPLETED, including those handlers of ITERATION_COMPLETED that were attached before
+    this metric. Attach loggers after this metric, as after any metric.
     ``MaxRAM`` describes which memory is measured, and which can be missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between samples, of the sampler and of the children.
+        every: seconds between two samples of the sampler, or two readings of the children.
         include_children: add the memory of the children of this process, loader workers for
             example. This takes some milliseconds at each end of the iteration.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
@@ -89,7 +96,7 @@ class MinibatchMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name; the kernel's mark cannot be used here.
+            this name; the kernel's mark cannot be used here.
     """
 
     name: MetricName = "minibatch_max_ram_mib"
@@ -102,22 +109,22 @@ class MinibatchMaxRAM(RAMMetric):
 
 @checked_dataclass
 class EpochMaxRAM(RAMMetric):
-    """The peak of resident memory in an epoch, with fetching, without the validation at its end.
+    """The peak of resident memory in an epoch, including the fetching of batches.
 
-    The epoch is measured from EPOCH_STARTED to EPOCH_COMPLETED: on a trainer until the validation
-    and the handlers other than Ignite's metrics begin, on any other engine including the handlers
-    of EPOCH_COMPLETED that were attached earlier. ``MaxRAM`` describes which memory is measured,
-    and which can be missed.
+    The epoch is measured from EPOCH_STARTED to EPOCH_COMPLETED. On a trainer the measurement ends
+    after Ignite's metrics, before the validation and all other handlers of EPOCH_COMPLETED. On any
+    other engine it includes those handlers of EPOCH_COMPLETED that were attached before this
+    metric. ``MaxRAM`` describes which memory is measured, and which can be missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between samples, of the sampler and of the children.
+        every: seconds between two samples of the sampler, or two readings of the children.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name; the kernel's mark cannot be used here.
+            this name; the kernel's mark cannot be used here.
     """
 
     name: MetricName = "epoch_max_ram_mib"
@@ -129,21 +136,22 @@ class EpochMaxRAM(RAMMetric):
 
 @checked_dataclass
 class ExperienceMaxRAM(RAMMetric):
-    """The peak of resident memory in one run of the engine; on an evaluator, over one loader.
+    """The peak of resident memory in one run of the engine.
 
-    The run is measured from the entry into ``run`` to COMPLETED, including handlers of COMPLETED
-    that were attached earlier. ``MaxRAM`` describes which memory is measured, and which can be
+    On an evaluator this is the evaluation of one loader. The run is measured from the entry into
+    ``run`` to COMPLETED, including those handlers of COMPLETED that were attached before this
+    metric. ``MaxRAM`` describes which memory is measured, and which can be
     missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between samples, of the sampler and of the children.
+        every: seconds between two samples of the sampler, or two readings of the children.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name; the kernel's mark cannot be used here.
+            this name; the kernel's mark cannot be used here.
     """
 
     name: MetricName = "experience_max_ram_mib"
@@ -157,20 +165,20 @@ class ExperienceMaxRAM(RAMMetric):
 class StreamMaxRAM(RAMMetric):
     """The peak of resident memory in one whole validation, with all its loaders.
 
-    The validation is measured from VALIDATION_STARTED to VALIDATION_COMPLETED on a trainer, and
-    from STARTED to COMPLETED on any other engine, within runs only. Around a validation that you
-    call yourself, outside a run, call ``start`` and ``stop``. ``MaxRAM`` describes which memory is
-    measured, and which can be missed.
+    On a trainer the validation is measured from VALIDATION_STARTED to VALIDATION_COMPLETED, and on
+    any other engine from STARTED to COMPLETED. Both are measured within runs only. If you call a
+    validation yourself, outside a run, call ``start`` before it and ``stop`` after it.
+    ``MaxRAM`` describes which memory is measured, and which can be missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between samples, of the sampler and of the children.
+        every: seconds between two samples of the sampler, or two readings of the children.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            that name. When attached or started: the kernel's mark cannot be used here.
+            this name. When attached or started: the kernel's mark cannot be used here.
     """
 
     name: MetricName = "stream_max_ram_mib"
@@ -217,7 +225,7 @@ def ram_usage_metrics(
     """Returns the requested metrics of resident memory, for the factory's ``handlers`` for example.
 
     Args:
-        every: seconds between samples, of the sampler and of the children.
+        every: seconds between two samples of the sampler, or two readings of the children.
         minibatch: a ``MinibatchMaxRAM``.
         epoch: an ``EpochMaxRAM``.
         experience: an ``ExperienceMaxRAM``.

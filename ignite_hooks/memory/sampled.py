@@ -1,4 +1,4 @@
-"""Sampling: a thread that measures at intervals, and a mark that is the highest measured value."""
+"""A high-water mark that is measured in samples, and the thread that takes them at intervals."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ logger = getLogger(__name__)
 
 
 class SampledMark(ByteMark):
-    """The highest value that was measured, in bytes; peaks between two measurements are missed.
+    """A high-water mark of sampled values, in bytes. It misses peaks between two samples.
 
     Args:
         measure: returns the present value, in bytes.
@@ -37,7 +37,7 @@ class SampledMark(ByteMark):
         self._highest = self._measure()
 
     def read(self) -> int:
-        """Measures, and returns the highest value since the last reset."""
+        """Measures, and returns the highest measured value since the last reset."""
         self._highest = max(self._highest, self._measure())
         return self._highest
 
@@ -64,7 +64,7 @@ def _uss(child: psutil.Process) -> int:
 class Sampling:
     """A thread that calls ``callback`` at intervals, from ``start()`` to ``stop()``.
 
-    After ``stop()`` it cannot be started, also if it had not been started before.
+    After ``stop()`` the thread cannot be started, not even if it was not started before.
 
     Args:
         callback: the function to call.
@@ -84,7 +84,7 @@ class Sampling:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread and waits for its end, at most as long as one call of ``callback``."""
+        """Ends the thread. If ``callback`` is being called, waits until the call returns."""
         self._is_stopped.set()
         # When the interpreter ends, daemon threads are frozen: waiting for one would never end.
         is_frozen = sys.is_finalizing()
@@ -99,5 +99,5 @@ class Sampling:
             except Exception:
                 # Logged once, not at every interval.
                 if not self._has_failed:
-                    logger.exception("a sample of memory failed; others are taken all the same")
+                    logger.exception("a sample of memory failed; sampling continues")
                 self._has_failed = True

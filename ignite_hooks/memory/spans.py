@@ -19,16 +19,17 @@ __all__ = ["Span"]
 
 
 class Span:
-    """The part of a run that one attachment of a metric measures, every time that it occurs.
+    """A part of a run, such as an iteration or an epoch, that a metric measures at each occurrence.
 
-    One of the ``measure_…`` methods sets the part. A span measures only within runs of the engine,
-    because the end of a run is the one end that is certain. If a failure, ``terminate()`` or the
-    removal of the attachment cuts a span short, the span ends there and is reported too: the peak
-    before memory ran out is the most wanted one. A span that ``interrupt()`` cuts short continues
-    with the run, without the time in between.
+    One of the ``measure_…`` methods sets which part this is. A span measures only within runs of
+    the engine, because only the end of a run is certain to be reached. If a failure,
+    ``terminate()`` or the removal of the attachment cuts a span short, the span ends there and is
+    reported too: the peak before memory ran out is the most interesting peak. If ``interrupt()``
+    cuts a span short, the span continues when the run continues, and the time in between is not
+    measured.
 
     Args:
-        attachment: the attachment.
+        attachment: the attachment of the metric to the engine.
         measurements: the measurements to start and stop together.
         report: is called with the engine at the end of each span.
     """
@@ -53,7 +54,7 @@ class Span:
             # Ignite's filters on both events would cost 3 to 10 µs per iteration that is not due.
             if engine.state.iteration % period == 0:
                 self._begin(engine)
-            elif self._is_measuring:  # the iteration before had no ITERATION_COMPLETED
+            elif self._is_measuring:  # the previous iteration had no ITERATION_COMPLETED
                 self._stop()
 
         self._attachment.on(Events.ITERATION_STARTED, begin_if_due)
@@ -67,11 +68,12 @@ class Span:
     def measure_between(self, start_event: Any, end_event: Any) -> None:
         """Measures from ``start_event`` to ``end_event``."""
         self._attachment.on(start_event, self._begin)
-        # With Ignite's metrics: an epoch is measured without the validation at its end.
+        # On a trainer Ignite's metrics come before the validation. In their turn, the epoch is
+        # measured without the validation at its end.
         self._attachment.on(end_event, self._end, turn=Turn.METRICS)
 
     def _begin(self, engine: Engine) -> None:
-        # The span before did not end, if a handler of EXCEPTION_RAISED swallowed a failure and
+        # The previous span is still open if a handler of EXCEPTION_RAISED swallowed a failure and
         # Ignite continued.
         if self._is_measuring:
             self._stop()
@@ -92,7 +94,7 @@ class Span:
 
     @contextmanager
     def _run_scope(self, engine: Engine) -> Iterator[None]:
-        """Ends the span with the run in the body; continues one that was interrupted."""
+        """Ends the span when the run in the body ends; continues the span of an interrupted run."""
         with ExitStack() as scopes:
             for measurement in self._measurements:
                 scopes.enter_context(measurement.held_open())

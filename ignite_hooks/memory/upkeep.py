@@ -12,10 +12,11 @@ __all__ = ["Upkeep"]
 
 
 class Upkeep(Scheduled):
-    """A handler called by step, by epoch, or both; at the end of each epoch without a schedule.
+    """A handler that is called on a schedule by step or by epoch, by default after each epoch.
 
     On a schedule by step the handler is called at STEP_COMPLETED, when the gradients are zeroed. If
-    both schedules are due at the end of an epoch, it is called once, at the step.
+    both schedules are due at the end of an epoch, the handler is called once, by the schedule by
+    step.
     """
 
     def attach_to(self, attachment: Attachment) -> None:

@@ -61,8 +61,8 @@ def test_auto_is_the_sampler_if_the_kernel_refuses():
 @pytest.mark.usefixtures("refused")
 def test_refused_kernel_backend_is_error_with_reason_and_remedy():
     message = (
-        '`backend` must be one that works here, got "kernel", and the high-water mark of this '
-        f'process cannot be reset ({REASON}): backend="auto" takes the sampler then'
+        '`backend` must be one that works here, got "kernel", but the high-water mark of this '
+        f'process cannot be reset ({REASON}): backend="auto" uses the sampler in this case'
     )
     with pytest.raises(ValueError, match="must be one that works here") as raised:
         backend_in_use("kernel")
