@@ -1,4 +1,4 @@
-"""The factory of trainers: checks, prepares and wires everything before the first batch."""
+"""The factory of trainers: checks the arguments, prepares the objects and attaches handlers."""
 
 import inspect
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def create_supervised_trainer(
     """Builds a trainer: prepares model, optimizer and data with Accelerate, and attaches handlers.
 
     Objects that are prepared already are used unchanged. Gradient accumulation, mixed precision,
-    device and processes are settings of the accelerator, and not arguments as in Ignite's factory::
+    device and processes are settings of the accelerator. In Ignite's factory they are arguments::
 
         trainer = create_supervised_trainer(
             model, optimizer, F.cross_entropy, loader,
@@ -84,49 +84,57 @@ def create_supervised_trainer(
         trainer.run(max_epochs=10)
 
     Args:
-        model: the model to train. A root module in eval mode is set to train mode when a run
-            starts; submodules of a root module in train mode keep their modes.
-        optimizer: an optimizer of the model's parameters, and of the parameters of a ``loss_fn``, a
-            ``batch_processor`` or another function that is a module. Such a module is moved to the
-            device and saved in checkpoints, and several processes average its gradients.
+        model: the model to train. If the model is in eval mode when a run starts, the model and its
+            submodules are set to train mode. If the model is in train mode, its submodules keep
+            their modes.
+        optimizer: an optimizer of the model's parameters. It may also hold the parameters of a
+            ``loss_fn``, a ``batch_processor`` or another function that is a module. Such a module
+            is moved to the device and saved in checkpoints, and its gradients are averaged over all
+            processes.
         loss_fn: (y_pred, y) -> scalar loss, the mean over the batch.
         data: the batches to train on; they can be given to ``run`` instead.
-        accelerator: default: a new ``Accelerator`` with the settings of the existing ones.
-        lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes one from the
-            prepared optimizer. It moves once per committed step for any number of processes.
-        scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch" after
-            its validation, or after each "validation" except one before the first step.
+        accelerator: the accelerator to use; default: a new ``Accelerator`` with the settings of the
+            existing accelerators.
+        lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes a scheduler from
+            the prepared optimizer. The scheduler moves once per committed step, for any number of
+            processes, unless ``scheduler_at`` says otherwise.
+        scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch" and
+            after the validation there, or after each "validation". A validation before the first
+            step does not move the scheduler.
         scheduler_metric: the name in ``state.metrics`` of the value for a ``ReduceLROnPlateau``,
             for example "val_loss".
-        batch_processor: (model, batch) -> (outputs, loss), instead of ``loss_fn`` and the three
-            functions that serve it. ``output_transform`` is then given (batch, None, outputs,
-            loss). With mixed precision the whole batch processor is in the accelerator's autocast.
+        batch_processor: (model, batch) -> (outputs, loss), to be given instead of ``loss_fn``,
+            ``prepare_batch``, ``model_fn`` and ``model_transform``. ``output_transform`` is then
+            called with (batch, None, outputs, loss). With mixed precision the whole batch processor
+            runs in the accelerator's autocast.
         grad_clip: clips the gradient of each step.
-        validation: validates on its schedule. Others can be among the handlers; validations that
-            are due at the same event are run as one.
+        validation: validates on its schedule. ``handlers`` may contain further validations.
+            Validations that are due at the same event are run as one.
         checkpoint: saves on its schedule.
-        resume_from: a ``ResumeCheckpoint``, or the path of a checkpoint or of a directory of them.
-            It is loaded when everything else is built; the next ``run`` continues from there.
-        handlers: anything with ``attach(engine)``: handlers of this package, Ignite's
+        resume_from: a ``ResumeCheckpoint``, the path of a checkpoint, or the path of a directory of
+            checkpoints. The checkpoint is loaded when everything else is built, and the next
+            ``run`` continues from it.
+        handlers: objects with an ``attach(engine)`` method: handlers of this package, Ignite's
             ``ProgressBar`` and others.
         on_peer_failure: with several processes, what happens to a process that is blocked in a
-            collective when another process has failed. "exit" ends it with exit code 1; "wait"
-            leaves it there until the timeout of the collective. A process that is not blocked
-            raises an error with the message of the failure.
+            collective when another process has failed. "exit" ends the blocked process with exit
+            code 1; "wait" leaves it blocked until the timeout of the collective. A process that is
+            not blocked raises an error with the message of the failure.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
-        model_transform: makes ``y_pred`` of the model's output.
+        model_transform: (the model's output) -> ``y_pred``.
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred, loss) -> ``state.output``. The default is
             ``loss.detach()``: ``.item()`` would synchronize with the device in each iteration.
-        agree_every: with several processes, the number of windows from one exchange of stops,
-            signals and clocks to the next. All processes obey a request of one process at the same
-            step, at most ``agree_every`` + 1 windows later, and at the end of each epoch.
+        agree_every: with several processes, the number of windows between two exchanges of stops,
+            signals and clocks. If one process requests a stop, all processes obey at the same step,
+            at most ``agree_every`` + 1 windows later or at the end of the epoch.
 
     Raises:
         TypeError: an argument has a wrong type.
-        ValueError: arguments that do not go together; a model without trainable parameters; an
-            optimizer or scheduler of other parameters; a model that is split over processes, with
-            another module whose parameters the optimizer holds; empty data.
+        ValueError: two arguments exclude each other; the model has no trainable parameters; the
+            optimizer or scheduler is built on parameters of another model; the model is split over
+            the processes, and the optimizer also holds parameters of another module; the data are
+            empty.
     """
     handlers = list(handlers) if isinstance(handlers, Iterator) else handlers
     if isinstance(resume_from, str | Path):
@@ -209,8 +217,8 @@ def _check_arguments(
     """Raises a TypeError or ValueError that names the argument, the rule and the remedy."""
     if isinstance(optimizer, torch.nn.Module) and isinstance(model, torch.optim.Optimizer):
         raise TypeError(
-            f"`model` must be a torch.nn.Module, got {shown_type(model)}: it is swapped with "
-            f"`optimizer`, write {_ORDER}"
+            f"`model` must be a torch.nn.Module, got {shown_type(model)}: `model` and `optimizer` "
+            f"are swapped, write {_ORDER}"
         )
     check_model(model, "put several models into a torch.nn.ModuleDict")
     check_optimizer(optimizer)
@@ -218,21 +226,22 @@ def _check_arguments(
 
 
 def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
-    """Raises a ValueError for functions that are not called with a ``batch_processor``."""
+    """Raises a ValueError for functions that a trainer with a ``batch_processor`` never calls."""
     given = [name for name, (function, default) in functions.items() if function is not default]
     if batch_processor is not None and given:
         raise ValueError(
-            f"`{given[0]}` must not be given with `batch_processor`, which takes the batch and the "
-            "model as they are: call it in the batch processor"
+            f"`{given[0]}` must not be given with `batch_processor`, which is called with the "
+            f"batch and the model unchanged: call `{given[0]}` in the batch processor"
         )
 
 
 def _check_handler_arguments(
     grad_clip: Any, validation: Any, checkpoint: Any, resume_from: Any
 ) -> None:
-    """Checks the types of the handlers that are arguments by themselves.
+    """Checks the types of the handlers that have a named argument of their own.
 
-    A class is imported only if its argument was given: classes with checked fields take 60 ms.
+    The class of a handler is imported only if the argument was given, because the import of a class
+    with checked fields takes 60 ms.
     """
     if grad_clip is not None:
         expected: type = ignite_hooks.optim.GradientClipping
@@ -270,7 +279,7 @@ def _check_handlers(handlers: Any) -> None:
         if isinstance(handler, type):
             raise TypeError(
                 f"`handlers` must hold handlers, handlers[{index}] is the class "
-                f"{handler.__name__}: make one, {handler.__name__}(…)"
+                f"{handler.__name__}: make an object of it, {handler.__name__}(…)"
             )
         if isinstance(handler, HookContext) or inspect.isgeneratorfunction(handler):
             raise TypeError(
@@ -281,7 +290,7 @@ def _check_handlers(handlers: Any) -> None:
         if not callable(attach):
             raise TypeError(
                 f"`handlers` must have attach(engine), handlers[{index}] is a "
-                f"{type(handler).__name__}, which has not: add a function with "
+                f"{type(handler).__name__} without this method: add a function with "
                 "trainer.add_event_handler(event, function)"
             )
         try:
@@ -289,8 +298,8 @@ def _check_handlers(handlers: Any) -> None:
         except TypeError as error:
             raise TypeError(
                 f"`handlers` must have attach(engine), attach() of handlers[{index}] "
-                f"({type(handler).__name__}) needs more ({error}): attach it yourself, with "
-                "attach(trainer, …)"
+                f"({type(handler).__name__}) needs other arguments ({error}): attach the handler "
+                "yourself, with attach(trainer, …)"
             ) from None
 
 
@@ -299,14 +308,14 @@ def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
     if (loss_fn is None) == (batch_processor is None):
         got = "neither" if loss_fn is None else "both"
         raise ValueError(
-            f"exactly one of `loss_fn` and `batch_processor` must be given, got {got}: pass "
-            "loss_fn=torch.nn.functional.cross_entropy, say, for batches (x, y), or a function "
-            "(model, batch) -> (outputs, loss) as batch_processor"
+            f"exactly one of `loss_fn` and `batch_processor` must be given, got {got}: for batches "
+            "(x, y) pass a loss function, say loss_fn=torch.nn.functional.cross_entropy; for other "
+            "batches pass a function (model, batch) -> (outputs, loss) as batch_processor"
         )
     if isinstance(loss_fn, type):
         raise TypeError(
             f"`loss_fn` must be a function or a module, got the class {loss_fn.__name__}: "
-            f"make one, {loss_fn.__name__}()"
+            f"make an object of it, {loss_fn.__name__}()"
         )
     arguments = {"loss_fn": ("y_pred", "y"), "batch_processor": ("model", "batch")}
     for name, function in (("loss_fn", loss_fn), ("batch_processor", batch_processor)):
@@ -336,10 +345,10 @@ def _check_function(name: str, function: Any, arguments: tuple[str, str]) -> Non
 
 
 def _modules_of_functions(model: torch.nn.Module, **functions: Any) -> dict[str, torch.nn.Module]:
-    """Returns the functions that are modules, or methods of modules, by name of the argument.
+    """Returns the modules among the functions, by the name of their argument.
 
-    The model, its submodules, and a module that only holds the model are left out: their parameters
-    are those of the model.
+    If a function is a method of a module, this module is returned. A module whose parameters and
+    buffers all belong to the model, such as a submodule, is left out.
     """
     found: dict[str, torch.nn.Module] = {}
     model_tensors = set(map(id, _tensors(model)))
@@ -362,14 +371,15 @@ def _check_parameters(
     optimizer: torch.optim.Optimizer,
     modules: Mapping[str, torch.nn.Module],
 ) -> None:
-    """Raises a ValueError for a frozen model, or for an optimizer of other parameters."""
+    """Raises a ValueError for a frozen model, or an optimizer of parameters outside the modules."""
     known = list(model.parameters())
     if not any(parameter.requires_grad for parameter in known):
         raise ValueError(
             f"`model` must have trainable parameters, {type(model).__name__} has none out of "
             f"{len(known)}: set requires_grad, or use create_supervised_evaluator"
         )
-    # Parameters that sharding has replaced cannot be compared with those of the model.
+    # Sharding may have replaced the parameters in the optimizer, so they cannot be looked up among
+    # those of the model.
     if _may_hold_replacements(optimizer):
         return
     for module in modules.values():
@@ -380,8 +390,9 @@ def _check_parameters(
     if foreign:
         raise ValueError(
             "`optimizer` must hold parameters of `model` (or of a `loss_fn`, `batch_processor` or "
-            f"other function that is a module), {foreign} of its {len(own)} are not: make it from "
-            "model.parameters() after the last change to the model"
+            f"other function that is a module), {foreign} of its {len(own)} parameters belong to "
+            "none of these: make the optimizer from model.parameters() after the last change to "
+            "the model"
         )
 
 
@@ -407,27 +418,27 @@ def _check_not_sharded(model: torch.nn.Module, accelerator: Accelerator) -> None
     }
     if "DTensor" in type_names and is_data_parallel(accelerator):
         raise ValueError(
-            "`model` must be whole on every process, got parameters that are split over them "
-            "(DTensor, of fully_shard or parallelize_module): give the whole model, which "
-            "Accelerate wraps in DDP, or an Accelerator with fsdp_plugin=, which splits it itself. "
+            "`model` must be whole on every process, got parameters that are split over the "
+            "processes (DTensor, of fully_shard or parallelize_module): pass the whole model; "
+            "Accelerate wraps it in DDP, or splits it if the Accelerator has an fsdp_plugin. "
             "Training and saving models that the user has split is planned"
         )
 
 
 def _check_replicated(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
-    """Raises a ValueError for trained parameters outside of a model that is split over processes.
+    """Raises a ValueError if the model is split over processes and another module is trained.
 
     Args:
-        modules: the modules, outside of the model, whose parameters the optimizer holds.
+        modules: the modules outside of the model whose parameters the optimizer holds.
         accelerator: decides whether the model is split.
     """
     for name, module in {} if is_data_parallel(accelerator) else modules.items():
         raise ValueError(
-            f"`{name}` must have no parameters that `optimizer` holds with "
-            f"{accelerator.distributed_type.value}, which "
-            f"splits `model` alone over the processes, got a {type(module).__name__} that has: "
-            "make it a submodule of `model`, whose forward calls it and may return (outputs, "
-            "loss), with batch_processor=lambda model, batch: model(batch)"
+            f"`{name}` must not be trained with {accelerator.distributed_type.value}, which "
+            f"splits only `model` over the processes, got a {type(module).__name__} with "
+            f"parameters that `optimizer` holds: make the {type(module).__name__} a submodule of "
+            "`model`, call it in the forward of `model`, which may return (outputs, loss), and "
+            "pass batch_processor=lambda model, batch: model(batch)"
         )
 
 
@@ -440,9 +451,9 @@ def _move_to_device(modules: Mapping[str, torch.nn.Module], accelerator: Acceler
 
 
 def _may_hold_replacements(optimizer: Any) -> bool:
-    """Returns whether an optimizer may hold other parameters than the model it was made for.
+    """Returns whether sharding may have replaced the parameters that an optimizer was made from.
 
-    Sharding replaces the parameters when it prepares model and optimizer.
+    Accelerate replaces them when it prepares model and optimizer together.
     """
     state = getattr(optimizer, "accelerator_state", None)
     if not is_prepared(optimizer) or state is None:

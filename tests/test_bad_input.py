@@ -289,7 +289,7 @@ BEFORE_THE_FIRST_BATCH = {
             handlers=[GradientClipping(clip_value=1.0)],
         ),
         ValueError,
-        ("one GradientClipping", "has one already", "leave out the factory's `grad_clip`"),
+        ("one GradientClipping", "has one already", "leave out `grad_clip` in the factory"),
     ),
     "clipper on an engine that does not step": (
         clip_without_step,
@@ -299,7 +299,7 @@ BEFORE_THE_FIRST_BATCH = {
     "second OptimizerStep": (
         lambda data: attach_twice(data, lambda t: OptimizerStep(t.accelerator, t.optimizer)),
         ValueError,
-        ("`engine` must not be a trainer", "OptimizerStep of its own", "to the factory"),
+        ("`engine` must not be a trainer", "has an OptimizerStep already", "to the factory"),
     ),
     "OptimizerStep of two engines": (
         step_for_two_engines,
@@ -319,12 +319,12 @@ BEFORE_THE_FIRST_BATCH = {
     "scheduler of another optimizer": (
         lambda data: train(data, lr_scheduler=StepLR(sgd(make_model()), 1)),
         ValueError,
-        ("`lr_scheduler`", "on the optimizer that is trained with", "another SGD", "callable"),
+        ("`lr_scheduler`", "must be built on `optimizer`", "another SGD", "callable"),
     ),
     "scheduler made for another optimizer": (
         lambda data: train(data, lr_scheduler=lambda _: StepLR(sgd(make_model()), 1)),
         ValueError,
-        ("`lr_scheduler`", "on the optimizer that is trained with", "another SGD", "callable"),
+        ("`lr_scheduler`", "must be built on `optimizer`", "another SGD", "callable"),
     ),
     "scheduler that needs a metric": (
         lambda data: train(data, lr_scheduler=ReduceLROnPlateau),

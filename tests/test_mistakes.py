@@ -292,7 +292,7 @@ MISTAKES = {
     "model and optimizer swapped": (
         lambda s: s.trainer(s.optimizer, s.model),
         TypeError,
-        "`model` must be a torch.nn.Module, got SGD: it is swapped with `optimizer`, write "
+        "`model` must be a torch.nn.Module, got SGD: `model` and `optimizer` are swapped, write "
         "create_supervised_trainer(model, optimizer, loss_fn, data)",
     ),
     "loader in the place of the loss": (
@@ -342,13 +342,13 @@ MISTAKES = {
     "metric among the handlers": (
         lambda s: s.trainer(handlers=[Accuracy()]),
         TypeError,
-        "attach() of handlers[0] (Accuracy) needs more (missing a required argument: 'name'): "
-        "attach it yourself, with attach(trainer, …)",
+        "attach() of handlers[0] (Accuracy) needs other arguments (missing a required "
+        "argument: 'name'): attach the handler yourself, with attach(trainer, …)",
     ),
     "function among the handlers": (
         lambda s: s.trainer(handlers=[lambda engine: None]),
         TypeError,
-        "handlers[0] is a function, which has not: add a function with",
+        "handlers[0] is a function without this method: add a function with",
     ),
     "model for an engine": (
         lambda s: GarbageCollector(every_steps=1).attach(s.model),
@@ -444,7 +444,7 @@ MISTAKES = {
     "scheduler of another optimizer": (
         lambda s: s.trainer(lr_scheduler=StepLR(SGD(s.model.parameters(), lr=0.1), 1)),
         ValueError,
-        "`lr_scheduler` must be built on the optimizer that is trained with, its own is another",
+        "`lr_scheduler` must be built on `optimizer`, got a scheduler of another",
     ),
     "device for the factory": (
         lambda s: s.trainer(device="cuda"),
@@ -459,7 +459,7 @@ MISTAKES = {
     "optimizer of another accelerator": (
         optimizer_of_another_accelerator,
         ValueError,
-        "`accelerator` must be the one that prepared `optimizer`, got another with another loss",
+        "`accelerator` must be the accelerator that prepared `optimizer`, got an accelerator",
     ),
     "two clippings": (
         lambda s: s.trainer(grad_clip=s.clipping(), handlers=[s.clipping()]),
@@ -469,7 +469,7 @@ MISTAKES = {
     "clipping without a step": (
         lambda s: s.clipping().attach(ignite.engine.Engine(lambda engine, batch: None)),
         ValueError,
-        "`engine` must have an OptimizerStep for its gradients to be clipped, and it has none",
+        "`engine` must have an OptimizerStep before a GradientClipping, and it has none",
     ),
     "no data": (
         lambda s: s.trainer(s.model, s.optimizer, s.loss_fn, None).run(max_epochs=1),

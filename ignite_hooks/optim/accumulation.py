@@ -15,9 +15,10 @@ __all__ = ["Accumulation"]
 class Accumulation:
     """The size of windows, as Accelerate keeps it for all accelerators of the process.
 
-    ``Accelerator(gradient_accumulation_steps=8)`` replaces the settings object of all accelerators,
-    while ``accelerator.gradient_accumulation_steps = 8`` writes into it. The identity of the object
-    therefore tells whether another accelerator was made, or the user set a number.
+    All accelerators share one settings object. ``Accelerator(gradient_accumulation_steps=8)``
+    replaces the object, while ``accelerator.gradient_accumulation_steps = 8`` changes its content.
+    If the object is another one than before, an accelerator was made. If only the number in the
+    object has changed, the user has set the number.
 
     Args:
         gradient_state: Accelerate's ``GradientState``, which holds the settings.
@@ -31,12 +32,13 @@ class Accumulation:
         self._short_window: ShortWindow | None = None
 
     def full_size(self) -> int:
-        """Returns the batches of a full window; warns if another accelerator changed the number."""
-        # Read directly: Accelerate's property ``num_steps`` would cost as much again.
+        """Returns the size of a full window in batches; warns if a new accelerator changed it."""
+        # The settings are read directly, because Accelerate's property ``num_steps`` would double
+        # the cost of this method.
         settings = self._gradient_state.plugin_kwargs
         if settings is not self._settings:
             if not self._window.count:
-                self.restore()  # after a window that an exception left shortened
+                self.restore()  # an exception may have left the settings of a short window
             settings = self._settings = self._warn_if_changed(
                 full_window_settings(self._gradient_state)
             )
@@ -59,13 +61,12 @@ class Accumulation:
             self._short_window["num_steps"] = self._short_window.size = size
 
     def restore(self) -> None:
-        """Undoes ``shorten``, if it was called; a number that the user set since stays."""
+        """Undoes ``shorten``. A number that the user has set in the meantime is kept."""
         short = self._short_window
         if short is None:
             return
         if self._gradient_state.plugin_kwargs is short:  # no other accelerator was made since
-            # The user has set another number while the window was shortened.
-            if short["num_steps"] != short.size:
+            if short["num_steps"] != short.size:  # the user has set another number
                 short.whole["num_steps"] = short["num_steps"]
             self._gradient_state.plugin_kwargs = short.whole
         self._short_window = None
@@ -76,9 +77,9 @@ class Accumulation:
         if settings is not self._settings and before != now:
             warnings.warn(
                 "all accelerators of a process must have the same `gradient_accumulation_steps`, "
-                f"of which Accelerate keeps one: an Accelerator({before}) was followed by an "
-                f"Accelerator({now}), so this run, built with {before}, now takes {now} "
-                "batches a step. Make the second one with the number of the first, or set "
+                "because Accelerate keeps one number for all of them: this run was built with "
+                f"{before}, and a later Accelerator has {now}, so this run now takes {now} batches "
+                f"a step. Make the later Accelerator with {before}, or set "
                 f"accelerator.gradient_accumulation_steps = {before} before this run",
                 stacklevel=4,
             )

@@ -1,8 +1,8 @@
-"""Gradients of parameters outside of the model, averaged over all ranks.
+"""Averages the gradients of parameters outside of the model over all ranks.
 
 DDP averages the gradients of the model that it wraps. A loss function or a batch processor with
-parameters cannot always be wrapped: it may be a method, or hold the model. Its gradients are
-averaged here, once per window.
+parameters cannot always be wrapped, because it may be a method or may hold the model. The gradients
+of such parameters are averaged here, once per window.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,21 @@ __all__ = ["AveragedGradients"]
 
 
 class AveragedGradients:
-    """Averages the gradients of parameters that all ranks train and no wrapper covers.
+    """Averages the gradients of trained parameters that no DDP wrapper averages.
 
-    As with DDP, training starts from the values of rank 0, each gradient is divided by the number
-    of ranks before they are summed, and after each step the buffers are those of rank 0. A
-    parameter that has no gradient on any rank is left without one, so that the optimizer skips it
-    as with one process. Parameters that the optimizer is given later are averaged from then on.
+    The rules are those of DDP. Training starts from the parameters and buffers of rank 0. Each
+    gradient is divided by the number of ranks, and the quotients are summed. Once per window the
+    buffers of rank 0 are copied to all ranks. If a parameter has no gradient on any rank, its
+    ``grad`` stays None, so that the optimizer skips the parameter as with one process. If a
+    parameter is added to the optimizer later, its gradient is averaged from then on.
 
     Args:
-        model: the model, whose parameters are left out.
-        modules: the other modules by name, the same on every rank. Parts in a DDP are left out.
-        optimizer: trains the parameters.
-        device: where the processes exchange tensors.
-        sends_buffers: whether buffers are sent after each step.
+        model: the model; its parameters are not averaged here.
+        modules: the other modules by name, the same on every rank. Submodules that are wrapped in
+            DDP are not averaged here.
+        optimizer: the optimizer that trains the parameters.
+        device: the device on which the processes exchange tensors.
+        sends_buffers: whether rank 0 sends its buffers once per window.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class AveragedGradients:
         """
         optimized = {id(each) for group in self._optimizer.param_groups for each in group["params"]}
         groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-        # One all_reduce needs one dtype and one device. All ranks form the same groups, in the same
-        # order: what has a gradient may differ between ranks, so it must not decide.
+        # One all_reduce needs one dtype and one device. All ranks must form the same groups in the
+        # same order. A parameter may have a gradient on some ranks only, so the groups do not
+        # depend on gradients.
         for each in self._parameters().values():
             if each.requires_grad and id(each) in optimized:
                 groups.setdefault((each.dtype, each.device), []).append(each)
@@ -75,13 +78,13 @@ class AveragedGradients:
         return self._collect(torch.nn.Module.named_parameters)
 
     def _buffers(self) -> dict[str, torch.Tensor]:
-        """Returns the present buffers, by name: some modules replace theirs by new tensors."""
+        """Returns the buffers by name, looked up again: some modules replace their buffers."""
         return self._collect(torch.nn.Module.named_buffers)
 
     def _collect(
         self, tensors_of: Callable[[torch.nn.Module], Iterable[tuple[str, torch.Tensor]]]
     ) -> dict[str, torch.Tensor]:
-        """Returns the tensors of the modules that are in no wrapper, each once, by name."""
+        """Returns the tensors of the modules that no DDP wrapper holds, each once, by name."""
         seen = {id(each) for module in self._wrapped_modules() for _, each in tensors_of(module)}
         found: dict[str, torch.Tensor] = {}
         for name, module in self._modules.items():
@@ -101,15 +104,15 @@ class AveragedGradients:
 
 
 def _average(parameters: list[torch.Tensor]) -> None:
-    """Averages the gradients of parameters of one dtype and device, with one collective."""
+    """Averages the gradients of parameters with the same dtype and device, in one collective."""
     ranks = distributed.get_world_size()
     parts = [_gradient_or_zeros(each).flatten() / ranks for each in parameters]
     has_gradient = parts[0].new_tensor([each.grad is not None for each in parameters])
     flat = torch.cat([*parts, has_gradient])
     distributed.all_reduce(flat)
     *averages, counts = torch.split(flat, [*map(len, parts), len(parameters)])
-    # The result is read, which synchronizes with the device, only on a rank where a parameter has
-    # no gradient.
+    # ``tolist`` synchronizes with the device. It is needed only on a rank where a parameter has no
+    # gradient.
     are_all_present = all(each.grad is not None for each in parameters)
     has_averages = [True] * len(parameters) if are_all_present else (counts.abs() > 0).tolist()
     for parameter, average, has_average in zip(parameters, averages, has_averages, strict=True):
@@ -120,13 +123,13 @@ def _average(parameters: list[torch.Tensor]) -> None:
 
 
 def _gradient_or_zeros(parameter: torch.Tensor) -> torch.Tensor:
-    """Returns the gradient, or zeros of its shape on a rank that has none."""
+    """Returns the gradient of ``parameter``, or zeros of the same shape if it has no gradient."""
     if parameter.grad is None:
         return torch.zeros_like(parameter)
     if parameter.grad.is_sparse:
         raise RuntimeError(
-            "a parameter beside `model` must have a dense gradient on several processes, got a "
-            f"sparse one of shape {tuple(parameter.shape)}: make the embedding with sparse=False, "
-            "or its module a submodule of `model`"
+            "a parameter outside of `model` must have a dense gradient on several processes, got a "
+            f"sparse gradient of shape {tuple(parameter.shape)}: make the embedding with "
+            "sparse=False, or make its module a submodule of `model`"
         )
     return parameter.grad

@@ -1,4 +1,4 @@
-"""Clips the gradient once per window: whole, unscaled, as the last change before the step."""
+"""Clips the whole, unscaled gradient once per window, as the last change before the step."""
 
 from typing import Any
 
@@ -19,25 +19,25 @@ __all__ = ["GradientClipping"]
 
 @checked_dataclass
 class GradientClipping(Handler):
-    """Keeps the gradient of a step within a limit, by its norm or by each of its values.
+    """Clips the gradient of each step, either by its norm or by value.
 
     Training loops often clip after each batch instead of once per step, before the loss scaler's
-    factor is removed, or at the wrong scale in a short window. This handler clips when the gradient
-    is whole and unscaled and all handlers of OPTIMIZER_STEP_STARTED have returned, whenever they
-    were attached: a handler that rescales the gradient does so before it is clipped. The trainable
-    parameters of the optimizer that have a gradient are clipped. Clipping by norm writes the norm
-    before clipping to ``state.metrics["grad_norm"]``, as a tensor, without synchronizing with the
-    device.
+    factor is removed, or at the wrong scale in a short window. This handler clips the whole,
+    unscaled gradient when all handlers of OPTIMIZER_STEP_STARTED have returned. The order in which
+    these handlers were attached does not matter: if a handler rescales the gradient, the rescaled
+    gradient is clipped. The handler clips the gradients of all trainable parameters of the
+    optimizer. Clipping by norm writes the norm from before the clipping to
+    ``state.metrics["grad_norm"]``, as a tensor, without synchronizing with the device.
 
     Args:
-        max_norm: largest norm of all gradients together, as in ``torch.nn.utils.clip_grad_norm_``;
-            inf clips nothing, and measures.
+        max_norm: largest norm of all gradients together, as in ``torch.nn.utils.clip_grad_norm_``.
+            With inf the norm is measured and nothing is clipped.
         clip_value: largest absolute value of a gradient, as in ``clip_grad_value_``.
         norm_type: the p of the p-norm, inf for the largest absolute value.
 
     Raises:
-        ValueError: both limits or neither are given, or one is not positive; the engine has no
-            OptimizerStep, or a GradientClipping already.
+        ValueError: both limits or neither are given; a limit is not positive; the engine has no
+            OptimizerStep, or has a GradientClipping already.
     """
 
     max_norm: Limit | None = None
@@ -59,7 +59,7 @@ class GradientClipping(Handler):
         if attached_handlers(engine, GradientClipping):
             raise ValueError(
                 "`engine` must have one GradientClipping, and it has one already: remove() the "
-                "other attachment first, or leave out the factory's `grad_clip`"
+                "earlier attachment first, or leave out `grad_clip` in the factory"
             )
 
     def attach_to(self, attachment: Attachment) -> None:
@@ -83,7 +83,7 @@ class GradientClipping(Handler):
         self._clip(_find_optimizer_step(engine).prepared, engine)
 
     def _clip(self, prepared: PreparedOptimizer, engine: Engine) -> None:
-        """Clips, and writes the norm to the metrics if it is measured."""
+        """Clips the gradients; with ``max_norm`` also writes the norm to the metrics."""
         if self.max_norm is not None:
             norm = prepared.clip_grad_norm_(self.max_norm, self.norm_type)
             engine.state.metrics["grad_norm"] = norm
@@ -96,6 +96,6 @@ def _find_optimizer_step(engine: Engine) -> OptimizerStep:
     for step in attached_handlers(engine, OptimizerStep):
         return step
     raise ValueError(
-        "`engine` must have an OptimizerStep for its gradients to be clipped, and it has none: "
-        "attach OptimizerStep(accelerator, optimizer) first"
+        "`engine` must have an OptimizerStep before a GradientClipping, and it has none: attach "
+        "OptimizerStep(accelerator, optimizer) first"
     )

@@ -1,4 +1,4 @@
-"""Learning rate schedulers: which of them can be used, and when they move."""
+"""Learning rate schedulers: which can be used, and when they move (``step()`` is called)."""
 
 import warnings
 from collections.abc import Iterator
@@ -31,12 +31,14 @@ SchedulerAt = Literal["step", "epoch", "validation"]
 class SchedulerDriver:
     """Moves a scheduler: after each step, at the end of each epoch, or after each validation.
 
+    To move a scheduler is to call its ``step()``.
+
     Args:
         lr_scheduler: a torch scheduler, a callable that makes one from the optimizer, or None.
         optimizer: the optimizer as Accelerate prepared it.
         at: when the scheduler moves.
         metric: the name in ``state.metrics`` of the value for a ReduceLROnPlateau.
-        signals: held back while the scheduler moves.
+        signals: the signals to hold back while the scheduler moves.
 
     Attributes:
         at: when the scheduler moves.
@@ -44,7 +46,7 @@ class SchedulerDriver:
         moves_by_step: whether ``OptimizerStep`` moves the scheduler after each committed step.
 
     Raises:
-        TypeError: ``lr_scheduler`` is not a torch scheduler, and makes none.
+        TypeError: ``lr_scheduler`` is neither a torch scheduler nor a callable that makes one.
         ValueError: the scheduler belongs to another optimizer, or does not go with ``at`` and
             ``metric``.
     """
@@ -67,12 +69,15 @@ class SchedulerDriver:
         self.metric = metric
         self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
-        # What makes a move due is an entry of a list: the statement that moves the scheduler
-        # removes the entry, so an exception cannot come between the two.
-        self._due_epoch: list[int] = []  # the iterations before an epoch that has ended
-        self._due_validation: list[bool] = []  # of a validation that has ended: are more to come?
+        # A move is due while one of these two lists has an entry. One statement removes the entry
+        # and moves the scheduler, so that no exception can come between the two.
+        # Its entry is the number of iterations before the epoch that has ended.
+        self._due_epoch: list[int] = []
+        # Its entry is ``are_results_missing`` of the validation that has ended.
+        self._due_validation: list[bool] = []
         self._torch_scheduler = unwrapped_scheduler(self.lr_scheduler)
-        self._last_position: int | None = None  # its ``last_epoch`` after our last move
+        # ``last_epoch`` of the torch scheduler after the last move that was made here.
+        self._last_position: int | None = None
         self._has_warned = False
         _check_metric(self.lr_scheduler, at, metric)
 
@@ -82,7 +87,7 @@ class SchedulerDriver:
         return self.metric is not None
 
     def check_length(self, moves: int, limits: str) -> None:
-        """Checks that a schedule with an end, which a OneCycleLR has, lasts as long as the run.
+        """Checks that a schedule with an end (OneCycleLR) does not end before the run does.
 
         Args:
             moves: the minimum number of moves in the run from now on.
@@ -95,7 +100,7 @@ class SchedulerDriver:
         is_prepared = isinstance(wrapper, AcceleratedScheduler) and wrapper.step_with_optimizer
         if is_prepared and not wrapper.split_batches:
             if hasattr(scheduler, "total_steps"):
-                return  # Accelerate stops moving such a schedule at its end
+                return  # Accelerate itself stops moving this scheduler at the end of its schedule
             # Accelerate's wrapper moves the scheduler once per process.
             moves *= PartialState().num_processes
         for schedule, left in _finite_schedules(scheduler):
@@ -111,12 +116,13 @@ class SchedulerDriver:
                 )
 
     def check_not_moved_elsewhere(self) -> None:
-        """Warns once if something else has moved the scheduler since our last move.
+        """Warns once if other code has moved the scheduler since the last move that was made here.
 
-        A scheduler that is further back than then has loaded a state.
+        A scheduler whose position is lower than after that move has loaded a state: no warning.
         """
         last_position, position = self._last_position, self._current_position()
-        # A move that raises, or is interrupted, may or may not have changed the position.
+        # The noted position is dropped until the next move has returned: a move that raises may or
+        # may not have changed the position.
         self._last_position = None
         if last_position is not None and position > last_position and not self._has_warned:
             self._warn_of_other_moves(last_position, position)
@@ -126,22 +132,22 @@ class SchedulerDriver:
         self._last_position = self._current_position()
 
     def _current_position(self) -> int:
-        # A ChainedScheduler has no ``last_epoch``.
+        # The default is for ChainedScheduler, which has no ``last_epoch``.
         position: int = getattr(self._torch_scheduler, "last_epoch", 0)
         return position
 
     def forget_position(self) -> None:
-        """Forgets the noted position, as a state may have been loaded."""
+        """Forgets the noted position, because the scheduler may have loaded a state."""
         self._last_position = None
 
     def _warn_of_other_moves(self, last_position: int, position: int) -> None:
         """Warns that the scheduler is moved in two places."""
         self._has_warned = True
         warnings.warn(
-            f"`lr_scheduler` must be stepped in one place: it is stepped after each {self.at} "
-            f"already, and in between its `last_epoch` went from {last_position} to {position}, so "
-            "the learning rate runs ahead. Remove the other lr_scheduler.step(), or do not give it "
-            "as `lr_scheduler`",
+            f"`lr_scheduler` must be stepped in one place only: it is stepped after each "
+            f"{self.at} already, and other code has moved its `last_epoch` from {last_position} "
+            f"to {position} in between, so the learning rate runs ahead. Remove the other call of "
+            "lr_scheduler.step(), or do not pass the scheduler as `lr_scheduler`",
             stacklevel=3,
         )
 
@@ -149,10 +155,11 @@ class SchedulerDriver:
         """Notes that an epoch has ended.
 
         Args:
-            began_after: the number of iterations before the epoch, to recognize a stale metric.
+            began_after: the number of iterations before the epoch. A metric that was measured
+                before this iteration is stale.
 
         Returns:
-            Whether the scheduler is to move now.
+            Whether the scheduler is due to move after this epoch.
         """
         moves = self.at == "epoch" and self.lr_scheduler is not None
         self._due_epoch = [began_after] if moves else []
@@ -170,24 +177,25 @@ class SchedulerDriver:
         """Notes that a validation has ended.
 
         Args:
-            are_results_missing: whether another validation, not run yet, may measure the metric.
+            are_results_missing: whether another validation has not been run yet, which may measure
+                the metric.
         """
         moves = self.at == "validation" and self.lr_scheduler is not None
         self._due_validation = [are_results_missing] if moves else []
 
     @property
     def has_due_validation(self) -> bool:
-        """True if the scheduler is still to be moved after a validation that has ended."""
+        """True if a validation has ended and the scheduler has not moved since."""
         return bool(self._due_validation)
 
     def move_after_validation(self, engine: Engine) -> None:
-        """Moves the scheduler if a validation has ended that measured its metric."""
+        """Moves the scheduler if a validation has ended and has measured the metric, if any."""
         if not self._due_validation:
             return
         are_results_missing, arguments = self._due_validation[0], []
         if self.metric is not None:
             measured = measured_at(engine).get(self.metric)
-            # A validation that did not measure the metric moves nothing.
+            # If the validation did not measure the metric, the scheduler does not move.
             is_stale = measured is not None and measured != engine.state.iteration
             comes_later = are_results_missing and self.metric not in engine.state.metrics
             if is_stale or comes_later:
@@ -208,20 +216,21 @@ class SchedulerDriver:
     def _move(self, due: list[Any], arguments: list[Any]) -> None:
         """Moves the scheduler, with signals held back.
 
-        Both the move and its removal from ``due`` are one statement: if an exception comes before,
-        the move stays due. A scheduler that raises half-way cannot be repaired.
+        One statement removes the entry from ``due`` and moves the scheduler. If an exception comes
+        before this statement, the move stays due. If the scheduler itself raises, the move is not
+        repeated.
 
         Args:
             due: the list whose only entry makes the move due.
-            arguments: the metric, or nothing.
+            arguments: the arguments of ``step()``: the value of the metric, or none.
         """
         self.check_not_moved_elsewhere()
         step = self.lr_scheduler.step
         self._signals.is_holding = True
         try:
             with warnings.catch_warnings():
-                # A resumed run may begin with this move, before torch has seen a step in this
-                # process.
+                # A resumed run may begin with this move. Torch would warn, because it has not seen
+                # a step of the optimizer in this process yet.
                 message = r"Detected call of `lr_scheduler\.step\(\)` before"
                 warnings.filterwarnings("ignore", message)
                 due.pop(), step(*arguments)
@@ -233,8 +242,8 @@ class SchedulerDriver:
         """Returns the metric for the scheduler.
 
         Args:
-            engine: the engine, whose state has the metrics.
-            after: the metric must have been measured after this iteration.
+            engine: the engine whose state has the metrics.
+            after: an iteration; a metric that was measured at or before this iteration is stale.
 
         Raises:
             ValueError: the metric is stale, or missing.
@@ -245,8 +254,8 @@ class SchedulerDriver:
         if measured is not None and (measured <= after or name not in metrics):
             raise ValueError(
                 f"`scheduler_metric` must be measured at the end of each epoch, {name!r} was last "
-                f"measured at iteration {measured}, and this is {engine.state.iteration}: use "
-                'scheduler_at="validation", or validate each epoch'
+                f"measured at iteration {measured}, and the epoch ends at iteration "
+                f'{engine.state.iteration}: use scheduler_at="validation", or validate each epoch'
             )
         if name not in metrics:
             raise ValueError(
@@ -269,7 +278,7 @@ def _finite_schedules(
 
     Args:
         scheduler: a torch scheduler, which may be composed of others.
-        until: the maximum number of moves before another schedule takes its place.
+        until: the maximum number of moves before the next schedule of a SequentialLR begins.
         moves_made: the number of moves so far; default: the scheduler's own count.
     """
     if moves_made is None:
@@ -278,7 +287,8 @@ def _finite_schedules(
         left = scheduler.total_steps - (moves_made or 0)
         if left < until:
             yield scheduler, left
-    # All parts of a ChainedScheduler move together; those of a SequentialLR one after the other.
+    # The parts of a ChainedScheduler all move at once. The parts of a SequentialLR move one after
+    # the other.
     within = child_schedulers(scheduler)
     if not isinstance(scheduler, SequentialLR):
         for each in within:
@@ -286,14 +296,15 @@ def _finite_schedules(
         return
     moves_made, milestones = moves_made or 0, milestones_of(scheduler)
     for each, begin, end in zip(within, [0, *milestones], [*milestones, inf], strict=False):
-        to_come = max(0, begin - moves_made)  # the move at a milestone starts the next one
+        # The moves before this part begins: the move at a milestone starts the next part.
+        to_come = max(0, begin - moves_made)
         last = min(until, end - 1 - moves_made) - to_come
         for inner, left in _finite_schedules(each, last, max(0, moves_made - begin)):
             yield inner, to_come + left
 
 
 def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
-    """Checks that a ReduceLROnPlateau has a metric in time, and that no other scheduler has."""
+    """Checks that a ReduceLROnPlateau has a metric when it moves, and others have no metric."""
     if not isinstance(lr_scheduler, ReduceLROnPlateau):
         if metric is not None:
             scheduler_name = "None" if lr_scheduler is None else type(lr_scheduler).__name__
@@ -304,8 +315,8 @@ def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
             )
     elif at == "step":
         raise ValueError(
-            '`scheduler_at` must be "epoch" or "validation" with a ReduceLROnPlateau, whose metric '
-            'exists then, got "step": pass scheduler_at="validation"'
+            '`scheduler_at` must be "epoch" or "validation" with a ReduceLROnPlateau, because its '
+            'metric is measured then, got "step": pass scheduler_at="validation"'
         )
     elif not isinstance(metric, str):
         raise ValueError(
@@ -335,11 +346,11 @@ def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
         )
     if _unwrapped_optimizer(inner.optimizer) is not _unwrapped_optimizer(optimizer):
         raise ValueError(
-            "`lr_scheduler` must be built on the optimizer that is trained with, its own is "
-            f"another {type(_unwrapped_optimizer(inner.optimizer)).__name__}: build it on that "
-            "one, or pass a callable that makes it from the prepared optimizer"
+            "`lr_scheduler` must be built on `optimizer`, got a scheduler of another "
+            f"{type(_unwrapped_optimizer(inner.optimizer)).__name__}: build the scheduler on "
+            "`optimizer`, or pass a callable that makes it from the prepared optimizer"
         )
-    # Accelerate's wrapper would step a ReduceLROnPlateau once per process.
+    # A ReduceLROnPlateau is unwrapped: Accelerate's wrapper would step it once per process.
     return inner if isinstance(inner, ReduceLROnPlateau) else scheduler
 
 
@@ -357,8 +368,9 @@ def _call_maker(lr_scheduler: Any, optimizer: Optimizer) -> Any:
         if not isinstance(lr_scheduler, type):
             raise
         raise TypeError(
-            f"`lr_scheduler` must be made from the optimizer alone, {lr_scheduler.__name__} needs "
-            f"more ({error}): pass lambda optimizer: {lr_scheduler.__name__}(optimizer, …)"
+            "`lr_scheduler` must be made from the optimizer alone, "
+            f"{lr_scheduler.__name__} needs more arguments ({error}): pass "
+            f"lambda optimizer: {lr_scheduler.__name__}(optimizer, …)"
         ) from error
 
 

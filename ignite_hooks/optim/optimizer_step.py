@@ -1,4 +1,4 @@
-"""The optimizer step, once per window: at the right batch, with the right gradient, or skipped."""
+"""The optimizer step: once per window of batches, with the gradient of their mean loss."""
 
 import warnings
 from collections.abc import Callable
@@ -49,32 +49,38 @@ _STEPS_ITSELF = "steps_itself"
 class OptimizerStep(Handler):
     """Makes the optimizer step of each window of batches, and moves the scheduler.
 
-    Hand-written gradient accumulation often fails in the corners: the last, shorter window of a
-    pass, a step that the loss scaler skips, a scheduler that moves once per process. Here a window
-    of k batches steps with the gradient of the mean of its k losses, for any k; a skipped step
-    moves neither counter nor scheduler; the scheduler moves once per committed step.
+    Hand-written gradient accumulation often fails in three cases: the last, shorter window of a
+    pass, a step that the loss scaler skips, and a scheduler that moves once per process. Here the
+    rules are:
 
-    A trainer makes its own OptimizerStep, and steps before ITERATION_COMPLETED. Its gradients are
-    zeroed when all handlers of that event have returned, and then STEP_COMPLETED fires. On a plain
-    Ignite engine the process function does the forward pass and ``accelerator.backward(loss)``,
-    with or without ``accelerator.accumulate``, and the step is the first handler of
-    ITERATION_COMPLETED: attach it before other handlers of that event. There STEP_COMPLETED comes
-    directly after the step, and the gradients stay until the next iteration starts, or the epoch or
-    the run ends.
+    - A window of k batches steps with the gradient of the mean of its k losses, for any k.
+    - A step that the loss scaler skips is not committed: neither the counter nor the scheduler
+      moves.
+    - The scheduler moves once per committed step.
 
-    Whether the window will close is decided at ITERATION_STARTED (``accelerator.sync_gradients``).
-    Committed steps are counted in ``state.optimizer_step``; ``state.step_committed`` says whether
-    this iteration made one. Handlers of OPTIMIZER_STEP_STARTED see unscaled gradients, and must not
-    unscale again. (FSDP and DeepSpeed unscale where Accelerate has them do it.)
+    A trainer makes its own OptimizerStep, and steps before ITERATION_COMPLETED. The gradients are
+    zeroed when all handlers of ITERATION_COMPLETED have returned, and then STEP_COMPLETED is fired.
+
+    On a plain Ignite engine the process function does the forward pass and
+    ``accelerator.backward(loss)``, with or without ``accelerator.accumulate``. The step is made by
+    a handler of ITERATION_COMPLETED: attach the OptimizerStep before other handlers of this event.
+    STEP_COMPLETED is fired directly after the step. The gradients stay until the next iteration
+    starts, or until the epoch or the run ends.
+
+    At ITERATION_STARTED ``accelerator.sync_gradients`` already says whether the window closes with
+    this iteration. ``state.optimizer_step`` counts the committed steps, and
+    ``state.step_committed`` says whether the present iteration made a committed step. Handlers of
+    OPTIMIZER_STEP_STARTED see unscaled gradients, and must not unscale them again. (With FSDP and
+    DeepSpeed, Accelerate decides when gradients are unscaled.)
 
     Args:
         accelerator: its ``gradient_accumulation_steps`` is the size of the windows, in batches.
         optimizer: a torch optimizer, prepared or not.
-        lr_scheduler: a torch scheduler on that optimizer, or a callable that makes one from the
-            prepared optimizer. A scheduler that was prepared with Accelerate keeps Accelerate's
-            rule.
+        lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes a scheduler from
+            the prepared optimizer. A scheduler that was prepared with Accelerate moves by
+            Accelerate's rule, which by default is once per process.
         scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch", or
-            after each "validation" except one before the first step.
+            after each "validation". A validation before the first step does not move it.
         scheduler_metric: the name in ``state.metrics`` of the value for a ReduceLROnPlateau.
 
     Raises:
@@ -97,7 +103,8 @@ class OptimizerStep(Handler):
             "1 is no accumulation",
         )
         self.accelerator = accelerator
-        # Looked up once: Accelerate's properties take 10 µs per iteration, `use_distributed` most.
+        # Looked up once: Accelerate's properties, above all `use_distributed`, would take 10 µs per
+        # iteration.
         self._gradient_state = accelerator.gradient_state
         self.is_distributed = accelerator.use_distributed
         self.prepared = PreparedOptimizer(accelerator, optimizer)
@@ -106,27 +113,27 @@ class OptimizerStep(Handler):
             lr_scheduler, self.optimizer, scheduler_at, scheduler_metric, self.signals
         )
         self.steps = 0
-        # An exception (a signal) can come between any two lines, so changes that belong together
-        # are on one line. A call that is due is the entry of a list, and the line that makes the
-        # call removes it.
+        # A signal can raise an exception between any two lines, so changes that belong together are
+        # made in one line. A call that is due is kept in a list: the line that makes the call also
+        # removes it from the list.
         self._step_call: list[Callable[[], Any]] | None = None  # None unless a step is under way
         self._step_result: list[Any] = []  # the result of a step that is not counted yet
         self._scheduler_call: list[Callable[[], Any]] = []  # the scheduler's step, if it is due
-        self._failed_step = 0  # the number of a step that raised, or whose scheduler did
-        self._version_after_step: int | None = None  # of the first parameter
+        self._failed_step = 0  # the number of the step that failed or whose scheduler failed
+        self._version_after_step: int | None = None  # ``_version`` of the first parameter
         self._step_number = 0  # the number of the step that is under way
-        # The number of the step whose STEP_COMPLETED has not been fired, if there is one.
+        # The number of a committed step until its STEP_COMPLETED is fired; empty after that.
         self._uncompleted_step: list[int] = []
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
         self._divisor = 1  # the losses of the window are divided by this
         self._divides_exactly = False
-        # With several processes: trained parameters outside of the model.
+        # Set with several processes, if parameters outside of the model are trained.
         self.averaged_gradients: AveragedGradients | None = None
         self._timetable = Timetable()
         self.is_stepping = False
         self.attachment: Attachment | None = None  # the last attachment
-        # Those of the engine that this is attached to; looked up once.
+        # ``callbacks_before_step`` of the engine that this step is attached to; looked up once.
         self._callbacks_before_step: list[Callable[[Engine], None]] = []
         self._fire: Callable[..., None] = fire_within
 
@@ -146,7 +153,7 @@ class OptimizerStep(Handler):
         return self._timetable
 
     def start_from(self, step: int) -> None:
-        """Sets the number of steps committed so far, and forgets what is due after a step.
+        """Sets the number of steps committed so far, and forgets all calls that are still due.
 
         Args:
             step: the number of committed steps.
@@ -163,17 +170,17 @@ class OptimizerStep(Handler):
     def backward(self, loss: torch.Tensor) -> None:
         """Back-propagates ``loss`` with its share in the mean over the window.
 
-        In a trainer the size of a window is known when it opens, wherever the length of the data is
-        known. Then the share is exact, also that of ``accelerator.backward``. Otherwise losses are
-        divided by the full size, and the gradient of a short window is scaled up at its end, which
-        rounds differently.
+        If the length of the data is known, a trainer knows the size of a window when the window
+        opens. Losses are then divided by this size, by ``accelerator.backward`` as well. Otherwise
+        losses are divided by the size of a full window. The gradient of a short window is then
+        scaled up at the end of the window, which rounds differently.
         """
         self.prepared.backward(loss, self._divisor)
 
     def gradient_sync(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
-        """Returns a context for forward and backward pass, with or without exchange of gradients.
+        """Returns the context for the forward and backward pass of a batch.
 
-        Processes exchange gradients at the last batch of a window only.
+        Within this context the processes exchange gradients at the last batch of a window only.
         """
         if self.window.is_closing or self._gradient_state.plugin_kwargs.get(
             "sync_each_batch", False
@@ -186,8 +193,9 @@ class OptimizerStep(Handler):
         """Adds a batch to the window, and decides whether gradients are exchanged after it.
 
         Args:
-            batches_left: returns the number of batches from this one on, or None if not known. It
-                is called only where windows have several batches.
+            batches_left: returns the number of batches from this batch to the end of the data, this
+                batch included, or None if the end is not known. The function is called only if a
+                full window has several batches.
         """
         gradient_state, window = self._gradient_state, self.window
         full_size = self._divisor = self.accumulation.full_size()
@@ -196,16 +204,16 @@ class OptimizerStep(Handler):
             self._divisor = window.size
             self.accumulation.shorten(window.size)
         gradient_state.sync_gradients = window.is_closing
-        # ``accelerator.accumulate``, if the process function uses it, adds 1 and derives the same
-        # ``sync_gradients`` from it.
+        # If the process function uses ``accelerator.accumulate``, Accelerate adds 1 to this number
+        # and derives ``sync_gradients`` from the sum: the same value as above.
         self.accelerator.step = self._divisor - 1 if window.is_closing else window.count - 1
 
     def close_window(self, engine: Engine) -> bool:
         """Makes the step with the gradient of the mean over the window, and moves the scheduler.
 
         Returns:
-            Whether the step was committed, and not skipped by the loss scaler. In either case the
-            gradients are still there, for ``zero_grad``.
+            Whether the step was committed. A step that the loss scaler skips is not. In either case
+            the gradients are kept until ``zero_grad`` is called.
         """
         state: Any = engine.state
         self.is_stepping = True
@@ -214,7 +222,8 @@ class OptimizerStep(Handler):
             self.averaged_gradients.average()
         if self.window.count != self._divisor:
             self.prepared.scale(self._divisor / self.window.count)
-            self.accumulation.shorten(self.window.count)  # for a backward pass in a handler
+            # A handler may make a backward pass, whose loss must be divided by the same number.
+            self.accumulation.shorten(self.window.count)
         self.prepared.unscale()
         with channels_of(engine).on_optimizer_step:
             self._fire(engine, TrainEvents.OPTIMIZER_STEP_STARTED)
@@ -228,8 +237,8 @@ class OptimizerStep(Handler):
             self._step_call = [self.prepared.step]
             if signals.must_wrap_handlers:
                 signals.wrap_handlers()
-            # From the step to the counters and the scheduler a signal has to wait: after half of
-            # this the run could not be continued.
+            # Signals are held back until the step is made, counted, and the scheduler has moved: a
+            # run that stopped between these changes could not be continued.
             signals.is_holding = True
             try:
                 self._step_result.append(self._step_call.pop()())
@@ -254,7 +263,7 @@ class OptimizerStep(Handler):
     def count_step(self, state: Any) -> None:
         """Counts a step that was made and is not counted yet.
 
-        A call that was broken off can be repeated.
+        If an exception breaks off this method, call it again.
         """
         if not self._step_result:
             return
@@ -276,15 +285,16 @@ class OptimizerStep(Handler):
 
     @property
     def has_completed_step(self) -> bool:
-        """True if STEP_COMPLETED was fired for the last step, and its due callbacks were called."""
+        """True if STEP_COMPLETED was fired for the last step and no due callback is left."""
         return not self._uncompleted_step and self.steps < self._timetable.next_due
 
     @property
     def is_consistent(self) -> bool:
-        """True if parameters, optimizer and scheduler are known to be those after the last step.
+        """True if parameters, optimizer and scheduler are certainly unchanged since the last step.
 
-        This is asked after a failure: a process function may have been changing parameters, for
-        example to compute the loss near them. Writes to ``parameter.data`` cannot be seen here.
+        The save after a failure depends on this: the process function may have failed while it was
+        changing parameters, for example to compute the loss at other values. The check looks at the
+        first parameter, and does not notice writes to ``parameter.data``.
         """
         has_moved = not self._scheduler_call and self._failed_step != self.steps
         return (
@@ -294,22 +304,23 @@ class OptimizerStep(Handler):
         )
 
     def complete_step(self, engine: Engine) -> None:
-        """Fires STEP_COMPLETED for the last committed step, and calls what is due after that step.
+        """Fires STEP_COMPLETED for the last committed step, and calls the callbacks due after it.
 
-        Whatever an earlier call had begun is not repeated; whatever a failure kept it from
-        beginning is done now: the scheduler moves, and a handler that averages weights misses no
-        step.
+        If a failure broke off an earlier call for the same step, this call does the rest: it
+        repeats nothing that has begun. So the scheduler is moved if that call did not move it, and
+        a handler that averages weights misses no step.
         """
         if self._scheduler_call:
             self._move_scheduler()
         if self._uncompleted_step:
             self._fire(engine, TrainEvents.STEP_COMPLETED)
-            self._uncompleted_step.clear()  # on a trainer its first handler has done so
+            # On a trainer the list was cleared with the first handler of the event, if any.
+            self._uncompleted_step.clear()
         if self.steps >= self._timetable.next_due:
             self._timetable.call_due(self.steps)
 
     def _move_scheduler(self) -> None:
-        """Moves the scheduler after a step that failed before it could; signals are held back."""
+        """Moves the scheduler, with signals held back, if a failure came between step and move."""
         self.signals.is_holding = True
         try:
             self._scheduler_call.pop()()
@@ -317,9 +328,9 @@ class OptimizerStep(Handler):
             self.signals.release()
 
     def end_validation(self, *, are_results_missing: bool) -> None:
-        """Notes that a validation has ended, after which the scheduler may be due.
+        """Notes that a validation has ended: ``scheduler.move_after_validation`` may then move.
 
-        ``scheduler.after_validation`` moves it. A validation before the first step moves nothing.
+        A validation before the first step does not move the scheduler.
         """
         if self.steps:
             self.scheduler.end_validation(are_results_missing=are_results_missing)
@@ -344,29 +355,29 @@ class OptimizerStep(Handler):
         """Raises a ValueError unless this can be the one OptimizerStep of ``engine``."""
         if event is not None:
             raise ValueError(
-                f"`event` must be left out, got {event}: OptimizerStep acts at the end of each "
-                "window; the accelerator's gradient_accumulation_steps makes windows longer"
+                f"`event` must be left out, got {event}: OptimizerStep steps at the end of each "
+                "window; for longer windows set gradient_accumulation_steps of the accelerator"
             )
         if engine_storage(engine).get(_STEPS_ITSELF):
             raise ValueError(
-                "`engine` must not be a trainer, which steps with an OptimizerStep of its own: "
+                "`engine` must not be a trainer, because a trainer has an OptimizerStep already: "
                 "give the optimizer and the scheduler to the factory"
             )
         if attached_handlers(engine, OptimizerStep):
             raise ValueError(
-                "`engine` must have one OptimizerStep, and it has one already: remove() the other "
-                "attachment first"
+                "`engine` must have one OptimizerStep, and it has one already: remove() the "
+                "earlier attachment first"
             )
         if self.attachment is not None and self.attachment.is_attached:
             raise ValueError(
-                "an OptimizerStep must be attached to one engine, whose window it keeps, and this "
-                "one is attached already: make another"
+                "an OptimizerStep must be attached to one engine only, because it counts the "
+                "batches of that engine, and it is attached already: make another OptimizerStep"
             )
 
     def attach_to(self, attachment: Attachment) -> None:
         """Opens windows at ITERATION_STARTED and closes them at ITERATION_COMPLETED.
 
-        On a trainer the loop does both itself, between these events.
+        On a trainer the loop opens and closes windows itself, between these two events.
         """
         engine = attachment.engine
         TrainEvents.register(engine)
@@ -378,8 +389,8 @@ class OptimizerStep(Handler):
         self._fire = type(engine).fire_event if isinstance(engine, QuickEngine) else fire_within
         if is_trainer(engine):
             engine_storage(engine)[_STEPS_ITSELF] = True
-            # On a plain engine the process function may divide the losses itself, by a fixed
-            # number.
+            # Only on a trainer: on a plain engine the process function may divide the losses by a
+            # fixed number.
             self._divides_exactly = True
             assert isinstance(engine, QuickEngine)
             self._uncompleted_step = engine.list_cleared_at(TrainEvents.STEP_COMPLETED)
@@ -395,9 +406,9 @@ class OptimizerStep(Handler):
         self.attachment = attachment
 
     def _attach_to_trainer(self, attachment: Attachment) -> None:
-        """Attaches the callbacks by step and the scheduler in their turns among the handlers.
+        """Attaches the callbacks on step schedules and the scheduler, in their turns.
 
-        The loop calls both too, in case a failure keeps these handlers from being called.
+        If a failure keeps these handlers from being called, the loop calls the same functions.
         """
 
         def call_due_by_step(engine: Engine) -> None:
@@ -416,27 +427,27 @@ class OptimizerStep(Handler):
 class _PlainEngineStepping:
     """Opens, closes and drops windows at the events of a plain Ignite engine.
 
-    On such an engine it is not certain how much data is left, nor when a handler reads gradients
-    for the last time. Gradients therefore stay until the next iteration starts, or the epoch or the
-    run ends.
+    On a plain engine the number of batches left may be unknown, and so is which handler is the last
+    to read gradients. Gradients therefore stay until the next iteration starts, or until the epoch
+    or the run ends.
     """
 
     def __init__(self, step: OptimizerStep) -> None:
         self._step = step
         self._data = RemainingData()
-        self._has_gradients = False  # those of a window that has made its step
+        self._has_gradients = False  # whether gradients of the last step are still to be zeroed
         self._moves_each_epoch = step.scheduler.at == "epoch"
         self._moves_after_handlers = self._moves_each_epoch and step.scheduler.takes_metric
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Adds the handlers of all these events."""
+        """Adds the handlers that open, close and drop windows and move the scheduler."""
         attachment.during_run(self._in_run)
         attachment.on(Events.STARTED, self._start)
-        attachment.on(Events.EPOCH_STARTED, self._data.begin_epoch)
+        attachment.on(Events.EPOCH_STARTED, self._data.note_epoch_start)
         attachment.on(Events.ITERATION_STARTED, self._take_batch)
         attachment.on(Events.ITERATION_COMPLETED, self._close_if_full)
         attachment.on(Events.DATALOADER_STOP_ITERATION, self._close_at_data_end)
-        attachment.on(Events.TERMINATE, self._data.terminate_run)
+        attachment.on(Events.TERMINATE, self._data.note_run_termination)
         drop_events = Events.TERMINATE | Events.TERMINATE_SINGLE_EPOCH
         attachment.on(drop_events, lambda engine: self._step.drop_window())
         attachment.on(Events.EPOCH_COMPLETED, self._end_epoch, first=True)
@@ -447,14 +458,15 @@ class _PlainEngineStepping:
     def _in_run(self, engine: Engine) -> Iterator[None]:
         """Surrounds a run: drops the open window after a failure, and zeroes gradients."""
         with Attachment(self._step, engine) as attachment:
-            # Attached when the run begins, the scheduler follows the handlers that may write its
-            # metric, such as a validation.
+            # The handler is attached when the run begins, so that it is called after the handlers
+            # that may write the metric, such as a validation.
             if self._moves_after_handlers:
                 attachment.on(Events.EPOCH_COMPLETED, self._move_scheduler)
             try:
                 yield
             except BaseException:
-                # An interrupted run whose ``run()`` refuses its arguments is still interrupted.
+                # If ``run()`` refuses its arguments, an interrupted run stays interrupted, and its
+                # window stays open.
                 if not is_interrupted(engine):
                     self._step.drop_window()
                 raise
@@ -464,7 +476,7 @@ class _PlainEngineStepping:
     def _start(self, engine: Engine) -> None:
         """Starts with an empty window; a new run counts its steps from 0."""
         state: Any = engine.state
-        self._data.begin_run(engine)
+        self._data.note_run_start(engine)
         self._step.drop_window()
         if state.iteration == 0:
             self._step.start_from(0)
@@ -484,19 +496,20 @@ class _PlainEngineStepping:
             self._close(engine)
 
     def _close_at_data_end(self, engine: Engine) -> None:
-        """Makes the step with an open window when the data has ended without notice.
+        """Makes the step of an open window when the data ended without marking its last batch.
 
         Raises:
-            RuntimeError: there are several processes, whose gradients were not exchanged.
+            RuntimeError: there are several processes. They exchange gradients at the last batch,
+                which was not known to be the last.
         """
         step = self._step
         if not step.window.count:
             return
         if step.accelerator.use_distributed:
             raise RuntimeError(
-                "`data` must mark its last batch as the last, for the processes to reduce their "
-                f"gradients then; {type(engine.state.dataloader).__name__} does not: run the "
-                "engine on DataFeed(data, accelerator)"
+                "`data` must mark its last batch with several processes, which exchange gradients "
+                f"at that batch; {type(engine.state.dataloader).__name__} does not mark it: run "
+                "the engine on DataFeed(data, accelerator)"
             )
         self._close(engine)
 
@@ -507,9 +520,9 @@ class _PlainEngineStepping:
             self._step.complete_step(engine)
 
     def _end_epoch(self, engine: Engine) -> None:
-        """Closes a window that the end of the data left open; drops that of a broken epoch."""
-        # A window is open here after a failure that a handler swallowed, or if the end of the data
-        # came without notice. Only the latter is a whole window.
+        """Makes the step of a window that is still open, or drops the window after a failure."""
+        # There are two reasons for an open window. Either the data ended without marking its last
+        # batch: then the window makes a step. Or a handler handled a failure: then it is dropped.
         step = self._step
         if step.is_stepping or step.window.is_closing or not self._data.has_whole_epoch(engine):
             step.drop_window()
@@ -518,7 +531,7 @@ class _PlainEngineStepping:
         self._zero_gradients()
 
     def _move_scheduler(self, engine: Engine) -> None:
-        """Moves a scheduler by epoch."""
+        """Moves a scheduler with ``scheduler_at="epoch"``."""
         self._step.scheduler.end_epoch(self._data.epoch_began_after)
         self._step.scheduler.move_after_epoch(engine)
 
@@ -530,9 +543,9 @@ class _PlainEngineStepping:
 
 
 def callbacks_before_step(engine: AnyEngine) -> list[Callable[[Engine], None]]:
-    """Returns the callbacks between the handlers of OPTIMIZER_STEP_STARTED and the step.
+    """Returns the callbacks to call between the handlers of OPTIMIZER_STEP_STARTED and the step.
 
-    The list is kept with the engine, so that it survives a replacement of the OptimizerStep.
+    The list is kept with the engine, so that it stays the same if the OptimizerStep is replaced.
     """
     callbacks: list[Callable[[Engine], None]] = engine_storage(engine).setdefault("before_step", [])
     return callbacks

@@ -1,4 +1,4 @@
-"""The optimizer as Accelerate prepared it, called directly where Accelerate adds nothing."""
+"""The optimizer that Accelerate has prepared; torch is called directly where that is the same."""
 
 import inspect
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def check_optimizer(optimizer: Any) -> None:
     """Checks that ``optimizer`` is an optimizer that steps without a closure.
 
     Raises:
-        TypeError: ``optimizer`` is something else, or its ``step`` needs an argument.
+        TypeError: ``optimizer`` is not a torch optimizer, or its ``step`` needs an argument.
     """
     if not isinstance(optimizer, Optimizer):
         remedy = "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
@@ -35,7 +35,8 @@ def check_optimizer(optimizer: Any) -> None:
     while isinstance(torch_optimizer, AcceleratedOptimizer):
         torch_optimizer = torch_optimizer.optimizer
     try:
-        # The method of the class: a scheduler wraps the method of the instance.
+        # The method of the class is inspected, because a scheduler replaces the method of the
+        # instance by a wrapper.
         parameters = inspect.signature(type(torch_optimizer).step).parameters
     except (TypeError, ValueError):  # a ``step`` that is not written in Python has no signature
         return
@@ -44,20 +45,20 @@ def check_optimizer(optimizer: Any) -> None:
             raise TypeError(
                 f"`optimizer` must step without arguments, {type(torch_optimizer).__name__}.step() "
                 f"needs `{each.name}`: a closure would run the model several times within a step, "
-                "on batches that are gone; use an optimizer that needs none, or your own "
-                "training loop"
+                "on batches that are no longer in memory; use an optimizer that needs no closure, "
+                "or your own training loop"
             )
 
 
 class PreparedOptimizer:
-    """An optimizer that Accelerate has prepared, with the backward pass that belongs to it.
+    """An optimizer that Accelerate has prepared, with the matching backward pass and clipping.
 
     Args:
         accelerator: its scaler, processes and type of parallelism decide what each method does.
         optimizer: a torch optimizer, prepared or not.
 
     Raises:
-        ValueError: another accelerator, with a loss scaler of its own, prepared the optimizer.
+        ValueError: another accelerator, which has a different loss scaler, prepared the optimizer.
     """
 
     def __init__(self, accelerator: Accelerator, optimizer: Optimizer) -> None:
@@ -67,22 +68,22 @@ class PreparedOptimizer:
         )
         if getattr(self.optimizer, "scaler", accelerator.scaler) is not accelerator.scaler:
             raise ValueError(
-                "`accelerator` must be the one that prepared `optimizer`, got another with another "
-                "loss scaler: gradients would be scaled by one and unscaled by the other; pass the "
-                "accelerator that prepared it"
+                "`accelerator` must be the accelerator that prepared `optimizer`, got an "
+                "accelerator with a different loss scaler: gradients would be scaled by one scaler "
+                "and unscaled by the other; pass the accelerator that prepared `optimizer`"
             )
         self.is_data_parallel = is_data_parallel(accelerator)
         self.calls_torch_directly = self._can_call_torch_directly()
         self._is_unscaled = False
-        # Autograd counts the changes of a tensor in ``_version``: a cheap test for changed
-        # parameters.
+        # Autograd counts the in-place changes of a tensor in ``_version``. Comparing this number is
+        # a cheap test of whether parameters have changed.
         self.first_parameter = next(iter(self.parameters), torch.empty(0))
 
     def _can_call_torch_directly(self) -> bool:
-        """Returns whether Accelerate's backward, step and zero_grad only call those of torch.
+        """Returns whether Accelerate's backward, step and zero_grad do no more than torch's.
 
-        In this case Accelerate would cost 100 µs per step, for two look-ups of a package and an
-        ``inspect.signature``.
+        Calling torch directly then saves 100 µs per step: Accelerate looks up a package twice, and
+        calls ``inspect.signature``.
         """
         return (
             self.is_data_parallel
@@ -114,7 +115,8 @@ class PreparedOptimizer:
             share = loss if window_size == 1 else loss / window_size
             share.backward()  # type: ignore[no-untyped-call]
         else:
-            steps = self.accelerator.gradient_accumulation_steps  # Accelerate divides by this
+            # Accelerate divides the loss by this number.
+            steps = self.accelerator.gradient_accumulation_steps
             self.accelerator.backward(loss if steps == window_size else loss * steps / window_size)
 
     def scale(self, factor: float) -> None:
@@ -124,16 +126,16 @@ class PreparedOptimizer:
                 parameter.grad.mul_(factor)
 
     def unscale(self) -> None:
-        """Removes the loss scaler's factor from the gradients, if there is one."""
+        """Divides the gradients by the factor of the loss scaler, if there is a loss scaler."""
         if self.optimizer.scaler is not None and self.is_data_parallel:
-            # Set first: after an exception in ``unscale_`` the scaler may have noted the optimizer
-            # as unscaled, and ``zero_grad`` must reset that.
+            # Set before the call: if ``unscale_`` raises, the scaler may already have marked the
+            # optimizer as unscaled, and ``zero_grad`` must reset this mark.
             self._is_unscaled = True
             self.optimizer.scaler.unscale_(self.optimizer.optimizer)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
-        """Clips the gradients by their norm; returns the norm before."""
-        # Accelerate's own function would unscale again, and the gradients of every optimizer.
+        """Clips the gradients by their norm; returns the norm from before the clipping."""
+        # Accelerate's function would also unscale the gradients, again and of every optimizer.
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         norm: torch.Tensor = clip.clip_grad_norm_(self.parameters, max_norm, norm_type=norm_type)
         return norm
@@ -147,22 +149,22 @@ class PreparedOptimizer:
     def step(self) -> Callable[[], Any]:
         """The function that makes the optimizer step."""
         if self.calls_torch_directly:
-            # A scheduler that was built on Accelerate's wrapper reads this, and else warns that it
-            # was moved before the first step.
+            # A scheduler that was built on Accelerate's wrapper reads ``_opt_called``. If this were
+            # not set, the scheduler would warn that it was moved before the first step.
             self.optimizer._opt_called = True
             return self.optimizer.optimizer.step  # type: ignore[no-any-return]
         return self.optimizer.step  # type: ignore[no-any-return]
 
     def has_changed_parameters(self) -> bool:
-        """Returns whether the last step was made, and not skipped by the loss scaler."""
+        """Returns whether the last step was committed, and not skipped by the loss scaler."""
         self._is_unscaled = False
         return self.calls_torch_directly or not self.optimizer.step_was_skipped
 
     def zero_grad(self) -> None:
-        """Clears the gradients, also of a window that ends without a step."""
+        """Clears the gradients after a step, or of a window that is dropped before its step."""
         if self._is_unscaled:
-            # Without an update the scaler would refuse to unscale the next window. Its factor
-            # stays.
+            # The gradients were unscaled and no step followed. Without this update the scaler would
+            # refuse to unscale the next window. The update keeps the scaler's factor.
             self.optimizer.scaler.update(self.optimizer.scaler.get_scale())
             self._is_unscaled = False
         # Accelerate's ``zero_grad`` does nothing unless this is set.

@@ -1,4 +1,4 @@
-"""The window of an optimizer step: its batches, and when it closes."""
+"""The window of an optimizer step: how many batches it has, and when it closes."""
 
 from accelerate.state import GradientState
 from ignite.engine import Engine
@@ -9,12 +9,13 @@ __all__ = ["RemainingData", "Window"]
 
 
 class Window:
-    """The batches of one optimizer step: a full number, or fewer where the data ends.
+    """Counts the batches of one optimizer step. A window is shorter where the data ends.
 
-    Args:
-        size: the number of batches that the window will have, as far as known when it opens.
-        count: the number of batches that it has.
-        taken: the number of batches that all windows have had.
+    Attributes:
+        size: the number of batches that the window will have. If the end of the data is not known
+            when the window opens, this is the size of a full window.
+        count: the number of batches that the window has had so far.
+        taken: the number of batches that all windows together have had.
         is_closing: whether the present batch is the last one of the window.
     """
 
@@ -24,19 +25,19 @@ class Window:
         self.taken = 0
         self.is_closing = False
 
-    def take(self, full_size: int, left: int | None) -> None:
+    def take(self, full_size: int, batches_left: int | None) -> None:
         """Adds a batch; opens a new window if none is open.
 
         Args:
-            full_size: the number of batches of a window that the data does not end.
-            left: the number of batches that the data has left, this one included; None if not
-                known.
+            full_size: the number of batches of a full window.
+            batches_left: the number of batches from this batch to the end of the data, this batch
+                included; None if the end is not known.
         """
         if self.count == 0:
-            self.size = full_size if left is None else min(full_size, left)
+            self.size = full_size if batches_left is None else min(full_size, batches_left)
         self.count += 1
         self.taken += 1
-        self.is_closing = self.count >= self.size or left == 1
+        self.is_closing = self.count >= self.size or batches_left == 1
 
     def close(self) -> None:
         """Empties the window; the next ``take`` opens a new one."""
@@ -45,10 +46,10 @@ class Window:
 
 
 class RemainingData:
-    """Counts the batches that a plain Ignite engine has left, from everything that is known.
+    """Counts the batches that a plain Ignite engine still has before the data, epoch or run ends.
 
-    The batches of an epoch are counted here: after ``terminate_epoch()`` the remainder of
-    ``iteration`` divided by ``epoch_length`` is no longer the place in the epoch.
+    The position in the epoch is counted from EPOCH_STARTED, because after ``terminate_epoch()`` the
+    remainder of ``iteration`` divided by ``epoch_length`` is no longer this position.
 
     Attributes:
         epoch_began_after: the number of iterations before the present epoch.
@@ -59,17 +60,20 @@ class RemainingData:
         self._may_be_resumed = True
         self._was_terminated = False
 
-    def begin_run(self, engine: Engine) -> None:
-        """Notes, at STARTED, that a state may have been loaded."""
+    def note_run_start(self, engine: Engine) -> None:
+        """Notes, at STARTED, that the first epoch may begin in its middle, from a loaded state."""
         self._may_be_resumed = not self._was_terminated
         self._was_terminated = False
 
-    def terminate_run(self, engine: Engine) -> None:
+    def note_run_termination(self, engine: Engine) -> None:
         """Notes, at TERMINATE, that the next run starts with a whole epoch, as in Ignite."""
         self._was_terminated = True
 
-    def begin_epoch(self, engine: Engine) -> None:
-        """Notes, at EPOCH_STARTED, where the epoch began; the first may be resumed half-way."""
+    def note_epoch_start(self, engine: Engine) -> None:
+        """Notes, at EPOCH_STARTED, the iteration at which the epoch began.
+
+        If a loaded state resumes the epoch in its middle, the epoch began at an earlier iteration.
+        """
         done = engine.state.iteration
         within = done % (engine.state.epoch_length or 1) if self._may_be_resumed else 0
         self.epoch_began_after = done - within
@@ -80,9 +84,13 @@ class RemainingData:
         return engine.state.iteration - self.epoch_began_after == engine.state.epoch_length
 
     def batches_left(self, engine: Engine) -> int | None:
-        """Returns the batches from the present one to the end of data, epoch or run, or None."""
+        """Returns the number of batches from the present one to the next known end.
+
+        This is the end of the data, of the epoch or of the run, whichever comes first. None if no
+        end is known.
+        """
         state = engine.state
-        max_iters = getattr(state, "max_iters", None)  # Ignite 0.5.4 has none
+        max_iters = getattr(state, "max_iters", None)  # the state of Ignite 0.5.4 has no max_iters
         ends = [
             state.dataloader.batches_left if isinstance(state.dataloader, DataFeed) else None,
             1 if _is_last_batch_of_accelerate(state.dataloader) else None,

@@ -402,7 +402,7 @@ def test_only_a_plateau_scheduler_takes_a_metric(lr_scheduler, scheduler_at, met
 
 
 def test_a_scheduler_of_another_optimizer_is_refused():
-    message = r"`lr_scheduler` must be built on the optimizer .*another SGD: build it on that"
+    message = r"`lr_scheduler` must be built on `optimizer`, .* another SGD: build the"
     other = make_sgd(make_model())
     accelerator = Accelerator(cpu=True)
     prepared_optimizer, prepared = accelerator.prepare(other, halving(other))
@@ -505,7 +505,7 @@ def test_a_scheduler_that_the_user_moves_too_warns_once(scheduler_at, event, mov
     trainer.add_event_handler(event, step_it)
     (message,) = warnings_of(lambda: trainer.run(max_epochs=3))
     assert f"stepped after each {scheduler_at} already" in message
-    assert f"`last_epoch` went {moves}, so the learning rate runs ahead" in message
+    assert f"`last_epoch` {moves} in between, so the learning rate" in message
     assert "Remove the other lr_scheduler.step()" in message
     assert warnings_of(lambda: trainer.run(max_epochs=4)) == []
 

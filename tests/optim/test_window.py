@@ -88,8 +88,8 @@ class WithoutLength:
 def record_batches_left(engine):
     """Returns the ``batches_left`` of RemainingData at each batch."""
     data, told = RemainingData(), []
-    engine.add_event_handler(Events.STARTED, data.begin_run)
-    engine.add_event_handler(Events.EPOCH_STARTED, data.begin_epoch)
+    engine.add_event_handler(Events.STARTED, data.note_run_start)
+    engine.add_event_handler(Events.EPOCH_STARTED, data.note_epoch_start)
     engine.add_event_handler(
         Events.ITERATION_STARTED, lambda engine: told.append(data.batches_left(engine))
     )
@@ -198,6 +198,8 @@ def test_data_that_ends_without_notice_closes_the_window(stepping):
 
 def test_several_processes_refuse_data_that_ends_without_notice(stepping, monkeypatch):
     monkeypatch.setattr(Accelerator, "use_distributed", True)
-    with pytest.raises(RuntimeError, match=r"mark its last batch .* WithoutLength does not: run "):
+    with pytest.raises(
+        RuntimeError, match=r"mark its last batch .*; WithoutLength does not mark it"
+    ):
         stepping.run(WithoutLength(batches_of(3)))
     assert stepping.state.optimizer_step == 1
