@@ -279,7 +279,7 @@ def _check_handlers(handlers: Any) -> None:
         if isinstance(handler, type):
             raise TypeError(
                 f"`handlers` must hold handlers, handlers[{index}] is the class "
-                f"{handler.__name__}: make an object of it, {handler.__name__}(…)"
+                f"{handler.__name__}: make one, {handler.__name__}(…)"
             )
         if isinstance(handler, HookContext) or inspect.isgeneratorfunction(handler):
             raise TypeError(
@@ -315,7 +315,7 @@ def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
     if isinstance(loss_fn, type):
         raise TypeError(
             f"`loss_fn` must be a function or a module, got the class {loss_fn.__name__}: "
-            f"make an object of it, {loss_fn.__name__}()"
+            f"make one, {loss_fn.__name__}()"
         )
     arguments = {"loss_fn": ("y_pred", "y"), "batch_processor": ("model", "batch")}
     for name, function in (("loss_fn", loss_fn), ("batch_processor", batch_processor)):

@@ -177,7 +177,7 @@ BEFORE_THE_FIRST_BATCH = {
             prepare_batch=lambda batch, **_: batch,
         ),
         ValueError,
-        ("`prepare_batch`", "must not be given with `batch_processor`", "call it in the batch"),
+        ("`prepare_batch`", "must not be given with `batch_processor`", "call `prepare_batch`"),
     ),
     "batch_processor with model_fn": (
         lambda data: train(
@@ -187,14 +187,14 @@ BEFORE_THE_FIRST_BATCH = {
             model_fn=lambda model, x: model(x),
         ),
         ValueError,
-        ("`model_fn`", "must not be given with `batch_processor`", "call it in the batch"),
+        ("`model_fn`", "must not be given with `batch_processor`", "call `model_fn`"),
     ),
     "batch_processor with model_transform": (
         lambda data: train(
             data, loss_fn=None, batch_processor=forward_and_loss, model_transform=torch.tanh
         ),
         ValueError,
-        ("`model_transform`", "must not be given with `batch_processor`", "call it in the batch"),
+        ("`model_transform`", "must not be given with `batch_processor`", "call `model_transform`"),
     ),
     "no data": (
         lambda data: train(None),

@@ -1,1 +1,1 @@
-"""The trainer and its loop."""
+"""The trainer, its loop, and the position, limits and requests of a run."""

@@ -34,27 +34,29 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
     ]
     if gradientless:
         warnings.warn(
-            f"{type(handler).__name__} at {gradientless[0]} finds no gradients, and logs nothing: "
-            "a trainer zeroes them when the handlers of ITERATION_COMPLETED have returned; attach "
-            "it to TrainEvents.OPTIMIZER_STEP_COMPLETED, where they are whole",
+            f"{type(handler).__name__} at {gradientless[0]} finds no gradients and logs nothing: a "
+            "trainer zeroes the gradients when the handlers of ITERATION_COMPLETED have returned; "
+            "attach the handler to TrainEvents.OPTIMIZER_STEP_COMPLETED, where gradients are whole",
             stacklevel=4,
         )
 
 
-def warn_of_lr_finder(handler: Any, event: Any, window: int) -> None:
-    """Warns if ``handler`` is Ignite's FastaiLRFinder, and a window has several batches.
+def warn_of_lr_finder(handler: Any, event: Any, window_size: int) -> None:
+    """Warns if ``handler`` belongs to Ignite's FastaiLRFinder and a window has several batches.
 
     Args:
         handler: the handler that is being attached.
-        event: the event that it is attached to; the finder starts at STARTED.
-        window: batches in a full window.
+        event: the event that ``handler`` is attached to.
+        window_size: the number of batches in a full window.
     """
-    # FastaiLRFinder attaches several bound methods; the one at STARTED alone warns, once.
+    # FastaiLRFinder attaches several bound methods. Exactly one of them is attached to STARTED, so
+    # that the warning comes once.
     is_finder = isinstance(getattr(handler, "__self__", None), FastaiLRFinder)
-    if is_finder and window > 1 and event == Events.STARTED:
+    if is_finder and window_size > 1 and event == Events.STARTED:
         warnings.warn(
             "FastaiLRFinder raises the learning rate after each batch, and a window has "
-            f"{window} batches here: the rate acts once a window, so the losses between are those "
-            "of an older rate; set gradient_accumulation_steps=1 to find a rate",
+            f"{window_size} batches here: steps are made once per window, so most losses "
+            "are recorded with a rate that no step has used; set gradient_accumulation_steps=1 to "
+            "find a rate",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""The limits of a run: those that it was given, and those that the state of its engine shows."""
+"""The limits of a run, and the limits as the state of its engine shows them."""
 
 import sys
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ __all__ = ["Limits", "ShownLimits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a run, counted from its beginning. The run ends at the first that is reached.
+    """The limits of a run, counted from its beginning. The first limit that is reached ends it.
 
     Args:
         max_epochs: complete epochs; None for no such limit.
@@ -30,7 +30,7 @@ class Limits:
     max_steps: int | None = None
 
     def __or__(self, other: "Limits") -> "Limits":
-        """Returns these limits, completed by those of ``other`` where these are None."""
+        """Returns these limits; where a limit is None, the limit of ``other`` is used."""
         mine, theirs = vars(self), vars(other)
         return Limits(**{name: theirs[name] if mine[name] is None else mine[name] for name in mine})
 
@@ -39,24 +39,24 @@ class Limits:
         return ", ".join(f"{name}={limit}" for name, limit in given.items()) or "no limit"
 
     def with_changes(self, shown: "Limits", now: "Limits") -> "Limits":
-        """Returns these limits with the changes that someone made to the state.
+        """Returns these limits with the changes that a handler or the user made to the state.
 
         Args:
-            shown: the limits that the state showed before.
+            shown: the limits that the trainer last wrote to the state.
             now: the limits that the state shows now.
         """
         mine, old, new = vars(self), vars(shown), vars(now)
         return Limits(**{n: mine[n] if new[n] == old[n] else new[n] for n in mine})
 
     def without_reached(self, progress: Progress, steps: int) -> "Limits":
-        """Returns the limits that are not reached yet."""
+        """Returns these limits, with None for each limit that is already reached."""
         limits = self
         while (name := limits.reached(progress, steps)) is not None:
             limits = replace(limits, **{name: None})
         return limits
 
     def check(self, progress: Progress, steps: int) -> None:
-        """Raises a ValueError for limits that ``run`` cannot be given."""
+        """Raises a ValueError for limits that must not be passed to ``run``."""
         if self.max_epochs is not None and self.max_iters is not None:
             raise ValueError(
                 "only one of `max_epochs` and `max_iters` must be given, got "
@@ -66,7 +66,8 @@ class Limits:
 
     def check_values(self, progress: Progress, steps: int) -> None:
         """Raises a ValueError for a limit that is not a positive integer, or lies in the past."""
-        # An epoch that has begun counts as done: a run cannot end before its end by ``max_epochs``.
+        # An epoch that has begun counts as done, because ``max_epochs`` cannot end the run before
+        # the end of this epoch.
         begun = progress.epochs + (progress.batches > 0)
         done = {"max_epochs": begun, "max_iters": progress.iteration, "max_steps": steps}
         for name, value in vars(self).items():
@@ -76,13 +77,15 @@ class Limits:
             if value < done[name]:
                 raise ValueError(
                     f"`{name}` must be at least what is done already, {done[name]}, got {value}: "
-                    f"set trainer.state.{name} = None before run() to begin a new run"
+                    f"write a higher limit, or set trainer.state.{name} = None before run() to "
+                    "begin a new run"
                 )
 
     def check_written(self) -> None:
-        """Raises a ValueError for limits that a handler cannot write to the state.
+        """Raises a ValueError for limits that a handler must not write to the state.
 
-        A handler may write a limit that lies in the past, to end the run at once.
+        Unlike ``check_values``, this allows a limit that lies in the past, which ends the run at
+        once.
         """
         for name, value in vars(self).items():
             if value is not None and not (is_integer(value) and value >= 0):
@@ -97,46 +100,46 @@ class Limits:
             )
 
     def steps_to_come(
-        self, progress: Progress, steps: int, window: int, epoch_length: int | None
+        self, progress: Progress, steps: int, window_size: int, epoch_length: int | None
     ) -> int:
-        """Returns the minimum number of optimizer steps until a limit; 0 if it is not known.
+        """Returns the minimum number of optimizer steps until a limit; 0 if none is certain.
 
         Args:
             progress: the counters.
-            steps: the optimizer steps committed so far.
-            window: batches in a full window.
-            epoch_length: batches in an epoch; None if not known.
+            steps: the number of optimizer steps committed so far.
+            window_size: the number of batches in a full window.
+            epoch_length: the number of batches in an epoch; None if not known.
         """
         counts = []
         if self.max_steps is not None:
             counts.append(self.max_steps - steps)
         if self.max_iters is not None:
             batches = self.max_iters - progress.iteration
-            counts.append(progress.steps_in(batches, window, epoch_length))
+            counts.append(progress.steps_in(batches, window_size, epoch_length))
         if self.max_epochs is not None:
-            # Without a known length no step is sure to come, which makes the number 0.
+            # If the length is not known, an epoch may have no batch: the minimum is 0.
             length = epoch_length or 0
             batches = (self.max_epochs - progress.epochs) * length - progress.batches
-            counts.append(progress.steps_in(max(0, batches), window, epoch_length))
+            counts.append(progress.steps_in(max(0, batches), window_size, epoch_length))
         return min(counts)
 
     def epochs_to_come(
-        self, progress: Progress, steps: int, window: int, epoch_length: int | None
+        self, progress: Progress, steps: int, window_size: int, epoch_length: int | None
     ) -> int:
         """Returns the minimum number of complete epochs until a limit.
 
         The arguments are those of ``steps_to_come``.
         """
         counts = [] if self.max_epochs is None else [self.max_epochs - progress.epochs]
-        # Without a known length no epoch is sure to be complete before ``max_iters`` or
-        # ``max_steps``.
+        # If the length is not known, ``max_iters`` or ``max_steps`` may be reached before an epoch
+        # is complete. With this length they always are, so that the minimum is 0.
         length = epoch_length or sys.maxsize
         if self.max_iters is not None:
             batches = self.max_iters - progress.iteration
             counts.append((progress.batches + batches) // length)
         if self.max_steps is not None:
-            # The last of these epochs may not be complete.
-            epochs = progress.epochs_for(self.max_steps - steps + 1, window, length)
+            # The epoch in which step ``max_steps`` + 1 would be made is not complete: subtract 1.
+            epochs = progress.epochs_for(self.max_steps - steps + 1, window_size, length)
             counts.append(epochs - 1 - progress.epochs)
         return min(counts)
 
@@ -152,7 +155,10 @@ class Limits:
 
 
 class ShownLimits(NamedTuple):
-    """The limits and the epoch length as an engine's state shows them; handlers may write there."""
+    """The limits and the epoch length that the state of an engine shows.
+
+    Handlers may write these attributes of the state.
+    """
 
     max_epochs: int | None = None
     max_iters: int | None = None
@@ -161,7 +167,7 @@ class ShownLimits(NamedTuple):
 
     @classmethod
     def read(cls, state: State) -> "ShownLimits":
-        """Reads them from ``state``."""
+        """Reads the limits and the epoch length from ``state``."""
         shown: Any = state
         return cls(shown.max_epochs, shown.max_iters, shown.max_steps, shown.epoch_length)
 
@@ -171,6 +177,10 @@ class ShownLimits(NamedTuple):
         return Limits(*self[:3])
 
     def asks_for_new_run(self, now: "ShownLimits") -> bool:
-        """Returns whether a limit was set to None since, Ignite's way to ask for a new run."""
+        """Returns whether a limit was set to None, which in Ignite asks for a new run.
+
+        Args:
+            now: the limits that the state shows now; ``self`` was shown before.
+        """
         pairs = zip(self[:3], now[:3], strict=True)
         return any(before is not None and after is None for before, after in pairs)

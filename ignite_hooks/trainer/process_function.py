@@ -36,11 +36,12 @@ def make_process_function(
     Args:
         model: the prepared model.
         optimizer_step: scales the loss for the window, and decides when ranks exchange gradients.
-        forward: returns (x, y, outputs, loss) for a model and a batch.
-        output_transform: makes ``state.output`` of these four.
+        forward: (model, batch) -> (x, y, outputs, loss).
+        output_transform: (x, y, outputs, loss) -> ``state.output``.
     """
     is_distributed = optimizer_step.is_distributed
-    returns_loss = output_transform is detached_loss  # the loss is detached once
+    # The default ``output_transform`` is not called, because the loss is detached already.
+    returns_loss = output_transform is detached_loss
 
     def process(engine: Trainer, batch: Any) -> Any:
         state, fire, channels = engine.state, engine.fire_event, engine.hook_channels
@@ -71,9 +72,9 @@ def make_forward(
     model_transform: Callable[[Any], Any],
     accelerator: Accelerator,
 ) -> Forward:
-    """Returns a function from a model and a batch to (x, y, outputs, loss).
+    """Returns the forward function: (model, batch) -> (x, y, outputs, loss).
 
-    With mixed precision the model, and all of ``batch_processor``, run in the accelerator's
+    With mixed precision the model, or the whole ``batch_processor``, runs in the accelerator's
     autocast. Accelerate itself wraps only the ``forward`` of the model, and no other method.
     """
     if batch_processor is not None:
@@ -87,14 +88,15 @@ def _batch_processor_forward(
     accelerator: Accelerator,
 ) -> Forward:
     """Returns a forward function that calls ``batch_processor``."""
-    # Without a cache: autocast keeps cast weights until the outermost autocast is left, and a batch
-    # processor may change the weights between two calls of the model.
+    # The cache is disabled. With a cache, autocast would keep cast weights until the end of the
+    # batch processor, which may change the weights between two calls of the model.
     no_cache = AutocastKwargs(cache_enabled=False)
     hooked_models: set[torch.nn.Module] = set()
 
     def forward(model: torch.nn.Module, batch: Any) -> tuple[Any, Any, Any, Any]:
         if accelerator.native_amp:
-            # Once: torch.compile compiles a model again when it gets a new hook.
+            # The hook is registered once per model, because torch.compile compiles a model again
+            # when the model gets a new hook.
             if model not in hooked_models:
                 hooked_models.add(model)
                 model.register_forward_pre_hook(_clear_autocast_cache)
@@ -114,7 +116,7 @@ def _batch_processor_forward(
 
 
 def _clear_autocast_cache(model: torch.nn.Module, inputs: Any) -> None:
-    """Clears the weights that Accelerate's own autocast has cast in the previous forward pass."""
+    """Drops the weights that Accelerate's autocast has cast and cached in the forward before."""
     torch.clear_autocast_cache()
 
 
@@ -125,9 +127,9 @@ def _supervised_forward(
     model_transform: Callable[[Any], Any],
     accelerator: Accelerator,
 ) -> Forward:
-    """Returns a forward function of ``prepare_batch``, ``model_fn`` and ``loss_fn``."""
+    """Returns a forward function that calls ``prepare_batch``, the model and ``loss_fn``."""
     device, non_blocking = accelerator.device, accelerator.non_blocking
-    # Defaults that do nothing are not called, which saves 4 µs per iteration.
+    # Default functions that would do nothing are not called, which saves 4 µs per iteration.
     only_unpacks = prepare_batch is default_prepare_batch and device.type == "cpu"
     calls_model_directly = model_transform is identity and model_fn is apply_model
 
@@ -163,7 +165,7 @@ def _check_loss(loss: Any, source: str) -> torch.Tensor:
     if not isinstance(loss, torch.Tensor):
         raise TypeError(
             f"the loss of `{source}` must be a tensor, got {describe_value(loss)}: return the "
-            "value to minimize, as it comes from torch"
+            "tensor to minimize, not a number made from it"
         )
     if loss.numel() != 1:
         order = " (it returns (outputs, loss), in this order)" if source != "loss_fn" else ""
@@ -174,6 +176,6 @@ def _check_loss(loss: Any, source: str) -> torch.Tensor:
     if not loss.requires_grad:
         raise ValueError(
             f"the loss of `{source}` must require grad, got {describe_value(loss)} that does not: "
-            "something cut it from the model, .detach(), .item() or torch.no_grad()"
+            "remove the .detach(), .item() or torch.no_grad() between the model and the loss"
         )
     return loss

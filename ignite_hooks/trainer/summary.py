@@ -1,4 +1,4 @@
-"""The facts of a run in one line: what is trained, in which steps, where, and from where on."""
+"""A summary of a trainer in one line, for its ``repr`` and its log."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,23 +16,24 @@ __all__ = ["summary_of"]
 
 
 def summary_of(trainer: TrainingEngine, feed: DataFeed | None) -> str:
-    """Returns what ``trainer`` trains with, for its ``repr`` and the first line of its log.
+    """Returns a summary of ``trainer`` in one line.
 
-    It has the parameters, the steps of an epoch, the samples of a step over all processes, the
-    precision, the processes, the folder of the checkpoints, and what was resumed. A fact that is
-    not known, the length of a stream for example, is left out.
+    The summary has the number of parameters, the steps of an epoch, the samples of a step over all
+    processes, the precision, the number of processes, the folder of the checkpoints, and the
+    checkpoint that was resumed. A value that is not known, such as the length of a stream, is left
+    out.
 
     Args:
         trainer: the trainer.
-        feed: the source of its batches; None without data.
+        feed: the source of the batches; None without data.
     """
     return "; ".join(part for part in _parts(trainer, feed) if part)
 
 
 def _parts(trainer: TrainingEngine, feed: DataFeed | None) -> Iterator[str]:
-    yield _of_parameters(trainer)
-    yield _of_steps(trainer, feed)
-    yield _of_machine(trainer.accelerator, trainer.modules["model"])
+    yield _describe_parameters(trainer)
+    yield _describe_steps(trainer, feed)
+    yield _describe_devices(trainer.accelerator, trainer.modules["model"])
     for handler in attached_handlers(trainer, Handler):
         yield handler.summary
     report = trainer.resume_report
@@ -40,7 +41,7 @@ def _parts(trainer: TrainingEngine, feed: DataFeed | None) -> Iterator[str]:
         yield f"resumed from {report.checkpoint}, step {report.step}"
 
 
-def _of_parameters(trainer: TrainingEngine) -> str:
+def _describe_parameters(trainer: TrainingEngine) -> str:
     modules = trainer.modules.values()
     name = type(trainer.modules["model"]).__name__
     parameters = {id(p): p for module in modules for p in module.parameters()}.values()
@@ -52,19 +53,19 @@ def _of_parameters(trainer: TrainingEngine) -> str:
     return f"{name} with {total:,} parameters{frozen}"
 
 
-def _of_steps(trainer: TrainingEngine, feed: DataFeed | None) -> str:
+def _describe_steps(trainer: TrainingEngine, feed: DataFeed | None) -> str:
     if feed is None:
         return ""
-    window: int = trainer.accelerator.gradient_accumulation_steps
+    window_size: int = trainer.accelerator.gradient_accumulation_steps
     length = trainer.state.epoch_length or feed.length or feed.promised_length
     samples = _global_batch(feed, trainer.accelerator.num_processes)
-    # The last window of an epoch may be short: it is a step too.
-    steps = [f"{_counted(-(-length // window), 'step')} an epoch"] if length else []
+    # The last window_size of an epoch may be short: it is a step too.
+    steps = [f"{_counted(-(-length // window_size), 'step')} an epoch"] if length else []
     if samples:
-        sum_of_batches = f" ({window} × {samples:,})" if window > 1 else ""
-        steps.append(f"{_counted(window * samples, 'sample')} a step{sum_of_batches}")
-    elif window > 1:
-        steps.append(f"{window} batches a step")
+        product = f" ({window_size} × {samples:,})" if window_size > 1 else ""
+        steps.append(f"{_counted(window_size * samples, 'sample')} a step{product}")
+    elif window_size > 1:
+        steps.append(f"{window_size} batches a step")
     return ", ".join(steps)
 
 
@@ -80,7 +81,7 @@ def _global_batch(feed: DataFeed, processes: int) -> int | None:
         return None
 
 
-def _of_machine(accelerator: Any, model: torch.nn.Module) -> str:
+def _describe_devices(accelerator: Any, model: torch.nn.Module) -> str:
     precision = str(accelerator.mixed_precision)
     if precision == "no":
         dtypes = dict.fromkeys(str(each.dtype) for each in model.parameters())

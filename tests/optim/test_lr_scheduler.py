@@ -368,7 +368,7 @@ def test_a_stale_metric_is_refused_at_the_end_of_an_epoch():
     )
     message = (
         r"measured at the end of each epoch, 'val_loss' was last measured at iteration {}, and "
-        r'this is {}: use scheduler_at="validation", or validate each epoch'
+        r'the epoch ends at iteration {}: use scheduler_at="validation", or validate each epoch'
     )
     with pytest.raises(ValueError, match=message.format(0, 3)):
         trainer.run()
@@ -505,8 +505,8 @@ def test_a_scheduler_that_the_user_moves_too_warns_once(scheduler_at, event, mov
     trainer.add_event_handler(event, step_it)
     (message,) = warnings_of(lambda: trainer.run(max_epochs=3))
     assert f"stepped after each {scheduler_at} already" in message
-    assert f"`last_epoch` {moves} in between, so the learning rate" in message
-    assert "Remove the other lr_scheduler.step()" in message
+    assert f"`last_epoch` {moves} in between, so the learning" in message
+    assert "Remove the other call of lr_scheduler.step()" in message
     assert warnings_of(lambda: trainer.run(max_epochs=4)) == []
 
 
